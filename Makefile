@@ -1,0 +1,70 @@
+# Every command of the README. `make` alone explains them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup ft plan eval verify report tb test check lint bench clean
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.wellread-setup
+
+MODEL ?= tiny
+DATA ?= $(if $(filter tiny,$(MODEL)),sample,dolly)
+RUN ?= runs/$(notdir $(MODEL:%/=%))-$(firstword $(subst ., ,$(notdir $(lastword $(subst @, ,$(DATA))))))
+CLUSTER ?= local
+NODES ?= 1
+RANKS ?= auto
+ARGS ?=
+FLAGS = --model "$(MODEL)" --data "$(DATA)" --out "$(RUN)" --cluster "$(CLUSTER)" --nodes $(NODES) --ranks_per_node $(RANKS) $(ARGS)
+
+help:  ## this page
+	@echo "wellread: launch LLM training, and know exactly what every checkpoint has read"
+	@echo
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@echo
+	@echo "Settings: MODEL=$(MODEL) DATA=$(DATA) RUN=$(RUN) CLUSTER=$(CLUSTER) NODES=$(NODES) RANKS=$(RANKS) ARGS=\"--optim.lr=1e-5 …\""
+	@echo "Example:  make ft MODEL=~/models/pythia-70m DATA=dolly@databricks-dolly-15k.jsonl RANKS=2 ARGS=\"--steps=200\""
+
+setup: $(STAMP)  ## create .venv and install everything into it (once)
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "setup: creating $(VENV) and installing the packages of constraints.txt (a few minutes, once)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "setup: $(PYTHON) is older than 3.11; run make setup PYTHON=python3.12" >&2; exit 2; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+	@echo "setup: done"
+
+ft: $(STAMP)  ## fine-tune MODEL on DATA, evaluate, say where the report is
+	@$(PY) -m launch run finetune $(FLAGS)
+	@$(PY) -m eval membership "$(RUN)"
+
+plan: $(STAMP)  ## print what `make ft` would do, and start nothing
+	@$(PY) -m launch plan finetune $(FLAGS)
+
+eval: $(STAMP)  ## evaluate the checkpoints of RUN, write its report
+	@$(PY) -m eval membership "$(RUN)"
+
+verify: $(STAMP)  ## prove that RUN read what it says
+	@$(PY) -m eval verify "$(RUN)"
+
+tb: $(STAMP)  ## TensorBoard over runs/, on the loopback address
+	@$(PY) -m tensorboard.main --logdir runs --host 127.0.0.1
+
+check: $(STAMP)  ## lint, types, import layers, fast tests
+	@$(VENV)/bin/ruff format --check --quiet .
+	@$(VENV)/bin/ruff check --quiet .
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/lint-imports
+	@$(PY) -m pytest -q -m "not slow"
+
+test: $(STAMP)  ## every test that can run on this machine
+	@$(PY) -m pytest
+
+bench: $(STAMP)  ## measure; the tables of docs/benchmarks.md
+	@for bench in bench/*.py; do echo "== $$bench"; $(PY) -m bench.$$(basename $$bench .py); done
+
+clean:  ## remove caches and build files; runs/, corpora/ and .venv stay
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

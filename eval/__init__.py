@@ -1,0 +1,1 @@
+"""Questions asked of checkpoints and of the record."""

@@ -1,0 +1,1 @@
+"""Instruction fine-tuning: prepare the corpus, train on it."""

@@ -1,0 +1,49 @@
+"""Instruction fine-tuning.
+
+python -m finetune prepare --model tiny --data sample       compile the corpus
+python -m finetune train runs/NAME                          train one rank; the launcher starts it
+"""
+
+from __future__ import annotations
+
+from wellread.cli import run_program
+
+EXAMPLES = """examples:
+  python -m finetune prepare --data dolly@databricks-dolly-15k.jsonl --model models/pythia-70m --seq_len 512
+  python -m launch run finetune --model tiny      (prepares, plans and trains; see python -m launch --help)
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Run one subcommand; return its exit code."""
+    command, *rest = argv or ["--help"]
+    if command == "train" and len(rest) == 1 and not rest[0].startswith("-"):
+        from finetune.train import die_with_launcher
+        from finetune.train import main as train
+
+        die_with_launcher()
+        return train(rest[0])
+    if command == "prepare":
+        return _prepare(rest)
+    print(f"{__doc__}\n{EXAMPLES}")
+    if command in ("-h", "--help"):
+        return 0
+    raise ValueError(f"finetune {command}: unknown command; use prepare or train RUN")
+
+
+def _prepare(argv: list[str]) -> int:
+    from wellread.cli import add_dataclass, new_parser, parse_dataclass
+    from wellread.config import RunConfig
+
+    parser = new_parser("python -m finetune prepare", "Compile the corpus of a fine-tuning run.", EXAMPLES)
+    add_dataclass(parser, RunConfig)
+    config, _ = parse_dataclass(parser, RunConfig, argv)
+
+    from finetune.prepare import prepare
+
+    prepare(config)
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,1 @@
+"""Launch a run: plan it, start its ranks, return its exit code."""

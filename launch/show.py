@@ -1,0 +1,47 @@
+"""A plan for people, and for machines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from launch.job import Job
+from wellread.config import to_dict
+from wellread.plan import Plan
+
+
+def as_dict(job: Job) -> dict[str, Any]:
+    """The plan as one JSON object, with the files that the run writes."""
+    plan = job.planned()
+    return to_dict(plan) | {"out": str(job.run.path), "files": plan.files()}
+
+
+def as_text(job: Job) -> str:
+    """The plan as aligned lines."""
+    plan = job.planned()
+    rows = [
+        ("run", str(job.run.path)),
+        ("model", f"{plan.model} ({plan.dtype})"),
+        ("data", f"{job.config.data}: {_counts(plan)}"),
+        ("batch", _batch(plan)),
+        ("engine", f"{plan.engine}, {plan.strategy} ({plan.strategy_reason})"),
+        ("ranks", f"{plan.nodes} node x {plan.ranks_per_node} on {plan.cluster} ({plan.device})"),
+        ("steps", f"{plan.steps:,} = {plan.epochs:g} epochs, {plan.warmup_steps} of them warm-up"),
+        ("learning rate", f"{job.config.optim.lr:g}, cosine to {job.config.optim.min_lr:g} of it"),
+        ("checkpoints", f"{len(plan.save_steps)}, at steps {', '.join(map(str, plan.save_steps))}"),
+        ("files", "\n".join(plan.files())),
+    ]
+    width = max(len(name) for name, _ in rows) + 2
+    return "\n".join(f"{name:<{width}}{value}".replace("\n", "\n" + " " * width) for name, value in rows)
+
+
+def _counts(plan: Plan) -> str:
+    about = "" if plan.counts_exact else "about "
+    text = f"{about}{plan.trainable:,} trainable + {about}{plan.sealed:,} sealed samples, up to {plan.seq_len} tokens"
+    return text if plan.counts_exact else f"{text} (exact once the corpus is compiled)"
+
+
+def _batch(plan: Plan) -> str:
+    return (
+        f"{plan.batch_size} samples = micro-batch {plan.micro_batch_size} x accumulation {plan.accumulation} "
+        f"x {plan.ranks} rank{'s' * (plan.ranks > 1)}"
+    )

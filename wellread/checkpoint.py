@@ -1,0 +1,156 @@
+"""Checkpoints: directories that exist whole, with a manifest of hashes, or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wellread.runs import fsync_directory, sha256_file, write_json
+
+MANIFEST = "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A committed checkpoint: its manifest is there; `damage` tells whether its files still match."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Number of batches read."""
+        return int(self.manifest["step"])
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens read, prompts included, padding not."""
+        return int(self.manifest["tokens"])
+
+    @property
+    def head(self) -> str:
+        """Head of the record at this step."""
+        return str(self.manifest["record"]["head"])
+
+    @property
+    def batches(self) -> tuple[int, int]:
+        """Batch ids read since the previous checkpoint, as start and stop."""
+        start, stop = self.manifest["record"]["batches"]
+        return int(start), int(stop)
+
+    @property
+    def model(self) -> Path:
+        """Directory of the model in Hugging Face layout."""
+        return self.path / "model"
+
+    @property
+    def state(self) -> Path:
+        """Directory of what resuming needs."""
+        return self.path / "state"
+
+    def damage(self) -> str | None:
+        """One line about the first file that is missing or altered; None when all match."""
+        for name, expected in self.manifest["files"].items():
+            path = self.path / name
+            if not path.is_file():
+                return f"{path}: missing"
+            if path.stat().st_size != expected["size"]:
+                return f"{path}: {path.stat().st_size:,} bytes, the manifest says {expected['size']:,}"
+            if sha256_file(path) != expected["sha256"]:
+                return f"{path}: altered (its sha256 is not the manifest's)"
+        return None
+
+
+def name_of(step: int) -> str:
+    """Directory name of the checkpoint at `step`."""
+    return f"step-{step:08d}"
+
+
+def list_checkpoints(directory: Path) -> list[Checkpoint]:
+    """All committed checkpoints, by step."""
+    found = []
+    for path in sorted(directory.glob("step-*")):
+        manifest = path / MANIFEST
+        if re.fullmatch(r"step-\d+", path.name) and manifest.is_file():
+            try:
+                found.append(Checkpoint(path, json.loads(manifest.read_text())))
+            except json.JSONDecodeError:
+                continue  # newest_valid names it
+    return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def newest_valid(directory: Path) -> tuple[Checkpoint | None, list[str]]:
+    """Newest checkpoint whose files all match its manifest, and one line for each newer one that was passed over."""
+    passed_over: list[str] = []
+    by_path = {checkpoint.path: checkpoint for checkpoint in list_checkpoints(directory)}
+    for path in sorted(directory.glob("step-*"), reverse=True):
+        checkpoint = by_path.get(path)
+        damage = checkpoint.damage() if checkpoint else f"{path / MANIFEST}: missing or damaged"
+        if checkpoint and damage is None:
+            return checkpoint, passed_over
+        passed_over.append(str(damage))
+    return None, passed_over
+
+
+def staging(directory: Path, step: int) -> Path:
+    """Temporary directory in which the checkpoint of `step` is put together."""
+    return directory / f".{name_of(step)}.tmp"
+
+
+def clear_staging(directory: Path) -> None:
+    """Remove what interrupted saves left behind."""
+    for path in directory.glob(".step-*"):
+        shutil.rmtree(path)
+
+
+def commit(directory: Path, step: int, manifest: dict[str, Any]) -> Checkpoint:
+    """Turn the staging directory of `step` into a checkpoint: hash and fsync its files, write the manifest, rename."""
+    source, target = staging(directory, step), directory / name_of(step)
+    files = {}
+    for path in sorted(p for p in source.rglob("*") if p.is_file()):
+        _fsync_file(path)
+        files[str(path.relative_to(source))] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
+    manifest = {"version": 1, **manifest, "files": files}
+    write_json(source / MANIFEST, manifest)
+    for path in (p for p in source.rglob("*") if p.is_dir()):
+        fsync_directory(path)
+    if target.exists():  # a damaged one, passed over by resume
+        os.rename(target, directory / f".{target.name}.damaged")
+    os.rename(source, target)
+    fsync_directory(directory)
+    clear_staging(directory)
+    return Checkpoint(target, manifest)
+
+
+def _fsync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def full_disk_named(directory: Path) -> Iterator[None]:
+    """Turn the many ways in which libraries report a full disk into the one OSError that names `directory`."""
+    try:
+        yield
+    except Exception as error:
+        texts = f"{error} {error.__cause__} {error.__context__}"
+        told = "No space left on device" in texts or "os error 28" in texts
+        if getattr(error, "errno", None) == errno.ENOSPC or told or _free_bytes(directory) < 1 << 16:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory)) from error
+        raise
+
+
+def _free_bytes(directory: Path) -> int:
+    status = os.statvfs(directory)
+    return status.f_bavail * status.f_frsize

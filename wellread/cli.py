@@ -1,0 +1,162 @@
+"""Command lines of the programs: one parser builder, one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+BAD_INPUT = 2
+FAILURE = 1
+
+
+def new_parser(prog: str, description: str, examples: str) -> ArgumentParser:
+    """Return a parser whose errors are ValueErrors and whose help ends with `examples`."""
+    from argparse import RawDescriptionHelpFormatter
+
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+    class Formatter(RawDescriptionHelpFormatter):
+        def __init__(self, prog: str) -> None:
+            super().__init__(prog, max_help_position=30, width=min(120, _terminal_width()))
+
+    return ArgumentParser(
+        prog=prog, description=description, epilog=examples, exit_on_error=False, formatter_class=Formatter
+    )
+
+
+def _terminal_width() -> int:
+    import shutil
+
+    return shutil.get_terminal_size((100, 24)).columns
+
+
+def add_dataclass(parser: ArgumentParser, kind: type[Any]) -> None:
+    """Give `parser` one flag per field of dataclass `kind`, and ``--config`` and ``--print_config``."""
+    parser.add_argument("--config", action="config", help="YAML file with values for these flags; flags win over it.")
+    parser.add_class_arguments(kind, nested_key=None, as_group=False)
+
+
+def parse_dataclass(parser: ArgumentParser, kind: type[Any], argv: Sequence[str]) -> tuple[Any, dict[str, Any]]:
+    """Parse `argv`, YAML first, then flags.
+
+    Returns
+    -------
+    config : an instance of `kind`, which `add_dataclass` added
+    others : values of the parser's further arguments
+
+    Raises
+    ------
+    ValueError
+        One line; an unknown key is named together with the nearest valid one.
+    """
+    from dataclasses import fields
+
+    from wellread.config import from_dict
+
+    values = parse(parser, _config_first(argv)).as_dict()
+    own = {field.name for field in fields(kind)}
+    return from_dict(kind, {k: v for k, v in values.items() if k in own}), {
+        k: v for k, v in values.items() if k not in own
+    }
+
+
+def parse(parser: ArgumentParser, argv: Sequence[str]) -> Any:
+    """Parse `argv`; a mistake is a one-line ValueError that names the nearest valid flag."""
+    from argparse import ArgumentError
+
+    try:
+        return parser.parse_args(list(argv))
+    except (ArgumentError, TypeError, KeyError) as error:
+        raise ValueError(_explain(str(error), _keys(parser))) from error
+
+
+def _keys(parser: ArgumentParser) -> list[str]:
+    return [option[2:] for action in parser._actions for option in action.option_strings if option.startswith("--")]
+
+
+def _config_first(argv: Sequence[str]) -> list[str]:
+    first: list[str] = []
+    rest: list[str] = []
+    arguments = iter(argv)
+    for argument in arguments:
+        if argument == "--config":
+            first += [argument, *(value for value in [next(arguments, None)] if value is not None)]
+        elif argument.startswith("--config="):
+            first.append(argument)
+        else:
+            rest.append(argument)
+    return first + rest
+
+
+def _explain(message: str, keys: list[str]) -> str:
+    """One line out of a parser's message, with the nearest valid key where one was unknown."""
+    line = " ".join(message.split())
+    unknown = re.search(r"[Uu]nrecognized arguments:? (?:--)?([\w.]+)", line) or re.search(
+        r"(?:Option|Key) '([\w.]+)' (?:is not accepted|is not expected|does not exist)", line
+    )
+    if unknown:
+        name = unknown.group(1)
+        near = difflib.get_close_matches(name, keys, n=1, cutoff=0.5)
+        hint = f"did you mean --{near[0]}?" if near else "see --help for the valid ones"
+        return f"unknown setting {name!r}: {hint}"
+    wrong = re.search(r'Parser key "([\w.]+)":(.*)', line)
+    if wrong:
+        given = re.search(r"(?:Given value|Got value): (\S+)", line)
+        kinds = re.findall(r"Expected a (?:<class ')?(?:typing\.)?([^'>]+?(?:\[.*?\])?)['. ]", line)
+        expected = [kind for kind in dict.fromkeys(kinds) if kind != "NoneType"]
+        if given and expected:
+            return f"--{wrong.group(1)} {given.group(1)}: expected {' or '.join(expected)}"
+    return line
+
+
+def run_program(main: Callable[[list[str]], int | None]) -> None:
+    """Run `main` on the command line and exit: 2 for bad input, 1 for failure, else what `main` returns."""
+    try:
+        code = main(sys.argv[1:]) or 0
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of a pipe went away, as in `… | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except KeyboardInterrupt:
+        code = 130
+    except (ValueError, OSError) as error:
+        message = bad_input(error)
+        if message is None or os.environ.get("WELLREAD_DEBUG"):
+            raise
+        print_error(message)
+        code = BAD_INPUT
+    sys.exit(code)
+
+
+def bad_input(error: BaseException) -> str | None:
+    """One line for an error that is the user's to mend, else None."""
+    if isinstance(error, OSError):
+        where = f": {error.filename}" if error.filename else ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return (
+                f"disk full{where}: free some space, then run the same command again; what was saved before is intact"
+            )
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            return f"not allowed to write{where}: choose another directory"
+        if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
+            return f"{error.strerror}{where}"
+        return None
+    if type(error) is ValueError:
+        return " ".join(str(error).split())
+    return None
+
+
+def print_error(message: str) -> None:
+    """Print one line on stderr, red on a terminal."""
+    label = "\x1b[31merror:\x1b[0m" if sys.stderr.isatty() and "NO_COLOR" not in os.environ else "error:"
+    print(f"{label} {message}", file=sys.stderr, flush=True)

@@ -1,0 +1,156 @@
+"""What a run is asked to do: frozen dataclasses, one field per flag.
+
+Every field left at ``None`` has a default that depends on the model or the data; `wellread.plan.resolve` fills it in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+Dtype = Literal["bf16", "fp32"]
+Strategy = Literal["auto", "ddp", "zero1", "zero2", "zero3"]
+SaveSchedule = Literal["linear", "log"]
+Resume = Literal["auto", "never"]
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+"""Registries and DeepSpeed files of the checkout."""
+if not CONFIGS.is_dir():  # installed from a wheel, which carries them inside the package
+    CONFIGS = Path(__file__).resolve().parent / "configs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW with linear warm-up and cosine decay."""
+
+    lr: float | None = None
+    """Peak learning rate (default: the model's, from configs/models.yaml)."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.95
+    """Decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay; never on norms and biases."""
+    clip: float = 1.0
+    """Largest 2-norm of the gradient; 0 leaves it unclipped."""
+    warmup: float = 0.03
+    """Warm-up as a fraction of all steps."""
+    min_lr: float = 0.1
+    """Final learning rate as a fraction of the peak."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run."""
+
+    model: str = "tiny"
+    """Registry name (configs/models.yaml), hub name or directory in Hugging Face layout."""
+    data: str | None = None
+    """NAME, PATH or NAME@PATH, e.g. dolly, my.jsonl, alpaca@my.json (default: sample for tiny, else dolly)."""
+    out: str | None = None
+    """Run directory (default: runs/MODEL-DATA)."""
+    corpora: str = "corpora"
+    """Folder in which compiled corpora are kept and shared between runs."""
+    steps: int | None = None
+    """Optimizer steps; overrides epochs."""
+    epochs: float | None = None
+    """Passes over the trainable samples."""
+    batch_size: int | None = None
+    """Samples per step, over all ranks and accumulation."""
+    micro_batch_size: int | None = None
+    """Samples per forward pass of one rank (default: chosen by the plan)."""
+    seq_len: int | None = None
+    """Longest sample in tokens."""
+    seed: int = 0
+    """Fixes initial weights, order and dropout."""
+    dtype: Dtype = "bf16"
+    """bf16 (fp32 master weights, bf16 compute) or fp32."""
+    strategy: Strategy = "auto"
+    """How the model's state is spread over ranks."""
+    holdout: float = 0.25
+    """Fraction of the source documents that is sealed: never trained on."""
+    holdout_seed: int = 0
+    """Which documents are sealed; apart from the seed, so that runs of several seeds share one holdout."""
+    max_bad_rows: int = 0
+    """How many broken rows are passed over before compiling stops."""
+    save_every: int | None = None
+    """Steps between checkpoints (default: a round number that gives about eight)."""
+    save_schedule: SaveSchedule = "linear"
+    """linear, or log: steps 0, 1, 2, 4 ... 512, then every save_every."""
+    log_every: int = 10
+    """Steps between lines of the log."""
+    resume: Resume = "auto"
+    """auto continues from the newest valid checkpoint; never refuses a run that has begun."""
+    cluster: str = "local"
+    """Where the ranks run."""
+    nodes: int = 1
+    """Machines."""
+    ranks_per_node: int | Literal["auto"] = "auto"
+    """Processes per machine (auto: its GPUs, or 1)."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimiser and learning-rate schedule."""
+
+    def __post_init__(self) -> None:
+        _check_ranges(self)
+
+
+def _check_ranges(config: RunConfig) -> None:
+    for name in ("steps", "batch_size", "micro_batch_size", "seq_len", "save_every", "log_every", "nodes"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} {value}: must be at least 1")
+    if config.ranks_per_node != "auto" and config.ranks_per_node < 1:
+        raise ValueError(f"--ranks_per_node {config.ranks_per_node}: must be at least 1, or auto")
+    if config.epochs is not None and not config.epochs > 0:
+        raise ValueError(f"--epochs {config.epochs}: must be above 0")
+    if not 0 <= config.holdout < 1:
+        raise ValueError(f"--holdout {config.holdout}: must be at least 0 and below 1 (a fraction of the documents)")
+    if config.max_bad_rows < 0:
+        raise ValueError(f"--max_bad_rows {config.max_bad_rows}: must be at least 0")
+    optim = config.optim
+    if optim.lr is not None and not optim.lr > 0:
+        raise ValueError(f"--optim.lr {optim.lr}: must be above 0")
+    for name in ("beta1", "beta2", "warmup", "min_lr"):
+        value = getattr(optim, name)
+        if not 0 <= value <= 1:
+            raise ValueError(f"--optim.{name} {value}: must lie between 0 and 1")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain nested dict of a dataclass, ready for YAML or JSON."""
+    return asdict(config)
+
+
+def from_dict(kind: type[Any], values: dict[str, Any]) -> Any:
+    """Build dataclass `kind` from a nested dict, as `to_dict` made it.
+
+    Raises
+    ------
+    ValueError
+        When a key is not a field of `kind`.
+    """
+    known = {f.name for f in fields(kind)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(f"{kind.__name__}: unknown keys {', '.join(unknown)}; written by another version of wellread?")
+    hints = get_type_hints(kind)
+    return kind(**{k: from_dict(hints[k], v) if is_dataclass(hints[k]) else v for k, v in values.items()})
+
+
+def to_argv(config: RunConfig) -> list[str]:
+    """Flags that rebuild `config`; those at their default are left out."""
+    return [f"--{name}={value}" for name, value in _differing(config, RunConfig(), "")]
+
+
+def _differing(config: Any, default: Any, prefix: str) -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for f in fields(config):
+        value, usual = getattr(config, f.name), getattr(default, f.name)
+        if is_dataclass(value):
+            pairs += _differing(value, usual, f"{prefix}{f.name}.")
+        elif value != usual:
+            pairs.append((f"{prefix}{f.name}", value))
+    return pairs

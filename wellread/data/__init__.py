@@ -1,0 +1,1 @@
+"""Corpora: from rows of text to memory-mapped, sealed, hashed samples."""

@@ -1,0 +1,230 @@
+"""Compiling a corpus: shard by shard, restartable, then merged with the trainable samples first."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wellread.data.corpus import DIGEST_BYTES, digest
+from wellread.runs import fsync_directory, write_atomic, write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One training sequence before it has an id."""
+
+    tokens: Sequence[int]
+    spans: Sequence[tuple[int, int]]
+    """Half-open ranges of tokens that carry loss."""
+    document: int
+    sealed: bool
+    row: int
+    category: str
+
+
+@dataclass
+class Shard:
+    """Samples of one stretch of rows, and how many rows were left out or cut, by reason."""
+
+    samples: list[Sample]
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+def corpus_key(settings: dict[str, Any]) -> str:
+    """Short name of what a corpus is compiled from: equal settings, equal corpus."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@contextmanager
+def building(target: Path) -> Iterator[Path | None]:
+    """Give a build directory that becomes `target` when the block succeeds; None when `target` is already there.
+
+    After an error the build directory is removed. After a crash it stays, and the next build reuses its shards.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock = target.with_name(f".{target.name}.lock")
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # another build of the same corpus: wait for it, then find it done
+        if (target / "corpus.json").is_file():
+            yield None
+            return
+        build = target.with_name(f".{target.name}.building")
+        build.mkdir(exist_ok=True)
+        try:
+            yield build
+            shutil.rmtree(build / "shards", ignore_errors=True)
+            os.rename(build, target)
+            fsync_directory(target.parent)
+        except Exception:
+            shutil.rmtree(build, ignore_errors=True)
+            raise
+
+
+def write_shards(build: Path, count: int, make: Callable[[int], Shard], progress: Callable[[int], None]) -> None:
+    """Write shards 0 … count-1 that are not there yet; calls ``progress(done)`` after each."""
+    (build / "shards").mkdir(exist_ok=True)
+    for index in range(count):
+        path = build / "shards" / f"{index:05d}.npz"
+        if not path.exists():
+            write_atomic(path, _pack(make(index)))
+        progress(index + 1)
+
+
+def _pack(shard: Shard) -> bytes:
+    samples = shard.samples
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        tokens=np.fromiter((t for s in samples for t in s.tokens), dtype=np.uint32),
+        lengths=np.array([len(s.tokens) for s in samples], dtype=np.int64),
+        spans=np.array([span for s in samples for span in s.spans], dtype=np.int32).reshape(-1, 2),
+        n_spans=np.array([len(s.spans) for s in samples], dtype=np.int64),
+        document=np.array([s.document for s in samples], dtype=np.int64),
+        sealed=np.array([s.sealed for s in samples], dtype=np.bool_),
+        row=np.array([s.row for s in samples], dtype=np.int64),
+        category=np.array([s.category for s in samples], dtype=np.str_),
+        counts=np.array(json.dumps(shard.counts)),
+    )
+    return buffer.getvalue()
+
+
+def merge(build: Path, *, source: str, vocab_size: int, settings: dict[str, Any], extra: dict[str, Any]) -> None:
+    """Merge all shards into the files of a corpus, trainable samples first, then sealed ones.
+
+    Raises
+    ------
+    ValueError
+        When no trainable sample is left.
+    """
+    dtype = "<u2" if vocab_size <= 65536 else "<u4"
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("digest", "split", "n_tokens", "n_targets", "document", "row", "category")
+    }
+    spans: list[NDArray[np.int32]] = []
+    n_spans: list[int] = []
+    counts: Counter[str] = Counter()
+    with open(build / "tokens.bin", "wb") as file:
+        for sealed in (False, True):
+            for shard in _shards(build):
+                if not sealed:
+                    counts.update(json.loads(str(shard["counts"])))
+                for sample in _unpack(shard, sealed):
+                    file.write(np.ascontiguousarray(sample["tokens"], dtype=dtype).data)
+                    spans.append(sample["spans"])
+                    n_spans.append(len(sample["spans"]))
+                    for name in columns:
+                        columns[name].append(sample[name])
+        file.flush()
+        os.fsync(file.fileno())
+    n_trainable = columns["split"].count("trainable")
+    if n_trainable == 0:
+        raise ValueError(f"{source}: no trainable sample is left ({_reasons(counts) or 'every document is sealed'})")
+    _write_array(build / "offsets.npy", np.concatenate([[0], np.cumsum(columns["n_tokens"])]).astype(np.int64))
+    _write_array(build / "targets.npy", np.concatenate(spans).astype(np.int32))
+    _write_array(build / "target_offsets.npy", np.concatenate([[0], np.cumsum(n_spans)]).astype(np.int64))
+    _write_samples(build / "samples.parquet", columns, source)
+    names = ("tokens.bin", "offsets.npy", "targets.npy", "target_offsets.npy", "samples.parquet")
+    meta = {
+        "version": 1,
+        "hash": _corpus_hash(columns),
+        "dtype": dtype,
+        "counts": _counts(columns, n_trainable, counts),
+        "settings": settings,
+        **extra,
+        "sizes": {name: (build / name).stat().st_size for name in names},
+    }
+    write_json(build / "corpus.json", meta)
+
+
+def _shards(build: Path) -> Iterator[dict[str, NDArray[Any]]]:
+    for path in sorted((build / "shards").glob("*.npz")):
+        with np.load(path) as file:
+            yield dict(file)
+
+
+def _unpack(shard: dict[str, NDArray[Any]], sealed: bool) -> Iterator[dict[str, Any]]:
+    ends, span_ends = np.cumsum(shard["lengths"]), np.cumsum(shard["n_spans"])
+    for i in np.flatnonzero(shard["sealed"] == sealed):
+        tokens = shard["tokens"][ends[i] - shard["lengths"][i] : ends[i]]
+        spans = shard["spans"][span_ends[i] - shard["n_spans"][i] : span_ends[i]]
+        targets = np.zeros(len(tokens), dtype=np.bool_)
+        for start, stop in spans:
+            targets[start:stop] = True
+        yield {
+            "tokens": tokens,
+            "spans": spans,
+            "digest": digest(tokens, targets),
+            "split": "sealed" if sealed else "trainable",
+            "n_tokens": len(tokens),
+            "n_targets": int(targets.sum()),
+            "document": int(shard["document"][i]),
+            "row": int(shard["row"][i]),
+            "category": str(shard["category"][i]),
+        }
+
+
+def _counts(columns: dict[str, list[Any]], n_trainable: int, counts: Counter[str]) -> dict[str, Any]:
+    sealed = slice(n_trainable, None)
+    return {
+        "samples": len(columns["digest"]),
+        "trainable": n_trainable,
+        "sealed": len(columns["digest"]) - n_trainable,
+        "tokens": sum(columns["n_tokens"]),
+        "targets": sum(columns["n_targets"]),
+        "sealed_tokens": sum(columns["n_tokens"][sealed]),
+        "longest": max(columns["n_tokens"]),
+        "duplicates": len(columns["document"]) - len(set(columns["document"])),
+        **dict(sorted(counts.items())),
+    }
+
+
+def _reasons(counts: Counter[str]) -> str:
+    return ", ".join(f"{reason.replace('_', ' ')}: {n}" for reason, n in sorted(counts.items()))
+
+
+def _corpus_hash(columns: dict[str, list[Any]]) -> str:
+    state = hashlib.sha256(b"wellread corpus 1\n")
+    for value, document, split in zip(columns["digest"], columns["document"], columns["split"], strict=True):
+        state.update(value + document.to_bytes(8, "little", signed=True) + split[:1].encode())
+    return state.hexdigest()
+
+
+def _write_array(path: Path, array: NDArray[Any]) -> None:
+    """Save an .npy file; unlike `numpy.save`, a full disk is an OSError that carries its errno."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    write_atomic(path, header.getvalue() + array.tobytes())
+
+
+def _write_samples(path: Path, columns: dict[str, list[Any]], source: str) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    n = len(columns["digest"])
+    table = pyarrow.table(
+        {
+            "sample_id": pyarrow.array(range(n), pyarrow.int64()),
+            "digest": pyarrow.array(columns["digest"], pyarrow.binary(DIGEST_BYTES)),
+            "split": pyarrow.array(columns["split"]).dictionary_encode(),
+            "n_tokens": pyarrow.array(columns["n_tokens"], pyarrow.int32()),
+            "n_targets": pyarrow.array(columns["n_targets"], pyarrow.int32()),
+            "document": pyarrow.array(columns["document"], pyarrow.int64()),
+            "source": pyarrow.array([source] * n).dictionary_encode(),
+            "rows": pyarrow.array([[row] for row in columns["row"]], pyarrow.list_(pyarrow.int64())),
+            "category": pyarrow.array(columns["category"]).dictionary_encode(),
+        }
+    )
+    pyarrow.parquet.write_table(table, path, compression="zstd")

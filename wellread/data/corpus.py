@@ -1,0 +1,134 @@
+"""The corpus: tokenised samples on disk, memory-mapped, immutable, identified by a hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pyarrow
+
+DIGEST_BYTES = 16
+
+
+def digest(tokens: NDArray[Any], targets: NDArray[Any]) -> bytes:
+    """Digest of one sample: blake2b-128 of its tokens (little-endian uint32) followed by its loss mask (one byte each).
+
+    Parameters
+    ----------
+    tokens : (length,) integers
+    targets : (length,) bool, True where the token carries loss
+    """
+    state = hashlib.blake2b(np.ascontiguousarray(tokens, dtype="<u4").data, digest_size=DIGEST_BYTES)
+    state.update(np.ascontiguousarray(targets, dtype=np.uint8).data)
+    return state.digest()
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A compiled corpus. Samples 0 … n_trainable-1 may be trained on; those after them are sealed."""
+
+    path: Path
+    meta: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: str | Path) -> Corpus:
+        """Open a compiled corpus.
+
+        Raises
+        ------
+        ValueError
+            When `path` holds none, or one that is incomplete.
+        """
+        path = Path(path).resolve()
+        try:
+            meta = json.loads((path / "corpus.json").read_text())
+        except FileNotFoundError:
+            raise ValueError(f"{path}: no corpus there (corpus.json is missing); compile it again") from None
+        for name, size in meta["sizes"].items():
+            if not (path / name).is_file() or (path / name).stat().st_size != size:
+                raise ValueError(f"{path / name}: missing or not {size:,} bytes long; delete {path} and compile again")
+        return cls(path, meta)
+
+    @property
+    def hash(self) -> str:
+        """Identity: hash over every sample's digest, document and side of the seal."""
+        return str(self.meta["hash"])
+
+    @property
+    def n(self) -> int:
+        """Number of samples, sealed ones included."""
+        return int(self.meta["counts"]["samples"])
+
+    @property
+    def n_trainable(self) -> int:
+        """Number of trainable samples; they come first."""
+        return int(self.meta["counts"]["trainable"])
+
+    @property
+    def tokenizer(self) -> Path:
+        """Directory of the tokenizer."""
+        return self.path / "tokenizer"
+
+    @cached_property
+    def _tokens(self) -> Any:
+        return np.memmap(self.path / "tokens.bin", dtype=self.meta["dtype"], mode="r")
+
+    @cached_property
+    def _offsets(self) -> Any:
+        return np.load(self.path / "offsets.npy", mmap_mode="r")
+
+    @cached_property
+    def _spans(self) -> Any:
+        return np.load(self.path / "targets.npy", mmap_mode="r")
+
+    @cached_property
+    def _span_offsets(self) -> Any:
+        return np.load(self.path / "target_offsets.npy", mmap_mode="r")
+
+    def tokens(self, sample_id: int) -> NDArray[Any]:
+        """Tokens of one sample, (length,), not copied."""
+        self._check(sample_id)
+        tokens: NDArray[Any] = self._tokens[self._offsets[sample_id] : self._offsets[sample_id + 1]]
+        return tokens
+
+    def targets(self, sample_id: int) -> NDArray[np.bool_]:
+        """Loss mask of one sample, (length,): True where the token is predicted and scored."""
+        self._check(sample_id)
+        mask = np.zeros(int(self._offsets[sample_id + 1] - self._offsets[sample_id]), dtype=np.bool_)
+        for start, stop in self._spans[self._span_offsets[sample_id] : self._span_offsets[sample_id + 1]]:
+            mask[start:stop] = True
+        return mask
+
+    def lengths(self, sample_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Number of tokens of each sample."""
+        return np.asarray(self._offsets[sample_ids + 1] - self._offsets[sample_ids])
+
+    def n_targets(self, sample_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Number of tokens of each sample that carry loss."""
+        first, last = self._span_offsets[sample_ids], self._span_offsets[sample_ids + 1]
+        return np.array(
+            [int((self._spans[a:b, 1] - self._spans[a:b, 0]).sum()) for a, b in zip(first, last, strict=True)],
+            dtype=np.int64,
+        )
+
+    def digest(self, sample_id: int) -> bytes:
+        """Digest of one sample, computed from its tokens and mask as they lie on disk."""
+        return digest(self.tokens(sample_id), self.targets(sample_id))
+
+    def samples(self) -> pyarrow.Table:
+        """The table of samples: sample_id, digest, split, n_tokens, n_targets, document, source, rows, category."""
+        import pyarrow.parquet
+
+        return pyarrow.parquet.read_table(self.path / "samples.parquet")
+
+    def _check(self, sample_id: int) -> None:
+        if not 0 <= sample_id < self.n:
+            raise ValueError(f"sample {sample_id}: out of range, {self.path.name} holds samples 0 … {self.n - 1}")

@@ -1,0 +1,190 @@
+"""Models by name: registry entry, directory or hub name -> spec. Reads small JSON files only, never weights."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+from wellread.config import CONFIGS
+
+SEARCH_PATH = "WELLREAD_MODELS"
+"""Environment variable: directories (separated as in PATH) that hold models by registry name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Where a model is and what is known of it before it is loaded."""
+
+    name: str
+    family: str
+    layers: int
+    width: int
+    heads: int
+    intermediate: int
+    vocab: int
+    positions: int
+    path: Path | None = None
+    """Local directory in Hugging Face layout."""
+    hub: str | None = None
+    fresh: bool = False
+    """Starts from random weights; its tokenizer is trained on the data."""
+    lr: float = 2e-5
+    batch_size: int = 32
+    epochs: float = 3
+    seq_len: int = 512
+
+
+def registry() -> dict[str, dict[str, Any]]:
+    """Models known by name (configs/models.yaml)."""
+    import yaml
+
+    known: dict[str, dict[str, Any]] = yaml.load((CONFIGS / "models.yaml").read_text(), Loader=_yaml_loader())
+    return known
+
+
+def _yaml_loader() -> Any:
+    import yaml
+
+    return getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def find(name: str) -> ModelSpec:
+    """Look a model up: a directory, then the directories of WELLREAD_MODELS, then the registry and the hub.
+
+    Raises
+    ------
+    ValueError
+        When the name is none of these; names the nearest known one.
+    """
+    known = registry()
+    if Path(name).is_dir():
+        return _from_directory(Path(name), Path(name).resolve().name)
+    for directory in filter(None, os.environ.get(SEARCH_PATH, "").split(os.pathsep)):
+        path = Path(directory) / name
+        if (path / "config.json").is_file():
+            spec = _from_directory(path, name)
+            return replace(spec, **_training_defaults(known.get(name, {})))
+    if name in known:
+        return ModelSpec(name=name, **known[name])
+    if _is_hub_name(name):
+        return _from_hub(name)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+    raise ValueError(f"--model {name}: no such directory or known model; {hint}")
+
+
+def _is_hub_name(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
+
+def _training_defaults(entry: dict[str, Any]) -> dict[str, Any]:
+    return {key: entry[key] for key in ("lr", "batch_size", "epochs", "seq_len") if key in entry}
+
+
+def _from_directory(path: Path, name: str) -> ModelSpec:
+    try:
+        config = json.loads((path / "config.json").read_text())
+    except FileNotFoundError:
+        raise ValueError(f"--model {path}: no config.json there; a model directory needs Hugging Face layout") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path / 'config.json'}: not JSON ({error})") from None
+    return replace(_from_config(config, name, str(path / "config.json")), path=path.resolve())
+
+
+def _from_hub(name: str) -> ModelSpec:
+    path = _hub_file(name, "config.json")
+    return replace(_from_config(json.loads(path.read_text()), name.rpartition("/")[2], name), hub=name)
+
+
+_KEYS = {
+    "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
+    "width": ("hidden_size", "n_embd", "d_model"),
+    "heads": ("num_attention_heads", "n_head", "num_heads", "n_heads"),
+    "vocab": ("vocab_size",),
+    "positions": ("max_position_embeddings", "n_positions", "max_seq_len"),
+}
+"""What the model families call the same number."""
+
+
+def _from_config(config: dict[str, Any], name: str, where: str) -> ModelSpec:
+    if "model_type" not in config:
+        raise ValueError(f"{where}: no model_type in it; is this a language model's config.json?")
+    found: dict[str, int] = {}
+    for field, keys in _KEYS.items():
+        values = [config[key] for key in keys if isinstance(config.get(key), int)]
+        if not values:
+            raise ValueError(f"{where}: none of {', '.join(keys)} in it; {config['model_type']} is not supported")
+        found[field] = values[0]
+    inner = config.get("intermediate_size") or config.get("n_inner") or config.get("ffn_dim") or 4 * found["width"]
+    return ModelSpec(name=name, family=config["model_type"], intermediate=int(inner), **cast(Any, found))
+
+
+def _hub_file(repository: str, filename: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repository, filename))
+    except Exception as error:
+        raise _unreachable(repository, error) from None
+
+
+def _unreachable(repository: str, error: Exception) -> ValueError:
+    reason = type(error).__name__ if not str(error) else str(error).strip().splitlines()[0]
+    return ValueError(
+        f"--model {repository}: cannot be had from the hub ({reason}); put it into a directory of ${SEARCH_PATH} "
+        "or pass its directory"
+    )
+
+
+def local_directory(spec: ModelSpec, *, weights: bool) -> Path:
+    """Directory with the model's files; downloaded from the hub when it is not on this machine.
+
+    Parameters
+    ----------
+    weights : bool
+        Also the weights, not only the configuration and the tokenizer.
+
+    Raises
+    ------
+    ValueError
+        When the hub cannot be reached.
+    """
+    if spec.path is not None:
+        return spec.path
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.model", "*.txt", *(["*.safetensors"] if weights else [])]
+    try:
+        return Path(snapshot_download(spec.hub, allow_patterns=patterns))
+    except Exception as error:
+        raise _unreachable(str(spec.hub), error) from None
+
+
+BLOCK = 1 << 20
+"""Bytes hashed at each place of a weight file."""
+
+
+def fingerprint(spec: ModelSpec) -> str:
+    """Identify initial weights: of a fresh model by its sizes, of any other by its config and weights.
+
+    A weight file is hashed whole up to 64 MiB, beyond that at 64 evenly spaced blocks of 1 MiB, together with its size:
+    two different trainings differ in every block, and a 24 GB model still answers within a second.
+    """
+    if spec.fresh:
+        sizes = (spec.family, spec.layers, spec.width, spec.heads, spec.intermediate, spec.vocab, spec.positions)
+        return "fresh:" + hashlib.sha256(repr(sizes).encode()).hexdigest()[:32]
+    directory = local_directory(spec, weights=True)
+    state = hashlib.sha256((directory / "config.json").read_bytes())
+    for path in sorted(directory.glob("*.safetensors")) or sorted(directory.glob("pytorch_model*.bin")):
+        state.update(f"{path.name}:{path.stat().st_size}".encode())
+        with open(path, "rb") as file:
+            last = max(path.stat().st_size - BLOCK, 0)
+            for position in sorted({last * i // 63 // BLOCK * BLOCK for i in range(63)} | {last}):
+                file.seek(position)
+                state.update(file.read(BLOCK))
+    return "weights:" + state.hexdigest()[:32]

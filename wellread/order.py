@@ -1,0 +1,254 @@
+"""The order: which sample stands in which slot of which batch, and when a sample is read. Nothing is stored.
+
+Position p = batch_id * batch_size + slot lies in epoch p // n at index p % n. ``shuffle`` maps the index to a sample
+by a bijection keyed by seed and epoch, so both directions cost the same however long the run is. The number of ranks
+is no argument anywhere: ranks and micro-batches only divide the slots of a batch.
+
+The bijection is a Feistel network (Luby & Rackoff 1988, "How to construct pseudorandom permutations") in the form of
+Black & Rogaway 2002, "Ciphers with arbitrary finite domains": two digits in Z_a x Z_b, to which the rounds add in
+turn, with cycle walking for the few of the a * b values at n or above. Since a * b - n < a, next to no value walks,
+while over 2^ceil(log2 n) values up to half would. It is for shuffling, not for secrecy.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+Kind = Literal["shuffle", "sequential"]
+
+VERSION = 1  # of the function itself: raise it with any change to the ids an order gives
+MAX_SAMPLES = 2**40  # a digit times 32 bits then stays far below 2^64
+CHUNK = 16_384  # positions worked on at once: five 128 KiB buffers stay in the cache of a core
+# Few samples mix slowest. With ideal round functions, 24 rounds bring the permutations of n samples this close to
+# uniform (exact total variation): 8e-8 for n <= 4, 5e-4 for n = 5 and 6, 4e-3 for n = 8.
+ROUNDS = 24
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)  # this and the two below: splitmix64, Steele, Lea & Flood 2014
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+_HALF = np.uint64(32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """The function (batch, slot) -> sample, and its inverse.
+
+    Raises
+    ------
+    ValueError
+        When a field is out of its range.
+    """
+
+    kind: Kind
+    """`shuffle`: a new permutation each epoch; `sequential`: the order of the corpus, each epoch alike."""
+    seed: int
+    """Key of the shuffle, 0 <= seed < 2^64."""
+    n: int
+    """Trainable samples, 1 <= n <= 2^40."""
+    batch_size: int
+    """Samples of one batch, over all ranks and accumulation; at least 1."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"order kind is {self.kind!r}; choose one of {', '.join(get_args(Kind))}")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"order seed is {self.seed}; choose 0 <= seed < 2^64")
+        if not 1 <= self.n <= MAX_SAMPLES:
+            raise ValueError(f"order has n = {self.n} samples; give it a corpus with 1 to 2^40 trainable samples")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}; choose at least 1")
+
+    def batch(self, batch_id: int) -> NDArray[np.int64]:
+        """Sample ids of one batch in slot order, int64[batch_size]; ValueError when `batch_id` is negative."""
+        return self.batches(batch_id, batch_id + 1).ravel()
+
+    def batches(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Sample ids of the batches start ... stop - 1.
+
+        Returns
+        -------
+        int64[stop - start, batch_size]
+            One row per batch, in slot order.
+
+        Raises
+        ------
+        ValueError
+            Unless 0 <= start <= stop.
+        """
+        if not 0 <= start <= stop:
+            raise ValueError(f"batches {start} to {stop} are no range; choose 0 <= start <= stop")
+        positions = np.arange(start * self.batch_size, stop * self.batch_size, dtype=np.int64)
+        return self.samples(positions).reshape(stop - start, self.batch_size)
+
+    def samples(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Sample ids read at `positions`, which may span epochs; int64, same shape; ValueError when one is negative."""
+        samples = np.empty(np.shape(positions), dtype=np.int64)
+        for position, sample in _chunks(positions, samples):
+            epoch = self._epochs(position)
+            index = position - epoch * self.n
+            sample[...] = index if self.kind == "sequential" else _permute(index, epoch, self.seed, self.n)
+        return samples
+
+    def epochs(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Epoch of each position; int64, same shape; ValueError when one is negative."""
+        return self._epochs(np.asarray(positions))
+
+    def positions(self, sample_ids: NDArray[np.int64] | int, epoch: NDArray[np.int64] | int) -> NDArray[np.int64]:
+        """Positions at which samples are read in given epochs: the inverse of `samples`.
+
+        Parameters
+        ----------
+        sample_ids, epoch
+            Integers, broadcast against each other.
+
+        Returns
+        -------
+        int64
+            Positions, in the shape of the broadcast.
+
+        Raises
+        ------
+        ValueError
+            When a sample id is outside 0 ... n - 1 or an epoch is negative.
+        """
+        positions = np.empty(np.broadcast_shapes(np.shape(sample_ids), np.shape(epoch)), dtype=np.int64)
+        for sample, e, position in _chunks(sample_ids, epoch, positions):
+            outside = (sample < 0) | (sample >= self.n)
+            if outside.any():
+                raise ValueError(f"sample {sample[outside][0]} is not in the order; choose 0 to {self.n - 1}")
+            if e.min() < 0:
+                raise ValueError(f"epoch {e.min()} is negative; epochs count from 0")
+            index = sample if self.kind == "sequential" else _permute(sample, e, self.seed, self.n, inverse=True)
+            position[...] = e * self.n + index
+        return positions
+
+    def locate(self, sample_id: int, *, batches: int) -> list[tuple[int, int]]:
+        """All readings of a sample in batches 0 ... batches - 1, in the order of reading, without a scan.
+
+        Returns
+        -------
+        list of (batch_id, slot)
+            One per epoch that reaches the sample; the last epoch may not.
+
+        Raises
+        ------
+        ValueError
+            When the sample id is outside 0 ... n - 1 or `batches` is negative.
+        """
+        if batches < 0:
+            raise ValueError(f"batches is {batches}; choose 0 or more")
+        end = batches * self.batch_size
+        epochs = np.arange(max(1, -(-end // self.n)), dtype=np.int64)
+        return [divmod(p, self.batch_size) for p in self.positions(sample_id, epochs).tolist() if p < end]
+
+    def steps(self, epochs: float) -> int:
+        """Steps that read `epochs` epochs: ceil(epochs * n / batch_size), with 0.1 taken as one tenth exactly.
+
+        Raises
+        ------
+        ValueError
+            Unless `epochs` is positive and finite.
+        """
+        if not 0 < epochs < math.inf:
+            raise ValueError(f"epochs is {epochs}; choose a positive number")
+        return math.ceil(Fraction(str(epochs)) * self.n / self.batch_size)
+
+    def identity(self) -> dict[str, int | str]:
+        """What fixes the order, for JSON: orders with the same identity give the same ids, for ever."""
+        shape = {"n": self.n, "batch_size": self.batch_size}
+        return {"kind": self.kind, "seed": self.seed, **shape, "version": VERSION}
+
+    def _epochs(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        if positions.size and positions.min() < 0:
+            raise ValueError(f"position {positions.min()} is negative; positions count from 0")
+        return positions // self.n
+
+
+def _chunks(*arrays: NDArray[np.int64] | int) -> Iterator[tuple[NDArray[np.int64], ...]]:
+    """Walk the broadcast of all arrays in flat int64 chunks of at most CHUNK; the last array is written."""
+    read: list[Literal["readonly", "writeonly"]] = ["readonly"]
+    write: list[Literal["readonly", "writeonly"]] = ["writeonly"]
+    with np.nditer(
+        [np.asarray(array) for array in arrays],
+        flags=["external_loop", "buffered", "zerosize_ok"],
+        op_flags=[read] * (len(arrays) - 1) + [write],
+        op_dtypes=[np.int64] * len(arrays),
+        casting="same_kind",
+        order="C",
+        buffersize=CHUNK,
+    ) as chunks:
+        yield from chunks
+
+
+def _permute(
+    values: NDArray[np.int64], epochs: NDArray[np.int64], seed: int, n: int, *, inverse: bool = False
+) -> NDArray[np.int64]:
+    """Map each value below n by the permutation of (seed, its epoch), or by the inverse of that.
+
+    A value that lands at n or above is mapped again until it is below n (cycle walking): on a cycle of a permutation
+    of 0 ... a * b - 1 this only leaves out the values from n on, so what remains permutes 0 ... n - 1.
+    """
+    if epochs.min() == epochs.max():
+        keys, key_of = _round_keys(seed, epochs[:1]), None
+    else:
+        distinct, key_of = np.unique(epochs, return_inverse=True)
+        keys = _round_keys(seed, distinct)
+    a = math.isqrt(n - 1) + 1
+    a += a % 2  # even: were a and b both odd, every round would be an even permutation, and so would be their product
+    b = -(-n // a)
+    mapped = _feistel(values.astype(np.uint64), keys, key_of, a, b, inverse)
+    walking = np.flatnonzero(mapped >= n)
+    while walking.size:
+        again = _feistel(mapped[walking], keys, None if key_of is None else key_of[walking], a, b, inverse)
+        mapped[walking] = again
+        walking = walking[again >= n]
+    return mapped.astype(np.int64)
+
+
+def _feistel(
+    values: NDArray[np.uint64], keys: NDArray[np.uint64], key_of: NDArray[np.intp] | None, a: int, b: int, inverse: bool
+) -> NDArray[np.uint64]:
+    """Permute 0 ... a * b - 1: value = left * b + right; each round adds a keyed hash of one digit to the other.
+
+    `keys` is uint64[ROUNDS, epochs] and `key_of` says which epoch each value has (None: all have the first).
+    """
+    size_a, size_b = np.uint64(a), np.uint64(b)
+    left = values // size_b
+    right = values - left * size_b
+    hashed, spare = np.empty_like(values), np.empty_like(values)
+    for i in reversed(range(ROUNDS)) if inverse else range(ROUNDS):
+        source, target, size = (left, right, size_b) if i % 2 else (right, left, size_a)
+        # The hash: multiply-xorshift of digit and key; its top 32 bits, the best mixed, are scaled to 0 ... size - 1.
+        np.bitwise_xor(source, keys[i, 0] if key_of is None else keys[i].take(key_of), out=hashed)
+        np.multiply(hashed, _MIX_1, out=hashed)
+        np.right_shift(hashed, _HALF, out=spare)
+        np.bitwise_xor(hashed, spare, out=hashed)
+        np.multiply(hashed, _MIX_2, out=hashed)
+        np.right_shift(hashed, _HALF, out=hashed)
+        np.multiply(hashed, size, out=hashed)
+        np.right_shift(hashed, _HALF, out=hashed)
+        # Modulo size without a division: of target and target -/+ size the smaller is right, as -1 wraps to 2^64 - 1.
+        add, wrap = (np.subtract, np.add) if inverse else (np.add, np.subtract)
+        add(target, hashed, out=target)
+        wrap(target, size, out=spare)
+        np.minimum(target, spare, out=target)
+    return left * size_b + right
+
+
+def _round_keys(seed: int, epochs: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Keys of all rounds for each epoch, uint64[ROUNDS, epochs]."""
+    epoch_keys = _splitmix64(_splitmix64(np.array([seed], dtype=np.uint64)) ^ epochs.astype(np.uint64))
+    return _splitmix64(epoch_keys + np.arange(ROUNDS, dtype=np.uint64)[:, None])
+
+
+def _splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Mix 64-bit values one to one: the output function of splitmix64."""
+    x = x + _GAMMA
+    x = (x ^ (x >> np.uint64(30))) * _MIX_1
+    x = (x ^ (x >> np.uint64(27))) * _MIX_2
+    return x ^ (x >> np.uint64(31))

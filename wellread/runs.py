@@ -1,0 +1,187 @@
+"""The run directory: its paths, its manifest, its lock, and the atomic writes that everything relies on."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wellread.config import RunConfig
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write `data` to `path` so that a crash or a full disk leaves the old file or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_directory(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def fsync_directory(path: Path) -> None:
+    """Make renames and new names inside `path` durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths and small files of one run; the interface between the programs."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunDirectory:
+        """Open an existing run.
+
+        Raises
+        ------
+        ValueError
+            When `path` is no directory of a run.
+        """
+        run = cls(Path(path))
+        if not run.config_file.is_file():
+            raise ValueError(f"{path}: not a run directory (it has no config.yaml); see the folder runs/ for yours")
+        return run
+
+    @property
+    def name(self) -> str:
+        """Last part of the path."""
+        return self.path.resolve().name
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def plan_file(self) -> Path:
+        """The plan that the newest attempt runs."""
+        return self.path / "plan.json"
+
+    @property
+    def manifest_file(self) -> Path:
+        """Identity, versions, attempts."""
+        return self.path / "manifest.json"
+
+    @property
+    def corpus(self) -> Path:
+        """Link to the compiled corpus."""
+        return self.path / "corpus"
+
+    @property
+    def record(self) -> Path:
+        """The reading record."""
+        return self.path / "record"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One directory per checkpoint."""
+        return self.path / "checkpoints"
+
+    @property
+    def log(self) -> Path:
+        """One file per rank and attempt."""
+        return self.path / "log"
+
+    @property
+    def tb(self) -> Path:
+        """TensorBoard events."""
+        return self.path / "tb"
+
+    @property
+    def eval(self) -> Path:
+        """Result tables."""
+        return self.path / "eval"
+
+    @property
+    def report(self) -> Path:
+        """The report."""
+        return self.path / "report"
+
+    def config(self) -> RunConfig:
+        """Read config.yaml."""
+        import yaml
+
+        from wellread.config import RunConfig, from_dict
+
+        config: RunConfig = from_dict(RunConfig, yaml.safe_load(self.config_file.read_text()))
+        return config
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write config.yaml."""
+        import yaml
+
+        from wellread.config import to_dict
+
+        write_atomic(self.config_file, yaml.safe_dump(to_dict(config), sort_keys=False))
+
+    def manifest(self) -> dict[str, Any]:
+        """Read manifest.json."""
+        manifest: dict[str, Any] = json.loads(self.manifest_file.read_text())
+        return manifest
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for one launch; the kernel frees the lock when its holder dies, however it dies.
+
+        Raises
+        ------
+        ValueError
+            When another launch holds it; says which.
+        """
+        created = not self.path.exists()
+        self.path.mkdir(parents=True, exist_ok=True)
+        path = self.path / "lock"
+        with open(path, "a+") as file:
+            _acquire(file, self.path)
+            try:
+                yield
+            finally:
+                file.truncate(0)
+                if created and not self.config_file.exists():  # nothing came of it: leave nothing behind
+                    path.unlink()
+                    with suppress(OSError):
+                        (self.path / "corpus").unlink(missing_ok=True)
+                        self.path.rmdir()
+
+
+def _acquire(file: IO[str], run: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "another launch"
+        raise ValueError(f"{run}: in use by {holder}; wait for it, or choose another --out") from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S %Z')}")
+    file.flush()

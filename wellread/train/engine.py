@@ -1,0 +1,211 @@
+"""The two engines behind the loop: plain torch (one process or DDP), and DeepSpeed ZeRO."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import nn
+
+from wellread.config import CONFIGS, RunConfig
+from wellread.models.loss import sample_losses
+from wellread.train import ranks
+from wellread.train.optim import make_optimizer
+
+if TYPE_CHECKING:
+    from wellread.data.batch import Batch
+    from wellread.plan import Plan
+
+
+class Engine(Protocol):
+    """What the loop asks of an engine. All methods are collective: every rank calls them in the same order."""
+
+    device: torch.device
+
+    def forward_backward(self, batch: Batch, scale: float, last: bool) -> torch.Tensor:
+        """Run forward and backward of ``scale * sum of losses``; return each sample's summed loss, (samples,)."""
+
+    def evaluate(self, batch: Batch) -> torch.Tensor:
+        """Each sample's summed loss, (samples,), without gradients."""
+
+    def step(self, lr: float) -> float:
+        """Update the weights; return the 2-norm of the gradient before clipping."""
+
+    def save_model(self, directory: Path) -> None:
+        """Write the model in Hugging Face layout (fp32 master weights)."""
+
+    def save_state(self, directory: Path) -> None:
+        """Write what resuming needs beyond the model."""
+
+    def load(self, model: Path, state: Path) -> None:
+        """Continue from a checkpoint."""
+
+
+class LossModule(nn.Module):
+    """The model with its loss, so that hooks of DDP and ZeRO see one forward pass."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Each sample's summed loss, (samples,) float32."""
+        return sample_losses(self.model, tokens, targets)
+
+
+def make_engine(model: nn.Module, config: RunConfig, plan: Plan) -> Engine:
+    """Build the engine that the plan chose."""
+    return DeepSpeedEngine(model, config, plan) if plan.engine == "deepspeed" else TorchEngine(model, config, plan)
+
+
+class TorchEngine:
+    """fp32 weights on every rank, bf16 by autocast, gradients averaged by DDP."""
+
+    def __init__(self, model: nn.Module, config: RunConfig, plan: Plan) -> None:
+        self.device = ranks.device()
+        self._config = config
+        self._module = LossModule(model.to(self.device)).train()
+        self._optimizer = make_optimizer(self._module, config.optim)
+        self._parallel: nn.Module = self._module
+        if plan.ranks > 1:
+            self._parallel = nn.parallel.DistributedDataParallel(
+                self._module, device_ids=[self.device.index] if self.device.type == "cuda" else None
+            )
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self._config.dtype == "bf16" else nullcontext()
+
+    def forward_backward(self, batch: Batch, scale: float, last: bool) -> torch.Tensor:
+        """See `Engine`; gradients travel between ranks with the last micro-batch alone."""
+        ddp: Any = self._parallel
+        quiet = isinstance(ddp, nn.parallel.DistributedDataParallel) and not last
+        with ddp.no_sync() if quiet else nullcontext():
+            with self._autocast():
+                losses: torch.Tensor = ddp(batch.tokens, batch.targets)
+            torch.autograd.backward(losses.sum() * scale)
+        return losses.detach()
+
+    def evaluate(self, batch: Batch) -> torch.Tensor:
+        """See `Engine`."""
+        self._module.eval()
+        with torch.inference_mode(), self._autocast():
+            losses: torch.Tensor = self._module(batch.tokens, batch.targets)
+        self._module.train()
+        return losses
+
+    def step(self, lr: float) -> float:
+        """See `Engine`."""
+        clip = self._config.optim.clip or float("inf")
+        norm = nn.utils.clip_grad_norm_(self._module.parameters(), clip)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def save_model(self, directory: Path) -> None:
+        """See `Engine`."""
+        if ranks.rank() == 0:
+            _save_pretrained(self._module.model, directory, None)
+
+    def save_state(self, directory: Path) -> None:
+        """Write the optimiser's state; the weights are those of the model directory."""
+        if ranks.rank() == 0:
+            directory.mkdir(parents=True, exist_ok=True)
+            torch.save(self._optimizer.state_dict(), directory / "optimizer.pt")
+
+    def load(self, model: Path, state: Path) -> None:
+        """See `Engine`."""
+        from wellread.models.load import load_model
+
+        if not (state / "optimizer.pt").is_file():
+            raise ValueError(f"{state}: saved by another strategy; continue with the one the run began with")
+        self._module.model.load_state_dict(load_model(model).state_dict())
+        self._optimizer.load_state_dict(torch.load(state / "optimizer.pt", map_location=self.device, weights_only=True))
+
+
+class DeepSpeedEngine:
+    """ZeRO: optimizer state (1), gradients (2) and weights (3) divided over the ranks."""
+
+    def __init__(self, model: nn.Module, config: RunConfig, plan: Plan) -> None:
+        import deepspeed
+
+        self.device = ranks.device()
+        self._plan = plan
+        module = LossModule(model).train()
+        self._engine, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=make_optimizer(module, config.optim),
+            config=deepspeed_config(config, plan),
+            dist_init_required=False,
+        )
+
+    def forward_backward(self, batch: Batch, scale: float, last: bool) -> torch.Tensor:
+        """See `Engine`; DeepSpeed counts the micro-batches itself, so `last` is not needed."""
+        losses: torch.Tensor = self._engine(batch.tokens, batch.targets)
+        self._engine.backward(losses.sum() * scale, scale_wrt_gas=False)
+        if not last:
+            self._engine.step()  # only moves its count of micro-batches
+        return losses.detach()
+
+    def evaluate(self, batch: Batch) -> torch.Tensor:
+        """See `Engine`."""
+        self._engine.eval()
+        with torch.no_grad():
+            losses: torch.Tensor = self._engine(batch.tokens, batch.targets)
+        self._engine.train()
+        return losses
+
+    def step(self, lr: float) -> float:
+        """See `Engine`."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm())
+
+    def save_model(self, directory: Path) -> None:
+        """See `Engine`; the fp32 master weights are gathered one parameter at a time onto rank 0."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        model = self._engine.module.model
+        weights: dict[str, torch.Tensor] = {}
+        for name, parameter in model.named_parameters():
+            full = safe_get_full_fp32_param(parameter)
+            if ranks.rank() == 0:
+                weights[name] = full.detach().cpu().clone()
+        if ranks.rank() == 0:
+            _save_pretrained(model, directory, weights)
+
+    def save_state(self, directory: Path) -> None:
+        """Write DeepSpeed's own checkpoint: one file per rank."""
+        self._engine.save_checkpoint(str(directory), tag="zero", client_state={"ranks": self._plan.ranks})
+
+    def load(self, model: Path, state: Path) -> None:
+        """See `Engine`."""
+        saved = len(list((state / "zero").glob("*_optim_states.pt"))) if (state / "zero").is_dir() else 0
+        if saved != self._plan.ranks:
+            by = f"{saved} ranks" if saved else "another strategy"
+            raise ValueError(f"{state}: saved by {by}; continue with the ranks and the strategy the run began with")
+        self._engine.load_checkpoint(str(state), tag="zero")
+
+
+def deepspeed_config(config: RunConfig, plan: Plan) -> dict[str, Any]:
+    """What DeepSpeed is told: the file of the strategy (configs/ds), and what the plan owns."""
+    import json
+
+    settings: dict[str, Any] = json.loads((CONFIGS / "ds" / f"{plan.strategy}.json").read_text())
+    return settings | {
+        "train_batch_size": plan.batch_size,
+        "train_micro_batch_size_per_gpu": plan.micro_batch_size,
+        "gradient_accumulation_steps": plan.accumulation,
+        "gradient_clipping": config.optim.clip,
+        "bf16": {"enabled": config.dtype == "bf16"},
+        "steps_per_print": 10**9,  # the loop prints
+    }
+
+
+def _save_pretrained(model: Any, directory: Path, weights: dict[str, torch.Tensor] | None) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(directory, state_dict=weights, safe_serialization=True)

@@ -1,0 +1,260 @@
+"""The one training loop: read a batch, step, record what was read, save."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from wellread import checkpoint as checkpoints
+from wellread.config import RunConfig, from_dict
+from wellread.data import tokenizer
+from wellread.data.batch import Batch, collate
+from wellread.data.corpus import DIGEST_BYTES, Corpus
+from wellread.order import Order
+from wellread.plan import Plan
+from wellread.record import Reading, RecordWriter, genesis
+from wellread.runs import RunDirectory
+from wellread.train import ranks
+from wellread.train.engine import Engine, make_engine
+from wellread.train.monitor import Monitor, StepStats
+from wellread.train.optim import learning_rate
+
+if TYPE_CHECKING:
+    from torch import nn
+
+HOLDOUT_SAMPLES = 256
+"""Sealed samples whose loss is measured at every checkpoint."""
+STOP_CODE = 128
+"""Exit code of a run that stopped on signal S: 128 + S, as a shell reports it."""
+
+
+@dataclass
+class Loop:
+    """State of one training process."""
+
+    run: RunDirectory
+    config: RunConfig
+    plan: Plan
+    corpus: Corpus
+    order: Order
+    engine: Engine
+    stop: ranks.StopRequest
+    step: int = 0
+    tokens: int = 0
+    saved_step: int = 0
+    writer: RecordWriter | None = None
+    """On rank 0 alone, like the monitor."""
+    monitor: Monitor | None = None
+    identity: dict[str, Any] = field(default_factory=dict)
+
+
+def train(run: RunDirectory, model: nn.Module, log: Path) -> int:
+    """Train until the last step or a request to stop; every rank calls it.
+
+    Parameters
+    ----------
+    model : transformers causal language model
+        The initial weights, fp32, on the CPU.
+    log : Path
+        This rank's log file.
+
+    Returns
+    -------
+    int
+        Exit code: 0 when the run is finished, 128 + S when signal S stopped it (after a save).
+    """
+    config, corpus = run.config(), Corpus.open(run.corpus)
+    plan: Plan = from_dict(Plan, json.loads(run.plan_file.read_text()))
+    order = Order(kind="shuffle", seed=config.seed, n=corpus.n_trainable, batch_size=plan.batch_size)
+    engine = make_engine(model, config, plan)
+    loop = Loop(run, config, plan, corpus, order, engine, ranks.StopRequest())
+    _resume(loop, log)
+    if loop.step == 0:
+        _save(loop)
+    signal = 0
+    while loop.step < plan.steps and not signal:
+        signal = _step(loop)
+        if loop.step in plan.save_steps or signal:
+            _save(loop)
+    if loop.monitor:
+        loop.monitor.line(f"finished at step {loop.step}" if not signal else f"stopped by signal {signal}, saved")
+        loop.monitor.close()
+    return STOP_CODE + signal if signal and loop.step < plan.steps else 0
+
+
+def _resume(loop: Loop, log: Path) -> None:
+    """Continue from the newest valid checkpoint, or begin."""
+    run, start = loop.run, genesis(loop.corpus.hash, loop.order.identity())
+    run.checkpoints.mkdir(exist_ok=True)
+    found, passed_over = checkpoints.newest_valid(run.checkpoints)
+    ranks.barrier()  # all have looked before rank 0 clears up
+    if found:
+        loop.engine.load(found.model, found.state)
+        loop.step = loop.saved_step = found.step
+        loop.tokens = found.tokens
+    if ranks.rank() == 0:
+        checkpoints.clear_staging(run.checkpoints)
+        loop.writer = RecordWriter(run.record, start=start, step=loop.step, head=found.head if found else None)
+        loop.monitor = Monitor(tb=run.tb, log=log, plan=loop.plan, start=loop.step, log_every=loop.config.log_every)
+        for line in passed_over:
+            loop.monitor.line(f"passed over a damaged checkpoint: {line}")
+        if found:
+            loop.monitor.line(f"continuing from {found.path.name}")
+
+
+def divide(lengths: NDArray[np.int64], plan: Plan, rank: int) -> list[NDArray[np.int64]]:
+    """Slots of a batch that `rank` reads, one array per micro-batch.
+
+    Samples of similar length share a micro-batch, and ranks that work at the same time get similar lengths, so
+    little is padding and nobody waits. What is read by the batch as a whole does not depend on it.
+
+    Parameters
+    ----------
+    lengths : (batch_size,) tokens of the sample in each slot
+    """
+    slots = np.argsort(-lengths, kind="stable").reshape(plan.accumulation, plan.ranks, plan.micro_batch_size)
+    return list(slots[:, rank])
+
+
+def _step(loop: Loop) -> int:
+    """Read one batch; return the signal that asks to stop, 0 for none."""
+    began = time.perf_counter()
+    batch_id, plan = loop.step, loop.plan
+    sample_ids = loop.order.batch(batch_id)
+    total_targets = int(loop.corpus.n_targets(sample_ids).sum())
+    _seed(loop.config.seed, batch_id)
+    micro_slots = divide(loop.corpus.lengths(sample_ids), plan, ranks.rank())
+    read: list[tuple[NDArray[np.int64], Batch, torch.Tensor]] = []
+    for number, slots in enumerate(micro_slots):
+        batch = collate(loop.corpus, sample_ids[slots]).to(loop.engine.device)
+        # The engines average gradients over ranks; times ranks / targets, that is the mean over all target tokens.
+        losses = loop.engine.forward_backward(batch, plan.ranks / total_targets, last=number == len(micro_slots) - 1)
+        read.append((slots, batch, losses))
+    reading, tokens, signal = _gather(loop, read)
+    if not np.isfinite(reading.losses).all():
+        raise FloatingPointError(
+            f"loss is not finite at batch {batch_id} (samples {reading.sample_ids.tolist()}); the step was not taken"
+        )
+    optim = loop.config.optim
+    lr = learning_rate(batch_id, peak=optim.lr or 0.0, warmup=plan.warmup_steps, steps=plan.steps, floor=optim.min_lr)
+    grad_norm = loop.engine.step(lr)
+    loop.step += 1
+    loop.tokens += tokens
+    if loop.writer and loop.monitor:
+        loop.writer.append(reading)
+        loss = float((reading.losses.astype(np.float64) * reading.n_targets).sum() / reading.n_targets.sum())
+        seconds = time.perf_counter() - began
+        loop.monitor.step(
+            StepStats(step=loop.step, loss=loss, lr=lr, grad_norm=grad_norm, tokens=tokens, seconds=seconds)
+        )
+    return signal
+
+
+def _seed(seed: int, batch_id: int) -> None:
+    """Randomness of a step derives from (seed, step, rank): there is no generator state to lose."""
+    state = np.random.SeedSequence((seed, batch_id, ranks.rank())).generate_state(1, np.uint64)
+    torch.manual_seed(int(state[0] >> np.uint64(1)))
+
+
+def _gather(loop: Loop, read: list[tuple[NDArray[np.int64], Batch, torch.Tensor]]) -> tuple[Reading, int, int]:
+    """Collect from all ranks what entered forward: the reading in slot order, tokens read, signal to stop."""
+    columns = []
+    for slots, batch, losses in read:
+        digests = np.frombuffer(b"".join(batch.digests()), dtype=np.int64).reshape(-1, DIGEST_BYTES // 8)
+        n_targets = batch.targets.sum(1)
+        means = (losses.float() / n_targets).cpu().numpy().astype(np.float32)
+        columns.append(
+            np.column_stack(
+                [
+                    slots,
+                    batch.sample_ids.cpu().numpy(),
+                    batch.lengths.cpu().numpy(),
+                    n_targets.cpu().numpy(),
+                    means.view(np.int32).astype(np.int64),
+                    digests,
+                    np.full(len(slots), loop.stop.signal),
+                ]
+            )
+        )
+    rows = ranks.gather(torch.from_numpy(np.concatenate(columns))).numpy()
+    rows = rows[np.argsort(rows[:, 0])]
+    positions = loop.step * loop.plan.batch_size + rows[:, 0]
+    reading = Reading(
+        batch_id=loop.step,
+        sample_ids=rows[:, 1],
+        epochs=loop.order.epochs(positions),
+        n_targets=rows[:, 3],
+        losses=rows[:, 4].astype(np.int32).view(np.float32),
+        digests=[row.tobytes() for row in np.ascontiguousarray(rows[:, 5:7])],
+    )
+    return reading, int(rows[:, 2].sum()), int(rows[:, 7].max())
+
+
+def _save(loop: Loop) -> None:
+    """Save a checkpoint; the record is durable before the checkpoint that names it."""
+    holdout = holdout_loss(loop)
+    target = loop.run.checkpoints
+    staging = checkpoints.staging(target, loop.step)
+    with checkpoints.full_disk_named(target):
+        try:
+            if loop.writer:
+                loop.writer.flush()
+                staging.mkdir()
+            ranks.barrier()
+            loop.engine.save_model(staging / "model")
+            loop.engine.save_state(staging / "state")
+            ranks.barrier()
+            if loop.writer and loop.monitor:
+                tokenizer.copy_files(loop.corpus.tokenizer, staging / "model")
+                checkpoints.commit(target, loop.step, _manifest(loop, loop.writer, holdout))
+                shown = "" if holdout is None else f", holdout loss {holdout:.4f}"
+                loop.monitor.line(f"saved {checkpoints.name_of(loop.step)}{shown}")
+                if holdout is not None:
+                    loop.monitor.holdout(loop.step, holdout)
+        except Exception:
+            checkpoints.clear_staging(target)
+            raise
+    ranks.barrier()
+    loop.saved_step = loop.step
+
+
+def _manifest(loop: Loop, writer: RecordWriter, holdout: float | None) -> dict[str, Any]:
+    return {
+        "step": loop.step,
+        "tokens": loop.tokens,
+        "record": {"head": writer.head, "batches": [loop.saved_step, loop.step]},
+        "corpus": loop.corpus.hash,
+        "identity": loop.run.manifest()["identity"],
+        "strategy": loop.plan.strategy,
+        "ranks": loop.plan.ranks,
+        "dtype": loop.plan.dtype,
+        "holdout_loss": holdout,
+    }
+
+
+def holdout_loss(loop: Loop) -> float | None:
+    """Mean loss per target token over up to 256 sealed samples; None without any. Every rank calls it."""
+    sealed = np.arange(loop.corpus.n_trainable, loop.corpus.n)
+    if not len(sealed):
+        return None
+    chosen = np.sort(np.random.default_rng(0).permutation(sealed)[:HOLDOUT_SAMPLES])
+    chosen = chosen[np.argsort(-loop.corpus.lengths(chosen), kind="stable")]
+    per_rank = -(-len(chosen) // loop.plan.ranks)
+    mine = np.resize(chosen, per_rank * loop.plan.ranks).reshape(per_rank, loop.plan.ranks)[:, ranks.rank()]
+    counted = (np.arange(per_rank) * loop.plan.ranks + ranks.rank()) < len(chosen)
+    sums = np.zeros(2)
+    # Every rank runs as many forward passes as the others: under ZeRO-3 each one gathers weights from all.
+    for start in range(0, per_rank, loop.plan.micro_batch_size):
+        part = slice(start, start + loop.plan.micro_batch_size)
+        batch = collate(loop.corpus, mine[part]).to(loop.engine.device)
+        losses = loop.engine.evaluate(batch).float().cpu().numpy()
+        sums += (losses * counted[part]).sum(), (batch.targets.sum(1).cpu().numpy() * counted[part]).sum()
+    total = ranks.gather(torch.from_numpy(sums[None])).numpy().sum(0)
+    return float(total[0] / total[1])

@@ -1,0 +1,118 @@
+"""What is shown and logged while a run trains: TensorBoard, a progress bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wellread.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepStats:
+    """Numbers of one optimizer step."""
+
+    step: int
+    loss: float
+    """Mean over all target tokens of the batch, nats."""
+    lr: float
+    grad_norm: float
+    tokens: int
+    """Tokens read by this step over all ranks, padding not counted."""
+    seconds: float
+
+
+class Monitor:
+    """Shows the run; rank 0 alone has one."""
+
+    def __init__(self, *, tb: Path, log: Path, plan: Plan, start: int, log_every: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(tb), purge_step=start + 1 if start else None)
+        self._log = open(log, "a", buffering=1)  # noqa: SIM115 - lives as long as the run
+        self._plan, self._log_every, self._start = plan, log_every, start
+        self._recent: list[StepStats] = []
+        self._bar: Any = None
+        self._task: Any = None
+        if sys.stdout.isatty():
+            self._bar, self._task = _progress_bar(plan.steps, start)
+
+    def line(self, text: str) -> None:
+        """Print one line above the progress bar, and into the log."""
+        self._log.write(text + "\n")
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False, markup=False)
+        else:
+            print(text, flush=True)
+
+    def step(self, stats: StepStats) -> None:
+        """Log one step."""
+        self._recent = [*self._recent[-19:], stats]
+        rate = sum(s.tokens for s in self._recent) / sum(s.seconds for s in self._recent)
+        scalars = {
+            "train/loss": stats.loss,
+            "train/lr": stats.lr,
+            "train/grad_norm": stats.grad_norm,
+            "speed/tokens_per_second": stats.tokens / stats.seconds,
+            "speed/step_seconds": stats.seconds,
+            "memory/rank0_gib": memory_bytes() / 2**30,
+        }
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, stats.step)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=stats.step, loss=stats.loss, rate=rate)
+        if stats.step % self._log_every == 0 or stats.step == self._plan.steps or len(self._recent) == 1:
+            self._step_line(stats, rate)
+
+    def _step_line(self, stats: StepStats, rate: float) -> None:
+        per_step = sum(s.seconds for s in self._recent) / len(self._recent)
+        left = time.strftime("%H:%M:%S", time.gmtime(per_step * (self._plan.steps - stats.step)))
+        width = len(str(self._plan.steps))
+        text = (
+            f"step {stats.step:>{width}}/{self._plan.steps}  loss {stats.loss:.4f}  lr {stats.lr:.2e}  "
+            f"grad {stats.grad_norm:.3f}  {rate:,.0f} tokens/s  {per_step:.2f} s/step  left {left}"
+        )
+        if self._bar is None:
+            print(text, flush=True)
+        self._log.write(text + "\n")
+
+    def holdout(self, step: int, loss: float) -> None:
+        """Log the loss on the sealed holdout."""
+        self._writer.add_scalar("holdout/loss", loss, step)
+
+    def close(self) -> None:
+        """Flush everything."""
+        if self._bar is not None:
+            self._bar.stop()
+        self._writer.close()
+        self._log.close()
+
+
+def _progress_bar(steps: int, start: int) -> tuple[Any, Any]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+        TextColumn("{task.fields[rate]:,.0f} tokens/s"),
+        TimeRemainingColumn(),
+    )
+    bar.start()
+    return bar, bar.add_task("training", total=steps, completed=start, loss=float("nan"), rate=0.0)
+
+
+def memory_bytes() -> int:
+    """Peak GPU memory of this rank, or its resident host memory where it has no GPU, in bytes."""
+    import psutil
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return int(psutil.Process(os.getpid()).memory_info().rss)

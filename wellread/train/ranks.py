@@ -1,0 +1,83 @@
+"""The ranks of a run: process group, gathering, and the signals that ask them to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import types
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+TIMEOUT = timedelta(minutes=30)
+
+
+def start() -> None:
+    """Join the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, …)."""
+    import torch
+    import torch.distributed as dist
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank())
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+
+
+def stop() -> None:
+    """Leave the process group."""
+    import torch.distributed as dist
+
+    dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Number of this process over all nodes."""
+    return int(os.environ.get("RANK", 0))
+
+
+def local_rank() -> int:
+    """Number of this process on its node."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def world_size() -> int:
+    """Number of processes over all nodes."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def device() -> torch.device:
+    """Device of this rank."""
+    import torch
+
+    return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    import torch.distributed as dist
+
+    dist.barrier()
+
+
+def gather(rows: torch.Tensor) -> torch.Tensor:
+    """Concatenate every rank's `rows` (same shape on all) along the first axis, in order of rank."""
+    import torch
+    import torch.distributed as dist
+
+    rows = rows.to(device()).contiguous()
+    gathered = torch.empty((world_size() * rows.shape[0], *rows.shape[1:]), dtype=rows.dtype, device=rows.device)
+    dist.all_gather_single(gathered, rows)
+    return gathered.cpu()
+
+
+class StopRequest:
+    """Remembers a signal that asks this rank to stop; the ranks agree on it at the next step boundary."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, frame: types.FrameType | None) -> None:
+        self.signal = number
