@@ -50,7 +50,7 @@ def _train(run: RunDirectory, log: Path, rank: int) -> int:
     ranks.start()
     config = run.config()
     eos = Tokenizer.load(run.corpus / "tokenizer").eos
-    code = train(run, load_initial(find(config.model), config.seed, eos), log)
+    code = train(run, lambda: load_initial(find(config.model), config.seed, eos), log)
     ranks.stop()
     return code
 

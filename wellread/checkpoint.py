@@ -82,9 +82,24 @@ def list_checkpoints(directory: Path) -> list[Checkpoint]:
         if re.fullmatch(r"step-\d+", path.name) and manifest.is_file():
             try:
                 found.append(Checkpoint(path, json.loads(manifest.read_text())))
-            except json.JSONDecodeError:
+            except ValueError:  # not JSON, not even text
                 continue  # newest_valid names it
     return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def open_checkpoint(directory: Path, step: int) -> Checkpoint:
+    """The committed checkpoint of `step`.
+
+    Raises
+    ------
+    ValueError
+        When there is none; names those that are there.
+    """
+    found = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(directory)}
+    if step not in found:
+        there = ", ".join(f"step-{other}" for other in found) or "none"
+        raise ValueError(f"{directory}: no checkpoint step-{step}; there: {there}")
+    return found[step]
 
 
 def newest_valid(directory: Path) -> tuple[Checkpoint | None, list[str]]:

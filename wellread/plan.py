@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import TYPE_CHECKING
 
-from wellread.config import RunConfig
+from wellread.config import RunConfig, from_dict
 from wellread.order import Order
 
 if TYPE_CHECKING:
@@ -67,6 +68,12 @@ class Plan:
     warmup_steps: int
     save_steps: tuple[int, ...]
     """Steps at which a checkpoint is saved."""
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan that plan.json holds."""
+        plan: Plan = from_dict(cls, json.loads(text))
+        return plan
 
     def files(self) -> list[str]:
         """Files and directories that the run writes, relative to the run directory."""

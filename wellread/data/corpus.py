@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,39 @@ if TYPE_CHECKING:
     import pyarrow
 
 DIGEST_BYTES = 16
+
+
+class SampleReader(Protocol):
+    """What the loop and the evaluations ask of samples, wherever their tokens come from."""
+
+    path: Path
+
+    @property
+    def hash(self) -> str:
+        """Identity of what is read."""
+
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+
+    @property
+    def n_trainable(self) -> int:
+        """Number of trainable samples; they come first, sealed ones after them."""
+
+    def tokens(self, sample_id: int) -> NDArray[Any]:
+        """Tokens of one sample, (length,)."""
+
+    def targets(self, sample_id: int) -> NDArray[np.bool_]:
+        """Loss mask of one sample, (length,)."""
+
+    def lengths(self, sample_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Number of tokens of each sample."""
+
+    def n_targets(self, sample_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Number of tokens of each sample that carry loss."""
+
+    def digest(self, sample_id: int) -> bytes:
+        """Digest of one sample."""
 
 
 def digest(tokens: NDArray[Any], targets: NDArray[Any]) -> bytes:

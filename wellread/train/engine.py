@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,11 +13,16 @@ from torch import nn
 from wellread.config import CONFIGS, RunConfig
 from wellread.models.loss import sample_losses
 from wellread.train import ranks
+from wellread.train.moments import OPTIMIZER_FILE, ZERO, Moments
 from wellread.train.optim import make_optimizer
 
 if TYPE_CHECKING:
     from wellread.data.batch import Batch
     from wellread.plan import Plan
+
+
+STRATEGY_FILE = "strategy.json"
+"""Beside a ZeRO state: what it fits."""
 
 
 class Engine(Protocol):
@@ -39,8 +45,14 @@ class Engine(Protocol):
     def save_state(self, directory: Path) -> None:
         """Write what resuming needs beyond the model."""
 
-    def load(self, model: Path, state: Path) -> None:
-        """Continue from a checkpoint."""
+    def fits(self, state: Path) -> bool:
+        """Whether `load` can read this state: it was saved by the same engine, for as many ranks and the same stage."""
+
+    def load(self, state: Path) -> None:
+        """Continue exactly from a state that fits; the model already has the checkpoint's weights."""
+
+    def adopt(self, model: Path, moments: Moments, step: int) -> None:
+        """Continue from the moments of a state that does not fit, and the weights in directory `model`."""
 
 
 class LossModule(nn.Module):
@@ -114,16 +126,31 @@ class TorchEngine:
         """Write the optimiser's state; the weights are those of the model directory."""
         if ranks.rank() == 0:
             directory.mkdir(parents=True, exist_ok=True)
-            torch.save(self._optimizer.state_dict(), directory / "optimizer.pt")
+            saved = {"optimizer": self._optimizer.state_dict(), "names": self._names()}
+            torch.save(saved, directory / OPTIMIZER_FILE)
 
-    def load(self, model: Path, state: Path) -> None:
+    def _names(self) -> list[str]:
+        """Names of the parameters in the optimiser's own order."""
+        names = {id(parameter): name for name, parameter in self._module.named_parameters()}
+        return [names[id(p)] for group in self._optimizer.param_groups for p in group["params"]]
+
+    def fits(self, state: Path) -> bool:
+        """See `Engine`; any number of ranks will do."""
+        return (state / OPTIMIZER_FILE).is_file()
+
+    def load(self, state: Path) -> None:
         """See `Engine`."""
-        from wellread.models.load import load_model
+        saved = torch.load(state / OPTIMIZER_FILE, map_location=self.device, weights_only=True)
+        self._optimizer.load_state_dict(saved["optimizer"])
 
-        if not (state / "optimizer.pt").is_file():
-            raise ValueError(f"{state}: saved by another strategy; continue with the one the run began with")
-        self._module.model.load_state_dict(load_model(model).state_dict())
-        self._optimizer.load_state_dict(torch.load(state / "optimizer.pt", map_location=self.device, weights_only=True))
+    def adopt(self, model: Path, moments: Moments, step: int) -> None:
+        """See `Engine`."""
+        parameters = dict(self._module.named_parameters())
+        state = {}
+        for number, name in enumerate(self._names()):
+            first, second = (m.reshape(parameters[name].shape) for m in moments(name))
+            state[number] = {"step": torch.tensor(float(step)), "exp_avg": first, "exp_avg_sq": second}
+        self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": state})
 
 
 class DeepSpeedEngine:
@@ -180,21 +207,60 @@ class DeepSpeedEngine:
 
     def save_state(self, directory: Path) -> None:
         """Write DeepSpeed's own checkpoint: one file per rank."""
-        self._engine.save_checkpoint(str(directory), tag="zero", client_state={"ranks": self._plan.ranks})
+        self._engine.save_checkpoint(str(directory), tag=ZERO)
+        if ranks.rank() == 0:
+            (directory / STRATEGY_FILE).write_text(json.dumps(self._marker()))
+            for script in directory.glob("zero_to_*.py"):  # copied along by DeepSpeed; model/ needs no conversion
+                script.unlink()
 
-    def load(self, model: Path, state: Path) -> None:
+    def _marker(self) -> dict[str, Any]:
+        return {"strategy": self._plan.strategy, "ranks": self._plan.ranks, "dtype": self._plan.dtype}
+
+    def fits(self, state: Path) -> bool:
         """See `Engine`."""
-        saved = len(list((state / "zero").glob("*_optim_states.pt"))) if (state / "zero").is_dir() else 0
-        if saved != self._plan.ranks:
-            by = f"{saved} ranks" if saved else "another strategy"
-            raise ValueError(f"{state}: saved by {by}; continue with the ranks and the strategy the run began with")
-        self._engine.load_checkpoint(str(state), tag="zero")
+        marker = state / STRATEGY_FILE
+        return marker.is_file() and json.loads(marker.read_text()) == self._marker()
+
+    def load(self, state: Path) -> None:
+        """See `Engine`."""
+        self._engine.load_checkpoint(str(state), tag=ZERO)
+
+    def adopt(self, model: Path, moments: Moments, step: int) -> None:
+        """See `Engine`; master weights and moments are set through DeepSpeed's own access functions."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        from wellread.models.load import load_model
+
+        weights = {name: p.detach() for name, p in LossModule(load_model(model)).named_parameters()}
+        self._empty_step()
+        for name, parameter in self._engine.module.named_parameters():
+            first, second = (m.reshape(weights[name].shape) for m in moments(name))
+            safe_set_full_fp32_param(parameter, weights[name])
+            safe_set_full_optimizer_state(parameter, first, "exp_avg")
+            safe_set_full_optimizer_state(parameter, second, "exp_avg_sq")
+        for state in self._engine.optimizer.optimizer.state.values():
+            state["step"].fill_(step)
+
+    def _empty_step(self) -> None:
+        """Take a step with zero gradients at learning rate 0: it changes no weight and makes the optimiser's state."""
+        tokens = torch.zeros((self._plan.micro_batch_size, 8), dtype=torch.int64, device=self.device)
+        targets = torch.ones_like(tokens, dtype=torch.bool)
+        targets[:, 0] = False
+        for number in range(self._plan.accumulation):
+            losses = self._engine(tokens, targets)
+            self._engine.backward(losses.sum() * 0.0, scale_wrt_gas=False)
+            if number < self._plan.accumulation - 1:
+                self._engine.step()
+        self.step(lr=0.0)
+        zero = self._engine.optimizer
+        if hasattr(zero, "_hp_optimizer_states_linked"):
+            # Stages 1 and 2 link moments to parameters after the step of the first group, when the others have none.
+            zero._hp_optimizer_states_linked = False
+            zero._lazy_init_hp_params_optimizer_state()
 
 
 def deepspeed_config(config: RunConfig, plan: Plan) -> dict[str, Any]:
     """What DeepSpeed is told: the file of the strategy (configs/ds), and what the plan owns."""
-    import json
-
     settings: dict[str, Any] = json.loads((CONFIGS / "ds" / f"{plan.strategy}.json").read_text())
     return settings | {
         "train_batch_size": plan.batch_size,

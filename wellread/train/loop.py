@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,15 +13,17 @@ import torch
 from numpy.typing import NDArray
 
 from wellread import checkpoint as checkpoints
-from wellread.config import RunConfig, from_dict
+from wellread.checkpoint import Checkpoint
+from wellread.config import RunConfig
 from wellread.data import tokenizer
 from wellread.data.batch import Batch, collate
 from wellread.data.corpus import DIGEST_BYTES, Corpus
+from wellread.models.load import load_model
 from wellread.order import Order
 from wellread.plan import Plan
 from wellread.record import Reading, RecordWriter, genesis
 from wellread.runs import RunDirectory
-from wellread.train import ranks
+from wellread.train import moments, ranks
 from wellread.train.engine import Engine, make_engine
 from wellread.train.monitor import Monitor, StepStats
 from wellread.train.optim import learning_rate
@@ -55,13 +57,13 @@ class Loop:
     identity: dict[str, Any] = field(default_factory=dict)
 
 
-def train(run: RunDirectory, model: nn.Module, log: Path) -> int:
+def train(run: RunDirectory, initial: Callable[[], nn.Module], log: Path) -> int:
     """Train until the last step or a request to stop; every rank calls it.
 
     Parameters
     ----------
-    model : transformers causal language model
-        The initial weights, fp32, on the CPU.
+    initial : callable
+        Makes the transformers causal language model that training starts from: fp32, on the CPU.
     log : Path
         This rank's log file.
 
@@ -71,12 +73,15 @@ def train(run: RunDirectory, model: nn.Module, log: Path) -> int:
         Exit code: 0 when the run is finished, 128 + S when signal S stopped it (after a save).
     """
     config, corpus = run.config(), Corpus.open(run.corpus)
-    plan: Plan = from_dict(Plan, json.loads(run.plan_file.read_text()))
+    plan = Plan.from_json(run.plan_file.read_text())
     order = Order(kind="shuffle", seed=config.seed, n=corpus.n_trainable, batch_size=plan.batch_size)
-    engine = make_engine(model, config, plan)
+    found, passed_over = _newest_checkpoint(run)
+    engine = make_engine(load_model(found.model) if found else initial(), config, plan)
     loop = Loop(run, config, plan, corpus, order, engine, ranks.StopRequest())
-    _resume(loop, log)
-    if loop.step == 0:
+    _open_outputs(loop, found, passed_over, log)
+    if found:
+        _resume(loop, found)
+    else:
         _save(loop)
     signal = 0
     while loop.step < plan.steps and not signal:
@@ -89,24 +94,52 @@ def train(run: RunDirectory, model: nn.Module, log: Path) -> int:
     return STOP_CODE + signal if signal and loop.step < plan.steps else 0
 
 
-def _resume(loop: Loop, log: Path) -> None:
-    """Continue from the newest valid checkpoint, or begin."""
-    run, start = loop.run, genesis(loop.corpus.hash, loop.order.identity())
-    run.checkpoints.mkdir(exist_ok=True)
-    found, passed_over = checkpoints.newest_valid(run.checkpoints)
-    ranks.barrier()  # all have looked before rank 0 clears up
-    if found:
-        loop.engine.load(found.model, found.state)
-        loop.step = loop.saved_step = found.step
-        loop.tokens = found.tokens
+def _newest_checkpoint(run: RunDirectory) -> tuple[Checkpoint | None, list[str]]:
+    """Newest valid checkpoint, found by rank 0, which clears up after interrupted saves; the others are told."""
+    found: Checkpoint | None = None
+    passed_over: list[str] = []
     if ranks.rank() == 0:
+        run.checkpoints.mkdir(exist_ok=True)
         checkpoints.clear_staging(run.checkpoints)
-        loop.writer = RecordWriter(run.record, start=start, step=loop.step, head=found.head if found else None)
-        loop.monitor = Monitor(tb=run.tb, log=log, plan=loop.plan, start=loop.step, log_every=loop.config.log_every)
-        for line in passed_over:
-            loop.monitor.line(f"passed over a damaged checkpoint: {line}")
-        if found:
-            loop.monitor.line(f"continuing from {found.path.name}")
+        found, passed_over = checkpoints.newest_valid(run.checkpoints)
+    step = ranks.from_rank0(found.step if found else -1)
+    return (checkpoints.open_checkpoint(run.checkpoints, step) if step >= 0 else None), passed_over
+
+
+def _open_outputs(loop: Loop, found: Checkpoint | None, passed_over: list[str], log: Path) -> None:
+    if ranks.rank() > 0:
+        return
+    run, step = loop.run, found.step if found else 0
+    start = genesis(loop.corpus.hash, loop.order.identity())
+    loop.writer = RecordWriter(run.record, start=start, step=step, head=found.head if found else None)
+    loop.monitor = Monitor(tb=run.tb, log=log, plan=loop.plan, start=step, log_every=loop.config.log_every)
+    for line in passed_over:
+        loop.monitor.line(f"passed over a damaged checkpoint: {line}")
+
+
+def _resume(loop: Loop, found: Checkpoint) -> None:
+    """Continue from a checkpoint, whichever strategy and however many ranks saved it."""
+    loop.step = loop.saved_step = found.step
+    loop.tokens = found.tokens
+    _say(loop, f"continuing from {found.path.name}")
+    if loop.engine.fits(found.state):
+        loop.engine.load(found.state)
+        return
+    saved_by = f"{found.manifest['strategy']} on {found.manifest['ranks']} ranks"
+    _say(loop, f"its state was saved by {saved_by}: converting it for {loop.plan.strategy} on {loop.plan.ranks}")
+    converted = loop.run.checkpoints / f".{found.path.name}.converted"
+    if ranks.rank() == 0 and (found.state / moments.ZERO).is_dir():
+        moments.convert(found.state, converted)
+    ranks.barrier()
+    loop.engine.adopt(found.model, moments.read(found.state, converted), found.step)
+    ranks.barrier()
+    if ranks.rank() == 0:
+        checkpoints.clear_staging(loop.run.checkpoints)
+
+
+def _say(loop: Loop, line: str) -> None:
+    if loop.monitor:
+        loop.monitor.line(line)
 
 
 def divide(lengths: NDArray[np.int64], plan: Plan, rank: int) -> list[NDArray[np.int64]]:

@@ -60,6 +60,16 @@ def barrier() -> None:
     dist.barrier()
 
 
+def from_rank0(value: int) -> int:
+    """The value that rank 0 has."""
+    import torch
+    import torch.distributed as dist
+
+    tensor = torch.tensor([value], dtype=torch.int64, device=device())
+    dist.broadcast(tensor, src=0)
+    return int(tensor.item())
+
+
 def gather(rows: torch.Tensor) -> torch.Tensor:
     """Concatenate every rank's `rows` (same shape on all) along the first axis, in order of rank."""
     import torch
