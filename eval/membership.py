@@ -66,10 +66,15 @@ def evaluate(
     Raises
     ------
     ValueError
-        When the run has no sealed samples, no checkpoint, none at one of `steps`, or a record shorter than these.
+        When the run has no sealed samples, no checkpoint, none at one of `steps`, or a record shorter than these;
+        when `bootstrap` or `max_samples` is too small to say anything.
     """
     from wellread.results import Result, write
 
+    if bootstrap < 100:
+        raise ValueError(f"--bootstrap {bootstrap}: too few for an interval; give at least 100")
+    if max_samples < 2:
+        raise ValueError(f"--max_samples {max_samples}: nothing to compare; give at least 2")
     groups, chosen, model = Groups.of(run, max_samples, seed), _choose(run, steps), run.config().model
     results: list[Result] = []
     with Reporter(sum(groups.all(checkpoint.step).size for checkpoint in chosen), progress) as reporter:
@@ -165,8 +170,9 @@ def scored_groups(run: RunDirectory, checkpoint: Checkpoint) -> dict[str, Floats
     scores = read_scores(_scores_file(run, checkpoint), **_belongs_to(checkpoint))
     if scores is None:
         return {}
+    scored = scores.at(scores.sample_id[scores.n_targets > 0])
     sides = Groups.of(run, sys.maxsize, 0).at(checkpoint.step)
-    return {name: scores.at(np.intersect1d(ids, scores.sample_id)).mean for name, ids in sides.items()}
+    return {name: scored.at(np.intersect1d(ids, scored.sample_id)).mean for name, ids in sides.items()}
 
 
 def _choose(run: RunDirectory, steps: Sequence[int] | None) -> list[Checkpoint]:

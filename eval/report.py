@@ -135,8 +135,10 @@ def _lead(run: RunDirectory, record: Record, checkpoints: list[Checkpoint]) -> s
 
 
 def _summary(run: RunDirectory, record: Record, reading: Reading, checkpoints: list[Checkpoint]) -> dict[str, str]:
-    config, plan = run.config(), run.plan()
-    nodes = f"{plan.nodes} node{'s' * (plan.nodes > 1)}"
+    from wellread.plan import Plan
+
+    config, plan = run.config(), Plan.from_json(run.plan_file.read_text())
+    ranks = f"{plan.ranks} rank{'s' * (plan.ranks > 1)}"
     return {
         "model": config.model,
         "data": f"{config.data}, {config.holdout:g} of its documents sealed",
@@ -145,9 +147,9 @@ def _summary(run: RunDirectory, record: Record, reading: Reading, checkpoints: l
         "tokens read": f"{checkpoints[-1].tokens:,} at step {checkpoints[-1].step:,}"
         if checkpoints
         else "no checkpoint",
-        "batch": f"{plan.batch_size} = {plan.micro_batch_size} × {plan.accumulation} accumulated × {plan.ranks} ranks",
+        "batch": f"{plan.batch_size} = {plan.micro_batch_size} × {plan.accumulation} accumulated × {ranks}",
         "strategy": f"{plan.strategy}, {plan.dtype}: {plan.strategy_reason}",
-        "ranks": f"{plan.ranks} on {nodes} ({plan.cluster}, {plan.device})",
+        "ranks": f"{ranks} on {plan.nodes} node{'s' * (plan.nodes > 1)} ({plan.cluster}, {plan.device})",
         "sequence length": f"{plan.seq_len:,} tokens",
         "learning rate": f"{config.optim.lr}",
         "seed": str(config.seed),
@@ -205,7 +207,7 @@ def _pictures(
     held = [(c.step, float(c.manifest["holdout_loss"])) for c in checkpoints if c.manifest.get("holdout_loss")]
     if reading.losses.size:
         image = plots.loss_curve(np.arange(reading.losses.size), reading.losses, holdout=held)
-        alt = f"Training loss falls from {reading.losses[0]:.2f} to {reading.losses[-1]:.2f} nats per target token."
+        alt = f"Training loss goes from {reading.losses[0]:.2f} to {reading.losses[-1]:.2f} nats per target token."
         yield Picture("Loss", image, alt, "Mean loss of each batch as it was trained, out of the record.")
     if any(result.metric == "auc" for result in results):
         alt = "AUC against the step, with 95% intervals, for read samples and the two controls; numbers below."

@@ -75,6 +75,8 @@ def prepare(config: RunConfig) -> Path:
 
 def _recognised(source: sources.Source) -> Schema:
     columns = {c for row in itertools.islice(sources.rows(source), 100) if row.fields for c in row.fields}
+    if not columns:
+        return SCHEMAS["dolly"]  # any will do: the rows are broken or none, and the check of rows says which
     return recognise(columns, str(source.path or source.hub))
 
 

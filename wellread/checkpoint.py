@@ -56,6 +56,11 @@ class Checkpoint:
         """Directory of what resuming needs."""
         return self.path / "state"
 
+    @property
+    def resumable(self) -> bool:
+        """Whether its state is there; retention keeps the states of the newest checkpoints alone."""
+        return any(name.startswith("state/") for name in self.manifest["files"])
+
     def damage(self) -> str | None:
         """One line about the first file that is missing or altered; None when all match."""
         for name, expected in self.manifest["files"].items():
@@ -103,16 +108,34 @@ def open_checkpoint(directory: Path, step: int) -> Checkpoint:
 
 
 def newest_valid(directory: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Newest checkpoint whose files all match its manifest, and one line for each newer one that was passed over."""
+    """Newest resumable checkpoint whose files all match its manifest, and a line for each newer one passed over."""
     passed_over: list[str] = []
     by_path = {checkpoint.path: checkpoint for checkpoint in list_checkpoints(directory)}
     for path in sorted(directory.glob("step-*"), reverse=True):
         checkpoint = by_path.get(path)
+        if checkpoint and not checkpoint.resumable:
+            continue
         damage = checkpoint.damage() if checkpoint else f"{path / MANIFEST}: missing or damaged"
         if checkpoint and damage is None:
             return checkpoint, passed_over
         passed_over.append(str(damage))
     return None, passed_over
+
+
+def drop_old_states(directory: Path, keep: int) -> None:
+    """Delete the states of all but the newest `keep` checkpoints; models stay.
+
+    The manifest forgets the state before its files go, so that a crash in between leaves a valid checkpoint.
+    """
+    found = list_checkpoints(directory)
+    kept = [checkpoint.step for checkpoint in found if checkpoint.resumable][-keep:]
+    for checkpoint in found:
+        if checkpoint.step in kept:
+            continue
+        if checkpoint.resumable:
+            files = {name: of for name, of in checkpoint.manifest["files"].items() if not name.startswith("state/")}
+            write_json(checkpoint.path / MANIFEST, checkpoint.manifest | {"files": files})
+        shutil.rmtree(checkpoint.state, ignore_errors=True)
 
 
 def staging(directory: Path, step: int) -> Path:
@@ -154,11 +177,12 @@ def _fsync_file(path: Path) -> None:
 
 
 @contextmanager
-def full_disk_named(directory: Path) -> Iterator[None]:
-    """Turn the many ways in which libraries report a full disk into the one OSError that names `directory`."""
+def cleared_on_error(directory: Path) -> Iterator[None]:
+    """Leave no half-made checkpoint behind; report a full disk, which libraries do in many ways, as one OSError."""
     try:
         yield
     except Exception as error:
+        clear_staging(directory)
         texts = f"{error} {error.__cause__} {error.__context__}"
         told = "No space left on device" in texts or "os error 28" in texts
         if getattr(error, "errno", None) == errno.ENOSPC or told or _free_bytes(directory) < 1 << 16:

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,7 +31,12 @@ def new_parser(prog: str, description: str, examples: str) -> ArgumentParser:
             super().__init__(prog, max_help_position=30, width=min(120, _terminal_width()))
 
     return ArgumentParser(
-        prog=prog, description=description, epilog=examples, exit_on_error=False, formatter_class=Formatter
+        prog=prog,
+        description=description,
+        epilog=examples,
+        exit_on_error=False,
+        allow_abbrev=False,
+        formatter_class=Formatter,
     )
 
 
@@ -63,7 +69,10 @@ def parse_dataclass(parser: ArgumentParser, kind: type[Any], argv: Sequence[str]
 
     from wellread.config import from_dict
 
-    values = parse(parser, _config_first(argv)).as_dict()
+    ordered = _config_first(argv)
+    for path in _config_files(ordered):
+        _check_config_file(path)
+    values = parse(parser, ordered).as_dict()
     own = {field.name for field in fields(kind)}
     return from_dict(kind, {k: v for k, v in values.items() if k in own}), {
         k: v for k, v in values.items() if k not in own
@@ -98,14 +107,35 @@ def _config_first(argv: Sequence[str]) -> list[str]:
     return first + rest
 
 
+def _config_files(argv: Sequence[str]) -> list[str]:
+    """Values of ``--config`` among `argv`, in which they come first."""
+    apart = [argv[i + 1] for i, argument in enumerate(argv[:-1]) if argument == "--config"]
+    return apart + [argument.partition("=")[2] for argument in argv if argument.startswith("--config=")]
+
+
+def _check_config_file(path: str) -> None:
+    """Refuse what is no YAML mapping, naming the file: the parser's own messages do not."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_bytes())
+    except OSError as error:
+        raise ValueError(f"--config {path}: cannot be read ({error.strerror}); name a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config {path}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"--config {path}: holds no settings; write one a line, e.g. steps: 200")
+
+
 def _explain(message: str, keys: list[str]) -> str:
     """One line out of a parser's message, with the nearest valid key where one was unknown."""
     line = " ".join(message.split())
     unknown = re.search(r"[Uu]nrecognized arguments:? (?:--)?([\w.]+)", line) or re.search(
         r"(?:Option|Key) '([\w.]+)' (?:is not accepted|is not expected|does not exist)", line
     )
-    if unknown:
-        name = unknown.group(1)
+    nested = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", line)
+    if match := unknown or nested:
+        name = ".".join(match.groups())
         near = difflib.get_close_matches(name, keys, n=1, cutoff=0.5)
         hint = f"did you mean --{near[0]}?" if near else "see --help for the valid ones"
         return f"unknown setting {name!r}: {hint}"

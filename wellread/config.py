@@ -80,6 +80,8 @@ class RunConfig:
     """Steps between checkpoints (default: a round number that gives about eight)."""
     save_schedule: SaveSchedule = "linear"
     """linear, or log: steps 0, 1, 2, 4 ... 512, then every save_every."""
+    keep_states: int = 2
+    """Newest checkpoints that keep what resuming needs; the models of all are kept."""
     log_every: int = 10
     """Steps between lines of the log."""
     resume: Resume = "auto"
@@ -98,7 +100,16 @@ class RunConfig:
 
 
 def _check_ranges(config: RunConfig) -> None:
-    for name in ("steps", "batch_size", "micro_batch_size", "seq_len", "save_every", "log_every", "nodes"):
+    for name in (
+        "steps",
+        "batch_size",
+        "micro_batch_size",
+        "seq_len",
+        "save_every",
+        "keep_states",
+        "log_every",
+        "nodes",
+    ):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name} {value}: must be at least 1")
@@ -110,6 +121,8 @@ def _check_ranges(config: RunConfig) -> None:
         raise ValueError(f"--holdout {config.holdout}: must be at least 0 and below 1 (a fraction of the documents)")
     if config.max_bad_rows < 0:
         raise ValueError(f"--max_bad_rows {config.max_bad_rows}: must be at least 0")
+    if not 0 <= config.seed < 2**64:
+        raise ValueError(f"--seed {config.seed}: must be at least 0 and below 2^64")
     optim = config.optim
     if optim.lr is not None and not optim.lr > 0:
         raise ValueError(f"--optim.lr {optim.lr}: must be above 0")
@@ -117,6 +130,12 @@ def _check_ranges(config: RunConfig) -> None:
         value = getattr(optim, name)
         if not 0 <= value <= 1:
             raise ValueError(f"--optim.{name} {value}: must lie between 0 and 1")
+    for name in ("weight_decay", "clip"):
+        value = getattr(optim, name)
+        if not value >= 0:
+            raise ValueError(f"--optim.{name} {value}: must be at least 0")
+    if not optim.eps > 0:
+        raise ValueError(f"--optim.eps {optim.eps}: must be above 0")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

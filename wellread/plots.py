@@ -61,11 +61,11 @@ def loss_curve(
     """
     from matplotlib.ticker import MaxNLocator
 
-    window = len(losses) // 25 | 1  # odd: as many before as after
+    window = min(max(5, len(losses) // 25), len(losses)) | 1  # odd: as many before as after
     with _figure(7.2, 3.8) as figure:
         axes = figure.subplots()
         keep = slice(None, None, -(-len(steps) // MAX_POINTS) or 1)
-        axes.plot(steps[keep], losses[keep], color=BLUE, alpha=0.28, linewidth=1, label="each batch")
+        axes.plot(steps[keep], losses[keep], color=BLUE, alpha=0.4, linewidth=1, label="each batch")
         if window > 1:
             axes.plot(steps[keep], _running_mean(losses, window)[keep], color=BLUE, label=f"mean of {window} batches")
         if holdout:
@@ -161,8 +161,10 @@ def _ends(rows: Sequence[Result]) -> Iterator[list[tuple[Result, float | None]]]
 
 def _running_mean(values: Floats, window: int) -> Floats:
     """Mean of `window` values around each, of fewer near the ends; float[k]."""
-    ones = np.ones(window)
-    return np.asarray(np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same"))
+    half, total = window // 2, np.concatenate([[0.0], np.cumsum(values)])
+    start = np.maximum(np.arange(len(values)) - half, 0)
+    stop = np.minimum(np.arange(len(values)) + half + 1, len(values))
+    return np.asarray((total[stop] - total[start]) / (stop - start))
 
 
 def _step_axis(axes: Any, steps: Sequence[int]) -> None:

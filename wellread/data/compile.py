@@ -131,7 +131,9 @@ def merge(build: Path, *, source: str, vocab_size: int, settings: dict[str, Any]
         os.fsync(file.fileno())
     n_trainable = columns["split"].count("trainable")
     if n_trainable == 0:
-        raise ValueError(f"{source}: no trainable sample is left ({_reasons(counts) or 'every document is sealed'})")
+        counts["sealed"] = len(columns["split"])
+        left_out = _reasons(counts)
+        raise ValueError(f"{source}: no trainable sample is left ({left_out}); lower --holdout or give more rows")
     _write_array(build / "offsets.npy", np.concatenate([[0], np.cumsum(columns["n_tokens"])]).astype(np.int64))
     _write_array(build / "targets.npy", np.concatenate(spans).astype(np.int32))
     _write_array(build / "target_offsets.npy", np.concatenate([[0], np.cumsum(n_spans)]).astype(np.int64))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,10 @@ def recognise(columns: Iterable[str], where: str) -> Schema:
     raise ValueError(f"{where}: columns {', '.join(sorted(present))} fit no known schema ({wanted})")
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""JSON can spell these as \\ud83d; no encoding, so no tokenizer and no hash, takes them."""
+
+
 def example(fields: dict[str, Any], schema: Schema) -> Example | str:
     """Apply the template to one row.
 
@@ -96,6 +101,9 @@ def example(fields: dict[str, Any], schema: Schema) -> Example | str:
         return f"{schema.response!r} is {type(response).__name__}, not text"
     if context is not None and not isinstance(context, str):
         return f"{schema.context!r} is {type(context).__name__}, not text"
+    for name in (schema.instruction, schema.context, schema.response, "category"):
+        if _SURROGATE.search(str(fields.get(name) or "")):
+            return f"{name!r} holds half of a surrogate pair (a character cut in two), which is no text"
     text = schema.with_context if context and context.strip() else schema.without_context
     prompt = text.replace("{instruction}", instruction.strip(), 1)
     if context and context.strip():

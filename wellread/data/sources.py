@@ -58,7 +58,7 @@ def find(data: str) -> Source:
         return Source(
             name=data, schema=entry["schema"], path=path, hub=entry.get("hub"), published_rows=entry.get("rows")
         )
-    name, at, file = data.partition("@")
+    name, at, file = (data, "", "") if Path(data).is_file() else data.partition("@")
     if at and name not in known:
         raise ValueError(f"--data {data}: unknown set {name!r}; known: {', '.join(known)}")
     path = Path(file if at else data)
@@ -107,7 +107,7 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
 
 def _decoded(number: int, line: bytes) -> Row:
     try:
-        return _as_row(number, json.loads(line))
+        return _as_row(number, json.loads(line.strip()))
     except UnicodeDecodeError as error:
         return Row(number, None, f"not UTF-8 at byte {error.start} of the line")
     except json.JSONDecodeError as error:

@@ -60,13 +60,16 @@ class Tokenizer:
         return len(self.backend)
 
     def prompts(self, texts: list[str]) -> list[list[int]]:
-        """Encode openings of samples: with the beginning-of-sequence token where the tokenizer wants one."""
-        encoded = self.backend(texts, add_special_tokens=True)["input_ids"]
+        """Encode openings of samples: with the beginning-of-sequence token where the tokenizer wants one.
+
+        A text that spells a special token stays text: a row that quotes ``<|endoftext|>`` does not end there.
+        """
+        encoded = self.backend(texts, add_special_tokens=True, split_special_tokens=True)["input_ids"]
         return [ids[:-1] if ids and ids[-1] == self.eos and len(ids) > 1 else ids for ids in encoded]
 
     def continuations(self, texts: list[str]) -> list[list[int]]:
-        """Encode texts that continue a sample: no special tokens."""
-        encoded: list[list[int]] = self.backend(texts, add_special_tokens=False)["input_ids"]
+        """Encode texts that continue a sample: no special tokens, not even where the text spells one."""
+        encoded: list[list[int]] = self.backend(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return encoded
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -115,7 +118,9 @@ def train_bpe(texts: Iterable[str], vocab_size: int, target: Path, positions: in
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT, model_max_length=positions
     )
-    tokenizer.save_pretrained(target)
+    unfinished = target.with_name(f".{target.name}.tmp")  # a killed build must not leave half a tokenizer to the next
+    tokenizer.save_pretrained(unfinished)
+    unfinished.rename(target)
 
 
 def identify(directory: Path | None, vocab_size: int) -> str:

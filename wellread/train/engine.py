@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import psutil
 import torch
 from torch import nn
 
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from wellread.data.batch import Batch
     from wellread.plan import Plan
 
+
+Write = Callable[[Path], None]
+"""Writes a checkpoint's ``model/`` and ``state/`` into a directory."""
 
 STRATEGY_FILE = "strategy.json"
 """Beside a ZeRO state: what it fits."""
@@ -39,11 +44,14 @@ class Engine(Protocol):
     def step(self, lr: float) -> float:
         """Update the weights; return the 2-norm of the gradient before clipping."""
 
-    def save_model(self, directory: Path) -> None:
-        """Write the model in Hugging Face layout (fp32 master weights)."""
+    def save(self, directory: Path) -> None:
+        """Write ``model/`` (Hugging Face layout, fp32 master weights) and ``state/`` (what resuming needs beyond)."""
 
-    def save_state(self, directory: Path) -> None:
-        """Write what resuming needs beyond the model."""
+    def snapshot(self) -> Write | None:
+        """Copy what a checkpoint needs to host memory; return what writes it later, on rank 0 and without the others.
+
+        None when every rank has to take part in writing, or when the copy would not fit.
+        """
 
     def fits(self, state: Path) -> bool:
         """Whether `load` can read this state: it was saved by the same engine, for as many ranks and the same stage."""
@@ -117,17 +125,25 @@ class TorchEngine:
         self._optimizer.zero_grad(set_to_none=True)
         return float(norm)
 
-    def save_model(self, directory: Path) -> None:
-        """See `Engine`."""
+    def save(self, directory: Path) -> None:
+        """See `Engine`; the optimiser's state holds no weights, they are those of the model directory."""
         if ranks.rank() == 0:
-            _save_pretrained(self._module.model, directory, None)
+            self._write(directory, self._module.model.state_dict(), self._optimizer.state_dict())
 
-    def save_state(self, directory: Path) -> None:
-        """Write the optimiser's state; the weights are those of the model directory."""
-        if ranks.rank() == 0:
-            directory.mkdir(parents=True, exist_ok=True)
-            saved = {"optimizer": self._optimizer.state_dict(), "names": self._names()}
-            torch.save(saved, directory / OPTIMIZER_FILE)
+    def snapshot(self) -> Write | None:
+        """See `Engine`."""
+        if ranks.rank() > 0:
+            return lambda directory: None
+        weights, optimizer = self._module.model.state_dict(), self._optimizer.state_dict()
+        if 2 * (_bytes(weights) + _bytes(optimizer["state"])) > psutil.virtual_memory().available:
+            return None
+        copies = _on_host(weights), _on_host(optimizer)
+        return lambda directory: self._write(directory, *copies)
+
+    def _write(self, directory: Path, weights: dict[str, Any], optimizer: dict[str, Any]) -> None:
+        _save_pretrained(self._module.model, directory / "model", weights)
+        (directory / "state").mkdir()
+        torch.save({"optimizer": optimizer, "names": self._names()}, directory / "state" / OPTIMIZER_FILE)
 
     def _names(self) -> list[str]:
         """Names of the parameters in the optimiser's own order."""
@@ -158,16 +174,21 @@ class DeepSpeedEngine:
 
     def __init__(self, model: nn.Module, config: RunConfig, plan: Plan) -> None:
         import deepspeed
+        from deepspeed.utils import safe_set_full_fp32_param
 
         self.device = ranks.device()
         self._plan = plan
         module = LossModule(model).train()
+        initial = {name: p.detach() for name, p in module.named_parameters()}
         self._engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=make_optimizer(module, config.optim),
             config=deepspeed_config(config, plan),
             dist_init_required=False,
         )
+        if config.dtype == "bf16":  # DeepSpeed makes its master weights from the weights it has rounded to bf16
+            for name, parameter in self._engine.module.named_parameters():
+                safe_set_full_fp32_param(parameter, initial[name])
 
     def forward_backward(self, batch: Batch, scale: float, last: bool) -> torch.Tensor:
         """See `Engine`; DeepSpeed counts the micro-batches itself, so `last` is not needed."""
@@ -192,7 +213,11 @@ class DeepSpeedEngine:
         self._engine.step()
         return float(self._engine.get_global_grad_norm())
 
-    def save_model(self, directory: Path) -> None:
+    def snapshot(self) -> Write | None:
+        """See `Engine`; gathering the weights takes every rank."""
+        return None
+
+    def save(self, directory: Path) -> None:
         """See `Engine`; the fp32 master weights are gathered one parameter at a time onto rank 0."""
         from deepspeed.utils import safe_get_full_fp32_param
 
@@ -202,15 +227,11 @@ class DeepSpeedEngine:
             full = safe_get_full_fp32_param(parameter)
             if ranks.rank() == 0:
                 weights[name] = full.detach().cpu().clone()
+        self._engine.save_checkpoint(str(directory / "state"), tag=ZERO)
         if ranks.rank() == 0:
-            _save_pretrained(model, directory, weights)
-
-    def save_state(self, directory: Path) -> None:
-        """Write DeepSpeed's own checkpoint: one file per rank."""
-        self._engine.save_checkpoint(str(directory), tag=ZERO)
-        if ranks.rank() == 0:
-            (directory / STRATEGY_FILE).write_text(json.dumps(self._marker()))
-            for script in directory.glob("zero_to_*.py"):  # copied along by DeepSpeed; model/ needs no conversion
+            _save_pretrained(model, directory / "model", weights)
+            (directory / "state" / STRATEGY_FILE).write_text(json.dumps(self._marker()))
+            for script in (directory / "state").glob("zero_to_*.py"):  # DeepSpeed's; model/ needs no conversion
                 script.unlink()
 
     def _marker(self) -> dict[str, Any]:
@@ -272,6 +293,23 @@ def deepspeed_config(config: RunConfig, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _save_pretrained(model: Any, directory: Path, weights: dict[str, torch.Tensor] | None) -> None:
+def _bytes(value: Any) -> int:
+    """Bytes of all tensors inside nested dicts and lists."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(_bytes(item) for item in items)
+
+
+def _on_host(value: Any) -> Any:
+    """Copy all tensors inside nested dicts and lists to host memory."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _on_host(item) for key, item in value.items()}
+    return [_on_host(item) for item in value] if isinstance(value, list) else value
+
+
+def _save_pretrained(model: Any, directory: Path, weights: dict[str, torch.Tensor]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(directory, state_dict=weights, safe_serialization=True)

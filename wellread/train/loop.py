@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from wellread import checkpoint as checkpoints
 from wellread.checkpoint import Checkpoint
 from wellread.config import RunConfig
-from wellread.data import tokenizer
 from wellread.data.batch import Batch, collate
 from wellread.data.corpus import DIGEST_BYTES, Corpus
 from wellread.models.load import load_model
@@ -27,6 +26,7 @@ from wellread.train import moments, ranks
 from wellread.train.engine import Engine, make_engine
 from wellread.train.monitor import Monitor, StepStats
 from wellread.train.optim import learning_rate
+from wellread.train.saver import Saver
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,6 +47,7 @@ class Loop:
     corpus: Corpus
     order: Order
     engine: Engine
+    saver: Saver
     stop: ranks.StopRequest
     step: int = 0
     tokens: int = 0
@@ -54,7 +55,6 @@ class Loop:
     writer: RecordWriter | None = None
     """On rank 0 alone, like the monitor."""
     monitor: Monitor | None = None
-    identity: dict[str, Any] = field(default_factory=dict)
 
 
 def train(run: RunDirectory, initial: Callable[[], nn.Module], log: Path) -> int:
@@ -77,7 +77,8 @@ def train(run: RunDirectory, initial: Callable[[], nn.Module], log: Path) -> int
     order = Order(kind="shuffle", seed=config.seed, n=corpus.n_trainable, batch_size=plan.batch_size)
     found, passed_over = _newest_checkpoint(run)
     engine = make_engine(load_model(found.model) if found else initial(), config, plan)
-    loop = Loop(run, config, plan, corpus, order, engine, ranks.StopRequest())
+    saver = Saver(run.checkpoints, engine, corpus.tokenizer, config.keep_states)
+    loop = Loop(run, config, plan, corpus, order, engine, saver, ranks.StopRequest())
     _open_outputs(loop, found, passed_over, log)
     if found:
         _resume(loop, found)
@@ -88,6 +89,7 @@ def train(run: RunDirectory, initial: Callable[[], nn.Module], log: Path) -> int
         signal = _step(loop)
         if loop.step in plan.save_steps or signal:
             _save(loop)
+    loop.saver.wait()
     if loop.monitor:
         loop.monitor.line(f"finished at step {loop.step}" if not signal else f"stopped by signal {signal}, saved")
         loop.monitor.close()
@@ -158,6 +160,7 @@ def divide(lengths: NDArray[np.int64], plan: Plan, rank: int) -> list[NDArray[np
 
 def _step(loop: Loop) -> int:
     """Read one batch; return the signal that asks to stop, 0 for none."""
+    loop.saver.check()
     began = time.perf_counter()
     batch_id, plan = loop.step, loop.plan
     sample_ids = loop.order.batch(batch_id)
@@ -233,29 +236,18 @@ def _gather(loop: Loop, read: list[tuple[NDArray[np.int64], Batch, torch.Tensor]
 def _save(loop: Loop) -> None:
     """Save a checkpoint; the record is durable before the checkpoint that names it."""
     holdout = holdout_loss(loop)
-    target = loop.run.checkpoints
-    staging = checkpoints.staging(target, loop.step)
-    with checkpoints.full_disk_named(target):
-        try:
-            if loop.writer:
-                loop.writer.flush()
-                staging.mkdir()
-            ranks.barrier()
-            loop.engine.save_model(staging / "model")
-            loop.engine.save_state(staging / "state")
-            ranks.barrier()
-            if loop.writer and loop.monitor:
-                tokenizer.copy_files(loop.corpus.tokenizer, staging / "model")
-                checkpoints.commit(target, loop.step, _manifest(loop, loop.writer, holdout))
-                shown = "" if holdout is None else f", holdout loss {holdout:.4f}"
-                loop.monitor.line(f"saved {checkpoints.name_of(loop.step)}{shown}")
-                if holdout is not None:
-                    loop.monitor.holdout(loop.step, holdout)
-        except Exception:
-            checkpoints.clear_staging(target)
-            raise
-    ranks.barrier()
-    loop.saved_step = loop.step
+    manifest: dict[str, Any] = {}
+    if loop.writer:
+        loop.writer.flush()
+        manifest = _manifest(loop, loop.writer, holdout)
+    step = loop.step
+
+    def done(stall: float, seconds: float) -> None:
+        if loop.monitor:
+            loop.monitor.saved(step, holdout, stall, seconds)
+
+    loop.saver.save(step, manifest, done)
+    loop.saved_step = step
 
 
 def _manifest(loop: Loop, writer: RecordWriter, holdout: float | None) -> dict[str, Any]:

@@ -81,9 +81,14 @@ class Monitor:
             print(text, flush=True)
         self._log.write(text + "\n")
 
-    def holdout(self, step: int, loss: float) -> None:
-        """Log the loss on the sealed holdout."""
-        self._writer.add_scalar("holdout/loss", loss, step)
+    def saved(self, step: int, holdout: float | None, stall: float, seconds: float) -> None:
+        """Say that a checkpoint is committed, how long training stood still for it and how long writing took."""
+        shown = "" if holdout is None else f"  holdout loss {holdout:.4f}"
+        self.line(f"saved step-{step:08d}{shown}  ({stall:.2f} s standing still, {seconds:.2f} s in all)")
+        self._writer.add_scalar("save/stall_seconds", stall, step)
+        self._writer.add_scalar("save/write_seconds", seconds, step)
+        if holdout is not None:
+            self._writer.add_scalar("holdout/loss", holdout, step)
 
     def close(self) -> None:
         """Flush everything."""

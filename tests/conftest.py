@@ -1,0 +1,129 @@
+"""Fixtures of all tests: real data, real runs, programs started as a user starts them; no network, no GPU.
+
+`program` runs ``python -m …`` from the repository root; `corpus` is the compiled sample set; `tiny_run` is one finished
+run of two ranks, read-only; `copied_run` is a copy of it, corpus included, that a test may damage.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from wellread.config import RunConfig
+from wellread.data.corpus import Corpus
+from wellread.runs import RunDirectory
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+SETTINGS = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "CUDA_VISIBLE_DEVICES": "",  # the same ranks and numbers on every machine; a test of a GPU passes its own
+    "NO_COLOR": "1",
+    "COLUMNS": "120",
+    "TZ": "UTC",
+}
+UNSET = ("WELLREAD_MODELS", "WELLREAD_DEBUG", "RANK", "WORLD_SIZE", "LOCAL_RANK")
+
+Program = Callable[..., "subprocess.CompletedProcess[str]"]
+"""Called as ``program("launch", "plan", "finetune", env={…}, timeout=60, check=False)``."""
+
+
+def pytest_configure() -> None:
+    os.environ.update(SETTINGS)
+    for name in UNSET:
+        os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The real data beside the checkout; where it may be missing is a developer's machine, never CI."""
+    if not SHARED.is_dir():
+        reason = f"{SHARED} is missing: the real data lies beside the checkout"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def program() -> Program:
+    """Run ``python -m MODULE ARGUMENT…`` from the repository root, with stdout and stderr captured as text.
+
+    ``env`` adds variables (None removes one), ``timeout`` is in seconds, ``check=True`` makes an exit code above 0 fail
+    the test with the program's whole output.
+    """
+
+    def run(
+        module: str,
+        *arguments: object,
+        env: dict[str, str | None] | None = None,
+        timeout: float = 300,
+        check: bool = False,
+    ) -> subprocess.CompletedProcess[str]:
+        variables = {k: v for k, v in (os.environ | (env or {})).items() if v is not None}
+        command = [sys.executable, "-m", module, *map(str, arguments)]
+        done = subprocess.run(
+            command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=timeout, check=False
+        )
+        if check and done.returncode:
+            pytest.fail(
+                f"{' '.join(command)} gave {done.returncode}\n--- stdout\n{done.stdout}\n--- stderr\n{done.stderr}"
+            )
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of compiled corpora that all tests share: pass it as ``--corpora``."""
+    return tmp_path_factory.mktemp("corpora")
+
+
+@pytest.fixture(scope="session")
+def corpus(corpora: Path) -> Corpus:
+    """The shipped sample set, compiled for the tiny model with a quarter of its documents sealed."""
+    from finetune.prepare import prepare
+
+    return Corpus.open(prepare(RunConfig(corpora=str(corpora))))
+
+
+@pytest.fixture(scope="session")
+def tiny_run(program: Program, corpus: Corpus, corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """A finished run: tiny on sample, 12 steps of 16 on 2 ranks, checkpoints at 0, 4, 8, 12. Read it, never write."""
+    out = tmp_path_factory.mktemp("tiny") / "run"
+    flags = ["--steps", 12, "--save_every", 4, "--out", out, "--corpora", corpora, "--ranks_per_node", 2]
+    program("launch", "run", "finetune", *flags, check=True)
+    return RunDirectory.open(out)
+
+
+@pytest.fixture
+def copied_run(tiny_run: RunDirectory, tmp_path: Path) -> RunDirectory:
+    """A copy of `tiny_run` with its own corpus (no link), for tests that damage, resume or evaluate."""
+    shutil.copytree(tiny_run.path, tmp_path / "run", symlinks=False)
+    return RunDirectory.open(tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def pythia_tokenizer(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of the real GPT-NeoX/Pythia tokenizer (50,277 tokens), laid out as in the models of the hub."""
+    directory = tmp_path_factory.mktemp("pythia-tokenizer")
+    shutil.copyfile(shared / "tokenizers" / "pythia_20B_tokenizer.json", directory / "tokenizer.json")
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
+    settings = {"tokenizer_class": "GPTNeoXTokenizer", "add_prefix_space": False, **special}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    return directory

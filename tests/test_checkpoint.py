@@ -1,0 +1,200 @@
+"""Checkpoints: whole or not there; damage is named; the newest valid one is taken."""
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from wellread.checkpoint import (
+    Checkpoint,
+    clear_staging,
+    commit,
+    full_disk_named,
+    list_checkpoints,
+    name_of,
+    newest_valid,
+    staging,
+)
+from wellread.runs import RunDirectory
+
+
+def save(directory: Path, step: int, *, weights: bytes = b"weights") -> Checkpoint:
+    source = staging(directory, step)
+    (source / "model").mkdir(parents=True)
+    (source / "state" / "zero").mkdir(parents=True)
+    (source / "model" / "model.safetensors").write_bytes(weights)
+    (source / "state" / "zero" / "rank.pt").write_bytes(b"state")
+    manifest = {
+        "step": step,
+        "tokens": 100 * step,
+        "record": {"head": f"{step:064x}", "batches": [max(0, step - 4), step]},
+    }
+    return commit(directory, step, manifest)
+
+
+def test_what_a_checkpoint_holds(tmp_path: Path) -> None:
+    made = save(tmp_path, 8)
+    assert made.path == tmp_path / "step-00000008" == tmp_path / name_of(8)
+    assert sorted(str(p.relative_to(made.path)) for p in made.path.rglob("*") if p.is_file()) == [
+        "checkpoint.json", "model/model.safetensors", "state/zero/rank.pt",
+    ]  # fmt: skip
+    (found,) = list_checkpoints(tmp_path)
+    assert found == made
+    assert (found.step, found.tokens, found.head, found.batches) == (8, 800, f"{8:064x}", (4, 8))
+    assert (found.model, found.state) == (made.path / "model", made.path / "state")
+    assert json.loads((made.path / "checkpoint.json").read_text())["files"]["state/zero/rank.pt"] == {
+        "size": 5,
+        "sha256": "4ba69735ca53765ed6a709edb56c6ea236b7193a3b29a6b390c346f0f4340e4e",
+    }
+    assert found.damage() is None
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000008"]
+
+
+def test_checkpoints_are_listed_by_step(tmp_path: Path) -> None:
+    for step in (12, 0, 4):
+        save(tmp_path, step)
+    (tmp_path / "step-later").mkdir()
+    (tmp_path / "step-00000020").mkdir()  # has no manifest: does not exist
+    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [0, 4, 12]
+    assert list_checkpoints(tmp_path / "nowhere") == []
+
+
+def damage_by_truncation(path: Path) -> str:
+    os.truncate(path / "model" / "model.safetensors", 3)
+    return f"{path / 'model' / 'model.safetensors'}: 3 bytes, the manifest says 7"
+
+
+def damage_by_one_bit(path: Path) -> str:
+    (path / "model" / "model.safetensors").write_bytes(b"weightz")
+    return f"{path / 'model' / 'model.safetensors'}: altered (its sha256 is not the manifest's)"
+
+
+def damage_by_loss(path: Path) -> str:
+    (path / "state" / "zero" / "rank.pt").unlink()
+    return f"{path / 'state' / 'zero' / 'rank.pt'}: missing"
+
+
+def damage_of_manifest(path: Path) -> str:
+    (path / "checkpoint.json").write_text('{"step": 8, "tok')
+    return f"{path / 'checkpoint.json'}: missing or damaged"
+
+
+def damage_of_manifest_beyond_text(path: Path) -> str:
+    (path / "checkpoint.json").write_bytes(b"\xff\xfe\x00")
+    return f"{path / 'checkpoint.json'}: missing or damaged"
+
+
+def damage_by_lost_manifest(path: Path) -> str:
+    (path / "checkpoint.json").unlink()
+    return f"{path / 'checkpoint.json'}: missing or damaged"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_by_truncation,
+        damage_by_one_bit,
+        damage_by_loss,
+        damage_of_manifest,
+        damage_of_manifest_beyond_text,
+        damage_by_lost_manifest,
+    ],
+)
+def test_damaged_ones_are_passed_over_and_named(damage, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    for step in (0, 4, 8):
+        save(tmp_path, step)
+    line = damage(tmp_path / "step-00000008")
+    found, passed_over = newest_valid(tmp_path)
+    assert found is not None
+    assert found.step == 4
+    assert passed_over == [line]
+
+
+def test_all_damaged(tmp_path: Path) -> None:
+    for step in (0, 4):
+        damage_by_one_bit(save(tmp_path, step).path)
+    found, passed_over = newest_valid(tmp_path)
+    assert found is None
+    assert [line.split("step-")[1][:8] for line in passed_over] == ["00000004", "00000000"]
+    assert newest_valid(tmp_path / "nowhere") == (None, [])
+
+
+def test_an_interrupted_save_is_no_checkpoint(tmp_path: Path) -> None:
+    save(tmp_path, 4)
+    (staging(tmp_path, 8) / "model").mkdir(parents=True)
+    (staging(tmp_path, 8) / "model" / "model.safetensors").write_bytes(b"hal")
+    found, passed_over = newest_valid(tmp_path)
+    assert found is not None
+    assert (found.step, passed_over) == (4, [])
+    clear_staging(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000004"]
+
+
+def test_a_damaged_one_is_replaced(tmp_path: Path) -> None:
+    damage_by_one_bit(save(tmp_path, 4).path)
+    save(tmp_path, 4, weights=b"anew")
+    (found,) = list_checkpoints(tmp_path)
+    assert found.damage() is None
+    assert (found.model / "model.safetensors").read_bytes() == b"anew"
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000004"]
+
+
+def test_a_failed_commit_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 4)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "rename", full)
+    with pytest.raises(OSError, match="No space left"):
+        save(tmp_path, 8)
+    found, passed_over = newest_valid(tmp_path)
+    assert found is not None
+    assert (found.step, passed_over) == (4, [])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("[enforce fail at inline_container.cc:664] . PytorchStreamWriter: No space left on device"),
+        Exception("Error while serializing: IoError(Os { code: 28, kind: StorageFull })  (os error 28)"),
+    ],
+)
+def test_a_full_disk_has_one_name(error: Exception, tmp_path: Path) -> None:
+    with pytest.raises(OSError) as named, full_disk_named(tmp_path):
+        raise error
+    assert (named.value.errno, named.value.filename) == (errno.ENOSPC, str(tmp_path))
+    assert named.value.__cause__ is error
+
+
+def test_other_errors_keep_theirs(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="shapes differ"), full_disk_named(tmp_path):
+        raise RuntimeError("shapes differ")
+
+
+@pytest.mark.slow
+def test_checkpoints_of_a_real_run(tiny_run: RunDirectory) -> None:
+    from safetensors import safe_open
+
+    found = list_checkpoints(tiny_run.checkpoints)
+    assert [c.step for c in found] == [0, 4, 8, 12]
+    assert [c.batches for c in found] == [(0, 0), (0, 4), (4, 8), (8, 12)]
+    assert all(c.damage() is None for c in found)
+    assert found[0].tokens == 0
+    assert len({c.head for c in found}) == 4
+    with safe_open(found[3].model / "model.safetensors", "pt") as file:
+        assert {str(file.get_slice(name).get_dtype()) for name in file.keys()} == {"F32"}  # noqa: SIM118
+
+
+@pytest.mark.slow
+def test_a_real_run_with_a_damaged_checkpoint(copied_run: RunDirectory) -> None:
+    shutil.rmtree(copied_run.checkpoints / name_of(8) / "state")
+    os.truncate(copied_run.checkpoints / name_of(12) / "model" / "model.safetensors", 1000)
+    found, passed_over = newest_valid(copied_run.checkpoints)
+    assert found is not None
+    assert found.step == 4
+    assert [line.rpartition("/")[2].partition(":")[0] for line in passed_over] == ["model.safetensors", "optimizer.pt"]

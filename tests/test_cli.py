@@ -1,0 +1,201 @@
+"""Command lines: YAML first, then flags; mistakes are one line that names what is meant; exit codes."""
+
+import errno
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from wellread.cli import BAD_INPUT, add_dataclass, bad_input, new_parser, parse, parse_dataclass, run_program
+from wellread.config import OptimConfig, RunConfig
+
+
+def parsed(*argv: object) -> RunConfig:
+    parser = new_parser("prog", "", "")
+    add_dataclass(parser, RunConfig)
+    config, _ = parse_dataclass(parser, RunConfig, [str(word) for word in argv])
+    assert isinstance(config, RunConfig)
+    return config
+
+
+def refused(*argv: object) -> str:
+    with pytest.raises(ValueError) as error:
+        parsed(*argv)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_flags_win_over_yaml_wherever_they_stand(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("steps: 7\nseed: 3\noptim:\n  lr: 0.5\n  clip: 0.25\n")
+    for argv in (["--config", file, "--steps", 9], ["--steps", 9, "--config", file], ["--steps=9", f"--config={file}"]):
+        config = parsed(*argv, "--optim.clip", 2)
+        assert (config.steps, config.seed, config.optim.lr, config.optim.clip) == (9, 3, 0.5, 2.0)
+
+
+def test_the_later_yaml_wins(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("steps: 1\nseed: 5\n")
+    (tmp_path / "b.yaml").write_text("steps: 2\n")
+    config = parsed("--config", tmp_path / "a.yaml", "--config", tmp_path / "b.yaml")
+    assert (config.steps, config.seed) == (2, 5)
+
+
+def test_scientific_notation_and_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("optim: {lr: 2e-5}\nsteps: null\nranks_per_node: auto\n")
+    config = parsed("--config", tmp_path / "a.yaml")
+    assert (config.optim.lr, config.steps, config.ranks_per_node) == (2e-5, None, "auto")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--stpes", "3"], "unknown setting 'stpes': did you mean --steps?"),
+        (["--step", "3"], "unknown setting 'step': did you mean --steps?"),  # no silent abbreviation
+        (["--optim.lrr=3"], "unknown setting 'optim.lrr': did you mean --optim.lr?"),
+        (["--xyzzy", "3"], "unknown setting 'xyzzy': see --help for the valid ones"),
+        (["extra"], "unknown setting 'extra': see --help for the valid ones"),
+        (["--steps", "3.5"], "--steps 3.5: expected int"),
+        (["--steps", "many"], "--steps many: expected int"),
+        (["--optim.lr", "inf"], "--optim.lr inf: expected float"),
+        (["--dtype", "fp16"], "--dtype fp16: expected Literal['bf16', 'fp32']"),
+        (["--ranks_per_node", "all"], "--ranks_per_node all: expected int or Literal['auto']"),
+        (["--steps"], "argument --steps: expected one argument"),
+        (["--steps", "0"], "--steps 0: must be at least 1"),
+    ],
+)
+def test_mistakes_name_the_remedy(argv: list[str], message: str) -> None:
+    assert refused(*argv) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stepps: 7\n", "unknown setting 'stepps': did you mean --steps?"),
+        ("optim:\n  lrr: 0.5\n", "unknown setting 'optim.lrr': did you mean --optim.lr?"),
+        ("steps: many\n", "--steps many: expected int"),
+        ("steps: 0\n", "--steps 0: must be at least 1"),
+        ("", "--config FILE: holds no settings; write one a line, e.g. steps: 200"),
+        ("- 1\n", "--config FILE: holds no settings; write one a line, e.g. steps: 200"),
+    ],
+)
+def test_mistakes_in_yaml(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    assert refused("--config", file) == message.replace("FILE", str(file))
+
+
+def test_yaml_that_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("steps: [1\n")
+    assert refused("--config", file).startswith(f"--config {file}: not YAML (")
+    file.write_bytes(b"steps: \xff\n")
+    assert refused(f"--config={file}").startswith(f"--config {file}: not YAML (")
+    lost = tmp_path / "lost.yaml"
+    assert refused("--config", lost) == (
+        f"--config {lost}: cannot be read (No such file or directory); name a YAML file"
+    )
+
+
+def test_nothing_of_a_yaml_file_is_executed(tmp_path: Path) -> None:
+    file, trace = tmp_path / "run.yaml", tmp_path / "trace"
+    file.write_text(f"data: !!python/object/apply:os.mkdir ['{trace}']\n")
+    assert "not YAML" in refused("--config", file)
+    assert not trace.exists()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toy:
+    """A toy."""
+
+    size: int = 1
+    """How big."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Nested."""
+
+
+def test_further_arguments_stay_apart() -> None:
+    parser = new_parser("prog", "", "")
+    add_dataclass(parser, Toy)
+    parser.add_argument("--json", action="store_true")
+    toy, others = parse_dataclass(parser, Toy, ["--size=3", "--json"])
+    assert toy == Toy(size=3)
+    assert others == {"config": None, "json": True}
+
+
+def test_help_ends_with_the_examples() -> None:
+    parser = new_parser("prog", "What it does.", "examples:\n  prog --size 3\n")
+    add_dataclass(parser, Toy)
+    text = parser.format_help()
+    assert "How big." in text
+    assert text.rstrip().endswith("examples:\n  prog --size 3")
+    assert parse(parser, []).size == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("a\n  b"), "a b"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "x"), None),  # of a library: ours to mend, so with a traceback
+        (KeyError("x"), None),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "runs/x"),
+            "disk full: runs/x: free some space, then run the same command again; what was saved before is intact",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", "x"), "not allowed to write: x: choose another directory"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "x"), "No such file or directory: x"),
+        (OSError(errno.EIO, "Input/output error"), None),
+    ],
+)
+def test_whose_fault_an_error_is(error: BaseException, line: str | None) -> None:
+    assert bad_input(error) == line
+
+
+def exit_code(main, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:  # type: ignore[no-untyped-def]
+    with pytest.raises(SystemExit) as left:
+        run_program(main)
+    assert isinstance(left.value.code, int)
+    return left.value.code, capsys.readouterr().err
+
+
+def test_exit_codes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def user_error(_: list[str]) -> int:
+        raise ValueError("row 3: no 'instruction'; mend it")
+
+    def interrupted(_: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    assert exit_code(lambda _: None, capsys) == (0, "")
+    assert exit_code(lambda _: 143, capsys) == (143, "")
+    assert exit_code(user_error, capsys) == (BAD_INPUT, "error: row 3: no 'instruction'; mend it\n")
+    assert exit_code(interrupted, capsys) == (130, "")
+    monkeypatch.setenv("WELLREAD_DEBUG", "1")
+    with pytest.raises(ValueError, match="row 3"):
+        run_program(user_error)
+
+
+def test_our_own_errors_keep_their_traceback() -> None:
+    def broken(_: list[str]) -> int:
+        raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        run_program(broken)
+
+
+def test_no_colour_where_nobody_sees_it(program) -> None:  # type: ignore[no-untyped-def]
+    done = program("launch", "fly")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: launch fly: unknown command; use run or plan, see python -m launch --help\n"
+
+
+def test_a_closed_pipe_is_no_error(root: Path) -> None:
+    import subprocess
+    import sys
+
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as pipe:
+        done = subprocess.run(
+            [sys.executable, "-m", "launch", "--help"], cwd=root, stdout=pipe, stderr=subprocess.PIPE, check=False
+        )
+    assert (done.returncode, done.stderr) == (0, b"")

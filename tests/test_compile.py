@@ -1,0 +1,276 @@
+"""Compiling: what lies on disk, restarts, merges, digests, and corpora that are incomplete."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+from finetune import prepare as preparing
+from wellread.config import RunConfig
+from wellread.data.batch import collate
+from wellread.data.compile import Sample, Shard, building, corpus_key, merge, write_shards
+from wellread.data.corpus import Corpus, digest
+
+
+def sample(row: int, tokens: list[int], spans: list[tuple[int, int]], *, sealed: bool = False) -> Sample:
+    return Sample(tokens=tokens, spans=spans, document=row % 5, sealed=sealed, row=row, category="open_qa")
+
+
+SHARDS = [
+    Shard([sample(1, [5, 6, 7], [(1, 3)], sealed=True), sample(2, [8, 9], [(1, 2)])], Counter(response_cut=1)),
+    Shard([], Counter(dropped_empty_response=3)),
+    Shard(
+        [sample(4, [65535, 1, 2, 3], [(1, 2), (3, 4)]), sample(6, [5, 6, 7], [(1, 3)], sealed=True)],
+        Counter(response_cut=1),
+    ),
+]
+
+
+def compiled(target: Path, shards: list[Shard] = SHARDS, vocab: int = 65536) -> Corpus:
+    with building(target) as build:
+        assert build is not None
+        write_shards(build, len(shards), shards.__getitem__, lambda done: None)
+        merge(build, source="toy", vocab_size=vocab, settings={"a": 1}, extra={"kind": "toy"})
+    return Corpus.open(target)
+
+
+def contents(directory: Path) -> dict[str, str]:
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {str(p.relative_to(directory)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def test_trainable_samples_come_first(tmp_path: Path) -> None:
+    corpus = compiled(tmp_path / "c")
+    assert [corpus.tokens(i).tolist() for i in range(4)] == [[8, 9], [65535, 1, 2, 3], [5, 6, 7], [5, 6, 7]]
+    assert [corpus.targets(i).tolist() for i in range(3)] == [
+        [False, True], [False, True, False, True], [False, True, True],
+    ]  # fmt: skip
+    assert (corpus.n, corpus.n_trainable) == (4, 2)
+    assert corpus.lengths(np.array([1, 0, 3])).tolist() == [4, 2, 3]
+    assert corpus.n_targets(np.array([0, 1, 2, 3])).tolist() == [1, 2, 2, 2]
+    assert corpus.meta["counts"] == {
+        "samples": 4, "trainable": 2, "sealed": 2, "tokens": 12, "targets": 7, "sealed_tokens": 6, "longest": 4,
+        "duplicates": 1, "dropped_empty_response": 3, "response_cut": 2,
+    }  # fmt: skip
+
+
+def test_the_table_of_samples(tmp_path: Path) -> None:
+    corpus = compiled(tmp_path / "c")
+    table = corpus.samples().to_pydict()
+    digests = table.pop("digest")
+    assert table == {
+        "sample_id": [0, 1, 2, 3],
+        "split": ["trainable", "trainable", "sealed", "sealed"],
+        "n_tokens": [2, 4, 3, 3],
+        "n_targets": [1, 2, 2, 2],
+        "document": [2, 4, 1, 1],
+        "source": ["toy"] * 4,
+        "rows": [[2], [4], [1], [6]],
+        "category": ["open_qa"] * 4,
+    }
+    assert digests == [corpus.digest(i) for i in range(4)]
+
+
+def test_a_digest_is_that_of_tokens_and_mask() -> None:
+    """blake2b-128 of tokens as little-endian uint32, then of the mask as bytes: fixed for ever."""
+    tokens, targets = np.array([1, 65535], dtype="<u2"), np.array([False, True])
+    expected = hashlib.blake2b(bytes.fromhex("01000000ffff0000" + "0001"), digest_size=16).digest()
+    assert digest(tokens, targets) == expected
+    assert digest(tokens.astype(np.int64), targets) == expected
+    assert digest(tokens, ~targets) != expected
+    assert digest(tokens[::-1], targets) != expected
+
+
+@pytest.mark.parametrize(("vocab", "dtype", "width"), [(65536, "<u2", 2), (65537, "<u4", 4)])
+def test_width_of_tokens(vocab: int, dtype: str, width: int, tmp_path: Path) -> None:
+    corpus = compiled(tmp_path / "c", vocab=vocab)
+    assert corpus.meta["dtype"] == dtype
+    assert (corpus.path / "tokens.bin").stat().st_size == 12 * width
+    assert corpus.tokens(1)[0] == 65535
+
+
+def test_the_hash_is_of_what_is_read_not_of_how_it_is_stored(tmp_path: Path) -> None:
+    whole = compiled(tmp_path / "c").hash
+    assert compiled(tmp_path / "wide", vocab=70000).hash == whole
+    assert compiled(tmp_path / "one", [Shard([s for shard in SHARDS for s in shard.samples])]).hash == whole
+    assert compiled(tmp_path / "d", SHARDS[:1] + SHARDS[2:]).hash == whole
+    for changes in ({"tokens": [8, 8]}, {"spans": [(0, 2)]}, {"sealed": True}, {"document": 3}):
+        other = dataclasses.replace(SHARDS[0].samples[1], **changes)  # type: ignore[arg-type]
+        shards = [Shard([SHARDS[0].samples[0], other]), SHARDS[2]]
+        assert compiled(tmp_path / str(changes), shards).hash != whole
+    swapped = [SHARDS[2], SHARDS[0]]
+    assert compiled(tmp_path / "swapped", swapped).hash != whole
+
+
+def test_compiling_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    config = RunConfig(holdout=0.25)
+    paths = [preparing.prepare(dataclasses.replace(config, corpora=str(tmp_path / name))) for name in "ab"]
+    assert contents(paths[0]) == contents(paths[1])
+    assert {p.name for p in paths[0].iterdir()} == {
+        "corpus.json", "offsets.npy", "samples.parquet", "target_offsets.npy", "targets.npy", "tokenizer", "tokens.bin",
+    }  # fmt: skip
+
+
+def build_until(error: type[BaseException], target: Path, make) -> None:  # type: ignore[no-untyped-def]
+    with building(target) as build:
+        assert build is not None
+        write_shards(build, 3, make, lambda done: None)
+        raise error("stop")
+
+
+def test_an_interrupted_build_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    target, made = tmp_path / "c", []
+
+    def make(index: int) -> Shard:
+        made.append(index)
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        return SHARDS[index]
+
+    with pytest.raises(KeyboardInterrupt):
+        build_until(KeyboardInterrupt, target, make)
+    assert not target.exists()
+    progress: list[int] = []
+    with building(target) as build:
+        assert build is not None
+        write_shards(build, 3, make, progress.append)
+        merge(build, source="toy", vocab_size=65536, settings={"a": 1}, extra={"kind": "toy"})
+    assert made == [0, 1, 2, 2]
+    assert progress == [1, 2, 3]
+    assert contents(target) == contents(compiled(tmp_path / "whole").path)
+
+
+def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
+    target = tmp_path / "c"
+    with pytest.raises(ValueError, match="stop"):
+        build_until(ValueError, target, SHARDS.__getitem__)
+    assert [p.name for p in tmp_path.iterdir()] == [".c.lock"]
+
+
+def test_a_finished_corpus_is_not_built_again(tmp_path: Path) -> None:
+    compiled(tmp_path / "c")
+    before = contents(tmp_path / "c")
+    with building(tmp_path / "c") as build:
+        assert build is None
+    assert contents(tmp_path / "c") == before
+
+
+def test_a_killed_build_is_finished_by_the_next(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real processes and SIGKILL, in the middle of tokenising; the corpus is the one that was never interrupted."""
+    monkeypatch.setattr(preparing, "ROWS_PER_SHARD", 50)
+    code = (
+        "import sys, time; from finetune import prepare\n"
+        "from wellread.config import RunConfig\n"
+        "prepare.ROWS_PER_SHARD = 50; whole = prepare.tokenise\n"
+        "def slow(*arguments): time.sleep(0.2); return whole(*arguments)\n"
+        "prepare.tokenise = slow; prepare.prepare(RunConfig(corpora=sys.argv[1]))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "a")], cwd=root, stdout=subprocess.DEVNULL
+    ) as job:
+        while job.poll() is None and len(list(tmp_path.glob("a/.*.building/shards/*.npz"))) < 3:
+            time.sleep(0.01)
+        assert job.poll() is None
+        job.send_signal(signal.SIGKILL)
+    (shards,) = tmp_path.glob("a/.*.building/shards")
+    kept = {path.name: path.stat().st_mtime_ns for path in shards.glob("*.npz")}
+    assert 3 <= len(kept) < 14
+    whole = preparing.tokenise
+    tokenised: list[int] = []
+
+    def counted(stretch, *others):  # type: ignore[no-untyped-def]
+        tokenised.append(stretch[0][0])
+        return whole(stretch, *others)
+
+    monkeypatch.setattr(preparing, "tokenise", counted)
+    found = preparing.prepare(RunConfig(corpora=str(tmp_path / "a")))
+    assert tokenised == [1 + 50 * i for i in range(len(kept), 14)]  # 664 rows: 14 shards
+    other = preparing.prepare(RunConfig(corpora=str(tmp_path / "b")))
+    assert contents(found) == contents(other)
+
+
+def test_everything_sealed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError) as refused:
+        compiled(tmp_path / "c", [SHARDS[1], Shard([SHARDS[0].samples[0]])])
+    assert str(refused.value) == (
+        "toy: no trainable sample is left (dropped empty response: 3, sealed: 1); lower --holdout or give more rows"
+    )
+    assert [p.name for p in tmp_path.iterdir()] == [".c.lock"]
+
+
+def test_nothing_at_all(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"toy: no trainable sample is left \(dropped empty response: 3, sealed: 0\)"):
+        compiled(tmp_path / "c", SHARDS[1:2])
+
+
+def test_incomplete_corpora_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError) as refused:
+        Corpus.open(tmp_path)
+    assert str(refused.value) == f"{tmp_path}: no corpus there (corpus.json is missing); compile it again"
+    for name in ("tokens.bin", "offsets.npy", "targets.npy", "target_offsets.npy", "samples.parquet"):
+        path = compiled(tmp_path / name).path
+        os.truncate(path / name, 5)
+        with pytest.raises(ValueError, match=f"{name}: missing or not [0-9,]+ bytes long; delete .* and compile again"):
+            Corpus.open(path)
+        (path / name).unlink()
+        with pytest.raises(ValueError, match=f"{name}: missing or not"):
+            Corpus.open(path)
+
+
+def test_samples_out_of_range(tmp_path: Path) -> None:
+    corpus = compiled(tmp_path / "c")
+    for i in (-1, 4):
+        for read in (corpus.tokens, corpus.targets, corpus.digest):
+            with pytest.raises(ValueError) as refused:
+                read(i)
+            assert str(refused.value) == f"sample {i}: out of range, c holds samples 0 … 3"
+
+
+def test_batches_carry_what_the_corpus_holds(tmp_path: Path) -> None:
+    corpus = compiled(tmp_path / "c")
+    batch = collate(corpus, np.array([1, 0]))
+    assert batch.tokens.tolist() == [[65535, 1, 2, 3, 0, 0, 0, 0], [8, 9, 0, 0, 0, 0, 0, 0]]
+    assert batch.targets.sum(1).tolist() == [2, 1]
+    assert (batch.sample_ids.tolist(), batch.lengths.tolist()) == ([1, 0], [4, 2])
+    assert batch.digests() == [corpus.digest(1), corpus.digest(0)]
+    batch.tokens[0, 2] = 99
+    batch.targets[1, 0] = True
+    assert not set(batch.digests()) & {corpus.digest(i) for i in range(4)}
+
+
+def test_keys_name_settings() -> None:
+    assert corpus_key({"a": 1, "b": 2}) == corpus_key({"b": 2, "a": 1}) == "d8497d9d8277"
+    assert corpus_key({"a": 1, "b": 3}) != corpus_key({"a": 1, "b": 2})
+
+
+def test_the_sample_corpus(corpus: Corpus) -> None:
+    meta = corpus.meta
+    assert (meta["kind"], meta["dtype"], meta["source"]["rows"]) == ("instruction", "<u2", 664)
+    assert (corpus.n, corpus.n_trainable) == (664, 518)  # the seal is a draw per document: 146 of 664, 22%
+    table = corpus.samples()
+    assert table["split"].to_pylist() == ["trainable"] * 518 + ["sealed"] * 146
+    assert sorted(r for rows in table["rows"].to_pylist() for r in rows) == list(range(1, 665))
+    assert all(corpus.digest(i) == d for i, d in enumerate(table["digest"].to_pylist()))
+    assert max(table["n_tokens"].to_pylist()) == 256
+    assert json.loads((corpus.path / "corpus.json").read_text())["tokenizer"]["size"] == 2048
+    first, mask = corpus.tokens(0), corpus.targets(0)
+    assert not mask[0]
+    assert mask[-1]
+    assert first[-1] == 0  # end of text
+    assert pyarrow.parquet.read_schema(corpus.path / "samples.parquet").names == table.column_names
+
+
+def test_a_copy_elsewhere_is_the_same_corpus(corpus: Corpus, tmp_path: Path) -> None:
+    shutil.copytree(corpus.path, tmp_path / "copy")
+    assert Corpus.open(tmp_path / "copy").hash == corpus.hash

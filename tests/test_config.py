@@ -1,0 +1,139 @@
+"""Configuration: defaults, ranges, and the ways a config travels (dict, YAML, flags)."""
+
+import dataclasses
+import string
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wellread.cli import add_dataclass, new_parser, parse_dataclass
+from wellread.config import CONFIGS, OptimConfig, RunConfig, from_dict, to_argv, to_dict
+
+
+def test_defaults_are_those_that_the_documents_promise() -> None:
+    config = RunConfig()
+    assert (config.model, config.holdout, config.seed, config.dtype) == ("tiny", 0.25, 0, "bf16")
+    assert (config.strategy, config.resume, config.save_schedule) == ("auto", "auto", "linear")
+    assert (config.max_bad_rows, config.log_every, config.corpora, config.cluster) == (0, 10, "corpora", "local")
+    assert (config.optim.beta1, config.optim.beta2, config.optim.eps, config.optim.clip) == (0.9, 0.95, 1e-8, 1.0)
+    assert (config.optim.weight_decay, config.optim.warmup, config.optim.min_lr) == (0.01, 0.03, 0.1)
+    undecided = {f.name for f in dataclasses.fields(config) if getattr(config, f.name) is None}
+    assert undecided == {"data", "out", "steps", "epochs", "batch_size", "micro_batch_size", "seq_len", "save_every"}
+
+
+def test_a_config_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RunConfig().seed = 1  # type: ignore[misc]
+
+
+def test_every_field_is_documented() -> None:
+    """The text under a field is the help of its flag."""
+    for kind in (RunConfig, OptimConfig):
+        parser = new_parser("x", "", "")
+        add_dataclass(parser, kind)
+        text = " ".join(parser.format_help().split())
+        lacking = [f.name for f in dataclasses.fields(kind) if f"--{f.name} " not in text and f.name != "optim"]
+        assert not lacking
+        helps = {action.dest: action.help for action in parser._actions}
+        assert not [f.name for f in dataclasses.fields(kind) if not helps.get(f.name)]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"steps": 0}, "--steps 0: must be at least 1"),
+        ({"batch_size": -4}, "--batch_size -4: must be at least 1"),
+        ({"micro_batch_size": 0}, "--micro_batch_size 0: must be at least 1"),
+        ({"seq_len": 0}, "--seq_len 0: must be at least 1"),
+        ({"save_every": 0}, "--save_every 0: must be at least 1"),
+        ({"log_every": 0}, "--log_every 0: must be at least 1"),
+        ({"nodes": 0}, "--nodes 0: must be at least 1"),
+        ({"ranks_per_node": 0}, "--ranks_per_node 0: must be at least 1, or auto"),
+        ({"epochs": 0.0}, "--epochs 0.0: must be above 0"),
+        ({"epochs": float("nan")}, "--epochs nan: must be above 0"),
+        ({"holdout": 1.0}, "--holdout 1.0: must be at least 0 and below 1 (a fraction of the documents)"),
+        ({"holdout": -0.1}, "--holdout -0.1: must be at least 0 and below 1 (a fraction of the documents)"),
+        ({"holdout": float("nan")}, "--holdout nan: must be at least 0 and below 1 (a fraction of the documents)"),
+        ({"max_bad_rows": -1}, "--max_bad_rows -1: must be at least 0"),
+        ({"seed": -1}, "--seed -1: must be at least 0 and below 2^64"),
+        ({"seed": 2**64}, "--seed 18446744073709551616: must be at least 0 and below 2^64"),
+        ({"optim": OptimConfig(lr=0.0)}, "--optim.lr 0.0: must be above 0"),
+        ({"optim": OptimConfig(lr=float("nan"))}, "--optim.lr nan: must be above 0"),
+        ({"optim": OptimConfig(beta2=1.5)}, "--optim.beta2 1.5: must lie between 0 and 1"),
+        ({"optim": OptimConfig(warmup=-0.5)}, "--optim.warmup -0.5: must lie between 0 and 1"),
+        ({"optim": OptimConfig(min_lr=2.0)}, "--optim.min_lr 2.0: must lie between 0 and 1"),
+        ({"optim": OptimConfig(clip=-1.0)}, "--optim.clip -1.0: must be at least 0"),
+        ({"optim": OptimConfig(weight_decay=-0.1)}, "--optim.weight_decay -0.1: must be at least 0"),
+        ({"optim": OptimConfig(eps=0.0)}, "--optim.eps 0.0: must be above 0"),
+    ],
+)
+def test_values_out_of_range_are_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        RunConfig(**values)  # type: ignore[arg-type]
+    assert str(refused.value) == message
+
+
+def test_values_at_the_edge_are_taken() -> None:
+    config = RunConfig(holdout=0.0, seed=2**64 - 1, max_bad_rows=0, optim=OptimConfig(clip=0.0, warmup=1.0, min_lr=0.0))
+    assert config.seed == 18446744073709551615
+
+
+def test_unknown_keys_of_a_saved_config_are_named() -> None:
+    with pytest.raises(ValueError) as refused:
+        from_dict(RunConfig, {"steps": 3, "zeta": 1, "alpha": 2})
+    assert str(refused.value) == "RunConfig: unknown keys alpha, zeta; written by another version of wellread?"
+    with pytest.raises(ValueError, match="OptimConfig: unknown keys momentum"):
+        from_dict(RunConfig, {"optim": {"momentum": 0.9}})
+
+
+names = st.text(string.ascii_letters + string.digits + "-_./@ ", min_size=1, max_size=12).filter(
+    lambda t: t.strip() == t
+)
+fractions = st.floats(0, 1, exclude_max=True, allow_subnormal=False)
+configs = st.builds(
+    RunConfig,
+    model=names,
+    data=st.none() | names,
+    out=st.none() | names,
+    steps=st.none() | st.integers(1, 10**9),
+    epochs=st.none() | st.floats(1e-6, 1e6),
+    batch_size=st.none() | st.integers(1, 10**6),
+    seed=st.integers(0, 2**64 - 1),
+    dtype=st.sampled_from(["bf16", "fp32"]),
+    strategy=st.sampled_from(["auto", "ddp", "zero1", "zero2", "zero3"]),
+    holdout=fractions,
+    ranks_per_node=st.just("auto") | st.integers(1, 64),
+    optim=st.builds(OptimConfig, lr=st.none() | st.floats(1e-12, 1e3), beta1=fractions, warmup=fractions),
+)
+
+
+@given(configs)
+def test_dict_and_yaml_round_trip(config: RunConfig) -> None:
+    assert from_dict(RunConfig, to_dict(config)) == config
+    assert from_dict(RunConfig, yaml.safe_load(yaml.safe_dump(to_dict(config)))) == config
+
+
+@pytest.fixture(scope="module")
+def parser():  # type: ignore[no-untyped-def]
+    made = new_parser("x", "", "")
+    add_dataclass(made, RunConfig)
+    return made
+
+
+@given(config=configs)
+def test_flags_round_trip(parser, config: RunConfig) -> None:  # type: ignore[no-untyped-def]
+    """What launch passes to `finetune prepare` is what launch was asked for, to the last digit."""
+    assert parse_dataclass(parser, RunConfig, to_argv(config)) == (config, {"config": None})
+
+
+def test_flags_name_only_what_differs() -> None:
+    assert to_argv(RunConfig()) == []
+    config = RunConfig(steps=3, ranks_per_node=2, optim=OptimConfig(lr=1e-5))
+    assert to_argv(config) == ["--steps=3", "--ranks_per_node=2", "--optim.lr=1e-05"]
+
+
+def test_configs_are_found() -> None:
+    names = {path.name for path in CONFIGS.iterdir()}
+    assert {"models.yaml", "data.yaml", "ds"} <= names

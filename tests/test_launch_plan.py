@@ -1,0 +1,150 @@
+"""`python -m launch`: help and plan without heavy imports, and nothing written."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = {
+    "torch", "transformers", "deepspeed", "tokenizers", "datasets", "accelerate", "peft", "huggingface_hub",
+    "tensorboard", "matplotlib", "pyarrow", "pandas", "scipy", "sentencepiece", "submitit",
+}  # fmt: skip
+FLAGS = """model data out steps epochs batch_size micro_batch_size seq_len seed dtype strategy holdout save_every
+save_schedule resume cluster nodes ranks_per_node max_bad_rows config print_config optim.lr"""
+GOLDEN = Path(__file__).parent / "golden"
+PLAN = "plan finetune --ranks_per_node 2 --batch_size 24 --save_schedule log --corpora tests/golden/none"
+
+
+def imported(root: Path, *argv: str) -> tuple[set[str], str]:
+    """Top-level packages that `python -m launch ARGV` imports, and what it prints."""
+    command = [sys.executable, "-X", "importtime", "-m", "launch", *argv]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    names = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "runpy" in names or "encodings" in names  # what is read here is the list of imports
+    return {name.partition(".")[0] for name in names}, done.stdout
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["--help"],
+        ["run", "finetune", "--help"],
+        PLAN.split(),
+        ["plan", "finetune", "--data", "dolly", "--model", "pythia-2.8b", "--json"],
+    ],
+    ids=lambda argv: " ".join(argv[:3]),
+)
+def test_nothing_heavy_is_imported(argv: list[str], root: Path) -> None:
+    packages, text = imported(root, *argv)
+    assert not packages & HEAVY
+    assert len(text) > 100
+
+
+def test_help_names_every_command_and_an_example(root: Path) -> None:
+    _, text = imported(root, "--help")
+    assert text.startswith("usage: python -m launch COMMAND")
+    assert "run finetune" in text
+    assert "plan finetune" in text
+    assert len(re.findall(r"^  python -m launch ", text, re.MULTILINE)) >= 3
+    _, flags = imported(root, "run", "finetune", "--help")
+    for flag in FLAGS.split():
+        assert re.search(rf"--{re.escape(flag)}\b", flags), flag
+
+
+def plan(program, *argv: object) -> dict[str, object]:  # type: ignore[no-untyped-def]
+    done = program("launch", "plan", "finetune", "--json", "--corpora", "tests/golden/none", *argv, check=True)
+    assert done.stderr == ""
+    values = json.loads(done.stdout)
+    assert isinstance(values, dict)
+    return values
+
+
+def test_json_keys_and_arithmetic(program) -> None:  # type: ignore[no-untyped-def]
+    values = plan(program, "--ranks_per_node", 2, "--batch_size", 24, "--out", "runs/x")
+    files = values.pop("files")
+    assert values == {
+        "model": "tiny", "cluster": "local", "device": "cpu", "nodes": 1, "ranks_per_node": 2, "ranks": 2,
+        "batch_size": 24, "micro_batch_size": 6, "accumulation": 2,
+        "dtype": "bf16", "engine": "torch", "strategy": "ddp",
+        "strategy_reason": "fastest on 2 ranks; every rank holds the whole state",
+        "seq_len": 256, "samples": 664, "trainable": 498, "sealed": 166, "counts_exact": False,
+        "steps": 249,  # 12 epochs of 498 samples, 24 a step
+        "epochs": 12.0, "warmup_steps": 8,
+        "save_steps": [0, 50, 100, 150, 200, 249],
+        "out": "runs/x",
+    }  # fmt: skip
+    assert files == [
+        "config.yaml", "plan.json", "manifest.json", "corpus", "log/", "tb/", "record/",
+        *(f"checkpoints/step-{step:08d}/" for step in (0, 50, 100, 150, 200, 249)),
+    ]  # fmt: skip
+
+
+def test_a_published_set_is_planned_before_it_is_downloaded(program) -> None:  # type: ignore[no-untyped-def]
+    values = plan(program, "--model", "pythia-2.8b", "--holdout", 0.1, "--strategy", "zero3", "--epochs", 1)
+    names = ("samples", "trainable", "sealed", "counts_exact", "batch_size", "steps", "engine", "out")
+    assert [values[name] for name in names] == [
+        15011, 13510, 1501, False, 32, 423, "deepspeed", "runs/pythia-2.8b-dolly",
+    ]  # fmt: skip
+
+
+def test_a_compiled_corpus_gives_exact_counts(program, corpus, corpora) -> None:  # type: ignore[no-untyped-def]
+    values = plan(program, "--corpora", corpora)
+    assert (values["counts_exact"], values["trainable"], values["sealed"]) == (True, 518, 146)
+    assert values["steps"] == 389  # 12 * 518 / 16 = 388.5
+
+
+def test_the_text_plan(program, root: Path) -> None:  # type: ignore[no-untyped-def]
+    done = program("launch", *PLAN.split(), check=True)
+    golden = GOLDEN / "plan.txt"
+    refresh = f"CUDA_VISIBLE_DEVICES= {shlex.quote('.venv/bin/python')} -m launch {PLAN} > {golden.relative_to(root)}"
+    assert golden.exists(), f"to make it: {refresh}"
+    assert done.stdout == golden.read_text(), f"if the change is meant: {refresh}"
+
+
+def test_planning_writes_nothing(program, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    program(
+        "launch", "plan", "finetune", "--out", tmp_path / "run", "--corpora", tmp_path / "corpora", check=True
+    )  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_print_config_gives_yaml_that_gives_the_same_plan(program, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    flags = ["--batch_size", 8, "--optim.lr", "3e-4", "--holdout", 0.5]
+    printed = program("launch", "plan", "finetune", *flags, "--print_config", check=True).stdout
+    (tmp_path / "run.yaml").write_text(printed)
+    assert "batch_size: 8\n" in printed
+    assert plan(program, *flags) == plan(program, "--config", tmp_path / "run.yaml")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["fly"], "launch fly: unknown command; use run or plan, see python -m launch --help"),
+        (["plan", "dance"], "launch plan dance: unknown program; use finetune"),
+        (
+            ["plan", "finetune", "--model", "tinny"],
+            "--model tinny: no such directory or known model; did you mean tiny?",
+        ),
+        (["plan", "finetune", "--data", "x.jsonl"], "--data x.jsonl: x.jsonl does not exist"),
+        (["plan", "finetune", "--seq_len", "513"], "--seq_len 513: tiny has 512 positions; choose at most that"),
+        (
+            ["plan", "finetune", "--ranks_per_node", "3"],
+            "--batch_size 16: not divisible by 3 ranks; choose 15 or 18",
+        ),
+        (["plan", "finetune", "--nodes", "2"], "--nodes 2: the local cluster is one machine; choose 1"),
+        (
+            ["plan", "finetune", "--cluster", "moon"],
+            "--cluster moon: unknown; this version starts ranks on the local machine: local",
+        ),
+        (["run", "finetune", "--stpes", "3"], "unknown setting 'stpes': did you mean --steps?"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(argv: list[str], message: str, program) -> None:  # type: ignore[no-untyped-def]
+    done = program("launch", *argv)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {message}\n")

@@ -1,0 +1,131 @@
+"""Per-sample losses against a plain float64 log-softmax over whole logits, for every family."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from wellread.models.loss import PLAIN_HEADS, sample_losses
+
+VOCAB = 101
+SIZES: dict[str, dict[str, Any]] = {
+    "gpt_neox": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
+    "llama": {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "intermediate_size": 64,
+    },
+    "gpt_neo": {
+        "hidden_size": 32, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]],
+        "window_size": 4, "max_position_embeddings": 64,
+    },
+    "gptj": {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 64},
+    "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64, "expansion_ratio": 2},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},  # not among PLAIN_HEADS: whole logits
+}  # fmt: skip
+
+
+def tiny(family: str) -> nn.Module:
+    """A random model whose every parameter is drawn, biases too: at their zeros a lost bias would go unseen."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, vocab_size=VOCAB, bos_token_id=0, eos_token_id=0, **SIZES[family])
+    model: nn.Module = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.3)
+    return model
+
+
+def batch(lengths: tuple[int, ...] = (11, 7, 3), width: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random samples padded at the right; the first third of each is a prompt."""
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.zeros(len(lengths), width, dtype=torch.int64)
+    targets = torch.zeros(len(lengths), width, dtype=torch.bool)
+    for row, length in enumerate(lengths):
+        tokens[row, :length] = torch.randint(VOCAB, (length,), generator=generator)
+        targets[row, max(1, length // 3) : length] = True
+    return tokens, targets
+
+
+def plain(model: nn.Module, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """One sample at a time, without padding, in float64."""
+    sums = []
+    for row, mask in zip(tokens, targets, strict=True):
+        length = int(mask.nonzero().max()) + 1
+        with torch.no_grad():
+            logits = model(input_ids=row[None, :length], use_cache=False).logits[0].double()
+        log_p = logits.log_softmax(-1)
+        sums.append(-sum(float(log_p[t - 1, row[t]]) for t in range(1, length) if mask[t]))
+    return torch.tensor(sums, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("family", SIZES)
+def test_losses_are_those_of_log_softmax(family: str) -> None:
+    model = tiny(family)
+    tokens, targets = batch()
+    with torch.no_grad():
+        losses = sample_losses(model, tokens, targets)
+    expected = plain(model, tokens, targets)
+    assert losses.dtype == torch.float32
+    assert expected.min() > 5  # of several nats a token: no loss is 0 by accident
+    torch.testing.assert_close(losses.double(), expected, rtol=2e-5, atol=0)
+
+
+def test_every_family_with_a_short_cut_is_tested() -> None:
+    assert set(PLAIN_HEADS) < set(SIZES)
+
+
+@pytest.mark.parametrize("family", SIZES)
+def test_padding_changes_nothing(family: str) -> None:
+    """Neither its width nor what stands in it, nor the company of other samples."""
+    model = tiny(family)
+    tokens, targets = batch()
+    with torch.no_grad():
+        losses = sample_losses(model, tokens, targets)
+        wide, wide_targets = batch(width=40)
+        filled = tokens.clone()
+        for row, length in enumerate((11, 7, 3)):
+            filled[row, length:] = 99
+        alone = torch.cat([sample_losses(model, tokens[i : i + 1], targets[i : i + 1]) for i in range(3)])
+        for other in (sample_losses(model, wide, wide_targets), sample_losses(model, filled, targets), alone):
+            torch.testing.assert_close(other, losses, rtol=1e-5, atol=0)
+
+
+def test_gradients_are_those_of_log_softmax() -> None:
+    model = tiny("gpt_neox")
+    tokens, targets = batch()
+    sample_losses(model, tokens, targets).sum().backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    logits = model(input_ids=tokens[:, :-1]).logits.log_softmax(-1)
+    picked = logits.gather(-1, tokens[:, 1:, None])[..., 0]
+    (-(picked * targets[:, 1:]).sum()).backward()
+    assert set(found) == {name for name, _ in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-3, atol=1e-4)
+
+
+def test_a_sample_without_targets_loses_nothing() -> None:
+    model = tiny("gpt_neox")
+    tokens, targets = batch()
+    with torch.no_grad():
+        whole = sample_losses(model, tokens, targets)
+        targets[1] = False
+        losses = sample_losses(model, tokens, targets)
+        none = sample_losses(model, tokens, torch.zeros_like(targets))
+    assert losses[1] == 0
+    torch.testing.assert_close(losses[[0, 2]], whole[[0, 2]])
+    assert none.tolist() == [0, 0, 0]
+
+
+def test_a_uniform_model_loses_log_of_the_vocabulary() -> None:
+    import math
+
+    model = tiny("gpt_neox")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        tokens, targets = batch()
+        losses = sample_losses(model, tokens, targets)
+    assert losses.tolist() == pytest.approx([n * math.log(VOCAB) for n in (8, 5, 2)])

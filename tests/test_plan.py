@@ -1,0 +1,178 @@
+"""The plan: defaults, batch arithmetic, steps and checkpoints, by hand-computed numbers."""
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wellread.config import OptimConfig, RunConfig, to_dict
+from wellread.models.registry import ModelSpec, find
+from wellread.plan import Cluster, Counts, Plan, make_plan, resolve, save_steps
+
+SPEC = ModelSpec(
+    name="toy", family="gpt_neox", layers=2, width=8, heads=2, intermediate=32, vocab=100, positions=64,
+    lr=1e-3, batch_size=16, epochs=3, seq_len=128,
+)  # fmt: skip
+
+
+def counts(trainable: int = 498, sealed: int = 166) -> Counts:
+    return Counts(samples=trainable + sealed, trainable=trainable, sealed=sealed, exact=True)
+
+
+def local(ranks: int = 1) -> Cluster:
+    return Cluster(kind="local", nodes=1, ranks_per_node=ranks, device="cpu")
+
+
+def plan(config: RunConfig, ranks: int = 1, *, trainable: int = 498) -> Plan:
+    return make_plan(resolve(config, SPEC), SPEC, local(ranks), counts(trainable))
+
+
+def test_defaults_come_from_the_model() -> None:
+    config = resolve(RunConfig(model="toy"), SPEC)
+    assert (config.data, config.out, config.batch_size, config.epochs) == ("dolly", "runs/toy-dolly", 16, 3)
+    assert config.seq_len == 64  # 128 asked by the spec, 64 positions there are
+    assert config.optim.lr == 1e-3
+    assert config.steps is None
+    tiny = resolve(RunConfig(), find("tiny"))
+    assert (tiny.data, tiny.out, tiny.optim.lr, tiny.seq_len) == ("sample", "runs/tiny-sample", 2e-3, 256)
+
+
+def test_what_is_asked_for_wins() -> None:
+    asked = RunConfig(steps=7, epochs=2.0, batch_size=4, seq_len=32, out="o", data="alpaca", optim=OptimConfig(lr=0.5))
+    config = resolve(asked, SPEC)
+    assert (config.steps, config.epochs, config.batch_size, config.seq_len) == (7, None, 4, 32)
+    assert (config.out, config.data, config.optim.lr) == ("o", "alpaca", 0.5)
+    assert resolve(config, SPEC) == config
+
+
+@pytest.mark.parametrize(
+    ("data", "out"),
+    [
+        ("dolly", "runs/toy-dolly"),
+        ("../there/rows.jsonl", "runs/toy-rows"),
+        ("dolly@there/my.rows.jsonl", "runs/toy-my"),
+    ],
+)
+def test_name_of_the_run(data: str, out: str) -> None:
+    assert resolve(RunConfig(data=data), SPEC).out == out
+
+
+def test_no_sequence_beyond_the_positions() -> None:
+    with pytest.raises(ValueError) as refused:
+        resolve(RunConfig(seq_len=65), SPEC)
+    assert str(refused.value) == "--seq_len 65: toy has 64 positions; choose at most that"
+
+
+@pytest.mark.parametrize(
+    ("batch", "ranks", "asked", "micro", "accumulation"),
+    [
+        (16, 1, None, 8, 2),
+        (16, 2, None, 8, 1),
+        (16, 4, None, 4, 1),
+        (16, 8, None, 2, 1),
+        (24, 2, None, 6, 2),
+        (22, 2, None, 1, 11),  # 11 samples of each rank: no divisor up to 8 but 1
+        (7, 1, None, 7, 1),
+        (64, 2, 4, 4, 8),
+        (64, 2, 32, 32, 1),
+    ],
+)
+def test_batch_arithmetic(batch: int, ranks: int, asked: int | None, micro: int, accumulation: int) -> None:
+    made = plan(RunConfig(batch_size=batch, micro_batch_size=asked), ranks)
+    assert (made.micro_batch_size, made.accumulation, made.ranks) == (micro, accumulation, ranks)
+
+
+@given(st.integers(1, 64), st.integers(1, 64))
+def test_micro_batches_fill_the_batch(per_rank: int, ranks: int) -> None:
+    made = plan(RunConfig(batch_size=per_rank * ranks), ranks)
+    assert made.micro_batch_size * made.accumulation * made.ranks == made.batch_size == per_rank * ranks
+    assert 1 <= made.micro_batch_size <= 8
+
+
+def test_a_batch_that_cannot_be_divided() -> None:
+    for batch, ranks, near in ((15, 2, "14 or 16"), (3, 4, "4"), (100, 8, "96 or 104")):
+        with pytest.raises(ValueError) as refused:
+            plan(RunConfig(batch_size=batch), ranks)
+        assert str(refused.value) == f"--batch_size {batch}: not divisible by {ranks} ranks; choose {near}"
+    with pytest.raises(ValueError) as refused:
+        plan(RunConfig(batch_size=16, micro_batch_size=3), 2)
+    assert str(refused.value) == "--micro_batch_size 3: does not divide the 8 samples of each rank and step"
+
+
+def test_steps_and_epochs() -> None:
+    made = plan(RunConfig(epochs=3.0))
+    assert (made.steps, made.epochs) == (94, 3.0201)  # 3 * 498 / 16 = 93.375; 94 * 16 / 498
+    assert plan(RunConfig(epochs=0.1), trainable=1600).steps == 10  # a tenth exactly
+    made = plan(RunConfig(steps=200))
+    assert (made.steps, made.epochs, made.warmup_steps) == (200, 6.4257, 6)
+    assert plan(RunConfig(steps=200, optim=OptimConfig(warmup=0.0))).warmup_steps == 0
+    assert plan(RunConfig(steps=1)).warmup_steps == 1
+
+
+def test_nothing_to_train_on() -> None:
+    with pytest.raises(ValueError) as refused:
+        plan(RunConfig(data="x.jsonl"), trainable=0)
+    assert str(refused.value) == "--data x.jsonl: no trainable samples; lower --holdout or give more rows"
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "schedule", "expected"),
+    [
+        (1, None, "linear", (0, 1)),
+        (8, None, "linear", (0, 1, 2, 3, 4, 5, 6, 7, 8)),
+        (94, None, "linear", (0, 20, 40, 60, 80, 94)),
+        (100, None, "linear", (0, 20, 40, 60, 80, 100)),
+        (374, None, "linear", (0, 50, 100, 150, 200, 250, 300, 350, 374)),
+        (12, 4, "linear", (0, 4, 8, 12)),
+        (12, 100, "linear", (0, 12)),
+        (100, 25, "log", (0, 1, 2, 4, 8, 16, 32, 64, 100)),
+        (64, 1, "log", (0, 1, 2, 4, 8, 16, 32, 64)),
+        (2000, 500, "log", (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000, 1500, 2000)),
+    ],
+)
+def test_checkpoints(steps: int, every: int | None, schedule: str, expected: tuple[int, ...]) -> None:
+    assert save_steps(steps, every, schedule) == expected
+
+
+@given(st.integers(1, 10**6), st.none() | st.integers(1, 10**6), st.sampled_from(["linear", "log"]))
+def test_first_and_last_step_are_always_saved(steps: int, every: int | None, schedule: str) -> None:
+    if every is not None and steps // every > 10**4:
+        every = steps
+    saved = save_steps(steps, every, schedule)
+    assert (saved[0], saved[-1]) == (0, steps)
+    assert list(saved) == sorted(set(saved))
+    if every is None:
+        assert len(saved) <= 20  # about eight, and the powers of two
+
+
+def test_strategy() -> None:
+    made = plan(RunConfig(), 2)
+    assert (made.engine, made.strategy) == ("torch", "ddp")
+    assert made.strategy_reason == "fastest on 2 ranks; every rank holds the whole state"
+    for stage in ("zero1", "zero2", "zero3"):
+        made = plan(RunConfig(strategy=stage))  # type: ignore[arg-type]
+        assert (made.engine, made.strategy, made.strategy_reason) == ("deepspeed", stage, "asked for")
+
+
+def test_the_plan_decides_nothing_of_the_order() -> None:
+    """Ranks, strategy and micro-batch divide a batch; what is read when stays."""
+    fixed = ("batch_size", "steps", "epochs", "seq_len", "save_steps", "warmup_steps")
+    plans = [plan(RunConfig(strategy=s, micro_batch_size=m), r) for s, m, r in (("ddp", 1, 1), ("zero3", 2, 8))]  # type: ignore[arg-type]
+    assert len({tuple(getattr(made, name) for name in fixed) for made in plans}) == 1
+
+
+def test_json_round_trip() -> None:
+    made = plan(RunConfig(), 2)
+    back = Plan.from_json(json.dumps(to_dict(made)))
+    assert dataclasses.replace(back, save_steps=tuple(back.save_steps)) == made
+    with pytest.raises(ValueError, match="Plan: unknown keys later; written by another version"):
+        Plan.from_json(json.dumps(to_dict(made) | {"later": 1}))
+
+
+def test_files() -> None:
+    assert plan(RunConfig(steps=12, save_every=6)).files() == [
+        "config.yaml", "plan.json", "manifest.json", "corpus", "log/", "tb/", "record/",
+        "checkpoints/step-00000000/", "checkpoints/step-00000006/", "checkpoints/step-00000012/",
+    ]  # fmt: skip

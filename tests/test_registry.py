@@ -1,0 +1,187 @@
+"""Models by name: registry, directories, WELLREAD_MODELS, hub; and what identifies initial weights."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from wellread.models import registry
+from wellread.models.registry import ModelSpec, find, fingerprint, local_directory
+
+NEOX = {
+    "model_type": "gpt_neox", "num_hidden_layers": 6, "hidden_size": 512, "num_attention_heads": 8,
+    "intermediate_size": 2048, "vocab_size": 50304, "max_position_embeddings": 2048,
+}  # fmt: skip
+
+
+def directory(path: Path, config: dict[str, object], weights: bytes = b"w" * 100) -> Path:
+    path.mkdir(parents=True)
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "model.safetensors").write_bytes(weights)
+    return path
+
+
+def test_the_registry_holds_the_pythia_suite() -> None:
+    assert list(registry.registry()) == [
+        "tiny", "pythia-14m", "pythia-31m", "pythia-70m", "pythia-160m", "pythia-410m", "pythia-1b", "pythia-1.4b",
+        "pythia-2.8b", "pythia-6.9b", "pythia-12b",
+    ]  # fmt: skip
+    for name in registry.registry():
+        spec = find(name)
+        assert spec.width % spec.heads == 0
+        assert spec.intermediate == 4 * spec.width
+        assert spec.seq_len <= spec.positions
+        assert spec.hub == (None if name == "tiny" else f"EleutherAI/{name}")
+
+
+def test_parameter_counts_are_those_of_the_paper() -> None:
+    """Totals of table 1 of the Pythia paper, out of the registry's sizes: untied embeddings, biases, norms."""
+    published = {
+        "pythia-70m": 70_426_624, "pythia-160m": 162_322_944, "pythia-410m": 405_334_016, "pythia-1b": 1_011_781_632,
+        "pythia-1.4b": 1_414_647_808, "pythia-2.8b": 2_775_208_960, "pythia-6.9b": 6_857_302_016,
+        "pythia-12b": 11_846_072_320,
+    }  # fmt: skip
+    for name, count in published.items():
+        spec = find(name)
+        d, f = spec.width, spec.intermediate
+        layer = 4 * d * d + 4 * d + 2 * d * f + d + f + 4 * d
+        assert spec.layers * layer + 2 * spec.vocab * d + 2 * d == count
+
+
+def test_tiny_starts_from_nothing() -> None:
+    spec = find("tiny")
+    assert (spec.fresh, spec.hub, spec.path, spec.vocab, spec.positions) == (True, None, None, 2048, 512)
+    assert (spec.lr, spec.batch_size, spec.epochs, spec.seq_len) == (2e-3, 16, 12, 256)
+
+
+def test_a_directory(tmp_path: Path) -> None:
+    path = directory(tmp_path / "mine", NEOX)
+    spec = find(str(path))
+    assert spec == ModelSpec(
+        name="mine", family="gpt_neox", layers=6, width=512, heads=8, intermediate=2048, vocab=50304, positions=2048,
+        path=path,
+    )  # fmt: skip
+    assert local_directory(spec, weights=True) == path
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (NEOX, (6, 512, 8, 2048, 50304, 2048)),
+        (
+            {"model_type": "gptj", "n_layer": 28, "n_embd": 4096, "n_head": 16, "n_inner": None, "vocab_size": 50400,
+             "n_positions": 2048},
+            (28, 4096, 16, 16384, 50400, 2048),
+        ),
+        (
+            {"model_type": "gpt_neo", "num_layers": 12, "hidden_size": 768, "num_heads": 12, "intermediate_size": None,
+             "vocab_size": 50257, "max_position_embeddings": 2048},
+            (12, 768, 12, 3072, 50257, 2048),
+        ),
+        (
+            {"model_type": "llama", "num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32,
+             "intermediate_size": 11008, "vocab_size": 32000, "max_position_embeddings": 4096},
+            (32, 4096, 32, 11008, 32000, 4096),
+        ),
+        (
+            {"model_type": "mpt", "n_layers": 32, "d_model": 4096, "n_heads": 32, "vocab_size": 50432,
+             "max_seq_len": 2048},
+            (32, 4096, 32, 16384, 50432, 2048),
+        ),
+    ],
+)  # fmt: skip
+def test_what_families_call_their_sizes(config: dict[str, object], expected: tuple[int, ...], tmp_path: Path) -> None:
+    spec = find(str(directory(tmp_path / "m", config)))
+    assert (spec.layers, spec.width, spec.heads, spec.intermediate, spec.vocab, spec.positions) == expected
+
+
+def test_search_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = directory(tmp_path / "b" / "pythia-70m", NEOX)
+    directory(tmp_path / "b" / "other", NEOX)
+    monkeypatch.setenv("WELLREAD_MODELS", f"{tmp_path / 'a'}::{tmp_path / 'b'}")
+    assert find("pythia-70m").path == path
+    assert find("other").name == "other"
+    assert find("pythia-160m").path is None  # not there: the registry's
+
+
+def test_training_defaults_of_a_known_name_survive_the_search_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory(tmp_path / "tiny", NEOX)
+    monkeypatch.setenv("WELLREAD_MODELS", str(tmp_path))
+    spec = find("tiny")
+    assert (spec.path, spec.lr, spec.batch_size, spec.fresh) == (tmp_path / "tiny", 2e-3, 16, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tinny", "--model tinny: no such directory or known model; did you mean tiny?"),
+        ("pythia-70", "--model pythia-70: no such directory or known model; did you mean pythia-70m?"),
+        ("./lost", "--model ./lost: no such directory or known model; known: tiny, pythia-14m,"),
+    ],
+)
+def test_unknown_names(name: str, message: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        find(name)
+    assert str(refused.value).startswith(message)
+
+
+def test_the_hub_out_of_reach() -> None:
+    with pytest.raises(ValueError) as refused:
+        find("someone/something")
+    message = str(refused.value)
+    assert message.startswith("--model someone/something: cannot be had from the hub (")
+    assert message.endswith("); put it into a directory of $WELLREAD_MODELS or pass its directory")
+    assert "\n" not in message
+    with pytest.raises(ValueError, match=r"--model EleutherAI/pythia-70m: cannot be had from the hub \("):
+        local_directory(find("pythia-70m"), weights=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "--model DIR: no config.json there; a model directory needs Hugging Face layout"),
+        (
+            "{",
+            "DIR/config.json: not JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1))",
+        ),
+        ("{}", "DIR/config.json: no model_type in it; is this a language model's config.json?"),
+        (
+            '{"model_type": "bert"}',
+            "DIR/config.json: none of num_hidden_layers, n_layer, num_layers, n_layers in it; bert is not supported",
+        ),
+    ],
+)
+def test_directories_that_hold_no_model(content: str | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    path.mkdir()
+    if content is not None:
+        (path / "config.json").write_text(content)
+    with pytest.raises(ValueError) as refused:
+        find(str(path))
+    assert str(refused.value) == message.replace("DIR", str(path))
+
+
+def test_fingerprints_of_weights(tmp_path: Path) -> None:
+    """A change anywhere in a small file, of the config, or of the size is seen; the folder's name is not part of it."""
+    weights = bytes(range(256)) * 4096 * 3  # 3 MiB
+    base = fingerprint(find(str(directory(tmp_path / "a", NEOX, weights))))
+    assert base.startswith("weights:")
+    assert fingerprint(find(str(directory(tmp_path / "b", NEOX, weights)))) == base
+    assert fingerprint(find(str(directory(tmp_path / "c", NEOX | {"rotary_pct": 0.5}, weights)))) != base
+    for i, place in enumerate((0, 1 << 20, (1 << 20) + 1, (2 << 20) - 1, len(weights) // 2, len(weights) - 1)):
+        changed = bytearray(weights)
+        changed[place] ^= 1
+        assert fingerprint(find(str(directory(tmp_path / f"d{i}", NEOX, bytes(changed))))) != base, place
+    assert fingerprint(find(str(directory(tmp_path / "e", NEOX, weights + b"\0")))) != base
+
+
+def test_fingerprints_of_fresh_models() -> None:
+    """sha256 of the sizes: raised or lowered, another model; another learning rate or name, the same one."""
+    assert fingerprint(find("tiny")) == "fresh:f075e05e88b3b7cc1d601ace1bcb6c17"
+    spec = find("tiny")
+    for name in ("layers", "width", "heads", "intermediate", "vocab", "positions"):
+        assert fingerprint(dataclasses.replace(spec, **{name: getattr(spec, name) * 2})) != fingerprint(spec)
+    assert fingerprint(dataclasses.replace(spec, lr=1.0, name="x")) == fingerprint(spec)

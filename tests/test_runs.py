@@ -1,0 +1,153 @@
+"""The run directory: atomic writes, the lock, config and manifest."""
+
+import errno
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from wellread import provenance
+from wellread.config import OptimConfig, RunConfig
+from wellread.runs import RunDirectory, sha256_file, write_atomic, write_json
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    write_json(path, {"ä": [1, 2]})
+    assert path.read_text() == '{\n  "ä": [\n    1,\n    2\n  ]\n}\n'
+    write_atomic(path, b"\x00\x01")
+    assert path.read_bytes() == b"\x00\x01"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x"
+    write_atomic(path, "old")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_value_that_is_no_json_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "x", {"a": object()})
+    assert not list(tmp_path.iterdir())
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"abc")
+    assert sha256_file(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    large = os.urandom(1 << 20)
+    (tmp_path / "y").write_bytes(large)
+    assert sha256_file(tmp_path / "y") == hashlib.sha256(large).hexdigest()
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(ValueError) as refused:
+            RunDirectory.open(path)
+        assert str(refused.value) == (
+            f"{path}: not a run directory (it has no config.yaml); see the folder runs/ for yours"
+        )
+
+
+def test_config_round_trip(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    config = RunConfig(model="pythia-70m", steps=7, holdout=0.1, optim=OptimConfig(lr=2e-5))
+    run.write_config(config)
+    assert RunDirectory.open(tmp_path).config() == config
+    assert run.config_file.read_text().splitlines()[0] == "model: pythia-70m"  # as people read it, unsorted
+
+
+def test_paths_are_those_of_the_interface(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "here")
+    names = (
+        "config_file",
+        "plan_file",
+        "manifest_file",
+        "corpus",
+        "record",
+        "checkpoints",
+        "log",
+        "tb",
+        "eval",
+        "report",
+    )
+    found = [str(getattr(run, name).relative_to(run.path)) for name in names]
+    assert found == [
+        "config.yaml", "plan.json", "manifest.json", "corpus", "record", "checkpoints", "log", "tb", "eval", "report",
+    ]  # fmt: skip
+    assert run.name == "here"
+
+
+def test_the_lock_admits_one_launch(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    with run.lock():
+        run.write_config(RunConfig())
+        with pytest.raises(ValueError) as refused, RunDirectory(run.path).lock():
+            pass
+        assert str(refused.value).startswith(f"{run.path}: in use by process {os.getpid()} on ")
+        assert str(refused.value).endswith("; wait for it, or choose another --out")
+    with run.lock():
+        pass
+    assert (run.path / "lock").read_text() == ""
+
+
+def test_a_killed_holder_frees_the_lock(tmp_path: Path, root: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from wellread.runs import RunDirectory\n"
+        f"with RunDirectory(Path({str(tmp_path / 'run')!r})).lock(): print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match=f"in use by process {holder.pid} "), RunDirectory(tmp_path / "run").lock():
+            pass
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    with RunDirectory(tmp_path / "run").lock():
+        pass
+
+
+def test_a_launch_of_which_nothing_came_leaves_nothing(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "a" / "run")
+    with pytest.raises(ValueError, match="bad data"), run.lock():
+        raise ValueError("bad data")
+    assert not run.path.exists()
+
+
+def test_what_was_there_before_stays(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    (run.path / "mine.txt").write_text("precious")
+    with pytest.raises(ValueError, match="bad data"), run.lock():
+        raise ValueError("bad data")
+    assert (run.path / "mine.txt").read_text() == "precious"
+
+
+def test_provenance_names_versions_and_no_secrets(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secretsecret")
+    found = provenance.describe()
+    text = json.dumps(found)
+    assert "hf_secretsecret" not in text
+    assert found["packages"]["torch"].startswith("2.")
+    assert found["python"].startswith("3.")
+    commit = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    assert found["code"]["commit"] == commit.stdout.strip()
+    assert (found["code"]["diff_sha256"] is None) == (not found["code"]["dirty"])
+
+
+def test_provenance_outside_git(tmp_path: Path) -> None:
+    assert provenance._code(tmp_path) == {"commit": None}

@@ -1,0 +1,88 @@
+"""Tokenizers: trained ones, real ones, and directories that hold none."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from wellread.data.tokenizer import Tokenizer, copy_files, fingerprint, identify, train_bpe
+
+TEXTS = ["the cat sat on the mat\n", "the dog sat on the log, ä ö ü\n"] * 20
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("bpe") / "tokenizer"
+    train_bpe(TEXTS, 300, directory, 128)
+    return directory
+
+
+def test_training_gives_the_tokens_that_the_texts_call_for(trained: Path) -> None:
+    tokenizer = Tokenizer.load(trained)
+    assert (tokenizer.eos, tokenizer.size) == (
+        0,
+        278,
+    )  # 256 bytes, end of text, and 21 merges: no pair is left that occurs twice
+    (ids,) = tokenizer.continuations(["the cat"])
+    assert tokenizer.backend.convert_ids_to_tokens(ids) == ["the", "Ġcat"]
+
+
+def test_training_is_deterministic(trained: Path, tmp_path: Path) -> None:
+    train_bpe(TEXTS, 300, tmp_path / "again", 128)
+    assert (tmp_path / "again" / "tokenizer.json").read_bytes() == (trained / "tokenizer.json").read_bytes()
+    assert fingerprint(tmp_path / "again") == fingerprint(trained)
+    assert [p.name for p in tmp_path.iterdir()] == ["again"]
+
+
+@pytest.mark.parametrize(
+    "text", ["the cat", "日本語 🙂", " two  spaces\n\n\ttabs ", "\x00\x7f", "", "NEVER seen: 0123"]
+)
+def test_any_text_survives(text: str, trained: Path) -> None:
+    tokenizer = Tokenizer.load(trained)
+    (ids,) = tokenizer.continuations([text])
+    assert all(0 < i < 278 for i in ids)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.prompts([text]) == [ids]  # no special tokens are wanted by a trained one
+
+
+def test_the_fingerprint_is_that_of_the_files(trained: Path, tmp_path: Path) -> None:
+    copy_files(trained, tmp_path / "copy")
+    assert {p.name for p in (tmp_path / "copy").iterdir()} == {"tokenizer.json", "tokenizer_config.json"}
+    (tmp_path / "copy" / "weights.bin").write_text("not of the tokenizer")
+    assert fingerprint(tmp_path / "copy") == fingerprint(trained) == identify(trained, 300)
+    with open(tmp_path / "copy" / "tokenizer_config.json", "a") as file:
+        file.write(" ")
+    assert fingerprint(tmp_path / "copy") != fingerprint(trained)
+    assert identify(None, 2048) == "bpe-2048"
+
+
+def test_directories_without_a_tokenizer(tmp_path: Path, trained: Path) -> None:
+    with pytest.raises(ValueError, match=r": no usable tokenizer \(.*\); put its tokenizer.json there"):
+        Tokenizer.load(tmp_path)
+    shutil.copyfile(trained / "tokenizer.json", tmp_path / "tokenizer.json")
+    with pytest.raises(ValueError) as refused:
+        Tokenizer.load(tmp_path)
+    assert str(refused.value) == f"{tmp_path}: its tokenizer has no eos_token; name one in tokenizer_config.json"
+
+
+@pytest.mark.shared
+def test_pythia(pythia_tokenizer: Path) -> None:
+    tokenizer = Tokenizer.load(pythia_tokenizer)
+    assert (tokenizer.eos, tokenizer.size) == (0, 50277)
+    assert tokenizer.prompts(["Hello world"]) == [[12092, 1533]]
+    assert tokenizer.decode([12092, 1533, 0]) == "Hello world<|endoftext|>"
+
+
+@pytest.mark.shared
+def test_llama_begins_samples_and_never_ends_prompts(shared: Path, tmp_path: Path) -> None:
+    """`add_eos_token` would end the prompt before the response begins."""
+    shutil.copyfile(shared / "tokenizers" / "llama2_tokenizer.model", tmp_path / "tokenizer.model")
+    settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    for ends in (False, True):
+        whole = settings | {"add_bos_token": True, "add_eos_token": ends}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(whole))
+        tokenizer = Tokenizer.load(tmp_path)
+        assert (tokenizer.eos, tokenizer.size) == (2, 32000)
+        assert tokenizer.prompts(["Hello world"]) == [[1, 15043, 3186]]
+        assert tokenizer.continuations(["Hello world"]) == [[15043, 3186]]

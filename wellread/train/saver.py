@@ -1,0 +1,91 @@
+"""Saving checkpoints: off the critical path where memory allows, one at a time, errors never lost."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from wellread import checkpoint as checkpoints
+from wellread.data import tokenizer
+from wellread.train import ranks
+from wellread.train.engine import Engine, Write
+
+
+class Saver:
+    """Saves the checkpoints of one run; every rank has one."""
+
+    def __init__(self, directory: Path, engine: Engine, tokenizer_files: Path, keep_states: int) -> None:
+        self._directory, self._engine, self._keep = directory, engine, keep_states
+        self._tokenizer = tokenizer_files
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, step: int, manifest: dict[str, Any], done: Callable[[float, float], None]) -> None:
+        """Save a checkpoint; the record must be durable by now. Collective.
+
+        Parameters
+        ----------
+        done : callable
+            Called on rank 0 when the checkpoint is committed, with the seconds that training stood still for it
+            and the seconds that writing took.
+        """
+        self.wait()
+        began = time.perf_counter()
+        staging = checkpoints.staging(self._directory, step)
+        write = self._engine.snapshot()
+        if write is None:
+            self._write_together(step, manifest, staging)
+            if ranks.rank() == 0:
+                done(time.perf_counter() - began, time.perf_counter() - began)
+        elif ranks.rank() == 0:
+            stall = time.perf_counter() - began
+            arguments = (step, manifest, staging, write, lambda seconds: done(stall, seconds))
+            self._thread = threading.Thread(target=self._write_alone, args=arguments, name=f"save-{step}")
+            self._thread.start()
+
+    def check(self) -> None:
+        """Raise what went wrong in the background, if anything did."""
+        if self._error is not None:
+            raise self._error
+
+    def wait(self) -> None:
+        """Wait until the checkpoint that is being written is committed."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def _write_together(self, step: int, manifest: dict[str, Any], staging: Path) -> None:
+        with self._cleared_on_error():
+            if ranks.rank() == 0:
+                staging.mkdir()
+            ranks.barrier()
+            self._engine.save(staging)
+            ranks.barrier()
+            if ranks.rank() == 0:
+                self._commit(step, manifest, staging)
+        ranks.barrier()
+
+    def _write_alone(
+        self, step: int, manifest: dict[str, Any], staging: Path, write: Write, done: Callable[[float], None]
+    ) -> None:
+        began = time.perf_counter()
+        try:
+            with self._cleared_on_error():
+                staging.mkdir()
+                write(staging)
+                self._commit(step, manifest, staging)
+            done(time.perf_counter() - began)
+        except BaseException as error:
+            self._error = error  # raised by the training thread, at its next step
+
+    def _cleared_on_error(self) -> Any:
+        return checkpoints.cleared_on_error(self._directory)
+
+    def _commit(self, step: int, manifest: dict[str, Any], staging: Path) -> None:
+        tokenizer.copy_files(self._tokenizer, staging / "model")
+        checkpoints.commit(self._directory, step, manifest)
+        checkpoints.drop_old_states(self._directory, self._keep)
