@@ -8,6 +8,8 @@ target tokens, and a higher one means "more likely a member".
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,16 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
+
+from eval.separation import Floats, Ints, auc, cluster_bootstrap, codes_of, nonmembers_needed, permuted_auc, tpr_at_fpr
 
 if TYPE_CHECKING:
     from wellread.checkpoint import Checkpoint
     from wellread.data.corpus import Corpus
     from wellread.results import Result, Scores
     from wellread.runs import RunDirectory
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 TASK = "membership/loss"
 READ, UNREAD, SEALED, SHUFFLED = "read", "not yet read", "sealed", "shuffled"
@@ -131,7 +131,7 @@ class Groups:
     def at(self, step: int) -> dict[str, Ints]:
         """Drawn sample ids of each group at `step`, ascending. Copies of what was read are no unread controls."""
         n = self.corpus.n_trainable
-        codes = _codes(self.documents[:n])
+        codes = codes_of(self.documents[:n])
         document_read = np.full(codes.max() + 1, self.last, dtype=np.int64)
         np.minimum.at(document_read, codes, self.first_read)
         return {
@@ -191,10 +191,12 @@ def _scores_file(run: RunDirectory, checkpoint: Checkpoint) -> Path:
 
 
 def _belongs_to(checkpoint: Checkpoint) -> dict[str, str]:
-    """What kept scores must carry to be this checkpoint's; its manifest names the hashes of the weights too."""
-    from wellread.runs import sha256_file
-
-    return {"head": checkpoint.head, "checkpoint": sha256_file(checkpoint.path / "checkpoint.json")}
+    """What kept scores must carry to be this checkpoint's: the record's head, and the hash of its model's hashes."""
+    weights = {name: of["sha256"] for name, of in checkpoint.manifest["files"].items() if name.startswith("model/")}
+    return {
+        "head": checkpoint.head,
+        "checkpoint": hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest(),
+    }
 
 
 def _score(run: RunDirectory, groups: Groups, checkpoint: Checkpoint, device: str | None, reporter: Reporter) -> Scores:
@@ -281,7 +283,7 @@ def _mean_loss(side: Side) -> dict[str, float]:
     The sandwich estimator of Liang & Zeger 1986 for an intercept alone, with the factor C / (C - 1).
     """
     mean = float(-side.scores.mean())
-    residuals = np.bincount(_codes(side.documents), weights=side.scores + mean)
+    residuals = np.bincount(codes_of(side.documents), weights=side.scores + mean)
     if residuals.size < 2:
         return {"value": mean}
     stderr = math.sqrt(float((residuals**2).sum()) * residuals.size / (residuals.size - 1)) / side.size
@@ -345,140 +347,3 @@ class Reporter:
         if not self._bar:
             aucs = [f"{result.group} {result.value:.3f}" for result in results if result.metric == "auc"]
             self.note(f"step {step:,}: scored; AUC against sealed: {', '.join(aucs) or 'none'}")
-
-
-def auc(members: Floats, nonmembers: Floats) -> float:
-    """Area under the ROC curve: the chance that a member scores above a non-member, ties counting half.
-
-    The Mann-Whitney U statistic over its largest value (Mann & Whitney 1947), in O(n log n).
-
-    Parameters
-    ----------
-    members, nonmembers
-        Scores, float[m] and float[n], both finite and not empty.
-    """
-    below, up_to = _ranks(members, np.sort(nonmembers))
-    return float((below + up_to).sum() / (2 * members.size * nonmembers.size))
-
-
-def roc(members: Floats, nonmembers: Floats) -> tuple[Floats, Floats]:
-    """False- and true-positive rate at every threshold, from (0, 0) to (1, 1); float64[k] each, ascending."""
-    thresholds = np.unique(np.concatenate([members, nonmembers]))[::-1]
-    rates = [1 - np.searchsorted(np.sort(side), thresholds, "left") / side.size for side in (nonmembers, members)]
-    return np.concatenate([[0.0], rates[0]]), np.concatenate([[0.0], rates[1]])
-
-
-def nonmembers_needed(alpha: float) -> int:
-    """Non-members that a rate at false-positive rate `alpha` must rest on: 10 / alpha."""
-    return math.ceil(10 / alpha - 1e-9)
-
-
-def tpr_at_fpr(members: Floats, nonmembers: Floats, alpha: float) -> float | None:
-    """Largest true-positive rate at a false-positive rate of at most `alpha`; None below 10 / alpha non-members.
-
-    Raises
-    ------
-    ValueError
-        Unless 0 < alpha < 1.
-    """
-    if not 0 < alpha < 1:
-        raise ValueError(f"false-positive rate {alpha}: must lie between 0 and 1")
-    if nonmembers.size < nonmembers_needed(alpha):
-        return None
-    u, v = np.ones((1, members.size)), np.ones((1, nonmembers.size))
-    return float(_weighted_tpr(np.sort(members), u, np.sort(nonmembers), v, alpha)[0])
-
-
-def cluster_bootstrap(
-    members: Floats,
-    nonmembers: Floats,
-    member_documents: Ints,
-    nonmember_documents: Ints,
-    *,
-    draws: int,
-    seed: int,
-    alpha: float | None = None,
-) -> Floats:
-    """AUC, or TPR at FPR <= `alpha`, in bootstrap draws: stratified by side, whole documents at a time.
-
-    Copies of a document are not independent, so documents, not samples, are drawn with replacement (the cluster
-    bootstrap, Davison & Hinkley 1997, section 3.8). Memory stays near 100 MB whatever the number of draws.
-
-    Parameters
-    ----------
-    member_documents, nonmember_documents
-        Document of each sample, int[m] and int[n].
-
-    Returns
-    -------
-    float64[draws]
-    """
-    order, other = np.argsort(members), np.argsort(nonmembers)
-    codes, other_codes = _codes(member_documents[order]), _codes(nonmember_documents[other])
-    rng = np.random.default_rng(seed)
-    values = []
-    for size in _chunks(draws, members.size + nonmembers.size):
-        u, v = _draw(rng, codes, size), _draw(rng, other_codes, size)
-        sides = (members[order], u, nonmembers[other], v)
-        values.append(_weighted_auc(*sides) if alpha is None else _weighted_tpr(*sides, alpha))
-    return np.concatenate(values)
-
-
-def permuted_auc(
-    members: Floats, nonmembers: Floats, member_documents: Ints, nonmember_documents: Ints, *, draws: int, seed: int
-) -> Floats:
-    """AUC after the labels were shuffled among documents: what chance alone gives; float64[draws]."""
-    documents = _codes(np.concatenate([member_documents, nonmember_documents]))
-    scores = np.concatenate([members, nonmembers])
-    below, up_to = _ranks(scores, np.sort(scores))
-    sizes = np.bincount(documents)
-    rank_sums = np.bincount(documents, weights=(below + up_to + 1) / 2)  # mid-ranks, counted from 1
-    labels = np.arange(sizes.size) < np.unique(member_documents).size
-    rng = np.random.default_rng(seed)
-    values = []
-    for size in _chunks(draws, sizes.size):
-        shuffled = rng.permuted(np.broadcast_to(labels, (size, labels.size)), axis=1).astype(np.float64)
-        m = shuffled @ sizes
-        values.append((shuffled @ rank_sums - m * (m + 1) / 2) / (m * (scores.size - m)))
-    return np.concatenate(values)
-
-
-def _ranks(values: Floats, ordered: Floats) -> tuple[Ints, Ints]:
-    return np.searchsorted(ordered, values, "left"), np.searchsorted(ordered, values, "right")
-
-
-def _codes(documents: Ints) -> Ints:
-    return np.unique(documents, return_inverse=True)[1]
-
-
-def _chunks(draws: int, width: int) -> Iterator[int]:
-    size = max(1, 2_000_000 // width)  # 16 MB a float64 matrix
-    yield from (min(size, draws - start) for start in range(0, draws, size))
-
-
-def _draw(rng: np.random.Generator, codes: Ints, draws: int) -> Floats:
-    """How often each sample is drawn when its documents are drawn with replacement; float64[draws, n]."""
-    count = int(codes.max()) + 1
-    picks = rng.integers(count, size=(draws, count)) + count * np.arange(draws)[:, None]
-    times = np.bincount(picks.ravel(), minlength=draws * count).reshape(draws, count)
-    return times[:, codes].astype(np.float64)
-
-
-def _weighted_auc(members: Floats, u: Floats, nonmembers: Floats, v: Floats) -> Floats:
-    """`auc` with weights u[draws, m] and v[draws, n]; values ascend."""
-    cumulative = np.concatenate([np.zeros((len(v), 1)), v.cumsum(axis=1)], axis=1)
-    below, up_to = _ranks(members, nonmembers)
-    wins = (u * (cumulative[:, below] + cumulative[:, up_to])).sum(axis=1)
-    return np.asarray(wins / (2 * u.sum(axis=1) * cumulative[:, -1]))
-
-
-def _weighted_tpr(members: Floats, u: Floats, nonmembers: Floats, v: Floats, alpha: float) -> Floats:
-    """`tpr_at_fpr` with weights u[draws, m] and v[draws, n]; values ascend.
-
-    Going down from the highest non-member, the first whose weight breaks `alpha` must lie at or below the threshold.
-    """
-    from_top = v[:, ::-1].cumsum(axis=1)
-    breaks = np.argmax(from_top > alpha * from_top[:, -1:] + 1e-9, axis=1)
-    barred = np.searchsorted(members, nonmembers[::-1][breaks], "right")
-    from_bottom = np.concatenate([np.zeros((len(u), 1)), u.cumsum(axis=1)], axis=1)
-    return np.asarray(1 - from_bottom[np.arange(len(u)), barred] / from_bottom[:, -1])

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.membership import ALPHAS, READ, SEALED, SHUFFLED, TASK, UNREAD, nonmembers_needed, roc, scored_groups
+from eval.membership import ALPHAS, READ, SEALED, SHUFFLED, TASK, UNREAD, scored_groups
+from eval.separation import nonmembers_needed, roc
 
 if TYPE_CHECKING:
     from wellread.checkpoint import Checkpoint

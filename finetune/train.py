@@ -8,7 +8,11 @@ import time
 import traceback
 from pathlib import Path
 
+from wellread.cli import BAD_INPUT, bad_input
 from wellread.runs import RunDirectory, write_json
+
+LAUNCHER = "WELLREAD_LAUNCHER"
+"""Environment variable: process id of the launcher that started this rank."""
 
 
 def main(path: str) -> int:
@@ -20,13 +24,14 @@ def main(path: str) -> int:
     try:
         return _train(run, log, rank)
     except BaseException as error:
-        from wellread.cli import bad_input
-
         text = traceback.format_exc()
         with open(log, "a") as file:
             file.write(text)
-        message = bad_input(error) or f"{type(error).__name__}: {error}"
+        users = bad_input(error)
+        message = users or f"{type(error).__name__}: {error}"
         write_json(log.with_suffix(".error.json"), {"time": time.time(), "rank": rank, "error": message, "trace": text})
+        if users and LAUNCHER in os.environ:  # which shows it, once for all ranks
+            return BAD_INPUT
         raise
 
 
@@ -37,7 +42,6 @@ def _train(run: RunDirectory, log: Path, rank: int) -> int:
 
     # torch's own deprecations inside DeepSpeed and DDP: nothing that the user of a run can mend
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    from transformers.utils import logging as transformers_logging
 
     from wellread.data.tokenizer import Tokenizer
     from wellread.models.load import load_initial
@@ -45,8 +49,6 @@ def _train(run: RunDirectory, log: Path, rank: int) -> int:
     from wellread.train import ranks
     from wellread.train.loop import train
 
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
     ranks.start()
     config = run.config()
     eos = Tokenizer.load(run.corpus / "tokenizer").eos
@@ -64,7 +66,7 @@ def _redirect(log: Path) -> None:
 
 def die_with_launcher() -> None:
     """Ask the kernel to end this process when the launcher that started it dies, whatever kills it."""
-    launcher = os.environ.get("WELLREAD_LAUNCHER")
+    launcher = os.environ.get(LAUNCHER)
     if launcher is None or not sys.platform.startswith("linux"):
         return
     import ctypes

@@ -85,6 +85,7 @@ def run(config: RunConfig) -> int:
     """Prepare, plan and train; return the job's exit code."""
     job = Job.resolve(config)
     job.planned()  # what cannot be planned is refused before anything is written
+    _refuse_foreign(job.run)
     with job.run.lock():
         code = _prepare(job)
         if code:
@@ -98,6 +99,8 @@ def run(config: RunConfig) -> int:
 
 
 def _prepare(job: Job) -> int:
+    if (job.corpus_directory() / "corpus.json").is_file():
+        return 0
     command = [sys.executable, "-m", "finetune", "prepare", *to_argv(job.config)]
     return subprocess.run(command, check=False).returncode
 
@@ -110,8 +113,6 @@ def _settle(job: Job, corpus: Corpus, plan: Plan) -> bool:
         begun = any(run.checkpoints.glob("step-*"))
         if begun and job.config.resume == "never":
             raise ValueError(f"{run.path}: has begun, and --resume never was asked for; choose another --out")
-    elif unknown := [p.name for p in run.path.iterdir() if p.name not in ("lock", "corpus")]:
-        raise ValueError(f"{run.path}: holds {', '.join(sorted(unknown)[:3])} but no run; choose another --out")
     else:
         write_json(run.manifest_file, {"version": 1, "identity": identity, "attempts": []})
     link = run.path / "corpus"
@@ -120,6 +121,16 @@ def _settle(job: Job, corpus: Corpus, plan: Plan) -> bool:
         link.symlink_to(os.path.relpath(corpus.path, run.path.resolve()))
     run.write_config(job.config)
     return (run.checkpoints / f"step-{plan.steps:08d}" / "checkpoint.json").is_file()
+
+
+def _refuse_foreign(run: RunDirectory) -> None:
+    """Refuse a place that holds something else, before anything is written there."""
+    if run.manifest_file.exists() or not run.path.exists():
+        return
+    if not run.path.is_dir():
+        raise ValueError(f"{run.path}: is a file; choose another --out")
+    if unknown := [p.name for p in run.path.iterdir() if p.name not in ("lock", "corpus")]:
+        raise ValueError(f"{run.path}: holds {', '.join(sorted(unknown)[:3])} but no run; choose another --out")
 
 
 def _identity(job: Job, corpus: Corpus, plan: Plan) -> dict[str, Any]:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from eval import membership
-from eval.membership import Groups, Side, auc, cluster_bootstrap, evaluate, permuted_auc, roc, tpr_at_fpr
+from eval import membership, separation
+from eval.membership import Groups, Side, evaluate
+from eval.separation import auc, cluster_bootstrap, permuted_auc, roc, tpr_at_fpr
 from wellread import checkpoint as checkpoints
 from wellread.config import RunConfig, to_dict
 from wellread.data import compile as compiling
@@ -82,11 +83,11 @@ def test_bootstrap_agrees_with_resampling_one_by_one() -> None:
     rng = np.random.default_rng(1)
     members, nonmembers = rng.integers(0, 6, 9).astype(float), rng.integers(0, 5, 120).astype(float)
     documents, others = rng.integers(0, 4, 9), rng.integers(0, 50, 120)
-    u = membership._draw(rng, membership._codes(documents), 20)
-    v = membership._draw(rng, membership._codes(others), 20)
+    u = separation._draw(rng, separation.codes_of(documents), 20)
+    v = separation._draw(rng, separation.codes_of(others), 20)
     order, other = np.argsort(members), np.argsort(nonmembers)
     sides = (members[order], u[:, order], nonmembers[other], v[:, other])
-    aucs, tprs = membership._weighted_auc(*sides), membership._weighted_tpr(*sides, 0.1)
+    aucs, tprs = separation._weighted_auc(*sides), separation._weighted_tpr(*sides, 0.1)
     for row in range(20):
         assert all(len(set(u[row][documents == document])) == 1 for document in documents)  # drawn as a whole
         drawn, against = members.repeat(u[row].astype(int)), nonmembers.repeat(v[row].astype(int))
@@ -128,8 +129,8 @@ def test_copies_of_documents_add_no_certainty() -> None:
 
 
 def test_memory_of_the_bootstrap_is_bounded() -> None:
-    assert list(membership._chunks(1000, 4000)) == [500, 500]
-    assert list(membership._chunks(3, 10_000_000)) == [1, 1, 1]
+    assert list(separation._chunks(1000, 4000)) == [500, 500]
+    assert list(separation._chunks(3, 10_000_000)) == [1, 1, 1]
 
 
 def test_shuffled_labels_give_a_half() -> None:

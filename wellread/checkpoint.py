@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wellread.runs import fsync_directory, sha256_file, write_json
+from wellread.runs import fsync_directory, full_disk_named, sha256_file, write_json
 
 MANIFEST = "checkpoint.json"
 
@@ -180,16 +179,8 @@ def _fsync_file(path: Path) -> None:
 def cleared_on_error(directory: Path) -> Iterator[None]:
     """Leave no half-made checkpoint behind; report a full disk, which libraries do in many ways, as one OSError."""
     try:
-        yield
-    except Exception as error:
+        with full_disk_named(directory):  # looks at the disk before it is cleared
+            yield
+    except Exception:
         clear_staging(directory)
-        texts = f"{error} {error.__cause__} {error.__context__}"
-        told = "No space left on device" in texts or "os error 28" in texts
-        if getattr(error, "errno", None) == errno.ENOSPC or told or _free_bytes(directory) < 1 << 16:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory)) from error
         raise
-
-
-def _free_bytes(directory: Path) -> int:
-    status = os.statvfs(directory)
-    return status.f_bavail * status.f_frsize

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -51,6 +52,26 @@ def sha256_file(path: Path) -> str:
     """Hex sha256 of a file's bytes, read in pieces."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def full_disk_named(directory: Path) -> Iterator[None]:
+    """Turn the many ways in which libraries report a full disk into the one OSError that names `directory`."""
+    try:
+        yield
+    except ValueError:  # the user's mistake, whatever the disk
+        raise
+    except Exception as error:
+        texts = f"{error} {error.__cause__} {error.__context__}"
+        told = "No space left on device" in texts or "os error 28" in texts
+        if getattr(error, "errno", None) == errno.ENOSPC or told or _free_bytes(directory) < 1 << 16:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory)) from error
+        raise
+
+
+def _free_bytes(directory: Path) -> int:
+    status = os.statvfs(directory)
+    return status.f_bavail * status.f_frsize
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wellread.data.corpus import DIGEST_BYTES, digest
-from wellread.runs import fsync_directory, write_atomic, write_json
+from wellread.runs import fsync_directory, full_disk_named, write_atomic, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +64,11 @@ def building(target: Path) -> Iterator[Path | None]:
         build = target.with_name(f".{target.name}.building")
         build.mkdir(exist_ok=True)
         try:
-            yield build
-            shutil.rmtree(build / "shards", ignore_errors=True)
-            os.rename(build, target)
-            fsync_directory(target.parent)
+            with full_disk_named(target.parent):
+                yield build
+                shutil.rmtree(build / "shards", ignore_errors=True)
+                os.rename(build, target)
+                fsync_directory(target.parent)
         except Exception:
             shutil.rmtree(build, ignore_errors=True)
             raise

@@ -21,7 +21,9 @@ DIGEST_BYTES = 16
 class SampleReader(Protocol):
     """What the loop and the evaluations ask of samples, wherever their tokens come from."""
 
-    path: Path
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
 
     @property
     def hash(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,18 +91,19 @@ def rows(source: Source) -> Iterator[Row]:
     if source.path is None:
         yield from _hub_rows(source)
     elif source.path.suffix == ".jsonl":
-        yield from _jsonl_rows(source.path)
+        with open(source.path, "rb") as file:
+            yield from jsonl_rows(file)
     elif source.path.suffix == ".json":
         yield from _json_rows(source.path)
     else:
-        yield from _parquet_rows(source.path)
+        yield from parquet_rows(source.path)
 
 
-def _jsonl_rows(path: Path) -> Iterator[Row]:
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield _decoded(number, line)
+def jsonl_rows(lines: Iterable[bytes]) -> Iterator[Row]:
+    """Yield the row of each line that is not blank, numbered from 1."""
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield _decoded(number, line)
 
 
 def _decoded(number: int, line: bytes) -> Row:
@@ -129,7 +130,8 @@ def _json_rows(path: Path) -> Iterator[Row]:
         yield _as_row(number, value)
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
+def parquet_rows(path: Path, rows_at_once: int = 4096) -> Iterator[Row]:
+    """Yield the rows of a Parquet file; `rows_at_once` of them are in memory together."""
     import pyarrow
     import pyarrow.parquet
 
@@ -138,7 +140,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f"{path}: not a Parquet file: {error}") from None
     number = 0
-    for batch in file.iter_batches(4096):
+    for batch in file.iter_batches(rows_at_once):
         for value in batch.to_pylist():
             number += 1
             yield Row(number, value)

@@ -27,6 +27,7 @@ def load_initial(spec: ModelSpec, seed: int, eos: int) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     if spec.fresh:
+        _hide_bars()
         torch.manual_seed(seed)
         model: nn.Module = AutoModelForCausalLM.from_config(_fresh_config(spec, eos), dtype=torch.float32)
         return model
@@ -49,12 +50,20 @@ def load_model(directory: str | Path, dtype: Dtype = "fp32") -> nn.Module:
 def _from_pretrained(directory: Path, dtype: Any) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
+    _hide_bars()
     try:
         model: nn.Module = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{directory}: the model cannot be loaded ({reason})") from None
     return model
+
+
+def _hide_bars() -> None:
+    """Transformers' own bars: one per load or save between our own lines helps nobody."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def _fresh_config(spec: ModelSpec, eos: int) -> Any:

@@ -16,6 +16,23 @@ SEARCH_PATH = "WELLREAD_MODELS"
 """Environment variable: directories (separated as in PATH) that hold models by registry name."""
 
 
+@dataclass(frozen=True)
+class PublishedStep:
+    """One published checkpoint of a pretraining run."""
+
+    revision: str
+    """Branch of the hub repository; in suite v0 its number is not always the step's."""
+    step: int
+    """Batches read, counted in the run's own batches."""
+    batch_size: int
+    """Samples of one batch, 2,049 tokens each."""
+
+    @property
+    def samples(self) -> int:
+        """Samples read: rows 0 … samples - 1 of Pythia's pre-shuffled Pile."""
+        return self.step * self.batch_size
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """Where a model is and what is known of it before it is loaded."""
@@ -41,10 +58,14 @@ class ModelSpec:
 
 def registry() -> dict[str, dict[str, Any]]:
     """Models known by name (configs/models.yaml)."""
+    return {name: entry for name, entry in _models_file().items() if name != "published"}
+
+
+def _models_file() -> dict[str, dict[str, Any]]:
     import yaml
 
-    known: dict[str, dict[str, Any]] = yaml.load((CONFIGS / "models.yaml").read_text(), Loader=_yaml_loader())
-    return known
+    content: dict[str, dict[str, Any]] = yaml.load((CONFIGS / "models.yaml").read_text(), Loader=_yaml_loader())
+    return content
 
 
 def _yaml_loader() -> Any:
@@ -76,6 +97,35 @@ def find(name: str) -> ModelSpec:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
     raise ValueError(f"--model {name}: no such directory or known model; {hint}")
+
+
+def published_steps(model: str, suite: str = "v1") -> list[PublishedStep]:
+    """Published checkpoints of a model of the Pythia suite, in the order of training.
+
+    Parameters
+    ----------
+    model : str
+        Registry name, e.g. pythia-160m; its -deduped twin has the same steps.
+    suite : str
+        v1: today's hub models; v0: the first release (hub names end in -v0).
+
+    Raises
+    ------
+    ValueError
+        When the suite is unknown or the model is not in it.
+    """
+    suites = _models_file()["published"]
+    if suite not in suites:
+        raise ValueError(f"suite {suite}: unknown; known: {', '.join(sorted(suites))}")
+    found = suites[suite]
+    if model not in found["models"]:
+        others = sorted(name for name, other in suites.items() if model in other["models"])
+        known = f"not in suite {suite}; it is in {', '.join(others)}" if others else "no steps were published"
+        raise ValueError(f"{model}: {known}")
+    # Where batches were of twice the size, the revision's number is twice the step: it stands for the same samples.
+    fold = 2 if model in found["doubled"] else 1
+    numbers = [*found["early"], *range(found["every"], found["last"] + 1, found["every"])]
+    return [PublishedStep(f"step{number}", number // fold, fold * found["batch_size"]) for number in numbers]
 
 
 def _is_hub_name(name: str) -> bool:

@@ -246,7 +246,11 @@ def _save(loop: Loop) -> None:
         if loop.monitor:
             loop.monitor.saved(step, holdout, stall, seconds)
 
-    loop.saver.save(step, manifest, done)
+    def saving() -> None:
+        if loop.monitor:
+            loop.monitor.note(f"saving step-{step:08d}")
+
+    loop.saver.save(step, manifest, saving, done)
     loop.saved_step = step
 
 

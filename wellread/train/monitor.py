@@ -42,9 +42,13 @@ class Monitor:
         if sys.stdout.isatty():
             self._bar, self._task = _progress_bar(plan.steps, start)
 
+    def note(self, text: str) -> None:
+        """Write one line into the log alone."""
+        self._log.write(text + "\n")
+
     def line(self, text: str) -> None:
         """Print one line above the progress bar, and into the log."""
-        self._log.write(text + "\n")
+        self.note(text)
         if self._bar is not None:
             self._bar.console.print(text, highlight=False, markup=False)
         else:
@@ -79,7 +83,7 @@ class Monitor:
         )
         if self._bar is None:
             print(text, flush=True)
-        self._log.write(text + "\n")
+        self.note(text)
 
     def saved(self, step: int, holdout: float | None, stall: float, seconds: float) -> None:
         """Say that a checkpoint is committed, how long training stood still for it and how long writing took."""

@@ -23,16 +23,21 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def save(self, step: int, manifest: dict[str, Any], done: Callable[[float, float], None]) -> None:
+    def save(
+        self, step: int, manifest: dict[str, Any], saving: Callable[[], None], done: Callable[[float, float], None]
+    ) -> None:
         """Save a checkpoint; the record must be durable by now. Collective.
 
         Parameters
         ----------
+        saving : callable
+            Called when it begins.
         done : callable
             Called on rank 0 when the checkpoint is committed, with the seconds that training stood still for it
             and the seconds that writing took.
         """
         self.wait()
+        saving()
         began = time.perf_counter()
         staging = checkpoints.staging(self._directory, step)
         write = self._engine.snapshot()
