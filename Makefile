@@ -23,18 +23,24 @@ help:  ## this page
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 	@echo
 	@echo "Settings: MODEL=$(MODEL) DATA=$(DATA) RUN=$(RUN) CLUSTER=$(CLUSTER) NODES=$(NODES) RANKS=$(RANKS) ARGS=\"--optim.lr=1e-5 …\""
-	@echo "Example:  make ft MODEL=~/models/pythia-70m DATA=dolly@databricks-dolly-15k.jsonl RANKS=2 ARGS=\"--steps=200\""
+	@echo "Example:  make ft MODEL=../models/pythia-70m DATA=dolly@databricks-dolly-15k.jsonl RANKS=2 ARGS=\"--steps=200\""
 
 setup: $(STAMP)  ## create .venv and install everything into it (once)
+	@echo "setup: $(VENV) is ready"
 
 $(STAMP): pyproject.toml constraints.txt
-	@echo "setup: creating $(VENV) and installing the packages of constraints.txt (a few minutes, once)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "setup: $(PYTHON) is older than 3.11; run make setup PYTHON=python3.12" >&2; exit 2; }
-	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+		{ echo "setup: wellread needs Python 3.11 or newer, and $(PYTHON) is not; run make setup PYTHON=python3.12" >&2; exit 2; }
+	@command -v c++ >/dev/null || \
+		echo "setup: no C++ compiler (c++) here: zero1, zero2 and zero3 need one on a CPU; Debian: apt-get install g++" >&2
+	@if ! $(PY) -m pip --version >/dev/null 2>&1; then \
+		echo "setup: creating $(VENV) with $$($(PYTHON) --version)"; \
+		$(PYTHON) -m venv --clear $(VENV) || { echo "setup: on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; }; \
+	fi
+	@echo "setup: installing the packages of constraints.txt into $(VENV) (some minutes, once)"
+	@$(PY) -m pip install -qq --disable-pip-version-check --no-input --constraint constraints.txt --editable ".[dev]"
 	@touch $@
-	@echo "setup: done"
+	@echo "setup: installed $$($(PY) -m pip list --disable-pip-version-check 2>/dev/null | tail -n +3 | wc -l) packages, $$(du -sh $(VENV) | cut -f1)"
 
 ft: $(STAMP)  ## fine-tune MODEL on DATA, evaluate, say where the report is
 	@$(PY) -m launch run finetune $(FLAGS)
@@ -49,20 +55,25 @@ eval: $(STAMP)  ## evaluate the checkpoints of RUN, write its report
 verify: $(STAMP)  ## prove that RUN read what it says
 	@$(PY) -m eval verify "$(RUN)"
 
+report: $(STAMP)  ## write the report of RUN again
+	@$(PY) -m eval report "$(RUN)"
+
 tb: $(STAMP)  ## TensorBoard over runs/, on the loopback address
 	@$(PY) -m tensorboard.main --logdir runs --host 127.0.0.1
 
-check: $(STAMP)  ## lint, types, import layers, fast tests
-	@$(VENV)/bin/ruff format --check --quiet .
+lint: $(STAMP)  ## formatting, lint, types, import layers
+	@$(VENV)/bin/ruff format --check --quiet . || { echo "lint: mend it with $(VENV)/bin/ruff format ." >&2; exit 1; }
 	@$(VENV)/bin/ruff check --quiet .
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/lint-imports
+
+check: lint  ## lint, and the fast tests
 	@$(PY) -m pytest -q -m "not slow"
 
 test: $(STAMP)  ## every test that can run on this machine
 	@$(PY) -m pytest
 
-bench: $(STAMP)  ## measure; the tables of docs/benchmarks.md
+bench: $(STAMP)  ## measure speed
 	@for bench in bench/*.py; do echo "== $$bench"; $(PY) -m bench.$$(basename $$bench .py); done
 
 clean:  ## remove caches and build files; runs/, corpora/ and .venv stay

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -62,6 +63,7 @@ def start_local(arguments: list[str], plan: Plan, variables: dict[str, str]) -> 
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.update(variables)
+    logging.disable(logging.ERROR)  # elastic's own lines; `launch` shows the first error of all ranks
     settings = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
