@@ -162,8 +162,8 @@ def _start(job: Job, plan: Plan) -> int:
     run, manifest = job.run, job.run.manifest()
     attempt = len(manifest["attempts"]) + 1
     variables = clusters.environment(plan, attempt)
-    if plan.engine == "deepspeed" and plan.device == "cpu":
-        ops.ensure(variables)
+    for op in ops.needed(plan):
+        ops.ensure(op, variables)
     started = {"attempt": attempt, "started": _now(), "ranks": plan.ranks, "strategy": plan.strategy}
     manifest["attempts"].append(started | provenance.describe())
     write_json(run.manifest_file, manifest)

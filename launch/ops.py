@@ -7,11 +7,23 @@ import subprocess
 import sys
 from pathlib import Path
 
-BUILD = "import deepspeed.ops.op_builder.cpu as cpu; cpu.ShareMemCommBuilder().load()"
+from wellread.plan import Plan
+
+OPS = {
+    "deepspeed_shm_comm": "import deepspeed.ops.op_builder.cpu as cpu; cpu.ShareMemCommBuilder().load()",
+    "cpu_adam": "from deepspeed.ops.op_builder import CPUAdamBuilder; CPUAdamBuilder().load()",
+}
+"""Op -> program that compiles it."""
 
 
-def ensure(variables: dict[str, str]) -> None:
-    """Compile what ZeRO on CPUs needs, unless it is there.
+def needed(plan: Plan) -> list[str]:
+    """Ops that a plan uses: communication between ranks on CPUs, and the optimizer of offloaded states."""
+    on_cpu = ["deepspeed_shm_comm"] if plan.device == "cpu" and plan.engine == "deepspeed" else []
+    return on_cpu + (["cpu_adam"] if "offload" in plan.strategy else [])
+
+
+def ensure(op: str, variables: dict[str, str]) -> None:
+    """Compile `op`, unless it is there.
 
     Raises
     ------
@@ -19,12 +31,12 @@ def ensure(variables: dict[str, str]) -> None:
         When the compiler is missing or fails.
     """
     cache = Path(variables["TORCH_EXTENSIONS_DIR"])
-    if list(cache.glob("**/deepspeed_shm_comm.so")):
+    if list(cache.glob(f"**/{op}.so")):
         return
     remove_stale_locks(cache)
-    print("compiling DeepSpeed's CPU communication (once per environment, one to four minutes)", flush=True)
+    print(f"compiling DeepSpeed's {op} (once per environment, one to four minutes)", flush=True)
     done = subprocess.run(
-        [sys.executable, "-c", BUILD], env=os.environ | variables, capture_output=True, text=True, check=False
+        [sys.executable, "-c", OPS[op]], env=os.environ | variables, capture_output=True, text=True, check=False
     )
     if done.returncode:
         reason = next((line for line in reversed(done.stdout.splitlines() + done.stderr.splitlines()) if line), "")

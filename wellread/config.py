@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 Dtype = Literal["bf16", "fp32"]
-Strategy = Literal["auto", "ddp", "zero1", "zero2", "zero3"]
+Strategy = Literal["auto", "ddp", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload"]
 SaveSchedule = Literal["linear", "log"]
 Resume = Literal["auto", "never"]
 

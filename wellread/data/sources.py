@@ -11,6 +11,8 @@ from typing import Any
 from wellread.config import CONFIGS
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
+SECONDS_TO_ANSWER = 10
+"""How long the hub may take to say that it has a set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,13 +151,30 @@ def parquet_rows(path: Path, rows_at_once: int = 4096) -> Iterator[Row]:
 def _hub_rows(source: Source) -> Iterator[Row]:
     import datasets
 
+    refusal = _asked_once(str(source.hub))
     try:
         loaded = datasets.load_dataset(source.hub, split="train")
     except (OSError, datasets.exceptions.DatasetNotFoundError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(refusal or error).splitlines() or [type(refusal).__name__])[0]
         raise ValueError(
             f"--data {source.name}: hub set {source.hub} cannot be had ({reason}); "
             f"download its file and pass --data {source.name}@FILE"
         ) from None
     for number, value in enumerate(loaded, start=1):
         yield Row(number, dict(value))
+
+
+def _asked_once(hub: str) -> Exception | None:
+    """Ask the hub for `hub`; where it does not answer, let its client look into its cache alone, and say why.
+
+    Left to itself the client asks again for half a minute, with two lines on stderr each time.
+    """
+    import datasets
+    import huggingface_hub
+
+    try:
+        huggingface_hub.HfApi().dataset_info(hub, timeout=SECONDS_TO_ANSWER)
+    except Exception as error:  # of the hub, its client or the network
+        datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
+        return error
+    return None

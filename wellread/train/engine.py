@@ -16,7 +16,7 @@ from wellread.config import CONFIGS, RunConfig
 from wellread.models.loss import sample_losses
 from wellread.train import ranks
 from wellread.train.moments import OPTIMIZER_FILE, ZERO, Moments
-from wellread.train.optim import make_optimizer
+from wellread.train.optim import make_optimizer, replay_beta_powers
 
 if TYPE_CHECKING:
     from wellread.data.batch import Batch
@@ -56,7 +56,7 @@ class Engine(Protocol):
     def fits(self, state: Path) -> bool:
         """Whether `load` can read this state: it was saved by the same engine, for as many ranks and the same stage."""
 
-    def load(self, state: Path) -> None:
+    def load(self, state: Path, step: int) -> None:
         """Continue exactly from a state that fits; the model already has the checkpoint's weights."""
 
     def adopt(self, model: Path, moments: Moments, step: int) -> None:
@@ -154,8 +154,8 @@ class TorchEngine:
         """See `Engine`; any number of ranks will do."""
         return (state / OPTIMIZER_FILE).is_file()
 
-    def load(self, state: Path) -> None:
-        """See `Engine`."""
+    def load(self, state: Path, step: int) -> None:
+        """See `Engine`; the saved state knows its step."""
         saved = torch.load(state / OPTIMIZER_FILE, map_location=self.device, weights_only=True)
         self._optimizer.load_state_dict(saved["optimizer"])
 
@@ -179,16 +179,22 @@ class DeepSpeedEngine:
         self.device = ranks.device()
         self._plan = plan
         module = LossModule(model).train()
+        settings = deepspeed_config(config, plan)
         initial = {name: p.detach() for name, p in module.named_parameters()}
         self._engine, *_ = deepspeed.initialize(
             model=module,
-            optimizer=make_optimizer(module, config.optim),
-            config=deepspeed_config(config, plan),
+            optimizer=make_optimizer(module, config.optim, on_host=self._offloads(settings)),
+            config=settings,
             dist_init_required=False,
         )
         if config.dtype == "bf16":  # DeepSpeed makes its master weights from the weights it has rounded to bf16
             for name, parameter in self._engine.module.named_parameters():
                 safe_set_full_fp32_param(parameter, initial[name])
+
+    @staticmethod
+    def _offloads(settings: dict[str, Any]) -> bool:
+        """Whether the optimizer's state lies in host memory, where DeepSpeed's own AdamW steps."""
+        return "offload_optimizer" in settings["zero_optimization"]
 
     def forward_backward(self, batch: Batch, scale: float, last: bool) -> torch.Tensor:
         """See `Engine`; DeepSpeed counts the micro-batches itself, so `last` is not needed."""
@@ -242,9 +248,15 @@ class DeepSpeedEngine:
         marker = state / STRATEGY_FILE
         return marker.is_file() and json.loads(marker.read_text()) == self._marker()
 
-    def load(self, state: Path) -> None:
+    def load(self, state: Path, step: int) -> None:
         """See `Engine`."""
         self._engine.load_checkpoint(str(state), tag=ZERO)
+        self._replay(step)
+
+    def _replay(self, step: int) -> None:
+        optimizer = self._engine.optimizer.optimizer
+        if hasattr(optimizer, "ds_opt_adam"):
+            replay_beta_powers(optimizer, step)
 
     def adopt(self, model: Path, moments: Moments, step: int) -> None:
         """See `Engine`; master weights and moments are set through DeepSpeed's own access functions."""
@@ -260,7 +272,8 @@ class DeepSpeedEngine:
             safe_set_full_optimizer_state(parameter, first, "exp_avg")
             safe_set_full_optimizer_state(parameter, second, "exp_avg_sq")
         for state in self._engine.optimizer.optimizer.state.values():
-            state["step"].fill_(step)
+            state["step"] = torch.full_like(state["step"], step) if torch.is_tensor(state["step"]) else step
+        self._replay(step)
 
     def _empty_step(self) -> None:
         """Take a step with zero gradients at learning rate 0: it changes no weight and makes the optimiser's state."""

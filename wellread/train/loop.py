@@ -125,7 +125,7 @@ def _resume(loop: Loop, found: Checkpoint) -> None:
     loop.tokens = found.tokens
     _say(loop, f"continuing from {found.path.name}")
     if loop.engine.fits(found.state):
-        loop.engine.load(found.state)
+        loop.engine.load(found.state, found.step)
         return
     saved_by = f"{found.manifest['strategy']} on {found.manifest['ranks']} ranks"
     _say(loop, f"its state was saved by {saved_by}: converting it for {loop.plan.strategy} on {loop.plan.ranks}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -23,8 +23,14 @@ def learning_rate(batch_id: int, *, peak: float, warmup: int, steps: int, floor:
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW; weight decay on matrices alone, never on norms and biases (parameters with fewer than two axes)."""
+def make_optimizer(model: nn.Module, config: OptimConfig, *, on_host: bool = False) -> torch.optim.Optimizer:
+    """AdamW; weight decay on matrices alone, never on norms and biases (parameters with fewer than two axes).
+
+    Parameters
+    ----------
+    on_host : bool
+        DeepSpeed's AdamW for states that are offloaded to host memory, else torch's fused one.
+    """
     import torch
 
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -32,10 +38,28 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.lr or 0.0,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        fused=True,
-    )
+    groups = [group for group in groups if group["params"]]
+    settings: dict[str, Any] = {"lr": config.lr or 0.0, "betas": (config.beta1, config.beta2), "eps": config.eps}
+    if on_host:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        offloaded: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)
+        return offloaded
+    return torch.optim.AdamW(groups, fused=True, **settings)
+
+
+def replay_beta_powers(optimizer: Any, steps: int) -> None:
+    """Bring DeepSpeedCPUAdam's running powers of beta to where `steps` steps leave them.
+
+    Its kernel multiplies beta^t step by step, but computes pow(beta, t) when it meets a step out of turn, as after
+    a load; in float32 the two differ. Stepping a single element from 1 to `steps` makes resuming bit-exact.
+    """
+    import torch
+
+    group = optimizer.param_groups[0]
+    beta1, beta2 = group["betas"]
+    one = [torch.zeros(1) for _ in range(4)]
+    for step in range(1, steps + 1):
+        optimizer.ds_opt_adam.adam_update(
+            optimizer.opt_id, step, 0.0, beta1, beta2, group["eps"], 0.0, group["bias_correction"], *one
+        )
