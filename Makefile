@@ -1,7 +1,7 @@
 # Every command of the README. `make` alone explains them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup ft plan eval verify report tb test check lint bench clean
+.PHONY: help setup ft plan eval read verify report tb test check lint bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -51,6 +51,9 @@ plan: $(STAMP)  ## print what `make ft` would do, and start nothing
 
 eval: $(STAMP)  ## evaluate the checkpoints of RUN, write its report
 	@$(PY) -m eval membership "$(RUN)"
+
+read: $(STAMP)  ## ask what RUN has read: ARGS="--batch 137", "--sample 5", "--text river", …
+	@$(PY) -m eval read "$(RUN)" $(ARGS)
 
 verify: $(STAMP)  ## prove that RUN read what it says
 	@$(PY) -m eval verify "$(RUN)"

@@ -9,12 +9,14 @@ USAGE = """usage: python -m eval COMMAND RUN ...
 Ask a run what its checkpoints know, and what they have read.
 
 commands:
+  read RUN          what a checkpoint has read; which batch read a sample, a source row or a text; tables, SQL
   membership RUN    loss scores of read samples against the sealed holdout, per checkpoint; AUC, ROC, report
   verify RUN        recompute the record's hash chain; compare it with corpus, order and every checkpoint
   report RUN        write RUN/report/index.html from what has been evaluated
 
 examples:
   python -m eval membership runs/tiny-sample
+  python -m eval read runs/tiny-sample --checkpoint step-100
   python -m eval verify runs/tiny-sample && echo all of it holds
 """
 
@@ -25,10 +27,16 @@ def main(argv: list[str]) -> int:
         print(USAGE, end="")
         return 0
     command, *rest = argv
-    commands = {"membership": _membership, "verify": _verify, "report": _report}
+    commands = {"read": _read, "membership": _membership, "verify": _verify, "report": _report}
     if command not in commands:
         raise ValueError(f"eval {command}: unknown command; use {', '.join(commands)}")
     return commands[command](rest)
+
+
+def _read(argv: list[str]) -> int:
+    from eval.read import main as read
+
+    return read(argv)
 
 
 def _membership(argv: list[str]) -> int:

@@ -127,3 +127,24 @@ def pythia_tokenizer(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     settings = {"tokenizer_class": "GPTNeoXTokenizer", "add_prefix_space": False, **special}
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
     return directory
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory, corpus: Corpus) -> Path:
+    """A GPT-NeoX so small that a step takes milliseconds, with the sample corpus's tokenizer."""
+    from transformers import AutoModelForCausalLM, GPTNeoXConfig
+
+    from wellread.data.tokenizer import copy_files
+
+    target = tmp_path_factory.mktemp("models") / "small"
+    config = GPTNeoXConfig(
+        vocab_size=2048,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(target)
+    copy_files(corpus.tokenizer, target)
+    return target

@@ -13,36 +13,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from wellread.data.corpus import Corpus
 from wellread.record import COLUMNS, Record
 
 KILLS = 30
-STEPS = 240
+STEPS = 140
 PATIENCE = 120.0
 """Seconds after which a condition that must come true counts as failed."""
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def small_model(tmp_path_factory: pytest.TempPathFactory, corpus: Corpus) -> Path:
-    """A GPT-NeoX so small that a step takes milliseconds, with the sample corpus's tokenizer."""
-    from transformers import AutoModelForCausalLM, GPTNeoXConfig
-
-    from wellread.data.tokenizer import copy_files
-
-    target = tmp_path_factory.mktemp("models") / "small"
-    config = GPTNeoXConfig(
-        vocab_size=2048,
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=128,
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(target)
-    copy_files(corpus.tokenizer, target)
-    return target
 
 
 def command(model: Path, run: Path) -> list[str]:

@@ -1,0 +1,156 @@
+"""When samples were or will be read: by id, by source row, by a text that they hold."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from eval.history import History, Reading
+from eval.read_batches import STDOUT, where_from, writing
+from eval.search import Hit, search
+from eval.show import cell, plural, say, say_table, visible
+
+SHOWN = 20
+"""Samples found that are listed on a terminal; all of them when piped."""
+AROUND = 30
+"""Characters shown on either side of a text that was found."""
+
+
+def show_sample(history: History, sample_id: int, step: int) -> None:
+    """Print all readings of a sample, those that a model at `step` has behind it marked as read."""
+    readings = history.readings(sample_id)
+    rows = history.sample_rows(_one(sample_id))
+    say(f"sample {sample_id}  {where_from(rows[0]) if rows else ''}".rstrip(), "bold")
+    say(state(history, sample_id, readings, step))
+    if readings:
+        say_table(["batch", "slot", "epoch", "step", "loss", "state"], [_row(r, step) for r in readings])
+
+
+def _one(sample_id: int) -> Any:
+    import numpy as np
+
+    return np.array([sample_id], dtype=np.int64)
+
+
+def _row(reading: Reading, step: int) -> list[object]:
+    read = reading.batch_id < step
+    return [
+        reading.batch_id,
+        reading.slot,
+        reading.epoch,
+        reading.batch_id + 1,
+        reading.loss if read else None,
+        "read" if read else "will be read",
+    ]
+
+
+def state(history: History, sample_id: int, readings: list[Reading], step: int) -> str:
+    """One line: sealed, or how often read by `step` and how often still to come."""
+    if sample_id >= history.order.n:
+        return "sealed: never read, it is kept for evaluation"
+    read = sum(reading.batch_id < step for reading in readings)
+    coming = f", {len(readings) - read} more to come by step {history.steps}" if step < history.steps else ""
+    return f"read {plural(read, 'time')} by step {step}{coming}"
+
+
+def show_row(history: History, name: str, step: int) -> None:
+    """Print all readings of the samples that hold a source row."""
+    for sample_id in history.find_row(name):
+        show_sample(history, sample_id, step)
+
+
+def show_text(history: History, text: str, step: int, jsonl: str | None) -> None:
+    """Print the samples that hold a text, and when each is read; with `jsonl`, write them instead.
+
+    Raises
+    ------
+    ValueError
+        When there is no tokenizer.
+    """
+    if history.tokenizer is None:
+        raise ValueError(f"--text: {history.name} has no tokenizer, so its text is unknown; name one with --tokenizer")
+    with _progress(history.reader.n) as progress:
+        hits = search(history.reader, history.tokenizer, text, progress=progress)
+    if jsonl:
+        _write(history, hits, step, jsonl)
+    else:
+        _list(history, hits, text, step)
+    if jsonl != STDOUT:
+        say(_summary(history, hits, step), "bold")
+
+
+def _list(history: History, hits: list[Hit], text: str, step: int) -> None:
+    shown = hits[:SHOWN] if sys.stdout.isatty() else hits
+    for hit in shown:
+        readings = history.readings(hit.sample_id)
+        rows = history.sample_rows(_one(hit.sample_id))
+        say(f"sample {hit.sample_id}  {where_from(rows[0]) if rows else ''}  {plural(hit.count, 'occurrence')}", "cyan")
+        say(f"    {_snippet(history, hit, text)}")
+        say(f"    {state(history, hit.sample_id, readings, step)}")
+        for reading in readings:
+            verb = f"loss {cell(reading.loss)}" if reading.batch_id < step else "will be read"
+            say(f"    batch {reading.batch_id} slot {reading.slot}  epoch {reading.epoch}  {verb}")
+    if len(shown) < len(hits):
+        say(f"… and {plural(len(hits) - len(shown), 'sample')} more; pipe the output or pass --jsonl FILE to get all")
+
+
+def _snippet(history: History, hit: Hit, text: str) -> str:
+    """The first occurrence with what stands around it."""
+    from eval.search import normalised
+
+    assert history.tokenizer is not None
+    whole = history.tokenizer.decode(history.reader.tokens(hit.sample_id).tolist())
+    wanted = normalised(text, history.tokenizer)
+    place = max(0, whole.find(wanted))
+    low, high = max(0, place - AROUND), place + len(wanted) + AROUND
+    cut = f"{'…' * (low > 0)}{whole[low:high]}{'…' * (high < len(whole))}"
+    return visible(cut.replace("\n", "⏎").replace("\t", " "))
+
+
+def _write(history: History, hits: list[Hit], step: int, path: str) -> None:
+    with writing(path) as file:
+        for hit in hits:
+            rows = history.sample_rows(_one(hit.sample_id))
+            readings = [_object(reading, step) for reading in history.readings(hit.sample_id)]
+            value = {"sample_id": hit.sample_id, "occurrences": hit.count, **(rows[0] if rows else {})}
+            sealed = hit.sample_id >= history.order.n
+            file.write(json.dumps({**value, "sealed": sealed, "readings": readings}, ensure_ascii=False) + "\n")
+    if path != STDOUT:
+        say(f"wrote {path}: {plural(len(hits), 'sample')}")
+
+
+def _object(reading: Reading, step: int) -> dict[str, object]:
+    read = reading.batch_id < step
+    place = {"batch_id": reading.batch_id, "slot": reading.slot, "epoch": reading.epoch}
+    return {**place, "read": read, "loss": reading.loss if read else None}
+
+
+def _summary(history: History, hits: list[Hit], step: int) -> str:
+    if not hits:
+        return f"no sample holds it, of {history.reader.n:,} searched"
+    ids = [hit.sample_id for hit in hits]
+    sealed = sum(i >= history.order.n for i in ids)
+    places = [p for i in ids if i < history.order.n for p in history.order.locate(i, batches=step)]
+    batches = {batch_id for batch_id, _ in places}
+    span = f", in {plural(len(batches), 'batch')} from {min(batches)} to {max(batches)}" if batches else ""
+    return (
+        f"{plural(len(hits), 'sample')} of {history.reader.n:,} {'holds' if len(hits) == 1 else 'hold'} it "
+        f"({sealed} sealed); read {plural(len(places), 'time')} by step {step}{span}"
+    )
+
+
+@contextmanager
+def _progress(n: int) -> Iterator[Callable[[int], None] | None]:
+    """A progress bar on stderr, on a terminal alone."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("searching", total=n)
+        yield lambda done: bar.update(task, completed=done)

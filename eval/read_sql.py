@@ -1,0 +1,77 @@
+"""SQL over the record and the table of samples, through DuckDB."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from typing import TYPE_CHECKING, Any
+
+from eval.history import History
+from eval.read_batches import writing
+from eval.show import say, say_table
+
+if TYPE_CHECKING:
+    import duckdb
+
+ROWS_AT_ONCE = 4096
+SHOWN = 100
+"""Rows shown on a terminal; all of them when piped."""
+
+
+def show_sql(history: History, query: str, path: str | None) -> None:
+    """Run a query over the views ``record`` and ``samples``; print its rows, or write them as CSV to `path`.
+
+    Raises
+    ------
+    ValueError
+        When DuckDB is not installed, or does not take the query.
+    """
+    connection = _connect(history)
+    import duckdb
+
+    try:
+        cursor = connection.execute(query)
+        heads = [column[0] for column in cursor.description or []]
+        if path or not sys.stdout.isatty():
+            _write(cursor, heads, path or "-", "," if path else "\t")
+        else:
+            _show(cursor, heads)
+    except duckdb.Error as error:
+        raise ValueError(f"--sql: {str(error).splitlines()[0]}; tables are record and samples") from None
+
+
+def _connect(history: History) -> duckdb.DuckDBPyConnection:
+    try:
+        import duckdb
+    except ImportError:
+        raise ValueError("--sql: DuckDB is not installed; run: pip install 'duckdb>=1.0'") from None
+    connection = duckdb.connect()
+    if history.record is not None and history.record.parts:
+        files = [str(history.record.directory / part["name"]) for part in history.record.parts]
+        connection.execute(f"create view record as select * from read_parquet([{', '.join(map(_quoted, files))}])")
+    if history.samples_file is not None:
+        connection.execute(f"create view samples as select * from read_parquet({_quoted(str(history.samples_file))})")
+    return connection
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _write(cursor: Any, heads: list[str], path: str, delimiter: str) -> None:
+    with writing(path) as file:
+        table = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+        table.writerow(heads)
+        while rows := cursor.fetchmany(ROWS_AT_ONCE):
+            table.writerows([_plain(value) for value in row] for row in rows)
+
+
+def _show(cursor: Any, heads: list[str]) -> None:
+    rows = cursor.fetchmany(SHOWN + 1)
+    say_table(heads, [[_plain(value) for value in row] for row in rows[:SHOWN]])
+    if len(rows) > SHOWN:
+        say(f"… more than {SHOWN} rows; pipe the output or pass --csv FILE to get all")
+
+
+def _plain(value: object) -> object:
+    return value.hex() if isinstance(value, bytes) else value

@@ -1,0 +1,225 @@
+"""Bad input, as a user gives it: one line that says what, where and what to do, exit code 2, nothing half-made."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wellread.runs import RunDirectory
+
+pytestmark = pytest.mark.slow
+
+GOOD = {"instruction": "Name a colour.", "context": "", "response": "Blue.", "category": "open_qa"}
+Program = Callable[..., "subprocess.CompletedProcess[str]"]
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(program: Program, tmp_path: Path) -> Refused:
+    """Ask for a run; return its one line of error, without the label, once everything around it was checked."""
+    out, corpora = tmp_path / "runs" / "refused", tmp_path / "corpora"
+
+    def run(*flags: object, **options: Any) -> str:
+        done = program("launch", "run", "finetune", "--out", out, "--corpora", corpora, "--steps", 1, *flags, **options)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert "training" not in done.stdout
+        assert not out.exists()
+        left = [path.name for path in corpora.glob("*")]  # glob shows hidden names too
+        assert [name for name in left if not name.endswith(".lock")] == []  # a lock is empty and belongs to nobody
+        label, _, message = done.stderr.partition(" ")
+        assert label == "error:", done.stderr
+        assert message.count("\n") == 1, done.stderr
+        return message.rstrip("\n")
+
+    return run
+
+
+def data_file(path: Path, *rows: dict[str, Any] | str) -> Path:
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
+    return path
+
+
+# --- models
+
+
+def test_unknown_model_names_the_nearest(refused: Refused) -> None:
+    assert refused("--model", "pythia70m") == (
+        "--model pythia70m: no such directory or known model; did you mean pythia-70m?"
+    )
+
+
+def test_hub_unreachable(refused: Refused, tmp_path: Path) -> None:
+    hub = {"HF_HUB_OFFLINE": None, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf")}
+    message = refused("--model", "pythia-70m", "--data", "sample", env=hub, timeout=60)
+    assert message.startswith("--model EleutherAI/pythia-70m: cannot be had from the hub (")
+    assert message.endswith("); put it into a directory of $WELLREAD_MODELS or pass its directory")
+
+
+def test_hub_set_unreachable(refused: Refused, tmp_path: Path) -> None:
+    hub = {
+        "HF_HUB_OFFLINE": None,
+        "HF_DATASETS_OFFLINE": None,
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "HF_HOME": str(tmp_path / "hf"),
+    }
+    message = refused("--data", "dolly", env=hub, timeout=120)
+    assert message.startswith("--data dolly: hub set databricks/databricks-dolly-15k cannot be had (")
+    assert message.endswith("); download its file and pass --data dolly@FILE")
+
+
+def test_model_directory_without_config(refused: Refused, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(b"")
+    assert refused("--model", model, "--data", "sample") == (
+        f"--model {model}: no config.json there; a model directory needs Hugging Face layout"
+    )
+
+
+def test_model_directory_without_tokenizer(refused: Refused, tmp_path: Path) -> None:
+    model = model_directory(tmp_path / "model", vocab=2048)
+    message = refused("--model", model, "--data", "sample")
+    assert "no usable tokenizer (" in message
+    assert message.endswith("); put its tokenizer.json there")
+
+
+def test_tokenizer_larger_than_the_embedding(refused: Refused, tiny_run: RunDirectory, tmp_path: Path) -> None:
+    model = model_directory(tmp_path / "model", vocab=1024)
+    for path in (tiny_run.corpus / "tokenizer").iterdir():
+        shutil.copy(path, model)
+    assert refused("--model", model, "--data", "sample") == (
+        "--model model: its tokenizer has 2,048 tokens but its embedding 1,024 rows; they do not belong together"
+    )
+
+
+def model_directory(path: Path, vocab: int) -> Path:
+    """A small GPT-NeoX without a tokenizer."""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = GPTNeoXConfig(vocab_size=vocab, max_position_embeddings=128, bos_token_id=0, eos_token_id=0, **sizes)
+    GPTNeoXForCausalLM(config).save_pretrained(path)
+    return path
+
+
+# --- data
+
+
+def test_missing_file(refused: Refused, tmp_path: Path) -> None:
+    path = tmp_path / "absent.jsonl"
+    assert refused("--data", path) == f"--data {path}: {path} does not exist"
+
+
+def test_empty_file(refused: Refused, tmp_path: Path) -> None:
+    path = data_file(tmp_path / "empty.jsonl")
+    assert refused("--data", path) == f"--data {path}: {path} is empty"
+
+
+def test_file_of_blank_lines(refused: Refused, tmp_path: Path) -> None:
+    path = data_file(tmp_path / "blank.jsonl", "", "", "")
+    assert str(path) in refused("--data", path)
+
+
+def test_broken_json_row(refused: Refused, tmp_path: Path) -> None:
+    path = data_file(tmp_path / "broken.jsonl", GOOD, GOOD, '{"instruction": "cut off')
+    message = refused("--data", path)
+    assert message.startswith(f"1 broken row, 0 allowed: {path} row 3: not JSON: ")
+    assert message.endswith("; mend them, or pass over them with --max_bad_rows 1")
+
+
+def test_row_without_instruction(refused: Refused, tmp_path: Path) -> None:
+    lacking = {key: value for key, value in GOOD.items() if key != "instruction"}
+    path = data_file(tmp_path / "rows.jsonl", GOOD, lacking, GOOD, GOOD | {"instruction": "  "})
+    assert refused("--data", path) == (
+        f"2 broken rows, 0 allowed: {path} row 2: no 'instruction'; {path} row 4: no 'instruction'; "
+        "mend them, or pass over them with --max_bad_rows 2"
+    )
+
+
+def test_empty_responses_only(refused: Refused, tmp_path: Path) -> None:
+    path = data_file(tmp_path / "silent.jsonl", *[GOOD | {"response": " "}] * 5)
+    message = refused("--data", path)
+    assert message.startswith("silent: no trainable sample is left (dropped empty response: 5")
+
+
+# --- settings
+
+
+def test_batch_size_not_divisible_by_ranks(refused: Refused) -> None:
+    assert refused("--batch_size", 9, "--ranks_per_node", 2) == (
+        "--batch_size 9: not divisible by 2 ranks; choose 8 or 10"
+    )
+
+
+def test_sequence_beyond_the_positions(refused: Refused) -> None:
+    assert refused("--seq_len", 1024) == "--seq_len 1024: tiny has 512 positions; choose at most that"
+
+
+def test_unknown_flag_names_the_nearest(refused: Refused) -> None:
+    message = refused("--batchsize", 16)
+    assert message == "unknown setting 'batchsize': did you mean --batch_size?"
+
+
+@pytest.mark.parametrize(
+    ("text", "named", "nearest"),
+    [("sed_len: 128\n", "sed_len", "--seq_len"), ("optim:\n  weight_deca: 0.1\n", "weight_deca", "weight_decay")],
+)
+def test_unknown_key_in_yaml_names_the_nearest(
+    refused: Refused, tmp_path: Path, text: str, named: str, nearest: str
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    message = refused("--config", path)
+    assert named in message
+    assert "did you mean" in message
+    assert nearest in message
+
+
+def test_missing_yaml(refused: Refused, tmp_path: Path) -> None:
+    assert str(tmp_path / "absent.yaml") in refused("--config", tmp_path / "absent.yaml")
+
+
+# --- output directory
+
+
+def test_output_directory_of_something_else(program: Program, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    done = program("launch", "run", "finetune", "--out", tmp_path, "--corpora", tmp_path / "corpora")
+    assert done.returncode == 2
+    assert done.stderr == f"error: {tmp_path}: holds thesis.tex but no run; choose another --out\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_output_directory_is_a_file(program: Program, tmp_path: Path) -> None:
+    path = tmp_path / "thesis.tex"
+    path.write_text("mine")
+    done = program("launch", "run", "finetune", "--out", path, "--corpora", tmp_path / "corpora")
+    assert (done.returncode, done.stderr) == (2, f"error: {path}: is a file; choose another --out\n")
+    assert path.read_text() == "mine"
+
+
+def test_second_launch_into_a_run(program: Program, corpora: Path, copied_run: RunDirectory) -> None:
+    """The lock is held by this process, as a launch would hold it; the kernel frees it with its holder."""
+    flags = ("--steps", 12, "--save_every", 4, "--corpora", corpora, "--ranks_per_node", 2)
+    before = sorted(copied_run.path.rglob("*"))
+    with copied_run.lock():
+        holder = (copied_run.path / "lock").read_text()
+        done = program("launch", "run", "finetune", "--out", copied_run.path, *flags)
+        assert done.returncode == 2
+        assert done.stderr == (f"error: {copied_run.path}: in use by {holder}; wait for it, or choose another --out\n")
+    assert holder.startswith("process ")
+    assert sorted(copied_run.path.rglob("*")) == before
+    program("launch", "run", "finetune", "--out", copied_run.path, *flags, check=True)
+
+    # What a launch that died left written there holds nobody up.
+    (copied_run.path / "lock").write_text(holder)
+    with open(copied_run.path / "lock") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    program("launch", "run", "finetune", "--out", copied_run.path, *flags, check=True)

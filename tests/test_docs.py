@@ -1,0 +1,102 @@
+"""The code inside the documents runs, and its numbers are those of the library."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from wellread.data.corpus import digest
+from wellread.order import Order
+from wellread.runs import RunDirectory
+
+
+def code(document: Path) -> list[str]:
+    """Python blocks of a document."""
+    return re.findall(r"^```python\n(.*?)^```$", document.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def formats(root: Path) -> list[str]:
+    found = code(root / "docs" / "formats.md")
+    assert len(found) == 2
+    return found
+
+
+@pytest.mark.parametrize(("seed", "n"), [(0, 518), (7, 1), (2**64 - 1, 5), (3, 99_991)])
+def test_the_order_as_documented(seed: int, n: int, formats: list[str]) -> None:
+    names: dict[str, Any] = {}
+    exec(formats[0], names)
+    order = Order(kind="shuffle", seed=seed, n=n, batch_size=16)
+    for batch_id in (0, 1, 40, 9999):
+        documented = [names["sample"](batch_id, slot, seed=seed, n=n, batch_size=16) for slot in range(16)]
+        assert documented == order.batch(batch_id).tolist()
+
+
+def test_the_examples_as_documented(root: Path) -> None:
+    text = (root / "docs" / "formats.md").read_text()
+    example = digest(np.array([5, 6, 7]), np.array([False, True, True]))
+    assert f"`{example.hex()}`" in text
+    first = Order(kind="shuffle", seed=0, n=518, batch_size=16).batch(0)
+    assert f"batch 0 holds the samples {', '.join(map(str, first))}." in " ".join(text.split())
+
+
+@pytest.mark.slow
+def test_the_verifier_as_documented(formats: list[str], copied_run: RunDirectory, tmp_path: Path) -> None:
+    script = tmp_path / "verify_chain.py"
+    script.write_text(formats[1])
+
+    def verify() -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-I", str(script), str(copied_run.path)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    done = verify()
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"12 batches, head [0-9a-f]{64}, 4 checkpoints agree\n", done.stdout)
+    manifest = copied_run.checkpoints / "step-00000008" / "checkpoint.json"
+    text = manifest.read_text()
+    head = re.search(r'"head": "([0-9a-f]{64})"', text)
+    assert head
+    manifest.write_text(text.replace(head[1], "0" * 64))
+    assert "checkpoint at step 8 names another head" in verify().stderr
+
+
+@pytest.mark.slow
+def test_the_snippet_of_the_readme(root: Path, tiny_run: RunDirectory, tmp_path: Path) -> None:
+    (snippet,) = code(root / "README.md")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "tiny-sample").symlink_to(tiny_run.path)
+    snippet = snippet.replace("(137, 138)", "(11, 12)")  # the run of the tests is shorter
+    done = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "### Response:" in done.stdout
+    assert re.search(r"\(11, \d+\)\]$", done.stdout.strip())
+
+
+def test_links_lead_somewhere(root: Path) -> None:
+    broken = [
+        f"{document.relative_to(root)}: {target}"
+        for document in (*root.glob("*.md"), *root.glob("docs/*.md"), *root.glob("configs/**/*.md"))
+        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text())
+        if not (document.parent / target).exists()
+    ]
+    assert not broken
+
+
+def test_files_named_in_the_tour_exist(root: Path) -> None:
+    text = (root / "CONTRIBUTING.md").read_text() + (root / "docs" / "architecture.md").read_text()
+    named = set(re.findall(r"`((?:wellread|launch|finetune|eval|configs|tests|docs|\.ci)/[\w./*]*)`", text))
+    assert len(named) > 30
+    assert not [name for name in named if not list(root.glob(name.rstrip("/")))]
+
+
+def test_the_documented_commands_exist(root: Path) -> None:
+    text = (root / "README.md").read_text() + (root / "CONTRIBUTING.md").read_text()
+    targets = set(re.findall(r"^ *make ([a-z]+)\b", text, re.MULTILINE))
+    rules = set(re.findall(r"^([a-z]+):", (root / "Makefile").read_text(), re.MULTILINE))
+    assert {"ft", "test", "setup", "verify"} <= targets <= rules
+    assert shutil.which("make")

@@ -1,0 +1,90 @@
+"""A disk that really fills up (a small tmpfs): one line says so, and everything saved before stays valid."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from wellread.checkpoint import list_checkpoints, name_of, newest_valid
+from wellread.record import Record
+from wellread.runs import RunDirectory
+
+pytestmark = pytest.mark.slow
+
+MIB = 1 << 20
+Program = Callable[..., "subprocess.CompletedProcess[str]"]
+Disk = Callable[[int], Path]
+
+
+def mount(*arguments: str) -> None:
+    done = subprocess.run(["mount", "-t", "tmpfs", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = f"a tmpfs cannot be mounted here ({done.stderr.strip()})"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """Mount a disk of so many bytes; called again, change its size."""
+    path = tmp_path / "disk"
+    path.mkdir()
+
+    def sized(size: int) -> Path:
+        changed = ["-o", f"remount,size={size}"] if path.is_mount() else ["-o", f"size={size}"]
+        mount(*changed, "tmpfs", str(path))
+        return path
+
+    yield sized
+    if path.is_mount():
+        subprocess.run(["umount", path], check=True)
+
+
+def assert_disk_full(done: subprocess.CompletedProcess[str], place: Path) -> None:
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert f"disk full: {place}" in done.stderr
+    assert "free some space, then run the same command again" in done.stderr
+
+
+@pytest.mark.parametrize(("kib", "what"), [(64, "tokenizer"), (256, "shards"), (700, "samples")])
+def test_disk_full_while_compiling(program: Program, disk: Disk, tmp_path: Path, kib: int, what: str) -> None:
+    """The first file that does not fit is one of `what`."""
+    corpora = disk(kib << 10) / "corpora"
+    flags = ("launch", "run", "finetune", "--corpora", corpora, "--out", tmp_path / "run", "--steps", 1)
+    done = program(*flags)
+    assert_disk_full(done, corpora)
+    assert [p for p in corpora.iterdir() if not p.name.endswith(".lock")] == []
+    assert not (tmp_path / "run").exists()
+
+    disk(16 * MIB)
+    compiled = program("finetune", "prepare", *flags[3:], check=True)
+    assert "compiling 664 rows of sample into" in compiled.stdout
+
+
+def test_disk_full_while_saving(program: Program, corpora: Path, disk: Disk) -> None:
+    """A checkpoint takes 30 MiB, a third of it the model; before the first step it holds the model alone."""
+    run = RunDirectory(disk(60 * MIB) / "run")
+    flags = (
+        *("launch", "run", "finetune", "--corpora", corpora, "--out", run.path, "--ranks_per_node", 2),
+        *("--steps", 6, "--save_every", 2, "--batch_size", 8, "--seq_len", 128, "--holdout", 0.05),
+    )
+    full = program(*flags)
+    assert_disk_full(full, run.checkpoints)
+    assert sorted(p.name for p in run.checkpoints.iterdir()) == [name_of(0), name_of(2)]  # no staging directory
+    newest, damaged = newest_valid(run.checkpoints)  # by the hashes of its manifest
+    assert newest is not None
+    assert (newest.step, damaged) == (2, [])
+
+    disk(256 * MIB)
+    done = program(*flags, check=True)
+    assert "continuing from step-00000002\n" in done.stdout
+    assert [c.step for c in list_checkpoints(run.checkpoints)] == [0, 2, 4, 6]
+    verified = program("eval", "verify", run.path, check=True)
+    assert verified.stdout == f"verified: 6 batches, head {Record.open(run.record).head}\n"

@@ -1,0 +1,101 @@
+"""DDP and ZeRO 1 to 3 on the real Dolly file, two ranks, bf16: the same losses, the same record.
+
+fp32 under ZeRO is compared with DDP in test_finetune.py.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from wellread.checkpoint import list_checkpoints, name_of
+from wellread.record import Record
+from wellread.runs import RunDirectory
+
+pytestmark = [pytest.mark.slow, pytest.mark.shared]
+
+STEPS, SAVED = 20, [0, 10, 20]
+STRATEGIES = ["ddp", "zero1", "zero2", "zero3"]
+SAME_RECORD = ["step", "batch_id", "slot", "sample_id", "digest"]
+"""Two records are the same when these are (design.md)."""
+
+Program = Callable[..., "subprocess.CompletedProcess[str]"]
+Run = Callable[[str, int], RunDirectory]
+
+
+@pytest.fixture(scope="module")
+def dolly(shared: Path) -> Path:
+    return shared / "dolly" / "databricks-dolly-12k.jsonl"
+
+
+@pytest.fixture(scope="module")
+def runs(program: Program, corpora: Path, dolly: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished run of `strategy` on so many ranks, started once. Read only."""
+    folder = tmp_path_factory.mktemp("strategies")
+
+    def run(strategy: str, ranks: int) -> RunDirectory:
+        found = RunDirectory(folder / f"{strategy}-{ranks}")
+        if not found.path.exists():
+            settings = ["--model", "tiny", "--data", dolly, "--corpora", corpora, "--out", found.path]
+            size = ["--steps", STEPS, "--save_every", 10, "--batch_size", 8, "--seq_len", 128, "--holdout", 0.01]
+            how = ["--strategy", strategy, "--ranks_per_node", ranks, "--dtype", "bf16"]
+            program("launch", "run", "finetune", *settings, *size, *how, env={"OMP_NUM_THREADS": "1"}, check=True)
+        return found
+
+    return run
+
+
+def step_losses(run: RunDirectory) -> np.ndarray:
+    """Mean loss over all target tokens of each batch, from the record."""
+    table = Record.open(run.record).table(["batch_id", "loss", "n_targets"])
+    loss, n = table["loss"].to_numpy().astype(np.float64), table["n_targets"].to_numpy()
+    return np.bincount(table["batch_id"].to_numpy(), loss * n) / np.bincount(table["batch_id"].to_numpy(), n)
+
+
+def same_record(one: RunDirectory, other: RunDirectory) -> bool:
+    records = Record.open(one.record), Record.open(other.record)
+    tables: list[Any] = [record.table(SAME_RECORD) for record in records]
+    return bool(tables[0].equals(tables[1])) and records[0].head == records[1].head
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_strategy_trains_and_verifies(program: Program, runs: Run, strategy: str) -> None:
+    run = runs(strategy, 2)
+    losses = step_losses(run)
+    assert len(losses) == STEPS
+    assert losses[0] == pytest.approx(np.log(2048), abs=0.3)  # a fresh model knows nothing
+    assert losses[-1] < losses[0] - 0.5  # and learns
+    checkpoints = list_checkpoints(run.checkpoints)
+    assert [c.step for c in checkpoints] == SAVED
+    assert [c.manifest["strategy"] for c in checkpoints] == [strategy] * len(SAVED)
+    assert [c.batches for c in checkpoints] == [(0, 0), (0, 10), (10, 20)]
+    done = program("eval", "verify", run.path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"verified: {STEPS} batches, head {checkpoints[-1].head}\n"
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES[1:])
+def test_strategy_reads_and_learns_what_ddp_does(runs: Run, strategy: str) -> None:
+    ddp, run = runs("ddp", 2), runs(strategy, 2)
+    assert same_record(ddp, run)
+    starts = [(r.checkpoints / name_of(0) / "model/model.safetensors").read_bytes() for r in (ddp, run)]
+    assert starts[0] == starts[1]
+    differences = np.abs(step_losses(run) - step_losses(ddp))
+    assert differences.max() < 1e-2, differences
+    ends = [list_checkpoints(r.checkpoints)[-1] for r in (ddp, run)]
+    assert ends[0].head == ends[1].head
+    assert ends[0].tokens == ends[1].tokens
+    assert abs(ends[0].manifest["holdout_loss"] - ends[1].manifest["holdout_loss"]) < 1e-2
+
+
+def test_number_of_ranks_changes_nothing_in_what_is_read(runs: Run) -> None:
+    one, two = runs("ddp", 1), runs("ddp", 2)
+    assert same_record(one, two)
+    assert np.abs(step_losses(one) - step_losses(two)).max() < 1e-2
+    heads = [[c.head for c in list_checkpoints(r.checkpoints)] for r in (one, two)]
+    assert heads[0] == heads[1]
