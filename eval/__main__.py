@@ -52,9 +52,9 @@ def _membership(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="Seed of resampling and of the draw of samples.")
     options = parse(parser, argv)
 
-    from eval.membership import evaluate
+    from eval.membership import evaluate, overview
     from eval.report import write
-    from wellread.results import show
+    from eval.show import say_table
     from wellread.runs import RunDirectory
 
     run = RunDirectory.open(options.run)
@@ -62,7 +62,8 @@ def _membership(argv: list[str]) -> int:
     results = evaluate(
         run, steps=steps, bootstrap=options.bootstrap, seed=options.seed, max_samples=options.max_samples
     )
-    show(results)
+    say_table(*overview(results))
+    print(f"all results: {run.eval / 'membership.parquet'}")
     print(f"report: {write(run)}")
     return 0
 

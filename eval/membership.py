@@ -93,6 +93,33 @@ def evaluate(
     return results
 
 
+def overview(results: Sequence[Result]) -> tuple[list[str], list[list[object]]]:
+    """One row per checkpoint of what matters most, for the terminal: heads and rows; the tidy table has all of it."""
+    cells = {(result.step, result.group, result.metric): result for result in results}
+
+    def value(step: int, group: str, metric: str) -> float | None:
+        found = cells.get((step, group, metric))
+        return found.value if found else None
+
+    def auc_of(step: int, group: str) -> str | None:
+        found = cells.get((step, group, "auc"))
+        return f"{found.value:.3f} [{found.ci_low:.3f}, {found.ci_high:.3f}]" if found else None
+
+    heads = ["step", "AUC read", "AUC not yet read", "labels shuffled", "TPR at 10% FPR", "loss read", "loss sealed"]
+    steps = sorted({result.step for result in results})
+    rows: list[list[object]] = [
+        [
+            step,
+            *(auc_of(step, group) for group in (READ, UNREAD, SHUFFLED)),
+            value(step, READ, f"tpr_at_fpr_{ALPHAS[0]:g}"),
+            value(step, READ, "mean_loss"),
+            value(step, SEALED, "mean_loss"),
+        ]
+        for step in steps
+    ]
+    return heads, rows
+
+
 @dataclass(frozen=True)
 class Groups:
     """Which samples belong to which group at a step."""
@@ -242,8 +269,8 @@ def _measure(
     if bad:
         reporter.note(f"step {step:,}: {bad:,} of {scores.sample_id.size:,} scores are not finite; nothing is compared")
         return
-    few = [f"{name} ({side.size})" for name, side in sides.items() if side.size < 2]
-    if few:
+    few = [f"{name} ({side.size})" for name, side in sides.items() if side.size == 1]
+    if few:  # an empty group is no surprise: nothing is read at step 0, and nothing is left after an epoch
         reporter.note(f"step {step:,}: fewer than 2 samples in {', '.join(few)}; left out")
     sides = {name: side for name, side in sides.items() if side.size >= 2}
     for name, side in sides.items():

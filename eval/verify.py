@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wellread.checkpoint import list_checkpoints
-from wellread.data.corpus import DIGEST_BYTES, Corpus
+from wellread.data.corpus import DIGEST_BYTES, Corpus, corpus_hash
 from wellread.order import Order
 from wellread.record import Record, genesis, link
 from wellread.runs import RunDirectory
@@ -35,14 +35,16 @@ def verify(run: RunDirectory) -> list[str]:
     order = Order(**{key: value for key, value in identity["order"].items() if key != "version"})
     checkpoints = list_checkpoints(run.checkpoints)
     problems = [line for checkpoint in checkpoints if (line := checkpoint.damage())]
-    if identity["corpus"] != corpus.hash:
-        problems.append(f"{run.corpus}: its hash is {corpus.hash}, the run was trained on {identity['corpus']}")
-    digests = digest_array(corpus.samples()["digest"])
+    samples = corpus.samples()
+    found = corpus_hash(*(samples[name].to_pylist() for name in ("digest", "document", "split")))
+    if found != identity["corpus"]:
+        problems.append(f"{corpus.path}: its samples hash to {found}, the run was trained on {identity['corpus']}")
+    digests = digest_array(samples["digest"])
     problems += _altered_samples(corpus, digests)
     if damaged := record.damaged_parts():
         return problems + damaged  # what an altered part says is no evidence of anything
     heads = {checkpoint.step: checkpoint.head for checkpoint in checkpoints}
-    return problems + _walk(record, order, digests, genesis(corpus.hash, order.identity()), heads)
+    return problems + _walk(record, order, digests, genesis(identity["corpus"], identity["order"]), heads)
 
 
 def digest_array(column: pyarrow.ChunkedArray) -> NDArray[np.uint8]:

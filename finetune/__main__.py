@@ -18,11 +18,11 @@ def main(argv: list[str]) -> int:
     """Run one subcommand; return its exit code."""
     command, *rest = argv or ["--help"]
     if command == "train" and len(rest) == 1 and not rest[0].startswith("-"):
-        from finetune.train import die_with_launcher
+        from finetune.train import die_with_launcher, leave
         from finetune.train import main as train
 
         die_with_launcher()
-        return train(rest[0])
+        leave(train(rest[0]))
     if command == "prepare":
         return _prepare(rest)
     print(f"{__doc__}\n{EXAMPLES}")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 
+from wellread.cli import print_error
 from wellread.config import RunConfig
 from wellread.plan import Cluster, Plan
 
@@ -49,6 +51,7 @@ def environment(plan: Plan, attempt: int) -> dict[str, str]:
         # One cache of compiled ops per environment: two that share one rebuild each other's.
         "TORCH_EXTENSIONS_DIR": os.environ.get("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions")),
         "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONFAULTHANDLER": "1",  # a rank that crashes outside Python leaves its stack in its log
     }
     if plan.device == "cpu":
         variables["DS_ACCELERATOR"] = "cpu"
@@ -79,11 +82,24 @@ def start_local(arguments: list[str], plan: Plan, variables: dict[str, str]) -> 
     try:
         elastic_launch(settings, sys.executable)("-u", *arguments)
     except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+        return _exit_code({rank: failure.exitcode for rank, failure in error.failures.items()})
     except SignalException as error:
         return 128 + error.sigval
     return 0
+
+
+def _exit_code(codes: dict[int, int]) -> int:
+    """The job's exit code from those of the ranks that failed (-S: signal S), and a line where a signal was the cause.
+
+    A rank that a signal ended leaves no error behind, and the others fail because it is gone: it comes first. SIGTERM
+    comes last: elastic sends it to the others when one has failed.
+    """
+    rank = min(codes, key=lambda rank: (codes[rank] == -signal.SIGTERM, codes[rank] > 0, rank))
+    code = codes[rank]
+    if code > 0:
+        return code
+    print_error(f"rank {rank} was ended by signal {-code} ({signal.Signals(-code).name})")
+    return 128 - code
 
 
 SECONDS_TO_SAVE = 600

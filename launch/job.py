@@ -42,8 +42,8 @@ class Job:
         ValueError
             For an unknown model, data set, cluster or setting.
         """
-        if Path(config.model).is_dir():
-            config = replace(config, model=str(Path(config.model).resolve()))
+        if Path(config.model).expanduser().is_dir():
+            config = replace(config, model=str(Path(config.model).expanduser().resolve()))
         spec = registry.find(config.model)
         config = resolve(config, spec)
         return cls(config, spec, sources.find(config.data or ""), clusters.probe(config))

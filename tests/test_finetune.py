@@ -486,6 +486,7 @@ def test_killed_run_continues(
     launched.until("saved step-00000004")
     ranks[1].kill()
     assert launched.end() == 128 + signal.SIGKILL, launched.output
+    assert "error: rank 1 was ended by signal 9 (SIGKILL)\n" in launched.output
     assert_gone(ranks)
     newest, _ = newest_valid(run.checkpoints)
     assert newest is not None

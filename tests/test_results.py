@@ -1,4 +1,3 @@
-import io
 from pathlib import Path
 
 import numpy as np
@@ -43,30 +42,6 @@ def test_a_file_that_is_no_table_of_results_is_named(tmp_path: Path) -> None:
     results.write_scores(path, scores, head="00", checkpoint="11")
     with pytest.raises(ValueError, match="lacks run, model, step"):
         results.read(path)
-
-
-def test_the_table_is_aligned_when_piped() -> None:
-    out = io.StringIO()
-    results.show([AUC, COUNT], file=out)
-    assert out.getvalue().splitlines() == [
-        "a (tiny)",
-        " step  task             group  metric     value      95% interval      n",
-        "1,200  membership/loss  read   auc       0.6123  [0.5700, 0.6500]  1,500",
-        "    0  membership/loss  read   n_sealed   2,146                        7",
-    ]
-
-
-def test_a_terminal_gets_a_drawn_table_and_no_markup_from_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    monkeypatch.setenv("COLUMNS", "120")
-    out = Terminal()
-    results.show([Result(**{**AUC.__dict__, "group": "[red]read"})], file=out)
-    assert "[red]read" in out.getvalue()
-    assert "0.6123" in out.getvalue()
-    assert "━" in out.getvalue()
 
 
 def test_scores_belong_to_one_head_and_one_checkpoint(tmp_path: Path) -> None:

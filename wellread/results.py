@@ -4,12 +4,11 @@ Every evaluation writes its table through this module (`eval/*.parquet` of a run
 results can be put side by side. Scores of single samples, from which results are made, lie next to them.
 """
 
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -142,56 +141,6 @@ def read_scores(path: Path, *, head: str, checkpoint: str) -> Scores | None:
     if table.schema.metadata != {b"record_head": head.encode(), b"checkpoint": checkpoint.encode()}:
         return None
     return Scores(**{field.name: table.column(field.name).to_numpy() for field in fields(Scores)})
-
-
-def show(results: Sequence[Result], *, file: TextIO | None = None) -> None:
-    """Print a result table: drawn by rich on a terminal, plain aligned text when piped."""
-    file = file or sys.stdout
-    if not file.isatty():
-        print(plain_table(results), file=file)
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=Text(_title(results)), title_justify="left", header_style="bold")
-    for name, is_number in _COLUMNS.items():
-        table.add_column(name, justify="right" if is_number else "left", no_wrap=True)
-    for result in results:
-        table.add_row(*(Text(cell) for cell in _cells(result)))
-    Console(file=file).print(table)
-
-
-def plain_table(results: Sequence[Result]) -> str:
-    """The table as aligned text, one line a result below a title and a header."""
-    rows = [list(_COLUMNS), *(_cells(result) for result in results)]
-    columns = []
-    for cells, is_number in zip(zip(*rows, strict=True), _COLUMNS.values(), strict=True):
-        width = max(map(len, cells))
-        columns.append([cell.rjust(width) if is_number else cell.ljust(width) for cell in cells])
-    return "\n".join([_title(results), *("  ".join(row).rstrip() for row in zip(*columns, strict=True))])
-
-
-def number(value: float) -> str:
-    """A value for people: counts with thousands separators, everything else with four decimals."""
-    return f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 2 else f"{value:.4f}"
-
-
-_TEXTS, _NUMBERS = ("task", "group", "metric"), ("step", "value", "95% interval", "n")
-_COLUMNS = {name: name in _NUMBERS for name in ("step", *_TEXTS, *_NUMBERS[1:])}
-"""Columns on screen, and whether each holds numbers."""
-
-
-def _cells(result: Result) -> list[str]:
-    has_interval = result.ci_low is not None and result.ci_high is not None
-    interval = f"[{result.ci_low:.4f}, {result.ci_high:.4f}]" if has_interval else ""
-    names = [result.task, result.group, result.metric]
-    return [f"{result.step:,}", *names, number(result.value), interval, f"{result.n:,}"]
-
-
-def _title(results: Sequence[Result]) -> str:
-    pairs = dict.fromkeys((result.run, result.model) for result in results)
-    return "; ".join(f"{run} ({model})" for run, model in pairs) or "no results"
 
 
 def _write_table(path: Path, table: Any) -> None:

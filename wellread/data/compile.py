@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wellread.data.corpus import DIGEST_BYTES, digest
+from wellread.data.corpus import DIGEST_BYTES, corpus_hash, digest
 from wellread.runs import fsync_directory, full_disk_named, write_atomic, write_json
 
 
@@ -142,7 +142,7 @@ def merge(build: Path, *, source: str, vocab_size: int, settings: dict[str, Any]
     names = ("tokens.bin", "offsets.npy", "targets.npy", "target_offsets.npy", "samples.parquet")
     meta = {
         "version": 1,
-        "hash": _corpus_hash(columns),
+        "hash": corpus_hash(columns["digest"], columns["document"], columns["split"]),
         "dtype": dtype,
         "counts": _counts(columns, n_trainable, counts),
         "settings": settings,
@@ -196,13 +196,6 @@ def _counts(columns: dict[str, list[Any]], n_trainable: int, counts: Counter[str
 
 def _reasons(counts: Counter[str]) -> str:
     return ", ".join(f"{reason.replace('_', ' ')}: {n}" for reason, n in sorted(counts.items()))
-
-
-def _corpus_hash(columns: dict[str, list[Any]]) -> str:
-    state = hashlib.sha256(b"wellread corpus 1\n")
-    for value, document, split in zip(columns["digest"], columns["document"], columns["split"], strict=True):
-        state.update(value + document.to_bytes(8, "little", signed=True) + split[:1].encode())
-    return state.hexdigest()
 
 
 def _write_array(path: Path, array: NDArray[Any]) -> None:

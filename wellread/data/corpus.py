@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -64,6 +65,14 @@ def digest(tokens: NDArray[Any], targets: NDArray[Any]) -> bytes:
     state = hashlib.blake2b(np.ascontiguousarray(tokens, dtype="<u4").data, digest_size=DIGEST_BYTES)
     state.update(np.ascontiguousarray(targets, dtype=np.uint8).data)
     return state.digest()
+
+
+def corpus_hash(digests: Iterable[bytes], documents: Iterable[int], splits: Iterable[str]) -> str:
+    """Hash of a corpus: sha256 over every sample's digest, document (little-endian int64) and side (``t`` or ``s``)."""
+    state = hashlib.sha256(b"wellread corpus 1\n")
+    for value, document, split in zip(digests, documents, splits, strict=True):
+        state.update(value + document.to_bytes(8, "little", signed=True) + split[:1].encode())
+    return state.hexdigest()
 
 
 @dataclass(frozen=True)

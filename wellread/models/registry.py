@@ -83,8 +83,8 @@ def find(name: str) -> ModelSpec:
         When the name is none of these; names the nearest known one.
     """
     known = registry()
-    if Path(name).is_dir():
-        return _from_directory(Path(name), Path(name).resolve().name)
+    if Path(name).expanduser().is_dir():
+        return _from_directory(Path(name).expanduser(), Path(name).expanduser().resolve().name)
     for directory in filter(None, os.environ.get(SEARCH_PATH, "").split(os.pathsep)):
         path = Path(directory) / name
         if (path / "config.json").is_file():
