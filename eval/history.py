@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.samples_table import SamplesTable
 from wellread.checkpoint import Checkpoint, list_checkpoints
 from wellread.data.corpus import Corpus, SampleReader
 from wellread.order import Order
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
 
     from wellread.data.tokenizer import Tokenizer
 
-IDS = ("sample_id", "document")
-"""Numeric columns of the samples table that are names, not metrics."""
-GROUPS = ("source", "category")
-"""Columns of the samples table by which readings are counted."""
 SHOWN = 12
 """Names listed in an error before the list is cut."""
 
@@ -140,11 +137,11 @@ class History:
 
         return Tokenizer.load(self.tokenizer_directory) if self.tokenizer_directory else None
 
-    @property
-    def samples_file(self) -> Path | None:
-        """The samples table; None for a corpus without one."""
+    @cached_property
+    def samples(self) -> SamplesTable:
+        """What is known of the samples beside their tokens."""
         path = self.reader.path / "samples.parquet"
-        return path if path.is_file() else None
+        return SamplesTable(path if path.is_file() else None)
 
     # --- what is asked for ---
 
@@ -227,7 +224,7 @@ class History:
             tokens=tokens,
             n_targets=n_targets.tolist(),
             texts=[self.tokenizer.decode(t.tolist()) for t in tokens] if self.tokenizer else None,
-            samples=self.sample_rows(ids),
+            samples=self.samples.rows(ids),
         )
 
     def readings(self, sample_id: int) -> list[Reading]:
@@ -262,94 +259,6 @@ class History:
         loss: float = part["loss"][row].as_py()
         return loss
 
-    # --- the samples table ---
-
-    def sample_rows(self, sample_ids: NDArray[np.int64]) -> list[dict[str, Any]]:
-        """Rows of the samples table in the order of `sample_ids`, read one row group after the other."""
-        if self.samples_file is None:
-            return []
-        import pyarrow.parquet
-
-        file = pyarrow.parquet.ParquetFile(self.samples_file)
-        columns = [name for name in file.schema_arrow.names if name not in ("sample_id", "digest", "document")]
-        rows: dict[int, dict[str, Any]] = {}
-        start = 0
-        for group in range(file.num_row_groups):
-            stop = start + file.metadata.row_group(group).num_rows
-            wanted = np.unique(sample_ids[(sample_ids >= start) & (sample_ids < stop)])
-            if len(wanted):
-                taken = file.read_row_group(group, columns=columns).take(pyarrow.array(wanted - start))
-                rows.update(zip(wanted.tolist(), taken.to_pylist(), strict=True))
-            start = stop
-        return [rows[i] for i in sample_ids.tolist()]
-
-    def sample_table(self, columns: list[str]) -> Iterator[tuple[int, pyarrow.Table]]:
-        """Yield the samples table in stretches: id of the first sample, and `columns`."""
-        import pyarrow
-        import pyarrow.parquet
-
-        assert self.samples_file is not None
-        start = 0
-        for batch in pyarrow.parquet.ParquetFile(self.samples_file).iter_batches(1 << 16, columns=columns):
-            yield start, pyarrow.Table.from_batches([batch])
-            start += batch.num_rows
-
-    @cached_property
-    def metrics(self) -> list[str]:
-        """Numeric columns of the samples table."""
-        if self.samples_file is None:
-            return []
-        import pyarrow.parquet
-
-        types = pyarrow.types
-        return [
-            column.name
-            for column in pyarrow.parquet.read_schema(self.samples_file)
-            if column.name not in IDS and (types.is_integer(column.type) or types.is_floating(column.type))
-        ]
-
-    @cached_property
-    def groups(self) -> list[str]:
-        """Those of source and category that the samples table has."""
-        if self.samples_file is None:
-            return []
-        import pyarrow.parquet
-
-        return [name for name in GROUPS if name in pyarrow.parquet.read_schema(self.samples_file).names]
-
-    def find_row(self, text: str) -> list[int]:
-        """Samples that hold a source row, written ``sample.jsonl:55`` or ``sample:55``.
-
-        Raises
-        ------
-        ValueError
-            When there is no such source, or the row gave no sample; says the range.
-        """
-        import pyarrow
-        import pyarrow.compute as pc
-
-        source, colon, digits = text.rpartition(":")
-        if not colon or not digits.isdecimal():
-            raise ValueError(f"--row {text}: expected SOURCE:ROW, e.g. sample.jsonl:55")
-        if self.samples_file is None:
-            raise ValueError(f"--row {text}: {self.reader.path} has no table of samples, so no source rows are known")
-        found: list[int] = []
-        sources: set[str] = set()
-        last = 0
-        for start, table in self.sample_table(["source", "rows"]):
-            sources.update(pc.unique(table["source"].cast(pyarrow.string())).to_pylist())
-            own = pc.is_in(table["source"].cast(pyarrow.string()), pyarrow.array([source, Path(source).stem]))
-            rows = pc.list_flatten(table["rows"]).to_numpy()
-            parents = pc.list_parent_indices(table["rows"]).to_numpy()
-            mine = own.to_numpy()[parents]
-            last = max(last, int(rows[mine].max(initial=0)))
-            found += (start + np.unique(parents[mine & (rows == int(digits))])).tolist()
-        if not last:
-            raise ValueError(f"--row {text}: no source {source!r}; {self.name} reads {_listed_names(sorted(sources))}")
-        if not found:
-            raise ValueError(f"--row {text}: no sample comes from that row; {source} has rows 1 … {last}")
-        return found
-
 
 def _open_samples(prefix: str, order: str, batch_size: int | None) -> tuple[SampleReader, int]:
     """Samples in the order that is asked for, and the batch size."""
@@ -378,7 +287,3 @@ def _listed(steps: list[int]) -> str:
     if len(names) > SHOWN:
         names = [*names[: SHOWN // 2], "…", *names[-SHOWN // 2 :]]
     return ", ".join(names) or "none yet"
-
-
-def _listed_names(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

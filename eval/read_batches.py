@@ -212,7 +212,7 @@ def _csv_row(history: History, batch_id: int, metrics: dict[str, NDArray[Any]]) 
 def _metric_columns(history: History) -> dict[str, NDArray[Any]]:
     """Each metric of all samples: 4 or 8 bytes a sample and metric, looked up in any order."""
     columns: dict[str, NDArray[Any]] = {}
-    for name in history.metrics:
-        stretches = [table[name].to_numpy() for _, table in history.sample_table([name])]
+    for name in history.samples.metrics:
+        stretches = [table[name].to_numpy() for _, table in history.samples.stretches([name])]
         columns[name] = np.concatenate(stretches)
     return columns

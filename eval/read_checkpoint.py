@@ -74,10 +74,10 @@ def by_group(history: History, counts: NDArray[np.int32]) -> dict[tuple[str, ...
     import pyarrow
 
     sums: dict[tuple[str, ...], dict[str, int]] = {}
-    if not history.groups:
+    if not history.samples.groups:
         return sums
     names = ("samples", "readings", "tokens")
-    for start, table in history.sample_table([*history.groups, "n_tokens"]):
+    for start, table in history.samples.stretches([*history.samples.groups, "n_tokens"]):
         own = counts[start : start + table.num_rows]
         columns = [
             (own > 0).astype(np.int64),
@@ -85,11 +85,11 @@ def by_group(history: History, counts: NDArray[np.int32]) -> dict[tuple[str, ...
             own * table["n_tokens"].to_numpy().astype(np.int64),
         ]
         grouped = pyarrow.table(
-            {name: table[name].cast(pyarrow.string()) for name in history.groups}
+            {name: table[name].cast(pyarrow.string()) for name in history.samples.groups}
             | {name: pyarrow.array(column) for name, column in zip(names, columns, strict=True)}
-        ).group_by(history.groups)
+        ).group_by(history.samples.groups)
         for row in grouped.aggregate([(name, "sum") for name in names]).to_pylist():
-            key = tuple(str(row[name] or "-") for name in history.groups)
+            key = tuple(str(row[name] or "-") for name in history.samples.groups)
             into = sums.setdefault(key, dict.fromkeys(names, 0))
             for name in names:
                 into[name] += row[f"{name}_sum"]
@@ -98,10 +98,10 @@ def by_group(history: History, counts: NDArray[np.int32]) -> dict[tuple[str, ...
 
 def metric_means(history: History, counts: NDArray[np.int32]) -> dict[str, float | None]:
     """Mean of each numeric sample metric over the readings of samples that have it; None where none has."""
-    sums = {name: np.zeros(2) for name in history.metrics}
-    for start, table in history.sample_table(history.metrics) if history.metrics else ():
+    sums = {name: np.zeros(2) for name in history.samples.metrics}
+    for start, table in history.samples.stretches(history.samples.metrics) if history.samples.metrics else ():
         own = counts[start : start + table.num_rows].astype(np.float64)
-        for name in history.metrics:
+        for name in history.samples.metrics:
             values = table[name].to_numpy().astype(np.float64)
             there = np.isfinite(values)
             sums[name] += (values[there] * own[there]).sum(), own[there].sum()
@@ -145,7 +145,7 @@ def _show_groups(history: History, counts: NDArray[np.int32], second: NDArray[np
     groups, others = by_group(history, counts), by_group(history, second)
     if groups:
         say()
-        heads = [*history.groups, "samples", "readings", "tokens", "share", f"{name} readings"]
+        heads = [*history.samples.groups, "samples", "readings", "tokens", "share", f"{name} readings"]
         readings = max(1, sum(row["readings"] for row in groups.values()))
         say_table(
             heads,
@@ -158,9 +158,9 @@ def _show_groups(history: History, counts: NDArray[np.int32], second: NDArray[np
 
 def _show_metrics(history: History, counts: dict[str, NDArray[np.int32]]) -> None:
     means = {name: metric_means(history, own) for name, own in counts.items()}
-    if history.metrics:
+    if history.samples.metrics:
         say()
-        say_table(["metric", *means], [[m, *(own[m] for own in means.values())] for m in history.metrics])
+        say_table(["metric", *means], [[m, *(own[m] for own in means.values())] for m in history.samples.metrics])
 
 
 def show_difference(history: History, first: str, second: str) -> None:

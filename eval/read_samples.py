@@ -22,7 +22,7 @@ AROUND = 30
 def show_sample(history: History, sample_id: int, step: int) -> None:
     """Print all readings of a sample, those that a model at `step` has behind it marked as read."""
     readings = history.readings(sample_id)
-    rows = history.sample_rows(_one(sample_id))
+    rows = history.samples.rows(_one(sample_id))
     say(f"sample {sample_id}  {where_from(rows[0]) if rows else ''}".rstrip(), "bold")
     say(state(history, sample_id, readings, step))
     if readings:
@@ -58,7 +58,7 @@ def state(history: History, sample_id: int, readings: list[Reading], step: int) 
 
 def show_row(history: History, name: str, step: int) -> None:
     """Print all readings of the samples that hold a source row."""
-    for sample_id in history.find_row(name):
+    for sample_id in history.samples.find_row(name):
         show_sample(history, sample_id, step)
 
 
@@ -86,7 +86,7 @@ def _list(history: History, hits: list[Hit], text: str, step: int) -> None:
     shown = hits[:SHOWN] if sys.stdout.isatty() else hits
     for hit in shown:
         readings = history.readings(hit.sample_id)
-        rows = history.sample_rows(_one(hit.sample_id))
+        rows = history.samples.rows(_one(hit.sample_id))
         say(f"sample {hit.sample_id}  {where_from(rows[0]) if rows else ''}  {plural(hit.count, 'occurrence')}", "cyan")
         say(f"    {_snippet(history, hit, text)}")
         say(f"    {state(history, hit.sample_id, readings, step)}")
@@ -99,7 +99,7 @@ def _list(history: History, hits: list[Hit], text: str, step: int) -> None:
 
 def _snippet(history: History, hit: Hit, text: str) -> str:
     """The first occurrence with what stands around it."""
-    from eval.search import normalised
+    from eval.token_bytes import normalised
 
     assert history.tokenizer is not None
     whole = history.tokenizer.decode(history.reader.tokens(hit.sample_id).tolist())
@@ -113,7 +113,7 @@ def _snippet(history: History, hit: Hit, text: str) -> str:
 def _write(history: History, hits: list[Hit], step: int, path: str) -> None:
     with writing(path) as file:
         for hit in hits:
-            rows = history.sample_rows(_one(hit.sample_id))
+            rows = history.samples.rows(_one(hit.sample_id))
             readings = [_object(reading, step) for reading in history.readings(hit.sample_id)]
             value = {"sample_id": hit.sample_id, "occurrences": hit.count, **(rows[0] if rows else {})}
             sealed = hit.sample_id >= history.order.n

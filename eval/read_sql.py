@@ -49,8 +49,8 @@ def _connect(history: History) -> duckdb.DuckDBPyConnection:
     if history.record is not None and history.record.parts:
         files = [str(history.record.directory / part["name"]) for part in history.record.parts]
         connection.execute(f"create view record as select * from read_parquet([{', '.join(map(_quoted, files))}])")
-    if history.samples_file is not None:
-        connection.execute(f"create view samples as select * from read_parquet({_quoted(str(history.samples_file))})")
+    if history.samples.file is not None:
+        connection.execute(f"create view samples as select * from read_parquet({_quoted(str(history.samples.file))})")
     return connection
 
 

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from eval import membership, separation
-from eval.membership import Groups, Side, evaluate
+from eval.membership import Groups, Side, evaluate, overview
 from eval.separation import auc, cluster_bootstrap, permuted_auc, roc, tpr_at_fpr
 from wellread import checkpoint as checkpoints
 from wellread.config import RunConfig, to_dict
@@ -301,9 +301,15 @@ def test_evaluate_gives_the_numbers(tmp_path: Path, scored: list[Any], capsys: p
     assert read(run.eval / "membership.parquet") == results
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "no TPR at 10% FPR: it needs 100 sealed samples, scored are 4"
-    assert lines[2] == "step 0: fewer than 2 samples in read (0); left out"
-    assert lines[4].startswith("step 2: scored; AUC against sealed: read 1.000, not yet read 1.000, shuffled 0.")
+    assert lines[2].startswith("step 0: scored; AUC against sealed: not yet read ")
+    assert lines[3].startswith("step 2: scored; AUC against sealed: read 1.000, not yet read 1.000, shuffled 0.")
     assert not any(r.group == "read" for r in results if r.step == 0)
+    heads, rows = overview(results)
+    assert heads[:2] == ["step", "AUC read"]
+    assert [row[0] for row in rows] == [0, 2, 4]
+    assert rows[0][1] is None
+    assert rows[1][1] == "1.000 [1.000, 1.000]"
+    assert rows[1][-2:] == [value(results, 2, "read", "mean_loss").value, 9.5]
 
 
 def test_a_rate_is_stated_where_enough_are_sealed(tmp_path: Path, scored: list[Any]) -> None:

@@ -244,7 +244,7 @@ def test_two_hundred_pieces_of_read_rows_are_found(history: History, texts: list
     done = 0
     while done < 200:
         sample_id = rng.choice(read)
-        number = history.sample_rows(np.array([sample_id]))[0]["rows"][0]
+        number = history.samples.rows(np.array([sample_id]))[0]["rows"][0]
         text = str(rows[number]["response"])
         start = rng.randrange(max(1, len(text) - 40))
         piece = text[start : start + rng.randrange(4, 40)]
@@ -434,7 +434,7 @@ def test_pythia_shaped_set_is_read_in_pythia_order(tmp_path: Path, ask: Ask) -> 
         (["--batch", "x"], "expected a batch or a range"),
         (["--sample", "99999"], "out of range, .* has samples 0 … "),
         (["--sample", "x"], "expected a sample id, 0 … "),
-        (["--row", "dolly.jsonl:1"], "no source 'dolly.jsonl'; .* reads sample"),
+        (["--row", "dolly.jsonl:1"], "no source 'dolly.jsonl'; the corpus is made of sample"),
         (["--row", "sample:9999"], "sample has rows 1 … "),
         (["--row", "sample"], "expected SOURCE:ROW"),
         (["--text", ""], "--text: empty"),
