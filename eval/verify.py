@@ -48,9 +48,12 @@ def verify(run: RunDirectory) -> list[str]:
 
 
 def digest_array(column: pyarrow.ChunkedArray) -> NDArray[np.uint8]:
-    """Digests of a table's column as (rows, 16) bytes."""
-    joined = b"".join(column.to_pylist())
-    return np.frombuffer(joined, dtype=np.uint8).reshape(-1, DIGEST_BYTES)
+    """Digests of a table's column as (rows, 16) bytes, without a Python object per row."""
+    parts = [
+        np.frombuffer(chunk.buffers()[1], np.uint8)[chunk.offset * DIGEST_BYTES :][: len(chunk) * DIGEST_BYTES]
+        for chunk in column.chunks
+    ]
+    return np.concatenate([np.empty(0, np.uint8), *parts]).reshape(-1, DIGEST_BYTES)
 
 
 def _altered_samples(corpus: Corpus, digests: NDArray[np.uint8]) -> list[str]:

@@ -52,7 +52,7 @@ class Monitor:
         if self._bar is not None:
             self._bar.console.print(text, highlight=False, markup=False)
         else:
-            print(text, flush=True)
+            print(f"{text}\n", end="", flush=True)  # in one write: a background save speaks too
 
     def step(self, stats: StepStats) -> None:
         """Log one step."""
@@ -82,7 +82,7 @@ class Monitor:
             f"grad {stats.grad_norm:.3f}  {rate:,.0f} tokens/s  {per_step:.2f} s/step  left {left}"
         )
         if self._bar is None:
-            print(text, flush=True)
+            print(f"{text}\n", end="", flush=True)  # in one write: a background save speaks too
         self.note(text)
 
     def saved(self, step: int, holdout: float | None, stall: float, seconds: float) -> None:

@@ -1,0 +1,121 @@
+"""The samples table of a corpus, read in stretches: sources, rows, categories, metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pyarrow
+
+IDS = ("sample_id", "document")
+"""Numeric columns that are names, not metrics."""
+GROUPS = ("source", "category")
+"""Columns by which readings are counted."""
+SHOWN = 12
+"""Sources listed in an error before the list is cut."""
+
+
+@dataclass(frozen=True)
+class SamplesTable:
+    """samples.parquet; without one, every question but that for a row has an empty answer."""
+
+    file: Path | None
+
+    def rows(self, sample_ids: NDArray[np.int64]) -> list[dict[str, Any]]:
+        """Rows of the samples table in the order of `sample_ids`, read one row group after the other."""
+        if self.file is None:
+            return []
+        import pyarrow.parquet
+
+        file = pyarrow.parquet.ParquetFile(self.file)
+        columns = [name for name in file.schema_arrow.names if name not in ("sample_id", "digest", "document")]
+        rows: dict[int, dict[str, Any]] = {}
+        start = 0
+        for group in range(file.num_row_groups):
+            stop = start + file.metadata.row_group(group).num_rows
+            wanted = np.unique(sample_ids[(sample_ids >= start) & (sample_ids < stop)])
+            if len(wanted):
+                taken = file.read_row_group(group, columns=columns).take(pyarrow.array(wanted - start))
+                rows.update(zip(wanted.tolist(), taken.to_pylist(), strict=True))
+            start = stop
+        return [rows[i] for i in sample_ids.tolist()]
+
+    def stretches(self, columns: list[str]) -> Iterator[tuple[int, pyarrow.Table]]:
+        """Yield the samples table in stretches: id of the first sample, and `columns`."""
+        import pyarrow
+        import pyarrow.parquet
+
+        assert self.file is not None
+        start = 0
+        for batch in pyarrow.parquet.ParquetFile(self.file).iter_batches(1 << 16, columns=columns):
+            yield start, pyarrow.Table.from_batches([batch])
+            start += batch.num_rows
+
+    @cached_property
+    def metrics(self) -> list[str]:
+        """Numeric columns of the samples table."""
+        if self.file is None:
+            return []
+        import pyarrow.parquet
+
+        types = pyarrow.types
+        return [
+            column.name
+            for column in pyarrow.parquet.read_schema(self.file)
+            if column.name not in IDS and (types.is_integer(column.type) or types.is_floating(column.type))
+        ]
+
+    @cached_property
+    def groups(self) -> list[str]:
+        """Those of source and category that the samples table has."""
+        if self.file is None:
+            return []
+        import pyarrow.parquet
+
+        return [name for name in GROUPS if name in pyarrow.parquet.read_schema(self.file).names]
+
+    def find_row(self, text: str) -> list[int]:
+        """Samples that hold a source row, written ``sample.jsonl:55`` or ``sample:55``.
+
+        Raises
+        ------
+        ValueError
+            When there is no such source, or the row gave no sample; says the range.
+        """
+        import pyarrow
+        import pyarrow.compute as pc
+
+        source, colon, digits = text.rpartition(":")
+        if not colon or not digits.isdecimal():
+            raise ValueError(f"--row {text}: expected SOURCE:ROW, e.g. sample.jsonl:55")
+        if self.file is None:
+            raise ValueError(f"--row {text}: this corpus has no table of samples, so no source rows are known")
+        found: list[int] = []
+        sources: set[str] = set()
+        last = 0
+        for start, table in self.stretches(["source", "rows"]):
+            sources.update(pc.unique(table["source"].cast(pyarrow.string())).to_pylist())
+            own = pc.is_in(table["source"].cast(pyarrow.string()), pyarrow.array([source, Path(source).stem]))
+            rows = pc.list_flatten(table["rows"]).to_numpy()
+            parents = pc.list_parent_indices(table["rows"]).to_numpy()
+            mine = own.to_numpy()[parents]
+            last = max(last, int(rows[mine].max(initial=0)))
+            found += (start + np.unique(parents[mine & (rows == int(digits))])).tolist()
+        if not last:
+            raise ValueError(
+                f"--row {text}: no source {source!r}; the corpus is made of {_listed_names(sorted(sources))}"
+            )
+        if not found:
+            raise ValueError(f"--row {text}: no sample comes from that row; {source} has rows 1 … {last}")
+        return found
+
+
+def _listed_names(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
