@@ -14,6 +14,7 @@ from typing import Any
 from launch import cluster as clusters
 from launch import ops
 from wellread import provenance
+from wellread.checkpoint import list_checkpoints
 from wellread.cli import print_error
 from wellread.config import RunConfig, to_argv, to_dict
 from wellread.data import instruct, sources, tokenizer
@@ -120,7 +121,8 @@ def _settle(job: Job, corpus: Corpus, plan: Plan) -> bool:
         link.unlink(missing_ok=True)
         link.symlink_to(os.path.relpath(corpus.path, run.path.resolve()))
     run.write_config(job.config)
-    return (run.checkpoints / f"step-{plan.steps:08d}" / "checkpoint.json").is_file()
+    last = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(run.checkpoints)}.get(plan.steps)
+    return last is not None and last.damage() is None
 
 
 def _refuse_foreign(run: RunDirectory) -> None:

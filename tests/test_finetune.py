@@ -423,16 +423,29 @@ def assert_gone(processes: list[psutil.Process]) -> None:
     assert [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
 
 
-def wait_for_pending_signal(process: psutil.Process, number: int) -> None:
-    """Wait until `number` is pending for a process that SIGSTOP holds."""
+def wait_until(holds: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        status = Path(f"/proc/{process.pid}/status").read_text()
-        pending = next(line for line in status.splitlines() if line.startswith("ShdPnd:"))
-        if int(pending.split()[1], 16) >> (number - 1) & 1:
-            return
+    while not holds():
+        if time.monotonic() > deadline:
+            pytest.fail(f"gave up waiting: {what}")
         time.sleep(0.02)
-    pytest.fail(f"process {process.pid} was never sent signal {number}")
+
+
+def status(path: Path, field: str) -> str:
+    """A field of a process's, or a thread's, /proc/…/status."""
+    return next(line for line in path.read_text().splitlines() if line.startswith(f"{field}:")).split()[1]
+
+
+def hold(process: psutil.Process) -> None:
+    """Stop all threads of a process: it takes no step and no signal before `resume`."""
+    process.suspend()
+    threads = Path(f"/proc/{process.pid}/task")
+    wait_until(lambda: all(status(t / "status", "State") == "T" for t in threads.iterdir()), f"{process} stopped")
+
+
+def is_pending(process: psutil.Process, number: int) -> bool:
+    """Whether a held process has been sent signal `number`."""
+    return bool(int(status(Path(f"/proc/{process.pid}/status"), "ShdPnd"), 16) >> (number - 1) & 1)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "zero2"])
@@ -452,9 +465,9 @@ def test_stopped_run_continues_bit_exactly(
     launched.until("step  5/12")
     ranks = launched.ranks()
     assert len(ranks) == 2
-    ranks[1].suspend()  # holds the run where it is until both ranks have been asked to stop
+    hold(ranks[1])  # and with it the run, until both ranks have been asked to stop
     launched.process.send_signal(signal.SIGTERM)
-    wait_for_pending_signal(ranks[1], signal.SIGTERM)
+    wait_until(lambda: is_pending(ranks[1], signal.SIGTERM), "SIGTERM passed on to rank 1")
     ranks[1].resume()
     assert launched.end() == 128 + signal.SIGTERM, launched.output
     assert_gone(ranks)
@@ -482,7 +495,7 @@ def test_killed_run_continues(
     launched = launch(run.path, *flags)
     launched.until("step  5/12")
     ranks = launched.ranks()
-    ranks[1].suspend()  # holds the run where it is, while rank 0 goes on writing the checkpoint
+    hold(ranks[1])  # and with it the run, while rank 0 goes on writing the checkpoint
     launched.until("saved step-00000004")
     ranks[1].kill()
     assert launched.end() == 128 + signal.SIGKILL, launched.output
@@ -496,7 +509,7 @@ def test_killed_run_continues(
     launched.until("continuing from step-00000004")
     launched.until("step  9/12")
     ranks = launched.ranks()
-    ranks[1].suspend()
+    hold(ranks[1])
     launched.until("saved step-00000008")
     launched.process.kill()
     assert launched.end() == -signal.SIGKILL
