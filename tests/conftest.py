@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -42,6 +43,13 @@ def pytest_configure() -> None:
         os.environ.pop(name, None)
 
 
+def missing(reason: str) -> NoReturn:
+    """Skip a test for want of something; in CI, where everything has to be there, fail it."""
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The repository."""
@@ -52,10 +60,7 @@ def root() -> Path:
 def shared() -> Path:
     """The real data beside the checkout; where it may be missing is a developer's machine, never CI."""
     if not SHARED.is_dir():
-        reason = f"{SHARED} is missing: the real data lies beside the checkout"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+        missing(f"{SHARED} is missing: the real data lies beside the checkout")
     return SHARED
 
 
@@ -106,7 +111,20 @@ def corpus(corpora: Path) -> Corpus:
 def tiny_run(program: Program, corpus: Corpus, corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """A finished run: tiny on sample, 12 steps of 16 on 2 ranks, checkpoints at 0, 4, 8, 12. Read it, never write."""
     out = tmp_path_factory.mktemp("tiny") / "run"
-    flags = ["--steps", 12, "--save_every", 4, "--out", out, "--corpora", corpora, "--ranks_per_node", 2]
+    flags = [
+        "--steps",
+        12,
+        "--save_every",
+        4,
+        "--keep_states",
+        4,
+        "--out",
+        out,
+        "--corpora",
+        corpora,
+        "--ranks_per_node",
+        2,
+    ]
     program("launch", "run", "finetune", *flags, check=True)
     return RunDirectory.open(out)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Program
+from conftest import Program, missing
 
 from wellread.checkpoint import list_checkpoints
 from wellread.record import COLUMNS, Record
@@ -94,7 +94,7 @@ def test_read_only_run_directory_is_refused_in_one_line(
     mount.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", str(mount)], check=False)
     if mounted.returncode:
-        pytest.skip("mounting needs root")
+        missing("mounting needs root")
     try:
         where = ["--model", small_model, "--out", mount / "run", "--corpora", corpora]
         done = program("launch", "run", "finetune", "--data", "sample", "--seq_len", 64, *where)

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from conftest import missing
 from test_membership import make_run, scored  # noqa: F401  (a fixture)
 
 from eval.membership import evaluate
@@ -132,7 +133,7 @@ def test_train_loss_weighs_samples_by_their_targets(tmp_path: Path) -> None:
 def test_a_browser_shows_it_and_runs_nothing(tmp_path: Path, scored: list[Any]) -> None:  # noqa: F811
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
-        pytest.skip("no Chromium here: apt-get install chromium")
+        missing("no Chromium here: apt-get install chromium")
     run = make_run(tmp_path / "<script>document.title='run'", model=EVIL)
     evaluate(run, bootstrap=100, progress=False)
     page = tmp_path / "index.html"
