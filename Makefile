@@ -10,7 +10,8 @@ STAMP := $(VENV)/.wellread-setup
 
 MODEL ?= tiny
 DATA ?= $(if $(filter tiny,$(MODEL)),sample,dolly)
-RUN ?= runs/$(notdir $(MODEL:%/=%))-$(firstword $(subst ., ,$(notdir $(lastword $(subst @, ,$(DATA))))))
+# The name of the model and that of the data, without folders and suffix; the shell keeps blanks in names whole.
+RUN ?= runs/$(shell m="$(MODEL)"; m="$${m%/}"; d="$(DATA)"; d="$${d##*@}"; d="$${d##*/}"; echo "$${m##*/}-$${d%%.*}")
 CLUSTER ?= local
 NODES ?= 1
 RANKS ?= auto

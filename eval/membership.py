@@ -143,7 +143,9 @@ class Groups:
 
         corpus, checkpoints = Corpus.open(run.corpus), list_checkpoints(run.checkpoints)
         if corpus.n == corpus.n_trainable:
-            raise ValueError(f"{run.path}: no sealed samples to compare with; train a run with --holdout 0.25")
+            raise ValueError(
+                f"{run.path}: no sealed samples to compare with; train a run with --holdout above 0 on more documents"
+            )
         if not checkpoints:
             raise ValueError(f"{run.path}: no checkpoint yet; let the run save one")
         record, last = Record.open(run.record), checkpoints[-1].step

@@ -11,6 +11,7 @@ from pathlib import Path
 from wellread.config import RunConfig
 from wellread.data import seal, sources, tokenizer
 from wellread.data.compile import Sample, Shard, building, merge, write_shards
+from wellread.data.corpus import Corpus
 from wellread.data.instruct import (
     SCHEMAS,
     Example,
@@ -70,7 +71,18 @@ def prepare(config: RunConfig) -> Path:
                 "bad_rows": bad,
             },
         )
+    _warn_unsealed(target, config)
     return target
+
+
+def _warn_unsealed(target: Path, config: RunConfig) -> None:
+    counts = Corpus.open(target).meta["counts"]
+    if counts["sealed"] == 0 and config.holdout > 0:
+        print(
+            f"warning: none of the {counts['samples']:,} samples is sealed (--holdout {config.holdout:g}): "
+            "what the model has read cannot be told from what it has not",
+            file=sys.stderr,
+        )
 
 
 def _recognised(source: sources.Source) -> Schema:

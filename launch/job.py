@@ -153,11 +153,28 @@ def _identity(job: Job, corpus: Corpus, plan: Plan) -> dict[str, Any]:
 
 
 def _refuse_other(run: RunDirectory, there: dict[str, Any], asked: dict[str, Any]) -> None:
+    there, asked = _flat(there), _flat(asked)
     differences = [
-        f"{key} is {there.get(key)} there, {asked[key]} asked for" for key in asked if there.get(key) != asked[key]
+        f"{key} is {_short(there.get(key))} there, {_short(asked[key])} asked for"
+        for key in asked
+        if there.get(key) != asked[key]
     ]
     if differences:
         raise ValueError(f"{run.path}: holds another run ({'; '.join(differences)}); choose another --out")
+
+
+def _flat(identity: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in identity.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _short(value: object) -> str:
+    """A value, or the beginning of a hash."""
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:20]}…"
 
 
 def _start(job: Job, plan: Plan) -> int:

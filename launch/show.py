@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from launch.job import Job
+from wellread.checkpoint import list_checkpoints
 from wellread.config import to_dict
 from wellread.plan import Plan
 
@@ -19,7 +20,7 @@ def as_text(job: Job) -> str:
     """The plan as aligned lines."""
     plan = job.planned()
     rows = [
-        ("run", str(job.run.path)),
+        ("run", f"{job.run.path}{_state(job)}"),
         ("model", f"{plan.model} ({plan.dtype})"),
         ("data", f"{job.config.data}: {_counts(plan)}"),
         ("batch", _batch(plan)),
@@ -32,6 +33,14 @@ def as_text(job: Job) -> str:
     ]
     width = max(len(name) for name, _ in rows) + 2
     return "\n".join(f"{name:<{width}}{value}".replace("\n", "\n" + " " * width) for name, value in rows)
+
+
+def _state(job: Job) -> str:
+    begun = [checkpoint for checkpoint in list_checkpoints(job.run.checkpoints) if checkpoint.resumable]
+    if not begun:
+        return ""
+    step = begun[-1].step
+    return " (finished)" if step == job.planned().steps else f" (begun; it would continue from step {step})"
 
 
 def _counts(plan: Plan) -> str:

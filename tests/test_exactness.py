@@ -59,8 +59,8 @@ def weights(run: RunDirectory) -> bytes:
     return (run.checkpoints / f"step-{STEPS:08d}" / "model" / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload"])
-def test_resume_is_bit_exact(train: Train, strategy: str) -> None:
+@pytest.mark.parametrize("strategy", ["zero1", "zero3", "zero2-offload", "zero3-offload"])
+def test_resume_is_bit_exact(train: Train, strategy: str) -> None:  # ddp and zero2: test_finetune.py
     whole, _ = train(f"{strategy}-whole", strategy, 2)
     cut_back(whole, 6, whole.path.parent / f"{strategy}-resumed")
     resumed, printed = train(f"{strategy}-resumed", strategy, 2)

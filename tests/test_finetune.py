@@ -471,7 +471,7 @@ def test_stopped_run_continues_bit_exactly(
     ranks[1].resume()
     assert launched.end() == 128 + signal.SIGTERM, launched.output
     assert_gone(ranks)
-    assert "stopped by signal 15, saved" in launched.output
+    assert "stopped by SIGTERM at step " in launched.output
 
     stopped, damaged = newest_valid(run.checkpoints)
     assert isinstance(stopped, Checkpoint)

@@ -68,7 +68,7 @@ def test_blank_context_counts_as_none(context: str | None) -> None:
     [
         ({"instruction": None}, "no 'instruction'"),
         ({"instruction": " \n"}, "no 'instruction'"),
-        ({"instruction": 7}, "no 'instruction'"),
+        ({"instruction": 7}, "'instruction' is int, not text"),
         ({"response": 7}, "'response' is int, not text"),
         ({"response": ["a"]}, "'response' is list, not text"),
         ({"context": {}}, "'context' is dict, not text"),

@@ -16,7 +16,7 @@ HEAVY = {
 FLAGS = """model data out steps epochs batch_size micro_batch_size seq_len seed dtype strategy holdout save_every
 save_schedule resume cluster nodes ranks_per_node max_bad_rows config print_config optim.lr"""
 GOLDEN = Path(__file__).parent / "golden"
-PLAN = "plan finetune --ranks_per_node 2 --batch_size 24 --save_schedule log --corpora tests/golden/none"
+PLAN = "plan finetune --ranks_per_node 2 --batch_size 24 --save_schedule log --corpora tests/golden/none --out tests/golden/run"
 
 
 def imported(root: Path, *argv: str) -> tuple[set[str], str]:
@@ -74,14 +74,14 @@ def test_json_keys_and_arithmetic(program) -> None:  # type: ignore[no-untyped-d
         "dtype": "bf16", "engine": "torch", "strategy": "ddp",
         "strategy_reason": "fastest on 2 ranks; every rank holds the whole state",
         "seq_len": 256, "samples": 664, "trainable": 498, "sealed": 166, "counts_exact": False,
-        "steps": 249,  # 12 epochs of 498 samples, 24 a step
-        "epochs": 12.0, "warmup_steps": 8,
-        "save_steps": [0, 50, 100, 150, 200, 249],
+        "steps": 166,  # 8 epochs of 498 samples, 24 a step
+        "epochs": 8.0, "warmup_steps": 5,
+        "save_steps": [0, 50, 100, 150, 166],
         "out": "runs/x",
     }  # fmt: skip
     assert files == [
         "config.yaml", "plan.json", "manifest.json", "corpus", "log/", "tb/", "record/",
-        *(f"checkpoints/step-{step:08d}/" for step in (0, 50, 100, 150, 200, 249)),
+        *(f"checkpoints/step-{step:08d}/" for step in (0, 50, 100, 150, 166)),
     ]  # fmt: skip
 
 
@@ -96,7 +96,7 @@ def test_a_published_set_is_planned_before_it_is_downloaded(program) -> None:  #
 def test_a_compiled_corpus_gives_exact_counts(program, corpus, corpora) -> None:  # type: ignore[no-untyped-def]
     values = plan(program, "--corpora", corpora)
     assert (values["counts_exact"], values["trainable"], values["sealed"]) == (True, 518, 146)
-    assert values["steps"] == 389  # 12 * 518 / 16 = 388.5
+    assert values["steps"] == 259  # 8 * 518 / 16
 
 
 def test_the_text_plan(program, root: Path) -> None:  # type: ignore[no-untyped-def]

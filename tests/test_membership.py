@@ -357,7 +357,7 @@ def test_bad_input_is_one_line(tmp_path: Path, scored: list[Any]) -> None:
     run = make_run(tmp_path / "run")
     with pytest.raises(ValueError, match="no checkpoint at step 3; choose from 0, 2, 4"):
         evaluate(run, steps=[3])
-    with pytest.raises(ValueError, match="no sealed samples to compare with; train a run with --holdout"):
+    with pytest.raises(ValueError, match="no sealed samples to compare with; train a run with --holdout above 0"):
         evaluate(make_run(tmp_path / "open", sealed=0))
     with pytest.raises(ValueError, match="--bootstrap 1: too few"):
         evaluate(run, bootstrap=1)

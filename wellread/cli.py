@@ -136,7 +136,7 @@ def _explain(message: str, keys: list[str]) -> str:
     nested = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", line)
     if match := unknown or nested:
         name = ".".join(match.groups())
-        near = difflib.get_close_matches(name, keys, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(name, keys, n=1, cutoff=0.6)
         hint = f"did you mean --{near[0]}?" if near else "see --help for the valid ones"
         return f"unknown setting {name!r}: {hint}"
     wrong = re.search(r'Parser key "([\w.]+)":(.*)', line)
@@ -145,8 +145,13 @@ def _explain(message: str, keys: list[str]) -> str:
         kinds = re.findall(r"Expected a (?:<class ')?(?:typing\.)?([^'>]+?(?:\[.*?\])?)['. ]", line)
         expected = [kind for kind in dict.fromkeys(kinds) if kind != "NoneType"]
         if given and expected:
-            return f"--{wrong.group(1)} {given.group(1)}: expected {' or '.join(expected)}"
+            return f"--{wrong.group(1)} {given.group(1)}: expected {' or '.join(map(_plain, expected))}"
     return line
+
+
+def _plain(kind: str) -> str:
+    """A type for people: ``Literal['bf16', 'fp32']`` -> ``bf16, fp32``."""
+    return kind.removeprefix("Literal[").removesuffix("]").replace("'", "")
 
 
 def run_program(main: Callable[[list[str]], int | None]) -> None:

@@ -93,7 +93,9 @@ def example(fields: dict[str, Any], schema: Schema) -> Example | str:
     """
     instruction, response = fields.get(schema.instruction), fields.get(schema.response)
     context = fields.get(schema.context)
-    if not isinstance(instruction, str) or not instruction.strip():
+    if instruction is not None and not isinstance(instruction, str):
+        return f"{schema.instruction!r} is {type(instruction).__name__}, not text"
+    if not instruction or not instruction.strip():
         return f"no {schema.instruction!r}"
     if schema.response not in fields:
         return f"no {schema.response!r}"

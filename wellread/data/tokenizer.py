@@ -19,6 +19,8 @@ FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
+_ENCODING = {"split_special_tokens": True, "verbose": False}
+"""Not verbose: transformers would warn of texts beyond the model's positions, which are cut to ``--seq_len`` here."""
 END_OF_TEXT = "<|endoftext|>"
 
 
@@ -64,12 +66,12 @@ class Tokenizer:
 
         A text that spells a special token stays text: a row that quotes ``<|endoftext|>`` does not end there.
         """
-        encoded = self.backend(texts, add_special_tokens=True, split_special_tokens=True)["input_ids"]
+        encoded = self.backend(texts, add_special_tokens=True, **_ENCODING)["input_ids"]
         return [ids[:-1] if ids and ids[-1] == self.eos and len(ids) > 1 else ids for ids in encoded]
 
     def continuations(self, texts: list[str]) -> list[list[int]]:
         """Encode texts that continue a sample: no special tokens, not even where the text spells one."""
-        encoded: list[list[int]] = self.backend(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        encoded: list[list[int]] = self.backend(texts, add_special_tokens=False, **_ENCODING)["input_ids"]
         return encoded
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -76,24 +77,31 @@ def train(run: RunDirectory, initial: Callable[[], nn.Module], log: Path) -> int
     plan = Plan.from_json(run.plan_file.read_text())
     order = Order(kind="shuffle", seed=config.seed, n=corpus.n_trainable, batch_size=plan.batch_size)
     found, passed_over = _newest_checkpoint(run)
-    engine = make_engine(load_model(found.model) if found else initial(), config, plan)
+    model = load_model(found.model) if found else initial()
+    parameters = sum(p.numel() for p in model.parameters())
+    engine = make_engine(model, config, plan)
     saver = Saver(run.checkpoints, engine, corpus.tokenizer, config.keep_states)
     loop = Loop(run, config, plan, corpus, order, engine, saver, ranks.StopRequest())
     _open_outputs(loop, found, passed_over, log)
+    _say(loop, f"{plan.model}: {parameters:,} parameters, {corpus.n_trainable:,} trainable samples")
     if found:
         _resume(loop, found)
     else:
         _save(loop)
-    signal = 0
-    while loop.step < plan.steps and not signal:
-        signal = _step(loop)
-        if loop.step in plan.save_steps or signal:
+    stop = 0
+    while loop.step < plan.steps and not stop:
+        stop = _step(loop)
+        if loop.step in plan.save_steps or stop:
             _save(loop)
     loop.saver.wait()
     if loop.monitor:
-        loop.monitor.line(f"finished at step {loop.step}" if not signal else f"stopped by signal {signal}, saved")
+        loop.monitor.line(f"finished at step {loop.step}" if not stop else _stopped(loop.step, stop))
         loop.monitor.close()
-    return STOP_CODE + signal if signal and loop.step < plan.steps else 0
+    return STOP_CODE + stop if stop and loop.step < plan.steps else 0
+
+
+def _stopped(step: int, number: int) -> str:
+    return f"stopped by {signal.Signals(number).name} at step {step}, saved; the same command continues"
 
 
 def _newest_checkpoint(run: RunDirectory) -> tuple[Checkpoint | None, list[str]]:
@@ -173,7 +181,7 @@ def _step(loop: Loop) -> int:
         # The engines average gradients over ranks; times ranks / targets, that is the mean over all target tokens.
         losses = loop.engine.forward_backward(batch, plan.ranks / total_targets, last=number == len(micro_slots) - 1)
         read.append((slots, batch, losses))
-    reading, tokens, signal = _gather(loop, read)
+    reading, tokens, stop = _gather(loop, read)
     if not np.isfinite(reading.losses).all():
         raise FloatingPointError(
             f"loss is not finite at batch {batch_id} (samples {reading.sample_ids.tolist()}); the step was not taken"
@@ -190,7 +198,7 @@ def _step(loop: Loop) -> int:
         loop.monitor.step(
             StepStats(step=loop.step, loss=loss, lr=lr, grad_norm=grad_norm, tokens=tokens, seconds=seconds)
         )
-    return signal
+    return stop
 
 
 def _seed(seed: int, batch_id: int) -> None:
