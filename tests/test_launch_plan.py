@@ -16,7 +16,10 @@ HEAVY = {
 FLAGS = """model data out steps epochs batch_size micro_batch_size seq_len seed dtype strategy holdout save_every
 save_schedule resume cluster nodes ranks_per_node max_bad_rows config print_config optim.lr"""
 GOLDEN = Path(__file__).parent / "golden"
-PLAN = "plan finetune --ranks_per_node 2 --batch_size 24 --save_schedule log --corpora tests/golden/none --out tests/golden/run"
+PLAN = (
+    "plan finetune --ranks_per_node 2 --batch_size 24 --save_schedule log --corpora tests/golden/none "
+    "--out tests/golden/run"
+)
 
 
 def imported(root: Path, *argv: str) -> tuple[set[str], str]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Program
 
 from eval import read, search
 from eval.history import History
@@ -467,3 +468,27 @@ def test_control_characters_never_reach_the_terminal() -> None:
     from eval.show import visible
 
     assert visible("a\x1b[2Jb\r\x9bc\td\ne") == "a\\x1b[2Jb\\x0d\\x9bc\td\ne"
+
+
+def test_index_maps_give_the_order_of_an_unshuffled_set(program: Program, tmp_path: Path) -> None:
+    from wellread.data.megatron_write import write
+
+    rng = np.random.default_rng(0)
+    documents = [rng.integers(0, 2048, size=int(size)) for size in rng.integers(20, 90, size=40)]
+    write(tmp_path / "pile", documents, "uint16")
+    order, length = rng.permutation(40), 32
+    stream = np.concatenate([documents[i] for i in order])
+    starts = np.cumsum([0, *(len(documents[i]) for i in order)])
+    samples = (len(stream) - 1) // length
+    document = [int(np.searchsorted(starts, k * length, "right")) - 1 for k in range(samples + 1)]
+    index = [(d, k * length - starts[d]) for k, d in enumerate(document)]
+    shuffle = rng.permutation(samples)
+    maps = {"doc": order.astype(np.int32), "sample": np.array(index, np.int32), "shuffle": shuffle.astype(np.uint32)}
+    for name, values in maps.items():
+        np.save(tmp_path / f"{name}.npy", values)
+    kind = "megatron:" + ",".join(str(tmp_path / f"{name}.npy") for name in maps)
+    out = tmp_path / "batch.npy"
+    flags = ["--corpus", tmp_path / "pile", "--order", kind, "--batch_size", 4, "--batch", 3, "--save", out]
+    program("eval", "read", *flags, check=True)
+    expected = [stream[shuffle[12 + slot] * length :][: length + 1] for slot in range(4)]
+    assert np.load(out).reshape(4, -1).tolist() == [tokens.tolist() for tokens in expected]
