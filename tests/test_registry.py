@@ -52,7 +52,7 @@ def test_parameter_counts_are_those_of_the_paper() -> None:
 def test_tiny_starts_from_nothing() -> None:
     spec = find("tiny")
     assert (spec.fresh, spec.hub, spec.path, spec.vocab, spec.positions) == (True, None, None, 2048, 512)
-    assert (spec.lr, spec.batch_size, spec.epochs, spec.seq_len) == (2e-3, 16, 12, 256)
+    assert (spec.lr, spec.batch_size, spec.epochs, spec.seq_len) == (2e-3, 16, 8, 256)
 
 
 def test_a_directory(tmp_path: Path) -> None:
