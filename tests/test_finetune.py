@@ -207,7 +207,7 @@ def test_finished_run_is_left_alone(finetune: Finetune, uninterrupted: RunDirect
         (("--batch_size", 16), "batch_size is 8 there, 16 asked for"),
         (("--steps", 13), "steps is 12 there, 13 asked for"),
         (("--seed", 1), "seed is 0 there, 1 asked for"),
-        (("--optim.lr", 1e-4), "optim is "),
+        (("--optim.lr", 1e-4), "(optim.lr is 0.002 there, 0.0001 asked for)"),
     ],
 )
 def test_other_config_into_a_run_is_refused(
