@@ -16,7 +16,7 @@ import pytest
 from wellread.record import COLUMNS, Record
 
 KILLS = 30
-STEPS = 140
+STEPS = 240
 PATIENCE = 120.0
 """Seconds after which a condition that must come true counts as failed."""
 
@@ -60,7 +60,7 @@ def kill_once(argv: list[str], run: Path, attempt: int, draw: random.Random, in_
     if in_save:
         assert until(lambda: list(checkpoints.glob(".step-*.tmp")), launcher), "finished before it could be killed"
     else:
-        time.sleep(draw.uniform(0, 0.3))
+        time.sleep(draw.uniform(0, 0.1))
     victims = [psutil.Process(launcher.pid), *ranks_of(launcher)]
     victim = victims[attempt % len(victims)]
     victim.send_signal(signal.SIGKILL)
