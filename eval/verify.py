@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from wellread.checkpoint import list_checkpoints
+from wellread.checkpoint import list_checkpoints, unreadable
 from wellread.data.corpus import DIGEST_BYTES, Corpus, corpus_hash
 from wellread.order import Order
 from wellread.record import Record, genesis, link
@@ -34,7 +34,8 @@ def verify(run: RunDirectory) -> list[str]:
     corpus, record, identity = Corpus.open(run.corpus), Record.open(run.record), run.manifest()["identity"]
     order = Order(**{key: value for key, value in identity["order"].items() if key != "version"})
     checkpoints = list_checkpoints(run.checkpoints)
-    problems = [line for checkpoint in checkpoints if (line := checkpoint.damage())]
+    problems = unreadable(run.checkpoints)
+    problems += [line for checkpoint in checkpoints if (line := checkpoint.damage())]
     samples = corpus.samples()
     found = corpus_hash(*(samples[name].to_pylist() for name in ("digest", "document", "split")))
     if found != identity["corpus"]:

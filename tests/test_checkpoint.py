@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from conftest import Program
 
 from wellread.checkpoint import (
     Checkpoint,
@@ -198,3 +199,15 @@ def test_a_real_run_with_a_damaged_checkpoint(copied_run: RunDirectory) -> None:
     assert found is not None
     assert found.step == 4
     assert [line.rpartition("/")[2].partition(":")[0] for line in passed_over] == ["model.safetensors", "optimizer.pt"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(b"{", b"["), (b'"step": 8', b'"step": 9')])
+def test_a_damaged_manifest_fails_verification(
+    program: Program, copied_run: RunDirectory, before: bytes, after: bytes
+) -> None:
+    manifest = copied_run.checkpoints / name_of(8) / "checkpoint.json"
+    manifest.write_bytes(manifest.read_bytes().replace(before, after, 1))
+    done = program("eval", "verify", copied_run.path)
+    assert done.returncode == 1
+    assert f"{manifest}: missing, damaged, or of another step" in done.stdout

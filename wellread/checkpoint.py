@@ -91,6 +91,16 @@ def list_checkpoints(directory: Path) -> list[Checkpoint]:
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
+def unreadable(directory: Path) -> list[str]:
+    """One line for each checkpoint directory whose manifest is missing, damaged, or of another step."""
+    steps = {checkpoint.path: checkpoint.step for checkpoint in list_checkpoints(directory)}
+    return [
+        f"{path / MANIFEST}: missing, damaged, or of another step"
+        for path in sorted(directory.glob("step-*"))
+        if path not in steps or path.name != name_of(steps[path])
+    ]
+
+
 def open_checkpoint(directory: Path, step: int) -> Checkpoint:
     """The committed checkpoint of `step`.
 
