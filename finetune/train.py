@@ -9,6 +9,7 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
+from wellread import provenance
 from wellread.cli import BAD_INPUT, bad_input
 from wellread.runs import RunDirectory, write_json
 
@@ -39,6 +40,7 @@ def main(path: str) -> int:
 def _train(run: RunDirectory, log: Path, rank: int) -> int:
     if rank > 0:
         _redirect(log)
+    provenance.check_code_root()
     import warnings
 
     # torch's own deprecations inside DeepSpeed and DDP: nothing that the user of a run can mend

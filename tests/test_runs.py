@@ -1,19 +1,25 @@
 """The run directory: atomic writes, the lock, config and manifest."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from wellread import provenance
 from wellread.config import OptimConfig, RunConfig
-from wellread.runs import RunDirectory, sha256_file, write_atomic, write_json
+from wellread.runs import Holder, RunDirectory, sha256_file, write_atomic, write_json
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -80,6 +86,8 @@ def test_paths_are_those_of_the_interface(tmp_path: Path) -> None:
         "corpus",
         "record",
         "checkpoints",
+        "code",
+        "submit",
         "log",
         "tb",
         "eval",
@@ -87,7 +95,8 @@ def test_paths_are_those_of_the_interface(tmp_path: Path) -> None:
     )
     found = [str(getattr(run, name).relative_to(run.path)) for name in names]
     assert found == [
-        "config.yaml", "plan.json", "manifest.json", "corpus", "record", "checkpoints", "log", "tb", "eval", "report",
+        "config.yaml", "plan.json", "manifest.json", "corpus", "record", "checkpoints", "code", "submit", "log", "tb",
+        "eval", "report",
     ]  # fmt: skip
     assert run.name == "here"
 
@@ -121,6 +130,77 @@ def test_a_killed_holder_frees_the_lock(tmp_path: Path, root: Path) -> None:
         pass
 
 
+HOLD = """
+import sys, time
+from pathlib import Path
+from wellread.runs import RunDirectory
+with RunDirectory(Path(sys.argv[1])).lock():
+    print("held", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+@contextmanager
+def held(path: Path, root: Path, seconds: float) -> Iterator["subprocess.Popen[str]"]:
+    """Another process has the run for so long."""
+    command = [sys.executable, "-c", HOLD, str(path), str(seconds)]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_patience_waits_for_a_holder_that_ends(tmp_path: Path, root: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    with held(run.path, root, 1.5):
+        began = time.monotonic()
+        with run.lock(patience=60):
+            assert (run.path / "lock").read_text().startswith(f"process {os.getpid()} on ")
+        assert 1 < time.monotonic() - began < 30
+
+
+def test_patience_ends(tmp_path: Path, root: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    with held(run.path, root, 60) as process:
+        began = time.monotonic()
+        with pytest.raises(ValueError, match=f"in use by process {process.pid} "), run.lock(patience=1):
+            pass
+        assert 1 <= time.monotonic() - began < 30
+
+
+def test_the_holder_is_named(tmp_path: Path, root: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    assert run.holder() is None
+    assert not run.path.exists()
+    with held(run.path, root, 60) as process:
+        assert run.holder() == Holder(process.pid, socket.gethostname())
+    assert (run.path / "lock").read_text() != ""  # it was killed, and could not tidy up
+    assert run.holder() is None
+    with run.lock():
+        assert run.holder() == Holder(os.getpid(), socket.gethostname())
+        run.write_config(RunConfig())
+    assert run.holder() is None
+
+
+def test_a_holder_that_has_not_written_its_name_yet(tmp_path: Path) -> None:
+    with open(tmp_path / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert RunDirectory(tmp_path).holder() == Holder(0, "")
+
+
+def test_a_look_at_the_holder_refuses_no_launch(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text("process 1 on a since yesterday")
+    with open(tmp_path / "lock") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)  # as `holder` does, for an instant
+        threading.Timer(0.15, fcntl.flock, (looking, fcntl.LOCK_UN)).start()
+        with RunDirectory(tmp_path).lock():
+            pass
+
+
 def test_a_launch_of_which_nothing_came_leaves_nothing(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "a" / "run")
     with pytest.raises(ValueError, match="bad data"), run.lock():
@@ -150,4 +230,4 @@ def test_provenance_names_versions_and_no_secrets(root: Path, monkeypatch: pytes
 
 
 def test_provenance_outside_git(tmp_path: Path) -> None:
-    assert provenance._code(tmp_path) == {"commit": None}
+    assert provenance.code(tmp_path) == {"commit": None}

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -17,6 +18,10 @@ from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wellread.config import RunConfig
+
+
+GLANCE = 0.2
+"""Seconds; who only looks whether a run is held has its lock for less."""
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -130,6 +135,16 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
+    def code(self) -> Path:
+        """Snapshot of the code that the newest attempt runs."""
+        return self.path / "code"
+
+    @property
+    def submit(self) -> Path:
+        """What was handed to SLURM, and its job ids."""
+        return self.path / "submit"
+
+    @property
     def log(self) -> Path:
         """One file per rank and attempt."""
         return self.path / "log"
@@ -172,8 +187,13 @@ class RunDirectory:
         return manifest
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, patience: float = 0) -> Iterator[None]:
         """Hold the run for one launch; the kernel frees the lock when its holder dies, however it dies.
+
+        Parameters
+        ----------
+        patience : float
+            Seconds to wait for another holder to end.
 
         Raises
         ------
@@ -184,7 +204,7 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         path = self.path / "lock"
         with open(path, "a+") as file:
-            _acquire(file, self.path)
+            _acquire(file, self.path, patience)
             try:
                 yield
             finally:
@@ -195,14 +215,47 @@ class RunDirectory:
                         (self.path / "corpus").unlink(missing_ok=True)
                         self.path.rmdir()
 
+    def holder(self) -> Holder | None:
+        """The process that holds the run's lock, if any does."""
+        try:
+            file = open(self.path / "lock")  # noqa: SIM115 - closed below, whichever way it goes
+        except FileNotFoundError:
+            return None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                found = re.match(r"process (\d+) on (\S+) since", file.read())
+                return Holder(int(found.group(1)), found.group(2)) if found else Holder(0, "")
+        return None
 
-def _acquire(file: IO[str], run: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read().strip() or "another launch"
-        raise ValueError(f"{run}: in use by {holder}; wait for it, or choose another --out") from None
+
+SECONDS_OF_A_LOOK = 0.5
+"""`RunDirectory.holder` takes the lock for an instant: that refuses no launch."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Process that holds a run."""
+
+    pid: int
+    """0 in the moment in which it has the lock but has not yet written its name."""
+    host: str
+
+
+def _acquire(file: IO[str], run: Path, patience: float) -> None:
+    deadline = time.monotonic() + max(patience, SECONDS_OF_A_LOOK)
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() < deadline:
+                time.sleep(0.1)
+                continue
+            file.seek(0)
+            holder = file.read().strip() or "another launch"
+            raise ValueError(f"{run}: in use by {holder}; wait for it, or choose another --out") from None
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S %Z')}")
     file.flush()

@@ -1,0 +1,69 @@
+"""The code that a run runs: a copy of the working tree in RUN/code, so that later edits do not reach a queued job."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from wellread import provenance
+from wellread.runs import RunDirectory, write_json
+
+LARGEST_UNTRACKED = 10 * 2**20
+"""Bytes; an untracked file beyond it is data rather than code."""
+SOURCES = ("wellread", "launch", "finetune", "pretrain", "eval", "configs")
+"""What is copied where git does not say what belongs to the tree."""
+
+
+def take(run: RunDirectory, corpora: Path) -> list[str]:
+    """Copy tracked and untracked files, ignored ones left out, to RUN/code; it is there whole or as before.
+
+    Parameters
+    ----------
+    corpora : Path
+        Folder of compiled corpora; like the run itself, never part of the code.
+
+    Returns
+    -------
+    list of str
+        Untracked files left out because they are too large, relative to the tree.
+    """
+    root = provenance.ROOT
+    fresh, old = run.path / ".code.new", run.path / ".code.old"
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    excluded = [folder.resolve() for folder in (run.path, corpora) if not root.is_relative_to(folder.resolve())]
+    left_out = []
+    for name, tracked in _files(root):
+        source = root / name
+        if any(parent in excluded for parent in [source.absolute(), *source.absolute().parents]):
+            continue
+        if not tracked and source.lstat().st_size > LARGEST_UNTRACKED:
+            left_out.append(name)
+            continue
+        (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source, fresh / name, follow_symlinks=False)
+    write_json(fresh / provenance.SNAPSHOT, provenance.code(root))
+    if run.code.exists():
+        os.rename(run.code, old)
+    os.rename(fresh, run.code)
+    shutil.rmtree(old, ignore_errors=True)
+    return left_out
+
+
+def _files(root: Path) -> list[tuple[str, bool]]:
+    """Files of the tree, and whether git tracks each."""
+    if not provenance.is_repository(root):
+        found = [path for folder in SOURCES for path in sorted((root / folder).rglob("*"))]
+        return [(str(p.relative_to(root)), True) for p in found if p.is_file() and "__pycache__" not in p.parts]
+    listed = [(name, True) for name in _git_names(root, "--cached")]
+    listed += [(name, False) for name in _git_names(root, "--others", "--exclude-standard")]
+    # A file that was deleted is still listed, and a submodule is a folder; a link may lead to one, or nowhere.
+    there = [(name, tracked) for name, tracked in dict(listed).items() if os.path.lexists(root / name)]
+    return [(name, tracked) for name, tracked in there if not (root / name).is_dir() or (root / name).is_symlink()]
+
+
+def _git_names(root: Path, *arguments: str) -> list[str]:
+    done = subprocess.run(["git", "-C", str(root), "ls-files", "-z", *arguments], capture_output=True, check=True)
+    return [os.fsdecode(name) for name in done.stdout.split(b"\0") if name]

@@ -1,0 +1,455 @@
+"""The snapshot of the code, what a manifest says of it, and that no secret gets into a run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch import job, snapshot
+from wellread import provenance
+from wellread.runs import RunDirectory
+
+SECRETS = {  # spelt in pieces, so that this file holds none of their forms
+    "HF_TOKEN": "hf_" + "Qx7" * 11,
+    "WANDB_API_KEY": "5e3d" * 10,
+    "AWS_SECRET_ACCESS_KEY": "wJalr/" + "Kb+7" * 8,
+    "MY_PASSWORD": "correct" + " horse",
+}
+MARKER = "the-marker-of-this-test"
+
+
+def git(folder: Path, *arguments: str) -> str:
+    who = ("-c", "user.name=Ada", "-c", "user.email=ada@example.org", "-c", "commit.gpgsign=false")
+    done = subprocess.run(["git", "-C", str(folder), *who, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def commit(folder: Path) -> str:
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "x")
+    return git(folder, "rev-parse", "HEAD").strip()
+
+
+def write(folder: Path, texts: dict[str, str]) -> None:
+    for name, text in texts.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def files(folder: Path) -> list[str]:
+    found = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    return sorted(str(path.relative_to(folder)) for path in found)
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small repository with a commit, in the place of this one."""
+    folder = tmp_path / "tree"
+    folder.mkdir()
+    git(folder, "init", "--quiet")
+    write(folder, {".gitignore": "ignored/\n*.log\n", "kept.py": "1\n", "gone.py": "2\n", "a/b/deep.py": "3\n"})
+    commit(folder)
+    monkeypatch.setattr(provenance, "ROOT", folder)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    (tmp_path / "run").mkdir()
+    return RunDirectory(tmp_path / "run")
+
+
+def taken(run: RunDirectory, corpora: Path | None = None) -> list[str]:
+    """Files of a fresh snapshot, without the one about where it is from."""
+    assert snapshot.take(run, corpora or run.path.parent / "corpora") == []
+    found = files(run.code)
+    found.remove(provenance.SNAPSHOT)
+    return found
+
+
+# --- what is copied
+
+
+def test_what_belongs_to_the_tree(tree: Path, run: RunDirectory) -> None:
+    write(tree, {"kept.py": "changed\n", "new/mine.py": "4\n", "ignored/x.py": "5\n", "a/b/c.log": "6\n"})
+    (tree / "gone.py").unlink()
+    (tree / "ünïcode \n\"name'.py").write_text("7\n")
+    (tree / "kept.py").chmod(0o755)
+    assert taken(run) == sorted([".gitignore", "a/b/deep.py", "kept.py", "new/mine.py", "ünïcode \n\"name'.py"])
+    assert (run.code / "kept.py").read_text() == "changed\n"
+    assert os.access(run.code / "kept.py", os.X_OK)
+    assert not os.access(run.code / "a" / "b" / "deep.py", os.X_OK)
+
+
+def test_links_stay_links(tree: Path, run: RunDirectory) -> None:
+    (tree / "to-file").symlink_to("kept.py")
+    (tree / "to-folder").symlink_to("a/b")
+    (tree / "to-nowhere").symlink_to("/nowhere/at/all")
+    commit(tree)
+    (tree / "untracked").symlink_to("a")
+    assert {"to-file", "to-folder", "to-nowhere", "untracked"} <= set(taken(run))
+    assert [os.readlink(run.code / name) for name in ("to-file", "to-folder", "to-nowhere", "untracked")] == [
+        "kept.py", "a/b", "/nowhere/at/all", "a",
+    ]  # fmt: skip
+    assert (run.code / "to-folder" / "deep.py").read_text() == "3\n"
+
+
+def test_large_untracked_files_are_left_out_and_named(
+    tree: Path, run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot, "LARGEST_UNTRACKED", 100)
+    write(tree, {"tracked.bin": "x" * 101})
+    commit(tree)
+    write(tree, {"data/large.bin": "x" * 101, "data/small.bin": "x" * 100})
+    assert snapshot.take(run, tree / "corpora") == ["data/large.bin"]
+    assert {"tracked.bin", "data/small.bin"} <= set(files(run.code))
+    assert "data/large.bin" not in files(run.code)
+
+
+def test_ten_megabytes_are_data() -> None:
+    assert snapshot.LARGEST_UNTRACKED == 10 * 1024 * 1024
+
+
+def test_neither_the_run_nor_the_corpora_are_copied(tree: Path) -> None:
+    write(tree, {"mine/run/config.yaml": "x", "mine/other.py": "y", "compiled/c/tokens.bin": "z"})
+    run = RunDirectory(tree / "mine" / "run")
+    assert "mine/other.py" in (first := taken(run, tree / "compiled"))
+    assert not [name for name in first if name.startswith(("mine/run", "compiled"))]
+    write(tree, {"mine/run/log/rank.txt": "x"})
+    assert taken(run, tree / "compiled") == first  # nor the snapshot of before
+
+
+def test_a_folder_of_corpora_around_the_tree_excludes_nothing(tree: Path, run: RunDirectory) -> None:
+    expected = [".gitignore", "a/b/deep.py", "gone.py", "kept.py"]
+    assert taken(run, tree) == expected
+    assert taken(run, tree.parent) == expected
+
+
+def test_a_relative_run_in_the_tree(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree)
+    write(tree, {"mine/config.yaml": "x"})
+    assert taken(RunDirectory(Path("mine")), Path("corpora")) == [".gitignore", "a/b/deep.py", "gone.py", "kept.py"]
+
+
+def test_a_submodule_is_left_out(tree: Path, run: RunDirectory, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    git(other, "init", "--quiet")
+    write(other, {"x.py": "1"})
+    commit(other)
+    git(tree, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(other), "sub")
+    commit(tree)
+    assert taken(run) == [".gitignore", ".gitmodules", "a/b/deep.py", "gone.py", "kept.py"]
+
+
+def test_a_second_snapshot_takes_the_place_of_the_first(tree: Path, run: RunDirectory) -> None:
+    taken(run)
+    (run.code / "stray.py").write_text("not of the tree")
+    write(tree, {"kept.py": "newer\n"})
+    (tree / "gone.py").unlink()
+    assert taken(run) == [".gitignore", "a/b/deep.py", "kept.py"]
+    assert (run.code / "kept.py").read_text() == "newer\n"
+    assert sorted(path.name for path in run.path.iterdir()) == ["code"]
+
+
+def test_what_a_kill_left_is_cleared(tree: Path, run: RunDirectory) -> None:
+    write(run.path, {".code.new/half.py": "x", ".code.old/past.py": "x"})
+    assert "half.py" not in taken(run)
+    assert sorted(path.name for path in run.path.iterdir()) == ["code"]
+
+
+def test_a_failure_in_between_leaves_the_old_one(
+    tree: Path, run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken(run)
+    write(tree, {"kept.py": "newer\n"})
+    copied: list[object] = []
+
+    def full(source: Path, *_: object, **__: object) -> None:
+        copied.append(source)
+        if len(copied) == 3:
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "copy2", full)
+        with pytest.raises(OSError, match="No space left"):
+            snapshot.take(run, tree / "corpora")
+    assert (run.code / "kept.py").read_text() == "1\n"
+    assert "gone.py" in taken(run)
+
+
+def test_a_tree_without_git(tmp_path: Path, run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "unpacked"
+    write(folder, {"wellread/a.py": "1", "launch/__pycache__/x.pyc": "2", "configs/ds/z.json": "{}"})
+    write(folder, {"thesis.tex": "years of work", "corpora/x": "1", "tests/t.py": "1"})
+    monkeypatch.setattr(provenance, "ROOT", folder)
+    assert taken(run) == ["configs/ds/z.json", "wellread/a.py"]
+    assert json.loads((run.code / provenance.SNAPSHOT).read_text()) == {"commit": None}
+
+
+def test_a_folder_in_another_projects_repository_is_a_tree_without_git(
+    tree: Path, run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tree, {"vendor/wellread/a.py": "1", "vendor/other.py": "2"})
+    monkeypatch.setattr(provenance, "ROOT", tree / "vendor")
+    assert taken(run) == ["wellread/a.py"]
+    assert json.loads((run.code / provenance.SNAPSHOT).read_text()) == {"commit": None}
+
+
+# --- what is said of it
+
+
+def test_a_clean_tree(tree: Path) -> None:
+    head = git(tree, "rev-parse", "HEAD").strip()
+    assert provenance.code(tree) == {
+        "commit": head, "dirty": False, "diff": None, "diff_sha256": None, "untracked": [],
+    }  # fmt: skip
+    write(tree, {"ignored/x.py": "5\n"})
+    assert not provenance.code(tree)["dirty"]
+
+
+def test_a_changed_tree(tree: Path) -> None:
+    write(tree, {"kept.py": "one\n", "new.py": "4\n"})
+    (tree / "gone.py").unlink()
+    (tree / 'ü "x".py').write_text("")
+    git(tree, "add", "kept.py")  # staged or not is the same
+    found = provenance.code(tree)
+    assert (found["dirty"], found["untracked"]) == (True, ["new.py", 'ü "x".py'])
+    diff = git(tree, "diff", "HEAD")
+    assert found["diff"] == diff
+    assert "-1\n+one\n" in diff
+    assert "deleted file" in diff
+    assert found["diff_sha256"] == hashlib.sha256(diff.encode()).hexdigest()
+
+
+def test_untracked_files_alone_make_it_dirty(tree: Path) -> None:
+    write(tree, {"new.py": "4\n"})
+    found = provenance.code(tree)
+    assert (found["dirty"], found["diff"], found["diff_sha256"], found["untracked"]) == (True, None, None, ["new.py"])
+
+
+def test_the_diff_is_gits_own_whatever_the_user_has_set(tree: Path, tmp_path: Path) -> None:
+    write(tree, {"kept.py": "one\n"})
+    expected = provenance.code(tree)
+    git(tree, "config", "color.ui", "always")
+    git(tree, "config", "diff.external", "echo")
+    assert provenance.code(tree) == expected
+    assert "\x1b" not in expected["diff"]
+
+
+def test_a_long_diff_is_cut_and_its_hash_is_of_the_whole(tree: Path) -> None:
+    write(tree, {"kept.py": "line of text\n" * 20_000})
+    found = provenance.code(tree)
+    whole = git(tree, "diff", "HEAD")
+    assert len(whole) > 200_000
+    assert found["diff"] == whole[:100_000]
+    assert found["diff_sha256"] == hashlib.sha256(whole.encode()).hexdigest()
+
+
+def test_a_snapshot_says_what_its_tree_was(tree: Path, run: RunDirectory) -> None:
+    write(tree, {"kept.py": "one\n"})
+    expected = provenance.code(tree)
+    taken(run)
+    write(tree, {"kept.py": "two\n"})
+    assert provenance.code(run.code) == expected
+    assert expected["dirty"]
+
+
+def test_what_is_a_repository(tree: Path, tmp_path: Path) -> None:
+    assert provenance.is_repository(tree)
+    assert not provenance.is_repository(tree / "a")
+    assert not provenance.is_repository(tmp_path)
+    assert not provenance.is_repository(tmp_path / "nowhere")
+    (tmp_path / "link").symlink_to(tree)
+    assert provenance.is_repository(tmp_path / "link")
+    git(tree, "worktree", "add", "--quiet", str(tmp_path / "beside"))
+    assert provenance.is_repository(tmp_path / "beside")
+
+
+def test_without_git_installed(tree: Path, run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert provenance.code(tree) == {"commit": None}
+    write(tree, {"wellread/a.py": "1"})
+    assert taken(run) == ["wellread/a.py"]
+
+
+def test_code_from_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("WELLREAD_CODE", raising=False)
+    provenance.check_code_root()
+    monkeypatch.setenv("WELLREAD_CODE", str(provenance.ROOT / "launch" / ".."))
+    provenance.check_code_root()
+    (tmp_path / "link").symlink_to(provenance.ROOT)
+    monkeypatch.setenv("WELLREAD_CODE", str(tmp_path / "link"))
+    provenance.check_code_root()
+    monkeypatch.setenv("WELLREAD_CODE", str(tmp_path))
+    with pytest.raises(RuntimeError) as error:
+        provenance.check_code_root()
+    assert str(error.value).startswith(f"this rank runs {provenance.ROOT}, but its run's code is {tmp_path}; ")
+
+
+# --- secrets
+
+
+def test_secrets_of_the_environment_are_blacked_out(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("KEYBOARD", "a-fine-keyboard")  # no secret, by its name
+    monkeypatch.setenv("API_KEY", "short")  # too short to tell apart from code
+    write(tree, {"kept.py": "\n".join([*SECRETS.values(), "a-fine-keyboard", "short"])})
+    diff = provenance.code(tree)["diff"]
+    assert not [value for value in SECRETS.values() if value in diff]
+    assert diff.count("[secret]") == len(SECRETS)
+    assert "+a-fine-keyboard\n+short" in diff
+
+
+@pytest.mark.parametrize(
+    "secret",
+    ["hf_" + "aB3" * 10, "ghp_" + "x1" * 18, "AKIA" + "ABCD" * 4, "ASIA" + "ABCD" * 4, "sk-" + "a1-" * 10,
+     "xoxb-" + "123456789012"],
+)  # fmt: skip
+def test_known_forms_are_blacked_out_wherever_they_come_from(secret: str) -> None:
+    assert provenance.without_secrets(f"token = '{secret}'  # mine") == "token = '[secret]'  # mine"
+
+
+@pytest.mark.parametrize(
+    "text", ["hf_hub_download", "task-oriented", "AKIAN", "sk-learn", "ghp_x", "risk-averse-people"]
+)
+def test_ordinary_words_stay(text: str) -> None:
+    assert provenance.without_secrets(text) == text
+
+
+def test_a_secret_at_the_cut_is_not_kept_in_part(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = SECRETS["WANDB_API_KEY"]
+    monkeypatch.setenv("WANDB_API_KEY", secret)
+    write(tree, {"kept.py": ""})
+    before = len(git(tree, "diff", "HEAD"))
+    for shift in range(-45, 46, 5):
+        write(tree, {"kept.py": "x" * (provenance.LONGEST_DIFF - before + shift) + secret})
+        diff = provenance.code(tree)["diff"]
+        assert secret[:8] not in diff[-len(secret) - 60 :], shift
+
+
+def test_a_secret_within_another_is_blacked_out_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_TOKEN", "abcdefgh")
+    monkeypatch.setenv("B_TOKEN", "abcdefgh-and-more")
+    assert provenance.without_secrets("x abcdefgh-and-more y abcdefgh z") == "x [secret] y [secret] z"
+
+
+def test_no_variable_gets_into_the_description(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    found = provenance.describe()
+    assert set(found) == {"code", "host", "python", "platform", "packages", "gpus", "gpu_driver"}
+    text = json.dumps(found)
+    assert not [value for value in SECRETS.values() if value in text]
+
+
+# --- this repository, in a copy of its own
+
+
+@pytest.fixture
+def clone(tmp_path: Path, root: Path) -> Path:
+    """This working tree as a repository with one commit."""
+    folder = tmp_path / "clone"
+    for name in git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0"):
+        if name and (root / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / name, folder / name)
+    git(folder, "init", "--quiet")
+    commit(folder)
+    return folder
+
+
+def launched(clone: Path, *flags: object, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "launch", "run", "finetune", *map(str, flags)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=clone, env=os.environ | (env or {}), stdout=pipe, stderr=pipe, text=True)
+
+
+def test_strict_refuses_what_no_commit_names(clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    head = git(clone, "rev-parse", "HEAD").strip()
+    monkeypatch.setattr(provenance, "ROOT", clone)
+    job._refuse_dirty()  # clean: nothing to say
+    write(clone, {"new.py": "1\n"})
+    process = launched(clone, "--strict", "--out", tmp_path / "run", "--corpora", tmp_path / "corpora")
+    told, complained = process.communicate(timeout=120)
+    assert (process.returncode, told) == (2, "")
+    assert complained == f"error: --strict: the working tree differs from commit {head[:12]}; commit or stash first\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clone"]
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    with pytest.raises(ValueError, match="--strict: the code is no git repository, so no commit can name it"):
+        job._refuse_dirty()
+
+
+def holding(folder: Path, texts: list[str]) -> list[str]:
+    """Files that hold one of the texts."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    assert len(paths) > 10
+    return [
+        str(path.relative_to(folder))
+        for path in paths
+        if any(text.encode() in (data := path.read_bytes()) or text.encode("utf-16-le") in data for text in texts)
+    ]
+
+
+@pytest.mark.slow
+def test_a_run_runs_its_snapshot(clone: Path, corpora: Path, corpus: Any, tmp_path: Path) -> None:
+    """An uncommitted change runs, one that comes after the launch has begun does not, and no secret is kept."""
+    head = git(clone, "rev-parse", "HEAD").strip()
+    train, run = clone / "finetune" / "train.py", RunDirectory(tmp_path / "runs" / "it's mine")
+    secret = SECRETS["WANDB_API_KEY"]
+    told = f"import wellread\nprint('{MARKER}', wellread.__file__, __file__, flush=True)  # {secret}\n"
+    changed = train.read_text().replace("def _train(", f"{told}\n\ndef _train(")
+    train.write_text(changed)
+    flags = ["--steps", 2, "--out", run.path, "--corpora", corpora, "--ranks_per_node", 2]
+    process = launched(clone, *flags, env=SECRETS)
+    try:
+        deadline = time.monotonic() + 120
+        while not run.code.exists():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        write(clone, {"finetune/__main__.py": "raise SystemExit('an edit that came later')\n"})
+        out, complaints = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 0, out + complaints
+    printed = f"{MARKER} {run.code}/wellread/__init__.py {run.code}/finetune/train.py\n"
+    assert printed in out
+    assert (run.code / "finetune" / "train.py").read_text() == changed
+
+    (attempt,) = run.manifest()["attempts"]
+    code = attempt["code"]
+    assert (code["commit"], code["dirty"], code["untracked"]) == (head, True, [])
+    assert f"+print('{MARKER}', wellread.__file__, __file__, flush=True)  # [secret]\n" in code["diff"]
+    assert code == json.loads((run.code / provenance.SNAPSHOT).read_text())
+    assert (attempt["ranks"], attempt["nodes"], attempt["ranks_per_node"], attempt["device"]) == (2, 1, 2, "cpu")
+    assert (attempt["cluster"], attempt["hosts"], attempt["exit_code"]) == ("local", ["localhost"], 0)
+    assert attempt["packages"]["torch"].startswith("2.")
+    assert holding(run.path, list(SECRETS.values())) == ["code/finetune/train.py"]  # the change itself is what ran
+
+
+@pytest.mark.slow
+def test_without_a_snapshot_the_tree_itself_runs(clone: Path, corpora: Path, corpus: Any, tmp_path: Path) -> None:
+    train, run = clone / "finetune" / "train.py", RunDirectory(tmp_path / "run")
+    told = f"import wellread\nprint('{MARKER}', wellread.__file__, flush=True)  # {SECRETS['HF_TOKEN']}\n"
+    train.write_text(train.read_text().replace("def _train(", f"{told}\n\ndef _train("))
+    flags = ["--steps", 1, "--out", run.path, "--corpora", corpora, "--ranks_per_node", 2, "--snapshot", "off"]
+    process = launched(clone, *flags, env=SECRETS)
+    out, complaints = process.communicate(timeout=300)
+    assert process.returncode == 0, out + complaints
+    assert f"{MARKER} {clone}/wellread/__init__.py\n" in out
+    assert not run.code.exists()
+    assert run.manifest()["attempts"][0]["code"]["dirty"]
+    assert holding(run.path, list(SECRETS.values())) == []
