@@ -1,7 +1,7 @@
 # Every command of the README. `make` alone explains them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup ft plan eval read verify report tb test check lint bench clean
+.PHONY: help setup ft plan status logs cancel doctor eval read verify report tb slurm-up slurm-down test check lint bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,15 +15,16 @@ RUN ?= runs/$(shell m="$(MODEL)"; m="$${m%/}"; d="$(DATA)"; d="$${d##*@}"; d="$$
 CLUSTER ?= local
 NODES ?= 1
 RANKS ?= auto
+THEN ?= eval
 ARGS ?=
 FLAGS = --model "$(MODEL)" --data "$(DATA)" --out "$(RUN)" --cluster "$(CLUSTER)" --nodes $(NODES) --ranks_per_node $(RANKS) $(ARGS)
 
 help:  ## this page
 	@echo "wellread: launch LLM training, and know exactly what every checkpoint has read"
 	@echo
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 	@echo
-	@echo "Settings: MODEL=$(MODEL) DATA=$(DATA) RUN=$(RUN) CLUSTER=$(CLUSTER) NODES=$(NODES) RANKS=$(RANKS) ARGS=\"--optim.lr=1e-5 …\""
+	@echo "Settings: MODEL=$(MODEL) DATA=$(DATA) RUN=$(RUN) CLUSTER=$(CLUSTER) NODES=$(NODES) RANKS=$(RANKS) THEN=$(THEN) ARGS=\"--optim.lr=1e-5 …\""
 	@echo "Example:  make ft MODEL=../models/pythia-70m DATA=dolly@databricks-dolly-15k.jsonl RANKS=2 ARGS=\"--steps=200\""
 
 setup: $(STAMP)  ## create .venv and install everything into it (once)
@@ -44,14 +45,25 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "setup: installed $$($(PY) -m pip list --disable-pip-version-check 2>/dev/null | tail -n +3 | wc -l) packages, $$(du -sh $(VENV) | cut -f1)"
 
 ft: $(STAMP)  ## fine-tune MODEL on DATA, evaluate, say where the report is
-	@$(PY) -m launch run finetune $(FLAGS)
-	@$(PY) -m eval membership "$(RUN)"
+	@$(PY) -m launch run finetune --then $(THEN) $(FLAGS)
 
 plan: $(STAMP)  ## print what `make ft` would do, and start nothing
 	@$(PY) -m launch plan finetune $(FLAGS)
 
 eval: $(STAMP)  ## evaluate the checkpoints of RUN, write its report
 	@$(PY) -m eval membership "$(RUN)"
+
+status: $(STAMP)  ## queue and run state of RUN, or of all runs
+	@$(PY) -m launch status $(if $(filter command line environment,$(origin RUN)),"$(RUN)") $(ARGS)
+
+logs: $(STAMP)  ## logs of all ranks of RUN; ARGS="--follow", "--errors", …
+	@$(PY) -m launch logs "$(RUN)" $(ARGS)
+
+cancel: $(STAMP)  ## ask RUN for a save, then end it
+	@$(PY) -m launch cancel "$(RUN)" $(ARGS)
+
+doctor: $(STAMP)  ## check this machine, or the nodes of CLUSTER, before a job does
+	@$(PY) -m launch doctor --cluster "$(CLUSTER)" --nodes $(NODES) $(ARGS)
 
 read: $(STAMP)  ## ask what RUN has read: ARGS="--batch 137", "--sample 5", "--text river", …
 	@$(PY) -m eval read "$(RUN)" $(ARGS)
@@ -64,6 +76,12 @@ report: $(STAMP)  ## write the report of RUN again
 
 tb: $(STAMP)  ## TensorBoard over runs/, on the loopback address
 	@$(PY) -m tensorboard.main --logdir runs --host 127.0.0.1
+
+slurm-up:  ## start a SLURM of two nodes on this machine: eval "$(make -s slurm-up)"
+	@scripts/slurm_up.sh $(ARGS)
+
+slurm-down:  ## stop that SLURM and remove all of it
+	@scripts/slurm_down.sh
 
 lint: $(STAMP)  ## formatting, lint, types, import layers
 	@$(VENV)/bin/ruff format --check --quiet . || { echo "lint: mend it with $(VENV)/bin/ruff format ." >&2; exit 1; }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib import import_module
 
 from wellread.cli import add_dataclass, new_parser, parse_dataclass, run_program
 
@@ -13,12 +14,18 @@ Launch LLM training, and know exactly what every checkpoint has read.
 
 commands:
   run finetune [FLAGS]     prepare the corpus, train, return the job's exit code; again: continue
+  run eval COMMAND RUN     evaluate, here or as SLURM jobs; --fan_out takes one task per checkpoint
   plan finetune [FLAGS]    print what run would do, and start nothing; --json for machines
+  status [RUN]             queue and run state, step, rate, time left, last checkpoint, attempts
+  logs RUN                 logs of all ranks in one, the first error first; --follow, --rank, --errors
+  cancel RUN               ask for a save, then end it
+  doctor                   check this machine, or a cluster's nodes, before a job does
 
 examples:
   python -m launch run finetune                                        tiny model, sample data
   python -m launch run finetune --model ~/models/pythia-70m --data dolly@databricks-dolly-15k.jsonl \\
       --ranks_per_node 2 --strategy zero2 --optim.lr 1e-5 --out runs/dolly-70m
+  python -m launch run finetune --cluster slurm --nodes 2 --then eval --wait
   python -m launch plan finetune --model pythia-70m --batch_size 64 --json
   python -m launch run finetune --help                                 all flags
 """
@@ -26,8 +33,17 @@ examples:
 EXAMPLES = """examples:
   python -m launch {command} finetune --model tiny --data sample
   python -m launch {command} finetune --data my.jsonl --steps 200 --save_schedule log --out runs/mine
+  python -m launch {command} finetune --cluster my-cluster.yaml --nodes 2 --time 8:00:00
   python -m launch {command} finetune --config run.yaml --optim.lr 1e-5       YAML first, then flags
 """
+
+OTHERS = {
+    "status": "launch.status",
+    "logs": "launch.logs",
+    "cancel": "launch.cancel",
+    "doctor": "launch.doctor",
+}
+"""Command -> module whose ``main(argv)`` it is."""
 
 
 def main(argv: list[str]) -> int:
@@ -36,35 +52,63 @@ def main(argv: list[str]) -> int:
         print(USAGE, end="")
         return 0
     command, *rest = argv
+    if command == "node":  # not for people: launch/hostfile.py starts it on each node
+        return int(import_module("launch.node").main())
+    if command in OTHERS:
+        return int(import_module(OTHERS[command]).main(rest))
     if command not in ("run", "plan"):
-        raise ValueError(f"launch {command}: unknown command; use run or plan, see python -m launch --help")
+        raise ValueError(
+            f"launch {command}: unknown command; use run, plan, {', '.join(OTHERS)}, see python -m launch --help"
+        )
     if not rest or rest[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0
     program, *flags = rest
-    if program != "finetune":
-        raise ValueError(f"launch {command} {program}: unknown program; use finetune")
-    return _finetune(command, flags)
+    if program == "finetune":
+        return _finetune(command, flags)
+    if program == "eval" and command == "run":
+        return _evaluate(flags)
+    raise ValueError(f"launch {command} {program}: unknown program; use finetune" + " or eval" * (command == "run"))
 
 
 def _finetune(command: str, flags: list[str]) -> int:
+    from launch import options
     from wellread.config import RunConfig
 
     description = {"run": "Fine-tune a model.", "plan": "Print what `run` would do, and start nothing."}[command]
     parser = new_parser(f"python -m launch {command} finetune", description, EXAMPLES.replace("{command}", command))
     add_dataclass(parser, RunConfig)
+    options.add(parser)
     if command == "plan":
         parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     config, others = parse_dataclass(parser, RunConfig, flags)
+    chosen = options.LaunchOptions.of(others)
 
     from launch import job, show
 
     if command == "run":
-        return job.run(config)
-    plan = job.Job.resolve(config)
+        return job.run(config, chosen)
+    plan = job.Job.resolve(config, chosen)
     text = json.dumps(show.as_dict(plan), indent=2) if others.get("json") else show.as_text(plan)
     sys.stdout.write(text + "\n")
     return 0
+
+
+def _evaluate(flags: list[str]) -> int:
+    from launch import evaluation, options
+    from wellread.runs import RunDirectory
+
+    parsed, rest = options.evaluation_flags(flags)
+    request = evaluation.Request(
+        command=parsed.command,
+        run=RunDirectory.open(parsed.run),
+        rest=tuple(rest),
+        cluster=options.cluster_of(parsed.cluster, parsed.time, parsed.partition),
+        fan_out=parsed.fan_out,
+        parallelism=parsed.array_parallelism,
+        wait=parsed.wait,
+    )
+    return evaluation.run(request)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,22 @@
-"""One launch: prepare the corpus, plan, start the ranks, return their exit code."""
+"""One launch: prepare the corpus, plan, start the ranks or hand them to SLURM, return their exit code."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from launch import attempts, evaluation, hostfile, local, ops, slurm, snapshot
 from launch import cluster as clusters
-from launch import ops
+from launch.cluster import ClusterFile
+from launch.evaluation import Request
+from launch.options import LaunchOptions, cluster_of
+from launch.slurm_task import RankTask
 from wellread import provenance
 from wellread.checkpoint import list_checkpoints
-from wellread.cli import print_error
 from wellread.config import RunConfig, to_argv, to_dict
 from wellread.data import instruct, sources, tokenizer
 from wellread.data.corpus import Corpus
@@ -32,10 +33,12 @@ class Job:
     config: RunConfig
     spec: registry.ModelSpec
     source: sources.Source
+    file: ClusterFile
     cluster: Cluster
+    options: LaunchOptions
 
     @classmethod
-    def resolve(cls, config: RunConfig) -> Job:
+    def resolve(cls, config: RunConfig, options: LaunchOptions) -> Job:
         """Look up everything that needs no heavy import.
 
         Raises
@@ -47,7 +50,12 @@ class Job:
             config = replace(config, model=str(Path(config.model).expanduser().resolve()))
         spec = registry.find(config.model)
         config = resolve(config, spec)
-        return cls(config, spec, sources.find(config.data or ""), clusters.probe(config))
+        file = cluster_of(config.cluster, options.time, options.partition)
+        cluster = clusters.probe(config, file)
+        job = cls(config, spec, sources.find(config.data or ""), file, cluster, options)
+        if file.kind == "slurm":
+            slurm.check(job.run)
+        return job
 
     @property
     def run(self) -> RunDirectory:
@@ -82,21 +90,48 @@ def _counts(corpus: Corpus) -> Counts:
     return Counts(samples=corpus.n, trainable=corpus.n_trainable, sealed=corpus.n - corpus.n_trainable, exact=True)
 
 
-def run(config: RunConfig) -> int:
+def run(config: RunConfig, options: LaunchOptions) -> int:
     """Prepare, plan and train; return the job's exit code."""
-    job = Job.resolve(config)
+    job = Job.resolve(config, options)
     job.planned()  # what cannot be planned is refused before anything is written
     _refuse_foreign(job.run)
+    if options.strict:
+        _refuse_dirty()
+    if job.file.kind == "slurm":
+        return _hand_over(job)
     with job.run.lock():
-        code = _prepare(job)
-        if code:
-            return code
-        corpus = Corpus.open(job.corpus_directory())
-        plan = job.plan(corpus)
-        if _settle(job, corpus, plan):
-            print(f"{job.run.path} is finished: step {plan.steps} of {plan.steps}; nothing to do", flush=True)
-            return 0
-        return _start(job, plan)
+        plan = _settled(job)
+        if isinstance(plan, int):
+            return plan
+        code = _start(job, plan) if plan else 0
+    if code == 0 and options.then == "eval":
+        return evaluation.run(Request(command="membership", run=job.run, cluster=job.file))
+    return code
+
+
+def _settled(job: Job) -> Plan | int | None:
+    """Compile the corpus and begin the run directory: the plan to start, an exit code, or None for a finished run."""
+    code = _prepare(job)
+    if code:
+        return code
+    corpus = Corpus.open(job.corpus_directory())
+    plan = job.plan(corpus)
+    if _settle(job, corpus, plan):
+        print(f"{job.run.path} is finished: step {plan.steps} of {plan.steps}; nothing to do", flush=True)
+        return None
+    write_json(job.run.plan_file, to_dict(plan))
+    if job.options.snapshot == "on":
+        for name in snapshot.take(job.run, Path(job.config.corpora)):
+            print(f"not in the code snapshot, since untracked and large: {name}", file=sys.stderr)
+    return plan
+
+
+def _refuse_dirty() -> None:
+    code = provenance.code(provenance.ROOT)
+    if code["commit"] is None:
+        raise ValueError("--strict: the code is no git repository, so no commit can name it; run it from a clone")
+    if code["dirty"]:
+        raise ValueError(f"--strict: the working tree differs from commit {code['commit'][:12]}; commit or stash first")
 
 
 def _prepare(job: Job) -> int:
@@ -178,30 +213,84 @@ def _short(value: object) -> str:
 
 
 def _start(job: Job, plan: Plan) -> int:
-    run, manifest = job.run, job.run.manifest()
-    attempt = len(manifest["attempts"]) + 1
-    variables = clusters.environment(plan, attempt)
+    """Run the ranks from here: on this machine, or on those of a hostfile."""
+    variables, where = environment(job, plan), job.file
     for op in ops.needed(plan):
         ops.ensure(op, variables)
-    started = {"attempt": attempt, "started": _now(), "ranks": plan.ranks, "strategy": plan.strategy}
-    manifest["attempts"].append(started | provenance.describe())
-    write_json(run.manifest_file, manifest)
-    write_json(run.plan_file, to_dict(plan))
-    print(f"training {run.path}: {summary(plan)}", flush=True)
-    code = clusters.start_local(["-m", "finetune", "train", str(run.path)], plan, variables)
-    manifest["attempts"][-1] |= {"ended": _now(), "exit_code": code}
-    write_json(run.manifest_file, manifest)
+    hosts = [host.name for host in clusters.hosts(where)[: plan.nodes]] if where.kind == "hostfile" else ["localhost"]
+    attempt = attempts.begin(job.run, plan, {"hosts": hosts}, code_of(job))
+    variables["WELLREAD_ATTEMPT"] = str(attempt)
+    print(f"training {job.run.path}: {summary(plan)}", flush=True)
+    if where.kind == "hostfile":
+        code = hostfile.start(where, hosts, arguments(job), plan.ranks_per_node, variables, code_of(job))
+    else:
+        code = local.start(arguments(job), plan.ranks_per_node, variables, code_of(job))
+    attempts.end(job.run, attempt, code)
     if code:
-        _show_first_error(run, attempt)
+        attempts.show_first_error(job.run, attempt)
     return code
 
 
-def _show_first_error(run: RunDirectory, attempt: int) -> None:
-    """Say which rank failed first, and why; the others often fail only because it is gone."""
-    errors = [json.loads(path.read_text()) for path in run.log.glob(f"attempt-{attempt:03d}-rank-*.error.json")]
-    if errors:
-        first = min(errors, key=lambda error: float(error["time"]))
-        print_error(f"rank {first['rank']} failed first: {first['error']} (log: {run.log})")
+def arguments(job: Job) -> list[str]:
+    """What Python runs as each rank; the path is absolute, for the ranks start in the folder of the code."""
+    return ["-m", "finetune", "train", str(job.run.path.resolve())]
+
+
+def code_of(job: Job) -> Path:
+    """Folder whose code the ranks run."""
+    return (job.run.code if job.options.snapshot == "on" else provenance.ROOT).resolve()
+
+
+def environment(job: Job, plan: Plan) -> dict[str, str]:
+    """Variables of every rank."""
+    return clusters.environment(plan, job.file) | {provenance.CODE_ROOT: str(code_of(job))}
+
+
+def _hand_over(job: Job) -> int:
+    """Submit the run to SLURM, unless it is there already."""
+    run = job.run
+    with run.lock():
+        queued = slurm.active(run, "finetune")
+        if queued:
+            job_id, state = queued[-1][0]["id"], queued[-1][1]
+            print(f"{run.path}: job {job_id} is {state.state.lower()} already; nothing to submit", flush=True)
+        else:
+            plan = _settled(job)
+            if isinstance(plan, int):
+                return plan
+            job_id = _submit(job, plan) if plan else None
+        last = job_id
+        if job.options.then == "eval" and not slurm.active(run, "eval"):
+            last = evaluation.after_run(run, job.file, job_id, str(code_of(job)))
+            print(f"submitted its evaluation as job {last}" + f", after job {job_id}" * bool(job_id), flush=True)
+    if not job.options.wait:
+        return 0
+    code = slurm.follow(run, job_id) if job_id else 0
+    return slurm.follow(run, last) if last and last != job_id and code == 0 else code
+
+
+def _submit(job: Job, plan: Plan) -> str:
+    wanted = wanted_of_slurm(job, plan)
+    job_id = slurm.submit(job.file, job.run, [rank_task(job, plan, wanted)], wanted, "finetune")
+    print(f"submitted {job.run.path} as job {job_id}: {summary(plan)}", flush=True)
+    return job_id
+
+
+def wanted_of_slurm(job: Job, plan: Plan) -> dict[str, Any]:
+    """What the run's job asks of SLURM."""
+    name, code = job.run.name, code_of(job)
+    return slurm.parameters(job.file, name=name, nodes=plan.nodes, ranks_per_node=plan.ranks_per_node, code=code)
+
+
+def rank_task(job: Job, plan: Plan, wanted: dict[str, Any]) -> RankTask:
+    """What each task of the run's job does."""
+    return RankTask(
+        run=str(job.run.path.resolve()),
+        arguments=tuple(arguments(job)),
+        variables=environment(job, plan),
+        requeues=job.file.requeues,
+        limit=60 * int(wanted["time"]),
+    )
 
 
 def summary(plan: Plan) -> str:
@@ -210,7 +299,3 @@ def summary(plan: Plan) -> str:
         f"{plan.steps} steps of {plan.batch_size} samples on {plan.ranks} {plan.device} rank{'s' * (plan.ranks > 1)}, "
         f"{plan.strategy}, {plan.dtype}"
     )
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from typing import Any
 
-from launch.job import Job
+from launch import slurm
+from launch.job import Job, arguments, environment, wanted_of_slurm
 from wellread.checkpoint import list_checkpoints
 from wellread.config import to_dict
 from wellread.plan import Plan
@@ -13,7 +16,10 @@ from wellread.plan import Plan
 def as_dict(job: Job) -> dict[str, Any]:
     """The plan as one JSON object, with the files that the run writes."""
     plan = job.planned()
-    return to_dict(plan) | {"out": str(job.run.path), "files": plan.files()}
+    started = {"command": _command(job), "environment": environment(job, plan)}
+    if job.file.kind == "slurm":
+        started["sbatch"] = slurm.sbatch_text(job.file, job.run, wanted_of_slurm(job, plan))
+    return to_dict(plan) | {"out": str(job.run.path), "files": plan.files()} | started
 
 
 def as_text(job: Job) -> str:
@@ -30,9 +36,18 @@ def as_text(job: Job) -> str:
         ("learning rate", f"{job.config.optim.lr:g}, cosine to {job.config.optim.min_lr:g} of it"),
         ("checkpoints", f"{len(plan.save_steps)}, at steps {', '.join(map(str, plan.save_steps))}"),
         ("files", "\n".join(plan.files())),
+        ("command", shlex.join(_command(job))),
+        ("environment", "\n".join(f"{k}={v}" for k, v in sorted(environment(job, plan).items()))),
     ]
+    if job.file.kind == "slurm":
+        rows.append(("sbatch file", slurm.sbatch_text(job.file, job.run, wanted_of_slurm(job, plan)).rstrip()))
     width = max(len(name) for name, _ in rows) + 2
     return "\n".join(f"{name:<{width}}{value}".replace("\n", "\n" + " " * width) for name, value in rows)
+
+
+def _command(job: Job) -> list[str]:
+    """What each rank runs."""
+    return [job.file.python or sys.executable, "-u", *arguments(job)]
 
 
 def _state(job: Job) -> str:

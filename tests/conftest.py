@@ -1,7 +1,8 @@
 """Fixtures of all tests: real data, real runs, programs started as a user starts them; no network, no GPU.
 
 `program` runs ``python -m …`` from the repository root; `corpus` is the compiled sample set; `tiny_run` is one finished
-run of two ranks, read-only; `copied_run` is a copy of it, corpus included, that a test may damage.
+run of two ranks, read-only; `copied_run` is a copy of it, corpus included, that a test may damage; `golden` compares a
+text with a file.
 """
 
 from __future__ import annotations
@@ -91,6 +92,21 @@ def program() -> Program:
         return done
 
     return run
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str, str], None]:
+    """Compare a text with the file of that name in tests/golden; what is of one machine has been replaced in it."""
+
+    def compare(name: str, text: str) -> None:
+        file = ROOT / "tests" / "golden" / name
+        if os.environ.get("REFRESH_GOLDEN"):
+            file.write_text(text)
+        remedy = "if the change is meant, run this test once more with REFRESH_GOLDEN=1"
+        assert file.exists(), f"{file} is missing; {remedy}"
+        assert text == file.read_text(), remedy
+
+    return compare
 
 
 @pytest.fixture(scope="session")

@@ -185,7 +185,7 @@ def test_our_own_errors_keep_their_traceback() -> None:
 def test_no_colour_where_nobody_sees_it(program) -> None:  # type: ignore[no-untyped-def]
     done = program("launch", "fly")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: launch fly: unknown command; use run or plan, see python -m launch --help\n"
+    assert done.stderr.startswith("error: launch fly: unknown command; use run, plan, ")
 
 
 def test_a_closed_pipe_is_no_error(root: Path) -> None:

@@ -88,6 +88,8 @@ class StopRequest:
         self.signal = 0
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, self._remember)
+        # A launcher may have held it back until somebody listens.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
 
     def _remember(self, number: int, frame: types.FrameType | None) -> None:
         self.signal = number

@@ -1,0 +1,76 @@
+"""Attempts of a run: each start of its ranks, written into the manifest, and the first error of each."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wellread import provenance
+from wellread.cli import print_error
+from wellread.runs import RunDirectory, write_json
+
+if TYPE_CHECKING:
+    from wellread.plan import Plan
+
+
+def begin(run: RunDirectory, plan: Plan, layout: dict[str, Any], code: Path | None = None) -> int:
+    """Note that an attempt begins; return its number, from 1.
+
+    Parameters
+    ----------
+    layout : dict
+        Where its ranks run, e.g. the hosts, and the job's id on SLURM.
+    code : Path, optional
+        What its ranks run (default: the code that calls this); a tree may have changed since its snapshot was taken.
+    """
+    manifest = run.manifest()
+    number = len(manifest["attempts"]) + 1
+    world = {"ranks": plan.ranks, "nodes": plan.nodes, "ranks_per_node": plan.ranks_per_node, "device": plan.device}
+    about = {"attempt": number, "started": now(), "cluster": plan.cluster, "strategy": plan.strategy}
+    manifest["attempts"].append(about | world | layout | provenance.describe(code))
+    write_json(run.manifest_file, manifest)
+    return number
+
+
+def end(run: RunDirectory, number: int, code: int) -> None:
+    """Note how an attempt ended."""
+    manifest = run.manifest()
+    manifest["attempts"][number - 1] |= {"ended": now(), "exit_code": code}
+    write_json(run.manifest_file, manifest)
+
+
+def first_error(run: RunDirectory, number: int) -> dict[str, Any] | None:
+    """The earliest error of an attempt's ranks; the others often fail only because that one is gone."""
+    errors = [json.loads(path.read_text()) for path in run.log.glob(f"attempt-{number:03d}-rank-*.error.json")]
+    return min(errors, key=lambda error: float(error["time"])) if errors else None
+
+
+def note_signal(run: RunDirectory, number: int, rank: int, sent: int) -> None:
+    """Leave an error for a rank that a signal ended, and which could leave none itself."""
+    text = f"ended by signal {sent} ({signal.Signals(sent).name})"
+    error = {"time": time.time(), "rank": rank, "error": text, "trace": "", "signal": sent}
+    write_json(run.log / f"attempt-{number:03d}-rank-{rank}.error.json", error)
+
+
+def lost_ranks(run: RunDirectory, number: int, ranks: int) -> list[int]:
+    """Ranks of a failed attempt that a signal ended, or that are gone without a word, as when their node is."""
+    lost = []
+    for rank in range(ranks):
+        path = run.log / f"attempt-{number:03d}-rank-{rank}.error.json"
+        if not path.exists() or "signal" in json.loads(path.read_text()):
+            lost.append(rank)
+    return lost
+
+
+def show_first_error(run: RunDirectory, number: int) -> None:
+    """Say which rank failed first, and why."""
+    if first := first_error(run, number):
+        print_error(f"rank {first['rank']} failed first: {first['error']} (log: {run.log})")
+
+
+def now() -> str:
+    """This moment, as manifests have it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -1,0 +1,153 @@
+"""Ranks on one machine, started and watched by torch's elastic launch API."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wellread.cli import FAILURE, print_error
+
+if TYPE_CHECKING:
+    import psutil
+
+SECONDS_TO_SAVE = 600
+"""How long a stopped run may take to save before it is killed."""
+SECONDS_TO_MEET = 900
+"""How long the agents of several nodes wait for each other."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+ASKED = "asked to stop: saving; press Ctrl-C again to end at once\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """One machine's part in a run."""
+
+    nodes: int = 1
+    number: int = 0
+    address: str = "127.0.0.1"
+    """Where node 0 can be reached."""
+    port: int = 0
+    """Where the nodes meet; 0 takes any free port, for one node alone."""
+
+
+def start(arguments: list[str], ranks: int, variables: dict[str, str], code: Path, node: Node | None = None) -> int:
+    """Start `ranks` processes of ``python ARGUMENTS`` in folder `code`, wait for them, and return the exit code.
+
+    SIGTERM, SIGINT and SIGHUP ask the ranks to save and to end; a second one ends them at once.
+
+    Parameters
+    ----------
+    node : Node, optional
+        This machine's part in a run of several, whose launcher is elsewhere (default: the run is this machine's alone).
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.update(variables | {"WELLREAD_LAUNCHER": str(os.getpid())})
+    logging.disable(logging.ERROR)  # elastic's own lines; `launch` shows the first error of all ranks
+    by_hand, node = node is None, node or Node()
+    alone = node.nodes == 1
+    settings = LaunchConfig(
+        min_nodes=node.nodes,
+        max_nodes=node.nodes,
+        nproc_per_node=ranks,
+        rdzv_backend="c10d" if alone else "static",
+        rdzv_endpoint=f"{node.address}:{node.port}",
+        rdzv_configs={} if alone else {"rank": node.number, "timeout": SECONDS_TO_MEET},
+        local_addr="127.0.0.1" if alone else None,
+        max_restarts=0,
+        run_id=f"wellread-{os.getpid()}" if alone else "wellread",
+        logs_specs=DefaultLogsSpecs(),
+        shutdown_timeout=SECONDS_TO_SAVE,
+        signals_to_handle="SIGQUIT",  # the others are handled here: elastic's second signal only waits again
+    )
+    asked = 0
+
+    def stop(number: int, frame: types.FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            end_children()  # elastic, which waits for them, returns
+            return
+        asked = number
+        if by_hand:
+            os.write(sys.stderr.fileno(), ASKED.encode())  # print() must not be entered twice
+        known = signal.SIGTERM if number == signal.SIGHUP else signal.Signals(number)
+        raise SignalException(f"asked to stop by {known.name}", sigval=known)  # elastic passes it on to the ranks
+
+    try:
+        with _inside(code), stop_signals(stop):
+            elastic_launch(settings, sys.executable)("-u", *arguments)
+    except ChildFailedError as error:
+        return _exit_code({rank: failure.exitcode for rank, failure in error.failures.items()})
+    except SignalException as error:
+        return 128 + (asked or error.sigval)
+    return 0
+
+
+@contextmanager
+def stop_signals(handler: Callable[[int, types.FrameType | None], None]) -> Iterator[None]:
+    """Let `handler` take the signals that ask for the end, save for a SIGHUP that nohup has had ignored."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    taken = [n for n in STOP_SIGNALS if not (n == signal.SIGHUP and before[n] == signal.SIG_IGN)]
+    for number in taken:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, before[number])
+
+
+def end_children() -> list[psutil.Process]:
+    """Kill every process that this one has started, and those that they have; return them."""
+    import psutil
+
+    found = psutil.Process().children(recursive=True)
+    for process in found:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    return found
+
+
+@contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    """Work in another folder: what is started there imports the code that lies there."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def _exit_code(codes: dict[int, int]) -> int:
+    """The job's exit code from those of the ranks that failed (-S: signal S); says so where a signal was the cause."""
+    rank, code = likely_cause(codes)
+    if code > 0:
+        return code
+    print_error(f"rank {rank} was ended by signal {-code} ({signal.Signals(-code).name})")
+    return 128 - code
+
+
+def likely_cause(codes: dict[int, int]) -> tuple[int, int]:
+    """Which of several exit codes, none of them 0 (-S or 128 + S: signal S), tells why all ended; with its key.
+
+    What a signal ended leaves no error behind, and the others fail, with code 1, because it is gone: it comes first.
+    SIGTERM comes last: it is sent to the others when one has failed. Among equals the first wins.
+    """
+    signals = {key: 128 - code if code < 0 else code for key, code in codes.items()}
+    stopped = 128 + signal.SIGTERM
+    return min(
+        codes.items(),
+        key=lambda item: (signals[item[0]] == stopped, item[1] == FAILURE, signals[item[0]] < 128),
+    )

@@ -1,0 +1,98 @@
+"""Flags of `launch` that are no part of what a run is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, NoReturn, Self
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from jsonargparse import ArgumentParser
+
+    from launch.cluster import ClusterFile
+
+EVALUATION_EXAMPLES = """examples:
+  python -m launch run eval membership runs/tiny-sample --fan_out
+  python -m launch run eval membership runs/tiny-sample --cluster slurm --fan_out --array_parallelism 8 --wait
+  python -m launch run eval verify runs/tiny-sample --cluster my-cluster.yaml --time 0:30:00
+
+Flags that are not listed go to the evaluation: see python -m eval COMMAND --help.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchOptions:
+    """How a run is started."""
+
+    wait: bool = False
+    snapshot: str = "on"
+    strict: bool = False
+    then: str = "none"
+    time: str | None = None
+    partition: str | None = None
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Self:
+        """The options among the parsed `values`."""
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+
+
+def add(parser: ArgumentParser) -> None:
+    """Give `parser` these flags."""
+    group = parser.add_argument_group("how it is started")
+    group.add_argument(
+        "--wait", action="store_true", help="slurm: follow the job, return its exit code (local always does)."
+    )
+    group.add_argument(
+        "--then",
+        choices=["none", "eval"],
+        default="none",
+        help="What follows a finished run: nothing, or eval membership.",
+    )
+    group.add_argument(
+        "--snapshot",
+        choices=["on", "off"],
+        default="on",
+        help="on runs a copy of the working tree in RUN/code; off runs the tree itself, for development.",
+    )
+    group.add_argument("--strict", action="store_true", help="Refuse a working tree that differs from its commit.")
+    group.add_argument("--time", help="slurm: time limit, instead of the cluster file's, e.g. 2:00:00.")
+    group.add_argument("--partition", help="slurm: partition, instead of the cluster file's.")
+
+
+def cluster_of(name: str, time: str | None, partition: str | None) -> ClusterFile:
+    """The cluster's file, with what the command line puts in the place of its own."""
+    from launch import cluster
+
+    file = cluster.load(name)
+    return replace(file, time=time or file.time, partition=partition or file.partition)
+
+
+def evaluation_flags(argv: list[str]) -> tuple[Namespace, list[str]]:
+    """Flags of ``launch run eval``, and those that belong to the evaluation itself."""
+    from argparse import ArgumentParser, RawDescriptionHelpFormatter
+
+    class Parser(ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise ValueError(message)
+
+    parser = Parser(
+        prog="python -m launch run eval",
+        description="Evaluate a run, here or as SLURM jobs.",
+        epilog=EVALUATION_EXAMPLES,
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("command", help="What to evaluate: membership, verify, report, …")
+    parser.add_argument("run", help="Run directory.")
+    parser.add_argument("--cluster", default="local", help="local, slurm or FILE.yaml (default: local).")
+    parser.add_argument("--fan_out", action="store_true", help="One task per checkpoint, then one that compares.")
+    parser.add_argument("--array_parallelism", type=int, help="Tasks at a time (default: all; local: one per GPU).")
+    parser.add_argument("--wait", action="store_true", help="slurm: follow the jobs, return their exit code.")
+    parser.add_argument("--time", help="slurm: time limit, instead of the cluster file's.")
+    parser.add_argument("--partition", help="slurm: partition, instead of the cluster file's.")
+    parsed, rest = parser.parse_known_args(argv)
+    if parsed.array_parallelism is not None and parsed.array_parallelism < 1:
+        raise ValueError(f"--array_parallelism {parsed.array_parallelism}: must be at least 1")
+    return parsed, rest

@@ -1,0 +1,216 @@
+"""SLURM: jobs handed over through submitit, and followed until their end."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from launch import attempts, slurm_queue
+from launch.cluster import GPUS, ClusterFile, minutes
+from launch.slurm_task import CommandTask, RankTask
+from wellread.cli import print_error
+from wellread.runs import RunDirectory, write_json
+
+FOLLOW_SECONDS = 2.0
+
+
+def check(run: RunDirectory) -> None:
+    """Refuse what cannot be handed to SLURM safely.
+
+    Raises
+    ------
+    ValueError
+        When the run's path holds what SLURM or a shell script's comment lines would read as something else.
+    """
+    path = str(run.path.resolve())
+    if re.search(r"[\x00-\x1f\x7f%\\]", path):
+        raise ValueError(
+            f"--out {path!r}: SLURM reads % and \\ in the names of its log files, and a line ends at control "
+            "characters; choose a path without them"
+        )
+
+
+def parameters(
+    cluster: ClusterFile, *, name: str, nodes: int, ranks_per_node: int, code: Path, after: str | None = None
+) -> dict[str, Any]:
+    """What a job asks of SLURM, in submitit's words.
+
+    Parameters
+    ----------
+    code : Path
+        Folder that the tasks start in, so that their code is imported from it.
+    after : str
+        Id of a job that must end well before this one starts.
+    """
+    wanted = {
+        "job_name": name,
+        "nodes": nodes,
+        "ntasks_per_node": ranks_per_node,
+        "time": minutes(cluster.time),
+        "signal_delay_s": cluster.signal_delay,
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "constraint": cluster.constraint,
+        "gres": _gres(cluster, ranks_per_node),
+        "mem": f"{round(cluster.memory * 1024)}M" if cluster.memory else None,
+        "cpus_per_task": cluster.cpus_per_rank,
+        "exclusive": cluster.exclusive or None,
+        "setup": list(cluster.setup) or None,
+        "dependency": f"afterok:{after}" if after else None,
+        # A rank that fails takes the others with it, whatever they wait for.
+        "srun_args": ["--kill-on-bad-exit=1", *cluster.srun],
+    }
+    additional: dict[str, Any] = {"chdir": str(code), "requeue": True}
+    if after:
+        additional["kill-on-invalid-dep"] = "yes"
+    return {k: v for k, v in wanted.items() if v is not None} | {"additional_parameters": additional | cluster.sbatch}
+
+
+def _gres(cluster: ClusterFile, ranks_per_node: int) -> str | None:
+    """The cluster's resources with as many GPUs as there are ranks on a node."""
+    if not cluster.gpus:
+        return cluster.gres
+    return GPUS.sub(lambda found: f"gpu{found['type'] or ''}:{ranks_per_node}", cluster.gres or "")
+
+
+def sbatch_text(cluster: ClusterFile, run: RunDirectory, wanted: dict[str, Any]) -> str:
+    """The file that would be handed to sbatch."""
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    folder = run.submit.resolve()
+    command = f"{_python(cluster)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    text: str = _make_sbatch_string(command=command, folder=folder, **wanted)
+    return text
+
+
+def _python(cluster: ClusterFile) -> str:
+    return shlex.quote(cluster.python or sys.executable)
+
+
+def submit(
+    cluster: ClusterFile,
+    run: RunDirectory,
+    tasks: list[RankTask] | list[CommandTask],
+    wanted: dict[str, Any],
+    kind: str,
+) -> str:
+    """Hand a job over, an array where there are several tasks; note its id in RUN/submit/jobs.json and return it.
+
+    Raises
+    ------
+    ValueError
+        When SLURM refuses it; its own words, in one line.
+    """
+    import submitit
+
+    if not slurm_queue.available():
+        raise ValueError("--cluster slurm: no sbatch here; log in to a node of the cluster, or choose --cluster local")
+    run.submit.mkdir(exist_ok=True)
+    before = set(run.submit.iterdir())
+    executor = submitit.AutoExecutor(
+        run.submit.resolve(), cluster="slurm", slurm_max_num_timeout=cluster.requeues, slurm_python=_python(cluster)
+    )
+    executor.update_parameters(**{f"slurm_{name}": value for name, value in wanted.items()})
+    try:
+        if len(tasks) == 1:
+            job_id = executor.submit(tasks[0]).job_id
+        else:
+            with executor.batch():
+                jobs = [executor.submit(task) for task in tasks]
+            job_id = jobs[0].job_id.partition("_")[0]
+    except (submitit.core.utils.FailedJobError, subprocess.CalledProcessError) as error:
+        for leftover in set(run.submit.iterdir()) - before:
+            leftover.unlink()
+        raise ValueError(f"SLURM refuses the job: {_reason(str(error))}") from None
+    folder = wanted["additional_parameters"]["chdir"]
+    note = {"id": str(job_id), "kind": kind, "submitted": attempts.now(), "tasks": len(tasks), "folder": folder}
+    write_json(_jobs_file(run), [*jobs_of(run), note])
+    return str(job_id)
+
+
+def _reason(text: str) -> str:
+    """The line in which sbatch says why."""
+    lines = [line.partition("error:")[2].strip() for line in text.splitlines() if "error:" in line]
+    return "; ".join(dict.fromkeys(lines)) or " ".join(text.split())
+
+
+def _jobs_file(run: RunDirectory) -> Path:
+    return run.submit / "jobs.json"
+
+
+def jobs_of(run: RunDirectory) -> list[dict[str, Any]]:
+    """Jobs that were handed over for a run, oldest first: `id`, `kind`, `submitted`, `tasks`, `folder`."""
+    try:
+        jobs: list[dict[str, Any]] = json.loads(_jobs_file(run).read_text())
+    except FileNotFoundError:
+        return []
+    return jobs
+
+
+def state_of(job: dict[str, Any]) -> slurm_queue.JobState:
+    """What SLURM knows of one of these."""
+    return slurm_queue.state(job["id"], job["folder"])
+
+
+def active(run: RunDirectory, kind: str | None = None) -> list[tuple[dict[str, Any], slurm_queue.JobState]]:
+    """Jobs of a run that are queued or running, oldest first."""
+    found = [(job, state_of(job)) for job in jobs_of(run) if kind in (None, job["kind"])]
+    return [(job, state) for job, state in found if state.active]
+
+
+def follow(run: RunDirectory, job_id: str, show_log: bool = True) -> int:
+    """Show a job's states, and its run's log, until it ends; return its exit code.
+
+    Ctrl-C stops the following alone: the job goes on.
+    """
+    shown, log = "", _Tail(run)
+    try:
+        while True:
+            try:
+                job = slurm_queue.state(job_id)
+            except RuntimeError as error:  # a controller that restarts is back in a moment
+                print(f"{error}; asking again", file=sys.stderr, flush=True)
+                time.sleep(5 * FOLLOW_SECONDS)
+                continue
+            text = f"job {job_id}: {job.state.lower()}"
+            text += f" on {job.nodes}" * bool(job.nodes) + f" ({job.reason})" * bool(job.reason)
+            if text != shown:
+                print(text, file=sys.stderr, flush=True)
+                shown = text
+            if show_log:
+                log.show()
+            if not job.active:
+                return job.result
+            time.sleep(FOLLOW_SECONDS)
+    except KeyboardInterrupt:
+        print_error(f"stopped following; job {job_id} goes on: make status, logs or cancel RUN={run.path}")
+        return 130
+
+
+class _Tail:
+    """Prints what rank 0 of each attempt adds to its log."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._log = run.log
+        self._read = {path: path.stat().st_size for path in self._files()}
+
+    def _files(self) -> list[Path]:
+        return sorted(self._log.glob("attempt-*-rank-0.log"))
+
+    def show(self) -> None:
+        for path in self._files():
+            with open(path, "rb") as file:
+                file.seek(self._read.get(path, 0))
+                text = file.read()
+            whole = text[: text.rfind(b"\n") + 1]
+            self._read[path] = self._read.get(path, 0) + len(whole)
+            if whole:
+                sys.stdout.write(whole.decode(errors="replace"))
+                sys.stdout.flush()

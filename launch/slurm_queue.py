@@ -1,0 +1,166 @@
+"""What SLURM says of jobs: scontrol while it remembers them, the accounting's sacct after that."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass, replace
+
+WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
+ACTIVE = WAITING | {
+    "CONFIGURING",
+    "RUNNING",
+    "COMPLETING",
+    "SUSPENDED",
+    "STOPPED",
+    "SIGNALING",
+    "STAGE_OUT",
+    "RESIZING",
+}
+PATIENCE = 60
+"""Seconds for one answer of SLURM; a busy controller is slow."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobState:
+    """One job, as SLURM sees it."""
+
+    state: str
+    """SLURM's word, e.g. PENDING, RUNNING, COMPLETED, FAILED; UNKNOWN when it has forgotten the job."""
+    exit_code: int = 0
+    """The batch script's; 128 + S when signal S ended it."""
+    reason: str = ""
+    nodes: str = ""
+    restarts: int = 0
+    seconds: int = 0
+    """Since its start."""
+
+    @property
+    def active(self) -> bool:
+        """Whether it is queued or running."""
+        return self.state in ACTIVE
+
+    @property
+    def result(self) -> int:
+        """Exit code of the ended job as a shell would report it, never 0 unless it was completed."""
+        special = {"COMPLETED": 0, "CANCELLED": 143, "TIMEOUT": 124, "DEADLINE": 124, "OUT_OF_MEMORY": 137}
+        if self.state == "FAILED" or self.state not in special:
+            return self.exit_code or 1
+        return special[self.state]
+
+
+def available() -> bool:
+    """Whether SLURM's commands are installed here."""
+    return shutil.which("scontrol") is not None
+
+
+def state(job_id: str, folder: str | None = None) -> JobState:
+    """What SLURM knows of one job, or of an array as a whole.
+
+    Parameters
+    ----------
+    folder : str
+        Where the job was told to start: another job of that id is not it, and ids begin anew with a new cluster.
+
+    Raises
+    ------
+    RuntimeError
+        When the scheduler cannot be reached: that a job is unknown can then not be said.
+    """
+    done = _ask("scontrol", "show", "job", "--oneliner", job_id)
+    if done.returncode == 0 and done.stdout.strip():
+        lines = [line for line in done.stdout.split("\n") if line.strip()]
+        if folder is not None and not all(f" WorkDir={folder} " in f"{line} " for line in lines):
+            return JobState(state="UNKNOWN")
+        return _together([_of_scontrol(line) for line in lines])
+    told = done.stderr.strip()
+    if "Invalid job id" not in told:
+        raise RuntimeError(f"SLURM cannot be asked about job {job_id}: {' '.join(told.split())}")
+    return _of_sacct(job_id, folder)
+
+
+def _together(tasks: list[JobState]) -> JobState:
+    """One state for the tasks of an array: active while one is, else the worst."""
+    if len(tasks) == 1:
+        return tasks[0]
+    active = [task for task in tasks if task.active]
+    first = next((task for task in active if task.state == "RUNNING"), active[0] if active else None)
+    if first:
+        return replace(first, reason=f"{len(tasks) - len(active)} parts of the array have ended")
+    return max(tasks, key=lambda task: (task.result != 0, task.result))
+
+
+def _of_scontrol(line: str) -> JobState:
+    # Nothing is quoted: the name in front of these and the paths behind them may hold anything.
+    known = re.split(r" UserId=.*?\(\d+\) GroupId=", line, maxsplit=1)[-1].partition(" Command=")[0]
+    values = dict(re.findall(r"(?:^|\s)([\w:/]+)=(\S*)", known))
+    code, _, number = values.get("ExitCode", "0:0").partition(":")
+    return JobState(
+        state=values.get("JobState", "UNKNOWN"),
+        exit_code=128 + int(number) if int(number or 0) else int(code),
+        reason="" if values.get("Reason") == "None" else values.get("Reason", ""),
+        nodes="" if values.get("NodeList") == "(null)" else values.get("NodeList", ""),
+        restarts=int(values.get("Restarts", 0)),
+        seconds=_seconds(values.get("RunTime", "")),
+    )
+
+
+def _of_sacct(job_id: str, folder: str | None) -> JobState:
+    fields = "State,ExitCode,NodeList,ElapsedRaw,WorkDir"
+    done = _ask("sacct", "--allocations", "--noheader", "--parsable2", "--jobs", job_id, "--format", fields)
+    rows = [line.split("|", 4) for line in done.stdout.split("\n") if line] if done.returncode == 0 else []
+    # Without accounting SLURM forgets a job minutes after its end; one that never started has no folder there.
+    if not rows or (folder is not None and any(row[4] not in ("", folder) for row in rows)):
+        return JobState(state="UNKNOWN")
+    return _together([_of_sacct_row(*row) for row in rows])
+
+
+def _of_sacct_row(word: str, code: str, nodes: str, seconds: str, _: str) -> JobState:
+    number, _, sent = code.partition(":")
+    return JobState(
+        state=word.split()[0],  # "CANCELLED by 0"
+        exit_code=128 + int(sent) if int(sent or 0) else int(number),
+        nodes="" if nodes == "None assigned" else nodes,
+        seconds=int(seconds or 0),
+    )
+
+
+def _seconds(text: str) -> int:
+    """D-HH:MM:SS in seconds."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
+    if not match:
+        return 0
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def _ask(*command: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    except FileNotFoundError:
+        return subprocess.CompletedProcess(command, 127, "", f"{command[0]} is not installed here")
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 1, "", f"{command[0]} gave no answer within {PATIENCE} s")
+
+
+def signal_job(job_id: str, name: str) -> None:
+    """Send a signal to the ranks of a job.
+
+    Raises
+    ------
+    RuntimeError
+        When SLURM refuses.
+    """
+    _demand("scancel", "--signal", name, job_id)
+
+
+def cancel(job_id: str) -> None:
+    """End a job: SIGTERM, and after the cluster's KillWait SIGKILL."""
+    _demand("scancel", job_id)
+
+
+def _demand(*command: str) -> None:
+    done = _ask(*command)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed: {' '.join(done.stderr.split())}")

@@ -1,0 +1,262 @@
+"""What runs inside a SLURM job: one of these per task, started by srun through submitit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launch import attempts, ops
+from launch.local import SECONDS_TO_MEET, SECONDS_TO_SAVE
+from launch.network import own_address, with_interface
+from wellread.checkpoint import list_checkpoints
+from wellread.cli import BAD_INPUT, print_error
+from wellread.plan import Plan
+from wellread.runs import RunDirectory, write_json
+
+if TYPE_CHECKING:
+    from submitit import JobEnvironment
+    from submitit.helpers import DelayedSubmission
+
+LOCK_PATIENCE = 300.0
+"""Seconds that a job that was queued again waits for its predecessor's last processes to go."""
+FIRST_PORT, PORTS = 20_000, 20_000
+GRACE = 20.0
+"""Seconds that rank 0 has to end by itself after another rank has failed."""
+SECONDS_FOR_NOTES = 3.0
+"""How long the other ranks' last words may take to become visible on a shared filesystem."""
+MARGIN = 10
+"""Seconds before the time limit at which waiting for a save ends, for queueing again must still be done."""
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where the ranks of one start meet, as rank 0 tells the others in the run directory."""
+
+    address: str
+    port: int
+    attempt: int
+
+
+@dataclass(frozen=True)
+class RankTask:
+    """Runs one rank of a training run as a child process, and queues the job again when SLURM asks for its end."""
+
+    run: str
+    """Absolute path of the run directory."""
+    arguments: tuple[str, ...]
+    """What Python runs: ``-m finetune train RUN``."""
+    variables: dict[str, str]
+    requeues: int
+    limit: int
+    """Seconds that the job may run."""
+
+    def __call__(self) -> int:
+        """Run the rank; leave with its exit code."""
+        from submitit import JobEnvironment
+
+        job = JobEnvironment()
+        child = Child(self, job, Signals())
+        if job.global_rank > 0:
+            code = self._follow(child)
+        else:
+            try:
+                code = self._lead(child)
+            except ValueError as error:
+                print_error(str(error))
+                code = BAD_INPUT
+        if code:
+            sys.exit(code)
+        return 0
+
+    def checkpoint(self) -> DelayedSubmission:
+        """What submitit queues again: the same."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+    def _follow(self, child: Child) -> int:
+        """Any rank but the first: run it where rank 0 says."""
+        code = child.run(_await_meeting(self._meeting_file(child.job)))
+        if child.asked.number:
+            return 0  # a failure of this task would end the step before rank 0 has saved, or queued the job again
+        if code:  # the same; rank 0 ends soon, its task says whether the job goes on, and srun ends this one
+            deadline = time.monotonic() + GRACE + 60
+            while not child.asked.number and time.monotonic() < deadline:
+                time.sleep(0.1)
+        return code
+
+    def _lead(self, child: Child) -> int:
+        """Rank 0: keep the manifest, compile ops, choose the meeting place, run the rank, queue again when asked to."""
+        run, job = RunDirectory.open(self.run), child.job
+        restarts = _restarts()
+        if restarts > self.requeues:
+            raise ValueError(f"queued again {restarts} times, {self.requeues} allowed; launch it again to continue")
+        with run.lock(LOCK_PATIENCE):
+            plan, before = Plan.from_json(run.plan_file.read_text()), _last_step(run)
+            for op in ops.needed(plan):
+                ops.ensure(op, self.variables)
+            layout = {"job": job.job_id, "restart": restarts, "hosts": list(job.hostnames)}
+            attempt = attempts.begin(run, plan, layout)
+            meeting = Meeting(own_address(job.hostnames), free_port(job.job_id, restarts), attempt)
+            write_json(self._meeting_file(job), vars(meeting))
+            code = child.run(meeting)
+            attempts.end(run, attempt, code)
+            again = code != 0 and child.asked.number == signal.SIGUSR2
+            if code and not child.asked.number:
+                time.sleep(SECONDS_FOR_NOTES)
+                attempts.show_first_error(run, attempt)
+                lost = attempts.lost_ranks(run, attempt, plan.ranks)
+                # A rank that was lost before anything new was saved would be lost again: no memory, a bad node.
+                again = bool(lost) and _last_step(run) > before
+                if again:
+                    print(f"lost rank {', '.join(map(str, lost))}: going on from step {_last_step(run)}", flush=True)
+            if again and restarts >= self.requeues:
+                print_error(f"stopped, and queued again {restarts} times already; launch it again to continue")
+                again = False
+        if again:
+            child.asked.hand_back()  # submitit's own handler: it queues the job again and leaves
+        return code
+
+    def _meeting_file(self, job: JobEnvironment) -> Path:
+        return Path(self.run) / "submit" / f"{job.job_id}-{_restarts()}.meeting.json"
+
+
+class Child:
+    """The process of a rank, and what its task does meanwhile."""
+
+    def __init__(self, task: RankTask, job: JobEnvironment, asked: Signals) -> None:
+        self.job, self.asked = job, asked
+        self._task, self._began, self._parent = task, time.monotonic(), os.getppid()
+
+    def run(self, meeting: Meeting) -> int:
+        """Start the rank, pass signals on to it, and return its exit code: 128 + S when signal S ended it."""
+        process = subprocess.Popen(
+            [sys.executable, "-u", *self._task.arguments],
+            env=os.environ | self._variables(meeting),
+            preexec_fn=_hold_back_usr2,
+        )
+        passed, deadline, looked = 0, float("inf"), 0.0
+        while process.poll() is None:
+            time.sleep(0.1)
+            now = time.monotonic()
+            if os.getppid() != self._parent:  # SLURM's own process is gone, and with it who would end this one
+                process.kill()
+            elif self.asked.number != passed:
+                passed = self.asked.number
+                process.send_signal(passed)
+                deadline = now + SECONDS_TO_SAVE
+                if passed == signal.SIGUSR2:  # near the time limit the job must be queued again, saved or not
+                    deadline = max(now + 5, min(deadline, self._began + self._task.limit - MARGIN))
+            elif self.job.global_rank == 0 and deadline == float("inf") and now > looked + 1:
+                looked = now
+                if attempts.first_error(self._run, meeting.attempt):  # it may wait for the failed one for ever
+                    deadline = now + GRACE
+            if now > deadline:
+                process.kill()
+        if process.returncode >= 0:
+            return process.returncode
+        if not self.asked.number:
+            attempts.note_signal(self._run, meeting.attempt, self.job.global_rank, -process.returncode)
+        return 128 - process.returncode
+
+    @property
+    def _run(self) -> RunDirectory:
+        return RunDirectory(Path(self._task.run))
+
+    def _variables(self, meeting: Meeting) -> dict[str, str]:
+        job = self.job
+        rank = {
+            "RANK": job.global_rank,
+            "LOCAL_RANK": job.local_rank,
+            "WORLD_SIZE": job.num_tasks,
+            "LOCAL_WORLD_SIZE": job.num_tasks // job.num_nodes,
+            "MASTER_ADDR": meeting.address,
+            "MASTER_PORT": meeting.port,
+            "WELLREAD_ATTEMPT": meeting.attempt,
+            "WELLREAD_LAUNCHER": os.getpid(),
+        }
+        return with_interface(self._task.variables, meeting.address) | {k: str(v) for k, v in rank.items()}
+
+
+@dataclass(frozen=True)
+class CommandTask:
+    """Runs ``python ARGUMENTS``, e.g. an evaluation, as the only task of a job."""
+
+    arguments: tuple[str, ...]
+    variables: dict[str, str]
+
+    def __call__(self) -> int:
+        """Run it; leave with its exit code."""
+        code = subprocess.run(
+            [sys.executable, *self.arguments], env=os.environ | self.variables, check=False
+        ).returncode
+        if code:
+            sys.exit(code if code > 0 else 128 - code)
+        return 0
+
+
+class Signals:
+    """Remembers what SLURM asks for; submitit's own handlers act at once, in the middle of whatever runs."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._requeue: Callable[[int, types.FrameType | None], Any] | None = None
+        signal.signal(signal.SIGTERM, self._remember)
+        before = signal.signal(signal.SIGUSR2, self._remember)
+        if callable(before):
+            self._requeue = before
+
+    def _remember(self, number: int, frame: types.FrameType | None) -> None:
+        self.number = number
+
+    def hand_back(self) -> None:
+        """Let submitit do what it does on SIGUSR2."""
+        assert self._requeue, "submitit installs its handler before it calls a task"
+        self._requeue(signal.SIGUSR2, None)
+
+
+def _hold_back_usr2() -> None:
+    """In the child: keep SIGUSR2 pending until the rank listens to it; before that, its default is to kill."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+
+
+def _last_step(run: RunDirectory) -> int:
+    """Step of the newest checkpoint; 0 without any."""
+    return max((checkpoint.step for checkpoint in list_checkpoints(run.checkpoints)), default=0)
+
+
+def _restarts() -> int:
+    return int(os.environ.get("SLURM_RESTART_COUNT", 0))
+
+
+def free_port(job_id: str, restart: int) -> int:
+    """A port derived from the job's id, or the next one that is free on this machine."""
+    number = int("".join(filter(str.isdigit, job_id)) or 0)
+    for step in range(100):
+        port = FIRST_PORT + (number * 31 + restart + step) % PORTS
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise RuntimeError(f"no free port among 100 from {FIRST_PORT + number * 31 % PORTS} on {socket.gethostname()}")
+
+
+def _await_meeting(path: Path) -> Meeting:
+    deadline = time.monotonic() + SECONDS_TO_MEET
+    while time.monotonic() < deadline:
+        with suppress(FileNotFoundError):
+            return Meeting(**json.loads(path.read_text()))
+        time.sleep(0.2)
+    raise RuntimeError(
+        f"{path} did not appear within {SECONDS_TO_MEET} s: is the run directory on a shared filesystem?"
+    )

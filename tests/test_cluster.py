@@ -1,0 +1,493 @@
+"""Cluster files and hostfiles: every key, every mistake named; what a plan needs of a cluster; the ranks' variables."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launch import cluster as clusters
+from launch.cluster import ClusterFile, Host, environment, hosts, load, minutes, probe
+from launch.options import LaunchOptions, cluster_of
+from wellread.config import RunConfig
+from wellread.plan import Cluster, Plan
+
+EVERYTHING = """
+kind: slurm
+device: cuda
+ranks_per_node: 4
+python: /opt/venv/bin/python
+environment:
+  NCCL_DEBUG: INFO
+  LEVEL: 3
+interface: ib0
+hostfile: ~/hosts
+ssh: ssh -p 2222
+forward: [LANG, NCCL_IB_HCA]
+partition: gpu
+account: project-7
+qos: high
+constraint: a100&nvlink
+gres: gpu:a100:8
+time: 2-12:30:00
+memory: 0.5
+cpus_per_rank: 16
+exclusive: yes
+setup:
+  - module load cuda
+  - "ulimit -l unlimited"
+srun: --mpi=none
+sbatch:
+  comment: a comment
+  nice: 100
+signal_delay: 300
+requeues: 0
+"""
+
+
+def written(tmp_path: Path, text: str) -> str:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    return str(file)
+
+
+def refused(tmp_path: Path, text: str) -> str:
+    """What is wrong with the text of a cluster file, without the label that names the file."""
+    file = written(tmp_path, text)
+    with pytest.raises(ValueError) as error:
+        load(file)
+    label, message = str(error.value)[: len(f"--cluster {file}: ")], str(error.value)[len(f"--cluster {file}: ") :]
+    assert label == f"--cluster {file}: "
+    assert "\n" not in message
+    return message
+
+
+# --- cluster files
+
+
+def test_every_key(tmp_path: Path) -> None:
+    found = load(written(tmp_path, EVERYTHING))
+    assert found == ClusterFile(
+        kind="slurm",
+        name="mine",
+        device="cuda",
+        ranks_per_node=4,
+        python="/opt/venv/bin/python",
+        environment={"NCCL_DEBUG": "INFO", "LEVEL": "3"},
+        interface="ib0",
+        hostfile="~/hosts",
+        ssh="ssh -p 2222",
+        forward=("LANG", "NCCL_IB_HCA"),
+        partition="gpu",
+        account="project-7",
+        qos="high",
+        constraint="a100&nvlink",
+        gres="gpu:a100:8",
+        time="2-12:30:00",
+        memory=0.5,
+        cpus_per_rank=16,
+        exclusive=True,
+        setup=("module load cuda", "ulimit -l unlimited"),
+        srun=("--mpi=none",),
+        sbatch={"comment": "a comment", "nice": "100"},
+        signal_delay=300,
+        requeues=0,
+    )
+    usual = ClusterFile(kind="local")
+    assert [f.name for f in fields(usual) if getattr(found, f.name) == getattr(usual, f.name)] == []  # none forgotten
+
+
+def test_defaults(tmp_path: Path) -> None:
+    found = load(written(tmp_path, "kind: local\n"))
+    assert found == ClusterFile(kind="local", name="mine")
+    assert (found.time, found.signal_delay, found.requeues, found.device) == ("24:00:00", 90, 20, "auto")
+    assert (found.environment, found.forward, found.setup, found.srun, found.sbatch) == ({}, (), (), (), {})
+
+
+def test_an_empty_value_is_none(tmp_path: Path) -> None:
+    empty = "partition:\nmemory: null\ncpus_per_rank: ~\nenvironment:\nsbatch:\n  # comment: x\nsrun:\nsetup: []\n"
+    assert load(written(tmp_path, f"kind: slurm\n{empty}")) == ClusterFile(kind="slurm", name="mine")
+
+
+@pytest.mark.parametrize("name", ["local", "hostfile", "slurm"])
+def test_those_that_come_along(name: str) -> None:
+    found = load(name)
+    assert (found.kind, found.name) == (name, name)
+
+
+def test_an_unknown_name_says_which_there_are(tmp_path: Path) -> None:
+    with pytest.raises(ValueError) as error:
+        load("nope")
+    assert str(error.value) == (
+        "--cluster nope: unknown; choose hostfile, local, slurm, or name a YAML file that describes yours"
+    )
+    with pytest.raises(ValueError, match=r"absent\.yaml: unknown; choose hostfile, local, slurm"):
+        load(str(tmp_path / "absent.yaml"))
+
+
+def test_no_name_leads_out_of_the_folder() -> None:
+    with pytest.raises(ValueError, match="unknown"):
+        load("../models/../clusters/local/../nope")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("kind: slurm\npartion: gpu\n", "unknown key 'partion'; known are account, "),
+        ("kind: slurm\nname: x\n", "unknown key 'name'; known are account, "),
+        ("kind: kubernetes\n", "kind: 'kubernetes' is none of local, hostfile, slurm"),
+        ("partition: gpu\n", "no kind; write kind: local, hostfile or slurm"),
+        ("", "no kind; write kind: local, hostfile or slurm"),
+        ("- kind: slurm\n", "no kind; write kind: local, hostfile or slurm"),
+        ("kind: [slurm\n", "not YAML (while parsing"),
+        ("kind: slurm\ndevice: tpu\n", "device: 'tpu' is none of auto, cpu, cuda"),
+        ("kind: slurm\nranks_per_node: many\n", "ranks_per_node: 'many' is no whole number"),
+        ("kind: slurm\nranks_per_node: 1.5\n", "ranks_per_node: '1.5' is no whole number"),
+        ("kind: slurm\nsignal_delay: 90s\n", "signal_delay: '90s' is no whole number"),
+        ("kind: slurm\nsignal_delay:\n", "signal_delay: '' is no whole number"),
+        ("kind: slurm\nmemory: 64G\n", "memory: '64G' is no number"),
+        ("kind: slurm\nexclusive: maybe\n", "exclusive: 'maybe' is neither true nor false"),
+        ("kind: slurm\npartition: [a, b]\n", "partition: ['a', 'b'] where one value is expected"),
+        ("kind: slurm\nenvironment: A=1\n", "environment: 'A=1' is no mapping; write NAME: value, a line each"),
+        ("kind: slurm\nenvironment: {A: [1, 2]}\n", "environment: ['1', '2'] where one value is expected"),
+        ("kind: slurm\nsetup:\n- echo a: b\n", "setup: {'echo a': 'b'} where one value is expected; put it in quotes"),
+        ("kind: slurm\nsetup: {a: b}\n", "setup: {'a': 'b'} is no list; write - value, a line each"),
+        ("kind: slurm\nrequeues: -1\n", "requeues: -1 must be at least 0"),
+        ("kind: slurm\nsignal_delay: -1\n", "signal_delay: -1 must be at least 0"),
+        ("kind: slurm\nranks_per_node: 0\n", "ranks_per_node: 0 must be above 0"),
+        ("kind: slurm\ncpus_per_rank: -2\n", "cpus_per_rank: -2 must be above 0"),
+        ("kind: slurm\nmemory: -0.5\n", "memory: -0.5 must be above 0"),
+        ("kind: slurm\nmemory: nan\n", "memory: 'nan' is no number"),
+        ("kind: slurm\nmemory: inf\n", "memory: 'inf' is no number"),
+        ("kind: slurm\ntime: soon\n", "time: 'soon' is no time; write minutes, HH:MM:SS or D-HH:MM:SS"),
+        ("kind: slurm\nsbatch: {--comment: x}\n", "sbatch: '--comment' is no option; write its long name without dash"),
+        ("kind: slurm\nsbatch: {'comment x': y}\n", "sbatch: 'comment x' is no option; write its long name without d"),
+    ],
+)
+def test_mistakes_name_file_and_key(text: str, message: str, tmp_path: Path) -> None:
+    assert refused(tmp_path, text).startswith(message)
+
+
+def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(b"kind: \xff\n")
+    with pytest.raises(ValueError, match=r"mine\.yaml: not YAML \("):
+        load(str(file))
+
+
+def test_nothing_of_a_cluster_file_is_executed(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    refused(tmp_path, f"kind: !!python/object/apply:os.mkdir ['{trace}']\n")
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((name, "{}") for name in ("partition", "account", "qos", "constraint", "gres", "python", "interface", "ssh")),
+        *((name, "[ok, {}]") for name in ("srun", "forward")),
+        *((name, "{{A: {}}}") for name in ("environment", "sbatch")),
+    ],
+)
+@pytest.mark.parametrize("character", ["\\n", "\\r", "\\t", "\\0", "\\e", "\\x7f"])
+def test_control_characters_are_refused(key: str, value: str, character: str, tmp_path: Path) -> None:
+    text = value.format(f'"a{character}#SBATCH --uid=0"')
+    assert f"{key}: " in (message := refused(tmp_path, f"kind: slurm\n{key}: {text}\n"))
+    assert "holds a control character" in message
+
+
+def test_shell_lines_may_hold_what_they_like(tmp_path: Path) -> None:
+    found = load(written(tmp_path, 'kind: slurm\nsetup: ["if true; then\\n\\techo yes\\nfi"]\n'))
+    assert found.setup == ("if true; then\n\techo yes\nfi",)
+
+
+# --- time limits
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("90", 90), ("1", 1), ("90:00", 90), ("90:01", 91), ("1:30", 2), ("2:00:00", 120), ("24:00:00", 1440),
+        ("0:01:30", 2), ("0:01:00", 1), ("1-0", 1440), ("1-12", 2160), ("1-12:30", 2190), ("2-00:00:01", 2881),
+        ("7-23:59:59", 11_520), (" 10 ", 10),
+    ],
+)  # fmt: skip
+def test_minutes_of_each_form(text: str, expected: int) -> None:
+    assert minutes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-5", "1h", "1:2:3:4", "1-", "-", "1.5", ":30", "1-2-3", "1:-30", "∞"])
+def test_what_is_no_time(text: str) -> None:
+    with pytest.raises(ValueError, match="is no time; write minutes, HH:MM:SS or D-HH:MM:SS"):
+        minutes(text)
+
+
+@pytest.mark.parametrize("text", ["0", "0:59", "0:00:59", "0-0", "0-00:00:00"])
+def test_less_than_a_minute_is_no_limit(text: str) -> None:
+    with pytest.raises(ValueError, match="is below a minute"):
+        minutes(text)
+
+
+@given(st.integers(0, 30), st.integers(0, 23), st.integers(0, 59), st.integers(0, 59))
+def test_minutes_agree_with_the_clock(days: int, hours: int, mins: int, seconds: int) -> None:
+    total = ((days * 24 + hours) * 60 + mins) * 60 + seconds
+    if total >= 60:
+        assert minutes(f"{days}-{hours:02d}:{mins:02d}:{seconds:02d}") == -(-total // 60)
+        assert minutes(f"{days * 24 + hours}:{mins:02d}:{seconds:02d}") == -(-total // 60)
+        assert minutes(f"{total // 60}:{seconds:02d}") == -(-total // 60)
+
+
+def test_a_time_without_quotes_is_no_number_of_base_60(tmp_path: Path) -> None:
+    assert load(written(tmp_path, "kind: slurm\ntime: 24:00:00\n")).time == "24:00:00"
+    assert minutes(load(written(tmp_path, "kind: slurm\ntime: 1:30\n")).time) == 2
+    assert minutes(load(written(tmp_path, "kind: slurm\ntime: 0090\n")).time) == 90
+
+
+# --- GPUs
+
+
+@pytest.mark.parametrize(
+    ("gres", "expected"),
+    [
+        (None, 0), ("", 0), ("shard:2", 0), ("gpu", 1), ("gpu:8", 8), ("gpu:0", 0), ("gpu:a100", 1), ("gpu:a100:4", 4),
+        ("shard:2,gpu:h100:8", 8), ("gpu:2,shard:4", 2), ("gpu:2080ti:4", 4), ("gpu:4090:8", 8), ("gpu:1g.10gb:7", 7),
+        ("gpu:tesla:2(S:0-1)", 2), ("gpumem:80", 0), ("nogpu:3", 0), ("gpu_mem:80,gpu:2", 2),
+    ],
+)  # fmt: skip
+def test_gpus_of_a_node(gres: str | None, expected: int) -> None:
+    assert ClusterFile(kind="slurm", gres=gres).gpus == expected
+
+
+@pytest.mark.parametrize(
+    ("visible", "there", "expected"),
+    [(None, 4, 4), ("", 4, 0), ("0,2", 4, 2), ("0,1,2", 2, 2), ("-1", 4, 0), ("GPU-8f2a", 4, 1), ("0", 0, 0)],
+)
+def test_gpus_of_this_process(
+    visible: str | None, there: int, expected: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for number in range(there):
+        (tmp_path / f"0000:{number:02d}:00.0").mkdir()
+    real = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: real(tmp_path if "nvidia" in str(self) else self, pattern))
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert clusters.count_gpus() == expected
+
+
+# --- what a plan asks
+
+
+def probed(file: ClusterFile, **asked: int | str) -> tuple[int, int, str]:
+    found = probe(RunConfig(**asked), file)  # type: ignore[arg-type]
+    assert found.kind == file.kind
+    return found.nodes, found.ranks_per_node, found.device
+
+
+def not_probed(file: ClusterFile, **asked: int | str) -> str:
+    with pytest.raises(ValueError) as error:
+        probed(file, **asked)
+    return str(error.value)
+
+
+def test_slurm_gives_what_its_file_says() -> None:
+    assert probed(ClusterFile(kind="slurm"), nodes=3) == (3, 1, "cpu")
+    assert probed(ClusterFile(kind="slurm"), nodes=2, ranks_per_node=5) == (2, 5, "cpu")
+    assert probed(ClusterFile(kind="slurm", ranks_per_node=4)) == (1, 4, "cpu")
+    gpus = ClusterFile(kind="slurm", gres="gpu:a100:8")
+    assert probed(gpus, nodes=16) == (16, 8, "cuda")
+    assert probed(gpus, ranks_per_node=2) == (1, 2, "cuda")
+    assert probed(replace(gpus, ranks_per_node=4)) == (1, 4, "cuda")
+    assert probed(replace(gpus, device="cpu"), ranks_per_node=64) == (1, 64, "cpu")
+    assert probed(ClusterFile(kind="slurm", device="cuda"), ranks_per_node=2) == (1, 2, "cuda")
+
+
+def test_slurm_gives_no_more_ranks_than_gpus() -> None:
+    assert not_probed(ClusterFile(kind="slurm", gres="gpu:4"), ranks_per_node=5) == (
+        "--ranks_per_node 5: beyond the 4 of a node (gres: gpu:4); choose at most that"
+    )
+
+
+def test_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    local = ClusterFile(kind="local", name="local")
+    monkeypatch.setattr(clusters, "count_gpus", lambda: 0)
+    assert probed(local) == (1, 1, "cpu")
+    assert probed(local, ranks_per_node=7) == (1, 7, "cpu")
+    assert probed(replace(local, ranks_per_node=3)) == (1, 3, "cpu")
+    assert not_probed(local, nodes=2) == ("--nodes 2: the local cluster is one machine; choose 1, or --cluster slurm")
+    assert not_probed(replace(local, device="cuda")) == (
+        "--cluster local: asks for device cuda, but this machine has no GPU"
+    )
+    monkeypatch.setattr(clusters, "count_gpus", lambda: 4)
+    assert probed(local) == (1, 4, "cuda")
+    assert probed(local, ranks_per_node=2) == (1, 2, "cuda")
+    assert probed(replace(local, device="cpu")) == (1, 1, "cpu")
+    assert not_probed(local, ranks_per_node=5) == (
+        "--ranks_per_node 5: beyond the 4 of a node (this machine's GPUs); choose at most that"
+    )
+
+
+def test_hosts_give_their_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clusters, "count_gpus", lambda: 0)
+    (tmp_path / "hosts").write_text("a slots=4\nb slots=2\nc slots=8\n")
+    file = ClusterFile(kind="hostfile", hostfile=str(tmp_path / "hosts"))
+    assert probed(file) == (1, 4, "cpu")
+    assert probed(file, nodes=2) == (2, 2, "cpu")  # the least of those that take part
+    assert probed(replace(file, device="cuda"), nodes=3, ranks_per_node=1) == (3, 1, "cuda")
+    assert probed(replace(file, ranks_per_node=2), nodes=3) == (3, 2, "cpu")
+    assert not_probed(file, nodes=4) == f"--nodes 4: {tmp_path}/hosts lists 3; choose at most that"
+    assert not_probed(file, nodes=3, ranks_per_node=3) == (
+        f"--ranks_per_node 3: beyond the 2 of a node (slots in {tmp_path}/hosts); choose at most that"
+    )
+    monkeypatch.setattr(clusters, "count_gpus", lambda: 2)
+    assert probed(file, nodes=2) == (2, 2, "cuda")
+
+
+# --- hostfiles
+
+
+def listed(tmp_path: Path, text: str) -> list[Host]:
+    (tmp_path / "hosts").write_text(text)
+    return hosts(ClusterFile(kind="hostfile", hostfile=str(tmp_path / "hosts")))
+
+
+def test_lines_of_a_hostfile(tmp_path: Path) -> None:
+    text = """# DeepSpeed's form
+worker-1 slots=8
+
+worker-2.example.org   slots = 4   # the old one
+me@127.0.0.2 slots=1
+[::1] slots=2
+fe80::1
+plain
+"""
+    assert listed(tmp_path, text) == [
+        Host("worker-1", 8), Host("worker-2.example.org", 4), Host("me@127.0.0.2", 1), Host("[::1]", 2),
+        Host("fe80::1", 1), Host("plain", 1),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a slots=2\nb slots=none\n", " line 2: 'b slots=none' is no host; write host slots=N"),
+        ("a slots=0\n", " line 1: 'a slots=0' is no host; write host slots=N"),
+        ("a slots=-1\n", " line 1: 'a slots=-1' is no host; write host slots=N"),
+        ("# x\n\na 8\n", " line 3: 'a 8' is no host; write host slots=N"),
+        ("a slots=2 b slots=2\n", " line 1: 'a slots=2 b slots=2' is no host; write host slots=N"),
+        ("-oProxyCommand=reboot slots=1\n", " line 1: '-oProxyCommand=reboot slots=1' is no host; write host slots=N"),
+        ("-lroot\n", " line 1: '-lroot' is no host; write host slots=N"),
+        ("$(reboot) slots=1\n", " line 1: '$(reboot) slots=1' is no host; write host slots=N"),
+        ("a;reboot slots=1\n", " line 1: 'a;reboot slots=1' is no host; write host slots=N"),
+        ("a slots=2\nb\na slots=4\n", " line 3: a is there twice; raise its slots instead"),
+        ("# nothing\n\n", ": lists no hosts; write one 'host slots=N' a line"),
+    ],
+)
+def test_mistakes_name_file_and_line(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError) as error:
+        listed(tmp_path, text)
+    assert str(error.value) == f"hostfile {tmp_path}/hosts{message}"
+
+
+def test_a_hostfile_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ValueError) as error:
+        hosts(ClusterFile(kind="hostfile", hostfile=str(tmp_path / "hosts")))
+    assert str(error.value) == (
+        f"hostfile {tmp_path}/hosts: not found; write one 'host slots=N' a line, or name it in the cluster's file"
+    )
+
+
+# --- flags in the place of the file's own
+
+
+def test_flags_win_over_the_file(tmp_path: Path) -> None:
+    file = written(tmp_path, "kind: slurm\ntime: 10\npartition: long\n")
+    found = cluster_of(file, None, None)
+    assert (found.time, found.partition) == ("10", "long")
+    found = cluster_of(file, "1-0", "short")
+    assert (found.time, found.partition, found.name) == ("1-0", "short", "mine")
+    with pytest.raises(ValueError, match="time: 'x' is no time"):
+        cluster_of(file, "x", None)
+    with pytest.raises(ValueError, match=r"partition: .* holds a control character"):
+        cluster_of(file, None, "short\n#SBATCH --uid=0")
+
+
+def test_launch_options_are_taken_from_among_others() -> None:
+    assert LaunchOptions.of({}) == LaunchOptions()
+    found = LaunchOptions.of({"wait": True, "json": True, "time": "5", "config": None, "then": "eval"})
+    assert found == LaunchOptions(wait=True, time="5", then="eval")
+
+
+# --- variables of the ranks
+
+PLAN = Plan(
+    model="tiny", cluster="local", device="cpu", nodes=1, ranks_per_node=2, ranks=2, batch_size=4, micro_batch_size=2,
+    accumulation=1, dtype="bf16", engine="torch", strategy="ddp", strategy_reason="", seq_len=8, samples=4, trainable=4,
+    sealed=0, counts_exact=True, steps=1, epochs=1.0, warmup_steps=0, save_steps=(0, 1),
+)  # fmt: skip
+LOCAL = ClusterFile(kind="local")
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Nothing set that the ranks' variables depend on; eight cores."""
+    for name in ("OMP_NUM_THREADS", "TORCH_EXTENSIONS_DIR", "WELLREAD_MODELS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    return monkeypatch
+
+
+def test_the_ranks_get_these_variables_and_no_others(bare: pytest.MonkeyPatch) -> None:
+    bare.setenv("HF_TOKEN", "not for the ranks' list")
+    bare.setenv("AWS_SECRET_ACCESS_KEY", "nor this")
+    found = environment(PLAN, replace(LOCAL, python="/opt/venv/bin/python"))
+    assert found == {
+        "OMP_NUM_THREADS": "4",
+        "TORCH_EXTENSIONS_DIR": "/opt/venv/torch_extensions",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONFAULTHANDLER": "1",
+        "DS_ACCELERATOR": "cpu",
+    }
+
+
+def test_the_accelerator_is_named_on_cpu_alone(bare: pytest.MonkeyPatch) -> None:
+    assert environment(PLAN, LOCAL)["DS_ACCELERATOR"] == "cpu"
+    assert "DS_ACCELERATOR" not in environment(replace(PLAN, device="cuda"), LOCAL)
+
+
+def test_threads_share_the_cores(bare: pytest.MonkeyPatch) -> None:
+    def threads(ranks: int, file: ClusterFile) -> str:
+        return environment(replace(PLAN, ranks_per_node=ranks), file)["OMP_NUM_THREADS"]
+
+    assert [threads(n, LOCAL) for n in (1, 3, 8, 9)] == ["8", "2", "1", "1"]
+    assert threads(2, ClusterFile(kind="slurm")) == "1"  # this machine's cores say nothing of the nodes'
+    assert threads(2, ClusterFile(kind="slurm", cpus_per_rank=12)) == "12"
+    bare.setenv("OMP_NUM_THREADS", "5")
+    assert threads(1, LOCAL) == threads(1, ClusterFile(kind="slurm", cpus_per_rank=12)) == "5"
+
+
+def test_folders_of_models_are_made_absolute(bare: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    bare.chdir(tmp_path)
+    bare.setenv("HOME", str(tmp_path / "home"))
+    bare.setenv("WELLREAD_MODELS", os.pathsep.join(["models", "", "/srv/models", "~/mine"]))
+    assert environment(PLAN, LOCAL)["WELLREAD_MODELS"].split(os.pathsep) == [
+        f"{tmp_path}/models", "/srv/models", f"{tmp_path}/home/mine",
+    ]  # fmt: skip
+
+
+def test_the_cluster_file_has_the_last_word(bare: pytest.MonkeyPatch) -> None:
+    file = replace(LOCAL, interface="eth1", environment={"OMP_NUM_THREADS": "2", "NCCL_SOCKET_IFNAME": "ib0"})
+    found = environment(PLAN, file)
+    assert (found["OMP_NUM_THREADS"], found["GLOO_SOCKET_IFNAME"], found["NCCL_SOCKET_IFNAME"]) == ("2", "eth1", "ib0")
+
+
+def test_a_probe_is_what_a_plan_takes() -> None:
+    assert probe(RunConfig(nodes=2), ClusterFile(kind="slurm", gres="gpu:2")) == Cluster(
+        kind="slurm", nodes=2, ranks_per_node=2, device="cuda"
+    )

@@ -1,0 +1,156 @@
+"""`launch.local`: real ranks under torch's elastic agent; how they are asked to stop, and ended."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from launch.local import ASKED, likely_cause
+
+PATIENCE = 120.0
+LAUNCHER = """
+import sys
+from pathlib import Path
+from launch import local
+folder, text = sys.argv[1:]
+sys.exit(local.start(["-c", text, folder], 2, {}, Path.cwd()))
+"""
+BEGIN = """
+import os, signal, sys, time
+from pathlib import Path
+folder, rank = Path(sys.argv[1]), os.environ["RANK"]
+"""
+READY = """
+(folder / f".{rank}").write_text(str(os.getpid()))
+os.rename(folder / f".{rank}", folder / rank)
+"""
+SAVING = """
+def save(number, frame):
+    time.sleep(1.5)
+    (folder / f"saved-{rank}").write_text(signal.Signals(number).name)
+    sys.exit(128 + number)
+signal.signal(signal.SIGTERM, save)
+signal.signal(signal.SIGINT, save)
+"""
+DEAF = """
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+"""
+WAITING = """
+while True:
+    time.sleep(1)
+"""
+MEETING = """
+import torch.distributed as dist
+dist.init_process_group("gloo")
+dist.barrier()
+"""
+COLLECTIVE = """
+if rank == "0":
+    dist.barrier()
+"""
+
+
+def launched(folder: Path, *rank: str) -> subprocess.Popen[str]:
+    """Two ranks that run this text, once both are ready."""
+    command = [sys.executable, "-c", LAUNCHER, str(folder), BEGIN + "".join(rank)]
+    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until(lambda: (folder / "0").exists() and (folder / "1").exists(), launcher)
+    return launcher
+
+
+def until(holds: Callable[[], object], launcher: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        assert launcher.poll() is None, launcher.communicate()
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def ranks(folder: Path) -> list[psutil.Process]:
+    return [psutil.Process(int((folder / name).read_text())) for name in ("0", "1")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "passed_on"),
+    [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT"), (signal.SIGHUP, "SIGTERM")],  # ranks know no SIGHUP
+)
+def test_one_signal_lets_the_ranks_save(number: signal.Signals, passed_on: str, tmp_path: Path) -> None:
+    launcher = launched(tmp_path, SAVING, READY, WAITING)
+    launcher.send_signal(number)
+    _, told = launcher.communicate(timeout=PATIENCE)
+    assert (launcher.returncode, told) == (128 + number, ASKED)
+    assert [(tmp_path / f"saved-{rank}").read_text() for rank in (0, 1)] == [passed_on] * 2
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_deaf_ranks_at_once(tmp_path: Path) -> None:
+    launcher = launched(tmp_path, DEAF, READY, WAITING)
+    victims = ranks(tmp_path)
+    launcher.send_signal(signal.SIGINT)
+    time.sleep(2)
+    assert launcher.poll() is None
+    assert all(victim.is_running() for victim in victims)
+    began = time.monotonic()
+    launcher.send_signal(signal.SIGINT)
+    _, told = launcher.communicate(timeout=PATIENCE)
+    assert (launcher.returncode, told) == (130, ASKED)
+    assert time.monotonic() - began < 10
+    assert not any(victim.is_running() for victim in victims)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("deaf", "seconds"),
+    [("", 15), (DEAF, 60)],  # deaf, like a rank that waits inside NCCL: elastic kills it 30 s after it has asked
+    ids=["gloo", "deaf"],
+)
+def test_a_killed_rank_ends_its_peer_in_a_collective(deaf: str, seconds: float, tmp_path: Path) -> None:
+    waiting = WAITING if deaf else COLLECTIVE + WAITING
+    launcher = launched(tmp_path, MEETING, deaf, READY, waiting)
+    victims = ranks(tmp_path)
+    time.sleep(0.5)
+    began = time.monotonic()
+    victims[1].kill()
+    _, told = launcher.communicate(timeout=PATIENCE)
+    print(f"ended after {time.monotonic() - began:.1f} s")
+    assert launcher.returncode == 128 + signal.SIGKILL
+    assert "rank 1 was ended by signal 9 (SIGKILL)" in told
+    assert time.monotonic() - began < seconds
+    assert not any(victim.is_running() for victim in victims)
+
+
+@pytest.mark.parametrize(
+    ("codes", "cause"),
+    [
+        ({0: 1, 1: -9}, 1),  # killed; the other fails because it is gone
+        ({0: -15, 1: 1}, 1),  # asked to end because the other failed
+        ({0: 1, 1: 2}, 1),  # what a user can mend was no consequence
+        ({0: -15, 1: -6}, 1),
+        ({0: 1, 1: 1}, 0),
+        ({0: 143, 1: 137}, 1),  # as a node's agent tells it
+        ({1: 1, 0: 143}, 1),
+    ],
+)
+def test_the_code_that_tells_why(codes: dict[int, int], cause: int) -> None:
+    assert likely_cause(codes) == (cause, codes[cause])
+
+
+def test_a_signal_that_nohup_has_ignored_stays_ignored() -> None:
+    text = """
+import os, signal
+from launch import local
+with local.stop_signals(lambda number, frame: print(number)):
+    os.kill(os.getpid(), signal.SIGHUP)
+    os.kill(os.getpid(), signal.SIGTERM)
+print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
+"""
+    done = subprocess.run(["nohup", sys.executable, "-c", text], stdout=subprocess.PIPE, text=True, env=os.environ)
+    assert done.stdout.split() == [str(int(signal.SIGTERM)), "True"]

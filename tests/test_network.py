@@ -1,0 +1,66 @@
+"""Addresses and interfaces between nodes; the loopback stands for a network."""
+
+from __future__ import annotations
+
+import socket
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from launch import network
+from launch.network import own_address, source_address, with_interface
+
+BOTH = {"GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"}
+
+
+@pytest.fixture(autouse=True)
+def unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in BOTH:
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_one_node_meets_itself_on_the_loopback() -> None:
+    assert own_address(["a-host-that-nobody-knows.invalid"]) == "127.0.0.1"
+
+
+def test_the_address_is_the_one_on_the_route_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(network, "source_address", lambda host: asked.append(host) or "192.0.2.7")
+    assert own_address(["n1", "n2", "n3"]) == "192.0.2.7"
+    assert asked == ["n2"]
+
+
+def test_the_route_to_the_loopback() -> None:
+    assert source_address("127.0.0.1") == source_address("localhost") == source_address("127.0.0.9") == "127.0.0.1"
+
+
+def test_an_unknown_host() -> None:
+    with pytest.raises(OSError):
+        source_address("a-host-that-nobody-knows.invalid")
+
+
+def test_the_interface_is_named_unless_somebody_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = with_interface({"A": "b"}, "127.0.0.1")
+    assert found.pop("A") == "b"
+    assert set(found) == BOTH
+    addresses = {a.address for a in psutil.net_if_addrs()[found["GLOO_SOCKET_IFNAME"]] if a.family == socket.AF_INET}
+    assert "127.0.0.1" in addresses
+    assert len(set(found.values())) == 1
+
+    chosen = {"NCCL_SOCKET_IFNAME": "ib0"}
+    assert with_interface(chosen, "127.0.0.1") == chosen
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")
+    assert with_interface({"A": "b"}, "127.0.0.1") == {"A": "b"}
+
+
+def test_the_interface_that_has_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interface(*addresses: str) -> list[SimpleNamespace]:
+        return [SimpleNamespace(address=address) for address in addresses]
+
+    monkeypatch.setattr(network, "source_address", lambda host: "192.0.2.7")
+    there = {"lo": interface("127.0.0.1"), "eth0": interface("198.51.100.1"), "ib0": interface("fe80::1", "192.0.2.7")}
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: there)
+    assert with_interface({}, "n2") == dict.fromkeys(BOTH, "ib0")
+    del there["ib0"]
+    assert with_interface({}, "n2") == {}

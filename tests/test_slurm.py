@@ -1,0 +1,429 @@
+"""Runs on the real development cluster: two nodes with a network of their own, and everything that can go wrong there.
+
+``eval "$(make -s slurm-up)"`` starts the cluster. Each test leaves both nodes in service and no job behind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from conftest import ROOT, Program, missing
+
+from wellread.record import COLUMNS, Record
+from wellread.runs import RunDirectory
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL"}
+SMALL = "--data sample --batch_size 8 --seq_len 64 --dtype fp32 --nodes 2 --ranks_per_node 1"
+EXACT = [name for name in COLUMNS if name != "loss"]
+FIRST_PORT, PORTS = 20_000, 20_000
+
+
+def call(*command: object, check: bool = True) -> str:
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=120, check=False)
+    assert not check or done.returncode == 0, f"{command} gave {done.returncode}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def until(what: str, holds: Callable[[], Any], seconds: float = 150) -> Any:
+    """The first true answer of `holds`."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if answer := holds():
+            return answer
+        time.sleep(0.2)
+    pytest.fail(f"{what}: not within {seconds:.0f} s")
+
+
+class Launched:
+    """A run on the cluster, and what SLURM and its files say of it."""
+
+    def __init__(self, program: Program, out: Path, flags: list[object], cluster: Path | str) -> None:
+        self.program, self.path = program, out
+        self.flags = [*flags, "--out", out, "--cluster", cluster]
+
+    def launch(self, *more: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return self.program("launch", "run", "finetune", *self.flags, *more, check=check)
+
+    @property
+    def job(self) -> str:
+        jobs = json.loads((self.path / "submit" / "jobs.json").read_text())
+        return str([job["id"] for job in jobs if job["kind"] == "finetune"][-1])
+
+    def state(self) -> str:
+        found = re.search(r"JobState=(\S+)", call("scontrol", "show", "job", self.job))
+        assert found
+        return found.group(1)
+
+    def status(self) -> dict[str, Any]:
+        done = self.program("launch", "status", self.path, "--json", check=True)
+        answer: dict[str, Any] = json.loads(done.stdout)[0]
+        return answer
+
+    def log(self, attempt: int) -> str:
+        path = self.path / "log" / f"attempt-{attempt:03d}-rank-0.log"
+        return path.read_text() if path.exists() else ""
+
+    def attempts(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = RunDirectory(self.path).manifest()["attempts"]
+        return found
+
+    def await_log(self, attempt: int, text: str, seconds: float = 150) -> str:
+        found: str = until(
+            f"{text!r} in attempt {attempt}", lambda: text in self.log(attempt) and self.log(attempt), seconds
+        )
+        return found
+
+    def hurry(self) -> None:
+        """A job that was queued again waits about two minutes, unless it is told not to."""
+        call("scontrol", "update", f"JobId={self.job}", "StartTime=now", check=False)
+
+    def requeued(self, attempt: int) -> str:
+        """Wait until the job runs again as `attempt`; what its rank 0 says."""
+        until("queued again", lambda: self.state() == "PENDING" or self.log(attempt))
+        time.sleep(3)  # a start within the second of the requeue is refused by the nodes, and the job fails
+        self.hurry()
+        return self.await_log(attempt, "continuing from")
+
+    def end(self, seconds: float = 150) -> str:
+        until("the end of the job", lambda: self.state() in ENDED, seconds)
+        return self.state()
+
+    def ranks(self) -> list[psutil.Process]:
+        """Processes of the ranks, whichever node they are on, in the order of their numbers."""
+        words = f"finetune train {self.path}"
+        found = []
+        for process in psutil.process_iter(["cmdline"]):
+            with suppress(psutil.NoSuchProcess):
+                if " ".join(process.info["cmdline"] or []).endswith(words):
+                    found.append((int(process.environ()["RANK"]), process))
+        return [process for _, process in sorted(found, key=lambda pair: pair[0])]
+
+    def rows(self) -> list[dict[str, object]]:
+        listed: list[dict[str, object]] = Record.open(self.path / "record").table(EXACT).to_pylist()
+        return listed
+
+    def verified(self) -> None:
+        self.program("eval", "verify", self.path, check=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    if "SLURM_CONF" not in os.environ:
+        missing('no SLURM cluster: start one with eval "$(make -s slurm-up)"')
+    yield
+    for node in ("n1", "n2"):
+        mend(node)
+
+
+@pytest.fixture
+def start(program: Program, small_model: Path, corpora: Path, tmp_path: Path) -> Iterator[Callable[..., Launched]]:
+    """Launch a run of the small model on the cluster; it is cancelled at the end of the test."""
+    begun: list[Launched] = []
+
+    def launch(*flags: object, cluster: Path | str = "slurm", name: str = "run", wait: bool = False) -> Launched:
+        fixed = [*SMALL.split(), "--model", small_model, "--corpora", corpora]
+        run = Launched(program, tmp_path / name, [*fixed, *flags], cluster)
+        begun.append(run)
+        run.launch(*["--wait"] * wait)
+        return run
+
+    yield launch
+    for run in begun:
+        for job in json.loads((run.path / "submit" / "jobs.json").read_text()):
+            call("scancel", job["id"], check=False)
+
+
+def node(verb: str, name: str) -> None:
+    call(ROOT / "scripts" / "slurm_node.sh", verb, name)
+
+
+def mend(name: str) -> None:
+    node("mend", name)
+    until(
+        f"{name} in service",
+        lambda: re.search(r"State=(IDLE|MIXED|ALLOCATED)\b(?!\S*\*)", call("scontrol", "show", "node", name)),
+    )
+
+
+# ---- the same run, on two nodes
+
+
+@pytest.fixture(scope="module")
+def pair(program: Program, tmp_path_factory: pytest.TempPathFactory, corpora: Path) -> Iterator[Launched]:
+    """`tiny_run` again, on two nodes under zero3 with CPU offload; its port is taken, and its name needs quotes."""
+    next_job = int(re.search(r"NEXT_JOB_ID\s*=\s*(\d+)", call("scontrol", "show", "config")).group(1))  # type: ignore[union-attr]
+    port = FIRST_PORT + next_job * 31 % PORTS
+    bind = f"s = socket.socket(); s.bind(('', {port})); s.listen(); print(flush=True)"
+    taken = f"import socket, time; {bind}; time.sleep(600)"
+    holder = subprocess.Popen(
+        ["nsenter", "--net=/run/netns/wellread-n1", sys.executable, "-c", taken], stdout=subprocess.PIPE
+    )
+    assert holder.stdout
+    holder.stdout.readline()
+    out = tmp_path_factory.mktemp("pair") / 'it\'s $(touch broken) a "run"; #1'
+    flags = "--steps 12 --save_every 4 --keep_states 4 --nodes 2 --ranks_per_node 1 --strategy zero3-offload --time 20"
+    run = Launched(program, out, [*flags.split(), "--corpora", corpora], "slurm")
+    try:
+        run.planned = json.loads(  # type: ignore[attr-defined]
+            program("launch", "plan", "finetune", *run.flags, "--json", check=True).stdout
+        )
+        run.shown = run.launch("--wait")  # type: ignore[attr-defined]
+        yield run
+    finally:
+        holder.kill()
+        holder.communicate()
+
+
+def test_two_nodes_read_what_one_machine_reads(pair: Launched, tiny_run: RunDirectory) -> None:
+    columns = ["loss", *EXACT]
+    here, there = Record.open(tiny_run.record).table(columns), Record.open(pair.path / "record").table(columns)
+    assert there.select(EXACT).equals(here.select(EXACT))
+    assert (
+        json.loads((pair.path / "record/head.json").read_text())["head"]
+        == json.loads((tiny_run.record / "head.json").read_text())["head"]
+    )
+    losses = [np.array(table.column("loss")) for table in (here, there)]
+    assert np.abs(losses[0] - losses[1]).max() < 0.05  # bf16, rounded differently by the two engines
+    (attempt,) = pair.attempts()
+    assert attempt["hosts"] == ["n1", "n2"]
+    assert (attempt["ranks"], attempt["nodes"], attempt["exit_code"]) == (2, 2, 0)
+    pair.verified()
+
+
+def test_what_was_planned_is_what_was_submitted(pair: Launched) -> None:
+    script = pair.path / "submit" / f"{pair.job}_submission.sh"
+    assert script.read_text() == pair.planned["sbatch"]  # type: ignore[attr-defined]
+    assert f"JobName={pair.path.name}" in call("scontrol", "show", "job", pair.job)
+    assert not list(ROOT.glob("broken")) + list(pair.path.parent.rglob("broken"))
+
+
+def test_a_taken_port_is_passed_over(pair: Launched) -> None:
+    meeting = json.loads((pair.path / "submit" / f"{pair.job}-0.meeting.json").read_text())
+    assert meeting["port"] == FIRST_PORT + int(pair.job) * 31 % PORTS + 1
+
+
+def test_the_follower_shows_states_and_steps(pair: Launched) -> None:
+    shown = pair.shown  # type: ignore[attr-defined]
+    assert "step 12/12" in shown.stdout
+    assert f"job {pair.job}: completed on n[1-2]" in shown.stderr
+
+
+def test_the_same_command_again_says_finished(pair: Launched) -> None:
+    done = pair.launch()
+    assert "is finished: step 12 of 12; nothing to do" in done.stdout
+    assert len(json.loads((pair.path / "submit" / "jobs.json").read_text())) == 1
+    assert pair.status()["state"] == "finished"
+
+
+# ---- asked to stop, by the queue
+
+
+def test_pending_running_requeued_done(start: Callable[..., Launched], tmp_path: Path) -> None:
+    """USR2 in mid-run queues the job again; the follower's death changes nothing; each batch is in the record once."""
+    later = tmp_path / "later.yaml"
+    later.write_text("kind: slurm\ntime: 30\nsbatch:\n  begin: now+8\n")
+    run = start("--steps", 1500, "--save_every", 1000, cluster=later)
+    assert run.status()["state"] == "pending"
+    again = run.launch()
+    assert "is pending already; nothing to submit" in again.stdout
+    follower = subprocess.Popen(
+        [sys.executable, "-m", "launch", "run", "finetune", *map(str, run.flags), "--wait"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert follower.stdout
+    run.hurry()
+    assert any("step" in line for line in follower.stdout)
+    follower.kill()
+    follower.communicate()
+    run.await_log(1, "step  200/")
+    status = run.status()
+    assert (status["state"], status["steps"]) == ("running", 1500)
+    assert run.job in status["where"]
+    call("scancel", "--signal=USR2", run.job)
+    until("the stop", lambda: "stopped by SIGUSR2" in run.log(1))
+    saved = int(re.search(r"stopped by SIGUSR2 at step (\d+), saved", run.log(1)).group(1))  # type: ignore[union-attr]
+    until("queued again", lambda: run.state() == "PENDING")
+    status = run.status()
+    assert (status["state"], status["last_checkpoint"]) == ("requeued", saved)
+    assert f"continuing from step-{saved:08d}" in run.requeued(2)
+    assert run.end() == "COMPLETED"
+    assert [attempt["exit_code"] for attempt in run.attempts()] == [128 + signal.SIGUSR2, 0]
+    assert run.status()["state"] == "finished"
+    rows = run.rows()
+    assert [row["batch_id"] for row in rows] == [batch for batch in range(1500) for _ in range(8)]
+    run.verified()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def limited(
+    program: Program, small_model: Path, tmp_path_factory: pytest.TempPathFactory, corpora: Path
+) -> Iterator[Launched]:
+    """Begun before all others, for it takes two minutes: a run without end whose job may take no longer than that."""
+    folder = tmp_path_factory.mktemp("limited")
+    file = folder / "two-minutes.yaml"
+    file.write_text("kind: slurm\ntime: '2:00'\nsignal_delay: 20\nsbatch: {nodelist: n1}\n")
+    flags = "--data sample --batch_size 8 --seq_len 64 --dtype fp32 --nodes 1 --ranks_per_node 2 --steps 1000000"
+    more = ["--save_every", 500_000, "--log_every", 1000, "--model", small_model, "--corpora", corpora]
+    run = Launched(program, folder / "run", [*flags.split(), *more], file)
+    run.launch()
+
+    def be_nice() -> None:
+        """The other tests go first."""
+        for _ in range(300):
+            for process in run.ranks():
+                process.nice(19)
+            time.sleep(0.5)
+
+    threading.Thread(target=be_nice, daemon=True).start()
+    yield run
+    call("scancel", run.job, check=False)
+
+
+# ---- what fails
+
+
+def test_refused_by_slurm(program: Program, small_model: Path, corpora: Path, tmp_path: Path) -> None:
+    flags = [*SMALL.split(), "--model", small_model, "--corpora", corpora, "--out", tmp_path / "run", "--steps", 3]
+    done = program("launch", "run", "finetune", *flags, "--cluster", "slurm", "--partition", "nowhere")
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert "SLURM refuses the job: invalid partition specified: nowhere" in line
+    assert not list((tmp_path / "run" / "submit").iterdir())
+
+
+def test_a_job_that_fails_brings_back_its_first_error(
+    start: Callable[..., Launched], program: Program, corpora: Path, tmp_path: Path
+) -> None:
+    """A token beyond the vocabulary, somewhere inside the corpus."""
+    own = tmp_path / "corpora"
+    shutil.copytree(corpora, own)
+    for tokens in own.glob("*/tokens.bin"):
+        np.memmap(tokens, dtype="<u2", mode="r+")[:] = 60_000
+    with pytest.raises(pytest.fail.Exception, match="out of range"):
+        start("--steps", 30, "--corpora", own, wait=True)
+    run = Launched(program, tmp_path / "run", [], "slurm")
+    assert run.state() == "FAILED"
+    (attempt,) = run.attempts()
+    status = run.status()
+    assert (status["state"], attempt["exit_code"]) == ("failed", 1)
+    assert "index out of range" in status["first_error"]["error"]
+    logs = program("launch", "logs", run.path, check=True)
+    assert "index out of range" in logs.stdout.splitlines()[0] + logs.stderr
+
+
+def test_lost_processes_cost_what_was_not_saved(start: Callable[..., Launched], program: Program) -> None:
+    """kill -9 of a rank, then of SLURM's own process on a node: queued again, resumed; cancel saves and ends."""
+    run = start("--steps", 100_000, "--save_every", 50)
+    run.await_log(1, "saved step-00000100")
+    run.ranks()[1].kill()
+    assert "continuing from step-" in run.requeued(2)
+    assert "ended by signal 9 (SIGKILL)" in (run.path / "log/attempt-001-rank-1.error.json").read_text()
+    first = int(re.search(r"continuing from step-(\d+)", run.log(2)).group(1))  # type: ignore[union-attr]
+    assert first >= 100
+    run.await_log(2, f"saved step-{first + 100:08d}")
+    (task,) = [parent for parent in run.ranks()[1].parents() if "submitit" in " ".join(parent.cmdline())][:1]
+    daemon = task.parent()
+    assert daemon
+    assert "slurmstepd" in daemon.cmdline()[0]
+    daemon.kill()
+    until("the end of the step's ranks", lambda: len(run.attempts()) > 2 or not run.ranks())
+    assert "continuing from step-" in run.requeued(3)
+    run.await_log(3, "\nstep")
+    done = program("launch", "cancel", run.path, check=True, timeout=120)
+    assert "saved" in done.stdout + done.stderr
+    assert run.end() in ("FAILED", "CANCELLED")
+    status = run.status()
+    assert status["state"] == "stopped"
+    assert status["step"] == status["last_checkpoint"] == len(run.rows()) // 8
+    run.verified()
+
+
+def test_a_node_cut_off_for_a_minute_and_for_good(start: Callable[..., Launched], program: Program) -> None:
+    run = start("--steps", 100_000, "--save_every", 50)
+    run.await_log(1, "saved step-00000050")
+    node("cut", "n2")
+    began = time.monotonic()
+    until("the job is taken from the lost node", lambda: run.state() != "RUNNING")
+    time.sleep(max(0, 60 - (time.monotonic() - began)))
+    mend("n2")
+    assert "continuing from step-" in run.requeued(2)
+    first = int(re.search(r"continuing from step-(\d+)", run.log(2)).group(1))  # type: ignore[union-attr]
+    run.await_log(2, f"saved step-{first + 50:08d}")
+    node("cut", "n2")
+    until("the job is taken from the lost node", lambda: run.state() == "PENDING")
+    done = program("launch", "cancel", run.path, check=True, timeout=120)
+    assert "cancelled" in done.stdout
+    saved = max(int(path.name[5:]) for path in (run.path / "checkpoints").glob("step-*"))
+    flags = ["--nodes", 1, "--ranks_per_node", 2]
+    run.launch(*flags)
+    assert f"continuing from step-{saved:08d}" in run.await_log(3, "continuing from")
+    run.await_log(3, f"saved step-{saved + 50:08d}")
+    assert run.attempts()[-1]["hosts"] == ["n1"]
+    program("launch", "cancel", run.path, check=True, timeout=120)
+    run.verified()
+    mend("n2")
+
+
+# ---- more jobs than one
+
+
+def test_eight_evaluations_two_at_a_time(program: Program, small_model: Path, corpora: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    flags = f"--data sample --batch_size 8 --seq_len 64 --dtype fp32 --steps 14 --save_every 2 --out {out}".split()
+    program("launch", "run", "finetune", *flags, "--model", small_model, "--corpora", corpora, check=True)
+    more = ["--cluster", "slurm", "--fan_out", "--array_parallelism", 2, "--bootstrap", 100, "--wait"]
+    program("launch", "run", "eval", "membership", out, *more, check=True, timeout=280)
+    parts, last = json.loads((out / "submit" / "jobs.json").read_text())
+    assert parts["tasks"] == 8
+    shown = call("sacct", "-X", "-n", "-P", "-j", parts["id"], "-o", "State,Start,End")
+    times = [line.split("|") for line in shown.split()]
+    assert [state for state, _, _ in times] == ["COMPLETED"] * 8
+    assert max(sum(start <= moment < end for _, start, end in times) for _, moment, _ in times) <= 2
+    assert "COMPLETED" in call("sacct", "-X", "-n", "-P", "-j", last["id"], "-o", "State")
+    assert len(list((out / "eval" / "scores").glob("*.parquet"))) == 8
+    assert (out / "report" / "index.html").exists()
+
+
+def test_cancelling_what_waits_takes_its_evaluation_along(
+    start: Callable[..., Launched], program: Program, tmp_path: Path
+) -> None:
+    later = tmp_path / "later.yaml"
+    later.write_text("kind: slurm\nsbatch: {begin: now+600}\n")
+    run = start("--steps", 5, "--then", "eval", cluster=later)
+    first, second = json.loads((run.path / "submit" / "jobs.json").read_text())
+    assert f"afterok:{first['id']}" in call("scontrol", "show", "job", second["id"])
+    program("launch", "cancel", run.path, check=True)
+    for job in (first, second):
+        assert "JobState=CANCELLED" in call("scontrol", "show", "job", job["id"])
+    assert "nothing to cancel" in program("launch", "cancel", run.path, check=True).stdout
+
+
+def test_a_time_limit_is_a_pause(limited: Launched, program: Program) -> None:
+    """After two minutes: saved within the twenty seconds that are left, queued again, resumed, nothing read twice."""
+    until("the end of its time", lambda: "stopped by SIGUSR2" in limited.log(1), 200)
+    assert "continuing from step-" in limited.requeued(2)
+    limited.await_log(2, "\nstep")
+    program("launch", "cancel", limited.path, check=True, timeout=120)
+    first, second = limited.attempts()
+    assert (first["exit_code"], second["exit_code"]) == (128 + signal.SIGUSR2, 128 + signal.SIGTERM)
+    batches = [row["batch_id"] for row in limited.rows()][::8]
+    assert batches == list(range(len(batches)))
+    limited.verified()

@@ -1,0 +1,343 @@
+"""The parts of a SLURM task that need no SLURM: its port, its signals, where ranks meet, and the process of a rank."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launch import slurm_task
+from launch.slurm_task import FIRST_PORT, PORTS, Child, CommandTask, Meeting, RankTask, Signals, free_port
+from wellread.runs import RunDirectory, write_json
+
+# --- ports
+
+
+def distance(port: int, job: int, restart: int = 0) -> int:
+    """How far a port lies behind the first one of a job; other programs on this machine may hold some in between."""
+    return (port - FIRST_PORT - job * 31 - restart) % PORTS
+
+
+def test_the_port_follows_from_the_job() -> None:
+    for job in (1, 4711, 10**9):
+        assert free_port(str(job), 0) >= FIRST_PORT
+        assert free_port(str(job), 0) < FIRST_PORT + PORTS
+        assert distance(free_port(str(job), 0), job) < 9
+        assert distance(free_port(str(job), 3), job, restart=3) < 9
+    assert free_port("4711", 0) == free_port("4711", 0)
+    assert abs(free_port("4711", 0) - free_port("4712", 0)) > 9  # neighbours in the queue do not meet
+    assert distance(free_port("58_3", 0), 583) < 9
+
+
+@pytest.mark.parametrize("address", ["", "127.0.0.1"])
+@pytest.mark.parametrize("listening", [True, False])
+def test_a_port_that_is_taken_is_passed_over(address: str, listening: bool) -> None:
+    taken = free_port("4711", 0)
+    with socket.socket() as other:
+        other.bind((address, taken))
+        if listening:
+            other.listen()
+        found = free_port("4711", 0)
+        assert found != taken
+        assert distance(found, 4711) in range(1, 12)
+    assert free_port("4711", 0) == taken
+
+
+def test_the_last_port_is_followed_by_the_first() -> None:
+    job = 19_999 * pow(31, -1, PORTS) % PORTS
+    with socket.socket() as other:
+        with suppress(OSError):  # taken by somebody else, which is as good
+            other.bind(("", FIRST_PORT + PORTS - 1))
+        assert free_port(str(job), 0) - FIRST_PORT in range(9)
+
+
+def test_no_free_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def bind(_: socket.socket, address: tuple[str, int]) -> None:
+        tried.append(address[1])
+        raise OSError(98, "Address already in use")
+
+    monkeypatch.setattr(socket, "socket", type("Full", (socket.socket,), {"bind": bind}))
+    with pytest.raises(RuntimeError, match="no free port among 100 from 20031 on "):
+        free_port("1", 0)
+    assert tried == list(range(20_031, 20_131))
+
+
+@given(st.integers(0, 2**32), st.integers(0, 50))
+def test_any_job_has_a_port(job: int, restart: int) -> None:
+    assert free_port(str(job), restart) in range(FIRST_PORT, FIRST_PORT + PORTS)
+
+
+# --- signals
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """This process's own handlers are back afterwards."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_signals_are_remembered_and_handed_back(handlers: None) -> None:
+    called: list[tuple[int, object]] = []
+    signal.signal(signal.SIGUSR2, lambda number, frame: called.append((number, frame)))
+    asked = Signals()
+    assert asked.number == 0
+    os.kill(os.getpid(), signal.SIGUSR2)
+    assert (asked.number, called) == (signal.SIGUSR2, [])  # submitit would act at once
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert asked.number == signal.SIGTERM
+    asked.hand_back()
+    assert called == [(signal.SIGUSR2, None)]
+
+
+def test_without_submitit_there_is_nobody_to_hand_back_to(handlers: None) -> None:
+    signal.signal(signal.SIGUSR2, signal.SIG_DFL)
+    with pytest.raises(AssertionError, match="submitit installs its handler"):
+        Signals().hand_back()
+
+
+# --- meeting
+
+
+def test_ranks_wait_for_the_meeting_place(tmp_path: Path) -> None:
+    meeting, file = Meeting(address="127.0.0.1", port=21_000, attempt=3), tmp_path / "meeting.json"
+    later = threading.Timer(0.4, write_json, (file, vars(meeting)))
+    later.start()
+    assert slurm_task._await_meeting(file) == meeting
+    later.join()
+
+
+def test_a_meeting_that_nobody_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm_task, "SECONDS_TO_MEET", 0.3)
+    with pytest.raises(RuntimeError) as error:
+        slurm_task._await_meeting(tmp_path / "x.json")
+    assert str(error.value) == (
+        f"{tmp_path}/x.json did not appear within 0.3 s: is the run directory on a shared filesystem?"
+    )
+
+
+def test_each_start_meets_in_a_file_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = RankTask(run="/runs/x", arguments=(), variables={}, requeues=0, limit=60)
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    assert str(task._meeting_file(job())) == "/runs/x/submit/77-0.meeting.json"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    assert str(task._meeting_file(job())) == "/runs/x/submit/77-2.meeting.json"
+
+
+# --- the process of a rank
+
+
+def job(rank: int = 0) -> Any:
+    """What submitit says of a job with two ranks on each of two nodes."""
+    hosts = ["n1", "n2"]
+    return SimpleNamespace(
+        job_id="77", global_rank=rank, local_rank=rank % 2, num_tasks=4, num_nodes=2, hostnames=hosts
+    )
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    (tmp_path / "log").mkdir()
+    return RunDirectory(tmp_path)
+
+
+MEETING = Meeting(address="127.0.0.1", port=21_000, attempt=2)
+
+
+def child(run: RunDirectory, text: str, rank: int = 0, limit: int = 3600) -> tuple[Child, SimpleNamespace]:
+    """A rank that runs this text, and what it is asked for."""
+    asked = SimpleNamespace(number=0)
+    task = RankTask(str(run.path), ("-c", text, str(run.path)), {"EXTRA": "a b"}, 3, limit)
+    return Child(task, job(rank), asked), asked  # type: ignore[arg-type]
+
+
+def notes(run: RunDirectory) -> dict[str, dict[str, Any]]:
+    return {path.name: json.loads(path.read_text()) for path in run.log.glob("*.error.json")}
+
+
+def until(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+TELL = """
+import json, os, sys
+from pathlib import Path
+Path(sys.argv[1], "env.json").write_text(json.dumps(dict(os.environ)))
+sys.exit(3)
+"""
+
+
+def test_a_rank_knows_its_place(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.delenv(name, raising=False)
+    rank, _ = child(run, TELL, rank=3)
+    assert rank.run(MEETING) == 3
+    found = json.loads((run.path / "env.json").read_text())
+    assert {name: found.get(name) for name in slurm_variables()} == slurm_variables()
+    assert notes(run) == {}  # the rank leaves its own
+
+
+def slurm_variables() -> dict[str, str]:
+    return {
+        "RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "21000", "WELLREAD_ATTEMPT": "2", "WELLREAD_LAUNCHER": str(os.getpid()), "EXTRA": "a b",
+        "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo",
+    }  # fmt: skip
+
+
+def test_a_killed_rank_is_noted(run: RunDirectory) -> None:
+    rank, _ = child(run, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)", rank=1)
+    assert rank.run(MEETING) == 137
+    ((name, note),) = notes(run).items()
+    assert name == "attempt-002-rank-1.error.json"
+    assert (note["rank"], note["error"], note["signal"]) == (1, "ended by signal 9 (SIGKILL)", 9)
+    assert abs(note["time"] - time.time()) < 60
+
+
+LISTENS = """
+import signal, sys, time
+from pathlib import Path
+folder = Path(sys.argv[1])
+(folder / "started").touch()
+time.sleep(0.5)
+def save(number, frame):
+    (folder / "saved").write_text(signal.Signals(number).name)
+    sys.exit(128 + number)
+for number in (signal.SIGTERM, signal.SIGUSR2):
+    signal.signal(number, save)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
+(folder / "listening").touch()
+while True:
+    time.sleep(0.1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "at"),
+    [(signal.SIGUSR2, "started"), (signal.SIGUSR2, "listening"), (signal.SIGTERM, "listening")],
+    ids=["USR2 before it listens", "USR2", "TERM"],
+)
+def test_a_rank_is_told_what_slurm_asks(number: int, at: str, run: RunDirectory) -> None:
+    rank, asked = child(run, LISTENS)
+
+    def ask() -> None:
+        until(run.path / at)
+        asked.number = number
+
+    threading.Thread(target=ask).start()
+    assert rank.run(MEETING) == 128 + number
+    assert (run.path / "saved").read_text() == signal.Signals(number).name
+    assert notes(run) == {}  # it was asked to
+
+
+DEAF = """
+import signal, sys, time
+from pathlib import Path
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+Path(sys.argv[1], "started").touch()
+time.sleep(120)
+"""
+
+
+@pytest.mark.slow
+def test_a_save_that_takes_too_long_leaves_time_to_queue_again(run: RunDirectory) -> None:
+    """The limit is near: what matters then is that the job is queued again, saved or not."""
+    rank, asked = child(run, DEAF, limit=12)
+
+    def ask() -> None:
+        until(run.path / "started")
+        asked.number = signal.SIGUSR2
+
+    threading.Thread(target=ask).start()
+    began = time.monotonic()
+    assert rank.run(MEETING) == 137
+    assert 4.5 < time.monotonic() - began < 30
+    assert notes(run) == {}
+
+
+def test_the_first_rank_waits_for_a_failed_one_no_longer_than_grace(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm_task, "GRACE", 0.5)
+    rank, _ = child(run, DEAF)
+    error = {"time": time.time(), "rank": 2, "error": "bad data", "trace": ""}
+    for attempt, delay in ((1, 0.0), (2, 1.0)):  # an error of the attempt before is old news
+        name = f"attempt-{attempt:03d}-rank-2.error.json"
+        threading.Timer(delay, write_json, (run.log / name, error)).start()
+    began = time.monotonic()
+    assert rank.run(MEETING) == 137
+    assert 1.4 < time.monotonic() - began < 30
+
+
+def test_another_rank_leaves_that_to_the_first(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm_task, "GRACE", 0.0)
+    write_json(run.log / "attempt-002-rank-2.error.json", {"time": 0, "rank": 2, "error": "bad data", "trace": ""})
+    rank, _ = child(run, "import time; time.sleep(2.5)", rank=1)
+    assert rank.run(MEETING) == 0
+
+
+# --- the task around it
+
+
+def test_a_job_is_queued_again_a_bounded_number_of_times(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], handlers: None
+) -> None:
+    (run.path / "config.yaml").write_text("{}")
+    monkeypatch.setattr("submitit.JobEnvironment", job)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "4")
+    with pytest.raises(SystemExit) as left:
+        RankTask(str(run.path), ("-c", "1/0"), {}, requeues=3, limit=60)()
+    assert left.value.code == 2
+    assert capsys.readouterr().err == ("error: queued again 4 times, 3 allowed; launch it again to continue\n")
+    assert [path.name for path in run.path.iterdir() if path.name not in ("config.yaml", "log")] == []
+
+
+def test_what_is_queued_again_is_the_same_task() -> None:
+    task = RankTask("/runs/x", ("-m", "x"), {"A": "b"}, 3, 60)
+    again = task.checkpoint()
+    assert (again.function, again.args, again.kwargs) == (task, (), {})
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("pass", 0),
+        ("import sys; sys.exit(3)", 3),
+        ("import os; os.kill(os.getpid(), 9)", 137),
+        ("import os, sys; sys.exit(os.environ['ONE'] != 'a b')", 0),
+    ],
+)
+def test_an_evaluation_ends_with_its_exit_code(text: str, code: int) -> None:
+    task = CommandTask(("-c", text), {"ONE": "a b"})
+    if code == 0:
+        assert task() == 0
+        return
+    with pytest.raises(SystemExit) as left:
+        task()
+    assert left.value.code == code
+
+
+def test_tasks_travel_as_pickles() -> None:
+    import pickle
+
+    for task in (RankTask("/runs/x", ("-m", "x"), {"A": "b"}, 3, 60), CommandTask(("-c", "pass"), {})):
+        assert pickle.loads(pickle.dumps(task)) == task
