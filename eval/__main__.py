@@ -50,15 +50,21 @@ def _membership(argv: list[str]) -> int:
     parser.add_argument("--bootstrap", type=int, default=1000, help="Resamples behind each interval.")
     parser.add_argument("--max_samples", type=int, default=2000, help="Samples scored per group.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of resampling and of the draw of samples.")
+    parser.add_argument(
+        "--scores_only", action="store_true", help="Keep the scores and compare nothing yet: one part of a fan-out."
+    )
     options = parse(parser, argv)
 
-    from eval.membership import evaluate, overview
+    from eval.membership import evaluate, keep_scores, overview
     from eval.report import write
     from eval.show import say_table
     from wellread.runs import RunDirectory
 
     run = RunDirectory.open(options.run)
     steps = [_step(word) for word in options.steps.split(",")] if options.steps else None
+    if options.scores_only:
+        keep_scores(run, steps=steps, seed=options.seed, max_samples=options.max_samples)
+        return 0
     results = evaluate(
         run, steps=steps, bootstrap=options.bootstrap, seed=options.seed, max_samples=options.max_samples
     )

@@ -93,6 +93,21 @@ def evaluate(
     return results
 
 
+def keep_scores(
+    run: RunDirectory,
+    *,
+    steps: Sequence[int] | None = None,
+    seed: int = 0,
+    max_samples: int = 2000,
+    progress: bool = True,
+) -> None:
+    """Score samples under each checkpoint, and keep the scores: the part of `evaluate` that can be done in parallel."""
+    groups, chosen = Groups.of(run, max_samples, seed), _choose(run, steps)
+    with Reporter(sum(groups.all(checkpoint.step).size for checkpoint in chosen), progress) as reporter:
+        for checkpoint in chosen:
+            _score(run, groups, checkpoint, None, reporter)
+
+
 def overview(results: Sequence[Result]) -> tuple[list[str], list[list[object]]]:
     """One row per checkpoint of what matters most, for the terminal: heads and rows; the tidy table has all of it."""
     cells = {(result.step, result.group, result.metric): result for result in results}
