@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wellread.checkpoint import open_checkpoint
+from wellread.runs import RunDirectory
+
 if TYPE_CHECKING:
     from wellread.plan import Plan
+
+PROGRESS_SECONDS = 1.0
+"""Least time between two writes of the progress file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +45,7 @@ class Monitor:
         self._log = open(log, "a", buffering=1)  # noqa: SIM115 - lives as long as the run
         self._plan, self._log_every, self._start = plan, log_every, start
         self._recent: list[StepStats] = []
+        self._progress = Progress(RunDirectory(tb.parent), plan, start)
         self._bar: Any = None
         self._task: Any = None
         if sys.stdout.isatty():
@@ -58,6 +67,7 @@ class Monitor:
         """Log one step."""
         self._recent = [*self._recent[-19:], stats]
         rate = sum(s.tokens for s in self._recent) / sum(s.seconds for s in self._recent)
+        self._progress.step(stats, self._recent)
         scalars = {
             "train/loss": stats.loss,
             "train/lr": stats.lr,
@@ -89,6 +99,7 @@ class Monitor:
         """Say that a checkpoint is committed, how long training stood still for it and how long writing took."""
         shown = "" if holdout is None else f"  holdout loss {holdout:.4f}"
         self.line(f"saved step-{step:08d}{shown}  ({stall:.2f} s standing still, {seconds:.2f} s in all)")
+        self._progress.saved = step
         self._writer.add_scalar("save/stall_seconds", stall, step)
         self._writer.add_scalar("save/write_seconds", seconds, step)
         if holdout is not None:
@@ -98,8 +109,49 @@ class Monitor:
         """Flush everything."""
         if self._bar is not None:
             self._bar.stop()
+        self._progress.write()
         self._writer.close()
         self._log.close()
+
+
+class Progress:
+    """How far the run is, in RUN/log/progress.json: what ``launch status`` shows. It is no evidence of anything."""
+
+    def __init__(self, run: RunDirectory, plan: Plan, start: int) -> None:
+        self._path = run.log / "progress.json"
+        self._attempt = int(os.environ.get("WELLREAD_ATTEMPT", 1))
+        self._steps = plan.steps
+        self._tokens = open_checkpoint(run.checkpoints, start).tokens if start else 0
+        self.saved: int | None = start or None
+        """Last saved step."""
+        self._now: dict[str, Any] = {}
+        self._written = float("-inf")
+
+    def step(self, stats: StepStats, recent: list[StepStats]) -> None:
+        """Note a step; write at the first one, then at most once a second."""
+        seconds = sum(s.seconds for s in recent)
+        self._tokens += stats.tokens
+        self._now = {
+            "step": stats.step,
+            "tokens": self._tokens,
+            "loss": stats.loss,
+            "seconds_per_step": seconds / len(recent),
+            "tokens_per_second": sum(s.tokens for s in recent) / seconds,
+            "time": time.time(),
+        }
+        if time.monotonic() - self._written >= PROGRESS_SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        """Write the last step that was noted, if any was."""
+        if not self._now:
+            return
+        about = {"attempt": self._attempt, "steps": self._steps, "last_saved": self.saved}
+        temporary = self._path.with_name(f".{self._path.name}.tmp")
+        with suppress(OSError):  # a run goes on without it; a full disk is reported by what has to be written
+            temporary.write_text(json.dumps(about | self._now))
+            os.replace(temporary, self._path)
+        self._written = time.monotonic()
 
 
 def _progress_bar(steps: int, start: int) -> tuple[Any, Any]:

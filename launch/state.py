@@ -1,0 +1,309 @@
+"""What a run does, from its directory and SLURM's queue.
+
+A run is in one of these states:
+
+=========  =============================================================================================================
+finished   the checkpoint of its last step is there
+running    a launch holds its lock, or its SLURM job runs
+pending    its SLURM job waits in the queue
+requeued   the same, after that job has run before
+stopped    its newest attempt was ended by a request (SIGTERM, SIGINT, SIGHUP, SIGUSR2); the same command continues
+failed     its newest attempt, or its job before the ranks began, ended with another exit code
+killed     its newest attempt has no end, nobody holds the lock, and no SLURM job of it is active
+prepared   it has had no attempt yet
+unknown    SLURM would have to be asked and gives no answer, or the run's files cannot be read
+=========  =============================================================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from launch import slurm, slurm_queue
+from launch.slurm_queue import JobState
+from wellread.checkpoint import MANIFEST
+from wellread.runs import Holder, RunDirectory
+
+REQUEST_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
+REQUESTS = {128 + number: number.name for number in REQUEST_SIGNALS}
+"""Exit codes of an attempt that ended because it was asked to."""
+EVALUATION = "eval"
+"""Kind of the jobs that do not train."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """One run, now."""
+
+    run: str
+    state: str
+    reason: str
+    """Why it is in this state, in a few words; empty where there is nothing to say."""
+    step: int | None = None
+    """Where its newest attempt is or was, else its last checkpoint."""
+    steps: int | None = None
+    tokens: int | None = None
+    loss: float | None = None
+    tokens_per_second: float | None = None
+    """Like the next, over the newest attempt's last 20 steps."""
+    seconds_per_step: float | None = None
+    seconds_left: float | None = None
+    last_checkpoint: int | None = None
+    attempts: int = 0
+    where: str = ""
+    """Process and host, or SLURM job and nodes."""
+
+    @property
+    def in_words(self) -> str:
+        """The state, and the reason where there is one."""
+        return self.state + f" ({self.reason})" * bool(self.reason)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A SLURM job of a run; `now` is None where SLURM gave no answer."""
+
+    note: dict[str, Any]
+    now: JobState | None
+
+    @property
+    def id(self) -> str:
+        """SLURM's number."""
+        return str(self.note["id"])
+
+
+def open_run(path: str | Path) -> RunDirectory:
+    """Open a run, or what a launch is just preparing to be one.
+
+    Raises
+    ------
+    ValueError
+        When `path` is neither.
+    """
+    preparing = RunDirectory(Path(path))
+    return preparing if preparing.holder() else RunDirectory.open(path)
+
+
+class Scheduler:
+    """Asks SLURM about jobs; once it gave no answer, it is not asked again."""
+
+    def __init__(self) -> None:
+        self.refusal = ""
+
+    def jobs(self, notes: Iterable[dict[str, Any]]) -> list[Job]:
+        """What SLURM knows of these jobs."""
+        return [Job(note, self._state(note)) for note in notes]
+
+    def _state(self, note: dict[str, Any]) -> JobState | None:
+        if self.refusal:
+            return None
+        try:
+            return slurm.state_of(note)
+        except RuntimeError as error:
+            self.refusal = str(error)
+            return None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the state of a run follows from."""
+
+    steps: int | None
+    last_checkpoint: int | None
+    attempts: list[dict[str, Any]]
+    holder: Holder | None
+    job: Job | None
+    """The newest job that trains."""
+
+    @property
+    def under_way(self) -> bool:
+        """Whether the newest attempt is what runs now, not one before it."""
+        if not self.attempts or "ended" in self.attempts[-1]:
+            return False
+        newest, job = self.attempts[-1], self.job
+        if job is None or job.now is None or not job.now.active:
+            return self.holder is not None
+        return (newest.get("job"), newest.get("restart")) == (job.id, job.now.restarts)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the checkpoint of the last step is there; whether it is undamaged takes long to tell."""
+        return self.last_checkpoint is not None and self.last_checkpoint == self.steps
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether something of it is queued or runs; what SLURM does not say may well."""
+        if self.holder or self.job is None:
+            return self.holder is not None
+        return self.job.now is None or self.job.now.active
+
+
+def facts(run: RunDirectory, scheduler: Scheduler) -> Facts:
+    """Read the run's files, try its lock, and ask SLURM about its newest job, where the run is not finished.
+
+    The manifest is read after SLURM has answered, and the lock is tried before and after: what begins or ends meanwhile
+    must not look killed.
+    """
+    holder = run.holder()
+    training = [note for note in slurm.jobs_of(run) if note["kind"] != EVALUATION]
+    jobs = scheduler.jobs(training[-1:]) if training and not _is_finished(run) else []
+    manifest = _manifest(run)
+    return Facts(
+        steps=manifest["identity"].get("steps"),
+        last_checkpoint=last_checkpoint(run),
+        attempts=manifest["attempts"],
+        holder=holder or run.holder(),
+        job=jobs[0] if jobs else None,
+    )
+
+
+def _manifest(run: RunDirectory) -> dict[str, Any]:
+    return run.manifest() if run.manifest_file.exists() else {"attempts": [], "identity": {}}
+
+
+def _is_finished(run: RunDirectory) -> bool:
+    last = last_checkpoint(run)
+    return last is not None and last == _manifest(run)["identity"].get("steps")
+
+
+def attempts_of(run: RunDirectory) -> list[dict[str, Any]]:
+    """Attempts in the manifest, oldest first; none where it is not there yet, or damaged."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        listed: list[dict[str, Any]] = run.manifest()["attempts"]
+        return listed
+    return []
+
+
+def last_checkpoint(run: RunDirectory) -> int | None:
+    """Step of the newest committed checkpoint."""
+    names = [path.parent.name for path in run.checkpoints.glob(f"step-*/{MANIFEST}")]
+    return max((int(name[5:]) for name in names if re.fullmatch(r"step-\d+", name)), default=None)
+
+
+def state_of(found: Facts) -> tuple[str, str]:
+    """The state that follows from the facts, and the reason."""
+    if found.finished:
+        return "finished", ""
+    job = found.job
+    if job and job.now and job.now.active:
+        return _queued(job.now)
+    if found.holder:
+        return "running", "" if found.under_way else "preparing"
+    if job and job.now is None:
+        return "unknown", "SLURM cannot be asked"
+    return _ended(found)
+
+
+def _queued(now: JobState) -> tuple[str, str]:
+    if now.state in slurm_queue.WAITING:
+        return "requeued" if now.restarts else "pending", now.reason
+    return "running", "" if now.state == "RUNNING" else now.state.lower()
+
+
+def _ended(found: Facts) -> tuple[str, str]:
+    """State of a run that neither waits nor runs."""
+    job = found.job
+    if job and job.now and not has_begun(job, found.attempts):
+        words = {
+            "CANCELLED": ("stopped", "was cancelled"),
+            "UNKNOWN": ("unknown", "is forgotten by SLURM, and left no attempt"),
+        }
+        state, what = words.get(job.now.state, ("failed", f"{job.now.state.lower()} before its ranks began"))
+        return state, f"job {job.id} {what}"
+    if not found.attempts:
+        return "prepared", ""
+    newest = found.attempts[-1]
+    if "ended" not in newest:
+        of_job = job and job.now and newest.get("job") == job.id and job.now.state not in ("COMPLETED", "UNKNOWN")
+        return "killed", f"job {job.id} {job.now.state.lower()}" if job and job.now and of_job else ""
+    code = newest["exit_code"]
+    if code in REQUESTS:
+        return "stopped", f"by {REQUESTS[code]}"
+    return ("failed", exit_in_words(code)) if code else ("stopped", "its last checkpoint is gone")
+
+
+def exit_in_words(code: int) -> str:
+    """An exit code, and the signal that it stands for."""
+    names = {128 + number: number.name for number in signal.Signals}
+    return f"exit code {code}" + (f", {names[code]}" if code in names else "")
+
+
+def has_begun(job: Job, listed: list[dict[str, Any]]) -> bool:
+    """Whether a job has made an attempt, or a later attempt has made it a thing of the past."""
+    if any(attempt.get("job") == job.id for attempt in listed):
+        return True
+    return bool(listed) and moment(listed[-1]["started"]) > moment(job.note["submitted"])
+
+
+def moment(text: str) -> datetime:
+    """A time of day as `attempts.now` writes it."""
+    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S%z")
+
+
+def progress(run: RunDirectory, attempt: int) -> dict[str, Any]:
+    """What the newest attempt's rank 0 says of itself; empty when it has said nothing yet."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        told: dict[str, Any] = json.loads((run.log / "progress.json").read_text())
+        if told["attempt"] == attempt:
+            return told
+    return {}
+
+
+def look(run: RunDirectory, scheduler: Scheduler) -> Status:
+    """What a run does now."""
+    try:
+        found = facts(run, scheduler)
+        state, reason = state_of(found)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return Status(run=str(run.path), state="unknown", reason=f"unreadable: {error}")
+    told = progress(run, len(found.attempts))
+    if state == "running" and not reason and told and found.under_way:
+        reason = _standstill(told)
+    left = told and state == "running" and found.under_way
+    return Status(
+        run=str(run.path),
+        state=state,
+        reason=reason,
+        step=told.get("step", found.last_checkpoint),
+        steps=found.steps,
+        tokens=told.get("tokens"),
+        loss=told.get("loss"),
+        tokens_per_second=told.get("tokens_per_second"),
+        seconds_per_step=told.get("seconds_per_step"),
+        seconds_left=(told["steps"] - told["step"]) * told["seconds_per_step"] if left else None,
+        last_checkpoint=found.last_checkpoint,
+        attempts=len(found.attempts),
+        where=_where(found),
+    )
+
+
+def _standstill(told: dict[str, Any]) -> str:
+    """That no step was made for long, where it is so: ranks that hang look alive."""
+    idle = time.time() - told["time"]
+    return f"no step for {duration(idle)}" if idle > max(60, 20 * told["seconds_per_step"]) else ""
+
+
+def _where(found: Facts) -> str:
+    job, holder = found.job, found.holder
+    if job and job.now and job.now.active:
+        return f"slurm job {job.id}" + f" on {job.now.nodes}" * bool(job.now.nodes)
+    if holder:
+        return f"pid {holder.pid} on {holder.host}" if holder.pid else ""
+    newest = found.attempts[-1] if found.attempts else {}
+    if "job" in newest:
+        return f"slurm job {newest['job']}"
+    return " on ".join(newest[key] for key in ("cluster", "host") if newest.get(key))
+
+
+def duration(seconds: float) -> str:
+    """H:MM:SS, with days in front where there are any."""
+    return str(timedelta(seconds=round(seconds)))

@@ -1,0 +1,215 @@
+"""Say what runs do: ``python -m launch status [RUN] [--runs runs] [--json]``; launch.state explains the states."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from launch import attempts, slurm
+from launch.state import Scheduler, Status, attempts_of, duration, exit_in_words, look, moment, open_run
+from wellread.cli import new_parser, parse
+from wellread.runs import RunDirectory
+
+EXAMPLES = """examples:
+  python -m launch status                        all runs in runs/, the one launched last first
+  python -m launch status runs/tiny-sample       one run: its attempts, SLURM jobs, first error
+  python -m launch status --json | jq -r '.[] | select(.state == "failed").run'
+
+states:
+  finished, running, pending (in SLURM's queue), requeued (the same, after the job has run before), failed (exit code),
+  stopped (by a request: the same command continues), killed (ended without a word), prepared (no attempt yet),
+  unknown (SLURM cannot be asked)
+"""
+COLOURS = {
+    "finished": "green",
+    "running": "cyan",
+    "pending": "yellow",
+    "requeued": "yellow",
+    "stopped": "magenta",
+    "prepared": "dim",
+}
+"""Of states on a terminal; the others are red."""
+WIDEST_STATE = 40
+NUMBERS = ("step", "rate", "left", "saved", "attempts")
+
+
+def main(argv: list[str]) -> int:
+    """Answer ``launch status``; return the exit code."""
+    parser = new_parser("python -m launch status", "Say what runs do.", EXAMPLES)
+    parser.add_argument("run", nargs="?", help="Run directory; without it, all in the folder of --runs.")
+    parser.add_argument("--runs", default="runs", help="Folder whose runs are listed.")
+    parser.add_argument("--json", action="store_true", help="Print a list of objects.")
+    asked = parse(parser, argv)
+    scheduler = Scheduler()
+    if asked.run is None:
+        found = [look(run, scheduler) for run in _runs(Path(asked.runs))]
+        text = _json([asdict(status) for status in found]) if asked.json else _table(found, asked.runs)
+    else:
+        run = open_run(asked.run)
+        about = details(run, look(run, scheduler), scheduler)
+        text = _json([about]) if asked.json else _page(about)
+    if text:
+        print(text)
+    if scheduler.refusal and asked.run is None and not asked.json:
+        print(scheduler.refusal, file=sys.stderr)
+    return 0
+
+
+def _json(found: list[dict[str, Any]]) -> str:
+    return json.dumps(found, indent=2, ensure_ascii=False)
+
+
+def _runs(folder: Path) -> list[RunDirectory]:
+    """Runs in a folder, the one launched last first."""
+    if not folder.is_dir():
+        raise ValueError(f"--runs {folder}: no such folder; name the one that your runs are in")
+    runs = [RunDirectory(path) for path in folder.iterdir() if path.is_dir()]
+    runs = [run for run in runs if run.config_file.is_file() or run.holder()]
+    return sorted(runs, key=lambda run: (-_launched(run), run.path))
+
+
+def _launched(run: RunDirectory) -> float:
+    """When it was last launched, which writes its configuration again; one being prepared has none yet."""
+    return run.config_file.stat().st_mtime if run.config_file.is_file() else float("inf")
+
+
+def _table(found: list[Status], folder: str) -> str:
+    """All runs, aligned; on a terminal in colour, printed here."""
+    if not found:
+        return f"no runs in {folder}"
+    rows = [_cells(status) | {"state": _short(status.in_words)} for status in found]
+    if sys.stdout.isatty():
+        _show_table(found, rows)
+        return ""
+    table = [tuple(name.upper() for name in rows[0]), *(tuple(row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in table)
+
+
+def _short(state: str) -> str:
+    """The state, its reason cut where it is one of SLURM's long ones."""
+    return state if len(state) <= WIDEST_STATE else f"{state[: WIDEST_STATE - 2]}…)"
+
+
+def _show_table(found: list[Status], rows: list[dict[str, str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in rows[0]:
+        table.add_column(name, justify="right" if name in NUMBERS else "left", overflow="fold")
+    for status, row in zip(found, rows, strict=True):
+        colour = COLOURS.get(status.state, "red")
+        table.add_row(*(Text(text, style=colour if name == "state" else "") for name, text in row.items()))
+    Console().print(table)
+
+
+def _page(about: dict[str, Any]) -> str:
+    """One run at length, aligned."""
+    lines = _lines(about)
+    width = max(len(name) for name, _ in lines) + 2
+    dim, plain = ("\x1b[2m", "\x1b[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
+    return "\n".join(f"{dim}{name:<{width}}{plain}{value}" for name, value in lines)
+
+
+def details(run: RunDirectory, status: Status, scheduler: Scheduler) -> dict[str, Any]:
+    """The status of one run, its attempts, its first error where it failed, and all its SLURM jobs."""
+    keys = (
+        "attempt",
+        "started",
+        "ended",
+        "exit_code",
+        "cluster",
+        "job",
+        "restart",
+        "hosts",
+        "ranks",
+        "nodes",
+        "strategy",
+    )
+    listed = attempts_of(run)
+    error = attempts.first_error(run, len(listed)) if status.state == "failed" else None
+    jobs = scheduler.jobs(slurm.jobs_of(run))
+    return asdict(status) | {
+        "first_error": error and {key: error[key] for key in ("rank", "error", "time")},
+        "history": [{key: attempt.get(key) for key in keys} for attempt in listed],
+        "jobs": [
+            job.note | (asdict(job.now) if job.now else {"state": None, "reason": scheduler.refusal}) for job in jobs
+        ],
+    }
+
+
+def _cells(status: Status) -> dict[str, str]:
+    """What the table says of a run, by column."""
+    step = "-" if status.step is None else str(status.step)
+    return {
+        "run": status.run,
+        "state": status.in_words,
+        "step": f"{step}/{status.steps}" if status.steps else step,
+        "rate": f"{status.tokens_per_second:,.0f} tokens/s" if status.tokens_per_second else "-",
+        "left": "-" if status.seconds_left is None else duration(status.seconds_left),
+        "saved": "-" if status.last_checkpoint is None else str(status.last_checkpoint),
+        "attempts": str(status.attempts),
+        "where": status.where or "-",
+    }
+
+
+def _lines(about: dict[str, Any]) -> list[tuple[str, str]]:
+    """What is said of one run at length: name and value of each line."""
+    status = Status(**{field.name: about[field.name] for field in fields(Status)})
+    cells = _cells(status)
+    if status.state in ("stopped", "failed", "killed"):
+        cells["state"] += "; the same command continues" + f" from step {cells['saved']}" * (cells["saved"] != "-")
+    if error := about["first_error"]:
+        cells["first error"] = f"rank {error['rank']}: {error['error']}"
+    if status.tokens is not None:
+        cells["step"] += f", {status.tokens:,} tokens read, loss {status.loss:.4f}"
+    if status.seconds_per_step is not None:
+        cells["rate"] += f", {status.seconds_per_step:.3g} s/step"
+    names = ("run", "state", "first error", "step", "rate", "left", "saved", "where")
+    lines = [(name, cells[name]) for name in names if cells.get(name, "-") != "-"]
+    running = status.attempts if status.state == "running" else 0
+    lines += [(f"attempt {n}", _attempt_line(attempt, n == running)) for n, attempt in enumerate(about["history"], 1)]
+    return lines + [(f"job {job['id']}", _job_line(job)) for job in about["jobs"]]
+
+
+def _attempt_line(attempt: dict[str, Any], running: bool) -> str:
+    code = attempt["exit_code"]
+    ended = (
+        f"to {_clock(attempt['ended'])}, {exit_in_words(code)}"
+        if attempt["ended"]
+        else "on"
+        if running
+        else "to no end"
+    )
+    parts = [
+        f"{_clock(attempt['started'])} {ended}",
+        (attempt["cluster"] or "") + f" job {attempt['job']}" * bool(attempt["job"]),
+        _several(attempt["ranks"], "rank") + f" on {_several(attempt['nodes'] or 1, 'node')}" * bool(attempt["nodes"]),
+        attempt["strategy"],
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _job_line(job: dict[str, Any]) -> str:
+    if job["state"] is None:
+        return f"{job['kind']}, submitted {_clock(job['submitted'])}, state unknown: {job['reason']}"
+    parts = [job["kind"], f"submitted {_clock(job['submitted'])}", job["state"].lower()]
+    parts += [f"exit code {job['exit_code']}"] * bool(job["exit_code"]) + [job["reason"]] * bool(job["reason"])
+    parts += [f"on {job['nodes']}"] * bool(job["nodes"]) + [_several(job["restarts"], "restart")] * bool(
+        job["restarts"]
+    )
+    return ", ".join(parts)
+
+
+def _several(count: int, noun: str) -> str:
+    return f"{count} {noun}" + "s" * (count != 1)
+
+
+def _clock(text: str) -> str:
+    return moment(text).strftime("%Y-%m-%d %H:%M:%S")
