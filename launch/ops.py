@@ -1,12 +1,20 @@
-"""DeepSpeed's compiled ops: built once before ranks start, and stale build locks removed."""
+"""DeepSpeed's compiled ops: built once before ranks start, and stale build locks removed.
+
+torch's FileBaton makes the lock, a file named ``lock`` in the op's folder, and keeps it open until it is removed; each
+load takes it, not only a build. A process killed in between leaves it, and all that come later wait for ever.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 
+from launch.cluster import ClusterFile
 from wellread.plan import Plan
 
 OPS = {
@@ -14,12 +22,47 @@ OPS = {
     "cpu_adam": "from deepspeed.ops.op_builder import CPUAdamBuilder; CPUAdamBuilder().load()",
 }
 """Op -> program that compiles it."""
+COMPILERS = {
+    "ninja",
+    "c++",
+    "g++",
+    "gcc",
+    "cc1plus",
+    "clang++",
+    "clang",
+    "nvcc",
+    "cicc",
+    "ptxas",
+    "collect2",
+    "ld",
+    "as",
+}
+"""What goes on writing to an op's folder when the Python that started it was killed."""
+LOCAL_FILESYSTEMS = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "ramfs", "overlay", "apfs", "hfs"}
+"""Filesystems of one machine: whoever holds a lock there runs here."""
+SECONDS_OUT_OF_SIGHT = 1800
+"""Age, of the newest file beside it, at which a lock counts as stale where its holder may run out of sight."""
+SECONDS_TO_SETTLE = 0.5
+"""FileBaton closes its lock a moment before it removes it."""
+SECONDS_BETWEEN_LOOKS = 10
 
 
 def needed(plan: Plan) -> list[str]:
     """Ops that a plan uses: communication between ranks on CPUs, and the optimizer of offloaded states."""
     on_cpu = ["deepspeed_shm_comm"] if plan.device == "cpu" and plan.engine == "deepspeed" else []
     return on_cpu + (["cpu_adam"] if "offload" in plan.strategy else [])
+
+
+def folder(cluster: ClusterFile) -> Path:
+    """Where the ops of a cluster's ranks are kept: what `launch.cluster.environment` sets TORCH_EXTENSIONS_DIR to."""
+    python = Path(cluster.python).parent.parent if cluster.python else Path(sys.prefix)
+    usual = os.environ.get("TORCH_EXTENSIONS_DIR", str(python / "torch_extensions"))
+    return Path(cluster.environment.get("TORCH_EXTENSIONS_DIR", usual))
+
+
+def compiled(op: str, cache: Path) -> bool:
+    """Whether `op` lies ready in `cache`."""
+    return any(cache.glob(f"**/{op}.so"))
 
 
 def ensure(op: str, variables: dict[str, str]) -> None:
@@ -31,33 +74,101 @@ def ensure(op: str, variables: dict[str, str]) -> None:
         When the compiler is missing or fails.
     """
     cache = Path(variables["TORCH_EXTENSIONS_DIR"])
-    if list(cache.glob(f"**/{op}.so")):
+    left = _clear(cache)
+    if compiled(op, cache) and op not in left:  # what a killed build left may be half of it; ninja knows
         return
-    remove_stale_locks(cache)
     print(f"compiling DeepSpeed's {op} (once per environment, one to four minutes)", flush=True)
-    done = subprocess.run(
-        [sys.executable, "-c", OPS[op]], env=os.environ | variables, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        reason = next((line for line in reversed(done.stdout.splitlines() + done.stderr.splitlines()) if line), "")
+    code, words, waited_in_vain = _build(op, variables, cache)
+    if code and waited_in_vain:
+        code, words, _ = _build(op, variables, cache)
+    if code:
+        reason = next((line for line in reversed(words.splitlines()) if line), "")
         raise ValueError(f"DeepSpeed's ops cannot be compiled ({reason}); install a C++ compiler and ninja")
 
 
-def remove_stale_locks(cache: Path) -> None:
-    """Remove build locks whose builder is gone: every later job would wait for them for ever."""
-    for lock in cache.glob("**/lock"):
-        if not _builders():
-            print(f"removing {lock}: the build that held it is gone", flush=True)
-            lock.unlink()
+def _build(op: str, variables: dict[str, str], cache: Path) -> tuple[int, str, bool]:
+    """Run the program that compiles `op`: its exit code, what it said, whether it waited for a build that died."""
+    in_vain = False
+    with tempfile.TemporaryFile("w+", errors="replace") as said:
+        builder = subprocess.Popen(
+            [sys.executable, "-c", OPS[op]], env=os.environ | variables, stdout=said, stderr=subprocess.STDOUT
+        )
+        try:
+            while True:
+                with suppress(subprocess.TimeoutExpired):
+                    code = builder.wait(SECONDS_BETWEEN_LOOKS)
+                    break
+                in_vain = bool(_clear(cache)) or in_vain
+        finally:
+            builder.kill()
+        said.seek(0)
+        return code, said.read(), in_vain
 
 
-def _builders() -> list[int]:
-    """Processes that compile torch extensions right now."""
+def _clear(cache: Path) -> list[str]:
+    """Remove stale locks with a message; names of the ops whose locks they were."""
+    removed = remove_stale_locks(cache)
+    for lock in removed:
+        print(f"removed {lock}: the build that held it is gone", flush=True)
+    return [lock.parent.name for lock in removed]
+
+
+def remove_stale_locks(cache: Path) -> list[Path]:
+    """Remove build locks whose holder is gone, and return them: every later job would wait for them for ever."""
+    found = list(cache.glob("**/lock"))
+    suspects = {lock: number for lock in found if (number := _inode(lock)) and stale(lock)}
+    if suspects:
+        time.sleep(SECONDS_TO_SETTLE)
+    removed = []
+    for lock, number in suspects.items():
+        if _inode(lock) == number and stale(lock):
+            lock.unlink(missing_ok=True)
+            removed.append(lock)
+    return removed
+
+
+def stale(lock: Path) -> bool:
+    """Whether nobody holds a lock any more.
+
+    Exact where its holder could be seen: on a filesystem of this machine, for root or the lock's owner. A builder on
+    another host, of another user or in another container cannot be; the lock's age decides there.
+    """
+    if holders(lock):
+        return False
+    try:
+        in_sight = filesystem(lock) in LOCAL_FILESYSTEMS and os.geteuid() in (0, lock.stat().st_uid)
+        newest = max(path.stat().st_mtime for path in lock.parent.iterdir())
+    except (FileNotFoundError, ValueError):  # it was removed just now
+        return False
+    return in_sight or time.time() - newest > SECONDS_OUT_OF_SIGHT
+
+
+def holders(lock: Path) -> list[int]:
+    """Processes on this machine that have a lock open, or compile in its folder."""
     import psutil
 
+    path, directory = str(lock.resolve()), str(lock.parent.resolve())
     found = []
-    for process in psutil.process_iter(["pid", "cmdline"]):
-        words = " ".join(process.info["cmdline"] or [])
-        if "op_builder" in words or "ninja -v" in words:
-            found.append(process.info["pid"])
+    for process in psutil.process_iter(["name"]):
+        with suppress(psutil.Error, OSError):
+            name = process.info["name"].partition("-")[0]  # g++-12
+            compiles = name in COMPILERS and process.cwd() == directory
+            if compiles or any(file.path == path for file in process.open_files()):
+                found.append(process.pid)
     return found
+
+
+def filesystem(path: Path) -> str:
+    """Kind of the filesystem that `path` lies on, e.g. ext4 or nfs4."""
+    import psutil
+
+    resolved = path.resolve()
+    mounts = [part for part in psutil.disk_partitions(all=True) if resolved.is_relative_to(part.mountpoint)]
+    return str(max(enumerate(mounts), key=lambda it: (len(it[1].mountpoint), it[0]))[1].fstype) if mounts else ""
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None

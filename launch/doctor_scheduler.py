@@ -1,0 +1,173 @@
+"""What the doctor asks SLURM itself, before it starts a job there."""
+
+from __future__ import annotations
+
+import getpass
+import re
+import subprocess
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch import slurm
+from launch.cluster import ClusterFile
+from launch.doctor_check import Check, State
+from wellread.provenance import ROOT
+from wellread.runs import RunDirectory
+
+SECONDS_TO_ANSWER = 20
+USABLE = {"idle", "mixed", "allocated", "completing", "planned"}
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node as sinfo tells of it."""
+
+    name: str
+    state: str
+    reason: str
+
+    @property
+    def usable(self) -> bool:
+        """Whether jobs can run there, now or later."""
+        return self.state in USABLE
+
+    @property
+    def free(self) -> bool:
+        """Whether a small job could start there now."""
+        return self.state in ("idle", "mixed")
+
+
+def ask(*command: str) -> tuple[int, str, str]:
+    """Exit code, output and last error of one of SLURM's commands."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_TO_ANSWER, check=False)
+    except FileNotFoundError:
+        return 127, "", f"{command[0]} is not installed here"
+    except subprocess.TimeoutExpired:
+        return 124, "", f"{command[0]} gave no answer within {SECONDS_TO_ANSWER} s"
+    errors = [re.sub(r"^\w+: ((error|fatal): )?", "", line) for line in done.stderr.splitlines() if line.strip()]
+    return done.returncode, done.stdout.strip(), " ".join(errors[-1:])
+
+
+def scheduler(where: str) -> Check:
+    """Whether the controller answers."""
+    code, told, error = ask("scontrol", "ping")
+    if code == 127:
+        remedy = "log in to a node of the cluster, or choose --cluster local"
+        return Check(check="scheduler", where=where, state="failed", found=error, remedy=remedy)
+    if code or "is UP" not in told:
+        found = error or told.splitlines()[0]
+        remedy = "systemctl status slurmctld there; SLURM_CONF has to name the cluster's slurm.conf"
+        return Check(check="scheduler", where=where, state="failed", found=found, remedy=remedy)
+    return Check(check="scheduler", where=where, state="ok", found=told.splitlines()[0])
+
+
+def membership(cluster: ClusterFile) -> list[Check]:
+    """Whether partition, account and QOS of the cluster's file exist."""
+    found = [_partition(cluster)]
+    user = getpass.getuser()
+    if cluster.account:
+        command = ("sacctmgr", "-nP", "list", "associations", f"user={user}", "format=account")
+        found.append(_named(cluster, "account", cluster.account, command, f"accounts of {user}"))
+    if cluster.qos:
+        found.append(_named(cluster, "qos", cluster.qos, ("sacctmgr", "-nP", "list", "qos", "format=name"), "known"))
+    return found
+
+
+def _partition(cluster: ClusterFile) -> Check:
+    code, told, error = ask("sinfo", "--noheader", "--format=%P|%a|%l")
+    rows = [line.split("|") for line in told.splitlines()]
+    known = {name.rstrip("*"): (up, limit) for name, up, limit in rows}
+    default = next((name.rstrip("*") for name, _, _ in rows if name.endswith("*")), None)
+    name = cluster.partition or default
+    found, remedy = "", ""
+    if code:
+        found, remedy = error, "sinfo has to work here"
+    elif name is None:
+        found = "none in the cluster's file, and the cluster has no default one"
+        remedy = f"partition: one of {', '.join(known)}"
+    elif name not in known:
+        found, remedy = f"{name} does not exist", f"partition: one of {', '.join(known)}"
+    elif known[name][0] != "up":
+        found, remedy = f"{name} is {known[name][0]}", "ask the cluster's administrators"
+    if remedy:
+        return Check(check="partition", where=cluster.name, state="failed", found=found, remedy=remedy)
+    assert name
+    text = f"{name}{' (default)' * (name == default)}, jobs up to {known[name][1]}"
+    return Check(check="partition", where=cluster.name, state="ok", found=text)
+
+
+def _named(cluster: ClusterFile, key: str, name: str, command: tuple[str, ...], whose: str) -> Check:
+    """Whether accounting knows a name."""
+    code, told, error = ask(*command)
+    known = sorted(set(told.split()))
+    state: State = "warning" if code else "ok" if name in known else "failed"
+    found = {
+        "warning": f"{name} cannot be looked up: {error}",
+        "failed": f"{name} does not exist; {whose}: {', '.join(known) or 'none'}",
+    }.get(state, name)
+    remedy = {"warning": "ask the cluster's administrators", "failed": f"correct {key}: in the cluster's file"}
+    return Check(check=key, where=cluster.name, state=state, found=found, remedy=remedy.get(state, ""))
+
+
+def nodes_of(cluster: ClusterFile) -> list[Node]:
+    """Nodes of the cluster file's partition, or of the default one."""
+    _, partitions, _ = ask("sinfo", "--noheader", "--format=%P")
+    default = next((name.rstrip("*") for name in partitions.split() if name.endswith("*")), None)
+    partition = cluster.partition or default
+    only = [f"--partition={partition}"] if partition else []
+    _, told, _ = ask("sinfo", "--noheader", "--Node", "--format=%N|%T|%E", *only)
+    found = {}
+    for line in told.splitlines():
+        name, state, reason = line.split("|", 2)
+        # A star is for a node that does not answer; other marks (~ # % …) for one that sleeps or starts.
+        word = "not responding" if state.endswith("*") else state.rstrip("~#!%$@^-+")
+        found[name] = Node(name, word, "" if reason.lower() in ("none", word) else reason)
+    return list(found.values())
+
+
+def nodes(cluster: ClusterFile, listed: list[Node], wanted: int) -> Check:
+    """States of the nodes."""
+    counts = Counter(node.state for node in listed)
+    text = f"{len(listed)}: " + ", ".join(f"{number} {state}" for state, number in counts.most_common())
+    out = [node for node in listed if not node.usable]
+    text += "".join(f"; {node.name} {node.state}" + f" ({node.reason})" * bool(node.reason) for node in out[:3])
+    state: State = "ok"
+    remedy = ""
+    if len(listed) - len(out) < wanted:
+        state, remedy = "failed", f"--nodes {wanted} needs as many in service: scontrol update NodeName=… State=RESUME"
+    elif out:
+        state, remedy = "warning", "sinfo -R says why; scontrol update NodeName=… State=RESUME brings one back"
+    elif sum(node.free for node in listed) < wanted:
+        state, remedy = "warning", "jobs wait until others end"
+    return Check(check="nodes", where=cluster.name, state=state, found=text, remedy=remedy)
+
+
+def submission(cluster: ClusterFile, wanted: int, runs: Path) -> Check:
+    """Whether SLURM would take a job with all that the cluster's file asks for; none is submitted."""
+    ranks = cluster.ranks_per_node or cluster.gpus or 1
+    asked = slurm.parameters(cluster, name="wellread-doctor", nodes=wanted, ranks_per_node=ranks, code=ROOT)
+    text = slurm.sbatch_text(cluster, RunDirectory(runs / "doctor"), asked)
+    try:
+        done = subprocess.run(
+            ["sbatch", "--test-only"],
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS_TO_ANSWER,
+            check=False,
+        )
+        code, told = done.returncode, done.stderr
+    except subprocess.TimeoutExpired:
+        code, told = 1, f"sbatch gave no answer within {SECONDS_TO_ANSWER} s"
+    words = " ".join(line.split(":", 1)[-1].strip() for line in told.splitlines()[-1:])
+    if code:
+        remedy = "compare memory, gres, time, constraint … of the cluster's file with sinfo --Node --long"
+        found = f"SLURM would refuse {wanted} nodes x {ranks} ranks: {words}"
+        return Check(check="submission", where=cluster.name, state="failed", found=found, remedy=remedy)
+    when = re.search(r"to start at (\S+).* on nodes? (\S+)", words)
+    about = f"; it would start at {when[1]} on {when[2]}" if when else ""
+    return Check(
+        check="submission", where=cluster.name, state="ok", found=f"SLURM would take {wanted} x {ranks} ranks{about}"
+    )
