@@ -41,7 +41,7 @@ OTHERS = {
     "status": "launch.status",
     "logs": "launch.logs",
     "cancel": "launch.cancel",
-    "doctor": "launch.doctor",
+    "doctor": "launch.doctor.command",
 }
 """Command -> module whose ``main(argv)`` it is."""
 

@@ -43,16 +43,27 @@ def end(run: RunDirectory, number: int, code: int) -> None:
 
 
 def first_error(run: RunDirectory, number: int) -> dict[str, Any] | None:
-    """The earliest error of an attempt's ranks; the others often fail only because that one is gone."""
+    """The error of an attempt's ranks that explains the others, which often fail only because one is gone.
+
+    That is a rank that a signal ended: its last words come late, from whoever watched it. Else it is the earliest.
+    """
     errors = [json.loads(path.read_text()) for path in run.log.glob(f"attempt-{number:03d}-rank-*.error.json")]
-    return min(errors, key=lambda error: float(error["time"])) if errors else None
+    return min(errors, key=lambda error: ("signal" not in error, float(error["time"]))) if errors else None
+
+
+def note_error(run: RunDirectory, number: int, rank: int, text: str) -> None:
+    """Leave an error for a rank that can leave none itself."""
+    _write_error(run, number, {"time": time.time(), "rank": rank, "error": text, "trace": ""})
 
 
 def note_signal(run: RunDirectory, number: int, rank: int, sent: int) -> None:
-    """Leave an error for a rank that a signal ended, and which could leave none itself."""
+    """Leave an error for a rank that signal `sent` ended."""
     text = f"ended by signal {sent} ({signal.Signals(sent).name})"
-    error = {"time": time.time(), "rank": rank, "error": text, "trace": "", "signal": sent}
-    write_json(run.log / f"attempt-{number:03d}-rank-{rank}.error.json", error)
+    _write_error(run, number, {"time": time.time(), "rank": rank, "error": text, "trace": "", "signal": sent})
+
+
+def _write_error(run: RunDirectory, number: int, error: dict[str, Any]) -> None:
+    write_json(run.log / f"attempt-{number:03d}-rank-{error['rank']}.error.json", error)
 
 
 def lost_ranks(run: RunDirectory, number: int, ranks: int) -> list[int]:

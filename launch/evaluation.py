@@ -56,6 +56,8 @@ def run(request: Request) -> int:
     """
     if request.fan_out and request.command not in FANS_OUT:
         raise ValueError(f"--fan_out: eval {request.command} is one piece; it works with {', '.join(FANS_OUT)}")
+    if request.fan_out and any(word.partition("=")[0] == "--steps" for word in request.rest):
+        raise ValueError("--fan_out: takes every checkpoint; leave it out to evaluate those of --steps")
     if request.fan_out and not request.parts():
         raise ValueError(f"{request.run.path}: no checkpoint yet; let the run save one")
     if request.cluster.kind == "slurm":

@@ -227,7 +227,11 @@ def _start(job: Job, plan: Plan) -> int:
         code = local.start(arguments(job), plan.ranks_per_node, variables, code_of(job))
     attempts.end(job.run, attempt, code)
     if code:
-        attempts.show_first_error(job.run, attempt)
+        if code > 128 and code - 128 not in local.STOP_SIGNALS:
+            for rank in attempts.lost_ranks(job.run, attempt, plan.ranks):  # which the backend has named
+                attempts.note_signal(job.run, attempt, rank, code - 128)
+        else:
+            attempts.show_first_error(job.run, attempt)
     return code
 
 

@@ -146,7 +146,7 @@ class Child:
             env=os.environ | self._variables(meeting),
             preexec_fn=_hold_back_usr2,
         )
-        passed, deadline, looked = 0, float("inf"), 0.0
+        passed, deadline, looked, waited_in_vain = 0, float("inf"), 0.0, False
         while process.poll() is None:
             time.sleep(0.1)
             now = time.monotonic()
@@ -163,10 +163,13 @@ class Child:
                 if attempts.first_error(self._run, meeting.attempt):  # it may wait for the failed one for ever
                     deadline = now + GRACE
             if now > deadline:
+                waited_in_vain = not passed
                 process.kill()
         if process.returncode >= 0:
             return process.returncode
-        if not self.asked.number:
+        if waited_in_vain:
+            attempts.note_error(self._run, meeting.attempt, self.job.global_rank, "waited in vain for a failed rank")
+        elif not self.asked.number:
             attempts.note_signal(self._run, meeting.attempt, self.job.global_rank, -process.returncode)
         return 128 - process.returncode
 

@@ -76,6 +76,10 @@ def test_the_first_error_is_the_earliest_of_its_attempt(run: RunDirectory) -> No
     found = attempts.first_error(run, 2)
     assert found is not None
     assert (found["rank"], found["error"]) == (10, "error of 10")
+    attempts.note_signal(run, 2, 1, 9)  # noted later, and still the cause
+    found = attempts.first_error(run, 2)
+    assert found is not None
+    assert (found["rank"], found["error"]) == (1, "ended by signal 9 (SIGKILL)")
 
 
 def test_the_first_error_is_said_in_one_line(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:

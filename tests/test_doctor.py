@@ -20,9 +20,14 @@ import pytest
 import yaml
 from conftest import Program, missing
 
-from launch import doctor, doctor_cluster, doctor_host, doctor_node, doctor_scheduler, doctor_software
 from launch.cluster import ClusterFile
-from launch.doctor_check import Check
+from launch.doctor import cluster as doctor_cluster
+from launch.doctor import command as doctor
+from launch.doctor import host as doctor_host
+from launch.doctor import node as doctor_node
+from launch.doctor import scheduler as doctor_scheduler
+from launch.doctor import software as doctor_software
+from launch.doctor.check import Check
 
 LOCAL = [
     "git",
@@ -282,7 +287,7 @@ def test_the_small_job_asks_for_what_the_clusters_file_says() -> None:
     assert not any(word.startswith(("--account", "--qos", "--mail")) for word in command)
     *_, bash, minus_c, script = command
     assert (bash, minus_c) == ("bash", "-c")
-    probe = script.replace(f"exec {sys.executable} -m launch.doctor_node", "printf %s")
+    probe = script.replace(f"exec {sys.executable} -m launch.doctor.node", "printf %s")
     module = "module() { printf '%s;' \"$*\"; }\n"
     told = subprocess.run(["bash", "-c", module + probe], capture_output=True, text=True, check=True).stdout
     assert told.startswith("load cuda;")

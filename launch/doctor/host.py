@@ -9,7 +9,7 @@ import shutil
 import socket
 from pathlib import Path
 
-from launch.doctor_check import Check, failed, ok, warning
+from launch.doctor.check import Check, failed, ok, warning
 from launch.ops import filesystem
 
 GIB = 1 << 30

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from launch import slurm
 from launch.cluster import ClusterFile
-from launch.doctor_check import Check, State
+from launch.doctor.check import Check, State
 from wellread.provenance import ROOT
 from wellread.runs import RunDirectory
 

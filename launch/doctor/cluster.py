@@ -20,10 +20,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from launch import cluster as clusters
-from launch import doctor_software as software
 from launch.cluster import ClusterFile
-from launch.doctor_check import Check
-from launch.doctor_node import MARK, Report, Request, code_hash
+from launch.doctor import software
+from launch.doctor.check import Check
+from launch.doctor.node import MARK, Report, Request, code_hash
 from launch.hostfile import SSH_OPTIONS
 from wellread.provenance import ROOT
 
@@ -96,7 +96,7 @@ def srun_command(cluster: ClusterFile, nodes: int, request: Request, name: str) 
 
 
 def _node_command(cluster: ClusterFile, request: Request) -> list[str]:
-    return [cluster.python or sys.executable, "-m", "launch.doctor_node", json.dumps(asdict(request))]
+    return [cluster.python or sys.executable, "-m", "launch.doctor.node", json.dumps(asdict(request))]
 
 
 def _missing(cluster: ClusterFile, nodes: int, answer: Answer, seconds: int) -> Check:

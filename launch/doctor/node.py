@@ -1,6 +1,6 @@
 """What the doctor looks at on each machine.
 
-    python -m launch.doctor_node [REQUEST]
+    python -m launch.doctor.node [REQUEST]
 
 prints one JSON object, a `Report`, so that srun and ssh can carry it home. It goes out in marked pieces: srun hands
 on long lines in parts, and mixes those of several tasks.
@@ -19,11 +19,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from launch import doctor_host as system
-from launch import doctor_software as software
 from launch import ops
 from launch.cluster import count_gpus
-from launch.doctor_check import Check
+from launch.doctor import host as system
+from launch.doctor import software
+from launch.doctor.check import Check
 from wellread import provenance
 
 MARK = "\x1ewellread-doctor "

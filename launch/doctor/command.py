@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch import cluster as clusters
-from launch import doctor_cluster, doctor_node, doctor_scheduler, ops
+from launch import ops
 from launch.cluster import ClusterFile
-from launch.doctor_check import Check, failed, ok, warning
+from launch.doctor import cluster as doctor_cluster
+from launch.doctor import node as doctor_node
+from launch.doctor import scheduler as doctor_scheduler
+from launch.doctor.check import Check, failed, ok, warning
 from wellread.cli import FAILURE, new_parser, parse
 from wellread.provenance import ROOT
 

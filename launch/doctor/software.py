@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from launch import ops
-from launch.doctor_check import Check, failed, ok, warning
+from launch.doctor.check import Check, failed, ok, warning
 from wellread import provenance
 
 SECONDS_TO_IMPORT = 90

@@ -1,0 +1,1 @@
+"""Checks before a job does: of this machine, and of the nodes of a cluster."""
