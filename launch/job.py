@@ -270,7 +270,7 @@ def _hand_over(job: Job) -> int:
     if not job.options.wait:
         return 0
     code = slurm.follow(run, job_id) if job_id else 0
-    return slurm.follow(run, last) if last and last != job_id and code == 0 else code
+    return slurm.follow(run, last, show_log=False) if last and last != job_id and code == 0 else code
 
 
 def _submit(job: Job, plan: Plan) -> str:

@@ -166,7 +166,7 @@ def active(run: RunDirectory, kind: str | None = None) -> list[tuple[dict[str, A
 
 
 def follow(run: RunDirectory, job_id: str, show_log: bool = True) -> int:
-    """Show a job's states, and its run's log, until it ends; return its exit code.
+    """Show a job's states until it ends, and its run's log or else what it has printed; return its exit code.
 
     Ctrl-C stops the following alone: the job goes on.
     """
@@ -181,17 +181,26 @@ def follow(run: RunDirectory, job_id: str, show_log: bool = True) -> int:
                 continue
             text = f"job {job_id}: {job.state.lower()}"
             text += f" on {job.nodes}" * bool(job.nodes) + f" ({job.reason})" * bool(job.reason)
+            if show_log:
+                log.show()
             if text != shown:
                 print(text, file=sys.stderr, flush=True)
                 shown = text
-            if show_log:
-                log.show()
             if not job.active:
+                if not show_log:
+                    sys.stdout.write(_printed(run, job_id))
                 return job.result
             time.sleep(FOLLOW_SECONDS)
     except KeyboardInterrupt:
         print_error(f"stopped following; job {job_id} goes on: make status, logs or cancel RUN={run.path}")
         return 130
+
+
+def _printed(run: RunDirectory, job_id: str) -> str:
+    """What a job of one task has printed, without submitit's own lines."""
+    path = run.submit / f"{job_id}_0_log.out"
+    lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
+    return "".join(line for line in lines if not line.startswith("submitit "))
 
 
 class _Tail:
@@ -211,6 +220,7 @@ class _Tail:
                 text = file.read()
             whole = text[: text.rfind(b"\n") + 1]
             self._read[path] = self._read.get(path, 0) + len(whole)
-            if whole:
-                sys.stdout.write(whole.decode(errors="replace"))
-                sys.stdout.flush()
+            lines = whole.decode(errors="replace").splitlines(keepends=True)
+            # That a save begins is for the log alone, as in a local run.
+            sys.stdout.write("".join(line for line in lines if not line.startswith("saving step-")))
+            sys.stdout.flush()
