@@ -170,7 +170,7 @@ def _merged(checks: list[Check]) -> list[Check]:
 def as_text(checks: list[Check]) -> str:
     """The table as aligned lines, a remedy below what it is for."""
     rows = [(check.state, check.check, check.where, check.found) for check in checks]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    widths = [len("warning"), *(max(len(row[column]) for row in rows) for column in (1, 2))]  # the same, well or not
     lines = []
     for check, row in zip(checks, rows, strict=True):
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import resource
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from launch.doctor.check import Check, failed, ok, warning
 from launch.ops import filesystem
+from wellread import host_memory
 
 GIB = 1 << 30
 
@@ -90,7 +90,7 @@ def memory(wanted: float | None, in_job: bool) -> Check:
     import psutil
 
     now = psutil.virtual_memory()
-    limit = None if in_job else cgroup_limit()
+    limit = None if in_job else host_memory.limit()
     text = f"{now.total / GIB:.1f} GiB, {now.available / GIB:.1f} GiB of it available"
     text += f"; limited to {limit / GIB:.1f} GiB by its control group" if limit and limit < now.total else ""
     most = min(now.total, limit or now.total) / GIB
@@ -99,26 +99,6 @@ def memory(wanted: float | None, in_job: bool) -> Check:
     if min(now.available, limit or now.available) < 2 * GIB:
         return warning("memory", text, "end what else runs here, or raise the container's limit: ranks need 2 GiB each")
     return ok("memory", text)
-
-
-def cgroup_limit(own: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Bytes of memory that this process's control group (v1 or v2) and those above it allow."""
-    try:
-        groups = [line.strip().split(":", 2) for line in own.read_text().splitlines()]
-    except OSError:
-        return None
-    limits = []
-    for _, controllers, path in groups:
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        base, name = (mount / "memory", "memory.limit_in_bytes") if controllers else (mount, "memory.max")
-        inner = base / path.lstrip("/")
-        for folder in [inner, *inner.parents]:
-            if not folder.is_relative_to(base):
-                break
-            with contextlib.suppress(OSError, ValueError):  # the v2 root has none, and "max" is no number
-                limits.append(int((folder / name).read_text()))
-    return min(limits, default=None)
 
 
 def shared_memory() -> Check:

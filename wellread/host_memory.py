@@ -1,0 +1,102 @@
+"""Host memory: what processes started here may use, and whether the kernel has killed for want of it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+OWN_GROUPS = Path("/proc/self/cgroup")
+MOUNT = Path("/sys/fs/cgroup")
+
+
+UNLIMITED = 1 << 60
+"""Bytes; version 1 of control groups says "no limit" with a number beyond it."""
+
+
+def limit(own: Path = OWN_GROUPS, mount: Path = MOUNT) -> int | None:
+    """Bytes that this process's control group (v1 or v2) and those above it allow; None without a limit."""
+    return min((group.limit for group in _groups(own, mount) if group.limit is not None), default=None)
+
+
+def available(own: Path = OWN_GROUPS, mount: Path = MOUNT) -> int:
+    """Bytes that can be taken now, on this machine and within the control group's limit, before something is killed."""
+    import psutil
+
+    room = [group.room for group in _groups(own, mount) if group.limit is not None]
+    return max(0, min([int(psutil.virtual_memory().available), *room]))
+
+
+@dataclass(frozen=True)
+class Kills:
+    """How many processes the kernel has killed for want of memory, so far."""
+
+    group: int
+    """In this process's control group and those around it."""
+    machine: int
+    """Anywhere on the machine."""
+
+    @classmethod
+    def so_far(cls) -> Kills:
+        """Read the kernel's counters."""
+        groups = [group.kills for group in _groups(OWN_GROUPS, MOUNT)]
+        return cls(max(groups, default=0), _number(Path("/proc/vmstat"), r"oom_kill (\d+)") or 0)
+
+    def since(self, before: Kills) -> str | None:
+        """What the kernel says of the time after `before`, in words; None when it has killed nothing."""
+        if killed := self.group - before.group:
+            allowed = limit()
+            bound = f", whose limit is {allowed / 2**30:.2f} GiB" if allowed is not None else ""
+            return f"the kernel killed {killed} for want of memory in this control group{bound}"
+        if killed := self.machine - before.machine:
+            return f"the kernel killed {killed} for want of memory on this machine"
+        return None
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A control group of the memory controller."""
+
+    folder: Path
+    version: int
+
+    @property
+    def limit(self) -> int | None:
+        found = _number(self.folder / ("memory.max" if self.version == 2 else "memory.limit_in_bytes"))
+        return None if found is None or found >= UNLIMITED else found
+
+    @property
+    def room(self) -> int:
+        """Bytes below the limit; the page cache counts as used, but makes room."""
+        used = _number(self.folder / ("memory.current" if self.version == 2 else "memory.usage_in_bytes")) or 0
+        total = "" if self.version == 2 else "total_"
+        return (self.limit or 0) - used + (_number(self.folder / "memory.stat", rf"{total}inactive_file (\d+)") or 0)
+
+    @property
+    def kills(self) -> int:
+        name = "memory.events" if self.version == 2 else "memory.oom_control"
+        return _number(self.folder / name, r"oom_kill (\d+)") or 0
+
+
+def _groups(own: Path, mount: Path) -> list[_Group]:
+    """This process's control group, and those above it."""
+    found = []
+    with contextlib.suppress(OSError):
+        for line in own.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "memory" not in controllers.split(","):
+                continue
+            base = mount / "memory" if controllers else mount
+            inner = base / path.lstrip("/")
+            folders = [folder for folder in [inner, *inner.parents] if folder.is_relative_to(base)]
+            found += [_Group(folder, 1 if controllers else 2) for folder in folders]
+    return found
+
+
+def _number(file: Path, line: str = r"(\d+)") -> int | None:
+    """The number in the line of a kernel's file that looks like `line`; None where there is none."""
+    with contextlib.suppress(OSError):  # the root group lacks some files
+        if found := re.search(f"^{line}$", file.read_text(), re.MULTILINE):
+            return int(found.group(1))
+    return None
