@@ -17,7 +17,9 @@ NODES ?= 1
 RANKS ?= auto
 THEN ?= eval
 ARGS ?=
-FLAGS = --model "$(MODEL)" --data "$(DATA)" --out "$(RUN)" --cluster "$(CLUSTER)" --nodes $(NODES) --ranks_per_node $(RANKS) $(ARGS)
+# Names reach the shell as variables: pasted into its commands, a name could be a command.
+export MODEL DATA RUN CLUSTER
+FLAGS = --model "$$MODEL" --data "$$DATA" --out "$$RUN" --cluster "$$CLUSTER" --nodes $(NODES) --ranks_per_node $(RANKS) $(ARGS)
 
 help:  ## this page
 	@echo "wellread: launch LLM training, and know exactly what every checkpoint has read"
@@ -51,28 +53,28 @@ plan: $(STAMP)  ## print what `make ft` would do, and start nothing
 	@$(PY) -m launch plan finetune $(FLAGS)
 
 eval: $(STAMP)  ## evaluate the checkpoints of RUN, write its report
-	@$(PY) -m eval membership "$(RUN)"
+	@$(PY) -m eval membership "$$RUN"
 
 status: $(STAMP)  ## queue and run state of RUN, or of all runs
-	@$(PY) -m launch status $(if $(filter command line environment,$(origin RUN)),"$(RUN)") $(ARGS)
+	@$(PY) -m launch status $(if $(filter command line environment,$(origin RUN)),"$$RUN") $(ARGS)
 
 logs: $(STAMP)  ## logs of all ranks of RUN; ARGS="--follow", "--errors", …
-	@$(PY) -m launch logs "$(RUN)" $(ARGS)
+	@$(PY) -m launch logs "$$RUN" $(ARGS)
 
 cancel: $(STAMP)  ## ask RUN for a save, then end it
-	@$(PY) -m launch cancel "$(RUN)" $(ARGS)
+	@$(PY) -m launch cancel "$$RUN" $(ARGS)
 
 doctor: $(STAMP)  ## check this machine, or the nodes of CLUSTER, before a job does
-	@$(PY) -m launch doctor --cluster "$(CLUSTER)" --nodes $(NODES) $(ARGS)
+	@$(PY) -m launch doctor --cluster "$$CLUSTER" --nodes $(NODES) $(ARGS)
 
 read: $(STAMP)  ## ask what RUN has read: ARGS="--batch 137", "--sample 5", "--text river", …
-	@$(PY) -m eval read "$(RUN)" $(ARGS)
+	@$(PY) -m eval read "$$RUN" $(ARGS)
 
 verify: $(STAMP)  ## prove that RUN read what it says
-	@$(PY) -m eval verify "$(RUN)"
+	@$(PY) -m eval verify "$$RUN"
 
 report: $(STAMP)  ## write the report of RUN again
-	@$(PY) -m eval report "$(RUN)"
+	@$(PY) -m eval report "$$RUN"
 
 tb: $(STAMP)  ## TensorBoard over runs/, on the loopback address
 	@$(PY) -m tensorboard.main --logdir runs --host 127.0.0.1

@@ -16,6 +16,11 @@ from wellread.plan import Cluster, Plan
 
 Kind = Literal["local", "hostfile", "slurm"]
 FOLDER = CONFIGS / "clusters"
+OWNED = {
+    "array", "chdir", "dependency", "error", "job-name", "kill-on-invalid-dep", "no-requeue", "nodes", "ntasks",
+    "ntasks-per-node", "open-mode", "output", "requeue", "signal", "time",
+}  # fmt: skip
+"""Options of sbatch that a cluster's file may not give: ranks, paths and signals would not be what launch relies on."""
 GPUS = re.compile(r"(?:^|(?<=,))gpu(?P<type>:[^:,(]+(?=:)|:[^:,(]*[^:,(\d][^:,(]*)?(?::(?P<number>\d+))?(?=[,(]|$)")
 """The GPUs in a gres: gpu, gpu:8, gpu:a100:8; a type may begin with a digit, as in gpu:2080ti:4."""
 
@@ -74,7 +79,9 @@ class ClusterFile:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name}: {value} must be above 0")
-        minutes(self.time)
+        limit = minutes(self.time) * 60
+        if self.kind == "slurm" and self.signal_delay >= limit:
+            raise ValueError(f"time: {self.time!r} is not above the signal_delay of {self.signal_delay} s; raise it")
         for name, value in {f.name: getattr(self, f.name) for f in fields(self) if f.name != "setup"}.items():
             texts = (
                 [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, tuple) else [value]
@@ -83,6 +90,8 @@ class ClusterFile:
                 raise ValueError(f"{name}: {value!r} holds a control character, at which a line of a script would end")
         if wrong := [key for key in self.sbatch if not re.fullmatch(r"[A-Za-z][A-Za-z_-]*", key)]:
             raise ValueError(f"sbatch: {wrong[0]!r} is no option; write its long name without dashes in front")
+        if taken := [key for key in self.sbatch if key.replace("_", "-") in OWNED]:
+            raise ValueError(f"sbatch: {taken[0]!r} is set by launch: from its flags, or the other keys of this file")
 
     @property
     def gpus(self) -> int:
@@ -104,6 +113,8 @@ def minutes(time: str) -> int:
         raise ValueError(f"time: {time!r} is no time; write minutes, HH:MM:SS or D-HH:MM:SS")
     days, *parts = match.groups()
     numbers = [int(part) for part in parts if part is not None]
+    if any(number > 59 for number in numbers[1:]):
+        raise ValueError(f"time: {time!r} has more than 59 behind a colon; write minutes, HH:MM:SS or D-HH:MM:SS")
     if days is not None:  # D-HH[:MM[:SS]]
         hours, mins, seconds = (*numbers, 0, 0)[:3]
         total = ((int(days) * 24 + hours) * 60 + mins) * 60 + seconds

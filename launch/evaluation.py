@@ -109,6 +109,8 @@ def _pool(parts: list[tuple[str, ...]], parallelism: int) -> int:
 def _hand_over(request: Request) -> int:
     run = request.run
     slurm.check(run)
+    if going := slurm.active(run, "eval"):
+        raise ValueError(f"{run.path}: job {going[-1][0]['id']} evaluates it already; wait for it, or make cancel")
     first = None
     if request.fan_out:
         parts = request.parts()
@@ -124,6 +126,12 @@ def _hand_over(request: Request) -> int:
         return 0
     code = slurm.follow(run, first, show_log=False) if first else 0
     return code or slurm.follow(run, job_id, show_log=False)
+
+
+def is_done(run: RunDirectory) -> bool:
+    """Whether the report is there, and newer than the last checkpoint."""
+    report, checkpoints = run.report / "index.html", list_checkpoints(run.checkpoints)
+    return report.exists() and all(report.stat().st_mtime > c.path.stat().st_mtime for c in checkpoints)
 
 
 def after_run(run: RunDirectory, cluster: ClusterFile, after: str | None, code: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from launch.options import LaunchOptions, cluster_of
 from launch.slurm_task import RankTask
 from wellread import provenance
 from wellread.checkpoint import list_checkpoints
+from wellread.cli import FAILURE
 from wellread.config import RunConfig, to_argv, to_dict
 from wellread.data import instruct, sources, tokenizer
 from wellread.data.corpus import Corpus
@@ -105,7 +107,7 @@ def run(config: RunConfig, options: LaunchOptions) -> int:
             return plan
         code = _start(job, plan) if plan else 0
     if code == 0 and options.then == "eval":
-        return evaluation.run(Request(command="membership", run=job.run, cluster=job.file))
+        return evaluation.run(Request(command="membership", run=job.run, cluster=clusters.load("local")))
     return code
 
 
@@ -166,7 +168,7 @@ def _refuse_foreign(run: RunDirectory) -> None:
         return
     if not run.path.is_dir():
         raise ValueError(f"{run.path}: is a file; choose another --out")
-    if unknown := [p.name for p in run.path.iterdir() if p.name not in ("lock", "corpus")]:
+    if unknown := [p.name for p in run.path.iterdir() if p.name not in ("lock", "corpus") and p.name[0] != "."]:
         raise ValueError(f"{run.path}: holds {', '.join(sorted(unknown)[:3])} but no run; choose another --out")
 
 
@@ -185,6 +187,13 @@ def _identity(job: Job, corpus: Corpus, plan: Plan) -> dict[str, Any]:
         "dtype": plan.dtype,
         "optim": to_dict(config.optim),
     }
+
+
+def _refuse_changed(job: Job) -> None:
+    """Refuse settings that would make another run of the one that is queued or running."""
+    if job.run.corpus.is_dir() and (job.corpus_directory() / "corpus.json").is_file():
+        corpus = Corpus.open(job.corpus_directory())
+        _refuse_other(job.run, job.run.manifest()["identity"], _identity(job, corpus, job.plan(corpus)))
 
 
 def _refuse_other(run: RunDirectory, there: dict[str, Any], asked: dict[str, Any]) -> None:
@@ -221,11 +230,16 @@ def _start(job: Job, plan: Plan) -> int:
     attempt = attempts.begin(job.run, plan, {"hosts": hosts}, code_of(job))
     variables["WELLREAD_ATTEMPT"] = str(attempt)
     print(f"training {job.run.path}: {summary(plan)}", flush=True)
-    if where.kind == "hostfile":
-        code = hostfile.start(where, hosts, arguments(job), plan.ranks_per_node, variables, code_of(job))
-    else:
-        code = local.start(arguments(job), plan.ranks_per_node, variables, code_of(job))
-    attempts.end(job.run, attempt, code)
+    code = FAILURE
+    try:
+        if where.kind == "hostfile":
+            code = hostfile.start(where, hosts, arguments(job), plan.ranks_per_node, variables, code_of(job))
+        else:
+            code = local.start(arguments(job), plan.ranks_per_node, variables, code_of(job))
+    except KeyboardInterrupt:  # before the backend listens: nothing runs yet
+        code = 128 + signal.SIGINT
+    finally:
+        attempts.end(job.run, attempt, code)
     if code:
         if code > 128 and code - 128 not in local.STOP_SIGNALS:
             for rank in attempts.lost_ranks(job.run, attempt, plan.ranks):  # which the backend has named
@@ -253,20 +267,28 @@ def environment(job: Job, plan: Plan) -> dict[str, str]:
 def _hand_over(job: Job) -> int:
     """Submit the run to SLURM, unless it is there already."""
     run = job.run
+    queued = slurm.active(run, "finetune")  # asked before the run's lock, which a running job holds
+    if queued:
+        _refuse_changed(job)
+        last = job_id = queued[-1][0]["id"]
+        print(f"{run.path}: job {job_id} is {queued[-1][1].state.lower()} already; nothing to submit", flush=True)
+        last = next((note["id"] for note, _ in reversed(slurm.active(run, "eval"))), job_id)
+        return _followed(job, job_id, last)
     with run.lock():
-        queued = slurm.active(run, "finetune")
-        if queued:
-            job_id, state = queued[-1][0]["id"], queued[-1][1]
-            print(f"{run.path}: job {job_id} is {state.state.lower()} already; nothing to submit", flush=True)
-        else:
-            plan = _settled(job)
-            if isinstance(plan, int):
-                return plan
-            job_id = _submit(job, plan) if plan else None
-        last = job_id
-        if job.options.then == "eval" and not slurm.active(run, "eval"):
+        plan = _settled(job)
+        if isinstance(plan, int):
+            return plan
+        last = job_id = _submit(job, plan) if plan else None
+        wanted = job.options.then == "eval" and not slurm.active(run, "eval")
+        if wanted and (job_id or not evaluation.is_done(run)):
             last = evaluation.after_run(run, job.file, job_id, str(code_of(job)))
             print(f"submitted its evaluation as job {last}" + f", after job {job_id}" * bool(job_id), flush=True)
+    return _followed(job, job_id, last)
+
+
+def _followed(job: Job, job_id: str | None, last: str | None) -> int:
+    """With --wait, the exit code of the run's job, or of the evaluation after it; else 0."""
+    run = job.run
     if not job.options.wait:
         return 0
     code = slurm.follow(run, job_id) if job_id else 0
@@ -277,6 +299,7 @@ def _submit(job: Job, plan: Plan) -> str:
     wanted = wanted_of_slurm(job, plan)
     job_id = slurm.submit(job.file, job.run, [rank_task(job, plan, wanted)], wanted, "finetune")
     print(f"submitted {job.run.path} as job {job_id}: {summary(plan)}", flush=True)
+    slurm.warn_if_stuck(job_id)
     return job_id
 
 

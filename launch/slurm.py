@@ -8,6 +8,8 @@ import shlex
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,19 @@ from wellread.cli import print_error
 from wellread.runs import RunDirectory, write_json
 
 FOLLOW_SECONDS = 2.0
+SECONDS_FOR_A_REASON = 2.0
+"""How long SLURM's scheduler may take to say why a job waits."""
+STUCK = {
+    "PartitionNodeLimit": "the partition has fewer nodes than were asked for: cancel it, and lower --nodes",
+    "PartitionTimeLimit": "the partition's time limit is lower: cancel it, and lower --time",
+    "BadConstraints": "no node satisfies what the cluster's file asks for: cancel it, and mend the file",
+    "AssocMaxNodePerJobLimit": "your account may not have that many nodes: cancel it, and lower --nodes",
+    "QOSMaxNodePerJobLimit": "the QOS allows fewer nodes: cancel it, and lower --nodes",
+    "QOSMaxWallDurationPerJobLimit": "the QOS allows less time: cancel it, and lower --time",
+}
+"""Reasons of SLURM for which no waiting helps, and what does."""
+INTENT = "intent.json"
+"""In RUN/submit while a job is handed over: what will be noted of it."""
 
 
 def check(run: RunDirectory) -> None:
@@ -113,26 +128,40 @@ def submit(
     if not slurm_queue.available():
         raise ValueError("--cluster slurm: no sbatch here; log in to a node of the cluster, or choose --cluster local")
     run.submit.mkdir(exist_ok=True)
-    before = set(run.submit.iterdir())
+    known, before = jobs_of(run), set(run.submit.iterdir())
+    note = {"id": "", "kind": kind, "submitted": attempts.now(), "tasks": len(tasks)}
+    note["folder"] = str(wanted["additional_parameters"]["chdir"])
+    write_json(run.submit / INTENT, note)  # should this process die before it has noted the job
     executor = submitit.AutoExecutor(
         run.submit.resolve(), cluster="slurm", slurm_max_num_timeout=cluster.requeues, slurm_python=_python(cluster)
     )
     executor.update_parameters(**{f"slurm_{name}": value for name, value in wanted.items()})
     try:
-        if len(tasks) == 1:
-            job_id = executor.submit(tasks[0]).job_id
-        else:
-            with executor.batch():
-                jobs = [executor.submit(task) for task in tasks]
-            job_id = jobs[0].job_id.partition("_")[0]
+        with redirect_stderr(StringIO()):  # submitit repeats there what the error says
+            if len(tasks) == 1:
+                job_id = executor.submit(tasks[0]).job_id
+            else:
+                with executor.batch():
+                    jobs = [executor.submit(task) for task in tasks]
+                job_id = jobs[0].job_id.partition("_")[0]
     except (submitit.core.utils.FailedJobError, subprocess.CalledProcessError) as error:
-        for leftover in set(run.submit.iterdir()) - before:
-            leftover.unlink()
-        raise ValueError(f"SLURM refuses the job: {_reason(str(error))}") from None
-    folder = wanted["additional_parameters"]["chdir"]
-    note = {"id": str(job_id), "kind": kind, "submitted": attempts.now(), "tasks": len(tasks), "folder": folder}
-    write_json(_jobs_file(run), [*jobs_of(run), note])
-    return str(job_id)
+        for leftover in {*run.submit.iterdir(), run.submit / INTENT} - before | {run.submit / INTENT}:
+            leftover.unlink(missing_ok=True)
+        raise ValueError(f"SLURM refuses the job: {_reason(str(error))}; see --help and {cluster.name}.yaml") from None
+    job_id = str(job_id)
+    write_json(_jobs_file(run), [*known, note | {"id": job_id}])
+    (run.submit / INTENT).unlink()
+    return job_id
+
+
+def warn_if_stuck(job_id: str) -> None:
+    """Say so when a job that was just handed over waits for what will not come by itself."""
+    deadline = time.monotonic() + SECONDS_FOR_A_REASON
+    while (job := slurm_queue.state(job_id)).state == "PENDING" and time.monotonic() < deadline:
+        if job.reason in STUCK:
+            print(f"warning: job {job_id} will not start: {job.reason}, {STUCK[job.reason]}", file=sys.stderr)
+            return
+        time.sleep(0.3)
 
 
 def _reason(text: str) -> str:
@@ -147,10 +176,19 @@ def _jobs_file(run: RunDirectory) -> Path:
 
 def jobs_of(run: RunDirectory) -> list[dict[str, Any]]:
     """Jobs that were handed over for a run, oldest first: `id`, `kind`, `submitted`, `tasks`, `folder`."""
+    jobs: list[dict[str, Any]] = []
     try:
-        jobs: list[dict[str, Any]] = json.loads(_jobs_file(run).read_text())
-    except FileNotFoundError:
-        return []
+        if _jobs_file(run).exists():
+            jobs = json.loads(_jobs_file(run).read_text())
+        if (run.submit / INTENT).exists():  # a launcher died while it handed a job over
+            note = json.loads((run.submit / INTENT).read_text())
+            known = {job["id"] for job in jobs}
+            ids = {path.name.partition("_")[0] for path in run.submit.glob("[0-9]*_submission.sh")}
+            jobs += [note | {"id": job_id} for job_id in sorted(ids - known, key=int)]
+    except ValueError as error:
+        raise ValueError(
+            f"{_jobs_file(run)}: damaged ({error}); look at squeue for what runs, then remove the file"
+        ) from None
     return jobs
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -491,3 +492,19 @@ def test_a_probe_is_what_a_plan_takes() -> None:
     assert probe(RunConfig(nodes=2), ClusterFile(kind="slurm", gres="gpu:2")) == Cluster(
         kind="slurm", nodes=2, ranks_per_node=2, device="cuda"
     )
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"time": "1"}, "time: '1' is not above the signal_delay of 90 s; raise it"),
+        ({"time": "99:99"}, "time: '99:99' has more than 59 behind a colon"),
+        ({"sbatch": {"nodes": "2"}}, "sbatch: 'nodes' is set by launch"),
+        ({"sbatch": {"job_name": "x"}}, "sbatch: 'job_name' is set by launch"),
+        ({"sbatch": {"no-requeue": "true"}}, "sbatch: 'no-requeue' is set by launch"),
+    ],
+)
+def test_what_would_break_a_job_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        ClusterFile(kind="slurm", **values)
+    assert str(error.value).startswith(message)

@@ -136,4 +136,4 @@ def test_flags_name_only_what_differs() -> None:
 
 def test_configs_are_found() -> None:
     names = {path.name for path in CONFIGS.iterdir()}
-    assert {"models.yaml", "data.yaml", "ds"} <= names
+    assert {"models.yaml", "data.yaml", "ds", "clusters"} <= names

@@ -4,12 +4,14 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from launch import cluster
 from wellread.data.corpus import digest
 from wellread.order import Order
 from wellread.runs import RunDirectory
@@ -75,6 +77,19 @@ def test_the_snippet_of_the_readme(root: Path, tiny_run: RunDirectory, tmp_path:
     assert done.returncode == 0, done.stderr
     assert "### Response:" in done.stdout
     assert re.search(r"\(11, \d+\)\]$", done.stdout.strip())
+
+
+def test_the_cluster_files_as_documented(root: Path, tmp_path: Path) -> None:
+    text = (root / "docs" / "clusters.md").read_text()
+    blocks = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    for number, block in enumerate(blocks):
+        (tmp_path / f"{number}.yaml").write_text(block)
+    found = [cluster.load(str(tmp_path / f"{number}.yaml")) for number in range(len(blocks))]
+    assert [file.kind for file in found] == ["slurm", "hostfile"]
+    assert blocks[0].count("\n") <= 10  # ten lines, as the heading says
+    rows = re.findall(r"^\| (`.*?`) \|", text, re.MULTILINE)
+    keys = [key for row in rows for key in re.findall(r"`(\w+)`", row)]
+    assert sorted(keys) == sorted(field.name for field in fields(cluster.ClusterFile) if field.name != "name")
 
 
 def test_links_lead_somewhere(root: Path) -> None:

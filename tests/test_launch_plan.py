@@ -2,12 +2,15 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from wellread.runs import RunDirectory
 
 HEAVY = {
     "torch", "transformers", "deepspeed", "tokenizers", "datasets", "accelerate", "peft", "huggingface_hub",
@@ -98,7 +101,7 @@ def test_json_keys_and_arithmetic(program, root: Path) -> None:  # type: ignore[
         "out": "runs/x",
     }  # fmt: skip
     assert files == [
-        "config.yaml", "plan.json", "manifest.json", "corpus", "log/", "tb/", "record/",
+        "config.yaml", "plan.json", "manifest.json", "corpus", "code/", "log/", "tb/", "record/",
         *(f"checkpoints/step-{step:08d}/" for step in (0, 50, 100, 150, 166)),
     ]  # fmt: skip
 
@@ -120,6 +123,19 @@ def test_a_compiled_corpus_gives_exact_counts(program, corpus, corpora) -> None:
 def test_the_text_plan(program, root: Path, golden: Callable[[str, str], None]) -> None:  # type: ignore[no-untyped-def]
     done = program("launch", *PLAN.split(), env=SETTINGS, check=True)
     golden("plan.txt", done.stdout.replace(sys.executable, "PYTHON").replace(str(root), "ROOT"))
+
+
+@pytest.mark.slow
+def test_a_plan_says_how_far_its_run_is(program, copied_run: RunDirectory, corpora: Path) -> None:  # type: ignore[no-untyped-def]
+    def first_line() -> str:
+        flags = ("--steps", 12, "--out", copied_run.path, "--corpora", corpora)
+        return str(program("launch", "plan", "finetune", *flags, check=True).stdout.partition("\n")[0])
+
+    assert first_line() == f"run            {copied_run.path} (finished)"
+    shutil.rmtree(copied_run.checkpoints / "step-00000012")
+    assert first_line() == f"run            {copied_run.path} (begun; it would continue from step 8)"
+    shutil.rmtree(copied_run.checkpoints)
+    assert first_line() == f"run            {copied_run.path}"
 
 
 def test_planning_writes_nothing(program, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -173,6 +173,6 @@ def test_json_round_trip() -> None:
 
 def test_files() -> None:
     assert plan(RunConfig(steps=12, save_every=6)).files() == [
-        "config.yaml", "plan.json", "manifest.json", "corpus", "log/", "tb/", "record/",
+        "config.yaml", "plan.json", "manifest.json", "corpus", "code/", "log/", "tb/", "record/",
         "checkpoints/step-00000000/", "checkpoints/step-00000006/", "checkpoints/step-00000012/",
     ]  # fmt: skip

@@ -237,9 +237,9 @@ def test_what_slurm_reads_as_something_else_is_refused(name: str, tmp_path: Path
 
 def test_a_refused_path_is_one_line_and_exit_code_2(program, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     for command in ("plan", "run"):
-        done = program("launch", command, "finetune", "--cluster", "slurm", "--out", tmp_path / "100%\n#SBATCH")
+        done = program("launch", command, "finetune", "--cluster", "slurm", "--out", tmp_path / "100%#SBATCH")
         assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr.startswith(f"error: --out '{tmp_path}/100%\\n#SBATCH': SLURM reads % and \\ in the names")
+        assert done.stderr.startswith(f"error: --out '{tmp_path}/100%#SBATCH': SLURM reads % and \\ in the names")
         assert done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
@@ -401,7 +401,7 @@ def test_a_refused_job_leaves_nothing(tasks: int, run: RunDirectory, scheduler: 
         slurm.submit(PLAIN, run, [TASK] * tasks, wanted, "finetune")
     assert str(error.value) == (
         "SLURM refuses the job: invalid partition specified: nope; "
-        "Batch job submission failed: Invalid partition name specified"
+        "Batch job submission failed: Invalid partition name specified; see --help and slurm.yaml"
     )
     assert sorted(run.submit.iterdir()) == before
     assert slurm.jobs_of(run) == noted
@@ -543,5 +543,26 @@ def test_a_refused_run_is_one_line_and_exit_code_2(
     assert done.returncode == 2
     assert done.stderr.endswith(
         "error: SLURM refuses the job: invalid partition specified: nope; "
-        "Batch job submission failed: Invalid partition name specified\n"
+        "Batch job submission failed: Invalid partition name specified; see --help and slurm.yaml\n"
     )
+
+
+def test_a_job_that_was_not_noted_is_found(run: RunDirectory) -> None:
+    """The launcher died between handing a job over and noting it."""
+    noted = {"id": "7", "kind": "finetune", "submitted": "then", "tasks": 1, "folder": "/code"}
+    run.submit.mkdir(exist_ok=True)
+    write_json(run.submit / "jobs.json", [noted])
+    for name in ("7_submission.sh", "31_submission.sh"):
+        (run.submit / name).touch()
+    assert slurm.jobs_of(run) == [noted]
+    write_json(run.submit / slurm.INTENT, noted | {"id": "", "kind": "eval"})
+    assert slurm.jobs_of(run) == [noted, noted | {"id": "31", "kind": "eval"}]
+
+
+def test_damaged_notes_of_jobs_are_one_line(run: RunDirectory) -> None:
+    run.submit.mkdir(exist_ok=True)
+    (run.submit / "jobs.json").write_text("{")
+    with pytest.raises(ValueError) as error:
+        slurm.jobs_of(run)
+    assert "jobs.json: damaged" in str(error.value)
+    assert "\n" not in str(error.value)

@@ -55,6 +55,8 @@ class Launched:
 
     def __init__(self, program: Program, out: Path, flags: list[object], cluster: Path | str) -> None:
         self.program, self.path = program, out
+        self.shown: Any = None
+        self.planned: Any = None
         self.flags = [*flags, "--out", out, "--cluster", cluster]
 
     def launch(self, *more: object, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -140,7 +142,7 @@ def start(program: Program, small_model: Path, corpora: Path, tmp_path: Path) ->
         fixed = [*SMALL.split(), "--model", small_model, "--corpora", corpora]
         run = Launched(program, tmp_path / name, [*fixed, *flags], cluster)
         begun.append(run)
-        run.launch(*["--wait"] * wait)
+        run.shown = run.launch(*["--wait"] * wait)
         return run
 
     yield launch
@@ -180,10 +182,8 @@ def pair(program: Program, tmp_path_factory: pytest.TempPathFactory, corpora: Pa
     flags = "--steps 12 --save_every 4 --keep_states 4 --nodes 2 --ranks_per_node 1 --strategy zero3-offload --time 20"
     run = Launched(program, out, [*flags.split(), "--corpora", corpora], "slurm")
     try:
-        run.planned = json.loads(  # type: ignore[attr-defined]
-            program("launch", "plan", "finetune", *run.flags, "--json", check=True).stdout
-        )
-        run.shown = run.launch("--wait")  # type: ignore[attr-defined]
+        run.planned = json.loads(program("launch", "plan", "finetune", *run.flags, "--json", check=True).stdout)
+        run.shown = run.launch("--wait")
         yield run
     finally:
         holder.kill()
@@ -208,7 +208,7 @@ def test_two_nodes_read_what_one_machine_reads(pair: Launched, tiny_run: RunDire
 
 def test_what_was_planned_is_what_was_submitted(pair: Launched) -> None:
     script = pair.path / "submit" / f"{pair.job}_submission.sh"
-    assert script.read_text() == pair.planned["sbatch"]  # type: ignore[attr-defined]
+    assert script.read_text() == pair.planned["sbatch"]
     assert f"JobName={pair.path.name}" in call("scontrol", "show", "job", pair.job)
     assert not list(ROOT.glob("broken")) + list(pair.path.parent.rglob("broken"))
 
@@ -219,7 +219,7 @@ def test_a_taken_port_is_passed_over(pair: Launched) -> None:
 
 
 def test_the_follower_shows_states_and_steps(pair: Launched) -> None:
-    shown = pair.shown  # type: ignore[attr-defined]
+    shown = pair.shown
     assert "step 12/12" in shown.stdout
     assert f"job {pair.job}: completed on n[1-2]" in shown.stderr
 
@@ -239,6 +239,13 @@ def test_pending_running_requeued_done(start: Callable[..., Launched], tmp_path:
     later = tmp_path / "later.yaml"
     later.write_text("kind: slurm\ntime: 30\nsbatch:\n  begin: now+8\n")
     run = start("--steps", 1500, "--save_every", 1000, cluster=later)
+    own = run.path / "submit" / "jobs.json"
+    noted = json.loads(own.read_text())
+    own.rename(run.path / "submit" / "intent.json")  # as if the launcher had died before it could note the job
+    (run.path / "submit" / "intent.json").write_text(json.dumps(noted[0] | {"id": ""}))
+    assert run.status()["state"] == "pending"
+    (run.path / "submit" / "intent.json").unlink()
+    own.write_text(json.dumps(noted))
     assert run.status()["state"] == "pending"
     again = run.launch()
     assert "is pending already; nothing to submit" in again.stdout
@@ -257,6 +264,9 @@ def test_pending_running_requeued_done(start: Callable[..., Launched], tmp_path:
     status = run.status()
     assert (status["state"], status["steps"]) == ("running", 1500)
     assert run.job in status["where"]
+    assert "is running already; nothing to submit" in run.launch().stdout
+    other = run.launch("--steps", 1501, check=False)
+    assert (other.returncode, "steps is 1500 there, 1501 asked for" in other.stderr) == (2, True)
     call("scancel", "--signal=USR2", run.job)
     until("the stop", lambda: "stopped by SIGUSR2" in run.log(1))
     saved = int(re.search(r"stopped by SIGUSR2 at step (\d+), saved", run.log(1)).group(1))  # type: ignore[union-attr]
@@ -427,3 +437,10 @@ def test_a_time_limit_is_a_pause(limited: Launched, program: Program) -> None:
     batches = [row["batch_id"] for row in limited.rows()][::8]
     assert batches == list(range(len(batches)))
     limited.verified()
+
+
+def test_more_nodes_than_there_are_is_said(start: Callable[..., Launched]) -> None:
+    run = start("--steps", 5, "--nodes", 8)
+    shown = run.shown
+    assert f"warning: job {run.job} will not start: PartitionNodeLimit" in shown.stderr
+    assert "lower --nodes" in shown.stderr

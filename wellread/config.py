@@ -103,6 +103,8 @@ def _check_ranges(config: RunConfig) -> None:
     for name in ("model", "data", "out", "corpora"):
         if getattr(config, name) == "":
             raise ValueError(f"--{name}: is empty; leave it out for its default")
+    if config.out and not config.out.isprintable():
+        raise ValueError(f"--out {config.out!r}: holds a control character; choose a plain name")
     if config.seq_len == 1:
         raise ValueError("--seq_len 1: a sample needs a token to predict and one before it; choose at least 2")
     for name in (

@@ -78,7 +78,7 @@ class Plan:
     def files(self) -> list[str]:
         """Files and directories that the run writes, relative to the run directory."""
         saved = [f"checkpoints/step-{step:08d}/" for step in self.save_steps]
-        return ["config.yaml", "plan.json", "manifest.json", "corpus", "log/", "tb/", "record/", *saved]
+        return ["config.yaml", "plan.json", "manifest.json", "corpus", "code/", "log/", "tb/", "record/", *saved]
 
 
 def resolve(config: RunConfig, spec: ModelSpec) -> RunConfig:

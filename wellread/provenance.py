@@ -22,21 +22,6 @@ CODE_ROOT = "WELLREAD_CODE"
 """Environment variable: folder that a rank's code must come from."""
 LONGEST_DIFF = 100_000
 """Characters of the uncommitted change that are kept; its hash covers the whole."""
-PACKAGES = (
-    "torch",
-    "deepspeed",
-    "transformers",
-    "tokenizers",
-    "peft",
-    "accelerate",
-    "datasets",
-    "submitit",
-    "sentencepiece",
-    "safetensors",
-    "numpy",
-    "pyarrow",
-    "tensorboard",
-)
 SECRET_NAMES = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|(?:^|_)KEY(?:$|_)|API_?KEY", re.IGNORECASE)
 SECRET_FORMS = re.compile(r"hf_\w{20,}|gh[pousr]_\w{20,}|(?:AKIA|ASIA)[A-Z0-9]{16}|sk-[\w-]{20,}|xox[abp]-[\w-]{10,}")
 SHORTEST_SECRET = 8
@@ -55,7 +40,7 @@ def describe(root: Path | None = None) -> dict[str, Any]:
         "host": socket.gethostname(),
         "python": sys.version.split()[0],
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": _packages(),
         "gpus": _gpus(),
         "gpu_driver": _driver(),
     }
@@ -115,11 +100,10 @@ def without_secrets(text: str) -> str:
     return SECRET_FORMS.sub("[secret]", text)
 
 
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+def _packages() -> dict[str, str]:
+    """Every installed package and its version."""
+    found = {str(of.metadata["Name"]): of.version for of in metadata.distributions()}
+    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
 
 
 def _gpus() -> list[str]:

@@ -22,6 +22,12 @@ from wellread import provenance
 SECONDS_TO_IMPORT = 90
 SETUP = "make setup installs the versions of constraints.txt"
 
+PACKAGES = (
+    "torch", "deepspeed", "transformers", "tokenizers", "peft", "accelerate", "datasets", "submitit", "sentencepiece",
+    "safetensors", "numpy", "pyarrow", "tensorboard",
+)  # fmt: skip
+"""Those whose versions a run depends on."""
+
 
 def python(version: tuple[int, ...]) -> Check:
     """The interpreter."""
@@ -34,7 +40,7 @@ def python(version: tuple[int, ...]) -> Check:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a run depends on; those that are missing are left out."""
     found = {"python": platform.python_version()}
-    for name in provenance.PACKAGES:
+    for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
@@ -49,7 +55,7 @@ def pinned() -> dict[str, str]:
 
 def packages(found: dict[str, str], wanted: dict[str, str]) -> Check:
     """Versions of packages against constraints.txt."""
-    if missing := [name for name in provenance.PACKAGES if name not in found]:
+    if missing := [name for name in PACKAGES if name not in found]:
         return failed("packages", f"missing: {', '.join(missing)}", SETUP)
     others = [
         f"{name} {version} (pinned {wanted[name]})"

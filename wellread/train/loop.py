@@ -95,7 +95,8 @@ def train(run: RunDirectory, initial: Callable[[], nn.Module], log: Path) -> int
             _save(loop)
     loop.saver.wait()
     if loop.monitor:
-        loop.monitor.line(f"finished at step {loop.step}" if not stop else _stopped(loop.step, stop))
+        finished = loop.step == plan.steps
+        loop.monitor.line(f"finished at step {loop.step}" if finished else _stopped(loop.step, stop))
         loop.monitor.close()
     return STOP_CODE + stop if stop and loop.step < plan.steps else 0
 
