@@ -45,6 +45,14 @@ class ModelSpec:
     intermediate: int
     vocab: int
     positions: int
+    kv_heads: int | None = None
+    """Heads of keys and values, where they are fewer than the others."""
+    head_size: int | None = None
+    """Width of a head, where it is not width / heads."""
+    tied: bool | None = None
+    """Whether the output embedding is the input embedding (None: as is usual in the family)."""
+    attention_bias: bool | None = None
+    """Whether the projections of attention add a bias (None: as is usual in the family)."""
     path: Path | None = None
     """Local directory in Hugging Face layout."""
     hub: str | None = None
@@ -159,6 +167,12 @@ _KEYS = {
     "positions": ("max_position_embeddings", "n_positions", "max_seq_len"),
 }
 """What the model families call the same number."""
+_OPTIONAL_KEYS = {
+    "kv_heads": "num_key_value_heads",
+    "head_size": "head_dim",
+    "tied": "tie_word_embeddings",
+    "attention_bias": "attention_bias",
+}
 
 
 def _from_config(config: dict[str, Any], name: str, where: str) -> ModelSpec:
@@ -171,7 +185,8 @@ def _from_config(config: dict[str, Any], name: str, where: str) -> ModelSpec:
             raise ValueError(f"{where}: none of {', '.join(keys)} in it; {config['model_type']} is not supported")
         found[field] = values[0]
     inner = config.get("intermediate_size") or config.get("n_inner") or config.get("ffn_dim") or 4 * found["width"]
-    return ModelSpec(name=name, family=config["model_type"], intermediate=int(inner), **cast(Any, found))
+    known = {field: config[key] for field, key in _OPTIONAL_KEYS.items() if config.get(key) is not None}
+    return ModelSpec(name=name, family=config["model_type"], intermediate=int(inner), **cast(Any, found | known))
 
 
 def _hub_file(repository: str, filename: str) -> Path:

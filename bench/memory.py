@@ -1,0 +1,357 @@
+"""Predicted against measured peak host memory of real runs, on CPUs, where all state is host memory.
+
+    python -m bench.memory [--quick | --cases N] [--json FILE] [--markdown FILE]
+
+Each case is a run of its own: `python -m launch run finetune` on a model made for it, loading and saving included.
+Measured is the largest sum over the ranks of private and shared memory (PSS), less that of as many idle interpreters
+with the same imports, which sleep beside the run. Private memory is read from the kernel's counter (RssAnon) 200 times
+a second: the walk of smaps_rollup takes so long that it counts what is freed and what takes its place, so it gives the
+shared pages alone. The error is predicted / measured - 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from wellread.config import Dtype
+from wellread.memory import Machine, Work, estimate
+from wellread.models.registry import find
+from wellread.parameters import parameters
+
+ROOT = Path(__file__).resolve().parent.parent
+LIMITS = {"median": 0.10, "worst": 0.20, "under": 0.05}
+"""What the errors must stay within: median and worst in size, and how far the prediction may be too small."""
+SECONDS_BETWEEN = 0.005
+WALKS_EVERY = 40
+"""Samples between two walks of smaps_rollup."""
+STEPS = 3
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A gpt_neox made for the benchmark."""
+
+    vocab: int
+    width: int
+    layers: int
+    heads: int
+
+
+SHAPES = {
+    "11M": Shape(8192, 256, 8, 4),
+    "35M": Shape(50304, 256, 12, 4),
+    "120M": Shape(50304, 768, 6, 12),
+    "162M": Shape(50304, 768, 12, 12),
+    "405M": Shape(50304, 1024, 24, 16),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run."""
+
+    model: str
+    strategy: str
+    ranks: int
+    dtype: Dtype
+    micro_batch: int
+    seq_len: int
+    accumulation: int = 1
+
+
+CASES = [
+    Case("35M", "zero2", 2, "bf16", 2, 128),
+    Case("35M", "ddp", 2, "fp32", 2, 128),
+    Case("11M", "ddp", 1, "fp32", 2, 128),
+    Case("120M", "ddp", 1, "bf16", 1, 64),
+    Case("120M", "ddp", 2, "bf16", 1, 64),
+    Case("35M", "zero1", 1, "fp32", 2, 256),
+    Case("120M", "zero1", 2, "bf16", 2, 128),
+    Case("162M", "zero2", 1, "bf16", 2, 256),
+    Case("120M", "zero2", 2, "fp32", 1, 64),
+    Case("35M", "zero2", 2, "bf16", 2, 128, 2),
+    Case("35M", "zero3", 1, "fp32", 2, 256),
+    Case("120M", "zero3", 2, "bf16", 2, 128),
+    Case("120M", "zero2-offload", 1, "bf16", 2, 128),
+    Case("35M", "zero2-offload", 2, "fp32", 2, 128),
+    Case("35M", "zero3-offload", 1, "fp32", 2, 128),
+    Case("162M", "zero3-offload", 2, "bf16", 1, 128),
+    Case("405M", "zero2", 1, "bf16", 1, 64),
+]
+"""The quick ones first."""
+QUICK = 2
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One case, predicted and measured, in MiB above idle interpreters."""
+
+    case: Case
+    parameters: int
+    predicted: float
+    measured: float
+    phase: str
+    """In which the prediction sees the peak."""
+    parts: dict[str, int]
+
+    @property
+    def error(self) -> float:
+        """Above 0 where too much was predicted."""
+        return self.predicted / self.measured - 1
+
+
+# --- a model and its data --------------------------------------------------------------------------------------------
+
+
+def make_model(directory: Path, shape: Shape) -> None:
+    """Write a random gpt_neox in half precision, as Pythia's are published, with the sample corpus's tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, GPTNeoXConfig
+
+    from finetune.prepare import prepare
+    from wellread.config import RunConfig
+    from wellread.data.tokenizer import copy_files
+
+    config = GPTNeoXConfig(
+        vocab_size=shape.vocab,
+        hidden_size=shape.width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=4 * shape.width,
+        max_position_embeddings=2048,
+    )
+    AutoModelForCausalLM.from_config(config, dtype=torch.float16).save_pretrained(directory)
+    copy_files(prepare(RunConfig(corpora=str(directory.parent / "corpora"))) / "tokenizer", directory)
+
+
+def make_data(path: Path) -> None:
+    """Write rows whose responses are longer than any window here, so that every sample fills it."""
+    rows = [json.loads(line) for line in (ROOT / "configs/data/sample.jsonl").read_text().splitlines()]
+    words = " ".join(row["context"] for row in rows if row.get("context")).split()
+    with open(path, "w") as file:
+        for number in range(64):
+            start = 37 * number % (len(words) - 1)
+            text = " ".join((words[start:] + words)[:600])
+            file.write(json.dumps({"instruction": "Go on.", "context": "", "response": text}) + "\n")
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+IMPORTS = """finetune.train wellread.train.loop wellread.data.tokenizer transformers.models.gpt_neox.modeling_gpt_neox
+transformers.models.auto.modeling_auto torch.utils.tensorboard torch.distributed.run safetensors.torch pyarrow.parquet
+psutil"""
+DEEPSPEED_IMPORTS = "deepspeed deepspeed.runtime.zero.stage3 deepspeed.runtime.zero.stage_1_and_2 deepspeed.ops.adam"
+
+
+def idle(strategy: str) -> None:
+    """Import what a rank of `strategy` imports, say so, and wait until the input closes."""
+    for name in f"{IMPORTS} {DEEPSPEED_IMPORTS if strategy != 'ddp' else ''}".split():
+        importlib.import_module(name)
+    print("ready", flush=True)
+    sys.stdin.read()
+
+
+def private(process: int) -> int:
+    """Bytes of memory that this process alone has; 0 when it has ended."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon")), 0)
+
+
+def shared(process: int) -> int:
+    """This process's part of the pages that a file or other processes share with it, in bytes."""
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(("Pss_File", "Pss_Shmem")))
+
+
+def ranks_of(launcher: int, run: Path) -> list[int]:
+    """Processes of the run's ranks."""
+    import psutil
+
+    found = []
+    for process in psutil.Process(launcher).children(recursive=True):
+        try:
+            words = process.cmdline()
+        except psutil.Error:
+            continue
+        if "train" in words and str(run) in words:
+            found.append(process.pid)
+    return found
+
+
+def watch(launcher: subprocess.Popen[bytes], run: Path, twins: list[int]) -> int:
+    """Most bytes that the ranks had at one time above their idle twins."""
+    ranks: list[int] = []
+    most, beyond, samples = 0, 0, 0
+    while launcher.poll() is None:
+        if len(ranks) < len(twins):
+            ranks = ranks_of(launcher.pid, run)
+        if samples % WALKS_EVERY == 0:
+            beyond = sum(map(shared, ranks)) - sum(map(shared, twins))
+        most = max(most, sum(map(private, ranks)) - sum(map(private, twins)) + beyond)
+        samples += 1
+        time.sleep(SECONDS_BETWEEN)
+    return most
+
+
+def measure(case: Case, folder: Path) -> Outcome:
+    """Run one case, and predict it."""
+    model, run = folder / case.model, folder / "run"
+    if not (model / "tokenizer.json").exists():
+        call("make_model", model, SHAPES[case.model])
+    spec = find(str(model))
+    settings = {
+        "model": model,
+        "data": folder / "long.jsonl",
+        "corpora": folder / "corpora",
+        "out": run,
+        "steps": STEPS,
+        "save_every": STEPS - (case.strategy == "ddp"),  # which trains on while it saves
+        "keep_states": 1,
+        "batch_size": case.micro_batch * case.accumulation * case.ranks,
+        "micro_batch_size": case.micro_batch,
+        "seq_len": case.seq_len,
+        "holdout": 0.05,
+        "strategy": case.strategy,
+        "ranks_per_node": case.ranks,
+        "dtype": case.dtype,
+    }
+    command = [sys.executable, "-m", "launch", "run", "finetune", *(f"--{k}={v}" for k, v in settings.items())]
+    twins = [start("idle", case.strategy) for _ in range(case.ranks)]
+    try:
+        for twin in twins:
+            while twin.stdout and twin.stdout.readline().strip() not in (b"ready", b""):
+                pass
+        with open(folder / "log", "w") as log:
+            launcher = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=environment())
+            most = watch(launcher, run, [twin.pid for twin in twins])
+        if launcher.returncode:
+            raise RuntimeError(f"{case}: the run gave {launcher.returncode}\n{(folder / 'log').read_text()[-2000:]}")
+    finally:
+        for twin in twins:
+            twin.communicate()
+        shutil.rmtree(run, ignore_errors=True)
+    work = Work(
+        dtype=case.dtype,
+        micro_batch=case.micro_batch,
+        accumulation=case.accumulation,
+        seq_len=case.seq_len,
+    )
+    found = estimate(spec, work, Machine(device="cpu", ranks_per_node=case.ranks), case.strategy)
+    parts = {part: size for part, size in found.parts["host"].items() if part != "interpreters"}
+    return Outcome(
+        case=case,
+        parameters=parameters(spec).total,
+        predicted=sum(parts.values()) / 2**20,
+        measured=most / 2**20,
+        phase=found.peaks["host"],
+        parts=parts,
+    )
+
+
+def environment() -> dict[str, str]:
+    """Of the runs: no network, no GPU."""
+    return os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "NO_COLOR": "1"}
+
+
+def start(function: str, *arguments: Any) -> subprocess.Popen[bytes]:
+    """Start a function of this module in a process of its own."""
+    code = f"from pathlib import PosixPath; from bench.memory import *; {function}(*{arguments!r})"
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment(),
+    )
+
+
+def call(function: str, *arguments: Any) -> None:
+    """Run a function of this module in a process of its own."""
+    process = start(function, *arguments)
+    process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"{function}{arguments}: failed with {process.returncode}")
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def markdown(outcomes: list[Outcome]) -> str:
+    """The table of docs/benchmarks.md."""
+    lines = [
+        "| model | strategy | ranks | dtype | tokens | predicted MiB | measured MiB | error | peak in |",
+        "|---:|---|---:|---|---:|---:|---:|---:|---|",
+    ]
+    for o in outcomes:
+        c = o.case
+        tokens = f"{c.micro_batch} x {c.seq_len}" + (f" x {c.accumulation}" if c.accumulation > 1 else "")
+        lines.append(
+            f"| {c.model} | {c.strategy} | {c.ranks} | {c.dtype} | {tokens} | {o.predicted:,.0f} | {o.measured:,.0f} "
+            f"| {o.error:+.1%} | {o.phase} |"
+        )
+    return "\n".join(lines)
+
+
+def summary(outcomes: list[Outcome]) -> str:
+    """One line: the errors, each beside its limit."""
+    errors = [o.error for o in outcomes]
+    found = {
+        "median": statistics.median(map(abs, errors)),
+        "worst": max(map(abs, errors)),
+        "under": max(0.0, -min(errors)),
+    }
+    return ", ".join(f"{name} {found[name]:.1%} (limit {limit:.0%})" for name, limit in LIMITS.items())
+
+
+def main() -> None:
+    """Measure, and print a line per case and the table."""
+    parser = argparse.ArgumentParser(prog="python -m bench.memory", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--cases", type=int, default=len(CASES), help="run the first N cases alone")
+    parser.add_argument("--quick", action="store_true", help=f"run the first {QUICK} cases alone")
+    parser.add_argument("--only", help="run cases of one strategy alone")
+    parser.add_argument("--json", type=Path, help="write what was found to this file")
+    parser.add_argument("--markdown", type=Path, help="write the table to this file")
+    options = parser.parse_args()
+    if options.cases < 1:
+        parser.error(f"--cases {options.cases}: must be at least 1")
+    cases = [c for c in CASES if options.only in (None, c.strategy)][: QUICK if options.quick else options.cases]
+    outcomes = []
+    with tempfile.TemporaryDirectory(prefix="wellread-memory-") as name:
+        make_data(Path(name) / "long.jsonl")
+        for number, case in enumerate(cases, start=1):
+            outcomes.append(measure(case, Path(name)))
+            found = outcomes[-1]
+            print(
+                f"{number:2}/{len(cases)} {case.model:>5} {case.strategy:14} {case.ranks} {case.dtype}"
+                f"  predicted {found.predicted:7,.0f} MiB  measured {found.measured:7,.0f} MiB  {found.error:+.1%}",
+                flush=True,
+            )
+    print(f"\n{markdown(outcomes)}\n\n{summary(outcomes)}")
+    if options.json:
+        options.json.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=2) + "\n")
+    if options.markdown:
+        options.markdown.write_text(f"{markdown(outcomes)}\n\n{summary(outcomes)}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,526 @@
+"""Predicted memory: counts against models on the meta device, activations against what autograd keeps, worked examples.
+
+How the predictions compare with measured memory is the business of ``python -m bench.memory``.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wellread.choice import choose, name_of
+from wellread.memory import CUDA_CONTEXT, FRAGMENTATION, NCCL, SPEED, Machine, Work, estimate
+from wellread.models.registry import ModelSpec, find, registry
+from wellread.parameters import FAMILIES, Compute, layer_activations, lora_parameters, parameters
+from wellread.phases import GIB, HEAP_BLOCK, Habits
+
+PYTHIA = {
+    "pythia-14m": 14_067_712,
+    "pythia-31m": 30_494_720,
+    "pythia-70m": 70_426_624,
+    "pythia-160m": 162_322_944,
+    "pythia-410m": 405_334_016,
+    "pythia-1b": 1_011_781_632,
+    "pythia-1.4b": 1_414_647_808,
+    "pythia-2.8b": 2_775_208_960,
+    "pythia-6.9b": 6_857_302_016,
+    "pythia-12b": 11_846_072_320,
+}
+"""As published (github.com/EleutherAI/pythia, README)."""
+CONFIGS: dict[str, tuple[dict[str, Any], int]] = {
+    "llama-7b": (
+        {
+            "model_type": "llama",
+            "hidden_size": 4096,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "intermediate_size": 11008,
+            "vocab_size": 32000,
+            "max_position_embeddings": 2048,
+        },
+        6_738_415_616,
+    ),
+    "llama-2-70b": (
+        {
+            "model_type": "llama",
+            "hidden_size": 8192,
+            "num_hidden_layers": 80,
+            "num_attention_heads": 64,
+            "num_key_value_heads": 8,
+            "intermediate_size": 28672,
+            "vocab_size": 32000,
+            "max_position_embeddings": 4096,
+        },
+        68_976_648_192,
+    ),
+    "qwen2-0.5b": (
+        {
+            "model_type": "qwen2",
+            "hidden_size": 896,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 14,
+            "num_key_value_heads": 2,
+            "intermediate_size": 4864,
+            "vocab_size": 151936,
+            "max_position_embeddings": 4096,
+            "tie_word_embeddings": True,
+        },
+        494_032_768,
+    ),
+    "gpt-j-6b": (
+        {
+            "model_type": "gptj",
+            "n_embd": 4096,
+            "n_layer": 28,
+            "n_head": 16,
+            "rotary_dim": 64,
+            "vocab_size": 50400,
+            "n_positions": 2048,
+        },
+        6_050_882_784,
+    ),
+    "gpt-neo-2.7b": (
+        {
+            "model_type": "gpt_neo",
+            "hidden_size": 2560,
+            "num_layers": 32,
+            "num_heads": 20,
+            "attention_types": [[["global", "local"], 16]],
+            "vocab_size": 50257,
+            "max_position_embeddings": 2048,
+        },
+        2_651_307_520,
+    ),
+    "mpt-7b": (
+        {
+            "model_type": "mpt",
+            "d_model": 4096,
+            "n_layers": 32,
+            "n_heads": 32,
+            "vocab_size": 50432,
+            "max_seq_len": 2048,
+        },
+        6_649_286_656,
+    ),
+    "gpt2": (
+        {
+            "model_type": "gpt2",
+            "n_embd": 768,
+            "n_layer": 12,
+            "n_head": 12,
+            "vocab_size": 50257,
+            "n_positions": 1024,
+        },
+        124_439_808,
+    ),
+}
+"""What a config.json says, and the published number of parameters."""
+
+
+def spec_of(config: dict[str, Any]) -> ModelSpec:
+    from wellread.models.registry import _from_config
+
+    return _from_config(config, "test", "config.json")
+
+
+def on_meta(config: dict[str, Any]) -> int:
+    """Parameters of the real model class, made without memory."""
+    from accelerate import init_empty_weights
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    settings = {key: value for key, value in config.items() if key != "model_type"}
+    with init_empty_weights():
+        model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[config["model_type"]](**settings))
+    model.tie_weights()
+    return sum(p.numel() for p in model.parameters())
+
+
+def config_of(spec: ModelSpec) -> dict[str, Any]:
+    return {
+        "model_type": "gpt_neox",
+        "hidden_size": spec.width,
+        "num_hidden_layers": spec.layers,
+        "num_attention_heads": spec.heads,
+        "intermediate_size": spec.intermediate,
+        "vocab_size": spec.vocab,
+        "max_position_embeddings": spec.positions,
+    }
+
+
+# --- parameters ------------------------------------------------------------------------------------------------------
+
+
+def test_counts_of_pythia_are_the_published_ones() -> None:
+    assert {name: parameters(find(name)).total for name in registry() if name != "tiny"} == PYTHIA
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_counts_of_other_families_are_the_published_ones(name: str) -> None:
+    config, published = CONFIGS[name]
+    assert parameters(spec_of(config)).total == published
+
+
+@pytest.mark.parametrize("name", ["tiny", "pythia-14m", "pythia-160m", *CONFIGS])
+def test_counts_equal_a_shallow_model_on_the_meta_device(name: str) -> None:
+    config = CONFIGS[name][0] if name in CONFIGS else config_of(find(name))
+    layers = {"num_hidden_layers", "n_layer", "num_layers", "n_layers"} & set(config)
+    shallow = config | dict.fromkeys(layers, 2)
+    if "attention_types" in config:
+        shallow["attention_types"] = [[["global", "local"], 1]]
+    assert parameters(spec_of(shallow)).total == on_meta(shallow)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*registry(), *CONFIGS])
+def test_counts_equal_the_whole_model_on_the_meta_device(name: str) -> None:
+    config = CONFIGS[name][0] if name in CONFIGS else config_of(find(name))
+    spec = spec_of(config) if name in CONFIGS else find(name)
+    assert parameters(spec).total == on_meta(config)
+
+
+def test_parts_of_a_count() -> None:
+    model = parameters(find("pythia-12b"))
+    assert model.layer == 3 * 5120 * 5120 + 5120**2 + 2 * 4 * 5120**2 + (3 + 1 + 4 + 1 + 4) * 5120
+    assert model.largest == 50688 * 5120  # the embedding
+    assert model.total == 36 * model.layer + model.outside
+    assert sum(model.tensors) == model.total - 36 * 13 * 5120 - 2 * 5120  # all but norms and biases
+    assert model.products == 36 * 12 * 5120**2 + 50688 * 5120
+
+
+def test_lora_has_as_many_parameters_as_pefts() -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, GPTNeoXConfig
+
+    config = GPTNeoXConfig(**{k: v for k, v in config_of(SMALL["gpt_neox"]).items() if k != "model_type"})
+    targets = ["query_key_value", "dense_h_to_4h"]
+    model = get_peft_model(AutoModelForCausalLM.from_config(config), LoraConfig(r=4, target_modules=targets))
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert lora_parameters(SMALL["gpt_neox"], 4, tuple(targets)) == trainable
+    assert lora_parameters(find("pythia-12b"), 8) == 36 * 8 * (4 * 5120 + 2 * 5120 + 5 * 5120 + 5 * 5120)
+
+
+# --- activations -----------------------------------------------------------------------------------------------------
+
+SMALL = {
+    family: ModelSpec(
+        name=family, family=family, layers=2, width=64, heads=4, intermediate=256, vocab=512, positions=128
+    )
+    for family in FAMILIES
+}
+SAMPLES, TOKENS = 3, 48
+
+
+def kept_by_autograd(family: str, compute: Compute, layers: int) -> int:
+    """Bytes of all tensors that a forward pass keeps for backward; weights and their bf16 copies left out."""
+    import torch
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    from wellread.models.loss import sample_losses
+
+    shape = {"hidden_size": 64, "num_hidden_layers": layers, "num_attention_heads": 4, "intermediate_size": 256}
+    window = {"vocab_size": 512, "max_position_embeddings": 128}
+    gpt2 = {"n_embd": 64, "n_layer": layers, "n_head": 4, "n_positions": 128, "vocab_size": 512}
+    no_dropout: dict[str, Any] = {"attn_pdrop": 0, "resid_pdrop": 0, "embd_pdrop": 0}
+    ends: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0}
+    settings: dict[str, dict[str, Any]] = {
+        "gptj": gpt2 | no_dropout | ends | {"rotary_dim": 4},
+        "gpt2": gpt2 | no_dropout | ends,
+        "gpt_neo": {k: v for k, v in shape.items() if k == "hidden_size" or k == "intermediate_size"}
+        | window
+        | ends
+        | {"num_layers": layers, "num_heads": 4, "attention_types": [[["global"], layers]]}
+        | {"attention_dropout": 0, "resid_dropout": 0, "embed_dropout": 0},
+        "mpt": {"d_model": 64, "n_layers": layers, "n_heads": 4, "vocab_size": 512, "max_seq_len": 128},
+    }
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[family](**settings.get(family, shape | window))).train()
+    model = model.to(torch.bfloat16 if compute == "bf16" else torch.float32)
+    weights = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
+    shapes = {tuple(p.shape) for p in model.parameters()} | {tuple(p.shape)[::-1] for p in model.parameters()}
+    kept: dict[int, Any] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        cast_weight = compute == "autocast" and tuple(tensor.shape) in shapes
+        if tensor.untyped_storage().data_ptr() not in weights and not cast_weight:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    tokens = torch.randint(0, 512, (SAMPLES, TOKENS + 1), generator=torch.Generator().manual_seed(0))
+    targets = torch.ones_like(tokens, dtype=torch.bool)
+    targets[:, 0] = False
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=compute == "autocast"),
+    ):
+        sample_losses(model, tokens, targets)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+OTHERS = sorted(set(FAMILIES) - {"gpt_neox", "mistral", "qwen2"})
+"""Beside gpt_neox; mistral and qwen2 are llamas here."""
+
+
+@pytest.mark.parametrize(
+    ("family", "compute"),
+    [
+        *(("gpt_neox", compute) for compute in ("bf16", "autocast", "fp32")),
+        *((family, "bf16") for family in OTHERS),
+        *(pytest.param(f, c, marks=pytest.mark.slow) for f in OTHERS for c in ("autocast", "fp32")),
+    ],
+)
+def test_activations_are_what_autograd_keeps(family: str, compute: Compute) -> None:
+    layer = kept_by_autograd(family, compute, 3) - kept_by_autograd(family, compute, 2)
+    predicted = layer_activations(SMALL[family], compute, SAMPLES, TOKENS, cuda=False)
+    assert predicted == pytest.approx(layer, rel=0.03 if family == "gptj" else 0.01)
+
+
+def test_eager_attention_grows_with_the_square_of_the_length() -> None:
+    short, long = (layer_activations(SMALL["mpt"], "bf16", 1, tokens, cuda=True) for tokens in (1000, 2000))
+    assert long > 3 * short
+    short, long = (layer_activations(SMALL["llama"], "bf16", 1, tokens, cuda=True) for tokens in (1000, 2000))
+    assert long == 2 * short
+
+
+# --- one strategy ----------------------------------------------------------------------------------------------------
+
+N = PYTHIA["pythia-160m"]
+ON_GPUS = Machine(ranks_per_node=8)
+
+
+def of(strategy: str, work: Work | None = None, machine: Machine = ON_GPUS, **settings: Any) -> Any:
+    return estimate(find("pythia-160m"), work or Work(), machine, strategy, **settings)
+
+
+def test_state_of_each_strategy_per_gpu() -> None:
+    part = {strategy: of(strategy).parts["gpu"] for strategy in SPEED}
+    share = -(-N // 8)
+    assert (part["ddp"]["weights"], part["ddp"]["moments"]) == (4 * N, 8 * N)
+    for strategy in ("zero1", "zero2"):
+        state = part[strategy]
+        assert (state["weights"], state["master weights"], state["moments"]) == (2 * N, 4 * share, 8 * share)
+    assert part["zero2-offload"].keys().isdisjoint({"master weights", "moments"})
+    assert part["zero3"]["weights"] == 2 * share
+    assert part["zero3"]["moments"] == pytest.approx(8 * share, rel=1e-3)  # rounded up tensor by tensor
+    assert "weights" not in part["zero3-offload"]
+
+
+def test_state_in_host_memory() -> None:
+    one_gpu = Machine(ranks_per_node=1)
+    habits = Habits(pinned_powers_of_two=False, reads_states_whole=False)
+    host = of("zero2-offload", machine=one_gpu, habits=habits).parts["host"]
+    assert (host["master weights"], host["gradients"], host["moments"]) == (4 * N, 4 * N, 8 * N)
+    assert host["gathered to save"] == 4 * N
+    rounded = of("zero2-offload", machine=one_gpu)
+    assert rounded.parts["host"]["master weights"] == 2**30  # 4 N = 0.60 GiB, page-locked
+    assert rounded.peaks["host"] == "resuming"
+    assert rounded.parts["host"]["state as read"] == 4 * N  # beside the moments, which are part of it
+    nvme = of("zero3-nvme", machine=replace(one_gpu, nvme=100))
+    assert nvme.nvme_bytes == 16 * N
+    assert "moments" not in nvme.parts["host"]
+
+
+def test_everything_is_host_memory_on_cpus() -> None:
+    found = of("zero2", machine=Machine(device="cpu", ranks_per_node=2))
+    assert found.gpu_bytes == 0
+    assert found.parts["host"]["weights"] == 2 * 2 * N
+    assert found.parts["host"]["master weights"] == 4 * N
+
+
+def test_small_blocks_stay_with_the_process() -> None:
+    """Activations below glibc's largest threshold are there in every phase; larger ones go back to the system."""
+    cpu = Machine(device="cpu")
+    small, large = (of("zero2", Work(seq_len=s, micro_batch=4), cpu) for s in (256, 2048))
+    assert small.peaks["host"] == "step"
+    assert small.parts["host"]["freed but kept"] > 0
+    assert HEAP_BLOCK < 4 * 2048 * 3072 * 2
+    assert large.peaks["host"] != "step"
+
+
+def test_context_and_fragmentation() -> None:
+    parts = of("zero3").parts["gpu"]
+    rest = sum(size for part, size in parts.items() if part not in ("CUDA context", "fragmentation"))
+    assert parts["fragmentation"] == int(FRAGMENTATION * rest)
+    assert parts["CUDA context"] == CUDA_CONTEXT + NCCL
+    assert of("ddp", machine=Machine()).parts["gpu"]["CUDA context"] == CUDA_CONTEXT
+
+
+def test_disk_holds_every_model_and_the_newest_states() -> None:
+    work = Work(checkpoints=9, states=2)
+    assert of("ddp", work).disk_bytes == 9 * 4 * N + 3 * 8 * N
+    assert of("zero3", work).disk_bytes == 9 * 4 * N + 3 * (12 + 2) * N
+    assert of("zero3", replace(work, checkpoints=1)).disk_bytes == 4 * N + (12 + 2) * N
+
+
+@pytest.mark.parametrize("strategy", SPEED)
+def test_less_work_never_needs_more(strategy: str) -> None:
+    def gpu(work: Work, **settings: Any) -> int:
+        return int(of(strategy, work, **settings).gpu_bytes)
+
+    work = Work(micro_batch=4, seq_len=2048)
+    assert gpu(work) > gpu(work, checkpointing=True)
+    assert gpu(work) > gpu(replace(work, micro_batch=1)) > gpu(replace(work, micro_batch=1, seq_len=256))
+    assert gpu(work) >= gpu(replace(work, lora_rank=8))  # the same where the optimizer is elsewhere
+    assert gpu(work) >= gpu(work, machine=replace(ON_GPUS, nodes=4))
+
+
+# --- pythia-12b, as docs/memory.md works it out ----------------------------------------------------------------------
+
+TWELVE = PYTHIA["pythia-12b"]
+MENDED = Habits(whole_model_per_rank=False, gather_to_save=False, reads_states_whole=False, pinned_powers_of_two=False)
+
+
+def twelve(gpus: int, gpu_mem: float, host_mem: float, habits: Habits | None = None) -> Any:
+    machine = Machine(ranks_per_node=gpus, gpu_mem=gpu_mem, host_mem=host_mem)
+    return choose(find("pythia-12b"), Work(seq_len=2048), machine, habits=habits)
+
+
+@pytest.mark.parametrize(
+    ("machine", "strategy", "gpu", "host"),
+    [
+        ((1, 80, 500), "zero2-offload", 47.1, 295.5),
+        ((4, 40, 500), "zero3-partial", 37.2, 290.3),
+        ((8, 80, 1000), "zero1", 68.8, 550.2),
+    ],
+)
+def test_twelve_billion_fits(machine: tuple[int, float, float], strategy: str, gpu: float, host: float) -> None:
+    found = twelve(*machine).chosen
+    assert (found.strategy, found.checkpointing) == (strategy, False)
+    assert (found.gpu_bytes / GIB, found.host_bytes / GIB) == pytest.approx((gpu, host), abs=0.1)
+
+
+def test_twelve_billion_does_not_fit_where_it_is_held_whole_to_load_save_or_resume() -> None:
+    eight, one = twelve(8, 24, 256), twelve(1, 139, 128)
+    assert (eight.chosen, one.chosen) == (None, None)
+    loading = next(e for e in eight.estimates if e.strategy == "zero3-offload")
+    assert loading.peaks["host"] == "engine start"
+    assert loading.parts["host"]["weights as loaded"] == 8 * 4 * TWELVE
+    resuming = next(e for e in one.estimates if e.strategy == "zero3-partial")
+    assert resuming.peaks["host"] == "resuming"
+    assert resuming.parts["host"]["state as read"] == pytest.approx(8 * TWELVE, rel=0.01)  # half 12 N, half 4 N
+    saving = twelve(1, 139, 128, replace(MENDED, gather_to_save=True))
+    assert saving.chosen is None
+    assert min(e.short["host"] for e in saving.estimates if set(e.short) == {"host"}) > 25 * GIB
+    assert any(line.startswith("LoRA of rank 16") for line in one.advice)
+
+
+def test_only_a_partial_offload_fits_one_large_gpu_with_little_host_memory() -> None:
+    choice = twelve(1, 139, 128, MENDED)
+    assert {e.strategy for e in choice.estimates if e.fits} == {"zero3-partial"}
+    assert choice.chosen.ratio == 0.5
+    assert twelve(8, 24, 256, MENDED).chosen.strategy == "zero3-partial"
+
+
+# --- choosing --------------------------------------------------------------------------------------------------------
+
+
+def test_ladder_is_tried_by_speed() -> None:
+    choice = choose(find("pythia-160m"), Work(), ON_GPUS)
+    assert choice.chosen is not None
+    assert (choice.chosen.strategy, choice.chosen.checkpointing) == ("ddp", False)
+    assert choice.reason == "the fastest that fits (no limits given)"
+    assert [e.strategy for e in choice.estimates] == [s for s in SPEED for _ in range(2)]
+    assert list(SPEED.values()) == sorted(SPEED.values(), reverse=True)
+    again = choose(find("pythia-160m"), Work(), ON_GPUS, strategies=["zero2", "zero3"], checkpointing=True)
+    assert again.chosen is not None
+    assert name_of(again.chosen) == "zero2 with activation checkpointing"
+
+
+def test_a_faster_strategy_with_a_smaller_micro_batch_comes_first() -> None:
+    ways = [Work(micro_batch=m, accumulation=8 // m, seq_len=2048) for m in (8, 4, 2, 1)]
+    choice = choose(find("pythia-410m"), ways, Machine(gpu_mem=16, host_mem=64))
+    assert choice.chosen is not None
+    assert (choice.chosen.strategy, choice.chosen.checkpointing) == ("ddp", False)
+    assert choice.work.micro_batch == 2
+    assert not estimate(find("pythia-410m"), ways[1], Machine(gpu_mem=16, host_mem=64), "ddp").fits
+
+
+def test_reason_names_what_is_used_and_what_was_too_large() -> None:
+    choice = twelve(8, 80, 1000)
+    assert choice.reason.startswith("the fastest that fits (68.8 of 80 GiB per GPU, 550.2 of 1,000 GiB of host memory")
+    assert choice.reason.endswith("; ddp is short of 156.9 GiB per GPU")
+
+
+def test_margin_is_left_free() -> None:
+    found = of("ddp", machine=Machine(gpu_mem=100))
+    tight = found.gpu_bytes / GIB
+    assert not of("ddp", machine=Machine(gpu_mem=tight)).fits
+    assert of("ddp", machine=Machine(gpu_mem=tight), margin=0.0).fits
+    short = of("ddp", machine=Machine(gpu_mem=tight)).short
+    assert short["gpu"] == pytest.approx(0.05 * found.gpu_bytes, rel=1e-3)
+
+
+def test_advice_is_true() -> None:
+    spec, work, machine = find("pythia-6.9b"), Work(seq_len=2048, micro_batch=8), Machine(gpu_mem=24, host_mem=128)
+    choice = choose(spec, work, machine)
+    assert choice.chosen is None
+    assert choice.reason.startswith("nothing fits; nearest is ")
+    lines = dict(line.split(", ", 1) for line in choice.advice)
+    assert choose(spec, replace(work, lora_rank=16), machine).chosen is not None
+    assert "LoRA of rank 16" in lines
+    nodes = next(int(line.split()[1]) for line in lines if line.startswith("--nodes"))
+    assert choose(spec, work, replace(machine, nodes=nodes)).chosen is not None
+    assert choose(spec, work, replace(machine, nodes=nodes // 2)).chosen is None
+    host = next(float(line.split()[1]) for line in lines if line.startswith("--host_mem"))
+    assert choose(spec, work, replace(machine, host_mem=host)).chosen is not None
+    assert choose(spec, work, replace(machine, host_mem=host - 2)).chosen is None
+
+
+# --- bad input, and speed --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("machine", "work", "message"),
+    [
+        ({"ranks_per_node": 0}, {}, "--ranks_per_node 0: must be at least 1"),
+        ({"nodes": -1}, {}, "--nodes -1: must be at least 1"),
+        ({"gpu_mem": -40.0}, {}, "--gpu_mem -40: must be above 0 GiB; leave it out where there is no such limit"),
+        ({"host_mem": 0.0}, {}, "--host_mem 0: must be above 0 GiB"),
+        ({"nvme": float("nan")}, {}, "--nvme nan: must be above 0 GiB"),
+        ({"gpu_mem": 0.5}, {}, "--gpu_mem 0.5: CUDA alone takes 0.75 GiB; give the size of a whole GPU"),
+        ({}, {"micro_batch": 0}, "--micro_batch_size 0: must be at least 1"),
+        ({}, {"seq_len": -5}, "--seq_len -5: must be at least 1"),
+        ({}, {"lora_rank": -1}, "LoRA rank -1: must be at least 1, or 0 to train all weights"),
+        ({}, {"lora_rank": 4, "lora_modules": ("q_proj",)}, "LoRA on q_proj: pythia-160m has no such matrix; choose"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(machine: dict[str, Any], work: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}[^\n]*$"):
+        of("zero3", Work(**work), Machine(**machine))
+
+
+def test_unknown_strategy_and_family() -> None:
+    with pytest.raises(ValueError, match=r"--strategy zero4: unknown; choose ddp, zero1"):
+        of("zero4")
+    strange = replace(find("pythia-160m"), family="mamba")
+    with pytest.raises(ValueError, match=r"--model pythia-160m: the memory of family mamba is not known; known: gpt_"):
+        parameters(strange)
+
+
+def test_choosing_imports_nothing_heavy_and_is_quick(root: Path) -> None:
+    code = """
+import sys, time
+from wellread.choice import choose
+from wellread.memory import Machine, Work
+from wellread.models.registry import find
+began = time.perf_counter()
+choose(find("pythia-12b"), Work(seq_len=2048), Machine(gpu_mem=24, host_mem=64))
+print(time.perf_counter() - began)
+assert not {"torch", "transformers", "deepspeed", "numpy"} & set(sys.modules), sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 0.5
+
+
+@pytest.mark.slow
+def test_measured_memory_is_near_the_predicted(program: Any, tmp_path: Path) -> None:
+    import json
+
+    program("bench.memory", "--cases", 1, "--json", tmp_path / "found.json", check=True)
+    (found,) = json.loads((tmp_path / "found.json").read_text())
+    assert -0.10 < found["predicted"] / found["measured"] - 1 < 0.20
