@@ -57,7 +57,9 @@ class ClusterFile:
     time: str = "24:00:00"
     """slurm: limit of one job: minutes, HH:MM:SS or D-HH:MM:SS."""
     memory: float | None = None
-    """slurm: GiB of host memory per node."""
+    """GiB of host memory per node; a SLURM job asks for it."""
+    gpu_mem: float | None = None
+    """GiB of each GPU, where launch cannot ask the devices."""
     cpus_per_rank: int | None = None
     exclusive: bool = False
     setup: tuple[str, ...] = ()
@@ -75,7 +77,7 @@ class ClusterFile:
         for name in ("requeues", "signal_delay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)} must be at least 0")
-        for name in ("ranks_per_node", "cpus_per_rank", "memory"):
+        for name in ("ranks_per_node", "cpus_per_rank", "memory", "gpu_mem"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name}: {value} must be above 0")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launch import attempts, evaluation, hostfile, local, ops, slurm, snapshot
+from launch import attempts, evaluation, hostfile, local, ops, sizes, slurm, snapshot
 from launch import cluster as clusters
 from launch.cluster import ClusterFile
 from launch.evaluation import Request
@@ -53,7 +53,7 @@ class Job:
         spec = registry.find(config.model)
         config = resolve(config, spec)
         file = cluster_of(config.cluster, options.time, options.partition)
-        cluster = clusters.probe(config, file)
+        cluster = _sized(config, file, options)
         job = cls(config, spec, sources.find(config.data or ""), file, cluster, options)
         if file.kind == "slurm":
             slurm.check(job.run)
@@ -88,6 +88,33 @@ class Job:
         return self.plan(Corpus.open(directory) if directory is not None and compiled else None)
 
 
+def _sized(config: RunConfig, file: ClusterFile, options: LaunchOptions) -> Cluster:
+    """The cluster with the sizes of its memory, as far as they are known."""
+    gpu_mem, host_mem = sizes.of(file, options.gpu_mem, options.host_mem)
+    if _imagined(file, options):
+        ranks = 1 if config.ranks_per_node == "auto" else config.ranks_per_node
+        cluster = Cluster(kind=file.kind, nodes=config.nodes, ranks_per_node=ranks, device="cuda")
+    else:
+        cluster = clusters.probe(config, file)
+    return replace(cluster, gpu_mem=gpu_mem, host_mem=host_mem)
+
+
+def _imagined(file: ClusterFile, options: LaunchOptions) -> bool:
+    """Whether a plan is asked for GPUs that are not here."""
+    return file.kind == "local" and options.gpu_mem is not None and not clusters.count_gpus()
+
+
+def _refuse_unfit(plan: Plan) -> None:
+    """The gate: refuse a strategy that was asked for and cannot fit."""
+    found = next((of for of in plan.strategies if of["strategy"] == plan.strategy), None)
+    if found and not found["fits"]:
+        missing = " and ".join(f"{size / 2**30:,.1f} GiB of {place} memory" for place, size in found["short"].items())
+        raise ValueError(
+            f"--strategy {plan.strategy}: does not fit, it is short of {missing}; leave it to auto, see launch plan, "
+            "or start it all the same with --force"
+        )
+
+
 def _counts(corpus: Corpus) -> Counts:
     return Counts(samples=corpus.n, trainable=corpus.n_trainable, sealed=corpus.n - corpus.n_trainable, exact=True)
 
@@ -95,7 +122,11 @@ def _counts(corpus: Corpus) -> Counts:
 def run(config: RunConfig, options: LaunchOptions) -> int:
     """Prepare, plan and train; return the job's exit code."""
     job = Job.resolve(config, options)
-    job.planned()  # what cannot be planned is refused before anything is written
+    planned = job.planned()  # what cannot be planned, or cannot fit, is refused before anything is written
+    if _imagined(job.file, options):
+        raise ValueError("--gpu_mem: this machine has no GPU; launch plan tells what a run on such GPUs would need")
+    if not options.force:
+        _refuse_unfit(planned)
     _refuse_foreign(job.run)
     if options.strict:
         _refuse_dirty()

@@ -31,6 +31,9 @@ class LaunchOptions:
     then: str = "none"
     time: str | None = None
     partition: str | None = None
+    gpu_mem: float | None = None
+    host_mem: float | None = None
+    force: bool = False
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Self:
@@ -57,6 +60,9 @@ def add(parser: ArgumentParser) -> None:
         help="on runs a copy of the working tree in RUN/code; off runs the tree itself, for development.",
     )
     group.add_argument("--strict", action="store_true", help="Refuse a working tree that differs from its commit.")
+    group.add_argument("--gpu_mem", type=float, help="GiB of each GPU, instead of what the devices say.")
+    group.add_argument("--host_mem", type=float, help="GiB of host memory per node, instead of what the nodes say.")
+    group.add_argument("--force", action="store_true", help="Start the strategy asked for though it does not fit.")
     group.add_argument("--time", help="slurm: time limit, instead of the cluster file's, e.g. 2:00:00.")
     group.add_argument("--partition", help="slurm: partition, instead of the cluster file's.")
 

@@ -19,7 +19,7 @@ def as_dict(job: Job) -> dict[str, Any]:
     started = {"command": _command(job), "environment": environment(job, plan)}
     if job.file.kind == "slurm":
         started["sbatch"] = slurm.sbatch_text(job.file, job.run, wanted_of_slurm(job, plan))
-    return to_dict(plan) | {"out": str(job.run.path), "files": plan.files()} | started
+    return to_dict(plan) | {"chosen": plan.strategy, "out": str(job.run.path), "files": plan.files()} | started
 
 
 def as_text(job: Job) -> str:
@@ -31,6 +31,7 @@ def as_text(job: Job) -> str:
         ("data", f"{job.config.data}: {_counts(plan)}"),
         ("batch", _batch(plan)),
         ("engine", f"{plan.engine}, {plan.strategy} ({plan.strategy_reason})"),
+        *([("memory", _memory(plan))] if plan.strategies else []),
         ("ranks", f"{plan.nodes} node x {plan.ranks_per_node} on {plan.cluster} ({plan.device})"),
         ("steps", f"{plan.steps:,} = {plan.epochs:g} epochs, {plan.warmup_steps} of them warm-up"),
         ("learning rate", f"{job.config.optim.lr:g}, cosine to {job.config.optim.min_lr:g} of it"),
@@ -43,6 +44,24 @@ def as_text(job: Job) -> str:
         rows.append(("sbatch file", slurm.sbatch_text(job.file, job.run, wanted_of_slurm(job, plan)).rstrip()))
     width = max(len(name) for name, _ in rows) + 2
     return "\n".join(f"{name:<{width}}{value}".replace("\n", "\n" + " " * width) for name, value in rows)
+
+
+def _memory(plan: Plan) -> str:
+    """What each strategy would need, as an aligned table; the chosen one is marked."""
+    heads = ["strategy", "GiB per GPU", "GiB per node", "GiB on disk", "speed", ""]
+    rows = [heads]
+    for found in plan.strategies:
+        sizes = [f"{found[key] / 2**30:,.2f}" for key in ("gpu_bytes", "host_bytes", "disk_bytes")]
+        short = [f"{size / 2**30:,.2f} of {place} missing" for place, size in found["short"].items()]
+        state = "chosen" if found["strategy"] == plan.strategy else ""
+        said = ", ".join([state] * bool(state) + short) or "fits"
+        rows.append([found["strategy"], *sizes, f"{found['relative_speed']:.2f}", said])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
+    lines = []
+    for name, *numbers, said in rows:
+        cells = [cell.rjust(width) for cell, width in zip(numbers, widths[1:5], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *cells, said]).rstrip())
+    return "\n".join(lines)
 
 
 def _command(job: Job) -> list[str]:

@@ -37,6 +37,7 @@ gres: gpu:a100:8
 time: 2-12:30:00
 memory: 0.5
 cpus_per_rank: 16
+gpu_mem: 80
 exclusive: yes
 setup:
   - module load cuda
@@ -91,6 +92,7 @@ def test_every_key(tmp_path: Path) -> None:
         time="2-12:30:00",
         memory=0.5,
         cpus_per_rank=16,
+        gpu_mem=80.0,
         exclusive=True,
         setup=("module load cuda", "ulimit -l unlimited"),
         srun=("--mpi=none",),

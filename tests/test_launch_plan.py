@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from wellread.plan import RUNGS
 from wellread.runs import RunDirectory
 
 HEAVY = {
@@ -23,7 +24,7 @@ COMMANDS = ["run finetune", "run eval", "plan finetune", "status", "logs", "canc
 SETTINGS = {"OMP_NUM_THREADS": "3", "TORCH_EXTENSIONS_DIR": "/var/cache/torch"}
 PLAN = (
     "plan finetune --ranks_per_node 2 --batch_size 24 --save_schedule log --corpora tests/golden/none "
-    "--out tests/golden/run"
+    "--out tests/golden/run --host_mem 16"
 )
 
 
@@ -44,7 +45,7 @@ def imported(root: Path, *argv: str) -> tuple[set[str], str]:
         ["--help"],
         ["run", "finetune", "--help"],
         PLAN.split(),
-        ["plan", "finetune", "--data", "dolly", "--model", "pythia-2.8b", "--json"],
+        ["plan", "finetune", "--data", "dolly", "--model", "pythia-2.8b", "--host_mem", "500", "--json"],
         *([*command.split(), "--help"] for command in COMMANDS),
     ],
     ids=lambda argv: " ".join(argv[:3]),
@@ -82,7 +83,10 @@ def plan(program, *argv: object) -> dict[str, object]:  # type: ignore[no-untype
 
 
 def test_json_keys_and_arithmetic(program, root: Path) -> None:  # type: ignore[no-untyped-def]
-    values = plan(program, "--ranks_per_node", 2, "--batch_size", 24, "--out", "runs/x")
+    values = plan(program, "--ranks_per_node", 2, "--batch_size", 24, "--out", "runs/x", "--host_mem", 16)
+    strategies = values.pop("strategies")
+    assert [found["strategy"] for found in strategies] == list(RUNGS)
+    assert {"strategy", "fits", "gpu_bytes", "host_bytes", "disk_bytes"} <= set(strategies[0])
     files, command, variables = (values.pop(name) for name in ("files", "command", "environment"))
     assert command == [sys.executable, "-u", "-m", "finetune", "train", str(root / "runs/x")]
     assert variables == {
@@ -93,7 +97,7 @@ def test_json_keys_and_arithmetic(program, root: Path) -> None:  # type: ignore[
         "model": "tiny", "cluster": "local", "device": "cpu", "nodes": 1, "ranks_per_node": 2, "ranks": 2,
         "batch_size": 24, "micro_batch_size": 6, "accumulation": 2,
         "dtype": "bf16", "engine": "torch", "strategy": "ddp",
-        "strategy_reason": "fastest on 2 ranks; every rank holds the whole state",
+        "chosen": "ddp", "strategy_reason": "the fastest that fits (1.2 of 16 GiB of host memory per node)",
         "seq_len": 256, "samples": 664, "trainable": 498, "sealed": 166, "counts_exact": False,
         "steps": 166,  # 8 epochs of 498 samples, 24 a step
         "epochs": 8.0, "warmup_steps": 5,
@@ -200,3 +204,43 @@ def test_print_config_gives_yaml_that_gives_the_same_plan(program, tmp_path: Pat
 def test_bad_input_is_one_line_and_exit_code_2(argv: list[str], message: str, program) -> None:  # type: ignore[no-untyped-def]
     done = program("launch", *argv)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {message}\n")
+
+
+def test_strategies_for_gpus_that_are_not_here(program) -> None:  # type: ignore[no-untyped-def]
+    """Pythia-12b on GPUs of 80 GiB: one leaves the optimizer to the host, eight divide it (docs/memory.md)."""
+    shape = ["--model", "pythia-12b", "--seq_len", 2048, "--batch_size", 32, "--gpu_mem", 80]
+    one = plan(program, *shape, "--host_mem", 500)
+    eight = plan(program, *shape, "--host_mem", 1000, "--ranks_per_node", 8)
+    assert (one["device"], one["chosen"], eight["chosen"]) == ("cuda", "zero2-offload", "zero2")
+    nothing = program("launch", "plan", "finetune", *shape, "--host_mem", 128)
+    assert nothing.returncode == 2
+    assert "pythia-12b on 1 x 1 ranks: nothing fits; nearest is " in nothing.stderr
+    assert "what would fit: --nodes " in nothing.stderr
+    assert nothing.stderr.count("\n") == 1
+    refused = program("launch", "run", "finetune", *shape, "--host_mem", 500)
+    assert refused.stderr.startswith("error: --gpu_mem: this machine has no GPU")
+
+
+def test_the_gate_refuses_what_cannot_fit(program, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    asked = ["--model", "pythia-1.4b", "--strategy", "ddp", "--host_mem", 4, "--out", tmp_path / "run"]
+    shown = program("launch", "plan", "finetune", *asked, check=True)
+    assert re.search(r"ddp .* GiB|ddp  .*chosen, [\d.]+ of host missing", shown.stdout)
+    done = program("launch", "run", "finetune", *asked)
+    assert (done.returncode, list(tmp_path.iterdir())) == (2, [])
+    assert "--strategy ddp: does not fit, it is short of " in done.stderr
+    assert "--force" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--gpu_mem", "0.5"], "--gpu_mem 0.5: CUDA alone takes 0.75 GiB"),
+        (["--gpu_mem", "-1"], "--gpu_mem -1: must be above 0 GiB"),
+        (["--host_mem", "-2"], "--host_mem -2: must be above 0 GiB"),
+        (["--ranks_per_node", "0", "--gpu_mem", "40"], "--ranks_per_node 0: must be at least 1"),
+    ],
+)
+def test_sizes_that_make_no_sense_are_one_line(flags: list[str], message: str, program) -> None:  # type: ignore[no-untyped-def]
+    done = program("launch", "plan", "finetune", *flags)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {message}")

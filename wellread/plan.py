@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_args
 
-from wellread.config import RunConfig, from_dict
+from wellread.choice import Choice, choose, name_of
+from wellread.config import RunConfig, Strategy, from_dict
+from wellread.memory import Estimate, Machine, Work, estimate
 from wellread.order import Order
+from wellread.parameters import knows
 
 if TYPE_CHECKING:
     from wellread.models.registry import ModelSpec
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
 LARGEST_MICRO_BATCH = 8
 CHECKPOINTS_PER_RUN = 8
 LOG_SCHEDULE_ENDS = 512
+RUNGS = tuple(name for name in get_args(Strategy) if name != "auto")
+"""Strategies that the engines know, fastest first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +32,10 @@ class Cluster:
     ranks_per_node: int
     device: str
     """cpu or cuda."""
+    gpu_mem: float | None = None
+    """GiB of each GPU; None, here and below: not known, and no limit to hold."""
+    host_mem: float | None = None
+    """GiB of each node."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +67,9 @@ class Plan:
     """torch (one process or DDP) or deepspeed (ZeRO)."""
     strategy: str
     strategy_reason: str
+    strategies: tuple[dict[str, Any], ...] = ()
+    """Predicted bytes of every strategy, fastest first (`wellread.memory`); empty when the model's family is unknown
+    to it. Each has `strategy`, `fits`, `gpu_bytes`, `host_bytes`, `disk_bytes`, `relative_speed`, `short`, `parts`."""
     seq_len: int
     samples: int
     trainable: int
@@ -73,7 +85,7 @@ class Plan:
     def from_json(cls, text: str) -> Plan:
         """The plan that plan.json holds."""
         plan: Plan = from_dict(cls, json.loads(text))
-        return plan
+        return replace(plan, save_steps=tuple(plan.save_steps), strategies=tuple(plan.strategies))
 
     def files(self) -> list[str]:
         """Files and directories that the run writes, relative to the run directory."""
@@ -110,7 +122,7 @@ def _short(data: str) -> str:
 
 
 def make_plan(config: RunConfig, spec: ModelSpec, cluster: Cluster, counts: Counts) -> Plan:
-    """Decide batch arithmetic, engine, steps and checkpoints.
+    """Decide batch arithmetic, engine, strategy, steps and checkpoints.
 
     Parameters
     ----------
@@ -120,16 +132,17 @@ def make_plan(config: RunConfig, spec: ModelSpec, cluster: Cluster, counts: Coun
     Raises
     ------
     ValueError
-        When the batch cannot be divided over the ranks, or there is nothing to train on.
+        When the batch cannot be divided over the ranks, there is nothing to train on, or no strategy fits.
     """
     ranks = cluster.nodes * cluster.ranks_per_node
     batch_size = config.batch_size or spec.batch_size
-    micro = _micro_batch(batch_size, ranks, config.micro_batch_size)
+    micros = _micro_batches(batch_size, ranks, config.micro_batch_size)
     if counts.trainable < 1:
         raise ValueError(f"--data {config.data}: no trainable samples; lower --holdout or give more rows")
     order = Order(kind="shuffle", seed=config.seed, n=counts.trainable, batch_size=batch_size)
     steps = config.steps or order.steps(config.epochs or spec.epochs)
-    strategy, reason = _strategy(config, ranks)
+    saves = save_steps(steps, config.save_every, config.save_schedule)
+    decided = _decide(config, spec, cluster, _works(config, spec, ranks, batch_size, micros, len(saves)))
     return Plan(
         model=spec.name,
         cluster=cluster.kind,
@@ -138,12 +151,13 @@ def make_plan(config: RunConfig, spec: ModelSpec, cluster: Cluster, counts: Coun
         ranks_per_node=cluster.ranks_per_node,
         ranks=ranks,
         batch_size=batch_size,
-        micro_batch_size=micro,
-        accumulation=batch_size // (micro * ranks),
+        micro_batch_size=decided.micro_batch,
+        accumulation=batch_size // (decided.micro_batch * ranks),
         dtype=config.dtype,
-        engine="torch" if strategy == "ddp" else "deepspeed",
-        strategy=strategy,
-        strategy_reason=reason,
+        engine="torch" if decided.strategy == "ddp" else "deepspeed",
+        strategy=decided.strategy,
+        strategy_reason=decided.reason,
+        strategies=tuple(_listed(found) for found in decided.estimates),
         seq_len=config.seq_len or spec.seq_len,
         samples=counts.samples,
         trainable=counts.trainable,
@@ -152,11 +166,12 @@ def make_plan(config: RunConfig, spec: ModelSpec, cluster: Cluster, counts: Coun
         steps=steps,
         epochs=round(steps * batch_size / counts.trainable, 4),
         warmup_steps=ceil(config.optim.warmup * steps),
-        save_steps=save_steps(steps, config.save_every, config.save_schedule),
+        save_steps=saves,
     )
 
 
-def _micro_batch(batch_size: int, ranks: int, asked: int | None) -> int:
+def _micro_batches(batch_size: int, ranks: int, asked: int | None) -> list[int]:
+    """Micro-batches that divide the batch evenly, largest first; the one that is asked for alone."""
     if batch_size % ranks:
         near = [b for b in (batch_size // ranks * ranks, -(-batch_size // ranks) * ranks) if b]
         raise ValueError(
@@ -164,16 +179,82 @@ def _micro_batch(batch_size: int, ranks: int, asked: int | None) -> int:
         )
     per_rank = batch_size // ranks
     if asked is None:
-        return max(m for m in range(1, min(per_rank, LARGEST_MICRO_BATCH) + 1) if per_rank % m == 0)
+        return [m for m in range(min(per_rank, LARGEST_MICRO_BATCH), 0, -1) if per_rank % m == 0]
     if per_rank % asked:
         raise ValueError(f"--micro_batch_size {asked}: does not divide the {per_rank} samples of each rank and step")
-    return asked
+    return [asked]
 
 
-def _strategy(config: RunConfig, ranks: int) -> tuple[str, str]:
-    if config.strategy != "auto":
-        return config.strategy, "asked for"
-    return "ddp", f"fastest on {ranks} rank{'s' * (ranks > 1)}; every rank holds the whole state"
+def _works(
+    config: RunConfig, spec: ModelSpec, ranks: int, batch_size: int, micros: list[int], checkpoints: int
+) -> list[Work]:
+    return [
+        Work(
+            dtype=config.dtype,
+            micro_batch=micro,
+            accumulation=batch_size // (micro * ranks),
+            seq_len=config.seq_len or spec.seq_len,
+            checkpoints=checkpoints,
+            states=config.keep_states,
+        )
+        for micro in micros
+    ]
+
+
+@dataclass(frozen=True)
+class _Decision:
+    strategy: str
+    micro_batch: int
+    reason: str
+    estimates: tuple[Estimate, ...]
+
+
+def _decide(config: RunConfig, spec: ModelSpec, cluster: Cluster, works: list[Work]) -> _Decision:
+    """Strategy and micro-batch: those asked for, else the fastest that fit."""
+    machine = Machine(
+        device=cluster.device,
+        nodes=cluster.nodes,
+        ranks_per_node=cluster.ranks_per_node,
+        gpu_mem=cluster.gpu_mem if cluster.device == "cuda" else None,
+        host_mem=cluster.host_mem,
+    )
+    asked = None if config.strategy == "auto" else config.strategy
+    if not knows(spec):
+        reason = "asked for" if asked else "memory is not predicted for this family of models; name a --strategy"
+        return _Decision(asked or "ddp", works[0].micro_batch, reason, ())
+    choice = choose(spec, works, machine, strategies=RUNGS, checkpointing=False)
+    if asked:
+        way = next((work for work in works if estimate(spec, work, machine, asked).fits), works[-1])
+        return _Decision(asked, way.micro_batch, "asked for", _all_with(spec, machine, way))
+    if choice.chosen is None:
+        raise ValueError(_nothing_fits(spec, cluster, choice))
+    return _Decision(
+        choice.chosen.strategy, choice.work.micro_batch, choice.reason, _all_with(spec, machine, choice.work)
+    )
+
+
+def _all_with(spec: ModelSpec, machine: Machine, work: Work) -> tuple[Estimate, ...]:
+    """What each strategy would need with the same micro-batch."""
+    return tuple(estimate(spec, work, machine, strategy) for strategy in RUNGS)
+
+
+def _nothing_fits(spec: ModelSpec, cluster: Cluster, choice: Choice) -> str:
+    needs = "; ".join(f"{name_of(found)} {_gib(found)}" for found in choice.estimates)
+    where = f"{cluster.nodes} x {cluster.ranks_per_node} ranks"
+    advice = [line for line in choice.advice if not line.startswith("LoRA")]  # which the engines do not know yet
+    would = f"; what would fit: {', or '.join(advice)}" if advice else ""
+    return f"{spec.name} on {where}: {choice.reason}{would} (needed: {needs})"
+
+
+def _gib(found: Estimate) -> str:
+    on_gpu = f"{found.gpu_bytes / 2**30:,.1f} GiB per GPU and " if found.gpu_bytes else ""
+    return f"{on_gpu}{found.host_bytes / 2**30:,.1f} GiB per host"
+
+
+def _listed(found: Estimate) -> dict[str, Any]:
+    """An estimate as plan.json has it."""
+    names = ("strategy", "fits", "gpu_bytes", "host_bytes", "disk_bytes", "relative_speed", "short", "peaks", "parts")
+    return {name: getattr(found, name) for name in names}
 
 
 def save_steps(steps: int, every: int | None, schedule: str) -> tuple[int, ...]:
