@@ -446,7 +446,8 @@ def test_a_run_runs_its_snapshot(clone: Path, corpora: Path, corpus: Any, tmp_pa
 @pytest.mark.slow
 def test_without_a_snapshot_the_tree_itself_runs(clone: Path, corpora: Path, corpus: Any, tmp_path: Path) -> None:
     train, run = clone / "finetune" / "train.py", RunDirectory(tmp_path / "run")
-    told = f"import wellread\nprint('{MARKER} ' + wellread.__file__ + chr(10), end='', flush=True)  # {SECRETS['HF_TOKEN']}\n"
+    secret = SECRETS["HF_TOKEN"]
+    told = f"import wellread\nprint('{MARKER} ' + wellread.__file__ + chr(10), end='', flush=True)  # {secret}\n"
     train.write_text(train.read_text().replace("def _train(", f"{told}\n\ndef _train("))
     flags = ["--steps", 1, "--out", run.path, "--corpora", corpora, "--ranks_per_node", 2, "--snapshot", "off"]
     process = launched(clone, *flags, env=SECRETS)
