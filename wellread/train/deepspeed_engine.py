@@ -1,0 +1,168 @@
+"""The DeepSpeed engine: ZeRO 1 to 3, with offload."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from wellread.config import CONFIGS, RunConfig
+from wellread.models.tensors import saved_sizes, write_model
+from wellread.train import ranks
+from wellread.train.engine import LossModule, Write
+from wellread.train.moments import ZERO, Moments
+from wellread.train.optim import make_optimizer, replay_beta_powers
+
+if TYPE_CHECKING:
+    from wellread.data.batch import Batch
+    from wellread.plan import Plan
+
+STRATEGY_FILE = "strategy.json"
+"""Beside a ZeRO state: what it fits."""
+
+
+class DeepSpeedEngine:
+    """ZeRO: optimizer state (1), gradients (2) and weights (3) divided over the ranks."""
+
+    def __init__(self, model: nn.Module, config: RunConfig, plan: Plan) -> None:
+        import deepspeed
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        self.device = ranks.device()
+        self._plan = plan
+        module = LossModule(model).train()
+        settings = deepspeed_config(config, plan)
+        initial = {name: p.detach() for name, p in module.named_parameters()}
+        self._engine, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=make_optimizer(module, config.optim, on_host=self._offloads(settings)),
+            config=settings,
+            dist_init_required=False,
+        )
+        if config.dtype == "bf16":  # DeepSpeed makes its master weights from the weights it has rounded to bf16
+            for name, parameter in self._engine.module.named_parameters():
+                safe_set_full_fp32_param(parameter, initial[name])
+
+    @staticmethod
+    def _offloads(settings: dict[str, Any]) -> bool:
+        """Whether the optimizer's state lies in host memory, where DeepSpeed's own AdamW steps."""
+        return "offload_optimizer" in settings["zero_optimization"]
+
+    def forward_backward(self, batch: Batch, scale: float, last: bool) -> torch.Tensor:
+        """See `Engine`; DeepSpeed counts the micro-batches itself, so `last` is not needed."""
+        losses: torch.Tensor = self._engine(batch.tokens, batch.targets)
+        self._engine.backward(losses.sum() * scale, scale_wrt_gas=False)
+        if not last:
+            self._engine.step()  # only moves its count of micro-batches
+        return losses.detach()
+
+    def evaluate(self, batch: Batch) -> torch.Tensor:
+        """See `Engine`."""
+        self._engine.eval()
+        with torch.no_grad():
+            losses: torch.Tensor = self._engine(batch.tokens, batch.targets)
+        self._engine.train()
+        return losses
+
+    def step(self, lr: float) -> float:
+        """See `Engine`."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm())
+
+    def snapshot(self) -> Write | None:
+        """See `Engine`; gathering the weights takes every rank."""
+        return None
+
+    def save(self, directory: Path) -> None:
+        """See `Engine`; the fp32 master weights are gathered one parameter at a time, and written shard by shard."""
+        if ranks.rank() == 0:
+            write_model(self._engine.module.model, directory / "model", self._saved())
+        else:
+            for _ in self._saved():  # gathering takes every rank
+                pass
+        self._engine.save_checkpoint(str(directory / "state"), tag=ZERO)
+        if ranks.rank() == 0:
+            (directory / "state" / STRATEGY_FILE).write_text(json.dumps(self._marker()))
+            for script in (directory / "state").glob("zero_to_*.py"):  # DeepSpeed's; model/ needs no conversion
+                script.unlink()
+
+    def _saved(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Name and fp32 value of what the model's directory holds, gathered one at a time. Collective."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        model = self._engine.module.model
+        tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+        for name in saved_sizes(model):
+            full = safe_get_full_fp32_param(tensors[name])
+            yield name, (tensors[name] if full is None else full).detach().cpu().clone()
+
+    def _marker(self) -> dict[str, Any]:
+        return {"strategy": self._plan.strategy, "ranks": self._plan.ranks, "dtype": self._plan.dtype}
+
+    def fits(self, state: Path) -> bool:
+        """See `Engine`."""
+        marker = state / STRATEGY_FILE
+        return marker.is_file() and json.loads(marker.read_text()) == self._marker()
+
+    def load(self, state: Path, step: int) -> None:
+        """See `Engine`."""
+        self._engine.load_checkpoint(str(state), tag=ZERO)
+        self._replay(step)
+
+    def _replay(self, step: int) -> None:
+        optimizer = self._engine.optimizer.optimizer
+        if hasattr(optimizer, "ds_opt_adam"):
+            replay_beta_powers(optimizer, step)
+
+    def adopt(self, model: Path, moments: Moments, step: int) -> None:
+        """See `Engine`; master weights and moments are set through DeepSpeed's own access functions."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        from wellread.models.load import load_model
+
+        weights = {name: p.detach() for name, p in LossModule(load_model(model)).named_parameters()}
+        self._empty_step()
+        for name, parameter in self._engine.module.named_parameters():
+            first, second = (m.reshape(weights[name].shape) for m in moments(name))
+            safe_set_full_fp32_param(parameter, weights[name])
+            safe_set_full_optimizer_state(parameter, first, "exp_avg")
+            safe_set_full_optimizer_state(parameter, second, "exp_avg_sq")
+        for state in self._engine.optimizer.optimizer.state.values():
+            state["step"] = torch.full_like(state["step"], step) if torch.is_tensor(state["step"]) else step
+        self._replay(step)
+
+    def _empty_step(self) -> None:
+        """Take a step with zero gradients at learning rate 0: it changes no weight and makes the optimiser's state."""
+        tokens = torch.zeros((self._plan.micro_batch_size, 8), dtype=torch.int64, device=self.device)
+        targets = torch.ones_like(tokens, dtype=torch.bool)
+        targets[:, 0] = False
+        for number in range(self._plan.accumulation):
+            losses = self._engine(tokens, targets)
+            self._engine.backward(losses.sum() * 0.0, scale_wrt_gas=False)
+            if number < self._plan.accumulation - 1:
+                self._engine.step()
+        self.step(lr=0.0)
+        zero = self._engine.optimizer
+        if hasattr(zero, "_hp_optimizer_states_linked"):
+            # Stages 1 and 2 link moments to parameters after the step of the first group, when the others have none.
+            zero._hp_optimizer_states_linked = False
+            zero._lazy_init_hp_params_optimizer_state()
+
+
+def deepspeed_config(config: RunConfig, plan: Plan) -> dict[str, Any]:
+    """What DeepSpeed is told: the file of the strategy (configs/ds), and what the plan owns."""
+    settings: dict[str, Any] = json.loads((CONFIGS / "ds" / f"{plan.strategy}.json").read_text())
+    return settings | {
+        "train_batch_size": plan.batch_size,
+        "train_micro_batch_size_per_gpu": plan.micro_batch_size,
+        "gradient_accumulation_steps": plan.accumulation,
+        "gradient_clipping": config.optim.clip,
+        "bf16": {"enabled": config.dtype == "bf16"},
+        "steps_per_print": 10**9,  # the loop prints
+    }

@@ -1,0 +1,129 @@
+"""The plain torch engine: one process, or DDP."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+from torch import nn
+
+from wellread.config import RunConfig
+from wellread.models.tensors import saved_sizes, write_model
+from wellread.train import ranks
+from wellread.train.engine import LossModule, Write
+from wellread.train.moments import OPTIMIZER_FILE, Moments
+from wellread.train.optim import make_optimizer
+
+if TYPE_CHECKING:
+    from wellread.data.batch import Batch
+    from wellread.plan import Plan
+
+
+class TorchEngine:
+    """fp32 weights on every rank, bf16 by autocast, gradients averaged by DDP."""
+
+    def __init__(self, model: nn.Module, config: RunConfig, plan: Plan) -> None:
+        self.device = ranks.device()
+        self._config = config
+        self._module = LossModule(model.to(self.device)).train()
+        self._optimizer = make_optimizer(self._module, config.optim)
+        self._parallel: nn.Module = self._module
+        if plan.ranks > 1:
+            self._parallel = nn.parallel.DistributedDataParallel(
+                self._module, device_ids=[self.device.index] if self.device.type == "cuda" else None
+            )
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self._config.dtype == "bf16" else nullcontext()
+
+    def forward_backward(self, batch: Batch, scale: float, last: bool) -> torch.Tensor:
+        """See `Engine`; gradients travel between ranks with the last micro-batch alone."""
+        ddp: Any = self._parallel
+        quiet = isinstance(ddp, nn.parallel.DistributedDataParallel) and not last
+        with ddp.no_sync() if quiet else nullcontext():
+            with self._autocast():
+                losses: torch.Tensor = ddp(batch.tokens, batch.targets)
+            torch.autograd.backward(losses.sum() * scale)
+        return losses.detach()
+
+    def evaluate(self, batch: Batch) -> torch.Tensor:
+        """See `Engine`."""
+        self._module.eval()
+        with torch.inference_mode(), self._autocast():
+            losses: torch.Tensor = self._module(batch.tokens, batch.targets)
+        self._module.train()
+        return losses
+
+    def step(self, lr: float) -> float:
+        """See `Engine`."""
+        clip = self._config.optim.clip or float("inf")
+        norm = nn.utils.clip_grad_norm_(self._module.parameters(), clip)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def save(self, directory: Path) -> None:
+        """See `Engine`; the optimiser's state holds no weights, they are those of the model directory."""
+        if ranks.rank() == 0:
+            self._write(directory, self._module.model.state_dict(), self._optimizer.state_dict())
+
+    def snapshot(self) -> Write | None:
+        """See `Engine`."""
+        if ranks.rank() > 0:
+            return lambda directory: None
+        weights, optimizer = self._module.model.state_dict(), self._optimizer.state_dict()
+        if 2 * (_bytes(weights) + _bytes(optimizer["state"])) > psutil.virtual_memory().available:
+            return None
+        copies = _on_host(weights), _on_host(optimizer)
+        return lambda directory: self._write(directory, *copies)
+
+    def _write(self, directory: Path, weights: dict[str, Any], optimizer: dict[str, Any]) -> None:
+        model = self._module.model
+        write_model(model, directory / "model", ((name, weights[name]) for name in saved_sizes(model)))
+        (directory / "state").mkdir()
+        torch.save({"optimizer": optimizer, "names": self._names()}, directory / "state" / OPTIMIZER_FILE)
+
+    def _names(self) -> list[str]:
+        """Names of the parameters in the optimiser's own order."""
+        names = {id(parameter): name for name, parameter in self._module.named_parameters()}
+        return [names[id(p)] for group in self._optimizer.param_groups for p in group["params"]]
+
+    def fits(self, state: Path) -> bool:
+        """See `Engine`; any number of ranks will do."""
+        return (state / OPTIMIZER_FILE).is_file()
+
+    def load(self, state: Path, step: int) -> None:
+        """See `Engine`; the saved state knows its step."""
+        saved = torch.load(state / OPTIMIZER_FILE, map_location=self.device, weights_only=True)
+        self._optimizer.load_state_dict(saved["optimizer"])
+
+    def adopt(self, model: Path, moments: Moments, step: int) -> None:
+        """See `Engine`."""
+        parameters = dict(self._module.named_parameters())
+        state = {}
+        for number, name in enumerate(self._names()):
+            first, second = (m.reshape(parameters[name].shape) for m in moments(name))
+            state[number] = {"step": torch.tensor(float(step)), "exp_avg": first, "exp_avg_sq": second}
+        self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": state})
+
+
+def _bytes(value: Any) -> int:
+    """Bytes of all tensors inside nested dicts and lists."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(_bytes(item) for item in items)
+
+
+def _on_host(value: Any) -> Any:
+    """Copy all tensors inside nested dicts and lists to host memory."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _on_host(item) for key, item in value.items()}
+    return [_on_host(item) for item in value] if isinstance(value, list) else value
