@@ -55,7 +55,7 @@ def step_overhead(directory: Path) -> dict[str, float]:
     from finetune.prepare import prepare
     from wellread.config import RunConfig
     from wellread.data.corpus import Corpus
-    from wellread.models.load import load_initial
+    from wellread.models.load import initial
     from wellread.models.registry import find
     from wellread.plan import Cluster, Counts, make_plan, resolve
     from wellread.record import RecordWriter, genesis
@@ -69,7 +69,7 @@ def step_overhead(directory: Path) -> dict[str, float]:
     device = "cuda" if ranks.device().type == "cuda" else "cpu"
     plan = make_plan(config, spec, Cluster(kind="local", nodes=1, ranks_per_node=1, device=device), counts)
     order = Order(kind="shuffle", seed=0, n=corpus.n_trainable, batch_size=plan.batch_size)
-    engine = make_engine(load_initial(spec, 0, 0), config, plan)
+    engine = make_engine(initial(spec, 0, 0), config, plan)
     writer = RecordWriter(directory / "step-record", start=genesis(corpus.hash, order.identity()))
     loop = SimpleNamespace(plan=plan, order=order, corpus=corpus, engine=engine, stop=SimpleNamespace(signal=0), step=0)
     whole, record = zip(*(_step(loop, writer) for _ in range(STEPS)), strict=True)

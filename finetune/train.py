@@ -47,7 +47,7 @@ def _train(run: RunDirectory, log: Path, rank: int) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 
     from wellread.data.tokenizer import Tokenizer
-    from wellread.models.load import load_initial
+    from wellread.models.load import initial
     from wellread.models.registry import find
     from wellread.train import ranks
     from wellread.train.loop import train
@@ -55,7 +55,7 @@ def _train(run: RunDirectory, log: Path, rank: int) -> int:
     ranks.start()
     config = run.config()
     eos = Tokenizer.load(run.corpus / "tokenizer").eos
-    code = train(run, lambda: load_initial(find(config.model), config.seed, eos), log)
+    code = train(run, lambda: initial(find(config.model), config.seed, eos), log)
     ranks.stop()
     return code
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wellread.models import tensors
 from wellread.models.registry import ModelSpec, local_directory
 
 if TYPE_CHECKING:
@@ -13,8 +17,58 @@ if TYPE_CHECKING:
     from wellread.config import Dtype
 
 
-def load_initial(spec: ModelSpec, seed: int, eos: int) -> nn.Module:
-    """Return the model that training starts from, in fp32, on the CPU.
+@dataclass(frozen=True)
+class Source:
+    """A model that is not in memory yet: engines take what they need of it, a tensor at a time."""
+
+    config: Any
+    """Its transformers configuration."""
+    whole: Callable[[], nn.Module]
+    """Makes it in memory: fp32, on the CPU."""
+    directory: Path | None = None
+    """Where its files are; None for a fresh one."""
+
+    @classmethod
+    def of(cls, directory: Path) -> Source:
+        """The model that a directory holds.
+
+        Raises
+        ------
+        ValueError
+            When there is no model that can be loaded.
+        """
+        import torch
+        from transformers import AutoConfig
+
+        with _one_line(directory):
+            config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        return cls(config, lambda: _from_pretrained(directory, torch.float32), directory)
+
+    def on_meta(self) -> nn.Module:
+        """The model without weights (parameters on the meta device, buffers real), in evaluation mode."""
+        import torch
+        from accelerate import init_empty_weights
+        from transformers import AutoModelForCausalLM, GenerationConfig
+
+        with init_empty_weights(include_buffers=False):
+            model: Any = AutoModelForCausalLM.from_config(self.config, dtype=torch.float32)
+        model.tie_weights()  # moving to the meta device has torn tied weights apart
+        if self.directory and (self.directory / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(self.directory)
+        empty: nn.Module = model.eval()
+        return empty
+
+    def reader(self, model: nn.Module) -> tensors.Reader:
+        """How to read the tensors of `model`, made by `on_meta`: from its files, else from all of it in memory."""
+        read = tensors.reader(model, self.directory) if self.directory else None
+        if read:
+            return read
+        values = tensors.saved_tensors(self.whole())
+        return lambda name: values[name].detach()
+
+
+def initial(spec: ModelSpec, seed: int, eos: int) -> Source:
+    """Return the model that training starts from.
 
     Parameters
     ----------
@@ -26,12 +80,16 @@ def load_initial(spec: ModelSpec, seed: int, eos: int) -> nn.Module:
     import torch
     from transformers import AutoModelForCausalLM
 
-    if spec.fresh:
-        _hide_bars()
+    if not spec.fresh:
+        return Source.of(local_directory(spec, weights=True))
+    config = _fresh_config(spec, eos)
+
+    def whole() -> nn.Module:
         torch.manual_seed(seed)
-        model: nn.Module = AutoModelForCausalLM.from_config(_fresh_config(spec, eos), dtype=torch.float32)
+        model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         return model
-    return _from_pretrained(local_directory(spec, weights=True), torch.float32)
+
+    return Source(config, whole)
 
 
 def load_model(directory: str | Path, dtype: Dtype = "fp32") -> nn.Module:
@@ -51,12 +109,19 @@ def _from_pretrained(directory: Path, dtype: Any) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     _hide_bars()
-    try:
+    with _one_line(directory):
         model: nn.Module = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True)
+    return model
+
+
+@contextmanager
+def _one_line(directory: Path) -> Iterator[None]:
+    """Turn what transformers raises for an unusable directory into our one line."""
+    try:
+        yield
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{directory}: the model cannot be loaded ({reason})") from None
-    return model
 
 
 def _hide_bars() -> None:

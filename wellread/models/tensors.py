@@ -4,28 +4,93 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
+Reader = Callable[[str], "torch.Tensor"]
+"""Name of a parameter or saved buffer, as in the module -> its value in fp32, on the CPU."""
+
 SHARD_BYTES = 1 << 30
 """Largest shard of a model; a tensor that is larger has one of its own."""
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-def saved_sizes(model: Any) -> dict[str, int]:
-    """Bytes of each tensor that a model's directory holds, in fp32: tied weights once, and buffers that are saved.
+def saved_tensors(model: Any) -> dict[str, torch.Tensor]:
+    """Everything that a model's directory holds, by its name in the module: parameters, tied ones once, some buffers.
 
     Parameters
     ----------
-    model : transformers model, whose parameters may be divided over ranks by ZeRO-3
+    model : transformers model; under ZeRO-3 its parameters are empty and know their shape
     """
-    sizes = {name: 4 * int(getattr(p, "ds_numel", p.numel())) for name, p in model.named_parameters()}
-    kept = {name for name in model.state_dict() if name not in (model._keys_to_ignore_on_save or ())}
-    return sizes | {name: buffer.nbytes for name, buffer in model.named_buffers() if name in kept}
+    kept = model.state_dict().keys() - set(model._keys_to_ignore_on_save or ())
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in kept}
+    return dict(model.named_parameters()) | buffers
+
+
+def saved_sizes(model: Any) -> dict[str, int]:
+    """Bytes of each of the `saved_tensors`: parameters in fp32, buffers as they are."""
+    parameters = {name: 4 * int(getattr(p, "ds_numel", p.numel())) for name, p in model.named_parameters()}
+    return {name: parameters.get(name, tensor.nbytes) for name, tensor in saved_tensors(model).items()}
+
+
+def reader(model: Any, directory: Path) -> Reader | None:
+    """How to read a model's tensors one by one; None when its files do not hold exactly these.
+
+    Files of other kinds, or with tensors that have to be put together, are for `from_pretrained`.
+
+    Parameters
+    ----------
+    model : transformers model, on the meta device
+
+    Raises
+    ------
+    ValueError
+        When a file of weights is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    places: dict[str, tuple[Path, str]] = {}
+    try:
+        shapes = {key: (path, shape) for path in _files(directory) for key, shape in _shapes(path)}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{directory}: the model cannot be loaded ({error})") from None
+    for name, value in saved_tensors(model).items():
+        saved = _as_saved(model, name, value)
+        key = next((key for key in (*saved, name) if key in shapes), None)
+        if len(saved) > 1 or key is None or shapes[key][1] != list(value.shape):
+            return None
+        places[name] = shapes[key][0], key
+
+    def read(name: str) -> torch.Tensor:
+        path, key = places[name]
+        with safe_open(path, "pt") as file:  # opened for each: what is read stays mapped until it is closed
+            tensor: torch.Tensor = file.get_tensor(key)
+        return tensor.float()
+
+    return read
+
+
+def _files(directory: Path) -> list[Path]:
+    """Files of a model's weights; none when they are not in safetensors."""
+    if (directory / WEIGHTS).is_file():
+        return [directory / WEIGHTS]
+    if not (directory / INDEX).is_file():
+        return []
+    return [
+        directory / name for name in sorted(set(json.loads((directory / INDEX).read_text())["weight_map"].values()))
+    ]
+
+
+def _shapes(path: Path) -> Iterator[tuple[str, list[int]]]:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        for key in file.keys():  # noqa: SIM118 (it is no dict)
+            yield key, file.get_slice(key).get_shape()
 
 
 def write_model(
@@ -33,7 +98,7 @@ def write_model(
     directory: Path,
     tensors: Iterable[tuple[str, torch.Tensor]],
     *,
-    shard_bytes: int = SHARD_BYTES,
+    shard_bytes: int | None = None,
 ) -> None:
     """Write a model as `save_pretrained` does, holding one shard of its tensors at a time.
 
@@ -42,12 +107,12 @@ def write_model(
     tensors
         Name and fp32 value of everything in `saved_sizes`, in that order.
     shard_bytes
-        Largest shard.
+        Largest shard (default: `SHARD_BYTES`).
     """
     directory.mkdir(parents=True, exist_ok=True)
     _write_configs(model, directory)
     sizes = saved_sizes(model)
-    shards = divide(sizes, shard_bytes)
+    shards = divide(sizes, shard_bytes or SHARD_BYTES)
     names = [WEIGHTS] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(len(shards))]
     waiting = iter(tensors)
     places: dict[str, str] = {}

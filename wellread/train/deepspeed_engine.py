@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from wellread.config import CONFIGS, RunConfig
+from wellread.models.load import Source
 from wellread.models.tensors import saved_sizes, write_model
 from wellread.train import ranks
 from wellread.train.engine import LossModule, Write
 from wellread.train.moments import ZERO, Moments
 from wellread.train.optim import make_optimizer, replay_beta_powers
+from wellread.train.weights import Weights, fill, fill_divided, is_divided, part, set_master
 
 if TYPE_CHECKING:
     from wellread.data.batch import Batch
@@ -28,24 +29,28 @@ STRATEGY_FILE = "strategy.json"
 class DeepSpeedEngine:
     """ZeRO: optimizer state (1), gradients (2) and weights (3) divided over the ranks."""
 
-    def __init__(self, model: nn.Module, config: RunConfig, plan: Plan) -> None:
+    def __init__(self, source: Source, config: RunConfig, plan: Plan) -> None:
         import deepspeed
-        from deepspeed.utils import safe_set_full_fp32_param
 
         self.device = ranks.device()
         self._plan = plan
-        module = LossModule(model).train()
         settings = deepspeed_config(config, plan)
-        initial = {name: p.detach() for name, p in module.named_parameters()}
+        model, dtype = source.on_meta(), torch.bfloat16 if config.dtype == "bf16" else torch.float32
+        self.parameters = sum(p.numel() for p in model.parameters())
+        weights = Weights(source, model)
+        if settings["zero_optimization"]["stage"] == 3:
+            fill_divided(model, weights, dtype, self.device, settings)
+        else:
+            fill(model, weights, dtype, self.device)
+        module = LossModule(model).train()
         self._engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=make_optimizer(module, config.optim, on_host=self._offloads(settings)),
             config=settings,
             dist_init_required=False,
         )
-        if config.dtype == "bf16":  # DeepSpeed makes its master weights from the weights it has rounded to bf16
-            for name, parameter in self._engine.module.named_parameters():
-                safe_set_full_fp32_param(parameter, initial[name])
+        if config.dtype == "bf16":
+            set_master(model, weights, self.device)
 
     @staticmethod
     def _offloads(settings: dict[str, Any]) -> bool:
@@ -122,17 +127,17 @@ class DeepSpeedEngine:
 
     def adopt(self, model: Path, moments: Moments, step: int) -> None:
         """See `Engine`; master weights and moments are set through DeepSpeed's own access functions."""
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
-        from wellread.models.load import load_model
-
-        weights = {name: p.detach() for name, p in LossModule(load_model(model)).named_parameters()}
         self._empty_step()
+        source = Source.of(model)
+        set_master(self._engine.module.model, Weights(source, source.on_meta()), self.device)
         for name, parameter in self._engine.module.named_parameters():
-            first, second = (m.reshape(weights[name].shape) for m in moments(name))
-            safe_set_full_fp32_param(parameter, weights[name])
-            safe_set_full_optimizer_state(parameter, first, "exp_avg")
-            safe_set_full_optimizer_state(parameter, second, "exp_avg_sq")
+            for key, moment in zip(("exp_avg", "exp_avg_sq"), moments(name), strict=True):
+                if is_divided(parameter):
+                    safe_set_local_optimizer_state(parameter, part(parameter, moment), key)
+                else:
+                    safe_set_full_optimizer_state(parameter, moment.reshape(parameter.shape), key)
         for state in self._engine.optimizer.optimizer.state.values():
             state["step"] = torch.full_like(state["step"], step) if torch.is_tensor(state["step"]) else step
         self._replay(step)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from wellread.config import RunConfig
+from wellread.models.load import Source
 from wellread.models.loss import sample_losses
 from wellread.train.moments import Moments
 
@@ -26,6 +27,8 @@ class Engine(Protocol):
     """What the loop asks of an engine. All methods are collective: every rank calls them in the same order."""
 
     device: torch.device
+    parameters: int
+    """How many the model has."""
 
     def forward_backward(self, batch: Batch, scale: float, last: bool) -> torch.Tensor:
         """Run forward and backward of ``scale * sum of losses``; return each sample's summed loss, (samples,)."""
@@ -52,7 +55,7 @@ class Engine(Protocol):
         """Continue exactly from a state that fits; the model already has the checkpoint's weights."""
 
     def adopt(self, model: Path, moments: Moments, step: int) -> None:
-        """Continue from the moments of a state that does not fit, and the weights in directory `model`."""
+        """Continue from the moments of a state that does not fit; the model has the weights of directory `model`."""
 
 
 class LossModule(nn.Module):
@@ -67,12 +70,12 @@ class LossModule(nn.Module):
         return sample_losses(self.model, tokens, targets)
 
 
-def make_engine(model: nn.Module, config: RunConfig, plan: Plan) -> Engine:
-    """Build the engine that the plan chose."""
+def make_engine(source: Source, config: RunConfig, plan: Plan) -> Engine:
+    """Build the engine that the plan chose, and the model in it. Collective."""
     if plan.engine == "deepspeed":
         from wellread.train.deepspeed_engine import DeepSpeedEngine
 
-        return DeepSpeedEngine(model, config, plan)
+        return DeepSpeedEngine(source, config, plan)
     from wellread.train.torch_engine import TorchEngine
 
-    return TorchEngine(model, config, plan)
+    return TorchEngine(source, config, plan)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from wellread.checkpoint import Checkpoint
 from wellread.config import RunConfig
 from wellread.data.batch import Batch, collate
 from wellread.data.corpus import DIGEST_BYTES, Corpus
-from wellread.models.load import load_model
+from wellread.models.load import Source
 from wellread.order import Order
 from wellread.plan import Plan
 from wellread.record import Reading, RecordWriter, genesis
@@ -28,9 +28,6 @@ from wellread.train.engine import Engine, make_engine
 from wellread.train.monitor import Monitor, StepStats
 from wellread.train.optim import learning_rate
 from wellread.train.saver import Saver
-
-if TYPE_CHECKING:
-    from torch import nn
 
 HOLDOUT_SAMPLES = 256
 """Sealed samples whose loss is measured at every checkpoint."""
@@ -58,13 +55,13 @@ class Loop:
     monitor: Monitor | None = None
 
 
-def train(run: RunDirectory, initial: Callable[[], nn.Module], log: Path) -> int:
+def train(run: RunDirectory, initial: Callable[[], Source], log: Path) -> int:
     """Train until the last step or a request to stop; every rank calls it.
 
     Parameters
     ----------
     initial : callable
-        Makes the transformers causal language model that training starts from: fp32, on the CPU.
+        Finds the transformers causal language model that training starts from.
     log : Path
         This rank's log file.
 
@@ -77,13 +74,11 @@ def train(run: RunDirectory, initial: Callable[[], nn.Module], log: Path) -> int
     plan = Plan.from_json(run.plan_file.read_text())
     order = Order(kind="shuffle", seed=config.seed, n=corpus.n_trainable, batch_size=plan.batch_size)
     found, passed_over = _newest_checkpoint(run)
-    model = load_model(found.model) if found else initial()
-    parameters = sum(p.numel() for p in model.parameters())
-    engine = make_engine(model, config, plan)
+    engine = make_engine(Source.of(found.model) if found else initial(), config, plan)
     saver = Saver(run.checkpoints, engine, corpus.tokenizer, config.keep_states)
     loop = Loop(run, config, plan, corpus, order, engine, saver, ranks.StopRequest())
     _open_outputs(loop, found, passed_over, log)
-    _say(loop, f"{plan.model}: {parameters:,} parameters, {corpus.n_trainable:,} trainable samples")
+    _say(loop, f"{plan.model}: {engine.parameters:,} parameters, {corpus.n_trainable:,} trainable samples")
     if found:
         _resume(loop, found)
     else:

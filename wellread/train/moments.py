@@ -53,7 +53,7 @@ def convert(state: Path, converted: Path) -> None:
 
 
 def _of_torch(path: Path) -> Moments:
-    saved = torch.load(path, map_location="cpu", weights_only=True)
+    saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # every rank reads it
     index = {name: number for number, name in enumerate(saved["names"])}
 
     def moments(name: str) -> tuple[torch.Tensor, torch.Tensor]:

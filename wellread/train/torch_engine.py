@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from wellread.config import RunConfig
+from wellread.models.load import Source
 from wellread.models.tensors import saved_sizes, write_model
 from wellread.train import ranks
 from wellread.train.engine import LossModule, Write
 from wellread.train.moments import OPTIMIZER_FILE, Moments
 from wellread.train.optim import make_optimizer
+from wellread.train.weights import Weights, fill
 
 if TYPE_CHECKING:
     from wellread.data.batch import Batch
@@ -25,15 +27,20 @@ if TYPE_CHECKING:
 class TorchEngine:
     """fp32 weights on every rank, bf16 by autocast, gradients averaged by DDP."""
 
-    def __init__(self, model: nn.Module, config: RunConfig, plan: Plan) -> None:
+    def __init__(self, source: Source, config: RunConfig, plan: Plan) -> None:
         self.device = ranks.device()
         self._config = config
+        model = source.on_meta()
+        self.parameters = sum(p.numel() for p in model.parameters())
+        fill(model, Weights(source, model), torch.float32, self.device)
         self._module = LossModule(model.to(self.device)).train()
         self._optimizer = make_optimizer(self._module, config.optim)
         self._parallel: nn.Module = self._module
         if plan.ranks > 1:
             self._parallel = nn.parallel.DistributedDataParallel(
-                self._module, device_ids=[self.device.index] if self.device.type == "cuda" else None
+                self._module,
+                device_ids=[self.device.index] if self.device.type == "cuda" else None,
+                init_sync=False,  # the ranks have the same weights, from rank 0
             )
 
     def _autocast(self) -> AbstractContextManager[Any]:

@@ -1,0 +1,125 @@
+"""Giving a model on the meta device its weights, one tensor at a time, so that no rank holds a second copy.
+
+Rank 0 alone reads; the others receive. A host needs memory for one tensor, beside what the engine keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from wellread.models.load import Source
+from wellread.models.tensors import Reader, saved_tensors
+from wellread.train import ranks
+
+Make = Callable[[str, "torch.Size"], torch.Tensor]
+"""Name and shape of a parameter -> its value, as this rank is to keep it."""
+
+
+class Weights:
+    """The fp32 weights of a model, read by rank 0. Every method is collective."""
+
+    def __init__(self, source: Source, model: nn.Module) -> None:
+        self._read: Reader | None = source.reader(model) if ranks.rank() == 0 else None
+
+    def on_rank0(self, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """The value on rank 0, and room for it on the others."""
+        value = torch.empty(shape, dtype=dtype, device=device)
+        if self._read:
+            value.copy_(self._read(name))
+        return value
+
+    def everywhere(self, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """The value on every rank."""
+        value = self.on_rank0(name, shape, dtype, device)
+        if ranks.world_size() > 1:
+            dist.broadcast(value.view(-1).view(torch.uint8), src=0)  # as bytes: gloo knows few types
+        return value
+
+
+def fill(model: nn.Module, weights: Weights, dtype: torch.dtype, device: torch.device) -> None:
+    """Give every parameter its value, on every rank."""
+    _replace(model, lambda name, shape: weights.everywhere(name, shape, dtype, device))
+    _fill_buffers(model, weights, device)
+
+
+def fill_divided(model: nn.Module, weights: Weights, dtype: torch.dtype, device: torch.device, settings: Any) -> None:
+    """Give every rank its part of each parameter, as ZeRO-3 with these DeepSpeed settings divides them."""
+    import deepspeed
+
+    deepspeed.init_distributed(dist_init_required=False)  # takes the process group that is there; Init needs it
+    first: list[Any] = []
+
+    def divided(name: str, shape: torch.Size) -> torch.Tensor:
+        parameter: Any = nn.Parameter(weights.on_rank0(name, shape, dtype, device))
+        # Both send rank 0's value to all and keep a part of it; made once, Init's settings go with its parameters.
+        if first:
+            first[0].convert_to_zero_parameters(param_list=[parameter])
+        else:
+            deepspeed.zero.Init(module=nn.ParameterList([parameter]), config_dict_or_path=settings, dtype=dtype)
+            first.append(parameter)
+        made: torch.Tensor = parameter
+        return made
+
+    _replace(model, divided)
+    _fill_buffers(model, weights, device)
+
+
+def _replace(model: nn.Module, make: Make) -> None:
+    made: dict[nn.Parameter, nn.Parameter] = {}  # what is tied stays tied
+    for prefix, module in model.named_modules():
+        for key, meta in list(module._parameters.items()):
+            if meta is None:
+                continue
+            if meta not in made:
+                value = make(f"{prefix}.{key}".lstrip("."), meta.shape)
+                made[meta] = value if isinstance(value, nn.Parameter) else nn.Parameter(value)
+                made[meta].requires_grad_(meta.requires_grad)
+            module._parameters[key] = made[meta]
+
+
+def _fill_buffers(model: nn.Module, weights: Weights, device: torch.device) -> None:
+    """Move all buffers to the device, and give those their values that a model's files hold."""
+    for module in model.modules():
+        for key, buffer in module._buffers.items():
+            module._buffers[key] = buffer if buffer is None else buffer.to(device)
+    parameters = dict(model.named_parameters())
+    for name, buffer in saved_tensors(model).items():
+        if name not in parameters:
+            buffer.copy_(weights.everywhere(name, buffer.shape, buffer.dtype, device))
+
+
+def set_master(model: nn.Module, weights: Weights, device: torch.device) -> None:
+    """Set ZeRO's fp32 master weights, which DeepSpeed makes from weights that are rounded already."""
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+
+    for name, parameter in model.named_parameters():
+        value = weights.everywhere(name, shape_of(parameter), torch.float32, device)
+        if is_divided(parameter):
+            safe_set_local_fp32_param(parameter, part(parameter, value))
+        else:
+            safe_set_full_fp32_param(parameter, value)
+
+
+def is_divided(parameter: nn.Parameter) -> bool:
+    """Whether ZeRO-3 has divided a parameter over the ranks."""
+    return hasattr(parameter, "ds_id")
+
+
+def shape_of(parameter: nn.Parameter) -> torch.Size:
+    """Shape of a whole parameter, divided or not."""
+    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def part(parameter: Any, value: torch.Tensor) -> torch.Tensor:
+    """What of `value` this rank keeps of a divided parameter, flat; the last rank's is padded.
+
+    DeepSpeed's own functions that take a whole value fail where the ranks do not divide its size.
+    """
+    size, number = parameter.ds_tensor.numel(), parameter.ds_zero_partition_rank
+    mine = value.flatten()[number * size : (number + 1) * size]
+    return nn.functional.pad(mine, (0, size - mine.numel()))
