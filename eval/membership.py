@@ -264,12 +264,13 @@ def _run_model(
 ) -> Scores:
     import torch
 
-    from wellread.models.load import load_model
+    from wellread.models.load import loaded
     from wellread.results import Scores
     from wellread.score import log_likelihoods
 
-    model = load_model(checkpoint.model, dtype="fp32").to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    log_likelihood, n_targets = log_likelihoods(model, corpus, ids, progress=progress)
+    wanted = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    with loaded(checkpoint.model, wanted) as (model, where):
+        log_likelihood, n_targets = log_likelihoods(model, corpus, ids, progress=progress, device=where)
     return Scores(sample_id=ids, n_targets=n_targets, log_likelihood=log_likelihood)
 
 

@@ -21,6 +21,7 @@ def log_likelihoods(
     *,
     max_tokens: int = 8192,
     progress: Callable[[int], None] | None = None,
+    device: str | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Score samples on the exact token windows that training reads.
 
@@ -32,6 +33,8 @@ def log_likelihoods(
         Padded tokens per forward pass.
     progress : callable, optional
         Called with the number of samples scored so far.
+    device : str, optional
+        Where the model takes its inputs (default: where its first parameter is).
 
     Returns
     -------
@@ -45,11 +48,11 @@ def log_likelihoods(
     from wellread.data.batch import collate
     from wellread.models.loss import sample_losses
 
-    device = next(model.parameters()).device
+    where = device or next(model.parameters()).device
     total, counts = np.zeros(len(ids)), np.zeros(len(ids), dtype=np.int64)
     done = 0
     for places in _by_length(corpus.lengths(ids), max_tokens):
-        batch = collate(corpus, ids[places]).to(device)
+        batch = collate(corpus, ids[places]).to(where)
         with torch.inference_mode():
             losses = sample_losses(model, batch.tokens, batch.targets)
         total[places] = -losses.double().cpu().numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from wellread.models import tensors
 from wellread.models.registry import ModelSpec, local_directory
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from wellread.config import Dtype
@@ -105,12 +107,62 @@ def load_model(directory: str | Path, dtype: Dtype = "fp32") -> nn.Module:
     return _from_pretrained(Path(directory), torch.bfloat16 if dtype == "bf16" else torch.float32).eval()
 
 
-def _from_pretrained(directory: Path, dtype: Any) -> nn.Module:
+SHARE_FOR_WEIGHTS = 0.8
+"""Of the free memory of a device; the rest is for activations and for what is brought in."""
+
+
+@contextmanager
+def loaded(
+    directory: Path, device: str, max_memory: dict[int | str, int] | None = None
+) -> Iterator[tuple[nn.Module, str]]:
+    """A saved model in fp32 and evaluation mode, and where its inputs go.
+
+    One that is larger than the GPU is spread by accelerate: what does not fit stays in host memory, the rest in the
+    files (or a temporary folder), and each layer is brought in when it runs. Its losses are the same.
+
+    Parameters
+    ----------
+    device : str
+        cpu, cuda or cuda:N.
+    max_memory : dict, optional
+        Bytes per GPU number and for "cpu" that weights may take (default: from what is free).
+    """
+    import torch
+
+    room = max_memory or _room(torch.device(device))
+    first = next(iter(room))
+    if 4 * _weights(directory) <= room[first]:
+        yield load_model(directory).to(device), device
+        return
+    with tempfile.TemporaryDirectory(prefix="wellread-offload-") as folder:
+        spread = {"device_map": "auto", "max_memory": room, "offload_folder": folder}
+        yield _from_pretrained(directory, torch.float32, **spread).eval(), device
+
+
+def _room(device: torch.device) -> dict[int | str, int]:
+    """Bytes that weights may take, the device's first."""
+    import psutil
+    import torch
+
+    room: dict[int | str, int] = {}
+    if device.type == "cuda":
+        room[device.index or 0] = int(SHARE_FOR_WEIGHTS * torch.cuda.mem_get_info(device)[0])
+    room["cpu"] = int(SHARE_FOR_WEIGHTS * psutil.virtual_memory().available)
+    return room
+
+
+def _weights(directory: Path) -> int:
+    """Number of a saved model's weights."""
+    model = Source.of(directory).on_meta()
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _from_pretrained(directory: Path, dtype: Any, **spread: Any) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     _hide_bars()
     with _one_line(directory):
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True)
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True, **spread)
     return model
 
 
