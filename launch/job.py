@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from launch.cluster import ClusterFile
 from launch.evaluation import Request
 from launch.options import LaunchOptions, cluster_of
 from launch.slurm_task import RankTask
-from wellread import provenance
+from wellread import ds_config, provenance
 from wellread.checkpoint import list_checkpoints
 from wellread.cli import FAILURE
 from wellread.config import RunConfig, to_argv, to_dict
@@ -71,7 +72,9 @@ class Job:
 
     def plan(self, corpus: Corpus | None) -> Plan:
         """Plan the run; without a compiled corpus, from the rows of the source."""
-        return make_plan(self.config, self.spec, self.cluster, _counts(corpus) if corpus else self._estimate())
+        counts = _counts(corpus) if corpus else self._estimate()
+        own = ds_config.read(self.config.ds_config) if self.config.ds_config else None
+        return make_plan(self.config, self.spec, self.cluster, counts, own)
 
     def _estimate(self) -> Counts:
         if self.source.path is None and self.source.published_rows is None:
@@ -96,7 +99,11 @@ def _sized(config: RunConfig, file: ClusterFile, options: LaunchOptions) -> Clus
         cluster = Cluster(kind=file.kind, nodes=config.nodes, ranks_per_node=ranks, device="cuda")
     else:
         cluster = clusters.probe(config, file)
-    return replace(cluster, gpu_mem=gpu_mem, host_mem=host_mem)
+    here = file.kind == "local" and config.nvme_path  # on other machines the ranks look
+    if here:
+        ds_config.check_nvme(here)
+    nvme = shutil.disk_usage(here).free / 2**30 if here else None
+    return replace(cluster, gpu_mem=gpu_mem, host_mem=host_mem, nvme=nvme)
 
 
 def _imagined(file: ClusterFile, options: LaunchOptions) -> bool:

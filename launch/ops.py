@@ -20,6 +20,7 @@ from wellread.plan import Plan
 OPS = {
     "deepspeed_shm_comm": "import deepspeed.ops.op_builder.cpu as cpu; cpu.ShareMemCommBuilder().load()",
     "cpu_adam": "from deepspeed.ops.op_builder import CPUAdamBuilder; CPUAdamBuilder().load()",
+    "async_io": "from deepspeed.ops.op_builder import AsyncIOBuilder; AsyncIOBuilder().load()",
 }
 """Op -> program that compiles it."""
 COMPILERS = {
@@ -48,9 +49,10 @@ SECONDS_BETWEEN_LOOKS = 10
 
 
 def needed(plan: Plan) -> list[str]:
-    """Ops that a plan uses: communication between ranks on CPUs, and the optimizer of offloaded states."""
+    """Ops that a plan uses: communication between ranks on CPUs, the optimizer of offloaded states, NVMe's (libaio)."""
     on_cpu = ["deepspeed_shm_comm"] if plan.device == "cpu" and plan.engine == "deepspeed" else []
-    return on_cpu + (["cpu_adam"] if "offload" in plan.strategy else [])
+    offloads = plan.strategy.endswith(("-offload", "-partial", "-nvme"))
+    return on_cpu + ["cpu_adam"] * offloads + ["async_io"] * plan.strategy.endswith("-nvme")
 
 
 def folder(cluster: ClusterFile) -> Path:
@@ -83,7 +85,8 @@ def ensure(op: str, variables: dict[str, str]) -> None:
         code, words, _ = _build(op, variables, cache)
     if code:
         reason = next((line for line in reversed(words.splitlines()) if line), "")
-        raise ValueError(f"DeepSpeed's ops cannot be compiled ({reason}); install a C++ compiler and ninja")
+        needs = "a C++ compiler and ninja" + ", and libaio (Debian: apt-get install libaio-dev)" * (op == "async_io")
+        raise ValueError(f"DeepSpeed's ops cannot be compiled ({reason}); install {needs}")
 
 
 def _build(op: str, variables: dict[str, str], cache: Path) -> tuple[int, str, bool]:

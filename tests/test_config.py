@@ -20,7 +20,10 @@ def test_defaults_are_those_that_the_documents_promise() -> None:
     assert (config.optim.beta1, config.optim.beta2, config.optim.eps, config.optim.clip) == (0.9, 0.95, 1e-8, 1.0)
     assert (config.optim.weight_decay, config.optim.warmup, config.optim.min_lr) == (0.01, 0.03, 0.1)
     undecided = {f.name for f in dataclasses.fields(config) if getattr(config, f.name) is None}
-    assert undecided == {"data", "out", "steps", "epochs", "batch_size", "micro_batch_size", "seq_len", "save_every"}
+    assert undecided == {
+        "data", "out", "steps", "epochs", "batch_size", "micro_batch_size", "seq_len", "save_every",
+        "ds_config", "nvme_path",
+    }  # fmt: skip
 
 
 def test_a_config_cannot_be_changed() -> None:

@@ -11,16 +11,148 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from wellread.config import OptimConfig, RunConfig
+from wellread.plan import Plan
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
 VOCAB = 30_000
+OFFLOAD_TOLERANCE = 2e-3
+"""Nats per token between DeepSpeed's AdamW on the host and torch's."""
 Results = list[dict[str, Any]]
 Start = Callable[..., Results]
+
+
+# --- what each rank runs
+
+
+def resident() -> tuple[int, int]:
+    """Resident bytes of this process: now, and at most since the last `reset_peak`."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    now, peak = (int(fields[key].split()[0]) * 1024 for key in ("VmRSS", "VmHWM"))
+    return now, peak
+
+
+def reset_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def plan_of(task: dict[str, Any], ranks: int) -> Plan:
+    micro, accumulation, strategy = task.get("micro", 1), task.get("accumulation", 1), task["strategy"]
+    return Plan(
+        model="test",
+        cluster="local",
+        device="cpu",
+        nodes=1,
+        ranks_per_node=ranks,
+        ranks=ranks,
+        batch_size=ranks * micro * accumulation,
+        micro_batch_size=micro,
+        accumulation=accumulation,
+        dtype=task.get("dtype", "bf16"),
+        engine="torch" if strategy == "ddp" else "deepspeed",
+        strategy=strategy,
+        strategy_reason="",
+        seq_len=task.get("seq_len", 16),
+        samples=1,
+        trainable=1,
+        sealed=0,
+        counts_exact=True,
+        steps=task.get("steps", 0),
+        epochs=1,
+        warmup_steps=0,
+        save_steps=(0,),
+        **task.get("plan", {}),
+    )
+
+
+def one_rank(folder: Path) -> None:
+    """What each rank runs: the task of `folder`; leaves what it measured in rank-R.json."""
+    import faulthandler
+    import gc
+
+    import deepspeed  # noqa: F401 (its imports belong to the baseline)
+    import torch
+    from accelerate import init_empty_weights  # noqa: F401
+    from transformers import GPTNeoXForCausalLM  # noqa: F401
+
+    from wellread.data.batch import Batch
+    from wellread.models import tensors
+    from wellread.models.load import Source, initial
+    from wellread.models.registry import find
+    from wellread.train import ranks
+    from wellread.train.engine import make_engine
+
+    faulthandler.dump_traceback_later(int(os.environ.get("HANG", 400)), exit=True)  # a rank that hangs shows where
+    task = json.loads((folder / "task.json").read_text())
+    tensors.SHARD_BYTES = task.get("shard_bytes", tensors.SHARD_BYTES)
+    ranks.start()
+    torch.set_num_threads(1)
+    plan = plan_of(task, ranks.world_size())
+    config = RunConfig(dtype=plan.dtype, optim=OptimConfig(lr=1e-3, **task.get("optim", {})), **task.get("config", {}))
+    path = Path(task["model"])
+    result: dict[str, Any] = {}
+
+    def measured(name: str, call: Any) -> Any:
+        gc.collect()
+        ranks.barrier()
+        reset_peak()
+        before, _ = resident()
+        value = call()
+        after, peak = resident()
+        result[name] = {"before": before, "after": after, "peak": peak}
+        return value
+
+    def make() -> Any:
+        return make_engine(Source.of(path) if path.is_dir() else initial(find(task["model"]), 0, 0), config, plan)
+
+    engine = measured("load", make)
+    result["parameters"] = engine.parameters
+    losses, norms = [], []
+
+    def train() -> None:
+        for step in range(task.get("first", 0), plan.steps):
+            torch.manual_seed(step)
+            tokens = torch.randint(0, task["vocab"], (plan.batch_size, plan.seq_len))
+            tokens = tokens.view(plan.accumulation, plan.ranks, plan.micro_batch_size, -1)[:, ranks.rank()]
+            targets = torch.ones_like(tokens, dtype=torch.bool)
+            targets[..., 0] = False
+            scale = plan.ranks / (plan.batch_size * (plan.seq_len - 1))
+            total = 0.0
+            for number in range(plan.accumulation):
+                batch = Batch(
+                    sample_ids=torch.arange(plan.micro_batch_size),
+                    tokens=tokens[number],
+                    targets=targets[number],
+                    lengths=torch.full((plan.micro_batch_size,), plan.seq_len),
+                )
+                loss = engine.forward_backward(batch, scale, last=number == plan.accumulation - 1)
+                total += float(loss.double().sum())
+            norms.append(engine.step(1e-3))
+            losses.append(float(ranks.gather(torch.tensor([total])).sum()) * scale / plan.ranks)
+
+    if task.get("resume"):
+        state = Path(task["resume"])
+        assert engine.fits(state)
+        measured("resume", lambda: engine.load(state, task["first"]))
+    measured("train", train)
+    if task.get("save"):
+        Path(task["save"]).mkdir(exist_ok=True)
+        measured("save", lambda: engine.save(Path(task["save"])))
+    ranks.barrier()
+    engine.close()
+    result |= {"losses": losses, "norms": norms}
+    (folder / f"rank-{ranks.rank()}.json").write_text(json.dumps(result))
+    ranks.stop()
+
+
+# --- fixtures
 
 
 def make_model(directory: Path, **sizes: int) -> Path:
@@ -46,9 +178,15 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("large"), vocab_size=VOCAB, **sizes)
 
 
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sizes = {"hidden_size": 64, "num_hidden_layers": 12, "intermediate_size": 256, "max_position_embeddings": 512}
+    return make_model(tmp_path_factory.mktemp("deep"), **sizes)
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Start:
-    """Run `engine_worker.py` on some ranks with a task; what each of them measured."""
+    """Run `one_rank` on some ranks with a task; what each of them measured."""
 
     def run(task: dict[str, Any], ranks: int = 2) -> Results:
         folder = tmp_path / f"task-{len(list(tmp_path.glob('task-*')))}"
@@ -61,7 +199,7 @@ def start(tmp_path: Path) -> Start:
             "TORCH_EXTENSIONS_DIR": os.environ.get("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions")),
         }
         elastic = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-        command = [sys.executable, *elastic, str(ROOT / "tests/engine_worker.py"), str(folder)]
+        command = [sys.executable, *elastic, __file__, str(folder)]
         done = subprocess.run(
             command, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, timeout=600, check=False
         )
@@ -145,3 +283,55 @@ def test_save_holds_one_shard(start: Start, large: Path, tmp_path: Path) -> None
     # The state of zero3 is written from where it is; the whole model would take 4 bytes per parameter beyond.
     assert per_parameter(first, "save") < 3.4
     assert per_parameter(second, "save") < 3.4
+
+
+# --- offload
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_offload_learns_what_its_stage_does(start: Start, small: Path, stage: int) -> None:
+    """100 steps of accumulation 4 with clipping that bites; bf16 weights, whose rounding the two kernels differ in."""
+    task = {"model": small, "steps": 100, "accumulation": 4, "micro": 2, "optim": {"clip": 0.3}}
+    plain, offloaded = (start(task | {"strategy": f"zero{stage}{kind}"})[0] for kind in ("", "-offload"))
+    assert np.mean(np.array(plain["norms"]) > 0.3) > 0.5  # clipped
+    assert plain["losses"][0] == offloaded["losses"][0]
+    assert np.abs(np.subtract(plain["losses"], offloaded["losses"])).max() < OFFLOAD_TOLERANCE
+    assert np.allclose(plain["norms"], offloaded["norms"], rtol=0.02)
+
+
+@pytest.mark.parametrize("strategy", ["zero3-partial", "zero3-nvme"])
+def test_rare_offloads_train_and_resume_to_the_bit(start: Start, small: Path, tmp_path: Path, strategy: str) -> None:
+    disk = tmp_path / "nvme"
+    disk.mkdir()
+    task = {"model": small, "strategy": strategy, "config": {"nvme_path": disk / "run"}, "accumulation": 2}
+    whole = start(task | {"steps": 6, "save": tmp_path / "whole"})[0]
+    plain = start(task | {"strategy": "zero3", "steps": 6})[0]
+    assert np.abs(np.subtract(whole["losses"], plain["losses"])).max() < OFFLOAD_TOLERANCE
+    half = start(task | {"steps": 3, "save": tmp_path / "half"})[0]
+    assert half["losses"] == whole["losses"][:3]
+    later = {"first": 3, "steps": 6, "model": tmp_path / "half/model", "resume": tmp_path / "half/state"}
+    rest = start(task | later | {"save": tmp_path / "rest"})[0]
+    assert rest["losses"] == whole["losses"][3:]
+    assert same_weights(tmp_path / "rest/model", tmp_path / "whole/model")
+    assert list(disk.iterdir()) == []  # nothing is left there
+
+
+# --- activation checkpointing
+
+
+@pytest.mark.parametrize(("strategy", "dtype"), [("ddp", "bf16"), ("zero2", "bf16"), ("zero3", "fp32")])
+def test_activation_checkpointing_changes_memory_alone(start: Start, deep: Path, strategy: str, dtype: str) -> None:
+    """12 layers of width 64, 6,144 tokens: activations dominate. What is computed again is the same."""
+    task = {"model": deep, "strategy": strategy, "dtype": dtype, "steps": 2, "micro": 12, "seq_len": 512}
+    without, with_it = (start(task | {"plan": {"activation_checkpointing": on}})[0] for on in (False, True))
+    assert without["losses"] == pytest.approx(with_it["losses"], rel=1e-6)
+    assert without["norms"] == pytest.approx(with_it["norms"], rel=1e-3)
+    peaks = [result["train"]["peak"] - result["train"]["before"] for result in (without, with_it)]
+    assert peaks[1] < 0.7 * peaks[0]
+
+
+if __name__ == "__main__":
+    from finetune.train import leave
+
+    one_rank(Path(sys.argv[1]))
+    leave(0)

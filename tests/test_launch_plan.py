@@ -102,6 +102,7 @@ def test_json_keys_and_arithmetic(program, root: Path) -> None:  # type: ignore[
         "steps": 166,  # 8 epochs of 498 samples, 24 a step
         "epochs": 8.0, "warmup_steps": 5,
         "save_steps": [0, 50, 100, 150, 166],
+        "activation_checkpointing": False, "ds_config": None,
         "out": "runs/x",
     }  # fmt: skip
     assert files == [

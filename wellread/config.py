@@ -10,7 +10,18 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 Dtype = Literal["bf16", "fp32"]
-Strategy = Literal["auto", "ddp", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload"]
+Strategy = Literal[
+    "auto",
+    "ddp",
+    "zero1",
+    "zero2",
+    "zero3",
+    "zero2-offload",
+    "zero3-partial",
+    "zero3-offload",
+    "zero3-nvme",
+]
+Switch = Literal["auto", "on", "off"]
 SaveSchedule = Literal["linear", "log"]
 Resume = Literal["auto", "never"]
 
@@ -70,6 +81,12 @@ class RunConfig:
     """bf16 (fp32 master weights, bf16 compute) or fp32."""
     strategy: Strategy = "auto"
     """How the model's state is spread over ranks."""
+    ds_config: str | None = None
+    """Your own DeepSpeed file instead of the strategy's; it sets nothing that the plan owns."""
+    nvme_path: str | None = None
+    """Directory on each node's NVMe disk, for strategies that offload there."""
+    activation_checkpointing: Switch = "auto"
+    """Compute activations again in backward instead of keeping them (auto: off)."""
     holdout: float = 0.25
     """Fraction of the source documents that is sealed: never trained on."""
     holdout_seed: int = 0
@@ -100,7 +117,7 @@ class RunConfig:
 
 
 def _check_ranges(config: RunConfig) -> None:
-    for name in ("model", "data", "out", "corpora"):
+    for name in ("model", "data", "out", "corpora", "ds_config", "nvme_path"):
         if getattr(config, name) == "":
             raise ValueError(f"--{name}: is empty; leave it out for its default")
     if config.out and not config.out.isprintable():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, inf
 from typing import TYPE_CHECKING, Any, get_args
 
+from wellread import ds_config as ds_configs
 from wellread.choice import Choice, choose, name_of
 from wellread.config import RunConfig, Strategy, from_dict
 from wellread.memory import Estimate, Machine, Work, estimate
@@ -36,6 +37,8 @@ class Cluster:
     """GiB of each GPU; None, here and below: not known, and no limit to hold."""
     host_mem: float | None = None
     """GiB of each node."""
+    nvme: float | None = None
+    """GiB free on each node's NVMe disk."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +83,12 @@ class Plan:
     warmup_steps: int
     save_steps: tuple[int, ...]
     """Steps at which a checkpoint is saved."""
+    activation_checkpointing: bool = False
+    """Activations are computed again in backward."""
+    offload_ratio: float | None = None
+    """Part of the optimizer that lies in host memory, under zero3-partial."""
+    ds_config: dict[str, Any] | None = None
+    """The user's own DeepSpeed settings; None for those of the strategy (configs/ds)."""
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -121,18 +130,23 @@ def _short(data: str) -> str:
     return data.rpartition("@")[2].rpartition("/")[2].partition(".")[0]
 
 
-def make_plan(config: RunConfig, spec: ModelSpec, cluster: Cluster, counts: Counts) -> Plan:
+def make_plan(
+    config: RunConfig, spec: ModelSpec, cluster: Cluster, counts: Counts, ds_config: dict[str, Any] | None = None
+) -> Plan:
     """Decide batch arithmetic, engine, strategy, steps and checkpoints.
 
     Parameters
     ----------
     config : RunConfig
         Resolved (see `resolve`).
+    ds_config : dict, optional
+        What the file that `config` names holds (see `wellread.ds_config.read`).
 
     Raises
     ------
     ValueError
-        When the batch cannot be divided over the ranks, there is nothing to train on, or no strategy fits.
+        When the batch cannot be divided over the ranks, there is nothing to train on, no strategy fits, or the one
+        that is asked for lacks something.
     """
     ranks = cluster.nodes * cluster.ranks_per_node
     batch_size = config.batch_size or spec.batch_size
@@ -142,7 +156,8 @@ def make_plan(config: RunConfig, spec: ModelSpec, cluster: Cluster, counts: Coun
     order = Order(kind="shuffle", seed=config.seed, n=counts.trainable, batch_size=batch_size)
     steps = config.steps or order.steps(config.epochs or spec.epochs)
     saves = save_steps(steps, config.save_every, config.save_schedule)
-    decided = _decide(config, spec, cluster, _works(config, spec, ranks, batch_size, micros, len(saves)))
+    works = _works(config, spec, ranks, batch_size, micros, len(saves))
+    decided = _decide(config, spec, cluster, works, _asked(config, ds_config))
     return Plan(
         model=spec.name,
         cluster=cluster.kind,
@@ -167,6 +182,9 @@ def make_plan(config: RunConfig, spec: ModelSpec, cluster: Cluster, counts: Coun
         epochs=round(steps * batch_size / counts.trainable, 4),
         warmup_steps=ceil(config.optim.warmup * steps),
         save_steps=saves,
+        activation_checkpointing=config.activation_checkpointing == "on",
+        offload_ratio=decided.offload_ratio,
+        ds_config=ds_config,
     )
 
 
@@ -208,8 +226,26 @@ class _Decision:
     reason: str
     estimates: tuple[Estimate, ...]
 
+    @property
+    def offload_ratio(self) -> float | None:
+        return next((found.ratio for found in self.estimates if found.strategy == self.strategy), None)
 
-def _decide(config: RunConfig, spec: ModelSpec, cluster: Cluster, works: list[Work]) -> _Decision:
+
+def _asked(config: RunConfig, ds_config: dict[str, Any] | None) -> tuple[str, str] | None:
+    """Strategy that is asked for, by name or by a DeepSpeed file, and how; None: it is left to the plan."""
+    strategy: str = ds_configs.strategy(ds_config) if ds_config else config.strategy
+    if ds_config and config.strategy not in ("auto", strategy):
+        raise ValueError(
+            f"--ds_config {config.ds_config}: is {strategy}, but --strategy {config.strategy} is given; leave one out"
+        )
+    if strategy.endswith("-nvme") and not config.nvme_path:
+        raise ValueError(f"--strategy {strategy}: needs --nvme_path, a directory on each node's NVMe disk")
+    return None if strategy == "auto" else (strategy, f"of {config.ds_config}" if ds_config else "asked for")
+
+
+def _decide(
+    config: RunConfig, spec: ModelSpec, cluster: Cluster, works: list[Work], asked: tuple[str, str] | None
+) -> _Decision:
     """Strategy and micro-batch: those asked for, else the fastest that fit."""
     machine = Machine(
         device=cluster.device,
@@ -217,25 +253,28 @@ def _decide(config: RunConfig, spec: ModelSpec, cluster: Cluster, works: list[Wo
         ranks_per_node=cluster.ranks_per_node,
         gpu_mem=cluster.gpu_mem if cluster.device == "cuda" else None,
         host_mem=cluster.host_mem,
+        nvme=inf if cluster.nvme is None and config.nvme_path else cluster.nvme,
     )
-    asked = None if config.strategy == "auto" else config.strategy
     if not knows(spec):
-        reason = "asked for" if asked else "memory is not predicted for this family of models; name a --strategy"
-        return _Decision(asked or "ddp", works[0].micro_batch, reason, ())
-    choice = choose(spec, works, machine, strategies=RUNGS, checkpointing=False)
+        unknown = "ddp", "memory is not predicted for this family of models; name a --strategy"
+        strategy, reason = asked or unknown
+        return _Decision(strategy, works[0].micro_batch, reason, ())
+    again = config.activation_checkpointing == "on"
+
+    def all_with(work: Work) -> tuple[Estimate, ...]:
+        """What each strategy would need with the same micro-batch."""
+        return tuple(estimate(spec, work, machine, strategy, checkpointing=again) for strategy in RUNGS)
+
     if asked:
-        way = next((work for work in works if estimate(spec, work, machine, asked).fits), works[-1])
-        return _Decision(asked, way.micro_batch, "asked for", _all_with(spec, machine, way))
+        strategy, reason = asked
+        tried = ((work, found) for work in works for found in all_with(work) if found.strategy == strategy)
+        way = next((work for work, found in tried if found.fits), works[-1])
+        return _Decision(strategy, way.micro_batch, reason, all_with(way))
+    rungs = [name for name in RUNGS if config.nvme_path or name != "zero3-nvme"]
+    choice = choose(spec, works, machine, strategies=rungs, checkpointing=again)
     if choice.chosen is None:
         raise ValueError(_nothing_fits(spec, cluster, choice))
-    return _Decision(
-        choice.chosen.strategy, choice.work.micro_batch, choice.reason, _all_with(spec, machine, choice.work)
-    )
-
-
-def _all_with(spec: ModelSpec, machine: Machine, work: Work) -> tuple[Estimate, ...]:
-    """What each strategy would need with the same micro-batch."""
-    return tuple(estimate(spec, work, machine, strategy) for strategy in RUNGS)
+    return _Decision(choice.chosen.strategy, choice.work.micro_batch, choice.reason, all_with(choice.work))
 
 
 def _nothing_fits(spec: ModelSpec, cluster: Cluster, choice: Choice) -> str:

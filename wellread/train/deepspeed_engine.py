@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from wellread.config import CONFIGS, RunConfig
+from wellread.ds_config import offload_devices
 from wellread.models.load import Source
 from wellread.models.tensors import saved_sizes, write_model
 from wellread.train import ranks
-from wellread.train.engine import LossModule, Write
+from wellread.train.engine import Write, in_training
 from wellread.train.moments import ZERO, Moments
 from wellread.train.optim import make_optimizer, replay_beta_powers
 from wellread.train.weights import Weights, fill, fill_divided, is_divided, part, set_master
@@ -34,7 +36,9 @@ class DeepSpeedEngine:
 
         self.device = ranks.device()
         self._plan = plan
-        settings = deepspeed_config(config, plan)
+        settings = deepspeed_settings(config, plan)
+        self._nvme = Path(config.nvme_path) if config.nvme_path and plan.strategy.endswith("-nvme") else None
+        self._clear_nvme()  # of what an attempt that was killed left there
         model, dtype = source.on_meta(), torch.bfloat16 if config.dtype == "bf16" else torch.float32
         self.parameters = sum(p.numel() for p in model.parameters())
         weights = Weights(source, model)
@@ -42,20 +46,37 @@ class DeepSpeedEngine:
             fill_divided(model, weights, dtype, self.device, settings)
         else:
             fill(model, weights, dtype, self.device)
-        module = LossModule(model).train()
+        module = in_training(model, plan)
         self._engine, *_ = deepspeed.initialize(
             model=module,
-            optimizer=make_optimizer(module, config.optim, on_host=self._offloads(settings)),
+            optimizer=make_optimizer(module, config.optim, on_host="offload_optimizer" in offload_devices(settings)),
             config=settings,
             dist_init_required=False,
         )
+        self._share_state()
         if config.dtype == "bf16":
             set_master(model, weights, self.device)
 
-    @staticmethod
-    def _offloads(settings: dict[str, Any]) -> bool:
-        """Whether the optimizer's state lies in host memory, where DeepSpeed's own AdamW steps."""
-        return "offload_optimizer" in settings["zero_optimization"]
+    def _share_state(self) -> None:
+        """Let the optimizer of what is not offloaded (a ratio) keep its state with the other's.
+
+        DeepSpeed saves and loads the state of the one on the host alone, and would begin the other's anew.
+        """
+        other = getattr(self._engine.optimizer, "backup_optimizer", None)
+        if other is not None:
+            other.state = self._engine.optimizer.optimizer.state
+
+    def _clear_nvme(self) -> None:
+        if self._nvme and ranks.local_rank() == 0:
+            shutil.rmtree(self._nvme, ignore_errors=True)
+            self._nvme.mkdir()
+        ranks.barrier()
+
+    def close(self) -> None:
+        """See `Engine`."""
+        ranks.barrier()
+        if self._nvme and ranks.local_rank() == 0:
+            shutil.rmtree(self._nvme, ignore_errors=True)
 
     def forward_backward(self, batch: Batch, scale: float, last: bool) -> torch.Tensor:
         """See `Engine`; DeepSpeed counts the micro-batches itself, so `last` is not needed."""
@@ -75,7 +96,9 @@ class DeepSpeedEngine:
 
     def step(self, lr: float) -> float:
         """See `Engine`."""
-        for group in self._engine.optimizer.param_groups:
+        zero = self._engine.optimizer
+        others = zero.backup_optimizer.param_groups if hasattr(zero, "backup_optimizer") else []
+        for group in (*zero.param_groups, *others):
             group["lr"] = lr
         self._engine.step()
         return float(self._engine.get_global_grad_norm())
@@ -108,7 +131,8 @@ class DeepSpeedEngine:
             yield name, (tensors[name] if full is None else full).detach().cpu().clone()
 
     def _marker(self) -> dict[str, Any]:
-        return {"strategy": self._plan.strategy, "ranks": self._plan.ranks, "dtype": self._plan.dtype}
+        own = {"ds_config": self._plan.ds_config} if self._plan.ds_config else {}
+        return {"strategy": self._plan.strategy, "ranks": self._plan.ranks, "dtype": self._plan.dtype} | own
 
     def fits(self, state: Path) -> bool:
         """See `Engine`."""
@@ -117,7 +141,12 @@ class DeepSpeedEngine:
 
     def load(self, state: Path, step: int) -> None:
         """See `Engine`."""
+        if self._nvme:  # DeepSpeed then copies its files back, and no more: moments have to be known to be read
+            self._empty_step()
         self._engine.load_checkpoint(str(state), tag=ZERO)
+        self._share_state()
+        if self._nvme:
+            self._set_step(step)
         self._replay(step)
 
     def _replay(self, step: int) -> None:
@@ -138,9 +167,12 @@ class DeepSpeedEngine:
                     safe_set_local_optimizer_state(parameter, part(parameter, moment), key)
                 else:
                     safe_set_full_optimizer_state(parameter, moment.reshape(parameter.shape), key)
+        self._set_step(step)
+        self._replay(step)
+
+    def _set_step(self, step: int) -> None:
         for state in self._engine.optimizer.optimizer.state.values():
             state["step"] = torch.full_like(state["step"], step) if torch.is_tensor(state["step"]) else step
-        self._replay(step)
 
     def _empty_step(self) -> None:
         """Take a step with zero gradients at learning rate 0: it changes no weight and makes the optimiser's state."""
@@ -160,10 +192,17 @@ class DeepSpeedEngine:
             zero._lazy_init_hp_params_optimizer_state()
 
 
-def deepspeed_config(config: RunConfig, plan: Plan) -> dict[str, Any]:
-    """What DeepSpeed is told: the file of the strategy (configs/ds), and what the plan owns."""
-    settings: dict[str, Any] = json.loads((CONFIGS / "ds" / f"{plan.strategy}.json").read_text())
+def deepspeed_settings(config: RunConfig, plan: Plan) -> dict[str, Any]:
+    """What DeepSpeed is told: the user's file or that of the strategy (configs/ds), and what the plan owns."""
+    settings: dict[str, Any] = plan.ds_config or json.loads((CONFIGS / "ds" / f"{plan.strategy}.json").read_text())
+    zero = dict(settings["zero_optimization"])
+    if plan.offload_ratio is not None and not plan.ds_config:
+        zero["offload_optimizer"] = zero["offload_optimizer"] | {"ratio": plan.offload_ratio}
+    for key, device in offload_devices(settings).items():
+        if device == "nvme":
+            zero[key] = zero[key] | {"nvme_path": config.nvme_path}
     return settings | {
+        "zero_optimization": zero,
         "train_batch_size": plan.batch_size,
         "train_micro_batch_size_per_gpu": plan.micro_batch_size,
         "gradient_accumulation_steps": plan.accumulation,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import nn
@@ -54,6 +54,9 @@ class Engine(Protocol):
     def load(self, state: Path, step: int) -> None:
         """Continue exactly from a state that fits; the model already has the checkpoint's weights."""
 
+    def close(self) -> None:
+        """Remove what only a running engine needs."""
+
     def adopt(self, model: Path, moments: Moments, step: int) -> None:
         """Continue from the moments of a state that does not fit; the model has the weights of directory `model`."""
 
@@ -68,6 +71,18 @@ class LossModule(nn.Module):
     def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Each sample's summed loss, (samples,) float32."""
         return sample_losses(self.model, tokens, targets)
+
+
+def in_training(model: nn.Module, plan: Plan) -> LossModule:
+    """The model with its loss, in training mode, with activation checkpointing where the plan wants it."""
+    if plan.activation_checkpointing:
+        causal_lm = cast(Any, model)
+        if not causal_lm.supports_gradient_checkpointing:
+            kind = causal_lm.config.model_type
+            raise ValueError(f"--activation_checkpointing on: {kind} has none in transformers; choose off")
+        # Not the reentrant kind: that one needs inputs with gradients, and DDP's hooks would fire twice.
+        causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return LossModule(model).train()
 
 
 def make_engine(source: Source, config: RunConfig, plan: Plan) -> Engine:

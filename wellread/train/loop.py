@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from wellread.checkpoint import Checkpoint
 from wellread.config import RunConfig
 from wellread.data.batch import Batch, collate
 from wellread.data.corpus import DIGEST_BYTES, Corpus
+from wellread.ds_config import check_nvme
 from wellread.models.load import Source
 from wellread.order import Order
 from wellread.plan import Plan
@@ -70,7 +72,7 @@ def train(run: RunDirectory, initial: Callable[[], Source], log: Path) -> int:
     int
         Exit code: 0 when the run is finished, 128 + S when signal S stopped it (after a save).
     """
-    config, corpus = run.config(), Corpus.open(run.corpus)
+    config, corpus = _with_own_nvme(run), Corpus.open(run.corpus)
     plan = Plan.from_json(run.plan_file.read_text())
     order = Order(kind="shuffle", seed=config.seed, n=corpus.n_trainable, batch_size=plan.batch_size)
     found, passed_over = _newest_checkpoint(run)
@@ -89,11 +91,22 @@ def train(run: RunDirectory, initial: Callable[[], Source], log: Path) -> int:
         if loop.step in plan.save_steps or stop:
             _save(loop)
     loop.saver.wait()
+    loop.engine.close()
     if loop.monitor:
         finished = loop.step == plan.steps
         loop.monitor.line(f"finished at step {loop.step}" if finished else _stopped(loop.step, stop))
         loop.monitor.close()
     return STOP_CODE + stop if stop and loop.step < plan.steps else 0
+
+
+def _with_own_nvme(run: RunDirectory) -> RunConfig:
+    """The run's settings, with a folder of its own in what it was given of the NVMe disk."""
+    config = run.config()
+    if config.nvme_path is None:
+        return config
+    check_nvme(config.nvme_path)
+    name = hashlib.sha256(str(run.path.resolve()).encode()).hexdigest()[:16]
+    return replace(config, nvme_path=str(Path(config.nvme_path).resolve() / f"wellread-{name}"))
 
 
 def _stopped(step: int, number: int) -> str:

@@ -14,7 +14,7 @@ from wellread.config import RunConfig
 from wellread.models.load import Source
 from wellread.models.tensors import saved_sizes, write_model
 from wellread.train import ranks
-from wellread.train.engine import LossModule, Write
+from wellread.train.engine import Write, in_training
 from wellread.train.moments import OPTIMIZER_FILE, Moments
 from wellread.train.optim import make_optimizer
 from wellread.train.weights import Weights, fill
@@ -33,7 +33,7 @@ class TorchEngine:
         model = source.on_meta()
         self.parameters = sum(p.numel() for p in model.parameters())
         fill(model, Weights(source, model), torch.float32, self.device)
-        self._module = LossModule(model.to(self.device)).train()
+        self._module = in_training(model.to(self.device), plan)
         self._optimizer = make_optimizer(self._module, config.optim)
         self._parallel: nn.Module = self._module
         if plan.ranks > 1:
@@ -108,6 +108,9 @@ class TorchEngine:
         """See `Engine`; the saved state knows its step."""
         saved = torch.load(state / OPTIMIZER_FILE, map_location=self.device, weights_only=True)
         self._optimizer.load_state_dict(saved["optimizer"])
+
+    def close(self) -> None:
+        """See `Engine`."""
 
     def adopt(self, model: Path, moments: Moments, step: int) -> None:
         """See `Engine`."""

@@ -1,0 +1,131 @@
+"""A user's own DeepSpeed file: what it is called, what it may not set, and what the ranks are told."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wellread import ds_config
+from wellread.config import CONFIGS, RunConfig
+from wellread.models.registry import find
+from wellread.plan import Cluster, Counts, Plan, make_plan, resolve
+
+CPU = {"device": "cpu"}
+Written = Callable[[Any], Path]
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Written:
+    def write(settings: Any) -> Path:
+        path = tmp_path / "my.json"
+        path.write_text(settings if isinstance(settings, str) else json.dumps(settings))
+        return path
+
+    return write
+
+
+def zero(**settings: Any) -> dict[str, Any]:
+    return {"zero_optimization": settings}
+
+
+def plan(config: RunConfig, own: dict[str, Any] | None = None) -> Plan:
+    spec = find("tiny")
+    cluster = Cluster(kind="local", nodes=1, ranks_per_node=2, device="cpu")
+    counts = Counts(samples=100, trainable=80, sealed=20, exact=True)
+    return make_plan(resolve(config, spec), spec, cluster, counts, own)
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted((CONFIGS / "ds").glob("*.json"))])
+def test_every_shipped_file_is_called_what_it_is(name: str) -> None:
+    assert ds_config.strategy(ds_config.read(CONFIGS / "ds" / f"{name}.json")) == name
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        (zero(stage=1), "zero1"),
+        (zero(stage=1, offload_optimizer=CPU), "zero1-offload"),
+        (zero(stage=3, offload_optimizer={"device": "none"}), "zero3"),
+        (zero(stage=3, offload_param=CPU), "zero3-offload"),
+        (zero(stage=3, offload_optimizer=CPU | {"ratio": 0.3}), "zero3-partial"),
+        (zero(stage=3, offload_optimizer=CPU, offload_param={"device": "nvme"}), "zero3-nvme"),
+    ],
+)
+def test_stage_and_offload_decide_the_name(written: Written, settings: dict[str, Any], name: str) -> None:
+    config = RunConfig(ds_config=str(written(settings)), nvme_path="/tmp")
+    own = ds_config.read(config.ds_config or "")
+    made = plan(config, own)
+    assert (made.engine, made.strategy, made.strategy_reason) == ("deepspeed", name, f"of {config.ds_config}")
+    assert made.ds_config == settings
+    assert Plan.from_json(json.dumps(made.__dict__)).ds_config == settings
+
+
+@pytest.mark.parametrize("key", sorted(ds_config.OWNED))
+def test_what_the_plan_owns_is_refused_by_name(written: Written, key: str) -> None:
+    path = written(zero(stage=2) | {key: "auto"})
+    with pytest.raises(ValueError, match=f"^--ds_config {path}: sets {key}, which the plan sets from [^\n]+$"):
+        ds_config.read(path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("{", "not JSON"),
+        ("[]", "holds no JSON object"),
+        (zero(stage=0), "stage must be 1, 2 or 3"),
+        ({}, "stage must be 1, 2 or 3"),
+        (zero(stage=2, offload_param=CPU), "that is stage 3's"),
+        (zero(stage=2, offload_optimizer=CPU | {"ratio": 0.5}), "that is stage 3's"),
+        (zero(stage=3, offload_optimizer={"device": "nvme", "nvme_path": "/x"}), "give --nvme_path instead"),
+    ],
+)
+def test_unusable_files_are_refused_in_one_line(written: Written, settings: Any, words: str) -> None:
+    with pytest.raises(ValueError) as error:
+        ds_config.read(written(settings))
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot be read"):
+        ds_config.read(tmp_path / "none.json")
+
+
+def test_plan_refuses_two_answers_and_a_missing_path() -> None:
+    with pytest.raises(ValueError, match="is zero2, but --strategy zero3 is given"):
+        plan(RunConfig(strategy="zero3", ds_config="my.json"), zero(stage=2))
+    with pytest.raises(ValueError, match="--strategy zero3-nvme: needs --nvme_path"):
+        plan(RunConfig(strategy="zero3-nvme"))
+    assert plan(RunConfig(strategy="zero3-nvme", nvme_path="/nowhere")).strategy == "zero3-nvme"
+
+
+def test_nvme_path_has_to_be_there_and_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ds_config.check_nvme(str(tmp_path))
+    with pytest.raises(ValueError, match="no such directory"):
+        ds_config.check_nvme(str(tmp_path / "none"))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(ValueError, match="not allowed to write"):
+        ds_config.check_nvme(str(tmp_path))
+
+
+def test_deepspeed_is_told_the_users_settings_and_the_plans(tmp_path: Path) -> None:
+    from wellread.train.deepspeed_engine import deepspeed_settings
+
+    own = zero(stage=3, reduce_bucket_size=1000, offload_param={"device": "nvme"}) | {"wall_clock_breakdown": True}
+    config = RunConfig(ds_config="my.json", nvme_path=str(tmp_path), batch_size=8)
+    told = deepspeed_settings(config, plan(config, own))
+    assert told["wall_clock_breakdown"] is True
+    assert told["zero_optimization"]["reduce_bucket_size"] == 1000
+    assert told["zero_optimization"]["offload_param"] == {"device": "nvme", "nvme_path": str(tmp_path)}
+    assert (told["train_batch_size"], told["bf16"]) == (8, {"enabled": True})
+    assert "nvme_path" not in own["zero_optimization"]["offload_param"]  # what the plan holds stays as it was
+
+
+@pytest.mark.parametrize(("asked", "on"), [("auto", False), ("on", True), ("off", False)])
+def test_activation_checkpointing_goes_into_the_plan(asked: Any, on: bool) -> None:
+    assert plan(RunConfig(activation_checkpointing=asked)).activation_checkpointing is on

@@ -1,0 +1,100 @@
+"""A user's own DeepSpeed file (``--ds_config``): read, checked, and named after the strategy that it is."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+OWNED = {
+    "train_batch_size": "--batch_size",
+    "train_micro_batch_size_per_gpu": "--micro_batch_size",
+    "gradient_accumulation_steps": "--batch_size and --micro_batch_size",
+    "elasticity": "--batch_size",
+    "gradient_clipping": "--optim.clip",
+    "optimizer": "--optim.*",
+    "scheduler": "--optim.*",
+    "bf16": "--dtype",
+    "bfloat16": "--dtype",
+    "fp16": "--dtype",
+    "amp": "--dtype",
+    "torch_autocast": "--dtype",
+    "data_types": "--dtype",
+    "activation_checkpointing": "--activation_checkpointing",
+    "curriculum_learning": "the order of a run",
+    "data_efficiency": "the order of a run",
+    "steps_per_print": "--log_every",
+}
+"""Key of a DeepSpeed file that the plan sets -> what decides it."""
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The settings of a DeepSpeed file.
+
+    Raises
+    ------
+    ValueError
+        When it cannot be read, sets what the plan owns, or is no ZeRO strategy.
+    """
+    where = f"--ds_config {path}"
+    try:
+        settings = json.loads(Path(path).expanduser().read_text())
+    except OSError as error:
+        raise ValueError(f"{where}: cannot be read ({error.strerror}); give a DeepSpeed file") from None
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON ({error})") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{where}: holds no JSON object; see configs/ds/ for examples")
+    for key in settings:
+        if key in OWNED:
+            raise ValueError(f"{where}: sets {key}, which the plan sets from {OWNED[key]}; remove it from the file")
+    zero = settings.get("zero_optimization")
+    if not isinstance(zero, dict) or zero.get("stage") not in (1, 2, 3):
+        raise ValueError(f"{where}: zero_optimization.stage must be 1, 2 or 3; plain training is --strategy ddp")
+    for key in ("offload_optimizer", "offload_param"):
+        if "nvme_path" in zero.get(key, {}):
+            raise ValueError(f"{where}: sets {key}.nvme_path; give --nvme_path instead, and remove it from the file")
+    strategy(settings)
+    return settings
+
+
+def strategy(settings: dict[str, Any]) -> str:
+    """Name of the strategy that DeepSpeed settings are: their stage, and what they offload.
+
+    Raises
+    ------
+    ValueError
+        When they offload what DeepSpeed offloads in stage 3 alone.
+    """
+    zero = settings["zero_optimization"]
+    stage, ratio = zero["stage"], zero.get("offload_optimizer", {}).get("ratio", 1)
+    devices = set(offload_devices(settings).values())
+    if stage < 3 and (ratio < 1 or "nvme" in devices or "offload_param" in offload_devices(settings)):
+        raise ValueError(
+            f"--ds_config: zero_optimization.stage {stage} offloads parameters, a ratio or to NVMe; that is stage 3's"
+        )
+    if not devices:
+        return f"zero{stage}"
+    return f"zero{stage}-{'nvme' if 'nvme' in devices else 'partial' if ratio < 1 else 'offload'}"
+
+
+def offload_devices(settings: dict[str, Any]) -> dict[str, str]:
+    """Where offloaded things go: offload_optimizer, offload_param -> cpu or nvme; those that are not offloaded lack."""
+    zero = settings["zero_optimization"]
+    found = {key: zero.get(key, {}).get("device", "none") for key in ("offload_optimizer", "offload_param")}
+    return {key: device for key, device in found.items() if device != "none"}
+
+
+def check_nvme(path: str) -> None:
+    """Make sure that a folder for offloading to NVMe is there and may be written to.
+
+    Raises
+    ------
+    ValueError
+        When it is not.
+    """
+    if not Path(path).is_dir():
+        raise ValueError(f"--nvme_path {path}: no such directory; create it on the NVMe disk of every node")
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise ValueError(f"--nvme_path {path}: not allowed to write there; choose a directory of yours")
