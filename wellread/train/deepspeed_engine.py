@@ -12,13 +12,14 @@ import torch
 
 from wellread.config import CONFIGS, RunConfig
 from wellread.ds_config import offload_devices
+from wellread.models import tensors
 from wellread.models.load import Source
 from wellread.models.tensors import saved_sizes, write_model
 from wellread.train import ranks
 from wellread.train.engine import Write, in_training
-from wellread.train.moments import ZERO, Moments
+from wellread.train.moments import KEYS, ZERO, Moments, read, write_parts
 from wellread.train.optim import make_optimizer, replay_beta_powers
-from wellread.train.weights import Weights, fill, fill_divided, is_divided, part, set_master
+from wellread.train.weights import Weights, fill, fill_divided, set_master, set_moment, unpadded
 
 if TYPE_CHECKING:
     from wellread.data.batch import Batch
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 STRATEGY_FILE = "strategy.json"
 """Beside a ZeRO state: what it fits."""
+BUFFER_MULTIPLE = 1 << 20
+"""Elements; room for the alignment of direct I/O."""
 
 
 class DeepSpeedEngine:
@@ -41,6 +44,10 @@ class DeepSpeedEngine:
         self._clear_nvme()  # of what an attempt that was killed left there
         model, dtype = source.on_meta(), torch.bfloat16 if config.dtype == "bf16" else torch.float32
         self.parameters = sum(p.numel() for p in model.parameters())
+        if offload_devices(settings).get("offload_param") == "nvme":
+            largest = max(-(-p.numel() // plan.ranks) for p in model.parameters())
+            pool = {"buffer_size": -(-largest // BUFFER_MULTIPLE) * BUFFER_MULTIPLE}
+            settings["zero_optimization"]["offload_param"] = pool | settings["zero_optimization"]["offload_param"]
         weights = Weights(source, model)
         if settings["zero_optimization"]["stage"] == 3:
             fill_divided(model, weights, dtype, self.device, settings)
@@ -114,7 +121,13 @@ class DeepSpeedEngine:
         else:
             for _ in self._saved():  # gathering takes every rank
                 pass
-        self._engine.save_checkpoint(str(directory / "state"), tag=ZERO)
+        if self._nvme:
+            if ranks.rank() == 0:
+                (directory / "state").mkdir()
+            ranks.barrier()
+            write_parts(directory / "state", ranks.rank(), self._own_moments(), tensors.SHARD_BYTES)
+        else:
+            self._engine.save_checkpoint(str(directory / "state"), tag=ZERO)
         if ranks.rank() == 0:
             (directory / "state" / STRATEGY_FILE).write_text(json.dumps(self._marker()))
             for script in (directory / "state").glob("zero_to_*.py"):  # DeepSpeed's; model/ needs no conversion
@@ -130,6 +143,17 @@ class DeepSpeedEngine:
             full = safe_get_full_fp32_param(tensors[name])
             yield name, (tensors[name] if full is None else full).detach().cpu().clone()
 
+    def _own_moments(self) -> Iterator[tuple[str, str, torch.Tensor]]:
+        """This rank's part of the moments, from wherever they are."""
+        from deepspeed.utils import safe_get_local_optimizer_state
+
+        begun = bool(self._engine.optimizer.optimizer.state)
+        for name, parameter in self._engine.module.named_parameters():
+            for key in KEYS:
+                zeros = torch.zeros(parameter.ds_tensor.ds_numel)
+                moment = safe_get_local_optimizer_state(parameter, key) if begun else zeros
+                yield name, key, unpadded(parameter, moment)
+
     def _marker(self) -> dict[str, Any]:
         own = {"ds_config": self._plan.ds_config} if self._plan.ds_config else {}
         return {"strategy": self._plan.strategy, "ranks": self._plan.ranks, "dtype": self._plan.dtype} | own
@@ -141,12 +165,11 @@ class DeepSpeedEngine:
 
     def load(self, state: Path, step: int) -> None:
         """See `Engine`."""
-        if self._nvme:  # DeepSpeed then copies its files back, and no more: moments have to be known to be read
-            self._empty_step()
+        if self._nvme:  # DeepSpeed's load would lose the steps, and the moments of groups too small to be swapped
+            self._set_moments(read(state, state), step)
+            return
         self._engine.load_checkpoint(str(state), tag=ZERO)
         self._share_state()
-        if self._nvme:
-            self._set_step(step)
         self._replay(step)
 
     def _replay(self, step: int) -> None:
@@ -156,17 +179,15 @@ class DeepSpeedEngine:
 
     def adopt(self, model: Path, moments: Moments, step: int) -> None:
         """See `Engine`; master weights and moments are set through DeepSpeed's own access functions."""
-        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
-
-        self._empty_step()
+        self._set_moments(moments, step)
         source = Source.of(model)
         set_master(self._engine.module.model, Weights(source, source.on_meta()), self.device)
+
+    def _set_moments(self, moments: Moments, step: int) -> None:
+        self._empty_step()
         for name, parameter in self._engine.module.named_parameters():
-            for key, moment in zip(("exp_avg", "exp_avg_sq"), moments(name), strict=True):
-                if is_divided(parameter):
-                    safe_set_local_optimizer_state(parameter, part(parameter, moment), key)
-                else:
-                    safe_set_full_optimizer_state(parameter, moment.reshape(parameter.shape), key)
+            for key, moment in zip(KEYS, moments(name), strict=True):
+                set_moment(parameter, key, moment)
         self._set_step(step)
         self._replay(step)
 

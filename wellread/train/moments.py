@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -15,6 +15,9 @@ Moments = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
 
 OPTIMIZER_FILE = "optimizer.pt"
 """What the torch engine saves."""
+KEYS = ("exp_avg", "exp_avg_sq")
+PARTS = "parts"
+"""Folder in which every rank saves its part of the moments, where DeepSpeed's own files would lack some (NVMe)."""
 ZERO = "zero"
 """Folder in which DeepSpeed saves, one file per rank."""
 
@@ -31,7 +34,49 @@ def read(state: Path, converted: Path) -> Moments:
     """
     if (state / OPTIMIZER_FILE).is_file():
         return _of_torch(state / OPTIMIZER_FILE)
-    return _of_universal(converted)
+    return _of_parts(state / PARTS) if (state / PARTS).is_dir() else _of_universal(converted)
+
+
+def write_parts(state: Path, rank: int, parts: Iterable[tuple[str, str, torch.Tensor]], shard_bytes: int) -> None:
+    """Save a rank's part of the moments, with no more than about `shard_bytes` of them in memory.
+
+    Parameters
+    ----------
+    parts
+        Name of a parameter, key of its moment, and this rank's flat part, without padding; the ranks' parts stand
+        one after the other.
+    """
+    from safetensors.torch import save_file
+
+    folder = state / PARTS
+    folder.mkdir(exist_ok=True)
+    held: dict[str, torch.Tensor] = {}
+    number = 0
+    for name, key, part in parts:
+        held[f"{name}/{key}"] = part.clone()
+        if sum(tensor.nbytes for tensor in held.values()) >= shard_bytes:
+            save_file(held, folder / f"rank-{rank:05d}-{number:05d}.safetensors")
+            held, number = {}, number + 1
+    save_file(held, folder / f"rank-{rank:05d}-{number:05d}.safetensors")
+
+
+def _of_parts(folder: Path) -> Moments:
+    from safetensors import safe_open
+
+    places: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("rank-*.safetensors")):  # a rank's parts come before the next rank's
+        with safe_open(path, "pt") as file:
+            for key in file.keys():  # noqa: SIM118 (it is no dict)
+                places.setdefault(key, []).append(path)
+
+    def load(key: str) -> torch.Tensor:
+        found = []
+        for path in places[key]:
+            with safe_open(path, "pt") as file:
+                found.append(file.get_tensor(key))
+        return torch.cat(found)
+
+    return lambda name: (load(f"{name}/{KEYS[0]}"), load(f"{name}/{KEYS[1]}"))
 
 
 def convert(state: Path, converted: Path) -> None:

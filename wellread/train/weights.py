@@ -99,15 +99,28 @@ def set_master(model: nn.Module, weights: Weights, device: torch.device) -> None
 
     for name, parameter in model.named_parameters():
         value = weights.everywhere(name, shape_of(parameter), torch.float32, device)
-        if is_divided(parameter):
-            safe_set_local_fp32_param(parameter, part(parameter, value))
+        if is_padded(parameter):
+            safe_set_local_fp32_param(parameter, padded_part(parameter, value))
         else:
             safe_set_full_fp32_param(parameter, value)
 
 
-def is_divided(parameter: nn.Parameter) -> bool:
-    """Whether ZeRO-3 has divided a parameter over the ranks."""
-    return hasattr(parameter, "ds_id")
+def set_moment(parameter: nn.Parameter, key: str, moment: torch.Tensor) -> None:
+    """Set one of ZeRO's moments of a parameter; `moment` is flat and whole."""
+    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+    if is_padded(parameter):
+        safe_set_local_optimizer_state(parameter, padded_part(parameter, moment), key)
+    else:
+        safe_set_full_optimizer_state(parameter, moment.reshape(shape_of(parameter)), key)
+
+
+def is_padded(parameter: Any) -> bool:
+    """Whether ZeRO-3 divides a parameter over ranks that do not divide its size.
+
+    DeepSpeed's functions for whole values fail there, those for parts where a weight is on NVMe.
+    """
+    return hasattr(parameter, "ds_id") and parameter.ds_numel % parameter.ds_zero_partition_world_size != 0
 
 
 def shape_of(parameter: nn.Parameter) -> torch.Size:
@@ -115,11 +128,14 @@ def shape_of(parameter: nn.Parameter) -> torch.Size:
     return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def part(parameter: Any, value: torch.Tensor) -> torch.Tensor:
-    """What of `value` this rank keeps of a divided parameter, flat; the last rank's is padded.
-
-    DeepSpeed's own functions that take a whole value fail where the ranks do not divide its size.
-    """
-    size, number = parameter.ds_tensor.numel(), parameter.ds_zero_partition_rank
+def padded_part(parameter: Any, value: torch.Tensor) -> torch.Tensor:
+    """What of `value` this rank keeps of a divided parameter, flat; the last rank's is padded."""
+    size, number = parameter.ds_tensor.ds_numel, parameter.ds_zero_partition_rank
     mine = value.flatten()[number * size : (number + 1) * size]
     return nn.functional.pad(mine, (0, size - mine.numel()))
+
+
+def unpadded(parameter: Any, mine: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a divided parameter without the padding."""
+    before = parameter.ds_zero_partition_rank * parameter.ds_tensor.ds_numel
+    return mine.flatten()[: max(0, int(parameter.ds_numel) - before)]
