@@ -129,3 +129,10 @@ def test_deepspeed_is_told_the_users_settings_and_the_plans(tmp_path: Path) -> N
 @pytest.mark.parametrize(("asked", "on"), [("auto", False), ("on", True), ("off", False)])
 def test_activation_checkpointing_goes_into_the_plan(asked: Any, on: bool) -> None:
     assert plan(RunConfig(activation_checkpointing=asked)).activation_checkpointing is on
+
+
+@pytest.mark.parametrize("name", ["zero3-partial", "zero3-nvme"])
+def test_files_have_the_sub_groups_that_memory_is_predicted_with(name: str) -> None:
+    from wellread.phases import FINE_SUB_GROUP
+
+    assert ds_config.read(CONFIGS / "ds" / f"{name}.json")["zero_optimization"]["sub_group_size"] == FINE_SUB_GROUP
