@@ -6,10 +6,10 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import torch
 from torch import nn
 
+from wellread import host_memory
 from wellread.config import RunConfig
 from wellread.models.load import Source
 from wellread.models.tensors import saved_sizes, write_model
@@ -41,6 +41,7 @@ class TorchEngine:
                 self._module,
                 device_ids=[self.device.index] if self.device.type == "cuda" else None,
                 init_sync=False,  # the ranks have the same weights, from rank 0
+                gradient_as_bucket_view=True,  # else DDP holds all gradients twice
             )
 
     def _autocast(self) -> AbstractContextManager[Any]:
@@ -71,7 +72,8 @@ class TorchEngine:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        # DDP's gradients lie in its buckets: kept there, the next ones are added in place.
+        self._optimizer.zero_grad(set_to_none=self._parallel is self._module)
         return float(norm)
 
     def save(self, directory: Path) -> None:
@@ -84,7 +86,7 @@ class TorchEngine:
         if ranks.rank() > 0:
             return lambda directory: None
         weights, optimizer = self._module.model.state_dict(), self._optimizer.state_dict()
-        if 2 * (_bytes(weights) + _bytes(optimizer["state"])) > psutil.virtual_memory().available:
+        if 2 * (_bytes(weights) + _bytes(optimizer["state"])) > host_memory.available():
             return None
         copies = _on_host(weights), _on_host(optimizer)
         return lambda directory: self._write(directory, *copies)
