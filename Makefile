@@ -1,7 +1,7 @@
 # Every command of the README. `make` alone explains them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup ft plan status logs cancel doctor eval read verify report tb slurm-up slurm-down test check lint bench clean
+.PHONY: help setup ft plan status logs cancel doctor eval read verify report tb slurm-up slurm-down oom-demo test check lint bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -84,6 +84,9 @@ slurm-up:  ## start a SLURM of two nodes on this machine: eval "$(make -s slurm-
 
 slurm-down:  ## stop that SLURM and remove all of it
 	@scripts/slurm_down.sh
+
+oom-demo: $(STAMP)  ## run out of memory for real, and go on: a 12B under plain DDP, scaled to this machine (root)
+	@$(PY) -m scripts.oom_demo $(ARGS)
 
 lint: $(STAMP)  ## formatting, lint, types, import layers
 	@$(VENV)/bin/ruff format --check --quiet . || { echo "lint: mend it with $(VENV)/bin/ruff format ." >&2; exit 1; }

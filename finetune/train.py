@@ -6,12 +6,14 @@ import os
 import sys
 import time
 import traceback
+from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from wellread import provenance
 from wellread.cli import BAD_INPUT, bad_input
 from wellread.runs import RunDirectory, write_json
+from wellread.train import shortage
 
 LAUNCHER = "WELLREAD_LAUNCHER"
 """Environment variable: process id of the launcher that started this rank."""
@@ -31,7 +33,10 @@ def main(path: str) -> int:
             file.write(text)
         users = bad_input(error)
         message = users or f"{type(error).__name__}: {error}"
-        write_json(log.with_suffix(".error.json"), {"time": time.time(), "rank": rank, "error": message, "trace": text})
+        note: dict[str, Any] = {"time": time.time(), "rank": rank, "error": message, "trace": text}
+        if found := shortage.shown_by(error, text):
+            note["shortage"] = asdict(found)
+        write_json(log.with_suffix(".error.json"), note)
         if users and LAUNCHER in os.environ:  # which shows it, once for all ranks
             return BAD_INPUT
         raise

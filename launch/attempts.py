@@ -37,8 +37,13 @@ def begin(run: RunDirectory, plan: Plan, layout: dict[str, Any], code: Path | No
 
 def end(run: RunDirectory, number: int, code: int) -> None:
     """Note how an attempt ended."""
+    add(run, number, {"ended": now(), "exit_code": code})
+
+
+def add(run: RunDirectory, number: int, values: dict[str, Any]) -> None:
+    """Write more about an attempt into the manifest."""
     manifest = run.manifest()
-    manifest["attempts"][number - 1] |= {"ended": now(), "exit_code": code}
+    manifest["attempts"][number - 1] |= values
     write_json(run.manifest_file, manifest)
 
 
@@ -47,8 +52,13 @@ def first_error(run: RunDirectory, number: int) -> dict[str, Any] | None:
 
     That is a rank that a signal ended: its last words come late, from whoever watched it. Else it is the earliest.
     """
-    errors = [json.loads(path.read_text()) for path in run.log.glob(f"attempt-{number:03d}-rank-*.error.json")]
-    return min(errors, key=lambda error: ("signal" not in error, float(error["time"]))) if errors else None
+    return min(errors(run, number), key=lambda error: "signal" not in error, default=None)
+
+
+def errors(run: RunDirectory, number: int) -> list[dict[str, Any]]:
+    """What the ranks of an attempt left when they failed, earliest first."""
+    found = [json.loads(path.read_text()) for path in run.log.glob(f"attempt-{number:03d}-rank-*.error.json")]
+    return sorted(found, key=lambda error: float(error["time"]))
 
 
 def note_error(run: RunDirectory, number: int, rank: int, text: str) -> None:

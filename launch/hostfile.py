@@ -46,7 +46,13 @@ ENDED = 128 + signal.SIGTERM
 
 
 def start(
-    cluster: ClusterFile, hosts: list[str], arguments: list[str], ranks: int, variables: dict[str, str], code: Path
+    cluster: ClusterFile,
+    hosts: list[str],
+    run: Path,
+    arguments: list[str],
+    ranks: int,
+    variables: dict[str, str],
+    code: Path,
 ) -> int:
     """Start `ranks` processes of ``python ARGUMENTS`` in folder `code` on each of `hosts`; return the exit code.
 
@@ -60,6 +66,7 @@ def start(
     requests = [
         Request(
             host=host,
+            run=str(run.resolve()),
             arguments=arguments,
             ranks=ranks,
             variables=variables | forwarded,

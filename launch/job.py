@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launch import attempts, evaluation, hostfile, local, ops, sizes, slurm, snapshot
+from launch import attempts, evaluation, hostfile, ladder, local, ops, sizes, slurm, slurm_queue, snapshot
 from launch import cluster as clusters
 from launch.cluster import ClusterFile
 from launch.evaluation import Request
@@ -74,7 +74,8 @@ class Job:
         """Plan the run; without a compiled corpus, from the rows of the source."""
         counts = _counts(corpus) if corpus else self._estimate()
         own = ds_config.read(self.config.ds_config) if self.config.ds_config else None
-        return make_plan(self.config, self.spec, self.cluster, counts, own)
+        failures = ladder.failures(self.run) if self.options.ladder == "on" else ()
+        return make_plan(self.config, self.spec, self.cluster, counts, own, failures)
 
     def _estimate(self) -> Counts:
         if self.source.path is None and self.source.published_rows is None:
@@ -113,7 +114,7 @@ def _imagined(file: ClusterFile, options: LaunchOptions) -> bool:
 
 def _refuse_unfit(plan: Plan) -> None:
     """The gate: refuse a strategy that was asked for and cannot fit."""
-    found = next((of for of in plan.strategies if of["strategy"] == plan.strategy), None)
+    found = plan.estimated
     if found and not found["fits"]:
         missing = " and ".join(f"{size / 2**30:,.1f} GiB of {place} memory" for place, size in found["short"].items())
         raise ValueError(
@@ -260,7 +261,18 @@ def _short(value: object) -> str:
 
 
 def _start(job: Job, plan: Plan) -> int:
-    """Run the ranks from here: on this machine, or on those of a hostfile."""
+    """Run the ranks from here; when their memory ran out, go on with the next strategy that fits."""
+    while True:
+        attempt, code = _attempt(job, plan)
+        failure = ladder.note(job.run, plan, attempt) if code else None
+        lower = ladder.next_plan(job.run, plan) if failure and job.options.ladder == "on" else None
+        if lower is None:
+            return code
+        plan = lower
+
+
+def _attempt(job: Job, plan: Plan) -> tuple[int, int]:
+    """Run the ranks once, on this machine or on those of a hostfile; return the attempt's number and the exit code."""
     variables, where = environment(job, plan), job.file
     for op in ops.needed(plan):
         ops.ensure(op, variables)
@@ -271,9 +283,11 @@ def _start(job: Job, plan: Plan) -> int:
     code = FAILURE
     try:
         if where.kind == "hostfile":
-            code = hostfile.start(where, hosts, arguments(job), plan.ranks_per_node, variables, code_of(job))
+            run, ranks = job.run.path, plan.ranks_per_node
+            code = hostfile.start(where, hosts, run, arguments(job), ranks, variables, code_of(job))
         else:
-            code = local.start(arguments(job), plan.ranks_per_node, variables, code_of(job))
+            with ladder.watched(job.run, attempt):
+                code = local.start(arguments(job), plan.ranks_per_node, variables, code_of(job))
     except KeyboardInterrupt:  # before the backend listens: nothing runs yet
         code = 128 + signal.SIGINT
     finally:
@@ -284,7 +298,7 @@ def _start(job: Job, plan: Plan) -> int:
                 attempts.note_signal(job.run, attempt, rank, code - 128)
         else:
             attempts.show_first_error(job.run, attempt)
-    return code
+    return attempt, code
 
 
 def arguments(job: Job) -> list[str]:
@@ -313,6 +327,8 @@ def _hand_over(job: Job) -> int:
         last = next((note["id"] for note, _ in reversed(slurm.active(run, "eval"))), job_id)
         return _followed(job, job_id, last)
     with run.lock():
+        if job.options.ladder == "on":
+            _note_jobs(run)
         plan = _settled(job)
         if isinstance(plan, int):
             return plan
@@ -330,7 +346,16 @@ def _followed(job: Job, job_id: str | None, last: str | None) -> int:
     if not job.options.wait:
         return 0
     code = slurm.follow(run, job_id) if job_id else 0
+    if code and job.options.ladder == "on" and _note_jobs(run):
+        return _hand_over(job)
     return slurm.follow(run, last, show_log=False) if last and last != job_id and code == 0 else code
+
+
+def _note_jobs(run: RunDirectory) -> bool:
+    """Whether SLURM ended the run's last job for want of memory, which is then noted."""
+    last = run.manifest()["attempts"][-1:] if run.manifest_file.exists() else []
+    job_id = last[0].get("job") if last else None
+    return bool(job_id and ladder.note_job(run, job_id, slurm_queue.state(job_id).state))
 
 
 def _submit(job: Job, plan: Plan) -> str:
@@ -355,6 +380,7 @@ def rank_task(job: Job, plan: Plan, wanted: dict[str, Any]) -> RankTask:
         variables=environment(job, plan),
         requeues=job.file.requeues,
         limit=60 * int(wanted["time"]),
+        ladder=job.options.ladder == "on",
     )
 
 

@@ -19,8 +19,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch import local, network
+from launch import ladder, local, network
 from wellread.cli import BAD_INPUT, FAILURE, print_error
+from wellread.runs import RunDirectory
 
 MARK = "\x1ewellread-node "
 """Begins the agent's own lines; a login shell's greeting has no such character."""
@@ -38,6 +39,8 @@ class Request:
 
     host: str
     """Name of this node in the hostfile."""
+    run: str
+    """Absolute path of the run directory."""
     arguments: list[str]
     ranks: int
     variables: dict[str, str]
@@ -101,7 +104,8 @@ def _run(request: Request, port: int) -> int:
         return BAD_INPUT
     node = local.Node(nodes=request.nodes, number=request.number, address=request.address, port=port)
     try:
-        return local.start(request.arguments, request.ranks, variables, Path.cwd(), node)
+        with ladder.watched(RunDirectory(Path(request.run)), int(variables["WELLREAD_ATTEMPT"]), request.number):
+            return local.start(request.arguments, request.ranks, variables, Path.cwd(), node)
     except (OSError, RuntimeError) as error:  # torch's errors of a meeting that fails are among the latter
         print_error(f"{request.host}: {' '.join(str(error).split())}")
         return FAILURE

@@ -34,6 +34,7 @@ class LaunchOptions:
     gpu_mem: float | None = None
     host_mem: float | None = None
     force: bool = False
+    ladder: str = "on"
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Self:
@@ -63,6 +64,12 @@ def add(parser: ArgumentParser) -> None:
     group.add_argument("--gpu_mem", type=float, help="GiB of each GPU, instead of what the devices say.")
     group.add_argument("--host_mem", type=float, help="GiB of host memory per node, instead of what the nodes say.")
     group.add_argument("--force", action="store_true", help="Start the strategy asked for though it does not fit.")
+    group.add_argument(
+        "--ladder",
+        choices=["on", "off"],
+        default="on",
+        help="on: when memory ran out, go on with the next strategy that fits; off: end.",
+    )
     group.add_argument("--time", help="slurm: time limit, instead of the cluster file's, e.g. 2:00:00.")
     group.add_argument("--partition", help="slurm: partition, instead of the cluster file's.")
 

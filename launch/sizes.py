@@ -22,10 +22,7 @@ def of(cluster: ClusterFile, gpu_mem: float | None, host_mem: float | None) -> t
 
 
 def _host_mem() -> float:
-    import psutil
-
-    total = int(psutil.virtual_memory().total)
-    return min(total, host_memory.limit() or total) / GIB
+    return host_memory.total() / GIB
 
 
 def _gpu_mem() -> float | None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch import attempts, ops
+from launch import attempts, ladder, ops
 from launch.local import SECONDS_TO_MEET, SECONDS_TO_SAVE
 from launch.network import own_address, with_interface
 from wellread.checkpoint import list_checkpoints
@@ -60,6 +60,8 @@ class RankTask:
     requeues: int
     limit: int
     """Seconds that the job may run."""
+    ladder: bool = True
+    """When memory ran out, go on with the next strategy that fits."""
 
     def __call__(self) -> int:
         """Run the rank; leave with its exit code."""
@@ -117,9 +119,11 @@ class RankTask:
                 time.sleep(SECONDS_FOR_NOTES)
                 attempts.show_first_error(run, attempt)
                 lost = attempts.lost_ranks(run, attempt, plan.ranks)
-                # A rank that was lost before anything new was saved would be lost again: no memory, a bad node.
-                again = bool(lost) and _last_step(run) > before
-                if again:
+                failure = ladder.note(run, plan, attempt)
+                # A rank that was lost before anything new was saved would be lost again, as on a bad node.
+                lost_once = failure is None and bool(lost) and _last_step(run) > before
+                again = lost_once or bool(failure and self.ladder and ladder.next_plan(run, plan))
+                if lost_once:
                     print(f"lost rank {', '.join(map(str, lost))}: going on from step {_last_step(run)}", flush=True)
             if again and restarts >= self.requeues:
                 print_error(f"stopped, and queued again {restarts} times already; launch it again to continue")
@@ -140,7 +144,11 @@ class Child:
         self._task, self._began, self._parent = task, time.monotonic(), os.getppid()
 
     def run(self, meeting: Meeting) -> int:
-        """Start the rank, pass signals on to it, and return its exit code: 128 + S when signal S ended it."""
+        """Run the rank, pass signals on to it, and return its exit code: 128 + S when signal S ended it."""
+        with ladder.watched(self._run, meeting.attempt, self.job.node):
+            return self._run_rank(meeting)
+
+    def _run_rank(self, meeting: Meeting) -> int:
         process = subprocess.Popen(
             [sys.executable, "-u", *self._task.arguments],
             env=os.environ | self._variables(meeting),

@@ -1,6 +1,5 @@
 """Limits of control groups, made up and real; a real kill by the kernel is told from a kill by hand."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,10 +8,10 @@ from pathlib import Path
 import pytest
 from conftest import missing
 
+from scripts.oom_demo import may_limit_memory, memory_group
 from wellread import host_memory
 
 MIB = 1 << 20
-CONTROLLER = Path("/sys/fs/cgroup/memory")
 
 
 def test_memory_limits_of_control_groups_are_found(tmp_path: Path) -> None:
@@ -51,17 +50,10 @@ def test_room_leaves_out_what_is_cached(tmp_path: Path) -> None:
 @pytest.fixture
 def group() -> Iterator[Path]:
     """A control group with a limit of 200 MiB."""
-    own = next((line for line in Path("/proc/self/cgroup").read_text().splitlines() if ":memory:" in line), "")
-    folder = CONTROLLER / own.rpartition(":")[2].lstrip("/") / f"wellread-test-{os.getpid()}"
-    try:
-        folder.mkdir()
-        (folder / "memory.limit_in_bytes").write_text(str(200 * MIB))
-    except OSError as error:
-        if os.geteuid() == 0 and CONTROLLER.is_dir():
-            raise
-        missing(f"no memory controller (control groups, version 1) that may be written to: {error.strerror}")
-    yield folder
-    folder.rmdir()
+    if not may_limit_memory():
+        missing("no memory controller of control groups that may be written to")
+    with memory_group(200 * MIB) as made:
+        yield made.folder
 
 
 def inside(group: Path, code: str) -> str:

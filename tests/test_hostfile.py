@@ -152,7 +152,8 @@ from launch import cluster, hostfile
 file, folder, text, code = sys.argv[1:]
 where = cluster.load(file)
 names = [host.name for host in cluster.hosts(where)]
-sys.exit(hostfile.start(where, names, ["-c", text, folder], 1, {"GIVEN": "given"}, Path(code)))
+given = {"GIVEN": "given", "WELLREAD_ATTEMPT": "1"}
+sys.exit(hostfile.start(where, names, Path(folder), ["-c", text, folder], 1, given, Path(code)))
 """
 
 
@@ -321,9 +322,10 @@ def test_a_folder_with_an_odd_name(ssh: str, root: Path, tmp_path: Path) -> None
 def test_an_agent_that_hears_nothing_ends_its_ranks(root: Path, tmp_path: Path) -> None:
     request = Request(
         host=NODES[0],
+        run=str(tmp_path),
         arguments=["-c", RANKS + "ready(str(os.getpid()))\ntime.sleep(600)", str(tmp_path)],
         ranks=1,
-        variables={},
+        variables={"WELLREAD_ATTEMPT": "1"},
         nodes=1,
         number=0,
         address=NODES[0],
@@ -348,7 +350,7 @@ def test_an_agent_that_hears_nothing_ends_its_ranks(root: Path, tmp_path: Path) 
 
 
 def refused(cluster: ClusterFile, code: Path, names: tuple[str, ...] = NODES) -> int:
-    return hostfile.start(cluster, list(names), ["-c", ""], 1, {}, code)
+    return hostfile.start(cluster, list(names), code, ["-c", ""], 1, {"WELLREAD_ATTEMPT": "1"}, code)
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,8 @@ def test_json_keys_and_arithmetic(program, root: Path) -> None:  # type: ignore[
         "steps": 166,  # 8 epochs of 498 samples, 24 a step
         "epochs": 8.0, "warmup_steps": 5,
         "save_steps": [0, 50, 100, 150, 166],
-        "activation_checkpointing": False, "ds_config": None,
+        "gpu_mem": None, "host_mem": 16.0, "nvme": None,
+        "activation_checkpointing": False, "offload_ratio": None, "ds_config": None, "failures": [],
         "out": "runs/x",
     }  # fmt: skip
     assert files == [

@@ -151,7 +151,7 @@ def test_strategy() -> None:
     assert (made.engine, made.strategy) == ("torch", "ddp")
     assert made.strategy_reason == "the fastest that fits (no limits given)"
     assert [found["strategy"] for found in made.strategies] == list(RUNGS)
-    assert all(found["fits"] for found in made.strategies)
+    assert [found["strategy"] for found in made.strategies if not found["fits"]] == ["zero3-nvme"]  # no --nvme_path
     for stage in ("zero1", "zero2", "zero3"):
         made = plan(RunConfig(strategy=stage))  # type: ignore[arg-type]
         assert (made.engine, made.strategy, made.strategy_reason) == ("deepspeed", stage, "asked for")

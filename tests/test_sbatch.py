@@ -463,7 +463,7 @@ def test_a_run_is_handed_over_once(program, corpora: Path, scheduler: Scheduler,
 def evaluation_request(run: RunDirectory, monkeypatch: pytest.MonkeyPatch, steps: int, **asked: Any) -> Request:
     """An evaluation of a run with so many checkpoints."""
     plan = {f.name: 1 for f in fields(Plan)} | {"device": "cpu", "ranks_per_node": 2, "cluster": "local"}
-    plan |= {"save_steps": [], "strategies": []}
+    plan |= {"save_steps": [], "strategies": [], "failures": []}
     write_json(run.plan_file, plan)
     found = [SimpleNamespace(step=4 * number) for number in range(steps)]
     monkeypatch.setattr(evaluation, "list_checkpoints", lambda directory: found if directory == run.checkpoints else [])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -44,6 +44,7 @@ def choose(
     checkpointing: bool | None = None,
     habits: Habits | None = None,
     margin: float = MARGIN,
+    tried: Collection[tuple[str, bool]] = (),
 ) -> Choice:
     """Take the strategy with the highest expected speed that fits all limits, each with a margin.
 
@@ -60,6 +61,8 @@ def choose(
         What the training code does beyond what a strategy needs (default: as it is today).
     margin : float
         Part of every limit that is left free.
+    tried : collection of (str, bool)
+        Strategies, with or without activation checkpointing, that have failed: not to be chosen.
 
     Raises
     ------
@@ -68,14 +71,15 @@ def choose(
     """
     ways = [works] if isinstance(works, Work) else list(works)
     modes = [False, True] if checkpointing is None else [checkpointing]
-    tried = [
+    ways_up = [
         _first_that_fits(spec, ways, machine, strategy, again, habits, margin)
         for strategy in strategies
         for again in modes
+        if (strategy, again) not in tried
     ]
-    fitting = [(found, work) for found, work in tried if found.fits]
+    fitting = [(found, work) for found, work in ways_up if found.fits]
     chosen, work = max(fitting, key=lambda pair: pair[0].relative_speed, default=(None, ways[-1]))
-    estimates = tuple(found for found, _ in tried)
+    estimates = tuple(found for found, _ in ways_up)
     advice: tuple[str, ...] = ()
     if chosen is None:
         advice = _advice(spec, work, machine, estimates, strategies, checkpointing, habits, margin)
@@ -108,10 +112,12 @@ def name_of(found: Estimate) -> str:
 
 def _reason(chosen: Estimate | None, estimates: tuple[Estimate, ...], machine: Machine) -> str:
     if chosen is None:
+        if not estimates:
+            return "every strategy has been tried"
         nearest = min(estimates, key=lambda found: sum(_part_missing(found, machine)))
         return f"nothing fits; nearest is {name_of(nearest)}, short of {_missing(nearest)}"
     used = [
-        f"{needed / GIB:,.1f} of {limit / GIB:,.0f} GiB {WORDS[place]}"
+        f"{needed / GIB:,.1f} of {limit / GIB:.4g} GiB {WORDS[place]}"
         for place, needed in (("gpu", chosen.gpu_bytes), ("host", chosen.host_bytes), ("nvme", chosen.nvme_bytes))
         if needed and (limit := machine.limit(place))  # type: ignore[arg-type]
     ]

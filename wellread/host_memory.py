@@ -28,6 +28,14 @@ def available(own: Path = OWN_GROUPS, mount: Path = MOUNT) -> int:
     return max(0, min([int(psutil.virtual_memory().available), *room]))
 
 
+def total(own: Path = OWN_GROUPS, mount: Path = MOUNT) -> int:
+    """Bytes of this machine, or of the strictest control group around this process."""
+    import psutil
+
+    there = int(psutil.virtual_memory().total)
+    return min(there, limit(own, mount) or there)
+
+
 @dataclass(frozen=True)
 class Kills:
     """How many processes the kernel has killed for want of memory, so far."""

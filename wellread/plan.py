@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from math import ceil, inf
 from typing import TYPE_CHECKING, Any, get_args
 
 from wellread import ds_config as ds_configs
 from wellread.choice import Choice, choose, name_of
 from wellread.config import RunConfig, Strategy, from_dict
+from wellread.ladder import Failure, narrowed, that_count
 from wellread.memory import Estimate, Machine, Work, estimate
 from wellread.order import Order
 from wellread.parameters import knows
@@ -72,7 +74,8 @@ class Plan:
     strategy_reason: str
     strategies: tuple[dict[str, Any], ...] = ()
     """Predicted bytes of every strategy, fastest first (`wellread.memory`); empty when the model's family is unknown
-    to it. Each has `strategy`, `fits`, `gpu_bytes`, `host_bytes`, `disk_bytes`, `relative_speed`, `short`, `parts`."""
+    to it. Each has `strategy`, `activation_checkpointing`, `fits`, `gpu_bytes`, `host_bytes`, `disk_bytes`,
+    `relative_speed`, `short`, `parts`."""
     seq_len: int
     samples: int
     trainable: int
@@ -83,18 +86,34 @@ class Plan:
     warmup_steps: int
     save_steps: tuple[int, ...]
     """Steps at which a checkpoint is saved."""
+    gpu_mem: float | None = None
+    """GiB of each GPU; None, here and below: not known."""
+    host_mem: float | None = None
+    nvme: float | None = None
     activation_checkpointing: bool = False
     """Activations are computed again in backward."""
     offload_ratio: float | None = None
     """Part of the optimizer that lies in host memory, under zero3-partial."""
     ds_config: dict[str, Any] | None = None
     """The user's own DeepSpeed settings; None for those of the strategy (configs/ds)."""
+    failures: tuple[dict[str, Any], ...] = ()
+    """Attempts whose memory ran out, of which this plan takes account (`wellread.ladder.Failure`)."""
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
         """The plan that plan.json holds."""
         plan: Plan = from_dict(cls, json.loads(text))
-        return replace(plan, save_steps=tuple(plan.save_steps), strategies=tuple(plan.strategies))
+        return replace(
+            plan,
+            save_steps=tuple(plan.save_steps),
+            strategies=tuple(plan.strategies),
+            failures=tuple(plan.failures),
+        )
+
+    @property
+    def estimated(self) -> dict[str, Any] | None:
+        """What is predicted of the chosen strategy; None for families of models that are not predicted."""
+        return next((of for of in self.strategies if of["strategy"] == self.strategy), None)
 
     def files(self) -> list[str]:
         """Files and directories that the run writes, relative to the run directory."""
@@ -131,7 +150,12 @@ def _short(data: str) -> str:
 
 
 def make_plan(
-    config: RunConfig, spec: ModelSpec, cluster: Cluster, counts: Counts, ds_config: dict[str, Any] | None = None
+    config: RunConfig,
+    spec: ModelSpec,
+    cluster: Cluster,
+    counts: Counts,
+    ds_config: dict[str, Any] | None = None,
+    failures: Sequence[Failure] = (),
 ) -> Plan:
     """Decide batch arithmetic, engine, strategy, steps and checkpoints.
 
@@ -141,6 +165,8 @@ def make_plan(
         Resolved (see `resolve`).
     ds_config : dict, optional
         What the file that `config` names holds (see `wellread.ds_config.read`).
+    failures : sequence of Failure
+        Attempts of this run whose memory ran out: their strategies are passed over.
 
     Raises
     ------
@@ -157,7 +183,10 @@ def make_plan(
     steps = config.steps or order.steps(config.epochs or spec.epochs)
     saves = save_steps(steps, config.save_every, config.save_schedule)
     works = _works(config, spec, ranks, batch_size, micros, len(saves))
-    decided = _decide(config, spec, cluster, works, _asked(config, ds_config))
+    machine = _machine(config, cluster)
+    counted = that_count(failures, machine)
+    asked = _asked(config, ds_config)
+    decided = _decide(config, spec, narrowed(machine, counted), works, asked, counted)
     return Plan(
         model=spec.name,
         cluster=cluster.kind,
@@ -182,10 +211,35 @@ def make_plan(
         epochs=round(steps * batch_size / counts.trainable, 4),
         warmup_steps=ceil(config.optim.warmup * steps),
         save_steps=saves,
-        activation_checkpointing=config.activation_checkpointing == "on",
+        gpu_mem=cluster.gpu_mem,
+        host_mem=cluster.host_mem,
+        nvme=cluster.nvme,
+        activation_checkpointing=decided.checkpointing,
         offload_ratio=decided.offload_ratio,
-        ds_config=ds_config,
+        ds_config=ds_config if asked and asked[0] == decided.strategy else None,
+        failures=tuple(asdict(failure) for failure in counted),
     )
+
+
+def replan(config: RunConfig, spec: ModelSpec, plan: Plan, failures: Sequence[Failure]) -> Plan:
+    """The plan again, for the same ranks and the same corpus, after `failures`.
+
+    Raises
+    ------
+    ValueError
+        When nothing that is left fits.
+    """
+    cluster = Cluster(
+        kind=plan.cluster,
+        nodes=plan.nodes,
+        ranks_per_node=plan.ranks_per_node,
+        device=plan.device,
+        gpu_mem=plan.gpu_mem,
+        host_mem=plan.host_mem,
+        nvme=plan.nvme,
+    )
+    counts = Counts(samples=plan.samples, trainable=plan.trainable, sealed=plan.sealed, exact=plan.counts_exact)
+    return make_plan(config, spec, cluster, counts, plan.ds_config, failures)
 
 
 def _micro_batches(batch_size: int, ranks: int, asked: int | None) -> list[int]:
@@ -222,6 +276,7 @@ def _works(
 @dataclass(frozen=True)
 class _Decision:
     strategy: str
+    checkpointing: bool
     micro_batch: int
     reason: str
     estimates: tuple[Estimate, ...]
@@ -243,11 +298,8 @@ def _asked(config: RunConfig, ds_config: dict[str, Any] | None) -> tuple[str, st
     return None if strategy == "auto" else (strategy, f"of {config.ds_config}" if ds_config else "asked for")
 
 
-def _decide(
-    config: RunConfig, spec: ModelSpec, cluster: Cluster, works: list[Work], asked: tuple[str, str] | None
-) -> _Decision:
-    """Strategy and micro-batch: those asked for, else the fastest that fit."""
-    machine = Machine(
+def _machine(config: RunConfig, cluster: Cluster) -> Machine:
+    return Machine(
         device=cluster.device,
         nodes=cluster.nodes,
         ranks_per_node=cluster.ranks_per_node,
@@ -255,31 +307,54 @@ def _decide(
         host_mem=cluster.host_mem,
         nvme=inf if cluster.nvme is None and config.nvme_path else cluster.nvme,
     )
+
+
+def _decide(
+    config: RunConfig,
+    spec: ModelSpec,
+    machine: Machine,
+    works: list[Work],
+    asked: tuple[str, str] | None,
+    failures: Sequence[Failure],
+) -> _Decision:
+    """Strategy and micro-batch: those asked for, unless they have failed, else the fastest that fit."""
+    again = {"auto": None, "on": True, "off": False}[config.activation_checkpointing]
     if not knows(spec):
         unknown = "ddp", "memory is not predicted for this family of models; name a --strategy"
         strategy, reason = asked or unknown
-        return _Decision(strategy, works[0].micro_batch, reason, ())
-    again = config.activation_checkpointing == "on"
+        return _Decision(strategy, bool(again), works[0].micro_batch, reason, ())
+    tried = {failure.rung for failure in failures}
 
     def all_with(work: Work) -> tuple[Estimate, ...]:
-        """What each strategy would need with the same micro-batch."""
-        return tuple(estimate(spec, work, machine, strategy, checkpointing=again) for strategy in RUNGS)
+        """What each strategy would need with the same micro-batch; with checkpointing where it fits only so."""
+        modes = [False, True] if again is None else [again]
+        rows = ([estimate(spec, work, machine, name, checkpointing=mode) for mode in modes] for name in RUNGS)
+        return tuple(next((found for found in row if found.fits), row[0]) for row in rows)
 
-    if asked:
+    if asked and not any(strategy == asked[0] for strategy, _ in tried):
         strategy, reason = asked
-        tried = ((work, found) for work in works for found in all_with(work) if found.strategy == strategy)
-        way = next((work for work, found in tried if found.fits), works[-1])
-        return _Decision(strategy, way.micro_batch, reason, all_with(way))
-    rungs = [name for name in RUNGS if config.nvme_path or name != "zero3-nvme"]
-    choice = choose(spec, works, machine, strategies=rungs, checkpointing=again)
+        if strategy not in RUNGS:  # zero1-offload, by a file of the user's: it is not predicted
+            return _Decision(strategy, bool(again), works[-1].micro_batch, reason, all_with(works[-1]))
+        choice = choose(spec, works, machine, strategies=[strategy], checkpointing=again)
+        found = choice.chosen or choice.estimates[0]
+        return _Decision(strategy, found.checkpointing, choice.work.micro_batch, reason, all_with(choice.work))
+    rungs = [name for name in RUNGS if machine.nvme is not None or name != "zero3-nvme"]
+    choice = choose(spec, works, machine, strategies=rungs, checkpointing=again, tried=tried)
     if choice.chosen is None:
-        raise ValueError(_nothing_fits(spec, cluster, choice))
-    return _Decision(choice.chosen.strategy, choice.work.micro_batch, choice.reason, all_with(choice.work))
+        raise ValueError(_nothing_fits(spec, machine, choice, failures))
+    reason = f"{choice.reason}; {failures[-1]}" if failures else choice.reason
+    return _Decision(
+        choice.chosen.strategy,
+        choice.chosen.checkpointing,
+        choice.work.micro_batch,
+        reason,
+        all_with(choice.work),
+    )
 
 
-def _nothing_fits(spec: ModelSpec, cluster: Cluster, choice: Choice) -> str:
+def _nothing_fits(spec: ModelSpec, machine: Machine, choice: Choice, failures: Sequence[Failure]) -> str:
     needs = "; ".join(f"{name_of(found)} {_gib(found)}" for found in choice.estimates)
-    where = f"{cluster.nodes} x {cluster.ranks_per_node} ranks"
+    where = f"{machine.nodes} x {machine.ranks_per_node} ranks" + "".join(f"; {failure}" for failure in failures)
     advice = [line for line in choice.advice if not line.startswith("LoRA")]  # which the engines do not know yet
     would = f"; what would fit: {', or '.join(advice)}" if advice else ""
     return f"{spec.name} on {where}: {choice.reason}{would} (needed: {needs})"
@@ -293,7 +368,7 @@ def _gib(found: Estimate) -> str:
 def _listed(found: Estimate) -> dict[str, Any]:
     """An estimate as plan.json has it."""
     names = ("strategy", "fits", "gpu_bytes", "host_bytes", "disk_bytes", "relative_speed", "short", "peaks", "parts")
-    return {name: getattr(found, name) for name in names}
+    return {name: getattr(found, name) for name in names} | {"activation_checkpointing": found.checkpointing}
 
 
 def save_steps(steps: int, every: int | None, schedule: str) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from wellread.config import RunConfig
 from wellread.data.batch import Batch, collate
 from wellread.data.corpus import DIGEST_BYTES, Corpus
 from wellread.ds_config import check_nvme
+from wellread.ladder import Failure
 from wellread.models.load import Source
 from wellread.order import Order
 from wellread.plan import Plan
@@ -132,6 +133,8 @@ def _open_outputs(loop: Loop, found: Checkpoint | None, passed_over: list[str], 
     start = genesis(loop.corpus.hash, loop.order.identity())
     loop.writer = RecordWriter(run.record, start=start, step=step, head=found.head if found else None)
     loop.monitor = Monitor(tb=run.tb, log=log, plan=loop.plan, start=step, log_every=loop.config.log_every)
+    for values in loop.plan.failures:
+        loop.monitor.moved(f"{Failure.of(values)}; this attempt: {loop.plan.strategy}", step)
     for line in passed_over:
         loop.monitor.line(f"passed over a damaged checkpoint: {line}")
 
@@ -141,6 +144,8 @@ def _resume(loop: Loop, found: Checkpoint) -> None:
     loop.step = loop.saved_step = found.step
     loop.tokens = found.tokens
     _say(loop, f"continuing from {found.path.name}")
+    if found.step == 0:
+        return  # no optimizer has a state before its first step
     if loop.engine.fits(found.state):
         loop.engine.load(found.state, found.step)
         return

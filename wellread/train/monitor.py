@@ -63,6 +63,11 @@ class Monitor:
         else:
             print(f"{text}\n", end="", flush=True)  # in one write: a background save speaks too
 
+    def moved(self, text: str, step: int) -> None:
+        """Say that memory ran out before `step`, and what the run goes on with."""
+        self.line(text)
+        self._writer.add_text("ladder", text, step)
+
     def step(self, stats: StepStats) -> None:
         """Log one step."""
         self._recent = [*self._recent[-19:], stats]

@@ -1,0 +1,113 @@
+"""What follows when memory ran out: the evidence of an attempt, and the plan of the next rung."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+
+from launch import attempts
+from wellread import host_memory
+from wellread.cli import print_error
+from wellread.config import from_dict, to_dict
+from wellread.host_memory import Kills
+from wellread.ladder import Failure, Shortage
+from wellread.models import registry
+from wellread.plan import Plan, replan
+from wellread.runs import RunDirectory, write_json
+
+OUT_OF_MEMORY = "OUT_OF_MEMORY"
+"""SLURM's state of a job that it ended for want of memory."""
+
+
+@contextmanager
+def watched(run: RunDirectory, attempt: int, node: int = 0) -> Iterator[None]:
+    """Note what the kernel kills on this node for want of memory, while ranks run here."""
+    before = Kills.so_far()
+    try:
+        yield
+    finally:
+        if killed := Kills.so_far().since(before):
+            found = Shortage(place="host", evidence=f"{socket.gethostname()}: {killed}", limit=host_memory.total())
+            write_json(run.log / f"attempt-{attempt:03d}-node-{node}.memory.json", asdict(found))
+
+
+def note(run: RunDirectory, plan: Plan, attempt: int) -> Failure | None:
+    """Say, and write into the manifest, that memory ran out in a failed attempt; None without evidence of it."""
+    found = _shortage(run, plan, attempt)
+    return _note(run, plan, attempt, found) if found else None
+
+
+def note_job(run: RunDirectory, job_id: str, state: str) -> Failure | None:
+    """The same by SLURM's word, where a job's last attempt left nobody who could have noted it."""
+    number = len(run.manifest()["attempts"])
+    last = run.manifest()["attempts"][-1] if number else {}
+    if state != OUT_OF_MEMORY or last.get("job") != job_id or "out_of_memory" in last:
+        return None
+    plan = Plan.from_json(run.plan_file.read_text())
+    limit = None if plan.host_mem is None else int(plan.host_mem * 2**30)
+    found = Shortage(place="host", evidence=f"job {job_id}: SLURM says {OUT_OF_MEMORY}", limit=limit)
+    return _note(run, plan, number, found)
+
+
+def failures(run: RunDirectory) -> tuple[Failure, ...]:
+    """Attempts of a run whose memory ran out, oldest first."""
+    if not run.manifest_file.exists():
+        return ()
+    noted = (attempt.get("out_of_memory") for attempt in run.manifest()["attempts"])
+    return tuple(Failure.of(values) for values in noted if values)
+
+
+def next_plan(run: RunDirectory, plan: Plan) -> Plan | None:
+    """Write the plan of the next rung that fits; None, with a line that says so, when none is left."""
+    config = run.config()
+    try:
+        lower = replan(config, registry.find(config.model), plan, failures(run))
+    except ValueError as error:
+        print_error(str(error))
+        return None
+    write_json(run.plan_file, to_dict(lower))
+    again = " with activation checkpointing" * lower.activation_checkpointing
+    print(f"going on with {lower.strategy}{again}, micro-batch {lower.micro_batch_size}", flush=True)
+    return lower
+
+
+def _note(run: RunDirectory, plan: Plan, attempt: int, found: Shortage) -> Failure | None:
+    if plan.estimated is None:
+        print_error(f"memory ran out ({found.evidence}); it is not predicted for {plan.model}: name another --strategy")
+        return None
+    failure = Failure(
+        attempt=attempt,
+        strategy=plan.strategy,
+        activation_checkpointing=plan.activation_checkpointing,
+        shortage=found,
+        needed=plan.estimated[f"{found.place}_bytes"],
+        believed=plan.gpu_mem if found.place == "gpu" else plan.host_mem,
+    )
+    attempts.add(run, attempt, {"out_of_memory": asdict(failure)})
+    print_error(str(failure))
+    return failure
+
+
+def _shortage(run: RunDirectory, plan: Plan, attempt: int) -> Shortage | None:
+    """Evidence that an attempt left: an error of a rank that names memory, or the kernel's count of its kills.
+
+    The count alone moves nothing, for it may be of other processes: a rank must have been killed, too.
+    """
+    errors = attempts.errors(run, attempt)
+    for error in errors:
+        if error.get("shortage"):
+            return _read(error["shortage"])
+    silent = set(range(plan.ranks)) - {error["rank"] for error in errors}
+    if silent or any(error.get("signal") == signal.SIGKILL for error in errors):
+        for path in sorted(run.log.glob(f"attempt-{attempt:03d}-node-*.memory.json")):
+            return _read(json.loads(path.read_text()))
+    return None
+
+
+def _read(values: dict[str, object]) -> Shortage:
+    found: Shortage = from_dict(Shortage, values)
+    return found

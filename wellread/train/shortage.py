@@ -1,0 +1,50 @@
+"""Which errors of a rank show that memory ran out."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+
+from wellread import host_memory
+from wellread.ladder import Shortage
+
+ON_HOST = ("DefaultCPUAllocator", "not enough memory", "Cannot allocate memory", "std::bad_alloc")
+"""In the text of an error: host memory ran out."""
+PINNED = "pin_memory"
+"""In the trace of CUDA's error: page-locked host memory ran out, not the GPU's."""
+
+
+def shown_by(error: BaseException, trace: str) -> Shortage | None:
+    """What an error says of memory that ran out; None when it is of another kind.
+
+    Parameters
+    ----------
+    trace : str
+        The error's traceback, as text.
+    """
+    for cause in _causes(error):
+        text = " ".join(str(cause).split())
+        on_gpu = type(cause).__name__ == "OutOfMemoryError" or "CUDA error: out of memory" in text
+        if on_gpu and PINNED not in trace:
+            return Shortage(place="gpu", evidence=f"CUDA: {text[:200]}", limit=_gpu_limit())
+        full = isinstance(cause, OSError) and cause.errno == errno.ENOMEM
+        if on_gpu or full or isinstance(cause, MemoryError) or any(words in text for words in ON_HOST):
+            evidence = f"{type(cause).__name__}: {text[:200]}"
+            return Shortage(place="host", evidence=evidence, limit=host_memory.total())
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _gpu_limit() -> int | None:
+    """Bytes of this rank's GPU that it could have: all but what other processes hold."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    free, _ = torch.cuda.mem_get_info()
+    return int(free + torch.cuda.memory_reserved())
