@@ -1,7 +1,7 @@
 # Every command of the README. `make` alone explains them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup ft plan status logs cancel doctor eval read verify report tb slurm-up slurm-down oom-demo test check lint bench clean
+.PHONY: help setup ft plan status logs cancel doctor eval read verify report tb slurm-up slurm-down oom-demo test check lint bench gpu-check clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -102,6 +102,10 @@ test: $(STAMP)  ## every test that can run on this machine
 
 bench: $(STAMP)  ## measure speed
 	@for bench in bench/*.py; do echo "== $$bench"; $(PY) -m bench.$$(basename $$bench .py); done
+
+# Without setup, which needs a network: on a machine without one, Python's packages are what they are.
+gpu-check:  ## on a machine with GPUs: predicted and measured memory, speed, the story of pythia-12b
+	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m scripts.gpu_check $(ARGS)
 
 clean:  ## remove caches and build files; runs/, corpora/ and .venv stay
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist

@@ -1,0 +1,185 @@
+"""What `make gpu-check` measures, in which order, and what is predicted for it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from wellread.choice import choose, name_of
+from wellread.config import RunConfig, Strategy, Switch
+from wellread.memory import SPEED, Estimate, Machine, Work, estimate
+from wellread.models.registry import ModelSpec, find
+from wellread.parameters import parameters
+from wellread.phases import GIB
+from wellread.plan import Cluster, Counts, Plan, make_plan, resolve
+
+MODELS = ("1.4b", "6.9b", "12b", "410m", "2.8b", "70m", "1b", "160m")
+"""Sizes of Pythia, the most telling first: in the middle, then where strategies begin to differ."""
+MICRO_BATCHES = (8, 4, 2, 1)
+"""Samples per forward pass that are tried: the largest that is predicted to fit is taken."""
+SEQ_LEN = 2048
+STEPS = 4
+"""The first one makes the optimizer's state, and is not timed."""
+PEAKS = {
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H200 NVL": 835e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "A10": 125e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+    "V100": 125e12,
+}
+"""Dense products per second of GPUs in bf16 (V100: fp16), of their datasheets; more specific names first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One run."""
+
+    model: str
+    strategy: Strategy
+    checkpointing: Switch = "off"
+    micro_batch: int | None = None
+    """None: the largest of `MICRO_BATCHES` that is predicted to fit."""
+    seq_len: int = SEQ_LEN
+    story: bool = False
+    """It is started whatever is predicted, and at the end."""
+
+    @property
+    def name(self) -> str:
+        """As people type it after --only."""
+        recomputed = " checkpointing" if self.checkpointing == "on" else ""
+        return f"{'story ' if self.story else ''}{self.model} {self.strategy}{recomputed}"
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A case as it will run, and what is predicted for it."""
+
+    case: Case
+    config: RunConfig
+    plan: Plan
+    predicted: Estimate
+
+
+def cases(device: str) -> list[Case]:
+    """All cases, those that tell most first, and the story at the end."""
+    if device == "cpu":  # the same code on models that a CPU trains in a second
+        small = [Case(model="tiny", strategy=strategy, micro_batch=2, seq_len=64) for strategy in ("ddp", "zero2")]
+        # More bytes than an address space has, so it dies at once and harms nobody.
+        naive = Case(model="tiny", strategy="ddp", micro_batch=2**40, seq_len=64, story=True)
+        return [*small, naive, Case(model="tiny", strategy="auto", micro_batch=2, seq_len=64, story=True)]
+    # Both with one sample: what dies in the one is what trains in the other.
+    naive = Case(model="pythia-12b", strategy="ddp", micro_batch=1, story=True)
+    planned = Case(model="pythia-12b", strategy="auto", micro_batch=1, story=True)
+    return [*_grid(), naive, planned]
+
+
+def _grid() -> list[Case]:
+    def of(size: str) -> Iterator[Case]:
+        for strategy in SPEED:
+            yield Case(model=f"pythia-{size}", strategy=strategy)  # type: ignore[arg-type]
+        yield Case(model=f"pythia-{size}", strategy="ddp", checkpointing="on")
+        yield Case(model=f"pythia-{size}", strategy="zero3", checkpointing="on")
+
+    first, *others = MODELS
+    plain = [Case(model=f"pythia-{size}", strategy="ddp") for size in others]
+    ordered = [*of(first), *plain, *(case for size in others for case in of(size))]
+    return list(dict.fromkeys(ordered))
+
+
+def settle(case: Case, machine: Machine, nvme: Path) -> Settled | None:
+    """Plan a case, as `launch` would; None when it is predicted not to fit, and is no part of the story.
+
+    Parameters
+    ----------
+    nvme : Path
+        Folder for strategies that offload to NVMe.
+
+    Raises
+    ------
+    ValueError
+        When the plan finds no strategy that fits.
+    """
+    spec = find(case.model)
+    micros = MICRO_BATCHES if case.micro_batch is None else (case.micro_batch,)
+    works = [Work(micro_batch=micro, seq_len=case.seq_len) for micro in micros]
+    if case.strategy == "auto":
+        return _planned(_chosen(case, spec, works, machine), spec, machine, nvme)
+    again = case.checkpointing == "on"
+    fitting = (work for work in works if estimate(spec, work, machine, case.strategy, checkpointing=again).fits)
+    work = works[-1] if case.story else next(fitting, None)
+    return _planned(replace(case, micro_batch=work.micro_batch), spec, machine, nvme) if work else None
+
+
+def _chosen(case: Case, spec: ModelSpec, works: list[Work], machine: Machine) -> Case:
+    """The case with what the plan chooses for it."""
+    choice = choose(spec, works, machine, strategies=[name for name in SPEED if name != "zero3-nvme"])
+    if choice.chosen is None:
+        needs = ", ".join(f"{name_of(found)} {_gib(found)}" for found in choice.estimates)
+        raise ValueError("; ".join([choice.reason, *choice.advice, f"needed: {needs}"]))
+    return replace(
+        case,
+        strategy=choice.chosen.strategy,  # type: ignore[arg-type]
+        checkpointing="on" if choice.chosen.checkpointing else "off",
+        micro_batch=choice.work.micro_batch,
+    )
+
+
+def _gib(found: Estimate) -> str:
+    return f"{found.gpu_bytes / GIB:,.1f} GiB per GPU and {found.host_bytes / GIB:,.1f} of host memory"
+
+
+def _planned(case: Case, spec: ModelSpec, machine: Machine, nvme: Path) -> Settled:
+    batch = (case.micro_batch or 1) * machine.ranks
+    asked = RunConfig(
+        model=case.model,
+        data="sample",
+        steps=STEPS,
+        save_every=STEPS,
+        keep_states=1,
+        batch_size=batch,
+        micro_batch_size=case.micro_batch,
+        seq_len=case.seq_len,
+        strategy=case.strategy,
+        activation_checkpointing=case.checkpointing,
+        nvme_path=str(nvme) if case.strategy == "zero3-nvme" else None,
+        ranks_per_node=machine.ranks_per_node,
+    )
+    config = resolve(asked, spec)
+    cluster = Cluster(
+        kind="local",
+        nodes=1,
+        ranks_per_node=machine.ranks_per_node,
+        device=machine.device,
+        gpu_mem=machine.gpu_mem,
+        host_mem=machine.host_mem,
+        nvme=machine.nvme,
+    )
+    plan = make_plan(config, spec, cluster, Counts(samples=batch, trainable=batch, sealed=0, exact=True))
+    work = Work(micro_batch=plan.micro_batch_size, accumulation=plan.accumulation, seq_len=plan.seq_len)
+    predicted = estimate(spec, work, machine, plan.strategy, checkpointing=plan.activation_checkpointing)
+    return Settled(case, config, plan, predicted)
+
+
+# --- speed -----------------------------------------------------------------------------------------------------------
+
+
+def peak(gpu: str) -> float | None:
+    """Products per second of the GPU with this name; None when it is not known."""
+    return next((rate for name, rate in PEAKS.items() if re.search(rf"\b{name}\b", gpu)), None)
+
+
+def flops_per_token(model: str, seq_len: int) -> float:
+    """Floating-point operations of forward and backward per token: 6 N + 12 layers x width x length.
+
+    N counts the weights that enter a product, so not the input embedding, which is looked up. What activation
+    checkpointing computes again does not count (Chowdhery et al. 2022, PaLM, appendix B).
+    """
+    spec = find(model)
+    return 6.0 * parameters(spec).products + 12.0 * spec.layers * spec.width * seq_len

@@ -1,0 +1,194 @@
+"""One case: its ranks started, watched and judged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from functools import cache
+from pathlib import Path
+
+from bench.memory import private, shared
+from launch import cluster as clusters
+from launch import ops
+from launch.local import end_children
+from scripts.gpu_check.cases import Case, Settled, flops_per_token, peak, settle
+from scripts.gpu_check.machine import ROOT, Found, environment, last_line, used_before
+from scripts.gpu_check.rows import Row
+from wellread import host_memory
+from wellread.config import to_dict
+from wellread.host_memory import Kills
+from wellread.ladder import WORDS
+from wellread.runs import write_json
+
+SECONDS_TO_FOLLOW = 10
+"""How long the other ranks may take to end after one has failed."""
+SECONDS_BETWEEN = 0.01
+WALKS_EVERY = 100
+"""Samples between two walks of a process's shared pages, which hold it up."""
+
+
+def measure(case: Case, found: Found, folder: Path, limit: float) -> Row | None:
+    """Run a case for at most `limit` seconds; None when it is predicted not to fit, and is no part of the story."""
+    try:
+        settled = settle(case, found.machine, folder / "nvme")
+    except ValueError as error:
+        return Row(case.model, case.strategy, f"not run: {error}", story=case.story)
+    if settled is None:
+        return None
+    row = _predicted(settled)
+    if settled.plan.engine == "deepspeed" and not found.deepspeed:
+        row.outcome = "not run: DeepSpeed is missing"
+        return row
+    variables = environment(found.machine.device) | clusters.environment(settled.plan, clusters.load("local"))
+    refusals = [_refusal(op, frozenset(variables.items())) for op in ops.needed(settled.plan)]
+    if any(refusals):
+        row.outcome = f"not run: {next(filter(None, refusals))}"
+        return row
+    work = folder / "case"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    (folder / "nvme").mkdir(exist_ok=True)
+    before = used_before() if found.gpus else []
+    task = {"plan": to_dict(settled.plan), "config": to_dict(settled.config), "used_before": before}
+    write_json(work / "task.json", task)
+    port, kills = _free_port(), Kills.so_far()
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        free = host_memory.available()
+        for rank in range(settled.plan.ranks):
+            processes.append(_start(work, rank, settled.plan.ranks, port, variables))
+        row.host, in_time = _watch(processes, free, limit)
+        codes = [process.poll() for process in processes]  # before this check ends what is left
+    finally:
+        end_children()
+        for process in processes:
+            process.wait()
+        shutil.rmtree(folder / "nvme", ignore_errors=True)
+    _judge(row, work, codes, in_time, limit, kills)
+    _rate(row, found)
+    return row
+
+
+@cache
+def _refusal(op: str, variables: frozenset[tuple[str, str]]) -> str | None:
+    """Why one of DeepSpeed's ops cannot be compiled here, tried once; None when it is there."""
+    try:
+        ops.ensure(op, dict(variables))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _predicted(settled: Settled) -> Row:
+    plan, predicted = settled.plan, settled.predicted
+    return Row(
+        model=settled.case.model,
+        strategy=plan.strategy,
+        outcome="",
+        story=settled.case.story,
+        checkpointing=predicted.checkpointing,
+        ratio=predicted.ratio,
+        ranks=plan.ranks,
+        micro_batch=plan.micro_batch_size,
+        seq_len=plan.seq_len,
+        fits=predicted.fits,
+        predicted={"gpu": predicted.gpu_bytes, "host": predicted.host_bytes},
+        peaks=predicted.peaks,
+        parts=predicted.parts,
+    )
+
+
+def _free_port() -> int:
+    """Where the ranks of a case can meet."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _start(work: Path, rank: int, ranks: int, port: int, variables: dict[str, str]) -> subprocess.Popen[bytes]:
+    own = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    with open(work / f"rank-{rank}.log", "wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "scripts.gpu_check.rank", str(work)],
+            cwd=ROOT,
+            env=variables | own,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def _watch(processes: list[subprocess.Popen[bytes]], free: int, limit: float) -> tuple[dict[str, int], bool]:
+    """Wait for the ranks: the most host memory that they had together, and whether they ended in time."""
+    most = taken = beyond = samples = 0
+    until = time.monotonic() + limit
+    failed = False
+    while any(process.poll() is None for process in processes):
+        if time.monotonic() > until:
+            return {"pss": most, "taken": taken}, failed
+        if not failed and any(process.poll() for process in processes):
+            failed, until = True, time.monotonic() + SECONDS_TO_FOLLOW
+        numbers = [process.pid for process in processes]
+        if samples % WALKS_EVERY == 0:
+            beyond = sum(map(shared, numbers))
+            taken = max(taken, free - host_memory.available())
+        most = max(most, sum(map(private, numbers)) + beyond)
+        samples += 1
+        time.sleep(SECONDS_BETWEEN)
+    return {"pss": most, "taken": taken}, True
+
+
+def _judge(row: Row, work: Path, codes: list[int | None], in_time: bool, limit: float, kills: Kills) -> None:
+    """Say what came of the ranks: the first error of them all, else what rank 0 measured.
+
+    Parameters
+    ----------
+    codes : list of int
+        Exit codes; None for a rank that had to be ended.
+    """
+    files = [work / f"rank-{rank}.json" for rank in range(len(codes))]
+    said = [json.loads(file.read_text()) if file.exists() else {} for file in files]
+    for name in ("idle", "parameters", "losses", "seconds"):
+        setattr(row, name, said[0].get(name) or getattr(row, name))
+    row.gpu = max((of["gpu"] for of in said if of.get("gpu")), key=lambda gpu: gpu["process"], default=None)
+    wrong = next((of for of in said if of.get("error")), None)
+    failed = next((rank for rank, code in enumerate(codes) if code), 0)
+    phase, code = (wrong or said[failed]).get("phase", "start"), codes[failed] or 0
+    if wrong:
+        row.short = wrong["short"]
+        row.outcome = f"{f'out of {WORDS[row.short]}' if row.short else 'failed'} in {phase}: {wrong['error']}"
+    elif code == -signal.SIGKILL and (evidence := Kills.so_far().since(kills)):
+        row.short = "host"
+        row.outcome = f"out of {WORDS['host']} in {phase}: {evidence}"
+    elif code:
+        log = (work / f"rank-{failed}.log").read_text(errors="replace")
+        row.outcome = f"failed in {phase}: " + (f"{signal.Signals(-code).name}" if code < 0 else last_line(log))
+    elif not in_time:
+        row.outcome = f"ended after {limit:.0f} s in {phase}"
+    else:
+        row.trained = True
+        row.outcome = f"trained, loss {row.losses[0]:.2f} to {row.losses[-1]:.2f}"
+
+
+def _rate(row: Row, found: Found) -> None:
+    if not row.trained:
+        return
+    tokens = row.ranks * row.micro_batch * row.seq_len
+    row.tokens_per_second = tokens / statistics.median(row.seconds[1:])
+    most = peak(found.gpus[0]) if found.gpus else None
+    if most:
+        row.mfu = row.tokens_per_second * flops_per_token(row.model, row.seq_len) / (most * row.ranks)

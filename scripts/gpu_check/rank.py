@@ -1,0 +1,230 @@
+"""What `make gpu-check` runs in processes of their own: a look at the machine, and one rank of a case.
+
+    python -m scripts.gpu_check.rank probe       print what there is as one line of JSON
+    python -m scripts.gpu_check.rank FOLDER      train a few steps of FOLDER/task.json; leave FOLDER/rank-R.json
+
+The real engines train a model with random weights on random tokens. Nothing is downloaded, and nothing is saved.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.memory import private, shared
+from finetune.train import die_with_launcher, leave
+from wellread.config import RunConfig, from_dict
+from wellread.models.load import Source, initial
+from wellread.models.registry import find
+from wellread.plan import Plan
+from wellread.runs import write_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from wellread.data.batch import Batch
+    from wellread.train.engine import Engine
+
+LR = 1e-4
+TABLE = 2**24 - 3
+"""Random numbers that all weights are taken from: drawing 12 billion would take minutes. A prime, so that no row of a
+matrix equals another."""
+DEVIATION = 0.02
+
+
+class RandomSource(Source):
+    """A model whose weights are made as they are asked for, so that it never lies in host memory as a whole."""
+
+    def reader(self, model: Any) -> Callable[[str], torch.Tensor]:
+        """See `Source`."""
+        import torch
+
+        from wellread.models.tensors import saved_tensors
+
+        torch.manual_seed(0)
+        table = DEVIATION * torch.randn(TABLE)
+        shapes = {name: tensor.shape for name, tensor in saved_tensors(model).items()}
+
+        def read(name: str) -> torch.Tensor:
+            shape = shapes[name]
+            if len(shape) < 2:  # norms and biases
+                return torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
+            first = zlib.crc32(name.encode()) % TABLE
+            end = first + shape.numel()
+            return table.repeat(-(-end // TABLE))[first:end].view(shape)
+
+        return read
+
+
+def probe() -> None:
+    """Print what there is: GPUs, and versions of torch and DeepSpeed."""
+    import torch
+
+    found: dict[str, Any] = {"torch": torch.__version__, "gpus": [], "deepspeed": None, "why": None}
+    if torch.cuda.is_available():
+        every = (torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count()))
+        found["gpus"] = [{"name": gpu.name, "bytes": gpu.total_memory} for gpu in every]
+    if found["gpus"] or os.environ.get("DS_ACCELERATOR") == "cpu":
+        try:
+            import deepspeed
+
+            found["deepspeed"] = deepspeed.__version__
+        except Exception as error:  # whatever its import says: it is carried here, perhaps in part
+            found["why"] = _one_line(error)
+    print(f"\n{json.dumps(found)}", flush=True)
+
+
+def rank(folder: Path) -> int:
+    """Run this rank's part of a case; return 0 when it trained."""
+    number = int(os.environ["RANK"])
+    task = json.loads((folder / "task.json").read_text())
+    found: dict[str, Any] = {}
+
+    def enter(phase: str) -> None:
+        found["phase"] = phase
+        if not found.get("seconds"):  # later ones are timed
+            write_json(folder / f"rank-{number}.json", found)
+
+    try:
+        _train(Plan.from_json(json.dumps(task["plan"])), from_dict(RunConfig, task["config"]), task, found, enter)
+    except Exception as error:
+        from wellread.train.shortage import shown_by
+
+        trace = traceback.format_exc()
+        print(trace, file=sys.stderr)
+        shortage = shown_by(error, trace)
+        found |= {"error": shortage.evidence if shortage else _one_line(error), "short": shortage and shortage.place}
+    if not found.get("error") or found["short"]:
+        found["gpu"] = _gpu_memory(task["used_before"])
+    write_json(folder / f"rank-{number}.json", found)
+    return 1 if found.get("error") else 0
+
+
+def _train(
+    plan: Plan, config: RunConfig, task: dict[str, Any], found: dict[str, Any], enter: Callable[[str], None]
+) -> None:
+    from wellread.train import ranks
+
+    enter("start")
+    ranks.start()
+    _import_all(plan)
+    found["idle"] = {"host": private(os.getpid()) + shared(os.getpid()), "gpu": _gpu_memory(task["used_before"])}
+    from wellread.train.engine import make_engine
+
+    enter("load")
+    spec = find(config.model)
+    fresh = initial(replace(spec, fresh=True), config.seed, eos=0)
+    engine = make_engine(RandomSource(fresh.config, fresh.whole), config, plan)
+    found["parameters"] = engine.parameters
+    found["losses"], found["seconds"] = [], []
+    for _ in range(plan.steps):
+        began = time.perf_counter()
+        loss = _step(engine, plan, spec.vocab, enter)
+        found["seconds"].append(time.perf_counter() - began)
+        found["losses"].append(loss)
+    engine.close()
+    enter("end")
+
+
+def _import_all(plan: Plan) -> None:
+    """Import what a rank imports, so that what it has then is what it needs without a model."""
+    import accelerate  # noqa: F401
+    import torch
+    from transformers import GPTNeoXForCausalLM  # noqa: F401
+
+    if plan.engine == "deepspeed":
+        import deepspeed  # noqa: F401
+    if torch.cuda.is_available():  # the context comes with the first thing on the device
+        torch.zeros(1, device="cuda")
+        torch.cuda.synchronize()
+
+
+def _step(engine: Engine, plan: Plan, vocab: int, enter: Callable[[str], None]) -> float:
+    """One optimizer step on a batch that is the same in each; mean loss of this rank's tokens, in nats."""
+    import torch
+
+    torch.manual_seed(int(os.environ["RANK"]))
+    total, per_sample = 0.0, plan.seq_len - 1
+    for number in range(plan.accumulation):
+        enter("batch")
+        batch = _random_batch(plan, vocab).to(engine.device)
+        enter("forward and backward")
+        scale = plan.ranks / (plan.batch_size * per_sample)
+        losses = engine.forward_backward(batch, scale, last=number == plan.accumulation - 1)
+        total += float(losses.double().sum())
+    enter("step")
+    engine.step(LR)
+    if engine.device.type == "cuda":
+        torch.cuda.synchronize()
+    loss = total / (plan.accumulation * plan.micro_batch_size * per_sample)
+    if not loss < float("inf"):
+        raise FloatingPointError(f"the loss is {loss}")
+    return loss
+
+
+def _random_batch(plan: Plan, vocab: int) -> Batch:
+    """Samples as long as they may be, in which every token is scored."""
+    import torch
+
+    from wellread.data.batch import Batch
+
+    size = plan.micro_batch_size
+    tokens = torch.randint(0, vocab, (size, plan.seq_len))
+    targets = torch.ones_like(tokens, dtype=torch.bool)
+    targets[:, 0] = False
+    return Batch(torch.arange(size), torch.full((size,), plan.seq_len), tokens, targets)
+
+
+def _gpu_memory(used_before: list[int]) -> dict[str, int] | None:
+    """Bytes of this rank's GPU; None on a CPU.
+
+    What torch holds at most, and what is on the device beside it: CUDA's context, kernels, NCCL. The device counts all
+    processes together, so what was there before the rank is taken off. `pinned` is page-locked host memory at most, as
+    torch rounds it.
+    """
+    import torch
+
+    from wellread.train import ranks
+
+    if not torch.cuda.is_available():
+        return None
+    device = ranks.device()
+    free, total = torch.cuda.mem_get_info(device)
+    before = used_before[ranks.local_rank()] if ranks.local_rank() < len(used_before) else 0
+    outside = max(0, total - free - torch.cuda.memory_reserved(device) - before)
+    held = torch.cuda.max_memory_reserved(device)
+    allocated = torch.cuda.max_memory_allocated(device)
+    pinned = int(torch.cuda.host_memory_stats().get("allocated_bytes.peak", 0))
+    return {
+        "allocated": allocated,
+        "held": held,
+        "outside": outside,
+        "process": held + outside,
+        "pinned": pinned,
+    }
+
+
+def _one_line(error: BaseException) -> str:
+    said = next((line for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {said}".removesuffix(": ")
+
+
+def main(argv: list[str]) -> None:
+    """Look, or train one rank."""
+    die_with_launcher()
+    if argv == ["probe"]:
+        probe()
+        leave(0)
+    leave(rank(Path(argv[0])))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,167 @@
+"""A row of the table: what was predicted for a case, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from scripts.gpu_check.cases import peak
+from scripts.gpu_check.machine import Found
+from wellread.memory import CUDA_CONTEXT, INTERPRETER, NCCL
+from wellread.phases import GIB
+
+WIDEST = 120
+"""Characters of an outcome in the table; the file of --json has all."""
+NOT_RUN = ("saving", "resuming")
+"""Phases of a run that the check leaves out."""
+
+
+@dataclass
+class Row:
+    """One case: what was predicted, and what came of it."""
+
+    model: str
+    strategy: str
+    outcome: str
+    trained: bool = False
+    short: str | None = None
+    """Where memory ran out: gpu or host."""
+    story: bool = False
+    checkpointing: bool = False
+    ratio: float | None = None
+    ranks: int = 1
+    micro_batch: int = 0
+    seq_len: int = 0
+    fits: bool = False
+    predicted: dict[str, int] = field(default_factory=dict)
+    """Bytes, by gpu (of each) and host."""
+    peaks: dict[str, str] = field(default_factory=dict)
+    """Phase in which the prediction sees the peak, by gpu and host."""
+    parts: dict[str, dict[str, int]] = field(default_factory=dict)
+    gpu: dict[str, int] | None = None
+    """Bytes measured on the fullest GPU: allocated, held, outside, process; and pinned, of its rank on the host."""
+    host: dict[str, int] = field(default_factory=dict)
+    """Bytes measured: pss, and taken (what the machine had less to give)."""
+    idle: dict[str, Any] = field(default_factory=dict)
+    """What rank 0 had before the model: host, gpu."""
+    parameters: int | None = None
+    losses: list[float] = field(default_factory=list)
+    """Nats per token, of rank 0."""
+    seconds: list[float] = field(default_factory=list)
+    """Of each step."""
+    tokens_per_second: float | None = None
+    mfu: float | None = None
+
+    @property
+    def skipped(self) -> bool:
+        """Whether it could not even be started."""
+        return self.outcome.startswith("not run")
+
+    @property
+    def host_measured(self) -> int | None:
+        """Bytes; None when nothing was measured."""
+        return (max(self.host.values()) if self.gpu else self.host["pss"]) if self.host.get("pss") else None
+
+    def error(self, place: str) -> float | None:
+        """Predicted / measured - 1; None where the two cannot be compared."""
+        measured = (
+            self.gpu["process"] if place == "gpu" and self.gpu else self.host_measured if place == "host" else None
+        )
+        if not self.trained or not measured or self.peaks.get(place) in NOT_RUN:
+            return None
+        return self.predicted[place] / measured - 1
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def table(rows: list[Row]) -> str:
+    """All rows in Markdown, padded so that a terminal shows columns."""
+    heads = ["model", "strategy", "batch", "GPU predicted", "measured", "error", "tensors"]
+    heads += ["host predicted", "measured", "error", "tokens/s", "MFU", "outcome"]
+    cells = [heads, *(_cells(row) for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(heads))]
+    left = (0, 1, len(heads) - 1)
+    rule = ["-" * width if column in left else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
+
+    def line(of: list[str]) -> str:
+        pairs = enumerate(zip(of, widths, strict=True))
+        return f"| {' | '.join(t.ljust(w) if column in left else t.rjust(w) for column, (t, w) in pairs)} |"
+
+    return "\n".join([line(heads), line(rule), *map(line, cells[1:])])
+
+
+def _cells(row: Row) -> list[str]:
+    return [
+        row.model,
+        _strategy(row),
+        f"{row.micro_batch} x {row.seq_len}" if row.seq_len and row.micro_batch < 2**20 else "",
+        _gib(row.predicted.get("gpu")),
+        _gib(row.gpu["process"] if row.gpu else None),
+        _percent(row.error("gpu"), "+"),
+        _gib(row.gpu["allocated"] if row.gpu else None),
+        _gib(row.predicted.get("host")),
+        _gib(row.host_measured),
+        _percent(row.error("host"), "+"),
+        f"{row.tokens_per_second:,.0f}" if row.tokens_per_second else "",
+        _percent(row.mfu),
+        row.outcome.replace("|", "/")[:WIDEST],
+    ]
+
+
+def _gib(size: int | None) -> str:
+    return f"{size / GIB:,.2f}" if size and size < 2**60 else ""
+
+
+def _percent(part: float | None, sign: str = "") -> str:
+    return "" if part is None else f"{part:{sign}.1%}"
+
+
+def remarks(rows: list[Row], found: Found, left_out: list[str], waiting: list[str]) -> list[str]:
+    """What the table does not say, a line each."""
+    lines = ["Sizes in GiB, of each GPU and of all ranks on the host; tensors: the most that torch had given out."]
+    host = [row.idle["host"] for row in rows if row.idle]
+    context = [row.idle["gpu"]["outside"] for row in rows if row.idle.get("gpu")]
+    beside = [row.gpu["outside"] for row in rows if row.gpu and row.trained]
+    if host:
+        assumed = INTERPRETER[found.machine.device] / GIB
+        lines.append(f"Host memory of a rank without a model: {_range(host)} GiB (predicted with {assumed:.2f}).")
+    if context and beside:
+        assumed = (CUDA_CONTEXT + NCCL * (found.machine.ranks > 1)) / GIB
+        lines.append(
+            f"Beside what torch holds on a GPU: {_range(context)} GiB before the model, {_range(beside)} "
+            f"after training (predicted with {assumed:.2f})."
+        )
+    if found.gpus and peak(found.gpus[0]) is None:
+        lines.append(f"No MFU: the peak rate of {found.gpus[0]} is not known to scripts/gpu_check/cases.py.")
+    lines += [f"The story: {_told(row)}." for row in rows if row.story]
+    if left_out:
+        lines.append(f"Left out, for they are predicted not to fit: {', '.join(left_out)}.")
+    if waiting:
+        lines.append(f"Left out for want of time (--minutes): {', '.join(waiting)}.")
+    return lines
+
+
+def _told(row: Row) -> str:
+    if not row.predicted:
+        return f"{row.model}, {row.strategy}: {row.outcome}"
+    said = "predicted to fit" if row.fits else "predicted not to fit"
+    needs = f" ({_gib(row.predicted['gpu'])} GiB per GPU)" if row.predicted["gpu"] else ""
+    return f"{row.model}, {_strategy(row)}, {said}{needs}: {row.outcome}"
+
+
+def _strategy(row: Row) -> str:
+    ratio = f" {row.ratio:.0%}" if row.ratio is not None else ""
+    return row.strategy + ratio + ", checkpointing" * row.checkpointing
+
+
+def _range(sizes: list[int]) -> str:
+    return " to ".join(f"{size / GIB:.2f}" for size in sorted({min(sizes), max(sizes)}))
+
+
+def line_of(row: Row) -> str:
+    """A row as it is told while the check runs."""
+    pairs = [f"{key} {_gib(row.predicted.get(key))} predicted" for key in ("gpu", "host") if row.predicted.get(key)]
+    measured = {"gpu": row.gpu["process"] if row.gpu else None, "host": row.host_measured}
+    pairs = [f"{pair}, {_gib(measured[pair.split()[0]]) or '?'} measured" for pair in pairs]
+    return "  ".join([*pairs, row.outcome[:WIDEST]])
