@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from launch.cluster import ClusterFile
+from wellread.cli import own_path
 from wellread.plan import Plan
 
 OPS = {
@@ -94,7 +95,7 @@ def _build(op: str, variables: dict[str, str], cache: Path) -> tuple[int, str, b
     in_vain = False
     with tempfile.TemporaryFile("w+", errors="replace") as said:
         builder = subprocess.Popen(
-            [sys.executable, "-c", OPS[op]], env=os.environ | variables, stdout=said, stderr=subprocess.STDOUT
+            [sys.executable, "-c", OPS[op]], env=os.environ | variables | {"PATH": own_path()}, stdout=said, stderr=subprocess.STDOUT
         )
         try:
             while True:

@@ -154,6 +154,12 @@ def _plain(kind: str) -> str:
     return kind.removeprefix("Literal[").removesuffix("]").replace("'", "")
 
 
+def own_path() -> str:
+    """PATH with this interpreter's folder first: torch takes the first ninja, and two versions undo each other's ops."""
+    folders = [str(Path(sys.executable).parent), *os.environ.get("PATH", os.defpath).split(os.pathsep)]
+    return os.pathsep.join(dict.fromkeys(folders))
+
+
 def run_program(main: Callable[[list[str]], int | None]) -> None:
     """Run `main` on the command line and exit: 2 for bad input, 1 for failure, else what `main` returns."""
     try:
