@@ -95,7 +95,10 @@ def _build(op: str, variables: dict[str, str], cache: Path) -> tuple[int, str, b
     in_vain = False
     with tempfile.TemporaryFile("w+", errors="replace") as said:
         builder = subprocess.Popen(
-            [sys.executable, "-c", OPS[op]], env=os.environ | variables | {"PATH": own_path()}, stdout=said, stderr=subprocess.STDOUT
+            [sys.executable, "-c", OPS[op]],
+            env=os.environ | variables | {"PATH": own_path()},
+            stdout=said,
+            stderr=subprocess.STDOUT,
         )
         try:
             while True:
