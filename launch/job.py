@@ -19,6 +19,7 @@ from launch.options import LaunchOptions, cluster_of
 from launch.slurm_task import RankTask
 from wellread import ds_config, provenance
 from wellread.checkpoint import list_checkpoints
+from wellread.choice import WORDS
 from wellread.cli import FAILURE
 from wellread.config import RunConfig, to_argv, to_dict
 from wellread.data import instruct, sources, tokenizer
@@ -75,7 +76,8 @@ class Job:
         counts = _counts(corpus) if corpus else self._estimate()
         own = ds_config.read(self.config.ds_config) if self.config.ds_config else None
         failures = ladder.failures(self.run) if self.options.ladder == "on" else ()
-        return make_plan(self.config, self.spec, self.cluster, counts, own, failures)
+        made = make_plan(self.config, self.spec, self.cluster, counts, own, failures)
+        return replace(made, forced=self.options.force)
 
     def _estimate(self) -> Counts:
         if self.source.path is None and self.source.published_rows is None:
@@ -114,9 +116,9 @@ def _imagined(file: ClusterFile, options: LaunchOptions) -> bool:
 
 def _refuse_unfit(plan: Plan) -> None:
     """The gate: refuse a strategy that was asked for and cannot fit."""
-    found = plan.estimated
-    if found and not found["fits"]:
-        missing = " and ".join(f"{size / 2**30:,.1f} GiB of {place} memory" for place, size in found["short"].items())
+    if plan.needs and not plan.needs["fits"]:
+        short = plan.needs["short"].items()
+        missing = " and ".join(f"{size / 2**30:,.1f} GiB {WORDS[place]}" for place, size in short)
         raise ValueError(
             f"--strategy {plan.strategy}: does not fit, it is short of {missing}; leave it to auto, see launch plan, "
             "or start it all the same with --force"

@@ -76,7 +76,7 @@ def next_plan(run: RunDirectory, plan: Plan) -> Plan | None:
 
 
 def _note(run: RunDirectory, plan: Plan, attempt: int, found: Shortage) -> Failure | None:
-    if plan.estimated is None:
+    if plan.needs is None:
         print_error(f"memory ran out ({found.evidence}); it is not predicted for {plan.model}: name another --strategy")
         return None
     failure = Failure(
@@ -84,7 +84,7 @@ def _note(run: RunDirectory, plan: Plan, attempt: int, found: Shortage) -> Failu
         strategy=plan.strategy,
         activation_checkpointing=plan.activation_checkpointing,
         shortage=found,
-        needed=plan.estimated[f"{found.place}_bytes"],
+        needed=plan.needs[f"{found.place}_bytes"],
         believed=plan.gpu_mem if found.place == "gpu" else plan.host_mem,
     )
     attempts.add(run, attempt, {"out_of_memory": asdict(failure)})

@@ -2,7 +2,7 @@
 
 `program` runs ``python -m …`` from the repository root; `corpus` is the compiled sample set; `tiny_run` is one finished
 run of two ranks, read-only; `copied_run` is a copy of it, corpus included, that a test may damage; `golden` compares a
-text with a file.
+text with a file; `disk` and `memory_group` are as small as a test wants them.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
+from scripts import oom_demo
 from wellread.config import RunConfig
 from wellread.data.corpus import Corpus
 from wellread.runs import RunDirectory
@@ -92,6 +94,38 @@ def program() -> Program:
         return done
 
     return run
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mount a disk of so many bytes (a tmpfs) and return where; called again, change its size."""
+    path = tmp_path / "disk"
+    path.mkdir()
+
+    def sized(size: int) -> Path:
+        options = f"remount,size={size}" if path.is_mount() else f"size={size}"
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            missing(f"a tmpfs cannot be mounted here ({done.stderr.strip()})")
+        return path
+
+    yield sized
+    if path.is_mount():
+        subprocess.run(["umount", path], check=True)
+
+
+@pytest.fixture
+def memory_group() -> Iterator[Callable[[int], Path]]:
+    """Make a control group with a limit of so many bytes of memory; what is written to its cgroup.procs enters it."""
+    with ExitStack() as groups:
+
+        def limited(size: int) -> Path:
+            if not oom_demo.may_limit_memory():
+                missing("no memory controller of control groups that may be written to")
+            return groups.enter_context(oom_demo.memory_group(size)).folder
+
+        yield limited
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,13 @@
 """Limits of control groups, made up and real; a real kill by the kernel is told from a kill by hand."""
 
+import mmap
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import missing
 
-from scripts.oom_demo import may_limit_memory, memory_group
 from wellread import host_memory
 
 MIB = 1 << 20
@@ -47,13 +46,15 @@ def test_room_leaves_out_what_is_cached(tmp_path: Path) -> None:
     assert host_memory.available(own, tmp_path) == 0
 
 
-@pytest.fixture
-def group() -> Iterator[Path]:
-    """A control group with a limit of 200 MiB."""
-    if not may_limit_memory():
-        missing("no memory controller of control groups that may be written to")
-    with memory_group(200 * MIB) as made:
-        yield made.folder
+def test_what_a_process_holds_is_its_own_memory_without_mapped_files(tmp_path: Path) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(bytes(64 * MIB))
+    before = host_memory.held()
+    with open(file, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert mapped.find(b"x") == -1  # all of it has been read
+        assert host_memory.held() == pytest.approx(before, abs=8 * MIB)
+    own = bytearray(b"x") * (64 * MIB)
+    assert host_memory.held() == pytest.approx(before + len(own), abs=8 * MIB)
 
 
 def inside(group: Path, code: str) -> str:
@@ -73,8 +74,8 @@ for child in ("import os; os.kill(os.getpid(), 9)", "bytearray(400 << 20)"):
 """
 
 
-def test_the_kernel_says_whether_it_killed_for_memory(group: Path) -> None:
-    first, by_hand, for_memory = inside(group, WATCH).splitlines()
+def test_the_kernel_says_whether_it_killed_for_memory(memory_group: Callable[[int], Path]) -> None:
+    first, by_hand, for_memory = inside(memory_group(200 * MIB), WATCH).splitlines()
     assert first == f"{200 * MIB} True"
     assert by_hand == "-9 None"
     assert for_memory == "-9 the kernel killed 1 for want of memory in this control group, whose limit is 0.20 GiB"

@@ -34,9 +34,9 @@ def config(**changes: Any) -> RunConfig:
 
 
 def failure(of: Plan, attempt: int = 1, limit: float = 80) -> Failure:
-    assert of.estimated
+    assert of.needs
     shortage = Shortage(place="gpu", evidence="CUDA: out of memory", limit=int(limit * GIB))
-    needed = of.estimated["gpu_bytes"]
+    needed = of.needs["gpu_bytes"]
     return Failure(
         attempt=attempt,
         strategy=of.strategy,
@@ -198,7 +198,7 @@ def test_a_rank_that_says_so_moves(failed: tuple[RunDirectory, Plan]) -> None:
     lower = ladder.next_plan(run, made)
     assert lower
     assert lower.strategy != "ddp"
-    assert lower.estimated["gpu_bytes"] < 0.95 * 40 * GIB  # type: ignore[index]
+    assert lower.needs["gpu_bytes"] < 0.95 * 40 * GIB  # type: ignore[index]
     assert Plan.from_json(run.plan_file.read_text()) == lower
 
 

@@ -86,7 +86,8 @@ def test_json_keys_and_arithmetic(program, root: Path) -> None:  # type: ignore[
     values = plan(program, "--ranks_per_node", 2, "--batch_size", 24, "--out", "runs/x", "--host_mem", 16)
     strategies = values.pop("strategies")
     assert [found["strategy"] for found in strategies] == list(RUNGS)
-    assert {"strategy", "fits", "gpu_bytes", "host_bytes", "disk_bytes"} <= set(strategies[0])
+    for found in strategies:
+        assert {"strategy", "fits", "gpu_bytes", "host_bytes", "disk_bytes", "nvme_bytes"} <= set(found)
     files, command, variables = (values.pop(name) for name in ("files", "command", "environment"))
     assert command == [sys.executable, "-u", "-m", "finetune", "train", str(root / "runs/x")]
     assert variables == {
@@ -102,7 +103,7 @@ def test_json_keys_and_arithmetic(program, root: Path) -> None:  # type: ignore[
         "steps": 166,  # 8 epochs of 498 samples, 24 a step
         "epochs": 8.0, "warmup_steps": 5,
         "save_steps": [0, 50, 100, 150, 166],
-        "gpu_mem": None, "host_mem": 16.0, "nvme": None,
+        "gpu_mem": None, "host_mem": 16.0, "nvme": None, "forced": False,
         "activation_checkpointing": False, "offload_ratio": None, "ds_config": None, "failures": [],
         "out": "runs/x",
     }  # fmt: skip

@@ -36,6 +36,14 @@ def total(own: Path = OWN_GROUPS, mount: Path = MOUNT) -> int:
     return min(there, limit(own, mount) or there)
 
 
+def held() -> int:
+    """Bytes of host memory that this process has to itself; mapped files aside, which `available` counts as free."""
+    import psutil
+
+    memory = psutil.Process().memory_info()
+    return int(memory.rss - memory.shared)
+
+
 @dataclass(frozen=True)
 class Kills:
     """How many processes the kernel has killed for want of memory, so far."""

@@ -74,8 +74,8 @@ class Plan:
     strategy_reason: str
     strategies: tuple[dict[str, Any], ...] = ()
     """Predicted bytes of every strategy, fastest first (`wellread.memory`); empty when the model's family is unknown
-    to it. Each has `strategy`, `activation_checkpointing`, `fits`, `gpu_bytes`, `host_bytes`, `disk_bytes`,
-    `relative_speed`, `short`, `parts`."""
+    to it. Each has `strategy`, `activation_checkpointing`, `fits`, `gpu_bytes`, `host_bytes`, `disk_bytes`, `nvme_bytes`,
+    `relative_speed`, `short`, `peaks`, `parts`."""
     seq_len: int
     samples: int
     trainable: int
@@ -98,6 +98,13 @@ class Plan:
     """The user's own DeepSpeed settings; None for those of the strategy (configs/ds)."""
     failures: tuple[dict[str, Any], ...] = ()
     """Attempts whose memory ran out, of which this plan takes account (`wellread.ladder.Failure`)."""
+    forced: bool = False
+    """It is started whatever it needs."""
+
+    @property
+    def needs(self) -> dict[str, Any] | None:
+        """What the strategy needs, out of `strategies`; None when nothing is predicted."""
+        return next((found for found in self.strategies if found["strategy"] == self.strategy), None)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -109,11 +116,6 @@ class Plan:
             strategies=tuple(plan.strategies),
             failures=tuple(plan.failures),
         )
-
-    @property
-    def estimated(self) -> dict[str, Any] | None:
-        """What is predicted of the chosen strategy; None for families of models that are not predicted."""
-        return next((of for of in self.strategies if of["strategy"] == self.strategy), None)
 
     def files(self) -> list[str]:
         """Files and directories that the run writes, relative to the run directory."""
@@ -239,7 +241,8 @@ def replan(config: RunConfig, spec: ModelSpec, plan: Plan, failures: Sequence[Fa
         nvme=plan.nvme,
     )
     counts = Counts(samples=plan.samples, trainable=plan.trainable, sealed=plan.sealed, exact=plan.counts_exact)
-    return make_plan(config, spec, cluster, counts, plan.ds_config, failures)
+    made = make_plan(config, spec, cluster, counts, plan.ds_config, failures)
+    return replace(made, forced=plan.forced)
 
 
 def _micro_batches(batch_size: int, ranks: int, asked: int | None) -> list[int]:
@@ -367,7 +370,8 @@ def _gib(found: Estimate) -> str:
 
 def _listed(found: Estimate) -> dict[str, Any]:
     """An estimate as plan.json has it."""
-    names = ("strategy", "fits", "gpu_bytes", "host_bytes", "disk_bytes", "relative_speed", "short", "peaks", "parts")
+    sizes = ("gpu_bytes", "host_bytes", "disk_bytes", "nvme_bytes")
+    names = ("strategy", "fits", *sizes, "relative_speed", "short", "peaks", "parts")
     return {name: getattr(found, name) for name in names} | {"activation_checkpointing": found.checkpointing}
 
 

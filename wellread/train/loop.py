@@ -26,7 +26,7 @@ from wellread.order import Order
 from wellread.plan import Plan
 from wellread.record import Reading, RecordWriter, genesis
 from wellread.runs import RunDirectory
-from wellread.train import moments, ranks
+from wellread.train import gate, moments, ranks
 from wellread.train.engine import Engine, make_engine
 from wellread.train.monitor import Monitor, StepStats
 from wellread.train.optim import learning_rate
@@ -77,6 +77,7 @@ def train(run: RunDirectory, initial: Callable[[], Source], log: Path) -> int:
     plan = Plan.from_json(run.plan_file.read_text())
     order = Order(kind="shuffle", seed=config.seed, n=corpus.n_trainable, batch_size=plan.batch_size)
     found, passed_over = _newest_checkpoint(run)
+    gate.check(run, config, plan)
     engine = make_engine(Source.of(found.model) if found else initial(), config, plan)
     saver = Saver(run.checkpoints, engine, corpus.tokenizer, config.keep_states)
     loop = Loop(run, config, plan, corpus, order, engine, saver, ranks.StopRequest())

@@ -6,11 +6,12 @@ import os
 import signal
 import types
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)
 
 
@@ -79,6 +80,15 @@ def gather(rows: torch.Tensor) -> torch.Tensor:
     gathered = torch.empty((world_size() * rows.shape[0], *rows.shape[1:]), dtype=rows.dtype, device=rows.device)
     dist.all_gather_single(gathered, rows)
     return gathered.cpu()
+
+
+def gather_objects(value: T) -> list[T]:
+    """Every rank's `value`, in order of rank."""
+    import torch.distributed as dist
+
+    gathered: list[T] = [value] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
 
 
 class StopRequest:
