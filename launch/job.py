@@ -91,7 +91,10 @@ class Job:
         local = self.spec.fresh or self.spec.path is not None
         directory = self.corpus_directory() if local else None
         compiled = directory is not None and (directory / "corpus.json").is_file()
-        return self.plan(Corpus.open(directory) if directory is not None and compiled else None)
+        plan = self.plan(Corpus.open(directory) if directory is not None and compiled else None)
+        if self.file.kind == "local" and self.config.nvme_path and plan.strategy.endswith("-nvme"):
+            ops.check_libaio(plan.strategy)
+        return plan
 
 
 def _sized(config: RunConfig, file: ClusterFile, options: LaunchOptions) -> Cluster:

@@ -7,6 +7,7 @@ load takes it, not only a build. A process killed in between leaves it, and all 
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -49,6 +50,36 @@ SECONDS_TO_SETTLE = 0.5
 SECONDS_BETWEEN_LOOKS = 10
 
 
+LIBAIO = "apt-get install libaio-dev, or yum install libaio-devel"
+
+
+def has_libaio() -> bool:
+    """Whether a program that uses libaio can be built, as DeepSpeed tries whenever it loads async_io.
+
+    Folders elsewhere are named by CFLAGS and LDFLAGS (AsyncIOBuilder.is_compatible).
+    """
+    flags = [flag for name in ("CFLAGS", "LDFLAGS") for flag in shlex.split(os.environ.get(name, ""))]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [os.environ.get("CXX", "c++"), "-x", "c++", "-", *flags, "-laio", "-o", f"{folder}/program"]
+        program = "#include <libaio.h>\nint main() { return io_submit(nullptr, 0, nullptr); }\n"
+        try:
+            return subprocess.run(command, input=program, text=True, capture_output=True, check=False).returncode == 0
+        except FileNotFoundError:
+            return False
+
+
+def check_libaio(strategy: str) -> None:
+    """Make sure that offload to NVMe can work here.
+
+    Raises
+    ------
+    ValueError
+        When nothing can be built with libaio.
+    """
+    if not has_libaio():
+        raise ValueError(f"--strategy {strategy}: needs libaio, and no program can be built with it here; {LIBAIO}")
+
+
 def needed(plan: Plan) -> list[str]:
     """Ops that a plan uses: communication between ranks on CPUs, the optimizer of offloaded states, NVMe's (libaio)."""
     on_cpu = ["deepspeed_shm_comm"] if plan.device == "cpu" and plan.engine == "deepspeed" else []
@@ -86,7 +117,7 @@ def ensure(op: str, variables: dict[str, str]) -> None:
         code, words, _ = _build(op, variables, cache)
     if code:
         reason = next((line for line in reversed(words.splitlines()) if line), "")
-        needs = "a C++ compiler and ninja" + ", and libaio (Debian: apt-get install libaio-dev)" * (op == "async_io")
+        needs = "a C++ compiler and ninja" + f", and libaio ({LIBAIO})" * (op == "async_io")
         raise ValueError(f"DeepSpeed's ops cannot be compiled ({reason}); install {needs}")
 
 

@@ -42,6 +42,7 @@ LOCAL = [
     "build lock",
     "op: deepspeed_shm_comm",
     "op: cpu_adam",
+    "op: async_io",
     "libaio",
     "port",
     "host name",
@@ -81,7 +82,7 @@ def test_a_machine_is_shown_as_aligned_text(program: Program) -> None:
     rows = [line for line in lines if not line.startswith(" ")]
     assert [row[9:].partition("  ")[0] for row in rows] == LOCAL
     states = Counter(row.split()[0] for row in rows)
-    assert last == f"21 checks: {states['ok']} ok, {states['warning']} warning, {states['failed']} failed"
+    assert last == f"22 checks: {states['ok']} ok, {states['warning']} warning, {states['failed']} failed"
     assert done.returncode == (1 if states["failed"] else 0)
     assert "\x1b" not in done.stdout
     arrows = [line.index("->") for line in lines if line.startswith(" ")]
@@ -122,8 +123,7 @@ def test_a_broken_machine_is_told_what_to_mend(root: Path, tmp_path: Path, full_
     assert found["build lock"]["found"] == f"stale, removed: {lock}"
     assert not lock.exists()
     assert bad["op: cpu_adam"] == ("warning", "python -m launch doctor --build, with the same --cluster")
-    if not Path("/usr/include/libaio.h").exists():
-        assert bad["libaio"] == ("warning", "Debian: apt-get install libaio-dev")
+    assert bad["libaio"] == ("warning", "apt-get install libaio-dev, or yum install libaio-devel")
     assert found["ulimit: open files"]["found"] == "1024 (at most 2048)"
     assert bad["ulimit: open files"][0] == "warning"
     assert found["torch"]["state"] == "ok"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes.util
 import json
 import os
 import platform
@@ -199,12 +198,6 @@ def op_compiled(op: str, cache: Path, build: bool, on_gpu: bool) -> Check:
 
 def libaio() -> Check:
     """The library of asynchronous I/O, header included."""
-    command = [os.environ.get("CXX", "c++"), "-E", "-x", "c++", "-"]
-    try:
-        done = subprocess.run(command, input="#include <libaio.h>", text=True, capture_output=True, check=False)
-        has_header = done.returncode == 0
-    except FileNotFoundError:
-        has_header = Path("/usr/include/libaio.h").exists()
-    if has_header and ctypes.util.find_library("aio"):
+    if ops.has_libaio():
         return ok("libaio", "there, for zero3-nvme")
-    return warning("libaio", "not found; zero3-nvme alone needs it", "Debian: apt-get install libaio-dev")
+    return warning("libaio", "no program can be built with it; zero3-nvme alone needs it", ops.LIBAIO)
