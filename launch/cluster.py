@@ -60,6 +60,8 @@ class ClusterFile:
     """GiB of host memory per node; a SLURM job asks for it."""
     gpu_mem: float | None = None
     """GiB of each GPU, where launch cannot ask the devices."""
+    nvme: float | None = None
+    """GiB that `--nvme_path` has on each node, where launch cannot look."""
     cpus_per_rank: int | None = None
     exclusive: bool = False
     setup: tuple[str, ...] = ()
@@ -77,7 +79,7 @@ class ClusterFile:
         for name in ("requeues", "signal_delay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)} must be at least 0")
-        for name in ("ranks_per_node", "cpus_per_rank", "memory", "gpu_mem"):
+        for name in ("ranks_per_node", "cpus_per_rank", "memory", "gpu_mem", "nvme"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name}: {value} must be above 0")

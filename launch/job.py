@@ -105,10 +105,10 @@ def _sized(config: RunConfig, file: ClusterFile, options: LaunchOptions) -> Clus
         cluster = Cluster(kind=file.kind, nodes=config.nodes, ranks_per_node=ranks, device="cuda")
     else:
         cluster = clusters.probe(config, file)
-    here = file.kind == "local" and config.nvme_path  # on other machines the ranks look
-    if here:
-        ds_config.check_nvme(here)
-    nvme = shutil.disk_usage(here).free / 2**30 if here else None
+    nvme = file.nvme if options.nvme is None else options.nvme
+    if file.kind == "local" and config.nvme_path:  # on other machines the ranks look
+        ds_config.check_nvme(config.nvme_path)
+        nvme = nvme or shutil.disk_usage(config.nvme_path).free / sizes.GIB
     return replace(cluster, gpu_mem=gpu_mem, host_mem=host_mem, nvme=nvme)
 
 
@@ -138,6 +138,10 @@ def run(config: RunConfig, options: LaunchOptions) -> int:
     planned = job.planned()  # what cannot be planned, or cannot fit, is refused before anything is written
     if _imagined(job.file, options):
         raise ValueError("--gpu_mem: this machine has no GPU; launch plan tells what a run on such GPUs would need")
+    if not config.nvme_path:
+        if planned.strategy.endswith("-nvme"):
+            raise ValueError(f"--strategy {planned.strategy}: needs --nvme_path, a directory on each node's NVMe disk")
+        job = replace(job, cluster=replace(job.cluster, nvme=None))  # its size alone is for launch plan
     if not options.force:
         _refuse_unfit(planned)
     _refuse_foreign(job.run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from math import inf
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 if TYPE_CHECKING:
@@ -33,8 +34,15 @@ class LaunchOptions:
     partition: str | None = None
     gpu_mem: float | None = None
     host_mem: float | None = None
+    nvme: float | None = None
     force: bool = False
     ladder: str = "on"
+
+    def __post_init__(self) -> None:
+        for name in ("gpu_mem", "host_mem", "nvme"):
+            size = getattr(self, name)
+            if size is not None and not 0 < size < inf:
+                raise ValueError(f"--{name} {size:g}: must be a number of GiB above 0; leave it out where nobody knows")
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Self:
@@ -63,7 +71,8 @@ def add(parser: ArgumentParser) -> None:
     group.add_argument("--strict", action="store_true", help="Refuse a working tree that differs from its commit.")
     group.add_argument("--gpu_mem", type=float, help="GiB of each GPU, instead of what the devices say.")
     group.add_argument("--host_mem", type=float, help="GiB of host memory per node, instead of what the nodes say.")
-    group.add_argument("--force", action="store_true", help="Start the strategy asked for though it does not fit.")
+    group.add_argument("--nvme", type=float, help="GiB of NVMe per node; launch plan then needs no --nvme_path.")
+    group.add_argument("--force", action="store_true", help="Start though memory or disk will not do.")
     group.add_argument(
         "--ladder",
         choices=["on", "off"],

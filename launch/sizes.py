@@ -37,11 +37,11 @@ def _gpu_mem() -> float | None:
 
 
 def _slurm_memory(cluster: ClusterFile) -> float | None:
-    """RealMemory of the smallest node of the partition."""
+    """RealMemory of the smallest node of the partition, or of the default one, which sinfo marks with a star."""
     partition = ["--partition", cluster.partition] if cluster.partition else []
     try:
         done = subprocess.run(
-            ["sinfo", "--noheader", "--Node", *partition, "--format", "%m"],
+            ["sinfo", "--noheader", "--Node", *partition, "--format", "%P %m"],
             capture_output=True,
             text=True,
             timeout=20,
@@ -49,4 +49,6 @@ def _slurm_memory(cluster: ClusterFile) -> float | None:
         )
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
-    return min((int(size) / 1024 for size in re.findall(r"^(\d+)\+?$", done.stdout, re.MULTILINE)), default=None)
+    named = r"\S+" if cluster.partition else r"\S+\*"
+    found = re.findall(rf"^{named} (\d+)\+?$", done.stdout, re.MULTILINE)
+    return min((int(size) / 1024 for size in found), default=None)

@@ -38,6 +38,7 @@ time: 2-12:30:00
 memory: 0.5
 cpus_per_rank: 16
 gpu_mem: 80
+nvme: 1900.5
 exclusive: yes
 setup:
   - module load cuda
@@ -93,6 +94,7 @@ def test_every_key(tmp_path: Path) -> None:
         memory=0.5,
         cpus_per_rank=16,
         gpu_mem=80.0,
+        nvme=1900.5,
         exclusive=True,
         setup=("module load cuda", "ulimit -l unlimited"),
         srun=("--mpi=none",),
@@ -163,6 +165,7 @@ def test_no_name_leads_out_of_the_folder() -> None:
         ("kind: slurm\nsignal_delay: -1\n", "signal_delay: -1 must be at least 0"),
         ("kind: slurm\nranks_per_node: 0\n", "ranks_per_node: 0 must be above 0"),
         ("kind: slurm\ncpus_per_rank: -2\n", "cpus_per_rank: -2 must be above 0"),
+        ("kind: slurm\nnvme: 0\n", "nvme: 0.0 must be above 0"),
         ("kind: slurm\nmemory: -0.5\n", "memory: -0.5 must be above 0"),
         ("kind: slurm\nmemory: nan\n", "memory: 'nan' is no number"),
         ("kind: slurm\nmemory: inf\n", "memory: 'inf' is no number"),

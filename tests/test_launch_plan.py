@@ -1,15 +1,20 @@
 """`python -m launch`: help and plan without heavy imports, and nothing written."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from conftest import missing
 
+from launch import sizes
+from launch.cluster import ClusterFile
 from wellread.plan import RUNGS
 from wellread.runs import RunDirectory
 
@@ -21,6 +26,7 @@ FLAGS = """model data out steps epochs batch_size micro_batch_size seq_len seed 
 save_schedule resume cluster nodes ranks_per_node max_bad_rows config print_config optim.lr
 wait then snapshot strict time partition"""
 COMMANDS = ["run finetune", "run eval", "plan finetune", "status", "logs", "cancel", "doctor"]
+NO_SIZE = "must be a number of GiB above 0; leave it out where nobody knows"
 SETTINGS = {"OMP_NUM_THREADS": "3", "TORCH_EXTENSIONS_DIR": "/var/cache/torch"}
 PLAN = (
     "plan finetune --ranks_per_node 2 --batch_size 24 --save_schedule log --corpora tests/golden/none "
@@ -237,13 +243,113 @@ def test_the_gate_refuses_what_cannot_fit(program, tmp_path: Path) -> None:  # t
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--gpu_mem", "0.5"], "--gpu_mem 0.5: CUDA alone takes 0.75 GiB"),
-        (["--gpu_mem", "-1"], "--gpu_mem -1: must be above 0 GiB"),
-        (["--host_mem", "-2"], "--host_mem -2: must be above 0 GiB"),
-        (["--ranks_per_node", "0", "--gpu_mem", "40"], "--ranks_per_node 0: must be at least 1"),
+        (["--gpu_mem", "0.5"], "--gpu_mem 0.5: CUDA alone takes 0.75 GiB; give the size of a whole GPU"),
+        (["--gpu_mem", "-1"], f"--gpu_mem -1: {NO_SIZE}"),
+        (["--gpu_mem", "-1", "--cluster", "slurm"], f"--gpu_mem -1: {NO_SIZE}"),  # whose ranks are on CPUs
+        (["--gpu_mem", "nan"], "--gpu_mem nan: expected float"),
+        (["--host_mem", "inf"], "--host_mem inf: expected float"),
+        (["--host_mem", "1e400"], f"--host_mem inf: {NO_SIZE}"),
+        (["--host_mem", "0"], f"--host_mem 0: {NO_SIZE}"),
+        (["--nvme", "-5"], f"--nvme -5: {NO_SIZE}"),
+        (["--nvme", "much"], "--nvme much: expected float"),
+        (
+            ["--nvme_path", "/nowhere"],
+            "--nvme_path /nowhere: no such directory; create it on the NVMe disk of every node",
+        ),
+        (["--ranks_per_node", "0", "--gpu_mem", "40"], "--ranks_per_node 0: must be at least 1, or auto"),
+        (["--ranks_per_node", "-8"], "--ranks_per_node -8: must be at least 1, or auto"),
+        (["--nodes", "0"], "--nodes 0: must be at least 1"),
+        (["--micro_batch_size", "-1"], "--micro_batch_size -1: must be at least 1"),
+        (
+            ["--strategy", "zero3-nvme"],
+            "--strategy zero3-nvme: needs --nvme_path, a directory on each node's NVMe disk; to plan alone, --nvme GiB",
+        ),
     ],
 )
 def test_sizes_that_make_no_sense_are_one_line(flags: list[str], message: str, program) -> None:  # type: ignore[no-untyped-def]
     done = program("launch", "plan", "finetune", *flags)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"error: {message}")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {message}\n")
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Path]:
+    """A disk that nobody may write to, root included."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", str(path)], check=False).returncode:
+        missing("a tmpfs cannot be mounted here")
+    yield path
+    subprocess.run(["umount", path], check=True)
+
+
+def test_an_nvme_path_that_is_no_use_is_refused(program, read_only: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "file").touch()
+    cases = {
+        read_only: "not allowed to write there; choose a directory of yours",
+        tmp_path / "file": "no such directory; create it on the NVMe disk of every node",
+    }
+    for path, message in cases.items():
+        done = program("launch", "run", "finetune", "--nvme_path", path, "--out", tmp_path / "run")
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: --nvme_path {path}: {message}\n")
+    assert not (tmp_path / "run").exists()
+
+
+def test_nvme_that_is_not_here_is_planned_and_not_run(program, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Pythia-12b on a GPU of 24 GiB: 16 bytes of each of 11,846,072,320 weights go to NVMe, 176.5 GiB."""
+    shape = ["--model", "pythia-12b", "--seq_len", 2048, "--batch_size", 32, "--gpu_mem", 24, "--host_mem", 200]
+    values = plan(program, *shape, "--nvme", 2000)
+    (chosen,) = (found for found in values["strategies"] if found["strategy"] == values["chosen"])  # type: ignore[attr-defined]
+    assert (values["chosen"], chosen["fits"], chosen["nvme_bytes"]) == ("zero3-nvme", True, 16 * 11_846_072_320)
+    assert "of 2,000 GiB of NVMe per node" in str(values["strategy_reason"])
+    small = program("launch", "plan", "finetune", *shape, "--nvme", 150)
+    assert small.returncode == 2
+    assert "nearest is zero3-nvme, short of 34.0 GiB of NVMe per node" in small.stderr  # 176.5 - 95% of 150
+    asked = ("--host_mem", 64, "--nvme", 100, "--strategy", "zero3-nvme", "--out", tmp_path / "run")
+    refused = program("launch", "run", "finetune", *asked)
+    assert refused.returncode == 2
+    assert refused.stderr == ("error: --strategy zero3-nvme: needs --nvme_path, a directory on each node's NVMe disk\n")
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_libaio_nothing_is_started(program, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """A compiler that knows no libaio stands for a machine without it."""
+    compiler = tmp_path / "c++"
+    compiler.write_text('#!/bin/sh\nfor word; do [ "$word" = -laio ] && exit 1; done\nexec c++ "$@"\n')
+    compiler.chmod(0o755)
+    flags = ("--strategy", "zero3-nvme", "--nvme_path", tmp_path, "--out", tmp_path / "run", "--host_mem", 64)
+    for command in ("plan", "run"):
+        done = program("launch", command, "finetune", *flags, env={"CXX": str(compiler)})
+        assert (done.returncode, done.stdout, done.stderr) == (
+            2,
+            "",
+            "error: --strategy zero3-nvme: needs libaio, and no program can be built with it here; "
+            "apt-get install libaio-dev, or yum install libaio-devel\n",
+        )
+    assert not (tmp_path / "run").exists()
+
+
+SINFO = """#!/bin/sh
+[ "$*" = "--noheader --Node --format %P %m" ] && printf 'cpu* 64000\ncpu* 48128+\ngpu 1031000\ndebug 8000\n'
+[ "$*" = "--noheader --Node --partition gpu --format %P %m" ] && printf 'gpu 1031000\ngpu 515072\n'
+true
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "given", "expected"),
+    [
+        ({}, {}, (None, 47.0)),  # of the default partition's smallest node
+        ({"partition": "gpu"}, {}, (None, 503.0)),
+        ({"partition": "gpu", "gpu_mem": 80.0, "memory": 256.0}, {}, (80.0, 256.0)),
+        ({"partition": "gpu", "gpu_mem": 80.0}, {"gpu_mem": 40.0, "host_mem": 100.0}, (40.0, 100.0)),
+        ({"partition": "gone"}, {}, (None, None)),
+    ],
+)
+def test_sizes_of_a_slurm_cluster(
+    file: dict[str, Any], given: dict[str, float], expected: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sinfo").write_text(SINFO)
+    (tmp_path / "sinfo").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    asked = {"gpu_mem": None, "host_mem": None} | given
+    assert sizes.of(ClusterFile(kind="slurm", **file), **asked) == expected  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -119,12 +120,13 @@ def _reason(chosen: Estimate | None, estimates: tuple[Estimate, ...], machine: M
     used = [
         f"{needed / GIB:,.1f} of {limit / GIB:.4g} GiB {WORDS[place]}"
         for place, needed in (("gpu", chosen.gpu_bytes), ("host", chosen.host_bytes), ("nvme", chosen.nvme_bytes))
-        if needed and (limit := machine.limit(place))  # type: ignore[arg-type]
+        if needed and (limit := machine.limit(place)) and limit < math.inf  # type: ignore[arg-type]
     ]
     faster = [e for e in estimates if not e.fits and e.relative_speed > chosen.relative_speed]
     passed = min(faster, key=lambda found: found.relative_speed, default=None)
     over = f"; {name_of(passed)} is short of {_missing(passed)}" if passed else ""
-    return f"the fastest that fits ({', '.join(used) or 'no limits given'}){over}"
+    unknown = "; the GPUs' memory is not known" if used and machine.device == "cuda" and not machine.gpu_mem else ""
+    return f"the fastest that fits ({', '.join(used) or 'no limits given'}){over}{unknown}"
 
 
 def _part_missing(found: Estimate, machine: Machine) -> list[float]:

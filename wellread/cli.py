@@ -155,7 +155,7 @@ def _plain(kind: str) -> str:
 
 
 def own_path() -> str:
-    """PATH with this interpreter's folder first: torch takes the first ninja, and two versions undo each other's ops."""
+    """PATH with this interpreter's folder first: torch takes the first ninja, and two versions undo their builds."""
     folders = [str(Path(sys.executable).parent), *os.environ.get("PATH", os.defpath).split(os.pathsep)]
     return os.pathsep.join(dict.fromkeys(folders))
 

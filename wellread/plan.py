@@ -74,8 +74,8 @@ class Plan:
     strategy_reason: str
     strategies: tuple[dict[str, Any], ...] = ()
     """Predicted bytes of every strategy, fastest first (`wellread.memory`); empty when the model's family is unknown
-    to it. Each has `strategy`, `activation_checkpointing`, `fits`, `gpu_bytes`, `host_bytes`, `disk_bytes`, `nvme_bytes`,
-    `relative_speed`, `short`, `peaks`, `parts`."""
+    to it. Each has `strategy`, `activation_checkpointing`, `fits`, `gpu_bytes`, `host_bytes`, `disk_bytes`,
+    `nvme_bytes`, `relative_speed`, `short`, `peaks`, `parts`."""
     seq_len: int
     samples: int
     trainable: int
@@ -187,7 +187,7 @@ def make_plan(
     works = _works(config, spec, ranks, batch_size, micros, len(saves))
     machine = _machine(config, cluster)
     counted = that_count(failures, machine)
-    asked = _asked(config, ds_config)
+    asked = _asked(config, cluster, ds_config)
     decided = _decide(config, spec, narrowed(machine, counted), works, asked, counted)
     return Plan(
         model=spec.name,
@@ -289,16 +289,22 @@ class _Decision:
         return next((found.ratio for found in self.estimates if found.strategy == self.strategy), None)
 
 
-def _asked(config: RunConfig, ds_config: dict[str, Any] | None) -> tuple[str, str] | None:
+def _asked(config: RunConfig, cluster: Cluster, ds_config: dict[str, Any] | None) -> tuple[str, str] | None:
     """Strategy that is asked for, by name or by a DeepSpeed file, and how; None: it is left to the plan."""
     strategy: str = ds_configs.strategy(ds_config) if ds_config else config.strategy
     if ds_config and config.strategy not in ("auto", strategy):
         raise ValueError(
             f"--ds_config {config.ds_config}: is {strategy}, but --strategy {config.strategy} is given; leave one out"
         )
-    if strategy.endswith("-nvme") and not config.nvme_path:
-        raise ValueError(f"--strategy {strategy}: needs --nvme_path, a directory on each node's NVMe disk")
+    if strategy.endswith("-nvme") and not _has_nvme(config, cluster):
+        raise ValueError(
+            f"--strategy {strategy}: needs --nvme_path, a directory on each node's NVMe disk; to plan alone, --nvme GiB"
+        )
     return None if strategy == "auto" else (strategy, f"of {config.ds_config}" if ds_config else "asked for")
+
+
+def _has_nvme(config: RunConfig, cluster: Cluster) -> bool:
+    return config.nvme_path is not None or cluster.nvme is not None
 
 
 def _machine(config: RunConfig, cluster: Cluster) -> Machine:
