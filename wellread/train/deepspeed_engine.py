@@ -17,7 +17,7 @@ from wellread.models.load import Source
 from wellread.models.tensors import saved_sizes, write_model
 from wellread.train import ranks
 from wellread.train.engine import Write, in_training
-from wellread.train.moments import KEYS, ZERO, Moments, read, write_parts
+from wellread.train.moments import KEYS, ZERO, Moments, mapped_files, read, write_parts
 from wellread.train.optim import make_optimizer, replay_beta_powers
 from wellread.train.weights import Weights, fill, fill_divided, set_master, set_moment, unpadded
 
@@ -168,9 +168,18 @@ class DeepSpeedEngine:
         if self._nvme:  # DeepSpeed's load would lose the steps, and the moments of groups too small to be swapped
             self._set_moments(read(state, state), step)
             return
-        self._engine.load_checkpoint(str(state), tag=ZERO)
+        with mapped_files():  # else every rank reads its file whole, and rank 0's weights too
+            self._engine.load_checkpoint(str(state), tag=ZERO)
+        self._keep_state()
         self._share_state()
         self._replay(step)
+
+    def _keep_state(self) -> None:
+        """Copy moments that are still parts of a mapped file, which would stay on disk after it is deleted."""
+        for state in self._engine.optimizer.optimizer.state.values():
+            for key, value in state.items():
+                if torch.is_tensor(value) and value.device.type == "cpu":
+                    state[key] = value.clone()
 
     def _replay(self, step: int) -> None:
         optimizer = self._engine.optimizer.optimizer

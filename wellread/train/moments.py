@@ -6,9 +6,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any, cast
 
 import torch
+from torch.utils.serialization import config as torch_files
 
 Moments = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
 """Name of a parameter (as in `LossModule`) -> its first and second moment, flat fp32."""
@@ -20,6 +23,20 @@ PARTS = "parts"
 """Folder in which every rank saves its part of the moments, where DeepSpeed's own files would lack some (NVMe)."""
 ZERO = "zero"
 """Folder in which DeepSpeed saves, one file per rank."""
+
+CONVERTER = """
+import runpy
+from torch.utils.serialization import config
+config.load.mmap = True
+runpy.run_module("deepspeed.checkpoint.ds_to_universal", run_name="__main__", alter_sys=True)
+"""
+"""DeepSpeed's converter, with `mapped_files`: without, it holds a rank's file in memory."""
+
+
+def mapped_files() -> AbstractContextManager[None]:
+    """Let torch.load, whoever calls it, map files into memory instead of reading them whole."""
+    mapped: AbstractContextManager[None] = cast(Any, torch_files).patch("load.mmap", True)
+    return mapped
 
 
 def read(state: Path, converted: Path) -> Moments:
@@ -90,7 +107,7 @@ def convert(state: Path, converted: Path) -> None:
     shutil.rmtree(converted, ignore_errors=True)
     # Workers of 1 keep the converter in one process; missing state is injected for stages 1 and 2, which save none.
     options = ["--num_extract_workers=1", "--num_merge_workers=1", "--inject_missing_state"]
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", *options]
+    command = [sys.executable, "-c", CONVERTER, *options]
     folders = [f"--input_folder={state / ZERO}", f"--output_folder={converted}"]
     done = subprocess.run([*command, *folders], capture_output=True, text=True, check=False)
     if done.returncode:
