@@ -463,7 +463,9 @@ def test_the_ranks_get_these_variables_and_no_others(bare: pytest.MonkeyPatch) -
 
 def test_the_accelerator_is_named_on_cpu_alone(bare: pytest.MonkeyPatch) -> None:
     assert environment(PLAN, LOCAL)["DS_ACCELERATOR"] == "cpu"
-    assert "DS_ACCELERATOR" not in environment(replace(PLAN, device="cuda"), LOCAL)
+    on_gpus = environment(replace(PLAN, device="cuda"), LOCAL)
+    assert "DS_ACCELERATOR" not in on_gpus
+    assert on_gpus["PYTORCH_ALLOC_CONF"] == "pinned_max_cached_size_mb:1"
 
 
 def test_threads_share_the_cores(bare: pytest.MonkeyPatch) -> None:

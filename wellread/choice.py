@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from wellread.memory import MARGIN, SPEED, Estimate, Machine, Work, estimate
-from wellread.phases import GIB, Habits
+from wellread.phases import GIB
 
 if TYPE_CHECKING:
     from wellread.models.registry import ModelSpec
@@ -43,7 +43,6 @@ def choose(
     *,
     strategies: Sequence[str] = tuple(SPEED),
     checkpointing: bool | None = None,
-    habits: Habits | None = None,
     margin: float = MARGIN,
     tried: Collection[tuple[str, bool]] = (),
 ) -> Choice:
@@ -58,8 +57,6 @@ def choose(
         Those that may be chosen, such as the rungs of the ladder that have not failed yet.
     checkpointing : bool, optional
         Only with activation checkpointing, or only without; None: whichever is faster.
-    habits : Habits, optional
-        What the training code does beyond what a strategy needs (default: as it is today).
     margin : float
         Part of every limit that is left free.
     tried : collection of (str, bool)
@@ -73,7 +70,7 @@ def choose(
     ways = [works] if isinstance(works, Work) else list(works)
     modes = [False, True] if checkpointing is None else [checkpointing]
     ways_up = [
-        _first_that_fits(spec, ways, machine, strategy, again, habits, margin)
+        _first_that_fits(spec, ways, machine, strategy, again, margin)
         for strategy in strategies
         for again in modes
         if (strategy, again) not in tried
@@ -83,7 +80,7 @@ def choose(
     estimates = tuple(found for found, _ in ways_up)
     advice: tuple[str, ...] = ()
     if chosen is None:
-        advice = _advice(spec, work, machine, estimates, strategies, checkpointing, habits, margin)
+        advice = _advice(spec, work, machine, estimates, strategies, checkpointing, margin)
     return Choice(
         chosen=chosen, work=work, reason=_reason(chosen, estimates, machine), estimates=estimates, advice=advice
     )
@@ -95,11 +92,10 @@ def _first_that_fits(
     machine: Machine,
     strategy: str,
     again: bool,
-    habits: Habits | None,
     margin: float,
 ) -> tuple[Estimate, Work]:
     for work in ways:
-        found = estimate(spec, work, machine, strategy, checkpointing=again, habits=habits, margin=margin)
+        found = estimate(spec, work, machine, strategy, checkpointing=again, margin=margin)
         if found.fits:
             break
     return found, work
@@ -145,7 +141,6 @@ def _advice(
     estimates: tuple[Estimate, ...],
     strategies: Sequence[str],
     checkpointing: bool | None,
-    habits: Habits | None,
     margin: float,
 ) -> tuple[str, ...]:
     """What would fit, a line for each way there is."""
@@ -153,7 +148,7 @@ def _advice(
     def fitting(work: Work, machine: Machine) -> Estimate | None:
         modes = [False, True] if checkpointing is None else [checkpointing]
         found = (
-            estimate(spec, work, machine, strategy, checkpointing=again, habits=habits, margin=margin)
+            estimate(spec, work, machine, strategy, checkpointing=again, margin=margin)
             for strategy in strategies
             for again in modes
         )

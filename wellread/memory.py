@@ -22,7 +22,8 @@ from wellread.parameters import (
     lora_parameters,
     parameters,
 )
-from wellread.phases import FINE_SUB_GROUP, GIB, MIB, Block, Habits, Phase, Sizes, plain, zero3, zero12
+from wellread.phases import FINE_SUB_GROUP, GIB, MIB, Block, Phase, Sizes, plain
+from wellread.phases_zero import zero3, zero12
 
 if TYPE_CHECKING:
     from wellread.models.registry import ModelSpec
@@ -63,6 +64,10 @@ sizes of a fine-tune (Ren et al. 2021, figures 7 and 8); offloaded weights cross
 RECOMPUTED = 0.75
 """Speed with activation checkpointing: a second forward pass makes a step four units of work instead of three (Chen et
 al. 2016). So every strategy that stays on the GPU comes with checkpointing before any that offloads comes without."""
+FULL_PASS = 300
+"""Tokens of a forward pass below which a GPU reads its weights more slowly than it multiplies with them, in bf16: its
+operations per byte of memory traffic, 989e12 / 3.35e12 on an H100 (roofline: Williams et al. 2009,
+https://doi.org/10.1145/1498765.1498785). A micro-batch of fewer tokens is slower by as much."""
 RATIOS = tuple(step / 20 for step in range(1, 21))
 """Parts of the optimizer that zero3-partial may offload; the smallest that fits the GPU is taken."""
 
@@ -133,7 +138,7 @@ class Estimate:
     nvme_bytes: int
     """Per node."""
     relative_speed: float
-    """Expected tokens per second as a part of ddp's without checkpointing (`wellread.ladder.SPEED`)."""
+    """Expected tokens per second as a part of ddp's without checkpointing (`SPEED`, `RECOMPUTED`, `FULL_PASS`)."""
     short: dict[str, int]
     """Bytes missing, by gpu, host, disk, nvme; those that suffice are left out."""
     peaks: dict[str, str]
@@ -157,7 +162,6 @@ def estimate(
     strategy: str,
     *,
     checkpointing: bool = False,
-    habits: Habits | None = None,
     margin: float = MARGIN,
 ) -> Estimate:
     """Bytes that one strategy needs, and which limits they pass.
@@ -172,7 +176,7 @@ def estimate(
     _check(work, machine)
     if strategy not in SPEED:
         raise ValueError(f"--strategy {strategy}: unknown; choose {', '.join(SPEED)}")
-    asked = (spec, work, machine, strategy, checkpointing, habits or Habits(), margin)
+    asked = (spec, work, machine, strategy, checkpointing, margin)
     if strategy != "zero3-partial":
         return _estimate(*asked, ratio=None)
     found = (_estimate(*asked, ratio=ratio) for ratio in RATIOS)
@@ -185,12 +189,11 @@ def _estimate(
     machine: Machine,
     strategy: str,
     checkpointing: bool,
-    habits: Habits,
     margin: float,
     *,
     ratio: float | None,
 ) -> Estimate:
-    sizes = _sizes(spec, work, machine, habits, strategy, checkpointing)
+    sizes = _sizes(spec, work, machine, strategy, checkpointing)
     phases = _phases(sizes, machine, strategy, ratio)
     parts: dict[Place, dict[str, int]] = {"gpu": {}, "host": {}, "disk": _disk(sizes, work, strategy), "nvme": {}}
     peaks = {}
@@ -204,7 +207,8 @@ def _estimate(
     }
     if strategy == "zero3-nvme":
         on_node = -(-sizes.trainable // machine.nodes)
-        parts["nvme"] = {"optimizer": 12 * on_node, "gradients": 4 * on_node}
+        weights = -(-sizes.width * sizes.model.total // machine.nodes)
+        parts["nvme"] = {"weights": weights, "optimizer": 12 * on_node, "gradients": 4 * on_node}
     needed = {place: sum(of.values()) for place, of in parts.items()}
     return Estimate(
         strategy=strategy,
@@ -214,11 +218,16 @@ def _estimate(
         host_bytes=needed["host"],
         disk_bytes=needed["disk"],
         nvme_bytes=needed["nvme"],
-        relative_speed=round(SPEED[strategy] * (RECOMPUTED if checkpointing else 1), 4),
+        relative_speed=_speed(strategy, checkpointing, work, machine),
         short=_short(needed, machine, margin),
         peaks=peaks,
         parts={place: parts[place] for place in parts},
     )
+
+
+def _speed(strategy: str, checkpointing: bool, work: Work, machine: Machine) -> float:
+    filled = min(1.0, work.micro_batch * work.seq_len / FULL_PASS) if machine.device == "cuda" else 1.0
+    return round(SPEED[strategy] * (RECOMPUTED if checkpointing else 1) * filled, 4)
 
 
 def _check(work: Work, machine: Machine) -> None:
@@ -249,7 +258,7 @@ def _check(work: Work, machine: Machine) -> None:
         raise ValueError(f"LoRA rank {work.lora_rank}: must be at least 1, or 0 to train all weights")
 
 
-def _sizes(spec: ModelSpec, work: Work, machine: Machine, habits: Habits, strategy: str, checkpointing: bool) -> Sizes:
+def _sizes(spec: ModelSpec, work: Work, machine: Machine, strategy: str, checkpointing: bool) -> Sizes:
     model, cuda, bf16 = parameters(spec), machine.device == "cuda", work.dtype == "bf16"
     compute: Compute = "fp32" if not bf16 else "autocast" if strategy == "ddp" else "bf16"
     shape = (work.micro_batch, work.seq_len)
@@ -267,7 +276,7 @@ def _sizes(spec: ModelSpec, work: Work, machine: Machine, habits: Habits, strate
         activation_block=math.prod(shape) * spec.intermediate * (2 if bf16 else 4),
         logits=logits_and_loss(spec, *shape),
         head=spec.vocab * spec.width,
-        habits=habits,
+        fresh=spec.fresh,
         gpu=machine.limit("gpu") if cuda else None,
     )
 
@@ -292,8 +301,8 @@ def _snapshots(sizes: Sizes, machine: Machine) -> bool:
     """Whether the plain engine saves from a copy: when twice its size is free (TorchEngine.snapshot)."""
     copies = 12 * sizes.trainable
     limit = machine.limit("host")
-    if not sizes.habits.snapshot or limit is None:
-        return sizes.habits.snapshot
+    if limit is None:
+        return True
     before = [phase for phase in plain(sizes, snapshot=False) if phase.name == "saving"]
     return 2 * copies <= limit - sum(_host([replace(before[0], first=())], machine)[1].values())
 
@@ -302,9 +311,13 @@ def _disk(sizes: Sizes, work: Work, strategy: str) -> dict[str, int]:
     """Bytes of the checkpoints that are kept, and of the state that is written before the oldest is dropped.
 
     A model is saved in fp32 (with LoRA, the adapter alone); a state holds the moments, under DeepSpeed also the master
-    weights and the weights in its own precision.
+    weights, under ZeRO-1 and 2 the weights in its own precision too.
     """
-    state = 8 * sizes.trainable if strategy == "ddp" else 12 * sizes.trainable + sizes.width * sizes.model.total
+    state = 8 * sizes.trainable
+    if strategy not in ("ddp", "zero3-nvme"):
+        state += 4 * sizes.trainable
+    if strategy in ("zero1", "zero2", "zero2-offload"):
+        state += sizes.width * sizes.model.total
     return {
         "models": work.checkpoints * 4 * sizes.trainable,
         "states": min(work.states + 1, work.checkpoints) * state,
