@@ -30,7 +30,7 @@ def as_text(job: Job) -> str:
         ("model", f"{plan.model} ({plan.dtype})"),
         ("data", f"{job.config.data}: {_counts(plan)}"),
         ("batch", _batch(plan)),
-        ("engine", f"{plan.engine}, {plan.strategy} ({plan.strategy_reason})"),
+        ("engine", f"{plan.engine}, {plan.strategy}{_recomputing(plan)} ({plan.strategy_reason})"),
         *([("memory", _memory(plan))] if plan.strategies else []),
         ("ranks", f"{plan.nodes} node x {plan.ranks_per_node} on {plan.cluster} ({plan.device})"),
         ("steps", f"{plan.steps:,} = {plan.epochs:g} epochs, {plan.warmup_steps} of them warm-up"),
@@ -46,6 +46,10 @@ def as_text(job: Job) -> str:
     return "\n".join(f"{name:<{width}}{value}".replace("\n", "\n" + " " * width) for name, value in rows)
 
 
+def _recomputing(plan: Plan) -> str:
+    return " with activation checkpointing" * plan.activation_checkpointing
+
+
 def _memory(plan: Plan) -> str:
     """What each strategy would need, as an aligned table; the chosen one is marked."""
     heads = ["strategy", "GiB per GPU", "GiB per node", "GiB on disk", "speed", ""]
@@ -55,6 +59,7 @@ def _memory(plan: Plan) -> str:
         short = [f"{size / 2**30:,.2f} of {place} missing" for place, size in found["short"].items()]
         state = "chosen" if found["strategy"] == plan.strategy else ""
         said = ", ".join([state] * bool(state) + short) or "fits"
+        said += " with activation checkpointing" * (found["activation_checkpointing"] and not short)
         rows.append([found["strategy"], *sizes, f"{found['relative_speed']:.2f}", said])
     widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
     lines = []
