@@ -5,7 +5,7 @@
 Each case is a run of its own: `python -m launch run finetune` on a model made for it, loading and saving included.
 Measured is the largest sum over the ranks of private and shared memory (PSS), less that of as many idle interpreters
 with the same imports, which sleep beside the run. Private memory is read from the kernel's counter (RssAnon) 200 times
-a second: the walk of smaps_rollup takes so long that it counts what is freed and what takes its place, so it gives the
+a second: the walk of smaps takes so long that it counts what is freed and what takes its place, so it gives the
 shared pages alone. The error is predicted / measured - 1.
 """
 
@@ -35,7 +35,7 @@ LIMITS = {"median": 0.10, "worst": 0.20, "under": 0.05}
 """What the errors must stay within: median and worst in size, and how far the prediction may be too small."""
 SECONDS_BETWEEN = 0.005
 WALKS_EVERY = 40
-"""Samples between two walks of smaps_rollup."""
+"""Samples between two walks of smaps."""
 STEPS = 3
 
 
@@ -51,6 +51,7 @@ class Shape:
 
 SHAPES = {
     "11M": Shape(8192, 256, 8, 4),
+    "31M": Shape(50304, 288, 2, 4),
     "35M": Shape(50304, 256, 12, 4),
     "120M": Shape(50304, 768, 6, 12),
     "162M": Shape(50304, 768, 12, 12),
@@ -69,6 +70,10 @@ class Case:
     micro_batch: int
     seq_len: int
     accumulation: int = 1
+    checkpointing: bool = False
+    """With activation checkpointing."""
+    resumed: bool = False
+    """Measured is the run that goes on from a checkpoint."""
 
 
 CASES = [
@@ -88,6 +93,15 @@ CASES = [
     Case("35M", "zero2-offload", 2, "fp32", 2, 128),
     Case("35M", "zero3-offload", 1, "fp32", 2, 128),
     Case("162M", "zero3-offload", 2, "bf16", 1, 128),
+    Case("120M", "zero3-partial", 1, "bf16", 2, 128),
+    Case("35M", "zero3-partial", 2, "fp32", 2, 128),
+    Case("31M", "zero3-nvme", 1, "bf16", 2, 128),
+    Case("31M", "zero3-nvme", 2, "fp32", 2, 128),
+    Case("162M", "ddp", 1, "bf16", 2, 256, checkpointing=True),
+    Case("120M", "zero2", 2, "bf16", 4, 512, checkpointing=True),
+    Case("162M", "zero3", 2, "bf16", 1, 128, resumed=True),
+    Case("162M", "zero2-offload", 1, "bf16", 1, 128, resumed=True),
+    Case("162M", "ddp", 2, "fp32", 1, 128, resumed=True),
     Case("405M", "zero2", 1, "bf16", 1, 64),
 ]
 """The quick ones first."""
@@ -174,12 +188,23 @@ def private(process: int) -> int:
 
 
 def shared(process: int) -> int:
-    """This process's part of the pages that a file or other processes share with it, in bytes."""
+    """This process's part of the pages that a file or other processes share with it, in bytes.
+
+    Saved states that are mapped to be read are left out: the kernel takes their pages back when it needs memory.
+    """
     try:
-        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+        lines = Path(f"/proc/{process}/smaps").read_text().splitlines()
     except OSError:
         return 0
-    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(("Pss_File", "Pss_Shmem")))
+    total, counts = 0, True
+    for words in map(str.split, lines):
+        if not words[0].endswith(":"):  # a mapping begins: addresses, rights, ..., file
+            counts = "/checkpoints/" not in words[-1]
+        elif counts and words[0] == "Pss:":
+            total += int(words[1])
+        elif counts and words[0] == "Anonymous:":
+            total -= int(words[1])
+    return 1024 * total
 
 
 def ranks_of(launcher: int, run: Path) -> list[int]:
@@ -212,6 +237,24 @@ def watch(launcher: subprocess.Popen[bytes], run: Path, twins: list[int]) -> int
     return most
 
 
+def peak(command: list[str], case: Case, run: Path, log: Path) -> int:
+    """Start a run beside its idle twins; return the most that its ranks had above them."""
+    twins = [start("idle", case.strategy) for _ in range(case.ranks)]
+    try:
+        for twin in twins:
+            while twin.stdout and twin.stdout.readline().strip() not in (b"ready", b""):
+                pass
+        with open(log, "w") as file:
+            launcher = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=environment())
+            most = watch(launcher, run, [twin.pid for twin in twins])
+        if launcher.returncode:
+            raise RuntimeError(f"{case}: the run gave {launcher.returncode}\n{log.read_text()[-2000:]}")
+    finally:
+        for twin in twins:
+            twin.communicate()
+    return most
+
+
 def measure(case: Case, folder: Path) -> Outcome:
     """Run one case, and predict it."""
     model, run = folder / case.model, folder / "run"
@@ -224,8 +267,8 @@ def measure(case: Case, folder: Path) -> Outcome:
         "corpora": folder / "corpora",
         "out": run,
         "steps": STEPS,
-        "save_every": STEPS - (case.strategy == "ddp"),  # which trains on while it saves
-        "keep_states": 1,
+        "save_every": 1 if case.resumed else STEPS - (case.strategy == "ddp"),  # which trains on while it saves
+        "keep_states": STEPS if case.resumed else 1,
         "batch_size": case.micro_batch * case.accumulation * case.ranks,
         "micro_batch_size": case.micro_batch,
         "seq_len": case.seq_len,
@@ -233,21 +276,17 @@ def measure(case: Case, folder: Path) -> Outcome:
         "strategy": case.strategy,
         "ranks_per_node": case.ranks,
         "dtype": case.dtype,
+        "activation_checkpointing": "on" if case.checkpointing else "off",
+        "nvme_path": folder,
     }
     command = [sys.executable, "-m", "launch", "run", "finetune", *(f"--{k}={v}" for k, v in settings.items())]
-    twins = [start("idle", case.strategy) for _ in range(case.ranks)]
     try:
-        for twin in twins:
-            while twin.stdout and twin.stdout.readline().strip() not in (b"ready", b""):
-                pass
-        with open(folder / "log", "w") as log:
-            launcher = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=environment())
-            most = watch(launcher, run, [twin.pid for twin in twins])
-        if launcher.returncode:
-            raise RuntimeError(f"{case}: the run gave {launcher.returncode}\n{(folder / 'log').read_text()[-2000:]}")
+        most = peak(command, case, run, folder / "log")
+        if case.resumed:
+            for step in (STEPS, STEPS - 1):
+                shutil.rmtree(run / f"checkpoints/step-{step:08d}")
+            most = peak(command, case, run, folder / "log")
     finally:
-        for twin in twins:
-            twin.communicate()
         shutil.rmtree(run, ignore_errors=True)
     work = Work(
         dtype=case.dtype,
@@ -255,7 +294,9 @@ def measure(case: Case, folder: Path) -> Outcome:
         accumulation=case.accumulation,
         seq_len=case.seq_len,
     )
-    found = estimate(spec, work, Machine(device="cpu", ranks_per_node=case.ranks), case.strategy)
+    found = estimate(
+        spec, work, Machine(device="cpu", ranks_per_node=case.ranks), case.strategy, checkpointing=case.checkpointing
+    )
     parts = {part: size for part, size in found.parts["host"].items() if part != "interpreters"}
     return Outcome(
         case=case,
@@ -305,9 +346,10 @@ def markdown(outcomes: list[Outcome]) -> str:
     for o in outcomes:
         c = o.case
         tokens = f"{c.micro_batch} x {c.seq_len}" + (f" x {c.accumulation}" if c.accumulation > 1 else "")
+        how = ", checkpointing" * c.checkpointing + ", resumed" * c.resumed
         lines.append(
-            f"| {c.model} | {c.strategy} | {c.ranks} | {c.dtype} | {tokens} | {o.predicted:,.0f} | {o.measured:,.0f} "
-            f"| {o.error:+.1%} | {o.phase} |"
+            f"| {c.model} | {c.strategy}{how} | {c.ranks} | {c.dtype} | {tokens} | {o.predicted:,.0f} "
+            f"| {o.measured:,.0f} | {o.error:+.1%} | {o.phase} |"
         )
     return "\n".join(lines)
 

@@ -114,7 +114,7 @@ def _reason(chosen: Estimate | None, estimates: tuple[Estimate, ...], machine: M
         nearest = min(estimates, key=lambda found: sum(_part_missing(found, machine)))
         return f"nothing fits; nearest is {name_of(nearest)}, short of {_missing(nearest)}"
     used = [
-        f"{needed / GIB:,.1f} of {limit / GIB:.4g} GiB {WORDS[place]}"
+        f"{needed / GIB:,.1f} of {limit / GIB:,.4g} GiB {WORDS[place]}"
         for place, needed in (("gpu", chosen.gpu_bytes), ("host", chosen.host_bytes), ("nvme", chosen.nvme_bytes))
         if needed and (limit := machine.limit(place)) and limit < math.inf  # type: ignore[arg-type]
     ]

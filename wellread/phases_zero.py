@@ -30,7 +30,9 @@ from wellread.phases import (
 )
 
 
-def _saving(s: Sizes, held: list[Block], host: list[Block], *, whole: int, file: int, on_device: int) -> list[Phase]:
+def _saving(
+    s: Sizes, held: list[Block], host: list[Block], *, whole: int, file: int, on_device: int, freed: int = 0
+) -> list[Phase]:
     """Saving under ZeRO: the weights, gathered one by one, then the states.
 
     Every rank takes part in gathering and copies what it gets to the host, where rank 0 keeps it for its shard
@@ -44,6 +46,8 @@ def _saving(s: Sizes, held: list[Block], host: list[Block], *, whole: int, file:
         Bytes of the weights that rank 0 saves beside the states.
     on_device : int
         Bytes of the largest block of a rank's state that is on the device.
+    freed : int
+        Bytes that bf16 weights left in small blocks on a CPU: fp32 ones do not fit there.
     """
     gathered = one("gathered to save", 4 * s.model.largest)
     copies = (gathered, gathered) if s.cuda else (gathered,)
@@ -51,7 +55,7 @@ def _saving(s: Sizes, held: list[Block], host: list[Block], *, whole: int, file:
         name="saving",
         device=(*held, *[gathered] * whole),
         host=(*host, *copies),
-        first=(shard(s, besides=gathered.bytes),),
+        first=(shard(s, besides=gathered.bytes), Block("too small to use again", freed, freed)),
     )
     if not s.cuda:
         return [gathering]
@@ -96,7 +100,8 @@ def zero12(s: Sizes, *, stage: int, offload: bool) -> list[Phase]:
     in_transit = one("communication buckets", in_bucket)
     backward = [s.bucket(), *([remaining(s)] if stage == 2 else [])]
     if offload:
-        backward += [one("fp64 norm", max(in_bucket, 8 * largest))]
+        # The last gradient is the embedding's; autograd holds it until its hook has sent the bucket that it is in.
+        backward += [one("fp64 norm", max(in_bucket, 8 * largest)), one("gradients", w * s.head if s.full else 0)]
     else:
         overflowing = all_gradients > in_bucket or s.accumulates
         backward += [in_transit, *([partition] if overflowing else [])]
@@ -128,7 +133,15 @@ def zero12(s: Sizes, *, stage: int, offload: bool) -> list[Phase]:
         Phase(name="backward", device=(*held, *carried, s.bucket(touched=0), *first_gradients(s)), host=tuple(host)),
         Phase(name="backward", device=(*held, *backward), host=tuple(host)),
         Phase(name="step", device=(*held, *stepping), host=tuple(host)),
-        *_saving(s, held, host, whole=1, file=weights.bytes, on_device=0 if offload else 4 * share),
+        *_saving(
+            s,
+            held,
+            host,
+            whole=1,
+            file=weights.bytes,
+            on_device=0 if offload else 4 * share,
+            freed=unflattened.small if s.bf16 and not s.cuda else 0,
+        ),
     ]
 
 
@@ -196,9 +209,9 @@ def zero3(
     in_bucket = w * min(BUCKET, s.trainable)
     copies = one("communication buckets", in_bucket * (1 if s.cuda else 2))
     last = gathered if s.trainable > BUCKET else one("gathered weights", w * s.head if gathers else 0)
-    # The last gradient is the embedding's; autograd holds it until its hook has sent the bucket that it is in.
+    # The last gradient, as in `zero12`.
     backward = [copies, last, remaining(s), one("gradients", w * s.head if s.full else 0)]
-    if nvme:  # a bucket's gradients are cast before they are written
+    if nvme and s.bf16:  # a bucket's gradients are cast before they are written
         backward.append(one("gradients", 4 * min(BUCKET, s.trainable) // s.ranks))
     norm = 8 * -(-s.model.largest // s.ranks)
     if ratio:
