@@ -299,7 +299,7 @@ def test_nvme_that_is_not_here_is_planned_and_not_run(program, tmp_path: Path) -
     shape = ["--model", "pythia-12b", "--seq_len", 2048, "--batch_size", 32, "--gpu_mem", 24, "--host_mem", 200]
     values = plan(program, *shape, "--nvme", 2000)
     (chosen,) = (found for found in values["strategies"] if found["strategy"] == values["chosen"])  # type: ignore[attr-defined]
-    assert (values["chosen"], chosen["fits"], chosen["nvme_bytes"]) == ("zero3-nvme", True, 16 * 11_846_072_320)
+    assert (values["chosen"], chosen["fits"], chosen["nvme_bytes"]) == ("zero3-nvme", True, 18 * 11_846_072_320)
     assert "of 2,000 GiB of NVMe per node" in str(values["strategy_reason"])
     small = program("launch", "plan", "finetune", *shape, "--nvme", 150)
     assert small.returncode == 2
