@@ -10,8 +10,10 @@ STAMP := $(VENV)/.wellread-setup
 
 MODEL ?= tiny
 DATA ?= $(if $(filter tiny,$(MODEL)),sample,dolly)
-# The name of the model and that of the data, without folders and suffix; the shell keeps blanks in names whole.
-RUN ?= runs/$(shell m="$(MODEL)"; m="$${m%/}"; d="$(DATA)"; d="$${d##*@}"; d="$${d##*/}"; echo "$${m##*/}-$${d%%.*}")
+# The name of the model and those of the sets, without folders, suffixes and amounts (as `label` in wellread/data/sets.py);
+# the shell keeps blanks in names whole.
+RUN ?= runs/$(shell m="$(MODEL)"; m="$${m%/}"; d="$(DATA)"; echo "$${m##*/}-$$(echo "$$d" | sed -E \
+	-e 's|[^,]*@||g' -e 's|/+(,\|$$)|\1|g' -e 's|[^,]*/||g' -e 's/:[-+.0-9e]+(,|$$)/\1/g' -e 's/[.][^,]*//g' -e 's/:/-/g' -e 's/,/+/g')")
 CLUSTER ?= local
 NODES ?= 1
 RANKS ?= auto

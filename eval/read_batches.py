@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.history import BatchRead, History
-from eval.show import cell, plural, say, say_text, visible
+from eval.show import cell, plural, say, say_text
+from wellread.cli import visible
 from wellread.runs import fsync_directory
 
 STDOUT = "-"

@@ -11,7 +11,8 @@ from typing import Any
 from eval.history import History, Reading
 from eval.read_batches import STDOUT, where_from, writing
 from eval.search import Hit, search
-from eval.show import cell, plural, say, say_table, visible
+from eval.show import cell, plural, say, say_table
+from wellread.cli import visible
 
 SHOWN = 20
 """Samples found that are listed on a terminal; all of them when piped."""

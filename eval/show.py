@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterable, Sequence
+
+from wellread.cli import visible
 
 NARROW = 4
 """Blanks before a sample's text."""
@@ -33,11 +34,6 @@ def say_text(text: str) -> None:
     """Print a sample's text, indented, control characters made visible."""
     for line in visible(text).split("\n"):
         say(f"{'':{NARROW}}{line}".rstrip())
-
-
-def visible(text: str) -> str:
-    """The text with control characters other than line feed and tab spelt out: data must not drive the terminal."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def say_table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

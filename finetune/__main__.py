@@ -9,7 +9,7 @@ from __future__ import annotations
 from wellread.cli import run_program
 
 EXAMPLES = """examples:
-  python -m finetune prepare --data dolly@databricks-dolly-15k.jsonl --model models/pythia-70m --seq_len 512
+  python -m finetune prepare --data dolly@databricks-dolly-15k.jsonl --model models/pythia-70m --seq_len 512 --show 3
   python -m launch run finetune --model tiny      (prepares, plans and trains; see python -m launch --help)
 """
 
@@ -37,11 +37,12 @@ def _prepare(argv: list[str]) -> int:
 
     parser = new_parser("python -m finetune prepare", "Compile the corpus of a fine-tuning run.", EXAMPLES)
     add_dataclass(parser, RunConfig)
-    config, _ = parse_dataclass(parser, RunConfig, argv)
+    parser.add_argument("--show", type=int, default=0, help="Print the first samples of each set, token by token.")
+    config, others = parse_dataclass(parser, RunConfig, argv)
 
     from finetune.prepare import prepare
 
-    prepare(config)
+    prepare(config, others["show"])
     return 0
 
 

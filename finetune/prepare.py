@@ -4,32 +4,39 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections import Counter
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune import show
+from finetune.tokenise import Item, tokenise
 from wellread.config import RunConfig
-from wellread.data import seal, sources, tokenizer
-from wellread.data.compile import Sample, Shard, building, merge, write_shards
+from wellread.data import sets, templates, tokenizer
+from wellread.data.compile import Shard, building, merge, write_shards
 from wellread.data.corpus import Corpus
-from wellread.data.instruct import (
-    SCHEMAS,
-    Example,
-    Schema,
-    corpus_directory,
-    corpus_settings,
-    example,
-    recognise,
-)
+from wellread.data.instruct import Example
+from wellread.data.mixture import Mixture, Reader, corpus_directory, corpus_settings, readers
+from wellread.data.raw import TEXT, Raw
 from wellread.models.registry import ModelSpec, find, local_directory
 from wellread.plan import resolve
 
 ROWS_PER_SHARD = 2000
 LISTED_BAD_ROWS = 20
+Chosen = list[NDArray[np.bool_] | None]
+"""For each set, which of its rows are taken; None: all."""
 
 
-def prepare(config: RunConfig) -> Path:
-    """Compile the corpus of `config`, or find it compiled; return its directory.
+def prepare(config: RunConfig, shown: int = 0) -> Path:
+    """Compile the corpus of `config`, or find it compiled; say what it holds; return its directory.
+
+    Parameters
+    ----------
+    shown : int
+        How many samples of each set are printed.
 
     Raises
     ------
@@ -38,94 +45,132 @@ def prepare(config: RunConfig) -> Path:
     """
     spec = find(config.model)
     config = resolve(config, spec)
-    source = sources.find(config.data or "")
+    mixture = sets.find(config.data or "")
     tokens = tokenizer.identify(None if spec.fresh else local_directory(spec, weights=False), spec.vocab)
-    target = corpus_directory(config, source, tokens)
+    target = corpus_directory(config, mixture, tokens)
     with building(target) as build:
         if build is None:
             print(f"corpus {target}: already compiled", flush=True)
-            return target
-        schema = SCHEMAS[source.schema] if source.schema else _recognised(source)
-        rows, bad = _check_rows(source, schema, config.max_bad_rows)
-        backend = _tokenizer(spec, source, schema, build)
-        print(f"compiling {rows:,} rows of {source.name} into {target}", flush=True)
-        _write(build, source, schema, backend, config, rows)
-        merge(
-            build,
-            source=source.name,
-            vocab_size=spec.vocab,
-            settings=corpus_settings(config, source, tokens),
-            extra={
-                "kind": "instruction",
-                "source": {
-                    "name": source.name,
-                    "schema": schema.name,
-                    "rows": rows,
-                    "sha256": sources.fingerprint(source),
-                },
-                "tokenizer": {
-                    "size": backend.size,
-                    "eos": backend.eos,
-                    "sha256": tokenizer.fingerprint(build / "tokenizer"),
-                },
-                "bad_rows": bad,
-            },
-        )
-    _warn_unsealed(target, config)
+        else:
+            _compile(build, target, config, mixture, spec, tokens)
+    corpus = Corpus.open(target)
+    show.summary(corpus)
+    show.samples(corpus, shown)
+    _warn_unsealed(corpus, config)
     return target
 
 
-def _warn_unsealed(target: Path, config: RunConfig) -> None:
-    counts = Corpus.open(target).meta["counts"]
-    if counts["sealed"] == 0 and config.holdout > 0:
+def _compile(build: Path, target: Path, config: RunConfig, mixture: Mixture, spec: ModelSpec, tokens: str) -> None:
+    found = readers(config, mixture)
+    counts, bad = _check_rows(found, config.max_bad_rows, spec)
+    chosen = mixture.chosen(counts)
+    taken = [int(np.count_nonzero(n if of is None else of)) for n, of in zip(counts, chosen, strict=True)]
+    backend = _tokenizer(spec, found, chosen, build)
+    for reader, n, of in zip(found, counts, taken, strict=True):
+        part = "" if of == np.count_nonzero(n) else f"{of:,} of "
+        print(f"compiling {part}{len(n):,} rows of {reader.source.name} into {target}", flush=True)
+    items = sum(int(n.sum() if of is None else n[of].sum()) for n, of in zip(counts, chosen, strict=True)) + len(bad)
+    _write(build, _items(found, chosen), backend, config, items)
+    settings = corpus_settings(config, mixture, tokens)
+    merge(
+        build,
+        sets=mixture.names,
+        vocab_size=spec.vocab,
+        settings=settings,
+        extra={
+            "kind": TEXT if all(reader.schema.name == TEXT for reader in found) else "instruction",
+            "sets": [_described(*of) for of in zip(found, counts, taken, settings["sets"], strict=True)],
+            "tokenizer": {
+                "size": backend.size,
+                "eos": backend.eos,
+                "sha256": tokenizer.fingerprint(build / "tokenizer"),
+            },
+            "bad_rows": bad,
+        },
+    )
+
+
+def _described(reader: Reader, counts: NDArray[np.int64], taken: int, settings: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": reader.source.name,
+        "schema": reader.schema.name,
+        "template": reader.template.name,
+        "rows": len(counts),
+        "taken": taken,
+        "sha256": settings["content"],
+    }
+
+
+def _warn_unsealed(corpus: Corpus, config: RunConfig) -> None:
+    if corpus.n == corpus.n_trainable and config.holdout > 0:
         print(
-            f"warning: none of the {counts['samples']:,} samples is sealed (--holdout {config.holdout:g}): "
+            f"warning: none of the {corpus.n:,} samples is sealed (--holdout {config.holdout:g}): "
             "what the model has read cannot be told from what it has not",
             file=sys.stderr,
         )
 
 
-def _recognised(source: sources.Source) -> Schema:
-    columns = {c for row in itertools.islice(sources.rows(source), 100) if row.fields for c in row.fields}
-    if not columns:
-        return SCHEMAS["dolly"]  # any will do: the rows are broken or none, and the check of rows says which
-    return recognise(columns, str(source.path or source.hub))
-
-
-def _examples(source: sources.Source, schema: Schema) -> Iterator[tuple[int, Example | str]]:
-    """Row number and its texts, or what is wrong with it."""
-    for row in sources.rows(source):
-        yield row.number, (example(row.fields, schema) if row.fields is not None else f"{row.error}")
-
-
-def _check_rows(source: sources.Source, schema: Schema, allowed: int) -> tuple[int, list[str]]:
-    """Read every row once; return how many there are, and a line for each broken one."""
-    count, bad = 0, []
-    for number, found in _examples(source, schema):
-        count += 1
-        if isinstance(found, str):
-            bad.append(f"{source.path or source.hub} row {number}: {found}")
-    if count == 0:
-        raise ValueError(f"{source.path or source.hub}: holds no rows")
-    if len(bad) > allowed:
-        listed = "; ".join(bad[:LISTED_BAD_ROWS]) + (
-            f"; and {len(bad) - LISTED_BAD_ROWS} more" * (len(bad) > LISTED_BAD_ROWS)
+def _check_rows(found: Sequence[Reader], allowed: int, spec: ModelSpec) -> tuple[list[NDArray[np.int64]], list[str]]:
+    """Read every row once; return how many samples each row of each set makes, and a line for each broken one."""
+    counts, bad, broken = [], list[str](), 0
+    for reader in found:
+        made = array("q")
+        for number, samples in reader.rows():
+            if reader.schema.name == TEXT:
+                _check_tokens(samples, f"{reader.source.where} row {number}", spec)
+            made.append(0 if isinstance(samples, str) else len(samples))
+            if isinstance(samples, str):
+                broken += 1
+                if broken <= max(allowed, LISTED_BAD_ROWS):
+                    bad.append(samples)
+        if not made:
+            raise ValueError(f"{reader.source.where}: holds no rows")
+        counts.append(np.array(made, dtype=np.int64))
+    if broken > allowed:
+        listed = "; ".join(bad[:LISTED_BAD_ROWS]) + f"; and {broken - LISTED_BAD_ROWS} more" * (
+            broken > LISTED_BAD_ROWS
         )
         raise ValueError(
-            f"{len(bad)} broken row{'s' * (len(bad) > 1)}, {allowed} allowed: {listed}; "
-            f"mend them, or pass over them with --max_bad_rows {len(bad)}"
+            f"{broken} broken row{'s' * (broken > 1)}, {allowed} allowed: {listed}; "
+            f"mend them, or pass over them with --max_bad_rows {broken}"
         )
+    for reader, count in zip(found, counts, strict=True):
+        if reader.source.subsets and not count.any():
+            raise ValueError(f"{reader.source.where}: no row is of {' or '.join(reader.source.subsets)}")
     for line in bad:
         print(f"passing over {line}", file=sys.stderr)
-    return count, bad
+    return counts, bad
 
 
-def _tokenizer(spec: ModelSpec, source: sources.Source, schema: Schema, build: Path) -> tokenizer.Tokenizer:
+def _check_tokens(samples: Sequence[Example | Raw] | str, where: str, spec: ModelSpec) -> None:
+    """Refuse tokens of a Megatron file that are none of the model's."""
+    for tokens in (each.tokens for each in samples if isinstance(each, Raw) and each.tokens is not None):
+        if spec.fresh:
+            raise ValueError(f"{where}: holds tokens, and {spec.name} has no tokenizer of its own; choose its model")
+        if len(tokens) and int(tokens.max()) >= spec.vocab:
+            raise ValueError(
+                f"{where}: token {int(tokens.max()):,}, but {spec.name} has a vocabulary of {spec.vocab:,}; "
+                "they do not belong together"
+            )
+
+
+def _items(found: Sequence[Reader], chosen: Chosen) -> Iterator[Item]:
+    """What becomes samples, set after set; broken rows too, to be counted."""
+    for set_id, (reader, taken) in enumerate(zip(found, chosen, strict=True)):
+        for place, (number, samples) in enumerate(reader.rows()):
+            if isinstance(samples, str):
+                yield Item(set_id, number, None)
+            elif taken is None or taken[place]:
+                for sample in samples:
+                    yield Item(set_id, number, sample, reader.source.where)
+
+
+def _tokenizer(spec: ModelSpec, found: Sequence[Reader], chosen: Chosen, build: Path) -> tokenizer.Tokenizer:
     """Put the tokenizer's files into the corpus; train one where the model has none."""
     directory = build / "tokenizer"
     if spec.fresh and not (directory / "tokenizer.json").exists():
-        found = (text for _, text in _examples(source, schema) if isinstance(text, Example))
-        tokenizer.train_bpe((f"{e.prompt}{e.response}" for e in found), spec.vocab, directory, spec.positions)
+        texts = (item.found.text for item in _items(found, chosen) if isinstance(item.found, Example | Raw))
+        tokenizer.train_bpe(texts, spec.vocab, directory, spec.positions)
     elif not spec.fresh:
         tokenizer.copy_files(local_directory(spec, weights=False), directory)
     backend = tokenizer.Tokenizer.load(directory)
@@ -134,20 +179,23 @@ def _tokenizer(spec: ModelSpec, source: sources.Source, schema: Schema, build: P
             f"--model {spec.name}: its tokenizer has {backend.size:,} tokens but its embedding {spec.vocab:,} rows; "
             "they do not belong together"
         )
+    if any(reader.template.is_chat for reader in found) and not backend.backend.chat_template:
+        print(
+            f"the tokenizer of {spec.name} has no chat template: it gets configs/templates/{templates.CHAT_FILE.name}"
+        )
+        (directory / "chat_template.jinja").write_text(templates.CHAT_FILE.read_text())
+        backend = tokenizer.Tokenizer.load(directory)
     return backend
 
 
-def _write(
-    build: Path, source: sources.Source, schema: Schema, backend: tokenizer.Tokenizer, config: RunConfig, rows: int
-) -> None:
+def _write(build: Path, found: Iterator[Item], backend: tokenizer.Tokenizer, config: RunConfig, items: int) -> None:
     """Tokenise stretch by stretch, with a progress bar on a terminal."""
     from rich.console import Console
     from rich.progress import Progress
 
-    found = _examples(source, schema)
     consumed = 0
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("tokenising", total=rows)
+        task = bar.add_task("tokenising", total=items)
 
         def make(index: int) -> Shard:
             nonlocal consumed
@@ -156,44 +204,5 @@ def _write(
             consumed = (index + 1) * ROWS_PER_SHARD
             return tokenise(stretch, backend, config)
 
-        count = -(-rows // ROWS_PER_SHARD)
-        write_shards(build, count, make, lambda done: bar.update(task, completed=min(rows, done * ROWS_PER_SHARD)))
-
-
-def tokenise(stretch: list[tuple[int, Example | str]], backend: tokenizer.Tokenizer, config: RunConfig) -> Shard:
-    """Turn rows into samples: prompt, response, end of sequence; loss on the last two.
-
-    A sample longer than ``--seq_len`` loses the end of its response (counted as ``response_cut``). A row without
-    response, or whose prompt fills the window, has nothing to learn from: left out and counted.
-    """
-    seq_len = config.seq_len or 0
-    shard = Shard([], Counter())
-    good = []
-    for number, found in stretch:
-        if isinstance(found, str):
-            shard.counts["dropped_broken"] += 1
-        elif not found.response:
-            shard.counts["dropped_empty_response"] += 1
-        else:
-            good.append((number, found))
-    prompts = backend.prompts([found.prompt for _, found in good]) if good else []
-    responses = backend.continuations([found.response for _, found in good]) if good else []
-    for (number, found), prompt, response in zip(good, prompts, responses, strict=True):
-        if len(prompt) >= seq_len:
-            shard.counts["dropped_prompt_fills_window"] += 1
-            continue
-        tokens = [*prompt, *response, backend.eos]
-        if len(tokens) > seq_len:
-            shard.counts["response_cut"] += 1
-            tokens = tokens[:seq_len]
-        document = seal.document_id(f"{found.prompt}\x00{found.response}")
-        sample = Sample(
-            tokens=tokens,
-            spans=[(max(1, len(prompt)), len(tokens))],
-            document=document,
-            sealed=seal.is_sealed(document, config.holdout, config.holdout_seed),
-            row=number,
-            category=found.category,
-        )
-        shard.samples.append(sample)
-    return shard
+        count = -(-items // ROWS_PER_SHARD)
+        write_shards(build, count, make, lambda done: bar.update(task, completed=min(items, done * ROWS_PER_SHARD)))

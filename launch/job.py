@@ -22,8 +22,9 @@ from wellread.checkpoint import list_checkpoints
 from wellread.choice import WORDS
 from wellread.cli import FAILURE
 from wellread.config import RunConfig, to_argv, to_dict
-from wellread.data import instruct, sources, tokenizer
+from wellread.data import sets, tokenizer
 from wellread.data.corpus import Corpus
+from wellread.data.mixture import Mixture, corpus_directory
 from wellread.models import registry
 from wellread.order import Order
 from wellread.plan import Cluster, Counts, Plan, make_plan, resolve
@@ -36,7 +37,7 @@ class Job:
 
     config: RunConfig
     spec: registry.ModelSpec
-    source: sources.Source
+    mixture: Mixture
     file: ClusterFile
     cluster: Cluster
     options: LaunchOptions
@@ -56,7 +57,7 @@ class Job:
         config = resolve(config, spec)
         file = cluster_of(config.cluster, options.time, options.partition)
         cluster = _sized(config, file, options)
-        job = cls(config, spec, sources.find(config.data or ""), file, cluster, options)
+        job = cls(config, spec, sets.find(config.data or ""), file, cluster, options)
         if file.kind == "slurm":
             slurm.check(job.run)
         return job
@@ -69,7 +70,7 @@ class Job:
     def corpus_directory(self) -> Path:
         """Where the corpus is compiled to."""
         directory = None if self.spec.fresh else registry.local_directory(self.spec, weights=False)
-        return instruct.corpus_directory(self.config, self.source, tokenizer.identify(directory, self.spec.vocab))
+        return corpus_directory(self.config, self.mixture, tokenizer.identify(directory, self.spec.vocab))
 
     def plan(self, corpus: Corpus | None) -> Plan:
         """Plan the run; without a compiled corpus, from the rows of the source."""
@@ -80,9 +81,7 @@ class Job:
         return replace(made, forced=self.options.force)
 
     def _estimate(self) -> Counts:
-        if self.source.path is None and self.source.published_rows is None:
-            raise ValueError(f"--data {self.config.data}: its size is not known before it is downloaded")
-        rows = sum(1 for _ in sources.rows(self.source)) if self.source.path else self.source.published_rows or 0
+        rows = self.mixture.estimate()
         sealed = round(rows * self.config.holdout)
         return Counts(samples=rows, trainable=rows - sealed, sealed=sealed, exact=False)
 

@@ -24,7 +24,16 @@ from wellread.data.corpus import Corpus, digest
 
 
 def sample(row: int, tokens: list[int], spans: list[tuple[int, int]], *, sealed: bool = False) -> Sample:
-    return Sample(tokens=tokens, spans=spans, document=row % 5, sealed=sealed, row=row, category="open_qa")
+    return Sample(
+        tokens=tokens,
+        spans=spans,
+        document=row % 5,
+        sealed=sealed,
+        set_id=row % 2,
+        row=row,
+        category="open_qa",
+        author="human",
+    )
 
 
 SHARDS = [
@@ -41,7 +50,13 @@ def compiled(target: Path, shards: list[Shard] = SHARDS, vocab: int = 65536) -> 
     with building(target) as build:
         assert build is not None
         write_shards(build, len(shards), shards.__getitem__, lambda done: None)
-        merge(build, source="toy", vocab_size=vocab, settings={"a": 1}, extra={"kind": "toy"})
+        merge(
+            build,
+            sets=("toy", "odd"),
+            vocab_size=vocab,
+            settings={"a": 1},
+            extra={"kind": "toy", "sets": [{"name": "toy"}, {"name": "odd"}]},
+        )
     return Corpus.open(target)
 
 
@@ -75,11 +90,14 @@ def test_the_table_of_samples(tmp_path: Path) -> None:
         "n_tokens": [2, 4, 3, 3],
         "n_targets": [1, 2, 2, 2],
         "document": [2, 4, 1, 1],
-        "source": ["toy"] * 4,
+        "source": ["toy", "toy", "odd", "toy"],
         "rows": [[2], [4], [1], [6]],
         "category": ["open_qa"] * 4,
+        "author": ["human"] * 4,
     }
     assert digests == [corpus.digest(i) for i in range(4)]
+    assert corpus.set_names == ("toy", "odd")
+    assert corpus.sets(np.array([2, 3, 0])).tolist() == [1, 0, 0]
 
 
 def test_a_digest_is_that_of_tokens_and_mask() -> None:
@@ -145,7 +163,13 @@ def test_an_interrupted_build_goes_on_where_it_stopped(tmp_path: Path) -> None:
     with building(target) as build:
         assert build is not None
         write_shards(build, 3, make, progress.append)
-        merge(build, source="toy", vocab_size=65536, settings={"a": 1}, extra={"kind": "toy"})
+        merge(
+            build,
+            sets=("toy", "odd"),
+            vocab_size=65536,
+            settings={"a": 1},
+            extra={"kind": "toy", "sets": [{"name": "toy"}, {"name": "odd"}]},
+        )
     assert made == [0, 1, 2, 2]
     assert progress == [1, 2, 3]
     assert contents(target) == contents(compiled(tmp_path / "whole").path)
@@ -190,7 +214,7 @@ def test_a_killed_build_is_finished_by_the_next(tmp_path: Path, root: Path, monk
     tokenised: list[int] = []
 
     def counted(stretch, *others):  # type: ignore[no-untyped-def]
-        tokenised.append(stretch[0][0])
+        tokenised.append(stretch[0].row)
         return whole(stretch, *others)
 
     monkeypatch.setattr(preparing, "tokenise", counted)
@@ -204,13 +228,15 @@ def test_everything_sealed(tmp_path: Path) -> None:
     with pytest.raises(ValueError) as refused:
         compiled(tmp_path / "c", [SHARDS[1], Shard([SHARDS[0].samples[0]])])
     assert str(refused.value) == (
-        "toy: no trainable sample is left (dropped empty response: 3, sealed: 1); lower --holdout or give more rows"
+        "toy+odd: no trainable sample is left (dropped empty response: 3, sealed: 1); lower --holdout or give more rows"
     )
     assert [p.name for p in tmp_path.iterdir()] == [".c.lock"]
 
 
 def test_nothing_at_all(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"toy: no trainable sample is left \(dropped empty response: 3, sealed: 0\)"):
+    with pytest.raises(
+        ValueError, match=r"toy\+odd: no trainable sample is left \(dropped empty response: 3, sealed: 0\)"
+    ):
         compiled(tmp_path / "c", SHARDS[1:2])
 
 
@@ -256,7 +282,7 @@ def test_keys_name_settings() -> None:
 
 def test_the_sample_corpus(corpus: Corpus) -> None:
     meta = corpus.meta
-    assert (meta["kind"], meta["dtype"], meta["source"]["rows"]) == ("instruction", "<u2", 664)
+    assert (meta["kind"], meta["dtype"], meta["sets"][0]["rows"]) == ("instruction", "<u2", 664)
     assert (corpus.n, corpus.n_trainable) == (664, 518)  # the seal is a draw per document: 146 of 664, 22%
     table = corpus.samples()
     assert table["split"].to_pylist() == ["trainable"] * 518 + ["sealed"] * 146

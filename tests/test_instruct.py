@@ -1,4 +1,4 @@
-"""Instruction rows: templates, broken rows, and exactly which tokens carry loss."""
+"""Instruction rows: what each schema reads, broken rows, and exactly which tokens carry loss."""
 
 import json
 from pathlib import Path
@@ -6,61 +6,59 @@ from typing import Any
 
 import pytest
 
-from finetune.prepare import prepare, tokenise
+from finetune.prepare import prepare
+from finetune.tokenise import Item, tokenise
 from wellread.config import RunConfig
+from wellread.data import templates
 from wellread.data.corpus import Corpus
-from wellread.data.instruct import SCHEMAS, Example, corpus_settings, example, recognise
+from wellread.data.instruct import SCHEMAS, Dialogue, Example, Turn, dialogues, example, recognise, without_prefix
+from wellread.data.mixture import corpus_settings
 from wellread.data.seal import document_id, is_sealed
-from wellread.data.sources import find
+from wellread.data.sets import find
+from wellread.data.sources import Row, Source
+from wellread.data.templates import Template
 from wellread.data.tokenizer import Tokenizer
 
-DOLLY, ALPACA = SCHEMAS["dolly"], SCHEMAS["alpaca"]
+SOURCE = Source(name="set", hub="x/set")
 
 
 def row(**changes: Any) -> dict[str, Any]:
     return {"instruction": "Add 1 and 1.", "context": "", "response": "2", "category": "open_qa"} | changes
 
 
-def test_dolly_texts() -> None:
-    assert example(row(), DOLLY) == Example("### Instruction:\nAdd 1 and 1.\n\n### Response:\n", "2", "open_qa")
-    assert example(row(context=" Sums. "), DOLLY) == Example(
-        "### Instruction:\nAdd 1 and 1.\n\n### Context:\nSums.\n\n### Response:\n", "2", "open_qa"
-    )
+def read(fields: dict[str, Any], schema: str = "dolly", source: Source = SOURCE) -> list[Dialogue] | str:
+    return dialogues(Row(1, fields), SCHEMAS[schema], source)
 
 
-def test_alpaca_texts_are_those_of_the_release() -> None:
-    """The two prompts of stanford_alpaca/train.py."""
-    assert example({"instruction": "Add.", "input": "1 1", "output": "2"}, ALPACA) == Example(
-        "Below is an instruction that describes a task, paired with an input that provides further context. "
-        "Write a response that appropriately completes the request.\n\n"
-        "### Instruction:\nAdd.\n\n### Input:\n1 1\n\n### Response:\n",
-        "2",
-        "",
-    )
-    assert example({"instruction": "Add.", "input": "", "output": "2"}, ALPACA) == Example(
-        "Below is an instruction that describes a task. "
-        "Write a response that appropriately completes the request.\n\n### Instruction:\nAdd.\n\n### Response:\n",
-        "2",
-        "",
-    )
+def template(name: str = "dolly") -> Template:
+    return templates.load(name, SCHEMAS["dolly"].fields, "set")
 
 
-def test_braces_in_a_row_are_text() -> None:
-    found = example(row(instruction="Say {context} {instruction} {0}", context="{response} {instruction}"), DOLLY)
-    assert isinstance(found, Example)
-    assert found.prompt == (
-        "### Instruction:\nSay {context} {instruction} {0}\n\n### Context:\n{response} {instruction}\n\n### Response:\n"
+def examples(fields: dict[str, Any], schema: str = "dolly", name: str | None = None) -> list[Example]:
+    """The texts that one row makes, each with its template."""
+    found = read(fields, schema)
+    assert isinstance(found, list), found
+    made = [example(dialogue, template(name or SCHEMAS[schema].template)) for dialogue in found]
+    assert all(isinstance(each, Example) for each in made), made
+    return [each for each in made if isinstance(each, Example)]
+
+
+def test_dolly() -> None:
+    (found,) = examples(row())
+    assert found == Example(
+        (("### Instruction:\nAdd 1 and 1.\n\n### Response:\n", "2"),),
+        "### Instruction:\nAdd 1 and 1.\n\n### Response:\n\x002",
+        "open_qa",
     )
 
 
 @pytest.mark.parametrize("context", ["", " \n", None])
 def test_blank_context_counts_as_none(context: str | None) -> None:
-    found = example(row(context=context), DOLLY)
-    assert isinstance(found, Example)
-    assert "Context" not in found.prompt
+    found = examples(row(context=context))
+    assert "Context" not in found[0].turns[0][0]
     lacking = row()
     del lacking["context"]
-    assert example(lacking, DOLLY) == found
+    assert examples(lacking) == found
 
 
 @pytest.mark.parametrize(
@@ -83,30 +81,154 @@ def test_blank_context_counts_as_none(context: str | None) -> None:
     ],
 )
 def test_broken_rows(changes: dict[str, Any], problem: str) -> None:
-    assert example(row(**changes), DOLLY) == problem
+    assert read(row(**changes)) == problem
 
 
 def test_missing_columns() -> None:
-    assert example({"response": "2"}, DOLLY) == "no 'instruction'"
-    assert example({"instruction": "x"}, DOLLY) == "no 'response'"
+    assert read({"response": "2"}) == "no 'instruction'"
+    assert read({"instruction": "x"}) == "no 'response'"
 
 
 def test_an_empty_response_is_no_error() -> None:
     for response in ("", "  ", None):
-        found = example(row(response=response), DOLLY)
-        assert isinstance(found, Example)
-        assert found.response == ""
+        assert examples(row(response=response))[0].turns[0][1] == ""
+
+
+def test_numbers_may_be_categories() -> None:
+    assert examples(row(category=7))[0].category == "7"
+
+
+INTRO = "Below is an instruction that describes a task"
+REQUEST = "Write a response that appropriately completes the request."
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (f"{INTRO}. {REQUEST} ### Instruction: Add 1\nand 1.", ("Add 1\nand 1.", "")),  # as in filtered Evol sets
+        (f"{INTRO}. {REQUEST}\n\n### Instruction:\nAdd.\n\n### Response:\n", ("Add.", "")),
+        (f"{INTRO}. {REQUEST}\n\n### Instruction:\nAdd.\n\n### Response:", ("Add.", "")),
+        (
+            f"{INTRO}, paired with an input that provides further context. {REQUEST}\n\n### Instruction:\nAdd.\n\n"
+            "### Input:\n1 1\n\n### Response:\n",
+            ("Add.", "1 1"),
+        ),
+        (f"{INTRO}. {REQUEST} ### Instruction: Explain ### Input: to me", ("Explain ### Input: to me", "")),
+        (f"{INTRO}. What does that mean?", None),
+        ("Add 1 and 1.", None),
+    ],
+)
+def test_the_prefix_of_alpaca(text: str, found: tuple[str, str] | None) -> None:
+    assert without_prefix(text) == found
+
+
+def test_a_prefix_that_is_there_already_is_not_put_there_twice() -> None:
+    fields = {"instruction": f"{INTRO}. {REQUEST} ### Instruction: Add 1 and 1.", "output": "2"}
+    (found,) = examples(fields, "alpaca")
+    assert found.prefixed
+    plain = {"instruction": "Add 1 and 1.", "output": "2"}
+    assert found.turns == examples(plain, "alpaca")[0].turns == (
+        (f"{INTRO}. {REQUEST}\n\n### Instruction:\nAdd 1 and 1.\n\n### Response:\n", "2"),
+    )  # fmt: skip
+    chat = {"conversations": [{"from": "human", "value": fields["instruction"]}, {"from": "gpt", "value": "2"}]}
+    assert examples(chat, "conversations", "alpaca")[0].turns == found.turns
+    assert examples(chat, "conversations")[0].turns == (("Add 1 and 1.", "2"),)
+
+
+HC3 = {"question": "Why?", "human_answers": ["So.", "It is so. "], "chatgpt_answers": ["As a model, so."]}
+
+
+def test_each_answer_of_hc3_is_a_sample_of_one_document() -> None:
+    found = examples(HC3, "hc3")
+    prompt = "Question: Why?\nAnswer:"
+    assert [(each.turns, each.author) for each in found] == [
+        (((prompt, " So."),), "human"),
+        (((prompt, " It is so."),), "human"),
+        (((prompt, " As a model, so."),), "chatgpt"),
+    ]
+    documents = {each.document for each in found}
+    assert documents == {f"{prompt}\x00So.\x00It is so.\x00As a model, so."}
+    for answers, n in (("human", 2), ("chatgpt", 1)):
+        some = read(HC3, "hc3", Source(name="hc3", answers=answers))
+        assert isinstance(some, list)
+        assert [dialogue.author for dialogue in some] == [answers] * n
+        texts = [example(dialogue, template("qa")) for dialogue in some]
+        assert {each.document for each in texts if isinstance(each, Example)} == documents  # one seal for all of them
+
+
+def test_subsets_of_hc3() -> None:
+    finance, both = HC3 | {"source": "finance"}, Source(name="hc3", subsets=("finance", "open_qa"))
+    assert len(read(finance, "hc3", both)) == 3
+    assert read(HC3 | {"source": "medicine"}, "hc3", both) == []
+    named = Source(name="hc3", subsets=("open_qa",), paths=(Path("some/open_qa.jsonl"),))
+    (first, *_) = read(HC3, "hc3", named)
+    assert isinstance(first, Dialogue)
+    assert first.category == "open_qa"
+    assert read(HC3, "hc3", Source(name="hc3", subsets=("open_qa",), paths=(Path("renamed.jsonl"),))) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"question": " "}, "no 'question'"),
+        ({"human_answers": "So."}, "'human_answers' is str, not a list of texts"),
+        ({"chatgpt_answers": ["So.", 3]}, "'chatgpt_answers' is a list with other things in it, not a list of texts"),
+    ],
+)
+def test_broken_rows_of_hc3(changes: dict[str, Any], problem: str) -> None:
+    assert read(HC3 | changes, "hc3") == problem
+
+
+def test_messages_are_turns() -> None:
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi."},
+        {"role": "user", "content": "Who is there?"},
+        {"role": "assistant", "content": "Me."},
+        {"role": "user", "content": "Good."},
+        {"role": "assistant", "content": "Bye."},
+        {"role": "user", "content": "Wait!"},
+    ]
+    fields = {"instruction": "Hi.\n\nWho is there?", "context": ""}
+    assert read({"messages": messages}, "messages") == [
+        Dialogue((Turn(fields, "Me."), Turn({"instruction": "Good.", "context": ""}, "Bye.")), "Be brief.")
+    ]
+    (found,) = examples({"messages": messages}, "messages", "qa")
+    assert found.turns == (
+        ("Be brief.\n\nQuestion: Hi.\n\nWho is there?\nAnswer:", " Me."),
+        ("Question: Good.\nAnswer:", " Bye."),
+    )
+
+
+@pytest.mark.parametrize(
+    ("messages", "problem"),
+    [
+        (None, "no 'messages'"),
+        ("Hi.", "'messages' is str, not a list"),
+        ([{"role": "user", "content": "Hi."}], "'messages' holds no message of the assistant"),
+        (["Hi."], "message 1 of 'messages' is str, not an object"),
+        (
+            [{"role": "tool", "content": "1"}],
+            "message 1 of 'messages' has role 'tool', not one of system, user, assistant, human, gpt",
+        ),
+        ([{"role": "user"}], "message 1 of 'messages' has no text"),
+        ([{"role": "user", "content": [1]}], "message 1 of 'messages' holds list, not text"),
+    ],
+)
+def test_broken_messages(messages: Any, problem: str) -> None:
+    assert read({"messages": messages}, "messages") == problem
 
 
 def test_schemas_are_recognised() -> None:
-    assert recognise(["instruction", "response", "context"], "x") is DOLLY
-    assert recognise(["output", "instruction"], "x") is ALPACA
-    with pytest.raises(ValueError) as refused:
-        recognise(["prompt", "answer"], "my.jsonl")
-    assert str(refused.value) == (
-        "my.jsonl: columns answer, prompt fit no known schema "
-        "(dolly: instruction, context, response; alpaca: instruction, input, output)"
-    )
+    for columns, name in (
+        (["instruction", "response", "context"], "dolly"),
+        (["output", "instruction"], "alpaca"),
+        (["question", "human_answers", "chatgpt_answers", "source"], "hc3"),
+        (["id", "conversations", "score"], "conversations"),
+        (["messages", "prompt"], "messages"),
+        (["prompt", "completion"], "prompt"),
+    ):
+        assert recognise(columns, "x") is SCHEMAS[name]
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +238,13 @@ def pythia(pythia_tokenizer: Path) -> Tokenizer:
 
 def samples(pythia: Tokenizer, *rows: dict[str, Any], seq_len: int = 64, holdout: float = 0.0) -> Any:
     config = RunConfig(seq_len=seq_len, holdout=holdout)
-    return tokenise([(number, example(r, DOLLY)) for number, r in enumerate(rows, start=1)], pythia, config)
+    items = []
+    for number, fields in enumerate(rows, start=1):
+        found = read(fields)
+        items += [Item(0, number, None)] if isinstance(found, str) else [
+            Item(0, number, each) for each in examples(fields)
+        ]  # fmt: skip
+    return tokenise(items, pythia, config)
 
 
 @pytest.mark.shared
@@ -219,7 +347,7 @@ def test_broken_rows_stop_the_corpus_with_a_list(tmp_path: Path) -> None:
         f"{file} row 4: 'response' holds half of a surrogate pair (a character cut in two), which is no text; "
         "mend them, or pass over them with --max_bad_rows 3"
     )
-    assert [p.name for p in (tmp_path / "corpora").iterdir() if p.is_dir()] == []
+    assert [p.name for p in (tmp_path / "corpora").glob("*") if p.is_dir()] == []
 
 
 def test_a_long_list_of_broken_rows_is_cut(tmp_path: Path) -> None:
@@ -245,13 +373,17 @@ def test_broken_rows_that_are_allowed(tmp_path: Path, capsys: pytest.CaptureFixt
         (["{", "["], "2 broken rows, 0 allowed: "),
         ([{"prompt": "x"}], "rows.jsonl: columns prompt fit no known schema "),
         ([{"instruction": "x", "response": ""}], "no trainable sample is left (dropped empty response: 1, sealed: 0)"),
+        (
+            [{"instruction": "word " * 400, "response": "x"}],
+            "(dropped prompt fills window: 1, sealed: 0); raise --seq_len",
+        ),
     ],
 )
 def test_files_without_anything_to_learn(rows: list[Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError) as refused:
         compile_rows(tmp_path, *rows)
     assert message in str(refused.value)
-    assert [p.name for p in (tmp_path / "corpora").iterdir() if p.is_dir()] == []
+    assert [p.name for p in (tmp_path / "corpora").glob("*") if p.is_dir()] == []
 
 
 def test_what_decides_what_a_corpus_holds() -> None:
@@ -259,9 +391,10 @@ def test_what_decides_what_a_corpus_holds() -> None:
     config, source = RunConfig(seq_len=64), find("sample")
     base = corpus_settings(config, source, "t")
     assert set(base) == {
-        "kind", "templates", "source", "schema", "tokenizer", "seq_len", "holdout", "holdout_seed", "max_bad_rows",
+        "version", "sets", "tokenizer", "seq_len", "loss_on", "holdout", "holdout_seed", "max_bad_rows",
     }  # fmt: skip
     assert corpus_settings(RunConfig(seq_len=64, steps=3, seed=5, ranks_per_node=2), source, "t") == base
-    for other in (RunConfig(seq_len=65), RunConfig(seq_len=64, holdout=0.1), RunConfig(seq_len=64, holdout_seed=1)):
+    for other in (RunConfig(seq_len=65), RunConfig(seq_len=64, holdout=0.1), RunConfig(seq_len=64, holdout_seed=1),
+                  RunConfig(seq_len=64, template="alpaca"), RunConfig(seq_len=64, loss_on="all")):  # fmt: skip
         assert corpus_settings(other, source, "t") != base
     assert corpus_settings(config, source, "u") != base

@@ -237,9 +237,9 @@ def test_row_leads_to_its_sample(ask: Ask, corpus: Corpus, name: str) -> None:
 
 def test_two_hundred_pieces_of_read_rows_are_found(history: History, texts: list[str], root: Path) -> None:
     """Pieces are cut from the source file itself, in the middle of words, and compared with a plain search."""
-    from wellread.data import sources
+    from wellread.data import sets, sources
 
-    rows = {row.number: row.fields for row in sources.rows(sources.find("sample")) if row.fields}
+    rows = {row.number: row.fields for row in sources.rows(sets.find("sample").sources[0]) if row.fields}
     rng, read = random.Random(0), history.order.batches(0, STEPS).ravel().tolist()
     assert history.tokenizer is not None
     done = 0
@@ -465,7 +465,7 @@ def test_the_program_answers_and_exits_as_it_should(program: Any, tiny_run: RunD
 
 
 def test_control_characters_never_reach_the_terminal() -> None:
-    from eval.show import visible
+    from wellread.cli import visible
 
     assert visible("a\x1b[2Jb\r\x9bc\td\ne") == "a\\x1b[2Jb\\x0d\\x9bc\td\ne"
 

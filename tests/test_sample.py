@@ -7,7 +7,8 @@ from collections import Counter, defaultdict
 import pytest
 
 from wellread.config import CONFIGS
-from wellread.data.instruct import SCHEMAS, Example, example
+from wellread.data.instruct import SCHEMAS, dialogues
+from wellread.data.sources import Row, Source
 
 CATEGORIES = {
     "brainstorming", "classification", "closed_qa", "creative_writing", "general_qa", "information_extraction",
@@ -30,7 +31,8 @@ def test_size_and_schema(rows: list[dict[str, str]]) -> None:
     assert len(rows) >= 600
     assert {tuple(row) for row in rows} == {("instruction", "context", "response", "category")}
     assert {type(value) for row in rows for value in row.values()} == {str}
-    assert all(isinstance(example(row, SCHEMAS["dolly"]), Example) for row in rows)
+    read = [dialogues(Row(1, row), SCHEMAS["dolly"], Source(name="sample")) for row in rows]
+    assert all(isinstance(found, list) for found in read)
     assert not [row for row in rows if not row["response"].strip()]
 
 

@@ -1,5 +1,6 @@
 """Sources: names, files, and rows that cannot be read."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -7,8 +8,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from wellread.config import CONFIGS
-from wellread.data.sources import Row, find, fingerprint, rows
+from wellread.data import sets
+from wellread.data.sources import Row, Source, fingerprint, rows
 
 GOOD = {"instruction": "Add 1 and 1.", "context": "", "response": "2", "category": "open_qa"}
 
@@ -19,51 +20,7 @@ def write(path: Path, content: str | bytes) -> Path:
 
 
 def read(path: Path) -> list[Row]:
-    return list(rows(find(str(path))))
-
-
-def test_names() -> None:
-    sample = find("sample")
-    assert (sample.name, sample.schema, sample.hub) == ("sample", "dolly", None)
-    assert sample.path == CONFIGS / "data" / "sample.jsonl"
-    dolly = find("dolly")
-    assert (dolly.path, dolly.hub, dolly.published_rows) == (None, "databricks/databricks-dolly-15k", 15011)
-    assert fingerprint(dolly) == "hub:databricks/databricks-dolly-15k"
-    assert find("alpaca").published_rows == 52002
-
-
-def test_files(tmp_path: Path) -> None:
-    path = write(tmp_path / "my.rows.jsonl", json.dumps(GOOD))
-    plain, named = find(str(path)), find(f"alpaca@{path}")
-    assert (plain.name, plain.schema, plain.path) == ("my.rows", None, path)
-    assert (named.name, named.schema, named.path) == ("alpaca", "alpaca", path)
-    assert fingerprint(plain) == fingerprint(named)
-    odd = tmp_path / "me@home"
-    odd.mkdir()
-    assert find(str(write(odd / "x.jsonl", "{}"))).path == odd / "x.jsonl"
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        ("nope", "--data nope: neither a known set (sample, dolly, alpaca) nor a file"),
-        ("nope@DIR/x.jsonl", "--data nope@DIR/x.jsonl: unknown set 'nope'; known: sample, dolly, alpaca"),
-        ("dolly,alpaca", "--data dolly,alpaca: mixtures of several sets are not supported yet; name one"),
-        ("DIR/none.jsonl", "--data DIR/none.jsonl: DIR/none.jsonl does not exist"),
-        ("dolly@DIR/none.jsonl", "--data dolly@DIR/none.jsonl: DIR/none.jsonl does not exist"),
-        ("DIR", "--data DIR: DIR is not a file"),
-        ("DIR/x.csv", "--data DIR/x.csv: .csv is not a known kind of file (.jsonl .json .parquet)"),
-        ("DIR/bare", "--data DIR/bare: no suffix is not a known kind of file (.jsonl .json .parquet)"),
-        ("DIR/empty.jsonl", "--data DIR/empty.jsonl: DIR/empty.jsonl is empty"),
-    ],
-)
-def test_what_is_no_data(data: str, message: str, tmp_path: Path) -> None:
-    for name in ("x.csv", "bare"):
-        write(tmp_path / name, "a,b\n")
-    write(tmp_path / "empty.jsonl", "")
-    with pytest.raises(ValueError) as refused:
-        find(data.replace("DIR", str(tmp_path)))
-    assert str(refused.value) == message.replace("DIR", str(tmp_path))
+    return list(rows(sets.find(str(path)).sources[0]))
 
 
 def test_jsonl_rows_are_lines(tmp_path: Path) -> None:
@@ -116,16 +73,70 @@ def test_the_same_rows_from_every_kind_of_file(tmp_path: Path) -> None:
     write(tmp_path / "x.json", json.dumps(values))
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(values), tmp_path / "x.parquet")
     expected = [Row(i, value) for i, value in enumerate(values, start=1)]
-    for suffix in ("jsonl", "json", "parquet"):
+    with open(tmp_path / "x.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, [*GOOD])
+        writer.writeheader()
+        writer.writerows(values)
+    for suffix in ("jsonl", "json", "parquet", "csv"):
         assert read(tmp_path / f"x.{suffix}") == expected
 
 
 def test_the_hub_out_of_reach() -> None:
     with pytest.raises(ValueError) as refused:
-        next(rows(find("dolly")))
+        next(rows(sets.find("dolly").sources[0]))
     message = str(refused.value)
     assert message.startswith("--data dolly: hub set databricks/databricks-dolly-15k cannot be had (")
     assert message.endswith("); download its file and pass --data dolly@FILE")
+
+
+def test_csv(tmp_path: Path) -> None:
+    text = '\ufeffa,b\r\n1,"two\nlines, ""quoted"""\r\n\r\n3\r\n4,ä\r\n'
+    assert read(write(tmp_path / "x.csv", text)) == [
+        Row(1, {"a": "1", "b": 'two\nlines, "quoted"'}),
+        Row(2, None, "has 1 fields, the header names 2"),
+        Row(3, {"a": "4", "b": "ä"}),
+    ]
+    long = "x" * 200_000  # beyond the csv module's own limit
+    assert read(write(tmp_path / "long.csv", f"a\n{long}\n")) == [Row(1, {"a": long})]
+    for name, content, message in (
+        ("cut", 'a,b\n1,"two', "not a CSV file: unexpected end of data at line 2"),
+        ("latin", "a\nä\n".encode("latin-1"), "not UTF-8 (invalid continuation byte); save it as UTF-8"),
+    ):
+        with pytest.raises(ValueError) as refused:
+            read(write(tmp_path / f"{name}.csv", content))
+        assert str(refused.value) == f"{tmp_path / name}.csv: {message}"
+
+
+def test_a_folder_is_one_set(tmp_path: Path) -> None:
+    """Files by name, in subfolders too; rows count on, and an error names the file's own row."""
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "README.md", "no data")
+    write(tmp_path / "b.jsonl", '{"a": 3}\n\n{"a": \n')
+    write(tmp_path / "data" / "a.json", '[{"a": 4}]')
+    write(tmp_path / "a.jsonl", '{"a": 1}\n{"a": 2}\n')
+    source = sets.find(str(tmp_path)).sources[0]
+    assert [path.name for path in source.paths] == ["a.jsonl", "b.jsonl", "a.json"]
+    found = list(rows(source))
+    assert [row.number for row in found] == [1, 2, 3, 5, 6]
+    assert [row.fields for row in found] == [{"a": 1}, {"a": 2}, {"a": 3}, None, {"a": 4}]
+    assert found[3].where(source) == f"{tmp_path / 'b.jsonl'} row 3"
+    before = fingerprint(source)
+    write(tmp_path / "a.jsonl", '{"a": 1}\n{"a": 7}\n')
+    assert fingerprint(source) != before
+
+
+def test_hub_sets_come_through_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client reads a folder in the hub's layout in place of the hub."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    values = [{**GOOD, "response": str(i)} for i in range(3)]
+    (tmp_path / "hub" / "data").mkdir(parents=True)
+    table = pyarrow.Table.from_pylist(values)
+    pyarrow.parquet.write_table(table, tmp_path / "hub" / "data" / "train-00000-of-00001.parquet")
+    source = Source(name="dolly", schemas=("dolly",), hub=str(tmp_path / "hub"), revision="abc")
+    assert list(rows(source)) == [Row(i, value) for i, value in enumerate(values, start=1)]
+    assert fingerprint(source) == f"hub:{tmp_path / 'hub'}@abc"
 
 
 @pytest.mark.shared
@@ -134,3 +145,4 @@ def test_real_files(shared: Path) -> None:
     assert len(dolly) == 12_000
     assert not [row for row in dolly if row.error]
     assert len(read(shared / "alpaca" / "alpaca_5000.json")) == 5000
+    assert len(read(shared / "hc3")) == 1187 + 842

@@ -72,6 +72,9 @@ def test_pythia(pythia_tokenizer: Path) -> None:
     assert (tokenizer.eos, tokenizer.size) == (0, 50277)
     assert tokenizer.prompts(["Hello world"]) == [[12092, 1533]]
     assert tokenizer.decode([12092, 1533, 0]) == "Hello world<|endoftext|>"
+    assert tokenizer.begins == []
+    assert tokenizer.prompts(["<|endoftext|>"]) == tokenizer.continuations(["<|endoftext|>"])
+    assert 0 not in tokenizer.prompts(["<|endoftext|>"])[0]
 
 
 @pytest.mark.shared
@@ -85,4 +88,8 @@ def test_llama_begins_samples_and_never_ends_prompts(shared: Path, tmp_path: Pat
         tokenizer = Tokenizer.load(tmp_path)
         assert (tokenizer.eos, tokenizer.size) == (2, 32000)
         assert tokenizer.prompts(["Hello world"]) == [[1, 15043, 3186]]
-        assert tokenizer.continuations(["Hello world"]) == [[15043, 3186]]
+        assert tokenizer.begins == [1]
+        # SentencePiece puts a blank before a text, but here the prompt stands before it
+        (ids,) = tokenizer.continuations(["Hello world"])
+        assert tokenizer.backend.convert_ids_to_tokens(ids) == ["Hello", "▁world"]
+        assert tokenizer.decode(tokenizer.prompts(["Say:\n"])[0] + ids) == "<s> Say:\nHello world"

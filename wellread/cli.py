@@ -201,3 +201,8 @@ def print_error(message: str) -> None:
     """Print one line on stderr, red on a terminal."""
     label = "\x1b[31merror:\x1b[0m" if sys.stderr.isatty() and "NO_COLOR" not in os.environ else "error:"
     print(f"{label} {message}", file=sys.stderr, flush=True)
+
+
+def visible(text: str) -> str:
+    """The text with control characters other than line feed and tab spelt out: data must not drive the terminal."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)

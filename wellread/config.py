@@ -24,6 +24,7 @@ Strategy = Literal[
 Switch = Literal["auto", "on", "off"]
 SaveSchedule = Literal["linear", "log"]
 Resume = Literal["auto", "never"]
+LossOn = Literal["responses", "all"]
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 """Registries and DeepSpeed files of the checkout."""
@@ -60,7 +61,12 @@ class RunConfig:
     model: str = "tiny"
     """Registry name (configs/models.yaml), hub name or directory in Hugging Face layout."""
     data: str | None = None
-    """NAME, PATH or NAME@PATH, e.g. dolly, my.jsonl, alpaca@my.json (default: sample for tiny, else dolly)."""
+    """NAME, PATH or NAME@PATH, e.g. dolly, my.jsonl, alpaca@my.json (default: sample for tiny, else dolly).
+    Several make a mixture: by weight, dolly:0.7,alpaca:0.3, or by rows, dolly:5000,my.jsonl."""
+    template: str | None = None
+    """Of the prompts: alpaca, dolly, qa, none, chat, or a .txt file of your own (default: the set's)."""
+    loss_on: LossOn = "responses"
+    """responses, or all: prompts carry loss as well."""
     out: str | None = None
     """Run directory (default: runs/MODEL-DATA)."""
     corpora: str = "corpora"
@@ -117,7 +123,7 @@ class RunConfig:
 
 
 def _check_ranges(config: RunConfig) -> None:
-    for name in ("model", "data", "out", "corpora", "ds_config", "nvme_path"):
+    for name in ("model", "data", "template", "out", "corpora", "ds_config", "nvme_path"):
         if getattr(config, name) == "":
             raise ValueError(f"--{name}: is empty; leave it out for its default")
     if config.out and not config.out.isprintable():

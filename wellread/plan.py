@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from wellread import ds_config as ds_configs
 from wellread.choice import Choice, choose, name_of
 from wellread.config import RunConfig, Strategy, from_dict
+from wellread.data.sets import label
 from wellread.ladder import Failure, narrowed, that_count
 from wellread.memory import Estimate, Machine, Work, estimate
 from wellread.order import Order
@@ -138,17 +139,12 @@ def resolve(config: RunConfig, spec: ModelSpec) -> RunConfig:
     return replace(
         config,
         data=data,
-        out=config.out or f"runs/{spec.name}-{_short(data)}",
+        out=config.out or f"runs/{spec.name}-{label(data)}",
         epochs=None if config.steps else config.epochs or spec.epochs,
         batch_size=config.batch_size or spec.batch_size,
         seq_len=seq_len,
         optim=replace(config.optim, lr=config.optim.lr or spec.lr),
     )
-
-
-def _short(data: str) -> str:
-    """Name of a data set, or of its file, without folders and suffix."""
-    return data.rpartition("@")[2].rpartition("/")[2].partition(".")[0]
 
 
 def make_plan(

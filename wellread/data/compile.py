@@ -31,8 +31,11 @@ class Sample:
     """Half-open ranges of tokens that carry loss."""
     document: int
     sealed: bool
+    set_id: int
+    """Which of the corpus's sets it comes from."""
     row: int
     category: str
+    author: str = ""
 
 
 @dataclass
@@ -95,15 +98,24 @@ def _pack(shard: Shard) -> bytes:
         n_spans=np.array([len(s.spans) for s in samples], dtype=np.int64),
         document=np.array([s.document for s in samples], dtype=np.int64),
         sealed=np.array([s.sealed for s in samples], dtype=np.bool_),
+        set_id=np.array([s.set_id for s in samples], dtype=np.int32),
         row=np.array([s.row for s in samples], dtype=np.int64),
         category=np.array([s.category for s in samples], dtype=np.str_),
+        author=np.array([s.author for s in samples], dtype=np.str_),
         counts=np.array(json.dumps(shard.counts)),
     )
     return buffer.getvalue()
 
 
-def merge(build: Path, *, source: str, vocab_size: int, settings: dict[str, Any], extra: dict[str, Any]) -> None:
+def merge(
+    build: Path, *, sets: Sequence[str], vocab_size: int, settings: dict[str, Any], extra: dict[str, Any]
+) -> None:
     """Merge all shards into the files of a corpus, trainable samples first, then sealed ones.
+
+    Parameters
+    ----------
+    sets : sequence of str
+        Names of the sets that the samples come from.
 
     Raises
     ------
@@ -112,7 +124,8 @@ def merge(build: Path, *, source: str, vocab_size: int, settings: dict[str, Any]
     """
     dtype = "<u2" if vocab_size <= 65536 else "<u4"
     columns: dict[str, list[Any]] = {
-        name: [] for name in ("digest", "split", "n_tokens", "n_targets", "document", "row", "category")
+        name: []
+        for name in ("digest", "split", "n_tokens", "n_targets", "document", "set_id", "row", "category", "author")
     }
     spans: list[NDArray[np.int32]] = []
     n_spans: list[int] = []
@@ -133,12 +146,12 @@ def merge(build: Path, *, source: str, vocab_size: int, settings: dict[str, Any]
     n_trainable = columns["split"].count("trainable")
     if n_trainable == 0:
         counts["sealed"] = len(columns["split"])
-        left_out = _reasons(counts)
-        raise ValueError(f"{source}: no trainable sample is left ({left_out}); lower --holdout or give more rows")
+        remedy = "raise --seq_len" if counts["dropped_prompt_fills_window"] else "lower --holdout or give more rows"
+        raise ValueError(f"{'+'.join(sets)}: no trainable sample is left ({_reasons(counts)}); {remedy}")
     _write_array(build / "offsets.npy", np.concatenate([[0], np.cumsum(columns["n_tokens"])]).astype(np.int64))
     _write_array(build / "targets.npy", np.concatenate(spans).astype(np.int32))
     _write_array(build / "target_offsets.npy", np.concatenate([[0], np.cumsum(n_spans)]).astype(np.int64))
-    _write_samples(build / "samples.parquet", columns, source)
+    _write_samples(build / "samples.parquet", columns, sets)
     names = ("tokens.bin", "offsets.npy", "targets.npy", "target_offsets.npy", "samples.parquet")
     meta = {
         "version": 1,
@@ -174,8 +187,10 @@ def _unpack(shard: dict[str, NDArray[Any]], sealed: bool) -> Iterator[dict[str, 
             "n_tokens": len(tokens),
             "n_targets": int(targets.sum()),
             "document": int(shard["document"][i]),
+            "set_id": int(shard["set_id"][i]),
             "row": int(shard["row"][i]),
             "category": str(shard["category"][i]),
+            "author": str(shard["author"][i]),
         }
 
 
@@ -205,7 +220,7 @@ def _write_array(path: Path, array: NDArray[Any]) -> None:
     write_atomic(path, header.getvalue() + array.tobytes())
 
 
-def _write_samples(path: Path, columns: dict[str, list[Any]], source: str) -> None:
+def _write_samples(path: Path, columns: dict[str, list[Any]], sets: Sequence[str]) -> None:
     import pyarrow
     import pyarrow.parquet
 
@@ -218,9 +233,10 @@ def _write_samples(path: Path, columns: dict[str, list[Any]], source: str) -> No
             "n_tokens": pyarrow.array(columns["n_tokens"], pyarrow.int32()),
             "n_targets": pyarrow.array(columns["n_targets"], pyarrow.int32()),
             "document": pyarrow.array(columns["document"], pyarrow.int64()),
-            "source": pyarrow.array([source] * n).dictionary_encode(),
+            "source": pyarrow.DictionaryArray.from_arrays(pyarrow.array(columns["set_id"], pyarrow.int32()), [*sets]),
             "rows": pyarrow.array([[row] for row in columns["row"]], pyarrow.list_(pyarrow.int64())),
             "category": pyarrow.array(columns["category"]).dictionary_encode(),
+            "author": pyarrow.array(columns["author"]).dictionary_encode(),
         }
     )
     pyarrow.parquet.write_table(table, path, compression="zstd")

@@ -163,12 +163,32 @@ class Corpus:
             dtype=np.int64,
         )
 
+    @cached_property
+    def set_names(self) -> tuple[str, ...]:
+        """Names of the sets that the samples come from; a set's id is its place here."""
+        return tuple(
+            each["name"] for each in self.meta.get("sets") or [self.meta["source"]]
+        )  # one set, before mixtures
+
+    @cached_property
+    def _set_ids(self) -> NDArray[np.uint16]:
+        import pyarrow.parquet
+
+        table = pyarrow.parquet.read_table(self.path / "samples.parquet", columns=["source"])
+        column = table["source"].combine_chunks().dictionary_encode()
+        places = np.array([self.set_names.index(name) for name in column.dictionary.to_pylist()], dtype=np.uint16)
+        return np.asarray(places[column.indices.to_numpy()])
+
+    def sets(self, sample_ids: NDArray[np.int64]) -> NDArray[np.uint16]:
+        """Id of the set that each sample comes from: its place in `set_names`."""
+        return np.asarray(self._set_ids[sample_ids])
+
     def digest(self, sample_id: int) -> bytes:
         """Digest of one sample, computed from its tokens and mask as they lie on disk."""
         return digest(self.tokens(sample_id), self.targets(sample_id))
 
     def samples(self) -> pyarrow.Table:
-        """The table of samples: sample_id, digest, split, n_tokens, n_targets, document, source, rows, category."""
+        """The table of samples (docs/formats.md): digest, split, lengths, document, source, rows, category, author."""
         import pyarrow.parquet
 
         return pyarrow.parquet.read_table(self.path / "samples.parquet")

@@ -1,29 +1,53 @@
-"""Where rows come from: local JSON, JSONL and Parquet files, and sets of the hub."""
+"""Where rows come from: local JSON, JSONL, CSV and Parquet files, and sets of the hub."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wellread.config import CONFIGS
-
-SUFFIXES = (".jsonl", ".json", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 SECONDS_TO_ANSWER = 10
 """How long the hub may take to say that it has a set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One data set: a local file or a set of the hub, read in the columns of `schema` (None: recognised)."""
+    """One data set: local files or a set of the hub."""
 
     name: str
-    schema: str | None
-    path: Path | None = None
+    schemas: tuple[str, ...] = ()
+    """Schemas that it may have (none: any that fits its columns)."""
+    paths: tuple[Path, ...] = ()
+    """Its files, in the order in which they are read."""
     hub: str | None = None
+    revision: str | None = None
+    """Commit or branch of the hub set."""
+    hub_files: str | None = None
+    """JSON files of the hub set, where its own loader can no longer be used."""
     published_rows: int | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    """Field -> column, where the columns are the user's own."""
+    template: str | None = None
+    """The set's own template (None: that of its schema)."""
+    answers: str = "both"
+    """Sets with two authors: whose answers."""
+    subsets: tuple[str, ...] = ()
+    """Sets with subsets: which of them (empty: all)."""
+    limit: int | None = None
+    """Rows to take (None: all)."""
+    weight: float | None = None
+    """Share of the mixture's samples."""
+
+    @property
+    def where(self) -> str:
+        """What an error names: its file, the folder of its files, or the hub set."""
+        if not self.paths:
+            return str(self.hub)
+        return str(self.paths[0] if len(self.paths) == 1 else self.paths[0].parent)
 
 
 @dataclass(frozen=True)
@@ -31,74 +55,52 @@ class Row:
     """One row as it was read; `fields` is None where it could not be, and `error` says why."""
 
     number: int
+    """From 1: line of a .jsonl file, else place in the set; the rows of further files count on."""
     fields: dict[str, Any] | None
     error: str | None = None
+    path: Path | None = field(default=None, compare=False)
+    """Its file, where the set has several."""
+    before: int = field(default=0, compare=False)
+    """Number of the last row before its file."""
 
-
-def registry() -> dict[str, dict[str, Any]]:
-    """Sets known by name (configs/data.yaml)."""
-    import yaml
-
-    known: dict[str, dict[str, Any]] = yaml.safe_load((CONFIGS / "data.yaml").read_text())
-    return known
-
-
-def find(data: str) -> Source:
-    """Turn NAME, PATH or NAME@PATH into a source.
-
-    Raises
-    ------
-    ValueError
-        When the name is unknown, or the file is missing, empty or of an unknown kind.
-    """
-    known = registry()
-    if "," in data:
-        raise ValueError(f"--data {data}: mixtures of several sets are not supported yet; name one")
-    if data in known:
-        entry = known[data]
-        path = CONFIGS / entry["file"] if "file" in entry else None
-        return Source(
-            name=data, schema=entry["schema"], path=path, hub=entry.get("hub"), published_rows=entry.get("rows")
-        )
-    name, at, file = (data, "", "") if Path(data).is_file() else data.partition("@")
-    if at and name not in known:
-        raise ValueError(f"--data {data}: unknown set {name!r}; known: {', '.join(known)}")
-    path = Path(file if at else data)
-    if not path.exists() and not at and path.suffix not in SUFFIXES and "/" not in data:
-        raise ValueError(f"--data {data}: neither a known set ({', '.join(known)}) nor a file")
-    _check_file(path, data)
-    return Source(name=name if at else path.stem, schema=known[name]["schema"] if at else None, path=path)
-
-
-def _check_file(path: Path, data: str) -> None:
-    if not path.is_file():
-        raise ValueError(f"--data {data}: {path} {'is not a file' if path.exists() else 'does not exist'}")
-    if path.suffix not in SUFFIXES:
-        raise ValueError(
-            f"--data {data}: {path.suffix or 'no suffix'} is not a known kind of file ({' '.join(SUFFIXES)})"
-        )
-    if path.stat().st_size == 0:
-        raise ValueError(f"--data {data}: {path} is empty")
+    def where(self, source: Source) -> str:
+        """Say file and row, as the file numbers it."""
+        return f"{self.path or source.where} row {self.number - self.before}"
 
 
 def fingerprint(source: Source) -> str:
-    """Hash that identifies what `source` holds: of the bytes of a file, of the name of a hub set."""
+    """Hash that identifies what `source` holds: of the bytes of its files, or name and revision of a hub set."""
     from wellread.runs import sha256_file
 
-    return sha256_file(source.path) if source.path else f"hub:{source.hub}"
+    if not source.paths:
+        return f"hub:{source.hub}@{source.revision}" if source.revision else f"hub:{source.hub}"
+    hashes = [sha256_file(path) for path in source.paths]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def rows(source: Source) -> Iterator[Row]:
     """Yield every row in the source's own order; a row that cannot be read is yielded with its error."""
-    if source.path is None:
+    if not source.paths:
         yield from _hub_rows(source)
-    elif source.path.suffix == ".jsonl":
-        with open(source.path, "rb") as file:
+        return
+    last = before = 0
+    for path in source.paths:
+        for row in _file_rows(path):
+            last = before + row.number
+            yield row if len(source.paths) == 1 else Row(last, row.fields, row.error, path, before)
+        before = last
+
+
+def _file_rows(path: Path) -> Iterator[Row]:
+    if path.suffix == ".jsonl":
+        with open(path, "rb") as file:
             yield from jsonl_rows(file)
-    elif source.path.suffix == ".json":
-        yield from _json_rows(source.path)
+    elif path.suffix == ".json":
+        yield from _json_rows(path)
+    elif path.suffix == ".csv":
+        yield from _csv_rows(path)
     else:
-        yield from parquet_rows(source.path)
+        yield from parquet_rows(path)
 
 
 def jsonl_rows(lines: Iterable[bytes]) -> Iterator[Row]:
@@ -132,6 +134,26 @@ def _json_rows(path: Path) -> Iterator[Row]:
         yield _as_row(number, value)
 
 
+def _csv_rows(path: Path) -> Iterator[Row]:
+    """Yield the records of a CSV file with a header; a quoted field may span lines, so records are counted."""
+    import csv
+
+    csv.field_size_limit(2**31 - 1)  # of a whole document, not of the 128 KiB that are the default
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        try:
+            header = next(reader, [])
+            for number, values in enumerate(filter(None, reader), start=1):
+                if len(values) == len(header):
+                    yield Row(number, dict(zip(header, values, strict=True)))
+                else:
+                    yield Row(number, None, f"has {len(values)} fields, the header names {len(header)}")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: not UTF-8 ({error.reason}); save it as UTF-8") from None
+        except csv.Error as error:
+            raise ValueError(f"{path}: not a CSV file: {error} at line {reader.line_num}") from None
+
+
 def parquet_rows(path: Path, rows_at_once: int = 4096) -> Iterator[Row]:
     """Yield the rows of a Parquet file; `rows_at_once` of them are in memory together."""
     import pyarrow
@@ -151,11 +173,15 @@ def parquet_rows(path: Path, rows_at_once: int = 4096) -> Iterator[Row]:
 def _hub_rows(source: Source) -> Iterator[Row]:
     import datasets
 
-    refusal = _asked_once(str(source.hub))
+    refusal = _asked_once(str(source.hub), source.revision)
     try:
-        loaded = datasets.load_dataset(source.hub, split="train")
-    except (OSError, datasets.exceptions.DatasetNotFoundError) as error:
-        reason = (str(refusal or error).splitlines() or [type(refusal).__name__])[0]
+        if source.hub_files:
+            files = f"hf://datasets/{source.hub}@{source.revision}/{source.hub_files}"
+            loaded = datasets.load_dataset("json", data_files=files, split="train")
+        else:
+            loaded = datasets.load_dataset(source.hub, revision=source.revision, split="train")
+    except Exception as error:  # of the hub, its client, the network or the set's own files
+        reason = (str(refusal or error).strip().splitlines() or [type(refusal or error).__name__])[0]
         raise ValueError(
             f"--data {source.name}: hub set {source.hub} cannot be had ({reason}); "
             f"download its file and pass --data {source.name}@FILE"
@@ -164,7 +190,7 @@ def _hub_rows(source: Source) -> Iterator[Row]:
         yield Row(number, dict(value))
 
 
-def _asked_once(hub: str) -> Exception | None:
+def _asked_once(hub: str, revision: str | None) -> Exception | None:
     """Ask the hub for `hub`; where it does not answer, let its client look into its cache alone, and say why.
 
     Left to itself the client asks again for half a minute, with two lines on stderr each time.
@@ -172,8 +198,10 @@ def _asked_once(hub: str) -> Exception | None:
     import datasets
     import huggingface_hub
 
+    if Path(hub).is_dir():  # the client reads a folder of that name instead
+        return None
     try:
-        huggingface_hub.HfApi().dataset_info(hub, timeout=SECONDS_TO_ANSWER)
+        huggingface_hub.HfApi().dataset_info(hub, revision=revision, timeout=SECONDS_TO_ANSWER)
     except Exception as error:  # of the hub, its client or the network
         datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
         return error

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from wellread.data import chat
 
 FILES = (
     "tokenizer.json",
@@ -19,8 +24,6 @@ FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
-_ENCODING = {"split_special_tokens": True, "verbose": False}
-"""Not verbose: transformers would warn of texts beyond the model's positions, which are cut to ``--seq_len`` here."""
 END_OF_TEXT = "<|endoftext|>"
 
 
@@ -47,6 +50,8 @@ class Tokenizer:
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{directory}: no usable tokenizer ({reason}); put its tokenizer.json there") from None
+        if not backend.is_fast:
+            raise ValueError(f"{directory}: its tokenizer has no fast form; convert it to a tokenizer.json")
         if backend.eos_token_id is None:
             raise ValueError(f"{directory}: its tokenizer has no eos_token; name one in tokenizer_config.json")
         return cls(backend)
@@ -61,22 +66,109 @@ class Tokenizer:
         """Number of tokens, added ones included; ids lie below it."""
         return len(self.backend)
 
+    @cached_property
+    def begins(self) -> list[int]:
+        """What the tokenizer wants at the beginning of a sample: its beginning-of-sequence token, or nothing."""
+        ids = list(self.backend("", add_special_tokens=True)["input_ids"])
+        return ids[:-1] if ids and ids[-1] == self.eos and len(ids) > 1 else ids if ids != [self.eos] else []
+
+    @cached_property
+    def _plain(self) -> Any:
+        """The tokenizer itself, in whose texts special tokens are text."""
+        return _copied(str(self.backend.backend_tokenizer.to_str()))
+
+    @cached_property
+    def _continuing(self) -> Any:
+        """The same without the blank that SentencePiece puts before a text: a continuation has its prompt there."""
+        return _copied(_without_first_blank(str(self.backend.backend_tokenizer.to_str())))
+
     def prompts(self, texts: list[str]) -> list[list[int]]:
         """Encode openings of samples: with the beginning-of-sequence token where the tokenizer wants one.
 
         A text that spells a special token stays text: a row that quotes ``<|endoftext|>`` does not end there.
         """
-        encoded = self.backend(texts, add_special_tokens=True, **_ENCODING)["input_ids"]
+        encoded = [found.ids for found in self._plain.encode_batch_fast(texts, add_special_tokens=True)]
         return [ids[:-1] if ids and ids[-1] == self.eos and len(ids) > 1 else ids for ids in encoded]
 
     def continuations(self, texts: list[str]) -> list[list[int]]:
         """Encode texts that continue a sample: no special tokens, not even where the text spells one."""
-        encoded: list[list[int]] = self.backend(texts, add_special_tokens=False, **_ENCODING)["input_ids"]
-        return encoded
+        return [found.ids for found in self._continuing.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def chat(self, system: str, turns: tuple[tuple[str, str], ...]) -> tuple[list[int], list[tuple[int, int]]]:
+        """Encode one chat with the tokenizer's chat template.
+
+        Returns
+        -------
+        tokens : list of int
+            Up to the end of the last answer; the end-of-sequence token comes last where the template has none.
+        spans : list of (int, int)
+            Half-open ranges of tokens that the assistant says.
+
+        Raises
+        ------
+        ValueError
+            One phrase that says why the chat has no place in the template.
+        """
+        text, spans = chat.render(self.backend, self._special, system, turns)
+        encoded = self.backend(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        tokens, found = list(encoded["input_ids"]), chat.scored(encoded["offset_mapping"], spans)
+        if self.begins and tokens[: len(self.begins)] != self.begins:
+            tokens = self.begins + tokens
+            found = [(start + len(self.begins), stop + len(self.begins)) for start, stop in found]
+        if tokens[-1] not in self._special_ids:
+            tokens.append(self.eos)
+            found[-1] = (found[-1][0], len(tokens))
+        return tokens, found
+
+    @cached_property
+    def _special_ids(self) -> set[int]:
+        return {*self.backend.all_special_ids, *self._added}
+
+    @cached_property
+    def _added(self) -> dict[int, str]:
+        return {i: str(token) for i, token in self.backend.added_tokens_decoder.items() if token.special}
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        """Any special token's text."""
+        texts = sorted({*self.backend.all_special_tokens, *self._added.values()}, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, texts)))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`, special tokens included."""
         return str(self.backend.decode(list(ids), skip_special_tokens=False))
+
+
+def _copied(serialised: str) -> Any:
+    """A copy that splits texts which spell special tokens, and neither cuts nor pads."""
+    from tokenizers import Tokenizer as Backend
+
+    copy = Backend.from_str(serialised)
+    copy.encode_special_tokens = True
+    copy.no_truncation()
+    copy.no_padding()
+    return copy
+
+
+def _without_first_blank(serialised: str) -> str:
+    tokenizer = json.loads(serialised)
+
+    def visit(part: Any) -> None:
+        if isinstance(part, list):
+            part[:] = [each for each in part if not (isinstance(each, dict) and each.get("type") == "Prepend")]
+            for each in part:
+                visit(each)
+        elif isinstance(part, dict):
+            if part.get("type") == "Metaspace":
+                part["prepend_scheme"] = "never"
+            elif part.get("type") == "ByteLevel":
+                part["add_prefix_space"] = False
+            for each in part.values():
+                visit(each)
+
+    for stage in ("normalizer", "pre_tokenizer"):
+        visit(tokenizer[stage])
+    return json.dumps(tokenizer)
 
 
 def copy_files(source: Path, target: Path) -> None:

@@ -1,0 +1,109 @@
+"""What a compiled corpus holds: counts, lengths, what was cut or left out, and its first samples token by token."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator
+
+import numpy as np
+
+from wellread.cli import visible
+from wellread.data.corpus import Corpus
+from wellread.data.tokenizer import Tokenizer
+
+BARS = 40
+BINS = 8
+SCORED, MASKED, PLAIN = "\x1b[32m", "\x1b[2m", "\x1b[0m"
+OPEN, CLOSE = "⟦", "⟧"
+"""Around scored tokens, where there are no colours."""
+REASONS = {
+    "response_cut": "samples cut at --seq_len: the end of the response is lost",
+    "dropped_broken": "rows left out: broken",
+    "dropped_empty_response": "samples left out: the response is empty",
+    "dropped_empty_document": "documents left out: empty",
+    "dropped_prompt_fills_window": "samples left out: the prompt fills --seq_len",
+    "dropped_no_place_in_chat_template": "samples left out: the chat template refuses them",
+    "prompt_prefix_taken_off": "rows carried a prompt already: taken off, so that it is not there twice",
+}
+
+
+def summary(corpus: Corpus) -> None:
+    """Print how many samples there are, how long they are, and what was cut or left out."""
+    counts, lengths = corpus.meta["counts"], corpus.lengths(np.arange(corpus.n))
+    tokens, targets = counts["tokens"], counts["targets"]
+    print(
+        f"{counts['samples']:,} samples: {counts['trainable']:,} trainable, {counts['sealed']:,} sealed; "
+        f"{tokens:,} tokens, {targets:,} of them scored ({targets / tokens:.1%})"
+    )
+    if len(corpus.set_names) > 1:
+        of = np.bincount(corpus.sets(np.arange(corpus.n)), minlength=len(corpus.set_names))
+        parts = (f"{name} {n:,} ({n / corpus.n:.1%})" for name, n in zip(corpus.set_names, of.tolist(), strict=True))
+        print(f"sets: {', '.join(parts)}")
+    print(f"tokens per sample: median {np.median(lengths):.0f}, longest {lengths.max():,}")
+    for line in _histogram(lengths.tolist(), int(lengths.max())):
+        print(f"  {line}")
+    told = [(counts[name], text) for name, text in REASONS.items() if counts.get(name)]
+    for n, text in told:
+        print(f"{n:,} {text}")
+    if not told:
+        print("nothing was cut or left out")
+    sys.stdout.flush()
+
+
+def _histogram(lengths: list[int], longest: int) -> Iterator[str]:
+    """One line for each of eight equal ranges of lengths."""
+    width = -(-longest // BINS)
+    counts = np.bincount((np.asarray(lengths) - 1) // width, minlength=-(-longest // width))
+    digits = len(str(longest))
+    for i, count in enumerate(counts.tolist()):
+        bar = "#" * round(BARS * count / counts.max()) or "." * bool(count)
+        yield f"{i * width + 1:>{digits}} to {(i + 1) * width:>{digits}}  {bar:{BARS}}  {count:,}".rstrip()
+
+
+def samples(corpus: Corpus, shown: int) -> None:
+    """Print the first samples of each set: text and token ids, scored tokens apart from masked ones.
+
+    On a terminal scored tokens are green and masked ones dim; elsewhere scored tokens stand between ⟦ and ⟧.
+    """
+    if not shown:
+        return
+    colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    backend, ids = Tokenizer.load(corpus.tokenizer), corpus.sets(np.arange(corpus.n_trainable))
+    chosen = [np.flatnonzero(ids == set_id)[:shown] for set_id in range(len(corpus.set_names))]
+    table = corpus.samples()
+    print(f"scored tokens are {'green, masked ones dim' if colours else f'between {OPEN} and {CLOSE}'}")
+    for sample_id in np.concatenate(chosen).tolist():
+        row = {name: table[name][sample_id].as_py() for name in ("source", "rows", "category", "author")}
+        tokens, targets = corpus.tokens(sample_id), corpus.targets(sample_id)
+        about = "".join(f", {name} {row[name]}" for name in ("category", "author") if row[name])
+        print(
+            f"\nsample {sample_id}: {row['source']}:{','.join(map(str, row['rows']))}{visible(about)}, "
+            f"{len(tokens):,} tokens, {int(targets.sum()):,} scored"
+        )
+        runs = np.split(np.arange(len(tokens)), np.flatnonzero(np.diff(targets)) + 1)
+        # decoded from the beginning each time: some tokenizers take the first blank off any text they decode
+        ends = [0, *(len(backend.decode(tokens[: run[-1] + 1].tolist())) for run in runs)]
+        text = backend.decode(tokens.tolist())
+        texts = [(visible(text[a:b]), bool(targets[run[0]])) for a, b, run in zip(ends, ends[1:], runs, strict=False)]
+        print("".join(_marked(text, scored, colours) for text, scored in texts))
+        print(_ids([(" ".join(map(str, tokens[run].tolist())), bool(targets[run[0]])) for run in runs], colours))
+    sys.stdout.flush()
+
+
+def _marked(text: str, scored: bool, colours: bool) -> str:
+    if colours:
+        return f"{SCORED if scored else MASKED}{text}{PLAIN}"
+    return f"{OPEN}{text}{CLOSE}" if scored else text
+
+
+def _ids(runs: list[tuple[str, bool]], colours: bool) -> str:
+    """Token ids in lines of the terminal's width; colours do not count."""
+    width = min(120, shutil.get_terminal_size((100, 24)).columns)
+    text = " ".join(_marked(ids, scored, False) for ids, scored in runs)
+    lines = textwrap.fill(text, width, initial_indent="ids ", subsequent_indent="    ")
+    if not colours:
+        return lines
+    return f"{MASKED}{lines}{PLAIN}".replace(OPEN, f"{PLAIN}{SCORED}").replace(CLOSE, f"{PLAIN}{MASKED}")

@@ -1,0 +1,108 @@
+"""Raw text: windows, what is scored, and the kinds of files it comes in."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zstandard
+
+from finetune.prepare import prepare
+from finetune.tokenise import Item, tokenise
+from wellread.config import RunConfig
+from wellread.data import megatron_write, raw
+from wellread.data.corpus import Corpus
+from wellread.data.raw import Raw
+from wellread.data.sets import find
+from wellread.data.tokenizer import Tokenizer
+
+TEXTS = ["one two three four five six seven", "eight nine", "", "ten"]
+
+
+@pytest.mark.shared
+def test_each_token_but_the_first_is_scored_once(pythia_tokenizer: Path) -> None:
+    """Windows of 4 share a token: the last of one is the first, unscored, of the next."""
+    items = [Item(0, number, Raw(text)) for number, text in enumerate(TEXTS, start=1)]
+    backend = Tokenizer.load(pythia_tokenizer)
+    shard = tokenise(items, backend, RunConfig(seq_len=4, holdout=0.0))
+    whole = backend.prompts([TEXTS[0]])[0] + [0]
+    assert len(whole) == 8
+    assert [(sample.row, sample.tokens, sample.spans) for sample in shard.samples[:3]] == [
+        (1, whole[:4], [(1, 4)]), (1, whole[3:7], [(1, 4)]), (1, whole[6:8], [(1, 2)]),
+    ]  # fmt: skip
+    assert [sample.row for sample in shard.samples] == [1, 1, 1, 2, 4]
+    assert len({sample.document for sample in shard.samples[:3]}) == 1
+    assert dict(shard.counts) == {"dropped_empty_document": 1}
+    scored = [token for sample in shard.samples[:3] for token in sample.tokens[1:]]
+    assert scored == whole[1:]
+
+
+def test_a_document_is_sealed_whole() -> None:
+    class Bytes:
+        eos = 0
+
+        def prompts(self, texts: list[str]) -> list[list[int]]:
+            return [list(text.encode()) for text in texts]
+
+    items = [Item(0, i, Raw(f"{i} " * 20)) for i in range(200)]
+    shard = tokenise(items, Bytes(), RunConfig(seq_len=8, holdout=0.5))  # type: ignore[arg-type]
+    sides: dict[int, set[bool]] = {}
+    for sample in shard.samples:
+        sides.setdefault(sample.row, set()).add(sample.sealed)
+    assert {len(side) for side in sides.values()} == {1}
+    assert 60 < sum(True in side for side in sides.values()) < 140
+
+
+def test_kinds_of_files(tmp_path: Path) -> None:
+    """The Pile's lm_dataformat, packed and not; running text; all of them as one folder."""
+    lines = [{"text": text, "meta": {"pile_set_name": "ArXiv"}} for text in TEXTS[:2]]
+    packed = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(packed))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(packed + b'{"meta": {}}\n'))
+    (tmp_path / "c.txt").write_text("<|endoftext|>".join(TEXTS))
+    source = find(f"text@{tmp_path}").sources[0]
+    assert [path.name for path in source.paths] == ["a.jsonl.zst", "b.jsonl.gz", "c.txt"]
+    found = list(raw.documents(source))
+    error = f"{tmp_path / 'b.jsonl.gz'} row 3: no 'text'; its fields are meta"
+    assert [(number, of if isinstance(of, str) else (of[0].text, of[0].category)) for number, of in found] == [
+        (1, (TEXTS[0], "ArXiv")), (2, (TEXTS[1], "ArXiv")), (3, (TEXTS[0], "ArXiv")), (4, (TEXTS[1], "ArXiv")),
+        (5, error), (6, (TEXTS[0], "")), (7, (TEXTS[1], "")), (9, (TEXTS[3], "")),
+    ]  # fmt: skip
+    assert raw.count(source) == 8
+
+
+def test_tokens_of_a_megatron_set_are_taken_as_they_are(tmp_path: Path, corpus: Corpus, small_model: Path) -> None:
+    documents = [np.arange(5, 5 + n, dtype=np.uint16) for n in (3, 40, 1)]
+    megatron_write.write(tmp_path / "pile", documents)
+    settings = {"model": str(small_model), "corpora": str(tmp_path / "corpora"), "seq_len": 16, "holdout": 0.0}
+    for data in (tmp_path / "pile", tmp_path / "pile.idx", tmp_path / "pile.bin"):
+        made = Corpus.open(prepare(RunConfig(data=f"text@{data}", **settings)))
+        assert (made.meta["kind"], made.meta["counts"]["dropped_empty_document"]) == ("text", 1)
+        assert [made.tokens(i).tolist() for i in range(made.n)] == [
+            [5, 6, 7], list(range(5, 21)), list(range(20, 36)), list(range(35, 45)),
+        ]  # fmt: skip
+        assert made.n_targets(np.arange(4)).tolist() == [2, 15, 15, 9]
+    megatron_write.write(tmp_path / "large", [[1, 2048]])
+    for model, message in (
+        (str(small_model), f"{tmp_path / 'large'} row 1: token 2,048, but small has a vocabulary of 2,048; "),
+        ("tiny", f"{tmp_path / 'large'} row 1: holds tokens, and tiny has no tokenizer of its own; "),
+    ):
+        with pytest.raises(ValueError) as refused:
+            prepare(RunConfig(data=f"text@{tmp_path / 'large'}", **(settings | {"model": model})))
+        assert str(refused.value).startswith(message)
+
+
+@pytest.mark.shared
+def test_text_of_the_pile_under_a_field_of_its_own(shared: Path, tmp_path: Path, pythia_tokenizer: Path) -> None:
+    """Real abstracts, mixed with real instructions: 5 of each kind."""
+    file = shared / "pile_nonmembers" / "pubmed_abstracts.ngram7.test_raw.jsonl.gz"
+    (tmp_path / "pubmed.yaml").write_text(f"file: {file}\nschema: text\ncolumns: {{text: original}}\n")
+    dolly = shared / "dolly" / "databricks-dolly-12k.jsonl"
+    data = f"{tmp_path / 'pubmed.yaml'}:5,dolly@{dolly}:5"
+    corpus = Corpus.open(prepare(RunConfig(data=data, corpora=str(tmp_path / "corpora"), holdout=0.0)))
+    sets = corpus.sets(np.arange(corpus.n))
+    assert corpus.set_names == ("pubmed", "dolly")
+    assert (corpus.meta["kind"], int((sets == 1).sum())) == ("instruction", 5)
+    abstracts = np.flatnonzero(sets == 0)
+    assert np.array_equal(corpus.n_targets(abstracts), corpus.lengths(abstracts) - 1)

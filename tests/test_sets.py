@@ -1,0 +1,179 @@
+"""What --data may say: names, files, folders, options, amounts, descriptions of one's own."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from wellread.config import CONFIGS, RunConfig
+from wellread.data import sets
+from wellread.data.mixture import readers
+from wellread.data.sources import Source, fingerprint
+from wellread.models.registry import ModelSpec, registry
+from wellread.plan import resolve
+
+KNOWN = "sample, dolly, alpaca, alpaca-cleaned, hc3, evol-instruct, text"
+DOLLY = {"instruction": "Add 1 and 1.", "context": "", "response": "2"}
+ALPACA = {"instruction": "Add.", "input": "1 1", "output": "2"}
+
+
+def find(data: str) -> Source:
+    (source,) = sets.find(data).sources
+    return source
+
+
+def write(path: Path, *rows: object) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_the_registry() -> None:
+    """Names, hub names, pinned commits, published sizes."""
+    sample = find("sample")
+    assert (sample.name, sample.schemas, sample.hub, sample.paths) == (
+        "sample", ("dolly",), None, (CONFIGS / "data" / "sample.jsonl",),
+    )  # fmt: skip
+    hubs = {
+        "dolly": ("databricks/databricks-dolly-15k", 15011),
+        "alpaca": ("tatsu-lab/alpaca", 52002),
+        "alpaca-cleaned": ("yahma/alpaca-cleaned", 51760),
+        "hc3": ("Hello-SimpleAI/HC3", 24322),
+        "evol-instruct": ("victor123/evol_instruct_70k", 70000),
+    }
+    for name, (hub, rows) in hubs.items():
+        source = find(name)
+        assert (source.paths, source.hub, source.published_rows) == ((), hub, rows)
+        assert fingerprint(source) == f"hub:{hub}@{source.revision}"
+    assert all(
+        re.fullmatch("[0-9a-f]{40}", find(name).revision or "") for name in ("dolly", "alpaca", "alpaca-cleaned")
+    )
+    assert readers(RunConfig(), sets.find("evol-instruct"))[0].template.name == "alpaca"
+
+
+def test_files(tmp_path: Path) -> None:
+    path = write(tmp_path / "my.rows.jsonl", DOLLY)
+    plain, named = find(str(path)), find(f"alpaca@{path}")
+    assert (plain.name, plain.schemas, plain.paths) == ("my.rows", (), (path,))
+    assert (named.name, named.schemas, named.paths, named.hub) == ("alpaca", ("alpaca",), (path,), None)
+    assert fingerprint(plain) == fingerprint(named)
+    odd = tmp_path / "me@home,or:not"
+    odd.mkdir()
+    assert find(str(write(odd / "x.jsonl", {}))).paths == (odd / "x.jsonl",)
+
+
+def test_mixtures(tmp_path: Path) -> None:
+    path = write(tmp_path / "my.jsonl", DOLLY)
+    weighted = sets.find(f"dolly:0.5,alpaca@{path}:1e-1,{path}:2.")
+    assert [(s.name, s.weight, s.limit) for s in weighted.sources] == [
+        ("dolly", 0.5, None), ("alpaca", 0.1, None), ("my", 2.0, None),
+    ]  # fmt: skip
+    assert weighted.name == "dolly+alpaca+my"
+    counted = sets.find(f"dolly:5000,alpaca,{path}:1")
+    assert [(s.limit, s.weight) for s in counted.sources] == [(5000, None), (None, None), (1, None)]
+    assert counted.estimate() == 5000 + 52002 + 1
+    assert sets.find("dolly:0.5,alpaca:0.5").estimate() == 2 * 15011
+    assert sets.find("dolly:0.1,alpaca:0.9").estimate() == 5778 + 52002  # all of alpaca, a ninth of that of dolly
+
+
+def test_options_of_hc3(tmp_path: Path) -> None:
+    assert (find("hc3").answers, find("hc3").subsets) == ("both", ())
+    source = find("hc3:human:open_qa:finance:10")
+    assert (source.name, source.answers, source.subsets, source.limit) == (
+        "hc3-human-open_qa-finance", "human", ("open_qa", "finance"), 10,
+    )  # fmt: skip
+    both = sets.find("hc3:human:0.5,hc3:chatgpt:0.5")
+    assert both.names == ["hc3-human", "hc3-chatgpt"]
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ("dolly", "dolly"),
+        ("dolly:0.5,alpaca@x/my.json:0.3,hc3:human:7", "dolly+my+hc3-human"),
+        ("dolly@x/dolly-12k.jsonl:500", "dolly-12k"),
+        ("some/where/rows.v2.jsonl", "rows"),
+        ("hc3@some/where/hc3/", "hc3"),
+    ],
+)
+def test_names_of_runs(data: str, name: str, root: Path) -> None:
+    """`make ft` and `launch run` give a run the same folder."""
+    assert sets.label(data) == name
+    assert resolve(RunConfig(data=data), ModelSpec(name="m", **registry()["tiny"])).out == f"runs/m-{name}"
+    make = ["make", "-s", "--eval", 'print-run: ; @echo "$$RUN"', "print-run", f"DATA={data}", "MODEL=models/m/"]
+    assert subprocess.run(make, cwd=root, capture_output=True, text=True, check=True).stdout == f"runs/m-{name}\n"
+
+
+def test_a_set_of_ones_own(tmp_path: Path) -> None:
+    """Columns are mapped in YAML; paths are relative to it."""
+    (tmp_path / "faq.csv").write_text("question,answer,topic\nWhy?,So.,all\n")
+    (tmp_path / "faq.yaml").write_text(
+        "file: faq.csv\ntemplate: qa\ncolumns: {instruction: question, response: answer, category: topic}\n"
+    )
+    (reader,) = readers(RunConfig(), sets.find(str(tmp_path / "faq.yaml")))
+    assert (reader.source.name, reader.template.name) == ("faq", "qa")
+    ((number, (example,)),) = reader.rows()
+    assert (number, example.turns, example.category) == (1, (("Question: Why?\nAnswer:", " So."),), "all")
+
+
+ERRORS = [
+    ("nope", f"--data nope: neither a known set ({KNOWN}) nor a file"),
+    ("nope@DIR/x.jsonl", f"--data nope@DIR/x.jsonl: unknown set 'nope'; known: {KNOWN}"),
+    ("DIR/none.jsonl", "--data DIR/none.jsonl: DIR/none.jsonl does not exist"),
+    ("dolly@DIR/none.jsonl", "--data dolly@DIR/none.jsonl: DIR/none.jsonl does not exist"),
+    ("DIR/nothing", "--data DIR/nothing: DIR/nothing holds no data file (.jsonl .json .csv .parquet)"),
+    ("DIR/x.tsv", "--data DIR/x.tsv: .tsv is not a known kind of file (.jsonl .json .csv .parquet)"),
+    ("DIR/bare", "--data DIR/bare: no suffix is not a known kind of file (.jsonl .json .csv .parquet)"),
+    ("DIR/empty.jsonl", "--data DIR/empty.jsonl: DIR/empty.jsonl is empty"),
+    ("text", "--data text: give its file, text@FILE"),
+    ("dolly:-0.5,alpaca:1.5", "--data dolly:-0.5: weight -0.5; it must be above 0, or leave the set out"),
+    ("dolly:0.0,alpaca:1.5", "--data dolly:0.0: weight 0.0; it must be above 0, or leave the set out"),
+    ("dolly:nan,alpaca:1.5", "--data dolly:nan: weight nan; it must be above 0, or leave the set out"),
+    ("dolly:-3", "--data dolly:-3: -3 rows; ask for at least 1, or leave the set out"),
+    ("dolly:0.5", "--data dolly:0.5: a weight is a share of several sets; ask for rows, e.g. dolly:1000"),
+    ("dolly:0.5,alpaca", "--data dolly:0.5,alpaca: give every set a weight (0.3), or none; "
+     ":N with a whole N is N rows"),
+    ("dolly,dolly:5", "--data dolly,dolly:5: two sets are called dolly; their samples could not be told apart"),
+    ("dolly,,alpaca", "--data dolly,,alpaca: names an empty set; leave out the comma"),
+    ("dolly:human", "--data dolly:human: dolly has no option 'human'; only hc3 has options"),
+    ("hc3:humans", "--data hc3:humans: hc3 has no option 'humans'; known: human, chatgpt, both, reddit_eli5, finance, "
+     "medicine, open_qa, wiki_csai"),
+    ("DIR/none.yaml", "--data DIR/none.yaml: DIR/none.yaml cannot be read (No such file or directory)"),
+    ("DIR/list.yaml", "--data DIR/list.yaml: DIR/list.yaml describes no set; it needs file: or hub:"),
+    ("DIR/key.yaml", "--data key: unknown key 'colums'; did you mean columns?"),
+    ("DIR/columns.yaml", "columns: no response among them; name instruction and response, or messages, or text"),
+    ("DIR/lacking.yaml",
+     "DIR/alpaca.jsonl: no column 'answer', which lacking needs; "
+     "its columns are input, instruction, output"),
+    ("dolly@DIR/alpaca.jsonl",
+     "DIR/alpaca.jsonl: no column 'response', which dolly needs; "
+     "its columns are input, instruction, output"),
+    ("evol-instruct@DIR/dolly.jsonl",
+     "DIR/dolly.jsonl: no column 'output', which evol-instruct needs; "
+     "its columns are context, instruction, response"),
+    ("DIR/odd.jsonl",
+     "DIR/odd.jsonl: columns text fit no known schema (messages: messages; conversations: conversations; "
+     "hc3: question, human_answers, chatgpt_answers; dolly: instruction, response; alpaca: instruction, output; "
+     "prompt: prompt, completion); is it raw text? then text@DIR/odd.jsonl"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("data", "message"), ERRORS, ids=[data for data, _ in ERRORS])
+def test_what_is_no_data(data: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "nothing").mkdir()
+    for name in ("x.tsv", "bare"):
+        (tmp_path / name).write_text("a,b\n")
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "list.yaml").write_text("[1]")
+    (tmp_path / "key.yaml").write_text("file: alpaca.jsonl\ncolums: {}\n")
+    (tmp_path / "columns.yaml").write_text("file: alpaca.jsonl\ncolumns: {instruction: instruction}\n")
+    (tmp_path / "lacking.yaml").write_text(
+        "file: alpaca.jsonl\ncolumns: {instruction: instruction, response: answer}\n"
+    )
+    write(tmp_path / "alpaca.jsonl", ALPACA)
+    write(tmp_path / "dolly.jsonl", DOLLY)
+    write(tmp_path / "odd.jsonl", {"text": "x"})
+    with pytest.raises(ValueError) as refused:
+        readers(RunConfig(), sets.find(data.replace("DIR", str(tmp_path))))
+    assert str(refused.value) == message.replace("DIR", str(tmp_path))

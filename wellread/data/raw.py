@@ -1,0 +1,90 @@
+"""Raw text as a set of its own: documents without prompt or response, every token of them scored."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wellread.data import sources, text
+from wellread.data.megatron import Megatron
+from wellread.data.sources import Source
+
+TEXT = "text"
+"""Name of the set and of its schema."""
+
+
+@dataclass(frozen=True)
+class Raw:
+    """One document: its text, or the tokens that a Megatron file holds."""
+
+    text: str = ""
+    tokens: NDArray[Any] | None = None
+    category: str = ""
+    """Part of The Pile that it comes from, where the file says so."""
+
+    @property
+    def author(self) -> str:
+        """Not known."""
+        return ""
+
+    @property
+    def document(self) -> str:
+        """Text that identifies the source document."""
+        if self.tokens is None:
+            return self.text
+        return hashlib.sha256(np.ascontiguousarray(self.tokens, dtype="<u4").data).hexdigest()
+
+
+def is_megatron(path: Path) -> bool:
+    """Whether `path` is the prefix of a Megatron set, or one of its two files."""
+    return Path(f"{_prefix(path)}.idx").is_file()
+
+
+def _prefix(path: Path) -> Path:
+    return path.with_suffix("") if path.suffix in (".idx", ".bin") else path
+
+
+def documents(source: Source) -> Iterator[tuple[int, Sequence[Raw] | str]]:
+    """Yield the number of each document and the document, or a line that says where it is broken."""
+    before = last = 0
+    for path in source.paths:
+        for number, found in _of_file(path, source.columns.get("text", "text")):
+            last = before + number
+            yield last, f"{path} row {number}: {found}" if isinstance(found, str) else [found]
+        before = last
+
+
+def _of_file(path: Path, column: str) -> Iterator[tuple[int, Raw | str]]:
+    if is_megatron(path):
+        samples = Megatron.open(_prefix(path))
+        for i in range(samples.n):
+            yield i + 1, Raw(tokens=samples.tokens(i))
+        return
+    for document in text.documents(path, text=column):
+        if document.text is None:
+            yield document.number, f"{document.error}"
+        else:
+            yield document.number, Raw(document.text, category=str(document.meta.get("pile_set_name") or ""))
+
+
+def count(source: Source) -> int:
+    """Number of documents."""
+    column = source.columns.get("text", "text")
+    sizes = (Megatron.open(_prefix(path)).n if is_megatron(path) else None for path in source.paths)
+    return sum(
+        sum(1 for _ in text.documents(path, text=column)) if size is None else size
+        for path, size in zip(source.paths, sizes, strict=True)
+    )
+
+
+def fingerprint(source: Source) -> str:
+    """Hash of what the files hold."""
+    if not any(is_megatron(path) for path in source.paths):
+        return sources.fingerprint(source)
+    return hashlib.sha256("".join(Megatron.open(_prefix(path)).hash for path in source.paths).encode()).hexdigest()

@@ -1,0 +1,205 @@
+"""What ``--data`` names: sets of the registry, files, and descriptions of one's own, with an amount each."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from wellread.config import CONFIGS
+from wellread.data import instruct
+from wellread.data.mixture import Mixture
+from wellread.data.raw import TEXT, is_megatron
+from wellread.data.sources import SUFFIXES, Source
+from wellread.data.text import KINDS, PACKED
+
+AMOUNT = re.compile(r"(.*):([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?|[+-]?(?:inf|nan))", re.IGNORECASE | re.DOTALL)
+KEYS = {"file", "hub", "revision", "hub_files", "schema", "columns", "template", "answers", "subsets", "rows"}
+"""What an entry of configs/data.yaml, or a file of one's own, may say."""
+ANSWERS = ("human", "chatgpt", "both")
+YAML = (".yaml", ".yml")
+
+
+def registry() -> dict[str, dict[str, Any]]:
+    """Sets known by name (configs/data.yaml)."""
+    import yaml
+
+    known: dict[str, dict[str, Any]] = yaml.safe_load((CONFIGS / "data.yaml").read_text())
+    return known
+
+
+def find(data: str) -> Mixture:
+    """Turn ``SET,SET,…`` into sources; a set is ``NAME[:OPTION…][@PATH][:AMOUNT]`` or ``PATH[:AMOUNT]``.
+
+    An amount with a decimal point is a weight, one without is a number of rows.
+
+    Raises
+    ------
+    ValueError
+        When a name is unknown, a file is missing, empty or of an unknown kind, or an amount makes no sense.
+    """
+    parts = [data] if Path(data).exists() else data.split(",")
+    found = [_one(part, data) for part in parts]
+    weighted = [source.weight is not None for source in found]
+    if len(found) == 1 and weighted[0]:
+        raise ValueError(f"--data {data}: a weight is a share of several sets; ask for rows, e.g. {found[0].name}:1000")
+    if any(weighted) and not all(weighted):
+        raise ValueError(f"--data {data}: give every set a weight (0.3), or none; {':N'} with a whole N is N rows")
+    names = [source.name for source in found]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"--data {data}: two sets are called {twice[0]}; their samples could not be told apart")
+    return Mixture(tuple(found))
+
+
+_LABEL = [
+    ("[^,]*@", ""),
+    ("/+(,|$)", r"\1"),
+    ("[^,]*/", ""),
+    (":[-+.0-9e]+(,|$)", r"\1"),
+    (r"\.[^,]*", ""),
+    (":", "-"),
+    (",", "+"),
+]
+
+
+def label(data: str) -> str:
+    """Short name of what ``--data`` names, for a run's folder: sets and files without folders, suffixes, amounts.
+
+    The Makefile does the same.
+    """
+    for pattern, replacement in _LABEL:
+        data = re.sub(pattern, replacement, data)
+    return data
+
+
+def _without_amount(part: str) -> tuple[str, str]:
+    found = None if Path(part).exists() else AMOUNT.fullmatch(part)
+    return (found[1], found[2]) if found else (part, "")
+
+
+def _one(part: str, data: str) -> Source:
+    if not part:
+        raise ValueError(f"--data {data}: names an empty set; leave out the comma")
+    text, amount = _without_amount(part)
+    source = _named(text)
+    if not amount:
+        return source
+    if re.fullmatch(r"[+-]?\d+", amount):
+        if int(amount) < 1:
+            raise ValueError(f"--data {part}: {amount} rows; ask for at least 1, or leave the set out")
+        return replace(source, limit=int(amount))
+    if not (math.isfinite(float(amount)) and float(amount) > 0):
+        raise ValueError(f"--data {part}: weight {amount}; it must be above 0, or leave the set out")
+    return replace(source, weight=float(amount))
+
+
+def _named(text: str) -> Source:
+    known = registry()
+    names, at, file = (text, "", "") if Path(text).exists() else text.partition("@")
+    name, *options = names.split(":")
+    if name in known and not Path(text).exists():
+        source = _of_entry(name, known[name], CONFIGS)
+        if at:
+            paths = _files(Path(file).expanduser(), text, is_text=TEXT in source.schemas)
+            source = replace(source, paths=paths, hub=None, revision=None, hub_files=None, published_rows=None)
+        elif not source.hub and not source.paths:
+            raise ValueError(f"--data {text}: give its file, {name}@FILE")
+        return _with_options(source, options, text)
+    if at:
+        raise ValueError(f"--data {text}: unknown set {name!r}; known: {', '.join(known)}")
+    path = Path(text).expanduser()
+    if not path.exists() and path.suffix not in (*SUFFIXES, *YAML) and "/" not in text:
+        raise ValueError(f"--data {text}: neither a known set ({', '.join(known)}) nor a file")
+    if path.suffix in YAML:
+        return _of_yaml(path, text)
+    return Source(name=path.stem if path.is_file() else path.resolve().name, paths=_files(path, text))
+
+
+def _with_options(source: Source, options: list[str], text: str) -> Source:
+    """Apply ``hc3:human:open_qa``: whose answers, and which subsets."""
+    if options and "hc3" not in source.schemas:
+        raise ValueError(f"--data {text}: {source.name} has no option {options[0]!r}; only hc3 has options")
+    for option in options:
+        if option in ANSWERS:
+            source = replace(source, answers=option)
+        elif option in instruct.HC3_SUBSETS:
+            source = replace(source, subsets=(*source.subsets, option))
+        else:
+            known = ", ".join((*ANSWERS, *instruct.HC3_SUBSETS))
+            raise ValueError(f"--data {text}: {source.name} has no option {option!r}; known: {known}")
+    return replace(source, name="-".join([source.name, *options]))
+
+
+def _of_yaml(path: Path, text: str) -> Source:
+    import yaml
+
+    try:
+        entry = yaml.safe_load(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"--data {text}: {path} cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"--data {text}: {path} is not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(entry, dict) or not ("file" in entry or "hub" in entry):
+        raise ValueError(f"--data {text}: {path} describes no set; it needs file: or hub:")
+    return _of_entry(path.stem, entry, path.parent)
+
+
+def _of_entry(name: str, entry: dict[str, Any], folder: Path) -> Source:
+    """Check an entry of the registry or of a user's own file, whose paths are relative to `folder`."""
+    where = f"--data {name}"
+    for key in entry:
+        if key not in KEYS:
+            near = difflib.get_close_matches(str(key), sorted(KEYS), n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(KEYS))}"
+            raise ValueError(f"{where}: unknown key {key!r}; {hint}")
+    schemas, columns = entry.get("schema") or (), entry.get("columns") or {}
+    schemas = (schemas,) if isinstance(schemas, str) else tuple(schemas)
+    for schema in schemas:
+        if schema not in instruct.SCHEMAS:
+            raise ValueError(f"{where}: unknown schema {schema!r}; known: {', '.join(instruct.SCHEMAS)}")
+    if not isinstance(columns, dict) or not all(isinstance(value, str) for value in columns.values()):
+        raise ValueError(f"{where}: columns: expected FIELD: COLUMN, e.g. instruction: question")
+    if columns:
+        instruct.with_columns(columns)
+    if entry.get("answers", "both") not in ANSWERS:
+        raise ValueError(f"{where}: answers: {entry['answers']!r}; choose one of {', '.join(ANSWERS)}")
+    is_text = TEXT in schemas or "text" in columns
+    file = entry.get("file")
+    return Source(
+        name=name,
+        schemas=(TEXT,) if is_text else schemas,
+        paths=_files(folder / Path(file).expanduser(), name, is_text=is_text) if file else (),
+        hub=entry.get("hub"),
+        revision=entry.get("revision"),
+        hub_files=entry.get("hub_files"),
+        published_rows=entry.get("rows"),
+        columns=columns,
+        template=entry.get("template"),
+        answers=entry.get("answers", "both"),
+        subsets=tuple(entry.get("subsets", ())),
+    )
+
+
+def _files(path: Path, data: str, *, is_text: bool = False) -> tuple[Path, ...]:
+    """The file itself, or all data files of a folder, by name."""
+    suffixes = tuple(kind + packed for kind in KINDS for packed in ("", *PACKED)) if is_text else SUFFIXES
+    if is_text and is_megatron(path):
+        return (path,)
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*") if p.name.endswith(suffixes) and p.is_file() and p.name[0] != ".")
+        if not found:
+            raise ValueError(f"--data {data}: {path} holds no data file ({' '.join(suffixes)})")
+        return tuple(found)
+    if not path.is_file():
+        raise ValueError(f"--data {data}: {path} {'is not a file' if path.exists() else 'does not exist'}")
+    if not path.name.endswith(suffixes):
+        raise ValueError(
+            f"--data {data}: {path.suffix or 'no suffix'} is not a known kind of file ({' '.join(suffixes)})"
+        )
+    if path.stat().st_size == 0:
+        raise ValueError(f"--data {data}: {path} is empty")
+    return (path,)
