@@ -42,6 +42,8 @@ def _prepare(argv: list[str]) -> int:
 
     from finetune.prepare import prepare
 
+    if others["show"] < 0:
+        raise ValueError(f"--show {others['show']}: must be at least 0")
     prepare(config, others["show"])
     return 0
 

@@ -20,14 +20,15 @@ SCORED, MASKED, PLAIN = "\x1b[32m", "\x1b[2m", "\x1b[0m"
 OPEN, CLOSE = "⟦", "⟧"
 """Around scored tokens, where there are no colours."""
 REASONS = {
-    "response_cut": "samples cut at --seq_len: the end of the response is lost",
-    "dropped_broken": "rows left out: broken",
-    "dropped_empty_response": "samples left out: the response is empty",
-    "dropped_empty_document": "documents left out: empty",
-    "dropped_prompt_fills_window": "samples left out: the prompt fills --seq_len",
-    "dropped_no_place_in_chat_template": "samples left out: the chat template refuses them",
-    "prompt_prefix_taken_off": "rows carried a prompt already: taken off, so that it is not there twice",
+    "response_cut": "cut at --seq_len, the end of the response lost",
+    "dropped_broken": "left out, broken",
+    "dropped_empty_response": "left out, the response is empty",
+    "dropped_empty_document": "left out, the document is empty",
+    "dropped_prompt_fills_window": "left out, the prompt fills --seq_len",
+    "dropped_no_place_in_chat_template": "left out, the chat template refuses them",
+    "prompt_prefix_taken_off": "carried Alpaca's prompt already, which was taken off",
 }
+"""What the counts of a corpus are, in words."""
 
 
 def summary(corpus: Corpus) -> None:
@@ -47,7 +48,7 @@ def summary(corpus: Corpus) -> None:
         print(f"  {line}")
     told = [(counts[name], text) for name, text in REASONS.items() if counts.get(name)]
     for n, text in told:
-        print(f"{n:,} {text}")
+        print(f"{text}: {n:,}")
     if not told:
         print("nothing was cut or left out")
     sys.stdout.flush()
