@@ -56,10 +56,11 @@ def _slot_line(batch: BatchRead, slot: int) -> str:
 
 
 def where_from(row: dict[str, Any]) -> str:
-    """Source, rows and category of a sample in words, as far as its corpus knows them."""
+    """Source, rows, category and author of a sample in words, as far as its corpus knows them."""
     rows = ",".join(map(str, row.get("rows") or []))
     source = f"{row['source']}:{rows}" if row.get("source") else ""
-    return visible("  ".join(filter(None, [source, f"category {row['category']}" if row.get("category") else ""])))
+    known = [f"{name} {row[name]}" for name in ("category", "author") if row.get(name)]
+    return visible("  ".join(filter(None, [source, *known])))
 
 
 # --- into files ------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 IDS = ("sample_id", "document")
 """Numeric columns that are names, not metrics."""
-GROUPS = ("source", "category", "author")
+GROUPS = ("source", "category")
 """Columns by which readings are counted."""
 SHOWN = 12
 """Sources listed in an error before the list is cut."""
@@ -74,7 +74,7 @@ class SamplesTable:
 
     @cached_property
     def groups(self) -> list[str]:
-        """Those of source, category and author that the samples table has."""
+        """Those of source and category that the samples table has."""
         if self.file is None:
             return []
         import pyarrow.parquet

@@ -1,0 +1,91 @@
+"""Data that cannot be used: one line that says what, where and what to do, exit code 2, nothing half-made."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from finetune.__main__ import main
+from wellread.cli import BAD_INPUT, run_program
+
+ROW = {"instruction": "Name a colour.", "context": "", "response": "Blue."}
+ROWS = [ROW] * 3
+HUB = "--data dolly: hub set databricks/databricks-dolly-15k cannot be had ("
+
+
+@pytest.mark.parametrize(
+    ("flags", "rows", "message"),
+    [
+        (
+            ["--data=dolly@DIR/rows.jsonl"],
+            [{"instruction": "x", "answer": "y"}],
+            "DIR/rows.jsonl: no column 'response', which dolly needs; its columns are answer, instruction",
+        ),
+        (
+            ["--data=DIR/rows.jsonl"],
+            [{"topic": "x", "answer": "y"}],
+            "DIR/rows.jsonl: columns answer, topic fit no known schema (",
+        ),
+        (
+            ["--data=DIR/rows.jsonl"],
+            [*ROWS, ROW | {"response": ["Blue."]}],
+            "1 broken row, 0 allowed: DIR/rows.jsonl row 4: 'response' is list, not text; mend them, or pass over them "
+            "with --max_bad_rows 1",
+        ),
+        (
+            ["--data=DIR/rows.jsonl"],
+            [ROW | {"response": " "}] * 2,
+            "rows: no trainable sample is left (dropped empty response: 2, sealed: 0); lower --holdout or give more",
+        ),
+        (
+            ["--data=DIR/rows.jsonl", "--seq_len=4"],
+            ROWS,
+            "rows: no trainable sample is left (dropped prompt fills window: 3, sealed: 0); raise --seq_len",
+        ),
+        (
+            ["--data=DIR/rows.jsonl:-0.5,sample:1.5"],
+            ROWS,
+            "--data DIR/rows.jsonl:-0.5: weight -0.5; it must be above 0, or leave the set out",
+        ),
+        (
+            ["--data=DIR/rows.jsonl:4,sample"],
+            ROWS,
+            "--data rows:4: DIR/rows.jsonl has 3 rows; ask for at most that",
+        ),
+        (
+            ["--data=DIR/rows.jsonl", "--template=DIR/mine.txt"],
+            ROWS,
+            "template DIR/mine.txt: unknown field {topic}; DIR/rows.jsonl has {category}, {context}, {instruction}",
+        ),
+        (
+            ["--data=DIR/rows.jsonl", "--template=alpacca"],
+            ROWS,
+            "--template alpacca: neither a known template (alpaca, dolly, none, qa, chat) nor a .txt file",
+        ),
+        (["--data=text@DIR/rows.jsonl", "--template=qa"], [{"text": "x"}], "--template qa: raw text has no template"),
+        (["--data=hc3:finance@DIR/rows.jsonl"], [{"question": "x", "human_answers": ["y"], "chatgpt_answers": []}],
+         "DIR/rows.jsonl: no row is of finance"),
+        (["--data=dolly"], ROWS, HUB),
+        (["--show=-1"], ROWS, "--show -1: must be at least 0"),
+    ],
+)  # fmt: skip
+def test_one_line(
+    flags: list[str],
+    rows: list[object],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "mine.txt").write_text("{instruction} {topic} {response}")
+    here = [flag.replace("DIR", str(tmp_path)) for flag in flags]
+    monkeypatch.setattr(sys, "argv", ["finetune", "prepare", f"--corpora={tmp_path / 'corpora'}", *here])
+    with pytest.raises(SystemExit) as stopped:
+        run_program(main)
+    printed = capsys.readouterr()
+    assert stopped.value.code == BAD_INPUT
+    assert printed.err.startswith(f"error: {message.replace('DIR', str(tmp_path))}"), printed.err
+    assert printed.err.count("\n") == 1
+    assert [path.name for path in (tmp_path / "corpora").glob("*") if path.is_dir()] == []
