@@ -80,7 +80,9 @@ class Tokenizer:
     @cached_property
     def _continuing(self) -> Any:
         """The same without the blank that SentencePiece puts before a text: a continuation has its prompt there."""
-        return _copied(_without_first_blank(str(self.backend.backend_tokenizer.to_str())))
+        serialised = str(self.backend.backend_tokenizer.to_str())
+        changed = _without_first_blank(serialised)
+        return self._plain if json.loads(serialised) == json.loads(changed) else _copied(changed)
 
     def prompts(self, texts: list[str]) -> list[list[int]]:
         """Encode openings of samples: with the beginning-of-sequence token where the tokenizer wants one.
