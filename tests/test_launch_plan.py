@@ -301,9 +301,9 @@ def test_nvme_that_is_not_here_is_planned_and_not_run(program, tmp_path: Path) -
     (chosen,) = (found for found in values["strategies"] if found["strategy"] == values["chosen"])  # type: ignore[attr-defined]
     assert (values["chosen"], chosen["fits"], chosen["nvme_bytes"]) == ("zero3-nvme", True, 18 * 11_846_072_320)
     assert "of 2,000 GiB of NVMe per node" in str(values["strategy_reason"])
-    small = program("launch", "plan", "finetune", *shape, "--nvme", 150)
+    small = program("launch", "plan", "finetune", *shape, "--nvme", 190)
     assert small.returncode == 2
-    assert "nearest is zero3-nvme, short of 34.0 GiB of NVMe per node" in small.stderr  # 176.5 - 95% of 150
+    assert "nearest is zero3-nvme, short of 18.1 GiB of NVMe per node" in small.stderr  # 198.6 - 95% of 190
     asked = ("--host_mem", 64, "--nvme", 100, "--strategy", "zero3-nvme", "--out", tmp_path / "run")
     refused = program("launch", "run", "finetune", *asked)
     assert refused.returncode == 2
