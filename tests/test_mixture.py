@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Program
 
 from finetune.prepare import prepare
 from wellread.config import RunConfig
@@ -14,6 +15,8 @@ from wellread.data.mixture import Mixture, corpus_directory, shares
 from wellread.data.sets import find
 from wellread.data.sources import Source
 from wellread.data.tokenizer import Tokenizer
+from wellread.record import Record
+from wellread.runs import RunDirectory
 
 
 def chosen(samples: list[list[int]], *sources: Source) -> list[list[int] | None]:
@@ -132,3 +135,29 @@ def test_other_weights_and_templates_have_another_hash(tmp_path: Path) -> None:
     ]
     assert len({corpus.hash for corpus in made}) == 3
     assert made[0].hash == made[1].hash  # made anew: the same samples in the same order
+
+
+@pytest.mark.slow
+def test_tensorboard_has_the_loss_of_each_set(program: Program, root: Path, tmp_path: Path) -> None:
+    """Weighted by their targets in the record, the losses of the sets are the loss of the step."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = RunDirectory(tmp_path / "run")
+    other = tmp_path / "mine.jsonl"
+    lines = (root / "configs/data/sample.jsonl").read_text().splitlines(keepends=True)
+    other.write_text("".join(line.replace('"instruction": "', '"instruction": "Please: ') for line in lines[:80]))
+    flags = f"--data sample:40,{other}:60 --model tiny --steps 2 --batch_size 16 --seq_len 64 --save_every 2"
+    paths = ["--out", run.path, "--corpora", tmp_path / "corpora"]
+    program("launch", "run", "finetune", *flags.split(), *paths, check=True)
+    events = EventAccumulator(str(run.tb))
+    events.Reload()
+    rows, corpus = Record.open(run.record).table().to_pandas(), Corpus.open(run.corpus)
+    assert corpus.set_names == ("sample", "mine")
+    for step, batch in rows.groupby("step"):
+        sets = corpus.sets(batch["sample_id"].to_numpy())
+        for number, name in enumerate(corpus.set_names):
+            mine = batch[sets == number]
+            logged = [s.value for s in events.Scalars(f"train/loss_of/{name}") if s.step == step]
+            assert logged == [
+                pytest.approx((mine["loss"] * mine["n_targets"]).sum() / mine["n_targets"].sum(), rel=1e-5)
+            ]

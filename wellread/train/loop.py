@@ -211,9 +211,27 @@ def _step(loop: Loop) -> int:
         loss = float((reading.losses.astype(np.float64) * reading.n_targets).sum() / reading.n_targets.sum())
         seconds = time.perf_counter() - began
         loop.monitor.step(
-            StepStats(step=loop.step, loss=loss, lr=lr, grad_norm=grad_norm, tokens=tokens, seconds=seconds)
+            StepStats(
+                step=loop.step,
+                loss=loss,
+                lr=lr,
+                grad_norm=grad_norm,
+                tokens=tokens,
+                seconds=seconds,
+                set_losses=_set_losses(loop.corpus, reading),
+            )
         )
     return stop
+
+
+def _set_losses(corpus: Corpus, reading: Reading) -> dict[str, float]:
+    """Mean loss per target token of each set in the batch; nothing where all samples are of one set."""
+    if len(corpus.set_names) < 2:
+        return {}
+    number, size = corpus.sets(reading.sample_ids), len(corpus.set_names)
+    sums = np.bincount(number, reading.losses.astype(np.float64) * reading.n_targets, minlength=size)
+    targets = np.bincount(number, reading.n_targets, minlength=size)
+    return {name: float(sums[k] / targets[k]) for k, name in enumerate(corpus.set_names) if targets[k]}
 
 
 def _seed(seed: int, batch_id: int) -> None:

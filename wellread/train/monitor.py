@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,8 @@ class StepStats:
     tokens: int
     """Tokens read by this step over all ranks, padding not counted."""
     seconds: float
+    set_losses: dict[str, float] = field(default_factory=dict)
+    """The loss of each set of a mixture that is in the batch."""
 
 
 class Monitor:
@@ -81,6 +83,7 @@ class Monitor:
             "speed/step_seconds": stats.seconds,
             "memory/rank0_gib": memory_bytes() / 2**30,
         }
+        scalars |= {f"train/loss_of/{name}": loss for name, loss in stats.set_losses.items()}
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, stats.step)
         if self._bar is not None:
