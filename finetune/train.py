@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from wellread import provenance
-from wellread.cli import BAD_INPUT, bad_input, own_path
+from wellread.cli import BAD_INPUT, bad_input
 from wellread.runs import RunDirectory, write_json
 from wellread.train import shortage
 
@@ -22,7 +22,6 @@ LAUNCHER = "WELLREAD_LAUNCHER"
 def main(path: str) -> int:
     """Train this rank; return its exit code."""
     run = RunDirectory.open(path)
-    os.environ["PATH"] = own_path()
     attempt, rank = int(os.environ.get("WELLREAD_ATTEMPT", 1)), int(os.environ.get("RANK", 0))
     run.log.mkdir(exist_ok=True)
     log = run.log / f"attempt-{attempt:03d}-rank-{rank}.log"

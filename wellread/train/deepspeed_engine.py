@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from wellread.cli import own_path
 from wellread.config import CONFIGS, RunConfig
 from wellread.ds_config import offload_devices
 from wellread.models import tensors
@@ -35,6 +37,7 @@ class DeepSpeedEngine:
     """ZeRO: optimizer state (1), gradients (2) and weights (3) divided over the ranks."""
 
     def __init__(self, source: Source, config: RunConfig, plan: Plan) -> None:
+        os.environ["PATH"] = own_path()  # before DeepSpeed loads its ops
         import deepspeed
 
         self.device = ranks.device()
