@@ -76,7 +76,8 @@ class Job:
         """Plan the run; without a compiled corpus, from the rows of the source."""
         counts = _counts(corpus) if corpus else self._estimate()
         own = ds_config.read(self.config.ds_config) if self.config.ds_config else None
-        failures = ladder.failures(self.run) if self.options.ladder == "on" else ()
+        begun = self.options.ladder == "on" and not self.options.force  # by force, it begins as asked
+        failures = ladder.failures(self.run) if begun else ()
         made = make_plan(self.config, self.spec, self.cluster, counts, own, failures)
         return replace(made, forced=self.options.force)
 
@@ -112,8 +113,9 @@ def _sized(config: RunConfig, file: ClusterFile, options: LaunchOptions) -> Clus
 
 
 def _imagined(file: ClusterFile, options: LaunchOptions) -> bool:
-    """Whether a plan is asked for GPUs that are not here."""
-    return file.kind == "local" and options.gpu_mem is not None and not clusters.count_gpus()
+    """Whether a plan is asked for GPUs that are not here, or not asked of SLURM."""
+    there = file.gpus if file.kind == "slurm" else clusters.count_gpus() if file.kind == "local" else 1
+    return options.gpu_mem is not None and not there and file.device != "cuda"
 
 
 def _refuse_unfit(plan: Plan) -> None:
@@ -136,7 +138,8 @@ def run(config: RunConfig, options: LaunchOptions) -> int:
     job = Job.resolve(config, options)
     planned = job.planned()  # what cannot be planned, or cannot fit, is refused before anything is written
     if _imagined(job.file, options):
-        raise ValueError("--gpu_mem: this machine has no GPU; launch plan tells what a run on such GPUs would need")
+        lacks = "the cluster's file asks for no GPU (gres: gpu:8)" if job.file.kind == "slurm" else "no GPU is here"
+        raise ValueError(f"--gpu_mem: {lacks}; launch plan tells what a run on such GPUs would need")
     if not config.nvme_path:
         if planned.strategy.endswith("-nvme"):
             raise ValueError(f"--strategy {planned.strategy}: needs --nvme_path, a directory on each node's NVMe disk")

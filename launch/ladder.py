@@ -95,15 +95,16 @@ def _note(run: RunDirectory, plan: Plan, attempt: int, found: Shortage) -> Failu
 def _shortage(run: RunDirectory, plan: Plan, attempt: int) -> Shortage | None:
     """Evidence that an attempt left: an error of a rank that names memory, or the kernel's count of its kills.
 
-    The count alone moves nothing, for it may be of other processes: a rank must have been killed, too.
+    The count alone moves nothing, for it may be of other processes: a rank of that node must have been killed, too.
     """
     errors = attempts.errors(run, attempt)
     for error in errors:
         if error.get("shortage"):
             return _read(error["shortage"])
-    silent = set(range(plan.ranks)) - {error["rank"] for error in errors}
-    if silent or any(error.get("signal") == signal.SIGKILL for error in errors):
-        for path in sorted(run.log.glob(f"attempt-{attempt:03d}-node-*.memory.json")):
+    killed = set(range(plan.ranks)) - {error["rank"] for error in errors if error.get("signal") != signal.SIGKILL}
+    for node in sorted({rank // plan.ranks_per_node for rank in killed}):
+        path = run.log / f"attempt-{attempt:03d}-node-{node}.memory.json"
+        if path.exists():
             return _read(json.loads(path.read_text()))
     return None
 

@@ -60,7 +60,8 @@ def _memory(plan: Plan) -> str:
         state = "chosen" if found["strategy"] == plan.strategy else ""
         said = ", ".join([state] * bool(state) + short) or "fits"
         said += " with activation checkpointing" * (found["activation_checkpointing"] and not short)
-        rows.append([found["strategy"], *sizes, f"{found['relative_speed']:.2f}", said])
+        ratio = "" if found["offload_ratio"] is None else f" {found['offload_ratio']:.0%}"
+        rows.append([found["strategy"] + ratio, *sizes, f"{found['relative_speed']:.2f}", said])
     widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
     lines = []
     for name, *numbers, said in rows:

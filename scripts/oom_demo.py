@@ -12,11 +12,13 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +85,20 @@ def memory_group(limit: int, name: str = "") -> Iterator[Group]:
             swap.write_text(str(limit if version == 1 else 0))
         yield group
     finally:
-        group.folder.rmdir()
+        _remove(group.folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a group, and what still runs in it."""
+    for number in (folder / "cgroup.procs").read_text().split():
+        with suppress(ProcessLookupError):
+            os.kill(int(number), signal.SIGKILL)
+    for _ in range(50):
+        with suppress(OSError):  # busy until the kernel has buried the last process
+            folder.rmdir()
+            return
+        time.sleep(0.1)
+    folder.rmdir()
 
 
 def may_limit_memory() -> bool:

@@ -136,3 +136,22 @@ def test_files_have_the_sub_groups_that_memory_is_predicted_with(name: str) -> N
     from wellread.phases import FINE_SUB_GROUP
 
     assert ds_config.read(CONFIGS / "ds" / f"{name}.json")["zero_optimization"]["sub_group_size"] == FINE_SUB_GROUP
+
+
+@pytest.mark.parametrize(
+    "zero",
+    [
+        {"stage": True},
+        {"stage": 2.0},
+        {"stage": 3, "offload_optimizer": "cpu"},
+        {"stage": 3, "offload_optimizer": None},
+        {"stage": 3, "offload_optimizer": {"device": "disk"}},
+        {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": "0.5"}},
+        {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": -3}},
+    ],
+)
+def test_values_that_deepspeed_would_stumble_over(tmp_path: Path, zero: Any) -> None:
+    path = tmp_path / "my.json"
+    path.write_text(json.dumps({"zero_optimization": zero}))
+    with pytest.raises(ValueError, match=f"^--ds_config {path}: [^\n]+$"):
+        ds_config.read(path)

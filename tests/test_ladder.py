@@ -202,6 +202,30 @@ def test_a_rank_that_says_so_moves(failed: tuple[RunDirectory, Plan]) -> None:
     assert Plan.from_json(run.plan_file.read_text()) == lower
 
 
+def test_a_kill_on_another_node_moves_nothing(failed: tuple[RunDirectory, Plan]) -> None:
+    run, made = failed
+    two = replace(made, nodes=2, ranks_per_node=1)
+    kernel(run)  # on node 0, whose rank has failed by itself
+    attempts.note_error(run, 1, 0, "Connection closed by peer")
+    attempts.note_signal(run, 1, 1, 9)
+    assert ladder.note(run, two, 1) is None
+    (run.log / "attempt-001-node-0.memory.json").rename(run.log / "attempt-001-node-1.memory.json")
+    assert ladder.note(run, two, 1)
+
+
+def test_what_is_asked_for_is_given_up_rung_by_rung() -> None:
+    """ddp failed: with checkpointing, if that is asked for, it may still do, and so may another strategy."""
+    made = make_plan(config(strategy="ddp"), SPEC, CLUSTER, COUNTS)
+    failed = [replace(failure(made), needed=int(70 * GIB))]
+    again = make_plan(config(strategy="ddp", activation_checkpointing="on"), SPEC, CLUSTER, COUNTS, failures=failed)
+    assert (again.strategy, again.activation_checkpointing) == ("ddp", True)
+    other = make_plan(config(strategy="zero2"), SPEC, CLUSTER, COUNTS, failures=failed)
+    assert (other.strategy, other.strategy_reason) == ("zero2", "asked for")
+    tight = [replace(failed[0], needed=GIB)]
+    with pytest.raises(ValueError, match="what would fit: --ladder off, which tries again"):
+        make_plan(config(strategy="ddp"), SPEC, CLUSTER, COUNTS, failures=tight)
+
+
 @pytest.mark.parametrize(
     ("job", "state", "moves"), [("7", "OUT_OF_MEMORY", True), ("7", "FAILED", False), ("8", "OUT_OF_MEMORY", False)]
 )

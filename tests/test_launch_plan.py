@@ -227,7 +227,7 @@ def test_strategies_for_gpus_that_are_not_here(program) -> None:  # type: ignore
     assert "what would fit: --nodes " in nothing.stderr
     assert nothing.stderr.count("\n") == 1
     refused = program("launch", "run", "finetune", *shape, "--host_mem", 500)
-    assert refused.stderr.startswith("error: --gpu_mem: this machine has no GPU")
+    assert refused.stderr.startswith("error: --gpu_mem: no GPU is here")
 
 
 def test_the_gate_refuses_what_cannot_fit(program, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -175,4 +175,10 @@ def _advice(
             limit = machine.limit(place) or 0.0  # type: ignore[arg-type]
             needed = limit + least.short[place] / (1 - margin)
             lines.append(f"{flag} {-(-needed // GIB):.0f}, {name_of(least)}")
+    if machine.nvme is None:
+        endless = replace(machine, nvme=math.inf)
+        found = estimate(spec, work, endless, "zero3-nvme", checkpointing=checkpointing is True, margin=margin)
+        if found.fits:
+            needed = found.nvme_bytes / (1 - margin)
+            lines.append(f"--nvme_path with {-(-needed // GIB):.0f} GiB of NVMe per node, {name_of(found)}")
     return tuple(lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ OWNED = {
     "torch_autocast": "--dtype",
     "data_types": "--dtype",
     "activation_checkpointing": "--activation_checkpointing",
+    "prescale_gradients": "the mean over all target tokens",
+    "gradient_predivide_factor": "the mean over all target tokens",
+    "communication_data_type": "--dtype",
+    "sequence_parallel_size": "--ranks_per_node",
     "curriculum_learning": "the order of a run",
     "data_efficiency": "the order of a run",
     "steps_per_print": "--log_every",
@@ -50,13 +55,22 @@ def read(path: str | Path) -> dict[str, Any]:
         if key in OWNED:
             raise ValueError(f"{where}: sets {key}, which the plan sets from {OWNED[key]}; remove it from the file")
     zero = settings.get("zero_optimization")
-    if not isinstance(zero, dict) or zero.get("stage") not in (1, 2, 3):
+    if not isinstance(zero, dict) or type(zero.get("stage")) is not int or zero["stage"] not in (1, 2, 3):
         raise ValueError(f"{where}: zero_optimization.stage must be 1, 2 or 3; plain training is --strategy ddp")
     for key in ("offload_optimizer", "offload_param"):
-        if "nvme_path" in zero.get(key, {}):
-            raise ValueError(f"{where}: sets {key}.nvme_path; give --nvme_path instead, and remove it from the file")
+        _check_offload(f"{where}: {key}", zero.get(key, {}))
     strategy(settings)
     return settings
+
+
+def _check_offload(where: str, offload: Any) -> None:
+    if not isinstance(offload, dict) or offload.get("device", "none") not in ("none", "cpu", "nvme"):
+        raise ValueError(f'{where}: must be an object with the device none, cpu or nvme, e.g. {{"device": "cpu"}}')
+    if "nvme_path" in offload:
+        raise ValueError(f"{where}: sets nvme_path; give --nvme_path instead, and remove it from the file")
+    ratio = offload.get("ratio", 1)
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio <= 1:
+        raise ValueError(f"{where}: ratio {ratio!r} must be a number from 0 to 1")
 
 
 def strategy(settings: dict[str, Any]) -> str:
@@ -98,3 +112,5 @@ def check_nvme(path: str) -> None:
         raise ValueError(f"--nvme_path {path}: no such directory; create it on the NVMe disk of every node")
     if not os.access(path, os.W_OK | os.X_OK):
         raise ValueError(f"--nvme_path {path}: not allowed to write there; choose a directory of yours")
+    if not shutil.disk_usage(path).free:
+        raise ValueError(f"--nvme_path {path}: nothing is free there; choose a directory on a disk with room")

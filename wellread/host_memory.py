@@ -48,26 +48,27 @@ def held() -> int:
 class Kills:
     """How many processes the kernel has killed for want of memory, so far."""
 
-    group: int
-    """In this process's control group and those around it."""
+    group: int | None
+    """Those of this process's control group, whoever's memory ran out; None where the kernel does not count them."""
     machine: int
     """Anywhere on the machine."""
 
     @classmethod
     def so_far(cls) -> Kills:
         """Read the kernel's counters."""
-        groups = [group.kills for group in _groups(OWN_GROUPS, MOUNT)]
-        return cls(max(groups, default=0), _number(Path("/proc/vmstat"), r"oom_kill (\d+)") or 0)
+        groups = {group.version: group.kills for group in reversed(_groups(OWN_GROUPS, MOUNT))}  # the innermost of each
+        counted = [kills for kills in groups.values() if kills is not None]
+        return cls(max(counted, default=None), _number(Path("/proc/vmstat"), r"oom_kill (\d+)") or 0)
 
     def since(self, before: Kills) -> str | None:
         """What the kernel says of the time after `before`, in words; None when it has killed nothing."""
-        if killed := self.group - before.group:
+        if self.group is None or before.group is None:  # the machine's count is of other people's processes, too
+            killed, where = self.machine - before.machine, "on this machine"
+        else:
             allowed = limit()
             bound = f", whose limit is {allowed / 2**30:.2f} GiB" if allowed is not None else ""
-            return f"the kernel killed {killed} for want of memory in this control group{bound}"
-        if killed := self.machine - before.machine:
-            return f"the kernel killed {killed} for want of memory on this machine"
-        return None
+            killed, where = self.group - before.group, f"in this control group{bound}"
+        return f"the kernel killed {killed} for want of memory {where}" if killed else None
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,9 @@ class _Group:
         return (self.limit or 0) - used + (_number(self.folder / "memory.stat", rf"{total}inactive_file (\d+)") or 0)
 
     @property
-    def kills(self) -> int:
+    def kills(self) -> int | None:
         name = "memory.events" if self.version == 2 else "memory.oom_control"
-        return _number(self.folder / name, r"oom_kill (\d+)") or 0
+        return _number(self.folder / name, r"oom_kill (\d+)")
 
 
 def _groups(own: Path, mount: Path) -> list[_Group]:

@@ -329,20 +329,21 @@ def _decide(
         strategy, reason = asked or unknown
         return _Decision(strategy, bool(again), works[0].micro_batch, reason, ())
     tried = {failure.rung for failure in failures}
+    modes = [False, True] if again is None else [again]
 
     def all_with(work: Work) -> tuple[Estimate, ...]:
         """What each strategy would need with the same micro-batch; with checkpointing where it fits only so."""
-        modes = [False, True] if again is None else [again]
         rows = ([estimate(spec, work, machine, name, checkpointing=mode) for mode in modes] for name in RUNGS)
         return tuple(next((found for found in row if found.fits), row[0]) for row in rows)
 
-    if asked and not any(strategy == asked[0] for strategy, _ in tried):
+    if asked and not any((asked[0], mode) in tried for mode in modes):
         strategy, reason = asked
         if strategy not in RUNGS:  # zero1-offload, by a file of the user's: it is not predicted
             return _Decision(strategy, bool(again), works[-1].micro_batch, reason, all_with(works[-1]))
         choice = choose(spec, works, machine, strategies=[strategy], checkpointing=again)
-        found = choice.chosen or choice.estimates[0]
-        return _Decision(strategy, found.checkpointing, choice.work.micro_batch, reason, all_with(choice.work))
+        if choice.chosen or not failures:
+            found = choice.chosen or choice.estimates[0]
+            return _Decision(strategy, found.checkpointing, choice.work.micro_batch, reason, all_with(choice.work))
     rungs = [name for name in RUNGS if machine.nvme is not None or name != "zero3-nvme"]
     choice = choose(spec, works, machine, strategies=rungs, checkpointing=again, tried=tried)
     if choice.chosen is None:
@@ -361,6 +362,10 @@ def _nothing_fits(spec: ModelSpec, machine: Machine, choice: Choice, failures: S
     needs = "; ".join(f"{name_of(found)} {_gib(found)}" for found in choice.estimates)
     where = f"{machine.nodes} x {machine.ranks_per_node} ranks" + "".join(f"; {failure}" for failure in failures)
     advice = [line for line in choice.advice if not line.startswith("LoRA")]  # which the engines do not know yet
+    if failures:  # what the narrowed machine lacks is no advice
+        advice = ["--ladder off, which tries again what failed when there is more memory now"]
+    elif machine.device == "cpu":
+        advice.append("GPUs: plan for some that are not here with --gpu_mem")
     would = f"; what would fit: {', or '.join(advice)}" if advice else ""
     return f"{spec.name} on {where}: {choice.reason}{would} (needed: {needs})"
 
@@ -374,7 +379,10 @@ def _listed(found: Estimate) -> dict[str, Any]:
     """An estimate as plan.json has it."""
     sizes = ("gpu_bytes", "host_bytes", "disk_bytes", "nvme_bytes")
     names = ("strategy", "fits", *sizes, "relative_speed", "short", "peaks", "parts")
-    return {name: getattr(found, name) for name in names} | {"activation_checkpointing": found.checkpointing}
+    return {name: getattr(found, name) for name in names} | {
+        "activation_checkpointing": found.checkpointing,
+        "offload_ratio": found.ratio,
+    }
 
 
 def save_steps(steps: int, every: int | None, schedule: str) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -108,7 +109,10 @@ def _with_own_nvme(run: RunDirectory) -> RunConfig:
         return config
     check_nvme(config.nvme_path)
     name = hashlib.sha256(str(run.path.resolve()).encode()).hexdigest()[:16]
-    return replace(config, nvme_path=str(Path(config.nvme_path).resolve() / f"wellread-{name}"))
+    own = Path(config.nvme_path).resolve() / f"wellread-{name}"
+    if ranks.local_rank() == 0:  # what an attempt with another strategy left there
+        shutil.rmtree(own, ignore_errors=True)
+    return replace(config, nvme_path=str(own))
 
 
 def _stopped(step: int, number: int) -> str:

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from wellread import host_memory
 from wellread.ladder import Shortage
 
+ON_GPU = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 ON_HOST = ("DefaultCPUAllocator", "not enough memory", "Cannot allocate memory", "std::bad_alloc")
 """In the text of an error: host memory ran out."""
-PINNED = "pin_memory"
-"""In the trace of CUDA's error: page-locked host memory ran out, not the GPU's."""
+PINNED, LAST_FRAME = "pin_memory", 4
+"""In the last lines of the trace of CUDA's error: page-locked host memory ran out, not the GPU's."""
 
 
 def shown_by(error: BaseException, trace: str) -> Shortage | None:
@@ -24,8 +25,8 @@ def shown_by(error: BaseException, trace: str) -> Shortage | None:
     """
     for cause in _causes(error):
         text = " ".join(str(cause).split())
-        on_gpu = type(cause).__name__ == "OutOfMemoryError" or "CUDA error: out of memory" in text
-        if on_gpu and PINNED not in trace:
+        on_gpu = type(cause).__name__ == "OutOfMemoryError" or any(words in text for words in ON_GPU)
+        if on_gpu and PINNED not in "".join(trace.splitlines()[-LAST_FRAME:]):
             return Shortage(place="gpu", evidence=f"CUDA: {text[:200]}", limit=_gpu_limit())
         full = isinstance(cause, OSError) and cause.errno == errno.ENOMEM
         if on_gpu or full or isinstance(cause, MemoryError) or any(words in text for words in ON_HOST):
@@ -37,7 +38,7 @@ def shown_by(error: BaseException, trace: str) -> Shortage | None:
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def _gpu_limit() -> int | None:
