@@ -26,10 +26,15 @@ def start() -> None:
 
 
 def stop() -> None:
-    """Leave the process group."""
+    """Leave the process group, when all ranks are here; the process is expected to end.
+
+    gloo's group is left to that end: its destructor has been seen to wait for ever for a peer that was gone.
+    """
     import torch.distributed as dist
 
-    dist.destroy_process_group()
+    dist.barrier()
+    if dist.get_backend() != "gloo":
+        dist.destroy_process_group()
 
 
 def rank() -> int:
