@@ -40,7 +40,9 @@ def test_room_leaves_out_what_is_cached(tmp_path: Path) -> None:
     values = {"limit_in_bytes": 100 * MIB, "usage_in_bytes": 70 * MIB}
     for name, value in values.items():
         (group / f"memory.{name}").write_text(f"{value}\n")
-    (group / "memory.stat").write_text(f"inactive_file 1\ntotal_inactive_file {30 * MIB}\n")
+    (group / "memory.stat").write_text(
+        f"inactive_file 1\ntotal_inactive_file {20 * MIB}\ntotal_active_file {10 * MIB}\n"
+    )
     assert host_memory.available(own, tmp_path) == 60 * MIB
     (group / "memory.usage_in_bytes").write_text(f"{180 * MIB}\n")
     assert host_memory.available(own, tmp_path) == 0

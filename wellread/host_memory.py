@@ -87,8 +87,9 @@ class _Group:
     def room(self) -> int:
         """Bytes below the limit; the page cache counts as used, but makes room."""
         used = _number(self.folder / ("memory.current" if self.version == 2 else "memory.usage_in_bytes")) or 0
-        total = "" if self.version == 2 else "total_"
-        return (self.limit or 0) - used + (_number(self.folder / "memory.stat", rf"{total}inactive_file (\d+)") or 0)
+        total, stat = "" if self.version == 2 else "total_", self.folder / "memory.stat"
+        cached = sum(_number(stat, rf"{total}{kind}_file (\d+)") or 0 for kind in ("active", "inactive"))
+        return (self.limit or 0) - used + cached
 
     @property
     def kills(self) -> int | None:
