@@ -447,12 +447,12 @@ def test_memory_that_runs_out_moves_the_run(program: Program, corpora: Path, tmp
     model, prolog, file = tmp_path / "model", tmp_path / "prolog.sh", tmp_path / "limited.yaml"
     make_model(model, SHAPES["120M"])
     make_data(tmp_path / "rows.jsonl")
-    limit = int(2.4 * 2**30)
+    limit = int(2.5 * 2**30)
     with memory_group(limit, "-n1") as first, memory_group(limit, "-n2"):
         group = str(first.folder).removesuffix("n1")
         prolog.write_text(f"#!/bin/sh\necho $PPID > {group}$SLURMD_NODENAME/cgroup.procs\n")
         prolog.chmod(0o755)
-        file.write_text(f"kind: slurm\ntime: '20'\nmemory: 2.4\nsrun: [--task-prolog={prolog}]\n")
+        file.write_text(f"kind: slurm\ntime: '20'\nmemory: 2.5\nsrun: [--task-prolog={prolog}]\n")
         flags = "--nodes 2 --batch_size 4 --micro_batch_size 2 --seq_len 128 --steps 2 --save_every 2 --strategy ddp"
         asked = [*flags.split(), "--model", model, "--data", tmp_path / "rows.jsonl", "--corpora", corpora]
         run = Launched(program, tmp_path / "run", asked, file)
