@@ -85,11 +85,17 @@ def _finetune(command: str, flags: list[str]) -> int:
     chosen = options.LaunchOptions.of(others)
 
     from launch import job, show
+    from wellread.plan import NothingFits
 
     if command == "run":
         return job.run(config, chosen)
-    plan = job.Job.resolve(config, chosen)
-    text = json.dumps(show.as_dict(plan), indent=2) if others.get("json") else show.as_text(plan)
+    plan, as_json = job.Job.resolve(config, chosen), others.get("json")
+    try:
+        text = json.dumps(show.as_dict(plan), indent=2) if as_json else show.as_text(plan)
+    except NothingFits as error:
+        nothing = {"chosen": None, "strategies": error.strategies}
+        print(json.dumps(nothing, indent=2) if as_json else show.memory(error.strategies, None))
+        raise
     sys.stdout.write(text + "\n")
     return 0
 

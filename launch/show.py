@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from launch import slurm
@@ -31,7 +32,7 @@ def as_text(job: Job) -> str:
         ("data", f"{job.config.data}: {_counts(plan)}"),
         ("batch", _batch(plan)),
         ("engine", f"{plan.engine}, {plan.strategy}{_recomputing(plan)} ({plan.strategy_reason})"),
-        *([("memory", _memory(plan))] if plan.strategies else []),
+        *([("memory", memory(plan.strategies, plan.strategy))] if plan.strategies else []),
         ("ranks", f"{plan.nodes} node x {plan.ranks_per_node} on {plan.cluster} ({plan.device})"),
         ("steps", f"{plan.steps:,} = {plan.epochs:g} epochs, {plan.warmup_steps} of them warm-up"),
         ("learning rate", f"{job.config.optim.lr:g}, cosine to {job.config.optim.min_lr:g} of it"),
@@ -50,14 +51,14 @@ def _recomputing(plan: Plan) -> str:
     return " with activation checkpointing" * plan.activation_checkpointing
 
 
-def _memory(plan: Plan) -> str:
+def memory(strategies: Sequence[dict[str, Any]], chosen: str | None) -> str:
     """What each strategy would need, as an aligned table; the chosen one is marked."""
     heads = ["strategy", "GiB per GPU", "GiB per node", "GiB on disk", "speed", ""]
     rows = [heads]
-    for found in plan.strategies:
+    for found in strategies:
         sizes = [f"{found[key] / 2**30:,.2f}" for key in ("gpu_bytes", "host_bytes", "disk_bytes")]
         short = [f"{size / 2**30:,.2f} of {place} missing" for place, size in found["short"].items()]
-        state = "chosen" if found["strategy"] == plan.strategy else ""
+        state = "chosen" if found["strategy"] == chosen else ""
         said = ", ".join([state] * bool(state) + short) or "fits"
         said += " with activation checkpointing" * (found["activation_checkpointing"] and not short)
         ratio = "" if found["offload_ratio"] is None else f" {found['offload_ratio']:.0%}"

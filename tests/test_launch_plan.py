@@ -294,6 +294,21 @@ def test_an_nvme_path_that_is_no_use_is_refused(program, read_only: Path, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+def test_what_nothing_fits_is_shown_all_the_same(program) -> None:  # type: ignore[no-untyped-def]
+    """Exit code 2 and one line, and the numbers on stdout for whoever wants to know how far it is."""
+    asked = ["launch", "plan", "finetune", "--model", "pythia-12b", "--gpu_mem", 24, "--host_mem", 64]
+    text, values = program(*asked), program(*asked, "--json")
+    assert (text.returncode, values.returncode) == (2, 2)
+    assert text.stderr == values.stderr
+    assert text.stderr.count("\n") == 1
+    assert "what would fit: " in text.stderr
+    found = json.loads(values.stdout)
+    assert found["chosen"] is None
+    assert [each["strategy"] for each in found["strategies"]] == list(RUNGS)
+    assert not any(each["fits"] for each in found["strategies"])
+    assert text.stdout.splitlines()[1].endswith("of gpu missing")
+
+
 def test_nvme_that_is_not_here_is_planned_and_not_run(program, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """Pythia-12b on a GPU of 24 GiB: 16 bytes of each of 11,846,072,320 weights go to NVMe, 176.5 GiB."""
     shape = ["--model", "pythia-12b", "--seq_len", 2048, "--batch_size", 32, "--gpu_mem", 24, "--host_mem", 200]

@@ -18,6 +18,10 @@ BAD_INPUT = 2
 FAILURE = 1
 
 
+class BadInput(ValueError):
+    """The user's to mend, as every plain ValueError, and of a kind that a caller may want to tell apart."""
+
+
 def new_parser(prog: str, description: str, examples: str) -> ArgumentParser:
     """Return a parser whose errors are ValueErrors and whose help ends with `examples`."""
     from argparse import RawDescriptionHelpFormatter
@@ -192,7 +196,7 @@ def bad_input(error: BaseException) -> str | None:
         if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
             return f"{error.strerror}{where}"
         return None
-    if type(error) is ValueError:
+    if type(error) is ValueError or isinstance(error, BadInput):
         return " ".join(str(error).split())
     return None
 

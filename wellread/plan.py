@@ -9,7 +9,8 @@ from math import ceil, inf
 from typing import TYPE_CHECKING, Any, get_args
 
 from wellread import ds_config as ds_configs
-from wellread.choice import Choice, choose, name_of
+from wellread.choice import Choice, choose
+from wellread.cli import BadInput
 from wellread.config import RunConfig, Strategy, from_dict
 from wellread.data.sets import label
 from wellread.ladder import Failure, narrowed, that_count
@@ -25,6 +26,15 @@ CHECKPOINTS_PER_RUN = 8
 LOG_SCHEDULE_ENDS = 512
 RUNGS = tuple(name for name in get_args(Strategy) if name != "auto")
 """Strategies that the engines know, fastest first."""
+
+
+class NothingFits(BadInput):
+    """No strategy fits."""
+
+    def __init__(self, text: str, strategies: tuple[dict[str, Any], ...]) -> None:
+        super().__init__(text)
+        self.strategies = strategies
+        """As a plan has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,7 +357,8 @@ def _decide(
     rungs = [name for name in RUNGS if machine.nvme is not None or name != "zero3-nvme"]
     choice = choose(spec, works, machine, strategies=rungs, checkpointing=again, tried=tried)
     if choice.chosen is None:
-        raise ValueError(_nothing_fits(spec, machine, choice, failures))
+        text = _nothing_fits(spec, machine, choice, failures)
+        raise NothingFits(text, tuple(_listed(found) for found in all_with(choice.work)))
     reason = f"{choice.reason}; {failures[-1]}" if failures else choice.reason
     return _Decision(
         choice.chosen.strategy,
@@ -359,7 +370,6 @@ def _decide(
 
 
 def _nothing_fits(spec: ModelSpec, machine: Machine, choice: Choice, failures: Sequence[Failure]) -> str:
-    needs = "; ".join(f"{name_of(found)} {_gib(found)}" for found in choice.estimates)
     where = f"{machine.nodes} x {machine.ranks_per_node} ranks" + "".join(f"; {failure}" for failure in failures)
     advice = [line for line in choice.advice if not line.startswith("LoRA")]  # which the engines do not know yet
     if failures:  # what the narrowed machine lacks is no advice
@@ -367,12 +377,7 @@ def _nothing_fits(spec: ModelSpec, machine: Machine, choice: Choice, failures: S
     elif machine.device == "cpu":
         advice.append("GPUs: plan for some that are not here with --gpu_mem")
     would = f"; what would fit: {', or '.join(advice)}" if advice else ""
-    return f"{spec.name} on {where}: {choice.reason}{would} (needed: {needs})"
-
-
-def _gib(found: Estimate) -> str:
-    on_gpu = f"{found.gpu_bytes / 2**30:,.1f} GiB per GPU and " if found.gpu_bytes else ""
-    return f"{on_gpu}{found.host_bytes / 2**30:,.1f} GiB per host"
+    return f"{spec.name} on {where}: {choice.reason}{would}"
 
 
 def _listed(found: Estimate) -> dict[str, Any]:
