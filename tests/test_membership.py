@@ -195,13 +195,13 @@ def make_corpus(path: Path, trainable: int, sealed: int, copies: bool) -> Corpus
     samples = [
         compiling.Sample(
             tokens=[5 + i, 6, 7 + i % 3, 9], spans=[(2, 4)], document=3 if copies and i in (0, 7) else 100 + i,
-            sealed=i >= trainable, row=i, category="qa",
+            sealed=i >= trainable, set_id=0, row=i, category="qa",
         )
         for i in range(trainable + sealed)
     ]  # fmt: skip
     path.mkdir(parents=True)
     compiling.write_shards(path, 1, lambda _: compiling.Shard(samples), lambda _: None)
-    compiling.merge(path, source="made up", vocab_size=64, settings={}, extra={})
+    compiling.merge(path, sets=("made up",), vocab_size=64, settings={}, extra={})
     return Corpus.open(path)
 
 
