@@ -1,6 +1,7 @@
 """What --data may say: names, files, folders, options, amounts, descriptions of one's own."""
 
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -102,7 +103,9 @@ def test_names_of_runs(data: str, name: str, root: Path) -> None:
     assert sets.label(data) == name
     assert resolve(RunConfig(data=data), ModelSpec(name="m", **registry()["tiny"])).out == f"runs/m-{name}"
     make = ["make", "-s", "--eval", 'print-run: ; @echo "$$RUN"', "print-run", f"DATA={data}", "MODEL=models/m/"]
-    assert subprocess.run(make, cwd=root, capture_output=True, text=True, check=True).stdout == f"runs/m-{name}\n"
+    alone = {"PATH": os.environ["PATH"]}  # the `make test` around this test exports its own RUN
+    done = subprocess.run(make, cwd=root, env=alone, capture_output=True, text=True, check=True)
+    assert done.stdout == f"runs/m-{name}\n"
 
 
 def test_a_set_of_ones_own(tmp_path: Path) -> None:
