@@ -336,7 +336,7 @@ def test_activation_checkpointing_changes_memory_alone(start: Start, deep: Path,
     assert without["losses"] == pytest.approx(with_it["losses"], rel=1e-6)
     assert without["norms"] == pytest.approx(with_it["norms"], rel=1e-3)
     peaks = [result["train"]["peak"] - result["train"]["before"] for result in (without, with_it)]
-    assert peaks[1] < 0.7 * peaks[0]
+    assert peaks[1] < 0.75 * peaks[0]
 
 
 if __name__ == "__main__":
