@@ -24,8 +24,6 @@ import psutil
 import pytest
 from conftest import ROOT, Program, missing
 
-from bench.memory import SHAPES, make_data, make_model
-from scripts.oom_demo import memory_group
 from wellread.record import COLUMNS, Record
 from wellread.runs import RunDirectory
 
@@ -440,35 +438,6 @@ def test_a_time_limit_is_a_pause(limited: Launched, program: Program) -> None:
     batches = [row["batch_id"] for row in limited.rows()][::8]
     assert batches == list(range(len(batches)))
     limited.verified()
-
-
-def test_memory_that_runs_out_moves_the_run(program: Program, corpora: Path, tmp_path: Path) -> None:
-    """Each node's ranks get a real limit, under which DDP is killed by the kernel and the next strategy is not."""
-    model, prolog, file = tmp_path / "model", tmp_path / "prolog.sh", tmp_path / "limited.yaml"
-    make_model(model, SHAPES["120M"])
-    make_data(tmp_path / "rows.jsonl")
-    limit = int(2.5 * 2**30)
-    with memory_group(limit, "-n1") as first, memory_group(limit, "-n2"):
-        group = str(first.folder).removesuffix("n1")
-        prolog.write_text(f"#!/bin/sh\necho $PPID > {group}$SLURMD_NODENAME/cgroup.procs\n")
-        prolog.chmod(0o755)
-        file.write_text(f"kind: slurm\ntime: '20'\nmemory: 2.5\nsrun: [--task-prolog={prolog}]\n")
-        flags = "--nodes 2 --batch_size 4 --micro_batch_size 2 --seq_len 128 --steps 2 --save_every 2 --strategy ddp"
-        asked = [*flags.split(), "--model", model, "--data", tmp_path / "rows.jsonl", "--corpora", corpora]
-        run = Launched(program, tmp_path / "run", asked, file)
-        assert "--strategy ddp: does not fit" in run.launch(check=False).stderr
-        run.launch("--force")
-        try:
-            run.requeued(2)
-            assert run.end() == "COMPLETED"
-        finally:
-            call("scancel", run.job, check=False)
-    before, after = run.attempts()
-    assert "the kernel killed" in before["out_of_memory"]["shortage"]["evidence"]
-    assert (before["strategy"], after["strategy"], after["exit_code"]) == ("ddp", "zero1", 0)
-    assert before["out_of_memory"]["shortage"]["limit"] == pytest.approx(limit, abs=4096)  # whole pages
-    assert "host memory ran out under ddp in attempt 1" in run.log(2)
-    run.verified()
 
 
 def test_more_nodes_than_there_are_is_said(start: Callable[..., Launched]) -> None:

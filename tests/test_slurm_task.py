@@ -147,8 +147,7 @@ def job(rank: int = 0) -> Any:
     """What submitit says of a job with two ranks on each of two nodes."""
     hosts = ["n1", "n2"]
     return SimpleNamespace(
-        node=0,
-        job_id="77", global_rank=rank, local_rank=rank % 2, num_tasks=4, num_nodes=2, hostnames=hosts
+        node=0, job_id="77", global_rank=rank, local_rank=rank % 2, num_tasks=4, num_nodes=2, hostnames=hosts
     )
 
 
