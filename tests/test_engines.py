@@ -330,13 +330,13 @@ def test_rare_offloads_train_and_resume_to_the_bit(
 
 @pytest.mark.parametrize(("strategy", "dtype"), [("ddp", "bf16"), ("zero2", "bf16"), ("zero3", "fp32")])
 def test_activation_checkpointing_changes_memory_alone(start: Start, deep: Path, strategy: str, dtype: str) -> None:
-    """12 layers of width 64, 6,144 tokens: activations dominate. What is computed again is the same."""
-    task = {"model": deep, "strategy": strategy, "dtype": dtype, "steps": 2, "micro": 12, "seq_len": 512}
+    """12 layers of width 64, 9,216 tokens: activations dominate. What is computed again is the same."""
+    task = {"model": deep, "strategy": strategy, "dtype": dtype, "steps": 2, "micro": 18, "seq_len": 512}
     without, with_it = (start(task | {"plan": {"activation_checkpointing": on}})[0] for on in (False, True))
     assert without["losses"] == pytest.approx(with_it["losses"], rel=1e-6)
     assert without["norms"] == pytest.approx(with_it["norms"], rel=1e-3)
     peaks = [result["train"]["peak"] - result["train"]["before"] for result in (without, with_it)]
-    assert peaks[1] < 0.75 * peaks[0]
+    assert peaks[1] < 0.7 * peaks[0]
 
 
 if __name__ == "__main__":
