@@ -2,6 +2,7 @@
 
 python -m finetune prepare --model tiny --data sample       compile the corpus
 python -m finetune train runs/NAME                          train one rank; the launcher starts it
+python -m finetune export runs/NAME --out DIR               take the trained model out of a run
 """
 
 from __future__ import annotations
@@ -25,10 +26,14 @@ def main(argv: list[str]) -> int:
         leave(train(rest[0]))
     if command == "prepare":
         return _prepare(rest)
+    if command == "export":
+        from finetune.export import main as export
+
+        return export(rest)
     print(f"{__doc__}\n{EXAMPLES}")
     if command in ("-h", "--help"):
         return 0
-    raise ValueError(f"finetune {command}: unknown command; use prepare or train RUN")
+    raise ValueError(f"finetune {command}: unknown command; use prepare, train RUN or export RUN")
 
 
 def _prepare(argv: list[str]) -> int:

@@ -236,7 +236,7 @@ def _identity(job: Job, corpus: Corpus, plan: Plan) -> dict[str, Any]:
         "steps": plan.steps,
         "dtype": plan.dtype,
         "optim": to_dict(config.optim),
-    }
+    } | ({"lora": to_dict(config.lora)} if config.lora.rank else {})
 
 
 def _refuse_changed(job: Job) -> None:
@@ -249,9 +249,9 @@ def _refuse_changed(job: Job) -> None:
 def _refuse_other(run: RunDirectory, there: dict[str, Any], asked: dict[str, Any]) -> None:
     there, asked = _flat(there), _flat(asked)
     differences = [
-        f"{key} is {_short(there.get(key))} there, {_short(asked[key])} asked for"
-        for key in asked
-        if there.get(key) != asked[key]
+        f"{key} is {_short(there.get(key))} there, {_short(asked.get(key))} asked for"
+        for key in there | asked
+        if there.get(key) != asked.get(key)
     ]
     if differences:
         raise ValueError(f"{run.path}: holds another run ({'; '.join(differences)}); choose another --out")

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,155 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-
-from wellread.config import OptimConfig, RunConfig
-from wellread.plan import Plan
+from engine_ranks import Results, make_model, run_ranks, same_weights, weights_in
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parent.parent
 VOCAB = 30_000
 OFFLOAD_TOLERANCE = 2e-3
 """Nats per token between DeepSpeed's AdamW on the host and torch's."""
-Results = list[dict[str, Any]]
 Start = Callable[..., Results]
 
 
-# --- what each rank runs
-
-
-def resident() -> tuple[int, int]:
-    """Resident bytes of this process: now, and at most since the last `reset_peak`."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    now, peak = (int(fields[key].split()[0]) * 1024 for key in ("VmRSS", "VmHWM"))
-    return now, peak
-
-
-def reset_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def plan_of(task: dict[str, Any], ranks: int) -> Plan:
-    micro, accumulation, strategy = task.get("micro", 1), task.get("accumulation", 1), task["strategy"]
-    return Plan(
-        model="test",
-        cluster="local",
-        device="cpu",
-        nodes=1,
-        ranks_per_node=ranks,
-        ranks=ranks,
-        batch_size=ranks * micro * accumulation,
-        micro_batch_size=micro,
-        accumulation=accumulation,
-        dtype=task.get("dtype", "bf16"),
-        engine="torch" if strategy == "ddp" else "deepspeed",
-        strategy=strategy,
-        strategy_reason="",
-        seq_len=task.get("seq_len", 16),
-        samples=1,
-        trainable=1,
-        sealed=0,
-        counts_exact=True,
-        steps=task.get("steps", 0),
-        epochs=1,
-        warmup_steps=0,
-        save_steps=(0,),
-        **task.get("plan", {}),
-    )
-
-
-def one_rank(folder: Path) -> None:
-    """What each rank runs: the task of `folder`; leaves what it measured in rank-R.json."""
-    import faulthandler
-    import gc
-
-    import deepspeed  # noqa: F401 (its imports belong to the baseline)
-    import torch
-    from accelerate import init_empty_weights  # noqa: F401
-    from transformers import GPTNeoXForCausalLM  # noqa: F401
-
-    from wellread.data.batch import Batch
-    from wellread.models import tensors
-    from wellread.models.load import Source, initial
-    from wellread.models.registry import find
-    from wellread.train import ranks
-    from wellread.train.engine import make_engine
-
-    faulthandler.dump_traceback_later(int(os.environ.get("HANG", 400)), exit=True)  # a rank that hangs shows where
-    task = json.loads((folder / "task.json").read_text())
-    tensors.SHARD_BYTES = task.get("shard_bytes", tensors.SHARD_BYTES)
-    ranks.start()
-    torch.set_num_threads(1)
-    plan = plan_of(task, ranks.world_size())
-    config = RunConfig(dtype=plan.dtype, optim=OptimConfig(lr=1e-3, **task.get("optim", {})), **task.get("config", {}))
-    path = Path(task["model"])
-    result: dict[str, Any] = {}
-
-    def measured(name: str, call: Any) -> Any:
-        gc.collect()
-        ranks.barrier()
-        reset_peak()
-        before, _ = resident()
-        value = call()
-        after, peak = resident()
-        result[name] = {"before": before, "after": after, "peak": peak}
-        return value
-
-    def make() -> Any:
-        return make_engine(Source.of(path) if path.is_dir() else initial(find(task["model"]), 0, 0), config, plan)
-
-    engine = measured("load", make)
-    result["parameters"] = engine.parameters
-    losses, norms = [], []
-
-    def train() -> None:
-        for step in range(task.get("first", 0), plan.steps):
-            torch.manual_seed(step)
-            tokens = torch.randint(0, task["vocab"], (plan.batch_size, plan.seq_len))
-            tokens = tokens.view(plan.accumulation, plan.ranks, plan.micro_batch_size, -1)[:, ranks.rank()]
-            targets = torch.ones_like(tokens, dtype=torch.bool)
-            targets[..., 0] = False
-            scale = plan.ranks / (plan.batch_size * (plan.seq_len - 1))
-            total = 0.0
-            for number in range(plan.accumulation):
-                batch = Batch(
-                    sample_ids=torch.arange(plan.micro_batch_size),
-                    tokens=tokens[number],
-                    targets=targets[number],
-                    lengths=torch.full((plan.micro_batch_size,), plan.seq_len),
-                )
-                loss = engine.forward_backward(batch, scale, last=number == plan.accumulation - 1)
-                total += float(loss.double().sum())
-            norms.append(engine.step(1e-3))
-            losses.append(float(ranks.gather(torch.tensor([total])).sum()) * scale / plan.ranks)
-
-    if task.get("resume"):
-        state = Path(task["resume"])
-        assert engine.fits(state)
-        measured("resume", lambda: engine.load(state, task["first"]))
-    measured("train", train)
-    if task.get("save"):
-        Path(task["save"]).mkdir(exist_ok=True)
-        measured("save", lambda: engine.save(Path(task["save"])))
-    ranks.barrier()
-    engine.close()
-    result |= {"losses": losses, "norms": norms}
-    (folder / f"rank-{ranks.rank()}.json").write_text(json.dumps(result))
-    ranks.stop()
-
-
 # --- fixtures
-
-
-def make_model(directory: Path, **sizes: int) -> Path:
-    from transformers import AutoModelForCausalLM, GPTNeoXConfig
-
-    usual = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    torch.manual_seed(1)
-    config = GPTNeoXConfig(**({"vocab_size": 331, "max_position_embeddings": 128} | usual | sizes))
-    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
-    return directory
 
 
 @pytest.fixture(scope="module")
@@ -187,37 +45,12 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Start:
-    """Run `one_rank` on some ranks with a task; what each of them measured."""
-    return partial(run_ranks, tmp_path)
+    """Run a task on some ranks (`engine_ranks.one_rank`); what each of them measured."""
+    return partial(run_task, tmp_path)
 
 
-def run_ranks(place: Path, task: dict[str, Any], ranks: int = 2) -> Results:
-    folder = place / f"task-{len(list(place.glob('task-*')))}"
-    folder.mkdir()
-    (folder / "task.json").write_text(json.dumps({"vocab": 331} | task, default=str))
-    variables = {
-        "OMP_NUM_THREADS": "1",
-        "DS_ACCELERATOR": "cpu",
-        "PYTHONPATH": str(ROOT),
-        "TORCH_EXTENSIONS_DIR": os.environ.get("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions")),
-    }
-    elastic = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    command = [sys.executable, *elastic, __file__, str(folder)]
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, timeout=600, check=False
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(ranks)]
-
-
-def weights_in(directory: Path) -> dict[str, torch.Tensor]:
-    return {name: t for path in sorted(directory.glob("*.safetensors")) for name, t in load_file(path).items()}
-
-
-def same_weights(one: Path, other: Path) -> bool:
-    first, second = weights_in(one), weights_in(other)
-    assert first.keys() == second.keys()
-    return all(torch.equal(first[name], second[name]) for name in first)
+def run_task(place: Path, task: dict[str, Any], ranks: int = 2) -> Results:
+    return run_ranks(place / f"task-{len(list(place.glob('task-*')))}", [task], ranks)[0]
 
 
 def per_parameter(result: dict[str, Any], phase: str, key: str = "peak") -> float:
@@ -304,7 +137,7 @@ def test_offload_learns_what_its_stage_does(start: Start, small: Path, stage: in
 def four_steps(small: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """zero3 without offload."""
     task = {"model": small, "strategy": "zero3", "accumulation": 2, "steps": 4}
-    return run_ranks(tmp_path_factory.mktemp("zero3"), task)[0]
+    return run_task(tmp_path_factory.mktemp("zero3"), task)[0]
 
 
 @pytest.mark.parametrize("strategy", ["zero3-partial", "zero3-nvme"])
@@ -337,10 +170,3 @@ def test_activation_checkpointing_changes_memory_alone(start: Start, deep: Path,
     assert without["norms"] == pytest.approx(with_it["norms"], rel=1e-3)
     peaks = [result["train"]["peak"] - result["train"]["before"] for result in (without, with_it)]
     assert peaks[1] < 0.7 * peaks[0]
-
-
-if __name__ == "__main__":
-    from finetune.train import leave
-
-    one_rank(Path(sys.argv[1]))
-    leave(0)

@@ -224,7 +224,8 @@ def test_strategies_for_gpus_that_are_not_here(program) -> None:  # type: ignore
     nothing = program("launch", "plan", "finetune", *shape, "--host_mem", 128)
     assert nothing.returncode == 2
     assert "pythia-12b on 1 x 1 ranks: nothing fits; nearest is " in nothing.stderr
-    assert "what would fit: --nodes " in nothing.stderr
+    assert "what would fit: LoRA: --lora.rank 16 --lora.targets all-linear, " in nothing.stderr
+    assert ", or --nodes " in nothing.stderr
     assert nothing.stderr.count("\n") == 1
     refused = program("launch", "run", "finetune", *shape, "--host_mem", 500)
     assert refused.stderr.startswith("error: --gpu_mem: no GPU is here")

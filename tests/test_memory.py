@@ -497,7 +497,7 @@ def test_advice_is_true() -> None:
     assert choice.reason.startswith("nothing fits; nearest is ")
     lines = dict(line.split(", ", 1) for line in choice.advice)
     assert choose(spec, replace(work, lora_rank=16), machine).chosen is not None
-    assert "LoRA of rank 16" in lines
+    assert "LoRA: --lora.rank 16 --lora.targets all-linear" in lines
     nodes = next(int(line.split()[1]) for line in lines if line.startswith("--nodes"))
     assert choose(spec, work, replace(machine, nodes=nodes)).chosen is not None
     assert choose(spec, work, replace(machine, nodes=nodes // 2)).chosen is None

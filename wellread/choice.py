@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from wellread.memory import MARGIN, SPEED, Estimate, Machine, Work, estimate
+from wellread.models.adapter import ALL
 from wellread.phases import GIB
 
 if TYPE_CHECKING:
@@ -162,7 +163,9 @@ def _advice(
             break
         shorter = replace(shorter, seq_len=shorter.seq_len // 2)
     if not work.lora_rank and (found := fitting(replace(work, lora_rank=LORA_RANK), machine)):
-        lines.append(f"LoRA of rank {LORA_RANK}, {name_of(found)}")
+        lines.append(
+            f"LoRA of rank {LORA_RANK} on all matrices, {name_of(found)}: --lora.rank {LORA_RANK} --lora.targets {ALL}"
+        )
     nodes = machine.nodes
     while (nodes := 2 * nodes) <= MOST_NODES:
         if found := fitting(work, replace(machine, nodes=nodes)):

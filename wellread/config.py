@@ -37,7 +37,7 @@ class OptimConfig:
     """AdamW with linear warm-up and cosine decay."""
 
     lr: float | None = None
-    """Peak learning rate (default: the model's, from configs/models.yaml)."""
+    """Peak learning rate (default: the model's, from configs/models.yaml; with LoRA ten times that)."""
     beta1: float = 0.9
     """Decay of the first moment."""
     beta2: float = 0.95
@@ -52,6 +52,20 @@ class OptimConfig:
     """Warm-up as a fraction of all steps."""
     min_lr: float = 0.1
     """Final learning rate as a fraction of the peak."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters beside the matrices of a model, which itself stays as it is."""
+
+    rank: int = 0
+    """Rank of the adapters; 0 trains all weights."""
+    alpha: float | None = None
+    """What an adapter adds is scaled by alpha / rank (default: twice the rank)."""
+    dropout: float = 0.0
+    """Dropout of what enters an adapter."""
+    targets: str | None = None
+    """Matrices with an adapter, as q_proj,v_proj, or all-linear (default: those usual in the family)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +131,8 @@ class RunConfig:
     """Processes per machine (auto: its GPUs, or 1)."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimiser and learning-rate schedule."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Low-rank adapters, trained instead of all weights."""
 
     def __post_init__(self) -> None:
         _check_ranges(self)
@@ -166,6 +182,20 @@ def _check_ranges(config: RunConfig) -> None:
             raise ValueError(f"--optim.{name} {value}: must be at least 0")
     if not optim.eps > 0:
         raise ValueError(f"--optim.eps {optim.eps}: must be above 0")
+    _check_lora(config.lora)
+
+
+def _check_lora(lora: LoraConfig) -> None:
+    if lora.rank < 0:
+        raise ValueError(f"--lora.rank {lora.rank}: must be at least 1, or 0 to train all weights")
+    if not lora.rank and lora != LoraConfig():
+        raise ValueError("--lora.rank: is missing, so the other settings of LoRA mean nothing; give one, e.g. 8")
+    if lora.alpha is not None and not lora.alpha > 0:
+        raise ValueError(f"--lora.alpha {lora.alpha}: must be above 0")
+    if not 0 <= lora.dropout < 1:
+        raise ValueError(f"--lora.dropout {lora.dropout}: must be at least 0 and below 1")
+    if lora.targets is not None and not all(name.strip() for name in lora.targets.split(",")):
+        raise ValueError(f"--lora.targets {lora.targets!r}: holds an empty name; write them as q_proj,v_proj")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -311,13 +311,13 @@ def _disk(sizes: Sizes, work: Work, strategy: str) -> dict[str, int]:
     """Bytes of the checkpoints that are kept, and of the state that is written before the oldest is dropped.
 
     A model is saved in fp32 (with LoRA, the adapter alone); a state holds the moments, under DeepSpeed also the master
-    weights, under ZeRO-1 and 2 the weights in its own precision too.
+    weights, under ZeRO-1 and 2 the weights in its own precision too: of all that is trained.
     """
     state = 8 * sizes.trainable
     if strategy not in ("ddp", "zero3-nvme"):
         state += 4 * sizes.trainable
     if strategy in ("zero1", "zero2", "zero2-offload"):
-        state += sizes.width * sizes.model.total
+        state += sizes.width * sizes.trainable
     return {
         "models": work.checkpoints * 4 * sizes.trainable,
         "states": min(work.states + 1, work.checkpoints) * state,

@@ -15,6 +15,7 @@ from wellread.config import RunConfig, Strategy, from_dict
 from wellread.data.sets import label
 from wellread.ladder import Failure, narrowed, that_count
 from wellread.memory import Estimate, Machine, Work, estimate
+from wellread.models.adapter import targets
 from wellread.order import Order
 from wellread.parameters import knows
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from wellread.models.registry import ModelSpec
 
 LARGEST_MICRO_BATCH = 8
+LORA_RATE = 10
+"""LoRA's best learning rate as a multiple of that of all weights, whatever the model and the rank (Schulman et al.
+2025, "LoRA Without Regret", https://thinkingmachines.ai/blog/lora)."""
 CHECKPOINTS_PER_RUN = 8
 LOG_SCHEDULE_ENDS = 512
 RUNGS = tuple(name for name in get_args(Strategy) if name != "auto")
@@ -140,12 +144,14 @@ def resolve(config: RunConfig, spec: ModelSpec) -> RunConfig:
     Raises
     ------
     ValueError
-        When the sequence length is beyond the model's positions.
+        When the sequence length is beyond the model's positions, or LoRA makes no sense.
     """
     seq_len = config.seq_len or min(spec.seq_len, spec.positions)
     if seq_len > spec.positions:
         raise ValueError(f"--seq_len {seq_len}: {spec.name} has {spec.positions} positions; choose at most that")
-    data = config.data or ("sample" if spec.name == "tiny" else "dolly")
+    data, lora = config.data or ("sample" if spec.name == "tiny" else "dolly"), config.lora
+    if lora.rank and spec.fresh:
+        raise ValueError(f"--lora.rank {lora.rank}: {spec.name} starts from random weights, which have to be trained")
     return replace(
         config,
         data=data,
@@ -153,7 +159,8 @@ def resolve(config: RunConfig, spec: ModelSpec) -> RunConfig:
         epochs=None if config.steps else config.epochs or spec.epochs,
         batch_size=config.batch_size or spec.batch_size,
         seq_len=seq_len,
-        optim=replace(config.optim, lr=config.optim.lr or spec.lr),
+        optim=replace(config.optim, lr=config.optim.lr or spec.lr * (LORA_RATE if lora.rank else 1)),
+        lora=replace(lora, alpha=lora.alpha or 2 * lora.rank) if lora.rank else lora,
     )
 
 
@@ -275,6 +282,8 @@ def _works(
             micro_batch=micro,
             accumulation=batch_size // (micro * ranks),
             seq_len=config.seq_len or spec.seq_len,
+            lora_rank=config.lora.rank,
+            lora_modules=targets(config.lora, spec) if config.lora.rank else (),
             checkpoints=checkpoints,
             states=config.keep_states,
         )
@@ -371,7 +380,7 @@ def _decide(
 
 def _nothing_fits(spec: ModelSpec, machine: Machine, choice: Choice, failures: Sequence[Failure]) -> str:
     where = f"{machine.nodes} x {machine.ranks_per_node} ranks" + "".join(f"; {failure}" for failure in failures)
-    advice = [line for line in choice.advice if not line.startswith("LoRA")]  # which the engines do not know yet
+    advice = list(choice.advice)
     if failures:  # what the narrowed machine lacks is no advice
         advice = ["--ladder off, which tries again what failed when there is more memory now"]
     elif machine.device == "cpu":

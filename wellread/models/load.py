@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wellread.models import adapter as adapters
 from wellread.models import tensors
-from wellread.models.registry import ModelSpec, local_directory
+from wellread.models.adapter import Adapter
+from wellread.models.registry import ModelSpec, local_directory, named_directory
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from wellread.config import Dtype
+    from wellread.config import Dtype, LoraConfig
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,12 @@ class Source:
     """Makes it in memory: fp32, on the CPU."""
     directory: Path | None = None
     """Where its files are; None for a fresh one."""
+    adapter: Adapter | None = None
+    """Stands beside its weights, and is trained instead of them."""
 
     @classmethod
     def of(cls, directory: Path) -> Source:
-        """The model that a directory holds.
+        """The model that a directory holds; for that of an adapter, its base model with the adapter.
 
         Raises
         ------
@@ -42,6 +46,10 @@ class Source:
         import torch
         from transformers import AutoConfig
 
+        if adapters.is_adapter(directory):
+            adapter = Adapter.of(directory)
+            base = named_directory(adapter.settings.base_model_name_or_path, adapter.settings.revision)
+            return replace(cls.of(base), adapter=adapter)
         with _one_line(directory):
             config = AutoConfig.from_pretrained(directory, local_files_only=True)
         return cls(config, lambda: _from_pretrained(directory, torch.float32), directory)
@@ -57,33 +65,73 @@ class Source:
         model.tie_weights()  # moving to the meta device has torn tied weights apart
         if self.directory and (self.directory / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(self.directory)
+        if self.adapter:
+            self.adapter.inject(model)
         empty: nn.Module = model.eval()
         return empty
 
+    @property
+    def base(self) -> Source:
+        """The model without its adapter."""
+        return replace(self, adapter=None)
+
     def reader(self, model: nn.Module) -> tensors.Reader:
         """How to read the tensors of `model`, made by `on_meta`: from its files, else from all of it in memory."""
+        if self.adapter:
+            added = self.adapter.tensors(model, self.directory)
+            of_base = self.base.reader(self.base.on_meta())
+            return lambda name: added[name] if name in added else of_base(adapters.of_model(name))
         read = tensors.reader(model, self.directory) if self.directory else None
         if read:
             return read
         values = tensors.saved_tensors(self.whole())
         return lambda name: values[name].detach()
 
+    def merged(self) -> tuple[nn.Module, tensors.Reader]:
+        """The model without weights, and how to read these: with what the adapter adds to them."""
+        model = self.base.on_meta()
+        read = self.base.reader(model)
+        if self.adapter is None:
+            return model, read
+        adapter, added = self.adapter, self.adapter.tensors(self.on_meta(), self.directory)
+        return model, lambda name: adapter.merge(name, read(name), added)
 
-def initial(spec: ModelSpec, seed: int, eos: int) -> Source:
+    def saved_names(self, model: nn.Module) -> list[str]:
+        """Names in `model` of what its directory holds once it is trained: everything, or the adapter alone."""
+        return adapters.names(model) if self.adapter else list(tensors.saved_sizes(model))
+
+    def write(self, model: nn.Module, directory: Path, values: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Write a model that came from here, or its adapter.
+
+        Parameters
+        ----------
+        values
+            Name and fp32 value of all `saved_names`, in that order.
+        """
+        if self.adapter:
+            self.adapter.write(directory, values, self.directory)
+        else:
+            tensors.write_model(model, directory, values)
+
+
+def initial(spec: ModelSpec, seed: int, eos: int, lora: LoraConfig | None = None) -> Source:
     """Return the model that training starts from.
 
     Parameters
     ----------
     seed : int
-        Fixes the weights of a fresh model.
+        Fixes the weights of a fresh model, and of a fresh adapter.
     eos : int
         End-of-sequence id of the tokenizer, written into a fresh model's configuration.
+    lora : LoraConfig, optional
+        With a rank, an adapter is trained instead of the weights.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     if not spec.fresh:
-        return Source.of(local_directory(spec, weights=True))
+        source = Source.of(local_directory(spec, weights=True))
+        return replace(source, adapter=Adapter.fresh(lora, spec, seed)) if lora and lora.rank else source
     config = _fresh_config(spec, eos)
 
     def whole() -> nn.Module:
@@ -95,7 +143,7 @@ def initial(spec: ModelSpec, seed: int, eos: int) -> Source:
 
 
 def load_model(directory: str | Path, dtype: Dtype = "fp32") -> nn.Module:
-    """Return a saved model in evaluation mode, on the CPU.
+    """Return a saved model in evaluation mode, on the CPU; an adapter is merged into its base model's weights.
 
     Raises
     ------
@@ -104,7 +152,22 @@ def load_model(directory: str | Path, dtype: Dtype = "fp32") -> nn.Module:
     """
     import torch
 
-    return _from_pretrained(Path(directory), torch.bfloat16 if dtype == "bf16" else torch.float32).eval()
+    kind = torch.bfloat16 if dtype == "bf16" else torch.float32
+    if not adapters.is_adapter(Path(directory)):
+        return _from_pretrained(Path(directory), kind).eval()
+    source = Source.of(Path(directory))
+    assert source.adapter
+    added = source.adapter.tensors(source.on_meta(), source.directory)
+    model = source.whole()
+    for name, parameter in model.named_parameters():
+        parameter.data = source.adapter.merge(name, parameter.data, added)
+    return model.to(kind).eval()
+
+
+def export(source: Source, directory: Path) -> None:
+    """Write a model in Hugging Face layout, its adapter merged into its weights, a shard of it in memory at a time."""
+    model, read = source.merged()
+    tensors.write_model(model, directory, ((name, read(name)) for name in tensors.saved_sizes(model)))
 
 
 SHARE_FOR_WEIGHTS = 0.8
@@ -136,6 +199,9 @@ def loaded(
         return
     with tempfile.TemporaryDirectory(prefix="wellread-offload-") as folder:
         spread = {"device_map": "auto", "max_memory": room, "offload_folder": folder}
+        if adapters.is_adapter(directory):
+            export(Source.of(directory), Path(folder) / "merged")
+            directory = Path(folder) / "merged"
         yield _from_pretrained(directory, torch.float32, **spread).eval(), device
 
 

@@ -56,6 +56,8 @@ class ModelSpec:
     path: Path | None = None
     """Local directory in Hugging Face layout."""
     hub: str | None = None
+    revision: str | None = None
+    """Branch, tag or commit of the hub repository, such as step3000 of a Pythia model."""
     fresh: bool = False
     """Starts from random weights; its tokenizer is trained on the data."""
     lr: float = 2e-5
@@ -219,15 +221,32 @@ def local_directory(spec: ModelSpec, *, weights: bool) -> Path:
     ValueError
         When the hub cannot be reached.
     """
-    if spec.path is not None:
-        return spec.path
+    return spec.path if spec.path is not None else _from_cache(str(spec.hub), spec.revision, weights=weights)
+
+
+def named_directory(name: str, revision: str | None) -> Path:
+    """Directory of a model that an adapter names: a path, or a repository of the hub.
+
+    Raises
+    ------
+    ValueError
+        When it is not there.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    if _is_hub_name(name):
+        return _from_cache(name, revision, weights=True)
+    raise ValueError(f"{name}: the adapter's base model is not there; put it back, or mend adapter_config.json")
+
+
+def _from_cache(repository: str, revision: str | None, *, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     patterns = ["*.json", "*.model", "*.txt", *(["*.safetensors"] if weights else [])]
     try:
-        return Path(snapshot_download(spec.hub, allow_patterns=patterns))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except Exception as error:
-        raise _unreachable(str(spec.hub), error) from None
+        raise _unreachable(repository, error) from None
 
 
 BLOCK = 1 << 20
@@ -243,7 +262,11 @@ def fingerprint(spec: ModelSpec) -> str:
     if spec.fresh:
         sizes = (spec.family, spec.layers, spec.width, spec.heads, spec.intermediate, spec.vocab, spec.positions)
         return "fresh:" + hashlib.sha256(repr(sizes).encode()).hexdigest()[:32]
-    directory = local_directory(spec, weights=True)
+    return fingerprint_directory(local_directory(spec, weights=True))
+
+
+def fingerprint_directory(directory: Path) -> str:
+    """Identify the weights in a directory, as `fingerprint` does."""
     state = hashlib.sha256((directory / "config.json").read_bytes())
     for path in sorted(directory.glob("*.safetensors")) or sorted(directory.glob("pytorch_model*.bin")):
         state.update(f"{path.name}:{path.stat().st_size}".encode())

@@ -16,12 +16,11 @@ from wellread.config import CONFIGS, RunConfig
 from wellread.ds_config import offload_devices
 from wellread.models import tensors
 from wellread.models.load import Source
-from wellread.models.tensors import saved_sizes, write_model
 from wellread.train import ranks
 from wellread.train.engine import Write, in_training
 from wellread.train.moments import KEYS, ZERO, Moments, mapped_files, read, write_parts
 from wellread.train.optim import make_optimizer, replay_beta_powers
-from wellread.train.weights import Weights, fill, fill_divided, set_master, set_moment, unpadded
+from wellread.train.weights import Weights, fill, fill_divided, set_master, set_moment, trained, unpadded
 
 if TYPE_CHECKING:
     from wellread.data.batch import Batch
@@ -41,7 +40,7 @@ class DeepSpeedEngine:
         import deepspeed
 
         self.device = ranks.device()
-        self._plan = plan
+        self._plan, self._source = plan, source
         settings = deepspeed_settings(config, plan)
         self._nvme = Path(config.nvme_path) if config.nvme_path and plan.strategy.endswith("-nvme") else None
         self._clear_nvme()  # of what an attempt that was killed left there
@@ -120,7 +119,7 @@ class DeepSpeedEngine:
     def save(self, directory: Path) -> None:
         """See `Engine`; the fp32 master weights are gathered one parameter at a time, and written shard by shard."""
         if ranks.rank() == 0:
-            write_model(self._engine.module.model, directory / "model", self._saved())
+            self._source.write(self._engine.module.model, directory / "model", self._saved())
         else:
             for _ in self._saved():  # gathering takes every rank
                 pass
@@ -130,7 +129,7 @@ class DeepSpeedEngine:
             ranks.barrier()
             write_parts(directory / "state", ranks.rank(), self._own_moments(), tensors.SHARD_BYTES)
         else:
-            self._engine.save_checkpoint(str(directory / "state"), tag=ZERO)
+            self._engine.save_checkpoint(str(directory / "state"), tag=ZERO, exclude_frozen_parameters=True)
         if ranks.rank() == 0:
             (directory / "state" / STRATEGY_FILE).write_text(json.dumps(self._marker()))
             for script in (directory / "state").glob("zero_to_*.py"):  # DeepSpeed's; model/ needs no conversion
@@ -142,7 +141,7 @@ class DeepSpeedEngine:
 
         model = self._engine.module.model
         tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-        for name in saved_sizes(model):
+        for name in self._source.saved_names(model):
             full = safe_get_full_fp32_param(tensors[name])
             yield name, (tensors[name] if full is None else full).detach().cpu().clone()
 
@@ -151,7 +150,7 @@ class DeepSpeedEngine:
         from deepspeed.utils import safe_get_local_optimizer_state
 
         begun = bool(self._engine.optimizer.optimizer.state)
-        for name, parameter in self._engine.module.named_parameters():
+        for name, parameter in trained(self._engine.module):
             for key in KEYS:
                 zeros = torch.zeros(parameter.ds_tensor.ds_numel)
                 moment = safe_get_local_optimizer_state(parameter, key) if begun else zeros
@@ -172,7 +171,9 @@ class DeepSpeedEngine:
             self._set_moments(read(state, state), step)
             return
         with mapped_files():  # else every rank reads its file whole, and rank 0's weights too
-            self._engine.load_checkpoint(str(state), tag=ZERO)
+            # What is frozen is not in the state.
+            whole = all(parameter.requires_grad for parameter in self._engine.module.parameters())
+            self._engine.load_checkpoint(str(state), tag=ZERO, load_module_strict=whole)
         self._keep_state()
         self._share_state()
         self._replay(step)
@@ -197,7 +198,7 @@ class DeepSpeedEngine:
 
     def _set_moments(self, moments: Moments, step: int) -> None:
         self._empty_step()
-        for name, parameter in self._engine.module.named_parameters():
+        for name, parameter in trained(self._engine.module):
             for key, moment in zip(KEYS, moments(name), strict=True):
                 set_moment(parameter, key, moment)
         self._set_step(step)

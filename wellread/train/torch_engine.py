@@ -12,7 +12,6 @@ from torch import nn
 from wellread import host_memory
 from wellread.config import RunConfig
 from wellread.models.load import Source
-from wellread.models.tensors import saved_sizes, write_model
 from wellread.train import ranks
 from wellread.train.engine import Write, in_training
 from wellread.train.moments import OPTIMIZER_FILE, Moments
@@ -29,7 +28,7 @@ class TorchEngine:
 
     def __init__(self, source: Source, config: RunConfig, plan: Plan) -> None:
         self.device = ranks.device()
-        self._config = config
+        self._config, self._source = config, source
         model = source.on_meta()
         self.parameters = sum(p.numel() for p in model.parameters())
         fill(model, Weights(source, model), torch.float32, self.device)
@@ -79,21 +78,26 @@ class TorchEngine:
     def save(self, directory: Path) -> None:
         """See `Engine`; the optimiser's state holds no weights, they are those of the model directory."""
         if ranks.rank() == 0:
-            self._write(directory, self._module.model.state_dict(), self._optimizer.state_dict())
+            self._write(directory, self._weights(), self._optimizer.state_dict())
 
     def snapshot(self) -> Write | None:
         """See `Engine`."""
         if ranks.rank() > 0:
             return lambda directory: None
-        weights, optimizer = self._module.model.state_dict(), self._optimizer.state_dict()
+        weights, optimizer = self._weights(), self._optimizer.state_dict()
         if 2 * (_bytes(weights) + _bytes(optimizer["state"])) > host_memory.available():
             return None
         copies = _on_host(weights), _on_host(optimizer)
         return lambda directory: self._write(directory, *copies)
 
-    def _write(self, directory: Path, weights: dict[str, Any], optimizer: dict[str, Any]) -> None:
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """What the model's directory is to hold, by its name in the module."""
         model = self._module.model
-        write_model(model, directory / "model", ((name, weights[name]) for name in saved_sizes(model)))
+        values = model.state_dict()
+        return {name: values[name] for name in self._source.saved_names(model)}
+
+    def _write(self, directory: Path, weights: dict[str, torch.Tensor], optimizer: dict[str, Any]) -> None:
+        self._source.write(self._module.model, directory / "model", weights.items())
         (directory / "state").mkdir()
         torch.save({"optimizer": optimizer, "names": self._names()}, directory / "state" / OPTIMIZER_FILE)
 

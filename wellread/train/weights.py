@@ -5,7 +5,7 @@ Rank 0 alone reads; the others receive. A host needs memory for one tensor, besi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -97,12 +97,17 @@ def set_master(model: nn.Module, weights: Weights, device: torch.device) -> None
     """Set ZeRO's fp32 master weights, which DeepSpeed makes from weights that are rounded already."""
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
-    for name, parameter in model.named_parameters():
+    for name, parameter in trained(model):
         value = weights.everywhere(name, shape_of(parameter), torch.float32, device)
         if is_padded(parameter):
             safe_set_local_fp32_param(parameter, padded_part(parameter, value))
         else:
             safe_set_full_fp32_param(parameter, value)
+
+
+def trained(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Parameters that are not frozen, by name: DeepSpeed has master weights and moments of these alone."""
+    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
 def set_moment(parameter: nn.Parameter, key: str, moment: torch.Tensor) -> None:

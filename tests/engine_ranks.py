@@ -1,0 +1,219 @@
+"""Engines on some ranks, without a run around them: what tests tell each rank to do, and what the ranks measure."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from wellread.config import LoraConfig, OptimConfig, RunConfig
+from wellread.plan import Plan
+
+ROOT = Path(__file__).resolve().parent.parent
+Results = list[dict[str, Any]]
+
+
+def run_ranks(folder: Path, tasks: list[dict[str, Any]], ranks: int = 2) -> list[Results]:
+    """Run `one_rank` on some ranks: for each task, what each rank measured."""
+    folder.mkdir()
+    (folder / "tasks.json").write_text(json.dumps([{"vocab": 331} | task for task in tasks], default=str))
+    variables = {
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+        "PYTHONPATH": str(ROOT),
+        "TORCH_EXTENSIONS_DIR": os.environ.get("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions")),
+    }
+    elastic = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    command = [sys.executable, *elastic, __file__, str(folder)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    measured = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(ranks)]
+    return [list(of_task) for of_task in zip(*measured, strict=True)]
+
+
+def make_model(directory: Path, **sizes: int) -> Path:
+    from transformers import AutoModelForCausalLM, GPTNeoXConfig
+
+    usual = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    torch.manual_seed(1)
+    config = GPTNeoXConfig(**({"vocab_size": 331, "max_position_embeddings": 128} | usual | sizes))
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+    return directory
+
+
+def weights_in(directory: Path) -> dict[str, torch.Tensor]:
+    return {name: t for path in sorted(directory.glob("*.safetensors")) for name, t in load_file(path).items()}
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    first, second = weights_in(one), weights_in(other)
+    assert first.keys() == second.keys()
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def resident() -> tuple[int, int]:
+    """Resident bytes of this process: now, and at most since the last `reset_peak`."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    now, peak = (int(fields[key].split()[0]) * 1024 for key in ("VmRSS", "VmHWM"))
+    return now, peak
+
+
+def reset_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def plan_of(task: dict[str, Any], ranks: int) -> Plan:
+    micro, accumulation, strategy = task.get("micro", 1), task.get("accumulation", 1), task["strategy"]
+    return Plan(
+        model="test",
+        cluster="local",
+        device="cpu",
+        nodes=1,
+        ranks_per_node=ranks,
+        ranks=ranks,
+        batch_size=ranks * micro * accumulation,
+        micro_batch_size=micro,
+        accumulation=accumulation,
+        dtype=task.get("dtype", "bf16"),
+        engine="torch" if strategy == "ddp" else "deepspeed",
+        strategy=strategy,
+        strategy_reason="",
+        seq_len=task.get("seq_len", 16),
+        samples=1,
+        trainable=1,
+        sealed=0,
+        counts_exact=True,
+        steps=task.get("steps", 0),
+        epochs=1,
+        warmup_steps=0,
+        save_steps=(0,),
+        **task.get("plan", {}),
+    )
+
+
+def one_rank(folder: Path) -> None:
+    """What each rank runs: the tasks of `folder`, one after the other; leaves what it measured in rank-R.json."""
+    import faulthandler
+
+    import deepspeed  # noqa: F401 (its imports belong to the baseline)
+    import torch
+    from accelerate import init_empty_weights  # noqa: F401
+    from transformers import GPTNeoXForCausalLM  # noqa: F401
+
+    from wellread.train import ranks
+
+    faulthandler.dump_traceback_later(int(os.environ.get("HANG", 400)), exit=True)  # a rank that hangs shows where
+    ranks.start()
+    torch.set_num_threads(1)
+    results = [one_task(folder, task) for task in json.loads((folder / "tasks.json").read_text())]
+    (folder / f"rank-{ranks.rank()}.json").write_text(json.dumps(results))
+    ranks.stop()
+
+
+def one_task(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
+    """Make an engine, resume, train and save, as far as the task says so; what this rank measured."""
+    import gc
+
+    from wellread.models import tensors
+    from wellread.models.adapter import is_adapter
+    from wellread.models.load import Source, initial
+    from wellread.models.registry import find
+    from wellread.train import moments, ranks
+    from wellread.train.engine import make_engine
+
+    tensors.SHARD_BYTES = task.get("shard_bytes", tensors.SHARD_BYTES)
+    plan = plan_of(task, ranks.world_size())
+    nested = {"optim": OptimConfig(lr=1e-3, **task.get("optim", {})), "lora": LoraConfig(**task.get("lora", {}))}
+    config = RunConfig(dtype=plan.dtype, **nested, **task.get("config", {}))
+    path = Path(task["model"])
+    result: dict[str, Any] = {}
+
+    def measured(name: str, call: Any) -> Any:
+        gc.collect()
+        ranks.barrier()
+        reset_peak()
+        before, _ = resident()
+        value = call()
+        after, peak = resident()
+        result[name] = {"before": before, "after": after, "peak": peak}
+        return value
+
+    def make() -> Any:
+        begun = path.is_dir() and not (config.lora.rank and not is_adapter(path))
+        source = Source.of(path) if begun else initial(find(task["model"]), 0, 0, config.lora)
+        return make_engine(source, config, plan)
+
+    def save(place: str) -> None:
+        ranks.barrier()
+        Path(place).mkdir(parents=True, exist_ok=True)
+        engine.save(Path(place))
+
+    engine = measured("load", make)
+    result["parameters"] = engine.parameters
+    losses, norms = [], []
+
+    def train() -> None:
+        for step in range(task.get("first", 0), plan.steps):
+            if step in task.get("save_at", []):
+                save(f"{task['save']}-{step}")
+            loss, norm = one_step(engine, plan, step, task["vocab"])
+            losses.append(loss)
+            norms.append(norm)
+
+    if task.get("resume"):
+        state = Path(task["resume"])
+        converted = folder / f"converted-{state.parent.name}"
+        assert engine.fits(state) is not task.get("converted", False)
+        if engine.fits(state):
+            measured("resume", lambda: engine.load(state, task["first"]))
+        else:
+            if ranks.rank() == 0 and (state / moments.ZERO).is_dir() and not converted.is_dir():
+                moments.convert(state, converted)
+            ranks.barrier()
+            engine.adopt(path, moments.read(state, converted), task["first"])
+    measured("train", train)
+    if task.get("save"):
+        measured("save", lambda: save(task["save"]))
+    ranks.barrier()
+    engine.close()
+    return result | {"losses": losses, "norms": norms}
+
+
+def one_step(engine: Any, plan: Plan, step: int, vocab: int) -> tuple[float, float]:
+    """Train one step on random tokens, which depend on the step alone; mean loss and norm of the gradient."""
+    from wellread.data.batch import Batch
+    from wellread.train import ranks
+
+    torch.manual_seed(step)
+    tokens = torch.randint(0, vocab, (plan.batch_size, plan.seq_len))
+    tokens = tokens.view(plan.accumulation, plan.ranks, plan.micro_batch_size, -1)[:, ranks.rank()]
+    targets = torch.ones_like(tokens, dtype=torch.bool)
+    targets[..., 0] = False
+    scale = plan.ranks / (plan.batch_size * (plan.seq_len - 1))
+    total = 0.0
+    for number in range(plan.accumulation):
+        batch = Batch(
+            sample_ids=torch.arange(plan.micro_batch_size),
+            tokens=tokens[number],
+            targets=targets[number],
+            lengths=torch.full((plan.micro_batch_size,), plan.seq_len),
+        )
+        loss = engine.forward_backward(batch, scale, last=number == plan.accumulation - 1)
+        total += float(loss.double().sum())
+    norm = engine.step(1e-3)
+    return float(ranks.gather(torch.tensor([total])).sum()) * scale / plan.ranks, norm
+
+
+if __name__ == "__main__":
+    from finetune.train import leave
+
+    one_rank(Path(sys.argv[1]))
+    leave(0)
