@@ -61,9 +61,7 @@ def export(checkpoint: Checkpoint, out: Path, *, merged: bool) -> None:
 
 
 def _checkpoint(name: str) -> Checkpoint:
-    path, _, step = name.rpartition("@")
-    if not path:
-        path, step = name, ""
+    path, _, step = (name, "", "") if "@" not in name or Path(name).is_dir() else name.rpartition("@")
     run = RunDirectory.open(path)
     if not step:
         found = list_checkpoints(run.checkpoints)

@@ -19,6 +19,7 @@ commands:
   status [RUN]             queue and run state, step, rate, time left, last checkpoint, attempts
   logs RUN                 logs of all ranks in one, the first error first; --follow, --rank, --errors
   cancel RUN               ask for a save, then end it
+  models                   known models, and the memory that fine-tuning them needs; --json
   doctor                   check this machine, or a cluster's nodes, before a job does
 
 examples:
@@ -42,6 +43,7 @@ OTHERS = {
     "logs": "launch.logs",
     "cancel": "launch.cancel",
     "doctor": "launch.doctor.command",
+    "models": "launch.models",
 }
 """Command -> module whose ``main(argv)`` it is."""
 

@@ -8,6 +8,7 @@ import pytest
 
 from wellread.models import registry
 from wellread.models.registry import ModelSpec, find, fingerprint, local_directory
+from wellread.parameters import parameters
 
 NEOX = {
     "model_type": "gpt_neox", "num_hidden_layers": 6, "hidden_size": 512, "num_attention_heads": 8,
@@ -22,17 +23,69 @@ def directory(path: Path, config: dict[str, object], weights: bytes = b"w" * 100
     return path
 
 
-def test_the_registry_holds_the_pythia_suite() -> None:
-    assert list(registry.registry()) == [
-        "tiny", "pythia-14m", "pythia-31m", "pythia-70m", "pythia-160m", "pythia-410m", "pythia-1b", "pythia-1.4b",
-        "pythia-2.8b", "pythia-6.9b", "pythia-12b",
-    ]  # fmt: skip
-    for name in registry.registry():
+SIZES = ["14m", "31m", "70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b"]
+
+
+def test_the_registry_holds_both_pythia_suites() -> None:
+    v1 = [f"pythia-{size}{twin}" for size in SIZES for twin in ("", "-deduped")]
+    v0 = [f"pythia-{size}{twin}-v0" for size in SIZES[2:] for twin in ("", "-deduped")]
+    assert {name for name in registry.registry() if name.startswith("pythia-")} == {*v1, *v0}
+    for name in (*v1, *v0):
         spec = find(name)
         assert spec.width % spec.heads == 0
         assert spec.intermediate == 4 * spec.width
-        assert spec.seq_len <= spec.positions
-        assert spec.hub == (None if name == "tiny" else f"EleutherAI/{name}")
+        assert (spec.name, spec.hub) == (name, f"EleutherAI/{name}")
+        doubled = name in [f"pythia-{size}{twin}-v0" for size in ("160m", "410m", "1.4b") for twin in ("", "-deduped")]
+        assert spec.pretraining
+        assert spec.pretraining.batch_size == (2048 if doubled else 1024)
+        assert len(registry.steps_of(name)) == (143 if name.endswith("-v0") else 154)
+
+
+def test_published_learning_rates() -> None:
+    """Table of the suite in the Pythia paper, appendix, and the configurations of the others' own repositories."""
+    rates = {"pythia-70m": 1e-3, "pythia-160m": 6e-4, "pythia-410m": 3e-4, "pythia-1b": 3e-4, "pythia-1.4b": 2e-4,
+             "pythia-2.8b": 1.6e-4, "pythia-6.9b": 1.2e-4, "pythia-12b": 1.2e-4, "gpt-neo-1.3b": 2e-4,
+             "gpt-neox-20b": 9.7e-5, "gpt-j-6b": 1.2e-4, "llama-65b": 1.5e-4}  # fmt: skip
+    for name, lr in rates.items():
+        found = find(name).pretraining
+        assert found
+        assert found.lr == lr
+
+
+def test_names_that_models_had_before() -> None:
+    assert find("pythia-13b").hub == "EleutherAI/pythia-12b"
+    assert find("pythia-1.3b-deduped").name == "pythia-1.4b-deduped"
+    assert find("pythia-19m@step512").revision == "step512"
+    old = ["19m", "125m", "350m", "800m", "1.3b", "2.7b", "6.7b", "13b"]
+    assert [find(f"pythia-{size}").name for size in old] == [f"pythia-{size}" for size in SIZES[2:]]
+
+
+def test_revisions() -> None:
+    spec = find("pythia-70m@step3000")
+    assert (spec.name, spec.hub, spec.revision) == ("pythia-70m@step3000", "EleutherAI/pythia-70m", "step3000")
+    assert find("pythia-70m@main").revision == "main"
+    assert find("gpt-j-6b@float16").revision == "float16"
+    with pytest.raises(ValueError, match=r"pythia-70m@step3001: no such step was published; near are step30.*"):
+        find("pythia-70m@step3001")
+    for name in ("tiny@step3", "pythia-70m@"):
+        with pytest.raises(ValueError, match=f"--model {name}: only models of the hub have revisions"):
+            find(name)
+
+
+def test_a_revision_on_the_search_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = directory(tmp_path / "pythia-70m@step3000", NEOX)
+    monkeypatch.setenv("WELLREAD_MODELS", str(tmp_path))
+    assert find("pythia-19m@step3000").path == path
+    assert find("pythia-70m").path is None
+
+
+def test_parameter_counts_of_the_other_families() -> None:
+    """What transformers counts in the published models; none of them is built here."""
+    counts = {"gpt-neo-125m": 125_198_592, "gpt-neo-1.3b": 1_315_575_808, "gpt-neo-2.7b": 2_651_307_520,
+              "gpt-neox-20b": 20_554_567_680, "gpt-j-6b": 6_050_882_784, "llama-7b": 6_738_415_616,
+              "llama-13b": 13_015_864_320, "llama-33b": 32_528_943_616, "llama-65b": 65_285_660_672,
+              "mpt-7b": 6_649_286_656, "smollm2-135m": 134_515_008}  # fmt: skip
+    assert {name: parameters(find(name)).total for name in counts} == counts
 
 
 def test_parameter_counts_are_those_of_the_paper() -> None:

@@ -163,9 +163,7 @@ def _advice(
             break
         shorter = replace(shorter, seq_len=shorter.seq_len // 2)
     if not work.lora_rank and (found := fitting(replace(work, lora_rank=LORA_RANK), machine)):
-        lines.append(
-            f"LoRA of rank {LORA_RANK} on all matrices, {name_of(found)}: --lora.rank {LORA_RANK} --lora.targets {ALL}"
-        )
+        lines.append(f"LoRA: --lora.rank {LORA_RANK} --lora.targets {ALL}, {name_of(found)}")
     nodes = machine.nodes
     while (nodes := 2 * nodes) <= MOST_NODES:
         if found := fitting(work, replace(machine, nodes=nodes)):

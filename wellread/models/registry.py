@@ -34,6 +34,16 @@ class PublishedStep:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pretraining:
+    """What was published of a model's own training."""
+
+    batch_size: int
+    """Samples per batch."""
+    lr: float
+    """Peak learning rate."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """Where a model is and what is known of it before it is loaded."""
 
@@ -60,6 +70,7 @@ class ModelSpec:
     """Branch, tag or commit of the hub repository, such as step3000 of a Pythia model."""
     fresh: bool = False
     """Starts from random weights; its tokenizer is trained on the data."""
+    pretraining: Pretraining | None = None
     lr: float = 2e-5
     batch_size: int = 32
     epochs: float = 3
@@ -67,8 +78,22 @@ class ModelSpec:
 
 
 def registry() -> dict[str, dict[str, Any]]:
-    """Models known by name (configs/models.yaml)."""
-    return {name: entry for name, entry in _models_file().items() if name != "published"}
+    """Models known by name (configs/models.yaml), those of a suite in all of its variants."""
+    content = _models_file()
+    suites, plain = content["published"], {k: v for k, v in content.items() if k not in ("published", "aliases")}
+    known = {}
+    for name, entry in plain.items():
+        known[name] = entry
+        for suite, twin in ((suite, twin) for suite in suites for twin in ("", "-deduped")):
+            if name in suites[suite]["models"]:
+                variant = twin + ("" if suite == "v1" else f"-{suite}")
+                known[name + variant] = entry | _variant(name, variant, entry, suites[suite])
+    return known
+
+
+def _variant(name: str, variant: str, entry: dict[str, Any], suite: dict[str, Any]) -> dict[str, Any]:
+    batch_size = (2 if name in suite["doubled"] else 1) * suite["batch_size"]
+    return {"hub": entry["hub"] + variant, "pretraining": entry["pretraining"] | {"batch_size": batch_size}}
 
 
 def _models_file() -> dict[str, dict[str, Any]]:
@@ -87,6 +112,11 @@ def _yaml_loader() -> Any:
 def find(name: str) -> ModelSpec:
     """Look a model up: a directory, then the directories of WELLREAD_MODELS, then the registry and the hub.
 
+    Parameters
+    ----------
+    name : str
+        NAME@REVISION is that revision of the hub, as pythia-70m@step3000.
+
     Raises
     ------
     ValueError
@@ -95,18 +125,56 @@ def find(name: str) -> ModelSpec:
     known = registry()
     if Path(name).expanduser().is_dir():
         return _from_directory(Path(name).expanduser(), Path(name).expanduser().resolve().name)
+    plain, at, revision = name.partition("@")
+    plain = _canonical(plain)
     for directory in filter(None, os.environ.get(SEARCH_PATH, "").split(os.pathsep)):
-        path = Path(directory) / name
-        if (path / "config.json").is_file():
-            spec = _from_directory(path, name)
-            return replace(spec, **_training_defaults(known.get(name, {})))
-    if name in known:
-        return ModelSpec(name=name, **known[name])
+        for called in dict.fromkeys((name, plain + at + revision)):
+            path = Path(directory) / called
+            if (path / "config.json").is_file():
+                spec = _from_directory(path, plain + at + revision)
+                return replace(spec, **_training_defaults(known.get(plain, {})))
+    if at:
+        return _at_revision(name, plain, revision, known)
+    if plain in known:
+        return _from_entry(plain, known[plain])
     if _is_hub_name(name):
         return _from_hub(name)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
     raise ValueError(f"--model {name}: no such directory or known model; {hint}")
+
+
+def _canonical(name: str) -> str:
+    """The name that a model has today."""
+    for old, new in _models_file()["aliases"].items():
+        if name == old or name.startswith(f"{old}-"):
+            return str(new) + name.removeprefix(old)
+    return name
+
+
+def _from_entry(name: str, entry: dict[str, Any]) -> ModelSpec:
+    pretraining = Pretraining(**entry["pretraining"]) if "pretraining" in entry else None
+    return ModelSpec(name=name, **(entry | {"pretraining": pretraining}))
+
+
+def _at_revision(asked: str, name: str, revision: str, known: dict[str, dict[str, Any]]) -> ModelSpec:
+    if not revision or Path(name).is_dir() or known.get(name, {}).get("fresh"):
+        raise ValueError(f"--model {asked}: only models of the hub have revisions; leave the @ out")
+    if name not in known:
+        if _is_hub_name(name):
+            return _from_hub(name, revision)
+        raise ValueError(f"--model {asked}: {name} is no known model; known: {', '.join(known)}")
+    steps = [published.revision for published in steps_of(name)]
+    if steps and revision.startswith("step") and revision not in steps:
+        near = difflib.get_close_matches(revision, steps, n=3, cutoff=0.0)
+        raise ValueError(f"--model {asked}: no such step was published; near are {', '.join(near)}")
+    return replace(_from_entry(f"{name}@{revision}", known[name]), revision=revision)
+
+
+def steps_of(name: str) -> list[PublishedStep]:
+    """Published checkpoints of a registry model, whichever variant; none where it is of no suite."""
+    suite, plain = "v0" if name.endswith("-v0") else "v1", name.removesuffix("-v0").removesuffix("-deduped")
+    return published_steps(plain, suite) if plain in _models_file()["published"][suite]["models"] else []
 
 
 def published_steps(model: str, suite: str = "v1") -> list[PublishedStep]:
@@ -115,7 +183,7 @@ def published_steps(model: str, suite: str = "v1") -> list[PublishedStep]:
     Parameters
     ----------
     model : str
-        Registry name, e.g. pythia-160m; its -deduped twin has the same steps.
+        Registry name without variant, e.g. pythia-160m; its -deduped twin has the same steps.
     suite : str
         v1: today's hub models; v0: the first release (hub names end in -v0).
 
@@ -156,9 +224,10 @@ def _from_directory(path: Path, name: str) -> ModelSpec:
     return replace(_from_config(config, name, str(path / "config.json")), path=path.resolve())
 
 
-def _from_hub(name: str) -> ModelSpec:
-    path = _hub_file(name, "config.json")
-    return replace(_from_config(json.loads(path.read_text()), name.rpartition("/")[2], name), hub=name)
+def _from_hub(name: str, revision: str | None = None) -> ModelSpec:
+    path = _hub_file(name, "config.json", revision)
+    short = name.rpartition("/")[2] + (f"@{revision}" if revision else "")
+    return replace(_from_config(json.loads(path.read_text()), short, name), hub=name, revision=revision)
 
 
 _KEYS = {
@@ -191,11 +260,11 @@ def _from_config(config: dict[str, Any], name: str, where: str) -> ModelSpec:
     return ModelSpec(name=name, family=config["model_type"], intermediate=int(inner), **cast(Any, found | known))
 
 
-def _hub_file(repository: str, filename: str) -> Path:
+def _hub_file(repository: str, filename: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(repository, filename))
+        return Path(hf_hub_download(repository, filename, revision=revision))
     except Exception as error:
         raise _unreachable(repository, error) from None
 

@@ -1,0 +1,85 @@
+"""Known models, with the memory that fine-tuning them needs: ``python -m launch models``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from wellread.cli import new_parser, parse
+from wellread.memory import Machine, Work, estimate
+from wellread.models.registry import ModelSpec, find, registry, steps_of
+from wellread.parameters import parameters
+from wellread.phases import GIB
+
+EXAMPLES = """examples:
+  python -m launch models
+  python -m launch models --json
+  python -m launch plan finetune --model pythia-2.8b --gpu_mem 80 --ranks_per_node 8      what a run of yours would need
+"""
+LORA_RANK = 16
+TOKENS = 512
+ON_THE_GPU = ("ddp", "zero1", "zero2", "zero3")
+"""Strategies that leave nothing to the host."""
+HEADS = ("model", "parameters", "family", "batch", "peak lr", "steps", "full, GiB", "LoRA, GiB")
+
+
+def main(argv: list[str]) -> int:
+    """Print the registry; return the exit code."""
+    parser = new_parser("python -m launch models", "List the models known by name.", EXAMPLES)
+    parser.add_argument("--json", action="store_true", help="Print one JSON object a model, in a list.")
+    known = [describe(find(name)) for name in registry()]
+    if parse(parser, argv).json:
+        sys.stdout.write(json.dumps(known, indent=2) + "\n")
+    else:
+        sys.stdout.write(as_text(known))
+    return 0
+
+
+def describe(spec: ModelSpec) -> dict[str, Any]:
+    """What is known of a model, and the GPU memory of a full and of a LoRA fine-tune of it."""
+    full, lora = Work(seq_len=TOKENS), Work(seq_len=TOKENS, lora_rank=LORA_RANK)
+    return {
+        "name": spec.name,
+        "family": spec.family,
+        "hub": spec.hub,
+        "parameters": parameters(spec).total,
+        "layers": spec.layers,
+        "width": spec.width,
+        "heads": spec.heads,
+        "vocab": spec.vocab,
+        "positions": spec.positions,
+        "published_batch_size": spec.pretraining and spec.pretraining.batch_size,
+        "published_lr": spec.pretraining and spec.pretraining.lr,
+        "published_steps": len(steps_of(spec.name)),
+        "full": _least(spec, full),
+        "lora": None if spec.fresh else _least(spec, lora),
+    }
+
+
+def _least(spec: ModelSpec, work: Work) -> dict[str, Any]:
+    """The strategy that needs least of one GPU, with nothing on the host."""
+    found = (estimate(spec, work, Machine(device="cuda"), strategy) for strategy in ON_THE_GPU)
+    least = min(found, key=lambda each: each.gpu_bytes)
+    return {"strategy": least.strategy, "gpu_bytes": least.gpu_bytes}
+
+
+def as_text(known: list[dict[str, Any]]) -> str:
+    """The models as an aligned table."""
+    rows = [list(HEADS)]
+    for model in known:
+        sizes = [f"{model[kind]['gpu_bytes'] / GIB:,.1f}" if model[kind] else "" for kind in ("full", "lora")]
+        batch, lr = model["published_batch_size"], model["published_lr"]
+        published = [f"{batch:,}" if batch else "", f"{lr:g}" if lr else "", f"{model['published_steps'] or ''}"]
+        rows.append([model["name"], f"{model['parameters']:,}", model["family"], *published, *sizes])
+    left = (0, 2)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(f"{v:<{w}}" if c in left else f"{v:>{w}}" for c, (v, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
+    note = (
+        "batch, peak lr: of the published pretraining. steps: published checkpoints, as NAME@stepN.\n"
+        f"GiB: of one GPU, nothing offloaded, 1 x {TOKENS} tokens, bf16; LoRA of rank {LORA_RANK} on all matrices.\n"
+    )
+    return "\n".join(line.rstrip() for line in lines) + f"\n\n{note}"

@@ -1,0 +1,51 @@
+"""``python -m launch models``: what it lists, for people and for machines."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from launch import models
+from wellread.models.registry import find, registry
+from wellread.phases import GIB
+
+
+def test_every_model_is_listed_for_machines(program: Any) -> None:
+    listed = json.loads(program("launch", "models", "--json", check=True).stdout)
+    assert [model["name"] for model in listed] == list(registry())
+    by_name = {model["name"]: model for model in listed}
+    neox = by_name["gpt-neox-20b"]
+    assert (neox["parameters"], neox["published_batch_size"], neox["published_lr"]) == (20_554_567_680, 1536, 9.7e-5)
+    assert by_name["pythia-410m-v0"]["published_steps"] == 143
+    assert by_name["tiny"]["lora"] is None
+
+
+def test_memory_of_a_full_and_a_lora_fine_tune() -> None:
+    """Of 6.9 billion weights, in bf16 under ZeRO: 16 bytes each at the least, with LoRA little beyond 2."""
+    found = models.describe(find("pythia-6.9b"))
+    total = found["parameters"]
+    assert found["full"]["gpu_bytes"] > 16 * total
+    assert 2 * total < found["lora"]["gpu_bytes"] < 3 * total
+    assert found["lora"]["strategy"].startswith("zero")
+
+
+def test_table(program: Any) -> None:
+    lines = program("launch", "models", check=True).stdout.splitlines()
+    assert lines[0].split() == [
+        "model",
+        "parameters",
+        "family",
+        "batch",
+        "peak",
+        "lr",
+        "steps",
+        "full,",
+        "GiB",
+        "LoRA,",
+        "GiB",
+    ]
+    row = next(line for line in lines if line.startswith("pythia-12b "))
+    found = models.describe(find("pythia-12b"))
+    sizes = [f"{found[kind]['gpu_bytes'] / GIB:,.1f}" for kind in ("full", "lora")]
+    assert row.split() == ["pythia-12b", "11,846,072,320", "gpt_neox", "1,024", "0.00012", "154", *sizes]
+    assert max(map(len, lines)) <= 110
