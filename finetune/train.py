@@ -60,7 +60,7 @@ def _train(run: RunDirectory, log: Path, rank: int) -> int:
     ranks.start()
     config = run.config()
     eos = Tokenizer.load(run.corpus / "tokenizer").eos
-    code = train(run, lambda: initial(find(config.model), config.seed, eos, config.lora), log)
+    code = train(run, lambda: initial(find(config.model), config.seed, eos, config.lora, config.init), log)
     ranks.stop()
     return code
 

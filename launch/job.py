@@ -226,17 +226,21 @@ def _identity(job: Job, corpus: Corpus, plan: Plan) -> dict[str, Any]:
     """What makes a run this run: a change of any of it is refused at resume."""
     config = job.config
     order = Order(kind="shuffle", seed=config.seed, n=corpus.n_trainable, batch_size=plan.batch_size)
-    return {
-        "model": registry.fingerprint(job.spec),
-        "corpus": corpus.hash,
-        "order": order.identity(),
-        "batch_size": plan.batch_size,
-        "seq_len": plan.seq_len,
-        "seed": config.seed,
-        "steps": plan.steps,
-        "dtype": plan.dtype,
-        "optim": to_dict(config.optim),
-    } | ({"lora": to_dict(config.lora)} if config.lora.rank else {})
+    return (
+        {
+            "model": registry.fingerprint(job.spec, config.init),
+            "corpus": corpus.hash,
+            "order": order.identity(),
+            "batch_size": plan.batch_size,
+            "seq_len": plan.seq_len,
+            "seed": config.seed,
+            "steps": plan.steps,
+            "dtype": plan.dtype,
+            "optim": to_dict(config.optim),
+        }
+        | ({"lora": to_dict(config.lora)} if config.lora.rank else {})
+        | ({"freeze": config.freeze} if config.freeze else {})
+    )
 
 
 def _refuse_changed(job: Job) -> None:

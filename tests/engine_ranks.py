@@ -180,11 +180,23 @@ def one_task(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
             ranks.barrier()
             engine.adopt(path, moments.read(state, converted), task["first"])
     measured("train", train)
+    if task.get("generate"):
+        result |= generated(engine._module.model, task["vocab"])
+        engine._module.train()
     if task.get("save"):
         measured("save", lambda: save(task["save"]))
     ranks.barrier()
     engine.close()
     return result | {"losses": losses, "norms": norms}
+
+
+def generated(model: Any, vocab: int) -> dict[str, Any]:
+    """What a model continues a prompt with, greedily, and its logits."""
+    tokens = torch.arange(1, 9)[None] * 7 % vocab
+    with torch.no_grad():
+        logits = model.eval()(tokens).logits[0, -1]
+        found = model.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=12, do_sample=False)
+    return {"generated": found[0].tolist(), "logits": logits.tolist()}
 
 
 def one_step(engine: Any, plan: Plan, step: int, vocab: int) -> tuple[float, float]:

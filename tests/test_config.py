@@ -22,7 +22,7 @@ def test_defaults_are_those_that_the_documents_promise() -> None:
     undecided = {f.name for f in dataclasses.fields(config) if getattr(config, f.name) is None}
     assert undecided == {
         "data", "out", "steps", "epochs", "batch_size", "micro_batch_size", "seq_len", "save_every",
-        "ds_config", "nvme_path", "template",
+        "ds_config", "nvme_path", "template", "freeze",
     }  # fmt: skip
 
 

@@ -24,6 +24,7 @@ Strategy = Literal[
 Switch = Literal["auto", "on", "off"]
 SaveSchedule = Literal["linear", "log"]
 Resume = Literal["auto", "never"]
+Init = Literal["pretrained", "fresh"]
 LossOn = Literal["responses", "all"]
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -74,6 +75,12 @@ class RunConfig:
 
     model: str = "tiny"
     """Registry name (configs/models.yaml), hub name or directory in Hugging Face layout."""
+    init: Init = "pretrained"
+    """pretrained, or fresh: random weights, of the model no more than its config and tokenizer."""
+    freeze: str | None = None
+    """Parameters that stay as they are: patterns over their names, as gpt_neox.embed_in.*,*.layers.[0-3].*"""
+    load_in_4bit: bool = False
+    """Keep the frozen weights of a LoRA run in 4 bits (NF4); needs GPUs and bitsandbytes."""
     data: str | None = None
     """NAME, PATH or NAME@PATH, e.g. dolly, my.jsonl, alpaca@my.json (default: sample for tiny, else dolly).
     Several make a mixture: by weight, dolly:0.7,alpaca:0.3, or by rows, dolly:5000,my.jsonl."""
@@ -183,6 +190,18 @@ def _check_ranges(config: RunConfig) -> None:
     if not optim.eps > 0:
         raise ValueError(f"--optim.eps {optim.eps}: must be above 0")
     _check_lora(config.lora)
+    _check_frozen(config)
+
+
+def _check_frozen(config: RunConfig) -> None:
+    if config.freeze is not None and not all(pattern.strip() for pattern in config.freeze.split(",")):
+        raise ValueError(f"--freeze {config.freeze!r}: holds an empty pattern; write them as *.embed_in.*,*.layers.0.*")
+    if config.freeze is not None and config.lora.rank:
+        raise ValueError("--freeze: LoRA freezes all weights of the model already; leave one of both out")
+    if config.load_in_4bit and not config.lora.rank:
+        raise ValueError("--load_in_4bit: weights of 4 bits cannot be trained; add adapters with --lora.rank")
+    if config.load_in_4bit and (config.strategy not in ("auto", "ddp") or config.ds_config):
+        raise ValueError("--load_in_4bit: ZeRO does not divide weights of 4 bits; leave --strategy and --ds_config out")
 
 
 def _check_lora(lora: LoraConfig) -> None:

@@ -150,7 +150,7 @@ def resolve(config: RunConfig, spec: ModelSpec) -> RunConfig:
     if seq_len > spec.positions:
         raise ValueError(f"--seq_len {seq_len}: {spec.name} has {spec.positions} positions; choose at most that")
     data, lora = config.data or ("sample" if spec.name == "tiny" else "dolly"), config.lora
-    if lora.rank and spec.fresh:
+    if lora.rank and (spec.fresh or config.init == "fresh"):
         raise ValueError(f"--lora.rank {lora.rank}: {spec.name} starts from random weights, which have to be trained")
     return replace(
         config,
@@ -190,6 +190,7 @@ def make_plan(
         that is asked for lacks something.
     """
     ranks = cluster.nodes * cluster.ranks_per_node
+    spec = replace(spec, fresh=spec.fresh or config.init == "fresh")
     batch_size = config.batch_size or spec.batch_size
     micros = _micro_batches(batch_size, ranks, config.micro_batch_size)
     if counts.trainable < 1:
@@ -343,6 +344,10 @@ def _decide(
 ) -> _Decision:
     """Strategy and micro-batch: those asked for, unless they have failed, else the fastest that fit."""
     again = {"auto": None, "on": True, "off": False}[config.activation_checkpointing]
+    if config.load_in_4bit:
+        if machine.device != "cuda":
+            raise ValueError("--load_in_4bit: needs GPUs, the ranks would run on CPUs; leave it out")
+        return _Decision("ddp", bool(again), works[0].micro_batch, "memory is not predicted for weights of 4 bits", ())
     if not knows(spec):
         unknown = "ddp", "memory is not predicted for this family of models; name a --strategy"
         strategy, reason = asked or unknown

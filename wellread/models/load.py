@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from wellread.config import Dtype, LoraConfig
+    from wellread.config import Dtype, Init, LoraConfig
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,12 @@ class Source:
             When there is no model that can be loaded.
         """
         import torch
-        from transformers import AutoConfig
 
         if adapters.is_adapter(directory):
             adapter = Adapter.of(directory)
             base = named_directory(adapter.settings.base_model_name_or_path, adapter.settings.revision)
             return replace(cls.of(base), adapter=adapter)
-        with _one_line(directory):
-            config = AutoConfig.from_pretrained(directory, local_files_only=True)
-        return cls(config, lambda: _from_pretrained(directory, torch.float32), directory)
+        return cls(_config(directory), lambda: _from_pretrained(directory, torch.float32), directory)
 
     def on_meta(self) -> nn.Module:
         """The model without weights (parameters on the meta device, buffers real), in evaluation mode."""
@@ -69,6 +66,30 @@ class Source:
             self.adapter.inject(model)
         empty: nn.Module = model.eval()
         return empty
+
+    def in_4bit(self, device: torch.device, dtype: Dtype) -> nn.Module:
+        """The model on a device, its matrices in 4 bits, with its adapter in fp32 (Dettmers et al. 2023, QLoRA).
+
+        Source: https://arxiv.org/abs/2305.14314, section 3: NF4, with the constants of its blocks quantised too.
+        """
+        import torch
+        from transformers import BitsAndBytesConfig
+
+        assert self.adapter
+        assert self.directory
+        quantised = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "bf16" else torch.float32,
+        )
+        model = _from_pretrained(self.directory, torch.float32, quantization_config=quantised, device_map={"": device})
+        self.adapter.inject(model)
+        values = self.adapter.tensors(model, self.directory)
+        for name, value in values.items():
+            owner, _, key = name.rpartition(".")
+            model.get_submodule(owner).register_parameter(key, torch.nn.Parameter(value.to(device)))
+        return model
 
     @property
     def base(self) -> Source:
@@ -114,7 +135,7 @@ class Source:
             tensors.write_model(model, directory, values)
 
 
-def initial(spec: ModelSpec, seed: int, eos: int, lora: LoraConfig | None = None) -> Source:
+def initial(spec: ModelSpec, seed: int, eos: int, lora: LoraConfig | None = None, init: Init = "pretrained") -> Source:
     """Return the model that training starts from.
 
     Parameters
@@ -125,14 +146,16 @@ def initial(spec: ModelSpec, seed: int, eos: int, lora: LoraConfig | None = None
         End-of-sequence id of the tokenizer, written into a fresh model's configuration.
     lora : LoraConfig, optional
         With a rank, an adapter is trained instead of the weights.
+    init : str
+        fresh: random weights for a model that has others.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    if not spec.fresh:
+    if not spec.fresh and init == "pretrained":
         source = Source.of(local_directory(spec, weights=True))
         return replace(source, adapter=Adapter.fresh(lora, spec, seed)) if lora and lora.rank else source
-    config = _fresh_config(spec, eos)
+    config = _fresh_config(spec, eos) if spec.fresh else _config(local_directory(spec, weights=False))
 
     def whole() -> nn.Module:
         torch.manual_seed(seed)
@@ -162,6 +185,24 @@ def load_model(directory: str | Path, dtype: Dtype = "fp32") -> nn.Module:
     for name, parameter in model.named_parameters():
         parameter.data = source.adapter.merge(name, parameter.data, added)
     return model.to(kind).eval()
+
+
+def check_4bit() -> None:
+    """Refuse weights of 4 bits where they cannot be.
+
+    Raises
+    ------
+    ValueError
+        When bitsandbytes or a GPU is missing.
+    """
+    import importlib.util
+
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ValueError("--load_in_4bit: needs a GPU, and this rank has none; leave it out")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError("--load_in_4bit: bitsandbytes is not installed; pip install bitsandbytes, or leave it out")
 
 
 def export(source: Source, directory: Path) -> None:
@@ -247,6 +288,13 @@ def _hide_bars() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+
+
+def _config(directory: Path) -> Any:
+    from transformers import AutoConfig
+
+    with _one_line(directory):
+        return AutoConfig.from_pretrained(directory, local_files_only=True)
 
 
 def _fresh_config(spec: ModelSpec, eos: int) -> Any:

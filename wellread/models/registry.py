@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from wellread.config import CONFIGS
+from wellread.config import CONFIGS, Init
 
 SEARCH_PATH = "WELLREAD_MODELS"
 """Environment variable: directories (separated as in PATH) that hold models by registry name."""
@@ -322,8 +322,8 @@ BLOCK = 1 << 20
 """Bytes hashed at each place of a weight file."""
 
 
-def fingerprint(spec: ModelSpec) -> str:
-    """Identify initial weights: of a fresh model by its sizes, of any other by its config and weights.
+def fingerprint(spec: ModelSpec, init: Init = "pretrained") -> str:
+    """Identify initial weights: of a fresh model by its sizes or config, of any other by its config and weights.
 
     A weight file is hashed whole up to 64 MiB, beyond that at 64 evenly spaced blocks of 1 MiB, together with its size:
     two different trainings differ in every block, and a 24 GB model still answers within a second.
@@ -331,6 +331,9 @@ def fingerprint(spec: ModelSpec) -> str:
     if spec.fresh:
         sizes = (spec.family, spec.layers, spec.width, spec.heads, spec.intermediate, spec.vocab, spec.positions)
         return "fresh:" + hashlib.sha256(repr(sizes).encode()).hexdigest()[:32]
+    if init == "fresh":
+        config = (local_directory(spec, weights=False) / "config.json").read_bytes()
+        return "fresh:" + hashlib.sha256(config).hexdigest()[:32]
     return fingerprint_directory(local_directory(spec, weights=True))
 
 

@@ -17,10 +17,19 @@ from wellread.ds_config import offload_devices
 from wellread.models import tensors
 from wellread.models.load import Source
 from wellread.train import ranks
-from wellread.train.engine import Write, in_training
+from wellread.train.engine import Write, count_trained, freeze, in_training
 from wellread.train.moments import KEYS, ZERO, Moments, mapped_files, read, write_parts
 from wellread.train.optim import make_optimizer, replay_beta_powers
-from wellread.train.weights import Weights, fill, fill_divided, set_master, set_moment, trained, unpadded
+from wellread.train.weights import (
+    Weights,
+    fill,
+    fill_divided,
+    set_master,
+    set_moment,
+    shape_of,
+    trained,
+    unpadded,
+)
 
 if TYPE_CHECKING:
     from wellread.data.batch import Batch
@@ -50,7 +59,11 @@ class DeepSpeedEngine:
             largest = max(-(-p.numel() // plan.ranks) for p in model.parameters())
             pool = {"buffer_size": -(-largest // BUFFER_MULTIPLE) * BUFFER_MULTIPLE}
             settings["zero_optimization"]["offload_param"] = pool | settings["zero_optimization"]["offload_param"]
+        freeze(model, config.freeze)
+        self.trained = count_trained(model)
         weights = Weights(source, model)
+        # DeepSpeed keeps no fp32 of what is frozen: it is saved from where it was read.
+        self._frozen = None if self.trained == self.parameters or source.adapter else weights
         if settings["zero_optimization"]["stage"] == 3:
             fill_divided(model, weights, dtype, self.device, settings)
         else:
@@ -140,8 +153,13 @@ class DeepSpeedEngine:
         from deepspeed.utils import safe_get_full_fp32_param
 
         model = self._engine.module.model
-        tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+        parameters = dict(model.named_parameters())
+        tensors = parameters | dict(model.named_buffers())
         for name in self._source.saved_names(model):
+            if self._frozen and not tensors[name].requires_grad and name in parameters:
+                shape = shape_of(parameters[name])
+                yield name, self._frozen.on_rank0(name, shape, torch.float32, torch.device("cpu"))
+                continue
             full = safe_get_full_fp32_param(tensors[name])
             yield name, (tensors[name] if full is None else full).detach().cpu().clone()
 
@@ -172,7 +190,7 @@ class DeepSpeedEngine:
             return
         with mapped_files():  # else every rank reads its file whole, and rank 0's weights too
             # What is frozen is not in the state.
-            whole = all(parameter.requires_grad for parameter in self._engine.module.parameters())
+            whole = self.trained == self.parameters
             self._engine.load_checkpoint(str(state), tag=ZERO, load_module_strict=whole)
         self._keep_state()
         self._share_state()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -29,6 +31,8 @@ class Engine(Protocol):
     device: torch.device
     parameters: int
     """How many the model has."""
+    trained: int
+    """How many of them are trained."""
 
     def forward_backward(self, batch: Batch, scale: float, last: bool) -> torch.Tensor:
         """Run forward and backward of ``scale * sum of losses``; return each sample's summed loss, (samples,)."""
@@ -71,6 +75,34 @@ class LossModule(nn.Module):
     def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Each sample's summed loss, (samples,) float32."""
         return sample_losses(self.model, tokens, targets)
+
+
+def freeze(model: nn.Module, patterns: str | None) -> None:
+    """Freeze the parameters whose names match a pattern, as in a shell: ``*.layers.[0-3].*``.
+
+    Raises
+    ------
+    ValueError
+        When a pattern matches none, or all are frozen; lists the names there are, without the layers' numbers.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    frozen: set[str] = set()
+    for pattern in (part.strip() for part in patterns.split(",")) if patterns else ():
+        matched = fnmatch.filter(names, pattern)
+        if not matched:
+            there = dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names)
+            raise ValueError(f"--freeze {pattern}: matches no parameter; there are {', '.join(there)}")
+        frozen.update(matched)
+    if frozen == set(names):
+        raise ValueError(f"--freeze {patterns}: freezes all parameters, so nothing is left to train; name fewer")
+    for name, parameter in model.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
+
+
+def count_trained(model: nn.Module) -> int:
+    """How many parameters are not frozen."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def in_training(model: nn.Module, plan: Plan) -> LossModule:

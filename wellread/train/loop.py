@@ -83,7 +83,8 @@ def train(run: RunDirectory, initial: Callable[[], Source], log: Path) -> int:
     saver = Saver(run.checkpoints, engine, corpus.tokenizer, config.keep_states)
     loop = Loop(run, config, plan, corpus, order, engine, saver, ranks.StopRequest())
     _open_outputs(loop, found, passed_over, log)
-    _say(loop, f"{plan.model}: {engine.parameters:,} parameters, {corpus.n_trainable:,} trainable samples")
+    part = f" ({engine.trained:,} of them trained)" * (engine.trained < engine.parameters)
+    _say(loop, f"{plan.model}: {engine.parameters:,} parameters{part}, {corpus.n_trainable:,} trainable samples")
     if found:
         _resume(loop, found)
     else:

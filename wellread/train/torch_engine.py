@@ -11,9 +11,9 @@ from torch import nn
 
 from wellread import host_memory
 from wellread.config import RunConfig
-from wellread.models.load import Source
+from wellread.models.load import Source, check_4bit
 from wellread.train import ranks
-from wellread.train.engine import Write, in_training
+from wellread.train.engine import Write, count_trained, freeze, in_training
 from wellread.train.moments import OPTIMIZER_FILE, Moments
 from wellread.train.optim import make_optimizer
 from wellread.train.weights import Weights, fill
@@ -31,7 +31,13 @@ class TorchEngine:
         self._config, self._source = config, source
         model = source.on_meta()
         self.parameters = sum(p.numel() for p in model.parameters())
-        fill(model, Weights(source, model), torch.float32, self.device)
+        freeze(model, config.freeze)
+        self.trained = count_trained(model)
+        if config.load_in_4bit:
+            check_4bit()
+            model = source.in_4bit(self.device, config.dtype)
+        else:
+            fill(model, Weights(source, model), torch.float32, self.device)
         self._module = in_training(model.to(self.device), plan)
         self._optimizer = make_optimizer(self._module, config.optim)
         self._parallel: nn.Module = self._module
