@@ -38,6 +38,21 @@ def sample_losses(model: nn.Module, tokens: torch.Tensor, targets: torch.Tensor)
     return torch.zeros(len(tokens), dtype=losses.dtype, device=losses.device).index_add(0, rows, losses)
 
 
+def next_logits(model: nn.Module, tokens: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    """Logits of the token that follows each place where `last` is True, in order of rows.
+
+    Parameters
+    ----------
+    tokens : (batch, length) int64, padded at the right
+    last : (batch, length) bool
+
+    Returns
+    -------
+    (places, vocabulary)
+    """
+    return _logits(model, tokens, last)
+
+
 def _logits(model: nn.Module, inputs: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
     """Logits (scored tokens, vocabulary) that predict the tokens where `scored` is True."""
     causal_lm = cast(Any, model)
