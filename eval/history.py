@@ -44,6 +44,8 @@ class BatchRead:
     """None without a tokenizer."""
     samples: list[dict[str, Any]] = field(repr=False)
     """Row of the samples table of each sample, e.g. source, rows, category; empty without such a table."""
+    skipped: bool = False
+    """It was read, and not learned from."""
 
     @property
     def step(self) -> int:
@@ -203,9 +205,13 @@ class History:
         kept: dict[str, Any] = self._kept
         if not kept or not kept["from"] <= batch_id < kept["to"]:
             part = next(p for p in self.record.parts if p["from"] <= batch_id < p["to"])
-            columns = ["sample_id", "n_targets", "loss"]
+            columns = ["sample_id", "n_targets", "loss", "skipped"]
             kept.update(part, table=self.record.table(columns, (part["from"], part["to"])))
         return int(kept["from"]), kept["table"]
+
+    def _skipped(self, batch_id: int) -> bool:
+        low, part = self._part(batch_id)
+        return bool(part["skipped"][(batch_id - low) * self.order.batch_size].as_py())
 
     @cached_property
     def _kept(self) -> dict[str, Any]:
@@ -225,6 +231,7 @@ class History:
             n_targets=n_targets.tolist(),
             texts=[self.tokenizer.decode(t.tolist()) for t in tokens] if self.tokenizer else None,
             samples=self.samples.rows(ids),
+            skipped=losses is not None and self._skipped(batch_id),
         )
 
     def readings(self, sample_id: int) -> list[Reading]:

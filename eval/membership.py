@@ -143,7 +143,8 @@ class Groups:
     documents: Ints
     """Document of each sample, int64[corpus.n]."""
     first_read: Ints
-    """Batch in which each trainable sample is first read, int64[n_trainable]; `last` or more where it never is."""
+    """Batch in which each trainable sample is first read and learned from, int64[n_trainable]; `last` or more where it
+    never is."""
     last: int
     """Step of the last checkpoint."""
     max_samples: int
@@ -168,8 +169,9 @@ class Groups:
             raise ValueError(f"{run.record}: holds {record.batches} batches, step-{last} needs {last}; see eval verify")
         documents = corpus.samples().column("document").to_numpy()
         first_read = np.full(corpus.n_trainable, last, dtype=np.int64)
-        table = record.table(columns=["batch_id", "sample_id"], batches=(0, last))
-        np.minimum.at(first_read, table.column("sample_id").to_numpy(), table.column("batch_id").to_numpy())
+        table = record.table(columns=["batch_id", "sample_id", "skipped"], batches=(0, last))
+        batch_id, sample_id, skipped = (table.column(name).to_numpy() for name in table.column_names)
+        np.minimum.at(first_read, sample_id[~skipped], batch_id[~skipped])  # of a skipped batch nothing is learned
         return cls(corpus, documents, first_read, last, max_samples, seed)
 
     def at(self, step: int) -> dict[str, Ints]:

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from math import isfinite
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,7 +32,8 @@ def show_batches(history: History, start: int, stop: int) -> None:
     """Print each slot's text, or its token ids where there is no tokenizer."""
     for batch in history.batches(start, stop):
         n_tokens = sum(map(len, batch.tokens))
-        state = f"loss {cell(batch.loss)}" if batch.read else _state(history)
+        skipped = "  skipped: not learned from" * batch.skipped
+        state = f"loss {cell(batch.loss)}{skipped}" if batch.read else _state(history)
         size = f"{plural(len(batch.sample_ids), 'sample')}, {plural(n_tokens, 'token')}"
         say(f"batch {batch.batch_id}  step {batch.step}  {size}  {state}".rstrip(), "bold")
         for slot in range(len(batch.sample_ids)):
@@ -122,7 +124,8 @@ def as_objects(batch: BatchRead) -> Iterator[dict[str, Any]]:
             "sample_id": sample_id,
             "epoch": batch.epochs[slot],
             "read": batch.read,
-            "loss": batch.losses[slot] if batch.losses else None,
+            "skipped": batch.skipped,
+            "loss": batch.losses[slot] if batch.losses and isfinite(batch.losses[slot]) else None,
             **(batch.samples[slot] if batch.samples else {}),
             "n_tokens": len(batch.tokens[slot]),
             "n_targets": batch.n_targets[slot],

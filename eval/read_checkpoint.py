@@ -28,7 +28,7 @@ class Total:
     tokens: int
     targets: int
     loss: float | None
-    """Mean over target tokens, as trained."""
+    """Mean over target tokens, as trained; skipped batches left out."""
 
 
 def parts(history: History, start: int, stop: int, columns: list[str]) -> Iterator[tuple[int, int, pyarrow.Table]]:
@@ -55,17 +55,18 @@ def total(history: History, start: int, stop: int, counts: NDArray[np.int32]) ->
     for low in range(0, len(counts), SAMPLES_AT_ONCE):
         ids = low + np.flatnonzero(counts[low : low + SAMPLES_AT_ONCE])
         tokens += int((history.reader.lengths(ids) * counts[ids]).sum())
-    weighted = 0.0
-    for _, _, table in parts(history, start, stop, ["n_targets", "loss"]) if history.record else ():
-        n_targets = table["n_targets"].to_numpy()
+    weighted, learned = 0.0, 0
+    for _, _, table in parts(history, start, stop, ["n_targets", "loss", "skipped"]) if history.record else ():
+        n_targets, kept = table["n_targets"].to_numpy(), ~table["skipped"].to_numpy()
         targets += int(n_targets.sum())
-        weighted += float((table["loss"].to_numpy().astype(np.float64) * n_targets).sum())
+        learned += int(n_targets[kept].sum())
+        weighted += float((table["loss"].to_numpy().astype(np.float64) * n_targets)[kept].sum())
     return Total(
         readings=int(counts.sum()),
         samples=int(np.count_nonzero(counts)),
         tokens=tokens,
         targets=targets,
-        loss=weighted / targets if targets else None,
+        loss=weighted / learned if learned else None,
     )
 
 

@@ -48,7 +48,8 @@ def _connect(history: History) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect()
     if history.record is not None and history.record.parts:
         files = [str(history.record.directory / part["name"]) for part in history.record.parts]
-        connection.execute(f"create view record as select * from read_parquet([{', '.join(map(_quoted, files))}])")
+        source = f"read_parquet([{', '.join(map(_quoted, files))}], union_by_name=true)"  # old parts lack `skipped`
+        connection.execute(f"create view record as select * from {source}")
     if history.samples.file is not None:
         connection.execute(f"create view samples as select * from read_parquet({_quoted(str(history.samples.file))})")
     return connection

@@ -79,7 +79,7 @@ class Reading:
     """What the record says of the whole run."""
 
     losses: NDArray[np.float64]
-    """Mean loss per target token of each batch, nats, float64[batches]."""
+    """Mean loss per target token of each batch, nats, float64[batches]; nan where it was skipped."""
     samples: int
     """Different samples read."""
     readings: int
@@ -118,11 +118,12 @@ def _read_record(record: Record, n_trainable: int) -> Reading:
     losses, was_read, readings = np.zeros(record.batches), np.zeros(n_trainable, dtype=np.bool_), 0
     for start in range(0, record.batches, BATCHES_AT_ONCE):
         stop = min(start + BATCHES_AT_ONCE, record.batches)
-        columns = ["batch_id", "sample_id", "n_targets", "loss"]
+        columns = ["batch_id", "sample_id", "n_targets", "loss", "skipped"]
         table = record.table(columns=columns, batches=(start, stop))
-        batch_id, sample_id, n_targets, loss = (table.column(name).to_numpy() for name in columns)
+        batch_id, sample_id, n_targets, loss, skipped = (table.column(name).to_numpy() for name in columns)
         places = batch_id - start
         losses[start:stop] = np.bincount(places, weights=loss * n_targets) / np.bincount(places, weights=n_targets)
+        losses[batch_id[skipped]] = np.nan
         was_read[sample_id] = True
         readings += sample_id.size
     return Reading(losses, int(was_read.sum()), readings)
@@ -206,9 +207,11 @@ def _pictures(
     from wellread import plots
 
     held = [(c.step, float(c.manifest["holdout_loss"])) for c in checkpoints if c.manifest.get("holdout_loss")]
-    if reading.losses.size:
-        image = plots.loss_curve(np.arange(reading.losses.size), reading.losses, holdout=held)
-        alt = f"Training loss goes from {reading.losses[0]:.2f} to {reading.losses[-1]:.2f} nats per target token."
+    learned = np.flatnonzero(np.isfinite(reading.losses))
+    if learned.size:
+        losses = reading.losses[learned]
+        image = plots.loss_curve(learned, losses, holdout=held)
+        alt = f"Training loss goes from {losses[0]:.2f} to {losses[-1]:.2f} nats per target token."
         yield Picture("Loss", image, alt, "Mean loss of each batch as it was trained, out of the record.")
     if any(result.metric == "auc" for result in results):
         alt = "AUC against the step, with 95% intervals, for read samples and the two controls; numbers below."
@@ -242,6 +245,7 @@ def _score_pictures(run: RunDirectory, checkpoints: list[Checkpoint], step: int 
 def _row(checkpoint: Checkpoint, reading: Reading, aucs: dict[tuple[int, str], Result]) -> dict[str, str]:
     step, (start, stop) = checkpoint.step, checkpoint.batches
     before, held = reading.losses[max(0, step - LOSS_WINDOW) : step], checkpoint.manifest.get("holdout_loss")
+    before = before[np.isfinite(before)]
     return {
         "step": f"{step:,}",
         "tokens": f"{checkpoint.tokens:,}",

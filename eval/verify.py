@@ -45,6 +45,11 @@ def verify(run: RunDirectory) -> list[str]:
     if damaged := record.damaged_parts():
         return problems + damaged  # what an altered part says is no evidence of anything
     heads = {checkpoint.step: checkpoint.head for checkpoint in checkpoints}
+    skipped = record.skipped()
+    for checkpoint in checkpoints:
+        known, found = int(np.searchsorted(skipped, checkpoint.step)), checkpoint.manifest.get("skipped", 0)
+        if known != found:
+            problems.append(f"{checkpoint.path}: says {found} skipped batches, the record has {known} at this step")
     return problems + _walk(record, order, digests, genesis(identity["corpus"], identity["order"]), heads)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -206,6 +207,26 @@ def test_damage_is_named(tmp_path: Path) -> None:
     assert f"{second}: starts at batch 3, expected 0" in Record.open(tmp_path).damaged_parts()
 
 
+def test_skipped_batches_are_marked(tmp_path: Path) -> None:
+    """Read, in the chain, and told apart; parts from before there was the column had none."""
+    writer = RecordWriter(tmp_path, start=START)
+    for batch_id in range(4):
+        writer.append(replace(reading(batch_id), skipped=batch_id in (1, 2)))
+        writer.flush()
+    same = RecordWriter(tmp_path / "other", start=START)
+    for batch_id in range(4):
+        same.append(reading(batch_id))
+    assert same.head == writer.head
+    record = Record.open(tmp_path)
+    assert record.skipped().tolist() == [1, 2]
+    assert record.skipped((2, 4)).tolist() == [2]
+    assert record.table(["slot", "skipped"], (0, 2))["skipped"].to_pylist() == [False] * 4 + [True] * 4
+    path = tmp_path / "part-00000002-00000003.parquet"
+    pyarrow.parquet.write_table(pyarrow.parquet.read_table(path).drop(["skipped"]), path)
+    assert record.skipped().tolist() == [1]
+    assert tuple(record.table().column_names) == COLUMNS
+
+
 def test_no_record(tmp_path: Path) -> None:
     with pytest.raises(ValueError) as refused:
         Record.open(tmp_path)
@@ -221,6 +242,6 @@ def test_any_reader_of_parquet_can_read_it(tmp_path: Path) -> None:
     types = {field.name: str(field.type) for field in parts[0].schema}
     assert types == {
         "step": "int64", "batch_id": "int64", "slot": "int32", "sample_id": "int64", "epoch": "int32",
-        "n_targets": "int32", "loss": "float", "digest": "fixed_size_binary[16]",
+        "n_targets": "int32", "loss": "float", "digest": "fixed_size_binary[16]", "skipped": "bool",
     }  # fmt: skip
     assert [part.num_rows for part in parts] == [12, 8]

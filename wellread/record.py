@@ -18,7 +18,7 @@ from wellread.runs import sha256_file, write_atomic, write_json
 if TYPE_CHECKING:
     import pyarrow
 
-COLUMNS = ("step", "batch_id", "slot", "sample_id", "epoch", "n_targets", "loss", "digest")
+COLUMNS = ("step", "batch_id", "slot", "sample_id", "epoch", "n_targets", "loss", "digest", "skipped")
 ROWS_PER_PART = 1 << 18
 """A part is written when a checkpoint is saved, or when this many rows have gathered."""
 
@@ -34,6 +34,8 @@ class Reading:
     losses: NDArray[np.float32]
     """Mean over each sample's target tokens, as trained."""
     digests: list[bytes]
+    skipped: bool = False
+    """It was read, but nothing was learned from it: its update was not taken."""
 
 
 def genesis(corpus_hash: str, order: dict[str, Any]) -> str:
@@ -85,7 +87,7 @@ class RecordWriter:
                 path.unlink()
 
     def append(self, reading: Reading) -> None:
-        """Add the batch that was just read; call it after the optimizer step succeeded."""
+        """Add the batch that was just read; call it after its optimizer step succeeded, or was skipped on purpose."""
         if reading.batch_id != self.step:
             raise AssertionError(f"batch {reading.batch_id} recorded at step {self.step}")
         self.head = link(self.head, reading.batch_id, reading.sample_ids, b"".join(reading.digests))
@@ -134,6 +136,7 @@ def _to_parquet(rows: list[Reading]) -> bytes:
             "n_targets": pyarrow.array(np.concatenate([r.n_targets for r in rows]), pyarrow.int32()),
             "loss": pyarrow.array(np.concatenate([r.losses for r in rows]), pyarrow.float32()),
             "digest": pyarrow.array([d for r in rows for d in r.digests], pyarrow.binary(DIGEST_BYTES)),
+            "skipped": pyarrow.array(np.repeat([r.skipped for r in rows], [len(r.sample_ids) for r in rows])),
         }
     )
     buffer = io.BytesIO()
@@ -197,7 +200,7 @@ class Record:
         for part in self.parts:
             low, high = max(start, part["from"]), min(stop, part["to"])
             if low < high:
-                table = pyarrow.parquet.read_table(self.directory / part["name"], columns=columns)
+                table = _read_part(self.directory / part["name"], columns)
                 size = part["rows"] // (part["to"] - part["from"])
                 tables.append(table.slice((low - part["from"]) * size, (high - low) * size))
         if not tables:
@@ -208,6 +211,11 @@ class Record:
         """Sample ids in order of reading, (batches * batch size,)."""
         ids: NDArray[np.int64] = self.table(["sample_id"], batches)["sample_id"].to_numpy()
         return ids
+
+    def skipped(self, batches: tuple[int, int] | None = None) -> NDArray[np.int64]:
+        """Ids of batches that were read and not learned from, ascending."""
+        table = self.table(["batch_id", "skipped"], batches)
+        return np.unique(table["batch_id"].to_numpy()[table["skipped"].to_numpy()])
 
     def damaged_parts(self) -> list[str]:
         """One line for each part that is missing, altered or leaves a gap."""
@@ -224,6 +232,20 @@ class Record:
         if expected != self.batches:
             problems.append(f"{self.directory}: parts end at batch {expected}, head.json says {self.batches}")
         return problems
+
+
+def _read_part(path: Path, columns: list[str] | None) -> pyarrow.Table:
+    """Columns of one part; in a part older than the column `skipped`, no batch was."""
+    import pyarrow
+    import pyarrow.parquet
+
+    names = list(columns or COLUMNS)
+    with pyarrow.parquet.ParquetFile(path) as file:
+        there = file.schema_arrow.names
+        table = file.read([name for name in names if name in there] or ["batch_id"])
+    if "skipped" in names and "skipped" not in there:
+        table = table.append_column("skipped", pyarrow.array(np.zeros(len(table), dtype=np.bool_)))
+    return table.select(names)
 
 
 def _empty_table(columns: list[str] | None) -> pyarrow.Table:
