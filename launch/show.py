@@ -5,12 +5,13 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from launch import slurm
 from launch.job import Job, arguments, environment, wanted_of_slurm
 from wellread.checkpoint import list_checkpoints
-from wellread.config import to_dict
+from wellread.config import OptimConfig, to_dict
 from wellread.plan import Plan
 
 
@@ -36,6 +37,7 @@ def as_text(job: Job) -> str:
         ("ranks", f"{plan.nodes} node x {plan.ranks_per_node} on {plan.cluster} ({plan.device})"),
         ("steps", f"{plan.steps:,} = {plan.epochs:g} epochs, {plan.warmup_steps} of them warm-up"),
         ("learning rate", f"{job.config.optim.lr:g}, cosine to {job.config.optim.min_lr:g} of it"),
+        *([("defaults", _defaults(job))] if _defaults(job) else []),
         ("checkpoints", f"{len(plan.save_steps)}, at steps {', '.join(map(str, plan.save_steps))}"),
         ("files", "\n".join(plan.files())),
         ("command", shlex.join(_command(job))),
@@ -45,6 +47,16 @@ def as_text(job: Job) -> str:
         rows.append(("sbatch file", slurm.sbatch_text(job.file, job.run, wanted_of_slurm(job, plan)).rstrip()))
     width = max(len(name) for name, _ in rows) + 2
     return "\n".join(f"{name:<{width}}{value}".replace("\n", "\n" + " " * width) for name, value in rows)
+
+
+def _defaults(job: Job) -> str:
+    """Which settings of the training are the model's defaults, and where it says why; empty when none is."""
+    spec, config = job.spec, job.config
+    asked = {"learning rate": config.optim.lr, "batch": config.batch_size, "epochs": config.epochs}
+    usual = {"learning rate": spec.lr, "batch": spec.batch_size, "epochs": spec.epochs}
+    names = [name for name, value in asked.items() if value == usual[name]]
+    names += ["schedule"] * (replace(config.optim, lr=None) == OptimConfig())
+    return f"{', '.join(names)} of {spec.name}; sources: docs/defaults.md" if names else ""
 
 
 def _recomputing(plan: Plan) -> str:

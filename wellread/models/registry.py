@@ -211,7 +211,9 @@ def _is_hub_name(name: str) -> bool:
 
 
 def _training_defaults(entry: dict[str, Any]) -> dict[str, Any]:
-    return {key: entry[key] for key in ("lr", "batch_size", "epochs", "seq_len") if key in entry}
+    """Defaults of a fine-tune; the learning rate is a tenth of the peak in pretraining where that is known."""
+    usual = {"lr": round(entry["pretraining"]["lr"] / 10, 12)} if "pretraining" in entry else {}
+    return usual | {key: entry[key] for key in ("lr", "batch_size", "epochs", "seq_len") if key in entry}
 
 
 def _from_directory(path: Path, name: str) -> ModelSpec:
