@@ -158,27 +158,31 @@ def one_task(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
 
     engine = measured("load", make)
     result["parameters"] = engine.parameters
-    losses, norms = [], []
+    losses: list[float] = []
+    norms: list[float] = []
+    moved: list[float] = []
 
     def train() -> None:
         for step in range(task.get("first", 0), plan.steps):
             if step in task.get("save_at", []):
                 save(f"{task['save']}-{step}")
-            loss, norm = one_step(engine, plan, step, task["vocab"])
+            fault = next((name for name in ("drop", "infinite") if step in task.get(name, ())), None)
+            loss, norm, distance = one_step(engine, plan, step, task["vocab"], fault)
             losses.append(loss)
-            norms.append(norm)
+            norms.extend([] if norm is None else [norm])
+            moved.extend([] if fault is None else [distance])
 
     if task.get("resume"):
-        state = Path(task["resume"])
+        state, updates = Path(task["resume"]), task.get("updates", task["first"])
         converted = folder / f"converted-{state.parent.name}"
         assert engine.fits(state) is not task.get("converted", False)
         if engine.fits(state):
-            measured("resume", lambda: engine.load(state, task["first"]))
+            measured("resume", lambda: engine.load(state, updates))
         else:
             if ranks.rank() == 0 and (state / moments.ZERO).is_dir() and not converted.is_dir():
                 moments.convert(state, converted)
             ranks.barrier()
-            engine.adopt(path, moments.read(state, converted), task["first"])
+            engine.adopt(path, moments.read(state, converted), updates)
     measured("train", train)
     if task.get("generate"):
         result |= generated(engine._module.model, task["vocab"])
@@ -187,7 +191,7 @@ def one_task(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
         measured("save", lambda: save(task["save"]))
     ranks.barrier()
     engine.close()
-    return result | {"losses": losses, "norms": norms}
+    return result | {"losses": losses, "norms": norms, "moved": moved}
 
 
 def generated(model: Any, vocab: int) -> dict[str, Any]:
@@ -199,8 +203,14 @@ def generated(model: Any, vocab: int) -> dict[str, Any]:
     return {"generated": found[0].tolist(), "logits": logits.tolist()}
 
 
-def one_step(engine: Any, plan: Plan, step: int, vocab: int) -> tuple[float, float]:
-    """Train one step on random tokens, which depend on the step alone; mean loss and norm of the gradient."""
+def one_step(
+    engine: Any, plan: Plan, step: int, vocab: int, fault: str | None
+) -> tuple[float, float | None, float]:
+    """Train one step on random tokens, which depend on the step alone, or drop it, or make its gradient infinite.
+
+    Returns the mean loss, the norm of the gradient unless it was dropped, and by how much the losses of the last
+    micro-batch moved.
+    """
     from wellread.data.batch import Batch
     from wellread.train import ranks
 
@@ -218,10 +228,12 @@ def one_step(engine: Any, plan: Plan, step: int, vocab: int) -> tuple[float, flo
             targets=targets[number],
             lengths=torch.full((plan.micro_batch_size,), plan.seq_len),
         )
-        loss = engine.forward_backward(batch, scale, last=number == plan.accumulation - 1)
+        factor = float("inf") if fault == "infinite" else 1.0
+        loss = engine.forward_backward(batch, scale * factor, last=number == plan.accumulation - 1)
         total += float(loss.double().sum())
-    norm = engine.step(1e-3)
-    return float(ranks.gather(torch.tensor([total])).sum()) * scale / plan.ranks, norm
+    norm = engine.drop() if fault == "drop" else engine.step(1e-3)
+    distance = float((engine.evaluate(batch) - loss).abs().max()) if fault else 0.0
+    return float(ranks.gather(torch.tensor([total])).sum()) * scale / plan.ranks, norm, distance
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def test_defaults_are_those_that_the_documents_promise() -> None:
     undecided = {f.name for f in dataclasses.fields(config) if getattr(config, f.name) is None}
     assert undecided == {
         "data", "out", "steps", "epochs", "batch_size", "micro_batch_size", "seq_len", "save_every",
-        "ds_config", "nvme_path", "template", "freeze",
+        "ds_config", "nvme_path", "template", "freeze", "eval_every", "spike_factor", "peak_tflops",
     }  # fmt: skip
 
 
@@ -63,6 +63,13 @@ def test_every_field_is_documented() -> None:
         ({"seed": -1}, "--seed -1: must be at least 0 and below 2^64"),
         ({"seed": 2**64}, "--seed 18446744073709551616: must be at least 0 and below 2^64"),
         ({"optim": OptimConfig(lr=0.0)}, "--optim.lr 0.0: must be above 0"),
+        ({"generations": -1}, "--generations -1: must be at least 0"),
+        ({"spike_factor": 1.0}, "--spike_factor 1.0: must be above 1 (times the median loss)"),
+        ({"peak_tflops": 0.0}, "--peak_tflops 0.0: must be above 0"),
+        (
+            {"tracker": "tensorboard,comet"},
+            "--tracker tensorboard,comet: unknown: comet; choose from tensorboard, wandb",
+        ),
         ({"optim": OptimConfig(lr=float("nan"))}, "--optim.lr nan: must be above 0"),
         ({"optim": OptimConfig(beta2=1.5)}, "--optim.beta2 1.5: must lie between 0 and 1"),
         ({"optim": OptimConfig(warmup=-0.5)}, "--optim.warmup -0.5: must lie between 0 and 1"),

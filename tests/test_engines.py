@@ -124,11 +124,15 @@ def test_save_holds_one_shard(start: Start, large: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_offload_learns_what_its_stage_does(start: Start, small: Path, stage: int) -> None:
-    """100 steps of accumulation 4 with clipping that bites; bf16 weights, whose rounding the two kernels differ in."""
-    task = {"model": small, "steps": 100, "accumulation": 4, "micro": 2, "optim": {"clip": 0.3}}
+    """100 steps of accumulation 4 with clipping that bites; bf16 weights, whose rounding the two kernels differ in.
+
+    Three of them are dropped: weights stay where they are, and nothing of their gradients is left to the next.
+    """
+    task = {"model": small, "steps": 100, "accumulation": 4, "micro": 2, "optim": {"clip": 0.3}, "drop": [0, 40, 41]}
     plain, offloaded = (start(task | {"strategy": f"zero{stage}{kind}"})[0] for kind in ("", "-offload"))
     assert np.mean(np.array(plain["norms"]) > 0.3) > 0.5  # clipped
-    assert plain["losses"][0] == offloaded["losses"][0]
+    assert plain["losses"][:2] == offloaded["losses"][:2]  # the first step changed nothing
+    assert max(plain["moved"] + offloaded["moved"]) < 1e-5
     assert np.abs(np.subtract(plain["losses"], offloaded["losses"])).max() < OFFLOAD_TOLERANCE
     assert np.allclose(plain["norms"], offloaded["norms"], rtol=0.02)
 
@@ -136,7 +140,7 @@ def test_offload_learns_what_its_stage_does(start: Start, small: Path, stage: in
 @pytest.fixture(scope="module")
 def four_steps(small: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """zero3 without offload."""
-    task = {"model": small, "strategy": "zero3", "accumulation": 2, "steps": 4}
+    task = {"model": small, "strategy": "zero3", "accumulation": 2, "steps": 4, "drop": [1]}
     return run_task(tmp_path_factory.mktemp("zero3"), task)[0]
 
 
@@ -147,11 +151,14 @@ def test_rare_offloads_train_and_resume_to_the_bit(
     disk = tmp_path / "nvme"
     disk.mkdir()
     task = {"model": small, "strategy": strategy, "config": {"nvme_path": disk / "run"}, "accumulation": 2}
+    task |= {"drop": [1]}
     whole = start(task | {"steps": 4, "save": tmp_path / "whole"})[0]
     assert np.abs(np.subtract(whole["losses"], four_steps["losses"])).max() < OFFLOAD_TOLERANCE
+    assert len(whole["norms"]) == 3
+    assert max(whole["moved"] + four_steps["moved"]) < 1e-5
     half = start(task | {"steps": 2, "save": tmp_path / "half"})[0]
     assert half["losses"] == whole["losses"][:2]
-    later = {"first": 2, "steps": 4, "model": tmp_path / "half/model", "resume": tmp_path / "half/state"}
+    later = {"first": 2, "updates": 1, "steps": 4, "model": tmp_path / "half/model", "resume": tmp_path / "half/state"}
     rest = start(task | later | {"save": tmp_path / "rest"})[0]
     assert rest["losses"] == whole["losses"][2:]
     assert same_weights(tmp_path / "rest/model", tmp_path / "whole/model")

@@ -26,6 +26,8 @@ SaveSchedule = Literal["linear", "log"]
 Resume = Literal["auto", "never"]
 Init = Literal["pretrained", "fresh"]
 LossOn = Literal["responses", "all"]
+OnBadLoss = Literal["stop", "skip"]
+TRACKERS = ("tensorboard", "wandb")
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 """Registries and DeepSpeed files of the checkout."""
@@ -128,6 +130,18 @@ class RunConfig:
     """Newest checkpoints that keep what resuming needs; the models of all are kept."""
     log_every: int = 10
     """Steps between lines of the log."""
+    eval_every: int | None = None
+    """Steps between measurements of the loss on sealed samples (default: at checkpoints alone)."""
+    generations: int = 3
+    """Sealed samples whose prompts the model continues at each checkpoint, to be looked at."""
+    on_bad_loss: OnBadLoss = "stop"
+    """A loss or gradient that is not finite, or a spike: stop the run, or skip the batch (read, not learned from)."""
+    spike_factor: float | None = None
+    """A loss above this many times the median of the last 64 batches is a spike (default: none is)."""
+    tracker: str = "tensorboard"
+    """Where numbers go: tensorboard (files in the run), wandb, or both with a comma between."""
+    peak_tflops: float | None = None
+    """TFLOP/s of one device at best, to tell which share of it is used (default: known GPUs' own)."""
     resume: Resume = "auto"
     """auto continues from the newest valid checkpoint; never refuses a run that has begun."""
     cluster: str = "local"
@@ -140,6 +154,11 @@ class RunConfig:
     """Optimiser and learning-rate schedule."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Low-rank adapters, trained instead of all weights."""
+
+    @property
+    def trackers(self) -> list[str]:
+        """Names of the trackers."""
+        return self.tracker.split(",")
 
     def __post_init__(self) -> None:
         _check_ranges(self)
@@ -161,6 +180,7 @@ def _check_ranges(config: RunConfig) -> None:
         "save_every",
         "keep_states",
         "log_every",
+        "eval_every",
         "nodes",
     ):
         value = getattr(config, name)
@@ -168,12 +188,21 @@ def _check_ranges(config: RunConfig) -> None:
             raise ValueError(f"--{name} {value}: must be at least 1")
     if config.ranks_per_node != "auto" and config.ranks_per_node < 1:
         raise ValueError(f"--ranks_per_node {config.ranks_per_node}: must be at least 1, or auto")
+    if unknown := sorted(set(config.trackers) - set(TRACKERS)):
+        raise ValueError(
+            f"--tracker {config.tracker}: unknown: {', '.join(unknown)}; choose from {', '.join(TRACKERS)}"
+        )
+    if config.peak_tflops is not None and not config.peak_tflops > 0:
+        raise ValueError(f"--peak_tflops {config.peak_tflops}: must be above 0")
     if config.epochs is not None and not config.epochs > 0:
         raise ValueError(f"--epochs {config.epochs}: must be above 0")
     if not 0 <= config.holdout < 1:
         raise ValueError(f"--holdout {config.holdout}: must be at least 0 and below 1 (a fraction of the documents)")
-    if config.max_bad_rows < 0:
-        raise ValueError(f"--max_bad_rows {config.max_bad_rows}: must be at least 0")
+    for name in ("max_bad_rows", "generations"):
+        if getattr(config, name) < 0:
+            raise ValueError(f"--{name} {getattr(config, name)}: must be at least 0")
+    if config.spike_factor is not None and not config.spike_factor > 1:
+        raise ValueError(f"--spike_factor {config.spike_factor}: must be above 1 (times the median loss)")
     if not 0 <= config.seed < 2**64:
         raise ValueError(f"--seed {config.seed}: must be at least 0 and below 2^64")
     optim = config.optim

@@ -44,6 +44,12 @@ def held() -> int:
     return int(memory.rss - memory.shared)
 
 
+def peak() -> int:
+    """Most bytes of host memory that this process has had resident so far, mapped files included."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.findall(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)[0]) * 1024
+
+
 @dataclass(frozen=True)
 class Kills:
     """How many processes the kernel has killed for want of memory, so far."""

@@ -116,14 +116,33 @@ class DeepSpeedEngine:
         self._engine.train()
         return losses
 
-    def step(self, lr: float) -> float:
+    def next_logits(self, tokens: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
         """See `Engine`."""
+        self._engine.eval()
+        with torch.no_grad():
+            logits: torch.Tensor = self._engine(tokens, last, loss=False)
+        self._engine.train()
+        return logits
+
+    def step(self, lr: float) -> float:
+        """See `Engine`; DeepSpeed itself drops gradients whose norm is not finite, in every stage."""
         zero = self._engine.optimizer
         others = zero.backup_optimizer.param_groups if hasattr(zero, "backup_optimizer") else []
         for group in (*zero.param_groups, *others):
             group["lr"] = lr
         self._engine.step()
         return float(self._engine.get_global_grad_norm())
+
+    def drop(self) -> None:
+        """See `Engine`; no other way clears gradients in every stage and offload than a norm that is not finite."""
+        zero = self._engine.optimizer
+        norm = torch.tensor(float("nan"), device=self.device)
+        divided = self._engine.zero_optimization_stage() == 3
+        name = "_get_norm_groups" if divided else "scaled_global_norm"
+        setattr(zero, name, lambda: [norm] if divided else norm)  # on the instance: the class keeps its own
+        self._engine.step()
+        delattr(zero, name)
+        assert zero.overflow, "DeepSpeed took a step with a norm that is not finite"
 
     def snapshot(self) -> Write | None:
         """See `Engine`; gathering the weights takes every rank."""

@@ -13,7 +13,7 @@ from torch import nn
 
 from wellread.config import RunConfig
 from wellread.models.load import Source
-from wellread.models.loss import sample_losses
+from wellread.models.loss import next_logits, sample_losses
 from wellread.train.moments import Moments
 
 if TYPE_CHECKING:
@@ -40,8 +40,17 @@ class Engine(Protocol):
     def evaluate(self, batch: Batch) -> torch.Tensor:
         """Each sample's summed loss, (samples,), without gradients."""
 
+    def next_logits(self, tokens: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+        """Logits of the token after each place marked in `last` (see `wellread.models.loss.next_logits`)."""
+
     def step(self, lr: float) -> float:
-        """Update the weights; return the 2-norm of the gradient before clipping."""
+        """Update the weights; return the 2-norm of the gradient before clipping.
+
+        When that is not finite nothing is updated, and the gradients are dropped.
+        """
+
+    def drop(self) -> None:
+        """Drop the gradients of this step instead of updating the weights."""
 
     def save(self, directory: Path) -> None:
         """Write ``model/`` (Hugging Face layout, fp32 master weights) and ``state/`` (what resuming needs beyond)."""
@@ -56,7 +65,7 @@ class Engine(Protocol):
         """Whether `load` can read this state: it was saved by the same engine, for as many ranks and the same stage."""
 
     def load(self, state: Path, step: int) -> None:
-        """Continue exactly from a state that fits; the model already has the checkpoint's weights."""
+        """Continue exactly from a state that fits, saved after `step` updates; the model has its weights already."""
 
     def close(self) -> None:
         """Remove what only a running engine needs."""
@@ -72,9 +81,9 @@ class LossModule(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Each sample's summed loss, (samples,) float32."""
-        return sample_losses(self.model, tokens, targets)
+    def forward(self, tokens: torch.Tensor, places: torch.Tensor, loss: bool = True) -> torch.Tensor:
+        """Each sample's summed loss on the targets `places`, (samples,) float32; or the logits that follow `places`."""
+        return sample_losses(self.model, tokens, places) if loss else next_logits(self.model, tokens, places)
 
 
 def freeze(model: nn.Module, patterns: str | None) -> None:

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +21,26 @@ from wellread.checkpoint import Checkpoint
 from wellread.config import RunConfig
 from wellread.data.batch import Batch, collate
 from wellread.data.corpus import DIGEST_BYTES, Corpus
+from wellread.data.tokenizer import Tokenizer
 from wellread.ds_config import check_nvme
 from wellread.ladder import Failure
 from wellread.models.load import Source
+from wellread.models.registry import find
 from wellread.order import Order
 from wellread.plan import Plan
-from wellread.record import Reading, RecordWriter, genesis
+from wellread.record import Reading, Record, RecordWriter, genesis
 from wellread.runs import RunDirectory
-from wellread.train import gate, moments, ranks
+from wellread.train import gate, moments, ranks, sealed, throughput, trackers
+from wellread.train import guard as guards
 from wellread.train.engine import Engine, make_engine
-from wellread.train.monitor import Monitor, StepStats
+from wellread.train.guard import Guard
+from wellread.train.monitor import Monitor, Speedometer, StepStats
 from wellread.train.optim import learning_rate
 from wellread.train.saver import Saver
+from wellread.train.throughput import Cost
 
-HOLDOUT_SAMPLES = 256
-"""Sealed samples whose loss is measured at every checkpoint."""
+GENERATIONS = "generations.jsonl"
+"""In a checkpoint: what its model writes after the prompts of some sealed samples."""
 STOP_CODE = 128
 """Exit code of a run that stopped on signal S: 128 + S, as a shell reports it."""
 
@@ -51,12 +57,20 @@ class Loop:
     engine: Engine
     saver: Saver
     stop: ranks.StopRequest
+    guard: Guard
     step: int = 0
+    skipped: int = 0
+    """Batches that were read and not learned from; the optimizer has taken ``step - skipped`` steps."""
     tokens: int = 0
     saved_step: int = 0
     writer: RecordWriter | None = None
     """On rank 0 alone, like the monitor."""
     monitor: Monitor | None = None
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """That of the corpus."""
+        return Tokenizer.load(self.corpus.tokenizer)
 
 
 def train(run: RunDirectory, initial: Callable[[], Source], log: Path) -> int:
@@ -79,9 +93,10 @@ def train(run: RunDirectory, initial: Callable[[], Source], log: Path) -> int:
     order = Order(kind="shuffle", seed=config.seed, n=corpus.n_trainable, batch_size=plan.batch_size)
     found, passed_over = _newest_checkpoint(run)
     gate.check(run, config, plan)
+    trackers.check(config)
     engine = make_engine(Source.of(found.model) if found else initial(), config, plan)
     saver = Saver(run.checkpoints, engine, corpus.tokenizer, config.keep_states)
-    loop = Loop(run, config, plan, corpus, order, engine, saver, ranks.StopRequest())
+    loop = Loop(run, config, plan, corpus, order, engine, saver, ranks.StopRequest(), Guard(config.spike_factor))
     _open_outputs(loop, found, passed_over, log)
     part = f" ({engine.trained:,} of them trained)" * (engine.trained < engine.parameters)
     _say(loop, f"{plan.model}: {engine.parameters:,} parameters{part}, {corpus.n_trainable:,} trainable samples")
@@ -94,6 +109,8 @@ def train(run: RunDirectory, initial: Callable[[], Source], log: Path) -> int:
         stop = _step(loop)
         if loop.step in plan.save_steps or stop:
             _save(loop)
+        elif config.eval_every and loop.step % config.eval_every == 0:
+            _evaluate(loop, texts=False)
     loop.saver.wait()
     loop.engine.close()
     if loop.monitor:
@@ -138,22 +155,42 @@ def _open_outputs(loop: Loop, found: Checkpoint | None, passed_over: list[str], 
     run, step = loop.run, found.step if found else 0
     start = genesis(loop.corpus.hash, loop.order.identity())
     loop.writer = RecordWriter(run.record, start=start, step=step, head=found.head if found else None)
-    loop.monitor = Monitor(tb=run.tb, log=log, plan=loop.plan, start=step, log_every=loop.config.log_every)
+    loop.monitor = Monitor(
+        run=run,
+        trackers=trackers.open_trackers(loop.config, run.path, step),
+        log=log,
+        plan=loop.plan,
+        start=step,
+        log_every=loop.config.log_every,
+        speedometer=_speedometer(loop),
+    )
     for values in loop.plan.failures:
         loop.monitor.moved(f"{Failure.of(values)}; this attempt: {loop.plan.strategy}", step)
     for line in passed_over:
         loop.monitor.line(f"passed over a damaged checkpoint: {line}")
 
 
+def _speedometer(loop: Loop) -> Speedometer:
+    spec, device = find(loop.config.model), loop.engine.device
+    peak = loop.config.peak_tflops * 1e12 if loop.config.peak_tflops else None
+    if peak is None and device.type == "cuda":
+        peak = throughput.peak_flops(torch.cuda.get_device_name(device), loop.plan.dtype)
+    return Speedometer(spec=spec, parameters=loop.engine.parameters, peak=peak and peak * loop.plan.ranks)
+
+
 def _resume(loop: Loop, found: Checkpoint) -> None:
     """Continue from a checkpoint, whichever strategy and however many ranks saved it."""
     loop.step = loop.saved_step = found.step
     loop.tokens = found.tokens
+    loop.skipped = found.manifest.get("skipped", 0)  # older ones know of none
+    past = guards.past_of(Record.open(loop.run.record), found.step) if loop.writer else []
+    loop.guard = Guard(loop.config.spike_factor, ranks.gather_objects(past)[0])
     _say(loop, f"continuing from {found.path.name}")
-    if found.step == 0:
+    updates = found.step - loop.skipped
+    if updates == 0:
         return  # no optimizer has a state before its first step
     if loop.engine.fits(found.state):
-        loop.engine.load(found.state, found.step)
+        loop.engine.load(found.state, updates)
         return
     saved_by = f"{found.manifest['strategy']} on {found.manifest['ranks']} ranks"
     _say(loop, f"its state was saved by {saved_by}: converting it for {loop.plan.strategy} on {loop.plan.ranks}")
@@ -161,7 +198,7 @@ def _resume(loop: Loop, found: Checkpoint) -> None:
     if ranks.rank() == 0 and (found.state / moments.ZERO).is_dir():
         moments.convert(found.state, converted)
     ranks.barrier()
-    loop.engine.adopt(found.model, moments.read(found.state, converted), found.step)
+    loop.engine.adopt(found.model, moments.read(found.state, converted), updates)
     ranks.barrier()
     if ranks.rank() == 0:
         checkpoints.clear_staging(loop.run.checkpoints)
@@ -201,19 +238,24 @@ def _step(loop: Loop) -> int:
         # The engines average gradients over ranks; times ranks / targets, that is the mean over all target tokens.
         losses = loop.engine.forward_backward(batch, plan.ranks / total_targets, last=number == len(micro_slots) - 1)
         read.append((slots, batch, losses))
-    reading, tokens, stop = _gather(loop, read)
-    if not np.isfinite(reading.losses).all():
-        raise FloatingPointError(
-            f"loss is not finite at batch {batch_id} (samples {reading.sample_ids.tolist()}); the step was not taken"
-        )
+    reading, cost, stop = _gather(loop, read)
+    loss = guards.mean_loss(reading.losses, reading.n_targets)
     optim = loop.config.optim
     lr = learning_rate(batch_id, peak=optim.lr or 0.0, warmup=plan.warmup_steps, steps=plan.steps, floor=optim.min_lr)
-    grad_norm = loop.engine.step(lr)
+    fault, grad_norm = loop.guard.verdict(loss), float("nan")
+    if fault is None:
+        grad_norm = loop.engine.step(lr)
+        fault = None if np.isfinite(grad_norm) else f"gradient is not finite (its norm is {grad_norm})"
+    elif loop.config.on_bad_loss == "skip":
+        loop.engine.drop()
+    if fault:
+        _skip(loop, fault, reading)
+    loop.guard.note(loss, skipped=bool(fault))
     loop.step += 1
-    loop.tokens += tokens
+    loop.skipped += bool(fault)
+    loop.tokens += cost.tokens
     if loop.writer and loop.monitor:
-        loop.writer.append(reading)
-        loss = float((reading.losses.astype(np.float64) * reading.n_targets).sum() / reading.n_targets.sum())
+        loop.writer.append(replace(reading, skipped=bool(fault)))
         seconds = time.perf_counter() - began
         loop.monitor.step(
             StepStats(
@@ -221,12 +263,24 @@ def _step(loop: Loop) -> int:
                 loss=loss,
                 lr=lr,
                 grad_norm=grad_norm,
-                tokens=tokens,
+                cost=cost,
                 seconds=seconds,
+                skipped=bool(fault),
                 set_losses=_set_losses(loop.corpus, reading),
             )
         )
     return stop
+
+
+def _skip(loop: Loop, fault: str, reading: Reading) -> None:
+    """Say whose samples a bad batch holds; end the run unless such batches are to be passed over."""
+    if loop.config.on_bad_loss == "stop":
+        raise FloatingPointError(
+            f"batch {reading.batch_id}: {fault}; the step was not taken (--on_bad_loss skip would pass over it); "
+            + guards.named(loop.corpus, reading)
+        )
+    if loop.monitor:
+        loop.monitor.line(f"skipped batch {reading.batch_id}: {fault}; {guards.named(loop.corpus, reading)}")
 
 
 def _set_losses(corpus: Corpus, reading: Reading) -> dict[str, float]:
@@ -245,8 +299,8 @@ def _seed(seed: int, batch_id: int) -> None:
     torch.manual_seed(int(state[0] >> np.uint64(1)))
 
 
-def _gather(loop: Loop, read: list[tuple[NDArray[np.int64], Batch, torch.Tensor]]) -> tuple[Reading, int, int]:
-    """Collect from all ranks what entered forward: the reading in slot order, tokens read, signal to stop."""
+def _gather(loop: Loop, read: list[tuple[NDArray[np.int64], Batch, torch.Tensor]]) -> tuple[Reading, Cost, int]:
+    """Collect from all ranks what entered forward: the reading in slot order, what it cost, signal to stop."""
     columns = []
     for slots, batch, losses in read:
         digests = np.frombuffer(b"".join(batch.digests()), dtype=np.int64).reshape(-1, DIGEST_BYTES // 8)
@@ -261,11 +315,12 @@ def _gather(loop: Loop, read: list[tuple[NDArray[np.int64], Batch, torch.Tensor]
                     n_targets.cpu().numpy(),
                     means.view(np.int32).astype(np.int64),
                     digests,
-                    np.full(len(slots), loop.stop.signal),
+                    np.full((len(slots), 4), (loop.stop.signal, batch.tokens.shape[1], *throughput.memory_peaks())),
                 ]
             )
         )
     rows = ranks.gather(torch.from_numpy(np.concatenate(columns))).numpy()
+    cost = Cost.of(rows[:, 2], rows[:, 3], rows[:, 8], rows[:, 9:], loop.plan)
     rows = rows[np.argsort(rows[:, 0])]
     positions = loop.step * loop.plan.batch_size + rows[:, 0]
     reading = Reading(
@@ -276,12 +331,25 @@ def _gather(loop: Loop, read: list[tuple[NDArray[np.int64], Batch, torch.Tensor]
         losses=rows[:, 4].astype(np.int32).view(np.float32),
         digests=[row.tobytes() for row in np.ascontiguousarray(rows[:, 5:7])],
     )
-    return reading, int(rows[:, 2].sum()), int(rows[:, 7].max())
+    return reading, cost, int(rows[:, 7].max())
+
+
+def _evaluate(loop: Loop, *, texts: bool) -> tuple[float | None, list[dict[str, Any]]]:
+    """Loss on sealed samples and, with `texts`, what the model writes after some of their prompts. Collective."""
+    began = time.perf_counter()
+    holdout = sealed.holdout_loss(loop.engine, loop.corpus, loop.plan)
+    measured = time.perf_counter()
+    count = loop.config.generations if texts else 0
+    rows = sealed.generations(loop.engine, loop.corpus, loop.tokenizer, loop.plan, count)
+    if loop.monitor:
+        written = time.perf_counter() - measured if rows else None
+        loop.monitor.evaluated(loop.step, holdout, measured - began, rows, written)
+    return holdout, rows
 
 
 def _save(loop: Loop) -> None:
     """Save a checkpoint; the record is durable before the checkpoint that names it."""
-    holdout = holdout_loss(loop)
+    holdout, rows = _evaluate(loop, texts=True)
     manifest: dict[str, Any] = {}
     if loop.writer:
         loop.writer.flush()
@@ -296,7 +364,7 @@ def _save(loop: Loop) -> None:
         if loop.monitor:
             loop.monitor.note(f"saving step-{step:08d}")
 
-    loop.saver.save(step, manifest, saving, done)
+    loop.saver.save(step, manifest, {GENERATIONS: sealed.as_jsonl(rows)} if rows else {}, saving, done)
     loop.saved_step = step
 
 
@@ -304,6 +372,7 @@ def _manifest(loop: Loop, writer: RecordWriter, holdout: float | None) -> dict[s
     return {
         "step": loop.step,
         "tokens": loop.tokens,
+        "skipped": loop.skipped,
         "record": {"head": writer.head, "batches": [loop.saved_step, loop.step]},
         "corpus": loop.corpus.hash,
         "identity": loop.run.manifest()["identity"],
@@ -312,24 +381,3 @@ def _manifest(loop: Loop, writer: RecordWriter, holdout: float | None) -> dict[s
         "dtype": loop.plan.dtype,
         "holdout_loss": holdout,
     }
-
-
-def holdout_loss(loop: Loop) -> float | None:
-    """Mean loss per target token over up to 256 sealed samples; None without any. Every rank calls it."""
-    sealed = np.arange(loop.corpus.n_trainable, loop.corpus.n)
-    if not len(sealed):
-        return None
-    chosen = np.sort(np.random.default_rng(0).permutation(sealed)[:HOLDOUT_SAMPLES])
-    chosen = chosen[np.argsort(-loop.corpus.lengths(chosen), kind="stable")]
-    per_rank = -(-len(chosen) // loop.plan.ranks)
-    mine = np.resize(chosen, per_rank * loop.plan.ranks).reshape(per_rank, loop.plan.ranks)[:, ranks.rank()]
-    counted = (np.arange(per_rank) * loop.plan.ranks + ranks.rank()) < len(chosen)
-    sums = np.zeros(2)
-    # Every rank runs as many forward passes as the others: under ZeRO-3 each one gathers weights from all.
-    for start in range(0, per_rank, loop.plan.micro_batch_size):
-        part = slice(start, start + loop.plan.micro_batch_size)
-        batch = collate(loop.corpus, mine[part]).to(loop.engine.device)
-        losses = loop.engine.evaluate(batch).float().cpu().numpy()
-        sums += (losses * counted[part]).sum(), (batch.targets.sum(1).cpu().numpy() * counted[part]).sum()
-    total = ranks.gather(torch.from_numpy(sums[None])).numpy().sum(0)
-    return float(total[0] / total[1])

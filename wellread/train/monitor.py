@@ -6,15 +6,20 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wellread.checkpoint import open_checkpoint
 from wellread.runs import RunDirectory
+from wellread.train.throughput import Cost, training_flops
+from wellread.train.trackers import Tracker
 
 if TYPE_CHECKING:
+    from wellread.models.registry import ModelSpec
     from wellread.plan import Plan
 
 PROGRESS_SECONDS = 1.0
@@ -30,24 +35,55 @@ class StepStats:
     """Mean over all target tokens of the batch, nats."""
     lr: float
     grad_norm: float
-    tokens: int
-    """Tokens read by this step over all ranks, padding not counted."""
+    """2-norm before clipping; nan where a skipped batch has none."""
+    cost: Cost
     seconds: float
+    skipped: bool = False
+    """The batch was read, and not learned from."""
     set_losses: dict[str, float] = field(default_factory=dict)
     """The loss of each set of a mixture that is in the batch."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens read by this step over all ranks, padding not counted."""
+        return self.cost.tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speedometer:
+    """Turns the cost of steps into the share of what the devices could do (MFU)."""
+
+    spec: ModelSpec
+    parameters: int
+    peak: float | None
+    """Operations per second of all ranks at best; None when not known."""
+
+    def utilization(self, stats: StepStats) -> float | None:
+        """Share of the peak that the batch's own arithmetic makes up."""
+        if self.peak is None:
+            return None
+        return training_flops(self.spec, self.parameters, stats.cost) / stats.seconds / self.peak
 
 
 class Monitor:
     """Shows the run; rank 0 alone has one."""
 
-    def __init__(self, *, tb: Path, log: Path, plan: Plan, start: int, log_every: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(tb), purge_step=start + 1 if start else None)
+    def __init__(
+        self,
+        *,
+        run: RunDirectory,
+        trackers: list[Tracker],
+        log: Path,
+        plan: Plan,
+        start: int,
+        log_every: int,
+        speedometer: Speedometer,
+    ) -> None:
+        self._trackers, self._speedometer = trackers, speedometer
         self._log = open(log, "a", buffering=1)  # noqa: SIM115 - lives as long as the run
         self._plan, self._log_every, self._start = plan, log_every, start
         self._recent: list[StepStats] = []
-        self._progress = Progress(RunDirectory(tb.parent), plan, start)
+        self._progress = Progress(run, plan, start)
         self._bar: Any = None
         self._task: Any = None
         if sys.stdout.isatty():
@@ -68,7 +104,7 @@ class Monitor:
     def moved(self, text: str, step: int) -> None:
         """Say that memory ran out before `step`, and what the run goes on with."""
         self.line(text)
-        self._writer.add_text("ladder", text, step)
+        self._text("ladder", text, step)
 
     def step(self, stats: StepStats) -> None:
         """Log one step."""
@@ -81,11 +117,17 @@ class Monitor:
             "train/grad_norm": stats.grad_norm,
             "speed/tokens_per_second": stats.tokens / stats.seconds,
             "speed/step_seconds": stats.seconds,
-            "memory/rank0_gib": memory_bytes() / 2**30,
+            "speed/padding": 1 - stats.cost.tokens / stats.cost.padded,
+            "memory/host_gib": stats.cost.host_bytes / 2**30,
         }
+        if stats.cost.gpu_bytes:
+            scalars["memory/gpu_gib"] = stats.cost.gpu_bytes / 2**30
+        if (utilization := self._speedometer.utilization(stats)) is not None:
+            scalars["speed/mfu"] = utilization
+        if stats.skipped:
+            scalars["train/skipped"] = 1
         scalars |= {f"train/loss_of/{name}": loss for name, loss in stats.set_losses.items()}
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, stats.step)
+        self._scalars(scalars, stats.step)
         if self._bar is not None:
             self._bar.update(self._task, completed=stats.step, loss=stats.loss, rate=rate)
         if stats.step % self._log_every == 0 or stats.step == self._plan.steps or len(self._recent) == 1:
@@ -103,22 +145,43 @@ class Monitor:
             print(f"{text}\n", end="", flush=True)  # in one write: a background save speaks too
         self.note(text)
 
+    def _scalars(self, values: Mapping[str, float | None], step: int) -> None:
+        """Log what is a number."""
+        numbers = {name: value for name, value in values.items() if value is not None and isfinite(value)}
+        for tracker in self._trackers:
+            tracker.scalars(numbers, step)
+
+    def _text(self, name: str, text: str, step: int) -> None:
+        for tracker in self._trackers:
+            tracker.text(name, text, step)
+
+    def evaluated(
+        self, step: int, holdout: float | None, seconds: float, rows: list[dict[str, Any]], writing: float | None
+    ) -> None:
+        """Log what sealed samples show, and the seconds that it took: to measure the loss, and to write texts."""
+        self._scalars({"holdout/loss": holdout, "speed/holdout_seconds": seconds}, step)
+        if not rows:
+            if holdout is not None:
+                self.note(f"step {step}  holdout loss {holdout:.4f}  ({seconds:.2f} s)")
+            return
+        self._scalars({"speed/generation_seconds": writing}, step)
+        for number, row in enumerate(rows):
+            self._text(f"generations/{number}", as_markdown(row), step)
+
     def saved(self, step: int, holdout: float | None, stall: float, seconds: float) -> None:
         """Say that a checkpoint is committed, how long training stood still for it and how long writing took."""
         shown = "" if holdout is None else f"  holdout loss {holdout:.4f}"
         self.line(f"saved step-{step:08d}{shown}  ({stall:.2f} s standing still, {seconds:.2f} s in all)")
         self._progress.saved = step
-        self._writer.add_scalar("save/stall_seconds", stall, step)
-        self._writer.add_scalar("save/write_seconds", seconds, step)
-        if holdout is not None:
-            self._writer.add_scalar("holdout/loss", holdout, step)
+        self._scalars({"save/stall_seconds": stall, "save/write_seconds": seconds}, step)
 
     def close(self) -> None:
         """Flush everything."""
         if self._bar is not None:
             self._bar.stop()
         self._progress.write()
-        self._writer.close()
+        for tracker in self._trackers:
+            tracker.close()
         self._log.close()
 
 
@@ -142,7 +205,7 @@ class Progress:
         self._now = {
             "step": stats.step,
             "tokens": self._tokens,
-            "loss": stats.loss,
+            "loss": stats.loss if isfinite(stats.loss) else self._now.get("loss"),
             "seconds_per_step": seconds / len(recent),
             "tokens_per_second": sum(s.tokens for s in recent) / seconds,
             "time": time.time(),
@@ -177,11 +240,9 @@ def _progress_bar(steps: int, start: int) -> tuple[Any, Any]:
     return bar, bar.add_task("training", total=steps, completed=start, loss=float("nan"), rate=0.0)
 
 
-def memory_bytes() -> int:
-    """Peak GPU memory of this rank, or its resident host memory where it has no GPU, in bytes."""
-    import psutil
-    import torch
-
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    return int(psutil.Process(os.getpid()).memory_info().rss)
+def as_markdown(row: dict[str, Any]) -> str:
+    """What a model wrote, as TensorBoard shows it: indented text is shown as it is."""
+    parts = [(name, str(row[name])) for name in ("prompt", "generated", "reference")]
+    return "\n\n".join(
+        f"**{name}**\n\n" + "\n".join(f"    {line}" for line in text.split("\n")) for name, text in parts
+    )

@@ -24,12 +24,19 @@ class Saver:
         self._error: BaseException | None = None
 
     def save(
-        self, step: int, manifest: dict[str, Any], saving: Callable[[], None], done: Callable[[float, float], None]
+        self,
+        step: int,
+        manifest: dict[str, Any],
+        texts: dict[str, str],
+        saving: Callable[[], None],
+        done: Callable[[float, float], None],
     ) -> None:
         """Save a checkpoint; the record must be durable by now. Collective.
 
         Parameters
         ----------
+        texts : dict
+            Name and content of text files that it has besides.
         saving : callable
             Called when it begins.
         done : callable
@@ -42,12 +49,12 @@ class Saver:
         staging = checkpoints.staging(self._directory, step)
         write = self._engine.snapshot()
         if write is None:
-            self._write_together(step, manifest, staging)
+            self._write_together(step, manifest, texts, staging)
             if ranks.rank() == 0:
                 done(time.perf_counter() - began, time.perf_counter() - began)
         elif ranks.rank() == 0:
             stall = time.perf_counter() - began
-            arguments = (step, manifest, staging, write, lambda seconds: done(stall, seconds))
+            arguments = (step, manifest, texts, staging, write, lambda seconds: done(stall, seconds))
             self._thread = threading.Thread(target=self._write_alone, args=arguments, name=f"save-{step}")
             self._thread.start()
 
@@ -63,7 +70,7 @@ class Saver:
             self._thread = None
         self.check()
 
-    def _write_together(self, step: int, manifest: dict[str, Any], staging: Path) -> None:
+    def _write_together(self, step: int, manifest: dict[str, Any], texts: dict[str, str], staging: Path) -> None:
         with self._cleared_on_error():
             if ranks.rank() == 0:
                 staging.mkdir()
@@ -71,18 +78,24 @@ class Saver:
             self._engine.save(staging)
             ranks.barrier()
             if ranks.rank() == 0:
-                self._commit(step, manifest, staging)
+                self._commit(step, manifest, texts, staging)
         ranks.barrier()
 
     def _write_alone(
-        self, step: int, manifest: dict[str, Any], staging: Path, write: Write, done: Callable[[float], None]
+        self,
+        step: int,
+        manifest: dict[str, Any],
+        texts: dict[str, str],
+        staging: Path,
+        write: Write,
+        done: Callable[[float], None],
     ) -> None:
         began = time.perf_counter()
         try:
             with self._cleared_on_error():
                 staging.mkdir()
                 write(staging)
-                self._commit(step, manifest, staging)
+                self._commit(step, manifest, texts, staging)
             done(time.perf_counter() - began)
         except BaseException as error:
             self._error = error  # raised by the training thread, at its next step
@@ -90,7 +103,9 @@ class Saver:
     def _cleared_on_error(self) -> Any:
         return checkpoints.cleared_on_error(self._directory)
 
-    def _commit(self, step: int, manifest: dict[str, Any], staging: Path) -> None:
+    def _commit(self, step: int, manifest: dict[str, Any], texts: dict[str, str], staging: Path) -> None:
+        for name, text in texts.items():
+            (staging / name).write_text(text)
         tokenizer.copy_files(self._tokenizer, staging / "model")
         checkpoints.commit(self._directory, step, manifest)
         checkpoints.drop_old_states(self._directory, self._keep)

@@ -70,16 +70,29 @@ class TorchEngine:
         self._module.train()
         return losses
 
+    def next_logits(self, tokens: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+        """See `Engine`."""
+        self._module.eval()
+        with torch.inference_mode(), self._autocast():
+            logits: torch.Tensor = self._module(tokens, last, loss=False)
+        self._module.train()
+        return logits
+
     def step(self, lr: float) -> float:
         """See `Engine`."""
         clip = self._config.optim.clip or float("inf")
         norm = nn.utils.clip_grad_norm_(self._module.parameters(), clip)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        self._optimizer.step()
+        if norm.isfinite():
+            self._optimizer.step()
+        self.drop()
+        return float(norm)
+
+    def drop(self) -> None:
+        """See `Engine`."""
         # DDP's gradients lie in its buckets: kept there, the next ones are added in place.
         self._optimizer.zero_grad(set_to_none=self._parallel is self._module)
-        return float(norm)
 
     def save(self, directory: Path) -> None:
         """See `Engine`; the optimiser's state holds no weights, they are those of the model directory."""

@@ -1,0 +1,78 @@
+"""Which batches are bad, what a guard remembers, whose samples it names; and dropping a step, in every strategy."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wellread.data.corpus import Corpus
+from wellread.record import Reading, Record, RecordWriter
+from wellread.train.guard import IN_A_ROW, LEAST, WINDOW, Guard, mean_loss, named, past_of
+
+
+def test_losses_that_are_not_finite_are_bad_from_the_first_batch() -> None:
+    guard = Guard(None)
+    assert guard.verdict(float("nan")) == "loss is not finite (nan)"
+    assert guard.verdict(float("inf")) == "loss is not finite (inf)"
+    assert guard.verdict(1e9) is None
+
+
+def test_a_spike_is_above_the_median_of_what_was_learned() -> None:
+    guard = Guard(1.5)
+    for loss in [2.0] * (LEAST - 1):
+        guard.note(loss, skipped=False)
+    assert guard.verdict(100.0) is None  # too little to compare with
+    for loss in (100.0, 100.0):
+        guard.note(loss, skipped=True)
+    assert guard.verdict(100.0) is None  # what was skipped does not count
+    guard.note(4.0, skipped=False)
+    assert guard.verdict(3.0) is None
+    assert guard.verdict(3.001) == f"loss 3.0010 is above 1.5 x 2.0000, the median of the last {LEAST} batches"
+    for _ in range(WINDOW):
+        guard.note(1.0, skipped=False)
+    assert guard.verdict(1.501) is not None
+
+
+def test_skipping_all_is_no_way_to_train() -> None:
+    guard = Guard(None)
+    for _ in range(IN_A_ROW - 1):
+        guard.note(float("nan"), skipped=True)
+    with pytest.raises(FloatingPointError, match="10 batches in a row would have been skipped"):
+        guard.note(float("nan"), skipped=True)
+
+
+def reading(batch_id: int, losses: list[float], *, skipped: bool = False) -> Reading:
+    n = len(losses)
+    return Reading(
+        batch_id=batch_id,
+        sample_ids=np.arange(n),
+        epochs=np.zeros(n, dtype=np.int64),
+        n_targets=np.arange(1, n + 1),
+        losses=np.array(losses, dtype=np.float32),
+        digests=[b"0" * 16] * n,
+        skipped=skipped,
+    )
+
+
+def test_a_guard_remembers_from_the_record_what_it_saw(tmp_path: Path) -> None:
+    writer, seen = RecordWriter(tmp_path, start="00" * 32), []
+    losses = np.random.default_rng(0).uniform(1, 9, (WINDOW + 5, 3)).tolist()
+    for batch_id, row in enumerate(losses):
+        read = reading(batch_id, row, skipped=batch_id % 7 == 0)
+        writer.append(read)
+        seen.append((mean_loss(read.losses, read.n_targets), read.skipped))
+    writer.flush()
+    record = Record.open(tmp_path)
+    assert past_of(record, WINDOW + 5) == seen[5:]
+    assert past_of(record, 3) == seen[:3]
+    assert past_of(record, 0) == []
+    assert seen[0][0] == pytest.approx((losses[0][0] + 2 * losses[0][1] + 3 * losses[0][2]) / 6)
+
+
+def test_samples_are_named_with_their_rows_largest_loss_first(corpus: Corpus) -> None:
+    text = named(corpus, reading(0, [1, 2, float("nan"), 9, 3, 4, 5, 6, 7, 8, 0.5]))
+    row = corpus.samples().slice(2, 1).to_pylist()[0]["rows"][0]
+    assert text.startswith(f"samples, largest loss first: 2 (sample:{row}, loss nan), 3 (sample:")
+    assert text.count("loss ") == 9
+    assert text.endswith(", loss 3) and 3 more")
+    assert "more" not in named(corpus, reading(0, [1.0, 2.0]))

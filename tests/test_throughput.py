@@ -1,0 +1,90 @@
+"""What a batch needs of arithmetic and memory, by hand; what devices can do, by their real names."""
+
+import numpy as np
+import pytest
+import torch
+
+from wellread import host_memory
+from wellread.models.registry import ModelSpec, find
+from wellread.parameters import parameters
+from wellread.plan import Plan
+from wellread.train.throughput import Cost, peak_flops, training_flops
+
+
+def cost(**values: int) -> Cost:
+    return Cost(**(dict.fromkeys(("tokens", "targets", "squares", "padded", "host_bytes", "gpu_bytes"), 0) | values))
+
+
+def test_arithmetic_of_a_batch_as_torch_counts_it() -> None:
+    """One sample, all of it scored: what torch's own counter sees in the products of forward and backward."""
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import AutoModelForCausalLM, GPTNeoXConfig
+
+    config = GPTNeoXConfig(
+        vocab_size=512, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=256,
+        attn_implementation="eager",
+    )  # fmt: skip
+    model, length = AutoModelForCausalLM.from_config(config), 32
+    spec = ModelSpec(
+        name="x", family="gpt_neox", layers=3, width=64, heads=4, intermediate=256, vocab=512, positions=64
+    )
+    with FlopCounterMode(display=False) as counted:
+        model(torch.arange(length)[None]).logits.sum().backward()
+    found = training_flops(spec, 0, cost(tokens=length, targets=length, squares=length**2))
+    assert found == pytest.approx(counted.get_total_flops(), rel=0.01)
+
+
+def test_output_embedding_counts_for_targets_alone() -> None:
+    spec = find("pythia-70m")
+    body = parameters(spec).products - spec.vocab * spec.width
+    found = training_flops(spec, 0, cost(tokens=100, targets=10, squares=1000))
+    assert found == 6 * body * 100 + 6 * spec.vocab * spec.width * 10 + 12 * 6 * 512 * 1000
+
+
+def test_unknown_family_counts_all_parameters() -> None:
+    spec = ModelSpec(name="x", family="bloom", layers=2, width=8, heads=2, intermediate=32, vocab=100, positions=64)
+    assert training_flops(spec, 1000, cost(tokens=10, squares=100)) == 6 * 1000 * 10 + 12 * 2 * 8 * 100
+
+
+@pytest.mark.parametrize(
+    ("name", "bf16", "fp32"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312, 19.5),
+        ("NVIDIA H200", 989.4, 67),
+        ("NVIDIA H100 80GB HBM3", 989.4, 67),
+        ("NVIDIA H100 PCIe", 756, 51),
+        ("NVIDIA A10G", 70, 31.5),
+        ("NVIDIA A10", 125, 31.2),
+        ("NVIDIA GeForce RTX 4090", 165.2, 82.6),
+        ("NVIDIA RTX A4000", None, None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None, None),
+    ],
+)
+def test_peaks_of_known_devices(name: str, bf16: float | None, fp32: float | None) -> None:
+    assert peak_flops(name, "bf16") == (bf16 and bf16 * 1e12)
+    assert peak_flops(name, "fp32") == (fp32 and fp32 * 1e12)
+
+
+def test_cost_of_a_batch_on_two_nodes(tiny_plan: Plan) -> None:
+    """Memory: of a node's ranks together on the host, of one rank on its GPU."""
+    lengths, peaks = np.array([3, 5, 2, 7]), np.array([[10, 1], [20, 4], [25, 2], [1, 3]])
+    found = Cost.of(lengths, lengths - 1, np.array([8, 8, 8, 8]), peaks, tiny_plan)
+    assert found == Cost(tokens=17, targets=13, squares=87, padded=32, host_bytes=30, gpu_bytes=4)
+
+
+@pytest.fixture
+def tiny_plan() -> Plan:
+    from wellread.config import RunConfig
+    from wellread.plan import Cluster, Counts, make_plan, resolve
+
+    cluster = Cluster(kind="slurm", nodes=2, ranks_per_node=2, device="cpu")
+    counts = Counts(samples=40, trainable=32, sealed=8, exact=True)
+    spec = find("tiny")
+    return make_plan(resolve(RunConfig(batch_size=4), spec), spec, cluster, counts)
+
+
+def test_peak_of_host_memory_is_at_least_what_is_held() -> None:
+    before = host_memory.peak()
+    held = np.ones(8 << 20)
+    assert host_memory.peak() >= before
+    assert host_memory.peak() >= held.nbytes
