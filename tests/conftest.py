@@ -174,6 +174,8 @@ def tiny_run(program: Program, corpus: Corpus, corpora: Path, tmp_path_factory: 
         corpora,
         "--ranks_per_node",
         2,
+        "--generations",
+        0,
     ]
     program("launch", "run", "finetune", *flags, check=True)
     return RunDirectory.open(out)

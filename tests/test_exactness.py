@@ -1,4 +1,7 @@
-"""Resuming: bit-exact on the same ranks; the same record, and losses within tolerance, on others."""
+"""Resuming: bit-exact on the same ranks; the same record, and losses within tolerance, on others.
+
+At each checkpoint the model writes texts, in which every rank takes part where it is divided.
+"""
 
 import shutil
 from collections.abc import Callable
@@ -67,6 +70,9 @@ def test_resume_is_bit_exact(train: Train, strategy: str) -> None:  # ddp and ze
     assert "continuing from step-00000006" in printed
     assert "converting" not in printed
     assert weights(resumed) == weights(whole)
+    written = [(r.checkpoints / f"step-{STEPS:08d}" / "generations.jsonl").read_text() for r in (resumed, whole)]
+    assert written[0] == written[1]
+    assert written[0].count("\n") == 3
     assert exact_rows(resumed) == exact_rows(whole)
     assert (losses(resumed) == losses(whole)).all()
 

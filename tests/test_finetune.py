@@ -35,6 +35,7 @@ SCHEDULE = (0, 1, 2, 4, 8, 12)
 FLAGS = (
     *("--model", "tiny", "--data", "sample", "--dtype", "fp32", "--steps", STEPS, "--batch_size", BATCH_SIZE),
     *("--seq_len", 128, "--holdout", 0.05, "--save_schedule", "log", "--log_every", 1, "--optim.eps", 1e-4),
+    *("--generations", 0),
 )
 DIVISIONS = {
     "1 rank x 8": ("--ranks_per_node", 1, "--micro_batch_size", 8),

@@ -99,7 +99,7 @@ def cluster(ssh: str, tmp_path: Path) -> ClusterFile:
 
 def flags(corpora: Path, steps: int, save_every: int) -> list[object]:
     """The tiny model on the shipped sample, as the fixture `tiny_run` has it."""
-    return ["--steps", steps, "--save_every", save_every, "--keep_states", 4, "--corpora", corpora]
+    return ["--steps", steps, "--save_every", save_every, "--keep_states", 4, "--corpora", corpora, "--generations", 0]
 
 
 def until(holds: Callable[[], object], launcher: "subprocess.Popen[str]") -> None:

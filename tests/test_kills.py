@@ -25,6 +25,7 @@ pytestmark = pytest.mark.slow
 
 def command(model: Path, run: Path) -> list[str]:
     flags = f"--data sample --steps {STEPS} --save_every 1 --batch_size 8 --seq_len 64 --dtype fp32 --ranks_per_node 2"
+    flags += " --generations 0"
     where = ["--model", str(model), "--out", str(run), "--corpora", str(run.parent / "corpora")]
     return [sys.executable, "-m", "launch", "run", "finetune", *flags.split(), *where]
 

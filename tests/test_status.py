@@ -22,6 +22,7 @@ from wellread.plan import Plan
 from wellread.runs import RunDirectory, write_json
 from wellread.train import monitor
 from wellread.train.monitor import Progress, StepStats
+from wellread.train.throughput import Cost
 
 STEPS = 40
 ENDED = {"ended": "2026-11-21T06:49:23+0000"}
@@ -407,7 +408,8 @@ def test_the_lock_of_another_process_is_seen(tmp_path: Path, root: Path) -> None
 
 
 def stats(step: int, seconds: float = 0.5) -> StepStats:
-    return StepStats(step=step, loss=2.0, lr=1e-3, grad_norm=1.0, tokens=100, seconds=seconds)
+    cost = Cost(tokens=100, targets=50, squares=1000, padded=120, host_bytes=0, gpu_bytes=0)
+    return StepStats(step=step, loss=2.0, lr=1e-3, grad_norm=1.0, cost=cost, seconds=seconds)
 
 
 def test_a_real_run_tells_its_progress(tiny_run: RunDirectory) -> None:

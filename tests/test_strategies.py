@@ -43,6 +43,7 @@ def runs(program: Program, corpora: Path, dolly: Path, tmp_path_factory: pytest.
         if not found.path.exists():
             settings = ["--model", "tiny", "--data", dolly, "--corpora", corpora, "--out", found.path]
             size = ["--steps", STEPS, "--save_every", 10, "--batch_size", 8, "--seq_len", 128, "--holdout", 0.01]
+            size += ["--generations", 0]
             how = ["--strategy", strategy, "--ranks_per_node", ranks, "--dtype", "bf16"]
             program("launch", "run", "finetune", *settings, *size, *how, env={"OMP_NUM_THREADS": "1"}, check=True)
         return found
