@@ -79,7 +79,7 @@ def test_run_stops_and_names_the_samples(train: Train, poison: tuple[Path, Corpu
 @pytest.fixture(scope="module")
 def skipped(train: Train, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDirectory, str]:
     out = tmp_path_factory.mktemp("skipped") / "run"
-    done = train(out, "--on_bad_loss", "skip", "--strategy", "ddp")
+    done = train(out, "--on_bad_loss", "skip", "--strategy", "ddp", "--eval_every", 2)
     assert done.returncode == 0, done.stderr
     return RunDirectory(out), done.stdout
 
@@ -129,7 +129,7 @@ def test_resumed_after_a_skip_to_the_bit(train: Train, skipped: tuple[RunDirecto
     run.corpus.symlink_to(whole.corpus.resolve())
     shutil.rmtree(run.checkpoints / name_of(STEPS))
     # What is measured and written on the way disturbs nothing.
-    done = train(run.path, "--on_bad_loss", "skip", "--strategy", "ddp", "--generations", 0, "--eval_every", 1)
+    done = train(run.path, "--on_bad_loss", "skip", "--strategy", "ddp", "--generations", 0)
     assert "continuing from step-00000006" in done.stdout
     tables = [Record.open(r.record).table() for r in (whole, run)]
     names = [name for name in tables[0].column_names if name != "loss"]
@@ -161,7 +161,7 @@ def test_each_checkpoint_keeps_what_its_model_writes(
             assert row["generated"]
         text = next(t for t in events.Tensors("generations/1/text_summary") if t.step == checkpoint.step)
         assert rows[1]["reference"].splitlines()[0] in text.tensor_proto.string_val[0].decode()
-    assert [event.step for event in events.Scalars("holdout/loss")] == [0, 3, 6, 7]
+    assert [event.step for event in events.Scalars("holdout/loss")] == [0, 2, 3, 4, 6, 7]
     assert [event.step for event in events.Scalars("train/skipped")] == [BAD + 1]
     assert BAD + 1 not in [event.step for event in events.Scalars("train/loss")]
     assert len(events.Scalars("speed/generation_seconds")) == 4

@@ -126,13 +126,17 @@ def test_save_holds_one_shard(start: Start, large: Path, tmp_path: Path) -> None
 def test_offload_learns_what_its_stage_does(start: Start, small: Path, stage: int) -> None:
     """100 steps of accumulation 4 with clipping that bites; bf16 weights, whose rounding the two kernels differ in.
 
-    Three of them are dropped: weights stay where they are, and nothing of their gradients is left to the next.
+    Three of them are dropped, and one has an infinite gradient: weights stay where they are, and nothing of their
+    gradients is left to the next.
     """
     task = {"model": small, "steps": 100, "accumulation": 4, "micro": 2, "optim": {"clip": 0.3}, "drop": [0, 40, 41]}
+    task |= {"infinite": [60]}
     plain, offloaded = (start(task | {"strategy": f"zero{stage}{kind}"})[0] for kind in ("", "-offload"))
     assert np.mean(np.array(plain["norms"]) > 0.3) > 0.5  # clipped
     assert plain["losses"][:2] == offloaded["losses"][:2]  # the first step changed nothing
     assert max(plain["moved"] + offloaded["moved"]) < 1e-5
+    assert [len(result["moved"]) for result in (plain, offloaded)] == [4, 4]
+    assert [int(np.sum(~np.isfinite(result["norms"]))) for result in (plain, offloaded)] == [1, 1]
     assert np.abs(np.subtract(plain["losses"], offloaded["losses"])).max() < OFFLOAD_TOLERANCE
     assert np.allclose(plain["norms"], offloaded["norms"], rtol=0.02)
 

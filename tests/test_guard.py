@@ -1,13 +1,20 @@
 """Which batches are bad, what a guard remembers, whose samples it names; and dropping a step, in every strategy."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from wellread.config import RunConfig
+from wellread.data.batch import collate
 from wellread.data.corpus import Corpus
+from wellread.models.load import Source
+from wellread.models.registry import find
+from wellread.plan import Cluster, Counts, Plan, make_plan, resolve
 from wellread.record import Reading, Record, RecordWriter
 from wellread.train.guard import IN_A_ROW, LEAST, WINDOW, Guard, mean_loss, named, past_of
+from wellread.train.torch_engine import TorchEngine
 
 
 def test_losses_that_are_not_finite_are_bad_from_the_first_batch() -> None:
@@ -67,6 +74,37 @@ def test_a_guard_remembers_from_the_record_what_it_saw(tmp_path: Path) -> None:
     assert past_of(record, 3) == seen[:3]
     assert past_of(record, 0) == []
     assert seen[0][0] == pytest.approx((losses[0][0] + 2 * losses[0][1] + 3 * losses[0][2]) / 6)
+
+
+def test_an_infinite_gradient_changes_nothing(small_model: Path, corpus: Corpus, tiny_plan: Plan) -> None:
+    """Neither the weights nor what the next gradient is added to; DeepSpeed: test_engines.py."""
+    import torch
+
+    engine = TorchEngine(Source.of(small_model), RunConfig(dtype="fp32"), tiny_plan)
+    batch = collate(corpus, np.arange(2))
+    short = replace(batch, tokens=batch.tokens[:, :64], targets=batch.targets[:, :64])
+    loss = engine.forward_backward(short, float("inf"), last=True)
+    assert not np.isfinite(engine.step(1e-2))
+    assert torch.equal(engine.evaluate(short), loss)
+    assert torch.equal(engine.forward_backward(short, 1.0, last=True), loss)
+    engine.drop()
+    assert torch.equal(engine.evaluate(short), loss)
+    engine.forward_backward(short, 1.0, last=True)
+    once = engine.step(1e-2)
+    assert np.isfinite(once)
+    assert not torch.equal(engine.evaluate(short), loss)
+
+    fresh = TorchEngine(Source.of(small_model), RunConfig(dtype="fp32"), tiny_plan)
+    fresh.forward_backward(short, 1.0, last=True)
+    assert fresh.step(1e-2) == once
+
+
+@pytest.fixture
+def tiny_plan() -> Plan:
+    cluster = Cluster(kind="local", nodes=1, ranks_per_node=1, device="cpu")
+    counts = Counts(samples=40, trainable=32, sealed=8, exact=True)
+    spec = find("tiny")
+    return make_plan(resolve(RunConfig(batch_size=2, dtype="fp32"), spec), spec, cluster, counts)
 
 
 def test_samples_are_named_with_their_rows_largest_loss_first(corpus: Corpus) -> None:

@@ -1,0 +1,35 @@
+"""Trackers: what is not installed is named before anything starts; TensorBoard takes steps out of turn."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from wellread.config import RunConfig
+from wellread.train.trackers import TensorBoard, check, open_trackers
+
+
+def test_missing_tracker_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    check(RunConfig())
+    with pytest.raises(ValueError) as refused:
+        check(RunConfig(tracker="tensorboard,wandb"))
+    expected = "--tracker wandb: is not installed; run: pip install 'wellread[wandb]', or leave wandb out"
+    assert str(refused.value) == expected
+
+
+def test_tensorboard_alone_by_default_and_what_lies_beyond_a_resume_is_purged(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (first,) = open_trackers(RunConfig(), tmp_path, 0)
+    assert isinstance(first, TensorBoard)
+    for step in (1, 3, 2):
+        first.scalars({"a": step / 2}, step)
+    first.text("words", "**bold**", 2)
+    first.close()
+    (again,) = open_trackers(RunConfig(), tmp_path, 2)
+    again.scalars({"a": 9.0}, 3)
+    again.close()
+    events = EventAccumulator(str(tmp_path / "tb")).Reload()
+    assert sorted((event.step, event.value) for event in events.Scalars("a")) == [(1, 0.5), (2, 1.0), (3, 9.0)]
+    assert events.Tensors("words/text_summary")[0].tensor_proto.string_val == [b"**bold**"]
