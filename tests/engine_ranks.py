@@ -203,9 +203,7 @@ def generated(model: Any, vocab: int) -> dict[str, Any]:
     return {"generated": found[0].tolist(), "logits": logits.tolist()}
 
 
-def one_step(
-    engine: Any, plan: Plan, step: int, vocab: int, fault: str | None
-) -> tuple[float, float | None, float]:
+def one_step(engine: Any, plan: Plan, step: int, vocab: int, fault: str | None) -> tuple[float, float | None, float]:
     """Train one step on random tokens, which depend on the step alone, or drop it, or make its gradient infinite.
 
     Returns the mean loss, the norm of the gradient unless it was dropped, and by how much the losses of the last

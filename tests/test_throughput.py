@@ -34,6 +34,12 @@ def test_arithmetic_of_a_batch_as_torch_counts_it() -> None:
     assert found == pytest.approx(counted.get_total_flops(), rel=0.01)
 
 
+def test_frozen_weights_have_no_gradient() -> None:
+    """A hundredth is trained: two products of three, and a hundredth of the third."""
+    spec, batch = find("pythia-70m"), cost(tokens=100, targets=10)
+    assert training_flops(spec, 0, batch, 0.01) == pytest.approx(training_flops(spec, 0, batch) * 4.02 / 6)
+
+
 def test_output_embedding_counts_for_targets_alone() -> None:
     spec = find("pythia-70m")
     body = parameters(spec).products - spec.vocab * spec.width

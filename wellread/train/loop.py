@@ -175,7 +175,8 @@ def _speedometer(loop: Loop) -> Speedometer:
     peak = loop.config.peak_tflops * 1e12 if loop.config.peak_tflops else None
     if peak is None and device.type == "cuda":
         peak = throughput.peak_flops(torch.cuda.get_device_name(device), loop.plan.dtype)
-    return Speedometer(spec=spec, parameters=loop.engine.parameters, peak=peak and peak * loop.plan.ranks)
+    peak = peak and peak * loop.plan.ranks
+    return Speedometer(spec=spec, parameters=loop.engine.parameters, trained=loop.engine.trained, peak=peak)
 
 
 def _resume(loop: Loop, found: Checkpoint) -> None:

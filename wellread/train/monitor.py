@@ -55,6 +55,8 @@ class Speedometer:
 
     spec: ModelSpec
     parameters: int
+    trained: int
+    """How many of them are."""
     peak: float | None
     """Operations per second of all ranks at best; None when not known."""
 
@@ -62,7 +64,8 @@ class Speedometer:
         """Share of the peak that the batch's own arithmetic makes up."""
         if self.peak is None:
             return None
-        return training_flops(self.spec, self.parameters, stats.cost) / stats.seconds / self.peak
+        share = self.trained / self.parameters
+        return training_flops(self.spec, self.parameters, stats.cost, share) / stats.seconds / self.peak
 
 
 class Monitor:

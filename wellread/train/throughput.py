@@ -97,23 +97,26 @@ def memory_peaks() -> tuple[int, int]:
     return host_memory.peak(), int(gpu)
 
 
-def training_flops(spec: ModelSpec, total: int, cost: Cost) -> float:
+def training_flops(spec: ModelSpec, total: int, cost: Cost, trained: float = 1.0) -> float:
     """Floating-point operations that a batch needs, forward and backward, whatever is computed besides.
 
     6 N for a token and 12 layers x width x length for its attention (PaLM, arXiv:2204.02311, appendix B), with N the
     parameters that enter a product. Of these the output embedding is needed where a token is predicted, alone.
-    Activations computed again do not count. All weights are taken to be trained: a frozen one would need 4, not 6.
+    Activations computed again do not count. A frozen weight needs 4, for it has no gradient.
 
     Parameters
     ----------
     total : int
         Parameters of the model, which stand for N in a family that `wellread.parameters` does not know.
+    trained : float
+        Share of the parameters that is trained.
     """
     attention = 12 * spec.layers * (spec.head_size or spec.width // spec.heads) * spec.heads * cost.squares
+    each = 4 + 2 * trained
     if not knows(spec):
-        return float(6 * total * cost.tokens + attention)
+        return float(each * total * cost.tokens + attention)
     head = spec.vocab * spec.width
-    return float(6 * (parameters(spec).products - head) * cost.tokens + 6 * head * cost.targets + attention)
+    return float(each * ((parameters(spec).products - head) * cost.tokens + head * cost.targets) + attention)
 
 
 def peak_flops(device: str, dtype: str) -> float | None:
