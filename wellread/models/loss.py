@@ -10,19 +10,26 @@ if TYPE_CHECKING:
 
 PLAIN_HEADS = ("gpt_neox", "gpt_neo", "gptj", "llama", "mpt")
 """Families whose logits are the output embedding applied to the last hidden state, and nothing else."""
+PACKED_FAMILIES = ("gpt_neox", "gpt_neo", "gptj", "llama", "mpt")
+"""Families in which segments of a packed sample are proven not to see one another: tests compare losses and
+gradients."""
 
 
-def sample_losses(model: nn.Module, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def sample_losses(
+    model: nn.Module, tokens: torch.Tensor, targets: torch.Tensor, segments: torch.Tensor | None = None
+) -> torch.Tensor:
     """Sum of negative log-likelihoods over the target tokens of each sample, in nats.
 
-    Padding stands at the right, where a causal model cannot see it, so no attention mask is needed and the
-    fastest attention is used. The vocabulary projection runs for scored positions alone.
+    Padding stands at the right, where a causal model cannot see it, so without segments no attention mask is needed
+    and the fastest attention is used. The vocabulary projection runs for scored positions alone.
 
     Parameters
     ----------
     model : transformers causal language model
     tokens : (batch, length) int64, padded at the right
-    targets : (batch, length) bool, True where the token is scored; the first column is never True
+    targets : (batch, length) bool, True where the token is scored; never for the first token of a segment
+    segments : (batch, length) int64, optional
+        Number of the segment that each token belongs to; padding has one of its own. Segments do not see one another.
 
     Returns
     -------
@@ -31,9 +38,11 @@ def sample_losses(model: nn.Module, tokens: torch.Tensor, targets: torch.Tensor)
     import torch
     import torch.nn.functional as F
 
-    inputs, scored = tokens[:, :-1], targets[:, 1:]
-    logits = _logits(model, inputs, scored)
-    losses = F.cross_entropy(logits.float(), tokens[:, 1:][scored], reduction="none")
+    inputs, scored, isolating = tokens[:, :-1], targets[:, 1:], dict[str, torch.Tensor]()
+    if segments is not None:  # of the whole width: on a GPU, each layer would copy a mask whose rows are not aligned
+        inputs, scored, isolating = tokens, F.pad(scored, (0, 1)), isolation(model, segments)
+    logits = _logits(model, inputs, scored, isolating)
+    losses = F.cross_entropy(logits.float(), tokens[:, 1:][targets[:, 1:]], reduction="none")
     rows = torch.nonzero(scored)[:, 0]
     return torch.zeros(len(tokens), dtype=losses.dtype, device=losses.device).index_add(0, rows, losses)
 
@@ -50,13 +59,45 @@ def next_logits(model: nn.Module, tokens: torch.Tensor, last: torch.Tensor) -> t
     -------
     (places, vocabulary)
     """
-    return _logits(model, tokens, last)
+    return _logits(model, tokens, last, {})
 
 
-def _logits(model: nn.Module, inputs: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
+def isolation(model: nn.Module, segments: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What forward is given so that each segment is read as if it stood alone: mask and positions.
+
+    An additive mask is right under every attention: eager code adds it, where a boolean one would be taken for
+    numbers; fused attention adds it, too; and MPT, whose ALiBi depends on distances alone, takes what is not 0 as
+    masked. It has the type of the scores, so that no layer makes a copy of its own.
+
+    Parameters
+    ----------
+    segments : (batch, length) int64
+
+    Returns
+    -------
+    dict
+        ``attention_mask``, (batch, 1, length, length), 0 where a token sees another and the lowest number elsewhere;
+        ``position_ids``, (batch, length) int64, from 0 in each segment.
+    """
+    import torch
+
+    device, length = segments.device.type, segments.shape[1]
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else next(model.parameters()).dtype
+    places = torch.arange(length, device=segments.device)
+    begins = segments != segments.roll(1, dims=1)
+    begins[:, 0] = True
+    positions = places - torch.where(begins, places, 0).cummax(dim=1).values
+    seen = (segments[:, :, None] == segments[:, None, :]) & (places[:, None] >= places)
+    mask = torch.zeros(seen.shape, dtype=dtype, device=segments.device).masked_fill_(~seen, torch.finfo(dtype).min)
+    return {"attention_mask": mask[:, None], "position_ids": positions}
+
+
+def _logits(
+    model: nn.Module, inputs: torch.Tensor, scored: torch.Tensor, isolating: dict[str, torch.Tensor]
+) -> torch.Tensor:
     """Logits (scored tokens, vocabulary) that predict the tokens where `scored` is True."""
     causal_lm = cast(Any, model)
     if causal_lm.config.model_type not in PLAIN_HEADS:
-        return cast("torch.Tensor", causal_lm(input_ids=inputs, use_cache=False).logits[scored])
-    hidden = causal_lm.base_model(input_ids=inputs, use_cache=False).last_hidden_state
+        return cast("torch.Tensor", causal_lm(input_ids=inputs, use_cache=False, **isolating).logits[scored])
+    hidden = causal_lm.base_model(input_ids=inputs, use_cache=False, **isolating).last_hidden_state
     return cast("torch.Tensor", causal_lm.get_output_embeddings()(hidden[scored]))
