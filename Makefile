@@ -18,17 +18,18 @@ CLUSTER ?= local
 NODES ?= 1
 RANKS ?= auto
 THEN ?= eval
+PACK ?=
 ARGS ?=
 # Names reach the shell as variables: pasted into its commands, a name could be a command.
 export MODEL DATA RUN CLUSTER
-FLAGS = --model "$$MODEL" --data "$$DATA" --out "$$RUN" --cluster "$$CLUSTER" --nodes $(NODES) --ranks_per_node $(RANKS) $(ARGS)
+FLAGS = --model "$$MODEL" --data "$$DATA" --out "$$RUN" --cluster "$$CLUSTER" --nodes $(NODES) --ranks_per_node $(RANKS) $(if $(filter-out 0,$(PACK)),--pack=true) $(ARGS)
 
 help:  ## this page
 	@echo "wellread: launch LLM training, and know exactly what every checkpoint has read"
 	@echo
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 	@echo
-	@echo "Settings: MODEL=$(MODEL) DATA=$(DATA) RUN=$(RUN) CLUSTER=$(CLUSTER) NODES=$(NODES) RANKS=$(RANKS) THEN=$(THEN) ARGS=\"--optim.lr=1e-5 …\""
+	@echo "Settings: MODEL=$(MODEL) DATA=$(DATA) RUN=$(RUN) CLUSTER=$(CLUSTER) NODES=$(NODES) RANKS=$(RANKS) PACK=$(PACK) THEN=$(THEN) ARGS=\"--optim.lr=1e-5 …\""
 	@echo "Example:  make ft MODEL=../models/pythia-70m DATA=dolly@databricks-dolly-15k.jsonl RANKS=2 ARGS=\"--steps=200\""
 
 setup: $(STAMP)  ## create .venv and install everything into it (once)

@@ -77,6 +77,7 @@ def _compile(build: Path, target: Path, config: RunConfig, mixture: Mixture, spe
         sets=mixture.names,
         vocab_size=spec.vocab,
         settings=settings,
+        pack=config.seq_len if config.pack else None,
         extra={
             "kind": TEXT if all(reader.schema.name == TEXT for reader in found) else "instruction",
             "sets": [_described(*of) for of in zip(found, counts, taken, settings["sets"], strict=True)],

@@ -7,12 +7,17 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from wellread.cli import visible
 from wellread.data.corpus import Corpus
+from wellread.data.segments import Segments
 from wellread.data.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import pyarrow
 
 BARS = 40
 BINS = 8
@@ -33,7 +38,8 @@ REASONS = {
 
 def summary(corpus: Corpus) -> None:
     """Print how many samples there are, how long they are, and what was cut or left out."""
-    counts, lengths = corpus.meta["counts"], corpus.lengths(np.arange(corpus.n))
+    counts, pieces = corpus.meta["counts"], Segments(corpus) if corpus.packed else corpus
+    lengths = pieces.lengths(np.arange(pieces.n))
     tokens, targets = counts["tokens"], counts["targets"]
     print(
         f"{counts['samples']:,} samples: {counts['trainable']:,} trainable, {counts['sealed']:,} sealed; "
@@ -43,7 +49,10 @@ def summary(corpus: Corpus) -> None:
         of = np.bincount(corpus.sets(np.arange(corpus.n)), minlength=len(corpus.set_names))
         parts = (f"{name} {n:,} ({n / corpus.n:.1%})" for name, n in zip(corpus.set_names, of.tolist(), strict=True))
         print(f"sets: {', '.join(parts)}")
-    print(f"tokens per sample: median {np.median(lengths):.0f}, longest {lengths.max():,}")
+    if corpus.packed:
+        _packing(corpus)
+    piece = "segment" if corpus.packed else "sample"
+    print(f"tokens per {piece}: median {np.median(lengths):.0f}, longest {lengths.max():,}")
     for line in _histogram(lengths.tolist(), int(lengths.max())):
         print(f"  {line}")
     told = [(counts[name], text) for name, text in REASONS.items() if counts.get(name)]
@@ -52,6 +61,16 @@ def summary(corpus: Corpus) -> None:
     if not told:
         print("nothing was cut or left out")
     sys.stdout.flush()
+
+
+def _packing(corpus: Corpus) -> None:
+    """Print how full packed samples are, and how full they would be with one segment each."""
+    counts, room = corpus.meta["counts"], corpus.meta["settings"]["seq_len"]
+    n, segments, tokens = counts["samples"], counts["segments"], counts["tokens"]
+    print(
+        f"packed: {segments:,} segments, {segments / n:.1f} in each sample of up to {room:,} tokens; "
+        f"{tokens / (n * room):.1%} of the positions are used, {tokens / (segments * room):.1%} without packing"
+    )
 
 
 def _histogram(lengths: list[int], longest: int) -> Iterator[str]:
@@ -67,6 +86,8 @@ def _histogram(lengths: list[int], longest: int) -> Iterator[str]:
 def samples(corpus: Corpus, shown: int) -> None:
     """Print the first samples of each set: text and token ids, scored tokens apart from masked ones.
 
+    Of a packed sample, each segment for itself.
+
     On a terminal scored tokens are green and masked ones dim; elsewhere scored tokens stand between ⟦ and ⟧.
     """
     if not shown:
@@ -74,24 +95,39 @@ def samples(corpus: Corpus, shown: int) -> None:
     colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     backend, ids = Tokenizer.load(corpus.tokenizer), corpus.sets(np.arange(corpus.n_trainable))
     chosen = [np.flatnonzero(ids == set_id)[:shown] for set_id in range(len(corpus.set_names))]
-    table = corpus.samples()
     print(f"scored tokens are {'green, masked ones dim' if colours else f'between {OPEN} and {CLOSE}'}")
+    table, segments = corpus.samples(), Segments(corpus)
     for sample_id in np.concatenate(chosen).tolist():
-        row = {name: table[name][sample_id].as_py() for name in ("source", "rows", "category", "author")}
-        tokens, targets = corpus.tokens(sample_id), corpus.targets(sample_id)
-        about = "".join(f", {name} {row[name]}" for name in ("category", "author") if row[name])
-        print(
-            f"\nsample {sample_id}: {row['source']}:{','.join(map(str, row['rows']))}{visible(about)}, "
-            f"{len(tokens):,} tokens, {int(targets.sum()):,} scored"
-        )
-        runs = np.split(np.arange(len(tokens)), np.flatnonzero(np.diff(targets)) + 1)
-        # decoded from the beginning each time: some tokenizers take the first blank off any text they decode
-        ends = [0, *(len(backend.decode(tokens[: run[-1] + 1].tolist())) for run in runs)]
-        text = backend.decode(tokens.tolist())
-        texts = [(visible(text[a:b]), bool(targets[run[0]])) for a, b, run in zip(ends, ends[1:], runs, strict=False)]
-        print("".join(_marked(text, scored, colours) for text, scored in texts))
-        print(_ids([(" ".join(map(str, tokens[run].tolist())), bool(targets[run[0]])) for run in runs], colours))
+        if not corpus.packed:
+            _sample(corpus, table, sample_id, f"sample {sample_id}", backend, colours)
+            continue
+        low, high = corpus.segment_offsets[sample_id : sample_id + 2].tolist()
+        tokens, targets = len(corpus.tokens(sample_id)), int(corpus.targets(sample_id).sum())
+        several = f"{high - low} segment{'s' * (high - low > 1)}"
+        print(f"\nsample {sample_id}: {several}, {tokens:,} tokens, {targets:,} scored")
+        for segment in range(low, high):
+            name = f"sample {sample_id}, segment {segment - low + 1} of {high - low}"
+            _sample(segments, segments.table, segment, name, backend, colours)
     sys.stdout.flush()
+
+
+def _sample(
+    reader: Corpus | Segments, table: pyarrow.Table, number: int, name: str, backend: Tokenizer, colours: bool
+) -> None:
+    row = {column: table[column][number].as_py() for column in ("source", "rows", "category", "author")}
+    tokens, targets = reader.tokens(number), reader.targets(number)
+    about = "".join(f", {column} {row[column]}" for column in ("category", "author") if row[column])
+    print(
+        f"\n{name}: {row['source']}:{','.join(map(str, row['rows']))}{visible(about)}, "
+        f"{len(tokens):,} tokens, {int(targets.sum()):,} scored"
+    )
+    runs = np.split(np.arange(len(tokens)), np.flatnonzero(np.diff(targets)) + 1)
+    # decoded from the beginning each time: some tokenizers take the first blank off any text they decode
+    ends = [0, *(len(backend.decode(tokens[: run[-1] + 1].tolist())) for run in runs)]
+    text = backend.decode(tokens.tolist())
+    texts = [(visible(text[a:b]), bool(targets[run[0]])) for a, b, run in zip(ends, ends[1:], runs, strict=False)]
+    print("".join(_marked(text, scored, colours) for text, scored in texts))
+    print(_ids([(" ".join(map(str, tokens[run].tolist())), bool(targets[run[0]])) for run in runs], colours))
 
 
 def _marked(text: str, scored: bool, colours: bool) -> str:

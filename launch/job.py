@@ -240,6 +240,7 @@ def _identity(job: Job, corpus: Corpus, plan: Plan) -> dict[str, Any]:
         }
         | ({"lora": to_dict(config.lora)} if config.lora.rank else {})
         | ({"freeze": config.freeze} if config.freeze else {})
+        | ({"pack": True} if config.pack else {})
     )
 
 

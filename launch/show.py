@@ -30,7 +30,7 @@ def as_text(job: Job) -> str:
     rows = [
         ("run", f"{job.run.path}{_state(job)}"),
         ("model", f"{plan.model} ({plan.dtype})"),
-        ("data", f"{job.config.data}: {_counts(plan)}"),
+        ("data", f"{job.config.data}: {_counts(plan, job.config.pack)}"),
         ("batch", _batch(plan)),
         ("engine", f"{plan.engine}, {plan.strategy}{_recomputing(plan)} ({plan.strategy_reason})"),
         *([("memory", memory(plan.strategies, plan.strategy))] if plan.strategies else []),
@@ -96,9 +96,10 @@ def _state(job: Job) -> str:
     return " (finished)" if step == job.planned().steps else f" (begun; it would continue from step {step})"
 
 
-def _counts(plan: Plan) -> str:
-    about = "" if plan.counts_exact else "about "
+def _counts(plan: Plan, packed: bool) -> str:
+    about = "" if plan.counts_exact else "at most " if packed else "about "
     text = f"{about}{plan.trainable:,} trainable + {about}{plan.sealed:,} sealed samples, up to {plan.seq_len} tokens"
+    text += ", packed" * packed
     return text if plan.counts_exact else f"{text} (exact once the corpus is compiled)"
 
 

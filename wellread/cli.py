@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -54,6 +54,10 @@ def add_dataclass(parser: ArgumentParser, kind: type[Any]) -> None:
     """Give `parser` one flag per field of dataclass `kind`, and ``--config`` and ``--print_config``."""
     parser.add_argument("--config", action="config", help="YAML file with values for these flags; flags win over it.")
     parser.add_class_arguments(kind, nested_key=None, as_group=False)
+    switches = {f"--{name}" for name, hint in get_type_hints(kind).items() if hint is bool}
+    for action in parser._actions:
+        if switches & {*action.option_strings}:  # --pack says what --pack=true says
+            action.nargs, action.const = "?", True
 
 
 def parse_dataclass(parser: ArgumentParser, kind: type[Any], argv: Sequence[str]) -> tuple[Any, dict[str, Any]]:

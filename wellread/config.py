@@ -104,6 +104,8 @@ class RunConfig:
     """Samples per forward pass of one rank (default: chosen by the plan)."""
     seq_len: int | None = None
     """Longest sample in tokens."""
+    pack: bool = False
+    """Put several samples into one sequence of seq_len tokens; none sees another. batch_size then counts sequences."""
     seed: int = 0
     """Fixes initial weights, order and dropout."""
     dtype: Dtype = "bf16"

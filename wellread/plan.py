@@ -16,6 +16,7 @@ from wellread.data.sets import label
 from wellread.ladder import Failure, narrowed, that_count
 from wellread.memory import Estimate, Machine, Work, estimate
 from wellread.models.adapter import targets
+from wellread.models.loss import PACKED_FAMILIES
 from wellread.order import Order
 from wellread.parameters import knows
 
@@ -144,8 +145,14 @@ def resolve(config: RunConfig, spec: ModelSpec) -> RunConfig:
     Raises
     ------
     ValueError
-        When the sequence length is beyond the model's positions, or LoRA makes no sense.
+        When the sequence length is beyond the model's positions, the model cannot read packed samples, or LoRA makes
+        no sense.
     """
+    if config.pack and spec.family not in PACKED_FAMILIES:
+        raise ValueError(
+            f"--pack: {spec.name} is a {spec.family}, in which rows of one sequence are not known to be unseen by one "
+            f"another; that is known of {', '.join(PACKED_FAMILIES)}; leave --pack out"
+        )
     seq_len = config.seq_len or min(spec.seq_len, spec.positions)
     if seq_len > spec.positions:
         raise ValueError(f"--seq_len {seq_len}: {spec.name} has {spec.positions} positions; choose at most that")

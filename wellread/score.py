@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     from torch import nn
 
     from wellread.data.corpus import Corpus
+    from wellread.data.segments import Segments
 
 
 def log_likelihoods(
     model: nn.Module,
-    corpus: Corpus,
+    corpus: Corpus | Segments,
     ids: NDArray[np.int64],
     *,
     max_tokens: int = 8192,
@@ -54,7 +55,7 @@ def log_likelihoods(
     for places in _by_length(corpus.lengths(ids), max_tokens):
         batch = collate(corpus, ids[places]).to(where)
         with torch.inference_mode():
-            losses = sample_losses(model, batch.tokens, batch.targets)
+            losses = sample_losses(model, *batch.inputs)
         total[places] = -losses.double().cpu().numpy()
         counts[places] = batch.targets.sum(1).cpu().numpy()
         done += len(places)

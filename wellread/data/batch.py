@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wellread.data.corpus import Corpus, digest
+from wellread.data.segments import Segments
 
 if TYPE_CHECKING:
     import torch
@@ -29,18 +30,27 @@ class Batch:
     """(samples, length) int64."""
     targets: torch.Tensor
     """(samples, length) bool, True where the token carries loss."""
+    segments: torch.Tensor | None = None
+    """(samples, length) int64, number of each token's segment, that of padding one more; None where none is packed."""
+
+    @property
+    def inputs(self) -> tuple[torch.Tensor, ...]:
+        """What enters forward: tokens, targets, and segments where a sample has several."""
+        return (self.tokens, self.targets) if self.segments is None else (self.tokens, self.targets, self.segments)
 
     def to(self, device: Any) -> Batch:
         """The same batch on `device`."""
-        return Batch(*(t.to(device) for t in (self.sample_ids, self.lengths, self.tokens, self.targets)))
+        return Batch(*(t.to(device) for t in (self.sample_ids, self.lengths, *self.inputs)))
 
     def digests(self) -> list[bytes]:
         """Digest of each sample, computed from these very tensors."""
         lengths, tokens, targets = self.lengths.tolist(), self.tokens.cpu().numpy(), self.targets.cpu().numpy()
-        return [digest(tokens[i, :n], targets[i, :n]) for i, n in enumerate(lengths)]
+        segments = np.zeros_like(tokens) if self.segments is None else self.segments.cpu().numpy()
+        begins = np.diff(segments, axis=1, prepend=-1) != 0
+        return [digest(tokens[i, :n], targets[i, :n], np.flatnonzero(begins[i, :n])) for i, n in enumerate(lengths)]
 
 
-def collate(corpus: Corpus, sample_ids: NDArray[np.int64]) -> Batch:
+def collate(corpus: Corpus | Segments, sample_ids: NDArray[np.int64]) -> Batch:
     """Read samples from the corpus into padded tensors."""
     import torch
 
@@ -49,12 +59,19 @@ def collate(corpus: Corpus, sample_ids: NDArray[np.int64]) -> Batch:
     width = -(-int(lengths.max()) // PAD_MULTIPLE) * PAD_MULTIPLE
     tokens = np.zeros((len(ids), width), dtype=np.int64)
     targets = np.zeros((len(ids), width), dtype=np.bool_)
+    segments = np.zeros((len(ids), width), dtype=np.int64)
+    packed = False
     for row, (sample_id, length) in enumerate(zip(ids, lengths, strict=True)):
         tokens[row, :length] = corpus.tokens(sample_id)
         targets[row, :length] = corpus.targets(sample_id)
+        starts = corpus.starts(sample_id)
+        packed |= len(starts) > 1
+        for place in (*starts[1:], length):  # padding is a segment of its own
+            segments[row, place:] += 1
     return Batch(
         torch.tensor(ids, dtype=torch.int64),
         torch.from_numpy(lengths.astype(np.int64)),
         torch.from_numpy(tokens),
         torch.from_numpy(targets),
+        torch.from_numpy(segments) if packed else None,
     )

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wellread.data.corpus import DIGEST_BYTES, corpus_hash, digest
+from wellread.data.pack import packed_samples
+from wellread.data.segments import FILE
 from wellread.runs import fsync_directory, full_disk_named, write_atomic, write_json
 
 
@@ -108,7 +110,13 @@ def _pack(shard: Shard) -> bytes:
 
 
 def merge(
-    build: Path, *, sets: Sequence[str], vocab_size: int, settings: dict[str, Any], extra: dict[str, Any]
+    build: Path,
+    *,
+    sets: Sequence[str],
+    vocab_size: int,
+    settings: dict[str, Any],
+    extra: dict[str, Any],
+    pack: int | None = None,
 ) -> None:
     """Merge all shards into the files of a corpus, trainable samples first, then sealed ones.
 
@@ -116,6 +124,8 @@ def merge(
     ----------
     sets : sequence of str
         Names of the sets that the samples come from.
+    pack : int, optional
+        Pack the samples of each side into sequences of so many tokens (`wellread.data.pack`).
 
     Raises
     ------
@@ -125,24 +135,28 @@ def merge(
     dtype = "<u2" if vocab_size <= 65536 else "<u4"
     columns: dict[str, list[Any]] = {
         name: []
-        for name in ("digest", "split", "n_tokens", "n_targets", "document", "set_id", "row", "category", "author")
+        for name in ("digest", "split", "n_tokens", "n_targets", "document", "set_id", "rows", "category", "author")
     }
+    segments = {name: list[Any]() for name in columns}
+    n_segments: list[int] = []
     spans: list[NDArray[np.int32]] = []
     n_spans: list[int] = []
     counts: Counter[str] = Counter()
     with open(build / "tokens.bin", "wb") as file:
         for sealed in (False, True):
-            for shard in _shards(build):
-                if not sealed:
-                    counts.update(json.loads(str(shard["counts"])))
-                for sample in _unpack(shard, sealed):
-                    file.write(np.ascontiguousarray(sample["tokens"], dtype=dtype).data)
-                    spans.append(sample["spans"])
-                    n_spans.append(len(sample["spans"]))
-                    for name in columns:
-                        columns[name].append(sample[name])
+            found: Iterable[dict[str, Any]] = (s for shard in _shards(build) for s in _unpack(shard, sealed))
+            for sample in packed_samples(list(found), pack) if pack else found:
+                file.write(np.ascontiguousarray(sample["tokens"], dtype=dtype).data)
+                spans.append(sample["spans"])
+                n_spans.append(len(sample["spans"]))
+                _append(columns, sample)
+                for segment in sample.get("segments", ()):
+                    _append(segments, segment)
+                n_segments.append(len(sample.get("segments", ())))
         file.flush()
         os.fsync(file.fileno())
+    for shard in _shards(build):
+        counts.update(json.loads(str(shard["counts"])))
     n_trainable = columns["split"].count("trainable")
     if n_trainable == 0:
         counts["sealed"] = len(columns["split"])
@@ -152,12 +166,19 @@ def merge(
     _write_array(build / "targets.npy", np.concatenate(spans).astype(np.int32))
     _write_array(build / "target_offsets.npy", np.concatenate([[0], np.cumsum(n_spans)]).astype(np.int64))
     _write_samples(build / "samples.parquet", columns, sets)
-    names = ("tokens.bin", "offsets.npy", "targets.npy", "target_offsets.npy", "samples.parquet")
+    names = ["tokens.bin", "offsets.npy", "targets.npy", "target_offsets.npy", "samples.parquet"]
+    if pack:
+        counts["segments"] = len(segments["digest"])
+        counts["sealed_segments"] = segments["split"].count("sealed")
+        _write_array(build / "segments.npy", np.concatenate([[0], np.cumsum(segments["n_tokens"])]).astype(np.int64))
+        _write_array(build / "segment_offsets.npy", np.concatenate([[0], np.cumsum(n_segments)]).astype(np.int64))
+        _write_samples(build / FILE, segments, sets, of=np.repeat(np.arange(len(n_segments)), n_segments))
+        names += ["segments.npy", "segment_offsets.npy", FILE]
     meta = {
         "version": 1,
         "hash": corpus_hash(columns["digest"], columns["document"], columns["split"]),
         "dtype": dtype,
-        "counts": _counts(columns, n_trainable, counts),
+        "counts": _counts(columns, n_trainable, (segments if pack else columns)["document"], counts),
         "settings": settings,
         **extra,
         "sizes": {name: (build / name).stat().st_size for name in names},
@@ -188,13 +209,20 @@ def _unpack(shard: dict[str, NDArray[Any]], sealed: bool) -> Iterator[dict[str, 
             "n_targets": int(targets.sum()),
             "document": int(shard["document"][i]),
             "set_id": int(shard["set_id"][i]),
-            "row": int(shard["row"][i]),
+            "rows": [int(shard["row"][i])],
             "category": str(shard["category"][i]),
             "author": str(shard["author"][i]),
         }
 
 
-def _counts(columns: dict[str, list[Any]], n_trainable: int, counts: Counter[str]) -> dict[str, Any]:
+def _append(columns: dict[str, list[Any]], sample: dict[str, Any]) -> None:
+    for name, column in columns.items():
+        column.append(sample[name])
+
+
+def _counts(
+    columns: dict[str, list[Any]], n_trainable: int, documents: list[int], counts: Counter[str]
+) -> dict[str, Any]:
     sealed = slice(n_trainable, None)
     return {
         "samples": len(columns["digest"]),
@@ -204,7 +232,7 @@ def _counts(columns: dict[str, list[Any]], n_trainable: int, counts: Counter[str
         "targets": sum(columns["n_targets"]),
         "sealed_tokens": sum(columns["n_tokens"][sealed]),
         "longest": max(columns["n_tokens"]),
-        "duplicates": len(columns["document"]) - len(set(columns["document"])),
+        "duplicates": len(documents) - len(set(documents)),
         **dict(sorted(counts.items())),
     }
 
@@ -220,21 +248,25 @@ def _write_array(path: Path, array: NDArray[Any]) -> None:
     write_atomic(path, header.getvalue() + array.tobytes())
 
 
-def _write_samples(path: Path, columns: dict[str, list[Any]], sets: Sequence[str]) -> None:
+def _write_samples(
+    path: Path, columns: dict[str, list[Any]], sets: Sequence[str], of: NDArray[np.int64] | None = None
+) -> None:
+    """Write the table of samples; with `of`, that of segments, which are part of these samples."""
     import pyarrow
     import pyarrow.parquet
 
     n = len(columns["digest"])
     table = pyarrow.table(
         {
-            "sample_id": pyarrow.array(range(n), pyarrow.int64()),
+            **({} if of is None else {"segment": pyarrow.array(range(n), pyarrow.int64())}),
+            "sample_id": pyarrow.array(range(n) if of is None else of, pyarrow.int64()),
             "digest": pyarrow.array(columns["digest"], pyarrow.binary(DIGEST_BYTES)),
             "split": pyarrow.array(columns["split"]).dictionary_encode(),
             "n_tokens": pyarrow.array(columns["n_tokens"], pyarrow.int32()),
             "n_targets": pyarrow.array(columns["n_targets"], pyarrow.int32()),
             "document": pyarrow.array(columns["document"], pyarrow.int64()),
             "source": pyarrow.DictionaryArray.from_arrays(pyarrow.array(columns["set_id"], pyarrow.int32()), [*sets]),
-            "rows": pyarrow.array([[row] for row in columns["row"]], pyarrow.list_(pyarrow.int64())),
+            "rows": pyarrow.array(columns["rows"], pyarrow.list_(pyarrow.int64())),
             "category": pyarrow.array(columns["category"]).dictionary_encode(),
             "author": pyarrow.array(columns["author"]).dictionary_encode(),
         }

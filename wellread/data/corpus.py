@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -54,16 +54,24 @@ class SampleReader(Protocol):
         """Digest of one sample."""
 
 
-def digest(tokens: NDArray[Any], targets: NDArray[Any]) -> bytes:
+def digest(tokens: NDArray[Any], targets: NDArray[Any], starts: Sequence[int] | NDArray[np.int64] = (0,)) -> bytes:
     """Digest of one sample: blake2b-128 of its tokens (little-endian uint32) followed by its loss mask (one byte each).
+
+    Of a sample of several segments it also covers where these begin, with ``person=b"segments"``.
 
     Parameters
     ----------
     tokens : (length,) integers
     targets : (length,) bool, True where the token carries loss
+    starts : (segments,) integers
+        First token of each segment; the first is 0.
     """
-    state = hashlib.blake2b(np.ascontiguousarray(tokens, dtype="<u4").data, digest_size=DIGEST_BYTES)
+    content = np.ascontiguousarray(tokens, dtype="<u4").data
+    person = b"segments" if len(starts) > 1 else b""
+    state = hashlib.blake2b(content, digest_size=DIGEST_BYTES, person=person)
     state.update(np.ascontiguousarray(targets, dtype=np.uint8).data)
+    if len(starts) > 1:
+        state.update(np.ascontiguousarray(starts, dtype="<u4").data)
     return state.digest()
 
 
@@ -117,6 +125,11 @@ class Corpus:
         return int(self.meta["counts"]["trainable"])
 
     @property
+    def packed(self) -> bool:
+        """Whether its samples are packed: each of one segment or several, which do not see one another."""
+        return "segments.npy" in self.meta["sizes"]
+
+    @property
     def tokenizer(self) -> Path:
         """Directory of the tokenizer."""
         return self.path / "tokenizer"
@@ -136,6 +149,24 @@ class Corpus:
     @cached_property
     def _span_offsets(self) -> Any:
         return np.load(self.path / "target_offsets.npy", mmap_mode="r")
+
+    @cached_property
+    def segment_offsets(self) -> Any:
+        """In a packed corpus, int64[n+1]: sample i has the segments from the i-th of these to the next."""
+        return np.load(self.path / "segment_offsets.npy", mmap_mode="r")
+
+    @cached_property
+    def segments(self) -> Any:
+        """In a packed corpus, int64[segments+1]: the i-th segment has the tokens from the i-th of these to the next."""
+        return np.load(self.path / "segments.npy", mmap_mode="r")
+
+    def starts(self, sample_id: int) -> NDArray[np.int64]:
+        """First token of each segment of one sample, (segments,): 0 alone in a corpus that is not packed."""
+        self._check(sample_id)
+        if not self.packed:
+            return np.zeros(1, dtype=np.int64)
+        own = self.segments[self.segment_offsets[sample_id] : self.segment_offsets[sample_id + 1]]
+        return np.asarray(own - self._offsets[sample_id])
 
     def tokens(self, sample_id: int) -> NDArray[Any]:
         """Tokens of one sample, (length,), not copied."""
@@ -184,8 +215,8 @@ class Corpus:
         return np.asarray(self._set_ids[sample_ids])
 
     def digest(self, sample_id: int) -> bytes:
-        """Digest of one sample, computed from its tokens and mask as they lie on disk."""
-        return digest(self.tokens(sample_id), self.targets(sample_id))
+        """Digest of one sample, computed from its tokens, mask and segments as they lie on disk."""
+        return digest(self.tokens(sample_id), self.targets(sample_id), self.starts(sample_id))
 
     def samples(self) -> pyarrow.Table:
         """The table of samples (docs/formats.md): digest, split, lengths, document, source, rows, category, author."""

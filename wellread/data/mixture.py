@@ -153,7 +153,8 @@ def readers(config: RunConfig, mixture: Mixture) -> list[Reader]:
     Raises
     ------
     ValueError
-        When the columns fit no schema, or not the one that the set has; when a template cannot be used.
+        When the columns fit no schema, or not the one that the set has; when a template cannot be used; when a set
+        cannot be packed.
     """
     found = [_reader(config, source) for source in mixture.sources]
     if config.template and all(reader.schema.name == TEXT for reader in found):
@@ -163,6 +164,10 @@ def readers(config: RunConfig, mixture: Mixture) -> list[Reader]:
 
 def _reader(config: RunConfig, source: Source) -> Reader:
     if TEXT in source.schemas:
+        if config.pack and any(raw.is_megatron(path) for path in source.paths):
+            raise ValueError(
+                f"--pack: {source.where} is a Megatron set, whose sequences are cut to one length already; leave it out"
+            )
         return Reader(source, instruct.SCHEMAS[TEXT], Template(TEXT, ()))
     looked_at = list(itertools.islice(sources.rows(source), LOOKED_AT)) if source.paths else []
     schema = _schema(source, {column for row in looked_at for column in row.fields or ()})
@@ -216,6 +221,7 @@ def corpus_settings(config: RunConfig, mixture: Mixture, tokenizer: str) -> dict
         "holdout": config.holdout,
         "holdout_seed": config.holdout_seed,
         "max_bad_rows": config.max_bad_rows,
+        **({"pack": True} if config.pack else {}),
     }
 
 

@@ -102,7 +102,7 @@ class DeepSpeedEngine:
 
     def forward_backward(self, batch: Batch, scale: float, last: bool) -> torch.Tensor:
         """See `Engine`; DeepSpeed counts the micro-batches itself, so `last` is not needed."""
-        losses: torch.Tensor = self._engine(batch.tokens, batch.targets)
+        losses: torch.Tensor = self._engine(*batch.inputs)
         self._engine.backward(losses.sum() * scale, scale_wrt_gas=False)
         if not last:
             self._engine.step()  # only moves its count of micro-batches
@@ -112,7 +112,7 @@ class DeepSpeedEngine:
         """See `Engine`."""
         self._engine.eval()
         with torch.no_grad():
-            losses: torch.Tensor = self._engine(batch.tokens, batch.targets)
+            losses: torch.Tensor = self._engine(*batch.inputs)
         self._engine.train()
         return losses
 

@@ -81,9 +81,13 @@ class LossModule(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, tokens: torch.Tensor, places: torch.Tensor, loss: bool = True) -> torch.Tensor:
+    def forward(
+        self, tokens: torch.Tensor, places: torch.Tensor, segments: torch.Tensor | None = None, loss: bool = True
+    ) -> torch.Tensor:
         """Each sample's summed loss on the targets `places`, (samples,) float32; or the logits that follow `places`."""
-        return sample_losses(self.model, tokens, places) if loss else next_logits(self.model, tokens, places)
+        if not loss:
+            return next_logits(self.model, tokens, places)
+        return sample_losses(self.model, tokens, places, segments)
 
 
 def freeze(model: nn.Module, patterns: str | None) -> None:

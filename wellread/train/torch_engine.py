@@ -58,7 +58,7 @@ class TorchEngine:
         quiet = isinstance(ddp, nn.parallel.DistributedDataParallel) and not last
         with ddp.no_sync() if quiet else nullcontext():
             with self._autocast():
-                losses: torch.Tensor = ddp(batch.tokens, batch.targets)
+                losses: torch.Tensor = ddp(*batch.inputs)
             torch.autograd.backward(losses.sum() * scale)
         return losses.detach()
 
@@ -66,7 +66,7 @@ class TorchEngine:
         """See `Engine`."""
         self._module.eval()
         with torch.inference_mode(), self._autocast():
-            losses: torch.Tensor = self._module(batch.tokens, batch.targets)
+            losses: torch.Tensor = self._module(*batch.inputs)
         self._module.train()
         return losses
 
