@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from eval.samples_table import SamplesTable
 from wellread.checkpoint import Checkpoint, list_checkpoints
 from wellread.data.corpus import Corpus, SampleReader
+from wellread.data.segments import FILE as SEGMENTS
+from wellread.data.segments import Segments
 from wellread.order import Order
 from wellread.record import Record
 from wellread.runs import RunDirectory
@@ -43,7 +45,9 @@ class BatchRead:
     texts: list[str] | None
     """None without a tokenizer."""
     samples: list[dict[str, Any]] = field(repr=False)
-    """Row of the samples table of each sample, e.g. source, rows, category; empty without such a table."""
+    """Row of the samples table of each sample, e.g. source, rows, category; empty without such a table.
+
+    That of a packed sample has `segments`: for each, its row of the segments table, and its text or tokens."""
     skipped: bool = False
     """It was read, and not learned from."""
 
@@ -143,7 +147,13 @@ class History:
     def samples(self) -> SamplesTable:
         """What is known of the samples beside their tokens."""
         path = self.reader.path / "samples.parquet"
-        return SamplesTable(path if path.is_file() else None)
+        segments = path.with_name(SEGMENTS) if isinstance(self.units, Segments) else None
+        return SamplesTable(path if path.is_file() else None, segments)
+
+    @cached_property
+    def units(self) -> SampleReader:
+        """What is read as if it stood alone: samples, of a packed corpus its segments."""
+        return Segments(self.reader) if isinstance(self.reader, Corpus) and self.reader.packed else self.reader
 
     # --- what is asked for ---
 
@@ -221,6 +231,9 @@ class History:
         ids, n_targets, losses = self.numbers(batch_id)
         places = np.arange(batch_id * len(ids), (batch_id + 1) * len(ids))
         tokens = [self.reader.tokens(i) for i in ids.tolist()]
+        rows = self.samples.rows(ids)
+        for row, own in zip(rows, tokens, strict=False):
+            self._add_content(row.get("segments", []), own)
         return BatchRead(
             batch_id=batch_id,
             read=losses is not None,
@@ -230,9 +243,17 @@ class History:
             tokens=tokens,
             n_targets=n_targets.tolist(),
             texts=[self.tokenizer.decode(t.tolist()) for t in tokens] if self.tokenizer else None,
-            samples=self.samples.rows(ids),
+            samples=rows,
             skipped=losses is not None and self._skipped(batch_id),
         )
+
+    def _add_content(self, segments: list[dict[str, Any]], tokens: NDArray[Any]) -> None:
+        """Give each segment of a packed sample its text; its tokens where there is no tokenizer."""
+        start = 0
+        for segment in segments:
+            own = tokens[start : start + segment["n_tokens"]].tolist()
+            segment.update({"text": self.tokenizer.decode(own)} if self.tokenizer else {"tokens": own})
+            start += segment["n_tokens"]
 
     def readings(self, sample_id: int) -> list[Reading]:
         """All readings of a sample until the planned end: from the order's inverse, without a scan of the record.

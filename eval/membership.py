@@ -25,6 +25,7 @@ from eval.separation import Floats, Ints, auc, cluster_bootstrap, codes_of, nonm
 if TYPE_CHECKING:
     from wellread.checkpoint import Checkpoint
     from wellread.data.corpus import Corpus
+    from wellread.data.segments import Segments
     from wellread.results import Result, Scores
     from wellread.runs import RunDirectory
 
@@ -47,8 +48,10 @@ def evaluate(
     """Score samples under each checkpoint, compare the groups, and write `eval/membership.parquet`.
 
     At checkpoint step-N, samples read in batches 0 ... N-1 (`read`) and, as a control, those that the record reads
-    only later (`not yet read`) are compared with the sealed holdout; `shuffled` is the AUC that chance gives. Scores
-    are kept in `eval/scores/step-N.parquet`: another call scores only what is missing or belongs to other weights.
+    only later (`not yet read`) are compared with the sealed holdout; `shuffled` is the AUC that chance gives.
+    Of a packed corpus the segments are compared, each scored alone, so that it compares what it would without packing.
+    Scores are kept in `eval/scores/step-N.parquet`: another call scores only what is missing or belongs to other
+    weights.
 
     Parameters
     ----------
@@ -137,9 +140,9 @@ def overview(results: Sequence[Result]) -> tuple[list[str], list[list[object]]]:
 
 @dataclass(frozen=True)
 class Groups:
-    """Which samples belong to which group at a step."""
+    """Which samples belong to which group at a step; of a packed corpus, its segments stand for samples."""
 
-    corpus: Corpus
+    corpus: Corpus | Segments
     documents: Ints
     """Document of each sample, int64[corpus.n]."""
     first_read: Ints
@@ -155,6 +158,7 @@ class Groups:
         """Derive the groups of a run from its record."""
         from wellread.checkpoint import list_checkpoints
         from wellread.data.corpus import Corpus
+        from wellread.data.segments import Segments
         from wellread.record import Record
 
         corpus, checkpoints = Corpus.open(run.corpus), list_checkpoints(run.checkpoints)
@@ -172,6 +176,11 @@ class Groups:
         table = record.table(columns=["batch_id", "sample_id", "skipped"], batches=(0, last))
         batch_id, sample_id, skipped = (table.column(name).to_numpy() for name in table.column_names)
         np.minimum.at(first_read, sample_id[~skipped], batch_id[~skipped])  # of a skipped batch nothing is learned
+        if corpus.packed:
+            segments = Segments(corpus)
+            documents = segments.table.column("document").to_numpy()
+            first_read = first_read[segments.sample_of(np.arange(segments.n_trainable))]
+            return cls(segments, documents, first_read, last, max_samples, seed)
         return cls(corpus, documents, first_read, last, max_samples, seed)
 
     def at(self, step: int) -> dict[str, Ints]:
@@ -262,7 +271,7 @@ def _score(run: RunDirectory, groups: Groups, checkpoint: Checkpoint, device: st
 
 
 def _run_model(
-    checkpoint: Checkpoint, corpus: Corpus, ids: Ints, device: str | None, progress: Callable[[int], None]
+    checkpoint: Checkpoint, corpus: Corpus | Segments, ids: Ints, device: str | None, progress: Callable[[int], None]
 ) -> Scores:
     import torch
 

@@ -66,7 +66,11 @@ def _parse(argv: list[str]) -> Any:
         "--csv", nargs="?", const="-", metavar="FILE", help="Table of all batches, or of those of --batch, or of --sql."
     )
     add("--diff", nargs=2, metavar=("STEP", "STEP"), help="What the second checkpoint read that the first had not.")
-    add("--sql", metavar="QUERY", help="A query over the tables record and samples (needs DuckDB).")
+    add(
+        "--sql",
+        metavar="QUERY",
+        help="A query over the tables record, samples and, if packed, segments (needs DuckDB).",
+    )
     add("--corpus", metavar="PREFIX", help="Instead of a run: a Megatron set or a compiled corpus.")
     add("--order", default="sequential", help="With --corpus: sequential, pythia or megatron:DOC,SAMPLE,SHUFFLE.npy.")
     add("--batch_size", type=int, metavar="N", help="With --corpus: samples per batch.")

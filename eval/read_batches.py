@@ -38,7 +38,12 @@ def show_batches(history: History, start: int, stop: int) -> None:
         say(f"batch {batch.batch_id}  step {batch.step}  {size}  {state}".rstrip(), "bold")
         for slot in range(len(batch.sample_ids)):
             say(_slot_line(batch, slot), "cyan")
-            say_text(batch.texts[slot] if batch.texts else " ".join(map(str, batch.tokens[slot].tolist())))
+            segments = batch.samples[slot].get("segments", []) if batch.samples else []
+            for number, segment in enumerate(segments, 1):
+                say(segment_line(number, len(segments), segment), "cyan")
+                say_text(segment["text"] if "text" in segment else " ".join(map(str, segment["tokens"])))
+            if not segments:
+                say_text(batch.texts[slot] if batch.texts else " ".join(map(str, batch.tokens[slot].tolist())))
         say()
 
 
@@ -55,6 +60,12 @@ def _slot_line(batch: BatchRead, slot: int) -> str:
         f"{plural(len(batch.tokens[slot]), 'token')}, {plural(batch.n_targets[slot], 'target')}",
     ]
     return "  ".join(filter(None, words))
+
+
+def segment_line(number: int, of: int, segment: dict[str, Any]) -> str:
+    """One segment of a packed sample: its place, where it comes from, its size."""
+    size = f"{plural(segment['n_tokens'], 'token')}, {plural(segment['n_targets'], 'target')}"
+    return f"  segment {number} of {of}  {where_from(segment)}  {size}"
 
 
 def where_from(row: dict[str, Any]) -> str:

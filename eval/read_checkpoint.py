@@ -71,15 +71,15 @@ def total(history: History, start: int, stop: int, counts: NDArray[np.int32]) ->
 
 
 def by_group(history: History, counts: NDArray[np.int32]) -> dict[tuple[str, ...], dict[str, int]]:
-    """Samples, readings and tokens of each source and category, most readings first."""
+    """Samples (of packed ones, segments), readings and tokens of each source and category, most readings first."""
     import pyarrow
 
     sums: dict[tuple[str, ...], dict[str, int]] = {}
     if not history.samples.groups:
         return sums
     names = ("samples", "readings", "tokens")
-    for start, table in history.samples.stretches([*history.samples.groups, "n_tokens"]):
-        own = counts[start : start + table.num_rows]
+    for table in history.samples.pieces([*history.samples.groups, "sample_id", "n_tokens"]):
+        own = counts[table["sample_id"].to_numpy()]
         columns = [
             (own > 0).astype(np.int64),
             own.astype(np.int64),
@@ -146,7 +146,8 @@ def _show_groups(history: History, counts: NDArray[np.int32], second: NDArray[np
     groups, others = by_group(history, counts), by_group(history, second)
     if groups:
         say()
-        heads = [*history.samples.groups, "samples", "readings", "tokens", "share", f"{name} readings"]
+        pieces = "segments" if history.samples.segments else "samples"
+        heads = [*history.samples.groups, pieces, "readings", "tokens", "share", f"{name} readings"]
         readings = max(1, sum(row["readings"] for row in groups.values()))
         say_table(
             heads,

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from eval.history import History, Reading
-from eval.read_batches import STDOUT, where_from, writing
+from eval.read_batches import STDOUT, segment_line, where_from, writing
 from eval.search import Hit, search
 from eval.show import cell, plural, say, say_table
 from wellread.cli import visible
+from wellread.data.segments import Segments
 
 SHOWN = 20
 """Samples found that are listed on a terminal; all of them when piped."""
@@ -26,6 +27,9 @@ def show_sample(history: History, sample_id: int, step: int) -> None:
     rows = history.samples.rows(_one(sample_id))
     say(f"sample {sample_id}  {where_from(rows[0]) if rows else ''}".rstrip(), "bold")
     say(state(history, sample_id, readings, step))
+    segments = rows[0].get("segments", []) if rows else []
+    for number, segment in enumerate(segments, 1):
+        say(segment_line(number, len(segments), segment))
     if readings:
         say_table(["batch", "slot", "epoch", "step", "loss", "state"], [_row(r, step) for r in readings])
 
@@ -73,8 +77,8 @@ def show_text(history: History, text: str, step: int, jsonl: str | None) -> None
     """
     if history.tokenizer is None:
         raise ValueError(f"--text: {history.name} has no tokenizer, so its text is unknown; name one with --tokenizer")
-    with _progress(history.reader.n) as progress:
-        hits = search(history.reader, history.tokenizer, text, progress=progress)
+    with _progress(history.units.n) as progress:
+        hits = search(history.units, history.tokenizer, text, progress=progress)
     if jsonl:
         _write(history, hits, step, jsonl)
     else:
@@ -86,16 +90,37 @@ def show_text(history: History, text: str, step: int, jsonl: str | None) -> None
 def _list(history: History, hits: list[Hit], text: str, step: int) -> None:
     shown = hits[:SHOWN] if sys.stdout.isatty() else hits
     for hit in shown:
-        readings = history.readings(hit.sample_id)
-        rows = history.samples.rows(_one(hit.sample_id))
-        say(f"sample {hit.sample_id}  {where_from(rows[0]) if rows else ''}  {plural(hit.count, 'occurrence')}", "cyan")
+        sample_id, place, row = _found(history, hit)
+        readings = history.readings(sample_id)
+        say(f"sample {sample_id}{place}  {where_from(row)}  {plural(hit.count, 'occurrence')}", "cyan")
         say(f"    {_snippet(history, hit, text)}")
-        say(f"    {state(history, hit.sample_id, readings, step)}")
+        say(f"    {state(history, sample_id, readings, step)}")
         for reading in readings:
             verb = f"loss {cell(reading.loss)}" if reading.batch_id < step else "will be read"
             say(f"    batch {reading.batch_id} slot {reading.slot}  epoch {reading.epoch}  {verb}")
     if len(shown) < len(hits):
-        say(f"… and {plural(len(hits) - len(shown), 'sample')} more; pipe the output or pass --jsonl FILE to get all")
+        more = plural(len(hits) - len(shown), _noun(history))
+        say(f"… and {more} more; pipe the output or pass --jsonl FILE to get all")
+
+
+def _found(history: History, hit: Hit) -> tuple[int, str, dict[str, Any]]:
+    """Sample of what was found, the place of its segment in words, and the row of the table that tells of it."""
+    units, sample_id = history.units, _sample_id(history, hit)
+    rows = history.samples.rows(_one(sample_id))
+    if not isinstance(units, Segments):
+        return sample_id, "", rows[0] if rows else {}
+    place = hit.sample_id - int(units.corpus.segment_offsets[sample_id])
+    segments = rows[0]["segments"]
+    return sample_id, f" segment {place + 1} of {len(segments)}", segments[place]
+
+
+def _sample_id(history: History, hit: Hit) -> int:
+    units = history.units
+    return int(units.sample_of(_one(hit.sample_id))[0]) if isinstance(units, Segments) else hit.sample_id
+
+
+def _noun(history: History) -> str:
+    return "segment" if isinstance(history.units, Segments) else "sample"
 
 
 def _snippet(history: History, hit: Hit, text: str) -> str:
@@ -103,7 +128,7 @@ def _snippet(history: History, hit: Hit, text: str) -> str:
     from eval.token_bytes import normalised
 
     assert history.tokenizer is not None
-    whole = history.tokenizer.decode(history.reader.tokens(hit.sample_id).tolist())
+    whole = history.tokenizer.decode(history.units.tokens(hit.sample_id).tolist())
     wanted = normalised(text, history.tokenizer)
     place = max(0, whole.find(wanted))
     low, high = max(0, place - AROUND), place + len(wanted) + AROUND
@@ -114,13 +139,14 @@ def _snippet(history: History, hit: Hit, text: str) -> str:
 def _write(history: History, hits: list[Hit], step: int, path: str) -> None:
     with writing(path) as file:
         for hit in hits:
-            rows = history.samples.rows(_one(hit.sample_id))
-            readings = [_object(reading, step) for reading in history.readings(hit.sample_id)]
-            value = {"sample_id": hit.sample_id, "occurrences": hit.count, **(rows[0] if rows else {})}
-            sealed = hit.sample_id >= history.order.n
+            sample_id, place, row = _found(history, hit)
+            readings = [_object(reading, step) for reading in history.readings(sample_id)]
+            segment = {"segment": hit.sample_id} if place else {}
+            value = {"sample_id": sample_id, **segment, "occurrences": hit.count, **row}
+            sealed = sample_id >= history.order.n
             file.write(json.dumps({**value, "sealed": sealed, "readings": readings}, ensure_ascii=False) + "\n")
     if path != STDOUT:
-        say(f"wrote {path}: {plural(len(hits), 'sample')}")
+        say(f"wrote {path}: {plural(len(hits), _noun(history))}")
 
 
 def _object(reading: Reading, step: int) -> dict[str, object]:
@@ -131,14 +157,14 @@ def _object(reading: Reading, step: int) -> dict[str, object]:
 
 def _summary(history: History, hits: list[Hit], step: int) -> str:
     if not hits:
-        return f"no sample holds it, of {history.reader.n:,} searched"
-    ids = [hit.sample_id for hit in hits]
+        return f"no {_noun(history)} holds it, of {history.units.n:,} searched"
+    ids = [_sample_id(history, hit) for hit in hits]
     sealed = sum(i >= history.order.n for i in ids)
     places = [p for i in ids if i < history.order.n for p in history.order.locate(i, batches=step)]
     batches = {batch_id for batch_id, _ in places}
     span = f", in {plural(len(batches), 'batch')} from {min(batches)} to {max(batches)}" if batches else ""
     return (
-        f"{plural(len(hits), 'sample')} of {history.reader.n:,} {'holds' if len(hits) == 1 else 'hold'} it "
+        f"{plural(len(hits), _noun(history))} of {history.units.n:,} {'holds' if len(hits) == 1 else 'hold'} it "
         f"({sealed} sealed); read {plural(len(places), 'time')} by step {step}{span}"
     )
 

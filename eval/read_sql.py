@@ -21,6 +21,8 @@ SHOWN = 100
 def show_sql(history: History, query: str, path: str | None) -> None:
     """Run a query over the views ``record`` and ``samples``; print its rows, or write them as CSV to `path`.
 
+    Of a packed corpus there is ``segments``, too.
+
     Raises
     ------
     ValueError
@@ -37,7 +39,11 @@ def show_sql(history: History, query: str, path: str | None) -> None:
         else:
             _show(cursor, heads)
     except duckdb.Error as error:
-        raise ValueError(f"--sql: {str(error).splitlines()[0]}; tables are record and samples") from None
+        raise ValueError(f"--sql: {str(error).splitlines()[0]}; tables are {_tables(history)}") from None
+
+
+def _tables(history: History) -> str:
+    return "record, samples and segments" if history.samples.segments else "record and samples"
 
 
 def _connect(history: History) -> duckdb.DuckDBPyConnection:
@@ -50,8 +56,9 @@ def _connect(history: History) -> duckdb.DuckDBPyConnection:
         files = [str(history.record.directory / part["name"]) for part in history.record.parts]
         source = f"read_parquet([{', '.join(map(_quoted, files))}], union_by_name=true)"  # old parts lack `skipped`
         connection.execute(f"create view record as select * from {source}")
-    if history.samples.file is not None:
-        connection.execute(f"create view samples as select * from read_parquet({_quoted(str(history.samples.file))})")
+    for name, file in (("samples", history.samples.file), ("segments", history.samples.segments)):
+        if file is not None:
+            connection.execute(f"create view {name} as select * from read_parquet({_quoted(str(file))})")
     return connection
 
 

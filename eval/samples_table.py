@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 IDS = ("sample_id", "document")
 """Numeric columns that are names, not metrics."""
+HIDDEN = ("segment", "sample_id", "digest", "document")
+"""Columns that are not shown with a row."""
 GROUPS = ("source", "category")
 """Columns by which readings are counted."""
 SHOWN = 12
@@ -27,36 +30,37 @@ class SamplesTable:
     """samples.parquet; without one, every question but that for a row has an empty answer."""
 
     file: Path | None
+    segments: Path | None = None
+    """segments.parquet of a packed corpus."""
 
     def rows(self, sample_ids: NDArray[np.int64]) -> list[dict[str, Any]]:
-        """Rows of the samples table in the order of `sample_ids`, read one row group after the other."""
-        if self.file is None:
-            return []
-        import pyarrow.parquet
+        """Rows of the samples table in the order of `sample_ids`; those of packed samples have `segments`, theirs."""
+        rows = _taken(self.file, sample_ids)
+        if self.segments is not None:
+            for row, own in zip(rows, self._segments_of(sample_ids), strict=True):
+                row["segments"] = own
+        return rows
 
-        file = pyarrow.parquet.ParquetFile(self.file)
-        columns = [name for name in file.schema_arrow.names if name not in ("sample_id", "digest", "document")]
-        rows: dict[int, dict[str, Any]] = {}
-        start = 0
-        for group in range(file.num_row_groups):
-            stop = start + file.metadata.row_group(group).num_rows
-            wanted = np.unique(sample_ids[(sample_ids >= start) & (sample_ids < stop)])
-            if len(wanted):
-                taken = file.read_row_group(group, columns=columns).take(pyarrow.array(wanted - start))
-                rows.update(zip(wanted.tolist(), taken.to_pylist(), strict=True))
-            start = stop
-        return [rows[i] for i in sample_ids.tolist()]
+    def _segments_of(self, sample_ids: NDArray[np.int64]) -> Iterator[list[dict[str, Any]]]:
+        """Rows of the segments table, sample by sample."""
+        assert self.segments is not None
+        offsets = np.load(self.segments.with_name("segment_offsets.npy"), mmap_mode="r")
+        counts = (offsets[sample_ids + 1] - offsets[sample_ids]).tolist()
+        wanted = [np.arange(offsets[i], offsets[i + 1]) for i in sample_ids.tolist()]
+        rows = iter(_taken(self.segments, np.concatenate([np.empty(0, dtype=np.int64), *wanted])))
+        for count in counts:
+            yield list(itertools.islice(rows, count))
 
     def stretches(self, columns: list[str]) -> Iterator[tuple[int, pyarrow.Table]]:
         """Yield the samples table in stretches: id of the first sample, and `columns`."""
-        import pyarrow
-        import pyarrow.parquet
-
-        assert self.file is not None
         start = 0
-        for batch in pyarrow.parquet.ParquetFile(self.file).iter_batches(1 << 16, columns=columns):
-            yield start, pyarrow.Table.from_batches([batch])
-            start += batch.num_rows
+        for table in _stretches(self.file, columns):
+            yield start, table
+            start += table.num_rows
+
+    def pieces(self, columns: list[str]) -> Iterator[pyarrow.Table]:
+        """Yield what samples are made of in stretches, with `columns`: packed ones have several rows each."""
+        return _stretches(self.segments or self.file, columns)
 
     @cached_property
     def metrics(self) -> list[str]:
@@ -119,3 +123,33 @@ class SamplesTable:
 
 def _listed_names(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def _stretches(path: Path | None, columns: list[str]) -> Iterator[pyarrow.Table]:
+    import pyarrow
+    import pyarrow.parquet
+
+    assert path is not None
+    for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1 << 16, columns=columns):
+        yield pyarrow.Table.from_batches([batch])
+
+
+def _taken(path: Path | None, numbers: NDArray[np.int64]) -> list[dict[str, Any]]:
+    """Rows of a table in the order of `numbers`, read one row group after the other; none without a table."""
+    if path is None:
+        return []
+    import pyarrow
+    import pyarrow.parquet
+
+    file = pyarrow.parquet.ParquetFile(path)
+    columns = [name for name in file.schema_arrow.names if name not in HIDDEN]
+    rows: dict[int, dict[str, Any]] = {}
+    start = 0
+    for group in range(file.num_row_groups):
+        stop = start + file.metadata.row_group(group).num_rows
+        wanted = np.unique(numbers[(numbers >= start) & (numbers < stop)])
+        if len(wanted):
+            taken = file.read_row_group(group, columns=columns).take(pyarrow.array(wanted - start))
+            rows.update(zip(wanted.tolist(), taken.to_pylist(), strict=True))
+        start = stop
+    return [dict(rows[i]) for i in numbers.tolist()]

@@ -3,7 +3,7 @@
 Each token has its bytes, so the text being looked for is an automaton over tokens: from "the first m bytes are
 matched", a token leads to m + its length, to the end, or nowhere. numpy runs it over millions of tokens at once, and
 only the few places that pass two table look-ups are followed further. An occurrence may begin and end in the middle
-of tokens; it never spans two samples.
+of tokens; it never spans two samples, nor two segments of a packed one.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from eval.token_bytes import check, normalised, token_bytes
 from wellread.data.corpus import Corpus, SampleReader
+from wellread.data.segments import Segments
 from wellread.data.tokenizer import Tokenizer
 
 TOKENS_AT_ONCE = 1 << 21
@@ -35,6 +36,7 @@ class Hit:
     """A sample that holds the text."""
 
     sample_id: int
+    """In the reader that was searched: a segment of `Segments`."""
     count: int
     """Occurrences, overlapping ones too."""
 
@@ -167,7 +169,7 @@ def _follow(
 
 def blocks(reader: SampleReader) -> Iterator[tuple[int, NDArray[Any], Ints]]:
     """Yield first sample id, tokens and offsets (from 0) of stretches of whole samples, about TOKENS_AT_ONCE long."""
-    if isinstance(reader, Corpus):
+    if isinstance(reader, Corpus | Segments):
         yield from _mapped_blocks(reader)
         return
     start, step = 0, 1024
@@ -179,12 +181,13 @@ def blocks(reader: SampleReader) -> Iterator[tuple[int, NDArray[Any], Ints]]:
         start, step = stop, max(1, min(1 << 20, TOKENS_AT_ONCE * (stop - start) // max(1, int(offsets[-1]))))
 
 
-def _mapped_blocks(corpus: Corpus) -> Iterator[tuple[int, NDArray[Any], Ints]]:
+def _mapped_blocks(reader: Corpus | Segments) -> Iterator[tuple[int, NDArray[Any], Ints]]:
     """Map one block of tokens.bin after the other, so that resident memory stays flat too."""
+    corpus, name = (reader.corpus, "segments.npy") if isinstance(reader, Segments) else (reader, "offsets.npy")
     dtype = np.dtype(corpus.meta["dtype"])
-    offsets = np.load(corpus.path / "offsets.npy", mmap_mode="r")
+    offsets = np.load(corpus.path / name, mmap_mode="r")
     start = 0
-    while start < corpus.n:
+    while start < reader.n:
         low = int(offsets[start])
         stop = max(start + 1, int(np.searchsorted(offsets, low + TOKENS_AT_ONCE, "right")) - 1)
         own = np.array(offsets[start : stop + 1], dtype=np.int64) - low
@@ -198,7 +201,7 @@ def _mapped_blocks(corpus: Corpus) -> Iterator[tuple[int, NDArray[Any], Ints]]:
 def search(
     reader: SampleReader, tokenizer: Tokenizer, text: str, *, progress: Callable[[int], None] | None = None
 ) -> list[Hit]:
-    """Find the samples that hold `text`, byte for byte, in ascending order.
+    """Find the samples of `reader` that hold `text`, byte for byte, in ascending order.
 
     Parameters
     ----------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,6 +10,8 @@ from numpy.typing import NDArray
 
 from wellread.checkpoint import list_checkpoints, unreadable
 from wellread.data.corpus import DIGEST_BYTES, Corpus, corpus_hash
+from wellread.data.pack import joined_document
+from wellread.data.segments import Segments
 from wellread.order import Order
 from wellread.record import Record, genesis, link
 from wellread.runs import RunDirectory
@@ -22,7 +25,8 @@ BATCHES_AT_ONCE = 4096
 def verify(run: RunDirectory) -> list[str]:
     """Check everything that a run claims to have read.
 
-    Compared are: each part of the record with its hash; each sample of the corpus with its digest; each recorded
+    Compared are: each part of the record with its hash; each sample of the corpus with its digest, and what
+    packed ones are made of; each recorded
     batch with the order and the corpus; the chain with the record's head and the head that each checkpoint names;
     each file of each checkpoint with its hash.
 
@@ -42,6 +46,8 @@ def verify(run: RunDirectory) -> list[str]:
         problems.append(f"{corpus.path}: its samples hash to {found}, the run was trained on {identity['corpus']}")
     digests = digest_array(samples["digest"])
     problems += _altered_samples(corpus, digests)
+    if corpus.packed:
+        problems += _altered_segments(Segments(corpus), samples["document"].to_pylist())
     if damaged := record.damaged_parts():
         return problems + damaged  # what an altered part says is no evidence of anything
     heads = {checkpoint.step: checkpoint.head for checkpoint in checkpoints}
@@ -65,6 +71,21 @@ def digest_array(column: pyarrow.ChunkedArray) -> NDArray[np.uint8]:
 def _altered_samples(corpus: Corpus, digests: NDArray[np.uint8]) -> list[str]:
     altered = [i for i in range(corpus.n) if corpus.digest(i) != digests[i].tobytes()]
     return [f"{corpus.path}: sample {i}: its tokens or loss mask are not those of its digest" for i in altered]
+
+
+def _altered_segments(segments: Segments, documents: list[int]) -> list[str]:
+    """Compare the table of segments with tokens and with the documents that the corpus hash covers."""
+    table, corpus = segments.table, segments.corpus
+    if table.num_rows != segments.n:
+        return [f"{corpus.path}: its table of segments has {table.num_rows} rows, segments.npy {segments.n}"]
+    digests = table["digest"].to_pylist()
+    altered = np.flatnonzero([segments.digest(i) != digests[i] for i in range(segments.n)])
+    problems = [f"{corpus.path}: segment {i}: its tokens or loss mask are not those of its digest" for i in altered]
+    moved = np.flatnonzero(table["sample_id"].to_numpy() != segments.sample_of(np.arange(segments.n)))
+    problems += [f"{corpus.path}: segment {i}: is not part of the sample that its table names" for i in moved]
+    own, offsets = table["document"].to_pylist(), corpus.segment_offsets.tolist()
+    wrong = [i for i, (a, b) in enumerate(pairwise(offsets)) if joined_document(own[a:b]) != documents[i]]
+    return problems + [f"{corpus.path}: sample {i}: its document is not that of its segments" for i in wrong]
 
 
 def _walk(record: Record, order: Order, digests: NDArray[np.uint8], head: str, heads: dict[int, str]) -> list[str]:
