@@ -243,7 +243,7 @@ def small_config(family: str, layers: int) -> Any:
     return CONFIG_MAPPING[family](**settings.get(family, shape | window))
 
 
-def kept_by_autograd(family: str, compute: Compute, layers: int) -> int:
+def kept_by_autograd(family: str, compute: Compute, layers: int, packed: bool = False) -> int:
     """Bytes of all tensors that a forward pass keeps for backward; weights and their bf16 copies left out."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -269,7 +269,7 @@ def kept_by_autograd(family: str, compute: Compute, layers: int) -> int:
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=compute == "autocast"),
     ):
-        sample_losses(model, tokens, targets)
+        sample_losses(model, tokens, targets, torch.zeros_like(tokens) if packed else None)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
@@ -289,6 +289,14 @@ def test_activations_are_what_autograd_keeps(family: str, compute: Compute) -> N
     layer = kept_by_autograd(family, compute, 3) - kept_by_autograd(family, compute, 2)
     predicted = layer_activations(SMALL[family], compute, SAMPLES, TOKENS, cuda=False)
     assert predicted == pytest.approx(layer, rel=0.03 if family == "gptj" else 0.01)
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "llama"])
+def test_activations_of_packed_samples(family: str) -> None:
+    """Beside the mask, which all layers share; here a forward pass has the last token, too."""
+    layer = kept_by_autograd(family, "bf16", 3, packed=True) - kept_by_autograd(family, "bf16", 2, packed=True)
+    predicted = layer_activations(SMALL[family], "bf16", SAMPLES, TOKENS + 1, cuda=False, packed=True)
+    assert predicted == pytest.approx(layer, rel=0.01)
 
 
 def test_eager_attention_grows_with_the_square_of_the_length() -> None:

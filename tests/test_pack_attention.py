@@ -9,7 +9,8 @@ import torch
 from test_loss import SIZES, VOCAB, tiny
 from torch import nn
 
-from wellread.models.loss import PACKED_FAMILIES, sample_losses
+from wellread.models.loss import PACKED_FAMILIES, isolation, sample_losses
+from wellread.parameters import packing_mask
 
 LENGTHS = ((9, 1, 12, 5), (3, 2), (14,), (2, 13, 7))
 """Tokens of each segment of each packed sample; one is longer than GPT-Neo's window, one is a single token."""
@@ -104,6 +105,13 @@ def test_padding_of_packed_samples_changes_nothing(family: str) -> None:
         narrow = sample_losses(model, *(part[:, :28] for part in packed()))
     torch.testing.assert_close(filled, losses, rtol=1e-6, atol=0)
     torch.testing.assert_close(narrow, losses, rtol=1e-5, atol=0)
+
+
+def test_the_mask_is_as_large_as_the_plan_says() -> None:
+    segments = packed()[2]
+    mask = isolation(tiny("llama"), segments)["attention_mask"]
+    assert mask.nbytes == packing_mask("fp32", *segments.shape)
+    assert (mask[1, 0, :6] == 0).long().tolist()[4][:6] == [0, 0, 0, 1, 1, 0]  # 3 tokens, then 2, then padding
 
 
 def test_every_family_is_tested() -> None:

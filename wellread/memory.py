@@ -20,6 +20,7 @@ from wellread.parameters import (
     layer_input,
     logits_and_loss,
     lora_parameters,
+    packing_mask,
     parameters,
 )
 from wellread.phases import FINE_SUB_GROUP, GIB, MIB, Block, Phase, Sizes, plain
@@ -82,6 +83,8 @@ class Work:
     accumulation: int = 1
     """Forward passes per optimizer step."""
     seq_len: int = 512
+    packed: bool = False
+    """Samples are packed: attention has a mask."""
     lora_rank: int = 0
     """Rank of LoRA; 0: all weights are trained."""
     lora_modules: tuple[str, ...] = ()
@@ -262,8 +265,9 @@ def _sizes(spec: ModelSpec, work: Work, machine: Machine, strategy: str, checkpo
     model, cuda, bf16 = parameters(spec), machine.device == "cuda", work.dtype == "bf16"
     compute: Compute = "fp32" if not bf16 else "autocast" if strategy == "ddp" else "bf16"
     shape = (work.micro_batch, work.seq_len)
-    layer = layer_activations(spec, compute, *shape, cuda=cuda)
+    layer = layer_activations(spec, compute, *shape, cuda=cuda, packed=work.packed)
     entry = layer_input(spec, compute, *shape)
+    mask = packing_mask(compute, *shape) if work.packed else 0
     return Sizes(
         model=model,
         trainable=lora_parameters(spec, work.lora_rank, work.lora_modules) if work.lora_rank else model.total,
@@ -272,7 +276,7 @@ def _sizes(spec: ModelSpec, work: Work, machine: Machine, strategy: str, checkpo
         bf16=bf16,
         cuda=cuda,
         accumulates=work.accumulation > 1,
-        activations=spec.layers * entry + layer if checkpointing else spec.layers * layer + entry,
+        activations=mask + (spec.layers * entry + layer if checkpointing else spec.layers * layer + entry),
         activation_block=math.prod(shape) * spec.intermediate * (2 if bf16 else 4),
         logits=logits_and_loss(spec, *shape),
         head=spec.vocab * spec.width,

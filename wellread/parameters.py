@@ -249,7 +249,9 @@ FAMILIES: dict[str, Family] = {
 """Every family, with the bytes that its layers keep for backward (`layer_activations` says how they were found)."""
 
 
-def layer_activations(spec: ModelSpec, compute: Compute, samples: int, tokens: int, *, cuda: bool) -> int:
+def layer_activations(
+    spec: ModelSpec, compute: Compute, samples: int, tokens: int, *, cuda: bool, packed: bool = False
+) -> int:
     """Bytes that one layer keeps between its forward and its backward pass.
 
     For gpt_neox in bf16, per token: the residual that both norms read (2 h), their outputs (4 h), queries, keys and
@@ -265,15 +267,27 @@ def layer_activations(spec: ModelSpec, compute: Compute, samples: int, tokens: i
         Samples of a micro-batch, and tokens of each.
     cuda : bool
         On a GPU the fused attention writes its output in the order that the next product reads: one copy less.
+    packed : bool
+        Under a mask, transformers repeats keys and values for all heads before the fused attention.
     """
     family = FAMILIES[spec.family]
     saved, width = family.saved[compute], 4 if compute == "fp32" else 2
     head = spec.head_size or spec.width // spec.heads
     per_token = saved.width * spec.width + saved.intermediate * spec.intermediate
     per_token += saved.keys * head * (spec.kv_heads or spec.heads) + saved.scores * spec.heads * tokens
+    if packed and family.sdpa:
+        per_token += 2 * width * head * (spec.heads - (spec.kv_heads or spec.heads))
     if family.sdpa:
         per_token += 4 * spec.heads - (width * spec.width if cuda else 0)
     return int(samples * tokens * per_token)
+
+
+def packing_mask(compute: Compute, samples: int, tokens: int) -> int:
+    """Bytes of the mask that keeps segments of packed samples apart (`wellread.models.loss.isolation`).
+
+    One number for each pair of tokens of a sample; all layers and heads share it.
+    """
+    return samples * tokens**2 * (4 if compute == "fp32" else 2)
 
 
 def layer_input(spec: ModelSpec, compute: Compute, samples: int, tokens: int) -> int:

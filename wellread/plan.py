@@ -292,6 +292,7 @@ def _works(
             seq_len=config.seq_len or spec.seq_len,
             lora_rank=config.lora.rank,
             lora_modules=targets(config.lora, spec) if config.lora.rank else (),
+            packed=config.pack,
             checkpoints=checkpoints,
             states=config.keep_states,
         )
