@@ -143,7 +143,7 @@ def _summary(run: RunDirectory, record: Record, reading: Reading, checkpoints: l
     ranks = f"{plan.ranks} rank{'s' * (plan.ranks > 1)}"
     return {
         "model": config.model,
-        "data": f"{config.data}, {config.holdout:g} of its documents sealed",
+        "data": f"{config.data}, {config.holdout:g} of its documents sealed{', packed' * config.pack}",
         "steps": f"{record.batches:,} of {plan.steps:,}",
         "samples read": f"{reading.samples:,} of {plan.trainable:,} trainable, {reading.readings:,} readings",
         "tokens read": f"{checkpoints[-1].tokens:,} at step {checkpoints[-1].step:,}"
@@ -191,6 +191,8 @@ def _remarks(run: RunDirectory, results: list[Result], step: int | None) -> Iter
             needed = f"not stated: it needs {nonmembers_needed(alpha):,} sealed samples"
             yield f"True-positive rate at a false-positive rate of {alpha:.0%}: {_interval(rate) if rate else needed}."
         yield "No blind baseline was run: that the groups do not differ by their text alone rests on the random seal."
+    if run.config().pack:
+        yield "Samples are packed; compared are the rows in them (segments), each scored alone."
     kind = run.manifest()["identity"]["order"]["kind"]
     if kind != "shuffle":
         yield f"The order is {kind}: “{UNREAD}” is no control here, since it may differ from what was read."
