@@ -98,9 +98,10 @@ def test_unknown_keys_of_a_saved_config_are_named() -> None:
         from_dict(RunConfig, {"optim": {"momentum": 0.9}})
 
 
-names = st.text(string.ascii_letters + string.digits + "-_./@ ", min_size=1, max_size=12).filter(
+words = st.text(string.ascii_letters + string.digits + "-_./@ ", min_size=1, max_size=12).filter(
     lambda t: t.strip() == t
 )
+names = words | st.sampled_from(["null", "NULL", "Null", "~", "# x", "true", "No", "1e3", ".nan"])
 fractions = st.floats(0, 1, exclude_max=True, allow_subnormal=False)
 configs = st.builds(
     RunConfig,
@@ -136,6 +137,23 @@ def parser():  # type: ignore[no-untyped-def]
 def test_flags_round_trip(parser, config: RunConfig) -> None:  # type: ignore[no-untyped-def]
     """What launch passes to `finetune prepare` is what launch was asked for, to the last digit."""
     assert parse_dataclass(parser, RunConfig, to_argv(config)) == (config, {"config": None})
+
+
+@pytest.mark.parametrize("word", ["null", "NULL", "~", "# x", "true", "1e3"])
+def test_a_text_is_taken_as_it_is_typed(parser, word: str) -> None:  # type: ignore[no-untyped-def]
+    """Also where YAML reads something else, as nothing in null: a run would silently go to the default folder."""
+    for argv in ([f"--out={word}", f"--model={word}"], ["--out", word, "--model", word], ["--out=x", "--out", word]):
+        config, _ = parse_dataclass(parser, RunConfig, argv)
+        assert config.out == word
+        assert config.model in (word, "tiny")
+        assert config.data is None
+
+
+def test_null_in_a_file_is_the_default(parser, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "a.yaml").write_text("out: null\ndata: 'null'\n")
+    config, _ = parse_dataclass(parser, RunConfig, ["--config", str(tmp_path / "a.yaml")])
+    assert (config.out, config.data) == (None, "null")
+    assert parse_dataclass(parser, RunConfig, to_argv(config))[0] == config
 
 
 def test_flags_name_only_what_differs() -> None:

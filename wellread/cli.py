@@ -74,13 +74,19 @@ def parse_dataclass(parser: ArgumentParser, kind: type[Any], argv: Sequence[str]
         One line; an unknown key is named together with the nearest valid one.
     """
     from dataclasses import fields
+    from typing import get_type_hints
 
     from wellread.config import from_dict
 
     ordered = _config_first(argv)
+    typed: dict[str, Any] = {}
     for path in _config_files(ordered):
-        _check_config_file(path)
+        typed |= _config_file(path)
+    typed |= _flags(ordered)
     values = parse(parser, ordered).as_dict()
+    # What is a text is none of the words that mean nothing in YAML, as null and ~; the parser takes it for one.
+    hints = get_type_hints(kind)
+    values |= {k: typed[k] for k in typed if hints.get(k) == str | None and values[k] is None}
     own = {field.name for field in fields(kind)}
     return from_dict(kind, {k: v for k, v in values.items() if k in own}), {
         k: v for k, v in values.items() if k not in own
@@ -121,8 +127,18 @@ def _config_files(argv: Sequence[str]) -> list[str]:
     return apart + [argument.partition("=")[2] for argument in argv if argument.startswith("--config=")]
 
 
-def _check_config_file(path: str) -> None:
-    """Refuse what is no YAML mapping, naming the file: the parser's own messages do not."""
+def _flags(argv: Sequence[str]) -> dict[str, str]:
+    """Flags among `argv` with the text that was given for each."""
+    found = {}
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        flag, equals, value = argument.partition("=")
+        if flag.startswith("--"):
+            found[flag[2:]] = value if equals else following
+    return found
+
+
+def _config_file(path: str) -> dict[str, Any]:
+    """What is in a file of settings; refuse what is no YAML mapping, naming the file: the parser's messages do not."""
     import yaml
 
     try:
@@ -133,6 +149,7 @@ def _check_config_file(path: str) -> None:
         raise ValueError(f"--config {path}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):
         raise ValueError(f"--config {path}: holds no settings; write one a line, e.g. steps: 200")
+    return values
 
 
 def _explain(message: str, keys: list[str]) -> str:
