@@ -273,7 +273,11 @@ def _score(run: RunDirectory, groups: Groups, checkpoint: Checkpoint, device: st
 def _run_model(
     checkpoint: Checkpoint, corpus: Corpus | Segments, ids: Ints, device: str | None, progress: Callable[[int], None]
 ) -> Scores:
-    import torch
+    from wellread.cli import importing
+
+    with importing():
+        import torch
+        import transformers.modeling_utils  # noqa: F401 (what AutoModel imports later)
 
     from wellread.models.load import loaded
     from wellread.results import Scores

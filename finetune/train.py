@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from wellread import provenance
-from wellread.cli import BAD_INPUT, bad_input
+from wellread.cli import BAD_INPUT, bad_input, importing
 from wellread.runs import RunDirectory, write_json
 from wellread.train import shortage
 
@@ -51,11 +51,14 @@ def _train(run: RunDirectory, log: Path, rank: int) -> int:
     # torch's own deprecations inside DeepSpeed and DDP: nothing that the user of a run can mend
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 
-    from wellread.data.tokenizer import Tokenizer
-    from wellread.models.load import initial
-    from wellread.models.registry import find
-    from wellread.train import ranks
-    from wellread.train.loop import train
+    with importing():
+        import transformers.modeling_utils  # noqa: F401 (what AutoModel imports later)
+
+        from wellread.data.tokenizer import Tokenizer
+        from wellread.models.load import initial
+        from wellread.models.registry import find
+        from wellread.train import ranks
+        from wellread.train.loop import train
 
     ranks.start()
     config = run.config()

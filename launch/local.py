@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wellread.cli import FAILURE, print_error
+from wellread.cli import FAILURE, importing, print_error
 
 if TYPE_CHECKING:
     import psutil
@@ -48,10 +48,11 @@ def start(arguments: list[str], ranks: int, variables: dict[str, str], code: Pat
     node : Node, optional
         This machine's part in a run of several, whose launcher is elsewhere (default: the run is this machine's alone).
     """
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    with importing():
+        from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+        from torch.distributed.elastic.multiprocessing.api import SignalException
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.update(variables | {"WELLREAD_LAUNCHER": str(os.getpid())})
     logging.disable(logging.ERROR)  # elastic's own lines; `launch` shows the first error of all ranks
