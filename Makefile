@@ -19,6 +19,7 @@ NODES ?= 1
 RANKS ?= auto
 THEN ?= eval
 PACK ?=
+WORKERS ?= 2
 ARGS ?=
 # Names reach the shell as variables: pasted into its commands, a name could be a command.
 export MODEL DATA RUN CLUSTER
@@ -100,8 +101,8 @@ lint: $(STAMP)  ## formatting, lint, types, import layers
 check: lint  ## lint, and the fast tests
 	@$(PY) -m pytest -q -m "not slow"
 
-test: $(STAMP)  ## every test that can run on this machine
-	@$(PY) -m pytest
+test: $(STAMP)  ## every test that can run on this machine, WORKERS at a time
+	@$(PY) -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 bench: $(STAMP)  ## measure speed
 	@for bench in bench/*.py; do echo "== $$bench"; $(PY) -m bench.$$(basename $$bench .py); done

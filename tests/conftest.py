@@ -36,6 +36,12 @@ SETTINGS = {
 }
 UNSET = ("WELLREAD_MODELS", "WELLREAD_DEBUG", "RANK", "WORLD_SIZE", "LOCAL_RANK")
 
+LONGEST = (
+    *("slurm", "test_engines", "test_kills", "test_finetune", "test_exactness", "test_strategies", "test_hostfile"),
+    *("test_memory", "test_ladder", "test_bad_input", "test_local", "test_gpu_check", "test_gate"),
+)
+"""Groups that take a minute or more. They begin first: else one worker would be at one when the others have no more."""
+
 Program = Callable[..., "subprocess.CompletedProcess[str]"]
 """Called as ``program("launch", "plan", "finetune", env={…}, timeout=60, check=False)``."""
 
@@ -44,6 +50,17 @@ def pytest_configure() -> None:
     os.environ.update(SETTINGS)
     for name in UNSET:
         os.environ.pop(name, None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the tests of a file, or of the one SLURM cluster, to one worker of ``pytest -n``."""
+    places: dict[pytest.Item, int] = {}
+    for item in items:
+        group = "slurm" if item.get_closest_marker("slurm") else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+        places[item] = LONGEST.index(group) if group in LONGEST else len(LONGEST)
+    items.sort(key=lambda item: places[item])
 
 
 def missing(reason: str) -> NoReturn:
