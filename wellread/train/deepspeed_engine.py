@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from wellread.cli import own_path
+from wellread.cli import importing, own_path
 from wellread.config import CONFIGS, RunConfig
 from wellread.ds_config import offload_devices
 from wellread.models import tensors
@@ -46,7 +46,10 @@ class DeepSpeedEngine:
 
     def __init__(self, source: Source, config: RunConfig, plan: Plan) -> None:
         os.environ["PATH"] = own_path()  # before DeepSpeed loads its ops
-        import deepspeed
+        with importing():
+            import deepspeed
+
+            _import_muon()
 
         self.device = ranks.device()
         self._plan, self._source = plan, source
@@ -261,6 +264,19 @@ class DeepSpeedEngine:
             # Stages 1 and 2 link moments to parameters after the step of the first group, when the others have none.
             zero._hp_optimizer_states_linked = False
             zero._lazy_init_hp_params_optimizer_state()
+
+
+def _import_muon() -> None:
+    """Import DeepSpeed's Muon without torch.compile, as all stages do with it, to see that the optimizer is none.
+
+    What it would compile is never called, and to say so loads torch's inductor, for a second on every rank.
+    """
+    compiler = torch.compile
+    torch.compile = lambda function: function  # type: ignore[assignment]
+    try:
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+    finally:
+        torch.compile = compiler
 
 
 def deepspeed_settings(config: RunConfig, plan: Plan) -> dict[str, Any]:
