@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 import torch
 from engine_ranks import Results, make_model, run_ranks, same_weights, weights_in
+
+from launch import ops
+from launch.cluster import ClusterFile
 
 pytestmark = pytest.mark.slow
 
@@ -43,6 +46,15 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("deep"), **sizes)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def built() -> Callable[[str], None]:
+    """Compile what most tests need before their ranks, which may not take long; and compile another op."""
+    variables = {"TORCH_EXTENSIONS_DIR": str(ops.folder(ClusterFile(kind="local")))}
+    for op in ("deepspeed_shm_comm", "cpu_adam"):
+        ops.ensure(op, variables)
+    return lambda op: ops.ensure(op, variables)
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Start:
     """Run a task on some ranks (`engine_ranks.one_rank`); what each of them measured."""
@@ -62,23 +74,33 @@ def per_parameter(result: dict[str, Any], phase: str, key: str = "peak") -> floa
 # --- loading
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
-@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3", "zero3-offload"])
-def test_weights_are_those_of_the_files_to_the_bit(
-    start: Start, small: Path, tmp_path: Path, strategy: str, dtype: str
-) -> None:
-    start({"model": small, "strategy": strategy, "dtype": dtype, "save": tmp_path / "saved"})
-    assert same_weights(tmp_path / "saved/model", small)
+@pytest.fixture(scope="module")
+def unchanged(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the ranks saved, under STRATEGY-DTYPE or STRATEGY-fresh, what they had loaded or begun. Read only."""
+    place = tmp_path_factory.mktemp("unchanged")
+    tasks = [
+        {"model": small, "strategy": strategy, "dtype": dtype, "save": place / f"{strategy}-{dtype}"}
+        for strategy, dtype in LOADED
+    ] + [{"model": "tiny", "strategy": strategy, "save": place / f"{strategy}-fresh"} for strategy in ("ddp", "zero3")]
+    run_ranks(place / "tasks", tasks)
+    return place
+
+
+LOADED = [(s, dtype) for s in ("zero1", "zero2", "zero3", "zero3-offload") for dtype in ("bf16", "fp32")]
+
+
+@pytest.mark.parametrize(("strategy", "dtype"), LOADED)
+def test_weights_are_those_of_the_files_to_the_bit(unchanged: Path, small: Path, strategy: str, dtype: str) -> None:
+    assert same_weights(unchanged / f"{strategy}-{dtype}" / "model", small)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "zero3"])
-def test_fresh_model_starts_the_same_whatever_the_strategy(start: Start, tmp_path: Path, strategy: str) -> None:
+def test_fresh_model_starts_the_same_whatever_the_strategy(unchanged: Path, tmp_path: Path, strategy: str) -> None:
     from wellread.models.load import initial
     from wellread.models.registry import find
 
-    start({"model": "tiny", "strategy": strategy, "save": tmp_path / "saved"})
     initial(find("tiny"), 0, 0).whole().save_pretrained(tmp_path / "whole")  # type: ignore[operator]
-    assert same_weights(tmp_path / "saved/model", tmp_path / "whole")
+    assert same_weights(unchanged / f"{strategy}-fresh" / "model", tmp_path / "whole")
 
 
 def test_files_that_are_no_safetensors_load_from_rank_0(start: Start, small: Path, tmp_path: Path) -> None:
@@ -89,16 +111,29 @@ def test_files_that_are_no_safetensors_load_from_rank_0(start: Start, small: Pat
     assert same_weights(tmp_path / "saved/model", small)
 
 
+@pytest.fixture(scope="module")
+def loaded(large: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Results, Path]]:
+    """The large model, loaded and saved once by the ranks of a strategy; what they measured, and where it is."""
+    place = tmp_path_factory.mktemp("loaded")
+
+    @cache
+    def load(strategy: str) -> tuple[Results, Path]:
+        task = {"model": large, "strategy": strategy, "vocab": VOCAB, "shard_bytes": 16 << 20}
+        return run_task(place, task | {"save": place / strategy} if strategy == "zero3" else task), place / strategy
+
+    return load
+
+
 @pytest.mark.parametrize(("strategy", "before"), [("zero1", 11.4), ("zero3", 11.7)])
 def test_load_holds_no_whole_copy_beside_the_engines_state(
-    start: Start, large: Path, strategy: str, before: float
+    loaded: Callable[[str], tuple[Results, Path]], strategy: str, before: float
 ) -> None:
     """Bytes per parameter. `before` is what this model took when every rank built it in fp32 and kept a copy.
 
     What is left beside the state is one tensor (the embedding: 1.1 in fp32, and as much while it is converted), and
     in stages 1 and 2 the flat buffer that DeepSpeed makes of the bf16 weights.
     """
-    for result in start({"model": large, "strategy": strategy, "vocab": VOCAB}):
+    for result in loaded(strategy)[0]:
         assert result["parameters"] == 55_940_096
         peak, settled = per_parameter(result, "load"), per_parameter(result, "load", "after")
         assert peak < 0.93 * before
@@ -108,11 +143,10 @@ def test_load_holds_no_whole_copy_beside_the_engines_state(
 # --- saving
 
 
-def test_save_holds_one_shard(start: Start, large: Path, tmp_path: Path) -> None:
-    task = {"model": large, "strategy": "zero3", "vocab": VOCAB, "save": tmp_path / "saved", "shard_bytes": 16 << 20}
-    first, second = start(task)
-    assert same_weights(tmp_path / "saved/model", large)
-    shards = list((tmp_path / "saved/model").glob("model-*-of-*.safetensors"))
+def test_save_holds_one_shard(loaded: Callable[[str], tuple[Results, Path]], large: Path) -> None:
+    (first, second), saved = loaded("zero3")
+    assert same_weights(saved / "model", large)
+    shards = list((saved / "model").glob("model-*-of-*.safetensors"))
     assert len(shards) >= 8
     # The state of zero3 is written from where it is; the whole model would take 4 bytes per parameter beyond.
     assert per_parameter(first, "save") < 3.4
@@ -123,7 +157,7 @@ def test_save_holds_one_shard(start: Start, large: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_offload_learns_what_its_stage_does(start: Start, small: Path, stage: int) -> None:
+def test_offload_learns_what_its_stage_does(small: Path, tmp_path: Path, stage: int) -> None:
     """100 steps of accumulation 4 with clipping that bites; bf16 weights, whose rounding the two kernels differ in.
 
     Three of them are dropped, and one has an infinite gradient: weights stay where they are, and nothing of their
@@ -131,7 +165,8 @@ def test_offload_learns_what_its_stage_does(start: Start, small: Path, stage: in
     """
     task = {"model": small, "steps": 100, "accumulation": 4, "micro": 2, "optim": {"clip": 0.3}, "drop": [0, 40, 41]}
     task |= {"infinite": [60]}
-    plain, offloaded = (start(task | {"strategy": f"zero{stage}{kind}"})[0] for kind in ("", "-offload"))
+    tasks = [task | {"strategy": f"zero{stage}{kind}"} for kind in ("", "-offload")]
+    (plain, _), (offloaded, _) = run_ranks(tmp_path / "tasks", tasks)
     assert np.mean(np.array(plain["norms"]) > 0.3) > 0.5  # clipped
     assert plain["losses"][:2] == offloaded["losses"][:2]  # the first step changed nothing
     assert max(plain["moved"] + offloaded["moved"]) < 1e-5
@@ -150,17 +185,24 @@ def four_steps(small: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 @pytest.mark.parametrize("strategy", ["zero3-partial", "zero3-nvme"])
 def test_rare_offloads_train_and_resume_to_the_bit(
-    start: Start, small: Path, four_steps: dict[str, Any], tmp_path: Path, strategy: str
+    start: Start,
+    built: Callable[[str], None],
+    small: Path,
+    four_steps: dict[str, Any],
+    tmp_path: Path,
+    strategy: str,
 ) -> None:
+    if strategy == "zero3-nvme":
+        built("async_io")
     disk = tmp_path / "nvme"
     disk.mkdir()
     task = {"model": small, "strategy": strategy, "config": {"nvme_path": disk / "run"}, "accumulation": 2}
     task |= {"drop": [1]}
-    whole = start(task | {"steps": 4, "save": tmp_path / "whole"})[0]
+    begun = [task | {"steps": steps, "save": tmp_path / name} for name, steps in (("whole", 4), ("half", 2))]
+    (whole, _), (half, _) = run_ranks(tmp_path / "begun", begun)
     assert np.abs(np.subtract(whole["losses"], four_steps["losses"])).max() < OFFLOAD_TOLERANCE
     assert len(whole["norms"]) == 3
     assert max(whole["moved"] + four_steps["moved"]) < 1e-5
-    half = start(task | {"steps": 2, "save": tmp_path / "half"})[0]
     assert half["losses"] == whole["losses"][:2]
     later = {"first": 2, "updates": 1, "steps": 4, "model": tmp_path / "half/model", "resume": tmp_path / "half/state"}
     rest = start(task | later | {"save": tmp_path / "rest"})[0]
