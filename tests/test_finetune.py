@@ -42,7 +42,6 @@ DIVISIONS = {
     "2 ranks x 4": ("--ranks_per_node", 2, "--micro_batch_size", 4),
     "4 accumulations of 2": ("--ranks_per_node", 1, "--micro_batch_size", 2),
 }
-ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 SAME_RECORD = ["step", "batch_id", "slot", "sample_id", "digest"]
 """Two records are the same when these are (design.md)."""
 PATIENCE = 120
@@ -59,7 +58,7 @@ def finetune(program: Finetune, corpora: Path) -> Finetune:
         out: Path, *flags: object, env: dict[str, str] | None = None, **options: Any
     ) -> subprocess.CompletedProcess[str]:
         command = ("launch", "run", "finetune", *FLAGS, "--corpora", corpora, "--out", out, *flags)
-        return program(*command, env=ONE_THREAD | (env or {}), **options)
+        return program(*command, env=env, **options)
 
     return run
 
@@ -367,7 +366,6 @@ class Launched:
         self.process = subprocess.Popen(
             command,
             cwd=cwd,
-            env=os.environ | ONE_THREAD,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -463,9 +461,10 @@ def test_stopped_run_continues_bit_exactly(
 
     run = RunDirectory(tmp_path / "run")
     launched = launch(run.path, *flags)
-    launched.until("step  5/12")
-    ranks = launched.ranks()
+    launched.until("step  1/12")
+    ranks = launched.ranks()  # before it counts: three steps on, a checkpoint more is there
     assert len(ranks) == 2
+    launched.until("step  5/12")
     hold(ranks[1])  # and with it the run, until both ranks have been asked to stop
     launched.process.send_signal(signal.SIGTERM)
     wait_until(lambda: is_pending(ranks[1], signal.SIGTERM), "SIGTERM passed on to rank 1")
@@ -494,8 +493,9 @@ def test_killed_run_continues(
     """Kill -9 of a rank, kill -9 of the launcher, a truncated checkpoint: nothing is read twice, or never."""
     run, flags = RunDirectory(tmp_path / "run"), DIVISIONS["2 ranks x 4"]
     launched = launch(run.path, *flags)
-    launched.until("step  5/12")
+    launched.until("step  1/12")
     ranks = launched.ranks()
+    launched.until("step  5/12")
     hold(ranks[1])  # and with it the run, while rank 0 goes on writing the checkpoint
     launched.until("saved step-00000004")
     ranks[1].kill()
@@ -508,8 +508,8 @@ def test_killed_run_continues(
 
     launched = launch(run.path, *flags)
     launched.until("continuing from step-00000004")
-    launched.until("step  9/12")
     ranks = launched.ranks()
+    launched.until("step  9/12")
     hold(ranks[1])
     launched.until("saved step-00000008")
     launched.process.kill()

@@ -16,7 +16,7 @@ import pytest
 from wellread.record import COLUMNS, Record
 
 KILLS = 30
-STEPS = 240
+STEPS = 160
 PATIENCE = 120.0
 """Seconds after which a condition that must come true counts as failed."""
 
