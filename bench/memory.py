@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from wellread.cli import importing
 from wellread.config import Dtype
 from wellread.memory import Machine, Work, estimate
 from wellread.models.registry import find
@@ -172,8 +173,9 @@ DEEPSPEED_IMPORTS = "deepspeed deepspeed.runtime.zero.stage3 deepspeed.runtime.z
 
 def idle(strategy: str) -> None:
     """Import what a rank of `strategy` imports, say so, and wait until the input closes."""
-    for name in f"{IMPORTS} {DEEPSPEED_IMPORTS if strategy != 'ddp' else ''}".split():
-        importlib.import_module(name)
+    with importing():
+        for name in f"{IMPORTS} {DEEPSPEED_IMPORTS if strategy != 'ddp' else ''}".split():
+            importlib.import_module(name)
     print("ready", flush=True)
     sys.stdin.read()
 
