@@ -102,7 +102,7 @@ check: lint  ## lint, and the fast tests
 	@$(PY) -m pytest -q -m "not slow"
 
 test: $(STAMP)  ## every test that can run on this machine, WORKERS at a time
-	@$(PY) -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+	@$(PY) -m pytest -n $(WORKERS)
 
 bench: $(STAMP)  ## measure speed
 	@for bench in bench/*.py; do echo "== $$bench"; $(PY) -m bench.$$(basename $$bench .py); done

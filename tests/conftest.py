@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -37,11 +37,13 @@ SETTINGS = {
 }
 UNSET = ("WELLREAD_MODELS", "WELLREAD_DEBUG", "RANK", "WORLD_SIZE", "LOCAL_RANK")
 
+ON_THE_CLUSTER = ("test_slurm", "test_slurm_scripts", "test_doctor")
+"""Files that use the one SLURM cluster."""
 LONGEST = (
-    *("slurm", "test_kills", "test_engines", "test_finetune", "test_exactness", "test_strategies", "test_hostfile"),
-    *("test_memory", "test_ladder", "test_bad_input", "test_local", "test_gpu_check", "test_gate"),
+    *(*ON_THE_CLUSTER, "test_kills", "test_engines", "test_finetune", "test_exactness", "test_strategies"),
+    *("test_hostfile", "test_memory", "test_ladder", "test_bad_input", "test_local", "test_gpu_check", "test_gate"),
 )
-"""Groups that take a minute or more. They begin first: else one worker would be at one when the others have no more."""
+"""Files that take a minute or more. They begin first: else one worker would be at one when the others have no more."""
 
 Program = Callable[..., "subprocess.CompletedProcess[str]"]
 """Called as ``program("launch", "plan", "finetune", env={…}, timeout=60, check=False)``."""
@@ -55,13 +57,22 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give the tests of a file, or of the one SLURM cluster, to one worker of ``pytest -n``."""
-    places: dict[pytest.Item, int] = {}
-    for item in items:
-        group = "slurm" if item.get_closest_marker("slurm") else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
-        places[item] = LONGEST.index(group) if group in LONGEST else len(LONGEST)
-    items.sort(key=lambda item: places[item])
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give all tests of a file, for its fixtures, and all that use the cluster to one worker of ``pytest -n``."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            stem = Path(nodeid.partition("::")[0]).stem
+            return ON_THE_CLUSTER[0] if stem in ON_THE_CLUSTER else stem
+
+    config.option.loadscopereorder = False  # the order is that of pytest_collection_modifyitems
+    return ByFile(config, log)
 
 
 def missing(reason: str) -> NoReturn:
