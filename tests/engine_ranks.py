@@ -12,22 +12,32 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from launch import ops
+from launch.cluster import ClusterFile
 from wellread.config import LoraConfig, OptimConfig, RunConfig
 from wellread.plan import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
+OPS = str(ops.folder(ClusterFile(kind="local")))
 Results = list[dict[str, Any]]
+
+
+def ensure_op(name: str) -> None:
+    """Compile one of DeepSpeed's ops unless it is there."""
+    ops.ensure(name, {"TORCH_EXTENSIONS_DIR": OPS})
 
 
 def run_ranks(folder: Path, tasks: list[dict[str, Any]], ranks: int = 2) -> list[Results]:
     """Run `one_rank` on some ranks: for each task, what each rank measured."""
+    for op in ("deepspeed_shm_comm", "cpu_adam"):  # before the ranks, which may not take long
+        ensure_op(op)
     folder.mkdir()
     (folder / "tasks.json").write_text(json.dumps([{"vocab": 331} | task for task in tasks], default=str))
     variables = {
         "OMP_NUM_THREADS": "1",
         "DS_ACCELERATOR": "cpu",
         "PYTHONPATH": str(ROOT),
-        "TORCH_EXTENSIONS_DIR": os.environ.get("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions")),
+        "TORCH_EXTENSIONS_DIR": OPS,
     }
     elastic = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     command = [sys.executable, *elastic, __file__, str(folder)]

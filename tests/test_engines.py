@@ -11,10 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_ranks import Results, make_model, run_ranks, same_weights, weights_in
-
-from launch import ops
-from launch.cluster import ClusterFile
+from engine_ranks import Results, ensure_op, make_model, run_ranks, same_weights, weights_in
 
 pytestmark = pytest.mark.slow
 
@@ -44,15 +41,6 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = {"hidden_size": 64, "num_hidden_layers": 12, "intermediate_size": 256, "max_position_embeddings": 512}
     return make_model(tmp_path_factory.mktemp("deep"), **sizes)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def built() -> Callable[[str], None]:
-    """Compile what most tests need before their ranks, which may not take long; and compile another op."""
-    variables = {"TORCH_EXTENSIONS_DIR": str(ops.folder(ClusterFile(kind="local")))}
-    for op in ("deepspeed_shm_comm", "cpu_adam"):
-        ops.ensure(op, variables)
-    return lambda op: ops.ensure(op, variables)
 
 
 @pytest.fixture
@@ -186,14 +174,13 @@ def four_steps(small: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 @pytest.mark.parametrize("strategy", ["zero3-partial", "zero3-nvme"])
 def test_rare_offloads_train_and_resume_to_the_bit(
     start: Start,
-    built: Callable[[str], None],
     small: Path,
     four_steps: dict[str, Any],
     tmp_path: Path,
     strategy: str,
 ) -> None:
     if strategy == "zero3-nvme":
-        built("async_io")
+        ensure_op("async_io")
     disk = tmp_path / "nvme"
     disk.mkdir()
     task = {"model": small, "strategy": strategy, "config": {"nvme_path": disk / "run"}, "accumulation": 2}
