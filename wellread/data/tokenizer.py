@@ -73,16 +73,19 @@ class Tokenizer:
         return ids[:-1] if ids and ids[-1] == self.eos and len(ids) > 1 else ids if ids != [self.eos] else []
 
     @cached_property
+    def _serialised(self) -> str:
+        return str(self.backend.backend_tokenizer.to_str())
+
+    @cached_property
     def _plain(self) -> Any:
         """The tokenizer itself, in whose texts special tokens are text."""
-        return _copied(str(self.backend.backend_tokenizer.to_str()))
+        return _copied(self._serialised)
 
     @cached_property
     def _continuing(self) -> Any:
         """The same without the blank that SentencePiece puts before a text: a continuation has its prompt there."""
-        serialised = str(self.backend.backend_tokenizer.to_str())
-        changed = _without_first_blank(serialised)
-        return self._plain if json.loads(serialised) == json.loads(changed) else _copied(changed)
+        changed = _without_first_blank(self._serialised)
+        return self._plain if changed is None else _copied(changed)
 
     def prompts(self, texts: list[str]) -> list[list[int]]:
         """Encode openings of samples: with the beginning-of-sequence token where the tokenizer wants one.
@@ -152,8 +155,11 @@ def _copied(serialised: str) -> Any:
     return copy
 
 
-def _without_first_blank(serialised: str) -> str:
+def _without_first_blank(serialised: str) -> str | None:
+    """The tokenizer without that blank; None where it puts none."""
     tokenizer = json.loads(serialised)
+    stages = ("normalizer", "pre_tokenizer")
+    before = [json.dumps(tokenizer[stage]) for stage in stages]
 
     def visit(part: Any) -> None:
         if isinstance(part, list):
@@ -168,9 +174,10 @@ def _without_first_blank(serialised: str) -> str:
             for each in part.values():
                 visit(each)
 
-    for stage in ("normalizer", "pre_tokenizer"):
+    for stage in stages:
         visit(tokenizer[stage])
-    return json.dumps(tokenizer)
+    changed = before != [json.dumps(tokenizer[stage]) for stage in stages]
+    return json.dumps(tokenizer) if changed else None
 
 
 def copy_files(source: Path, target: Path) -> None:
