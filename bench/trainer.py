@@ -1,4 +1,4 @@
-"""Speed beside Hugging Face's Trainer with DeepSpeed, and of preparing beside datasets.map, on rows of Dolly.
+"""Speed beside Hugging Face's Trainer with DeepSpeed on rows of Dolly, and seconds to the first step.
 
     python -m bench.trainer [--model tiny | pythia-70m] [--strategy zero2] [--only train] [--json FILE]
 
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 
 from wellread.config import CONFIGS, RunConfig
-from wellread.data import templates
 from wellread.data.corpus import Corpus
 from wellread.models.registry import find
 
@@ -40,8 +39,9 @@ VOCABULARY = 50304
 """Rows of Pythia's embedding: its tokenizer's tokens, rounded up."""
 WARM = 3
 """First steps of an epoch that are not measured."""
-GOALS = {"tokens/s": 1.2, "samples/s packed": 2.0, "preparing": 3.0, "seconds to step 1": 10.0}
+GOALS = {"tokens/s": 1.2, "samples/s packed": 2.0, "seconds to step 1": 10.0}
 """Least ratios wellread / peer, and the most seconds from a command to its first step."""
+Side = Callable[[], float]
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "datasets", "tokenizers")
 
 
@@ -169,7 +169,7 @@ def wellread(settings: dict[str, Any], work: Work) -> float:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = Path(settings["out"])
-    call(run_command(settings), work)
+    call(run_command(settings), work.ranks)
     events = EventAccumulator(str(run / "tb"), {"scalars": 0})
     events.Reload()
     rates, seconds = (events.Scalars(f"speed/{name}") for name in ("tokens_per_second", "step_seconds"))
@@ -177,14 +177,13 @@ def wellread(settings: dict[str, Any], work: Work) -> float:
     return rate([Step(a.wall_time, a.value * b.value) for a, b in zip(rates, seconds, strict=True)])
 
 
-def seconds_to_step_1(work: Work, folder: Path) -> float:
+def seconds_to_step_1(folder: Path) -> float:
     """Seconds from the start of a command to the line of its first step."""
-    settings = run_settings(work, folder) | {"steps": WARM, "save_every": WARM}
     began = time.perf_counter()
     process = subprocess.Popen(
-        run_command(settings),
+        start_command(folder),
         cwd=ROOT,
-        env=environment(work),
+        env=environment(1),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -195,8 +194,14 @@ def seconds_to_step_1(work: Work, folder: Path) -> float:
             took = time.perf_counter() - began
     if process.wait() or not took:
         raise RuntimeError(f"the run gave {process.returncode}, and its first step after {took} s")
-    shutil.rmtree(settings["out"])
+    shutil.rmtree(folder / "run")
     return took
+
+
+def start_command(folder: Path) -> list[str]:
+    """The command of a run of `tiny` on the sample set, with its usual settings."""
+    own = {"model": "tiny", "corpora": folder / "corpora", "out": folder / "run"}
+    return run_command(own | {"steps": WARM, "save_every": WARM})
 
 
 # --- the Trainer -----------------------------------------------------------------------------------------------------
@@ -210,7 +215,7 @@ def trainer_command(work: Work, folder: Path) -> list[str]:
 
 def trainer(work: Work, folder: Path) -> float:
     """Tokens per second of the Trainer."""
-    call(trainer_command(work, folder), work)
+    call(trainer_command(work, folder), work.ranks)
     return rate([Step(*each) for each in json.loads((folder / "peer.json").read_text())])
 
 
@@ -302,56 +307,12 @@ def labelled(corpus: Corpus) -> Iterator[dict[str, Any]]:
         yield {"input_ids": tokens.tolist(), "labels": labels.tolist(), "length": len(tokens)}
 
 
-# --- preparing -------------------------------------------------------------------------------------------------------
-
-
-def prepare_command(data: Path, folder: Path) -> list[str]:
-    """The command that compiles all rows."""
-    flags = ("--model", folder / "model", "--data", f"dolly@{data}", "--corpora", folder / "all", "--seq_len", "512")
-    return [sys.executable, "-m", "finetune", "prepare", *map(str, flags)]
-
-
-def map_command(data: Path, folder: Path) -> list[str]:
-    """The command that maps all rows, one by one."""
-    return [sys.executable, "-m", "bench.trainer", "map", str(data), str(folder)]
-
-
-def map_rows(data: Path, folder: Path) -> None:
-    """Template, tokenise and label each row with a Python function of one row, as examples for the Trainer do."""
-    from datasets import load_dataset
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-    template = templates.load("dolly", ("instruction", "context"), str(data))
-
-    def tokenised(row: dict[str, str]) -> dict[str, list[int]]:
-        text, lead = template.prompt(row)
-        prompt = tokenizer(text)["input_ids"]
-        response = tokenizer(lead + row["response"])["input_ids"]
-        tokens = (prompt + response + [tokenizer.eos_token_id])[:512]
-        labels = ([-100] * len(prompt) + response + [tokenizer.eos_token_id])[:512]
-        return {"input_ids": tokens, "attention_mask": [1] * len(tokens), "labels": labels}
-
-    rows = load_dataset("json", data_files=str(data), split="train", cache_dir=str(folder / "cache"))
-    rows.map(tokenised, remove_columns=rows.column_names)
-
-
-def preparing(command: list[str], work: Work, *made: Path) -> float:
-    """Seconds of a command; what it made is removed."""
-    began = time.perf_counter()
-    call(command, work)
-    took = time.perf_counter() - began
-    for folder in made:
-        shutil.rmtree(folder)
-    return took
-
-
 # --- both ------------------------------------------------------------------------------------------------------------
 
 
-def environment(work: Work) -> dict[str, str]:
+def environment(ranks: int) -> dict[str, str]:
     """Of both sides: no network, no GPU, the same threads."""
-    threads = max(1, len(os.sched_getaffinity(0)) // work.ranks)
+    threads = max(1, len(os.sched_getaffinity(0)) // ranks)
     return os.environ | {
         "HF_HUB_OFFLINE": "1",
         "CUDA_VISIBLE_DEVICES": "",
@@ -362,20 +323,25 @@ def environment(work: Work) -> dict[str, str]:
     }
 
 
-def call(command: list[str], work: Work) -> None:
+def call(command: list[str], ranks: int = 1) -> None:
     """Run a command to its end."""
-    done = subprocess.run(command, cwd=ROOT, env=environment(work), capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=environment(ranks), capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{shlex.join(command)}: gave {done.returncode}\n{(done.stdout + done.stderr)[-3000:]}")
 
 
-def take_turns(repeats: int, *sides: Any) -> Iterator[tuple[float, ...]]:
+def versions() -> str:
+    """Versions of what both sides use."""
+    return "versions: " + ", ".join(f"{package} {metadata.version(package)}" for package in PACKAGES)
+
+
+def take_turns(repeats: int, *sides: Side) -> Iterator[tuple[float, ...]]:
     """What each side gives, in turns."""
     for _ in range(repeats):
         yield tuple(side() for side in sides)
 
 
-def compare(name: str, own: Any, others: Any, repeats: int, *, seconds: bool = False) -> dict[str, Any]:
+def compare(name: str, own: Side, others: Side, repeats: int, *, seconds: bool = False) -> dict[str, Any]:
     """Measure both in turns: medians, and the median of the ratios, above 1 where wellread is faster."""
     found = list(take_turns(repeats, own, others))
     ours, theirs = ([pair[i] for pair in found] for i in (0, 1))
@@ -410,43 +376,31 @@ def mean_length(work: Work, folder: Path) -> float:
     return float(corpus.lengths(np.arange(corpus.n_trainable)).mean())
 
 
-def all_rows(work: Work, data: Path, folder: Path, repeats: int) -> dict[str, Any]:
-    """Seconds of preparing every row."""
-    own, others = prepare_command(data, folder), map_command(data, folder)
-    return compare(
-        "preparing",
-        lambda: preparing(own, work, folder / "all"),
-        lambda: preparing(others, work, folder / "cache"),
-        repeats,
-        seconds=True,
-    )
-
-
-def starting(work: Work, folder: Path, repeats: int) -> dict[str, Any]:
+def starting(folder: Path, repeats: int) -> dict[str, Any]:
     """Seconds to the first step of a run whose corpus and whose code are in caches."""
-    took = [seconds_to_step_1(work, folder) for _ in range(repeats + 1)][1:]
+    took = [seconds_to_step_1(folder) for _ in range(repeats + 1)][1:]
     return {"what": "seconds to step 1", "wellread": statistics.median(took)}
 
 
-def commands(work: Work, data: Path, folder: Path, packs: bool) -> Iterator[tuple[str, list[str]]]:
+def commands(work: Work, folder: Path, packs: bool) -> Iterator[tuple[str, list[str]]]:
     """What is measured, by name."""
     yield "wellread", run_command(run_settings(work, folder))
     if packs:
         yield "packed", run_command(packed_settings(work, folder))
     yield "Trainer", trainer_command(work, folder)
-    yield "prepare", prepare_command(data, folder)
-    yield "map", map_command(data, folder)
+    yield "start", start_command(folder)
 
 
-def line(row: dict[str, Any]) -> str:
+def line(row: dict[str, Any], goals: dict[str, float]) -> str:
     """One line of the table."""
-    goal = GOALS[row["what"]]
+    what = row["what"]
     if "ratio" not in row:
-        return f"{row['what']:<18}{row['wellread']:>12,.2f}{'':>22}   (goal: below {goal:g})"
+        return f"{what:<18}{row['wellread']:>12,.2f}{'':>22}   (goal: below {goals[what]:g})"
     least, most = row["ratios"]
+    goal = f"; goal: {goals[what]:g}" if what in goals else ""
     return (
-        f"{row['what']:<18}{row['wellread']:>12,.2f}{row['peer']:>12,.2f}{row['ratio']:>10.2f}"
-        f"   (from {least:.2f} to {most:.2f}; goal: {goal:g})"
+        f"{what:<18}{row['wellread']:>12,.2f}{row['peer']:>12,.2f}{row['ratio']:>10.2f}"
+        f"   (from {least:.2f} to {most:.2f}{goal})"
     )
 
 
@@ -454,18 +408,14 @@ def measure(options: argparse.Namespace, work: Work, folder: Path) -> Iterator[d
     """Every row of the table that is asked for."""
     if options.only in (None, "train"):
         yield from training(work, folder, options.repeats)
-    if options.only in (None, "prepare"):
-        yield all_rows(work, options.data, folder, options.repeats)
     if options.only in (None, "start"):
-        yield starting(work, folder, options.repeats)
+        yield starting(folder, options.repeats)
 
 
 def main() -> None:
     """Measure, or be a process of the other side."""
     if sys.argv[1:2] == ["peer"]:
         peer(Work(**json.loads(sys.argv[2])), Path(sys.argv[3]))
-    elif sys.argv[1:2] == ["map"]:
-        map_rows(Path(sys.argv[2]), Path(sys.argv[3]))
     else:
         bench()
 
@@ -481,7 +431,7 @@ def bench() -> None:
     parser.add_argument("--seq_len", type=int, default=512)
     parser.add_argument("--samples", type=int, help="of the epoch (default: 320, of pythia-70m 128)")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each side")
-    parser.add_argument("--only", choices=("train", "prepare", "start"), help="measure this alone")
+    parser.add_argument("--only", choices=("train", "start"), help="measure this alone")
     parser.add_argument("--data", type=Path, default=DATA, help="rows of Dolly, as JSONL")
     parser.add_argument("--tokenizer", type=Path, default=TOKENIZER, help="Pythia's tokenizer.json")
     parser.add_argument("--json", type=Path, help="write what was found to this file")
@@ -497,15 +447,15 @@ def bench() -> None:
         make_model(folder / "model", work.model, options.tokenizer)
         make_data(work, options.data, folder)
         packs = "pack" in {field.name for field in fields(RunConfig)}
-        for what, command in commands(work, options.data, folder, packs):
+        for what, command in commands(work, folder, packs):
             print(f"{what}: {shlex.join(command)}")
-        print("versions:", ", ".join(f"{package} {metadata.version(package)}" for package in PACKAGES))
-        print(f"threads of each rank: {environment(work)['OMP_NUM_THREADS']}; {work}")
+        print(versions())
+        print(f"threads of each rank: {environment(work.ranks)['OMP_NUM_THREADS']}; {work}")
         print(f"{'':<18}{'wellread':>12}{'peer':>12}{'ratio':>10}", flush=True)
         rows = []
         for row in measure(options, work, folder):
             rows.append(row)
-            print(line(row), flush=True)
+            print(line(row, GOALS), flush=True)
     if options.json:
         options.json.write_text(json.dumps({"work": asdict(work), "rows": rows}, indent=1))
 
