@@ -1,7 +1,7 @@
 # Every command of the README. `make` alone explains them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup ft plan status logs cancel doctor eval read verify report tb slurm-up slurm-down oom-demo test check lint bench gpu-check clean
+.PHONY: help setup ft plan models status logs cancel doctor eval read verify report tb slurm-up slurm-down oom-demo test check lint bench gpu-check clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -55,6 +55,9 @@ ft: $(STAMP)  ## fine-tune MODEL on DATA, evaluate, say where the report is
 
 plan: $(STAMP)  ## print what `make ft` would do, and start nothing
 	@$(PY) -m launch plan finetune $(FLAGS)
+
+models: $(STAMP)  ## models known by name, and the memory that fine-tuning them takes
+	@$(PY) -m launch models $(ARGS)
 
 eval: $(STAMP)  ## evaluate the checkpoints of RUN, write its report
 	@$(PY) -m eval membership "$$RUN"
