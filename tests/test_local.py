@@ -60,9 +60,15 @@ if rank == "0":
 def launched(folder: Path, *rank: str) -> subprocess.Popen[str]:
     """Two ranks that run this text, once both are ready."""
     command = [sys.executable, "-c", LAUNCHER, str(folder), BEGIN + "".join(rank)]
-    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    launcher = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, preexec_fn=hear_hang_ups)
     until(lambda: (folder / "0").exists() and (folder / "1").exists(), launcher)
     return launcher
+
+
+def hear_hang_ups() -> None:
+    """Undo what nohup around these tests has done."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def until(holds: Callable[[], object], launcher: subprocess.Popen[str]) -> None:
