@@ -169,7 +169,7 @@ def test_every_package_that_is_imported_is_declared(root: Path) -> None:
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
     declared = {re.split(r"[\[<>=! ]", name, maxsplit=1)[0].lower() for name in wanted}
-    names = {"yaml": "pyyaml", "huggingface_hub": "transformers"}  # transformers itself needs the hub's client
+    names = {"yaml": "pyyaml", "xdist": "pytest-xdist", "huggingface_hub": "transformers"}  # the hub's client is in it
     own = set(FOLDERS)
     lacking = {
         f"{module} ({path.relative_to(root)}:{line})"
