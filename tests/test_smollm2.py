@@ -46,7 +46,18 @@ def test_lora_on_dolly_lowers_the_loss_of_sealed_rows(program: Any, model: Path,
     lora = ["--lora.rank", 8, "--lora.targets", "all-linear", "--optim.lr", 1e-3]
     out = ["--out", tmp_path / "run", "--corpora", tmp_path / "corpora"]
     done = program(
-        "launch", "run", "finetune", "--model", model, "--data", f"dolly@{data}", *flags, *lora, *out, check=True
+        "launch",
+        "run",
+        "finetune",
+        "--model",
+        model,
+        "--data",
+        f"dolly@{data}",
+        *flags,
+        *lora,
+        *out,
+        timeout=900,
+        check=True,
     )
     trained = lora_parameters(spec, 8)
     assert f"{134_515_008 + trained:,} parameters ({trained:,} of them trained)" in done.stdout
