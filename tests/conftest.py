@@ -19,6 +19,8 @@ from typing import Any, NoReturn
 
 import pytest
 
+from launch import ops
+from launch.cluster import ClusterFile
 from scripts import oom_demo
 from wellread.config import RunConfig
 from wellread.data.corpus import Corpus
@@ -81,6 +83,21 @@ def missing(reason: str) -> NoReturn:
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_ops(request: pytest.FixtureRequest) -> None:
+    """Compile DeepSpeed's ops before the slow tests, which wait for their ranks some minutes and no longer.
+
+    In a new environment that takes minutes; each of two workers begins with an op of its own.
+    """
+    slow = any(item.get_closest_marker("slow") for item in request.session.items)
+    if not slow or shutil.which("c++") is None:
+        return
+    variables = {"TORCH_EXTENSIONS_DIR": str(ops.folder(ClusterFile(kind="local")))}
+    needed = ["deepspeed_shm_comm", "cpu_adam"]
+    for op in needed if os.environ.get("PYTEST_XDIST_WORKER") != "gw1" else needed[::-1]:
+        ops.ensure(op, variables)
 
 
 @pytest.fixture(scope="session")

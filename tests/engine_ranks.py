@@ -29,8 +29,6 @@ def ensure_op(name: str) -> None:
 
 def run_ranks(folder: Path, tasks: list[dict[str, Any]], ranks: int = 2) -> list[Results]:
     """Run `one_rank` on some ranks: for each task, what each rank measured."""
-    for op in ("deepspeed_shm_comm", "cpu_adam"):  # before the ranks, which may not take long
-        ensure_op(op)
     folder.mkdir()
     (folder / "tasks.json").write_text(json.dumps([{"vocab": 331} | task for task in tasks], default=str))
     variables = {
