@@ -479,6 +479,7 @@ def tasks_of(run: RunDirectory, job: str, parts: int = 0) -> list[CommandTask]:
 def test_an_evaluation_is_fanned_out_and_compared_afterwards(
     run: RunDirectory, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # or the one of the tests would be taken over
     asked = evaluation_request(run, monkeypatch, steps=8, fan_out=True, parallelism=2, rest=("--max_samples", "50"))
     assert evaluation.run(asked) == 0
     assert capsys.readouterr().out == (
