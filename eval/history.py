@@ -17,6 +17,7 @@ from wellread.data.corpus import Corpus, SampleReader
 from wellread.data.segments import FILE as SEGMENTS
 from wellread.data.segments import Segments
 from wellread.order import Order
+from wellread.orders.kept import open_order
 from wellread.record import Record
 from wellread.runs import RunDirectory
 
@@ -100,7 +101,7 @@ class History:
         return cls(
             name=str(run.path),
             reader=corpus,
-            order=Order(**{key: value for key, value in identity["order"].items() if key != "version"}),
+            order=open_order(run),
             steps=int(identity["steps"]),
             tokenizer_directory=corpus.tokenizer,
             record=Record.open(run.record) if (run.record / "head.json").exists() else None,
@@ -265,8 +266,8 @@ class History:
         """
         if not 0 <= sample_id < self.reader.n:
             raise ValueError(f"sample {sample_id}: out of range, {self.name} has samples 0 … {self.reader.n - 1}")
-        if sample_id >= self.order.n:
-            return []  # sealed: it lies after the samples of the order
+        if sample_id >= self.reader.n_trainable:
+            return []  # sealed: in the reach of no order
         places = self.order.locate(sample_id, batches=self.steps)
         epochs = self.order.epochs(np.array([b * self.order.batch_size + s for b, s in places], dtype=np.int64))
         return [

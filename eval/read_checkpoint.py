@@ -116,10 +116,11 @@ def show_checkpoint(history: History, name: str) -> None:
     counts, recent = times_read(history, 0, checkpoint.step), times_read(history, start, stop)
     everything, interval = total(history, 0, checkpoint.step, counts), total(history, start, stop, recent)
     say(f"step-{checkpoint.step} of {history.name}", "bold")
-    sealed = history.reader.n - history.order.n
+    trainable = history.reader.n_trainable
+    sealed = history.reader.n - trainable
     pairs = [
         ("step", f"{checkpoint.step:,} of {history.steps:,}"),
-        ("samples", f"{everything.samples:,} distinct of {history.order.n:,} trainable ({sealed:,} more are sealed)"),
+        ("samples", f"{everything.samples:,} distinct of {trainable:,} trainable ({sealed:,} more are sealed)"),
         ("readings", f"{everything.readings:,}"),
         ("tokens", f"{everything.tokens:,}"),
         ("targets", f"{everything.targets:,}"),
@@ -190,7 +191,7 @@ def show_difference(history: History, first: str, second: str) -> None:
         ]
     )
     _show_groups(history, between, fresh, "new")
-    n = history.order.n  # sealed samples lie after them
+    n = history.reader.n_trainable  # sealed samples lie after them
     _show_times(before.step, after.step, old[:n], (old + between)[:n])
     _show_metrics(history, {"between": between, "new": fresh})
 

@@ -54,7 +54,7 @@ def _row(reading: Reading, step: int) -> list[object]:
 
 def state(history: History, sample_id: int, readings: list[Reading], step: int) -> str:
     """One line: sealed, or how often read by `step` and how often still to come."""
-    if sample_id >= history.order.n:
+    if sample_id >= history.reader.n_trainable:
         return "sealed: never read, it is kept for evaluation"
     read = sum(reading.batch_id < step for reading in readings)
     coming = f", {len(readings) - read} more to come by step {history.steps}" if step < history.steps else ""
@@ -143,7 +143,7 @@ def _write(history: History, hits: list[Hit], step: int, path: str) -> None:
             readings = [_object(reading, step) for reading in history.readings(sample_id)]
             segment = {"segment": hit.sample_id} if place else {}
             value = {"sample_id": sample_id, **segment, "occurrences": hit.count, **row}
-            sealed = sample_id >= history.order.n
+            sealed = sample_id >= history.reader.n_trainable
             file.write(json.dumps({**value, "sealed": sealed, "readings": readings}, ensure_ascii=False) + "\n")
     if path != STDOUT:
         say(f"wrote {path}: {plural(len(hits), _noun(history))}")
@@ -159,8 +159,9 @@ def _summary(history: History, hits: list[Hit], step: int) -> str:
     if not hits:
         return f"no {_noun(history)} holds it, of {history.units.n:,} searched"
     ids = [_sample_id(history, hit) for hit in hits]
-    sealed = sum(i >= history.order.n for i in ids)
-    places = [p for i in ids if i < history.order.n for p in history.order.locate(i, batches=step)]
+    trainable = history.reader.n_trainable
+    sealed = sum(i >= trainable for i in ids)
+    places = [p for i in ids if i < trainable for p in history.order.locate(i, batches=step)]
     batches = {batch_id for batch_id, _ in places}
     span = f", in {plural(len(batches), 'batch')} from {min(batches)} to {max(batches)}" if batches else ""
     return (

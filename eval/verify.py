@@ -13,6 +13,7 @@ from wellread.data.corpus import DIGEST_BYTES, Corpus, corpus_hash
 from wellread.data.pack import joined_document
 from wellread.data.segments import Segments
 from wellread.order import Order
+from wellread.orders.kept import open_order
 from wellread.record import Record, genesis, link
 from wellread.runs import RunDirectory
 
@@ -36,7 +37,6 @@ def verify(run: RunDirectory) -> list[str]:
         One line for each thing that does not hold, with its place; empty when all holds.
     """
     corpus, record, identity = Corpus.open(run.corpus), Record.open(run.record), run.manifest()["identity"]
-    order = Order(**{key: value for key, value in identity["order"].items() if key != "version"})
     checkpoints = list_checkpoints(run.checkpoints)
     problems = unreadable(run.checkpoints)
     problems += [line for checkpoint in checkpoints if (line := checkpoint.damage())]
@@ -56,6 +56,10 @@ def verify(run: RunDirectory) -> list[str]:
         known, found = int(np.searchsorted(skipped, checkpoint.step)), checkpoint.manifest.get("skipped", 0)
         if known != found:
             problems.append(f"{checkpoint.path}: says {found} skipped batches, the record has {known} at this step")
+    try:
+        order = open_order(run)
+    except ValueError as damaged_order:
+        return [*problems, str(damaged_order)]
     return problems + _walk(record, order, digests, genesis(identity["corpus"], identity["order"]), heads)
 
 

@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from wellread.data import sets, tokenizer
 from wellread.data.corpus import Corpus
 from wellread.data.mixture import Mixture, corpus_directory
 from wellread.models import registry
-from wellread.order import Order
+from wellread.orders import kept
+from wellread.orders.kept import Built
 from wellread.plan import Cluster, Counts, Plan, make_plan, resolve
 from wellread.runs import RunDirectory, write_json
 
@@ -41,6 +42,7 @@ class Job:
     file: ClusterFile
     cluster: Cluster
     options: LaunchOptions
+    _orders: dict[Path, Built] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def resolve(cls, config: RunConfig, options: LaunchOptions) -> Job:
@@ -74,17 +76,24 @@ class Job:
 
     def plan(self, corpus: Corpus | None) -> Plan:
         """Plan the run; without a compiled corpus, from the rows of the source."""
-        counts = _counts(corpus) if corpus else self._estimate()
+        counts = _counts(corpus, self.order(corpus).order.n) if corpus else self._estimate()
         own = ds_config.read(self.config.ds_config) if self.config.ds_config else None
         begun = self.options.ladder == "on" and not self.options.force  # by force, it begins as asked
         failures = ladder.failures(self.run) if begun else ()
         made = make_plan(self.config, self.spec, self.cluster, counts, own, failures)
         return replace(made, forced=self.options.force)
 
+    def order(self, corpus: Corpus) -> Built:
+        """The order over `corpus`, built once: it may be long."""
+        if corpus.path not in self._orders:
+            self._orders[corpus.path] = kept.build(self.config, corpus)
+        return self._orders[corpus.path]
+
     def _estimate(self) -> Counts:
         rows = self.mixture.estimate()
         sealed = round(rows * self.config.holdout)
-        return Counts(samples=rows, trainable=rows - sealed, sealed=sealed, exact=False)
+        read = kept.samples_before_corpus(self.config, rows - sealed)
+        return Counts(samples=rows, trainable=rows - sealed, sealed=sealed, exact=False, pass_samples=read)
 
     def planned(self) -> Plan:
         """The plan as far as it is known without starting or downloading anything."""
@@ -129,8 +138,14 @@ def _refuse_unfit(plan: Plan) -> None:
         )
 
 
-def _counts(corpus: Corpus) -> Counts:
-    return Counts(samples=corpus.n, trainable=corpus.n_trainable, sealed=corpus.n - corpus.n_trainable, exact=True)
+def _counts(corpus: Corpus, pass_samples: int) -> Counts:
+    return Counts(
+        samples=corpus.n,
+        trainable=corpus.n_trainable,
+        sealed=corpus.n - corpus.n_trainable,
+        exact=True,
+        pass_samples=pass_samples,
+    )
 
 
 def run(config: RunConfig, options: LaunchOptions) -> int:
@@ -201,7 +216,12 @@ def _settle(job: Job, corpus: Corpus, plan: Plan) -> bool:
         begun = any(run.checkpoints.glob("step-*"))
         if begun and job.config.resume == "never":
             raise ValueError(f"{run.path}: has begun, and --resume never was asked for; choose another --out")
+        try:
+            kept.open_order(run)
+        except ValueError:  # lost or altered
+            kept.keep(run, job.order(corpus))
     else:
+        kept.keep(run, job.order(corpus))
         write_json(run.manifest_file, {"version": 1, "identity": identity, "attempts": []})
     link = run.path / "corpus"
     if not link.is_dir():
@@ -218,19 +238,22 @@ def _refuse_foreign(run: RunDirectory) -> None:
         return
     if not run.path.is_dir():
         raise ValueError(f"{run.path}: is a file; choose another --out")
-    if unknown := [p.name for p in run.path.iterdir() if p.name not in ("lock", "corpus") and p.name[0] != "."]:
+    if unknown := [
+        p.name
+        for p in run.path.iterdir()
+        if p.name not in ("lock", "corpus", "order.npy", "order.json") and p.name[0] != "."
+    ]:
         raise ValueError(f"{run.path}: holds {', '.join(sorted(unknown)[:3])} but no run; choose another --out")
 
 
 def _identity(job: Job, corpus: Corpus, plan: Plan) -> dict[str, Any]:
     """What makes a run this run: a change of any of it is refused at resume."""
     config = job.config
-    order = Order(kind="shuffle", seed=config.seed, n=corpus.n_trainable, batch_size=plan.batch_size)
     return (
         {
             "model": registry.fingerprint(job.spec, config.init),
             "corpus": corpus.hash,
-            "order": order.identity(),
+            "order": job.order(corpus).order.identity(),
             "batch_size": plan.batch_size,
             "seq_len": plan.seq_len,
             "seed": config.seed,

@@ -12,6 +12,7 @@ from launch import slurm
 from launch.job import Job, arguments, environment, wanted_of_slurm
 from wellread.checkpoint import list_checkpoints
 from wellread.config import OptimConfig, to_dict
+from wellread.orders.spec import parse
 from wellread.plan import Plan
 
 
@@ -31,6 +32,7 @@ def as_text(job: Job) -> str:
         ("run", f"{job.run.path}{_state(job)}"),
         ("model", f"{plan.model} ({plan.dtype})"),
         ("data", f"{job.config.data}: {_counts(plan, job.config.pack)}"),
+        ("order", _order(plan)),
         ("batch", _batch(plan)),
         ("engine", f"{plan.engine}, {plan.strategy}{_recomputing(plan)} ({plan.strategy_reason})"),
         *([("memory", memory(plan.strategies, plan.strategy))] if plan.strategies else []),
@@ -101,6 +103,15 @@ def _counts(plan: Plan, packed: bool) -> str:
     text = f"{about}{plan.trainable:,} trainable + {about}{plan.sealed:,} sealed samples, up to {plan.seq_len} tokens"
     text += ", packed" * packed
     return text if plan.counts_exact else f"{text} (exact once the corpus is compiled)"
+
+
+def _order(plan: Plan) -> str:
+    kind = parse(plan.order).kind
+    control = ", control arm: the same readings in random order" * plan.order_control
+    n = plan.trainable if plan.pass_samples is None else plan.pass_samples
+    rough = "at most about " if kind in ("filter", "curriculum") else "about "
+    about = "" if plan.counts_exact or kind == "file" else rough
+    return f"{plan.order}{control}; {about}{n:,} samples a pass"
 
 
 def _batch(plan: Plan) -> str:

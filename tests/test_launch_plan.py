@@ -106,6 +106,7 @@ def test_json_keys_and_arithmetic(program, root: Path) -> None:  # type: ignore[
         "dtype": "bf16", "engine": "torch", "strategy": "ddp",
         "chosen": "ddp", "strategy_reason": "the fastest that fits (1.2 of 16 GiB of host memory per node)",
         "seq_len": 256, "samples": 664, "trainable": 498, "sealed": 166, "counts_exact": False,
+        "order": "shuffle", "order_control": False, "pass_samples": 498,
         "steps": 166,  # 8 epochs of 498 samples, 24 a step
         "epochs": 8.0, "warmup_steps": 5,
         "save_steps": [0, 50, 100, 150, 166],

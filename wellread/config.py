@@ -106,6 +106,11 @@ class RunConfig:
     """Longest sample in tokens."""
     pack: bool = False
     """Put several samples into one sequence of seq_len tokens; none sees another. batch_size then counts sequences."""
+    order: str = "shuffle"
+    """shuffle, sequential, sorted:METRIC:asc, sorted:METRIC:desc, filter:METRIC>NUMBER, file:IDS.npy or
+    curriculum:FILE.yaml (docs/orders.md)."""
+    order_control: bool = False
+    """Control arm of a sorted order, a file or a curriculum: the same readings in random order."""
     seed: int = 0
     """Fixes initial weights, order and dropout."""
     dtype: Dtype = "bf16"

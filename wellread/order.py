@@ -1,8 +1,9 @@
-"""The order: which sample stands in which slot of which batch, and when a sample is read. Nothing is stored.
+"""The order: which sample stands in which slot of which batch, and when a sample is read.
 
-Position p = batch_id * batch_size + slot lies in epoch p // n at index p % n. ``shuffle`` maps the index to a sample
-by a bijection keyed by seed and epoch, so both directions cost the same however long the run is. The number of ranks
-is no argument anywhere: ranks and micro-batches only divide the slots of a batch.
+Position p = batch_id * batch_size + slot is the (p % n)-th of epoch p // n. ``sequential`` has index p % n there;
+``shuffle`` permutes by a bijection keyed by seed and epoch, so both directions cost the same however long the run is
+and nothing is stored. An index is a sample id, or in a listed order a place in its list of ids (`wellread.orders`).
+The number of ranks is no argument anywhere: ranks and micro-batches only divide the slots of a batch.
 
 The bijection is a Feistel network (Luby & Rackoff 1988, "How to construct pseudorandom permutations") in the form of
 Black & Rogaway 2002, "Ciphers with arbitrary finite domains": two digits in Z_a x Z_b, to which the rounds add in
@@ -12,8 +13,9 @@ while over 2^ceil(log2 n) values up to half would. It is for shuffling, not for 
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
@@ -87,24 +89,28 @@ class Order:
 
     def samples(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Sample ids read at `positions`, which may span epochs; int64, same shape; ValueError when one is negative."""
-        samples = np.empty(np.shape(positions), dtype=np.int64)
-        for position, sample in _chunks(positions, samples):
+        return self.indices(positions)
+
+    def indices(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Indices 0 ... n - 1 that stand at `positions`; int64, same shape; ValueError when one is negative."""
+        indices = np.empty(np.shape(positions), dtype=np.int64)
+        for position, index in _chunks(positions, indices):
             epoch = self._epochs(position)
-            index = position - epoch * self.n
-            sample[...] = index if self.kind == "sequential" else _permute(index, epoch, self.seed, self.n)
-        return samples
+            within = position - epoch * self.n
+            index[...] = within if self.kind == "sequential" else _permute(within, epoch, self.seed, self.n)
+        return indices
 
     def epochs(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Epoch of each position; int64, same shape; ValueError when one is negative."""
         return self._epochs(np.asarray(positions))
 
-    def positions(self, sample_ids: NDArray[np.int64] | int, epoch: NDArray[np.int64] | int) -> NDArray[np.int64]:
-        """Positions at which samples are read in given epochs: the inverse of `samples`.
+    def positions(self, indices: NDArray[np.int64] | int, epoch: NDArray[np.int64] | int) -> NDArray[np.int64]:
+        """Positions at which indices stand in given epochs: the inverse of `indices`.
 
         Parameters
         ----------
-        sample_ids, epoch
-            Integers, broadcast against each other.
+        indices, epoch
+            Integers, broadcast against each other. An index is a sample id, unless the order is listed.
 
         Returns
         -------
@@ -114,18 +120,22 @@ class Order:
         Raises
         ------
         ValueError
-            When a sample id is outside 0 ... n - 1 or an epoch is negative.
+            When an index is outside 0 ... n - 1 or an epoch is negative.
         """
-        positions = np.empty(np.broadcast_shapes(np.shape(sample_ids), np.shape(epoch)), dtype=np.int64)
-        for sample, e, position in _chunks(sample_ids, epoch, positions):
-            outside = (sample < 0) | (sample >= self.n)
+        positions = np.empty(np.broadcast_shapes(np.shape(indices), np.shape(epoch)), dtype=np.int64)
+        for index, e, position in _chunks(indices, epoch, positions):
+            outside = (index < 0) | (index >= self.n)
             if outside.any():
-                raise ValueError(f"sample {sample[outside][0]} is not in the order; choose 0 to {self.n - 1}")
+                raise ValueError(f"sample {index[outside][0]} is not in the order; choose 0 to {self.n - 1}")
             if e.min() < 0:
                 raise ValueError(f"epoch {e.min()} is negative; epochs count from 0")
-            index = sample if self.kind == "sequential" else _permute(sample, e, self.seed, self.n, inverse=True)
-            position[...] = e * self.n + index
+            within = index if self.kind == "sequential" else _permute(index, e, self.seed, self.n, inverse=True)
+            position[...] = e * self.n + within
         return positions
+
+    def places(self, sample_id: int) -> NDArray[np.int64]:
+        """Indices that stand for a sample, int64[readings in a pass], ascending."""
+        return np.array([sample_id], dtype=np.int64)
 
     def locate(self, sample_id: int, *, batches: int) -> list[tuple[int, int]]:
         """All readings of a sample in batches 0 ... batches - 1, in the order of reading, without a scan.
@@ -133,30 +143,24 @@ class Order:
         Returns
         -------
         list of (batch_id, slot)
-            One per epoch that reaches the sample; the last epoch may not.
+            One per epoch that reaches the sample, the last of which may not; more where a list repeats it, none where
+            a list leaves it out.
 
         Raises
         ------
         ValueError
-            When the sample id is outside 0 ... n - 1 or `batches` is negative.
+            When `batches` is negative, or the sample id outside 0 ... n - 1 (of an order without a list).
         """
         if batches < 0:
             raise ValueError(f"batches is {batches}; choose 0 or more")
         end = batches * self.batch_size
         epochs = np.arange(max(1, -(-end // self.n)), dtype=np.int64)
-        return [divmod(p, self.batch_size) for p in self.positions(sample_id, epochs).tolist() if p < end]
+        positions = np.sort(self.positions(self.places(sample_id)[:, None], epochs), axis=None)
+        return [divmod(p, self.batch_size) for p in positions[positions < end].tolist()]
 
     def steps(self, epochs: float) -> int:
-        """Steps that read `epochs` epochs: ceil(epochs * n / batch_size), with 0.1 taken as one tenth exactly.
-
-        Raises
-        ------
-        ValueError
-            Unless `epochs` is positive and finite.
-        """
-        if not 0 < epochs < math.inf:
-            raise ValueError(f"epochs is {epochs}; choose a positive number")
-        return math.ceil(Fraction(str(epochs)) * self.n / self.batch_size)
+        """Steps that read `epochs` epochs: see `steps_of`."""
+        return steps_of(epochs, self.n, self.batch_size)
 
     def identity(self) -> dict[str, int | str]:
         """What fixes the order, for JSON: orders with the same identity give the same ids, for ever."""
@@ -167,6 +171,56 @@ class Order:
         if positions.size and positions.min() < 0:
             raise ValueError(f"position {positions.min()} is negative; positions count from 0")
         return positions // self.n
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedOrder(Order):
+    """An order over a list of sample ids: index i stands for sample ids[i], and `n` is the length of the list.
+
+    A list may leave samples out and may repeat some. `kind` says how a pass goes through it.
+    """
+
+    ids: NDArray[np.int64] = field(repr=False, compare=False)
+    """Sample ids, int64[n]; may be memory-mapped."""
+    listed: str
+    """What made the list: `sorted`, `filter`, `file` or `curriculum`."""
+    by: str
+    """Metric and direction, or the condition; empty for a file."""
+    source: str
+    """sha256 of what the list was made from: the metric's column, the file of ids, the curriculum."""
+    ids_sha256: str
+    """Of the ids as little-endian int64."""
+
+    def samples(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Sample ids read at `positions`, which may span epochs; int64, same shape; ValueError when one is negative."""
+        return np.asarray(self.ids[self.indices(positions)])
+
+    def places(self, sample_id: int) -> NDArray[np.int64]:
+        """Indices that stand for a sample, int64[readings in a pass], ascending; none where it is not in the list."""
+        first, last = np.searchsorted(self.ids, [sample_id, sample_id + 1], sorter=self._by_sample)
+        return np.asarray(self._by_sample[first:last])
+
+    @cached_property
+    def _by_sample(self) -> NDArray[np.int64]:
+        return np.argsort(self.ids, kind="stable")
+
+    def identity(self) -> dict[str, int | str]:
+        """What fixes the order, for JSON: orders with the same identity give the same ids, for ever."""
+        made = {"by": self.by, "source": self.source, "ids": self.ids_sha256}
+        return super().identity() | {"kind": self.listed, "pass": self.kind, **made}
+
+
+def steps_of(epochs: float, n: int, batch_size: int) -> int:
+    """Steps that read `epochs` passes over n samples: ceil(epochs * n / batch_size), with 0.1 one tenth exactly.
+
+    Raises
+    ------
+    ValueError
+        Unless `epochs` is positive and finite.
+    """
+    if not 0 < epochs < math.inf:
+        raise ValueError(f"epochs is {epochs}; choose a positive number")
+    return math.ceil(Fraction(str(epochs)) * n / batch_size)
 
 
 def _chunks(*arrays: NDArray[np.int64] | int) -> Iterator[tuple[NDArray[np.int64], ...]]:

@@ -17,7 +17,8 @@ from wellread.ladder import Failure, narrowed, that_count
 from wellread.memory import Estimate, Machine, Work, estimate
 from wellread.models.adapter import targets
 from wellread.models.loss import PACKED_FAMILIES
-from wellread.order import Order
+from wellread.order import steps_of
+from wellread.orders.spec import OrderSpec, parse
 from wellread.parameters import knows
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ class Counts:
     sealed: int
     exact: bool
     """False before the corpus is compiled: then the counts come from the rows of the source."""
+    pass_samples: int | None = None
+    """Samples of one pass of the order; None: all trainable ones. Unless `exact`, at most so many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +100,10 @@ class Plan:
     trainable: int
     sealed: int
     counts_exact: bool
+    order: str = "shuffle"
+    order_control: bool = False
+    pass_samples: int | None = None
+    """Samples of one pass of the order; None: all trainable ones."""
     steps: int
     epochs: float
     warmup_steps: int
@@ -136,7 +143,9 @@ class Plan:
     def files(self) -> list[str]:
         """Files and directories that the run writes, relative to the run directory."""
         saved = [f"checkpoints/step-{step:08d}/" for step in self.save_steps]
-        return ["config.yaml", "plan.json", "manifest.json", "corpus", "code/", "log/", "tb/", "record/", *saved]
+        order = parse(self.order)
+        kept = ["order.npy"] * order.is_listed + ["order.json"] * (order.kind == "curriculum")
+        return ["config.yaml", "plan.json", "manifest.json", "corpus", *kept, "code/", "log/", "tb/", "record/", *saved]
 
 
 def resolve(config: RunConfig, spec: ModelSpec) -> RunConfig:
@@ -145,8 +154,8 @@ def resolve(config: RunConfig, spec: ModelSpec) -> RunConfig:
     Raises
     ------
     ValueError
-        When the sequence length is beyond the model's positions, the model cannot read packed samples, or LoRA makes
-        no sense.
+        When the sequence length is beyond the model's positions, the model cannot read packed samples, or LoRA or the
+        order makes no sense.
     """
     if config.pack and spec.family not in PACKED_FAMILIES:
         raise ValueError(
@@ -156,6 +165,7 @@ def resolve(config: RunConfig, spec: ModelSpec) -> RunConfig:
     seq_len = config.seq_len or min(spec.seq_len, spec.positions)
     if seq_len > spec.positions:
         raise ValueError(f"--seq_len {seq_len}: {spec.name} has {spec.positions} positions; choose at most that")
+    order = _checked_order(config)
     data, lora = config.data or ("sample" if spec.name == "tiny" else "dolly"), config.lora
     if lora.rank and (spec.fresh or config.init == "fresh"):
         raise ValueError(f"--lora.rank {lora.rank}: {spec.name} starts from random weights, which have to be trained")
@@ -163,12 +173,22 @@ def resolve(config: RunConfig, spec: ModelSpec) -> RunConfig:
         config,
         data=data,
         out=config.out or f"runs/{spec.name}-{label(data)}",
-        epochs=None if config.steps else config.epochs or spec.epochs,
+        epochs=None if config.steps else config.epochs or (1.0 if order.kind == "curriculum" else spec.epochs),
         batch_size=config.batch_size or spec.batch_size,
         seq_len=seq_len,
         optim=replace(config.optim, lr=config.optim.lr or spec.lr * (LORA_RATE if lora.rank else 1)),
         lora=replace(lora, alpha=lora.alpha or 2 * lora.rank) if lora.rank else lora,
     )
+
+
+def _checked_order(config: RunConfig) -> OrderSpec:
+    order = parse(config.order)
+    if config.order_control and order.kind in ("shuffle", "sequential", "filter"):
+        other = "it is random already" if order.kind != "sequential" else "--order shuffle is"
+        raise ValueError(f"--order_control: no control arm of --order {config.order}, for {other}; leave it out")
+    if order.kind == "curriculum" and config.epochs not in (None, 1):
+        raise ValueError(f"--epochs {config.epochs:g}: a curriculum is read once; its phases have epochs of their own")
+    return order
 
 
 def make_plan(
@@ -202,8 +222,8 @@ def make_plan(
     micros = _micro_batches(batch_size, ranks, config.micro_batch_size)
     if counts.trainable < 1:
         raise ValueError(f"--data {config.data}: no trainable samples; lower --holdout or give more rows")
-    order = Order(kind="shuffle", seed=config.seed, n=counts.trainable, batch_size=batch_size)
-    steps = config.steps or order.steps(config.epochs or spec.epochs)
+    n = counts.trainable if counts.pass_samples is None else counts.pass_samples
+    steps = config.steps or steps_of(config.epochs or spec.epochs, n, batch_size)
     saves = save_steps(steps, config.save_every, config.save_schedule)
     works = _works(config, spec, ranks, batch_size, micros, len(saves))
     machine = _machine(config, cluster)
@@ -230,8 +250,11 @@ def make_plan(
         trainable=counts.trainable,
         sealed=counts.sealed,
         counts_exact=counts.exact,
+        order=config.order,
+        order_control=config.order_control,
+        pass_samples=counts.pass_samples,
         steps=steps,
-        epochs=round(steps * batch_size / counts.trainable, 4),
+        epochs=round(steps * batch_size / n, 4),
         warmup_steps=ceil(config.optim.warmup * steps),
         save_steps=saves,
         gpu_mem=cluster.gpu_mem,
@@ -261,7 +284,13 @@ def replan(config: RunConfig, spec: ModelSpec, plan: Plan, failures: Sequence[Fa
         host_mem=plan.host_mem,
         nvme=plan.nvme,
     )
-    counts = Counts(samples=plan.samples, trainable=plan.trainable, sealed=plan.sealed, exact=plan.counts_exact)
+    counts = Counts(
+        samples=plan.samples,
+        trainable=plan.trainable,
+        sealed=plan.sealed,
+        exact=plan.counts_exact,
+        pass_samples=plan.pass_samples,
+    )
     made = make_plan(config, spec, cluster, counts, plan.ds_config, failures)
     return replace(made, forced=plan.forced)
 

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from wellread.config import RunConfig
 
 
@@ -37,6 +39,17 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync_directory(path.parent)
+
+
+def write_array(path: Path, array: NDArray[Any]) -> None:
+    """Write an .npy file, atomically; unlike with `numpy.save`, a full disk is an OSError that carries its errno."""
+    import io
+
+    import numpy as np
+
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    write_atomic(path, header.getvalue() + array.tobytes())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -123,6 +136,16 @@ class RunDirectory:
     def corpus(self) -> Path:
         """Link to the compiled corpus."""
         return self.path / "corpus"
+
+    @property
+    def order_file(self) -> Path:
+        """Sample ids of a listed order."""
+        return self.path / "order.npy"
+
+    @property
+    def order_notes(self) -> Path:
+        """A curriculum's phases, and where its insertions stand."""
+        return self.path / "order.json"
 
     @property
     def record(self) -> Path:
@@ -212,7 +235,8 @@ class RunDirectory:
                 if created and not self.config_file.exists():  # nothing came of it: leave nothing behind
                     path.unlink()
                     with suppress(OSError):
-                        (self.path / "corpus").unlink(missing_ok=True)
+                        for made in (self.corpus, self.order_file, self.order_notes):
+                            made.unlink(missing_ok=True)
                         self.path.rmdir()
 
     def holder(self) -> Holder | None:

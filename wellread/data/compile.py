@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from wellread.data.corpus import DIGEST_BYTES, corpus_hash, digest
 from wellread.data.pack import packed_samples
 from wellread.data.segments import FILE
-from wellread.runs import fsync_directory, full_disk_named, write_atomic, write_json
+from wellread.runs import fsync_directory, full_disk_named, write_array, write_atomic, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,16 +162,16 @@ def merge(
         counts["sealed"] = len(columns["split"])
         remedy = "raise --seq_len" if counts["dropped_prompt_fills_window"] else "lower --holdout or give more rows"
         raise ValueError(f"{'+'.join(sets)}: no trainable sample is left ({_reasons(counts)}); {remedy}")
-    _write_array(build / "offsets.npy", np.concatenate([[0], np.cumsum(columns["n_tokens"])]).astype(np.int64))
-    _write_array(build / "targets.npy", np.concatenate(spans).astype(np.int32))
-    _write_array(build / "target_offsets.npy", np.concatenate([[0], np.cumsum(n_spans)]).astype(np.int64))
+    write_array(build / "offsets.npy", np.concatenate([[0], np.cumsum(columns["n_tokens"])]).astype(np.int64))
+    write_array(build / "targets.npy", np.concatenate(spans).astype(np.int32))
+    write_array(build / "target_offsets.npy", np.concatenate([[0], np.cumsum(n_spans)]).astype(np.int64))
     _write_samples(build / "samples.parquet", columns, sets)
     names = ["tokens.bin", "offsets.npy", "targets.npy", "target_offsets.npy", "samples.parquet"]
     if pack:
         counts["segments"] = len(segments["digest"])
         counts["sealed_segments"] = segments["split"].count("sealed")
-        _write_array(build / "segments.npy", np.concatenate([[0], np.cumsum(segments["n_tokens"])]).astype(np.int64))
-        _write_array(build / "segment_offsets.npy", np.concatenate([[0], np.cumsum(n_segments)]).astype(np.int64))
+        write_array(build / "segments.npy", np.concatenate([[0], np.cumsum(segments["n_tokens"])]).astype(np.int64))
+        write_array(build / "segment_offsets.npy", np.concatenate([[0], np.cumsum(n_segments)]).astype(np.int64))
         _write_samples(build / FILE, segments, sets, of=np.repeat(np.arange(len(n_segments)), n_segments))
         names += ["segments.npy", "segment_offsets.npy", FILE]
     meta = {
@@ -239,13 +239,6 @@ def _counts(
 
 def _reasons(counts: Counter[str]) -> str:
     return ", ".join(f"{reason.replace('_', ' ')}: {n}" for reason, n in sorted(counts.items()))
-
-
-def _write_array(path: Path, array: NDArray[Any]) -> None:
-    """Save an .npy file; unlike `numpy.save`, a full disk is an OSError that carries its errno."""
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    write_atomic(path, header.getvalue() + array.tobytes())
 
 
 def _write_samples(

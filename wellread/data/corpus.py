@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 DIGEST_BYTES = 16
+METRICS = "metrics.parquet"
 
 
 class SampleReader(Protocol):

@@ -27,6 +27,7 @@ from wellread.ladder import Failure
 from wellread.models.load import Source
 from wellread.models.registry import find
 from wellread.order import Order
+from wellread.orders.kept import open_order
 from wellread.plan import Plan
 from wellread.record import Reading, Record, RecordWriter, genesis
 from wellread.runs import RunDirectory
@@ -90,7 +91,7 @@ def train(run: RunDirectory, initial: Callable[[], Source], log: Path) -> int:
     """
     config, corpus = _with_own_nvme(run), Corpus.open(run.corpus)
     plan = Plan.from_json(run.plan_file.read_text())
-    order = Order(kind="shuffle", seed=config.seed, n=corpus.n_trainable, batch_size=plan.batch_size)
+    order = open_order(run)
     found, passed_over = _newest_checkpoint(run)
     gate.check(run, config, plan)
     trackers.check(config)

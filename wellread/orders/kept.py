@@ -1,0 +1,140 @@
+"""The order of a run: built once from its settings and corpus, kept in its directory, opened from there alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wellread.config import RunConfig
+from wellread.data.corpus import Corpus
+from wellread.order import Kind, ListedOrder, Order
+from wellread.orders import curriculum as curricula
+from wellread.orders import metrics
+from wellread.orders.arrange import Arranged, arrange, steps_before_corpus
+from wellread.orders.select import choose, open_ids
+from wellread.orders.spec import OrderSpec, parse
+from wellread.runs import RunDirectory, write_array, write_json
+
+
+@dataclass(frozen=True)
+class Built:
+    """An order, and what people want to know of it."""
+
+    order: Order
+    notes: dict[str, Any] | None = None
+    """Of a curriculum: `phases`, and where the insertions stand (docs/formats.md, order.json)."""
+
+
+def build(config: RunConfig, corpus: Corpus) -> Built:
+    """Build the order that `config` (resolved) asks for over the trainable samples of `corpus`.
+
+    Raises
+    ------
+    ValueError
+        When a metric, a file or a curriculum cannot be used, or no sample is left.
+    """
+    spec, batch_size = parse(config.order), config.batch_size or 0
+    plain: dict[str, Any] = {"seed": config.seed, "batch_size": batch_size}
+    where = f"--order {config.order}"
+    if spec.kind in ("shuffle", "sequential"):
+        return Built(Order(kind="shuffle" if spec.kind == "shuffle" else "sequential", n=corpus.n_trainable, **plain))
+    if spec.kind != "curriculum":
+        chosen = choose(spec, corpus, where)
+        return Built(_listed(spec, chosen.ids, _passes(config, chosen.passes), chosen.source, plain))
+    arranged = arrange(
+        curricula.read(Path(spec.path).expanduser(), where), corpus, seed=config.seed, batch_size=batch_size
+    )
+    if config.steps:
+        arranged = _shortened(arranged, config.steps, batch_size, where)
+    order = _listed(spec, arranged.ids, _passes(config, "sequential"), arranged.source, plain)
+    return Built(order, _notes(order, arranged, config.order_control))
+
+
+def _passes(config: RunConfig, kind: Kind) -> Kind:
+    """The control arm reads the same list, shuffled."""
+    return "shuffle" if config.order_control else kind
+
+
+def _listed(spec: OrderSpec, ids: NDArray[np.int64], passes: Kind, source: str, plain: dict[str, Any]) -> ListedOrder:
+    made: dict[str, Any] = {"listed": spec.kind, "by": spec.by, "source": source, "ids_sha256": metrics.digest(ids)}
+    return ListedOrder(kind=passes, n=len(ids), ids=ids, **made, **plain)
+
+
+def _shortened(arranged: Arranged, steps: int, batch_size: int, where: str) -> Arranged:
+    """The first `steps` batches, so that the control arm shuffles what is read and nothing beyond it."""
+    n = steps * batch_size
+    _check_steps(steps, len(arranged.ids) // batch_size, where)
+    phases = [
+        phase | {"stop": min(int(phase["stop"]), steps)} for phase in arranged.phases if int(phase["start"]) < steps
+    ]
+    return replace(
+        arranged, ids=arranged.ids[:n], phases=phases, inserted=[at for at in arranged.inserted if at[1] < n]
+    )
+
+
+def _check_steps(steps: int, there: int, where: str) -> None:
+    if steps > there:
+        raise ValueError(f"--steps {steps}: {where} has {there}; choose at most that, or leave --steps out")
+
+
+def _notes(order: ListedOrder, arranged: Arranged, control: bool) -> dict[str, Any]:
+    indices = np.array([index for _, index in arranged.inserted], dtype=np.int64)
+    places = zip(arranged.inserted, order.ids[indices].tolist(), order.positions(indices, 0).tolist(), strict=True)
+    inserted = [
+        {"tag": tag, "sample_id": sample, "batch_id": position // order.batch_size, "slot": position % order.batch_size}
+        for (tag, _), sample, position in places
+    ]
+    inserted.sort(key=lambda row: (row["batch_id"], row["slot"]))
+    return {"version": 1, "control": control, "phases": [] if control else arranged.phases, "inserted": inserted}
+
+
+def samples_before_corpus(config: RunConfig, trainable: int) -> int:
+    """Samples that one pass of the order reads at most, as far as that is known without a corpus.
+
+    Raises
+    ------
+    ValueError
+        When a file cannot be read, or --steps goes beyond a curriculum.
+    """
+    spec = parse(config.order)
+    where = f"--order {config.order}"
+    if spec.kind == "file":
+        return len(open_ids(Path(spec.path).expanduser(), where))
+    if spec.kind == "curriculum":
+        there = steps_before_corpus(
+            curricula.read(Path(spec.path).expanduser(), where), trainable, config.batch_size or 0
+        )
+        _check_steps(config.steps or 0, there, where)
+        return (config.steps or there) * (config.batch_size or 0)
+    return trainable
+
+
+def keep(run: RunDirectory, built: Built) -> None:
+    """Write what opening the order will need into the run directory; a plain order needs nothing."""
+    if isinstance(built.order, ListedOrder):
+        write_array(run.order_file, built.order.ids)
+    if built.notes:
+        write_json(run.order_notes, built.notes)
+
+
+def open_order(run: RunDirectory) -> Order:
+    """The order of a run that has begun, from its identity and its order.npy.
+
+    Raises
+    ------
+    ValueError
+        When order.npy is missing, or not the one that the identity names.
+    """
+    identity = run.manifest()["identity"]["order"]
+    plain = {key: identity[key] for key in ("seed", "n", "batch_size")}
+    if "ids" not in identity:
+        return Order(kind=identity["kind"], **plain)
+    ids = open_ids(run.order_file, str(run.path))
+    if metrics.digest(ids) != identity["ids"]:
+        raise ValueError(f"{run.order_file}: altered since the run began; the same launch command writes it again")
+    made = {"listed": identity["kind"], "by": identity["by"], "source": identity["source"]}
+    return ListedOrder(kind=identity["pass"], ids=ids, ids_sha256=identity["ids"], **made, **plain)
