@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from eval.history import History
+from finetune.prepare import prepare
 from wellread.config import RunConfig
 from wellread.data.corpus import Corpus
 from wellread.models.registry import find
@@ -133,7 +135,7 @@ phases:
   - {name: short, order: "sorted:n_tokens:asc", where: n_tokens<120, steps: 3}
   - {name: long, where: ["n_tokens>=120", "n_tokens<240"], epochs: 2}
 insert:
-  - {tag: canary, samples: [3, 17], at: [0, "2:5:2"]}
+  - {tag: canary, samples: [3, 17], at: [0, {start: 2, stop: 5, step: 2}]}
   - {tag: one, samples: [40, 41, 42], at: [4, 5], slots: 2}
 """
 
@@ -165,7 +167,9 @@ def test_curriculum_reads_phase_after_phase(corpus: Corpus, tmp_path: Path) -> N
 def test_without_insertions_all_other_slots_stay(corpus: Corpus, tmp_path: Path) -> None:
     """What is inserted replaces: another time or another number of readings moves nothing else."""
     first = build(corpus, curriculum(tmp_path, CANARIES), batch_size=8).order.batches(0, 10)
-    second = build(corpus, curriculum(tmp_path, CANARIES.replace('0, "2:5:2"', "1")), batch_size=8).order.batches(0, 10)
+    second = build(
+        corpus, curriculum(tmp_path, CANARIES.replace("0, {start: 2, stop: 5, step: 2}", "1")), batch_size=8
+    ).order.batches(0, 10)
     differing = np.argwhere(first != second)
     assert {int(batch) for batch, _ in differing} == {0, 1, 2, 4}
     assert (first[[3, 5, 6]] == second[[3, 5, 6]]).all()
@@ -297,7 +301,9 @@ def test_files_that_are_no_order(corpus: Corpus, tmp_path: Path, content: Any, m
         ("phases: [steps: 1]\ninsert: [{tag: a, at: 0}]", ": insert[0]: has no samples; give samples, file, or"),
         ("phases: [steps: 1]\ninsert: [{tag: a, samples: 1}]", ": insert[0].at: is missing or empty"),
         ("phases: [steps: 1]\ninsert: [{samples: 1, at: 0}]", ": insert[0].tag: is missing"),
-        ("phases: [steps: 1]\ninsert: [{tag: a, samples: 1, at: x}]", ": insert[0].at: 'x'; expected a batch id"),
+        ("phases: [steps: 1]\ninsert: [{tag: a, samples: 1, at: x}]", ": insert[0].at: 'x'; expected a whole number"),
+        ("phases: [steps: 1]\ninsert: [{tag: a, samples: 1, at: {stop: x}}]", ": insert[0].at.stop: 'x'; expected a"),
+        ("phases: [steps: 1]\ninsert: [{tag: a, samples: 1, at: {from: 1}}]", ": insert[0].at: unknown key 'from'"),
         ("phases: [steps: 1]\ninsert: [{tag: a, samples: 1, at: 1}]", ".at: no batch 1; the curriculum has 0 … 0"),
         ("phases: [steps: 1]\ninsert: [{tag: a, samples: 600, at: 0}]", ".samples: sample 600 is sealed; choose"),
         ("phases: [steps: 1]\ninsert: [{tag: a, samples: [1, 1], at: 0}]", ".samples: sample 1 is named twice"),
@@ -333,6 +339,26 @@ def test_a_curriculum_says_how_long_it_is(corpus: Corpus, tmp_path: Path, change
 def test_no_control_arm_of_what_is_random(order: str) -> None:
     with pytest.raises(ValueError, match="--order_control: no control arm of --order"):
         resolve(RunConfig(order=order, order_control=True), SPEC)
+
+
+def test_the_curriculum_as_documented(root: Path, corpus: Corpus, tmp_path: Path) -> None:
+    (block,) = re.findall(r"^```yaml\n(.*?)^```$", (root / "docs" / "orders.md").read_text(), re.MULTILINE | re.DOTALL)
+    order = build(corpus, curriculum(tmp_path, block)).order
+    assert order.locate(17, batches=order.n // 16) == [(batch_id, 15) for batch_id in (5, 10, 20, 25, 30, 35)]
+
+
+def test_a_set_is_inserted_and_read_nowhere_else(corpora: Path, tmp_path: Path) -> None:
+    rows = [{"instruction": f"Say the code of box {i}.", "response": f"It is {i * 7919}."} for i in range(8)]
+    (tmp_path / "canaries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = f"sample,{tmp_path / 'canaries.jsonl'}"
+    mixed = Corpus.open(prepare(RunConfig(corpora=str(corpora), data=data)))
+    text = "phases: [{epochs: 1}]\ninsert: [{tag: canary, sets: canaries, at: 2}]"
+    order = build(mixed, curriculum(tmp_path, text)).order
+    read = order.batches(0, order.n // 16)
+    own = mixed.set_names.index("canaries")
+    canaries = np.flatnonzero(mixed.sets(np.arange(mixed.n_trainable)) == own)
+    assert 2 <= len(canaries) <= 8
+    assert np.argwhere(np.isin(read, canaries)).tolist() == [[2, slot] for slot in range(16 - len(canaries), 16)]
 
 
 # --- real runs ---

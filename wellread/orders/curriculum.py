@@ -125,9 +125,9 @@ def _insertion(value: Any, place: str, path: Path) -> Insertion:
     if len(ways) != 1:
         raise ValueError(f"{place}: has {' and '.join(ways) or 'no samples'}; give samples, file, or where and sets")
     samples = _list(keys.get("samples", []), f"{place}.samples")
-    at = sorted({batch for value in _list(keys.get("at"), f"{place}.at") for batch in _batches(value, f"{place}.at")})
+    at = sorted({batch for value in _entries(keys.get("at")) for batch in _batches(value, f"{place}.at")})
     if not at:
-        raise ValueError(f"{place}.at: is missing or empty; list batch ids, e.g. [10, 20, 100:200:10]")
+        raise ValueError(f"{place}.at: is missing or empty; list batch ids, e.g. [10, 20]")
     if not _text(keys.get("tag", ""), f"{place}.tag"):
         raise ValueError(f"{place}.tag: is missing; name the insertion, e.g. canary")
     if "slots" in keys:
@@ -152,13 +152,12 @@ def _pool(keys: dict[str, Any], place: str) -> Pool:
 
 
 def _batches(value: Any, place: str) -> range:
-    """Batch ids of one entry of `at`: ``7`` or ``START:STOP:STEP``, the stop not included."""
-    parts = value.split(":") if isinstance(value, str) else []
-    if len(parts) in (2, 3) and all(part.isdecimal() for part in parts) and (len(parts) == 2 or int(parts[2])):
-        return range(*map(int, parts))
-    if isinstance(value, str):
-        raise ValueError(f"{place}: {value!r}; expected a batch id, START:STOP or START:STOP:STEP")
-    return range(_whole(value, place, 0), value + 1)
+    """Batch ids of one entry of `at`: a number, or start, stop and step (20:40 would be a number to YAML: 1240)."""
+    if not isinstance(value, dict):
+        return range(_whole(value, place, 0), value + 1)
+    keys = _mapping(value, place, ("start", "stop", "step"))
+    start, step = _whole(keys.get("start", 0), f"{place}.start", 0), _whole(keys.get("step", 1), f"{place}.step", 1)
+    return range(start, _whole(keys.get("stop"), f"{place}.stop", start + 1), step)
 
 
 def _mapping(value: Any, place: str, known: tuple[str, ...]) -> dict[str, Any]:
@@ -183,6 +182,10 @@ def _list(value: Any, place: str) -> list[Any]:
     """The value's entries; one that is no list stands for itself."""
     if isinstance(value, dict):
         raise ValueError(f"{place}: expected a value or a list of values")
+    return _entries(value)
+
+
+def _entries(value: Any) -> list[Any]:
     return [] if value is None else value if isinstance(value, list) else [value]
 
 
