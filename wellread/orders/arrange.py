@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wellread.data.corpus import Corpus
-from wellread.order import Order
+from wellread.order import Order, steps_of
 from wellread.orders import metrics
 from wellread.orders.curriculum import Curriculum, Insertion, Phase, Pool
 from wellread.orders.select import choose, read_ids
@@ -67,14 +67,14 @@ def arrange(curriculum: Curriculum, corpus: Corpus, *, seed: int, batch_size: in
 
 
 def steps_before_corpus(curriculum: Curriculum, trainable: int, batch_size: int) -> int:
-    """Steps of a curriculum as far as they are known without a corpus: a phase may turn out shorter, never longer."""
+    """Steps of a curriculum without a corpus: a phase that has epochs and chooses samples may turn out shorter."""
     return sum(_steps(phase, trainable, batch_size) for phase in curriculum.phases)
 
 
 def _steps(phase: Phase, n: int, batch_size: int) -> int:
     if phase.steps is not None:
         return phase.steps
-    return Order(kind="sequential", seed=0, n=n, batch_size=batch_size).steps(phase.epochs or 1)
+    return steps_of(phase.epochs or 1, n, batch_size)
 
 
 def _phase_seed(seed: int, number: int) -> int:

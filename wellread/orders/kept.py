@@ -93,7 +93,7 @@ def _notes(order: ListedOrder, arranged: Arranged, control: bool) -> dict[str, A
 
 
 def samples_before_corpus(config: RunConfig, trainable: int) -> int:
-    """Samples that one pass of the order reads at most, as far as that is known without a corpus.
+    """Samples that one pass of the order reads, as far as that is known without a corpus: of a filter, at most.
 
     Raises
     ------
@@ -105,11 +105,11 @@ def samples_before_corpus(config: RunConfig, trainable: int) -> int:
     if spec.kind == "file":
         return len(open_ids(Path(spec.path).expanduser(), where))
     if spec.kind == "curriculum":
-        there = steps_before_corpus(
-            curricula.read(Path(spec.path).expanduser(), where), trainable, config.batch_size or 0
-        )
-        _check_steps(config.steps or 0, there, where)
-        return (config.steps or there) * (config.batch_size or 0)
+        read, batch_size = curricula.read(Path(spec.path).expanduser(), where), config.batch_size or 0
+        there = steps_before_corpus(read, trainable, batch_size)
+        if all(phase.steps for phase in read.phases):  # else it is an estimate, and the corpus will tell
+            _check_steps(config.steps or 0, there, where)
+        return (config.steps or there) * batch_size
     return trainable
 
 
