@@ -365,9 +365,7 @@ def test_a_set_is_inserted_and_read_nowhere_else(corpora: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_a_curriculum_through_the_launcher(
-    program: Program, corpora: Path, corpus: Corpus, small_model: Path, tmp_path: Path
-) -> None:
+def test_a_curriculum_through_the_launcher(program: Program, corpora: Path, small_model: Path, tmp_path: Path) -> None:
     """Two ranks read what the order says; stopped and continued on one rank, the record is still exact."""
     flags = ["--model", small_model, "--data", "sample", "--corpora", corpora, "--seq_len", 128, "--batch_size", 8]
     where = ["--order", curriculum(tmp_path, CANARIES.replace("epochs: 2", "steps: 5")), "--save_every", 4]
@@ -392,7 +390,7 @@ def test_a_curriculum_through_the_launcher(
         places = [(r.batch_id, r.slot) for r in history.readings(sample_id)]
         assert places == [divmod(int(p), 8) for p in np.flatnonzero(whole.sample_ids() == sample_id)]
         assert len(places) >= 1
-    assert history.readings(corpus.n - 1) == []
+    assert history.readings(history.reader.n - 1) == []
     other = program(*launch, "--out", run.path, "--order_control", "true")
     assert other.returncode == 2
     assert "holds another run (order.pass is sequential there, shuffle asked for)" in other.stderr
