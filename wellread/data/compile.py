@@ -13,15 +13,22 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wellread.data.corpus import DIGEST_BYTES, corpus_hash, digest
-from wellread.data.pack import packed_samples
+from wellread.data.columns import DIGEST, Columns, digest_of_spans, joined, n_targets, take
+from wellread.data.corpus import DIGEST_BYTES, METRICS, corpus_hash
+from wellread.data.pack import Packed, packed
 from wellread.data.segments import FILE
 from wellread.runs import fsync_directory, full_disk_named, write_array, write_atomic, write_json
+
+if TYPE_CHECKING:
+    import pyarrow
+
+KEPT = ("lengths", "spans", "n_spans", "digest", "document", "sealed", "metrics")
+"""What is in memory of every sample while shards are merged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +43,11 @@ class Sample:
     set_id: int
     """Which of the corpus's sets it comes from."""
     row: int
+    """The first source row that it is made of."""
     category: str
     author: str = ""
+    further_rows: Sequence[int] = ()
+    """Source rows after the first, of a window over several documents."""
 
 
 @dataclass
@@ -46,6 +56,8 @@ class Shard:
 
     samples: list[Sample]
     counts: Counter[str] = field(default_factory=Counter)
+    metrics: NDArray[np.float32] | None = None
+    """(samples, metrics) where text metrics are asked for."""
 
 
 def corpus_key(settings: dict[str, Any]) -> str:
@@ -81,27 +93,44 @@ def building(target: Path) -> Iterator[Path | None]:
 
 def write_shards(build: Path, count: int, make: Callable[[int], Shard], progress: Callable[[int], None]) -> None:
     """Write shards 0 … count-1 that are not there yet; calls ``progress(done)`` after each."""
-    (build / "shards").mkdir(exist_ok=True)
     for index in range(count):
-        path = build / "shards" / f"{index:05d}.npz"
+        path = shard_path(build, index)
         if not path.exists():
-            write_atomic(path, _pack(make(index)))
+            write_shard(path, make(index))
         progress(index + 1)
+
+
+def shard_path(build: Path, index: int) -> Path:
+    """Where shard `index` of a build lies; its folder is there afterwards."""
+    (build / "shards").mkdir(exist_ok=True)
+    return build / "shards" / f"{index:05d}.npz"
+
+
+def write_shard(path: Path, shard: Shard) -> None:
+    """Write one shard, whole or not at all."""
+    write_atomic(path, _pack(shard))
 
 
 def _pack(shard: Shard) -> bytes:
     samples = shard.samples
     buffer = io.BytesIO()
+    tokens = [np.asarray(s.tokens, dtype=np.uint32) for s in samples]
+    metrics = np.empty((len(samples), 0)) if shard.metrics is None else shard.metrics
     np.savez(
         buffer,
-        tokens=np.fromiter((t for s in samples for t in s.tokens), dtype=np.uint32),
+        tokens=np.concatenate([np.empty(0, dtype=np.uint32), *tokens]),
+        digest=np.array(
+            [digest_of_spans(t, s.spans) for s, t in zip(samples, tokens, strict=True)], dtype=DIGEST
+        ).reshape(-1),
         lengths=np.array([len(s.tokens) for s in samples], dtype=np.int64),
         spans=np.array([span for s in samples for span in s.spans], dtype=np.int32).reshape(-1, 2),
         n_spans=np.array([len(s.spans) for s in samples], dtype=np.int64),
         document=np.array([s.document for s in samples], dtype=np.int64),
         sealed=np.array([s.sealed for s in samples], dtype=np.bool_),
         set_id=np.array([s.set_id for s in samples], dtype=np.int32),
-        row=np.array([s.row for s in samples], dtype=np.int64),
+        rows=np.array([row for s in samples for row in (s.row, *s.further_rows)], dtype=np.int64),
+        n_rows=np.array([1 + len(s.further_rows) for s in samples], dtype=np.int64),
+        metrics=np.asarray(metrics, dtype=np.float32),
         category=np.array([s.category for s in samples], dtype=np.str_),
         author=np.array([s.author for s in samples], dtype=np.str_),
         counts=np.array(json.dumps(shard.counts)),
@@ -116,14 +145,19 @@ def merge(
     vocab_size: int,
     settings: dict[str, Any],
     extra: dict[str, Any],
+    metrics: Sequence[str] = (),
     pack: int | None = None,
 ) -> None:
     """Merge all shards into the files of a corpus, trainable samples first, then sealed ones.
+
+    One shard is in memory at a time (with `pack`: one side of the seal), and some tens of bytes for each sample.
 
     Parameters
     ----------
     sets : sequence of str
         Names of the sets that the samples come from.
+    metrics : sequence of str
+        Names of the shards' text metrics, which become metrics.parquet.
     pack : int, optional
         Pack the samples of each side into sequences of so many tokens (`wellread.data.pack`).
 
@@ -133,52 +167,50 @@ def merge(
         When no trainable sample is left.
     """
     dtype = "<u2" if vocab_size <= 65536 else "<u4"
-    columns: dict[str, list[Any]] = {
-        name: []
-        for name in ("digest", "split", "n_tokens", "n_targets", "document", "set_id", "rows", "category", "author")
-    }
-    segments = {name: list[Any]() for name in columns}
-    n_segments: list[int] = []
-    spans: list[NDArray[np.int32]] = []
-    n_spans: list[int] = []
-    counts: Counter[str] = Counter()
-    with open(build / "tokens.bin", "wb") as file:
+    counts = _check_trainable(build, sets)
+    found: list[Columns] = []
+    packs: list[Packed] = []
+    n_samples = 0
+    with open(build / "tokens.bin", "wb") as file, _table_of_samples(build / "samples.parquet") as write:
         for sealed in (False, True):
-            found: Iterable[dict[str, Any]] = (s for shard in _shards(build) for s in _unpack(shard, sealed))
-            for sample in packed_samples(list(found), pack) if pack else found:
-                file.write(np.ascontiguousarray(sample["tokens"], dtype=dtype).data)
-                spans.append(sample["spans"])
-                n_spans.append(len(sample["spans"]))
-                _append(columns, sample)
-                for segment in sample.get("segments", ()):
-                    _append(segments, segment)
-                n_segments.append(len(sample.get("segments", ())))
+            parts: Iterable[Columns] = _sides(build, sealed)
+            if pack:
+                packs.append(packed(joined(list(parts)), pack))
+                parts = [packs[-1].samples]
+            for part in parts:
+                n = len(part["lengths"])
+                file.write(np.ascontiguousarray(part["tokens"], dtype=dtype).data)
+                if n:
+                    write(_samples_table(part, sets, np.arange(n_samples, n_samples + n)))
+                n_samples += n
+                found.append({name: part[name] for name in KEPT})
         file.flush()
         os.fsync(file.fileno())
-    for shard in _shards(build):
-        counts.update(json.loads(str(shard["counts"])))
-    n_trainable = columns["split"].count("trainable")
-    if n_trainable == 0:
-        counts["sealed"] = len(columns["split"])
-        remedy = "raise --seq_len" if counts["dropped_prompt_fills_window"] else "lower --holdout or give more rows"
-        raise ValueError(f"{'+'.join(sets)}: no trainable sample is left ({_reasons(counts)}); {remedy}")
-    write_array(build / "offsets.npy", np.concatenate([[0], np.cumsum(columns["n_tokens"])]).astype(np.int64))
-    write_array(build / "targets.npy", np.concatenate(spans).astype(np.int32))
-    write_array(build / "target_offsets.npy", np.concatenate([[0], np.cumsum(n_spans)]).astype(np.int64))
-    _write_samples(build / "samples.parquet", columns, sets)
+    columns = joined(found)
+    write_array(build / "offsets.npy", np.concatenate([[0], np.cumsum(columns["lengths"])]).astype(np.int64))
+    write_array(build / "targets.npy", columns["spans"].astype(np.int32))
+    write_array(build / "target_offsets.npy", np.concatenate([[0], np.cumsum(columns["n_spans"])]).astype(np.int64))
     names = ["tokens.bin", "offsets.npy", "targets.npy", "target_offsets.npy", "samples.parquet"]
+    if metrics:
+        write_metrics(build, dict(zip(metrics, columns["metrics"].T, strict=True)))
+        names.append(METRICS)
+    documents = columns["document"]
     if pack:
-        counts["segments"] = len(segments["digest"])
-        counts["sealed_segments"] = segments["split"].count("sealed")
-        write_array(build / "segments.npy", np.concatenate([[0], np.cumsum(segments["n_tokens"])]).astype(np.int64))
-        write_array(build / "segment_offsets.npy", np.concatenate([[0], np.cumsum(n_segments)]).astype(np.int64))
-        _write_samples(build / FILE, segments, sets, of=np.repeat(np.arange(len(n_segments)), n_segments))
-        names += ["segments.npy", "segment_offsets.npy", FILE]
+        segments = joined([packed.segments for packed in packs])
+        n_segments = np.concatenate([packed.n_segments for packed in packs])
+        documents = segments["document"]
+        counts["segments"] = len(documents)
+        counts["sealed_segments"] = int(segments["sealed"].sum())
+        names += _write_segments(build, segments, n_segments, sets)
     meta = {
         "version": 1,
-        "hash": corpus_hash(columns["digest"], columns["document"], columns["split"]),
+        "hash": corpus_hash(
+            (value.tobytes() for value in columns["digest"]),
+            columns["document"].tolist(),
+            ("sealed" if sealed else "trainable" for sealed in columns["sealed"]),
+        ),
         "dtype": dtype,
-        "counts": _counts(columns, n_trainable, (segments if pack else columns)["document"], counts),
+        "counts": _counts(columns, documents, counts),
         "settings": settings,
         **extra,
         "sizes": {name: (build / name).stat().st_size for name in names},
@@ -186,53 +218,76 @@ def merge(
     write_json(build / "corpus.json", meta)
 
 
-def _shards(build: Path) -> Iterator[dict[str, NDArray[Any]]]:
-    for path in sorted((build / "shards").glob("*.npz")):
+def _write_segments(
+    build: Path, segments: Columns, n_segments: NDArray[np.int64], sets: Sequence[str]
+) -> tuple[str, ...]:
+    """Write what packed samples are made of; return the names of the files."""
+    import pyarrow
+    import pyarrow.parquet
+
+    write_array(build / "segments.npy", np.concatenate([[0], np.cumsum(segments["lengths"])]).astype(np.int64))
+    write_array(build / "segment_offsets.npy", np.concatenate([[0], np.cumsum(n_segments)]).astype(np.int64))
+    numbers = pyarrow.array(range(len(segments["lengths"])), pyarrow.int64())
+    table = _samples_table(segments, sets, np.repeat(np.arange(len(n_segments)), n_segments))
+    pyarrow.parquet.write_table(table.add_column(0, "segment", numbers), build / FILE, compression="zstd")
+    return "segments.npy", "segment_offsets.npy", FILE
+
+
+def write_metrics(build: Path, columns: dict[str, NDArray[Any]]) -> None:
+    """Write metrics.parquet: one row for each sample, in order of sample id, one float32 column for each metric."""
+    import pyarrow
+    import pyarrow.parquet
+
+    n = len(next(iter(columns.values())))
+    table = {"sample_id": pyarrow.array(range(n), pyarrow.int64())}
+    table |= {name: pyarrow.array(values, pyarrow.float32()) for name, values in columns.items()}
+    pyarrow.parquet.write_table(pyarrow.table(table), build / METRICS, compression="zstd")
+
+
+def _check_trainable(build: Path, sets: Sequence[str]) -> Counter[str]:
+    """What was left out or cut, by reason, in all shards."""
+    counts: Counter[str] = Counter()
+    n_trainable = n_sealed = 0
+    for path in _shard_paths(build):
+        with np.load(path) as file:
+            counts.update(json.loads(str(file["counts"])))
+            sealed = int(file["sealed"].sum())
+            n_sealed, n_trainable = n_sealed + sealed, n_trainable + len(file["sealed"]) - sealed
+    if n_trainable == 0:
+        counts["sealed"] = n_sealed
+        remedy = "raise --seq_len" if counts["dropped_prompt_fills_window"] else "lower --holdout or give more rows"
+        raise ValueError(f"{'+'.join(sets)}: no trainable sample is left ({_reasons(counts)}); {remedy}")
+    return counts
+
+
+def _shard_paths(build: Path) -> list[Path]:
+    return sorted((build / "shards").glob("*.npz"))
+
+
+def _shards(build: Path) -> Iterator[Columns]:
+    for path in _shard_paths(build):
         with np.load(path) as file:
             yield dict(file)
 
 
-def _unpack(shard: dict[str, NDArray[Any]], sealed: bool) -> Iterator[dict[str, Any]]:
-    ends, span_ends = np.cumsum(shard["lengths"]), np.cumsum(shard["n_spans"])
-    for i in np.flatnonzero(shard["sealed"] == sealed):
-        tokens = shard["tokens"][ends[i] - shard["lengths"][i] : ends[i]]
-        spans = shard["spans"][span_ends[i] - shard["n_spans"][i] : span_ends[i]]
-        targets = np.zeros(len(tokens), dtype=np.bool_)
-        for start, stop in spans:
-            targets[start:stop] = True
-        yield {
-            "tokens": tokens,
-            "spans": spans,
-            "digest": digest(tokens, targets),
-            "split": "sealed" if sealed else "trainable",
-            "n_tokens": len(tokens),
-            "n_targets": int(targets.sum()),
-            "document": int(shard["document"][i]),
-            "set_id": int(shard["set_id"][i]),
-            "rows": [int(shard["row"][i])],
-            "category": str(shard["category"][i]),
-            "author": str(shard["author"][i]),
-        }
+def _sides(build: Path, sealed: bool) -> Iterator[Columns]:
+    """The samples of each shard that are sealed, or those that are not."""
+    for shard in _shards(build):
+        samples = {name: values for name, values in shard.items() if name != "counts"}
+        yield take(samples, np.flatnonzero(samples["sealed"] == sealed))
 
 
-def _append(columns: dict[str, list[Any]], sample: dict[str, Any]) -> None:
-    for name, column in columns.items():
-        column.append(sample[name])
-
-
-def _counts(
-    columns: dict[str, list[Any]], n_trainable: int, documents: list[int], counts: Counter[str]
-) -> dict[str, Any]:
-    sealed = slice(n_trainable, None)
+def _counts(columns: Columns, documents: NDArray[np.int64], counts: Counter[str]) -> dict[str, Any]:
+    n, sealed = len(columns["lengths"]), columns["sealed"]
     return {
-        "samples": len(columns["digest"]),
-        "trainable": n_trainable,
-        "sealed": len(columns["digest"]) - n_trainable,
-        "tokens": sum(columns["n_tokens"]),
-        "targets": sum(columns["n_targets"]),
-        "sealed_tokens": sum(columns["n_tokens"][sealed]),
-        "longest": max(columns["n_tokens"]),
-        "duplicates": len(documents) - len(set(documents)),
+        "samples": n,
+        "trainable": int((~sealed).sum()),
+        "sealed": int(sealed.sum()),
+        "tokens": int(columns["lengths"].sum()),
+        "targets": int((columns["spans"][:, 1] - columns["spans"][:, 0]).sum()),
+        "sealed_tokens": int(columns["lengths"][sealed].sum()),
+        "longest": int(columns["lengths"].max()),
+        "duplicates": len(documents) - len(np.unique(documents)),
         **dict(sorted(counts.items())),
     }
 
@@ -241,27 +296,40 @@ def _reasons(counts: Counter[str]) -> str:
     return ", ".join(f"{reason.replace('_', ' ')}: {n}" for reason, n in sorted(counts.items()))
 
 
-def _write_samples(
-    path: Path, columns: dict[str, list[Any]], sets: Sequence[str], of: NDArray[np.int64] | None = None
-) -> None:
-    """Write the table of samples; with `of`, that of segments, which are part of these samples."""
-    import pyarrow
+@contextmanager
+def _table_of_samples(path: Path) -> Iterator[Callable[[pyarrow.Table], None]]:
     import pyarrow.parquet
 
-    n = len(columns["digest"])
-    table = pyarrow.table(
+    writer: Any = None
+
+    def write(table: pyarrow.Table) -> None:
+        nonlocal writer
+        writer = writer or pyarrow.parquet.ParquetWriter(path, table.schema, compression="zstd")
+        writer.write_table(table)
+
+    try:
+        yield write
+    finally:
+        if writer:
+            writer.close()
+
+
+def _samples_table(part: Columns, sets: Sequence[str], sample_ids: NDArray[np.int64]) -> pyarrow.Table:
+    import pyarrow
+
+    starts = np.concatenate([[0], np.cumsum(part["n_rows"])]).astype(np.int32)
+    splits = np.where(part["sealed"], "sealed", "trainable")
+    return pyarrow.table(
         {
-            **({} if of is None else {"segment": pyarrow.array(range(n), pyarrow.int64())}),
-            "sample_id": pyarrow.array(range(n) if of is None else of, pyarrow.int64()),
-            "digest": pyarrow.array(columns["digest"], pyarrow.binary(DIGEST_BYTES)),
-            "split": pyarrow.array(columns["split"]).dictionary_encode(),
-            "n_tokens": pyarrow.array(columns["n_tokens"], pyarrow.int32()),
-            "n_targets": pyarrow.array(columns["n_targets"], pyarrow.int32()),
-            "document": pyarrow.array(columns["document"], pyarrow.int64()),
-            "source": pyarrow.DictionaryArray.from_arrays(pyarrow.array(columns["set_id"], pyarrow.int32()), [*sets]),
-            "rows": pyarrow.array(columns["rows"], pyarrow.list_(pyarrow.int64())),
-            "category": pyarrow.array(columns["category"]).dictionary_encode(),
-            "author": pyarrow.array(columns["author"]).dictionary_encode(),
+            "sample_id": pyarrow.array(sample_ids, pyarrow.int64()),
+            "digest": pyarrow.array([value.tobytes() for value in part["digest"]], pyarrow.binary(DIGEST_BYTES)),
+            "split": pyarrow.array(splits).dictionary_encode(),
+            "n_tokens": pyarrow.array(part["lengths"], pyarrow.int32()),
+            "n_targets": pyarrow.array(n_targets(part), pyarrow.int32()),
+            "document": pyarrow.array(part["document"], pyarrow.int64()),
+            "source": pyarrow.DictionaryArray.from_arrays(pyarrow.array(part["set_id"], pyarrow.int32()), [*sets]),
+            "rows": pyarrow.ListArray.from_arrays(starts, pyarrow.array(part["rows"], pyarrow.int64())),
+            "category": pyarrow.array(part["category"]).dictionary_encode(),
+            "author": pyarrow.array(part["author"]).dictionary_encode(),
         }
     )
-    pyarrow.parquet.write_table(table, path, compression="zstd")

@@ -225,6 +225,27 @@ class Corpus:
 
         return pyarrow.parquet.read_table(self.path / "samples.parquet")
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the text metrics that the corpus keeps of each sample; none unless it was prepared with them."""
+        return tuple(self.meta.get("metrics", ()))
+
+    def metric(self, name: str) -> NDArray[np.float32]:
+        """One text metric of every sample, (n,): trainable samples first, as their ids are.
+
+        Raises
+        ------
+        ValueError
+            When the corpus does not have it.
+        """
+        if name not in self.metrics:
+            known = f"it has {', '.join(self.metrics)}" if self.metrics else "it has none; prepare it with --metrics"
+            raise ValueError(f"{self.path.name}: no metric {name!r}; {known}")
+        import pyarrow.parquet
+
+        column = pyarrow.parquet.read_table(self.path / METRICS, columns=[name])[name]
+        return np.asarray(column.to_numpy(), dtype=np.float32)
+
     def _check(self, sample_id: int) -> None:
         if not 0 <= sample_id < self.n:
             raise ValueError(f"sample {sample_id}: out of range, {self.path.name} holds samples 0 … {self.n - 1}")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wellread.data.corpus import digest
+from wellread.data.columns import DIGEST, RAGGED, Columns, digest_of_spans, take
 
 
 def first_fit_decreasing(lengths: NDArray[np.int64], capacity: int) -> NDArray[np.int64]:
@@ -65,33 +66,45 @@ def pack(lengths: NDArray[np.int64], sets: NDArray[np.int64], capacity: int) -> 
     return sorted(packed, key=lambda members: int(members[0]))
 
 
-def packed_samples(samples: Sequence[dict[str, Any]], capacity: int) -> Iterator[dict[str, Any]]:
-    """Pack the samples of one side of the seal; what is packed has the same fields, and `segments`, its samples."""
-    lengths, sets = (np.array([s[name] for s in samples], dtype=np.int64) for name in ("n_tokens", "set_id"))
-    for members in pack(lengths, sets, capacity):
-        yield _joined([samples[i] for i in members.tolist()])
+@dataclass(frozen=True)
+class Packed:
+    """Samples of one side of the seal, packed."""
+
+    samples: Columns
+    """The packed samples; their tokens, spans and rows are those of their segments, one after the other."""
+    segments: Columns
+    """What they are made of: the samples as they were, in the order in which they now lie."""
+    n_segments: NDArray[np.int64]
+    """Segments of each packed sample."""
 
 
-def _joined(segments: list[dict[str, Any]]) -> dict[str, Any]:
-    """Some samples as one; a span of targets moves with its segment, whose first token is never scored."""
-    assert all(len(s["spans"]) == 0 or s["spans"].min() > 0 for s in segments), "a first token has nothing before it"
-    starts = np.concatenate([[0], np.cumsum([s["n_tokens"] for s in segments])]).astype(np.int64)
-    tokens = np.concatenate([s["tokens"] for s in segments])
-    spans = np.concatenate([s["spans"] + start for s, start in zip(segments, starts, strict=False)])
-    targets = np.zeros(len(tokens), dtype=np.bool_)
-    for first, last in spans:
-        targets[first:last] = True
-    return segments[0] | {
-        "tokens": tokens,
-        "spans": spans,
-        "digest": digest(tokens, targets, starts[:-1]),
-        "n_tokens": len(tokens),
-        "n_targets": int(targets.sum()),
-        "document": joined_document([s["document"] for s in segments]),
-        "rows": [row for s in segments for row in s["rows"]],
-        **{name: shared([s[name] for s in segments]) for name in ("category", "author")},
-        "segments": segments,
-    }
+def packed(samples: Columns, capacity: int) -> Packed:
+    """Pack samples into sequences of at most `capacity` tokens; a span of targets moves with its segment."""
+    assert samples["spans"].size == 0 or samples["spans"].min() > 0, "a first token has nothing before it"
+    members = pack(samples["lengths"], samples["set_id"], capacity)
+    n_segments = np.array([len(each) for each in members], dtype=np.int64)
+    segments = take(samples, np.concatenate([np.empty(0, dtype=np.int64), *members]))
+    bounds = np.concatenate([[0], np.cumsum(n_segments)])
+    heads = bounds[:-1]
+    starts = np.cumsum(segments["lengths"]) - segments["lengths"]  # of each segment, among the tokens of all
+    within = starts - np.repeat(starts[heads], n_segments)
+    made = {name: values if name in RAGGED else values[heads] for name, values in segments.items()}
+    made |= {name: np.add.reduceat(segments[name], heads) for name in RAGGED.values()}
+    made["spans"] = (segments["spans"] + np.repeat(within, segments["n_spans"])[:, None]).astype(np.int32)
+    own = [slice(*pair) for pair in pairwise(bounds.tolist())]
+    made["digest"] = np.array([*_digests(made, [within[each] for each in own])], dtype=DIGEST).reshape(-1)
+    documents = segments["document"].tolist()
+    made["document"] = np.array([joined_document(documents[each]) for each in own], dtype=np.int64)
+    for name in ("category", "author"):
+        made[name] = np.array([shared(segments[name][each].tolist()) for each in own], dtype=np.str_)
+    return Packed(made, segments, n_segments)
+
+
+def _digests(samples: Columns, starts: Sequence[NDArray[np.int64]]) -> Iterator[bytes]:
+    """Digest of each sample, given where its segments begin."""
+    tokens, spans = (np.concatenate([[0], np.cumsum(samples[name])]).tolist() for name in ("lengths", "n_spans"))
+    for (first, stop), (a, b), of in zip(pairwise(tokens), pairwise(spans), starts, strict=True):
+        yield digest_of_spans(samples["tokens"][first:stop], samples["spans"][a:b], of)
 
 
 def joined_document(documents: Sequence[int]) -> int:
