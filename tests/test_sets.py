@@ -15,7 +15,7 @@ from wellread.data.sources import Source, fingerprint
 from wellread.models.registry import ModelSpec, registry
 from wellread.plan import resolve
 
-KNOWN = "sample, dolly, alpaca, alpaca-cleaned, hc3, evol-instruct, text"
+KNOWN = "sample, dolly, alpaca, alpaca-cleaned, hc3, evol-instruct, stories, tinystories, tinystories-archive, text"
 DOLLY = {"instruction": "Add 1 and 1.", "context": "", "response": "2"}
 ALPACA = {"instruction": "Add.", "input": "1 1", "output": "2"}
 

@@ -105,13 +105,9 @@ def _first(source: Source, samples: NDArray[np.int64], target: int) -> NDArray[n
 
 
 def _rows(source: Source) -> int:
-    if TEXT in source.schemas:
-        return raw.count(source)
-    if source.paths:
+    if source.paths and TEXT not in source.schemas:
         return sum(1 for _ in sources.rows(source))
-    if source.published_rows is None:
-        raise ValueError(f"--data {source.name}: its size is not known before it is downloaded")
-    return source.published_rows
+    return raw.count(source)
 
 
 # --- how a set is read -----------------------------------------------------------------------------------------------

@@ -77,7 +77,6 @@ def train(counts: Counter[str], size: int) -> bytes:
             byte_fallback=True,
             unk_surface=" \342\201\207 ",
             normalization_rule_name="identity",
-            self_test_sample_size=0,
             num_threads=1,
             minloglevel=2,
         )

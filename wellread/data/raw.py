@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wellread.data import sources, text
+from wellread.data import sources, story_grammar, text
 from wellread.data.megatron import Megatron
 from wellread.data.sources import Source
 
@@ -52,39 +52,82 @@ def _prefix(path: Path) -> Path:
 
 def documents(source: Source) -> Iterator[tuple[int, Sequence[Raw] | str]]:
     """Yield the number of each document and the document, or a line that says where it is broken."""
+    for number, where, found in located(source):
+        yield number, f"{where}: {found}" if isinstance(found, str) else [found]
+
+
+def located(source: Source, *, blank: bool = False) -> Iterator[tuple[int, str, Raw | str]]:
+    """Yield the number of each document, its file and row there, and the document or what is wrong with it.
+
+    Parameters
+    ----------
+    blank : bool
+        Yield blank documents of text files, too.
+    """
+    if not source.paths:
+        found = _of_grammar(source.generated) if source.generated else _of_hub(source)
+        for number, document in found:
+            yield number, f"{source.where} row {number}", document
     before = last = 0
     for path in source.paths:
-        for number, found in _of_file(path, source.columns.get("text", "text")):
+        for number, document in _of_file(path, _column(source), blank):
             last = before + number
-            yield last, f"{path} row {number}: {found}" if isinstance(found, str) else [found]
+            yield last, f"{path} row {number}", document
         before = last
 
 
-def _of_file(path: Path, column: str) -> Iterator[tuple[int, Raw | str]]:
+def _column(source: Source) -> str:
+    return source.columns.get("text", TEXT)
+
+
+def _of_grammar(count: int) -> Iterator[tuple[int, Raw]]:
+    return ((i + 1, Raw(story_grammar.story(i))) for i in range(count))
+
+
+def _of_hub(source: Source) -> Iterator[tuple[int, Raw | str]]:
+    return (_numbered(document) for document in text.of_rows(sources.hub_rows(source), _column(source)))
+
+
+def _of_file(path: Path, column: str, blank: bool) -> Iterator[tuple[int, Raw | str]]:
     if is_megatron(path):
         samples = Megatron.open(_prefix(path))
         for i in range(samples.n):
             yield i + 1, Raw(tokens=samples.tokens(i))
         return
-    for document in text.documents(path, text=column):
-        if document.text is None:
-            yield document.number, f"{document.error}"
-        else:
-            yield document.number, Raw(document.text, category=str(document.meta.get("pile_set_name") or ""))
+    for document in text.documents(path, text=column, blank=blank):
+        yield _numbered(document)
+
+
+def _numbered(document: text.Document) -> tuple[int, Raw | str]:
+    if document.text is None:
+        return document.number, f"{document.error}"
+    return document.number, Raw(document.text, category=str(document.meta.get("pile_set_name") or ""))
 
 
 def count(source: Source) -> int:
-    """Number of documents."""
-    column = source.columns.get("text", "text")
+    """Number of documents; that of a set of the hub as it was published.
+
+    Raises
+    ------
+    ValueError
+        When the size of a hub set is not known before it is downloaded.
+    """
+    if not source.paths:
+        known = source.generated or source.published_rows
+        if known is None:
+            raise ValueError(f"--data {source.name}: its size is not known before it is downloaded")
+        return known
     sizes = (Megatron.open(_prefix(path)).n if is_megatron(path) else None for path in source.paths)
     return sum(
-        sum(1 for _ in text.documents(path, text=column)) if size is None else size
+        sum(1 for _ in text.documents(path, text=_column(source))) if size is None else size
         for path, size in zip(source.paths, sizes, strict=True)
     )
 
 
 def fingerprint(source: Source) -> str:
-    """Hash of what the files hold."""
+    """Hash of what the files hold, or of how the stories are made up."""
+    if source.generated:
+        return f"grammar-{story_grammar.VERSION}:{source.generated}"
     if not any(is_megatron(path) for path in source.paths):
         return sources.fingerprint(source)
     return hashlib.sha256("".join(Megatron.open(_prefix(path)).hash for path in source.paths).encode()).hexdigest()

@@ -17,7 +17,19 @@ from wellread.data.sources import SUFFIXES, Source
 from wellread.data.text import KINDS, PACKED
 
 AMOUNT = re.compile(r"(.*):([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?|[+-]?(?:inf|nan))", re.IGNORECASE | re.DOTALL)
-KEYS = {"file", "hub", "revision", "hub_files", "schema", "columns", "template", "answers", "subsets", "rows"}
+KEYS = {
+    "file",
+    "hub",
+    "revision",
+    "hub_files",
+    "schema",
+    "columns",
+    "template",
+    "answers",
+    "subsets",
+    "rows",
+    "generated",
+}
 """What an entry of configs/data.yaml, or a file of one's own, may say."""
 ANSWERS = ("human", "chatgpt", "both")
 YAML = (".yaml", ".yml")
@@ -76,6 +88,31 @@ def label(data: str) -> str:
     return data
 
 
+def stories(data: str) -> Source:
+    """Turn ``--data`` of a pretraining into the one source of its stories.
+
+    A path is text, whatever its suffix; ``stories:N`` makes up N stories, and of others ``:N`` takes N rows.
+
+    Raises
+    ------
+    ValueError
+        As `find`; also when several sets are named, or one that is no raw text.
+    """
+    text = _without_amount(data)[0]
+    path = Path(text).expanduser()
+    mixture = find(data if not path.exists() or path.suffix in YAML else f"{TEXT}@{data}")
+    (source, *more) = mixture.sources
+    if more:
+        raise ValueError(f"--data {data}: a pretraining reads one set; put the files into one folder")
+    if TEXT not in source.schemas:
+        raise ValueError(f"--data {data}: {source.name} is no raw text; python -m finetune reads it")
+    if source.generated and source.limit:
+        source = replace(source, generated=source.limit, limit=None)
+    if path.exists() and path.suffix not in YAML:
+        source = replace(source, name=label(text))
+    return source
+
+
 def _without_amount(part: str) -> tuple[str, str]:
     found = None if Path(part).exists() else AMOUNT.fullmatch(part)
     return (found[1], found[2]) if found else (part, "")
@@ -105,8 +142,10 @@ def _named(text: str) -> Source:
         source = _of_entry(name, known[name], CONFIGS)
         if at:
             paths = _files(Path(file).expanduser(), text, is_text=TEXT in source.schemas)
-            source = replace(source, paths=paths, hub=None, revision=None, hub_files=None, published_rows=None)
-        elif not source.hub and not source.paths:
+            source = replace(
+                source, paths=paths, hub=None, revision=None, hub_files=None, published_rows=None, generated=None
+            )
+        elif not source.hub and not source.paths and not source.generated:
             raise ValueError(f"--data {text}: give its file, {name}@FILE")
         return _with_options(source, options, text)
     if at:
@@ -143,7 +182,7 @@ def _of_yaml(path: Path, text: str) -> Source:
         raise ValueError(f"--data {text}: {path} cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"--data {text}: {path} is not YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(entry, dict) or not ("file" in entry or "hub" in entry):
+    if not isinstance(entry, dict) or not {"file", "hub", "generated"} & entry.keys():
         raise ValueError(f"--data {text}: {path} describes no set; it needs file: or hub:")
     return _of_entry(path.stem, entry, path.parent)
 
@@ -177,6 +216,7 @@ def _of_entry(name: str, entry: dict[str, Any], folder: Path) -> Source:
         revision=entry.get("revision"),
         hub_files=entry.get("hub_files"),
         published_rows=entry.get("rows"),
+        generated=entry.get("generated"),
         columns=columns,
         template=entry.get("template"),
         answers=entry.get("answers", "both"),

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
+import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+READ = 1 << 18
+"""Bytes read at once."""
+_BLANK = re.compile(r"[ \t\r\n]*")
 SECONDS_TO_ANSWER = 10
 """How long the hub may take to say that it has a set."""
 
@@ -37,6 +43,8 @@ class Source:
     """Sets with two authors: whose answers."""
     subsets: tuple[str, ...] = ()
     """Sets with subsets: which of them (empty: all)."""
+    generated: int | None = None
+    """Stories to be made up, for the set that is no file."""
     limit: int | None = None
     """Rows to take (None: all)."""
     weight: float | None = None
@@ -46,7 +54,7 @@ class Source:
     def where(self) -> str:
         """What an error names: its file, the folder of its files, or the hub set."""
         if not self.paths:
-            return str(self.hub)
+            return self.hub or self.name
         return str(self.paths[0] if len(self.paths) == 1 else self.paths[0].parent)
 
 
@@ -81,7 +89,7 @@ def fingerprint(source: Source) -> str:
 def rows(source: Source) -> Iterator[Row]:
     """Yield every row in the source's own order; a row that cannot be read is yielded with its error."""
     if not source.paths:
-        yield from _hub_rows(source)
+        yield from hub_rows(source)
         return
     last = before = 0
     for path in source.paths:
@@ -96,7 +104,8 @@ def _file_rows(path: Path) -> Iterator[Row]:
         with open(path, "rb") as file:
             yield from jsonl_rows(file)
     elif path.suffix == ".json":
-        yield from _json_rows(path)
+        with open(path, "rb") as file:
+            yield from json_rows(path, iter(lambda: file.read(READ), b""))
     elif path.suffix == ".csv":
         yield from _csv_rows(path)
     else:
@@ -123,15 +132,70 @@ def _as_row(number: int, value: object) -> Row:
     return Row(number, value) if isinstance(value, dict) else Row(number, None, "not a JSON object")
 
 
-def _json_rows(path: Path) -> Iterator[Row]:
+def json_rows(path: Path, blocks: Iterable[bytes]) -> Iterator[Row]:
+    """Yield the objects of a JSON list, whose file comes in blocks: one block and one object are in memory."""
+    parser, number, held, state = json.JSONDecoder(), 0, "", "before"
+    broken: json.JSONDecodeError | None = None
+    texts = _texts(path, blocks)
+    for text in texts:
+        held += text
+        at = _blank_to(held, 0)
+        while at < len(held):
+            sign = held[at]
+            if state == "before" and sign != "[":
+                raise _no_list(path, held + "".join(texts))
+            if state == "after":
+                raise _no_json(path, "text after the end of the list")
+            if state == "before" or (state == "between" and sign == ","):
+                state, at = "first" if state == "before" else "value", at + 1
+            elif state in ("first", "between") and sign == "]":
+                state, at = "after", at + 1
+            elif state == "between":
+                raise _no_json(path, f"no comma after object {number}")
+            else:
+                try:
+                    value, stop = parser.raw_decode(held, at)
+                except json.JSONDecodeError as error:
+                    broken = error
+                    break  # cut off by the end of the block, if not by that of the file
+                if stop == len(held) and not isinstance(value, dict):
+                    broken = json.JSONDecodeError("Expecting ',' delimiter", held, stop)
+                    break  # a number may go on
+                state, number, at = "between", number + 1, stop
+                yield _as_row(number, value)
+            at = _blank_to(held, at)
+        held = held[at:]
+    if state != "after":
+        raise _no_json(path, f"object {number + 1}: {broken.msg}" if broken and held else "ends before its list does")
+
+
+def _blank_to(text: str, at: int) -> int:
+    found = _BLANK.match(text, at)
+    return found.end() if found else at
+
+
+def _texts(path: Path, blocks: Iterable[bytes]) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    before = 0
+    for block in itertools.chain(blocks, [b""]):
+        held = len(decoder.getstate()[0])
+        try:
+            yield decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: not UTF-8 at byte {before - held + error.start} of the file") from None
+        before += len(block)
+
+
+def _no_json(path: Path, reason: str) -> ValueError:
+    return ValueError(f"{path}: not a JSON file: {reason}; one object a line belongs into a .jsonl file")
+
+
+def _no_list(path: Path, text: str) -> ValueError:
     try:
-        values = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a JSON file: {error}; one object a line belongs into a .jsonl file") from None
-    if not isinstance(values, list):
-        raise ValueError(f"{path}: expected a JSON list of objects, found {type(values).__name__}")
-    for number, value in enumerate(values, start=1):
-        yield _as_row(number, value)
+        kind = type(json.loads(text)).__name__
+    except json.JSONDecodeError as error:
+        return _no_json(path, str(error))
+    return ValueError(f"{path}: expected a JSON list of objects, found {kind}")
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
@@ -170,7 +234,8 @@ def parquet_rows(path: Path, rows_at_once: int = 4096) -> Iterator[Row]:
             yield Row(number, value)
 
 
-def _hub_rows(source: Source) -> Iterator[Row]:
+def hub_rows(source: Source) -> Iterator[Row]:
+    """Yield the rows of a set of the hub, in its own order."""
     import datasets
 
     refusal = _asked_once(str(source.hub), source.revision)

@@ -1,7 +1,8 @@
 """Documents of plain text for pretraining, streamed: however large the source, a few documents are in memory.
 
-Sources are JSONL with one object a line, as lm_dataformat writes The Pile (text, meta.pile_set_name); Parquet; running
-text with a separator between documents; and one split of a hub set. JSONL and text may be packed as .gz or .zst.
+Sources are JSONL with one object a line, as lm_dataformat writes The Pile (text, meta.pile_set_name); JSON lists, as
+TinyStories' archive (story, instruction, summary, source); Parquet; running text with a separator between documents;
+and one split of a hub set. All but Parquet may be packed as .gz or .zst.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wellread.data.sources import Row, jsonl_rows, parquet_rows
+from wellread.data.sources import READ, Row, json_rows, jsonl_rows, parquet_rows
 
 SEPARATOR = "<|endoftext|>"
 HUB = "hub:"
 PACKED = (".gz", ".zst")
-KINDS = (".jsonl", ".txt", ".parquet")
-READ = 1 << 18
-"""Bytes read at once."""
+KINDS = (".jsonl", ".json", ".txt", ".parquet")
+STORY = "story"
+"""Field of TinyStories' archive, taken where a row has no ``text``."""
 READ_ZST = 1 << 10
 """Packed bytes read at once: repetitive text may unpack to thousands of times its size."""
 WINDOW = 1 << 31
@@ -41,21 +42,23 @@ class Document:
 
 
 def documents(
-    source: str | Path, *, text: str = "text", separator: str = SEPARATOR, strip: bool = False
+    source: str | Path, *, text: str = "text", separator: str = SEPARATOR, strip: bool = False, blank: bool = False
 ) -> Iterator[Document]:
     """Stream the documents of a source in its own order; broken ones are yielded with their error.
 
     Parameters
     ----------
     source : str or Path
-        A file .jsonl, .jsonl.gz, .jsonl.zst, .txt, .txt.gz, .txt.zst or .parquet; or ``hub:NAME``, ``hub:NAME:SPLIT``
+        A file .jsonl, .json, .txt (also .gz, .zst of them) or .parquet; or ``hub:NAME``, ``hub:NAME:SPLIT``
         or ``hub:NAME:CONFIG:SPLIT`` (default split: train), which is streamed, never downloaded as a whole.
     text : str
-        Field that holds the text.
+        Field that holds the text; where ``text`` is not there, ``story`` is taken.
     separator : str
         Stands between the documents of a .txt file. What follows the last one is a document, too, which may be cut.
     strip : bool
         Take white space off both ends of each text.
+    blank : bool
+        Yield blank documents between two separators of a .txt file, too.
 
     Raises
     ------
@@ -66,16 +69,24 @@ def documents(
     if not separator:
         raise ValueError("separator of documents: empty; give the characters that stand between them")
     if str(source).startswith(HUB):
-        found = _of_rows(_hub_rows(str(source), *_hub_split(str(source))), text)
+        found = of_rows(_hub_rows(str(source), *_hub_split(str(source))), text)
     else:
         path = Path(source)
         kind = _kind(path)
-        if kind == ".txt":
-            found = _of_text(path, separator.encode())
-        else:
-            rows = _parquet_rows(path) if kind == ".parquet" else jsonl_rows(line for _, line in _split(path, b"\n"))
-            found = _of_rows(rows, text)
+        found = _of_text(path, separator.encode(), blank) if kind == ".txt" else of_rows(_rows(path, kind), text)
     return (_stripped(document) for document in found) if strip else found
+
+
+def _rows(path: Path, kind: str) -> Iterator[Row]:
+    if kind == ".parquet":
+        return _parquet_rows(path)
+    return json_rows(path, _blocks(path)) if kind == ".json" else jsonl_rows(line for _, line in _split(path, b"\n"))
+
+
+def is_separated(path: Path, separator: str = SEPARATOR) -> bool:
+    """Whether a .txt file, packed or not, has a separator anywhere."""
+    found = next(_split(path, separator.encode()), None)
+    return found is not None and found[1].endswith(separator.encode())
 
 
 def _kind(path: Path) -> str:
@@ -83,7 +94,7 @@ def _kind(path: Path) -> str:
         raise ValueError(f"{path}: {'not a file' if path.exists() else 'does not exist'}")
     kind = Path(path.stem).suffix if path.suffix in PACKED else path.suffix
     if kind not in KINDS or (kind == ".parquet" and path.suffix in PACKED):
-        raise ValueError(f"{path}: not a known kind of file ({' '.join(KINDS)}; .jsonl and .txt also as .gz and .zst)")
+        raise ValueError(f"{path}: not a known kind of file ({' '.join(KINDS)}; all but .parquet also as .gz and .zst)")
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: is empty")
     return kind
@@ -94,11 +105,14 @@ def _stripped(document: Document) -> Document:
     return Document(document.number, text, document.meta, document.error)
 
 
-def _of_rows(rows: Iterable[Row], name: str) -> Iterator[Document]:
+def of_rows(rows: Iterable[Row], name: str) -> Iterator[Document]:
+    """The documents that are in field `name` of rows."""
+    wanted = name
     for row in rows:
         if row.fields is None:
             yield Document(row.number, None, error=row.error)
             continue
+        name = STORY if wanted == "text" and "text" not in row.fields and STORY in row.fields else wanted
         meta = {key: value for key, value in row.fields.items() if key != name}
         if isinstance(meta.get("meta"), dict):
             meta |= meta.pop("meta")
@@ -119,10 +133,10 @@ def _error(text: Any, name: str, fields: dict[str, Any]) -> str | None:
     return None
 
 
-def _of_text(path: Path, separator: bytes) -> Iterator[Document]:
+def _of_text(path: Path, separator: bytes, blank: bool) -> Iterator[Document]:
     for number, (start, piece) in enumerate(_split(path, separator), start=1):
         body = piece.removesuffix(separator)
-        if body.strip():
+        if body.strip() or (blank and number > 1 and len(body) < len(piece)):
             yield _of_piece(number, start, body, last=len(body) == len(piece))
 
 
