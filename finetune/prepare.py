@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from finetune import show
 from finetune.tokenise import Item, tokenise
 from wellread.config import RunConfig
-from wellread.data import sets, templates, tokenizer
+from wellread.data import sets, summary, templates, tokenizer
+from wellread.data.bad_rows import BadRows
 from wellread.data.compile import Shard, building, merge, write_shards
 from wellread.data.corpus import Corpus
 from wellread.data.instruct import Example
@@ -25,7 +26,6 @@ from wellread.models.registry import ModelSpec, find, local_directory
 from wellread.plan import resolve
 
 ROWS_PER_SHARD = 2000
-LISTED_BAD_ROWS = 20
 Chosen = list[NDArray[np.bool_] | None]
 """For each set, which of its rows are taken; None: all."""
 
@@ -54,7 +54,7 @@ def prepare(config: RunConfig, shown: int = 0) -> Path:
         else:
             _compile(build, target, config, mixture, spec, tokens)
     corpus = Corpus.open(target)
-    show.summary(corpus)
+    summary.summary(corpus)
     show.samples(corpus, shown)
     _warn_unsealed(corpus, config)
     return target
@@ -113,7 +113,7 @@ def _warn_unsealed(corpus: Corpus, config: RunConfig) -> None:
 
 def _check_rows(found: Sequence[Reader], allowed: int, spec: ModelSpec) -> tuple[list[NDArray[np.int64]], list[str]]:
     """Read every row once; return how many samples each row of each set makes, and a line for each broken one."""
-    counts, bad, broken = [], list[str](), 0
+    counts, bad = [], BadRows(allowed)
     for reader in found:
         made = array("q")
         for number, samples in reader.rows():
@@ -121,26 +121,16 @@ def _check_rows(found: Sequence[Reader], allowed: int, spec: ModelSpec) -> tuple
                 _check_tokens(samples, f"{reader.source.where} row {number}", spec)
             made.append(0 if isinstance(samples, str) else len(samples))
             if isinstance(samples, str):
-                broken += 1
-                if broken <= max(allowed, LISTED_BAD_ROWS):
-                    bad.append(samples)
+                bad.add(samples)
         if not made:
             raise ValueError(f"{reader.source.where}: holds no rows")
         counts.append(np.array(made, dtype=np.int64))
-    if broken > allowed:
-        listed = "; ".join(bad[:LISTED_BAD_ROWS]) + f"; and {broken - LISTED_BAD_ROWS} more" * (
-            broken > LISTED_BAD_ROWS
-        )
-        raise ValueError(
-            f"{broken} broken row{'s' * (broken > 1)}, {allowed} allowed: {listed}; "
-            f"mend them, or pass over them with --max_bad_rows {broken}"
-        )
+    bad.check()
     for reader, count in zip(found, counts, strict=True):
         if reader.source.subsets and not count.any():
             raise ValueError(f"{reader.source.where}: no row is of {' or '.join(reader.source.subsets)}")
-    for line in bad:
-        print(f"passing over {line}", file=sys.stderr)
-    return counts, bad
+    bad.say()
+    return counts, bad.lines
 
 
 def _check_tokens(samples: Sequence[Example | Raw] | str, where: str, spec: ModelSpec) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from wellread import provenance
-from wellread.cli import BAD_INPUT, bad_input, importing
+from wellread.cli import BAD_INPUT, bad_input, die_with, importing
 from wellread.runs import RunDirectory, write_json
 from wellread.train import shortage
 
@@ -88,11 +88,5 @@ def leave(code: int) -> NoReturn:
 def die_with_launcher() -> None:
     """Ask the kernel to end this process when the launcher that started it dies, whatever kills it."""
     launcher = os.environ.get(LAUNCHER)
-    if launcher is None or not sys.platform.startswith("linux"):
-        return
-    import ctypes
-    import signal
-
-    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # 1 = PR_SET_PDEATHSIG
-    if os.getppid() != int(launcher):  # it died before the request was made
-        sys.exit(1)
+    if launcher is not None:
+        die_with(int(launcher))

@@ -192,7 +192,7 @@ def test_sources_are_checked_at_once(tmp_path: Path) -> None:
     for name, message in {
         "gone.jsonl": "does not exist",
         "empty.jsonl": "is empty",
-        "a.csv": r"not a known kind of file \(\.jsonl \.json \.txt \.parquet; all but \.parquet also as \.gz and \.zst\)",
+        "a.csv": r"known kind of file \(\.jsonl \.json \.txt \.parquet; all but \.parquet also as \.gz and \.zst\)",
         "a.parquet.gz": "not a known kind of file",
         ".": "not a file",
     }.items():

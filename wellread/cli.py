@@ -202,6 +202,18 @@ def importing() -> Iterator[None]:
         gc.enable()
 
 
+def die_with(parent: int) -> None:
+    """Ask the kernel to end this process when its parent dies, whatever kills it."""
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+    import signal
+
+    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # 1 = PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # it died before the request was made
+        sys.exit(1)
+
+
 def run_program(main: Callable[[list[str]], int | None]) -> None:
     """Run `main` on the command line and exit: 2 for bad input, 1 for failure, else what `main` returns."""
     try:

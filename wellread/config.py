@@ -28,6 +28,8 @@ Init = Literal["pretrained", "fresh"]
 LossOn = Literal["responses", "all"]
 OnBadLoss = Literal["stop", "skip"]
 TRACKERS = ("tensorboard", "wandb")
+Packing = Literal["stream", "story"]
+LongStories = Literal["split", "cut"]
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 """Registries and DeepSpeed files of the checkout."""
@@ -171,6 +173,51 @@ class RunConfig:
         _check_ranges(self)
 
 
+@dataclass(frozen=True, kw_only=True)
+class StoriesConfig:
+    """What the corpus of a pretraining is made of."""
+
+    data: str = "stories"
+    """stories (made up here, stories:N for N of them), tinystories, NAME@PATH, or a file or folder of text."""
+    vocab: str = "4096"
+    """Pieces of a vocabulary trained on the stories (512 to 32000), llama2, or a SentencePiece .model file."""
+    seq_len: int = 256
+    """Longest sample in tokens."""
+    packing: Packing = "stream"
+    """stream (stories one after the other, cut into windows) or story (one a sample)."""
+    long_stories: LongStories = "split"
+    """With packing story, a story longer than seq_len is split into several samples, or cut."""
+    metrics: bool = False
+    """Measure each sample: length, variety, readability, sentiment."""
+    word_list: str | None = None
+    """File of words, one a line, whose rate becomes a metric; implies metrics."""
+    perplexity: str | None = None
+    """Model in Hugging Face layout whose perplexity becomes a metric; implies metrics."""
+    holdout: float = 0.1
+    """Fraction of the stories that is sealed: never trained on."""
+    holdout_seed: int = 0
+    """Which stories are sealed."""
+    max_bad_rows: int = 0
+    """How many empty or broken stories are passed over before preparing stops."""
+    corpora: str = "corpora"
+    """Folder in which compiled corpora are kept and shared between runs."""
+
+    def __post_init__(self) -> None:
+        for name in ("data", "vocab", "word_list", "perplexity", "corpora"):
+            if getattr(self, name) == "":
+                raise ValueError(f"--{name}: is empty; leave it out for its default")
+        if self.seq_len < 4:
+            raise ValueError(f"--seq_len {self.seq_len}: choose at least 4")
+        _check_holdout(self.holdout, self.max_bad_rows)
+
+
+def _check_holdout(holdout: float, max_bad_rows: int) -> None:
+    if not 0 <= holdout < 1:
+        raise ValueError(f"--holdout {holdout}: must be at least 0 and below 1 (a fraction of the documents)")
+    if max_bad_rows < 0:
+        raise ValueError(f"--max_bad_rows {max_bad_rows}: must be at least 0")
+
+
 def _check_ranges(config: RunConfig) -> None:
     for name in ("model", "data", "template", "out", "corpora", "ds_config", "nvme_path"):
         if getattr(config, name) == "":
@@ -203,11 +250,9 @@ def _check_ranges(config: RunConfig) -> None:
         raise ValueError(f"--peak_tflops {config.peak_tflops}: must be above 0")
     if config.epochs is not None and not config.epochs > 0:
         raise ValueError(f"--epochs {config.epochs}: must be above 0")
-    if not 0 <= config.holdout < 1:
-        raise ValueError(f"--holdout {config.holdout}: must be at least 0 and below 1 (a fraction of the documents)")
-    for name in ("max_bad_rows", "generations"):
-        if getattr(config, name) < 0:
-            raise ValueError(f"--{name} {getattr(config, name)}: must be at least 0")
+    _check_holdout(config.holdout, config.max_bad_rows)
+    if config.generations < 0:
+        raise ValueError(f"--generations {config.generations}: must be at least 0")
     if config.spike_factor is not None and not config.spike_factor > 1:
         raise ValueError(f"--spike_factor {config.spike_factor}: must be above 1 (times the median loss)")
     if not 0 <= config.seed < 2**64:

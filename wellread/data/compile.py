@@ -35,7 +35,7 @@ KEPT = ("lengths", "spans", "n_spans", "digest", "document", "sealed", "metrics"
 class Sample:
     """One training sequence before it has an id."""
 
-    tokens: Sequence[int]
+    tokens: Sequence[int] | NDArray[Any]
     spans: Sequence[tuple[int, int]]
     """Half-open ranges of tokens that carry loss."""
     document: int

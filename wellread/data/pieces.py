@@ -38,6 +38,19 @@ def count_words(counts: Counter[str], text: str) -> None:
     counts.update(text.replace("\n", " ").replace("\t", " ").split(" "))
 
 
+def check_size(size: int) -> int:
+    """Give back the size of a vocabulary that can be trained.
+
+    Raises
+    ------
+    ValueError
+        When it is out of range.
+    """
+    if not SMALLEST <= size <= LARGEST:
+        raise ValueError(f"--vocab {size}: a trained vocabulary has {SMALLEST} to {LARGEST:,} pieces")
+    return size
+
+
 def train(counts: Counter[str], size: int) -> bytes:
     """Train a vocabulary on counted words; the same words give the same bytes, whatever their order.
 
@@ -56,10 +69,8 @@ def train(counts: Counter[str], size: int) -> bytes:
     Raises
     ------
     ValueError
-        When `size` is out of range, or the text has too few words or too many characters for it.
+        When the text has too few words or too many characters for that size.
     """
-    if not SMALLEST <= size <= LARGEST:
-        raise ValueError(f"--vocab {size}: a trained vocabulary has {SMALLEST} to {LARGEST:,} pieces")
     import sentencepiece
 
     model = io.BytesIO()

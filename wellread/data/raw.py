@@ -26,7 +26,7 @@ class Raw:
     text: str = ""
     tokens: NDArray[Any] | None = None
     category: str = ""
-    """Part of The Pile that it comes from, where the file says so."""
+    """Part of The Pile, or author of the story, where the file says so."""
 
     @property
     def author(self) -> str:
@@ -101,7 +101,9 @@ def _of_file(path: Path, column: str, blank: bool) -> Iterator[tuple[int, Raw | 
 def _numbered(document: text.Document) -> tuple[int, Raw | str]:
     if document.text is None:
         return document.number, f"{document.error}"
-    return document.number, Raw(document.text, category=str(document.meta.get("pile_set_name") or ""))
+    meta = document.meta
+    author = meta.get("source") if "instruction" in meta else None  # TinyStories' archive: which model wrote it
+    return document.number, Raw(document.text, category=str(meta.get("pile_set_name") or author or ""))
 
 
 def count(source: Source) -> int:

@@ -1,0 +1,1 @@
+"""Pretraining of small Llama models on stories."""

@@ -1,0 +1,64 @@
+"""Perplexity of each sample of a corpus under a given model, as one of its metrics."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from wellread.data.compile import write_metrics
+from wellread.data.corpus import METRICS, Corpus
+from wellread.models import registry
+from wellread.runs import write_json
+
+NAME = "perplexity"
+
+
+def fingerprint(model: str) -> str:
+    """Identify the weights of a model.
+
+    Raises
+    ------
+    ValueError
+        When there is no such model here, or it has no weights yet.
+    """
+    spec = registry.find(model)
+    if spec.fresh:
+        raise ValueError(f"--perplexity {model}: has random weights; name a model that was trained")
+    return registry.fingerprint(spec)
+
+
+def add(build: Path, model: str) -> None:
+    """Add the perplexity of each sample to its metrics: exp of its mean loss over target tokens.
+
+    Raises
+    ------
+    ValueError
+        When the model has another vocabulary.
+    """
+    from wellread.models.load import load_model
+    from wellread.score import log_likelihoods
+
+    corpus = Corpus.open(build)
+    spec = registry.find(model)
+    directory = registry.local_directory(spec, weights=True)
+    _check_vocabulary(corpus, directory, spec.vocab, model)
+    print(f"scoring {corpus.n:,} samples with {model}", flush=True)
+    scores, targets = log_likelihoods(load_model(directory).eval(), corpus, np.arange(corpus.n))
+    columns = {name: corpus.metric(name) for name in corpus.metrics}
+    write_metrics(build, columns | {NAME: np.exp(-scores / targets).astype(np.float32)})
+    meta = json.loads((build / "corpus.json").read_text())
+    meta["metrics"].append(NAME)
+    meta["sizes"][METRICS] = (build / METRICS).stat().st_size
+    write_json(build / "corpus.json", meta)
+
+
+def _check_vocabulary(corpus: Corpus, directory: Path, rows: int, model: str) -> None:
+    own = directory / "tokenizer.model"
+    size = corpus.meta["tokenizer"]["size"]
+    if size > rows or (own.is_file() and own.read_bytes() != (corpus.tokenizer / "tokenizer.model").read_bytes()):
+        raise ValueError(
+            f"--perplexity {model}: its vocabulary is not that of the corpus ({size:,} pieces); "
+            "prepare the corpus with the model's own, --vocab MODEL_DIR/tokenizer.model"
+        )

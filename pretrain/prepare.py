@@ -1,0 +1,222 @@
+"""Compile the corpus of a pretraining: stories -> tokens -> windows -> sealed, hashed corpus."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pretrain import perplexity
+from pretrain.tokenise import Recipe, Text, write
+from wellread import text_metrics
+from wellread.cli import die_with
+from wellread.config import StoriesConfig
+from wellread.data import pieces, sets, stories, summary, tokenizer
+from wellread.data.bad_rows import BadRows
+from wellread.data.compile import building, merge, shard_path
+from wellread.data.corpus import Corpus
+from wellread.data.mixture import Mixture
+from wellread.data.pieces import Pieces
+from wellread.data.raw import TEXT
+from wellread.data.sources import Source
+
+STORIES_PER_SHARD = 2000
+T = TypeVar("T")
+
+
+def prepare(config: StoriesConfig) -> Path:
+    """Compile the corpus of `config`, or find it compiled; say what it holds; return its directory.
+
+    Raises
+    ------
+    ValueError
+        When the stories, the vocabulary, the list of words or the model cannot be used.
+    """
+    source = sets.stories(config.data)
+    if config.packing == "story":
+        _check_separators(source)
+    words = tuple(text_metrics.read_words(Path(config.word_list).expanduser())) if config.word_list else ()
+    scorer = perplexity.fingerprint(config.perplexity) if config.perplexity else None
+    target = stories.corpus_directory(config, source, scorer)
+    with building(target) as build:
+        if build is None:
+            print(f"corpus {target}: already compiled", flush=True)
+        else:
+            _compile(build, target, config, source, words, scorer)
+    corpus = Corpus.open(target)
+    summary.summary(corpus)
+    summary.metrics(corpus)
+    print(f"corpus: {target}", flush=True)
+    return target
+
+
+def _compile(
+    build: Path, target: Path, config: StoriesConfig, source: Source, words: tuple[str, ...], scorer: str | None
+) -> None:
+    settings = stories.corpus_settings(config, source, scorer)
+    found = _look_through(source, config)
+    model = _model(build, config, found)
+    taken = Mixture((source,)).chosen([found.usable])[0]
+    total = int(found.usable.sum() if taken is None else taken.sum())
+    print(f"compiling {total:,} stories of {source.name} into {target}", flush=True)
+    recipe = Recipe(
+        model=model,
+        seq_len=config.seq_len,
+        packing=config.packing,
+        long_stories=config.long_stories,
+        holdout=config.holdout,
+        holdout_seed=config.holdout_seed,
+        metrics=settings["metrics"] is not None,
+        words=words,
+    )
+    _write_shards(build, _texts(source, taken), recipe, total)
+    cut = Pieces(model)
+    names = (*text_metrics.NAMES, *([text_metrics.WORD_LIST_RATE] if words else []))
+    merge(
+        build,
+        sets=[source.name],
+        vocab_size=cut.size,
+        settings=settings,
+        metrics=names if recipe.metrics else (),
+        extra={
+            "kind": TEXT,
+            "packing": config.packing,
+            "sets": [
+                {"name": source.name, "schema": TEXT, "template": TEXT, "rows": found.rows, "taken": total}
+                | {"sha256": settings["sets"][0]["content"]}
+            ],
+            "tokenizer": {
+                "size": cut.size,
+                "bos": cut.bos,
+                "eos": tokenizer.Tokenizer.load(build / "tokenizer").eos,
+                "sha256": tokenizer.fingerprint(build / "tokenizer"),
+            },
+            "metrics": list(names) if recipe.metrics else [],
+            "bad_rows": found.bad.lines,
+        },
+    )
+    if config.perplexity:
+        perplexity.add(build, config.perplexity)
+
+
+# --- what the source holds -------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Found:
+    """What a look through all stories found."""
+
+    usable: NDArray[np.int64]
+    """(rows,) 1 for a story, 0 for a broken row."""
+    bad: BadRows
+    words: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def rows(self) -> int:
+        return len(self.usable)
+
+
+def _check_separators(source: Source) -> None:
+    for path in stories.unseparated(source):
+        raise ValueError(
+            f"{path}: holds no <|endoftext|>, so its stories cannot be told apart; put one between them, "
+            "or choose --packing stream"
+        )
+
+
+def _look_through(source: Source, config: StoriesConfig) -> _Found:
+    """Read every story once: which can be used, and their words where a vocabulary is trained."""
+    for path in stories.unseparated(source):
+        print(f"{path}: holds no <|endoftext|>, so it is one text, on one side of the seal", file=sys.stderr)
+    usable, words, bad = bytearray(), Counter[str](), BadRows(config.max_bad_rows)
+    counted = isinstance(stories.vocabulary(config), int)
+    for _, found in _shown("reading", stories.read(source), source.generated or source.published_rows):
+        usable.append(not isinstance(found, str))
+        if isinstance(found, str):
+            bad.add(found)
+        elif counted:
+            pieces.count_words(words, found.text)
+    bad.check()
+    if not usable:
+        raise ValueError(f"{source.where}: holds no stories")
+    bad.say()
+    return _Found(np.frombuffer(usable, dtype=np.uint8).astype(np.int64), bad, words)
+
+
+def _texts(source: Source, taken: NDArray[np.bool_] | None) -> Iterator[Text]:
+    for place, (number, found) in enumerate(stories.read(source)):
+        if not isinstance(found, str) and (taken is None or taken[place]):
+            yield number, found.text, found.category
+
+
+def _model(build: Path, config: StoriesConfig, found: _Found) -> bytes:
+    """The SentencePiece model, put into the corpus; trained where none is given.
+
+    It is trained on every story, sealed ones too: then read and sealed texts stay exchangeable.
+    """
+    directory = build / "tokenizer"
+    if not directory.exists():
+        vocabulary = stories.vocabulary(config)
+        model = pieces.train(found.words, vocabulary) if isinstance(vocabulary, int) else vocabulary
+        Pieces(model).save(directory, config.seq_len)
+    found.words.clear()
+    return (directory / "tokenizer.model").read_bytes()
+
+
+# --- shards, in parallel ---------------------------------------------------------------------------------------------
+
+
+def _write_shards(build: Path, texts: Iterator[Text], recipe: Recipe, total: int) -> None:
+    """Write the shards that are not there yet, on all cores; as many stretches as there are cores wait, twice."""
+    workers = min(len(os.sched_getaffinity(0)), -(-total // STORIES_PER_SHARD))
+    waiting: deque[Future[None]] = deque()
+    stretches = iter(lambda: list(itertools.islice(texts, STORIES_PER_SHARD)), [])
+    with _pool(workers, recipe) as submit:
+        for index, stretch in enumerate(_shown("tokenising", stretches, -(-total // STORIES_PER_SHARD))):
+            path = shard_path(build, index)
+            if not path.exists():
+                waiting.append(submit(path, stretch))
+            while len(waiting) > 2 * workers:
+                waiting.popleft().result()
+        for future in waiting:
+            future.result()
+
+
+@contextmanager
+def _pool(workers: int, recipe: Recipe) -> Iterator[Callable[[Path, list[Text]], Future[None]]]:
+    """Give a function that has a shard written: at once where one worker is enough, else in other processes."""
+    if workers <= 1:
+        yield lambda path, stretch: _written(path, stretch, recipe)
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn"), die_with, (os.getpid(),)) as pool:
+        yield lambda path, stretch: pool.submit(write, path, stretch, recipe)
+
+
+def _written(path: Path, stretch: list[Text], recipe: Recipe) -> Future[None]:
+    write(path, stretch, recipe)
+    future: Future[None] = Future()
+    future.set_result(None)
+    return future
+
+
+def _shown(label: str, items: Iterator[T], total: int | None) -> Iterator[T]:
+    """The same items, with a progress bar on a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(label, total=total)
+        for item in items:
+            yield item
+            bar.advance(task)

@@ -1,0 +1,112 @@
+"""The stories of a pretraining: read one by one, cut by one vocabulary, and what names the corpus that they make."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from wellread.config import StoriesConfig
+from wellread.data import pieces, raw, text
+from wellread.data.compile import corpus_key
+from wellread.data.mixture import LONGEST_NAME
+from wellread.data.raw import TEXT, Raw
+from wellread.data.sources import Source
+from wellread.runs import sha256_file
+
+VERSION = 1
+"""Raise it when equal settings begin to give another corpus: then corpora are compiled anew."""
+LLAMA2 = "llama2"
+SEARCH_PATH = "WELLREAD_MODELS"
+"""Variable that names directories of models."""
+
+
+def read(source: Source) -> Iterator[tuple[int, Raw | str]]:
+    """Yield the number of each story and the story, stripped, or a line that says where it is broken.
+
+    A story without text is broken. Blank text before the first separator of a file, or after its last, is none.
+
+    Raises
+    ------
+    ValueError
+        When a file holds tokens, is damaged, or the hub cannot be reached.
+    """
+    for number, where, found in raw.located(source, blank=True):
+        if isinstance(found, str):
+            yield number, f"{where}: {found}"
+        elif found.tokens is not None:
+            raise ValueError(
+                f"{source.where}: holds tokens, and stories are text; choose a .txt, .json or .parquet file"
+            )
+        elif body := found.text.strip():
+            yield number, Raw(body, category=found.category)
+        else:
+            yield number, f"{where}: empty story"
+
+
+def unseparated(source: Source) -> list[Path]:
+    """Text files that have no separator between stories: each of them is one text."""
+    files = [path for path in source.paths if ".txt" in path.suffixes[-2:]]
+    return [path for path in files if not text.is_separated(path)]
+
+
+def vocabulary(config: StoriesConfig) -> int | bytes:
+    """What ``--vocab`` names: the size of a vocabulary to be trained, or a SentencePiece model.
+
+    Raises
+    ------
+    ValueError
+        When it is neither, or cannot be read.
+    """
+    name = config.vocab
+    if name.isdecimal():
+        return pieces.check_size(int(name))
+    if name == LLAMA2 and not Path(name).exists():
+        folders = [folder for folder in os.environ.get(SEARCH_PATH, "").split(os.pathsep) if folder]
+        found = [path for folder in folders if (path := Path(folder) / LLAMA2 / "tokenizer.model").is_file()]
+        if not found:
+            raise ValueError(
+                f"--vocab {LLAMA2}: no {LLAMA2}/tokenizer.model in the directories of {SEARCH_PATH}; "
+                "put Llama 2's there, or name the .model file itself"
+            )
+        return pieces.load(found[0])
+    if not Path(name).expanduser().is_file():
+        raise ValueError(f"--vocab {name}: neither a size, nor {LLAMA2}, nor a file; e.g. 4096 or tok4096.model")
+    return pieces.load(Path(name).expanduser())
+
+
+def corpus_settings(config: StoriesConfig, source: Source, scorer: str | None = None) -> dict[str, Any]:
+    """Everything that decides what a corpus of stories holds; its key names the corpus.
+
+    Parameters
+    ----------
+    scorer : str, optional
+        Fingerprint of the model of ``--perplexity``.
+    """
+    found = vocabulary(config)
+    tokenizer = f"spm-{found}" if isinstance(found, int) else hashlib.sha256(found).hexdigest()
+    measured = config.metrics or config.word_list or scorer
+    words = sha256_file(Path(config.word_list).expanduser()) if config.word_list else None
+    return {
+        "version": VERSION,
+        "sets": [
+            {"name": source.name, "content": raw.fingerprint(source), "schema": TEXT, "columns": source.columns}
+            | {"limit": source.limit}
+        ],
+        "tokenizer": tokenizer,
+        "seq_len": config.seq_len,
+        "packing": config.packing,
+        "long_stories": config.long_stories if config.packing == "story" else None,
+        "holdout": config.holdout,
+        "holdout_seed": config.holdout_seed,
+        "max_bad_rows": config.max_bad_rows,
+        "metrics": {"word_list": words, "perplexity": scorer} if measured else None,
+    }
+
+
+def corpus_directory(config: StoriesConfig, source: Source, scorer: str | None = None) -> Path:
+    """Where the corpus of `config` lies, compiled or not yet; `scorer` as for `corpus_settings`."""
+    name = source.name[:LONGEST_NAME]
+    return Path(config.corpora) / f"{name}-{corpus_key(corpus_settings(config, source, scorer))}"
