@@ -86,7 +86,7 @@ def train(counts: Counter[str], size: int) -> bytes:
             split_digits=True,
             allow_whitespace_only_pieces=True,
             byte_fallback=True,
-            unk_surface=" \342\201\207 ",
+            unk_surface=r" \342\201\207 ",
             normalization_rule_name="identity",
             num_threads=1,
             minloglevel=2,

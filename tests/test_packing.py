@@ -1,0 +1,75 @@
+"""Stories to samples, by hand: what a window holds, which stories it is of, and that no window is of both sides."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wellread.data.compile import Sample
+from wellread.data.packing import Story, pack
+
+BOS = 1
+
+
+def story(row: int, *tokens: int, sealed: bool = False) -> Story:
+    return Story(row, np.array(tokens, dtype=np.uint32), document=-row, sealed=sealed, category=f"c{row}")
+
+
+def listed(sample: Sample) -> tuple[list[int], list[int], bool]:
+    return [int(token) for token in sample.tokens], [sample.row, *sample.further_rows], sample.sealed
+
+
+STORIES = [story(1, 5, 6, 7), story(3, 8, 9, sealed=True), story(4, 10, 11), story(7, 12, 13, 14, 15, 16)]
+
+
+def test_stream() -> None:
+    """Trainable: 1 5 6 7 | 1 10 11 | 1 12 13 14 15 16 | 1 in windows of five that share one token."""
+    shard = pack(STORIES, bos=BOS, seq_len=5, packing="stream")
+    assert [listed(sample) for sample in shard.samples] == [
+        ([1, 5, 6, 7, 1], [1], False),
+        ([1, 10, 11, 1, 12], [4, 7], False),
+        ([12, 13, 14, 15, 16], [7], False),
+        ([16, 1], [7], False),
+        ([1, 8, 9, 1], [3], True),
+    ]
+    assert [sample.spans for sample in shard.samples] == [[(1, 5)], [(1, 5)], [(1, 5)], [(1, 2)], [(1, 4)]]
+    assert [sample.document for sample in shard.samples] == [-1, -4, -7, -7, -3]
+    assert not shard.counts
+
+
+def test_one_story_a_sample() -> None:
+    shard = pack(STORIES, bos=BOS, seq_len=5, packing="story")
+    assert [listed(sample) for sample in shard.samples] == [
+        ([1, 5, 6, 7, 1], [1], False), ([1, 8, 9, 1], [3], True), ([1, 10, 11, 1], [4], False),
+        ([1, 12, 13, 14, 15], [7], False), ([15, 16, 1], [7], False),
+    ]  # fmt: skip
+    assert dict(shard.counts) == {"story_split": 1}
+    cut = pack(STORIES, bos=BOS, seq_len=5, packing="story", long_stories="cut")
+    assert [listed(sample)[0] for sample in cut.samples][3:] == [[1, 12, 13, 14, 15]]
+    assert dict(cut.counts) == {"story_cut": 1}
+    assert {sample.category for sample in cut.samples} == {"c1", "c3", "c4", "c7"}
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 30), st.booleans()), min_size=1, max_size=20),
+    seq_len=st.integers(4, 40),
+    packing=st.sampled_from(["stream", "story"]),
+)
+def test_every_token_is_scored_once(lengths: list[tuple[int, bool]], seq_len: int, packing: str) -> None:
+    """Each story token but no first one, each end; no sample with tokens of both sides, none too long or short."""
+    first, stories = 2, []
+    for row, (n, sealed) in enumerate(lengths):
+        stories.append(story(row, *range(first, first + n), sealed=sealed))
+        first += n
+    owner = {int(token): each for each in stories for token in each.tokens}
+    shard = pack(stories, bos=BOS, seq_len=seq_len, packing=packing)  # type: ignore[arg-type]
+    scored = [int(token) for sample in shard.samples for token in np.asarray(sample.tokens)[1:]]
+    assert sorted(token for token in scored if token != BOS) == sorted(owner)
+    assert scored.count(BOS) == len(stories)
+    for sample in shard.samples:
+        assert 2 <= len(sample.tokens) <= seq_len
+        of = [owner[int(token)] for token in sample.tokens if token != BOS]
+        assert {each.sealed for each in of} <= {sample.sealed}
+        assert {each.row for each in of} <= {sample.row, *sample.further_rows}
+        if packing == "story":
+            assert not sample.further_rows

@@ -1,0 +1,139 @@
+"""SentencePiece models: trained as llama2.c's, twice alike; pieces equal to its own, also in transformers."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wellread.data import pieces, story_grammar
+from wellread.data.pieces import Pieces
+from wellread.data.tokenizer import Tokenizer
+
+STORIES = [story_grammar.story(i) for i in range(400)]
+ODD = st.lists(
+    st.one_of(
+        st.text(max_size=12),
+        st.text(alphabet="ab ▁\n\t\r09é漢😀.,'\"", max_size=12),
+        st.sampled_from(["  ", " ", "\n\n", "▁", "<s>", "</s>", "<unk>", "<0x0A>", " the ", "\u3000", "e\u0301"]),
+        st.sampled_from(" ".join(STORIES[:20]).split(" ")),
+    ),
+    max_size=8,
+).map("".join)  # fmt: skip
+
+
+def counted(texts: list[str]) -> Counter[str]:
+    words: Counter[str] = Counter()
+    for text in texts:
+        pieces.count_words(words, text)
+    return words
+
+
+@pytest.fixture(scope="module")
+def trained() -> Pieces:
+    return Pieces(pieces.train(counted(STORIES), 1024))
+
+
+@pytest.fixture(scope="module")
+def models(trained: Pieces, request: pytest.FixtureRequest) -> dict[str, Pieces]:
+    """One of ours, which drops surplus blanks; llama2.c's of 512 pieces; Llama 2's, which keeps them."""
+    shared: Path = request.getfixturevalue("shared")
+    files = {
+        "tok512": shared / "stories260K" / "tok512.model",
+        "llama2": shared / "tokenizers" / "llama2_tokenizer.model",
+    }
+    return {"ours": trained} | {name: Pieces(pieces.load(path)) for name, path in files.items()}  # fmt: skip
+
+
+def own(model: Pieces) -> sentencepiece.SentencePieceProcessor:
+    return sentencepiece.SentencePieceProcessor(model_proto=model.model)
+
+
+def test_training_is_that_of_llama2c(trained: Pieces) -> None:
+    """The same words in another order give the same bytes; running text in lines gives the same pieces."""
+    import io
+
+    assert pieces.train(counted(STORIES[::-1]), 1024) == trained.model
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=(line for story in STORIES for line in story.split("\n")), model_writer=model,
+        model_type="bpe", vocab_size=1024, input_format="text", character_coverage=1.0, split_digits=True,
+        allow_whitespace_only_pieces=True, byte_fallback=True, unk_surface=r" \342\201\207 ",
+        normalization_rule_name="identity", num_threads=2, minloglevel=2,
+    )  # fmt: skip
+    theirs, ours = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()), own(trained)
+    assert ours.vocab_size() == 1024
+    assert [ours.id_to_piece(i) for i in range(1024)] == [theirs.id_to_piece(i) for i in range(1024)]
+    assert (ours.bos_id(), ours.eos_id(), ours.pad_id(), ours.id_to_piece(13)) == (1, 2, -1, "<0x0A>")
+    assert [
+        p for p in map(ours.id_to_piece, range(259, 1024)) if any(map(str.isdigit, p)) and len(p.strip("▁")) > 1
+    ] == []
+
+
+@pytest.mark.shared
+def test_pieces_of_real_stories(models: dict[str, Pieces], shared: Path, tmp_path: Path) -> None:
+    text = (shared / "tinystories" / "train_head_2MiB.txt").read_text(errors="replace")
+    texts = text.split("<|endoftext|>")[:800]
+    for name, model in models.items():
+        expected = own(model).encode(texts)
+        assert model.by_word
+        for _ in range(2):  # with an empty memory and with a full one
+            assert [model.encode(text).tolist() for text in texts] == expected
+        model.save(tmp_path / name, 256)
+        loaded = Tokenizer.load(tmp_path / name)
+        assert (loaded.begins, loaded.size) == ([1], model.size)
+        assert loaded.prompts(texts[:200]) == [[1, *ids] for ids in expected[:200]]
+        assert loaded.decode(expected[5]) == model.decode(model.encode(texts[5])) == own(model).decode(expected[5])
+
+
+@pytest.mark.shared
+@settings(max_examples=300, deadline=None)
+@given(text=ODD)
+def test_pieces_of_odd_texts(models: dict[str, Pieces], text: str) -> None:
+    for model in models.values():
+        assert model.encode(text).tolist() == model._processor.encode(text)
+
+
+def test_a_model_whose_pieces_cross_blanks_is_asked_as_a_whole() -> None:
+    import io
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(STORIES), model_writer=model, model_type="bpe", vocab_size=600, byte_fallback=True,
+        split_by_whitespace=False, minloglevel=2,
+    )  # fmt: skip
+    crossing = Pieces(model.getvalue())
+    assert not crossing.by_word
+    assert crossing.encode(STORIES[0]).tolist() == own(crossing).encode(STORIES[0])
+
+
+def test_the_memory_of_words_has_an_end(trained: Pieces, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "CACHED_WORDS", 50)
+    model = Pieces(trained.model)
+    assert [model.encode(story).tolist() for story in STORIES] == own(trained).encode(STORIES)
+    assert len(model._known) < 300
+
+
+def test_what_cannot_be_trained_or_read(tmp_path: Path) -> None:
+    for words, size, message in (
+        (
+            Counter(STORIES[0].split()),
+            4096,
+            r"--vocab 4096: larger than the text supports; choose at most \d+, or give",
+        ),
+        (
+            Counter(map(chr, range(0x4E00, 0x5000))),
+            600,
+            "--vocab 600: the text has more different characters than that",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pieces.train(words, size)
+    for size in (511, 32_001):
+        with pytest.raises(ValueError, match=f"--vocab {size}: a trained vocabulary has 512 to 32,000 pieces"):
+            pieces.check_size(size)
+    (tmp_path / "no.model").write_bytes(b"\x0a\x05hello")
+    with pytest.raises(ValueError, match=r"no\.model: not a SentencePiece model, or a damaged one"):
+        pieces.load(tmp_path / "no.model")

@@ -1,0 +1,234 @@
+"""Preparing a pretraining: sources, the seal, restarts after kill -9, metrics, perplexity, and what is refused."""
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from pretrain import prepare as preparing
+from pretrain.__main__ import main
+from pretrain.prepare import prepare
+from wellread.config import StoriesConfig
+from wellread.data import sets, stories, story_grammar
+from wellread.data.corpus import Corpus
+from wellread.data.pieces import Pieces
+from wellread.data.seal import document_id, is_sealed
+from wellread.data.tokenizer import Tokenizer
+from wellread.text_metrics import NAMES, measure
+
+STORIES = [story_grammar.story(i) for i in range(300)]
+TEXT = "\n<|endoftext|>\n".join(STORIES)
+Program = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def made(folder: Path, **settings: object) -> Corpus:
+    return Corpus.open(prepare(StoriesConfig(vocab="600", corpora=str(folder), **settings)))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("stories") / "mine.txt"
+    path.write_text(TEXT + "\n<|endoftext|>\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def one_each(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """One story a sample, measured."""
+    return made(tmp_path_factory.mktemp("c"), data=str(file), packing="story", seq_len=1024, metrics=True, holdout=0.3)
+
+
+def test_one_story_a_sample(one_each: Corpus) -> None:
+    pieces = Pieces((one_each.tokenizer / "tokenizer.model").read_bytes())
+    rows = [row for (row,) in one_each.samples()["rows"].to_pylist()]
+    assert sorted(rows) == list(range(1, 301))
+    for i in (0, 1, one_each.n_trainable, one_each.n - 1):
+        story = STORIES[rows[i] - 1]
+        assert one_each.tokens(i).tolist() == [1, *pieces.encode(story), 1]
+        assert one_each.targets(i).tolist() == [False] + [True] * (len(one_each.tokens(i)) - 1)
+        assert (i >= one_each.n_trainable) == is_sealed(document_id(story), 0.3, 0)
+    assert 0.2 < 1 - one_each.n_trainable / one_each.n < 0.4
+    backend = Tokenizer.load(one_each.tokenizer)
+    assert backend.decode(one_each.tokens(0)) == f"<s> {STORIES[rows[0] - 1]}<s>"
+    assert one_each.meta["tokenizer"]["size"] == backend.size == 600
+
+
+def test_metrics_are_of_the_sample_alone(one_each: Corpus) -> None:
+    rows = [row - 1 for (row,) in one_each.samples()["rows"].to_pylist()]
+    assert one_each.metrics == NAMES
+    expected = measure([STORIES[row] for row in rows])
+    for k, name in enumerate(NAMES):
+        assert np.array_equal(one_each.metric(name), expected[:, k]), name
+    with pytest.raises(ValueError, match="no metric 'length'; it has words, sentence_length, "):
+        one_each.metric("length")
+
+
+def test_a_stream_and_its_seal(file: Path, tmp_path: Path) -> None:
+    corpus = made(tmp_path, data=str(file), seq_len=64, holdout=0.3, metrics=True)
+    sealed = {row for row in range(1, 301) if is_sealed(document_id(STORIES[row - 1]), 0.3, 0)}
+    table = corpus.samples()
+    for rows, split in zip(table["rows"].to_pylist(), table["split"].to_pylist(), strict=True):
+        assert {row in sealed for row in rows} == {split == "sealed"}
+    lengths = corpus.lengths(np.arange(corpus.n))
+    assert sorted(set(lengths.tolist()))[-1] == 64
+    assert (lengths < 64).sum() <= 2
+    backend, text = Tokenizer.load(corpus.tokenizer), corpus.metric("words")
+    decoded = backend.decode(corpus.tokens(0)).replace("<s>", "\n\n")
+    assert text[0] == measure([decoded])[0, 0]
+    again = made(tmp_path / "again", data=str(file), seq_len=64, holdout=0.3)
+    assert again.hash == corpus.hash
+    assert again.metrics == ()
+    with pytest.raises(ValueError, match="it has none; prepare it with --metrics"):
+        again.metric("words")
+
+
+def test_sources_hold_the_same_stories(file: Path, tmp_path: Path) -> None:
+    """The archive's shards, JSONL packed and not, Parquet, text: equal stories, equal corpus."""
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    others = {"instruction": {"words": ["a"]}, "summary": "s", "source": "GPT-4"}
+    rows = [{"story": f"\n\n{story}"} | others for story in STORIES]
+    (archive / "data00.json").write_text(json.dumps(rows[:100]))
+    (archive / "data01.json").write_text(json.dumps(rows[100:], indent=1))
+    (tmp_path / "x.jsonl.gz").write_bytes(
+        gzip.compress("".join(json.dumps({"text": s}) + "\n" for s in STORIES).encode())
+    )
+    pyarrow.parquet.write_table(pyarrow.table({"text": STORIES}), tmp_path / "x.parquet")  # fmt: skip
+    for data in (file, archive, tmp_path / "x.jsonl.gz", tmp_path / "x.parquet", f"tinystories@{archive}"):
+        found = list(stories.read(sets.stories(str(data))))
+        assert [story.text for _, story in found if not isinstance(story, str)] == STORIES
+        assert [number for number, _ in found] == list(range(1, 301))
+    assert {story.category for _, story in found if not isinstance(story, str)} == {"GPT-4"}
+    assert [sets.stories(data).name for data in (f"tinystories@{archive}", str(archive))] == ["tinystories", "archive"]
+    hub = sets.stories("tinystories")
+    assert (hub.hub, hub.published_rows) == ("roneneldan/TinyStories", 2_119_719)
+    made_up = list(stories.read(sets.stories("stories:5")))
+    assert [story.text for _, story in made_up if not isinstance(story, str)] == STORIES[:5]
+
+
+@pytest.mark.slow
+def test_killed_and_done_again(tmp_path: Path) -> None:
+    """kill -9 when one shard is there: the workers die, too; the next start keeps the shard, and nothing differs."""
+    flags = ["--data=stories:4500", "--vocab=600", "--metrics", "--seq_len=128"]
+    command = [sys.executable, "-m", "pretrain", "prepare", *flags, f"--corpora={tmp_path}"]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (shards := list(tmp_path.glob(".*.building/shards/*.npz"))):
+        assert time.monotonic() < deadline
+        assert running.poll() is None, "it was done before a shard was seen"
+        time.sleep(0.01)
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    while any(Path(f"/proc/{child}").exists() for child in children):
+        assert time.monotonic() < deadline, "a worker outlives its parent"
+        time.sleep(0.05)
+    kept = {path: path.stat().st_ino for path in shards}
+    written: list[Path] = []
+    write = preparing.write
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(preparing, "write", lambda path, *rest: (written.append(path), write(path, *rest)))
+        patched.setattr(os, "sched_getaffinity", lambda pid: {0})
+        corpus = Corpus.open(
+            prepare(StoriesConfig(data="stories:4500", vocab="600", metrics=True, seq_len=128, corpora=str(tmp_path)))
+        )
+    assert not kept.keys() & set(written)
+    assert len(written) < 3
+    assert corpus.meta["counts"]["samples"] > 4500
+    other = made(tmp_path / "fresh", data="stories:4500", metrics=True, seq_len=128)
+    assert other.hash == corpus.hash
+    for name in ("tokens.bin", "metrics.parquet", "samples.parquet", "tokenizer/tokenizer.model"):
+        assert (other.path / name).read_bytes() == (corpus.path / name).read_bytes(), name
+
+
+def test_perplexity_of_each_sample(file: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    LlamaForCausalLM(LlamaConfig(vocab_size=600, max_position_embeddings=64, **sizes)).save_pretrained(tmp_path / "m")
+    corpus = made(tmp_path / "c", data=f"{file}:20", seq_len=64, perplexity=str(tmp_path / "m"))
+    assert corpus.metrics == (*NAMES, "perplexity")
+    model = LlamaForCausalLM.from_pretrained(tmp_path / "m").eval()
+    tokens = torch.tensor(corpus.tokens(3).astype(np.int64))[None]
+    with torch.no_grad():
+        assert corpus.metric("perplexity")[3] == pytest.approx(float(model(tokens, labels=tokens).loss.exp()), rel=1e-4)
+    LlamaForCausalLM(LlamaConfig(vocab_size=512, **sizes)).save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="its vocabulary is not that of the corpus \\(600 pieces\\)"):
+        made(tmp_path / "d", data=f"{file}:20", seq_len=64, perplexity=str(tmp_path / "other"))
+    assert not [path for path in (tmp_path / "d").iterdir() if path.suffix != ".lock"]
+
+
+REFUSED = [
+    ([], b"a<|endoftext|> \n<|endoftext|>b", "1 broken row, 0 allowed: FILE row 2: empty story; mend them, or"),
+    ([], b"ab<|endoftext|>c\xffd<|endoftext|>", "1 broken row, 0 allowed: FILE row 2: not UTF-8 at byte 16 of"),
+    (["--packing=story"], b"One story. Another one.", "FILE: holds no <|endoftext|>, so its stories cannot be told"),
+    (["--vocab=9000"], TEXT.encode(), "--vocab 9000: larger than the text supports; choose at most "),
+    (["--vocab=seven"], b"a", "--vocab seven: neither a size, nor llama2, nor a file; e.g. 4096 or tok4096.model"),
+    (["--vocab=llama2"], b"a", "--vocab llama2: no llama2/tokenizer.model in the directories of WELLREAD_MODELS;"),
+    (["--seq_len=3"], b"a", "--seq_len 3: choose at least 4"),
+    (["--word_list=FILE"], b"two words", "--word_list FILE line 1: 'two words' is not a single word"),
+    (["--holdout=0.9999"], b"x y z<|endoftext|>" * 3, "x: no trainable sample is left ("),
+    (["--packing=pages"], b"a", "--packing pages: expected stream, story"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("flags", "content", "message"), REFUSED)
+def test_what_is_refused(flags: list[str], content: bytes, message: str, tmp_path: Path) -> None:
+    file, corpora = tmp_path / "x.txt", tmp_path / "corpora"
+    file.write_bytes(content)
+    vocabulary = [] if any("vocab" in flag for flag in flags) else [f"--vocab={tmp_path / 'x.model'}"]
+    if vocabulary:
+        from collections import Counter
+
+        from wellread.data import pieces
+
+        (tmp_path / "x.model").write_bytes(pieces.train(Counter(TEXT.split()), 600))
+    given = [flag.replace("FILE", str(file)) for flag in flags]
+    with pytest.raises(ValueError) as refused:
+        main(["prepare", f"--data={file}", f"--corpora={corpora}", *vocabulary, *given])
+    assert str(refused.value).startswith(message.replace("FILE", str(file)))
+    assert "\n" not in str(refused.value)
+    assert not [path for path in corpora.glob(".*") if path.suffix != ".lock"]
+    assert not list(corpora.glob("x-*"))
+
+
+def test_an_empty_story_is_passed_over_when_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.txt").write_text(f"<|endoftext|>{STORIES[0]}<|endoftext|>\n<|endoftext|>{STORIES[1]}<|endoftext|>\n")
+    (tmp_path / "x.model").write_bytes(Pieces(_trained()).model)
+    settings = {"vocab": str(tmp_path / "x.model"), "corpora": str(tmp_path / "c"), "holdout": 0.0}
+    corpus = Corpus.open(prepare(StoriesConfig(data=str(tmp_path / "x.txt"), max_bad_rows=1, **settings)))
+    line = f"{tmp_path / 'x.txt'} row 3: empty story"
+    assert corpus.meta["bad_rows"] == [line]
+    assert f"passing over {line}\n" in capsys.readouterr().err
+    assert {row for rows in corpus.samples()["rows"].to_pylist() for row in rows} == {2, 4}
+
+
+def _trained() -> bytes:
+    from collections import Counter
+
+    from wellread.data import pieces
+
+    return pieces.train(Counter(TEXT.split()), 600)
+
+
+def test_disk_full(program: Program, disk: Callable[[int], Path], file: Path) -> None:
+    corpora = disk(200 << 10) / "corpora"
+    flags = ("pretrain", "prepare", "--data", file, "--vocab", "600", "--corpora", corpora)
+    done = program(*flags)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert done.stderr.startswith(f"error: disk full: {corpora}: free some space, then run the same command again")
+    assert [path.suffix for path in corpora.iterdir()] == [".lock"]
+    disk(8 << 20)
+    assert "300 stories of mine" in program(*flags, check=True).stdout
