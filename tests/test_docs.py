@@ -104,7 +104,7 @@ def test_links_lead_somewhere(root: Path) -> None:
 
 def test_files_named_in_the_tour_exist(root: Path) -> None:
     text = (root / "CONTRIBUTING.md").read_text() + (root / "docs" / "architecture.md").read_text()
-    named = set(re.findall(r"`((?:wellread|launch|finetune|eval|configs|tests|docs|\.ci)/[\w./*]*)`", text))
+    named = set(re.findall(r"`((?:wellread|launch|finetune|pretrain|eval|configs|tests|docs|\.ci)/[\w./*]*)`", text))
     assert len(named) > 30
     assert not [name for name in named if not list(root.glob(name.rstrip("/")))]
 
