@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from wellread.data import sets
-from wellread.data.sources import Row, Source, fingerprint, rows
+from wellread.data.sources import Row, Source, fingerprint, json_rows, rows
 
 GOOD = {"instruction": "Add 1 and 1.", "context": "", "response": "2", "category": "open_qa"}
 
@@ -146,3 +146,23 @@ def test_real_files(shared: Path) -> None:
     assert not [row for row in dolly if row.error]
     assert len(read(shared / "alpaca" / "alpaca_5000.json")) == 5000
     assert len(read(shared / "hc3")) == 1187 + 842
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+def test_a_json_list_comes_object_by_object(size: int) -> None:
+    """Wherever its blocks end: inside a character, a string, a number; broken lists say where."""
+    values = [{"a": "é😀", "b": [1, {"c": "]"}]}, 12, {"a": ""}]
+    for text in (json.dumps(values, ensure_ascii=False), json.dumps(values, indent=2), " [ ] "):
+        content = text.encode()
+        found = json_rows(Path("x"), (content[i : i + size] for i in range(0, len(content), size)))
+        expected = [value if isinstance(value, dict) else None for value in json.loads(text)]
+        assert [row.fields for row in found] == expected
+    for broken, message in {
+        b'[{"a":1},]': "object 2: Expecting value",
+        b'[{"a":1}': "ends before its list does",
+        b'[{"a":1} {"b":2}]': "no comma after object 1",
+        b'[{"a":1}] x': "text after the end of the list",
+        b'[{"a": "\xff"}]': "not UTF-8 at byte 8 of the file",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            list(json_rows(Path("x"), (broken[i : i + size] for i in range(0, len(broken), size))))
