@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wellread.runs import fsync_directory, full_disk_named, sha256_file, write_json
+from wellread.runs import fsync_directory, fsync_file, full_disk_named, sha256_file, write_json
 
 MANIFEST = "checkpoint.json"
 
@@ -163,7 +163,7 @@ def commit(directory: Path, step: int, manifest: dict[str, Any]) -> Checkpoint:
     source, target = staging(directory, step), directory / name_of(step)
     files = {}
     for path in sorted(p for p in source.rglob("*") if p.is_file()):
-        _fsync_file(path)
+        fsync_file(path)
         files[str(path.relative_to(source))] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
     manifest = {"version": 1, **manifest, "files": files}
     write_json(source / MANIFEST, manifest)
@@ -175,14 +175,6 @@ def commit(directory: Path, step: int, manifest: dict[str, Any]) -> Checkpoint:
     fsync_directory(directory)
     clear_staging(directory)
     return Checkpoint(target, manifest)
-
-
-def _fsync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

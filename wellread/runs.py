@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -26,12 +27,13 @@ GLANCE = 0.2
 """Seconds; who only looks whether a run is held has its lock for less."""
 
 
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write `data` to `path` so that a crash or a full disk leaves the old file or the new one, never half of it."""
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write, which becomes `path` when the block ends; after an error there is the old one, or none."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -39,6 +41,45 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync_directory(path.parent)
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """A directory to fill, which becomes `path` when the block ends; after an error there is none.
+
+    Raises
+    ------
+    ValueError
+        When `path` exists, or its folder does not.
+    """
+    if path.exists():
+        raise ValueError(f"{path}: is there already; choose another --out")
+    require_folder(path)
+    temporary = path.absolute().with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir()
+        with full_disk_named(temporary):
+            yield temporary
+            for file in (found for found in temporary.rglob("*") if found.is_file()):
+                fsync_file(file)
+        fsync_directory(temporary)
+        os.rename(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    fsync_directory(path.absolute().parent)
+
+
+def require_folder(path: Path) -> None:
+    """Refuse a path to write to whose folder does not exist."""
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"{path}: there is no folder {path.parent}; make it first")
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write `data` to `path` so that a crash or a full disk leaves the old file or the new one, never half of it."""
+    with replacing(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:
@@ -59,6 +100,15 @@ def write_json(path: Path, value: Any) -> None:
 
 def fsync_directory(path: Path) -> None:
     """Make renames and new names inside `path` durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_file(path: Path) -> None:
+    """Make the content of a file durable that another library wrote."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
