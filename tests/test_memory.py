@@ -16,6 +16,7 @@ import pytest
 
 from wellread.choice import choose, name_of
 from wellread.memory import CUDA_CONTEXT, FRAGMENTATION, NCCL, SPEED, Machine, Work, estimate
+from wellread.models import llama
 from wellread.models.registry import ModelSpec, find
 from wellread.parameters import FAMILIES, Compute, layer_activations, lora_parameters, parameters
 from wellread.phases import GIB, HEAP_BLOCK
@@ -142,6 +143,8 @@ def on_meta(config: dict[str, Any]) -> int:
 
 
 def config_of(spec: ModelSpec) -> dict[str, Any]:
+    if spec.family == "llama":
+        return llama.configuration(spec, bos=1, eos=2).to_diff_dict()  # type: ignore[no-any-return]
     return {
         "model_type": "gpt_neox",
         "hidden_size": spec.width,
@@ -160,13 +163,21 @@ def test_counts_of_pythia_are_the_published_ones() -> None:
     assert {name: parameters(find(name)).total for name in PYTHIA} == PYTHIA
 
 
+def test_counts_of_the_sizes_of_llama2c() -> None:
+    """stories260K.bin has as many numbers, rotary tables apart; the others are what their names say."""
+    assert parameters(find("stories-260k")).total == 260_032
+    assert parameters(find("stories-15m")).total == 15_191_712
+    assert parameters(find("stories-42m")).total == 41_689_600
+    assert parameters(find("stories-110m")).total == 109_529_856
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_counts_of_other_families_are_the_published_ones(name: str) -> None:
     config, published = CONFIGS[name]
     assert parameters(spec_of(config)).total == published
 
 
-@pytest.mark.parametrize("name", ["tiny", "pythia-14m", "pythia-160m", *CONFIGS])
+@pytest.mark.parametrize("name", ["tiny", "stories-260k", "stories-15m", "pythia-14m", "pythia-160m", *CONFIGS])
 def test_counts_equal_a_shallow_model_on_the_meta_device(name: str) -> None:
     config = CONFIGS[name][0] if name in CONFIGS else config_of(find(name))
     layers = {"num_hidden_layers", "n_layer", "num_layers", "n_layers"} & set(config)

@@ -88,6 +88,23 @@ def test_parameter_counts_of_the_other_families() -> None:
     assert {name: parameters(find(name)).total for name in counts} == counts
 
 
+@pytest.mark.parametrize(
+    ("name", "sizes", "multiple_of", "intermediate"),
+    [
+        ("stories-260k", (64, 5, 8, 4, 512, 512), 4, 172),
+        ("stories-15m", (288, 6, 6, None, 32_000, 256), 32, 768),
+        ("stories-42m", (512, 8, 8, None, 32_000, 1024), 32, 1376),
+        ("stories-110m", (768, 12, 12, None, 32_000, 1024), 32, 2048),
+    ],
+)
+def test_the_sizes_of_llama2c(name: str, sizes: tuple[int, ...], multiple_of: int, intermediate: int) -> None:
+    """The inner width as model.py of llama2.c computes it."""
+    spec = find(name)
+    assert (spec.width, spec.layers, spec.heads, spec.kv_heads, spec.vocab, spec.positions) == sizes
+    assert spec.intermediate == -(-int(2 * 4 * spec.width / 3) // multiple_of) * multiple_of == intermediate
+    assert (spec.family, spec.fresh, spec.tied) == ("llama", True, True)
+
+
 def test_parameter_counts_are_those_of_the_paper() -> None:
     """Totals of table 1 of the Pythia paper, out of the registry's sizes: untied embeddings, biases, norms."""
     published = {
@@ -172,7 +189,7 @@ def test_training_defaults_of_a_known_name_survive_the_search_path(
     [
         ("tinny", "--model tinny: no such directory or known model; did you mean tiny?"),
         ("pythia-70", "--model pythia-70: no such directory or known model; did you mean pythia-70m?"),
-        ("./lost", "--model ./lost: no such directory or known model; known: tiny, pythia-14m,"),
+        ("./lost", "--model ./lost: no such directory or known model; known: tiny, stories-260k,"),
     ],
 )
 def test_unknown_names(name: str, message: str) -> None:
@@ -237,4 +254,7 @@ def test_fingerprints_of_fresh_models() -> None:
     spec = find("tiny")
     for name in ("layers", "width", "heads", "intermediate", "vocab", "positions"):
         assert fingerprint(dataclasses.replace(spec, **{name: getattr(spec, name) * 2})) != fingerprint(spec)
+    stories = find("stories-260k")
+    changed = [dataclasses.replace(stories, **change) for change in ({"kv_heads": 8}, {"tied": False})]
+    assert len({fingerprint(spec) for spec in (stories, *changed)}) == 3
     assert fingerprint(dataclasses.replace(spec, lr=1.0, name="x")) == fingerprint(spec)

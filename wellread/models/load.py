@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wellread.models import adapter as adapters
-from wellread.models import tensors
+from wellread.models import llama, tensors
 from wellread.models.adapter import Adapter
 from wellread.models.registry import ModelSpec, local_directory, named_directory
 
@@ -135,7 +135,14 @@ class Source:
             tensors.write_model(model, directory, values)
 
 
-def initial(spec: ModelSpec, seed: int, eos: int, lora: LoraConfig | None = None, init: Init = "pretrained") -> Source:
+def initial(
+    spec: ModelSpec,
+    seed: int,
+    eos: int,
+    lora: LoraConfig | None = None,
+    init: Init = "pretrained",
+    bos: int | None = None,
+) -> Source:
     """Return the model that training starts from.
 
     Parameters
@@ -148,6 +155,13 @@ def initial(spec: ModelSpec, seed: int, eos: int, lora: LoraConfig | None = None
         With a rank, an adapter is trained instead of the weights.
     init : str
         fresh: random weights for a model that has others.
+    bos : int, optional
+        Its beginning-of-sequence id (default: `eos`, one token for both).
+
+    Raises
+    ------
+    ValueError
+        When the model cannot be had, or cannot start from nothing.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -155,11 +169,16 @@ def initial(spec: ModelSpec, seed: int, eos: int, lora: LoraConfig | None = None
     if not spec.fresh and init == "pretrained":
         source = Source.of(local_directory(spec, weights=True))
         return replace(source, adapter=Adapter.fresh(lora, spec, seed)) if lora and lora.rank else source
-    config = _fresh_config(spec, eos) if spec.fresh else _config(local_directory(spec, weights=False))
+    if spec.fresh:
+        config = _fresh_config(spec, eos if bos is None else bos, eos)
+    else:
+        config = _config(local_directory(spec, weights=False))
 
     def whole() -> nn.Module:
         torch.manual_seed(seed)
         model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        if spec.fresh and spec.family == "llama":
+            llama.scale_residual_projections(model)
         return model
 
     return Source(config, whole)
@@ -297,11 +316,13 @@ def _config(directory: Path) -> Any:
         return AutoConfig.from_pretrained(directory, local_files_only=True)
 
 
-def _fresh_config(spec: ModelSpec, eos: int) -> Any:
+def _fresh_config(spec: ModelSpec, bos: int, eos: int) -> Any:
     from transformers import GPTNeoXConfig
 
+    if spec.family == "llama":
+        return llama.configuration(spec, bos, eos)
     if spec.family != "gpt_neox":
-        raise ValueError(f"--model {spec.name}: a fresh {spec.family} is not supported; only gpt_neox is")
+        raise ValueError(f"--model {spec.name}: a fresh {spec.family} is not supported; only gpt_neox and llama are")
     return GPTNeoXConfig(
         vocab_size=spec.vocab,
         hidden_size=spec.width,
@@ -309,6 +330,6 @@ def _fresh_config(spec: ModelSpec, eos: int) -> Any:
         num_attention_heads=spec.heads,
         intermediate_size=spec.intermediate,
         max_position_embeddings=spec.positions,
-        bos_token_id=eos,
+        bos_token_id=bos,
         eos_token_id=eos,
     )

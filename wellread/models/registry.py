@@ -331,7 +331,11 @@ def fingerprint(spec: ModelSpec, init: Init = "pretrained") -> str:
     two different trainings differ in every block, and a 24 GB model still answers within a second.
     """
     if spec.fresh:
-        sizes = (spec.family, spec.layers, spec.width, spec.heads, spec.intermediate, spec.vocab, spec.positions)
+        sizes: tuple[Any, ...] = (
+            spec.family, spec.layers, spec.width, spec.heads, spec.intermediate, spec.vocab, spec.positions
+        )  # fmt: skip
+        if spec.kv_heads or spec.tied:
+            sizes += (spec.kv_heads, spec.tied)
         return "fresh:" + hashlib.sha256(repr(sizes).encode()).hexdigest()[:32]
     if init == "fresh":
         config = (local_directory(spec, weights=False) / "config.json").read_bytes()
