@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wellread.runs import fsync_directory, fsync_file, full_disk_named, sha256_file, write_json
+from wellread.runs import RunDirectory, fsync_directory, fsync_file, full_disk_named, sha256_file, write_json
 
 MANIFEST = "checkpoint.json"
 
@@ -114,6 +114,28 @@ def open_checkpoint(directory: Path, step: int) -> Checkpoint:
         there = ", ".join(f"step-{other}" for other in found) or "none"
         raise ValueError(f"{directory}: no checkpoint step-{step}; there: {there}")
     return found[step]
+
+
+def model_directory(name: str) -> Path:
+    """Directory of a saved model: of RUN's newest checkpoint, of RUN@step-N, or the directory that is named.
+
+    Raises
+    ------
+    ValueError
+        When there is no such run, checkpoint or model; names the checkpoints that are there.
+    """
+    path = Path(name)
+    if (path / "config.json").is_file():
+        return path
+    found = re.fullmatch(r"(.+)@step-(\d+)", name)
+    if found and not path.exists():
+        return open_checkpoint(RunDirectory.open(found[1]).checkpoints, int(found[2])).model
+    if not (path / "config.yaml").is_file():
+        raise ValueError(f"{name}: neither a run nor a model directory; name RUN, RUN@step-N or a directory of a model")
+    checkpoints = list_checkpoints(RunDirectory.open(path).checkpoints)
+    if not checkpoints:
+        raise ValueError(f"{name}: the run has no checkpoint yet")
+    return checkpoints[-1].model
 
 
 def newest_valid(directory: Path) -> tuple[Checkpoint | None, list[str]]:
