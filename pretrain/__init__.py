@@ -1,1 +1,1 @@
-"""Pretraining of small Llama models on stories."""
+"""Pretraining small models on raw text, in the style of llama2.c."""

@@ -1,0 +1,68 @@
+"""Models for other programs: ``python -m pretrain export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from wellread.data import tokenizer
+from wellread.models import llama2c_tokenizer, llama2c_write, tensors
+from wellread.models.load import Source
+from wellread.runs import new_directory, replacing, require_folder, write_atomic
+
+HUGGING_FACE = "hf"
+
+
+def export(model: Path, form: str, out: Path) -> None:
+    """Write a saved model in another format.
+
+    Parameters
+    ----------
+    form : str
+        One of `llama2c_write.FORMATS`, or hf.
+    out : Path
+        File to write, or replace; with hf a new directory.
+
+    Raises
+    ------
+    ValueError
+        When the format is unknown, or cannot hold this model.
+    """
+    if form == HUGGING_FACE:
+        return _to_hugging_face(model, out)
+    for known in llama2c_write.FORMATS:
+        if form == known:
+            return _to_llama2c(model, known, out)
+    raise ValueError(f"--format {form}: unknown; choose {', '.join(llama2c_write.FORMATS)} or {HUGGING_FACE}")
+
+
+def _to_hugging_face(model: Path, out: Path) -> None:
+    source = Source.of(model)
+    empty: Any = source.on_meta()
+    read = source.reader(empty)
+    with new_directory(out) as directory:
+        tensors.write_model(empty, directory, ((name, read(name)) for name in tensors.saved_sizes(empty)))
+        tokenizer.copy_files(model, directory)
+    print(f"{out}: model and tokenizer in Hugging Face layout, fp32")
+
+
+def _to_llama2c(model: Path, form: llama2c_write.Format, out: Path) -> None:
+    require_folder(out)
+    if out.is_dir():
+        raise ValueError(f"{out}: is a directory; name a file")
+    weights = llama2c_write.weights(model)
+    words = _tokenizer_bin(model, weights.config.vocab_size)
+    with replacing(out) as file:
+        llama2c_write.write(weights, file, form)
+    print(f"{out}: {out.stat().st_size:,} bytes, {form}")
+    if words is None:
+        print(f"no {llama2c_tokenizer.BIN}: there is no SentencePiece model ({llama2c_tokenizer.FILE}) in {model}")
+        return
+    write_atomic(out.with_name(llama2c_tokenizer.BIN), words)
+    print(f"{out.with_name(llama2c_tokenizer.BIN)}: its tokenizer, for llama2.c's programs")
+
+
+def _tokenizer_bin(model: Path, vocab: int) -> bytes | None:
+    """The tokenizer as llama2.c's programs read it; None for a model that has none of SentencePiece's."""
+    file = model / llama2c_tokenizer.FILE
+    return llama2c_tokenizer.to_bin(llama2c_tokenizer.read(file, vocab)) if file.is_file() else None

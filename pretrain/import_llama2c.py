@@ -1,0 +1,26 @@
+"""Checkpoints of llama2.c as model directories in Hugging Face layout: ``python -m pretrain import``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from wellread.models import llama2c_tokenizer
+from wellread.models.llama2c_read import Checkpoint, write_model
+from wellread.runs import new_directory
+
+
+def import_llama2c(checkpoint: Path, tokenizer: Path, out: Path) -> None:
+    """Write model and tokenizer to a new directory.
+
+    Raises
+    ------
+    ValueError
+        When the files are damaged or do not belong together, or `out` is there already.
+    """
+    opened = Checkpoint.open(checkpoint)
+    spec = opened.header.spec
+    pieces = llama2c_tokenizer.read(tokenizer, spec.vocab)
+    with new_directory(out) as directory:
+        pieces.save(directory, spec.positions)
+        write_model(opened, directory, pieces.bos, llama2c_tokenizer.eos(pieces))
+    print(f"{out}: {spec.layers} layers, width {spec.width}, {spec.vocab:,} words")

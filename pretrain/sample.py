@@ -1,0 +1,132 @@
+"""Text that a model writes: ``python -m pretrain sample``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wellread.cli import visible
+from wellread.data.tokenizer import Tokenizer
+from wellread.models.load import load_model
+
+if TYPE_CHECKING:
+    import torch
+
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+"""What a tokenizer shows for the first bytes of a character whose last ones are still to come."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the next token is chosen, and how many there are."""
+
+    temperature: float = 1.0
+    """Logits are divided by it; 0 takes the most likely token."""
+    top_p: float = 0.9
+    """Tokens are drawn from the likeliest ones whose probabilities add up to this."""
+    seed: int = 0
+    tokens: int = 200
+    """Most tokens to write."""
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise ValueError(f"--temperature {self.temperature}: must be at least 0")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"--top_p {self.top_p}: must be above 0 and at most 1")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"--seed {self.seed}: must be at least 0 and below 2^63")
+        if self.tokens < 1:
+            raise ValueError(f"--tokens {self.tokens}: must be at least 1")
+
+
+def sample(directory: Path, text: str, settings: Settings) -> None:
+    """Print what a model writes after `text`; on a terminal token by token, and without control characters.
+
+    Raises
+    ------
+    ValueError
+        When there is no model or tokenizer, or more tokens are asked for than the model has positions.
+    """
+    tokenizer = Tokenizer.load(directory)
+    prompt = tokenizer.prompts([text])[0] if text else _start(tokenizer)
+    model: Any = load_model(directory)
+    _check_length(len(prompt), settings.tokens, model.config.max_position_embeddings)
+    shows = visible if sys.stdout.isatty() else str
+    ends = {tokenizer.eos, *_start(tokenizer)}
+    for part in pieces_of_text(tokenizer, prompt, continuation(model, prompt, settings, ends)):
+        print(shows(part), end="", flush=sys.stdout.isatty())
+    print()
+
+
+def _start(tokenizer: Tokenizer) -> list[int]:
+    """What stands before a text: the token that begins a sequence, or the one that ends the one before it."""
+    begin = tokenizer.backend.bos_token_id
+    return [tokenizer.eos if begin is None else int(begin)]
+
+
+def _check_length(prompt: int, tokens: int, positions: int) -> None:
+    if prompt + tokens > positions:
+        raise ValueError(
+            f"--tokens {tokens}: the text has {prompt} tokens and the model {positions} positions; "
+            f"choose at most {max(0, positions - prompt)}"
+        )
+
+
+def continuation(model: Any, prompt: list[int], settings: Settings, ends: set[int]) -> Iterator[int]:
+    """Tokens that follow `prompt`, one by one, without the one of `ends` that ends them.
+
+    Keys and values of what was read are kept, so a token costs one position.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(settings.seed)
+    cache, inputs = None, torch.tensor([prompt])
+    for _ in range(settings.tokens):
+        with torch.inference_mode():
+            output = model(input_ids=inputs, past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        token = choose(output.logits[0, -1].float(), settings, generator)
+        if token in ends:
+            return
+        yield token
+        inputs = torch.tensor([[token]])
+
+
+def choose(logits: torch.Tensor, settings: Settings, generator: torch.Generator) -> int:
+    """The next token: the most likely one, or drawn from the smallest set of likeliest ones that has top_p in all.
+
+    Source of the set: Holtzman et al. 2019, https://arxiv.org/abs/1904.09751, section 3.1.
+
+    Parameters
+    ----------
+    logits : (vocabulary,) float32
+    """
+    import torch
+
+    if settings.temperature == 0:
+        return int(logits.argmax())
+    probabilities, order = torch.softmax(logits / settings.temperature, dim=0).sort(descending=True)
+    before = probabilities.cumsum(0) - probabilities
+    kept = probabilities * (before < settings.top_p)
+    return int(order[torch.multinomial(kept, 1, generator=generator)])
+
+
+def pieces_of_text(tokenizer: Tokenizer, prompt: list[int], tokens: Iterator[int]) -> Iterator[str]:
+    """Text of the prompt, then what each token adds to it; a character whose bytes are not all there yet waits."""
+    ids = list(prompt)
+    text = _text(tokenizer, ids)
+    yield text
+    for token in tokens:
+        ids.append(token)
+        now = _text(tokenizer, ids)
+        if not now.endswith(UNFINISHED):
+            yield now[len(text) :]
+            text = now
+    yield _text(tokenizer, ids)[len(text) :]
+
+
+def _text(tokenizer: Tokenizer, ids: list[int]) -> str:
+    return str(tokenizer.backend.decode(ids, skip_special_tokens=True))
