@@ -271,14 +271,14 @@ def test_the_loss_of_stories260k(imported: Path, shared: Path, tmp_path: Path) -
     text = (shared / "tinystories" / "train_head_2MiB.txt").read_text(errors="ignore")
     texts = [story.strip()[:800] for story in text.split("<|endoftext|>")]
     assert len(texts) == 2317
-    assert nats_per_token(imported, texts) == pytest.approx(1.47, abs=0.01)
+    few = texts[::10]
+    exact = nats_per_token(imported, few)
+    assert exact == pytest.approx(1.466, abs=0.002)  # of all of them: 1.464
     checkpoint = llama2c_read.Checkpoint.open(written(imported, "llama2c-int8", tmp_path))
     llama2c_read.write_model(checkpoint, imported.parent / "int8", 1, 2)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (imported.parent / "int8" / name).write_bytes((imported / name).read_bytes())
-    few = texts[::20]
-    rough, exact = nats_per_token(imported.parent / "int8", few), nats_per_token(imported, few)
-    assert 0 < abs(rough - exact) < 0.005
+    assert 0 < abs(nats_per_token(imported.parent / "int8", few) - exact) < 0.005
     prompt = [1]
     found = Reader.of(tmp_path / "llama2c-int8.bin").greedy(prompt, 200)
     assert found[:50] == greedy_of_transformers(imported, prompt, 50)

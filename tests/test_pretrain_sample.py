@@ -1,0 +1,85 @@
+"""Samples: how tokens are drawn, when a text ends, which model is meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pretrain.sample import Settings, choose, sample
+from wellread.checkpoint import model_directory
+from wellread.runs import write_json
+
+
+def drawn(settings: Settings, times: int) -> list[int]:
+    logits = torch.tensor([0.1, 0.5, 0.15, 0.25]).log()
+    generator = torch.Generator().manual_seed(settings.seed)
+    return [choose(logits, settings, generator) for _ in range(times)]
+
+
+def test_draws_follow_temperature_and_top_p() -> None:
+    assert set(drawn(Settings(temperature=0), 20)) == {1}
+    assert set(drawn(Settings(top_p=0.5), 200)) == {1}
+    assert set(drawn(Settings(top_p=0.51), 200)) == {1, 3}
+    everything = drawn(Settings(top_p=1), 4000)
+    assert [everything.count(i) / 4000 for i in range(4)] == pytest.approx([0.1, 0.5, 0.15, 0.25], abs=0.03)
+    hot = drawn(Settings(temperature=100, top_p=1), 4000)
+    assert hot.count(0) / 4000 == pytest.approx(0.25, abs=0.03)
+    assert drawn(Settings(seed=4), 50) == drawn(Settings(seed=4), 50) != drawn(Settings(seed=5), 50)
+
+
+@pytest.mark.shared
+def test_samples_of_stories260k(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from pretrain.import_llama2c import import_llama2c
+
+    real = shared / "stories260K"
+    import_llama2c(real / "stories260K.bin", real / "tok512.model", tmp_path / "model")
+    capsys.readouterr()
+    said = []
+    for text, tokens in (("", 400), ("Once upon a time", 20)):
+        sample(tmp_path / "model", text, Settings(temperature=0, tokens=tokens))
+        said.append(capsys.readouterr().out)
+    assert said[0].startswith(said[1].rstrip("\n"))  # what it says by itself begins so
+    assert said[0].startswith(
+        "Once upon a time, there was a little girl named Lily. She loved to play outside in the park"
+    )
+    assert said[0].endswith('"Thank you, Lily! You are a good friend."\n')  # the end of a story, before 400 tokens
+    with pytest.raises(ValueError, match="--tokens 510: the text has 3 tokens and the model 512 positions"):
+        sample(tmp_path / "model", "hi", Settings(tokens=510))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": -1.0}, "--temperature -1"),
+        ({"top_p": 0.0}, "--top_p 0"),
+        ({"tokens": 0}, "--tokens 0"),
+        ({"seed": -1}, "--seed -1"),
+    ],
+)
+def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Settings(**settings)
+
+
+def test_which_model_is_meant(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.yaml").write_text("model: tiny\n")
+    with pytest.raises(ValueError, match="the run has no checkpoint yet"):
+        model_directory(str(run))
+    for step in (0, 20):
+        path = run / "checkpoints" / f"step-{step:08d}"
+        path.mkdir()
+        write_json(path / "checkpoint.json", {"step": step, "files": {}})
+    assert model_directory(str(run)) == run / "checkpoints" / "step-00000020" / "model"
+    assert model_directory(f"{run}@step-0") == run / "checkpoints" / "step-00000000" / "model"
+    with pytest.raises(ValueError, match=r"no checkpoint step-7; there: step-0, step-20"):
+        model_directory(f"{run}@step-7")
+    with pytest.raises(ValueError, match="neither a run nor a model directory"):
+        model_directory(str(tmp_path / "lost"))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    assert model_directory(str(tmp_path / "model")) == tmp_path / "model"
