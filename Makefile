@@ -1,7 +1,7 @@
 # Every command of the README. `make` alone explains them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup ft plan models status logs cancel doctor eval read verify report tb slurm-up slurm-down oom-demo test check lint bench gpu-check clean
+.PHONY: help setup ft pretrain plan models status logs cancel doctor eval read verify report tb slurm-up slurm-down oom-demo test check lint bench gpu-check clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -20,9 +20,11 @@ RANKS ?= auto
 THEN ?= eval
 PACK ?=
 WORKERS ?= 2
+SIZE ?= 15M
+VOCAB ?=
 ARGS ?=
 # Names reach the shell as variables: pasted into its commands, a name could be a command.
-export MODEL DATA RUN CLUSTER
+export MODEL DATA RUN CLUSTER VOCAB
 FLAGS = --model "$$MODEL" --data "$$DATA" --out "$$RUN" --cluster "$$CLUSTER" --nodes $(NODES) --ranks_per_node $(RANKS) $(if $(filter-out 0,$(PACK)),--pack=true) $(ARGS)
 
 help:  ## this page
@@ -52,6 +54,13 @@ $(STAMP): pyproject.toml constraints.txt
 
 ft: $(STAMP)  ## fine-tune MODEL on DATA, evaluate, say where the report is
 	@$(PY) -m launch run finetune --then $(THEN) $(FLAGS)
+
+pretrain: MODEL = stories-$(shell echo "$(SIZE)" | tr A-Z a-z)
+pretrain: DATA = stories
+pretrain: $(STAMP)  ## pretrain a Llama of SIZE on stories (DATA), write a sample, export it for llama2.c
+	@$(PY) -m launch run pretrain $(FLAGS) $(if $(VOCAB),--vocab "$$VOCAB") --wait
+	@$(PY) -m pretrain sample "$$RUN" "Once upon a time" --temperature 0 --tokens 100
+	@$(PY) -m pretrain export "$$RUN" --format llama2c-v0 --out "$$RUN/model.bin"
 
 plan: $(STAMP)  ## print what `make ft` would do, and start nothing
 	@$(PY) -m launch plan finetune $(FLAGS)

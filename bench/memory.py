@@ -165,9 +165,9 @@ def make_data(path: Path) -> None:
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
-IMPORTS = """finetune.train wellread.train.loop wellread.data.tokenizer transformers.models.gpt_neox.modeling_gpt_neox
-transformers.models.auto.modeling_auto torch.utils.tensorboard torch.distributed.run safetensors.torch pyarrow.parquet
-psutil"""
+IMPORTS = """wellread.train.rank wellread.train.loop wellread.data.tokenizer
+transformers.models.gpt_neox.modeling_gpt_neox transformers.models.auto.modeling_auto
+torch.utils.tensorboard torch.distributed.run safetensors.torch pyarrow.parquet psutil"""
 DEEPSPEED_IMPORTS = "deepspeed deepspeed.runtime.zero.stage3 deepspeed.runtime.zero.stage_1_and_2 deepspeed.ops.adam"
 
 

@@ -19,11 +19,9 @@ def main(argv: list[str]) -> int:
     """Run one subcommand; return its exit code."""
     command, *rest = argv or ["--help"]
     if command == "train" and len(rest) == 1 and not rest[0].startswith("-"):
-        from finetune.train import die_with_launcher, leave
-        from finetune.train import main as train
+        from wellread.train.rank import run_rank
 
-        die_with_launcher()
-        leave(train(rest[0]))
+        run_rank(rest[0])
     if command == "prepare":
         return _prepare(rest)
     if command == "export":
@@ -37,13 +35,12 @@ def main(argv: list[str]) -> int:
 
 
 def _prepare(argv: list[str]) -> int:
-    from wellread.cli import add_dataclass, new_parser, parse_dataclass
-    from wellread.config import RunConfig
+    from wellread.cli import finetune_flags, new_parser
 
     parser = new_parser("python -m finetune prepare", "Compile the corpus of a fine-tuning run.", EXAMPLES)
-    add_dataclass(parser, RunConfig)
+    parse_run = finetune_flags(parser)
     parser.add_argument("--show", type=int, default=0, help="Print the first samples of each set, token by token.")
-    config, others = parse_dataclass(parser, RunConfig, argv)
+    config, others = parse_run(argv)
 
     from finetune.prepare import prepare
 

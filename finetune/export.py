@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 
-from wellread.checkpoint import Checkpoint, list_checkpoints, open_checkpoint
-from wellread.runs import RunDirectory
+from wellread.checkpoint import Checkpoint, named_checkpoint
+from wellread.runs import new_directory
 
 EXAMPLES = """examples:
   python -m finetune export runs/dolly-lora --merged --out models/dolly-70m        the newest checkpoint
@@ -26,7 +25,7 @@ def main(argv: list[str]) -> int:
         "--merged", action="store_true", help="Of a LoRA run: a whole model, the adapter merged into its weights."
     )
     values = parse(parser, argv)
-    export(_checkpoint(values.run), Path(values.out), merged=values.merged)
+    export(named_checkpoint(values.run), Path(values.out), merged=values.merged)
     print(f"{values.out}: written", flush=True)
     return 0
 
@@ -37,7 +36,7 @@ def export(checkpoint: Checkpoint, out: Path, *, merged: bool) -> None:
     Raises
     ------
     ValueError
-        When the checkpoint is damaged or `out` is not empty.
+        When the checkpoint is damaged or `out` is there already.
     """
     from wellread.data import tokenizer
     from wellread.models import load
@@ -45,29 +44,10 @@ def export(checkpoint: Checkpoint, out: Path, *, merged: bool) -> None:
 
     if damage := checkpoint.damage():
         raise ValueError(f"{damage}; export another checkpoint")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"--out {out}: is there already; choose a new directory")
     out.parent.mkdir(parents=True, exist_ok=True)
-    staging = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(staging, ignore_errors=True)
-    if merged and is_adapter(checkpoint.model):
-        load.export(load.Source.of(checkpoint.model), staging)
-        tokenizer.copy_files(checkpoint.model, staging)
-    else:
-        shutil.copytree(checkpoint.model, staging)
-    if out.exists():
-        out.rmdir()
-    staging.rename(out)
-
-
-def _checkpoint(name: str) -> Checkpoint:
-    path, _, step = (name, "", "") if "@" not in name or Path(name).is_dir() else name.rpartition("@")
-    run = RunDirectory.open(path)
-    if not step:
-        found = list_checkpoints(run.checkpoints)
-        if not found:
-            raise ValueError(f"{run.path}: has no checkpoint yet")
-        return found[-1]
-    if not re.fullmatch(r"step-\d+", step):
-        raise ValueError(f"{name}: {step!r} is no checkpoint; write RUN@step-N")
-    return open_checkpoint(run.checkpoints, int(step.removeprefix("step-")))
+    with new_directory(out) as directory:
+        if merged and is_adapter(checkpoint.model):
+            load.export(load.Source.of(checkpoint.model), directory)
+            tokenizer.copy_files(checkpoint.model, directory)
+        else:
+            shutil.copytree(checkpoint.model, directory, dirs_exist_ok=True)

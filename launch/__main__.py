@@ -6,7 +6,7 @@ import json
 import sys
 from importlib import import_module
 
-from wellread.cli import add_dataclass, new_parser, parse_dataclass, run_program
+from wellread.cli import finetune_flags, new_parser, pretrain_flags, run_program
 
 USAGE = """usage: python -m launch COMMAND ...
 
@@ -14,8 +14,9 @@ Launch LLM training, and know exactly what every checkpoint has read.
 
 commands:
   run finetune [FLAGS]     prepare the corpus, train, return the job's exit code; again: continue
+  run pretrain [FLAGS]     the same for a small Llama on stories, from nothing
   run eval COMMAND RUN     evaluate, here or as SLURM jobs; --fan_out takes one task per checkpoint
-  plan finetune [FLAGS]    print what run would do, and start nothing; --json for machines
+  plan finetune [FLAGS]    print what run would do, and start nothing; --json for machines; also plan pretrain
   status [RUN]             queue and run state, step, rate, time left, last checkpoint, attempts
   logs RUN                 logs of all ranks in one, the first error first; --follow, --rank, --errors
   cancel RUN               ask for a save, then end it
@@ -28,14 +29,22 @@ examples:
       --ranks_per_node 2 --strategy zero2 --optim.lr 1e-5 --out runs/dolly-70m
   python -m launch run finetune --cluster slurm --nodes 2 --then eval --wait
   python -m launch plan finetune --model pythia-70m --batch_size 64 --json
+  python -m launch run pretrain --size 15M --vocab 4096 --data tinystories --cluster slurm --nodes 2
   python -m launch run finetune --help                                 all flags
 """
 
-EXAMPLES = """examples:
+FINETUNE_EXAMPLES = """examples:
   python -m launch {command} finetune --model tiny --data sample
   python -m launch {command} finetune --data my.jsonl --steps 200 --save_schedule log --out runs/mine
   python -m launch {command} finetune --cluster my-cluster.yaml --nodes 2 --time 8:00:00
   python -m launch {command} finetune --config run.yaml --optim.lr 1e-5       YAML first, then flags
+"""
+
+PRETRAIN_EXAMPLES = """examples:
+  python -m launch {command} pretrain                                          15M, on stories made up here
+  python -m launch {command} pretrain --size 260K --data tinystories --vocab 512 --steps 2000
+  python -m launch {command} pretrain --size 128x4x4 --data stories.txt --order sorted:flesch_kincaid:asc --metrics
+  python -m launch {command} pretrain --config run.yaml --cluster slurm --nodes 2
 """
 
 OTHERS = {
@@ -66,24 +75,27 @@ def main(argv: list[str]) -> int:
         print(USAGE, end="")
         return 0
     program, *flags = rest
-    if program == "finetune":
-        return _finetune(command, flags)
+    if program in ("finetune", "pretrain"):
+        return _train(command, program, flags)
     if program == "eval" and command == "run":
         return _evaluate(flags)
-    raise ValueError(f"launch {command} {program}: unknown program; use finetune" + " or eval" * (command == "run"))
+    known = "finetune, pretrain or eval" if command == "run" else "finetune or pretrain"
+    raise ValueError(f"launch {command} {program}: unknown program; use {known}")
 
 
-def _finetune(command: str, flags: list[str]) -> int:
+def _train(command: str, program: str, flags: list[str]) -> int:
     from launch import options
-    from wellread.config import RunConfig
 
-    description = {"run": "Fine-tune a model.", "plan": "Print what `run` would do, and start nothing."}[command]
-    parser = new_parser(f"python -m launch {command} finetune", description, EXAMPLES.replace("{command}", command))
-    add_dataclass(parser, RunConfig)
+    description = "Print what `run` would do, and start nothing."
+    if command == "run":
+        description = {"finetune": "Fine-tune a model.", "pretrain": "Pretrain a small Llama on stories."}[program]
+    examples = {"finetune": FINETUNE_EXAMPLES, "pretrain": PRETRAIN_EXAMPLES}[program].replace("{command}", command)
+    parser = new_parser(f"python -m launch {command} {program}", description, examples)
+    parse_run = {"finetune": finetune_flags, "pretrain": pretrain_flags}[program](parser)
     options.add(parser)
     if command == "plan":
         parser.add_argument("--json", action="store_true", help="Print one JSON object.")
-    config, others = parse_dataclass(parser, RunConfig, flags)
+    config, others = parse_run(flags)
     chosen = options.LaunchOptions.of(others)
 
     from launch import job, show

@@ -16,15 +16,14 @@ from launch import cluster as clusters
 from launch.cluster import ClusterFile
 from launch.evaluation import Request
 from launch.options import LaunchOptions, cluster_of
+from launch.samples import Samples, samples_of
 from launch.slurm_task import RankTask
 from wellread import ds_config, provenance
 from wellread.checkpoint import list_checkpoints
 from wellread.choice import WORDS
 from wellread.cli import FAILURE
 from wellread.config import RunConfig, to_argv, to_dict
-from wellread.data import sets, tokenizer
 from wellread.data.corpus import Corpus
-from wellread.data.mixture import Mixture, corpus_directory
 from wellread.models import registry
 from wellread.orders import kept
 from wellread.orders.kept import Built
@@ -37,8 +36,7 @@ class Job:
     """A resolved request: what to run, and on what."""
 
     config: RunConfig
-    spec: registry.ModelSpec
-    mixture: Mixture
+    samples: Samples
     file: ClusterFile
     cluster: Cluster
     options: LaunchOptions
@@ -59,7 +57,7 @@ class Job:
         config = resolve(config, spec)
         file = cluster_of(config.cluster, options.time, options.partition)
         cluster = _sized(config, file, options)
-        job = cls(config, spec, sets.find(config.data or ""), file, cluster, options)
+        job = cls(config, samples_of(config, spec), file, cluster, options)
         if file.kind == "slurm":
             slurm.check(job.run)
         return job
@@ -69,10 +67,14 @@ class Job:
         """The run directory, whether or not it is there."""
         return RunDirectory(Path(self.config.out or ""))
 
+    @property
+    def spec(self) -> registry.ModelSpec:
+        """The model."""
+        return self.samples.spec
+
     def corpus_directory(self) -> Path:
         """Where the corpus is compiled to."""
-        directory = None if self.spec.fresh else registry.local_directory(self.spec, weights=False)
-        return corpus_directory(self.config, self.mixture, tokenizer.identify(directory, self.spec.vocab))
+        return self.samples.directory()
 
     def plan(self, corpus: Corpus | None) -> Plan:
         """Plan the run; without a compiled corpus, from the rows of the source."""
@@ -90,7 +92,7 @@ class Job:
         return self._orders[corpus.path]
 
     def _estimate(self) -> Counts:
-        rows = self.mixture.estimate()
+        rows = self.samples.estimate()
         sealed = round(rows * self.config.holdout)
         read = kept.samples_before_corpus(self.config, rows - sealed)
         return Counts(samples=rows, trainable=rows - sealed, sealed=sealed, exact=False, pass_samples=read)
@@ -204,7 +206,7 @@ def _refuse_dirty() -> None:
 def _prepare(job: Job) -> int:
     if (job.corpus_directory() / "corpus.json").is_file():
         return 0
-    command = [sys.executable, "-m", "finetune", "prepare", *to_argv(job.config)]
+    command = [sys.executable, "-m", job.config.program, "prepare", *to_argv(job.config)]
     return subprocess.run(command, check=False).returncode
 
 
@@ -342,7 +344,7 @@ def _attempt(job: Job, plan: Plan) -> tuple[int, int]:
 
 def arguments(job: Job) -> list[str]:
     """What Python runs as each rank; the path is absolute, for the ranks start in the folder of the code."""
-    return ["-m", "finetune", "train", str(job.run.path.resolve())]
+    return ["-m", job.config.program, "train", str(job.run.path.resolve())]
 
 
 def code_of(job: Job) -> Path:
@@ -358,7 +360,7 @@ def environment(job: Job, plan: Plan) -> dict[str, str]:
 def _hand_over(job: Job) -> int:
     """Submit the run to SLURM, unless it is there already."""
     run = job.run
-    queued = slurm.active(run, "finetune")  # asked before the run's lock, which a running job holds
+    queued = slurm.active(run, job.config.program)  # asked before the run's lock, which a running job holds
     if queued:
         _refuse_changed(job)
         last = job_id = queued[-1][0]["id"]
@@ -399,7 +401,7 @@ def _note_jobs(run: RunDirectory) -> bool:
 
 def _submit(job: Job, plan: Plan) -> str:
     wanted = wanted_of_slurm(job, plan)
-    job_id = slurm.submit(job.file, job.run, [rank_task(job, plan, wanted)], wanted, "finetune")
+    job_id = slurm.submit(job.file, job.run, [rank_task(job, plan, wanted)], wanted, job.config.program)
     print(f"submitted {job.run.path} as job {job_id}: {summary(plan)}", flush=True)
     slurm.warn_if_stuck(job_id)
     return job_id

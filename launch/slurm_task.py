@@ -55,7 +55,7 @@ class RankTask:
     run: str
     """Absolute path of the run directory."""
     arguments: tuple[str, ...]
-    """What Python runs: ``-m finetune train RUN``."""
+    """What Python runs, as ``-m finetune train RUN``."""
     variables: dict[str, str]
     requeues: int
     limit: int

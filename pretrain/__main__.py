@@ -10,6 +10,7 @@ Pretrain small Llama models, and exchange them with llama2.c.
 
 commands:
   prepare                   compile the corpus: stories, vocabulary, windows, metrics
+  train RUN                 train one rank; the launcher starts it
   sample MODEL [TEXT]       text that a model writes; MODEL is RUN, RUN@step-N or a model directory
   export MODEL              a model as llama2.c's programs read it, or as a Hugging Face directory
   import FILE.bin FILE.model    a checkpoint of llama2.c as a Hugging Face directory
@@ -29,24 +30,25 @@ def main(argv: list[str]) -> int:
         print(USAGE, end="")
         return 0
     command, *rest = argv
+    if command == "train" and len(rest) == 1 and not rest[0].startswith("-"):
+        from wellread.train.rank import run_rank
+
+        run_rank(rest[0])
     commands = {"prepare": _prepare, "sample": _sample, "export": _export, "import": _import}
     if command not in commands:
-        raise ValueError(f"pretrain {command}: unknown command; use {', '.join(commands)}")
+        raise ValueError(f"pretrain {command}: unknown command; use {', '.join(commands)} or train RUN")
     return commands[command](rest)
 
 
 def _prepare(argv: list[str]) -> int:
-    from wellread.cli import add_dataclass, parse_dataclass
-    from wellread.config import StoriesConfig
+    from wellread.cli import pretrain_flags
 
     parser = new_parser(
         "python -m pretrain prepare",
         "Compile the corpus of a pretraining.",
         "example:\n  python -m pretrain prepare --data tinystories --vocab 4096 --metrics",
     )
-    add_dataclass(parser, StoriesConfig)
-    given = ["--metrics=true" if word == "--metrics" else word for word in argv]
-    config, _ = parse_dataclass(parser, StoriesConfig, given)
+    config, _ = pretrain_flags(parser)(argv)
 
     from pretrain.prepare import prepare
 

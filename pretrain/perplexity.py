@@ -15,20 +15,6 @@ from wellread.runs import write_json
 NAME = "perplexity"
 
 
-def fingerprint(model: str) -> str:
-    """Identify the weights of a model.
-
-    Raises
-    ------
-    ValueError
-        When there is no such model here, or it has no weights yet.
-    """
-    spec = registry.find(model)
-    if spec.fresh:
-        raise ValueError(f"--perplexity {model}: has random weights; name a model that was trained")
-    return registry.fingerprint(spec)
-
-
 def add(build: Path, model: str) -> None:
     """Add the perplexity of each sample to its metrics: exp of its mean loss over target tokens.
 

@@ -21,7 +21,7 @@ from pretrain import perplexity
 from pretrain.tokenise import Recipe, Text, write
 from wellread import text_metrics
 from wellread.cli import die_with
-from wellread.config import StoriesConfig
+from wellread.config import PretrainConfig
 from wellread.data import pieces, sets, stories, summary, tokenizer
 from wellread.data.bad_rows import BadRows
 from wellread.data.compile import building, merge, shard_path
@@ -30,12 +30,14 @@ from wellread.data.mixture import Mixture
 from wellread.data.pieces import Pieces
 from wellread.data.raw import TEXT
 from wellread.data.sources import Source
+from wellread.models import registry
+from wellread.plan import resolve
 
 STORIES_PER_SHARD = 2000
 T = TypeVar("T")
 
 
-def prepare(config: StoriesConfig) -> Path:
+def prepare(config: PretrainConfig) -> Path:
     """Compile the corpus of `config`, or find it compiled; say what it holds; return its directory.
 
     Raises
@@ -43,11 +45,13 @@ def prepare(config: StoriesConfig) -> Path:
     ValueError
         When the stories, the vocabulary, the list of words or the model cannot be used.
     """
-    source = sets.stories(config.data)
+    spec = registry.find(config.model)
+    config = resolve(config, spec)
+    source = sets.stories(config.data or "")
     if config.packing == "story":
         _check_separators(source)
     words = tuple(text_metrics.read_words(Path(config.word_list).expanduser())) if config.word_list else ()
-    scorer = perplexity.fingerprint(config.perplexity) if config.perplexity else None
+    scorer = registry.scorer(config.perplexity) if config.perplexity else None
     target = stories.corpus_directory(config, source, scorer)
     with building(target) as build:
         if build is None:
@@ -61,8 +65,14 @@ def prepare(config: StoriesConfig) -> Path:
     return target
 
 
+def _seq_len(config: PretrainConfig) -> int:
+    """Longest sample, of resolved settings."""
+    assert config.seq_len
+    return config.seq_len
+
+
 def _compile(
-    build: Path, target: Path, config: StoriesConfig, source: Source, words: tuple[str, ...], scorer: str | None
+    build: Path, target: Path, config: PretrainConfig, source: Source, words: tuple[str, ...], scorer: str | None
 ) -> None:
     settings = stories.corpus_settings(config, source, scorer)
     found = _look_through(source, config)
@@ -72,7 +82,7 @@ def _compile(
     print(f"compiling {total:,} stories of {source.name} into {target}", flush=True)
     recipe = Recipe(
         model=model,
-        seq_len=config.seq_len,
+        seq_len=_seq_len(config),
         packing=config.packing,
         long_stories=config.long_stories,
         holdout=config.holdout,
@@ -135,7 +145,7 @@ def _check_separators(source: Source) -> None:
         )
 
 
-def _look_through(source: Source, config: StoriesConfig) -> _Found:
+def _look_through(source: Source, config: PretrainConfig) -> _Found:
     """Read every story once: which can be used, and their words where a vocabulary is trained."""
     for path in stories.unseparated(source):
         print(f"{path}: holds no <|endoftext|>, so it is one text, on one side of the seal", file=sys.stderr)
@@ -160,7 +170,7 @@ def _texts(source: Source, taken: NDArray[np.bool_] | None) -> Iterator[Text]:
             yield number, found.text, found.category
 
 
-def _model(build: Path, config: StoriesConfig, found: _Found) -> bytes:
+def _model(build: Path, config: PretrainConfig, found: _Found) -> bytes:
     """The SentencePiece model, put into the corpus; trained where none is given.
 
     It is trained on every story, sealed ones too: then read and sealed texts stay exchangeable.
@@ -169,7 +179,7 @@ def _model(build: Path, config: StoriesConfig, found: _Found) -> bytes:
     if not directory.exists():
         vocabulary = stories.vocabulary(config)
         model = pieces.train(found.words, vocabulary) if isinstance(vocabulary, int) else vocabulary
-        Pieces(model).save(directory, config.seq_len)
+        Pieces(model).save(directory, _seq_len(config))
     found.words.clear()
     return (directory / "tokenizer.model").read_bytes()
 

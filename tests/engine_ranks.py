@@ -243,7 +243,7 @@ def one_step(engine: Any, plan: Plan, step: int, vocab: int, fault: str | None) 
 
 
 if __name__ == "__main__":
-    from finetune.train import leave
+    from wellread.train.rank import leave
 
     one_rank(Path(sys.argv[1]))
     leave(0)

@@ -292,7 +292,7 @@ def wrong_rows(corpus, ids):
     return batch
 
 loop.collate = wrong_rows
-from finetune.train import main
+from wellread.train.rank import main
 sys.exit(main(sys.argv[1]))
 """
 

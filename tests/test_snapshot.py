@@ -428,7 +428,7 @@ def test_a_run_runs_its_snapshot(clone: Path, corpora: Path, corpus: Any, tmp_pa
     assert process.returncode == 0, out + complaints
     assert "not in the code snapshot, since untracked and large: notes/large.bin\n" in complaints
     assert not (run.code / "notes").exists()
-    printed = f"{MARKER} {run.code}/wellread/__init__.py {run.code}/finetune/train.py\n"
+    printed = f"{MARKER} {run.code}/wellread/__init__.py {run.code}/wellread/train/rank.py\n"
     assert printed in out
     assert (run.code / "finetune" / "train.py").read_text() == changed
 
@@ -440,7 +440,7 @@ def test_a_run_runs_its_snapshot(clone: Path, corpora: Path, corpus: Any, tmp_pa
     assert (attempt["ranks"], attempt["nodes"], attempt["ranks_per_node"], attempt["device"]) == (2, 1, 2, "cpu")
     assert (attempt["cluster"], attempt["hosts"], attempt["exit_code"]) == ("local", ["localhost"], 0)
     assert attempt["packages"]["torch"].startswith("2.")
-    assert holding(run.path, list(SECRETS.values())) == ["code/finetune/train.py"]  # the change itself is what ran
+    assert holding(run.path, list(SECRETS.values())) == ["code/wellread/train/rank.py"]  # the change itself is what ran
 
 
 @pytest.mark.slow

@@ -116,26 +116,40 @@ def open_checkpoint(directory: Path, step: int) -> Checkpoint:
     return found[step]
 
 
-def model_directory(name: str) -> Path:
-    """Directory of a saved model: of RUN's newest checkpoint, of RUN@step-N, or the directory that is named.
+def named_checkpoint(name: str) -> Checkpoint:
+    """RUN's newest checkpoint, or that of RUN@step-N.
 
     Raises
     ------
     ValueError
-        When there is no such run, checkpoint or model; names the checkpoints that are there.
+        When there is no such run or checkpoint; names the checkpoints that are there.
+    """
+    path, at, step = (name, "", "") if Path(name).is_dir() else name.rpartition("@")
+    run = RunDirectory.open(path if at else name)
+    if at:
+        if not re.fullmatch(r"step-\d+", step):
+            raise ValueError(f"{name}: {step!r} is no checkpoint; write RUN@step-N")
+        return open_checkpoint(run.checkpoints, int(step.removeprefix("step-")))
+    found = list_checkpoints(run.checkpoints)
+    if not found:
+        raise ValueError(f"{run.path}: has no checkpoint yet")
+    return found[-1]
+
+
+def model_directory(name: str) -> Path:
+    """Directory of a saved model: the one that is named, or that of a `named_checkpoint`.
+
+    Raises
+    ------
+    ValueError
+        When there is no such run, checkpoint or model.
     """
     path = Path(name)
     if (path / "config.json").is_file():
         return path
-    found = re.fullmatch(r"(.+)@step-(\d+)", name)
-    if found and not path.exists():
-        return open_checkpoint(RunDirectory.open(found[1]).checkpoints, int(found[2])).model
-    if not (path / "config.yaml").is_file():
+    if "@" not in path.name and not (path / "config.yaml").is_file():
         raise ValueError(f"{name}: neither a run nor a model directory; name RUN, RUN@step-N or a directory of a model")
-    checkpoints = list_checkpoints(RunDirectory.open(path).checkpoints)
-    if not checkpoints:
-        raise ValueError(f"{name}: the run has no checkpoint yet")
-    return checkpoints[-1].model
+    return named_checkpoint(name).model
 
 
 def newest_valid(directory: Path) -> tuple[Checkpoint | None, list[str]]:

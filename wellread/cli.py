@@ -52,14 +52,60 @@ def _terminal_width() -> int:
     return shutil.get_terminal_size((100, 24)).columns
 
 
-def add_dataclass(parser: ArgumentParser, kind: type[Any]) -> None:
-    """Give `parser` one flag per field of dataclass `kind`, and ``--config`` and ``--print_config``."""
+def add_dataclass(parser: ArgumentParser, kind: type[Any], hidden: Sequence[str] = ()) -> None:
+    """Give `parser` one flag per field of dataclass `kind`, and ``--config`` and ``--print_config``.
+
+    Parameters
+    ----------
+    hidden : sequence of str
+        Fields that the help leaves out; `kind` refuses what is given for them.
+    """
+    from argparse import SUPPRESS
+
     parser.add_argument("--config", action="config", help="YAML file with values for these flags; flags win over it.")
     parser.add_class_arguments(kind, nested_key=None, as_group=False)
     switches = {f"--{name}" for name, hint in get_type_hints(kind).items() if hint is bool}
     for action in parser._actions:
         if switches & {*action.option_strings}:  # --pack says what --pack=true says
             action.nargs, action.const = "?", True
+        if action.dest in hidden:
+            action.help = SUPPRESS
+
+
+Parse = Callable[[list[str]], tuple[Any, dict[str, Any]]]
+
+
+def finetune_flags(parser: ArgumentParser) -> Parse:
+    """Give `parser` the flags of a fine-tuning; return what parses its command line, as `parse_dataclass` does."""
+    from wellread.config import RunConfig
+
+    add_dataclass(parser, RunConfig)
+    return lambda argv: parse_dataclass(parser, RunConfig, argv)
+
+
+def pretrain_flags(parser: ArgumentParser) -> Parse:
+    """Give `parser` the flags of a pretraining; return what parses its command line, as `parse_dataclass` does."""
+    from dataclasses import replace
+
+    from wellread.config import INSTRUCTIONS_ONLY, PretrainConfig
+
+    add_dataclass(parser, PretrainConfig, INSTRUCTIONS_ONLY)
+    parser.add_argument(
+        "--size", help="In place of --model: 260K, 15M, 42M or 110M of llama2.c, or WIDTHxLAYERSxHEADS, as 128x4x4."
+    )
+
+    def parse_run(argv: list[str]) -> tuple[Any, dict[str, Any]]:
+        config, others = parse_dataclass(parser, PretrainConfig, argv)
+        size = others.pop("size")
+        if size is None:
+            return config, others
+        if config.model != PretrainConfig.model:
+            raise ValueError(f"--size {size}: --model {config.model} is given as well; leave one out")
+        if not re.fullmatch(r"260K|15M|42M|110M|\d+(x\d+){2,3}", size, re.IGNORECASE):
+            raise ValueError(f"--size {size}: choose 260K, 15M, 42M, 110M, or WIDTHxLAYERSxHEADS, as 128x4x4")
+        return replace(config, model=f"stories-{size.lower()}"), others
+
+    return parse_run
 
 
 def parse_dataclass(parser: ArgumentParser, kind: type[Any], argv: Sequence[str]) -> tuple[Any, dict[str, Any]]:

@@ -165,6 +165,11 @@ class RunConfig:
     """Low-rank adapters, trained instead of all weights."""
 
     @property
+    def program(self) -> str:
+        """Which program prepares and trains it."""
+        return "pretrain" if isinstance(self, PretrainConfig) else "finetune"
+
+    @property
     def trackers(self) -> list[str]:
         """Names of the trackers."""
         return self.tracker.split(",")
@@ -174,15 +179,17 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoriesConfig:
-    """What the corpus of a pretraining is made of."""
+class PretrainConfig(RunConfig):
+    """One pretraining on stories."""
 
-    data: str = "stories"
-    """stories (made up here, stories:N for N of them), tinystories, NAME@PATH, or a file or folder of text."""
-    vocab: str = "4096"
-    """Pieces of a vocabulary trained on the stories (512 to 32000), llama2, or a SentencePiece .model file."""
-    seq_len: int = 256
-    """Longest sample in tokens."""
+    model: str = "stories-15m"
+    """Registry name, stories-WIDTHxLAYERSxHEADS, or a directory with a SentencePiece tokenizer.model."""
+    data: str | None = None
+    """stories (made up here, stories:N for N of them), tinystories, NAME@PATH, or a file or folder of text
+    (default: stories)."""
+    vocab: str | None = None
+    """Pieces of a vocabulary trained on the stories (512 to 32000), llama2, or a SentencePiece .model file (default:
+    4096, or the vocabulary of a model that has been trained)."""
     packing: Packing = "stream"
     """stream (stories one after the other, cut into windows) or story (one a sample)."""
     long_stories: LongStories = "split"
@@ -195,20 +202,30 @@ class StoriesConfig:
     """Model in Hugging Face layout whose perplexity becomes a metric; implies metrics."""
     holdout: float = 0.1
     """Fraction of the stories that is sealed: never trained on."""
-    holdout_seed: int = 0
-    """Which stories are sealed."""
-    max_bad_rows: int = 0
-    """How many empty or broken stories are passed over before preparing stops."""
-    corpora: str = "corpora"
-    """Folder in which compiled corpora are kept and shared between runs."""
+    save_schedule: SaveSchedule = "log"
+    """log (steps 0, 1, 2, 4 ... 512, then every save_every), or linear."""
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(weight_decay=0.1, min_lr=0.0))
+    """Optimiser and learning-rate schedule; the defaults are llama2.c's."""
 
     def __post_init__(self) -> None:
-        for name in ("data", "vocab", "word_list", "perplexity", "corpora"):
+        super().__post_init__()
+        for name in ("vocab", "word_list", "perplexity"):
             if getattr(self, name) == "":
                 raise ValueError(f"--{name}: is empty; leave it out for its default")
-        if self.seq_len < 4:
+        for name in INSTRUCTIONS_ONLY:
+            if getattr(self, name) != getattr(RunConfig, name):
+                raise ValueError(f"--{name} {getattr(self, name)}: is for instructions, not for stories; leave it out")
+        if self.seq_len is not None and self.seq_len < 4:
             raise ValueError(f"--seq_len {self.seq_len}: choose at least 4")
-        _check_holdout(self.holdout, self.max_bad_rows)
+
+
+INSTRUCTIONS_ONLY = ("template", "loss_on", "pack")
+"""Settings that make no sense for text without roles."""
+
+
+def kind_of(values: dict[str, Any]) -> type[RunConfig]:
+    """Whose settings these are, of `config.yaml`."""
+    return PretrainConfig if "vocab" in values else RunConfig
 
 
 def _check_holdout(holdout: float, max_bad_rows: int) -> None:
@@ -321,7 +338,7 @@ def from_dict(kind: type[Any], values: dict[str, Any]) -> Any:
 
 def to_argv(config: RunConfig) -> list[str]:
     """Flags that rebuild `config`; those at their default are left out."""
-    return [f"--{name}={value}" for name, value in _differing(config, RunConfig(), "")]
+    return [f"--{name}={value}" for name, value in _differing(config, type(config)(), "")]
 
 
 def _differing(config: Any, default: Any, prefix: str) -> list[tuple[str, Any]]:

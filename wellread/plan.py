@@ -6,12 +6,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from math import ceil, inf
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from wellread import ds_config as ds_configs
 from wellread.choice import Choice, choose
 from wellread.cli import BadInput
-from wellread.config import RunConfig, Strategy, from_dict
+from wellread.config import PretrainConfig, RunConfig, Strategy, from_dict
 from wellread.data.sets import label
 from wellread.ladder import Failure, narrowed, that_count
 from wellread.memory import Estimate, Machine, Work, estimate
@@ -23,6 +23,8 @@ from wellread.parameters import knows
 
 if TYPE_CHECKING:
     from wellread.models.registry import ModelSpec
+
+Config = TypeVar("Config", bound=RunConfig)
 
 LARGEST_MICRO_BATCH = 8
 LORA_RATE = 10
@@ -148,7 +150,7 @@ class Plan:
         return ["config.yaml", "plan.json", "manifest.json", "corpus", *kept, "code/", "log/", "tb/", "record/", *saved]
 
 
-def resolve(config: RunConfig, spec: ModelSpec) -> RunConfig:
+def resolve(config: Config, spec: ModelSpec) -> Config:
     """Fill in every default that depends on the model; steps are left to the plan.
 
     Raises
@@ -163,13 +165,14 @@ def resolve(config: RunConfig, spec: ModelSpec) -> RunConfig:
             f"another; that is known of {', '.join(PACKED_FAMILIES)}; leave --pack out"
         )
     seq_len = config.seq_len or min(spec.seq_len, spec.positions)
-    if seq_len > spec.positions:
+    begins = spec.fresh and config.program == "pretrain"  # then it gets as many positions as it needs
+    if seq_len > spec.positions and not begins:
         raise ValueError(f"--seq_len {seq_len}: {spec.name} has {spec.positions} positions; choose at most that")
     order = _checked_order(config)
-    data, lora = config.data or ("sample" if spec.name == "tiny" else "dolly"), config.lora
+    data, lora = config.data or usual_data(config, spec), config.lora
     if lora.rank and (spec.fresh or config.init == "fresh"):
         raise ValueError(f"--lora.rank {lora.rank}: {spec.name} starts from random weights, which have to be trained")
-    return replace(
+    resolved = replace(
         config,
         data=data,
         out=config.out or f"runs/{spec.name}-{label(data)}",
@@ -179,6 +182,31 @@ def resolve(config: RunConfig, spec: ModelSpec) -> RunConfig:
         optim=replace(config.optim, lr=config.optim.lr or spec.lr * (LORA_RATE if lora.rank else 1)),
         lora=replace(lora, alpha=lora.alpha or 2 * lora.rank) if lora.rank else lora,
     )
+    if isinstance(resolved, PretrainConfig):
+        return replace(resolved, vocab=resolved.vocab or _vocabulary(spec))
+    return resolved
+
+
+def usual_data(config: RunConfig, spec: ModelSpec) -> str:
+    """What is read where ``--data`` says nothing."""
+    if isinstance(config, PretrainConfig):
+        return "stories"
+    return "sample" if spec.name == "tiny" else "dolly"
+
+
+USUAL_VOCABULARY = 4096
+
+
+def _vocabulary(spec: ModelSpec) -> str:
+    """``--vocab`` of a pretraining where it says nothing: a new one, or that of the model."""
+    if spec.fresh:
+        return str(min(spec.vocab, USUAL_VOCABULARY))
+    if spec.path is None:
+        raise ValueError(
+            f"--model {spec.name}: pretraining continues models in directories; name the directory, or choose one of "
+            "stories-260k, -15m, -42m and -110m, which start from nothing"
+        )
+    return str(spec.path / "tokenizer.model")
 
 
 def _checked_order(config: RunConfig) -> OrderSpec:

@@ -241,9 +241,10 @@ class RunDirectory:
         """Read config.yaml."""
         import yaml
 
-        from wellread.config import RunConfig, from_dict
+        from wellread.config import from_dict, kind_of
 
-        config: RunConfig = from_dict(RunConfig, yaml.safe_load(self.config_file.read_text()))
+        values = yaml.safe_load(self.config_file.read_text())
+        config: RunConfig = from_dict(kind_of(values), values)
         return config
 
     def write_config(self, config: RunConfig) -> None:

@@ -131,6 +131,11 @@ class Corpus:
         return "segments.npy" in self.meta["sizes"]
 
     @property
+    def words(self) -> int:
+        """Size of the vocabulary."""
+        return int(self.meta["tokenizer"]["size"])
+
+    @property
     def tokenizer(self) -> Path:
         """Directory of the tokenizer."""
         return self.path / "tokenizer"

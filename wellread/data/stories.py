@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from wellread.config import StoriesConfig
+from wellread.config import PretrainConfig
 from wellread.data import pieces, raw, text
 from wellread.data.compile import corpus_key
 from wellread.data.mixture import LONGEST_NAME
@@ -52,7 +53,7 @@ def unseparated(source: Source) -> list[Path]:
     return [path for path in files if not text.is_separated(path)]
 
 
-def vocabulary(config: StoriesConfig) -> int | bytes:
+def vocabulary(config: PretrainConfig) -> int | bytes:
     """What ``--vocab`` names: the size of a vocabulary to be trained, or a SentencePiece model.
 
     Raises
@@ -60,7 +61,7 @@ def vocabulary(config: StoriesConfig) -> int | bytes:
     ValueError
         When it is neither, or cannot be read.
     """
-    name = config.vocab
+    name = config.vocab or ""
     if name.isdecimal():
         return pieces.check_size(int(name))
     if name == LLAMA2 and not Path(name).exists():
@@ -77,7 +78,35 @@ def vocabulary(config: StoriesConfig) -> int | bytes:
     return pieces.load(Path(name).expanduser())
 
 
-def corpus_settings(config: StoriesConfig, source: Source, scorer: str | None = None) -> dict[str, Any]:
+def words(config: PretrainConfig) -> int:
+    """Size of the vocabulary that ``--vocab`` names."""
+    found = vocabulary(config)
+    return found if isinstance(found, int) else pieces.Pieces(found).size
+
+
+BYTES_PER_TOKEN = 3.8
+TOKENS_PER_STORY = 220
+"""Both as in TinyStories with 4,096 pieces."""
+
+
+def estimate(config: PretrainConfig, source: Source) -> int:
+    """Samples that the stories will make, roughly, before they are read.
+
+    Raises
+    ------
+    ValueError
+        When the size of a hub set is not known before it is downloaded.
+    """
+    if config.packing == "story":
+        return min(raw.count(source), source.limit or sys.maxsize)
+    if source.paths and not source.limit:
+        tokens = sum(path.stat().st_size for path in source.paths) / BYTES_PER_TOKEN
+    else:
+        tokens = TOKENS_PER_STORY * (source.limit or raw.count(source))
+    return max(1, round(tokens / ((config.seq_len or 2) - 1)))
+
+
+def corpus_settings(config: PretrainConfig, source: Source, scorer: str | None = None) -> dict[str, Any]:
     """Everything that decides what a corpus of stories holds; its key names the corpus.
 
     Parameters
@@ -106,7 +135,7 @@ def corpus_settings(config: StoriesConfig, source: Source, scorer: str | None = 
     }
 
 
-def corpus_directory(config: StoriesConfig, source: Source, scorer: str | None = None) -> Path:
+def corpus_directory(config: PretrainConfig, source: Source, scorer: str | None = None) -> Path:
     """Where the corpus of `config` lies, compiled or not yet; `scorer` as for `corpus_settings`."""
     name = source.name[:LONGEST_NAME]
     return Path(config.corpora) / f"{name}-{corpus_key(corpus_settings(config, source, scorer))}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from wellread.models.registry import check_heads
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -47,22 +49,6 @@ def configuration(spec: ModelSpec, bos: int, eos: int) -> Any:
         bos_token_id=bos,
         eos_token_id=eos if bos == eos else [bos, eos],
     )
-
-
-def check_heads(where: str, width: int, heads: int, kv_heads: int) -> None:
-    """Refuse heads that do not divide the width, or groups of them that do not come out even.
-
-    Raises
-    ------
-    ValueError
-        One line that begins with `where`.
-    """
-    if width % heads:
-        raise ValueError(f"{where}: {heads} heads do not divide the width {width}; choose a multiple of {heads}")
-    if heads % kv_heads:
-        raise ValueError(f"{where}: {kv_heads} heads of keys and values do not divide {heads} heads")
-    if width // heads % 2:
-        raise ValueError(f"{where}: heads of width {width // heads} cannot be rotated in pairs; make it even")
 
 
 def scale_residual_projections(model: nn.Module) -> None:

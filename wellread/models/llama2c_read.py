@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wellread.models import llama, tensors
-from wellread.models.registry import ModelSpec
+from wellread.models.registry import ModelSpec, check_heads
 
 if TYPE_CHECKING:
     import torch
@@ -139,7 +139,7 @@ def _checked(path: Path, version: int, data: bytes, start: int) -> Header:
         if not 0 < number <= LARGEST:
             raise ValueError(f"{path}: its header says {name} {number}; this is no checkpoint of llama2.c")
     dim, hidden, layers, heads, kv_heads, words, positions = numbers.values()
-    llama.check_heads(str(path), dim, heads, kv_heads)
+    check_heads(str(path), dim, heads, kv_heads)
     if version == 2:
         (group,) = struct.unpack_from("<i", data, 37)
         if group < 1 or any(size % group for size in (words * dim, dim * dim // heads * kv_heads, dim * hidden)):

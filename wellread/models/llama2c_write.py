@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, get_args
 
-from wellread.models.llama import EPSILON, THETA, check_heads
+from wellread.models.llama import EPSILON, THETA
 from wellread.models.load import Source
+from wellread.models.registry import check_heads
 
 if TYPE_CHECKING:
     import torch

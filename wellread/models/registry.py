@@ -6,11 +6,13 @@ import difflib
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from wellread.config import CONFIGS, Init
+from wellread.config import CONFIGS, Init, RunConfig
+from wellread.data.corpus import Corpus
 
 SEARCH_PATH = "WELLREAD_MODELS"
 """Environment variable: directories (separated as in PATH) that hold models by registry name."""
@@ -137,6 +139,8 @@ def find(name: str) -> ModelSpec:
         return _at_revision(name, plain, revision, known)
     if plain in known:
         return _from_entry(plain, known[plain])
+    if sizes := re.fullmatch(r"stories-(\d+)x(\d+)x(\d+)(?:x(\d+))?", plain):
+        return _of_sizes(plain, *(int(size) for size in sizes.groups() if size))
     if _is_hub_name(name):
         return _from_hub(name)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
@@ -155,6 +159,58 @@ def _canonical(name: str) -> str:
 def _from_entry(name: str, entry: dict[str, Any]) -> ModelSpec:
     pretraining = Pretraining(**entry["pretraining"]) if "pretraining" in entry else None
     return ModelSpec(name=name, **(entry | {"pretraining": pretraining}))
+
+
+def _of_sizes(name: str, width: int, layers: int, heads: int, kv_heads: int | None = None) -> ModelSpec:
+    """A Llama of these sizes, everything else as the largest of llama2.c's has it (its inner width: see model.py)."""
+    if not width or not layers or not heads or kv_heads == 0:
+        raise ValueError(f"--model {name}: no size may be 0; write stories-WIDTHxLAYERSxHEADS, as stories-288x6x6")
+    check_heads(f"--model {name}", width, heads, kv_heads or heads)
+    usual = registry()["stories-110m"]
+    inner = -(-(8 * width // 3) // 32) * 32
+    sizes = {"width": width, "layers": layers, "heads": heads, "kv_heads": kv_heads, "intermediate": inner}
+    return _from_entry(name, usual | sizes | {"seq_len": 256})
+
+
+def check_heads(where: str, width: int, heads: int, kv_heads: int) -> None:
+    """Refuse heads that do not divide the width, or groups of them that do not come out even.
+
+    Raises
+    ------
+    ValueError
+        One line that begins with `where`.
+    """
+    if width % heads:
+        raise ValueError(f"{where}: {heads} heads do not divide the width {width}; choose a multiple of {heads}")
+    if heads % kv_heads:
+        raise ValueError(f"{where}: {kv_heads} heads of keys and values do not divide {heads} heads")
+    if width // heads % 2:
+        raise ValueError(f"{where}: heads of width {width // heads} cannot be rotated in pairs; make it even")
+
+
+def of_run(config: RunConfig, corpus: Corpus) -> ModelSpec:
+    """The model of a run whose corpus is compiled."""
+    spec = find(config.model)
+    return pretrained(spec, corpus.words, config) if config.program == "pretrain" else spec
+
+
+def pretrained(spec: ModelSpec, words: int, config: RunConfig) -> ModelSpec:
+    """The model of a pretraining: one that starts from nothing has its corpus's vocabulary and as many positions."""
+    return replace(spec, vocab=words, positions=config.seq_len or spec.seq_len) if spec.fresh else spec
+
+
+def scorer(model: str) -> str:
+    """Identify the weights of the model of ``--perplexity``.
+
+    Raises
+    ------
+    ValueError
+        When there is no such model here, or it has no weights yet.
+    """
+    spec = find(model)
+    if spec.fresh:
+        raise ValueError(f"--perplexity {model}: has random weights; name a model that was trained")
+    return fingerprint(spec)
 
 
 def _at_revision(asked: str, name: str, revision: str, known: dict[str, dict[str, Any]]) -> ModelSpec:

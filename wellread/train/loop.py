@@ -25,7 +25,7 @@ from wellread.data.tokenizer import Tokenizer
 from wellread.ds_config import check_nvme
 from wellread.ladder import Failure
 from wellread.models.load import Source
-from wellread.models.registry import find
+from wellread.models.registry import of_run
 from wellread.order import Order
 from wellread.orders.kept import open_order
 from wellread.plan import Plan
@@ -172,7 +172,7 @@ def _open_outputs(loop: Loop, found: Checkpoint | None, passed_over: list[str], 
 
 
 def _speedometer(loop: Loop) -> Speedometer:
-    spec, device = find(loop.config.model), loop.engine.device
+    spec, device = of_run(loop.config, loop.corpus), loop.engine.device
     peak = loop.config.peak_tflops * 1e12 if loop.config.peak_tflops else None
     if peak is None and device.type == "cuda":
         peak = throughput.peak_flops(torch.cuda.get_device_name(device), loop.plan.dtype)

@@ -1,4 +1,4 @@
-"""Train one rank of a fine-tuning run: ``python -m finetune train RUN``, started by the launcher."""
+"""One rank of a run: what ``python -m finetune train RUN`` and ``python -m pretrain train RUN`` do."""
 
 from __future__ import annotations
 
@@ -8,15 +8,24 @@ import time
 import traceback
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from wellread import provenance
 from wellread.cli import BAD_INPUT, bad_input, die_with, importing
 from wellread.runs import RunDirectory, write_json
 from wellread.train import shortage
 
+if TYPE_CHECKING:
+    from wellread.models.load import Source
+
 LAUNCHER = "WELLREAD_LAUNCHER"
 """Environment variable: process id of the launcher that started this rank."""
+
+
+def run_rank(path: str) -> NoReturn:
+    """Train this rank of the run at `path` and end the process."""
+    die_with_launcher()
+    leave(main(path))
 
 
 def main(path: str) -> int:
@@ -54,18 +63,26 @@ def _train(run: RunDirectory, log: Path, rank: int) -> int:
     with importing():
         import transformers.modeling_utils  # noqa: F401 (what AutoModel imports later)
 
-        from wellread.data.tokenizer import Tokenizer
-        from wellread.models.load import initial
-        from wellread.models.registry import find
         from wellread.train import ranks
         from wellread.train.loop import train
 
     ranks.start()
-    config = run.config()
-    eos = Tokenizer.load(run.corpus / "tokenizer").eos
-    code = train(run, lambda: initial(find(config.model), config.seed, eos, config.lora, config.init), log)
+    code = train(run, lambda: _source(run), log)
     ranks.stop()
     return code
+
+
+def _source(run: RunDirectory) -> Source:
+    """The model that training starts from."""
+    from wellread.data.corpus import Corpus
+    from wellread.data.tokenizer import Tokenizer
+    from wellread.models.load import initial
+    from wellread.models.registry import of_run
+
+    config, corpus = run.config(), Corpus.open(run.corpus)
+    tokenizer = Tokenizer.load(corpus.tokenizer)
+    spec, bos = of_run(config, corpus), tokenizer.backend.bos_token_id
+    return initial(spec, config.seed, tokenizer.eos, config.lora, config.init, bos)
 
 
 def _redirect(log: Path) -> None:
