@@ -39,7 +39,7 @@ def test_any_ranks_and_strategies_read_the_same_batches(runs: dict[str, RunDirec
     records = {name: Record.open(run.record) for name, run in runs.items()}
     heads = {name: list_checkpoints(run.checkpoints)[-1].head for name, run in runs.items()}
     assert len(set(heads.values())) == 1
-    losses = {name: record.table.column("loss").to_numpy() for name, record in records.items()}
+    losses = {name: record.table().column("loss").to_numpy() for name, record in records.items()}
     assert np.abs(losses["one"] - losses["ddp"]).max() < 2e-4
     assert np.abs(losses["one"] - losses["zero1"]).max() < 2e-4
     first, last = losses["one"][:8].mean(), losses["one"][-40:].mean()
@@ -108,7 +108,7 @@ def test_stories_by_a_metric(program: Program, corpora: Path, tmp_path: Path) ->
     program("launch", "run", "pretrain", *flags, "--corpora", corpora, "--generations", 0, check=True)
     run = RunDirectory.open(tmp_path / "run")
     words = Corpus.open(run.corpus).metric("words")
-    read = Record.open(run.record).table.column("sample_id").to_numpy()
+    read = Record.open(run.record).table().column("sample_id").to_numpy()
     assert len(read) == 48
     assert (np.diff(words[read]) <= 0).all()
     assert words[read].min() >= np.sort(words[: Corpus.open(run.corpus).n_trainable])[::-1][47]

@@ -307,6 +307,23 @@ def limited(
     call("scancel", run.job, check=False)
 
 
+def test_a_pretraining_reads_on_two_nodes_what_one_rank_reads(program: Program, corpora: Path, tmp_path: Path) -> None:
+    flags = "--size 32x2x4 --data stories:400 --vocab 512 --seq_len 48 --batch_size 8 --dtype fp32 --steps 12".split()
+    here, there = tmp_path / "here", tmp_path / "there"
+    common = [*flags, "--corpora", corpora, "--generations", 0]
+    program("launch", "run", "pretrain", *common, "--out", here, check=True)
+    nodes = ["--cluster", "slurm", "--nodes", 2, "--ranks_per_node", 1, "--strategy", "zero1", "--time", 10, "--wait"]
+    done = program("launch", "run", "pretrain", *common, "--out", there, *nodes, check=True)
+    assert "completed on n[1-2]" in done.stderr
+    (job,) = json.loads((there / "submit" / "jobs.json").read_text())
+    assert job["kind"] == "pretrain"
+    records = [Record.open(out / "record") for out in (here, there)]
+    assert records[0].table(EXACT).equals(records[1].table(EXACT))
+    losses = [record.table().column("loss").to_numpy() for record in records]
+    assert np.abs(losses[0] - losses[1]).max() < 2e-4
+    program("eval", "verify", there, check=True)
+
+
 # ---- what fails
 
 
