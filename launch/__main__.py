@@ -16,7 +16,8 @@ commands:
   run finetune [FLAGS]     prepare the corpus, train, return the job's exit code; again: continue
   run pretrain [FLAGS]     the same for a small Llama on stories, from nothing
   run eval COMMAND RUN     evaluate, here or as SLURM jobs; --fan_out takes one task per checkpoint
-  plan finetune [FLAGS]    print what run would do, and start nothing; --json for machines; also plan pretrain
+  plan finetune [FLAGS]    print what run would do, and start nothing; --json for machines
+  plan pretrain [FLAGS]    the same for a pretraining
   status [RUN]             queue and run state, step, rate, time left, last checkpoint, attempts
   logs RUN                 logs of all ranks in one, the first error first; --follow, --rank, --errors
   cancel RUN               ask for a save, then end it

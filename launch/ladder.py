@@ -13,7 +13,6 @@ from launch import attempts
 from wellread import host_memory
 from wellread.cli import print_error
 from wellread.config import from_dict, to_dict
-from wellread.data.corpus import Corpus
 from wellread.host_memory import Kills
 from wellread.ladder import Failure, Shortage
 from wellread.models import registry
@@ -66,7 +65,7 @@ def next_plan(run: RunDirectory, plan: Plan) -> Plan | None:
     """Write the plan of the next rung that fits; None, with a line that says so, when none is left."""
     config = run.config()
     try:
-        lower = replan(config, registry.of_run(config, Corpus.open(run.corpus)), plan, failures(run))
+        lower = replan(config, registry.of_run(run), plan, failures(run))
     except ValueError as error:
         print_error(str(error))
         return None

@@ -25,7 +25,10 @@ HEAVY = {
 FLAGS = """model data out steps epochs batch_size micro_batch_size seq_len seed dtype strategy holdout save_every
 save_schedule resume cluster nodes ranks_per_node max_bad_rows config print_config optim.lr
 wait then snapshot strict time partition"""
-COMMANDS = ["run finetune", "run eval", "plan finetune", "status", "logs", "cancel", "doctor", "models"]
+COMMANDS = [
+    *("run finetune", "run pretrain", "run eval", "plan finetune", "plan pretrain"),
+    *("status", "logs", "cancel", "doctor", "models"),
+]
 NO_SIZE = "must be a number of GiB above 0; leave it out where nobody knows"
 SETTINGS = {"OMP_NUM_THREADS": "3", "TORCH_EXTENSIONS_DIR": "/var/cache/torch"}
 PLAN = (
@@ -175,9 +178,9 @@ def test_print_config_gives_yaml_that_gives_the_same_plan(program, tmp_path: Pat
             "launch fly: unknown command; use run, plan, status, logs, cancel, doctor, models, see python -m launch "
             "--help",
         ),
-        (["plan", "dance"], "launch plan dance: unknown program; use finetune"),
-        (["plan", "eval"], "launch plan eval: unknown program; use finetune"),
-        (["run", "dance"], "launch run dance: unknown program; use finetune or eval"),
+        (["plan", "dance"], "launch plan dance: unknown program; use finetune or pretrain"),
+        (["plan", "eval"], "launch plan eval: unknown program; use finetune or pretrain"),
+        (["run", "dance"], "launch run dance: unknown program; use finetune, pretrain or eval"),
         (
             ["plan", "finetune", "--model", "tinny"],
             "--model tinny: no such directory or known model; did you mean tiny?",

@@ -438,7 +438,7 @@ def test_a_run_is_handed_over_once(program, corpora: Path, scheduler: Scheduler,
     assert (second["--job-name"], second["--nodes"], second["--chdir"]) == ("mine eval", "1", f"{out}/code")
     assert (second["--dependency"], second["--kill-on-invalid-dep"]) == ("afterok:101", "yes")
     assert "--dependency" not in first
-    assert (out / "code" / "finetune" / "train.py").is_file()
+    assert (out / "code" / "wellread" / "train" / "rank.py").is_file()
     with open(out / "submit" / "101_submitted.pkl", "rb") as file:
         task = pickle.load(file).function
     assert (task.run, task.arguments, task.limit) == (str(out), ("-m", "finetune", "train", str(out)), 86_400)

@@ -30,6 +30,9 @@ from wellread.runs import RunDirectory
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL"}
 SMALL = "--data sample --batch_size 8 --seq_len 64 --dtype fp32 --nodes 2 --ranks_per_node 1"
+PRETRAIN = (
+    "--size 32x2x4 --data stories:400 --vocab 512 --seq_len 48 --batch_size 8 --dtype fp32 --steps 12 --generations 0"
+)
 EXACT = [name for name in COLUMNS if name != "loss"]
 FIRST_PORT, PORTS = 20_000, 20_000
 
@@ -308,9 +311,8 @@ def limited(
 
 
 def test_a_pretraining_reads_on_two_nodes_what_one_rank_reads(program: Program, corpora: Path, tmp_path: Path) -> None:
-    flags = "--size 32x2x4 --data stories:400 --vocab 512 --seq_len 48 --batch_size 8 --dtype fp32 --steps 12".split()
     here, there = tmp_path / "here", tmp_path / "there"
-    common = [*flags, "--corpora", corpora, "--generations", 0]
+    common = f"{PRETRAIN} --corpora {corpora}".split()
     program("launch", "run", "pretrain", *common, "--out", here, check=True)
     nodes = ["--cluster", "slurm", "--nodes", 2, "--ranks_per_node", 1, "--strategy", "zero1", "--time", 10, "--wait"]
     done = program("launch", "run", "pretrain", *common, "--out", there, *nodes, check=True)

@@ -9,10 +9,13 @@ import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from wellread.config import CONFIGS, Init, RunConfig
-from wellread.data.corpus import Corpus
+from wellread.config import CONFIGS, Init
+
+if TYPE_CHECKING:
+    from wellread.config import RunConfig
+    from wellread.runs import RunDirectory
 
 SEARCH_PATH = "WELLREAD_MODELS"
 """Environment variable: directories (separated as in PATH) that hold models by registry name."""
@@ -188,10 +191,16 @@ def check_heads(where: str, width: int, heads: int, kv_heads: int) -> None:
         raise ValueError(f"{where}: heads of width {width // heads} cannot be rotated in pairs; make it even")
 
 
-def of_run(config: RunConfig, corpus: Corpus) -> ModelSpec:
-    """The model of a run whose corpus is compiled."""
+def of_run(run: RunDirectory) -> ModelSpec:
+    """The model of a run that has begun."""
+    config = run.config()
     spec = find(config.model)
-    return pretrained(spec, corpus.words, config) if config.program == "pretrain" else spec
+    if config.program != "pretrain":
+        return spec
+
+    from wellread.data.corpus import Corpus
+
+    return pretrained(spec, Corpus.open(run.corpus).words, config)
 
 
 def pretrained(spec: ModelSpec, words: int, config: RunConfig) -> ModelSpec:

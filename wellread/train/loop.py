@@ -172,7 +172,7 @@ def _open_outputs(loop: Loop, found: Checkpoint | None, passed_over: list[str], 
 
 
 def _speedometer(loop: Loop) -> Speedometer:
-    spec, device = of_run(loop.config, loop.corpus), loop.engine.device
+    spec, device = of_run(loop.run), loop.engine.device
     peak = loop.config.peak_tflops * 1e12 if loop.config.peak_tflops else None
     if peak is None and device.type == "cuda":
         peak = throughput.peak_flops(torch.cuda.get_device_name(device), loop.plan.dtype)

@@ -81,7 +81,7 @@ def _source(run: RunDirectory) -> Source:
 
     config, corpus = run.config(), Corpus.open(run.corpus)
     tokenizer = Tokenizer.load(corpus.tokenizer)
-    spec, bos = of_run(config, corpus), tokenizer.backend.bos_token_id
+    spec, bos = of_run(run), tokenizer.backend.bos_token_id
     return initial(spec, config.seed, tokenizer.eos, config.lora, config.init, bos)
 
 
