@@ -158,18 +158,18 @@ def packed_settings(work: Work, folder: Path) -> dict[str, Any]:
     return settings
 
 
-def run_command(settings: dict[str, Any]) -> list[str]:
+def run_command(settings: dict[str, Any], program: str = "finetune") -> list[str]:
     """The command of a run."""
     flags = [f"--{name}" if value is True else f"--{name}={value}" for name, value in settings.items()]
-    return [sys.executable, "-m", "launch", "run", "finetune", *flags]
+    return [sys.executable, "-m", "launch", "run", program, *flags]
 
 
-def wellread(settings: dict[str, Any], work: Work) -> float:
+def wellread(settings: dict[str, Any], ranks: int, program: str = "finetune") -> float:
     """Tokens per second of a run, from its TensorBoard."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = Path(settings["out"])
-    call(run_command(settings), work.ranks)
+    call(run_command(settings, program), ranks)
     events = EventAccumulator(str(run / "tb"), {"scalars": 0})
     events.Reload()
     rates, seconds = (events.Scalars(f"speed/{name}") for name in ("tokens_per_second", "step_seconds"))
@@ -359,12 +359,12 @@ def training(work: Work, folder: Path, repeats: int) -> Iterator[dict[str, Any]]
     """Rates of training, without and with packing."""
     mean = mean_length(work, folder)
     settings = run_settings(work, folder)
-    yield compare("tokens/s", lambda: wellread(settings, work), lambda: trainer(work, folder), repeats)
+    yield compare("tokens/s", lambda: wellread(settings, work.ranks), lambda: trainer(work, folder), repeats)
     if "pack" in {field.name for field in fields(RunConfig)}:
         packed = packed_settings(work, folder)
         yield compare(
             "samples/s packed",
-            lambda: wellread(packed, work) / mean,
+            lambda: wellread(packed, work.ranks) / mean,
             lambda: trainer(work, folder) / mean,
             repeats,
         )

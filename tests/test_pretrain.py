@@ -103,6 +103,22 @@ def test_a_model_is_trained_on_with_its_own_vocabulary(
 
 
 @pytest.mark.slow
+def test_compiled_layers_learn_the_same(program: Program, corpora: Path, tmp_path: Path) -> None:
+    losses = {}
+    for name, more in (("plain", ()), ("compiled", ("--compile",))):
+        flags = f"{STORIES} --steps 6 --save_every 6 --out {tmp_path / name} --generations 1".split()
+        program("launch", "run", "pretrain", *flags, *more, "--corpora", corpora, check=True)
+        run = RunDirectory.open(tmp_path / name)
+        losses[name] = Record.open(run.record).table().column("loss").to_numpy()
+        held = list_checkpoints(run.checkpoints)[-1].manifest["holdout_loss"]
+        losses[name] = np.append(losses[name], held)
+    assert not np.array_equal(losses["plain"], losses["compiled"])  # other kernels: it was compiled
+    assert np.abs(losses["plain"] - losses["compiled"]).max() < 1e-4
+    done = program("launch", "plan", "pretrain", "--compile", "--strategy", "zero1")
+    assert (done.returncode, "--compile: is for ddp" in done.stderr) == (2, True)
+
+
+@pytest.mark.slow
 def test_stories_by_a_metric(program: Program, corpora: Path, tmp_path: Path) -> None:
     flags = f"{STORIES} --steps 6 --metrics --packing story --order sorted:words:desc --out {tmp_path / 'run'}".split()
     program("launch", "run", "pretrain", *flags, "--corpora", corpora, "--generations", 0, check=True)

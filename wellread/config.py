@@ -125,6 +125,8 @@ class RunConfig:
     """Directory on each node's NVMe disk, for strategies that offload there."""
     activation_checkpointing: Switch = "auto"
     """Compute activations again in backward instead of keeping them (auto: off)."""
+    compile: bool = False
+    """Compile the model's layers with torch.compile: half a minute at the start, faster steps. Under ddp alone."""
     holdout: float = 0.25
     """Fraction of the source documents that is sealed: never trained on."""
     holdout_seed: int = 0
@@ -289,6 +291,8 @@ def _check_ranges(config: RunConfig) -> None:
         raise ValueError(f"--optim.eps {optim.eps}: must be above 0")
     _check_lora(config.lora)
     _check_frozen(config)
+    if config.compile and (config.strategy not in ("auto", "ddp") or config.ds_config):
+        raise ValueError("--compile: is for ddp; leave it out, or --strategy and --ds_config")
 
 
 def _check_frozen(config: RunConfig) -> None:

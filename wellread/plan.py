@@ -258,6 +258,8 @@ def make_plan(
     counted = that_count(failures, machine)
     asked = _asked(config, cluster, ds_config)
     decided = _decide(config, spec, narrowed(machine, counted), works, asked, counted)
+    if config.compile and decided.strategy != "ddp":
+        raise ValueError(f"--compile: is for ddp, and {decided.strategy} is {decided.reason}; leave it out")
     return Plan(
         model=spec.name,
         cluster=cluster.kind,

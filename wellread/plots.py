@@ -48,7 +48,12 @@ MAX_POINTS = 2000
 
 
 def loss_curve(
-    steps: Ints, losses: Floats, *, holdout: Sequence[tuple[int, float]] = (), image: Format = "svg"
+    steps: Ints,
+    losses: Floats,
+    *,
+    holdout: Sequence[tuple[int, float]] = (),
+    reference: tuple[str, float] | None = None,
+    image: Format = "svg",
 ) -> bytes:
     """Training loss of each batch, its running mean, and the holdout's loss at checkpoints.
 
@@ -58,6 +63,8 @@ def loss_curve(
         Batches read before each batch, int[k] ascending, and its mean loss per target token, nats, float[k].
     holdout
         Pairs of step and mean loss, nats.
+    reference
+        Name and loss of a level to be compared with, nats.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -71,6 +78,8 @@ def loss_curve(
         if holdout:
             points = np.array(holdout)
             axes.plot(points[:, 0], points[:, 1], color=ORANGE, marker="o", markersize=5, label="sealed holdout")
+        if reference:
+            axes.axhline(reference[1], color=INK, linewidth=1, linestyle=(0, (4, 3)), label=reference[0])
         axes.set(xlabel="step", ylabel="loss (nats per target token)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.margins(x=0.02)

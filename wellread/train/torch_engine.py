@@ -39,6 +39,9 @@ class TorchEngine:
         else:
             fill(model, Weights(source, model), torch.float32, self.device)
         self._module = in_training(model.to(self.device), plan)
+        if config.compile:
+            layers: Any = self._module.model.base_model
+            layers.compile()
         self._optimizer = make_optimizer(self._module, config.optim)
         self._parallel: nn.Module = self._module
         if plan.ranks > 1:
@@ -65,7 +68,7 @@ class TorchEngine:
     def evaluate(self, batch: Batch) -> torch.Tensor:
         """See `Engine`."""
         self._module.eval()
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), self._autocast(), _as_written():
             losses: torch.Tensor = self._module(*batch.inputs)
         self._module.train()
         return losses
@@ -73,7 +76,7 @@ class TorchEngine:
     def next_logits(self, tokens: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
         """See `Engine`."""
         self._module.eval()
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), self._autocast(), _as_written():
             logits: torch.Tensor = self._module(tokens, last, loss=False)
         self._module.train()
         return logits
@@ -145,6 +148,12 @@ class TorchEngine:
             first, second = (m.reshape(parameters[name].shape) for m in moments(name))
             state[number] = {"step": torch.tensor(float(step)), "exp_avg": first, "exp_avg_sq": second}
         self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": state})
+
+
+def _as_written() -> AbstractContextManager[Any]:
+    """Nothing compiled: what is looked at now and then comes in many lengths, each of which would be compiled."""
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def _bytes(value: Any) -> int:
