@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from wellread.data.corpus import Corpus
-from wellread.models.load import load_model, loaded
+from wellread.models.load import Source, load_model, loaded
 from wellread.score import log_likelihoods
 
 
@@ -40,3 +43,30 @@ def test_what_fits_is_loaded_plainly(wide: Path) -> None:
         assert where == "cpu"
         assert not hasattr(model, "hf_device_map")
         assert next(model.parameters()).device.type == "cpu"
+
+
+def test_weights_that_are_not_those_of_the_config_are_refused(small_model: Path, tmp_path: Path) -> None:
+    """transformers draws at random what files lack, and says so in a log that nobody reads."""
+    from safetensors.torch import load_file, save_file
+
+    def broken(name: str, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Path:
+        shutil.copytree(small_model, tmp_path / name)
+        file = tmp_path / name / "model.safetensors"
+        save_file(change(load_file(file)), file, metadata={"format": "pt"})
+        return tmp_path / name
+
+    lost = "gpt_neox.final_layer_norm.weight"
+    without = broken("without", lambda found: {name: value for name, value in found.items() if name != lost})
+    renamed = broken("renamed", lambda found: {f"foo.{name}": value for name, value in found.items()})
+    smaller = broken("smaller", lambda found: found | {lost: found[lost][:16].clone()})
+    for directory, reason in {
+        without: f"its files lack {lost}; they are not the weights of its config.json",
+        renamed: r"its files lack \S+ and \d+ more \(they hold foo\.\S+\); they are not",
+        smaller: f"{lost} is 16 in its files and 32 by its config.json; they do not belong together",
+    }.items():
+        with pytest.raises(ValueError, match=reason):
+            load_model(directory)
+        source = Source.of(directory)
+        model = source.on_meta()
+        with pytest.raises(ValueError, match=reason):
+            source.reader(model)

@@ -287,9 +287,37 @@ def _from_pretrained(directory: Path, dtype: Any, **spread: Any) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     _hide_bars()
+    settings = {"dtype": dtype, "local_files_only": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
     with _one_line(directory):
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True, **spread)
-    return model
+        model, found = AutoModelForCausalLM.from_pretrained(directory, **settings, **spread)
+    _refuse_gaps(directory, found)
+    whole: nn.Module = model
+    return whole
+
+
+def _refuse_gaps(directory: Path, found: dict[str, Any]) -> None:
+    """Refuse weights that are not the model's: transformers draws at random what it does not find."""
+    missing, wrong = sorted(found["missing_keys"]), sorted(found["mismatched_keys"])
+    if wrong:
+        name, there, wanted = wrong[0]
+        raise ValueError(
+            f"{directory}: {name} is {_shape(there)} in its files and {_shape(wanted)} by its config.json"
+            f"{_others(wrong)}; they do not belong together"
+        )
+    if missing:
+        other = f" (they hold {sorted(found['unexpected_keys'])[0]})" if found["unexpected_keys"] else ""
+        raise ValueError(
+            f"{directory}: its files lack {missing[0]}{_others(missing)}{other}; "
+            "they are not the weights of its config.json"
+        )
+
+
+def _shape(size: Iterable[int]) -> str:
+    return " x ".join(map(str, size))
+
+
+def _others(names: list[Any]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
 @contextmanager
