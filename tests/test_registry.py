@@ -52,6 +52,13 @@ def test_published_learning_rates() -> None:
         assert found.lr == lr
 
 
+def test_a_fine_tune_takes_a_tenth_of_the_published_learning_rate() -> None:
+    """What docs/defaults.md says, by name and by revision."""
+    rates = {"pythia-70m": 1e-4, "pythia-410m-deduped": 3e-5, "pythia-2.8b": 1.6e-5, "pythia-12b@step3000": 1.2e-5,
+             "gpt-neo-125m": 6e-5, "llama-7b": 3e-5, "mpt-7b": 2e-5, "tiny": 2e-3, "stories-15m": 5e-4}  # fmt: skip
+    assert {name: find(name).lr for name in rates} == rates
+
+
 def test_names_that_models_had_before() -> None:
     assert find("pythia-13b").hub == "EleutherAI/pythia-12b"
     assert find("pythia-1.3b-deduped").name == "pythia-1.4b-deduped"
@@ -65,11 +72,19 @@ def test_revisions() -> None:
     assert (spec.name, spec.hub, spec.revision) == ("pythia-70m@step3000", "EleutherAI/pythia-70m", "step3000")
     assert find("pythia-70m@main").revision == "main"
     assert find("gpt-j-6b@float16").revision == "float16"
-    with pytest.raises(ValueError, match=r"pythia-70m@step3001: no such step was published; near are step30.*"):
+    with pytest.raises(
+        ValueError, match=r"pythia-70m@step3001: no such step was published; near are step3000, step4000, step2000"
+    ):
         find("pythia-70m@step3001")
     for name in ("tiny@step3", "pythia-70m@"):
         with pytest.raises(ValueError, match=f"--model {name}: only models of the hub have revisions"):
             find(name)
+
+
+def test_an_adapter_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds an adapter alone; merge it into its model first, with python -m finet"):
+        find(str(tmp_path))
 
 
 def test_a_revision_on_the_search_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

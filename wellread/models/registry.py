@@ -161,7 +161,7 @@ def _canonical(name: str) -> str:
 
 def _from_entry(name: str, entry: dict[str, Any]) -> ModelSpec:
     pretraining = Pretraining(**entry["pretraining"]) if "pretraining" in entry else None
-    return ModelSpec(name=name, **(entry | {"pretraining": pretraining}))
+    return ModelSpec(name=name, **(entry | {"pretraining": pretraining} | _training_defaults(entry)))
 
 
 def _of_sizes(name: str, width: int, layers: int, heads: int, kv_heads: int | None = None) -> ModelSpec:
@@ -231,9 +231,14 @@ def _at_revision(asked: str, name: str, revision: str, known: dict[str, dict[str
         raise ValueError(f"--model {asked}: {name} is no known model; known: {', '.join(known)}")
     steps = [published.revision for published in steps_of(name)]
     if steps and revision.startswith("step") and revision not in steps:
-        near = difflib.get_close_matches(revision, steps, n=3, cutoff=0.0)
+        near = sorted(steps, key=lambda step: abs(_number(step) - _number(revision)))[:3]
         raise ValueError(f"--model {asked}: no such step was published; near are {', '.join(near)}")
     return replace(_from_entry(f"{name}@{revision}", known[name]), revision=revision)
+
+
+def _number(revision: str) -> int:
+    digits = revision.removeprefix("step")
+    return int(digits) if digits.isdecimal() else 0
 
 
 def steps_of(name: str) -> list[PublishedStep]:
@@ -285,6 +290,11 @@ def _from_directory(path: Path, name: str) -> ModelSpec:
     try:
         config = json.loads((path / "config.json").read_text())
     except FileNotFoundError:
+        if (path / "adapter_config.json").is_file():
+            raise ValueError(
+                f"--model {path}: holds an adapter alone; merge it into its model first, with "
+                "python -m finetune export RUN --merged --out DIR"
+            ) from None
         raise ValueError(f"--model {path}: no config.json there; a model directory needs Hugging Face layout") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{path / 'config.json'}: not JSON ({error})") from None
