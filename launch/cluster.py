@@ -312,6 +312,8 @@ def environment(plan: Plan, cluster: ClusterFile) -> dict[str, str]:
         variables[SEARCH_PATH] = os.pathsep.join(found)
     if plan.device == "cpu":
         variables["DS_ACCELERATOR"] = "cpu"
+        # Threads that spin while they wait for each other take the cores from what else runs there, and are slower.
+        variables["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "passive")
     else:  # torch would round page-locked memory up to a power of two, and keep what is freed: 44 GiB become 64
         variables["PYTORCH_ALLOC_CONF"] = os.environ.get("PYTORCH_ALLOC_CONF", "pinned_max_cached_size_mb:1")
     if cluster.interface:

@@ -442,7 +442,7 @@ LOCAL = ClusterFile(kind="local")
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Nothing set that the ranks' variables depend on; eight cores."""
-    for name in ("OMP_NUM_THREADS", "TORCH_EXTENSIONS_DIR", "WELLREAD_MODELS"):
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "TORCH_EXTENSIONS_DIR", "WELLREAD_MODELS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     return monkeypatch
@@ -458,11 +458,14 @@ def test_the_ranks_get_these_variables_and_no_others(bare: pytest.MonkeyPatch) -
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONFAULTHANDLER": "1",
         "DS_ACCELERATOR": "cpu",
+        "OMP_WAIT_POLICY": "passive",
     }
 
 
 def test_the_accelerator_is_named_on_cpu_alone(bare: pytest.MonkeyPatch) -> None:
     assert environment(PLAN, LOCAL)["DS_ACCELERATOR"] == "cpu"
+    bare.setenv("OMP_WAIT_POLICY", "active")
+    assert environment(PLAN, LOCAL)["OMP_WAIT_POLICY"] == "active"
     on_gpus = environment(replace(PLAN, device="cuda"), LOCAL)
     assert "DS_ACCELERATOR" not in on_gpus
     assert on_gpus["PYTORCH_ALLOC_CONF"] == "pinned_max_cached_size_mb:1"

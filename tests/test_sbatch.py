@@ -262,6 +262,7 @@ def test_a_plan_holds_the_file_and_needs_no_slurm(program, tmp_path: Path, root:
     assert values["environment"] == {
         "DS_ACCELERATOR": "cpu",
         "OMP_NUM_THREADS": "4",
+        "OMP_WAIT_POLICY": "passive",
         "PYTHONFAULTHANDLER": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "TORCH_EXTENSIONS_DIR": "/opt/venv/torch_extensions",
