@@ -23,6 +23,7 @@ from wellread.checkpoint import list_checkpoints
 from wellread.choice import WORDS
 from wellread.cli import FAILURE
 from wellread.config import RunConfig, to_argv, to_dict
+from wellread.data import summary as summaries
 from wellread.data.corpus import Corpus
 from wellread.models import registry
 from wellread.orders import kept
@@ -184,6 +185,11 @@ def _settled(job: Job) -> Plan | int | None:
     if code:
         return code
     corpus = Corpus.open(job.corpus_directory())
+    if corpus.words > job.spec.vocab:  # compiled for another model with the same tokenizer
+        raise ValueError(
+            f"--model {job.spec.name}: its tokenizer has {corpus.words:,} tokens but its embedding "
+            f"{job.spec.vocab:,} rows; they do not belong together"
+        )
     plan = job.plan(corpus)
     if _settle(job, corpus, plan):
         print(f"{job.run.path} is finished: step {plan.steps} of {plan.steps}; nothing to do", flush=True)
@@ -205,6 +211,9 @@ def _refuse_dirty() -> None:
 
 def _prepare(job: Job) -> int:
     if (job.corpus_directory() / "corpus.json").is_file():
+        if not job.run.manifest_file.exists():
+            print(f"corpus {job.corpus_directory()}: already compiled", flush=True)
+            summaries.summary(Corpus.open(job.corpus_directory()))
         return 0
     command = [sys.executable, "-m", job.config.program, "prepare", *to_argv(job.config)]
     return subprocess.run(command, check=False).returncode
@@ -213,20 +222,20 @@ def _prepare(job: Job) -> int:
 def _settle(job: Job, corpus: Corpus, plan: Plan) -> bool:
     """Begin the run directory, or make sure that it belongs to this very run; True when the run is finished."""
     run, identity = job.run, _identity(job, corpus, plan)
-    if run.manifest_file.exists():
-        _refuse_other(run, run.manifest()["identity"], identity)
-        begun = any(run.checkpoints.glob("step-*"))
-        if begun and job.config.resume == "never":
+    manifest: dict[str, Any] = run.manifest() if run.manifest_file.exists() else {"version": 1, "attempts": []}
+    if any(run.checkpoints.glob("step-*")):
+        _refuse_other(run, manifest["identity"], identity)
+        if job.config.resume == "never":
             raise ValueError(f"{run.path}: has begun, and --resume never was asked for; choose another --out")
         try:
             kept.open_order(run)
         except ValueError:  # lost or altered
             kept.keep(run, job.order(corpus))
-    else:
+    else:  # without a checkpoint nothing was read: an attempt that failed early is in nobody's way
         kept.keep(run, job.order(corpus))
-        write_json(run.manifest_file, {"version": 1, "identity": identity, "attempts": []})
+        write_json(run.manifest_file, manifest | {"identity": identity})
     link = run.path / "corpus"
-    if not link.is_dir():
+    if not link.is_dir() or (link.is_symlink() and link.resolve() != corpus.path):
         link.unlink(missing_ok=True)
         link.symlink_to(os.path.relpath(corpus.path, run.path.resolve()))
     run.write_config(job.config)
