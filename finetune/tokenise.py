@@ -127,6 +127,10 @@ def _add(shard: Shard, item: Item, tokens: list[int], spans: Spans, config: RunC
         shard.counts["response_cut"] += 1
     if config.loss_on == "all":
         spans = [(1, len(tokens))]
+    spans = [(start, stop) for start, stop in spans if start < stop]
+    if not spans:
+        shard.counts["dropped_nothing_scored"] += 1
+        return
     shard.samples.append(_sample(item, found, tokens, spans, seal.document_id(found.document), config))
 
 

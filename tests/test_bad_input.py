@@ -138,7 +138,7 @@ def test_row_without_instruction(refused: Refused, tmp_path: Path) -> None:
     lacking = {key: value for key, value in GOOD.items() if key != "instruction"}
     path = data_file(tmp_path / "rows.jsonl", GOOD, lacking, GOOD, GOOD | {"instruction": "  "})
     assert refused("--data", path) == (
-        f"2 broken rows, 0 allowed: {path} row 2: no 'instruction'; {path} row 4: no 'instruction'; "
+        f"2 broken rows, 0 allowed: {path} row 2: no 'instruction'; {path} row 4: 'instruction' is empty; "
         "mend them, or pass over them with --max_bad_rows 2"
     )
 
@@ -223,3 +223,19 @@ def test_second_launch_into_a_run(program: Program, corpora: Path, copied_run: R
     with open(copied_run.path / "lock") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     program("launch", "run", "finetune", "--out", copied_run.path, *flags, check=True)
+
+
+def test_a_start_that_failed_is_in_nobodys_way(
+    program: Program, small_model: Path, corpora: Path, tmp_path: Path
+) -> None:
+    """Nothing was read before its first checkpoint, so the corrected command takes the same directory."""
+    flags = ["--model", small_model, "--data", "sample", "--seq_len", 64, "--steps", 1, "--generations", 0]
+    start = ["launch", "run", "finetune", *flags, "--corpora", corpora, "--out", tmp_path / "run"]
+    done = program(*start, "--freeze", "no.such.*")
+    assert done.returncode == 2
+    assert "no.such.*" in done.stderr
+    program(*start, "--freeze", "gpt_neox.embed_in.*", check=True)
+    manifest = RunDirectory.open(tmp_path / "run").manifest()
+    assert manifest["identity"]["freeze"] == "gpt_neox.embed_in.*"
+    assert [attempt["exit_code"] for attempt in manifest["attempts"]] == [2, 0]
+    assert "holds another run" in program(*start).stderr

@@ -121,6 +121,20 @@ def test_an_end_is_learned_under_templates_that_have_none(shared: Path, tmp_path
 
 
 @pytest.mark.shared
+def test_answers_that_are_not_there_are_not_scored(pythia_tokenizer: Path, tmp_path: Path) -> None:
+    tokenizer = pythia(pythia_tokenizer, tmp_path / "t", CHATML, ("<|im_start|>", "<|im_end|>"))
+    tokens, spans = tokenizer.chat("", (("Hi.", ""), ("Well?", "Yes.")))
+    assert [tokenizer.decode(tokens[start:stop]) for start, stop in spans] == ["Yes.<|im_end|>"]
+    tokens, spans = tokenizer.chat("", (("Hi.", "Yes."), ("Well?", " ")))
+    assert [tokenizer.decode(tokens[start:stop]) for start, stop in spans] == ["Yes.<|im_end|>"]
+    with pytest.raises(ValueError, match="begins with the assistant; begin it with what the user says"):
+        tokenizer.chat("", (("", "Hello."), ("Hi.", "Yes.")))
+    nothing = pythia(pythia_tokenizer, tmp_path / "n", "{{ '' }}", ())
+    with pytest.raises(ValueError, match="comes out of the chat template as nothing; mend the template"):
+        nothing.chat("", (("Hi.", "Yes."),))
+
+
+@pytest.mark.shared
 def test_templates_that_cannot_be_masked(shared: Path, tmp_path: Path) -> None:
     rewriting = "{% for m in messages %}{{ loop.revindex }}{{ m['content'] }}{% endfor %}"
     for name, template, system, message in (

@@ -65,7 +65,7 @@ def test_blank_context_counts_as_none(context: str | None) -> None:
     ("changes", "problem"),
     [
         ({"instruction": None}, "no 'instruction'"),
-        ({"instruction": " \n"}, "no 'instruction'"),
+        ({"instruction": " \n"}, "'instruction' is empty"),
         ({"instruction": 7}, "'instruction' is int, not text"),
         ({"response": 7}, "'response' is int, not text"),
         ({"response": ["a"]}, "'response' is list, not text"),
@@ -342,7 +342,7 @@ def test_broken_rows_stop_the_corpus_with_a_list(tmp_path: Path) -> None:
         compile_rows(tmp_path, *rows, max_bad_rows=2)
     file = tmp_path / "rows.jsonl"
     assert str(refused.value) == (
-        f"3 broken rows, 2 allowed: {file} row 2: no 'instruction'; "
+        f"3 broken rows, 2 allowed: {file} row 2: 'instruction' is empty; "
         f"{file} row 3: not JSON: Expecting property name enclosed in double quotes at column 2; "
         f"{file} row 4: 'response' holds half of a surrogate pair (a character cut in two), which is no text; "
         "mend them, or pass over them with --max_bad_rows 3"
@@ -362,7 +362,7 @@ def test_broken_rows_that_are_allowed(tmp_path: Path, capsys: pytest.CaptureFixt
     assert (corpus.n, corpus.n_trainable) == (2, 2)
     counts = corpus.meta["counts"]
     assert (counts["dropped_broken"], counts["dropped_empty_response"]) == (1, 1)
-    assert corpus.meta["bad_rows"] == [f"{tmp_path / 'rows.jsonl'} row 2: no 'instruction'"]
+    assert corpus.meta["bad_rows"] == [f"{tmp_path / 'rows.jsonl'} row 2: 'instruction' is empty"]
     assert "passing over " in capsys.readouterr().err
 
 

@@ -94,6 +94,13 @@ def test_a_context_without_a_place_is_named(tmp_path: Path) -> None:
     [
         ("{instruction} {topic} {response}", "unknown field {topic}; set has {category}, {context}, {instruction}"),
         ("{instruction}", "has to end with {response}"),
+        ("{instruction {response}", "'{instruction ' is no field; write {instruction}, without blanks in its braces"),
+        (
+            "{ instruction }\n{response}",
+            "'{ instruction }\\n' is no field; write {instruction}, without blanks in its braces",
+        ),
+        ("{} {response}", "'{}' is no field; write {instruction}, without blanks in its braces"),
+        ("A: {response}", "names no field of set; write {instruction} where it belongs"),
         ("{response} {instruction}", "has to end with {response}"),
     ],
 )

@@ -50,6 +50,8 @@ def render(
             raise ValueError(f"spells {found[0]!r}, which the chat template would turn into a special token")
         if user:
             messages.append({"role": "user", "content": user})
+        if not messages:
+            raise ValueError("begins with the assistant; begin it with what the user says")
         try:
             before = backend.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             messages.append({"role": "assistant", "content": assistant})
@@ -59,7 +61,10 @@ def render(
         if not before.startswith(text) or not after.startswith(before):
             raise ValueError("has turns that the chat template rewrites when the chat goes on; make each a row")
         text = after.rstrip()  # white space after the token that ends an answer is none of the assistant's
-        spans.append((len(before), len(text)))
+        if assistant.strip():  # an answer that is not there is no example of an end
+            spans.append((len(before), len(text)))
+    if not text:
+        raise ValueError("comes out of the chat template as nothing; mend the template")
     return text, spans
 
 

@@ -255,7 +255,8 @@ def _check_trainable(build: Path, sets: Sequence[str]) -> Counter[str]:
             n_sealed, n_trainable = n_sealed + sealed, n_trainable + len(file["sealed"]) - sealed
     if n_trainable == 0:
         counts["sealed"] = n_sealed
-        remedy = "raise --seq_len" if counts["dropped_prompt_fills_window"] else "lower --holdout or give more rows"
+        remedy = "lower --holdout or give more rows" if n_sealed else "give rows with something to learn from"
+        remedy = "raise --seq_len" if counts["dropped_prompt_fills_window"] else remedy
         raise ValueError(f"{'+'.join(sets)}: no trainable sample is left ({_reasons(counts)}); {remedy}")
     return counts
 

@@ -133,7 +133,7 @@ def _read_columns(row: Row, schema: Schema, source: Source) -> list[Dialogue] | 
             return error
     instruction, response = schema.columns["instruction"], schema.columns["response"]
     if not values["instruction"].strip():
-        return f"no {instruction!r}"
+        return f"{instruction!r} is empty" if fields.get(instruction) is not None else f"no {instruction!r}"
     if response not in fields:
         return f"no {response!r}"
     carried = without_prefix(values["instruction"])

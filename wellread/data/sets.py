@@ -147,7 +147,7 @@ def _named(text: str) -> Source:
             )
         elif not source.hub and not source.paths and not source.generated:
             raise ValueError(f"--data {text}: give its file, {name}@FILE")
-        return _with_options(source, options, text)
+        return replace(_with_options(source, options, text), asked="" if at else names)
     if at:
         raise ValueError(f"--data {text}: unknown set {name!r}; known: {', '.join(known)}")
     path = Path(text).expanduser()
@@ -207,7 +207,9 @@ def _of_entry(name: str, entry: dict[str, Any], folder: Path) -> Source:
     if entry.get("answers", "both") not in ANSWERS:
         raise ValueError(f"{where}: answers: {entry['answers']!r}; choose one of {', '.join(ANSWERS)}")
     is_text = TEXT in schemas or "text" in columns
-    file = entry.get("file")
+    file, template = entry.get("file"), entry.get("template")
+    if isinstance(template, str) and template.endswith(".txt"):
+        template = str(folder / Path(template).expanduser())
     return Source(
         name=name,
         schemas=(TEXT,) if is_text else schemas,
@@ -218,7 +220,7 @@ def _of_entry(name: str, entry: dict[str, Any], folder: Path) -> Source:
         published_rows=entry.get("rows"),
         generated=entry.get("generated"),
         columns=columns,
-        template=entry.get("template"),
+        template=template,
         answers=entry.get("answers", "both"),
         subsets=tuple(entry.get("subsets", ())),
     )

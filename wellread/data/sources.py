@@ -47,6 +47,8 @@ class Source:
     """Stories to be made up, for the set that is no file."""
     limit: int | None = None
     """Rows to take (None: all)."""
+    asked: str = ""
+    """How ``--data`` spells it, options included, where it is no file."""
     weight: float | None = None
     """Share of the mixture's samples."""
 
@@ -249,7 +251,7 @@ def hub_rows(source: Source) -> Iterator[Row]:
         reason = (str(refusal or error).strip().splitlines() or [type(refusal or error).__name__])[0]
         raise ValueError(
             f"--data {source.name}: hub set {source.hub} cannot be had ({reason}); "
-            f"download its file and pass --data {source.name}@FILE"
+            f"download its file and pass --data {source.asked or source.name}@FILE"
         ) from None
     for number, value in enumerate(loaded, start=1):
         yield Row(number, dict(value))

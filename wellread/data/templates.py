@@ -93,5 +93,12 @@ def _parse(path: Path, fields: set[str], where: str) -> tuple[Parts, str]:
     if unknown:
         known = ", ".join(f"{{{field}}}" for field in sorted(fields))
         raise ValueError(f"template {path}: unknown field {{{unknown[0]}}}; {where} has {known}")
+    meant = re.search(rf"\{{\s*(?:{'|'.join(sorted(fields))})\b[^{{]{{0,9}}|\{{\}}", "\n\n".join(parts[::2]))
+    if meant:
+        raise ValueError(
+            f"template {path}: {meant[0]!r} is no field; write {{instruction}}, without blanks in its braces"
+        )
+    if not parts[1::2]:
+        raise ValueError(f"template {path}: names no field of {where}; write {{instruction}} where it belongs")
     text = parts[-1].rstrip(" ")
     return (*parts[:-1], text), parts[-1][len(text) :]

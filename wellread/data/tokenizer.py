@@ -120,7 +120,7 @@ class Tokenizer:
         if self.begins and tokens[: len(self.begins)] != self.begins:
             tokens = self.begins + tokens
             found = [(start + len(self.begins), stop + len(self.begins)) for start, stop in found]
-        if tokens[-1] not in self._special_ids:
+        if tokens[-1] not in self._special_ids and turns[-1][1].strip():
             tokens.append(self.eos)
             found[-1] = (found[-1][0], len(tokens))
         return tokens, found

@@ -177,6 +177,8 @@ class Adapter:
         """
         from safetensors.torch import save_file
 
+        from wellread.models.tensors import open_to_readers
+
         directory.mkdir(parents=True, exist_ok=True)
         values = self.settings.to_dict() | {"inference_mode": True}
         values = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
@@ -184,6 +186,7 @@ class Adapter:
         held = {_in_file(name): value.contiguous() for name, value in tensors}
         metadata = {"format": "pt"} | ({BASE: fingerprint_of(base)} if base else {})
         save_file(held, directory / WEIGHTS, metadata=metadata)
+        open_to_readers(directory / WEIGHTS)
 
 
 def is_adapter(directory: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,7 +152,15 @@ def _write_shard(model: Any, path: Path, names: list[str], waiting: Iterator[tup
         assert given == name, (given, name)
         held |= {key: part.contiguous() for key, part in _as_saved(model, name, value).items()}
     save_file(held, path, metadata={"format": "pt"})
+    open_to_readers(path)
     return list(held)
+
+
+def open_to_readers(path: Path) -> None:
+    """Give a file the rights that new files have; safetensors keeps its own for the user alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def _as_saved(model: Any, name: str, value: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from wellread import provenance
-from wellread.cli import BAD_INPUT, bad_input, die_with, importing
+from wellread.cli import BAD_INPUT, FAILURE, bad_input, die_with, importing
 from wellread.runs import RunDirectory, write_json
 from wellread.train import shortage
 
@@ -48,6 +48,8 @@ def main(path: str) -> int:
         write_json(log.with_suffix(".error.json"), note)
         if users and LAUNCHER in os.environ:  # which shows it, once for all ranks
             return BAD_INPUT
+        if isinstance(error, FloatingPointError) and LAUNCHER in os.environ:  # as asked for: no fault of the code
+            return FAILURE
         raise
 
 
