@@ -36,7 +36,7 @@ HUB = "--data dolly: hub set databricks/databricks-dolly-15k cannot be had ("
         (
             ["--data=DIR/rows.jsonl"],
             [ROW | {"response": " "}] * 2,
-            "rows: no trainable sample is left (dropped empty response: 2, sealed: 0); give rows with something to learn from",
+            "rows: no trainable sample is left (dropped empty response: 2, sealed: 0); give rows with something to",
         ),
         (
             ["--data=DIR/rows.jsonl", "--seq_len=4"],
