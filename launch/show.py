@@ -11,7 +11,7 @@ from typing import Any
 from launch import slurm
 from launch.job import Job, arguments, environment, wanted_of_slurm
 from wellread.checkpoint import list_checkpoints
-from wellread.config import OptimConfig, to_dict
+from wellread.config import to_dict
 from wellread.orders.spec import parse
 from wellread.plan import Plan
 
@@ -57,7 +57,7 @@ def _defaults(job: Job) -> str:
     asked = {"learning rate": config.optim.lr, "batch": config.batch_size, "epochs": config.epochs}
     usual = {"learning rate": spec.lr, "batch": spec.batch_size, "epochs": spec.epochs}
     names = [name for name, value in asked.items() if value == usual[name]]
-    names += ["schedule"] * (replace(config.optim, lr=None) == OptimConfig())
+    names += ["schedule"] * (replace(config.optim, lr=None) == type(config)().optim)
     return f"{', '.join(names)} of {spec.name}; sources: docs/defaults.md" if names else ""
 
 

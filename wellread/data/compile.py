@@ -10,7 +10,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,10 +71,7 @@ def building(target: Path) -> Iterator[Path | None]:
 
     After an error the build directory is removed. After a crash it stays, and the next build reuses its shards.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    lock = target.with_name(f".{target.name}.lock")
-    with open(lock, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # another build of the same corpus: wait for it, then find it done
+    with _only_builder(target):  # another build of the same corpus: wait for it, then find it done
         if (target / "corpus.json").is_file():
             yield None
             return
@@ -89,6 +86,34 @@ def building(target: Path) -> Iterator[Path | None]:
         except Exception:
             shutil.rmtree(build, ignore_errors=True)
             raise
+
+
+@contextmanager
+def _only_builder(target: Path) -> Iterator[None]:
+    """Wait until nobody else builds `target`; afterwards nothing is left of the lock, nor of a folder made for it."""
+    made = not target.parent.exists()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path = target.with_name(f".{target.name}.lock")
+    while True:
+        with open(path, "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_at(file.fileno(), path):
+                continue  # who held it has removed it: others may hold a new one
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+                if made:
+                    with suppress(OSError):  # it holds a corpus
+                        target.parent.rmdir()
+            return
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def write_shards(build: Path, count: int, make: Callable[[int], Shard], progress: Callable[[int], None]) -> None:
