@@ -407,7 +407,7 @@ def holding(folder: Path, texts: list[str]) -> list[str]:
 def test_a_run_runs_its_snapshot(clone: Path, corpora: Path, corpus: Any, tmp_path: Path) -> None:
     """An uncommitted change runs, one that comes after the launch has begun does not, and no secret is kept."""
     head = git(clone, "rev-parse", "HEAD").strip()
-    train, run = clone / "finetune" / "train.py", RunDirectory(tmp_path / "runs" / "it's mine")
+    train, run = clone / "wellread" / "train" / "rank.py", RunDirectory(tmp_path / "runs" / "it's mine")
     secret = SECRETS["WANDB_API_KEY"]
     told = f"import wellread\nprint('{MARKER}', wellread.__file__, __file__, flush=True)  # {secret}\n"
     changed = train.read_text().replace("def _train(", f"{told}\n\ndef _train(")
@@ -430,7 +430,7 @@ def test_a_run_runs_its_snapshot(clone: Path, corpora: Path, corpus: Any, tmp_pa
     assert not (run.code / "notes").exists()
     printed = f"{MARKER} {run.code}/wellread/__init__.py {run.code}/wellread/train/rank.py\n"
     assert printed in out
-    assert (run.code / "finetune" / "train.py").read_text() == changed
+    assert (run.code / "wellread" / "train" / "rank.py").read_text() == changed
 
     (attempt,) = run.manifest()["attempts"]
     code = attempt["code"]
@@ -445,7 +445,7 @@ def test_a_run_runs_its_snapshot(clone: Path, corpora: Path, corpus: Any, tmp_pa
 
 @pytest.mark.slow
 def test_without_a_snapshot_the_tree_itself_runs(clone: Path, corpora: Path, corpus: Any, tmp_path: Path) -> None:
-    train, run = clone / "finetune" / "train.py", RunDirectory(tmp_path / "run")
+    train, run = clone / "wellread" / "train" / "rank.py", RunDirectory(tmp_path / "run")
     secret = SECRETS["HF_TOKEN"]
     told = f"import wellread\nprint('{MARKER} ' + wellread.__file__ + chr(10), end='', flush=True)  # {secret}\n"
     train.write_text(train.read_text().replace("def _train(", f"{told}\n\ndef _train("))
