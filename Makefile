@@ -56,11 +56,11 @@ ft: $(STAMP)  ## fine-tune MODEL on DATA, evaluate, say where the report is
 	@$(PY) -m launch run finetune --then $(THEN) $(FLAGS)
 
 pretrain: MODEL = stories-$(shell echo "$(SIZE)" | tr A-Z a-z)
-pretrain: DATA = stories
+pretrain: DATA = stories:5000
 pretrain: $(STAMP)  ## pretrain a Llama of SIZE on stories (DATA), write a sample, export it for llama2.c
 	@$(PY) -m launch run pretrain $(FLAGS) $(if $(VOCAB),--vocab "$$VOCAB") --wait
 	@$(PY) -m pretrain sample "$$RUN" "Once upon a time" --temperature 0 --tokens 100
-	@$(PY) -m pretrain export "$$RUN" --format llama2c-v0 --out "$$RUN/model.bin"
+	@test -e "$$RUN/model.bin" || $(PY) -m pretrain export "$$RUN" --format llama2c-v0 --out "$$RUN/model.bin"
 
 plan: $(STAMP)  ## print what `make ft` would do, and start nothing
 	@$(PY) -m launch plan finetune $(FLAGS)

@@ -13,6 +13,7 @@ from eval.read_batches import STDOUT, segment_line, where_from, writing
 from eval.search import Hit, search
 from eval.show import cell, plural, say, say_table
 from wellread.cli import visible
+from wellread.data.corpus import Corpus
 from wellread.data.segments import Segments
 
 SHOWN = 20
@@ -157,7 +158,9 @@ def _object(reading: Reading, step: int) -> dict[str, object]:
 
 def _summary(history: History, hits: list[Hit], step: int) -> str:
     if not hits:
-        return f"no {_noun(history)} holds it, of {history.units.n:,} searched"
+        told = f"no {_noun(history)} holds it, of {history.units.n:,} searched"
+        cut = isinstance(history.units, Corpus) and history.units.meta.get("packing") == "stream"
+        return told + "; windows cut through stories: look for a part that is shorter" * cut
     ids = [_sample_id(history, hit) for hit in hits]
     trainable = history.reader.n_trainable
     sealed = sum(i >= trainable for i in ids)

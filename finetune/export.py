@@ -44,7 +44,6 @@ def export(checkpoint: Checkpoint, out: Path, *, merged: bool) -> None:
 
     if damage := checkpoint.damage():
         raise ValueError(f"{damage}; export another checkpoint")
-    out.parent.mkdir(parents=True, exist_ok=True)
     with new_directory(out) as directory:
         if merged and is_adapter(checkpoint.model):
             load.export(load.Source.of(checkpoint.model), directory)

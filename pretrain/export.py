@@ -21,7 +21,7 @@ def export(model: Path, form: str, out: Path) -> None:
     form : str
         One of `llama2c_write.FORMATS`, or hf.
     out : Path
-        File to write, or replace; with hf a new directory.
+        File to write, which is not there yet; with hf a new directory.
 
     Raises
     ------
@@ -48,18 +48,22 @@ def _to_hugging_face(model: Path, out: Path) -> None:
 
 def _to_llama2c(model: Path, form: llama2c_write.Format, out: Path) -> None:
     require_folder(out)
-    if out.is_dir():
-        raise ValueError(f"{out}: is a directory; name a file")
+    if out.exists():
+        raise ValueError(
+            f"{out}: {'is a directory; name a file' if out.is_dir() else 'is there already; choose another'}"
+        )
     weights = llama2c_write.weights(model)
-    words = _tokenizer_bin(model, weights.config.vocab_size)
+    words, beside = _tokenizer_bin(model, weights.config.vocab_size), out.with_name(llama2c_tokenizer.BIN)
+    if beside.exists() and beside.read_bytes() != words:
+        raise ValueError(f"{beside}: is another model's tokenizer; choose another folder for {out.name}")
     with replacing(out) as file:
         llama2c_write.write(weights, file, form)
     print(f"{out}: {out.stat().st_size:,} bytes, {form}")
     if words is None:
         print(f"no {llama2c_tokenizer.BIN}: there is no SentencePiece model ({llama2c_tokenizer.FILE}) in {model}")
         return
-    write_atomic(out.with_name(llama2c_tokenizer.BIN), words)
-    print(f"{out.with_name(llama2c_tokenizer.BIN)}: its tokenizer, for llama2.c's programs")
+    write_atomic(beside, words)
+    print(f"{beside}: its tokenizer, for llama2.c's programs")
 
 
 def _tokenizer_bin(model: Path, vocab: int) -> bytes | None:

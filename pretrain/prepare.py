@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -209,8 +210,14 @@ def _pool(workers: int, recipe: Recipe) -> Iterator[Callable[[Path, list[Text]],
     if workers <= 1:
         yield lambda path, stretch: _written(path, stretch, recipe)
         return
-    with ProcessPoolExecutor(workers, get_context("spawn"), die_with, (os.getpid(),)) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), _begin, (os.getpid(),)) as pool:
         yield lambda path, stretch: pool.submit(write, path, stretch, recipe)
+
+
+def _begin(parent: int) -> None:
+    """Leave Ctrl-C to the process that waits for this one, and end with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with(parent)
 
 
 def _written(path: Path, stretch: list[Text], recipe: Recipe) -> Future[None]:

@@ -53,6 +53,11 @@ def sample(directory: Path, text: str, settings: Settings) -> None:
     tokenizer = Tokenizer.load(directory)
     prompt = tokenizer.prompts([text])[0] if text else _start(tokenizer)
     model: Any = load_model(directory)
+    if tokenizer.size > model.config.vocab_size:
+        raise ValueError(
+            f"{directory}: its tokenizer has {tokenizer.size:,} tokens, the model {model.config.vocab_size:,}; "
+            "they do not belong together"
+        )
     _check_length(len(prompt), settings.tokens, model.config.max_position_embeddings)
     shows = visible if sys.stdout.isatty() else str
     ends = {tokenizer.eos, *_start(tokenizer)}
@@ -68,10 +73,12 @@ def _start(tokenizer: Tokenizer) -> list[int]:
 
 
 def _check_length(prompt: int, tokens: int, positions: int) -> None:
+    if prompt >= positions:
+        raise ValueError(f"the text has {prompt} tokens and the model {positions} positions; give a shorter text")
     if prompt + tokens > positions:
         raise ValueError(
             f"--tokens {tokens}: the text has {prompt} tokens and the model {positions} positions; "
-            f"choose at most {max(0, positions - prompt)}"
+            f"choose at most {positions - prompt}"
         )
 
 

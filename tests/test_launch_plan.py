@@ -91,6 +91,12 @@ def plan(program, *argv: object) -> dict[str, object]:  # type: ignore[no-untype
     return values
 
 
+@pytest.mark.parametrize("name", ["finetune", "pretrain"])
+def test_no_flag_is_needed(program, name: str) -> None:  # type: ignore[no-untyped-def]
+    done = program("launch", "plan", name, check=True)
+    assert done.stdout.startswith("run  ")
+
+
 def test_json_keys_and_arithmetic(program, root: Path) -> None:  # type: ignore[no-untyped-def]
     values = plan(program, "--ranks_per_node", 2, "--batch_size", 24, "--out", "runs/x", "--host_mem", 16)
     strategies = values.pop("strategies")

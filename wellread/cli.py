@@ -178,7 +178,7 @@ def _config_files(argv: Sequence[str]) -> list[str]:
 def _flags(argv: Sequence[str]) -> dict[str, str]:
     """Flags among `argv` with the text that was given for each."""
     found = {}
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+    for argument, following in zip(argv, [*argv[1:], ""], strict=False):  # without any argument there is no following
         flag, equals, value = argument.partition("=")
         if flag.startswith("--"):
             found[flag[2:]] = value if equals else following

@@ -50,11 +50,11 @@ def new_directory(path: Path) -> Iterator[Path]:
     Raises
     ------
     ValueError
-        When `path` exists, or its folder does not.
+        When `path` exists.
     """
     if path.exists():
         raise ValueError(f"{path}: is there already; choose another --out")
-    require_folder(path)
+    path.absolute().parent.mkdir(parents=True, exist_ok=True)
     temporary = path.absolute().with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir()

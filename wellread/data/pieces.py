@@ -98,6 +98,8 @@ def train(counts: Counter[str], size: int) -> bytes:
 
 def _explained(message: str, size: int) -> str:
     most = re.search(r"too high \(\d+\).*?<= (\d+)", message)
+    if most and int(most[1]) < SMALLEST:
+        return f"--vocab {size}: the text supports {most[1]} pieces, and {SMALLEST} are the least; give more text"
     if most:
         return f"--vocab {size}: larger than the text supports; choose at most {most[1]}, or give more text"
     least = re.search(r"smaller than required_chars\. \d+ vs (\d+)", message)

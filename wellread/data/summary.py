@@ -15,6 +15,7 @@ BINS = 8
 REASONS = {
     "response_cut": "cut at --seq_len, the end of the response lost",
     "dropped_broken": "left out, broken",
+    "dropped_nothing_scored": "left out, the tokenizer makes nothing of the response",
     "dropped_empty_response": "left out, the response is empty",
     "dropped_empty_document": "left out, the document is empty",
     "dropped_prompt_fills_window": "left out, the prompt fills --seq_len",
@@ -46,6 +47,8 @@ def summary(corpus: Corpus) -> None:
     for line in _histogram(lengths.tolist(), int(lengths.max())):
         print(f"  {line}")
     told = [(counts[name], text) for name, text in REASONS.items() if counts.get(name)]
+    if corpus.meta.get("bad_rows") and not counts.get("dropped_broken"):
+        told.append((len(corpus.meta["bad_rows"]), REASONS["dropped_broken"]))
     for n, text in told:
         print(f"{text}: {n:,}")
     if not told:

@@ -323,9 +323,11 @@ def _others(names: list[Any]) -> str:
 @contextmanager
 def _one_line(directory: Path) -> Iterator[None]:
     """Turn what transformers raises for an unusable directory into our one line."""
+    from safetensors import SafetensorError
+
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{directory}: the model cannot be loaded ({reason})") from None
 

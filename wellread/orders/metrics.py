@@ -32,6 +32,8 @@ def column(corpus: Corpus, metric: str, where: str) -> NDArray[Any]:
 
     files = _files(corpus)
     there = f"this corpus has the metrics {', '.join(files)}"
+    if "packing" in corpus.meta and not corpus.metrics:
+        there += "; those of texts come with --metrics"
     if metric not in files:
         raise ValueError(f"{where}: no metric {metric!r}; {there}")
     found = pyarrow.parquet.read_table(files[metric], columns=[metric])[metric]
