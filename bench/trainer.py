@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -360,14 +360,13 @@ def training(work: Work, folder: Path, repeats: int) -> Iterator[dict[str, Any]]
     mean = mean_length(work, folder)
     settings = run_settings(work, folder)
     yield compare("tokens/s", lambda: wellread(settings, work.ranks), lambda: trainer(work, folder), repeats)
-    if "pack" in {field.name for field in fields(RunConfig)}:
-        packed = packed_settings(work, folder)
-        yield compare(
-            "samples/s packed",
-            lambda: wellread(packed, work.ranks) / mean,
-            lambda: trainer(work, folder) / mean,
-            repeats,
-        )
+    packed = packed_settings(work, folder)
+    yield compare(
+        "samples/s packed",
+        lambda: wellread(packed, work.ranks) / mean,
+        lambda: trainer(work, folder) / mean,
+        repeats,
+    )
 
 
 def mean_length(work: Work, folder: Path) -> float:
@@ -382,11 +381,10 @@ def starting(folder: Path, repeats: int) -> dict[str, Any]:
     return {"what": "seconds to step 1", "wellread": statistics.median(took)}
 
 
-def commands(work: Work, folder: Path, packs: bool) -> Iterator[tuple[str, list[str]]]:
+def commands(work: Work, folder: Path) -> Iterator[tuple[str, list[str]]]:
     """What is measured, by name."""
     yield "wellread", run_command(run_settings(work, folder))
-    if packs:
-        yield "packed", run_command(packed_settings(work, folder))
+    yield "packed", run_command(packed_settings(work, folder))
     yield "Trainer", trainer_command(work, folder)
     yield "start", start_command(folder)
 
@@ -446,8 +444,7 @@ def bench() -> None:
         folder = Path(name)
         make_model(folder / "model", work.model, options.tokenizer)
         make_data(work, options.data, folder)
-        packs = "pack" in {field.name for field in fields(RunConfig)}
-        for what, command in commands(work, folder, packs):
+        for what, command in commands(work, folder):
             print(f"{what}: {shlex.join(command)}")
         print(versions())
         print(f"threads of each rank: {environment(work.ranks)['OMP_NUM_THREADS']}; {work}")

@@ -75,7 +75,7 @@ class Job:
 
     def corpus_directory(self) -> Path:
         """Where the corpus is compiled to."""
-        return self.samples.directory()
+        return self.samples.directory
 
     def plan(self, corpus: Corpus | None) -> Plan:
         """Plan the run; without a compiled corpus, from the rows of the source."""
@@ -210,10 +210,11 @@ def _refuse_dirty() -> None:
 
 
 def _prepare(job: Job) -> int:
-    if (job.corpus_directory() / "corpus.json").is_file():
+    directory = job.corpus_directory()
+    if (directory / "corpus.json").is_file():
         if not job.run.manifest_file.exists():
-            print(f"corpus {job.corpus_directory()}: already compiled", flush=True)
-            summaries.summary(Corpus.open(job.corpus_directory()))
+            print(f"corpus {directory}: already compiled", flush=True)
+            summaries.summary(Corpus.open(directory))
         return 0
     command = [sys.executable, "-m", job.config.program, "prepare", *to_argv(job.config)]
     return subprocess.run(command, check=False).returncode

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +22,7 @@ class Samples(Protocol):
     def spec(self) -> ModelSpec:
         """The model that reads them, with their vocabulary."""
 
+    @property
     def directory(self) -> Path:
         """Where the corpus is compiled to."""
 
@@ -36,8 +38,9 @@ class Rows:
     spec: ModelSpec
     mixture: Mixture
 
+    @cached_property
     def directory(self) -> Path:
-        """Where the corpus is compiled to."""
+        """Where the corpus is compiled to; its name hashes the data's files, so it is found once."""
         directory = None if self.spec.fresh else registry.local_directory(self.spec, weights=False)
         return corpus_directory(self.config, self.mixture, tokenizer.identify(directory, self.spec.vocab))
 
@@ -54,8 +57,9 @@ class Stories:
     spec: ModelSpec
     source: Source
 
+    @cached_property
     def directory(self) -> Path:
-        """Where the corpus is compiled to."""
+        """Where the corpus is compiled to; its name hashes the data's files, so it is found once."""
         scorer = registry.scorer(self.config.perplexity) if self.config.perplexity else None
         return stories.corpus_directory(self.config, self.source, scorer)
 

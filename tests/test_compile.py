@@ -8,8 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +181,35 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
     target = tmp_path / "c"
     with pytest.raises(ValueError, match="stop"):
         build_until(ValueError, target, SHARDS.__getitem__)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_build_that_waited_for_one_that_failed(tmp_path: Path) -> None:
+    """The first takes away its lock and the folder that it made; the second makes both again."""
+    target, waiting, built = tmp_path / "new" / "c", threading.Event(), list[bool]()
+
+    def second() -> None:
+        waiting.set()
+        with pytest.raises(ValueError, match="second"):
+            fails("second", lambda: None)
+
+    def fails(name: str, meanwhile: Callable[[], object]) -> None:
+        with building(target) as build:
+            meanwhile()
+            built.append(build is not None and build.is_dir())
+            raise ValueError(name)
+
+    def wait() -> None:
+        thread.start()
+        waiting.wait()
+        time.sleep(0.2)  # until it waits for the lock
+        assert built == []
+
+    thread = threading.Thread(target=second)
+    with pytest.raises(ValueError, match="first"):
+        fails("first", wait)
+    thread.join(30)
+    assert built == [True, True]
     assert list(tmp_path.iterdir()) == []
 
 

@@ -122,7 +122,6 @@ def parse_dataclass(parser: ArgumentParser, kind: type[Any], argv: Sequence[str]
         One line; an unknown key is named together with the nearest valid one.
     """
     from dataclasses import fields
-    from typing import get_type_hints
 
     from wellread.config import from_dict
 

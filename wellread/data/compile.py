@@ -91,11 +91,15 @@ def building(target: Path) -> Iterator[Path | None]:
 @contextmanager
 def _only_builder(target: Path) -> Iterator[None]:
     """Wait until nobody else builds `target`; afterwards nothing is left of the lock, nor of a folder made for it."""
-    made = not target.parent.exists()
-    target.parent.mkdir(parents=True, exist_ok=True)
     path = target.with_name(f".{target.name}.lock")
     while True:
-        with open(path, "w") as file:
+        made = not target.parent.exists()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = open(path, "w")  # noqa: SIM115 - closed below
+        except FileNotFoundError:
+            continue  # who had made the folder has removed it
+        with file:
             fcntl.flock(file, fcntl.LOCK_EX)
             if not _is_at(file.fileno(), path):
                 continue  # who held it has removed it: others may hold a new one

@@ -46,9 +46,8 @@ def summary(corpus: Corpus) -> None:
     print(f"tokens per {piece}: median {np.median(lengths):.0f}, longest {lengths.max():,}")
     for line in _histogram(lengths.tolist(), int(lengths.max())):
         print(f"  {line}")
-    told = [(counts[name], text) for name, text in REASONS.items() if counts.get(name)]
-    if corpus.meta.get("bad_rows") and not counts.get("dropped_broken"):
-        told.append((len(corpus.meta["bad_rows"]), REASONS["dropped_broken"]))
+    reasons = counts | {"dropped_broken": len(corpus.meta.get("bad_rows", ()))}
+    told = [(reasons[name], text) for name, text in REASONS.items() if reasons.get(name)]
     for n, text in told:
         print(f"{text}: {n:,}")
     if not told:
