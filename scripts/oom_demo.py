@@ -57,8 +57,8 @@ class Group:
 
 
 @contextmanager
-def memory_group(limit: int) -> Iterator[Group]:
-    """A control group whose processes may hold `limit` bytes together, swap included.
+def memory_group(limit: int, name: str = "") -> Iterator[Group]:
+    """A control group whose processes may hold `limit` bytes together, swap included; `name` ends its folder's.
 
     Raises
     ------
@@ -70,7 +70,7 @@ def memory_group(limit: int) -> Iterator[Group]:
     version, parent = (2, MOUNT) if own is None else (1, MOUNT / "memory" / own.lstrip("/"))
     if version == 2 and "memory" not in (MOUNT / "cgroup.subtree_control").read_text().split():
         raise FileNotFoundError("the memory controller is not switched on for groups below the root's")
-    group = Group(parent / f"wellread-{os.getpid()}", version)
+    group = Group(parent / f"wellread-{os.getpid()}{name}", version)
     group.folder.mkdir()
     try:
         sizes = {1: ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes"), 2: ("memory.max", "memory.swap.max")}

@@ -163,14 +163,14 @@ def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
 
 @pytest.fixture
-def memory_group() -> Iterator[Callable[[int], Path]]:
+def memory_group() -> Iterator[Callable[..., Path]]:
     """Make a control group with a limit of so many bytes of memory; what is written to its cgroup.procs enters it."""
     with ExitStack() as groups:
 
-        def limited(size: int) -> Path:
+        def limited(size: int, name: str = "") -> Path:
             if not oom_demo.may_limit_memory():
                 missing("no memory controller of control groups that may be written to")
-            return groups.enter_context(oom_demo.memory_group(size)).folder
+            return groups.enter_context(oom_demo.memory_group(size, name)).folder
 
         yield limited
 

@@ -24,6 +24,7 @@ import psutil
 import pytest
 from conftest import ROOT, Program, missing
 
+from bench.memory import SHAPES, make_data, make_model
 from wellread.record import COLUMNS, Record
 from wellread.runs import RunDirectory
 
@@ -50,7 +51,14 @@ def until(what: str, holds: Callable[[], Any], seconds: float = 150) -> Any:
         if answer := holds():
             return answer
         time.sleep(0.2)
-    pytest.fail(f"{what}: not within {seconds:.0f} s")
+    pytest.fail(f"{what}: not within {seconds:.0f} s\n{cluster_says()}")
+
+
+def cluster_says() -> str:
+    """What SLURM tells of its nodes, jobs and last decisions."""
+    shown = [call("scontrol", "show", *words, check=False) for words in (("node", "-o"), ("job", "-o"))]
+    log = Path(os.environ["SLURM_CONF"]).with_name("log") / "slurmctld.log"
+    return "\n".join([*shown, *log.read_text().splitlines()[-60:]])
 
 
 class Launched:
@@ -101,13 +109,23 @@ class Launched:
     def requeued(self, attempt: int) -> str:
         """Wait until the job runs again as `attempt`; what its rank 0 says."""
         until("queued again", lambda: self.state() == "PENDING" or self.log(attempt))
-        time.sleep(3)  # a start within the second of the requeue is refused by the nodes, and the job fails
+        # SLURM's two minutes are there so that a node that was away can end what it still runs of the last start:
+        # a new one that meets it there is killed along with it, and the job fails.
+        until("the end of the last start's steps", lambda: not self.steps() or self.log(attempt))
+        time.sleep(3)  # nor do the nodes take a start within the second of the requeue
         self.hurry()
         return self.await_log(attempt, "continuing from")
 
     def end(self, seconds: float = 150) -> str:
         until("the end of the job", lambda: self.state() in ENDED, seconds)
         return self.state()
+
+    def steps(self) -> list[psutil.Process]:
+        """SLURM's own processes that run the job's steps, whichever node they are on."""
+        title = f"slurmstepd: [{self.job}."
+        return [
+            one for one in psutil.process_iter(["cmdline"]) if " ".join(one.info["cmdline"] or []).startswith(title)
+        ]
 
     def ranks(self) -> list[psutil.Process]:
         """Processes of the ranks, whichever node they are on, in the order of their numbers."""
@@ -409,6 +427,37 @@ def test_a_node_cut_off_for_a_minute_and_for_good(start: Callable[..., Launched]
     program("launch", "cancel", run.path, check=True, timeout=120)
     run.verified()
     mend("n2")
+
+
+def test_memory_that_runs_out_moves_the_run(
+    program: Program, corpora: Path, tmp_path: Path, memory_group: Callable[..., Path]
+) -> None:
+    """Each node's ranks get a real limit, under which DDP is killed by the kernel and the next strategy is not."""
+    model, prolog, file = tmp_path / "model", tmp_path / "prolog.sh", tmp_path / "limited.yaml"
+    make_model(model, SHAPES["120M"])
+    make_data(tmp_path / "rows.jsonl")
+    limit = int(2.5 * 2**30)
+    groups = [memory_group(limit, f"-{name}") for name in ("n1", "n2")]
+    group = str(groups[0]).removesuffix("n1")
+    prolog.write_text(f"#!/bin/sh\necho $PPID > {group}$SLURMD_NODENAME/cgroup.procs\n")
+    prolog.chmod(0o755)
+    file.write_text(f"kind: slurm\ntime: '20'\nmemory: 2.5\nsrun: [--task-prolog={prolog}]\n")
+    flags = "--nodes 2 --batch_size 4 --micro_batch_size 2 --seq_len 128 --steps 2 --save_every 2 --strategy ddp"
+    asked = [*flags.split(), "--model", model, "--data", tmp_path / "rows.jsonl", "--corpora", corpora]
+    run = Launched(program, tmp_path / "run", asked, file)
+    assert "--strategy ddp: does not fit" in run.launch(check=False).stderr
+    run.launch("--force")
+    try:
+        run.requeued(2)
+        assert run.end() == "COMPLETED"
+    finally:
+        call("scancel", run.job, check=False)
+    before, after = run.attempts()
+    assert "the kernel killed" in before["out_of_memory"]["shortage"]["evidence"]
+    assert (before["strategy"], after["strategy"], after["exit_code"]) == ("ddp", "zero1", 0)
+    assert before["out_of_memory"]["shortage"]["limit"] == pytest.approx(limit, abs=4096)  # whole pages
+    assert "host memory ran out under ddp in attempt 1" in run.log(2)
+    run.verified()
 
 
 # ---- more jobs than one
