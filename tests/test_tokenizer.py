@@ -3,8 +3,12 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from wellread.data.tokenizer import Tokenizer, copy_files, fingerprint, identify, train_bpe
 
@@ -93,3 +97,20 @@ def test_llama_begins_samples_and_never_ends_prompts(shared: Path, tmp_path: Pat
         (ids,) = tokenizer.continuations(["Hello world"])
         assert tokenizer.backend.convert_ids_to_tokens(ids) == ["Hello", "▁world"]
         assert tokenizer.decode(tokenizer.prompts(["Say:\n"])[0] + ids) == "<s> Say:\nHello world"
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "pre_tokenizer"),
+    [
+        (normalizers.Prepend("▁"), None),
+        (normalizers.Sequence([normalizers.NFC(), normalizers.Prepend("▁")]), None),
+        (None, pre_tokenizers.Metaspace(prepend_scheme="first")),
+        (None, pre_tokenizers.Sequence([pre_tokenizers.Digits(), pre_tokenizers.ByteLevel(add_prefix_space=True)])),
+    ],
+)
+def test_a_continuation_begins_with_no_blank(normalizer: Any, pre_tokenizer: Any) -> None:
+    backend = Backend(models.WordLevel({"a": 0, "▁a": 1, "Ġa": 2, "?": 3, "</s>": 4}, unk_token="?"))
+    backend.normalizer, backend.pre_tokenizer = normalizer, pre_tokenizer
+    own = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>"))
+    assert own.prompts(["a"]) in ([[1]], [[2]])
+    assert own.continuations(["a"]) == [[0]]
