@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import sys
 from array import array
@@ -61,7 +62,8 @@ def prepare(config: RunConfig, shown: int = 0) -> Path:
 
 
 def _compile(build: Path, target: Path, config: RunConfig, mixture: Mixture, spec: ModelSpec, tokens: str) -> None:
-    found = readers(config, mixture)
+    gc.freeze()  # what is loaded stays: the collector would go through all of it again and again
+    found = [reader.kept_if_small() for reader in readers(config, mixture)]
     counts, bad = _check_rows(found, config.max_bad_rows, spec)
     chosen = mixture.chosen(counts)
     taken = [int(np.count_nonzero(n if of is None else of)) for n, of in zip(counts, chosen, strict=True)]

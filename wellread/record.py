@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wellread import arrow
 from wellread.data.corpus import DIGEST_BYTES
 from wellread.runs import sha256_file, write_atomic, write_json
 
@@ -128,15 +129,15 @@ def _to_parquet(rows: list[Reading]) -> bytes:
     batch_ids = np.concatenate([np.full(len(r.sample_ids), r.batch_id) for r in rows])
     table = pyarrow.table(
         {
-            "step": pyarrow.array(batch_ids + 1, pyarrow.int64()),
-            "batch_id": pyarrow.array(batch_ids, pyarrow.int64()),
-            "slot": pyarrow.array(np.concatenate([np.arange(len(r.sample_ids)) for r in rows]), pyarrow.int32()),
-            "sample_id": pyarrow.array(np.concatenate([r.sample_ids for r in rows]), pyarrow.int64()),
-            "epoch": pyarrow.array(np.concatenate([r.epochs for r in rows]), pyarrow.int32()),
-            "n_targets": pyarrow.array(np.concatenate([r.n_targets for r in rows]), pyarrow.int32()),
-            "loss": pyarrow.array(np.concatenate([r.losses for r in rows]), pyarrow.float32()),
-            "digest": pyarrow.array([d for r in rows for d in r.digests], pyarrow.binary(DIGEST_BYTES)),
-            "skipped": pyarrow.array(np.repeat([r.skipped for r in rows], [len(r.sample_ids) for r in rows])),
+            "step": arrow.numbers(batch_ids + 1, np.int64),
+            "batch_id": arrow.numbers(batch_ids, np.int64),
+            "slot": arrow.numbers(np.concatenate([np.arange(len(r.sample_ids)) for r in rows]), np.int32),
+            "sample_id": arrow.numbers(np.concatenate([r.sample_ids for r in rows]), np.int64),
+            "epoch": arrow.numbers(np.concatenate([r.epochs for r in rows]), np.int32),
+            "n_targets": arrow.numbers(np.concatenate([r.n_targets for r in rows]), np.int32),
+            "loss": arrow.numbers(np.concatenate([r.losses for r in rows]), np.float32),
+            "digest": arrow.digests(b"".join(d for r in rows for d in r.digests), DIGEST_BYTES),
+            "skipped": arrow.flags(np.repeat([r.skipped for r in rows], [len(r.sample_ids) for r in rows])),
         }
     )
     buffer = io.BytesIO()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wellread import arrow
 from wellread.data.columns import DIGEST, Columns, digest_of_spans, joined, n_targets, take
 from wellread.data.corpus import DIGEST_BYTES, METRICS, corpus_hash
 from wellread.data.pack import Packed, packed
@@ -256,7 +257,7 @@ def _write_segments(
 
     write_array(build / "segments.npy", np.concatenate([[0], np.cumsum(segments["lengths"])]).astype(np.int64))
     write_array(build / "segment_offsets.npy", np.concatenate([[0], np.cumsum(n_segments)]).astype(np.int64))
-    numbers = pyarrow.array(range(len(segments["lengths"])), pyarrow.int64())
+    numbers = arrow.numbers(np.arange(len(segments["lengths"])), np.int64)
     table = _samples_table(segments, sets, np.repeat(np.arange(len(n_segments)), n_segments))
     pyarrow.parquet.write_table(table.add_column(0, "segment", numbers), build / FILE, compression="zstd")
     return "segments.npy", "segment_offsets.npy", FILE
@@ -268,8 +269,8 @@ def write_metrics(build: Path, columns: dict[str, NDArray[Any]]) -> None:
     import pyarrow.parquet
 
     n = len(next(iter(columns.values())))
-    table = {"sample_id": pyarrow.array(range(n), pyarrow.int64())}
-    table |= {name: pyarrow.array(values, pyarrow.float32()) for name, values in columns.items()}
+    table = {"sample_id": arrow.numbers(np.arange(n), np.int64)}
+    table |= {name: arrow.numbers(values, np.float32) for name, values in columns.items()}
     pyarrow.parquet.write_table(pyarrow.table(table), build / METRICS, compression="zstd")
 
 
@@ -347,19 +348,17 @@ def _table_of_samples(path: Path) -> Iterator[Callable[[pyarrow.Table], None]]:
 def _samples_table(part: Columns, sets: Sequence[str], sample_ids: NDArray[np.int64]) -> pyarrow.Table:
     import pyarrow
 
-    starts = np.concatenate([[0], np.cumsum(part["n_rows"])]).astype(np.int32)
-    splits = np.where(part["sealed"], "sealed", "trainable")
     return pyarrow.table(
         {
-            "sample_id": pyarrow.array(sample_ids, pyarrow.int64()),
-            "digest": pyarrow.array([value.tobytes() for value in part["digest"]], pyarrow.binary(DIGEST_BYTES)),
-            "split": pyarrow.array(splits).dictionary_encode(),
-            "n_tokens": pyarrow.array(part["lengths"], pyarrow.int32()),
-            "n_targets": pyarrow.array(n_targets(part), pyarrow.int32()),
-            "document": pyarrow.array(part["document"], pyarrow.int64()),
-            "source": pyarrow.DictionaryArray.from_arrays(pyarrow.array(part["set_id"], pyarrow.int32()), [*sets]),
-            "rows": pyarrow.ListArray.from_arrays(starts, pyarrow.array(part["rows"], pyarrow.int64())),
-            "category": pyarrow.array(part["category"]).dictionary_encode(),
-            "author": pyarrow.array(part["author"]).dictionary_encode(),
+            "sample_id": arrow.numbers(sample_ids, np.int64),
+            "digest": arrow.digests(part["digest"].tobytes(), DIGEST_BYTES),
+            "split": arrow.named(part["sealed"], ["trainable", "sealed"]),
+            "n_tokens": arrow.numbers(part["lengths"], np.int32),
+            "n_targets": arrow.numbers(n_targets(part), np.int32),
+            "document": arrow.numbers(part["document"], np.int64),
+            "source": arrow.named(part["set_id"], sets),
+            "rows": arrow.lists(part["rows"], part["n_rows"], np.int64),
+            "category": arrow.words(part["category"]),
+            "author": arrow.words(part["author"]),
         }
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,12 @@ def _rows(source: Source) -> int:
 # --- how a set is read -----------------------------------------------------------------------------------------------
 
 
+Made = tuple[int, Sequence[Example | Raw] | str]
+"""The number of a row, and the samples it makes, or a line that says where it is broken."""
+SMALL = 32 << 20
+"""Bytes of a set's files up to which its rows are kept, in some five times as much memory."""
+
+
 @dataclass(frozen=True)
 class Reader:
     """A set with its schema and its template."""
@@ -120,9 +126,21 @@ class Reader:
     source: Source
     schema: Schema
     template: Template
+    kept: list[Made] | None = field(default=None, repr=False)
+    """All its rows, where `kept_if_small` has read them."""
 
-    def rows(self) -> Iterator[tuple[int, Sequence[Example | Raw] | str]]:
+    def kept_if_small(self) -> Reader:
+        """The same with its rows in memory, unless they are many: they are gone through several times."""
+        small = sum(path.stat().st_size for path in self.source.paths) <= SMALL
+        if not small or not self.source.paths or self.schema.name == TEXT:
+            return self
+        return replace(self, kept=list(self.rows()))
+
+    def rows(self) -> Iterator[Made]:
         """Yield the number of each row and the samples it makes, or a line that says where it is broken."""
+        if self.kept is not None:
+            yield from self.kept
+            return
         if self.schema.name == TEXT:
             yield from raw.documents(self.source)
             return
