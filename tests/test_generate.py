@@ -82,6 +82,13 @@ def test_texts_end_by_themselves_or_at_the_longest_and_passes_are_as_many_as_pla
     calls: list[int] = []
     found = greedy(counting(calls), [[1, 7], [3], [1, 2, 3, 4, 5]], new_tokens=6, longest=6, end=0)
     assert found == [[8, 9, 0], [4, 5, 6, 7, 8], [6]]
-    assert calls == [5, 6, 6, 6, 6, 6]
+    assert calls == [6] * 6
     assert greedy(counting(calls), [[1] * 6], new_tokens=6, longest=6, end=0) == [[]]
     assert len(calls) == 12
+
+
+def test_passes_have_few_widths() -> None:
+    """On a CPU each width costs memory and time, once: kernels are compiled for it."""
+    calls: list[int] = []
+    greedy(counting(calls), [[1], [1] * 60], new_tokens=80, longest=150, end=None)
+    assert calls == [64] * 5 + [128] * 64 + [150] * 11

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+WIDTH = 64
+"""Passes are as wide as a multiple of so many tokens: a CPU's kernels are compiled for each width, and kept."""
 NextLogits = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 """(tokens, last) -> logits after each place marked in `last`: `wellread.models.loss.next_logits` with a model."""
 
@@ -46,12 +48,13 @@ def greedy(
 
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
     begun = lengths.clone()
-    tokens = torch.zeros((len(prompts), int(lengths.max()) + new_tokens), dtype=torch.int64, device=device)
+    most = max(int(lengths.max()), longest)
+    tokens = torch.zeros((len(prompts), int(lengths.max()) + new_tokens + WIDTH), dtype=torch.int64, device=device)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = torch.as_tensor(prompt, dtype=torch.int64)
     growing = lengths < longest
     for _ in range(new_tokens):
-        part = tokens[:, : int(lengths.max())]
+        part = tokens[:, : min(-(-int(lengths.max()) // WIDTH) * WIDTH, most)]
         last = torch.zeros_like(part, dtype=torch.bool)
         rows = torch.arange(len(prompts), device=device)
         last[rows, lengths - 1] = True
