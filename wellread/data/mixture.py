@@ -131,10 +131,10 @@ class Reader:
 
     def kept_if_small(self) -> Reader:
         """The same with its rows in memory, unless they are many: they are gone through several times."""
-        small = sum(path.stat().st_size for path in self.source.paths) <= SMALL
-        if not small or not self.source.paths or self.schema.name == TEXT:
+        if self.schema.name == TEXT or not self.source.paths:  # packed, or not a file, or not here
             return self
-        return replace(self, kept=list(self.rows()))
+        small = sum(path.stat().st_size for path in self.source.paths) <= SMALL
+        return replace(self, kept=list(self.rows())) if small else self
 
     def rows(self) -> Iterator[Made]:
         """Yield the number of each row and the samples it makes, or a line that says where it is broken."""
