@@ -4,9 +4,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from wellread.models import token_loss
 from wellread.models.loss import PLAIN_HEADS, sample_losses
 
 VOCAB = 101
@@ -129,3 +131,54 @@ def test_a_uniform_model_loses_log_of_the_vocabulary() -> None:
         tokens, targets = batch()
         losses = sample_losses(model, tokens, targets)
     assert losses.tolist() == pytest.approx([n * math.log(VOCAB) for n in (8, 5, 2)])
+
+
+# --- over the vocabulary, in the memory of the logits ---
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("at_once", [1, 3 * 97, 1 << 21])
+def test_losses_of_tokens_are_torchs_own(dtype: torch.dtype, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit; gradients as exactly as their type allows."""
+    monkeypatch.setitem(token_loss.LOGITS_AT_ONCE, "cpu", at_once)
+    drawn = torch.Generator().manual_seed(0)
+    logits = (torch.randn(11, 97, generator=drawn) * 5).to(dtype)
+    labels, weights = torch.randint(0, 97, (11,), generator=drawn), torch.rand(11, generator=drawn)
+    own, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    losses = token_loss.token_losses(own * 1, labels)
+    expected = F.cross_entropy(theirs.float(), labels, reduction="none")
+    assert torch.equal(losses, expected)
+    (losses * weights).sum().backward()
+    (expected * weights).sum().backward()
+    assert own.grad is not None
+    assert own.grad.dtype == dtype
+    torch.testing.assert_close(own.grad, theirs.grad, rtol=2**-8 if dtype == torch.bfloat16 else 1e-6, atol=1e-7)
+
+
+def test_the_gradient_takes_the_place_of_the_logits() -> None:
+    logits, kept, found = torch.randn(5, 97, requires_grad=True) * 1, list[int](), list[int]()
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.nbytes if tensor.is_floating_point() else 0)
+        return tensor
+
+    logits.register_hook(lambda gradient: found.append(gradient.data_ptr()))
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        token_loss.token_losses(logits, torch.arange(5)).sum().backward()
+    assert sum(kept) == logits.nbytes
+    assert found == [logits.data_ptr()]
+
+
+def test_a_second_backward_is_refused() -> None:
+    """The logits are gone: it would take the gradient for them."""
+    losses = token_loss.token_losses(torch.randn(5, 97, requires_grad=True) * 1, torch.arange(5)).sum()
+    losses.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        losses.backward()
+
+
+def test_no_tokens_no_losses() -> None:
+    logits = torch.randn(0, 97, requires_grad=True) * 1
+    losses = token_loss.token_losses(logits, torch.empty(0, dtype=torch.int64))
+    assert losses.shape == (0,)
+    losses.sum().backward()

@@ -298,10 +298,6 @@ def layer_input(spec: ModelSpec, compute: Compute, samples: int, tokens: int) ->
     return samples * tokens * spec.width * (2 if compute == "bf16" else 4)
 
 
-def logits_and_loss(spec: ModelSpec, samples: int, tokens: int) -> int:
-    """Bytes of the loss over the vocabulary at its peak, early in backward.
-
-    `wellread.models.loss` casts the logits to fp32; backward then has the logarithms of the probabilities, their
-    gradient, and that of the logits: three fp32 numbers per scored token and word.
-    """
-    return 12 * samples * tokens * spec.vocab
+def logits(spec: ModelSpec, compute: Compute, samples: int, tokens: int) -> int:
+    """Bytes of the logits, one number per scored token and word; their gradient takes their place."""
+    return (4 if compute == "fp32" else 2) * samples * tokens * spec.vocab

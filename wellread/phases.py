@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from wellread.models.loss import LOGITS_AT_ONCE
 from wellread.models.tensors import SHARD_BYTES
 from wellread.parameters import Parameters
 
@@ -122,16 +123,16 @@ def lasting(part: str, size: float) -> Block:
 
 
 def forward(s: Sizes) -> list[Block]:
-    """Activations, logits and loss: the most that forward and the first moments of backward need."""
+    """Activations, logits and loss (`wellread.models.token_loss`): the most that forward needs."""
     small = s.activations if s.activation_block < HEAP_BLOCK else 0
-    loss = [one("logits and loss", s.logits / 3)] * 3
+    at_once = 8 * min(LOGITS_AT_ONCE["cuda" if s.cuda else "cpu"], s.logits // s.width)
+    loss = [one("logits and loss", s.logits), Block("logits and loss", at_once, at_once)]
     return [Block("activations", s.activations, small), *loss]
 
 
 def first_gradients(s: Sizes) -> list[Block]:
-    """All activations, and beside them the gradients of the logits (fp32, and as computed) and of their matrix."""
-    logits = [one("logits and loss", s.logits / 3), one("logits and loss", s.logits * s.width / 12)]
-    return [forward(s)[0], *logits, one("gradients", s.width * s.head)]
+    """All activations, and beside them the gradients of the logits, in the place of these, and of their matrix."""
+    return [*forward(s), one("gradients", s.width * s.head)]
 
 
 def remaining(s: Sizes) -> Block:

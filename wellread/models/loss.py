@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 
 PLAIN_HEADS = ("gpt_neox", "gpt_neo", "gptj", "llama", "mpt")
 """Families whose logits are the output embedding applied to the last hidden state, and nothing else."""
+LOGITS_AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 24}
+"""Logits that the loss has in fp32 at a time, twice: 16 MiB on a CPU, for its caches; 128 on a GPU, which wants much to
+do at once."""
 PACKED_FAMILIES = ("gpt_neox", "gpt_neo", "gptj", "llama", "mpt")
 """Families in which segments of a packed sample are proven not to see one another: tests compare losses and
 gradients."""
@@ -38,11 +41,13 @@ def sample_losses(
     import torch
     import torch.nn.functional as F
 
+    from wellread.models.token_loss import token_losses
+
     inputs, scored, isolating = tokens[:, :-1], targets[:, 1:], dict[str, torch.Tensor]()
     if segments is not None:  # of the whole width: on a GPU, each layer would copy a mask whose rows are not aligned
         inputs, scored, isolating = tokens, F.pad(scored, (0, 1)), isolation(model, segments)
     logits = _logits(model, inputs, scored, isolating)
-    losses = F.cross_entropy(logits.float(), tokens[:, 1:][targets[:, 1:]], reduction="none")
+    losses = token_losses(logits, tokens[:, 1:][targets[:, 1:]])
     rows = torch.nonzero(scored)[:, 0]
     return torch.zeros(len(tokens), dtype=losses.dtype, device=losses.device).index_add(0, rows, losses)
 
