@@ -25,11 +25,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from wellread.cli import importing
 from wellread.config import Dtype
 from wellread.memory import Machine, Work, estimate
 from wellread.models.registry import find
 from wellread.parameters import parameters
+from wellread.processes import importing
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMITS = {"median": 0.10, "worst": 0.20, "under": 0.05}

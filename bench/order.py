@@ -14,6 +14,7 @@ from collections.abc import Callable
 import numpy as np
 
 from wellread.order import Order
+from wellread.units import GIB
 
 SIZES = (12_000, 1_000_003, 146_000_000)
 POSITIONS = 8_000_000
@@ -42,7 +43,7 @@ def throughput(n: int) -> dict[str, float]:
         "forward_per_s": forward,
         "inverse_per_s": inverse,
         "numpy_s": peer,
-        "numpy_gib": n * 8 / 2**30,
+        "numpy_gib": n * 8 / GIB,
         "numpy_per_s": n / peer,
         "forward_over_numpy": forward * peer / n,
     }

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from wellread.order import Order
+from wellread.units import GIB
 
 PYTHIA_SAMPLES = 146_000_000
 PYTHIA_TOKENS = 300_000_000_000
@@ -131,7 +132,7 @@ def lookups(directory: Path) -> dict[str, float]:
         "lengths_ms": statistics.median(lengths) * 1e3,
         "locate_ms": statistics.median(locate) * 1e3,
         "lookup_growth_mib": anonymous_mib() - before,
-        "header_gib": (corpus.path / "offsets.npy").stat().st_size / 2**30,
+        "header_gib": (corpus.path / "offsets.npy").stat().st_size / GIB,
     }
 
 
@@ -211,7 +212,7 @@ def at_pythia_scale(found: dict[str, float]) -> dict[str, float]:
     """What 300 billion tokens, 146 million samples of 2,049, would cost, in proportion."""
     share = PYTHIA_SAMPLES / found["rows"]
     return {
-        "record_gib": found["bytes_per_sample"] * PYTHIA_SAMPLES / 2**30,
+        "record_gib": found["bytes_per_sample"] * PYTHIA_SAMPLES / GIB,
         "verify_min": (found["hash_s"] + found["walk_s"]) * share / 60,
         "write_min": found["write_s"] * share / 60,
         "bytes_of_token_bytes": found["bytes_per_sample"] * PYTHIA_SAMPLES / (2 * PYTHIA_TOKENS),

@@ -30,6 +30,7 @@ import numpy as np
 
 from wellread.config import CONFIGS, RunConfig
 from wellread.data.corpus import Corpus
+from wellread.errors import UserError
 from wellread.models.registry import find
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -108,7 +109,7 @@ def make_data(work: Work, data: Path, folder: Path) -> None:
     file.write_text("".join(rows[: work.samples + work.samples // 4]))
     made = np.sort([each[0] for each in compiled(work, folder).samples()["rows"].to_pylist()])
     if len(made) < work.samples:
-        raise ValueError(f"--samples {work.samples}: {data} makes no more than {len(made)}; choose fewer")
+        raise UserError(f"--samples {work.samples}: {data} makes no more than {len(made)}; choose fewer")
     shutil.rmtree(folder / "corpora")
     file.write_text("".join(rows[row - 1] for row in made[: work.samples]))
 

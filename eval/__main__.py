@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from wellread.cli import FAILURE, new_parser, parse, run_program
+from wellread.cli import new_parser, parse, run_program
+from wellread.errors import FAILURE, UserError
 
 USAGE = """usage: python -m eval COMMAND RUN ...
 
@@ -29,7 +30,7 @@ def main(argv: list[str]) -> int:
     command, *rest = argv
     commands = {"read": _read, "membership": _membership, "verify": _verify, "report": _report}
     if command not in commands:
-        raise ValueError(f"eval {command}: unknown command; use {', '.join(commands)}")
+        raise UserError(f"eval {command}: unknown command; use {', '.join(commands)}")
     return commands[command](rest)
 
 
@@ -77,7 +78,7 @@ def _membership(argv: list[str]) -> int:
 def _step(word: str) -> int:
     digits = word.strip().removeprefix("step-")
     if not digits.isdecimal():
-        raise ValueError(f"--steps {word}: expected step numbers, e.g. 0,100 or step-100")
+        raise UserError(f"--steps {word}: expected step numbers, e.g. 0,100 or step-100")
     return int(digits)
 
 

@@ -16,6 +16,7 @@ from wellread.checkpoint import Checkpoint, list_checkpoints
 from wellread.data.corpus import Corpus, SampleReader
 from wellread.data.segments import FILE as SEGMENTS
 from wellread.data.segments import Segments
+from wellread.errors import UserError
 from wellread.order import Order
 from wellread.orders.kept import open_order
 from wellread.record import Record
@@ -93,7 +94,7 @@ class History:
 
         Raises
         ------
-        ValueError
+        UserError
             When `path` is none, or its corpus is not there.
         """
         run = RunDirectory.open(path)
@@ -124,7 +125,7 @@ class History:
 
         Raises
         ------
-        ValueError
+        UserError
             When the files or the order cannot be used.
         """
         reader, size = _open_samples(prefix, order, batch_size)
@@ -163,17 +164,17 @@ class History:
 
         Raises
         ------
-        ValueError
+        UserError
             When there is none; names those that there are.
         """
         digits = Path(name).name.removeprefix("step-")
         if not digits.isdecimal():
-            raise ValueError(f"checkpoint {name}: expected a step, e.g. step-400 or 400")
+            raise UserError(f"checkpoint {name}: expected a step, e.g. step-400 or 400")
         by_step = {checkpoint.step: checkpoint for checkpoint in self.checkpoints}
         if int(digits) not in by_step:
-            raise ValueError(f"{self.name}: no checkpoint step-{int(digits)}; it has {_listed(list(by_step))}")
+            raise UserError(f"{self.name}: no checkpoint step-{int(digits)}; it has {_listed(list(by_step))}")
         if int(digits) > self.batches_read:
-            raise ValueError(
+            raise UserError(
                 f"{self.name}: the record ends at step {self.batches_read}, before step-{int(digits)}; run eval verify"
             )
         return by_step[int(digits)]
@@ -183,15 +184,15 @@ class History:
 
         Raises
         ------
-        ValueError
+        UserError
             When it is neither, or beyond the batches that are planned; says the range.
         """
         start, colon, stop = text.partition(":")
         if not start.isdecimal() or (colon and not stop.isdecimal()):
-            raise ValueError(f"--batch {text}: expected a batch or a range, e.g. 137 or 100:200")
+            raise UserError(f"--batch {text}: expected a batch or a range, e.g. 137 or 100:200")
         low, high = int(start), int(stop) if colon else int(start) + 1
         if not low < high <= self.steps:
-            raise ValueError(
+            raise UserError(
                 f"--batch {text}: out of range, {self.name} has batches 0 … {self.steps - 1}"
                 + (f" (as a range 0:{self.steps}, the end not included)" if colon else "")
             )
@@ -261,11 +262,11 @@ class History:
 
         Raises
         ------
-        ValueError
+        UserError
             When there is no such sample; says the range.
         """
         if not 0 <= sample_id < self.reader.n:
-            raise ValueError(f"sample {sample_id}: out of range, {self.name} has samples 0 … {self.reader.n - 1}")
+            raise UserError(f"sample {sample_id}: out of range, {self.name} has samples 0 … {self.reader.n - 1}")
         if sample_id >= self.reader.n_trainable:
             return []  # sealed: in the reach of no order
         places = self.order.locate(sample_id, batches=self.steps)
@@ -281,7 +282,7 @@ class History:
         low, part = self._part(batch_id)
         row = (batch_id - low) * self.order.batch_size + slot
         if (read := part["sample_id"][row].as_py()) != sample_id:
-            raise ValueError(
+            raise UserError(
                 f"{self.name}: batch {batch_id} slot {slot} read sample {read}, its order says {sample_id}; "
                 "run eval verify"
             )
@@ -295,12 +296,12 @@ def _open_samples(prefix: str, order: str, batch_size: int | None) -> tuple[Samp
     from wellread.data.megatron import PYTHIA_BATCH, Megatron
 
     if order not in ("sequential", "pythia") and not order.startswith("megatron:"):
-        raise ValueError(
+        raise UserError(
             f"--order {order}: choose sequential, pythia (sequential, and the sizes are checked) or "
             "megatron:DOC_IDX.npy,SAMPLE_IDX.npy,SHUFFLE_IDX.npy"
         )
     if batch_size is None and order != "pythia":
-        raise ValueError(f"--batch_size is missing; name it, e.g. {PYTHIA_BATCH} for Pythia")
+        raise UserError(f"--batch_size is missing; name it, e.g. {PYTHIA_BATCH} for Pythia")
     size = PYTHIA_BATCH if batch_size is None else batch_size
     if (Path(prefix) / "corpus.json").is_file() and order == "sequential":
         return Corpus.open(prefix), size

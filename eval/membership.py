@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from eval.separation import Floats, Ints, auc, cluster_bootstrap, codes_of, nonmembers_needed, permuted_auc, tpr_at_fpr
+from wellread.errors import UserError
 
 if TYPE_CHECKING:
     from wellread.checkpoint import Checkpoint
@@ -68,16 +69,16 @@ def evaluate(
 
     Raises
     ------
-    ValueError
+    UserError
         When the run has no sealed samples, no checkpoint, none at one of `steps`, or a record shorter than these;
         when `bootstrap` or `max_samples` is too small to say anything.
     """
     from wellread.results import Result, write
 
     if bootstrap < 100:
-        raise ValueError(f"--bootstrap {bootstrap}: too few for an interval; give at least 100")
+        raise UserError(f"--bootstrap {bootstrap}: too few for an interval; give at least 100")
     if max_samples < 2:
-        raise ValueError(f"--max_samples {max_samples}: nothing to compare; give at least 2")
+        raise UserError(f"--max_samples {max_samples}: nothing to compare; give at least 2")
     groups, chosen, model = Groups.of(run, max_samples, seed), _choose(run, steps), run.config().model
     results: list[Result] = []
     with Reporter(sum(groups.all(checkpoint.step).size for checkpoint in chosen), progress) as reporter:
@@ -163,14 +164,14 @@ class Groups:
 
         corpus, checkpoints = Corpus.open(run.corpus), list_checkpoints(run.checkpoints)
         if corpus.n == corpus.n_trainable:
-            raise ValueError(
+            raise UserError(
                 f"{run.path}: no sealed samples to compare with; train a run with --holdout above 0 on more documents"
             )
         if not checkpoints:
-            raise ValueError(f"{run.path}: no checkpoint yet; let the run save one")
+            raise UserError(f"{run.path}: no checkpoint yet; let the run save one")
         record, last = Record.open(run.record), checkpoints[-1].step
         if record.batches < last:
-            raise ValueError(f"{run.record}: holds {record.batches} batches, step-{last} needs {last}; see eval verify")
+            raise UserError(f"{run.record}: holds {record.batches} batches, step-{last} needs {last}; see eval verify")
         documents = corpus.samples().column("document").to_numpy()
         first_read = np.full(corpus.n_trainable, last, dtype=np.int64)
         table = record.table(columns=["batch_id", "sample_id", "skipped"], batches=(0, last))
@@ -237,7 +238,7 @@ def _choose(run: RunDirectory, steps: Sequence[int] | None) -> list[Checkpoint]:
     for step in steps or []:
         if step not in checkpoints:
             there = ", ".join(map(str, checkpoints))
-            raise ValueError(f"{run.path}: no checkpoint at step {step}; choose from {there}")
+            raise UserError(f"{run.path}: no checkpoint at step {step}; choose from {there}")
     return [checkpoints[step] for step in sorted(set(steps or checkpoints))]
 
 
@@ -273,7 +274,7 @@ def _score(run: RunDirectory, groups: Groups, checkpoint: Checkpoint, device: st
 def _run_model(
     checkpoint: Checkpoint, corpus: Corpus | Segments, ids: Ints, device: str | None, progress: Callable[[int], None]
 ) -> Scores:
-    from wellread.cli import importing
+    from wellread.processes import importing
 
     with importing():
         import torch

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from wellread.cli import new_parser, parse
+from wellread.errors import UserError
 
 DESCRIPTION = "Ask what was read when: by checkpoint, batch, sample, source row or text."
 EXAMPLES = """examples:
@@ -83,20 +84,20 @@ def _question(options: Any) -> str:
 
     Raises
     ------
-    ValueError
+    UserError
         When the options do not go together.
     """
     if bool(options.run) == bool(options.corpus):
-        raise ValueError("name a run directory, or a corpus with --corpus; see python -m eval read --help")
+        raise UserError("name a run directory, or a corpus with --corpus; see python -m eval read --help")
     asked = [name for name in QUESTIONS if getattr(options, name) is not None]
     if len(asked) > 1:
-        raise ValueError(f"--{asked[0]} and --{asked[1]}: ask one question at a time")
+        raise UserError(f"--{asked[0]} and --{asked[1]}: ask one question at a time")
     question = asked[0] if asked else "csv" if options.csv is not None else "checkpoint"
     for name, questions in GOES_WITH.items():
         if getattr(options, name) is not None and question not in (name, *questions):
-            raise ValueError(f"--{name} goes with --{' or --'.join(questions)}, not with --{question}")
+            raise UserError(f"--{name} goes with --{' or --'.join(questions)}, not with --{question}")
     if options.corpus and question in ("checkpoint", "diff"):
-        raise ValueError("--corpus: a corpus has no checkpoints; ask with --batch, --sample, --row, --text or --csv")
+        raise UserError("--corpus: a corpus has no checkpoints; ask with --batch, --sample, --row, --text or --csv")
     return question
 
 
@@ -119,7 +120,7 @@ def _answer(history: Any, question: str, options: Any) -> None:
 
 def _newest(history: Any) -> str:
     if not history.checkpoints:
-        raise ValueError(f"{history.name}: no checkpoint yet; ask for --batch or --csv instead")
+        raise UserError(f"{history.name}: no checkpoint yet; ask for --batch or --csv instead")
     return f"step-{history.checkpoints[-1].step}"
 
 
@@ -151,4 +152,4 @@ def _answer_samples(history: Any, question: str, options: Any) -> None:
     elif options.sample.isdecimal():
         show_sample(history, int(options.sample), step)
     else:
-        raise ValueError(f"--sample {options.sample}: expected a sample id, 0 … {history.reader.n - 1}")
+        raise UserError(f"--sample {options.sample}: expected a sample id, 0 … {history.reader.n - 1}")

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from eval.history import BatchRead, History
 from eval.show import cell, plural, say, say_text
 from wellread.cli import visible
-from wellread.runs import fsync_directory
+from wellread.errors import UserError
+from wellread.files import fsync_directory
 
 STDOUT = "-"
 PADDING = -1
@@ -93,7 +94,7 @@ def writing(path: str) -> Iterator[IO[str]]:
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`, which takes its place when the block succeeds."""
     if not path.parent.is_dir():
-        raise ValueError(f"{path}: the directory {path.parent} does not exist; create it first")
+        raise UserError(f"{path}: the directory {path.parent} does not exist; create it first")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -164,7 +165,7 @@ def call(history: History, start: int, stop: int, name: str, path: str) -> None:
 
     Raises
     ------
-    ValueError
+    UserError
         When there is no such function, or it returns what JSON cannot hold.
     """
     function = find_function(name)
@@ -174,7 +175,7 @@ def call(history: History, start: int, stop: int, name: str, path: str) -> None:
             try:
                 line = json.dumps(value, ensure_ascii=False)
             except (TypeError, ValueError) as error:
-                raise ValueError(f"--call {name}: batch {batch.batch_id}: returned no JSON value ({error})") from None
+                raise UserError(f"--call {name}: batch {batch.batch_id}: returned no JSON value ({error})") from None
             file.write(line + "\n")
     if path != STDOUT:
         say(f"wrote {path}: {plural(stop - start, 'line')}, one per batch")
@@ -184,7 +185,7 @@ def find_function(name: str) -> Callable[[BatchRead], Any]:
     """Import ``module:function``; modules of the working directory come first."""
     module_name, colon, attribute = name.partition(":")
     if not (module_name and colon and attribute):
-        raise ValueError(f"--call {name}: expected MODULE:FUNCTION, e.g. mine:count_words")
+        raise UserError(f"--call {name}: expected MODULE:FUNCTION, e.g. mine:count_words")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
@@ -192,10 +193,10 @@ def find_function(name: str) -> Callable[[BatchRead], Any]:
     except ModuleNotFoundError as error:
         if error.name not in (module_name, module_name.partition(".")[0]):
             raise  # a module that the user's own module asks for
-        raise ValueError(f"--call {name}: no module {module_name} in {Path.cwd()} or installed") from None
+        raise UserError(f"--call {name}: no module {module_name} in {Path.cwd()} or installed") from None
     function = getattr(module, attribute, None)
     if not callable(function):
-        raise ValueError(f"--call {name}: {module_name} has no function {attribute}")
+        raise UserError(f"--call {name}: {module_name} has no function {attribute}")
     found: Callable[[BatchRead], Any] = function
     return found
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from eval.history import History
 from eval.show import cell, plural, say, say_pairs, say_table
+from wellread.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow
@@ -171,12 +172,12 @@ def show_difference(history: History, first: str, second: str) -> None:
 
     Raises
     ------
-    ValueError
+    UserError
         When one is not there, or the first is not the earlier.
     """
     before, after = history.checkpoint(first), history.checkpoint(second)
     if before.step >= after.step:
-        raise ValueError(f"--diff {first} {second}: the first must be the earlier; swap them")
+        raise UserError(f"--diff {first} {second}: the first must be the earlier; swap them")
     old = times_read(history, 0, before.step)
     between = times_read(history, before.step, after.step)
     fresh = np.where(old == 0, between, 0).astype(np.int32)

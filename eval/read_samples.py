@@ -15,6 +15,7 @@ from eval.show import cell, plural, say, say_table
 from wellread.cli import visible
 from wellread.data.corpus import Corpus
 from wellread.data.segments import Segments
+from wellread.errors import UserError
 
 SHOWN = 20
 """Samples found that are listed on a terminal; all of them when piped."""
@@ -73,11 +74,11 @@ def show_text(history: History, text: str, step: int, jsonl: str | None) -> None
 
     Raises
     ------
-    ValueError
+    UserError
         When there is no tokenizer.
     """
     if history.tokenizer is None:
-        raise ValueError(f"--text: {history.name} has no tokenizer, so its text is unknown; name one with --tokenizer")
+        raise UserError(f"--text: {history.name} has no tokenizer, so its text is unknown; name one with --tokenizer")
     with _progress(history.units.n) as progress:
         hits = search(history.units, history.tokenizer, text, progress=progress)
     if jsonl:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from eval.history import History
 from eval.read_batches import writing
 from eval.show import say, say_table
+from wellread.errors import UserError
 
 if TYPE_CHECKING:
     import duckdb
@@ -25,7 +26,7 @@ def show_sql(history: History, query: str, path: str | None) -> None:
 
     Raises
     ------
-    ValueError
+    UserError
         When DuckDB is not installed, or does not take the query.
     """
     connection = _connect(history)
@@ -39,7 +40,7 @@ def show_sql(history: History, query: str, path: str | None) -> None:
         else:
             _show(cursor, heads)
     except duckdb.Error as error:
-        raise ValueError(f"--sql: {str(error).splitlines()[0]}; tables are {_tables(history)}") from None
+        raise UserError(f"--sql: {str(error).splitlines()[0]}; tables are {_tables(history)}") from None
 
 
 def _tables(history: History) -> str:
@@ -50,7 +51,7 @@ def _connect(history: History) -> duckdb.DuckDBPyConnection:
     try:
         import duckdb
     except ImportError:
-        raise ValueError("--sql: DuckDB is not installed; run: pip install 'duckdb>=1.0'") from None
+        raise UserError("--sql: DuckDB is not installed; run: pip install 'duckdb>=1.0'") from None
     connection = duckdb.connect()
     if history.record is not None and history.record.parts:
         files = [str(history.record.directory / part["name"]) for part in history.record.parts]

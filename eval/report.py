@@ -38,12 +38,12 @@ def write(run: RunDirectory) -> Path:
 
     Raises
     ------
-    ValueError
+    UserError
         When the run has no record or no corpus, or a result table cannot be read.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    from wellread.runs import write_atomic
+    from wellread.files import write_atomic
 
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),

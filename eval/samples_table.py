@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wellread.errors import UserError
+
 if TYPE_CHECKING:
     import pyarrow
 
@@ -90,7 +92,7 @@ class SamplesTable:
 
         Raises
         ------
-        ValueError
+        UserError
             When there is no such source, or the row gave no sample; says the range.
         """
         import pyarrow
@@ -98,9 +100,9 @@ class SamplesTable:
 
         source, colon, digits = text.rpartition(":")
         if not colon or not digits.isdecimal():
-            raise ValueError(f"--row {text}: expected SOURCE:ROW, e.g. sample.jsonl:55")
+            raise UserError(f"--row {text}: expected SOURCE:ROW, e.g. sample.jsonl:55")
         if self.file is None:
-            raise ValueError(f"--row {text}: this corpus has no table of samples, so no source rows are known")
+            raise UserError(f"--row {text}: this corpus has no table of samples, so no source rows are known")
         found: list[int] = []
         sources: set[str] = set()
         last = 0
@@ -113,11 +115,11 @@ class SamplesTable:
             last = max(last, int(rows[mine].max(initial=0)))
             found += (start + np.unique(parents[mine & (rows == int(digits))])).tolist()
         if not last:
-            raise ValueError(
+            raise UserError(
                 f"--row {text}: no source {source!r}; the corpus is made of {_listed_names(sorted(sources))}"
             )
         if not found:
-            raise ValueError(f"--row {text}: no sample comes from that row; {source} has rows 1 … {last}")
+            raise UserError(f"--row {text}: no sample comes from that row; {source} has rows 1 … {last}")
         return found
 
 

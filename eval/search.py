@@ -22,6 +22,7 @@ from eval.token_bytes import check, normalised, token_bytes
 from wellread.data.corpus import Corpus, SampleReader
 from wellread.data.segments import Segments
 from wellread.data.tokenizer import Tokenizer
+from wellread.errors import UserError
 
 TOKENS_AT_ONCE = 1 << 21
 """Tokens of one block: its buffers stay below 64 MiB however large the corpus is."""
@@ -210,11 +211,11 @@ def search(
 
     Raises
     ------
-    ValueError
+    UserError
         When the text is empty, or the tokenizer's bytes are not known.
     """
     if not text:
-        raise ValueError("--text: empty; give the text to look for")
+        raise UserError("--text: empty; give the text to look for")
     table = token_bytes(tokenizer)
     for sample_id in np.unique(np.linspace(0, reader.n - 1, CHECKED_SAMPLES).astype(np.int64)).tolist():
         check(table, tokenizer, reader, sample_id)
@@ -233,7 +234,7 @@ def search(
 
 def _check_ids(tokens: NDArray[Any], pattern: Pattern, start: int) -> None:
     if len(tokens) and int(tokens.max()) >= pattern.vocabulary:
-        raise ValueError(
+        raise UserError(
             f"--text: samples from {start} on hold token {tokens.max()}, the tokenizer has "
             f"0 … {pattern.vocabulary - 1}; give the tokenizer that the corpus was made with"
         )

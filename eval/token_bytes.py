@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from wellread.data.corpus import SampleReader
 from wellread.data.tokenizer import Tokenizer
+from wellread.errors import UserError
 
 
 def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
@@ -21,7 +22,7 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
 
     Raises
     ------
-    ValueError
+    UserError
         When the tokenizer decodes in some other way.
     """
     backend = tokenizer.backend
@@ -32,7 +33,7 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
         return [_byte_level(token or "", alphabet) for token in tokens]
     if decoders & {"ByteFallback", "Metaspace"} or (not decoders and any("▁" in (token or "") for token in tokens)):
         return [_sentencepiece(token or "") for token in tokens]
-    raise ValueError(
+    raise UserError(
         f"--text: a tokenizer that decodes by {', '.join(sorted(decoders)) or 'rules of its own'} cannot be searched; "
         "byte-level BPE and SentencePiece can"
     )
@@ -96,13 +97,13 @@ def check(table: list[bytes], tokenizer: Tokenizer, reader: SampleReader, sample
 
     Raises
     ------
-    ValueError
+    UserError
         When they differ.
     """
     tokens = reader.tokens(sample_id)
     ours, theirs = (re.sub("\ufffd+", "\ufffd", t) for t in (decode(table, tokens), tokenizer.decode(tokens.tolist())))
     if theirs not in (ours, ours.removeprefix(" ")):
-        raise ValueError(
+        raise UserError(
             f"--text: sample {sample_id} decodes to other bytes than its tokenizer gives, so a search would miss "
             "texts; give the tokenizer that the corpus was made with"
         )

@@ -12,6 +12,7 @@ from wellread.checkpoint import list_checkpoints, unreadable
 from wellread.data.corpus import DIGEST_BYTES, Corpus, corpus_hash
 from wellread.data.pack import joined_document
 from wellread.data.segments import Segments
+from wellread.errors import UserError
 from wellread.order import Order
 from wellread.orders.kept import open_order
 from wellread.record import Record, genesis, link
@@ -58,7 +59,7 @@ def verify(run: RunDirectory) -> list[str]:
             problems.append(f"{checkpoint.path}: says {found} skipped batches, the record has {known} at this step")
     try:
         order = open_order(run)
-    except ValueError as damaged_order:
+    except UserError as damaged_order:
         return [*problems, str(damaged_order)]
     return problems + _walk(record, order, digests, genesis(identity["corpus"], identity["order"]), heads)
 

@@ -8,6 +8,7 @@ python -m finetune export runs/NAME --out DIR               take the trained mod
 from __future__ import annotations
 
 from wellread.cli import run_program
+from wellread.errors import UserError
 
 EXAMPLES = """examples:
   python -m finetune prepare --data dolly@databricks-dolly-15k.jsonl --model models/pythia-70m --seq_len 512 --show 3
@@ -31,7 +32,7 @@ def main(argv: list[str]) -> int:
     print(f"{__doc__}\n{EXAMPLES}")
     if command in ("-h", "--help"):
         return 0
-    raise ValueError(f"finetune {command}: unknown command; use prepare, train RUN or export RUN")
+    raise UserError(f"finetune {command}: unknown command; use prepare, train RUN or export RUN")
 
 
 def _prepare(argv: list[str]) -> int:
@@ -45,7 +46,7 @@ def _prepare(argv: list[str]) -> int:
     from finetune.prepare import prepare
 
     if others["show"] < 0:
-        raise ValueError(f"--show {others['show']}: must be at least 0")
+        raise UserError(f"--show {others['show']}: must be at least 0")
     prepare(config, others["show"])
     return 0
 

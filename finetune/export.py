@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 
 from wellread.checkpoint import Checkpoint, named_checkpoint
-from wellread.runs import new_directory
+from wellread.errors import UserError
+from wellread.files import new_directory
 
 EXAMPLES = """examples:
   python -m finetune export runs/dolly-lora --merged --out models/dolly-70m        the newest checkpoint
@@ -35,7 +36,7 @@ def export(checkpoint: Checkpoint, out: Path, *, merged: bool) -> None:
 
     Raises
     ------
-    ValueError
+    UserError
         When the checkpoint is damaged or `out` is there already.
     """
     from wellread.data import tokenizer
@@ -43,7 +44,7 @@ def export(checkpoint: Checkpoint, out: Path, *, merged: bool) -> None:
     from wellread.models.adapter import is_adapter
 
     if damage := checkpoint.damage():
-        raise ValueError(f"{damage}; export another checkpoint")
+        raise UserError(f"{damage}; export another checkpoint")
     with new_directory(out) as directory:
         if merged and is_adapter(checkpoint.model):
             load.export(load.Source.of(checkpoint.model), directory)

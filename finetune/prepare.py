@@ -23,6 +23,7 @@ from wellread.data.corpus import Corpus
 from wellread.data.instruct import Example
 from wellread.data.mixture import Mixture, Reader, corpus_directory, corpus_settings, readers
 from wellread.data.raw import TEXT, Raw
+from wellread.errors import UserError
 from wellread.models.registry import ModelSpec, find, local_directory
 from wellread.plan import resolve
 
@@ -41,7 +42,7 @@ def prepare(config: RunConfig, shown: int = 0) -> Path:
 
     Raises
     ------
-    ValueError
+    UserError
         When the data, the model or its tokenizer cannot be used, or too many rows are broken.
     """
     spec = find(config.model)
@@ -125,12 +126,12 @@ def _check_rows(found: Sequence[Reader], allowed: int, spec: ModelSpec) -> tuple
             if isinstance(samples, str):
                 bad.add(samples)
         if not made:
-            raise ValueError(f"{reader.source.where}: holds no rows")
+            raise UserError(f"{reader.source.where}: holds no rows")
         counts.append(np.array(made, dtype=np.int64))
     bad.check()
     for reader, count in zip(found, counts, strict=True):
         if reader.source.subsets and not count.any():
-            raise ValueError(f"{reader.source.where}: no row is of {' or '.join(reader.source.subsets)}")
+            raise UserError(f"{reader.source.where}: no row is of {' or '.join(reader.source.subsets)}")
     bad.say()
     return counts, bad.lines
 
@@ -139,9 +140,9 @@ def _check_tokens(samples: Sequence[Example | Raw] | str, where: str, spec: Mode
     """Refuse tokens of a Megatron file that are none of the model's."""
     for tokens in (each.tokens for each in samples if isinstance(each, Raw) and each.tokens is not None):
         if spec.fresh:
-            raise ValueError(f"{where}: holds tokens, and {spec.name} has no tokenizer of its own; choose its model")
+            raise UserError(f"{where}: holds tokens, and {spec.name} has no tokenizer of its own; choose its model")
         if len(tokens) and int(tokens.max()) >= spec.vocab:
-            raise ValueError(
+            raise UserError(
                 f"{where}: token {int(tokens.max()):,}, but {spec.name} has a vocabulary of {spec.vocab:,}; "
                 "they do not belong together"
             )
@@ -168,7 +169,7 @@ def _tokenizer(spec: ModelSpec, found: Sequence[Reader], chosen: Chosen, build: 
         tokenizer.copy_files(local_directory(spec, weights=False), directory)
     backend = tokenizer.Tokenizer.load(directory)
     if backend.size > spec.vocab:
-        raise ValueError(
+        raise UserError(
             f"--model {spec.name}: its tokenizer has {backend.size:,} tokens but its embedding {spec.vocab:,} rows; "
             "they do not belong together"
         )

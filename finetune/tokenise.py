@@ -14,6 +14,7 @@ from wellread.data.compile import Sample, Shard
 from wellread.data.instruct import Example
 from wellread.data.raw import Raw
 from wellread.data.tokenizer import Tokenizer
+from wellread.errors import UserError
 
 Spans = list[tuple[int, int]]
 
@@ -38,7 +39,7 @@ def tokenise(stretch: Sequence[Item], backend: Tokenizer, config: RunConfig) -> 
 
     Raises
     ------
-    ValueError
+    UserError
         When more chats than ``--max_bad_rows`` have no place in the chat template.
     """
     shard = Shard([], Counter())
@@ -105,10 +106,10 @@ def _joined(found: Example, tokens: list[int], rest: Iterator[list[int]], eos: i
 def _add_chat(shard: Shard, item: Item, found: Example, backend: Tokenizer, config: RunConfig) -> None:
     try:
         tokens, spans = backend.chat(found.system, found.turns)
-    except ValueError as error:
+    except UserError as error:
         shard.counts["dropped_no_place_in_chat_template"] += 1
         if shard.counts["dropped_no_place_in_chat_template"] > config.max_bad_rows:
-            raise ValueError(
+            raise UserError(
                 f"{item.where} row {item.row}: its chat {error}; mend it, or pass over some with --max_bad_rows"
             ) from None
         return

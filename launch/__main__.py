@@ -7,6 +7,7 @@ import sys
 from importlib import import_module
 
 from wellread.cli import finetune_flags, new_parser, pretrain_flags, run_program
+from wellread.errors import UserError
 
 USAGE = """usage: python -m launch COMMAND ...
 
@@ -69,7 +70,7 @@ def main(argv: list[str]) -> int:
     if command in OTHERS:
         return int(import_module(OTHERS[command]).main(rest))
     if command not in ("run", "plan"):
-        raise ValueError(
+        raise UserError(
             f"launch {command}: unknown command; use run, plan, {', '.join(OTHERS)}, see python -m launch --help"
         )
     if not rest or rest[0] in ("-h", "--help"):
@@ -81,7 +82,7 @@ def main(argv: list[str]) -> int:
     if program == "eval" and command == "run":
         return _evaluate(flags)
     known = "finetune, pretrain or eval" if command == "run" else "finetune or pretrain"
-    raise ValueError(f"launch {command} {program}: unknown program; use {known}")
+    raise UserError(f"launch {command} {program}: unknown program; use {known}")
 
 
 def _train(command: str, program: str, flags: list[str]) -> int:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wellread import provenance
-from wellread.cli import print_error
-from wellread.runs import RunDirectory, write_json
+from wellread.errors import print_error
+from wellread.files import write_json
+from wellread.runs import RunDirectory
 
 if TYPE_CHECKING:
     from wellread.plan import Plan

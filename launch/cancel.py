@@ -16,7 +16,8 @@ import psutil
 from launch import attempts, slurm, slurm_queue
 from launch.slurm_queue import WAITING, JobState
 from launch.state import EVALUATION, Scheduler, facts, look, open_run, progress
-from wellread.cli import FAILURE, new_parser, parse, print_error
+from wellread.cli import new_parser, parse
+from wellread.errors import FAILURE, UserError, print_error
 from wellread.runs import Holder, RunDirectory
 
 EXAMPLES = """examples:
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--timeout", type=float, default=600.0, help="Seconds to wait for the save before it is ended.")
     asked = parse(parser, argv)
     if asked.timeout < 0:
-        raise ValueError(f"--timeout {asked.timeout:g}: cannot be below 0; --now ends the run at once")
+        raise UserError(f"--timeout {asked.timeout:g}: cannot be below 0; --now ends the run at once")
     try:
         return _cancel(open_run(asked.run), asked.timeout, asked.now)
     except RuntimeError as error:  # SLURM gives no answer, or refuses
@@ -62,7 +63,7 @@ def _cancel(run: RunDirectory, timeout: float, now: bool) -> int:
     launcher = _launcher(holder)
     jobs = [] if launcher else slurm.active(run)
     if holder and not launcher and all(job["kind"] == EVALUATION for job, _ in jobs):
-        raise ValueError(_foreign(run, holder))
+        raise UserError(_foreign(run, holder))
     if not holder and not jobs:
         status = look(run, Scheduler())
         print(f"{run.path}: nothing to cancel: {status.in_words}")
@@ -126,7 +127,7 @@ def _signal(run: RunDirectory, launcher: psutil.Process) -> None:
     except psutil.NoSuchProcess:
         return
     except psutil.AccessDenied:
-        raise ValueError(
+        raise UserError(
             f"{run.path}: process {launcher.pid} belongs to {launcher.username()}, who alone can end it"
         ) from None
 
@@ -228,7 +229,7 @@ def _wait(ended: Callable[[], bool], patience: float) -> bool:
 
 def _note_end(run: RunDirectory, number: int) -> None:
     """Note the end of an attempt whose launcher could not: it was ended at once, or before it listened."""
-    with suppress(ValueError), run.lock(SECONDS_TO_LET_GO):  # ValueError: somebody else has launched it again
+    with suppress(UserError), run.lock(SECONDS_TO_LET_GO):  # UserError: somebody else has launched it again
         if "ended" not in run.manifest()["attempts"][number - 1]:
             attempts.end(run, number, 128 + signal.SIGTERM)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from wellread.config import CONFIGS, RunConfig
+from wellread.errors import UserError
 from wellread.models.registry import SEARCH_PATH
 from wellread.plan import Cluster, Plan
 
@@ -78,24 +79,24 @@ class ClusterFile:
     def __post_init__(self) -> None:
         for name in ("requeues", "signal_delay"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name}: {getattr(self, name)} must be at least 0")
+                raise UserError(f"{name}: {getattr(self, name)} must be at least 0")
         for name in ("ranks_per_node", "cpus_per_rank", "memory", "gpu_mem", "nvme"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ValueError(f"{name}: {value} must be above 0")
+                raise UserError(f"{name}: {value} must be above 0")
         limit = minutes(self.time) * 60
         if self.kind == "slurm" and self.signal_delay >= limit:
-            raise ValueError(f"time: {self.time!r} is not above the signal_delay of {self.signal_delay} s; raise it")
+            raise UserError(f"time: {self.time!r} is not above the signal_delay of {self.signal_delay} s; raise it")
         for name, value in {f.name: getattr(self, f.name) for f in fields(self) if f.name != "setup"}.items():
             texts = (
                 [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, tuple) else [value]
             )
             if any(re.search(r"[\x00-\x1f\x7f]", str(text)) for text in texts):
-                raise ValueError(f"{name}: {value!r} holds a control character, at which a line of a script would end")
+                raise UserError(f"{name}: {value!r} holds a control character, at which a line of a script would end")
         if wrong := [key for key in self.sbatch if not re.fullmatch(r"[A-Za-z][A-Za-z_-]*", key)]:
-            raise ValueError(f"sbatch: {wrong[0]!r} is no option; write its long name without dashes in front")
+            raise UserError(f"sbatch: {wrong[0]!r} is no option; write its long name without dashes in front")
         if taken := [key for key in self.sbatch if key.replace("_", "-") in OWNED]:
-            raise ValueError(f"sbatch: {taken[0]!r} is set by launch: from its flags, or the other keys of this file")
+            raise UserError(f"sbatch: {taken[0]!r} is set by launch: from its flags, or the other keys of this file")
 
     @property
     def gpus(self) -> int:
@@ -109,16 +110,16 @@ def minutes(time: str) -> int:
 
     Raises
     ------
-    ValueError
+    UserError
         When it has none of SLURM's forms.
     """
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time.strip())
     if not match:
-        raise ValueError(f"time: {time!r} is no time; write minutes, HH:MM:SS or D-HH:MM:SS")
+        raise UserError(f"time: {time!r} is no time; write minutes, HH:MM:SS or D-HH:MM:SS")
     days, *parts = match.groups()
     numbers = [int(part) for part in parts if part is not None]
     if any(number > 59 for number in numbers[1:]):
-        raise ValueError(f"time: {time!r} has more than 59 behind a colon; write minutes, HH:MM:SS or D-HH:MM:SS")
+        raise UserError(f"time: {time!r} has more than 59 behind a colon; write minutes, HH:MM:SS or D-HH:MM:SS")
     if days is not None:  # D-HH[:MM[:SS]]
         hours, mins, seconds = (*numbers, 0, 0)[:3]
         total = ((int(days) * 24 + hours) * 60 + mins) * 60 + seconds
@@ -127,7 +128,7 @@ def minutes(time: str) -> int:
     else:  # MM[:SS]
         total = numbers[0] * 60 + (numbers[1] if len(numbers) == 2 else 0)
     if total < 60:
-        raise ValueError(f"time: {time!r} is below a minute, the least that SLURM can limit; write at least 1")
+        raise UserError(f"time: {time!r} is below a minute, the least that SLURM can limit; write at least 1")
     return -(-total // 60)
 
 
@@ -136,7 +137,7 @@ def load(name: str) -> ClusterFile:
 
     Raises
     ------
-    ValueError
+    UserError
         When there is none, or it holds something unknown; names the file and the key.
     """
     import yaml
@@ -144,30 +145,30 @@ def load(name: str) -> ClusterFile:
     path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml")))
-        raise ValueError(f"--cluster {name}: unknown; choose {known}, or name a YAML file that describes yours")
+        raise UserError(f"--cluster {name}: unknown; choose {known}, or name a YAML file that describes yours")
     try:
         # Every scalar as text: YAML's own rules would read 24:00:00 as the number 86,400.
         values = yaml.load(path.read_text(), Loader=yaml.BaseLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--cluster {path}: not YAML ({' '.join(str(error).split())})") from None
+        raise UserError(f"--cluster {path}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict) or "kind" not in values:
-        raise ValueError(f"--cluster {path}: no kind; write kind: local, hostfile or slurm")
+        raise UserError(f"--cluster {path}: no kind; write kind: local, hostfile or slurm")
     hints = get_type_hints(ClusterFile)
     own = {f.name for f in fields(ClusterFile)} - {"name"}
     if unknown := sorted(set(values) - own):
-        raise ValueError(f"--cluster {path}: unknown key {unknown[0]!r}; known are {', '.join(sorted(own))}")
+        raise UserError(f"--cluster {path}: unknown key {unknown[0]!r}; known are {', '.join(sorted(own))}")
     try:
         converted = {key: _field(key, value, hints[key]) for key, value in values.items()}
         return ClusterFile(**converted | {"name": path.stem})
-    except ValueError as error:
-        raise ValueError(f"--cluster {path}: {error}") from None
+    except UserError as error:
+        raise UserError(f"--cluster {path}: {error}") from None
 
 
 def _field(key: str, value: Any, hint: Any) -> Any:
     try:
         return _converted(value, hint)
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
 
 
 def _converted(value: Any, hint: Any) -> Any:
@@ -175,34 +176,34 @@ def _converted(value: Any, hint: Any) -> Any:
     kinds = [kind for kind in get_args(hint) if kind is not type(None)]
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
-            raise ValueError(f"{value!r} is none of {', '.join(get_args(hint))}")
+            raise UserError(f"{value!r} is none of {', '.join(get_args(hint))}")
         return value
     if get_origin(hint) is dict:
         if not isinstance(value or {}, dict):
-            raise ValueError(f"{value!r} is no mapping; write NAME: value, a line each")
+            raise UserError(f"{value!r} is no mapping; write NAME: value, a line each")
         return {str(key): _text(item) for key, item in (value or {}).items()}
     if get_origin(hint) is tuple:
         items = [value] if isinstance(value, str) and value else value or []
         if not isinstance(items, list):
-            raise ValueError(f"{value!r} is no list; write - value, a line each")
+            raise UserError(f"{value!r} is no list; write - value, a line each")
         return tuple(_text(item) for item in items)
     kind, value = kinds[0] if kinds else hint, _text(value)
     if kind is bool:
         if value.lower() not in ("true", "false", "yes", "no"):
-            raise ValueError(f"{value!r} is neither true nor false")
+            raise UserError(f"{value!r} is neither true nor false")
         return value.lower() in ("true", "yes")
     try:
         found = None if value in ("", "null", "~") and kinds else kind(value)
     except ValueError:
         found = float("nan")
     if kind in (int, float) and found is not None and not isfinite(found):
-        raise ValueError(f"{value!r} is no {'whole number' if kind is int else 'number'}")
+        raise UserError(f"{value!r} is no {'whole number' if kind is int else 'number'}")
     return found
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} where one value is expected; put it in quotes")
+        raise UserError(f"{value!r} where one value is expected; put it in quotes")
     return value
 
 
@@ -219,12 +220,12 @@ def hosts(cluster: ClusterFile) -> list[Host]:
 
     Raises
     ------
-    ValueError
+    UserError
         When the file is missing or a line is none; names file and line.
     """
     path = Path(cluster.hostfile).expanduser()
     if not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"hostfile {path}: not found; write one 'host slots=N' a line, or name it in the cluster's file"
         )
     found: list[Host] = []
@@ -234,12 +235,12 @@ def hosts(cluster: ClusterFile) -> list[Host]:
             continue
         match = re.fullmatch(r"([\w.@:\[\]-]+)(?:\s+slots\s*=\s*([1-9]\d*))?", text)
         if not match or match.group(1).startswith("-"):
-            raise ValueError(f"hostfile {path} line {number}: {text!r} is no host; write host slots=N")
+            raise UserError(f"hostfile {path} line {number}: {text!r} is no host; write host slots=N")
         if match.group(1) in {host.name for host in found}:
-            raise ValueError(f"hostfile {path} line {number}: {match.group(1)} is there twice; raise its slots instead")
+            raise UserError(f"hostfile {path} line {number}: {match.group(1)} is there twice; raise its slots instead")
         found.append(Host(match.group(1), int(match.group(2) or 1)))
     if not found:
-        raise ValueError(f"hostfile {path}: lists no hosts; write one 'host slots=N' a line")
+        raise UserError(f"hostfile {path}: lists no hosts; write one 'host slots=N' a line")
     return found
 
 
@@ -248,7 +249,7 @@ def probe(config: RunConfig, cluster: ClusterFile) -> Cluster:
 
     Raises
     ------
-    ValueError
+    UserError
         When the cluster cannot give that many nodes or ranks.
     """
     if cluster.kind == "local":
@@ -262,17 +263,17 @@ def probe(config: RunConfig, cluster: ClusterFile) -> Cluster:
 
 def _probe_local(config: RunConfig, cluster: ClusterFile) -> Cluster:
     if config.nodes != 1:
-        raise ValueError(f"--nodes {config.nodes}: the local cluster is one machine; choose 1, or --cluster slurm")
+        raise UserError(f"--nodes {config.nodes}: the local cluster is one machine; choose 1, or --cluster slurm")
     gpus = 0 if cluster.device == "cpu" else count_gpus()
     if cluster.device == "cuda" and not gpus:
-        raise ValueError(f"--cluster {cluster.name}: asks for device cuda, but this machine has no GPU")
+        raise UserError(f"--cluster {cluster.name}: asks for device cuda, but this machine has no GPU")
     return _described(config, cluster, "cuda" if gpus else "cpu", gpus or 1, gpus, "this machine's GPUs")
 
 
 def _probe_hosts(config: RunConfig, cluster: ClusterFile) -> Cluster:
     listed = hosts(cluster)
     if config.nodes > len(listed):
-        raise ValueError(f"--nodes {config.nodes}: {cluster.hostfile} lists {len(listed)}; choose at most that")
+        raise UserError(f"--nodes {config.nodes}: {cluster.hostfile} lists {len(listed)}; choose at most that")
     slots = min(host.slots for host in listed[: config.nodes])
     device = ("cuda" if count_gpus() else "cpu") if cluster.device == "auto" else cluster.device
     return _described(config, cluster, device, slots, slots, f"slots in {cluster.hostfile}")
@@ -283,7 +284,7 @@ def _described(config: RunConfig, cluster: ClusterFile, device: str, usual: int,
     asked = config.ranks_per_node
     ranks = (cluster.ranks_per_node or usual) if asked == "auto" else asked
     if most and ranks > most:
-        raise ValueError(f"--ranks_per_node {ranks}: beyond the {most} of a node ({limit}); choose at most that")
+        raise UserError(f"--ranks_per_node {ranks}: beyond the {most} of a node ({limit}); choose at most that")
     return Cluster(kind=cluster.kind, nodes=config.nodes, ranks_per_node=ranks, device=device)
 
 

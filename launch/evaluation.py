@@ -16,6 +16,7 @@ from launch.cluster import ClusterFile
 from launch.slurm_task import CommandTask
 from wellread import provenance
 from wellread.checkpoint import list_checkpoints
+from wellread.errors import UserError
 from wellread.plan import Plan
 from wellread.runs import RunDirectory
 
@@ -51,19 +52,19 @@ def run(request: Request) -> int:
 
     Raises
     ------
-    ValueError
+    UserError
         When it cannot be fanned out, there is nothing to evaluate, or SLURM refuses it.
     """
     if request.fan_out and request.command not in FANS_OUT:
-        raise ValueError(f"--fan_out: eval {request.command} is one piece; it works with {', '.join(FANS_OUT)}")
+        raise UserError(f"--fan_out: eval {request.command} is one piece; it works with {', '.join(FANS_OUT)}")
     if request.fan_out and any(word.partition("=")[0] == "--steps" for word in request.rest):
-        raise ValueError("--fan_out: takes every checkpoint; leave it out to evaluate those of --steps")
+        raise UserError("--fan_out: takes every checkpoint; leave it out to evaluate those of --steps")
     if request.fan_out and not request.parts():
-        raise ValueError(f"{request.run.path}: no checkpoint yet; let the run save one")
+        raise UserError(f"{request.run.path}: no checkpoint yet; let the run save one")
     if request.cluster.kind == "slurm":
         return _hand_over(request)
     if request.cluster.kind != "local":
-        raise ValueError(f"--cluster {request.cluster.name}: evaluations run on local or slurm; choose one of these")
+        raise UserError(f"--cluster {request.cluster.name}: evaluations run on local or slurm; choose one of these")
     if request.fan_out:
         code = _pool(request.parts(), request.parallelism or max(1, clusters.count_gpus()))
         if code:
@@ -110,7 +111,7 @@ def _hand_over(request: Request) -> int:
     run = request.run
     slurm.check(run)
     if going := slurm.active(run, "eval"):
-        raise ValueError(f"{run.path}: job {going[-1][0]['id']} evaluates it already; wait for it, or make cancel")
+        raise UserError(f"{run.path}: job {going[-1][0]['id']} evaluates it already; wait for it, or make cancel")
     first = None
     if request.fan_out:
         parts = request.parts()

@@ -23,7 +23,7 @@ from typing import IO
 from launch import local
 from launch.cluster import ClusterFile
 from launch.node import MARK, Request
-from wellread.cli import BAD_INPUT, FAILURE, print_error
+from wellread.errors import BAD_INPUT, FAILURE, print_error
 
 SSH_OPTIONS = {
     "BatchMode": "yes",  # a question would wait for an answer for ever

@@ -21,15 +21,17 @@ from launch.slurm_task import RankTask
 from wellread import ds_config, provenance
 from wellread.checkpoint import list_checkpoints
 from wellread.choice import WORDS
-from wellread.cli import FAILURE
 from wellread.config import RunConfig, to_argv, to_dict
 from wellread.data import summary as summaries
 from wellread.data.corpus import Corpus
+from wellread.errors import FAILURE, UserError
+from wellread.files import write_json
 from wellread.models import registry
 from wellread.orders import kept
 from wellread.orders.kept import Built
 from wellread.plan import Cluster, Counts, Plan, make_plan, resolve
-from wellread.runs import RunDirectory, write_json
+from wellread.runs import RunDirectory
+from wellread.units import GIB
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Job:
 
         Raises
         ------
-        ValueError
+        UserError
             For an unknown model, data set, cluster or setting.
         """
         if Path(config.model).expanduser().is_dir():
@@ -120,7 +122,7 @@ def _sized(config: RunConfig, file: ClusterFile, options: LaunchOptions) -> Clus
     nvme = file.nvme if options.nvme is None else options.nvme
     if file.kind == "local" and config.nvme_path:  # on other machines the ranks look
         ds_config.check_nvme(config.nvme_path)
-        nvme = nvme or shutil.disk_usage(config.nvme_path).free / sizes.GIB
+        nvme = nvme or shutil.disk_usage(config.nvme_path).free / GIB
     return replace(cluster, gpu_mem=gpu_mem, host_mem=host_mem, nvme=nvme)
 
 
@@ -134,8 +136,8 @@ def _refuse_unfit(plan: Plan) -> None:
     """The gate: refuse a strategy that was asked for and cannot fit."""
     if plan.needs and not plan.needs["fits"]:
         short = plan.needs["short"].items()
-        missing = " and ".join(f"{size / 2**30:,.1f} GiB {WORDS[place]}" for place, size in short)
-        raise ValueError(
+        missing = " and ".join(f"{size / GIB:,.1f} GiB {WORDS[place]}" for place, size in short)
+        raise UserError(
             f"--strategy {plan.strategy}: does not fit, it is short of {missing}; leave it to auto, see launch plan, "
             "or start it all the same with --force"
         )
@@ -157,10 +159,10 @@ def run(config: RunConfig, options: LaunchOptions) -> int:
     planned = job.planned()  # what cannot be planned, or cannot fit, is refused before anything is written
     if _imagined(job.file, options):
         lacks = "the cluster's file asks for no GPU (gres: gpu:8)" if job.file.kind == "slurm" else "no GPU is here"
-        raise ValueError(f"--gpu_mem: {lacks}; launch plan tells what a run on such GPUs would need")
+        raise UserError(f"--gpu_mem: {lacks}; launch plan tells what a run on such GPUs would need")
     if not config.nvme_path:
         if planned.strategy.endswith("-nvme"):
-            raise ValueError(f"--strategy {planned.strategy}: needs --nvme_path, a directory on each node's NVMe disk")
+            raise UserError(f"--strategy {planned.strategy}: needs --nvme_path, a directory on each node's NVMe disk")
         job = replace(job, cluster=replace(job.cluster, nvme=None))  # its size alone is for launch plan
     if not options.force:
         _refuse_unfit(planned)
@@ -186,7 +188,7 @@ def _settled(job: Job) -> Plan | int | None:
         return code
     corpus = Corpus.open(job.corpus_directory())
     if corpus.words > job.spec.vocab:  # compiled for another model with the same tokenizer
-        raise ValueError(
+        raise UserError(
             f"--model {job.spec.name}: its tokenizer has {corpus.words:,} tokens but its embedding "
             f"{job.spec.vocab:,} rows; they do not belong together"
         )
@@ -204,9 +206,9 @@ def _settled(job: Job) -> Plan | int | None:
 def _refuse_dirty() -> None:
     code = provenance.code(provenance.ROOT)
     if code["commit"] is None:
-        raise ValueError("--strict: the code is no git repository, so no commit can name it; run it from a clone")
+        raise UserError("--strict: the code is no git repository, so no commit can name it; run it from a clone")
     if code["dirty"]:
-        raise ValueError(f"--strict: the working tree differs from commit {code['commit'][:12]}; commit or stash first")
+        raise UserError(f"--strict: the working tree differs from commit {code['commit'][:12]}; commit or stash first")
 
 
 def _prepare(job: Job) -> int:
@@ -227,10 +229,10 @@ def _settle(job: Job, corpus: Corpus, plan: Plan) -> bool:
     if any(run.checkpoints.glob("step-*")):
         _refuse_other(run, manifest["identity"], identity)
         if job.config.resume == "never":
-            raise ValueError(f"{run.path}: has begun, and --resume never was asked for; choose another --out")
+            raise UserError(f"{run.path}: has begun, and --resume never was asked for; choose another --out")
         try:
             kept.open_order(run)
-        except ValueError:  # lost or altered
+        except UserError:  # lost or altered
             kept.keep(run, job.order(corpus))
     else:  # without a checkpoint nothing was read: an attempt that failed early is in nobody's way
         kept.keep(run, job.order(corpus))
@@ -249,13 +251,13 @@ def _refuse_foreign(run: RunDirectory) -> None:
     if run.manifest_file.exists() or not run.path.exists():
         return
     if not run.path.is_dir():
-        raise ValueError(f"{run.path}: is a file; choose another --out")
+        raise UserError(f"{run.path}: is a file; choose another --out")
     if unknown := [
         p.name
         for p in run.path.iterdir()
         if p.name not in ("lock", "corpus", "order.npy", "order.json") and p.name[0] != "."
     ]:
-        raise ValueError(f"{run.path}: holds {', '.join(sorted(unknown)[:3])} but no run; choose another --out")
+        raise UserError(f"{run.path}: holds {', '.join(sorted(unknown)[:3])} but no run; choose another --out")
 
 
 def _identity(job: Job, corpus: Corpus, plan: Plan) -> dict[str, Any]:
@@ -294,7 +296,7 @@ def _refuse_other(run: RunDirectory, there: dict[str, Any], asked: dict[str, Any
         if there.get(key) != asked.get(key)
     ]
     if differences:
-        raise ValueError(f"{run.path}: holds another run ({'; '.join(differences)}); choose another --out")
+        raise UserError(f"{run.path}: holds another run ({'; '.join(differences)}); choose another --out")
 
 
 def _flat(identity: dict[str, Any], prefix: str = "") -> dict[str, Any]:

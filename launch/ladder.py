@@ -11,13 +11,15 @@ from dataclasses import asdict
 
 from launch import attempts
 from wellread import host_memory
-from wellread.cli import print_error
 from wellread.config import from_dict, to_dict
+from wellread.errors import UserError, print_error
+from wellread.files import write_json
 from wellread.host_memory import Kills
 from wellread.ladder import Failure, Shortage
 from wellread.models import registry
 from wellread.plan import Plan, replan
-from wellread.runs import RunDirectory, write_json
+from wellread.runs import RunDirectory
+from wellread.units import GIB
 
 OUT_OF_MEMORY = "OUT_OF_MEMORY"
 """SLURM's state of a job that it ended for want of memory."""
@@ -48,7 +50,7 @@ def note_job(run: RunDirectory, job_id: str, state: str) -> Failure | None:
     if state != OUT_OF_MEMORY or last.get("job") != job_id or "out_of_memory" in last:
         return None
     plan = Plan.from_json(run.plan_file.read_text())
-    limit = None if plan.host_mem is None else int(plan.host_mem * 2**30)
+    limit = None if plan.host_mem is None else int(plan.host_mem * GIB)
     found = Shortage(place="host", evidence=f"job {job_id}: SLURM says {OUT_OF_MEMORY}", limit=limit)
     return _note(run, plan, number, found)
 
@@ -66,7 +68,7 @@ def next_plan(run: RunDirectory, plan: Plan) -> Plan | None:
     config = run.config()
     try:
         lower = replan(config, registry.of_run(run), plan, failures(run))
-    except ValueError as error:
+    except UserError as error:
         print_error(str(error))
         return None
     write_json(run.plan_file, to_dict(lower))

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wellread.cli import FAILURE, importing, print_error
+from wellread.errors import FAILURE, print_error
+from wellread.processes import importing
 
 if TYPE_CHECKING:
     import psutil

@@ -26,6 +26,7 @@ from launch.state import (
     state_of,
 )
 from wellread.cli import new_parser, parse
+from wellread.errors import UserError
 from wellread.runs import RunDirectory
 
 EXAMPLES = """examples:
@@ -61,7 +62,7 @@ def main(argv: list[str]) -> int:
     _check_rank(run, listed, number, asked.rank)
     if asked.errors:
         if asked.follow:
-            raise ValueError("--errors --follow: --errors shows what has failed already; leave one of them out")
+            raise UserError("--errors --follow: --errors shows what has failed already; leave one of them out")
         _show_errors(run, listed, number, asked.rank)
     elif asked.follow:
         _follow(run, number, asked.rank)
@@ -80,7 +81,7 @@ def _choose(run: RunDirectory, listed: list[dict[str, Any]], asked: int | None) 
             if listed
             else "has none yet"
         )
-        raise ValueError(f"--attempt {asked}: {run.path} {there}")
+        raise UserError(f"--attempt {asked}: {run.path} {there}")
     return len(listed) if asked is None else asked
 
 
@@ -90,7 +91,7 @@ def _check_rank(run: RunDirectory, listed: list[dict[str, Any]], number: int, as
     ranks = range(listed[number - 1]["ranks"])
     if asked not in ranks:
         there = f"ranks 0 to {ranks[-1]}" if len(ranks) > 1 else "rank 0 alone"
-        raise ValueError(f"--rank {asked}: attempt {number} of {run.path} has {there}")
+        raise UserError(f"--rank {asked}: attempt {number} of {run.path} has {there}")
 
 
 class Tail:

@@ -10,7 +10,7 @@ from wellread.cli import new_parser, parse
 from wellread.memory import Machine, Work, estimate
 from wellread.models.registry import ModelSpec, find, registry, steps_of
 from wellread.parameters import parameters
-from wellread.phases import GIB
+from wellread.units import GIB
 
 EXAMPLES = """examples:
   python -m launch models

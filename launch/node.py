@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch import ladder, local, network
-from wellread.cli import BAD_INPUT, FAILURE, print_error
+from wellread.errors import BAD_INPUT, FAILURE, UserError, print_error
 from wellread.runs import RunDirectory
 
 MARK = "\x1ewellread-node "
@@ -59,7 +59,7 @@ def main() -> int:
     lines = _lines(_take_stdin())
     first = next(lines, "")
     if not first.startswith("{"):
-        raise ValueError("launch node: is started by launch run --cluster hostfile, not by hand")
+        raise UserError("launch node: is started by launch run --cluster hostfile, not by hand")
     request = Request(**json.loads(first))
     obeying = threading.Thread(target=_obey, args=(lines,), daemon=True)
     with _reserved_port() as free:

@@ -16,8 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from launch.cluster import ClusterFile
-from wellread.cli import own_path
+from wellread.errors import UserError
 from wellread.plan import Plan
+from wellread.processes import own_path
 
 OPS = {
     "deepspeed_shm_comm": "import deepspeed.ops.op_builder.cpu as cpu; cpu.ShareMemCommBuilder().load()",
@@ -73,11 +74,11 @@ def check_libaio(strategy: str) -> None:
 
     Raises
     ------
-    ValueError
+    UserError
         When nothing can be built with libaio.
     """
     if not has_libaio():
-        raise ValueError(f"--strategy {strategy}: needs libaio, and no program can be built with it here; {LIBAIO}")
+        raise UserError(f"--strategy {strategy}: needs libaio, and no program can be built with it here; {LIBAIO}")
 
 
 def needed(plan: Plan) -> list[str]:
@@ -104,7 +105,7 @@ def ensure(op: str, variables: dict[str, str]) -> None:
 
     Raises
     ------
-    ValueError
+    UserError
         When the compiler is missing or fails.
     """
     cache = Path(variables["TORCH_EXTENSIONS_DIR"])
@@ -118,7 +119,7 @@ def ensure(op: str, variables: dict[str, str]) -> None:
     if code:
         reason = next((line for line in reversed(words.splitlines()) if line), "")
         needs = "a C++ compiler and ninja" + f", and libaio ({LIBAIO})" * (op == "async_io")
-        raise ValueError(f"DeepSpeed's ops cannot be compiled ({reason}); install {needs}")
+        raise UserError(f"DeepSpeed's ops cannot be compiled ({reason}); install {needs}")
 
 
 def _build(op: str, variables: dict[str, str], cache: Path) -> tuple[int, str, bool]:

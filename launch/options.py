@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields, replace
 from math import inf
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
+from wellread.errors import UserError
+
 if TYPE_CHECKING:
     from argparse import Namespace
 
@@ -42,7 +44,7 @@ class LaunchOptions:
         for name in ("gpu_mem", "host_mem", "nvme"):
             size = getattr(self, name)
             if size is not None and not 0 < size < inf:
-                raise ValueError(f"--{name} {size:g}: must be a number of GiB above 0; leave it out where nobody knows")
+                raise UserError(f"--{name} {size:g}: must be a number of GiB above 0; leave it out where nobody knows")
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Self:
@@ -97,7 +99,7 @@ def evaluation_flags(argv: list[str]) -> tuple[Namespace, list[str]]:
 
     class Parser(ArgumentParser):
         def error(self, message: str) -> NoReturn:
-            raise ValueError(message)
+            raise UserError(message)
 
     parser = Parser(
         prog="python -m launch run eval",
@@ -116,5 +118,5 @@ def evaluation_flags(argv: list[str]) -> tuple[Namespace, list[str]]:
     parser.add_argument("--partition", help="slurm: partition, instead of the cluster file's.")
     parsed, rest = parser.parse_known_args(argv)
     if parsed.array_parallelism is not None and parsed.array_parallelism < 1:
-        raise ValueError(f"--array_parallelism {parsed.array_parallelism}: must be at least 1")
+        raise UserError(f"--array_parallelism {parsed.array_parallelism}: must be at least 1")
     return parsed, rest

@@ -11,6 +11,7 @@ from wellread.config import PretrainConfig, RunConfig
 from wellread.data import sets, stories, tokenizer
 from wellread.data.mixture import Mixture, corpus_directory
 from wellread.data.sources import Source
+from wellread.errors import UserError
 from wellread.models import registry
 from wellread.models.registry import ModelSpec
 
@@ -73,7 +74,7 @@ def samples_of(config: RunConfig, spec: ModelSpec) -> Samples:
 
     Raises
     ------
-    ValueError
+    UserError
         When the data cannot be found, or its vocabulary is not that of the model.
     """
     data = config.data or ""
@@ -82,7 +83,7 @@ def samples_of(config: RunConfig, spec: ModelSpec) -> Samples:
     words = stories.words(config)
     spec = registry.pretrained(spec, words, config)
     if words != spec.vocab:
-        raise ValueError(
+        raise UserError(
             f"--vocab {config.vocab}: has {words:,} pieces, {spec.name} {spec.vocab:,} words; leave it out for the "
             "model's own"
         )

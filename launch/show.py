@@ -14,6 +14,7 @@ from wellread.checkpoint import list_checkpoints
 from wellread.config import to_dict
 from wellread.orders.spec import parse
 from wellread.plan import Plan
+from wellread.units import GIB
 
 
 def as_dict(job: Job) -> dict[str, Any]:
@@ -70,8 +71,8 @@ def memory(strategies: Sequence[dict[str, Any]], chosen: str | None) -> str:
     heads = ["strategy", "GiB per GPU", "GiB per node", "GiB on disk", "speed", ""]
     rows = [heads]
     for found in strategies:
-        sizes = [f"{found[key] / 2**30:,.2f}" for key in ("gpu_bytes", "host_bytes", "disk_bytes")]
-        short = [f"{size / 2**30:,.2f} of {place} missing" for place, size in found["short"].items()]
+        sizes = [f"{found[key] / GIB:,.2f}" for key in ("gpu_bytes", "host_bytes", "disk_bytes")]
+        short = [f"{size / GIB:,.2f} of {place} missing" for place, size in found["short"].items()]
         state = "chosen" if found["strategy"] == chosen else ""
         said = ", ".join([state] * bool(state) + short) or "fits"
         said += " with activation checkpointing" * (found["activation_checkpointing"] and not short)

@@ -7,8 +7,7 @@ import subprocess
 
 from launch.cluster import ClusterFile, count_gpus
 from wellread import host_memory
-
-GIB = 2**30
+from wellread.units import GIB
 
 
 def of(cluster: ClusterFile, gpu_mem: float | None, host_mem: float | None) -> tuple[float | None, float | None]:

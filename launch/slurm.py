@@ -16,8 +16,9 @@ from typing import Any
 from launch import attempts, slurm_queue
 from launch.cluster import GPUS, ClusterFile, minutes
 from launch.slurm_task import CommandTask, RankTask
-from wellread.cli import print_error
-from wellread.runs import RunDirectory, write_json
+from wellread.errors import UserError, print_error
+from wellread.files import write_json
+from wellread.runs import RunDirectory
 
 FOLLOW_SECONDS = 2.0
 SECONDS_FOR_A_REASON = 2.0
@@ -40,12 +41,12 @@ def check(run: RunDirectory) -> None:
 
     Raises
     ------
-    ValueError
+    UserError
         When the run's path holds what SLURM or a shell script's comment lines would read as something else.
     """
     path = str(run.path.resolve())
     if re.search(r"[\x00-\x1f\x7f%\\]", path):
-        raise ValueError(
+        raise UserError(
             f"--out {path!r}: SLURM reads % and \\ in the names of its log files, and a line ends at control "
             "characters; choose a path without them"
         )
@@ -120,13 +121,13 @@ def submit(
 
     Raises
     ------
-    ValueError
+    UserError
         When SLURM refuses it; its own words, in one line.
     """
     import submitit
 
     if not slurm_queue.available():
-        raise ValueError("--cluster slurm: no sbatch here; log in to a node of the cluster, or choose --cluster local")
+        raise UserError("--cluster slurm: no sbatch here; log in to a node of the cluster, or choose --cluster local")
     run.submit.mkdir(exist_ok=True)
     known, before = jobs_of(run), set(run.submit.iterdir())
     note = {"id": "", "kind": kind, "submitted": attempts.now(), "tasks": len(tasks)}
@@ -147,7 +148,7 @@ def submit(
     except (submitit.core.utils.FailedJobError, subprocess.CalledProcessError) as error:
         for leftover in {*run.submit.iterdir(), run.submit / INTENT} - before | {run.submit / INTENT}:
             leftover.unlink(missing_ok=True)
-        raise ValueError(f"SLURM refuses the job: {_reason(str(error))}; see --help and {cluster.name}.yaml") from None
+        raise UserError(f"SLURM refuses the job: {_reason(str(error))}; see --help and {cluster.name}.yaml") from None
     job_id = str(job_id)
     write_json(_jobs_file(run), [*known, note | {"id": job_id}])
     (run.submit / INTENT).unlink()
@@ -176,20 +177,21 @@ def _jobs_file(run: RunDirectory) -> Path:
 
 def jobs_of(run: RunDirectory) -> list[dict[str, Any]]:
     """Jobs that were handed over for a run, oldest first: `id`, `kind`, `submitted`, `tasks`, `folder`."""
-    jobs: list[dict[str, Any]] = []
-    try:
-        if _jobs_file(run).exists():
-            jobs = json.loads(_jobs_file(run).read_text())
-        if (run.submit / INTENT).exists():  # a launcher died while it handed a job over
-            note = json.loads((run.submit / INTENT).read_text())
-            known = {job["id"] for job in jobs}
-            ids = {path.name.partition("_")[0] for path in run.submit.glob("[0-9]*_submission.sh")}
-            jobs += [note | {"id": job_id} for job_id in sorted(ids - known, key=int)]
-    except ValueError as error:
-        raise ValueError(
-            f"{_jobs_file(run)}: damaged ({error}); look at squeue for what runs, then remove the file"
-        ) from None
+    jobs: list[dict[str, Any]] = _noted(_jobs_file(run)) if _jobs_file(run).exists() else []
+    if (run.submit / INTENT).exists():  # a launcher died while it handed a job over
+        note = _noted(run.submit / INTENT)
+        known = {job["id"] for job in jobs}
+        ids = {path.name.partition("_")[0] for path in run.submit.glob("[0-9]*_submission.sh")}
+        jobs += [note | {"id": job_id} for job_id in sorted(ids - known, key=int)]
     return jobs
+
+
+def _noted(path: Path) -> Any:
+    """What a JSON file of RUN/submit holds."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); look at squeue for what runs, then remove the file") from None
 
 
 def state_of(job: dict[str, Any]) -> slurm_queue.JobState:

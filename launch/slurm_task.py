@@ -20,9 +20,10 @@ from launch import attempts, ladder, ops
 from launch.local import SECONDS_TO_MEET, SECONDS_TO_SAVE
 from launch.network import own_address, with_interface
 from wellread.checkpoint import list_checkpoints
-from wellread.cli import BAD_INPUT, print_error
+from wellread.errors import BAD_INPUT, UserError, print_error
+from wellread.files import write_json
 from wellread.plan import Plan
-from wellread.runs import RunDirectory, write_json
+from wellread.runs import RunDirectory
 
 if TYPE_CHECKING:
     from submitit import JobEnvironment
@@ -74,7 +75,7 @@ class RankTask:
         else:
             try:
                 code = self._lead(child)
-            except ValueError as error:
+            except UserError as error:
                 print_error(str(error))
                 code = BAD_INPUT
         if code:
@@ -103,7 +104,7 @@ class RankTask:
         run, job = RunDirectory.open(self.run), child.job
         restarts = _restarts()
         if restarts > self.requeues:
-            raise ValueError(f"queued again {restarts} times, {self.requeues} allowed; launch it again to continue")
+            raise UserError(f"queued again {restarts} times, {self.requeues} allowed; launch it again to continue")
         with run.lock(LOCK_PATIENCE):
             plan, before = Plan.from_json(run.plan_file.read_text()), _last_step(run)
             for op in ops.needed(plan):

@@ -8,7 +8,8 @@ import subprocess
 from pathlib import Path
 
 from wellread import provenance
-from wellread.runs import RunDirectory, write_json
+from wellread.files import write_json
+from wellread.runs import RunDirectory
 
 LARGEST_UNTRACKED = 10 * 2**20
 """Bytes; an untracked file beyond it is data rather than code."""

@@ -86,7 +86,7 @@ def open_run(path: str | Path) -> RunDirectory:
 
     Raises
     ------
-    ValueError
+    UserError
         When `path` is neither.
     """
     preparing = RunDirectory(Path(path))

@@ -12,6 +12,7 @@ from typing import Any
 from launch import attempts, slurm
 from launch.state import Scheduler, Status, attempts_of, duration, exit_in_words, look, moment, open_run
 from wellread.cli import new_parser, parse
+from wellread.errors import UserError
 from wellread.runs import RunDirectory
 
 EXAMPLES = """examples:
@@ -66,7 +67,7 @@ def _json(found: list[dict[str, Any]]) -> str:
 def _runs(folder: Path) -> list[RunDirectory]:
     """Runs in a folder, the one launched last first."""
     if not folder.is_dir():
-        raise ValueError(f"--runs {folder}: no such folder; name the one that your runs are in")
+        raise UserError(f"--runs {folder}: no such folder; name the one that your runs are in")
     runs = [RunDirectory(path) for path in folder.iterdir() if path.is_dir()]
     runs = [run for run in runs if run.config_file.is_file() or run.holder()]
     return sorted(runs, key=lambda run: (-_launched(run), run.path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from wellread.cli import new_parser, parse, run_program
+from wellread.errors import UserError
 
 USAGE = """usage: python -m pretrain COMMAND ...
 
@@ -36,7 +37,7 @@ def main(argv: list[str]) -> int:
         run_rank(rest[0])
     commands = {"prepare": _prepare, "sample": _sample, "export": _export, "import": _import}
     if command not in commands:
-        raise ValueError(f"pretrain {command}: unknown command; use {', '.join(commands)} or train RUN")
+        raise UserError(f"pretrain {command}: unknown command; use {', '.join(commands)} or train RUN")
     return commands[command](rest)
 
 

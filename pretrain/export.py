@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from wellread.data import tokenizer
+from wellread.errors import UserError
+from wellread.files import new_directory, replacing, require_folder, write_atomic
 from wellread.models import llama2c_tokenizer, llama2c_write, tensors
 from wellread.models.load import Source
-from wellread.runs import new_directory, replacing, require_folder, write_atomic
 
 HUGGING_FACE = "hf"
 
@@ -25,7 +26,7 @@ def export(model: Path, form: str, out: Path) -> None:
 
     Raises
     ------
-    ValueError
+    UserError
         When the format is unknown, or cannot hold this model.
     """
     if form == HUGGING_FACE:
@@ -33,7 +34,7 @@ def export(model: Path, form: str, out: Path) -> None:
     for known in llama2c_write.FORMATS:
         if form == known:
             return _to_llama2c(model, known, out)
-    raise ValueError(f"--format {form}: unknown; choose {', '.join(llama2c_write.FORMATS)} or {HUGGING_FACE}")
+    raise UserError(f"--format {form}: unknown; choose {', '.join(llama2c_write.FORMATS)} or {HUGGING_FACE}")
 
 
 def _to_hugging_face(model: Path, out: Path) -> None:
@@ -49,13 +50,13 @@ def _to_hugging_face(model: Path, out: Path) -> None:
 def _to_llama2c(model: Path, form: llama2c_write.Format, out: Path) -> None:
     require_folder(out)
     if out.exists():
-        raise ValueError(
+        raise UserError(
             f"{out}: {'is a directory; name a file' if out.is_dir() else 'is there already; choose another'}"
         )
     weights = llama2c_write.weights(model)
     words, beside = _tokenizer_bin(model, weights.config.vocab_size), out.with_name(llama2c_tokenizer.BIN)
     if beside.exists() and beside.read_bytes() != words:
-        raise ValueError(f"{beside}: is another model's tokenizer; choose another folder for {out.name}")
+        raise UserError(f"{beside}: is another model's tokenizer; choose another folder for {out.name}")
     with replacing(out) as file:
         llama2c_write.write(weights, file, form)
     print(f"{out}: {out.stat().st_size:,} bytes, {form}")

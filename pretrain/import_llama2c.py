@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from wellread.files import new_directory
 from wellread.models import llama2c_tokenizer
 from wellread.models.llama2c_read import Checkpoint, write_model
-from wellread.runs import new_directory
 
 
 def import_llama2c(checkpoint: Path, tokenizer: Path, out: Path) -> None:
@@ -14,7 +14,7 @@ def import_llama2c(checkpoint: Path, tokenizer: Path, out: Path) -> None:
 
     Raises
     ------
-    ValueError
+    UserError
         When the files are damaged or do not belong together, or `out` is there already.
     """
     opened = Checkpoint.open(checkpoint)

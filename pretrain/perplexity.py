@@ -9,8 +9,9 @@ import numpy as np
 
 from wellread.data.compile import write_metrics
 from wellread.data.corpus import METRICS, Corpus
+from wellread.errors import UserError
+from wellread.files import write_json
 from wellread.models import registry
-from wellread.runs import write_json
 
 NAME = "perplexity"
 
@@ -20,7 +21,7 @@ def add(build: Path, model: str) -> None:
 
     Raises
     ------
-    ValueError
+    UserError
         When the model has another vocabulary.
     """
     from wellread.models.load import load_model
@@ -44,7 +45,7 @@ def _check_vocabulary(corpus: Corpus, directory: Path, rows: int, model: str) ->
     own = directory / "tokenizer.model"
     size = corpus.meta["tokenizer"]["size"]
     if size > rows or (own.is_file() and own.read_bytes() != (corpus.tokenizer / "tokenizer.model").read_bytes()):
-        raise ValueError(
+        raise UserError(
             f"--perplexity {model}: its vocabulary is not that of the corpus ({size:,} pieces); "
             "prepare the corpus with the model's own, --vocab MODEL_DIR/tokenizer.model"
         )

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from pretrain import perplexity
 from pretrain.tokenise import Recipe, Text, write
 from wellread import text_metrics
-from wellread.cli import die_with
 from wellread.config import PretrainConfig
 from wellread.data import pieces, sets, stories, summary, tokenizer
 from wellread.data.bad_rows import BadRows
@@ -31,8 +30,10 @@ from wellread.data.mixture import Mixture
 from wellread.data.pieces import Pieces
 from wellread.data.raw import TEXT
 from wellread.data.sources import Source
+from wellread.errors import UserError
 from wellread.models import registry
 from wellread.plan import resolve
+from wellread.processes import die_with
 
 STORIES_PER_SHARD = 2000
 T = TypeVar("T")
@@ -43,7 +44,7 @@ def prepare(config: PretrainConfig) -> Path:
 
     Raises
     ------
-    ValueError
+    UserError
         When the stories, the vocabulary, the list of words or the model cannot be used.
     """
     spec = registry.find(config.model)
@@ -140,7 +141,7 @@ class _Found:
 
 def _check_separators(source: Source) -> None:
     for path in stories.unseparated(source):
-        raise ValueError(
+        raise UserError(
             f"{path}: holds no <|endoftext|>, so its stories cannot be told apart; put one between them, "
             "or choose --packing stream"
         )
@@ -160,7 +161,7 @@ def _look_through(source: Source, config: PretrainConfig) -> _Found:
             pieces.count_words(words, found.text)
     bad.check()
     if not usable:
-        raise ValueError(f"{source.where}: holds no stories")
+        raise UserError(f"{source.where}: holds no stories")
     bad.say()
     return _Found(np.frombuffer(usable, dtype=np.uint8).astype(np.int64), bad, words)
 

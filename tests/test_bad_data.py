@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from finetune.__main__ import main
-from wellread.cli import BAD_INPUT, run_program
+from wellread.cli import run_program
+from wellread.errors import BAD_INPUT
 
 ROW = {"instruction": "Name a colour.", "context": "", "response": "Blue."}
 ROWS = [ROW] * 3

@@ -19,7 +19,9 @@ from test_status import ENDED, HELD, QUEUED, STEPS, attempt, job, made_up, progr
 
 from launch import cancel, slurm_queue
 from launch.slurm_queue import JobState
-from wellread.runs import RunDirectory, write_json
+from wellread.errors import UserError
+from wellread.files import write_json
+from wellread.runs import RunDirectory
 
 PATIENCE = 120.0
 LAUNCHER = """
@@ -158,10 +160,10 @@ def test_another_process_is_not_signalled(
 ) -> None:
     run = made_up(tmp_path / "run", attempt())
     process = launcher(HELD, str(run.path))
-    with pytest.raises(ValueError, match=f"held by process {process.pid}, which is no `launch run` of this machine"):
+    with pytest.raises(UserError, match=f"held by process {process.pid}, which is no `launch run` of this machine"):
         cancel.main([str(run.path), "--now"])
     (run.path / "lock").write_text(f"process {process.pid} on elsewhere since today")
-    with pytest.raises(ValueError, match=f"runs on elsewhere; run `python -m launch cancel {run.path}` there"):
+    with pytest.raises(UserError, match=f"runs on elsewhere; run `python -m launch cancel {run.path}` there"):
         cancel.main([str(run.path), "--now"])
     assert process.poll() is None
 
@@ -277,7 +279,7 @@ def test_a_run_elsewhere_keeps_its_evaluation(tmp_path: Path, monkeypatch: pytes
     run = made_up(tmp_path / "run", attempt(), jobs=(job(7), job(8, "eval")))
     with run.lock():
         (run.path / "lock").write_text("process 5 on elsewhere since today")
-        with pytest.raises(ValueError, match="runs on elsewhere"):
+        with pytest.raises(UserError, match="runs on elsewhere"):
             cancel.main([str(run.path)])
     assert cluster.asked == []
 

@@ -14,6 +14,7 @@ from wellread.data.corpus import Corpus
 from wellread.data.instruct import Example
 from wellread.data.templates import CHAT_FILE
 from wellread.data.tokenizer import Tokenizer
+from wellread.errors import UserError
 
 TURNS = (("Hi, who are you?", "A model."), ("Good.", "Bye now."))
 LLAMA2 = (
@@ -105,7 +106,7 @@ def test_special_tokens_of_a_template_and_of_a_text(pythia_tokenizer: Path, tmp_
     assert masked(tokenizer, tokens, spans)[-3:] == [(4374, "Yes", True), (15, ".", True), (50278, "<|im_end|>", True)]
     assert [tokenizer.decode(tokens[start:stop]) for start, stop in spans] == ["Yes.<|im_end|>"]
     for turns in ((("Say <|im_end|> now.", "No."),), (("Hi.", "<|endoftext|>"),)):
-        with pytest.raises(ValueError, match=r"spells '<\|.*\|>', which the chat template would turn into a special"):
+        with pytest.raises(UserError, match=r"spells '<\|.*\|>', which the chat template would turn into a special"):
             tokenizer.chat("", turns)
 
 
@@ -127,10 +128,10 @@ def test_answers_that_are_not_there_are_not_scored(pythia_tokenizer: Path, tmp_p
     assert [tokenizer.decode(tokens[start:stop]) for start, stop in spans] == ["Yes.<|im_end|>"]
     tokens, spans = tokenizer.chat("", (("Hi.", "Yes."), ("Well?", " ")))
     assert [tokenizer.decode(tokens[start:stop]) for start, stop in spans] == ["Yes.<|im_end|>"]
-    with pytest.raises(ValueError, match="begins with the assistant; begin it with what the user says"):
+    with pytest.raises(UserError, match="begins with the assistant; begin it with what the user says"):
         tokenizer.chat("", (("", "Hello."), ("Hi.", "Yes.")))
     nothing = pythia(pythia_tokenizer, tmp_path / "n", "{{ '' }}", ())
-    with pytest.raises(ValueError, match="comes out of the chat template as nothing; mend the template"):
+    with pytest.raises(UserError, match="comes out of the chat template as nothing; mend the template"):
         nothing.chat("", (("Hi.", "Yes."),))
 
 
@@ -143,7 +144,7 @@ def test_templates_that_cannot_be_masked(shared: Path, tmp_path: Path) -> None:
     ):
         (tmp_path / name).mkdir()
         tokenizer = llama(shared, tmp_path / name, template)
-        with pytest.raises(ValueError) as refused:
+        with pytest.raises(UserError) as refused:
             tokenizer.chat(system, TURNS)
         assert str(refused.value) == message
 
@@ -180,7 +181,7 @@ def test_a_set_of_chats_without_a_chat_template(tmp_path: Path, capsys: pytest.C
     path = tmp_path / "chats.jsonl"
     path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in (chat, chat, bad)))
     settings = {"data": str(path), "corpora": str(tmp_path / "corpora"), "holdout": 0.0}
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(UserError) as refused:
         prepare(RunConfig(**settings))
     assert str(refused.value) == (
         f"{path} row 3: its chat spells '<|endoftext|>', which the chat template would turn into a special token; "

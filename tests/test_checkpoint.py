@@ -166,7 +166,7 @@ def test_a_failed_commit_leaves_the_others(tmp_path: Path, monkeypatch: pytest.M
     ],
 )
 def test_a_full_disk_has_one_name(error: Exception, tmp_path: Path) -> None:
-    with pytest.raises(OSError) as named, full_disk_named(tmp_path):
+    with pytest.raises(OSError, match="No space left") as named, full_disk_named(tmp_path):
         raise error
     assert (named.value.errno, named.value.filename) == (errno.ENOSPC, str(tmp_path))
     assert named.value.__cause__ is error

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from wellread.cli import BAD_INPUT, add_dataclass, bad_input, new_parser, parse, parse_dataclass, run_program
+from wellread.cli import add_dataclass, new_parser, parse, parse_dataclass, run_program
 from wellread.config import OptimConfig, RunConfig
+from wellread.errors import BAD_INPUT, UserError, bad_input
 
 
 def parsed(*argv: object) -> RunConfig:
@@ -20,7 +21,7 @@ def parsed(*argv: object) -> RunConfig:
 
 
 def refused(*argv: object) -> str:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         parsed(*argv)
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -170,7 +171,7 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monk
     assert exit_code(user_error, capsys) == (BAD_INPUT, "error: row 3: no 'instruction'; mend it\n")
     assert exit_code(interrupted, capsys) == (130, "")
     monkeypatch.setenv("WELLREAD_DEBUG", "1")
-    with pytest.raises(ValueError, match="row 3"):
+    with pytest.raises(UserError, match="row 3"):
         run_program(user_error)
 
 

@@ -15,6 +15,7 @@ from launch import cluster as clusters
 from launch.cluster import ClusterFile, Host, environment, hosts, load, minutes, probe
 from launch.options import LaunchOptions, cluster_of
 from wellread.config import RunConfig
+from wellread.errors import UserError
 from wellread.plan import Cluster, Plan
 
 EVERYTHING = """
@@ -61,7 +62,7 @@ def written(tmp_path: Path, text: str) -> str:
 def refused(tmp_path: Path, text: str) -> str:
     """What is wrong with the text of a cluster file, without the label that names the file."""
     file = written(tmp_path, text)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         load(file)
     label, message = str(error.value)[: len(f"--cluster {file}: ")], str(error.value)[len(f"--cluster {file}: ") :]
     assert label == f"--cluster {file}: "
@@ -125,17 +126,17 @@ def test_those_that_come_along(name: str) -> None:
 
 
 def test_an_unknown_name_says_which_there_are(tmp_path: Path) -> None:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         load("nope")
     assert str(error.value) == (
         "--cluster nope: unknown; choose hostfile, local, slurm, or name a YAML file that describes yours"
     )
-    with pytest.raises(ValueError, match=r"absent\.yaml: unknown; choose hostfile, local, slurm"):
+    with pytest.raises(UserError, match=r"absent\.yaml: unknown; choose hostfile, local, slurm"):
         load(str(tmp_path / "absent.yaml"))
 
 
 def test_no_name_leads_out_of_the_folder() -> None:
-    with pytest.raises(ValueError, match="unknown"):
+    with pytest.raises(UserError, match="unknown"):
         load("../models/../clusters/local/../nope")
 
 
@@ -181,7 +182,7 @@ def test_mistakes_name_file_and_key(text: str, message: str, tmp_path: Path) -> 
 def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_bytes(b"kind: \xff\n")
-    with pytest.raises(ValueError, match=r"mine\.yaml: not YAML \("):
+    with pytest.raises(UserError, match=r"mine\.yaml: not YAML \("):
         load(str(file))
 
 
@@ -228,13 +229,13 @@ def test_minutes_of_each_form(text: str, expected: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "soon", "-5", "1h", "1:2:3:4", "1-", "-", "1.5", ":30", "1-2-3", "1:-30", "∞"])
 def test_what_is_no_time(text: str) -> None:
-    with pytest.raises(ValueError, match="is no time; write minutes, HH:MM:SS or D-HH:MM:SS"):
+    with pytest.raises(UserError, match="is no time; write minutes, HH:MM:SS or D-HH:MM:SS"):
         minutes(text)
 
 
 @pytest.mark.parametrize("text", ["0", "0:59", "0:00:59", "0-0", "0-00:00:00"])
 def test_less_than_a_minute_is_no_limit(text: str) -> None:
-    with pytest.raises(ValueError, match="is below a minute"):
+    with pytest.raises(UserError, match="is below a minute"):
         minutes(text)
 
 
@@ -296,7 +297,7 @@ def probed(file: ClusterFile, **asked: int | str) -> tuple[int, int, str]:
 
 
 def not_probed(file: ClusterFile, **asked: int | str) -> str:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         probed(file, **asked)
     return str(error.value)
 
@@ -395,13 +396,13 @@ plain
     ],
 )
 def test_mistakes_name_file_and_line(text: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         listed(tmp_path, text)
     assert str(error.value) == f"hostfile {tmp_path}/hosts{message}"
 
 
 def test_a_hostfile_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         hosts(ClusterFile(kind="hostfile", hostfile=str(tmp_path / "hosts")))
     assert str(error.value) == (
         f"hostfile {tmp_path}/hosts: not found; write one 'host slots=N' a line, or name it in the cluster's file"
@@ -417,9 +418,9 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
     assert (found.time, found.partition) == ("10", "long")
     found = cluster_of(file, "1-0", "short")
     assert (found.time, found.partition, found.name) == ("1-0", "short", "mine")
-    with pytest.raises(ValueError, match="time: 'x' is no time"):
+    with pytest.raises(UserError, match="time: 'x' is no time"):
         cluster_of(file, "x", None)
-    with pytest.raises(ValueError, match=r"partition: .* holds a control character"):
+    with pytest.raises(UserError, match=r"partition: .* holds a control character"):
         cluster_of(file, None, "short\n#SBATCH --uid=0")
 
 
@@ -515,6 +516,6 @@ def test_a_probe_is_what_a_plan_takes() -> None:
     ],
 )
 def test_what_would_break_a_job_is_refused(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         ClusterFile(kind="slurm", **values)
     assert str(error.value).startswith(message)

@@ -23,6 +23,7 @@ from wellread.config import RunConfig
 from wellread.data.batch import collate
 from wellread.data.compile import Sample, Shard, building, corpus_key, merge, write_shards
 from wellread.data.corpus import Corpus, digest
+from wellread.errors import UserError
 
 
 def sample(row: int, tokens: list[int], spans: list[tuple[int, int]], *, sealed: bool = False) -> Sample:
@@ -179,7 +180,7 @@ def test_an_interrupted_build_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
     target = tmp_path / "c"
-    with pytest.raises(ValueError, match="stop"):
+    with pytest.raises(UserError, match="stop"):
         build_until(ValueError, target, SHARDS.__getitem__)
     assert list(tmp_path.iterdir()) == []
 
@@ -190,7 +191,7 @@ def test_a_build_that_waited_for_one_that_failed(tmp_path: Path) -> None:
 
     def second() -> None:
         waiting.set()
-        with pytest.raises(ValueError, match="second"):
+        with pytest.raises(UserError, match="second"):
             fails("second", lambda: None)
 
     def fails(name: str, meanwhile: Callable[[], object]) -> None:
@@ -206,7 +207,7 @@ def test_a_build_that_waited_for_one_that_failed(tmp_path: Path) -> None:
         assert built == []
 
     thread = threading.Thread(target=second)
-    with pytest.raises(ValueError, match="first"):
+    with pytest.raises(UserError, match="first"):
         fails("first", wait)
     thread.join(30)
     assert built == [True, True]
@@ -256,7 +257,7 @@ def test_a_killed_build_is_finished_by_the_next(tmp_path: Path, root: Path, monk
 
 
 def test_everything_sealed(tmp_path: Path) -> None:
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(UserError) as refused:
         compiled(tmp_path / "c", [SHARDS[1], Shard([SHARDS[0].samples[0]])])
     assert str(refused.value) == (
         "toy+odd: no trainable sample is left (dropped empty response: 3, sealed: 1); lower --holdout or give more rows"
@@ -272,16 +273,16 @@ def test_nothing_at_all(tmp_path: Path) -> None:
 
 
 def test_incomplete_corpora_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(UserError) as refused:
         Corpus.open(tmp_path)
     assert str(refused.value) == f"{tmp_path}: no corpus there (corpus.json is missing); compile it again"
     for name in ("tokens.bin", "offsets.npy", "targets.npy", "target_offsets.npy", "samples.parquet"):
         path = compiled(tmp_path / name).path
         os.truncate(path / name, 5)
-        with pytest.raises(ValueError, match=f"{name}: missing or not [0-9,]+ bytes long; delete .* and compile again"):
+        with pytest.raises(UserError, match=f"{name}: missing or not [0-9,]+ bytes long; delete .* and compile again"):
             Corpus.open(path)
         (path / name).unlink()
-        with pytest.raises(ValueError, match=f"{name}: missing or not"):
+        with pytest.raises(UserError, match=f"{name}: missing or not"):
             Corpus.open(path)
 
 
@@ -289,7 +290,7 @@ def test_samples_out_of_range(tmp_path: Path) -> None:
     corpus = compiled(tmp_path / "c")
     for i in (-1, 4):
         for read in (corpus.tokens, corpus.targets, corpus.digest):
-            with pytest.raises(ValueError) as refused:
+            with pytest.raises(UserError) as refused:
                 read(i)
             assert str(refused.value) == f"sample {i}: out of range, c holds samples 0 … 3"
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from wellread.cli import add_dataclass, new_parser, parse_dataclass
 from wellread.config import CONFIGS, OptimConfig, RunConfig, from_dict, to_argv, to_dict
+from wellread.errors import UserError
 
 
 def test_defaults_are_those_that_the_documents_promise() -> None:
@@ -80,7 +81,7 @@ def test_every_field_is_documented() -> None:
     ],
 )
 def test_values_out_of_range_are_refused(values: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(UserError) as refused:
         RunConfig(**values)  # type: ignore[arg-type]
     assert str(refused.value) == message
 
@@ -91,10 +92,10 @@ def test_values_at_the_edge_are_taken() -> None:
 
 
 def test_unknown_keys_of_a_saved_config_are_named() -> None:
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(UserError) as refused:
         from_dict(RunConfig, {"steps": 3, "zeta": 1, "alpha": 2})
     assert str(refused.value) == "RunConfig: unknown keys alpha, zeta; written by another version of wellread?"
-    with pytest.raises(ValueError, match="OptimConfig: unknown keys momentum"):
+    with pytest.raises(UserError, match="OptimConfig: unknown keys momentum"):
         from_dict(RunConfig, {"optim": {"momentum": 0.9}})
 
 

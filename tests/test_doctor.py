@@ -28,6 +28,7 @@ from launch.doctor import node as doctor_node
 from launch.doctor import scheduler as doctor_scheduler
 from launch.doctor import software as doctor_software
 from launch.doctor.check import Check
+from wellread.errors import UserError
 
 LOCAL = [
     "git",
@@ -275,9 +276,9 @@ def test_the_small_job_asks_for_what_the_clusters_file_says() -> None:
 
 
 def test_bad_flags_are_refused_in_one_line(program: Program) -> None:
-    with pytest.raises(ValueError, match=r"--nodes 2: the local cluster is one machine"):
+    with pytest.raises(UserError, match=r"--nodes 2: the local cluster is one machine"):
         doctor.main(["--nodes", "2"])
-    with pytest.raises(ValueError, match=r"--nodes 0: must be at least 1"):
+    with pytest.raises(UserError, match=r"--nodes 0: must be at least 1"):
         doctor.main(["--cluster", "slurm", "--nodes", "0"])
     done = program("launch", "doctor", "--cluster", "nowhere")
     assert done.returncode == 2

@@ -12,6 +12,7 @@ import pytest
 
 from wellread import ds_config
 from wellread.config import CONFIGS, RunConfig
+from wellread.errors import UserError
 from wellread.models.registry import find
 from wellread.plan import Cluster, Counts, Plan, make_plan, resolve
 
@@ -68,7 +69,7 @@ def test_stage_and_offload_decide_the_name(written: Written, settings: dict[str,
 @pytest.mark.parametrize("key", sorted(ds_config.OWNED))
 def test_what_the_plan_owns_is_refused_by_name(written: Written, key: str) -> None:
     path = written(zero(stage=2) | {key: "auto"})
-    with pytest.raises(ValueError, match=f"^--ds_config {path}: sets {key}, which the plan sets from [^\n]+$"):
+    with pytest.raises(UserError, match=f"^--ds_config {path}: sets {key}, which the plan sets from [^\n]+$"):
         ds_config.read(path)
 
 
@@ -85,31 +86,31 @@ def test_what_the_plan_owns_is_refused_by_name(written: Written, key: str) -> No
     ],
 )
 def test_unusable_files_are_refused_in_one_line(written: Written, settings: Any, words: str) -> None:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         ds_config.read(written(settings))
     assert words in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         ds_config.read(tmp_path / "none.json")
 
 
 def test_plan_refuses_two_answers_and_a_missing_path() -> None:
-    with pytest.raises(ValueError, match="is zero2, but --strategy zero3 is given"):
+    with pytest.raises(UserError, match="is zero2, but --strategy zero3 is given"):
         plan(RunConfig(strategy="zero3", ds_config="my.json"), zero(stage=2))
-    with pytest.raises(ValueError, match="--strategy zero3-nvme: needs --nvme_path"):
+    with pytest.raises(UserError, match="--strategy zero3-nvme: needs --nvme_path"):
         plan(RunConfig(strategy="zero3-nvme"))
     assert plan(RunConfig(strategy="zero3-nvme", nvme_path="/nowhere")).strategy == "zero3-nvme"
 
 
 def test_nvme_path_has_to_be_there_and_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ds_config.check_nvme(str(tmp_path))
-    with pytest.raises(ValueError, match="no such directory"):
+    with pytest.raises(UserError, match="no such directory"):
         ds_config.check_nvme(str(tmp_path / "none"))
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
-    with pytest.raises(ValueError, match="not allowed to write"):
+    with pytest.raises(UserError, match="not allowed to write"):
         ds_config.check_nvme(str(tmp_path))
 
 
@@ -153,5 +154,5 @@ def test_files_have_the_sub_groups_that_memory_is_predicted_with(name: str) -> N
 def test_values_that_deepspeed_would_stumble_over(tmp_path: Path, zero: Any) -> None:
     path = tmp_path / "my.json"
     path.write_text(json.dumps({"zero_optimization": zero}))
-    with pytest.raises(ValueError, match=f"^--ds_config {path}: [^\n]+$"):
+    with pytest.raises(UserError, match=f"^--ds_config {path}: [^\n]+$"):
         ds_config.read(path)

@@ -20,6 +20,7 @@ from launch import evaluation
 from launch.cluster import ClusterFile
 from launch.evaluation import Request
 from launch.options import evaluation_flags
+from wellread.errors import UserError
 from wellread.runs import RunDirectory
 
 LOCAL = ClusterFile(kind="local", name="local")
@@ -53,7 +54,7 @@ def test_flags_that_are_not_given() -> None:
     ],
 )
 def test_wrong_flags(words: str, message: str) -> None:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         evaluation_flags(words.split())
     assert str(error.value) == message
 
@@ -85,26 +86,26 @@ def test_what_python_runs(run: RunDirectory) -> None:
 
 @pytest.mark.parametrize("command", ["verify", "read", "report"])
 def test_what_is_one_piece_is_not_fanned_out(command: str, run: RunDirectory) -> None:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         evaluation.run(Request(command=command, run=run, cluster=LOCAL, fan_out=True))
     assert str(error.value) == f"--fan_out: eval {command} is one piece; it works with membership"
 
 
 @pytest.mark.parametrize("rest", [("--steps", "4"), ("--steps=4",), ("--seed", "1", "--steps", "4")])
 def test_every_checkpoint_is_fanned_out(rest: tuple[str, ...], run: RunDirectory) -> None:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         evaluation.run(Request(command="membership", run=run, rest=rest, cluster=LOCAL, fan_out=True))
     assert str(error.value) == "--fan_out: takes every checkpoint; leave it out to evaluate those of --steps"
 
 
 def test_evaluations_do_not_go_to_a_hostfile(run: RunDirectory) -> None:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         evaluation.run(Request(command="membership", run=run, cluster=ClusterFile(kind="hostfile", name="mine")))
     assert str(error.value) == "--cluster mine: evaluations run on local or slurm; choose one of these"
 
 
 def test_nothing_to_evaluate(tmp_path: Path) -> None:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         evaluation.run(Request(command="membership", run=RunDirectory(tmp_path), cluster=LOCAL, fan_out=True))
     assert str(error.value) == f"{tmp_path}: no checkpoint yet; let the run save one"
 

@@ -10,6 +10,7 @@ import torch
 from engine_ranks import generated, make_model, run_ranks, same_weights, weights_in
 
 from wellread.config import LoraConfig, RunConfig
+from wellread.errors import UserError
 from wellread.models.load import check_4bit, initial, load_model
 from wellread.models.registry import find, fingerprint
 from wellread.plan import Cluster, Counts, make_plan
@@ -138,11 +139,11 @@ def test_patterns_that_freeze_nothing_or_all(tmp_path: Path) -> None:
     from wellread.train.engine import count_trained, freeze
 
     model = load_model(make_model(tmp_path / "model"))
-    with pytest.raises(ValueError, match=r"--freeze \*.embd.\*: matches no parameter; there are gpt_neox.embed_in.w"):
+    with pytest.raises(UserError, match=r"--freeze \*.embd.\*: matches no parameter; there are gpt_neox.embed_in.w"):
         freeze(model, "gpt_neox.embed_in.*, *.embd.*")
     freeze(model, "gpt_neox.layers.*")
     assert count_trained(model) == 2 * 331 * 32 + 2 * 32  # the embeddings and the last norm
-    with pytest.raises(ValueError, match=r"--freeze \*: freezes all parameters, so nothing is left to train"):
+    with pytest.raises(UserError, match=r"--freeze \*: freezes all parameters, so nothing is left to train"):
         freeze(model, "*")
 
 
@@ -162,7 +163,7 @@ def test_patterns_that_freeze_nothing_or_all(tmp_path: Path) -> None:
     ],
 )
 def test_settings_that_make_no_sense(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(UserError) as refused:
         RunConfig(**settings)
     assert str(refused.value).startswith(message)
 
@@ -172,7 +173,7 @@ def test_4_bits_need_a_gpu(program: Any, small_model: Path) -> None:
     done = program("launch", "run", "finetune", *flags)
     assert done.returncode == 2
     assert "--load_in_4bit: needs GPUs, the ranks would run on CPUs; leave it out" in done.stderr
-    with pytest.raises(ValueError, match="--load_in_4bit: needs a GPU, and this rank has none; leave it out"):
+    with pytest.raises(UserError, match="--load_in_4bit: needs a GPU, and this rank has none; leave it out"):
         check_4bit()
 
 

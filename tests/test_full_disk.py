@@ -12,10 +12,10 @@ import pytest
 from wellread.checkpoint import list_checkpoints, name_of, newest_valid
 from wellread.record import Record
 from wellread.runs import RunDirectory
+from wellread.units import MIB
 
 pytestmark = pytest.mark.slow
 
-MIB = 1 << 20
 Program = Callable[..., "subprocess.CompletedProcess[str]"]
 Disk = Callable[[int], Path]
 

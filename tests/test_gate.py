@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from wellread.config import RunConfig
+from wellread.errors import UserError
 from wellread.plan import Plan
 from wellread.runs import RunDirectory
 from wellread.train import gate
 from wellread.train.gate import Room, shortages
-
-GIB, MIB = 1 << 30, 1 << 20
+from wellread.units import GIB, MIB
 
 NEEDS = {
     "strategy": "zero3-nvme", "gpu_bytes": 20 * GIB, "host_bytes": 40 * GIB, "disk_bytes": 100 * GIB,
@@ -79,7 +79,7 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Room]], None]:
 
 def test_the_refusal_is_one_line_that_names_the_first_shortages(heard: Callable[[list[Room]], None]) -> None:
     heard([replace(room, gpu_free=GIB) for room in ROOMS])
-    with pytest.raises(ValueError, match="too little is free for zero3-nvme") as caught:
+    with pytest.raises(UserError, match="too little is free for zero3-nvme") as caught:
         gate.check(RunDirectory(Path("run")), RunConfig(), PLAN)
     text = str(caught.value)
     assert re.findall(r"n\d has 1.00 GiB of GPU \d", text) == [f"n{n} has 1.00 GiB of GPU {k}" for n, k in

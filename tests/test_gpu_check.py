@@ -22,8 +22,9 @@ from scripts.gpu_check import rank
 from scripts.gpu_check.cases import Case, cases, flops_per_token, peak, settle
 from scripts.gpu_check.machine import Found, visible_use
 from scripts.gpu_check.rows import Row, remarks, table
+from wellread.errors import UserError
 from wellread.memory import Machine
-from wellread.phases import GIB
+from wellread.units import GIB
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 LARGE = Machine(ranks_per_node=1, gpu_mem=139.8, host_mem=125.0, nvme=60.0)
@@ -156,7 +157,7 @@ def test_the_plan_of_the_12b_fits_or_says_what_is_missing(tmp_path: Path) -> Non
     assert roomy.predicted.fits
     assert roomy.plan.engine == "deepspeed"
     assert roomy.plan.activation_checkpointing == roomy.predicted.checkpointing
-    with pytest.raises(ValueError, match=r"nothing fits; nearest is .* short of \d+\.\d GiB"):
+    with pytest.raises(UserError, match=r"nothing fits; nearest is .* short of \d+\.\d GiB"):
         settle(planned, Machine(ranks_per_node=1, gpu_mem=16.0, host_mem=32.0), tmp_path)
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from wellread import host_memory
-
-MIB = 1 << 20
+from wellread.units import MIB
 
 
 def test_memory_limits_of_control_groups_are_found(tmp_path: Path) -> None:

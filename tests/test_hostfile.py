@@ -26,6 +26,7 @@ from launch.cluster import ClusterFile, hosts, load
 from launch.local import ASKED
 from launch.node import Request
 from wellread.checkpoint import list_checkpoints
+from wellread.errors import UserError
 from wellread.record import COLUMNS, Record
 from wellread.runs import RunDirectory
 
@@ -424,7 +425,7 @@ def test_localhost_is_no_name_for_others(cluster: ClusterFile, root: Path, capfd
 )
 def test_a_hostfile_with_a_mistake_names_the_line(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "hosts").write_text(text)
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(UserError, match=re.escape(message)):
         hosts(ClusterFile(kind="hostfile", hostfile=str(tmp_path / "hosts")))
 
 

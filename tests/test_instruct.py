@@ -18,6 +18,7 @@ from wellread.data.sets import find
 from wellread.data.sources import Row, Source
 from wellread.data.templates import Template
 from wellread.data.tokenizer import Tokenizer
+from wellread.errors import UserError
 
 SOURCE = Source(name="set", hub="x/set")
 
@@ -338,7 +339,7 @@ def compile_rows(tmp_path: Path, *rows: Any, **settings: Any) -> Corpus:
 
 def test_broken_rows_stop_the_corpus_with_a_list(tmp_path: Path) -> None:
     rows = [row(), row(instruction=""), "{", row(response="\ud83d"), row()]
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(UserError) as refused:
         compile_rows(tmp_path, *rows, max_bad_rows=2)
     file = tmp_path / "rows.jsonl"
     assert str(refused.value) == (
@@ -351,7 +352,7 @@ def test_broken_rows_stop_the_corpus_with_a_list(tmp_path: Path) -> None:
 
 
 def test_a_long_list_of_broken_rows_is_cut(tmp_path: Path) -> None:
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(UserError) as refused:
         compile_rows(tmp_path, row(), *[row(instruction="")] * 25)
     assert str(refused.value).count("row ") == 20
     assert "; and 5 more; mend them, or pass over them with --max_bad_rows 25" in str(refused.value)
@@ -380,7 +381,7 @@ def test_broken_rows_that_are_allowed(tmp_path: Path, capsys: pytest.CaptureFixt
     ],
 )
 def test_files_without_anything_to_learn(rows: list[Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(UserError) as refused:
         compile_rows(tmp_path, *rows)
     assert message in str(refused.value)
     assert [p.name for p in (tmp_path / "corpora").glob("*") if p.is_dir()] == []

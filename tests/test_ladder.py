@@ -16,13 +16,15 @@ from conftest import missing
 from launch import attempts, ladder
 from scripts.oom_demo import may_limit_memory
 from wellread.config import RunConfig, to_dict
+from wellread.errors import UserError
+from wellread.files import write_json
 from wellread.ladder import Failure, Shortage, narrowed, that_count
 from wellread.memory import Machine
 from wellread.models.registry import find
-from wellread.phases import GIB
 from wellread.plan import Cluster, Counts, Plan, make_plan, replan, resolve
-from wellread.runs import RunDirectory, write_json
+from wellread.runs import RunDirectory
 from wellread.train.shortage import shown_by
+from wellread.units import GIB
 
 SPEC = find("pythia-1b")
 COUNTS = Counts(samples=1000, trainable=900, sealed=100, exact=True)
@@ -222,7 +224,7 @@ def test_what_is_asked_for_is_given_up_rung_by_rung() -> None:
     other = make_plan(config(strategy="zero2"), SPEC, CLUSTER, COUNTS, failures=failed)
     assert (other.strategy, other.strategy_reason) == ("zero2", "asked for")
     tight = [replace(failed[0], needed=GIB)]
-    with pytest.raises(ValueError, match="what would fit: --ladder off, which tries again"):
+    with pytest.raises(UserError, match="what would fit: --ladder off, which tries again"):
         make_plan(config(strategy="ddp"), SPEC, CLUSTER, COUNTS, failures=tight)
 
 

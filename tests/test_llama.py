@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from wellread.errors import UserError
 from wellread.models.load import initial
 from wellread.models.registry import find
 
@@ -50,5 +51,5 @@ def test_initial_weights() -> None:
     ],
 )
 def test_sizes_that_heads_do_not_divide(change: dict[str, int], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         initial(dataclasses.replace(find("stories-260k"), **change), 0, eos=2)  # type: ignore[arg-type]

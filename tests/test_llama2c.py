@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from wellread.errors import UserError
 from wellread.models import llama2c_read, llama2c_write
 from wellread.models.load import load_model
 from wellread.models.loss import sample_losses
@@ -335,7 +336,7 @@ def change(data: bytes, at: int, number: int) -> bytes:
 def test_impossible_checkpoints(damage: Any, message: str, stories: Path, tmp_path: Path) -> None:
     path = tmp_path / "damaged.bin"
     path.write_bytes(damage((stories / "stories260K.bin").read_bytes()))
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         llama2c_read.Checkpoint.open(path)
     assert str(caught.value).startswith(f"{path}: {message}")
 
@@ -356,11 +357,11 @@ def test_models_that_the_programs_would_run_as_others(settings: dict[str, Any], 
     small = {"vocab_size": 16, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     config = LlamaConfig(**({"rms_norm_eps": 1e-5, "num_attention_heads": 2} | small | settings))
     LlamaForCausalLM(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         llama2c_write.weights(tmp_path)
     assert str(caught.value).startswith(f"{tmp_path}: {message}")
 
 
 def test_other_families_have_no_place_in_the_formats(small_model: Path) -> None:
-    with pytest.raises(ValueError, match=r"a gpt_neox; llama2\.c's formats hold Llama models alone"):
+    with pytest.raises(UserError, match=r"a gpt_neox; llama2\.c's formats hold Llama models alone"):
         llama2c_write.weights(small_model)

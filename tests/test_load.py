@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from wellread.data.corpus import Corpus
+from wellread.errors import UserError
 from wellread.models.load import Source, load_model, loaded
 from wellread.score import log_likelihoods
 
@@ -64,9 +65,9 @@ def test_weights_that_are_not_those_of_the_config_are_refused(small_model: Path,
         renamed: r"its files lack \S+ and \d+ more \(they hold foo\.\S+\); they are not",
         smaller: f"{lost} is 16 in its files and 32 by its config.json; they do not belong together",
     }.items():
-        with pytest.raises(ValueError, match=reason):
+        with pytest.raises(UserError, match=reason):
             load_model(directory)
         source = Source.of(directory)
         model = source.on_meta()
-        with pytest.raises(ValueError, match=reason):
+        with pytest.raises(UserError, match=reason):
             source.reader(model)

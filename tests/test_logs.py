@@ -18,7 +18,9 @@ from test_status import ENDED, QUEUED, attempt, job, made_up
 
 from launch import logs, slurm_queue
 from launch.slurm_queue import JobState
-from wellread.runs import RunDirectory, write_json
+from wellread.errors import UserError
+from wellread.files import write_json
+from wellread.runs import RunDirectory
 
 FAILED = {"exit_code": 1, **ENDED}
 PATIENCE = 30.0
@@ -138,7 +140,7 @@ def test_progress_bars_leave_what_a_terminal_would_show(run: RunDirectory, print
     ],
 )
 def test_bad_input(arguments: list[str], message: str, run: RunDirectory) -> None:
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(UserError) as refused:
         logs.main([str(run.path), *arguments])
     assert str(refused.value).replace(str(run.path), "RUN") == message
 
@@ -159,7 +161,7 @@ def test_a_run_without_an_attempt(tmp_path: Path, capsys: pytest.CaptureFixture[
     printed = capsys.readouterr()
     assert printed.out == f"{run.path} has no attempt yet\n"
     assert printed.err == f"{run.path}: prepared; no rank has written yet\n"
-    with pytest.raises(ValueError, match="has none yet"):
+    with pytest.raises(UserError, match="has none yet"):
         logs.main([str(run.path), "--attempt", "1"])
 
 

@@ -15,6 +15,7 @@ from engine_ranks import make_model, run_ranks, same_weights, weights_in
 from safetensors.torch import save_file
 
 from wellread.config import LoraConfig, RunConfig
+from wellread.errors import UserError
 from wellread.models.adapter import USUAL_TARGETS, Adapter, targets
 from wellread.models.load import Source, export, initial, load_model, loaded
 from wellread.models.registry import find
@@ -115,10 +116,10 @@ def test_adapter_of_another_base_model(small: Path, tmp_path: Path) -> None:
     base = tmp_path / "base"
     config = directory / "adapter_config.json"
     config.write_text(config.read_text().replace(str(small), str(base)))
-    with pytest.raises(ValueError, match=r"base: the adapter's base model is not there; put it back"):
+    with pytest.raises(UserError, match=r"base: the adapter's base model is not there; put it back"):
         load_model(directory)
     make_model(base, hidden_size=34, num_attention_heads=1, intermediate_size=62)
-    with pytest.raises(ValueError, match=r"is the adapter of another base model than .*base, whose weights differ"):
+    with pytest.raises(UserError, match=r"is the adapter of another base model than .*base, whose weights differ"):
         load_model(directory)
     shutil.rmtree(base)
     shutil.copytree(small, base)
@@ -128,14 +129,14 @@ def test_adapter_of_another_base_model(small: Path, tmp_path: Path) -> None:
     save_file(
         unmarked | {"base_model.model.gpt_neox.more.weight": torch.ones(1)}, directory / "adapter_model.safetensors"
     )
-    with pytest.raises(ValueError, match=r"another base model than .*base, whose matrices differ"):
+    with pytest.raises(UserError, match=r"another base model than .*base, whose matrices differ"):
         load_model(directory)
 
 
 def test_targets_that_match_nothing(small: Path) -> None:
-    with pytest.raises(ValueError, match=r"targets q_proj: matches no matrix .* choose query_key_value, dense, "):
+    with pytest.raises(UserError, match=r"targets q_proj: matches no matrix .* choose query_key_value, dense, "):
         adapted(small, targets="q_proj").on_meta()
-    with pytest.raises(ValueError, match=r"none are usual for opt; name matrices, or all-linear"):
+    with pytest.raises(UserError, match=r"none are usual for opt; name matrices, or all-linear"):
         targets(LoraConfig(rank=1), replace(find("pythia-70m"), family="opt"))
 
 
@@ -143,7 +144,7 @@ def test_foreign_adapters_are_refused(small: Path, tmp_path: Path) -> None:
     directory = saved(adapted(small), tmp_path / "adapter")
     values = json.loads((directory / "adapter_config.json").read_text())
     (directory / "adapter_config.json").write_text(json.dumps(values | {"use_rslora": True}))
-    with pytest.raises(ValueError, match=r"only plain LoRA is supported; merge it"):
+    with pytest.raises(UserError, match=r"only plain LoRA is supported; merge it"):
         Adapter.of(directory)
 
 
@@ -158,7 +159,7 @@ def test_foreign_adapters_are_refused(small: Path, tmp_path: Path) -> None:
     ],
 )
 def test_settings_that_make_no_sense(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
         RunConfig(lora=LoraConfig(**settings))
 
 
@@ -167,7 +168,7 @@ def test_defaults() -> None:
     resolved = resolve(RunConfig(model="pythia-70m", lora=LoraConfig(rank=8)), spec)
     assert (resolved.lora.alpha, resolved.optim.lr) == (16, 10 * spec.lr)
     assert resolve(RunConfig(model="pythia-70m"), spec).optim.lr == spec.lr
-    with pytest.raises(ValueError, match="tiny starts from random weights, which have to be trained"):
+    with pytest.raises(UserError, match="tiny starts from random weights, which have to be trained"):
         resolve(RunConfig(lora=LoraConfig(rank=8)), find("tiny"))
 
 

@@ -15,6 +15,7 @@ from wellread.data.corpus import SampleReader, digest
 from wellread.data.index_maps import IndexMaps
 from wellread.data.megatron import Megatron
 from wellread.data.megatron_write import write
+from wellread.errors import UserError
 from wellread.models.registry import published_steps
 
 CODES = {1: "B", 2: "b", 3: "h", 4: "i", 5: "q", 8: "H"}
@@ -147,7 +148,7 @@ def test_hash_tells_any_byte_of_a_small_set(prefix: Path) -> None:
 )
 def test_a_damaged_index_is_refused_in_one_line(prefix: Path, at: int, data: bytes, message: str) -> None:
     patch(prefix, at, data)
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         Megatron.open(prefix)
     assert "\n" not in str(error.value)
     assert f"{prefix}.idx" in str(error.value)
@@ -157,24 +158,24 @@ def test_a_damaged_index_is_refused_in_one_line(prefix: Path, at: int, data: byt
 def test_an_index_cut_off_in_its_header(prefix: Path, length: int, message: str) -> None:
     with open(f"{prefix}.idx", "r+b") as file:
         file.truncate(length)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         Megatron.open(prefix)
 
 
 def test_an_index_cut_off_in_its_body(prefix: Path) -> None:
     with open(f"{prefix}.idx", "r+b") as file:
         file.truncate(34 + 60)
-    with pytest.raises(ValueError, match=r"cut off, 8 bytes too short for 5 sequences"):
+    with pytest.raises(UserError, match=r"cut off, 8 bytes too short for 5 sequences"):
         Megatron.open(prefix)
 
 
 def test_a_short_bin_is_refused_by_its_missing_bytes(prefix: Path) -> None:
     with open(f"{prefix}.bin", "r+b") as file:
         file.truncate(79)
-    with pytest.raises(ValueError, match=r"\.bin: 79 bytes, 13 fewer than its \.idx says"):
+    with pytest.raises(UserError, match=r"\.bin: 79 bytes, 13 fewer than its \.idx says"):
         Megatron.open(prefix)
     shard(prefix, 20)
-    with pytest.raises(ValueError, match=r"-\*\.bin, 4 shards: 79 bytes, 13 fewer than its \.idx says"):
+    with pytest.raises(UserError, match=r"-\*\.bin, 4 shards: 79 bytes, 13 fewer than its \.idx says"):
         Megatron.open(prefix)
 
 
@@ -183,20 +184,20 @@ def test_a_missing_shard_is_named_by_number(prefix: Path, k: int) -> None:
     shard(prefix, 20)
     missing = prefix.with_name(f"{prefix.name}-{k:05d}-of-00004.bin")
     missing.unlink()
-    with pytest.raises(ValueError, match=rf"{missing.name}: missing, shard number {k} of 0 … 4"):
+    with pytest.raises(UserError, match=rf"{missing.name}: missing, shard number {k} of 0 … 4"):
         Megatron.open(prefix)
 
 
 def test_missing_files_and_mixed_sets_of_shards(prefix: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"nowhere\.idx: does not exist"):
+    with pytest.raises(UserError, match=r"nowhere\.idx: does not exist"):
         Megatron.open(tmp_path / "nowhere")
     shard(prefix, 50)
     prefix.with_name(f"{prefix.name}-00000-of-00020.bin").write_bytes(b"")
-    with pytest.raises(ValueError, match="shards of 2 sets lie there"):
+    with pytest.raises(UserError, match="shards of 2 sets lie there"):
         Megatron.open(prefix)
     for path in tmp_path.glob("*.bin"):
         path.unlink()
-    with pytest.raises(ValueError, match="does not exist, whole or as shards"):
+    with pytest.raises(UserError, match="does not exist, whole or as shards"):
         Megatron.open(prefix)
 
 
@@ -204,7 +205,7 @@ def test_missing_files_and_mixed_sets_of_shards(prefix: Path, tmp_path: Path) ->
 def test_a_sample_out_of_range_is_told_the_range(prefix: Path, sample: int) -> None:
     reader = Megatron.open(prefix)
     for ask in (reader.tokens, reader.targets, lambda i: reader.lengths(np.array([0, i]))):
-        with pytest.raises(ValueError, match=rf"sample {sample}: out of range, .* holds samples 0 … 4"):
+        with pytest.raises(UserError, match=rf"sample {sample}: out of range, .* holds samples 0 … 4"):
             ask(sample)
 
 
@@ -238,14 +239,14 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, sequences: list[li
     ],
 )
 def test_what_cannot_be_written(tmp_path: Path, sequences: list[list[int]], dtype: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         write(tmp_path / "x", sequences, dtype)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_overwritten(prefix: Path) -> None:
     before = Path(f"{prefix}.bin").read_bytes()
-    with pytest.raises(ValueError, match=r"\.bin: exists already"):
+    with pytest.raises(UserError, match=r"\.bin: exists already"):
         write(prefix, SEQUENCES)
     assert Path(f"{prefix}.bin").read_bytes() == before
 
@@ -269,13 +270,13 @@ def test_pythia_order_asks_for_2049_tokens_in_batches_of_1024(tmp_path: Path) ->
     pile = Megatron.open(tmp_path / "pile")
     assert pile.is_pythia_shaped
     pile.check_pythia_order(1024)
-    with pytest.raises(ValueError, match="--batch_size 512: not Pythia's order"):
+    with pytest.raises(UserError, match="--batch_size 512: not Pythia's order"):
         pile.check_pythia_order(512)
     sizes[131_071] = 2048
     sparse(tmp_path / "odd", sizes)
     odd = Megatron.open(tmp_path / "odd")
     assert not odd.is_pythia_shaped
-    with pytest.raises(ValueError, match="not Pythia's order: sequence 131071 has 2,048 tokens"):
+    with pytest.raises(UserError, match="not Pythia's order: sequence 131071 has 2,048 tokens"):
         odd.check_pythia_order(1024)
 
 
@@ -284,9 +285,9 @@ def test_an_empty_set_opens_and_is_not_pythias(tmp_path: Path) -> None:
     empty = Megatron.open(tmp_path / "x")
     assert empty.n == 0
     assert not empty.is_pythia_shaped
-    with pytest.raises(ValueError, match="it holds no sequence"):
+    with pytest.raises(UserError, match="it holds no sequence"):
         empty.check_pythia_order(1024)
-    with pytest.raises(ValueError, match="sample 0: out of range"):
+    with pytest.raises(UserError, match="sample 0: out of range"):
         empty.tokens(0)
 
 
@@ -313,9 +314,9 @@ def test_damage_outside_the_blocks_is_found_on_reading_and_by_check(tmp_path: Pa
     place = (n - 65536) // 63 - 1000  # between the first two blocks that opening looks at
     patch(tmp_path / "pile", 34 + 4 * place, struct.pack("<i", -5))
     pile = Megatron.open(tmp_path / "pile")
-    with pytest.raises(ValueError, match=f"sequence {place} is damaged: -5 tokens"):
+    with pytest.raises(UserError, match=f"sequence {place} is damaged: -5 tokens"):
         pile.tokens(place)
-    with pytest.raises(ValueError, match=f"sequence {place} is damaged: -5 tokens"):
+    with pytest.raises(UserError, match=f"sequence {place} is damaged: -5 tokens"):
         pile.check()
 
 
@@ -437,32 +438,32 @@ def test_the_hash_of_maps_tells_every_file(mapped: Path) -> None:
 def test_maps_that_do_not_fit_are_refused_in_one_line(mapped: Path, name: str, values, message: str) -> None:  # type: ignore[no-untyped-def]
     path = mapped / f"{name}_idx.npy"
     np.save(path, values(np.load(path)))
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         reopen(mapped)
     assert "\n" not in str(error.value)
 
 
 def test_maps_that_cannot_be_read(mapped: Path) -> None:
     sequences = Megatron.open(mapped / "docs")
-    with pytest.raises(ValueError, match="2 files, expected three: doc_idx, sample_idx, shuffle_idx"):
+    with pytest.raises(UserError, match="2 files, expected three: doc_idx, sample_idx, shuffle_idx"):
         IndexMaps.open(sequences, "megatron:a.npy,b.npy")
     (mapped / "shuffle_idx.npy").rename(mapped / "kept.npy")
-    with pytest.raises(ValueError, match=r"shuffle_idx .*shuffle_idx\.npy does not exist"):
+    with pytest.raises(UserError, match=r"shuffle_idx .*shuffle_idx\.npy does not exist"):
         reopen(mapped)
     data = (mapped / "kept.npy").read_bytes()
     for damaged in (b"", b"hello", data[:40], data[:-1]):
         (mapped / "shuffle_idx.npy").write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"no shuffle_idx: not a whole \.npy file") as error:
+        with pytest.raises(UserError, match=r"no shuffle_idx: not a whole \.npy file") as error:
             reopen(mapped)
         assert "\n" not in str(error.value)
     np.save(mapped / "shuffle_idx.npy", np.array([{}]), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"not a whole \.npy file"):  # nothing is executed from data
+    with pytest.raises(UserError, match=r"not a whole \.npy file"):  # nothing is executed from data
         reopen(mapped)
 
 
 def test_maps_tell_the_range_of_samples(mapped: Path) -> None:
     maps = reopen(mapped)
-    with pytest.raises(ValueError, match=rf"sample {maps.n}: out of range, docs holds samples 0 … {maps.n - 1}"):
+    with pytest.raises(UserError, match=rf"sample {maps.n}: out of range, docs holds samples 0 … {maps.n - 1}"):
         maps.tokens(maps.n)
 
 
@@ -496,9 +497,9 @@ def test_first_release_of_the_other_models(model: str) -> None:
 
 
 def test_published_steps_that_are_not_known() -> None:
-    with pytest.raises(ValueError, match="tiny: no steps were published"):
+    with pytest.raises(UserError, match="tiny: no steps were published"):
         published_steps("tiny", "v1")
-    with pytest.raises(ValueError, match="pythia-14m: not in suite v0; it is in v1"):
+    with pytest.raises(UserError, match="pythia-14m: not in suite v0; it is in v1"):
         published_steps("pythia-14m", "v0")
-    with pytest.raises(ValueError, match="suite v2: unknown; known: v0, v1"):
+    with pytest.raises(UserError, match="suite v2: unknown; known: v0, v1"):
         published_steps("pythia-70m", "v2")

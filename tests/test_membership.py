@@ -15,11 +15,13 @@ from wellread import checkpoint as checkpoints
 from wellread.config import RunConfig, to_dict
 from wellread.data import compile as compiling
 from wellread.data.corpus import Corpus
+from wellread.errors import UserError
+from wellread.files import write_json
 from wellread.models import registry
 from wellread.plan import Cluster, Counts, make_plan, resolve
 from wellread.record import Reading, RecordWriter, genesis
 from wellread.results import Result, Scores, read
-from wellread.runs import RunDirectory, write_json
+from wellread.runs import RunDirectory
 
 ONE_EACH = np.arange(10_000)
 
@@ -75,7 +77,7 @@ def test_tpr_needs_ten_over_alpha_nonmembers() -> None:
     assert tpr_at_fpr(np.ones(5), np.zeros(100), 0.1) == 1.0
     assert tpr_at_fpr(np.ones(5), np.zeros(999), 0.01) is None
     assert tpr_at_fpr(np.ones(5), np.zeros(1000), 0.01) == 1.0
-    with pytest.raises(ValueError, match="between 0 and 1"):
+    with pytest.raises(UserError, match="between 0 and 1"):
         tpr_at_fpr(np.ones(5), np.zeros(1000), 0)
 
 
@@ -355,13 +357,13 @@ def test_a_diverged_checkpoint_is_not_compared(
 
 def test_bad_input_is_one_line(tmp_path: Path, scored: list[Any]) -> None:
     run = make_run(tmp_path / "run")
-    with pytest.raises(ValueError, match="no checkpoint at step 3; choose from 0, 2, 4"):
+    with pytest.raises(UserError, match="no checkpoint at step 3; choose from 0, 2, 4"):
         evaluate(run, steps=[3])
-    with pytest.raises(ValueError, match="no sealed samples to compare with; train a run with --holdout above 0"):
+    with pytest.raises(UserError, match="no sealed samples to compare with; train a run with --holdout above 0"):
         evaluate(make_run(tmp_path / "open", sealed=0))
-    with pytest.raises(ValueError, match="--bootstrap 1: too few"):
+    with pytest.raises(UserError, match="--bootstrap 1: too few"):
         evaluate(run, bootstrap=1)
-    with pytest.raises(ValueError, match="--max_samples 1: nothing to compare"):
+    with pytest.raises(UserError, match="--max_samples 1: nothing to compare"):
         evaluate(run, max_samples=1)
     assert not run.eval.exists()
 

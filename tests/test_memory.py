@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 
 from wellread.choice import choose, name_of
+from wellread.errors import UserError
 from wellread.memory import CUDA_CONTEXT, FRAGMENTATION, NCCL, SPEED, Machine, Work, estimate
 from wellread.models import llama
 from wellread.models.registry import ModelSpec, find
 from wellread.parameters import FAMILIES, Compute, layer_activations, lora_parameters, parameters
-from wellread.phases import GIB, HEAP_BLOCK
+from wellread.phases import HEAP_BLOCK
+from wellread.units import GIB
 
 PYTHIA = {
     "pythia-14m": 14_067_712,
@@ -567,15 +569,15 @@ def test_saved_states_are_mapped_whoever_loads_them(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_refused_in_one_line(machine: dict[str, Any], work: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}[^\n]*$"):
+    with pytest.raises(UserError, match=f"^{re.escape(message)}[^\n]*$"):
         of("zero3", Work(**work), Machine(**machine))
 
 
 def test_unknown_strategy_and_family() -> None:
-    with pytest.raises(ValueError, match=r"--strategy zero4: unknown; choose ddp, zero1"):
+    with pytest.raises(UserError, match=r"--strategy zero4: unknown; choose ddp, zero1"):
         of("zero4")
     strange = replace(find("pythia-160m"), family="mamba")
-    with pytest.raises(ValueError, match=r"--model pythia-160m: the memory of family mamba is not known; known: gpt_"):
+    with pytest.raises(UserError, match=r"--model pythia-160m: the memory of family mamba is not known; known: gpt_"):
         parameters(strange)
 
 

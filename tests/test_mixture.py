@@ -15,6 +15,7 @@ from wellread.data.mixture import Mixture, corpus_directory, shares
 from wellread.data.sets import find
 from wellread.data.sources import Source
 from wellread.data.tokenizer import Tokenizer
+from wellread.errors import UserError
 from wellread.record import Record
 from wellread.runs import RunDirectory
 
@@ -52,7 +53,7 @@ def test_weights_are_of_samples_not_of_rows() -> None:
 
 
 def test_more_rows_than_a_set_has() -> None:
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(UserError) as refused:
         chosen([[1] * 20 + [0]], Source(name="a", limit=21, hub="x/a"))
     assert str(refused.value) == "--data a:21: x/a has 20 rows; ask for at most that"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from launch import models
 from wellread.models.registry import find, registry
-from wellread.phases import GIB
+from wellread.units import GIB
 
 
 def test_every_model_is_listed_for_machines(program: Any) -> None:

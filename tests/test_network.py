@@ -36,7 +36,7 @@ def test_the_route_to_the_loopback() -> None:
 
 
 def test_an_unknown_host() -> None:
-    with pytest.raises(OSError):
+    with pytest.raises(socket.gaierror):
         source_address("a-host-that-nobody-knows.invalid")
 
 

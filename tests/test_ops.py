@@ -15,6 +15,7 @@ from conftest import missing
 
 from launch import ops
 from launch.cluster import ClusterFile, environment
+from wellread.errors import UserError
 from wellread.plan import Plan
 
 torch = find_spec("torch")
@@ -178,7 +179,7 @@ def test_a_builder_that_dies_while_it_is_waited_for_hangs_nobody(
 
 def test_a_compiler_that_fails_is_named_with_its_last_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ops.OPS, "toy", "raise SystemExit('c++: fatal error: no space')")
-    with pytest.raises(ValueError, match=r"cannot be compiled \(c\+\+: fatal error: no space\)"):
+    with pytest.raises(UserError, match=r"cannot be compiled \(c\+\+: fatal error: no space\)"):
         ops.ensure("toy", {"TORCH_EXTENSIONS_DIR": str(folder.parent)})
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
+from wellread.errors import UserError
 from wellread.order import CHUNK, MAX_SAMPLES, Order
 
 Ids = NDArray[np.int64]
@@ -195,30 +196,30 @@ def test_steps_of_whole_epochs(epochs: int, n: int, batch_size: int) -> None:
     ],
 )
 def test_bad_fields_are_refused(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         dataclasses.replace(shuffle(10), **change)
 
 
 def test_bad_arguments_are_refused() -> None:
     order = shuffle(10)
-    with pytest.raises(ValueError, match="batches -1 to 0 are no range"):
+    with pytest.raises(UserError, match="batches -1 to 0 are no range"):
         order.batch(-1)
-    with pytest.raises(ValueError, match="batches 3 to 2 are no range"):
+    with pytest.raises(UserError, match="batches 3 to 2 are no range"):
         order.batches(3, 2)
-    with pytest.raises(ValueError, match="position -2 is negative"):
+    with pytest.raises(UserError, match="position -2 is negative"):
         order.samples(np.array([1, -2]))
-    with pytest.raises(ValueError, match="position -2 is negative"):
+    with pytest.raises(UserError, match="position -2 is negative"):
         order.epochs(np.array([1, -2]))
-    with pytest.raises(ValueError, match="epoch -1 is negative"):
+    with pytest.raises(UserError, match="epoch -1 is negative"):
         order.positions(3, -1)
-    with pytest.raises(ValueError, match="sample 10 is not in the order; choose 0 to 9"):
+    with pytest.raises(UserError, match="sample 10 is not in the order; choose 0 to 9"):
         order.positions(np.array([9, 10]), 0)
-    with pytest.raises(ValueError, match="sample 10 is not in the order; choose 0 to 9"):
+    with pytest.raises(UserError, match="sample 10 is not in the order; choose 0 to 9"):
         order.locate(10, batches=0)
-    with pytest.raises(ValueError, match="batches is -1"):
+    with pytest.raises(UserError, match="batches is -1"):
         order.locate(0, batches=-1)
     for epochs in (0, -1, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="choose a positive number"):
+        with pytest.raises(UserError, match="choose a positive number"):
             order.steps(epochs)
 
 

@@ -21,13 +21,15 @@ from eval.history import History
 from finetune.prepare import prepare
 from wellread.config import RunConfig
 from wellread.data.corpus import Corpus
+from wellread.errors import UserError
+from wellread.files import write_json
 from wellread.models.registry import find
 from wellread.order import ListedOrder, Order
 from wellread.orders import kept
 from wellread.orders.spec import parse
 from wellread.plan import resolve
 from wellread.record import Record
-from wellread.runs import RunDirectory, write_json
+from wellread.runs import RunDirectory
 
 SPEC = find("tiny")
 
@@ -218,7 +220,7 @@ def test_order_is_opened_as_it_was_built(measured: Corpus, tmp_path: Path, kind:
     assert np.array_equal(opened.batches(0, 100), built.order.batches(0, 100))
     if isinstance(opened, ListedOrder):
         np.save(run.order_file, np.roll(opened.ids, 1))
-        with pytest.raises(ValueError, match=r"order\.npy: altered since the run began"):
+        with pytest.raises(UserError, match=r"order\.npy: altered since the run began"):
             kept.open_order(run)
 
 
@@ -252,7 +254,7 @@ def test_the_identity_names_the_metric_and_not_where_a_file_lay(measured: Corpus
     ],
 )
 def test_orders_that_cannot_be(measured: Corpus, order: str, message: str) -> None:
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(UserError) as refused:
         build(measured, order)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -277,7 +279,7 @@ def test_files_that_are_no_order(corpus: Corpus, tmp_path: Path, content: Any, m
         path.write_bytes(content)
     else:
         np.save(path, np.array(content))
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(UserError) as refused:
         build(corpus, f"file:{path}")
     assert message.format(path) in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -312,7 +314,7 @@ def test_files_that_are_no_order(corpus: Corpus, tmp_path: Path, content: Any, m
     ],
 )
 def test_curricula_that_cannot_be(corpus: Corpus, tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(UserError) as refused:
         build(corpus, curriculum(tmp_path, text))
     assert message in str(refused.value)
     assert str(tmp_path / "c.yaml") in str(refused.value)
@@ -328,16 +330,16 @@ def test_curricula_that_cannot_be(corpus: Corpus, tmp_path: Path, text: str, mes
 )
 def test_a_curriculum_says_how_long_it_is(corpus: Corpus, tmp_path: Path, changes: Any, message: str) -> None:
     text = curriculum(tmp_path, "phases: [steps: 2]")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         build(corpus, text, **changes)
     if "steps" in changes:
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(UserError, match=message):
             kept.samples_before_corpus(resolve(RunConfig(order=text, **changes), SPEC), 500)
 
 
 @pytest.mark.parametrize("order", ["shuffle", "sequential", "filter:n_tokens>3"])
 def test_no_control_arm_of_what_is_random(order: str) -> None:
-    with pytest.raises(ValueError, match="--order_control: no control arm of --order"):
+    with pytest.raises(UserError, match="--order_control: no control arm of --order"):
         resolve(RunConfig(order=order, order_control=True), SPEC)
 
 

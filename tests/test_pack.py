@@ -19,6 +19,7 @@ from wellread.data.batch import Batch, collate
 from wellread.data.corpus import Corpus
 from wellread.data.pack import first_fit_decreasing, joined_document, pack
 from wellread.data.segments import Segments
+from wellread.errors import UserError
 from wellread.models.load import load_model
 from wellread.record import Record
 from wellread.runs import RunDirectory
@@ -158,7 +159,7 @@ def test_a_megatron_set_is_refused(tmp_path: Path) -> None:
     from wellread.data.megatron_write import write
 
     write(tmp_path / "set", [np.arange(9, dtype=np.uint16)] * 4)
-    with pytest.raises(ValueError, match="is a Megatron set, whose sequences are cut to one length already"):
+    with pytest.raises(UserError, match="is a Megatron set, whose sequences are cut to one length already"):
         prepare(RunConfig(data=f"text@{tmp_path / 'set'}", corpora=str(tmp_path / "c"), pack=True))
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from wellread.data import pieces, story_grammar
 from wellread.data.pieces import Pieces
 from wellread.data.tokenizer import Tokenizer
+from wellread.errors import UserError
 
 STORIES = [story_grammar.story(i) for i in range(400)]
 ODD = st.lists(
@@ -129,11 +130,11 @@ def test_what_cannot_be_trained_or_read(tmp_path: Path) -> None:
             "--vocab 600: the text has more different characters than that",
         ),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(UserError, match=message):
             pieces.train(words, size)
     for size in (511, 32_001):
-        with pytest.raises(ValueError, match=f"--vocab {size}: a trained vocabulary has 512 to 32,000 pieces"):
+        with pytest.raises(UserError, match=f"--vocab {size}: a trained vocabulary has 512 to 32,000 pieces"):
             pieces.check_size(size)
     (tmp_path / "no.model").write_bytes(b"\x0a\x05hello")
-    with pytest.raises(ValueError, match=r"no\.model: not a SentencePiece model, or a damaged one"):
+    with pytest.raises(UserError, match=r"no\.model: not a SentencePiece model, or a damaged one"):
         pieces.load(tmp_path / "no.model")

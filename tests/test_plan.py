@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wellread.config import OptimConfig, RunConfig, to_dict
+from wellread.errors import UserError
 from wellread.models.registry import ModelSpec, find
 from wellread.plan import RUNGS, Cluster, Counts, Plan, make_plan, resolve, save_steps
 
@@ -59,7 +60,7 @@ def test_name_of_the_run(data: str, out: str) -> None:
 
 
 def test_no_sequence_beyond_the_positions() -> None:
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(UserError) as refused:
         resolve(RunConfig(seq_len=65), SPEC)
     assert str(refused.value) == "--seq_len 65: toy has 64 positions; choose at most that"
 
@@ -92,10 +93,10 @@ def test_micro_batches_fill_the_batch(per_rank: int, ranks: int) -> None:
 
 def test_a_batch_that_cannot_be_divided() -> None:
     for batch, ranks, near in ((15, 2, "14 or 16"), (3, 4, "4"), (100, 8, "96 or 104")):
-        with pytest.raises(ValueError) as refused:
+        with pytest.raises(UserError) as refused:
             plan(RunConfig(batch_size=batch), ranks)
         assert str(refused.value) == f"--batch_size {batch}: not divisible by {ranks} ranks; choose {near}"
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(UserError) as refused:
         plan(RunConfig(batch_size=16, micro_batch_size=3), 2)
     assert str(refused.value) == "--micro_batch_size 3: does not divide the 8 samples of each rank and step"
 
@@ -111,7 +112,7 @@ def test_steps_and_epochs() -> None:
 
 
 def test_nothing_to_train_on() -> None:
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(UserError) as refused:
         plan(RunConfig(data="x.jsonl"), trainable=0)
     assert str(refused.value) == "--data x.jsonl: no trainable samples; lower --holdout or give more rows"
 
@@ -168,7 +169,7 @@ def test_json_round_trip() -> None:
     made = plan(RunConfig(), 2)
     back = Plan.from_json(json.dumps(to_dict(made)))
     assert back == made
-    with pytest.raises(ValueError, match="Plan: unknown keys later; written by another version"):
+    with pytest.raises(UserError, match="Plan: unknown keys later; written by another version"):
         Plan.from_json(json.dumps(to_dict(made) | {"later": 1}))
 
 

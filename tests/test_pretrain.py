@@ -15,6 +15,7 @@ from launch.options import LaunchOptions
 from wellread.checkpoint import list_checkpoints
 from wellread.config import INSTRUCTIONS_ONLY, PretrainConfig, RunConfig, to_argv
 from wellread.data.corpus import Corpus
+from wellread.errors import UserError
 from wellread.models.registry import find, fingerprint
 from wellread.plan import Plan
 from wellread.record import Record
@@ -140,7 +141,7 @@ def test_sizes_by_number() -> None:
         "stories-24x1x8": "heads of width 3 cannot be rotated in pairs; make it even",
         "stories-0x1x8": "no size may be 0; write stories-WIDTHxLAYERSxHEADS, as stories-288x6x6",
     }.items():
-        with pytest.raises(ValueError, match=re.escape(f"--model {name}: {reason}")):
+        with pytest.raises(UserError, match=re.escape(f"--model {name}: {reason}")):
             find(name)
 
 
@@ -163,7 +164,7 @@ def test_settings_travel(tmp_path: Path) -> None:
     for written in (config, RunConfig(out=str(tmp_path))):
         run.write_config(written)
         assert run.config() == written
-    with pytest.raises(ValueError, match="--template dolly: is for instructions, not for stories; leave it out"):
+    with pytest.raises(UserError, match="--template dolly: is for instructions, not for stories; leave it out"):
         PretrainConfig(template="dolly")
     assert set(INSTRUCTIONS_ONLY) < {field.name for field in dataclasses.fields(RunConfig)}
 

@@ -10,7 +10,8 @@ import torch
 
 from pretrain.sample import Settings, choose, sample
 from wellread.checkpoint import model_directory
-from wellread.runs import write_json
+from wellread.errors import UserError
+from wellread.files import write_json
 
 
 def drawn(settings: Settings, times: int) -> list[int]:
@@ -46,7 +47,7 @@ def test_samples_of_stories260k(shared: Path, tmp_path: Path, capsys: pytest.Cap
         "Once upon a time, there was a little girl named Lily. She loved to play outside in the park"
     )
     assert said[0].endswith('"Thank you, Lily! You are a good friend."\n')  # the end of a story, before 400 tokens
-    with pytest.raises(ValueError, match="--tokens 510: the text has 3 tokens and the model 512 positions"):
+    with pytest.raises(UserError, match="--tokens 510: the text has 3 tokens and the model 512 positions"):
         sample(tmp_path / "model", "hi", Settings(tokens=510))
 
 
@@ -60,7 +61,7 @@ def test_samples_of_stories260k(shared: Path, tmp_path: Path, capsys: pytest.Cap
     ],
 )
 def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         Settings(**settings)
 
 
@@ -68,7 +69,7 @@ def test_which_model_is_meant(tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     (run / "config.yaml").write_text("model: tiny\n")
-    with pytest.raises(ValueError, match="has no checkpoint yet"):
+    with pytest.raises(UserError, match="has no checkpoint yet"):
         model_directory(str(run))
     for step in (0, 20):
         path = run / "checkpoints" / f"step-{step:08d}"
@@ -76,9 +77,9 @@ def test_which_model_is_meant(tmp_path: Path) -> None:
         write_json(path / "checkpoint.json", {"step": step, "files": {}})
     assert model_directory(str(run)) == run / "checkpoints" / "step-00000020" / "model"
     assert model_directory(f"{run}@step-0") == run / "checkpoints" / "step-00000000" / "model"
-    with pytest.raises(ValueError, match=r"no checkpoint step-7; there: step-0, step-20"):
+    with pytest.raises(UserError, match=r"no checkpoint step-7; there: step-0, step-20"):
         model_directory(f"{run}@step-7")
-    with pytest.raises(ValueError, match="neither a run nor a model directory"):
+    with pytest.raises(UserError, match="neither a run nor a model directory"):
         model_directory(str(tmp_path / "lost"))
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")

@@ -16,6 +16,7 @@ from wellread.data.corpus import Corpus
 from wellread.data.raw import Raw
 from wellread.data.sets import find
 from wellread.data.tokenizer import Tokenizer
+from wellread.errors import UserError
 
 TEXTS = ["one two three four five six seven", "eight nine", "", "ten"]
 
@@ -88,7 +89,7 @@ def test_tokens_of_a_megatron_set_are_taken_as_they_are(tmp_path: Path, corpus: 
         (str(small_model), f"{tmp_path / 'large'} row 1: token 2,048, but small has a vocabulary of 2,048; "),
         ("tiny", f"{tmp_path / 'large'} row 1: holds tokens, and tiny has no tokenizer of its own; "),
     ):
-        with pytest.raises(ValueError) as refused:
+        with pytest.raises(UserError) as refused:
             prepare(RunConfig(data=f"text@{tmp_path / 'large'}", **(settings | {"model": model})))
         assert str(refused.value).startswith(message)
 

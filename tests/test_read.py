@@ -22,6 +22,7 @@ from eval.history import History
 from wellread.checkpoint import list_checkpoints
 from wellread.data.corpus import Corpus
 from wellread.data.tokenizer import Tokenizer
+from wellread.errors import UserError
 from wellread.record import Record
 from wellread.runs import RunDirectory
 
@@ -161,7 +162,7 @@ def test_call_gives_one_line_per_batch(
     monkeypatch.setattr(sys, "path", [*sys.path])
     lines = [json.loads(line) for line in ask("--batch", "2:5", "--call", "my_counts:words").splitlines()]
     assert lines == [[b, sum(len(texts[i].split()) for i in history.order.batch(b))] for b in (2, 3, 4)]
-    with pytest.raises(ValueError, match="batch 2: returned no JSON value"):
+    with pytest.raises(UserError, match="batch 2: returned no JSON value"):
         ask("--batch", "2", "--call", "my_counts:bad", "--jsonl", tmp_path / "out.jsonl")
     assert not (tmp_path / "out.jsonl").exists()
     for name, error in {
@@ -169,7 +170,7 @@ def test_call_gives_one_line_per_batch(
         "my_counts:g": "has no function g",
         "f": "MODULE:FUN",
     }.items():
-        with pytest.raises(ValueError, match=error):
+        with pytest.raises(UserError, match=error):
             ask("--batch", "2", "--call", name)
 
 
@@ -343,7 +344,7 @@ def test_a_tokenizer_of_other_bytes_is_refused(history: History, monkeypatch: py
     assert history.tokenizer is not None
     table = search.token_bytes(history.tokenizer)
     monkeypatch.setattr(search, "token_bytes", lambda _: [token.swapcase() for token in table])
-    with pytest.raises(ValueError, match="sample 0 decodes to other bytes"):
+    with pytest.raises(UserError, match="sample 0 decodes to other bytes"):
         search.search(history.reader, history.tokenizer, "the")
 
 
@@ -359,13 +360,13 @@ def test_sql_joins_record_and_samples(ask: Ask, corpus: Corpus, tiny_run: RunDir
     ask("--sql", "select digest from record limit 1", "--csv", tmp_path / "q.csv")
     digest = corpus.digest(int(Record.open(tiny_run.record).sample_ids()[0])).hex()
     assert (tmp_path / "q.csv").read_text() == f"digest\n{digest}\n"
-    with pytest.raises(ValueError, match=r"--sql: .*tables are record and samples"):
+    with pytest.raises(UserError, match=r"--sql: .*tables are record and samples"):
         ask("--sql", "select * from recrod")
 
 
 def test_sql_without_duckdb_says_what_to_install(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "duckdb", None)
-    with pytest.raises(ValueError, match="pip install 'duckdb"):
+    with pytest.raises(UserError, match="pip install 'duckdb"):
         ask("--sql", "select 1")
 
 
@@ -394,9 +395,9 @@ def test_corpus_without_a_run(megatron: Path, ask: Ask, corpus: Corpus, tmp_path
     found = ask(*asked, "--text", texts[50][30:60], "--tokenizer", corpus.tokenizer, of=None)
     assert "    batch 3 slot 2  epoch 0  will be read" in found
     last = -(-corpus.n // 16) - 1
-    with pytest.raises(ValueError, match=rf"has batches 0 … {last}$"):
+    with pytest.raises(UserError, match=rf"has batches 0 … {last}$"):
         ask(*asked, "--batch", last + 1, of=None)
-    with pytest.raises(ValueError, match="name one with --tokenizer"):
+    with pytest.raises(UserError, match="name one with --tokenizer"):
         ask(*asked, "--text", "x", of=None)
 
 
@@ -407,7 +408,7 @@ def test_pythia_order_is_refused_for_other_sizes(megatron: Path, ask: Ask) -> No
         ("shuffled", ("--batch_size", 16), "choose sequential, pythia"),
         ("sequential", (), "--batch_size is missing"),
     ):
-        with pytest.raises(ValueError, match=error):
+        with pytest.raises(UserError, match=error):
             ask("--corpus", megatron, "--order", order, *size, "--batch", 0, of=None)
 
 
@@ -448,7 +449,7 @@ def test_pythia_shaped_set_is_read_in_pythia_order(tmp_path: Path, ask: Ask) -> 
     ],
 )
 def test_mistakes_get_one_clear_line(ask: Ask, words: list[str], error: str) -> None:
-    with pytest.raises(ValueError, match=error) as caught:
+    with pytest.raises(UserError, match=error) as caught:
         ask(*words)
     assert "\n" not in str(caught.value)
 

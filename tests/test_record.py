@@ -10,6 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from wellread import record as records
+from wellread.errors import UserError
 from wellread.order import Order
 from wellread.record import COLUMNS, Reading, Record, RecordWriter, genesis, link
 
@@ -139,7 +140,7 @@ def test_an_empty_record(tmp_path: Path) -> None:
 def test_ranges_beyond_what_was_read(tmp_path: Path) -> None:
     written(tmp_path)
     for batches in ((0, 6), (-1, 2), (3, 2)):
-        with pytest.raises(ValueError) as refused:
+        with pytest.raises(UserError) as refused:
             Record.open(tmp_path).table(batches=batches)
         assert str(refused.value) == (f"batches {batches[0]}:{batches[1]}: out of range, the record holds batches 0:5")
 
@@ -178,7 +179,7 @@ def test_a_crash_between_part_and_head(tmp_path: Path) -> None:
 
 def test_a_step_without_its_part_is_refused(tmp_path: Path) -> None:
     head = written(tmp_path).head
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(UserError) as refused:
         RecordWriter(tmp_path, start=START, step=4, head=head)
     assert str(refused.value) == (f"{tmp_path}: the record has no part that ends at step 4; its files are incomplete")
     assert Record.open(tmp_path).batches == 5  # refused before anything was dropped
@@ -228,11 +229,11 @@ def test_skipped_batches_are_marked(tmp_path: Path) -> None:
 
 
 def test_no_record(tmp_path: Path) -> None:
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(UserError) as refused:
         Record.open(tmp_path)
     assert str(refused.value) == f"{tmp_path}: no record there (head.json is missing); has the run started?"
     (tmp_path / "head.json").write_text("{")
-    with pytest.raises(ValueError, match=r"head\.json: damaged \(Expecting property name"):
+    with pytest.raises(UserError, match=r"head\.json: damaged \(Expecting property name"):
         Record.open(tmp_path)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from wellread.errors import UserError
 from wellread.models import registry
 from wellread.models.registry import ModelSpec, find, fingerprint, local_directory
 from wellread.parameters import parameters
@@ -77,13 +78,13 @@ def test_revisions() -> None:
     ):
         find("pythia-70m@step3001")
     for name in ("tiny@step3", "pythia-70m@"):
-        with pytest.raises(ValueError, match=f"--model {name}: only models of the hub have revisions"):
+        with pytest.raises(UserError, match=f"--model {name}: only models of the hub have revisions"):
             find(name)
 
 
 def test_an_adapter_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ValueError, match="holds an adapter alone; merge it into its model first, with python -m finet"):
+    with pytest.raises(UserError, match="holds an adapter alone; merge it into its model first, with python -m finet"):
         find(str(tmp_path))
 
 
@@ -208,19 +209,19 @@ def test_training_defaults_of_a_known_name_survive_the_search_path(
     ],
 )
 def test_unknown_names(name: str, message: str) -> None:
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(UserError) as refused:
         find(name)
     assert str(refused.value).startswith(message)
 
 
 def test_the_hub_out_of_reach() -> None:
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(UserError) as refused:
         find("someone/something")
     message = str(refused.value)
     assert message.startswith("--model someone/something: cannot be had from the hub (")
     assert message.endswith("); put it into a directory of $WELLREAD_MODELS or pass its directory")
     assert "\n" not in message
-    with pytest.raises(ValueError, match=r"--model EleutherAI/pythia-70m: cannot be had from the hub \("):
+    with pytest.raises(UserError, match=r"--model EleutherAI/pythia-70m: cannot be had from the hub \("):
         local_directory(find("pythia-70m"), weights=True)
 
 
@@ -244,7 +245,7 @@ def test_directories_that_hold_no_model(content: str | None, message: str, tmp_p
     path.mkdir()
     if content is not None:
         (path / "config.json").write_text(content)
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(UserError) as refused:
         find(str(path))
     assert str(refused.value) == message.replace("DIR", str(path))
 

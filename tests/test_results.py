@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from wellread import results
+from wellread.errors import UserError
 from wellread.results import Result, Scores
 
 AUC = Result(
@@ -33,14 +34,14 @@ def test_the_columns_are_those_of_design_md(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_table_of_results_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
-    with pytest.raises(ValueError, match=r"x\.parquet: no such file"):
+    with pytest.raises(UserError, match=r"x\.parquet: no such file"):
         results.read(path)
     path.write_bytes(b"PAR1 but not really")
-    with pytest.raises(ValueError, match=r"x\.parquet: not a readable Parquet file"):
+    with pytest.raises(UserError, match=r"x\.parquet: not a readable Parquet file"):
         results.read(path)
     scores = Scores(sample_id=np.array([1]), n_targets=np.array([1]), log_likelihood=np.array([0.0]))
     results.write_scores(path, scores, head="00", checkpoint="11")
-    with pytest.raises(ValueError, match="lacks run, model, step"):
+    with pytest.raises(UserError, match="lacks run, model, step"):
         results.read(path)
 
 

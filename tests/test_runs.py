@@ -19,7 +19,9 @@ import pytest
 
 from wellread import provenance
 from wellread.config import OptimConfig, RunConfig
-from wellread.runs import Holder, RunDirectory, sha256_file, write_atomic, write_json
+from wellread.errors import UserError
+from wellread.files import sha256_file, write_atomic, write_json
+from wellread.runs import Holder, RunDirectory
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -62,7 +64,7 @@ def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(ValueError) as refused:
+        with pytest.raises(UserError) as refused:
             RunDirectory.open(path)
         assert str(refused.value) == (
             f"{path}: not a run directory (it has no config.yaml); see the folder runs/ for yours"
@@ -105,7 +107,7 @@ def test_the_lock_admits_one_launch(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     with run.lock():
         run.write_config(RunConfig())
-        with pytest.raises(ValueError) as refused, RunDirectory(run.path).lock():
+        with pytest.raises(UserError) as refused, RunDirectory(run.path).lock():
             pass
         assert str(refused.value).startswith(f"{run.path}: in use by process {os.getpid()} on ")
         assert str(refused.value).endswith("; wait for it, or choose another --out")
@@ -122,7 +124,7 @@ def test_a_killed_holder_frees_the_lock(tmp_path: Path, root: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(ValueError, match=f"in use by process {holder.pid} "), RunDirectory(tmp_path / "run").lock():
+        with pytest.raises(UserError, match=f"in use by process {holder.pid} "), RunDirectory(tmp_path / "run").lock():
             pass
         holder.send_signal(signal.SIGKILL)
         holder.wait()
@@ -167,7 +169,7 @@ def test_patience_ends(tmp_path: Path, root: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     with held(run.path, root, 60) as process:
         began = time.monotonic()
-        with pytest.raises(ValueError, match=f"in use by process {process.pid} "), run.lock(patience=1):
+        with pytest.raises(UserError, match=f"in use by process {process.pid} "), run.lock(patience=1):
             pass
         assert 1 <= time.monotonic() - began < 30
 
@@ -203,7 +205,7 @@ def test_a_look_at_the_holder_refuses_no_launch(tmp_path: Path) -> None:
 
 def test_a_launch_of_which_nothing_came_leaves_nothing(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "a" / "run")
-    with pytest.raises(ValueError, match="bad data"), run.lock():
+    with pytest.raises(UserError, match="bad data"), run.lock():
         raise ValueError("bad data")
     assert not run.path.exists()
 
@@ -212,7 +214,7 @@ def test_what_was_there_before_stays(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     run.path.mkdir()
     (run.path / "mine.txt").write_text("precious")
-    with pytest.raises(ValueError, match="bad data"), run.lock():
+    with pytest.raises(UserError, match="bad data"), run.lock():
         raise ValueError("bad data")
     assert (run.path / "mine.txt").read_text() == "precious"
 

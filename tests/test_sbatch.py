@@ -27,8 +27,10 @@ from launch import evaluation, slurm
 from launch.cluster import ClusterFile, load
 from launch.evaluation import Request
 from launch.slurm_task import CommandTask, RankTask
+from wellread.errors import UserError
+from wellread.files import write_json
 from wellread.plan import Plan
-from wellread.runs import RunDirectory, write_json
+from wellread.runs import RunDirectory
 
 SUBMITIT = ["-u", "-m", "submitit.core._submit"]
 PLAIN = ClusterFile(kind="slurm", name="slurm", python="/opt/venv/bin/python")
@@ -220,7 +222,7 @@ def test_no_name_or_path_breaks_out(
 
 def test_the_parser_of_the_tests_is_strict() -> None:
     assert flags("#!/bin/bash\n\n# x\n#SBATCH --a='b c'\necho\n#SBATCH --d=e\n") == {"--a": "b c"}
-    with pytest.raises(ValueError, match="unpack"):
+    with pytest.raises(UserError, match="unpack"):
         flags("#SBATCH --a=b --c=d\n")
     assert sbatch_words(r""" --a='b c'"'"d --e\ f#g""") == ["--a=b c'd", "--e f"]
     assert sbatch_words(r"'a\b'") == ["ab"]  # which is why slurm.check refuses a backslash
@@ -229,7 +231,7 @@ def test_the_parser_of_the_tests_is_strict() -> None:
 @pytest.mark.parametrize("name", ["a%j", "100%", "a\\b", "a\nb", "a\tb", "a\x7fb", "a\x1bb"])
 def test_what_slurm_reads_as_something_else_is_refused(name: str, tmp_path: Path) -> None:
     for path in (tmp_path / name, tmp_path / name / "run"):
-        with pytest.raises(ValueError) as error:
+        with pytest.raises(UserError) as error:
             slurm.check(RunDirectory(path))
         assert str(error.value).startswith(f"--out {str(path)!r}: SLURM reads % and \\ in ")
         assert "\n" not in str(error.value)
@@ -398,7 +400,7 @@ def test_a_refused_job_leaves_nothing(tasks: int, run: RunDirectory, scheduler: 
     slurm.submit(PLAIN, run, [TASK], wanted, "finetune")
     before, noted = sorted(run.submit.iterdir()), slurm.jobs_of(run)
     scheduler.answers("sbatch", REFUSING)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         slurm.submit(PLAIN, run, [TASK] * tasks, wanted, "finetune")
     assert str(error.value) == (
         "SLURM refuses the job: invalid partition specified: nope; "
@@ -410,7 +412,7 @@ def test_a_refused_job_leaves_nothing(tasks: int, run: RunDirectory, scheduler: 
 
 def test_without_slurm_it_says_so(run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         slurm.submit(PLAIN, run, [TASK], {}, "finetune")
     assert str(error.value) == (
         "--cluster slurm: no sbatch here; log in to a node of the cluster, or choose --cluster local"
@@ -532,7 +534,7 @@ def test_an_evaluation_from_a_path_that_slurm_misreads_is_refused(
 ) -> None:
     run = RunDirectory(tmp_path / "100%")
     run.path.mkdir()
-    with pytest.raises(ValueError, match="SLURM reads % and"):
+    with pytest.raises(UserError, match="SLURM reads % and"):
         evaluation.run(evaluation_request(run, monkeypatch, steps=3))
     assert scheduler.submitted() == []
 
@@ -565,7 +567,7 @@ def test_a_job_that_was_not_noted_is_found(run: RunDirectory) -> None:
 def test_damaged_notes_of_jobs_are_one_line(run: RunDirectory) -> None:
     run.submit.mkdir(exist_ok=True)
     (run.submit / "jobs.json").write_text("{")
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         slurm.jobs_of(run)
     assert "jobs.json: damaged" in str(error.value)
     assert "\n" not in str(error.value)

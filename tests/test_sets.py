@@ -12,6 +12,7 @@ from wellread.config import CONFIGS, RunConfig
 from wellread.data import sets
 from wellread.data.mixture import readers
 from wellread.data.sources import Source, fingerprint
+from wellread.errors import UserError
 from wellread.models.registry import ModelSpec, registry
 from wellread.plan import resolve
 
@@ -177,6 +178,6 @@ def test_what_is_no_data(data: str, message: str, tmp_path: Path) -> None:
     write(tmp_path / "alpaca.jsonl", ALPACA)
     write(tmp_path / "dolly.jsonl", DOLLY)
     write(tmp_path / "odd.jsonl", {"text": "x"})
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(UserError) as refused:
         readers(RunConfig(), sets.find(data.replace("DIR", str(tmp_path))))
     assert str(refused.value) == message.replace("DIR", str(tmp_path))

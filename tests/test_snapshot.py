@@ -16,6 +16,7 @@ import pytest
 
 from launch import job, snapshot
 from wellread import provenance
+from wellread.errors import UserError
 from wellread.runs import RunDirectory
 
 SECRETS = {  # spelt in pieces, so that this file holds none of their forms
@@ -388,7 +389,7 @@ def test_strict_refuses_what_no_commit_names(clone: Path, tmp_path: Path, monkey
     assert complained == f"error: --strict: the working tree differs from commit {head[:12]}; commit or stash first\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clone"]
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
-    with pytest.raises(ValueError, match="--strict: the code is no git repository, so no commit can name it"):
+    with pytest.raises(UserError, match="--strict: the code is no git repository, so no commit can name it"):
         job._refuse_dirty()
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from wellread.data import sets
 from wellread.data.sources import Row, Source, fingerprint, json_rows, rows
+from wellread.errors import UserError
 
 GOOD = {"instruction": "Add 1 and 1.", "context": "", "response": "2", "category": "open_qa"}
 
@@ -45,7 +46,7 @@ def test_broken_lines_are_named(tmp_path: Path) -> None:
 def test_json_lists(tmp_path: Path) -> None:
     path = write(tmp_path / "x.json", json.dumps([GOOD, 3, GOOD]))
     assert read(path) == [Row(1, GOOD), Row(2, None, "not a JSON object"), Row(3, GOOD)]
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(UserError) as refused:
         read(write(tmp_path / "y.json", json.dumps(GOOD)))
     assert str(refused.value) == f"{tmp_path / 'y.json'}: expected a JSON list of objects, found dict"
     with pytest.raises(
@@ -63,7 +64,7 @@ def test_parquet(tmp_path: Path) -> None:
     assert found[4999].fields == {**GOOD, "response": "4999"}
     whole = path.read_bytes()
     for name, content in (("text", b"hello"), ("cut", whole[: len(whole) // 2])):
-        with pytest.raises(ValueError, match=f"{name}.parquet: not a Parquet file: "):
+        with pytest.raises(UserError, match=f"{name}.parquet: not a Parquet file: "):
             read(write(tmp_path / f"{name}.parquet", content))
 
 
@@ -82,7 +83,7 @@ def test_the_same_rows_from_every_kind_of_file(tmp_path: Path) -> None:
 
 
 def test_the_hub_out_of_reach() -> None:
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(UserError) as refused:
         next(rows(sets.find("dolly").sources[0]))
     message = str(refused.value)
     assert message.startswith("--data dolly: hub set databricks/databricks-dolly-15k cannot be had (")
@@ -102,7 +103,7 @@ def test_csv(tmp_path: Path) -> None:
         ("cut", 'a,b\n1,"two', "not a CSV file: unexpected end of data at line 2"),
         ("latin", "a\nä\n".encode("latin-1"), "not UTF-8 (invalid continuation byte); save it as UTF-8"),
     ):
-        with pytest.raises(ValueError) as refused:
+        with pytest.raises(UserError) as refused:
             read(write(tmp_path / f"{name}.csv", content))
         assert str(refused.value) == f"{tmp_path / name}.csv: {message}"
 
@@ -164,5 +165,5 @@ def test_a_json_list_comes_object_by_object(size: int) -> None:
         b'[{"a":1}] x': "text after the end of the list",
         b'[{"a": "\xff"}]': "not UTF-8 at byte 8 of the file",
     }.items():
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(UserError, match=message):
             list(json_rows(Path("x"), (broken[i : i + size] for i in range(0, len(broken), size))))

@@ -18,8 +18,10 @@ from launch import slurm_queue, state, status
 from launch.slurm_queue import JobState
 from wellread.checkpoint import list_checkpoints
 from wellread.config import RunConfig
+from wellread.errors import UserError
+from wellread.files import write_json
 from wellread.plan import Plan
-from wellread.runs import RunDirectory, write_json
+from wellread.runs import RunDirectory
 from wellread.train import monitor
 from wellread.train.monitor import Progress, StepStats
 from wellread.train.throughput import Cost
@@ -155,7 +157,7 @@ def test_a_launch_that_prepares(tmp_path: Path) -> None:
     with run.lock():
         assert (looked(run).in_words, looked(run).seconds_left) == ("running (preparing)", None)
     empty = RunDirectory(tmp_path / "new")
-    with pytest.raises(ValueError, match="not a run directory"):
+    with pytest.raises(UserError, match="not a run directory"):
         state.open_run(empty.path)
     with empty.lock():
         assert looked(state.open_run(empty.path)).in_words == "running (preparing)"

@@ -24,6 +24,7 @@ from wellread.data.corpus import Corpus
 from wellread.data.pieces import Pieces
 from wellread.data.seal import document_id, is_sealed
 from wellread.data.tokenizer import Tokenizer
+from wellread.errors import UserError
 from wellread.text_metrics import NAMES, measure
 
 STORIES = [story_grammar.story(i) for i in range(300)]
@@ -69,7 +70,7 @@ def test_metrics_are_of_the_sample_alone(one_each: Corpus) -> None:
     expected = measure([STORIES[row] for row in rows])
     for k, name in enumerate(NAMES):
         assert np.array_equal(one_each.metric(name), expected[:, k]), name
-    with pytest.raises(ValueError, match="no metric 'length'; it has words, sentence_length, "):
+    with pytest.raises(UserError, match="no metric 'length'; it has words, sentence_length, "):
         one_each.metric("length")
 
 
@@ -88,7 +89,7 @@ def test_a_stream_and_its_seal(file: Path, tmp_path: Path) -> None:
     again = made(tmp_path / "again", data=str(file), seq_len=64, holdout=0.3)
     assert again.hash == corpus.hash
     assert again.metrics == ()
-    with pytest.raises(ValueError, match="it has none; prepare it with --metrics"):
+    with pytest.raises(UserError, match="it has none; prepare it with --metrics"):
         again.metric("words")
 
 
@@ -165,7 +166,7 @@ def test_perplexity_of_each_sample(file: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         assert corpus.metric("perplexity")[3] == pytest.approx(float(model(tokens, labels=tokens).loss.exp()), rel=1e-4)
     LlamaForCausalLM(LlamaConfig(vocab_size=512, **sizes)).save_pretrained(tmp_path / "other")
-    with pytest.raises(ValueError, match="its vocabulary is not that of the corpus \\(600 pieces\\)"):
+    with pytest.raises(UserError, match="its vocabulary is not that of the corpus \\(600 pieces\\)"):
         made(tmp_path / "d", data=f"{file}:20", seq_len=64, perplexity=str(tmp_path / "other"))
     assert not (tmp_path / "d").exists()
 
@@ -196,7 +197,7 @@ def test_what_is_refused(flags: list[str], content: bytes, message: str, tmp_pat
 
         (tmp_path / "x.model").write_bytes(pieces.train(Counter(TEXT.split()), 600))
     given = [flag.replace("FILE", str(file)) for flag in flags]
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(UserError) as refused:
         main(["prepare", f"--data={file}", f"--corpora={corpora}", *vocabulary, *given])
     assert str(refused.value).startswith(message.replace("FILE", str(file)))
     assert "\n" not in str(refused.value)

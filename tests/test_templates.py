@@ -9,6 +9,7 @@ from wellread.data import templates
 from wellread.data.mixture import readers
 from wellread.data.sets import find
 from wellread.data.templates import CHAT_FILE, FOLDER
+from wellread.errors import UserError
 
 FIELDS = {"instruction", "context", "category"}
 INTRO = "Below is an instruction that describes a task"
@@ -106,14 +107,14 @@ def test_a_context_without_a_place_is_named(tmp_path: Path) -> None:
 )
 def test_files_that_are_no_template(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text(text)
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(UserError) as refused:
         templates.load(str(tmp_path / "mine.txt"), FIELDS, "set")
     assert str(refused.value) == f"template {tmp_path / 'mine.txt'}: {message}"
 
 
 def test_unknown_names() -> None:
     for name in ("nope", "no/file.txt"):
-        with pytest.raises(ValueError) as refused:
+        with pytest.raises(UserError) as refused:
             templates.load(name, FIELDS, "set")
         assert str(refused.value) == (
             f"--template {name}: neither a known template (alpaca, dolly, none, qa, chat) nor a .txt file"

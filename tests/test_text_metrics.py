@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from wellread.errors import UserError
 from wellread.text_metrics import NAMES, measure, read_words, syllables
 
 PLATYPUS = "The Australian platypus is seemingly a hybrid of a mammal and reptilian creature."
@@ -65,7 +66,7 @@ def test_word_list(tmp_path: Path) -> None:
     assert measure(["The wolf: I don't like wolf or dog."], words=words)[0, 7] == np.float32(3 / 8)
     for content, message in {"two words": "line 1: 'two words' is not a single word", "#": "holds no word"}.items():
         (tmp_path / "list.txt").write_text(content)
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(UserError, match=message):
             read_words(tmp_path / "list.txt")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         read_words(tmp_path / "gone.txt")

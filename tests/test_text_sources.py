@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from wellread.data import text
 from wellread.data.text import Document, documents
+from wellread.errors import UserError
 
 Pack = Callable[[bytes], bytes]
 PACKS: dict[str, Pack] = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
@@ -54,7 +55,7 @@ def test_running_text_packed_and_not(tmp_path: Path, suffix: str) -> None:
 def test_separator_is_free(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a\n\nb\nc\n\n\n\nd\n")
     assert [d.text for d in documents(tmp_path / "a.txt", separator="\n\n", strip=True)] == ["a", "b\nc", "d"]
-    with pytest.raises(ValueError, match="separator of documents: empty"):
+    with pytest.raises(UserError, match="separator of documents: empty"):
         documents(tmp_path / "a.txt", separator="")
 
 
@@ -146,7 +147,7 @@ def test_packed_files_cut_off_at_any_place_are_named(tmp_path: Path, name: str) 
     packed = PACKS[Path(name).suffix](body)
     for length in {4, 9, len(packed) // 3, len(packed) // 2, len(packed) - 9, len(packed) - 1}:
         (tmp_path / name).write_bytes(packed[:length])
-        with pytest.raises(ValueError, match=r"damaged \(cut off\); copy or download it again") as error:
+        with pytest.raises(UserError, match=r"damaged \(cut off\); copy or download it again") as error:
             list(documents(tmp_path / name))
         assert str(error.value).startswith(str(tmp_path / name))
 
@@ -154,7 +155,7 @@ def test_packed_files_cut_off_at_any_place_are_named(tmp_path: Path, name: str) 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.txt.zst", "a.parquet"])
 def test_files_that_are_not_what_their_name_says(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"this is no packed file at all")
-    with pytest.raises(ValueError, match=r"damaged \(|not a Parquet file") as error:
+    with pytest.raises(UserError, match=r"damaged \(|not a Parquet file") as error:
         list(documents(tmp_path / name))
     assert str(error.value).startswith(str(tmp_path / name))
     assert "\n" not in str(error.value)
@@ -166,7 +167,7 @@ def test_flipped_bytes_in_packed_files_are_noticed(tmp_path: Path) -> None:
         packed = bytearray(pack(bytes(random.Random(1).choices(b"abcdefg ", k=5000))))
         packed[len(packed) // 2] ^= 16
         (tmp_path / name).write_bytes(packed)
-        with pytest.raises(ValueError, match=rf"{name}: damaged \("):
+        with pytest.raises(UserError, match=rf"{name}: damaged \("):
             list(documents(tmp_path / name))
 
 
@@ -180,7 +181,7 @@ def test_damage_inside_a_parquet_file_is_named(tmp_path: Path) -> None:
     body = bytearray(path.read_bytes())
     body[100:400] = bytes(300)
     path.write_bytes(body)
-    with pytest.raises(ValueError, match=r"a\.parquet: damaged \(") as error:
+    with pytest.raises(UserError, match=r"a\.parquet: damaged \(") as error:
         list(documents(path))
     assert "\n" not in str(error.value)
 
@@ -196,10 +197,10 @@ def test_sources_are_checked_at_once(tmp_path: Path) -> None:
         "a.parquet.gz": "not a known kind of file",
         ".": "not a file",
     }.items():
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(UserError, match=message):
             documents(tmp_path / name)
     for spec in ("hub:", "hub:a::b", "hub:a:b:c:d"):
-        with pytest.raises(ValueError, match=f"{spec}: expected hub:NAME, hub:NAME:SPLIT or hub:NAME:CONFIG:SPLIT"):
+        with pytest.raises(UserError, match=f"{spec}: expected hub:NAME, hub:NAME:SPLIT or hub:NAME:CONFIG:SPLIT"):
             documents(spec)
 
 
@@ -217,7 +218,7 @@ def test_hub_sets_are_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert list(documents(f"hub:{folder}"))[:2] == [Document(1, "t0", {"k": 0}), Document(2, "t1", {"k": 1})]
     assert texts(f"hub:{folder}:test") == ["held out"]
     assert texts(f"hub:{folder}:default:test") == ["held out"]
-    with pytest.raises(ValueError, match=r":dev: cannot be had from the hub \(Bad split: dev"):
+    with pytest.raises(UserError, match=r":dev: cannot be had from the hub \(Bad split: dev"):
         texts(f"hub:{folder}:dev")
     asked: list[bool] = []
     load = datasets.load_dataset

@@ -11,6 +11,7 @@ from tokenizers import models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from wellread.data.tokenizer import Tokenizer, copy_files, fingerprint, identify, train_bpe
+from wellread.errors import UserError
 
 TEXTS = ["the cat sat on the mat\n", "the dog sat on the log, ä ö ü\n"] * 20
 
@@ -62,10 +63,10 @@ def test_the_fingerprint_is_that_of_the_files(trained: Path, tmp_path: Path) -> 
 
 
 def test_directories_without_a_tokenizer(tmp_path: Path, trained: Path) -> None:
-    with pytest.raises(ValueError, match=r": no usable tokenizer \(.*\); put its tokenizer.json there"):
+    with pytest.raises(UserError, match=r": no usable tokenizer \(.*\); put its tokenizer.json there"):
         Tokenizer.load(tmp_path)
     shutil.copyfile(trained / "tokenizer.json", tmp_path / "tokenizer.json")
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(UserError) as refused:
         Tokenizer.load(tmp_path)
     assert str(refused.value) == f"{tmp_path}: its tokenizer has no eos_token; name one in tokenizer_config.json"
 

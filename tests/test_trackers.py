@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 from wellread.config import RunConfig
+from wellread.errors import UserError
 from wellread.train.trackers import TensorBoard, check, open_trackers
 
 
 def test_missing_tracker_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     check(RunConfig())
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(UserError) as refused:
         check(RunConfig(tracker="tensorboard,wandb"))
     expected = "--tracker wandb: is not installed; run: pip install 'wellread[wandb]', or leave wandb out"
     assert str(refused.value) == expected

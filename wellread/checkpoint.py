@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wellread.runs import RunDirectory, fsync_directory, fsync_file, full_disk_named, sha256_file, write_json
+from wellread.errors import UserError
+from wellread.files import fsync_directory, fsync_file, full_disk_named, sha256_file, write_json
+from wellread.runs import RunDirectory
 
 MANIFEST = "checkpoint.json"
 
@@ -106,13 +108,13 @@ def open_checkpoint(directory: Path, step: int) -> Checkpoint:
 
     Raises
     ------
-    ValueError
+    UserError
         When there is none; names those that are there.
     """
     found = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(directory)}
     if step not in found:
         there = ", ".join(f"step-{other}" for other in found) or "none"
-        raise ValueError(f"{directory}: no checkpoint step-{step}; there: {there}")
+        raise UserError(f"{directory}: no checkpoint step-{step}; there: {there}")
     return found[step]
 
 
@@ -121,18 +123,18 @@ def named_checkpoint(name: str) -> Checkpoint:
 
     Raises
     ------
-    ValueError
+    UserError
         When there is no such run or checkpoint; names the checkpoints that are there.
     """
     path, at, step = (name, "", "") if Path(name).is_dir() else name.rpartition("@")
     run = RunDirectory.open(path if at else name)
     if at:
         if not re.fullmatch(r"step-\d+", step):
-            raise ValueError(f"{name}: {step!r} is no checkpoint; write RUN@step-N")
+            raise UserError(f"{name}: {step!r} is no checkpoint; write RUN@step-N")
         return open_checkpoint(run.checkpoints, int(step.removeprefix("step-")))
     found = list_checkpoints(run.checkpoints)
     if not found:
-        raise ValueError(f"{run.path}: has no checkpoint yet")
+        raise UserError(f"{run.path}: has no checkpoint yet")
     return found[-1]
 
 
@@ -141,14 +143,14 @@ def model_directory(name: str) -> Path:
 
     Raises
     ------
-    ValueError
+    UserError
         When there is no such run, checkpoint or model.
     """
     path = Path(name)
     if (path / "config.json").is_file():
         return path
     if "@" not in path.name and not (path / "config.yaml").is_file():
-        raise ValueError(f"{name}: neither a run nor a model directory; name RUN, RUN@step-N or a directory of a model")
+        raise UserError(f"{name}: neither a run nor a model directory; name RUN, RUN@step-N or a directory of a model")
     return named_checkpoint(name).model
 
 

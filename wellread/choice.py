@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from wellread.memory import MARGIN, SPEED, Estimate, Machine, Work, estimate
 from wellread.models.adapter import ALL
-from wellread.phases import GIB
+from wellread.units import GIB
 
 if TYPE_CHECKING:
     from wellread.models.registry import ModelSpec
@@ -65,7 +65,7 @@ def choose(
 
     Raises
     ------
-    ValueError
+    UserError
         When a size makes no sense, or a strategy or the model's family is unknown.
     """
     ways = [works] if isinstance(works, Work) else list(works)

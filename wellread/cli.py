@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import difflib
-import errno
-import gc
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from wellread.errors import BAD_INPUT, UserError, print_error, user_message
+
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
-
-BAD_INPUT = 2
-FAILURE = 1
-
-
-class BadInput(ValueError):
-    """The user's to mend, as every plain ValueError, and of a kind that a caller may want to tell apart."""
 
 
 def new_parser(prog: str, description: str, examples: str) -> ArgumentParser:
@@ -100,9 +92,9 @@ def pretrain_flags(parser: ArgumentParser) -> Parse:
         if size is None:
             return config, others
         if config.model != PretrainConfig.model:
-            raise ValueError(f"--size {size}: --model {config.model} is given as well; leave one out")
+            raise UserError(f"--size {size}: --model {config.model} is given as well; leave one out")
         if not re.fullmatch(r"260K|15M|42M|110M|\d+(x\d+){2,3}", size, re.IGNORECASE):
-            raise ValueError(f"--size {size}: choose 260K, 15M, 42M, 110M, or WIDTHxLAYERSxHEADS, as 128x4x4")
+            raise UserError(f"--size {size}: choose 260K, 15M, 42M, 110M, or WIDTHxLAYERSxHEADS, as 128x4x4")
         return replace(config, model=f"stories-{size.lower()}"), others
 
     return parse_run
@@ -118,7 +110,7 @@ def parse_dataclass(parser: ArgumentParser, kind: type[Any], argv: Sequence[str]
 
     Raises
     ------
-    ValueError
+    UserError
         One line; an unknown key is named together with the nearest valid one.
     """
     from dataclasses import fields
@@ -147,7 +139,7 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Any:
     try:
         return parser.parse_args(list(argv))
     except (ArgumentError, TypeError, KeyError) as error:
-        raise ValueError(_explain(str(error), _keys(parser))) from error
+        raise UserError(_explain(str(error), _keys(parser))) from error
 
 
 def _keys(parser: ArgumentParser) -> list[str]:
@@ -191,11 +183,11 @@ def _config_file(path: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(Path(path).read_bytes())
     except OSError as error:
-        raise ValueError(f"--config {path}: cannot be read ({error.strerror}); name a YAML file") from None
+        raise UserError(f"--config {path}: cannot be read ({error.strerror}); name a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config {path}: not YAML ({' '.join(str(error).split())})") from None
+        raise UserError(f"--config {path}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):
-        raise ValueError(f"--config {path}: holds no settings; write one a line, e.g. steps: 200")
+        raise UserError(f"--config {path}: holds no settings; write one a line, e.g. steps: 200")
     return values
 
 
@@ -226,39 +218,6 @@ def _plain(kind: str) -> str:
     return kind.removeprefix("Literal[").removesuffix("]").replace("'", "")
 
 
-def own_path() -> str:
-    """PATH with this interpreter's folder first: torch takes the first ninja, and two versions undo their builds."""
-    folders = [str(Path(sys.executable).parent), *os.environ.get("PATH", os.defpath).split(os.pathsep)]
-    return os.pathsep.join(dict.fromkeys(folders))
-
-
-@contextmanager
-def importing() -> Iterator[None]:
-    """Import large libraries with the garbage collector at rest.
-
-    What modules are made of stays: looking through it, again and again while it grows, takes half a second of
-    transformers' two, and every full collection afterwards a fifth of a second.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
-
-
-def die_with(parent: int) -> None:
-    """Ask the kernel to end this process when its parent dies, whatever kills it."""
-    if not sys.platform.startswith("linux"):
-        return
-    import ctypes
-    import signal
-
-    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # 1 = PR_SET_PDEATHSIG
-    if os.getppid() != parent:  # it died before the request was made
-        sys.exit(1)
-
-
 def run_program(main: Callable[[list[str]], int | None]) -> None:
     """Run `main` on the command line and exit: 2 for bad input, 1 for failure, else what `main` returns."""
     try:
@@ -270,36 +229,12 @@ def run_program(main: Callable[[list[str]], int | None]) -> None:
     except KeyboardInterrupt:
         code = 130
     except (ValueError, OSError) as error:
-        message = bad_input(error)
+        message = user_message(error)
         if message is None or os.environ.get("WELLREAD_DEBUG"):
             raise
         print_error(message)
         code = BAD_INPUT
     sys.exit(code)
-
-
-def bad_input(error: BaseException) -> str | None:
-    """One line for an error that is the user's to mend, else None."""
-    if isinstance(error, OSError):
-        where = f": {error.filename}" if error.filename else ""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return (
-                f"disk full{where}: free some space, then run the same command again; what was saved before is intact"
-            )
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            return f"not allowed to write{where}: choose another directory"
-        if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
-            return f"{error.strerror}{where}"
-        return None
-    if type(error) is ValueError or isinstance(error, BadInput):
-        return " ".join(str(error).split())
-    return None
-
-
-def print_error(message: str) -> None:
-    """Print one line on stderr, red on a terminal."""
-    label = "\x1b[31merror:\x1b[0m" if sys.stderr.isatty() and "NO_COLOR" not in os.environ else "error:"
-    print(f"{label} {message}", file=sys.stderr, flush=True)
 
 
 def visible(text: str) -> str:

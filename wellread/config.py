@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+from wellread.errors import UserError
+
 Dtype = Literal["bf16", "fp32"]
 Strategy = Literal[
     "auto",
@@ -213,12 +215,12 @@ class PretrainConfig(RunConfig):
         super().__post_init__()
         for name in ("vocab", "word_list", "perplexity"):
             if getattr(self, name) == "":
-                raise ValueError(f"--{name}: is empty; leave it out for its default")
+                raise UserError(f"--{name}: is empty; leave it out for its default")
         for name in INSTRUCTIONS_ONLY:
             if getattr(self, name) != getattr(RunConfig, name):
-                raise ValueError(f"--{name} {getattr(self, name)}: is for instructions, not for stories; leave it out")
+                raise UserError(f"--{name} {getattr(self, name)}: is for instructions, not for stories; leave it out")
         if self.seq_len is not None and self.seq_len < 4:
-            raise ValueError(f"--seq_len {self.seq_len}: choose at least 4")
+            raise UserError(f"--seq_len {self.seq_len}: choose at least 4")
 
 
 INSTRUCTIONS_ONLY = ("template", "loss_on", "pack")
@@ -232,19 +234,19 @@ def kind_of(values: dict[str, Any]) -> type[RunConfig]:
 
 def _check_holdout(holdout: float, max_bad_rows: int) -> None:
     if not 0 <= holdout < 1:
-        raise ValueError(f"--holdout {holdout}: must be at least 0 and below 1 (a fraction of the documents)")
+        raise UserError(f"--holdout {holdout}: must be at least 0 and below 1 (a fraction of the documents)")
     if max_bad_rows < 0:
-        raise ValueError(f"--max_bad_rows {max_bad_rows}: must be at least 0")
+        raise UserError(f"--max_bad_rows {max_bad_rows}: must be at least 0")
 
 
 def _check_ranges(config: RunConfig) -> None:
     for name in ("model", "data", "template", "out", "corpora", "ds_config", "nvme_path"):
         if getattr(config, name) == "":
-            raise ValueError(f"--{name}: is empty; leave it out for its default")
+            raise UserError(f"--{name}: is empty; leave it out for its default")
     if config.out and not config.out.isprintable():
-        raise ValueError(f"--out {config.out!r}: holds a control character; choose a plain name")
+        raise UserError(f"--out {config.out!r}: holds a control character; choose a plain name")
     if config.seq_len == 1:
-        raise ValueError("--seq_len 1: a sample needs a token to predict and one before it; choose at least 2")
+        raise UserError("--seq_len 1: a sample needs a token to predict and one before it; choose at least 2")
     for name in (
         "steps",
         "batch_size",
@@ -258,65 +260,63 @@ def _check_ranges(config: RunConfig) -> None:
     ):
         value = getattr(config, name)
         if value is not None and value < 1:
-            raise ValueError(f"--{name} {value}: must be at least 1")
+            raise UserError(f"--{name} {value}: must be at least 1")
     if config.ranks_per_node != "auto" and config.ranks_per_node < 1:
-        raise ValueError(f"--ranks_per_node {config.ranks_per_node}: must be at least 1, or auto")
+        raise UserError(f"--ranks_per_node {config.ranks_per_node}: must be at least 1, or auto")
     if unknown := sorted(set(config.trackers) - set(TRACKERS)):
-        raise ValueError(
-            f"--tracker {config.tracker}: unknown: {', '.join(unknown)}; choose from {', '.join(TRACKERS)}"
-        )
+        raise UserError(f"--tracker {config.tracker}: unknown: {', '.join(unknown)}; choose from {', '.join(TRACKERS)}")
     if config.peak_tflops is not None and not config.peak_tflops > 0:
-        raise ValueError(f"--peak_tflops {config.peak_tflops}: must be above 0")
+        raise UserError(f"--peak_tflops {config.peak_tflops}: must be above 0")
     if config.epochs is not None and not config.epochs > 0:
-        raise ValueError(f"--epochs {config.epochs}: must be above 0")
+        raise UserError(f"--epochs {config.epochs}: must be above 0")
     _check_holdout(config.holdout, config.max_bad_rows)
     if config.generations < 0:
-        raise ValueError(f"--generations {config.generations}: must be at least 0")
+        raise UserError(f"--generations {config.generations}: must be at least 0")
     if config.spike_factor is not None and not config.spike_factor > 1:
-        raise ValueError(f"--spike_factor {config.spike_factor}: must be above 1 (times the median loss)")
+        raise UserError(f"--spike_factor {config.spike_factor}: must be above 1 (times the median loss)")
     if not 0 <= config.seed < 2**64:
-        raise ValueError(f"--seed {config.seed}: must be at least 0 and below 2^64")
+        raise UserError(f"--seed {config.seed}: must be at least 0 and below 2^64")
     optim = config.optim
     if optim.lr is not None and not optim.lr > 0:
-        raise ValueError(f"--optim.lr {optim.lr}: must be above 0")
+        raise UserError(f"--optim.lr {optim.lr}: must be above 0")
     for name in ("beta1", "beta2", "warmup", "min_lr"):
         value = getattr(optim, name)
         if not 0 <= value <= 1:
-            raise ValueError(f"--optim.{name} {value}: must lie between 0 and 1")
+            raise UserError(f"--optim.{name} {value}: must lie between 0 and 1")
     for name in ("weight_decay", "clip"):
         value = getattr(optim, name)
         if not value >= 0:
-            raise ValueError(f"--optim.{name} {value}: must be at least 0")
+            raise UserError(f"--optim.{name} {value}: must be at least 0")
     if not optim.eps > 0:
-        raise ValueError(f"--optim.eps {optim.eps}: must be above 0")
+        raise UserError(f"--optim.eps {optim.eps}: must be above 0")
     _check_lora(config.lora)
     _check_frozen(config)
     if config.compile and (config.strategy not in ("auto", "ddp") or config.ds_config):
-        raise ValueError("--compile: is for ddp; leave it out, or --strategy and --ds_config")
+        raise UserError("--compile: is for ddp; leave it out, or --strategy and --ds_config")
 
 
 def _check_frozen(config: RunConfig) -> None:
     if config.freeze is not None and not all(pattern.strip() for pattern in config.freeze.split(",")):
-        raise ValueError(f"--freeze {config.freeze!r}: holds an empty pattern; write them as *.embed_in.*,*.layers.0.*")
+        raise UserError(f"--freeze {config.freeze!r}: holds an empty pattern; write them as *.embed_in.*,*.layers.0.*")
     if config.freeze is not None and config.lora.rank:
-        raise ValueError("--freeze: LoRA freezes all weights of the model already; leave one of both out")
+        raise UserError("--freeze: LoRA freezes all weights of the model already; leave one of both out")
     if config.load_in_4bit and not config.lora.rank:
-        raise ValueError("--load_in_4bit: weights of 4 bits cannot be trained; add adapters with --lora.rank")
+        raise UserError("--load_in_4bit: weights of 4 bits cannot be trained; add adapters with --lora.rank")
     if config.load_in_4bit and (config.strategy not in ("auto", "ddp") or config.ds_config):
-        raise ValueError("--load_in_4bit: ZeRO does not divide weights of 4 bits; leave --strategy and --ds_config out")
+        raise UserError("--load_in_4bit: ZeRO does not divide weights of 4 bits; leave --strategy and --ds_config out")
 
 
 def _check_lora(lora: LoraConfig) -> None:
     if lora.rank < 0:
-        raise ValueError(f"--lora.rank {lora.rank}: must be at least 1, or 0 to train all weights")
+        raise UserError(f"--lora.rank {lora.rank}: must be at least 1, or 0 to train all weights")
     if not lora.rank and lora != LoraConfig():
-        raise ValueError("--lora.rank: is missing, so the other settings of LoRA mean nothing; give one, e.g. 8")
+        raise UserError("--lora.rank: is missing, so the other settings of LoRA mean nothing; give one, e.g. 8")
     if lora.alpha is not None and not lora.alpha > 0:
-        raise ValueError(f"--lora.alpha {lora.alpha}: must be above 0")
+        raise UserError(f"--lora.alpha {lora.alpha}: must be above 0")
     if not 0 <= lora.dropout < 1:
-        raise ValueError(f"--lora.dropout {lora.dropout}: must be at least 0 and below 1")
+        raise UserError(f"--lora.dropout {lora.dropout}: must be at least 0 and below 1")
     if lora.targets is not None and not all(name.strip() for name in lora.targets.split(",")):
-        raise ValueError(f"--lora.targets {lora.targets!r}: holds an empty name; write them as q_proj,v_proj")
+        raise UserError(f"--lora.targets {lora.targets!r}: holds an empty name; write them as q_proj,v_proj")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -329,13 +329,13 @@ def from_dict(kind: type[Any], values: dict[str, Any]) -> Any:
 
     Raises
     ------
-    ValueError
+    UserError
         When a key is not a field of `kind`.
     """
     known = {f.name for f in fields(kind)}
     unknown = sorted(set(values) - known)
     if unknown:
-        raise ValueError(f"{kind.__name__}: unknown keys {', '.join(unknown)}; written by another version of wellread?")
+        raise UserError(f"{kind.__name__}: unknown keys {', '.join(unknown)}; written by another version of wellread?")
     hints = get_type_hints(kind)
     return kind(**{k: from_dict(hints[k], v) if is_dataclass(hints[k]) else v for k, v in values.items()})
 

@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from wellread.errors import UserError
+
 OWNED = {
     "train_batch_size": "--batch_size",
     "train_micro_batch_size_per_gpu": "--micro_batch_size",
@@ -39,24 +41,24 @@ def read(path: str | Path) -> dict[str, Any]:
 
     Raises
     ------
-    ValueError
+    UserError
         When it cannot be read, sets what the plan owns, or is no ZeRO strategy.
     """
     where = f"--ds_config {path}"
     try:
         settings = json.loads(Path(path).expanduser().read_text())
     except OSError as error:
-        raise ValueError(f"{where}: cannot be read ({error.strerror}); give a DeepSpeed file") from None
+        raise UserError(f"{where}: cannot be read ({error.strerror}); give a DeepSpeed file") from None
     except ValueError as error:
-        raise ValueError(f"{where}: not JSON ({error})") from None
+        raise UserError(f"{where}: not JSON ({error})") from None
     if not isinstance(settings, dict):
-        raise ValueError(f"{where}: holds no JSON object; see configs/ds/ for examples")
+        raise UserError(f"{where}: holds no JSON object; see configs/ds/ for examples")
     for key in settings:
         if key in OWNED:
-            raise ValueError(f"{where}: sets {key}, which the plan sets from {OWNED[key]}; remove it from the file")
+            raise UserError(f"{where}: sets {key}, which the plan sets from {OWNED[key]}; remove it from the file")
     zero = settings.get("zero_optimization")
     if not isinstance(zero, dict) or type(zero.get("stage")) is not int or zero["stage"] not in (1, 2, 3):
-        raise ValueError(f"{where}: zero_optimization.stage must be 1, 2 or 3; plain training is --strategy ddp")
+        raise UserError(f"{where}: zero_optimization.stage must be 1, 2 or 3; plain training is --strategy ddp")
     for key in ("offload_optimizer", "offload_param"):
         _check_offload(f"{where}: {key}", zero.get(key, {}))
     strategy(settings)
@@ -65,12 +67,12 @@ def read(path: str | Path) -> dict[str, Any]:
 
 def _check_offload(where: str, offload: Any) -> None:
     if not isinstance(offload, dict) or offload.get("device", "none") not in ("none", "cpu", "nvme"):
-        raise ValueError(f'{where}: must be an object with the device none, cpu or nvme, e.g. {{"device": "cpu"}}')
+        raise UserError(f'{where}: must be an object with the device none, cpu or nvme, e.g. {{"device": "cpu"}}')
     if "nvme_path" in offload:
-        raise ValueError(f"{where}: sets nvme_path; give --nvme_path instead, and remove it from the file")
+        raise UserError(f"{where}: sets nvme_path; give --nvme_path instead, and remove it from the file")
     ratio = offload.get("ratio", 1)
     if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio <= 1:
-        raise ValueError(f"{where}: ratio {ratio!r} must be a number from 0 to 1")
+        raise UserError(f"{where}: ratio {ratio!r} must be a number from 0 to 1")
 
 
 def strategy(settings: dict[str, Any]) -> str:
@@ -78,14 +80,14 @@ def strategy(settings: dict[str, Any]) -> str:
 
     Raises
     ------
-    ValueError
+    UserError
         When they offload what DeepSpeed offloads in stage 3 alone.
     """
     zero = settings["zero_optimization"]
     stage, ratio = zero["stage"], zero.get("offload_optimizer", {}).get("ratio", 1)
     devices = set(offload_devices(settings).values())
     if stage < 3 and (ratio < 1 or "nvme" in devices or "offload_param" in offload_devices(settings)):
-        raise ValueError(
+        raise UserError(
             f"--ds_config: zero_optimization.stage {stage} offloads parameters, a ratio or to NVMe; that is stage 3's"
         )
     if not devices:
@@ -105,12 +107,12 @@ def check_nvme(path: str) -> None:
 
     Raises
     ------
-    ValueError
+    UserError
         When it is not.
     """
     if not Path(path).is_dir():
-        raise ValueError(f"--nvme_path {path}: no such directory; create it on the NVMe disk of every node")
+        raise UserError(f"--nvme_path {path}: no such directory; create it on the NVMe disk of every node")
     if not os.access(path, os.W_OK | os.X_OK):
-        raise ValueError(f"--nvme_path {path}: not allowed to write there; choose a directory of yours")
+        raise UserError(f"--nvme_path {path}: not allowed to write there; choose a directory of yours")
     if not shutil.disk_usage(path).free:
-        raise ValueError(f"--nvme_path {path}: nothing is free there; choose a directory on a disk with room")
+        raise UserError(f"--nvme_path {path}: nothing is free there; choose a directory on a disk with room")

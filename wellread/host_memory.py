@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from wellread.units import GIB
+
 OWN_GROUPS = Path("/proc/self/cgroup")
 MOUNT = Path("/sys/fs/cgroup")
 
@@ -72,7 +74,7 @@ class Kills:
             killed, where = self.machine - before.machine, "on this machine"
         else:
             allowed = limit()
-            bound = f", whose limit is {allowed / 2**30:.2f} GiB" if allowed is not None else ""
+            bound = f", whose limit is {allowed / GIB:.2f} GiB" if allowed is not None else ""
             killed, where = self.group - before.group, f"in this control group{bound}"
         return f"the kernel killed {killed} for want of memory {where}" if killed else None
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from wellread.config import from_dict
 from wellread.memory import Machine
-from wellread.phases import GIB
+from wellread.units import GIB
 
 SAME_SIZE = 1.02
 """How much larger a machine's memory must be for a failure on the smaller one to say nothing of it."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from wellread.config import Dtype
+from wellread.errors import UserError
 from wellread.parameters import (
     Compute,
     layer_activations,
@@ -23,8 +24,9 @@ from wellread.parameters import (
     packing_mask,
     parameters,
 )
-from wellread.phases import FINE_SUB_GROUP, GIB, MIB, Block, Phase, Sizes, plain
+from wellread.phases import FINE_SUB_GROUP, Block, Phase, Sizes, plain
 from wellread.phases_zero import zero3, zero12
+from wellread.units import GIB, MIB
 
 if TYPE_CHECKING:
     from wellread.models.registry import ModelSpec
@@ -173,12 +175,12 @@ def estimate(
 
     Raises
     ------
-    ValueError
+    UserError
         When the strategy or the model's family is unknown, or a size makes no sense.
     """
     _check(work, machine)
     if strategy not in SPEED:
-        raise ValueError(f"--strategy {strategy}: unknown; choose {', '.join(SPEED)}")
+        raise UserError(f"--strategy {strategy}: unknown; choose {', '.join(SPEED)}")
     asked = (spec, work, machine, strategy, checkpointing, margin)
     if strategy != "zero3-partial":
         return _estimate(*asked, ratio=None)
@@ -243,7 +245,7 @@ def _check(work: Work, machine: Machine) -> None:
     }
     for name, count in counts.items():
         if count < 1:
-            raise ValueError(f"{name} {count}: must be at least 1")
+            raise UserError(f"{name} {count}: must be at least 1")
     limits = {
         "--gpu_mem": machine.gpu_mem,
         "--host_mem": machine.host_mem,
@@ -252,13 +254,13 @@ def _check(work: Work, machine: Machine) -> None:
     }
     for name, size in limits.items():
         if size is not None and not size > 0:
-            raise ValueError(f"{name} {size:g}: must be above 0 GiB; leave it out where there is no such limit")
+            raise UserError(f"{name} {size:g}: must be above 0 GiB; leave it out where there is no such limit")
     if machine.device == "cuda" and machine.gpu_mem is not None and machine.gpu_mem * GIB <= CUDA_CONTEXT:
-        raise ValueError(
+        raise UserError(
             f"--gpu_mem {machine.gpu_mem:g}: CUDA alone takes {CUDA_CONTEXT / GIB:g} GiB; give the size of a whole GPU"
         )
     if work.lora_rank < 0:
-        raise ValueError(f"LoRA rank {work.lora_rank}: must be at least 1, or 0 to train all weights")
+        raise UserError(f"LoRA rank {work.lora_rank}: must be at least 1, or 0 to train all weights")
 
 
 def _sizes(spec: ModelSpec, work: Work, machine: Machine, strategy: str, checkpointing: bool) -> Sizes:

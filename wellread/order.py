@@ -21,6 +21,8 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from wellread.errors import UserError
+
 Kind = Literal["shuffle", "sequential"]
 
 VERSION = 1  # of the function itself: raise it with any change to the ids an order gives
@@ -42,7 +44,7 @@ class Order:
 
     Raises
     ------
-    ValueError
+    UserError
         When a field is out of its range.
     """
 
@@ -57,13 +59,13 @@ class Order:
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
-            raise ValueError(f"order kind is {self.kind!r}; choose one of {', '.join(get_args(Kind))}")
+            raise UserError(f"order kind is {self.kind!r}; choose one of {', '.join(get_args(Kind))}")
         if not 0 <= self.seed < 2**64:
-            raise ValueError(f"order seed is {self.seed}; choose 0 <= seed < 2^64")
+            raise UserError(f"order seed is {self.seed}; choose 0 <= seed < 2^64")
         if not 1 <= self.n <= MAX_SAMPLES:
-            raise ValueError(f"order has n = {self.n} samples; give it a corpus with 1 to 2^40 trainable samples")
+            raise UserError(f"order has n = {self.n} samples; give it a corpus with 1 to 2^40 trainable samples")
         if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}; choose at least 1")
+            raise UserError(f"batch_size is {self.batch_size}; choose at least 1")
 
     def batch(self, batch_id: int) -> NDArray[np.int64]:
         """Sample ids of one batch in slot order, int64[batch_size]; ValueError when `batch_id` is negative."""
@@ -79,11 +81,11 @@ class Order:
 
         Raises
         ------
-        ValueError
+        UserError
             Unless 0 <= start <= stop.
         """
         if not 0 <= start <= stop:
-            raise ValueError(f"batches {start} to {stop} are no range; choose 0 <= start <= stop")
+            raise UserError(f"batches {start} to {stop} are no range; choose 0 <= start <= stop")
         positions = np.arange(start * self.batch_size, stop * self.batch_size, dtype=np.int64)
         return self.samples(positions).reshape(stop - start, self.batch_size)
 
@@ -119,16 +121,16 @@ class Order:
 
         Raises
         ------
-        ValueError
+        UserError
             When an index is outside 0 ... n - 1 or an epoch is negative.
         """
         positions = np.empty(np.broadcast_shapes(np.shape(indices), np.shape(epoch)), dtype=np.int64)
         for index, e, position in _chunks(indices, epoch, positions):
             outside = (index < 0) | (index >= self.n)
             if outside.any():
-                raise ValueError(f"sample {index[outside][0]} is not in the order; choose 0 to {self.n - 1}")
+                raise UserError(f"sample {index[outside][0]} is not in the order; choose 0 to {self.n - 1}")
             if e.min() < 0:
-                raise ValueError(f"epoch {e.min()} is negative; epochs count from 0")
+                raise UserError(f"epoch {e.min()} is negative; epochs count from 0")
             within = index if self.kind == "sequential" else _permute(index, e, self.seed, self.n, inverse=True)
             position[...] = e * self.n + within
         return positions
@@ -148,11 +150,11 @@ class Order:
 
         Raises
         ------
-        ValueError
+        UserError
             When `batches` is negative, or the sample id outside 0 ... n - 1 (of an order without a list).
         """
         if batches < 0:
-            raise ValueError(f"batches is {batches}; choose 0 or more")
+            raise UserError(f"batches is {batches}; choose 0 or more")
         end = batches * self.batch_size
         epochs = np.arange(max(1, -(-end // self.n)), dtype=np.int64)
         positions = np.sort(self.positions(self.places(sample_id)[:, None], epochs), axis=None)
@@ -169,7 +171,7 @@ class Order:
 
     def _epochs(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         if positions.size and positions.min() < 0:
-            raise ValueError(f"position {positions.min()} is negative; positions count from 0")
+            raise UserError(f"position {positions.min()} is negative; positions count from 0")
         return positions // self.n
 
 
@@ -215,11 +217,11 @@ def steps_of(epochs: float, n: int, batch_size: int) -> int:
 
     Raises
     ------
-    ValueError
+    UserError
         Unless `epochs` is positive and finite.
     """
     if not 0 < epochs < math.inf:
-        raise ValueError(f"epochs is {epochs}; choose a positive number")
+        raise UserError(f"epochs is {epochs}; choose a positive number")
     return math.ceil(Fraction(str(epochs)) * n / batch_size)
 
 

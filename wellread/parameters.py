@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from wellread.errors import UserError
+
 if TYPE_CHECKING:
     from wellread.models.registry import ModelSpec
 
@@ -69,7 +71,7 @@ def parameters(spec: ModelSpec) -> Parameters:
 
     Raises
     ------
-    ValueError
+    UserError
         When nothing is known of the model's family.
     """
     layout = layout_of(spec)
@@ -102,15 +104,15 @@ def lora_parameters(spec: ModelSpec, rank: int, modules: tuple[str, ...] = ()) -
 
     Raises
     ------
-    ValueError
+    UserError
         When the rank is below 1 or a name is not that of a matrix.
     """
     linears = layout_of(spec).linears
     unknown = [name for name in modules if name not in linears]
     if unknown:
-        raise ValueError(f"LoRA on {', '.join(unknown)}: {spec.name} has no such matrix; choose {', '.join(linears)}")
+        raise UserError(f"LoRA on {', '.join(unknown)}: {spec.name} has no such matrix; choose {', '.join(linears)}")
     if rank < 1:
-        raise ValueError(f"LoRA rank {rank}: must be at least 1")
+        raise UserError(f"LoRA rank {rank}: must be at least 1")
     chosen = [linears[name] for name in modules or linears]
     return spec.layers * rank * sum(linear.inputs + linear.outputs for linear in chosen)
 
@@ -128,11 +130,11 @@ def layout_of(spec: ModelSpec) -> Layout:
 
     Raises
     ------
-    ValueError
+    UserError
         When nothing is known of its family.
     """
     if spec.family not in FAMILIES:
-        raise ValueError(
+        raise UserError(
             f"--model {spec.name}: the memory of family {spec.family} is not known; known: {', '.join(FAMILIES)}"
         )
     return FAMILIES[spec.family].layout(spec)

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from wellread.models.loss import LOGITS_AT_ONCE
 from wellread.models.tensors import SHARD_BYTES
 from wellread.parameters import Parameters
-
-GIB = 2**30
-MIB = 2**20
+from wellread.units import MIB
 
 BUCKET = 500_000_000
 """Elements of a bucket of gradients (reduce_bucket_size, DeepSpeed's default)."""

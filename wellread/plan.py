@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from wellread import ds_config as ds_configs
 from wellread.choice import Choice, choose
-from wellread.cli import BadInput
 from wellread.config import PretrainConfig, RunConfig, Strategy, from_dict
 from wellread.data.sets import label
+from wellread.errors import UserError
 from wellread.ladder import Failure, narrowed, that_count
 from wellread.memory import Estimate, Machine, Work, estimate
 from wellread.models.adapter import targets
@@ -36,7 +36,7 @@ RUNGS = tuple(name for name in get_args(Strategy) if name != "auto")
 """Strategies that the engines know, fastest first."""
 
 
-class NothingFits(BadInput):
+class NothingFits(UserError):
     """No strategy fits."""
 
     def __init__(self, text: str, strategies: tuple[dict[str, Any], ...]) -> None:
@@ -155,23 +155,23 @@ def resolve(config: Config, spec: ModelSpec) -> Config:
 
     Raises
     ------
-    ValueError
+    UserError
         When the sequence length is beyond the model's positions, the model cannot read packed samples, or LoRA or the
         order makes no sense.
     """
     if config.pack and spec.family not in PACKED_FAMILIES:
-        raise ValueError(
+        raise UserError(
             f"--pack: {spec.name} is a {spec.family}, in which rows of one sequence are not known to be unseen by one "
             f"another; that is known of {', '.join(PACKED_FAMILIES)}; leave --pack out"
         )
     seq_len = config.seq_len or min(spec.seq_len, spec.positions)
     begins = spec.fresh and config.program == "pretrain"  # then it gets as many positions as it needs
     if seq_len > spec.positions and not begins:
-        raise ValueError(f"--seq_len {seq_len}: {spec.name} has {spec.positions} positions; choose at most that")
+        raise UserError(f"--seq_len {seq_len}: {spec.name} has {spec.positions} positions; choose at most that")
     order = _checked_order(config)
     data, lora = config.data or usual_data(config, spec), config.lora
     if lora.rank and (spec.fresh or config.init == "fresh"):
-        raise ValueError(f"--lora.rank {lora.rank}: {spec.name} starts from random weights, which have to be trained")
+        raise UserError(f"--lora.rank {lora.rank}: {spec.name} starts from random weights, which have to be trained")
     resolved = replace(
         config,
         data=data,
@@ -202,7 +202,7 @@ def _vocabulary(spec: ModelSpec) -> str:
     if spec.fresh:
         return str(min(spec.vocab, USUAL_VOCABULARY))
     if spec.path is None:
-        raise ValueError(
+        raise UserError(
             f"--model {spec.name}: pretraining continues models in directories; name the directory, or choose one of "
             "stories-260k, -15m, -42m and -110m, which start from nothing"
         )
@@ -213,9 +213,9 @@ def _checked_order(config: RunConfig) -> OrderSpec:
     order = parse(config.order)
     if config.order_control and order.kind in ("shuffle", "sequential", "filter"):
         other = "it is random already" if order.kind != "sequential" else "--order shuffle is"
-        raise ValueError(f"--order_control: no control arm of --order {config.order}, for {other}; leave it out")
+        raise UserError(f"--order_control: no control arm of --order {config.order}, for {other}; leave it out")
     if order.kind == "curriculum" and config.epochs not in (None, 1):
-        raise ValueError(f"--epochs {config.epochs:g}: a curriculum is read once; its phases have epochs of their own")
+        raise UserError(f"--epochs {config.epochs:g}: a curriculum is read once; its phases have epochs of their own")
     return order
 
 
@@ -240,7 +240,7 @@ def make_plan(
 
     Raises
     ------
-    ValueError
+    UserError
         When the batch cannot be divided over the ranks, there is nothing to train on, no strategy fits, or the one
         that is asked for lacks something.
     """
@@ -249,7 +249,7 @@ def make_plan(
     batch_size = config.batch_size or spec.batch_size
     micros = _micro_batches(batch_size, ranks, config.micro_batch_size)
     if counts.trainable < 1:
-        raise ValueError(f"--data {config.data}: no trainable samples; lower --holdout or give more rows")
+        raise UserError(f"--data {config.data}: no trainable samples; lower --holdout or give more rows")
     n = counts.trainable if counts.pass_samples is None else counts.pass_samples
     steps = config.steps or steps_of(config.epochs or spec.epochs, n, batch_size)
     saves = save_steps(steps, config.save_every, config.save_schedule)
@@ -259,7 +259,7 @@ def make_plan(
     asked = _asked(config, cluster, ds_config)
     decided = _decide(config, spec, narrowed(machine, counted), works, asked, counted)
     if config.compile and decided.strategy != "ddp":
-        raise ValueError(f"--compile: is for ddp, and {decided.strategy} is {decided.reason}; leave it out")
+        raise UserError(f"--compile: is for ddp, and {decided.strategy} is {decided.reason}; leave it out")
     return Plan(
         model=spec.name,
         cluster=cluster.kind,
@@ -302,7 +302,7 @@ def replan(config: RunConfig, spec: ModelSpec, plan: Plan, failures: Sequence[Fa
 
     Raises
     ------
-    ValueError
+    UserError
         When nothing that is left fits.
     """
     cluster = Cluster(
@@ -329,14 +329,14 @@ def _micro_batches(batch_size: int, ranks: int, asked: int | None) -> list[int]:
     """Micro-batches that divide the batch evenly, largest first; the one that is asked for alone."""
     if batch_size % ranks:
         near = [b for b in (batch_size // ranks * ranks, -(-batch_size // ranks) * ranks) if b]
-        raise ValueError(
+        raise UserError(
             f"--batch_size {batch_size}: not divisible by {ranks} ranks; choose {' or '.join(map(str, near))}"
         )
     per_rank = batch_size // ranks
     if asked is None:
         return [m for m in range(min(per_rank, LARGEST_MICRO_BATCH), 0, -1) if per_rank % m == 0]
     if per_rank % asked:
-        raise ValueError(f"--micro_batch_size {asked}: does not divide the {per_rank} samples of each rank and step")
+        raise UserError(f"--micro_batch_size {asked}: does not divide the {per_rank} samples of each rank and step")
     return [asked]
 
 
@@ -376,11 +376,11 @@ def _asked(config: RunConfig, cluster: Cluster, ds_config: dict[str, Any] | None
     """Strategy that is asked for, by name or by a DeepSpeed file, and how; None: it is left to the plan."""
     strategy: str = ds_configs.strategy(ds_config) if ds_config else config.strategy
     if ds_config and config.strategy not in ("auto", strategy):
-        raise ValueError(
+        raise UserError(
             f"--ds_config {config.ds_config}: is {strategy}, but --strategy {config.strategy} is given; leave one out"
         )
     if strategy.endswith("-nvme") and not _has_nvme(config, cluster):
-        raise ValueError(
+        raise UserError(
             f"--strategy {strategy}: needs --nvme_path, a directory on each node's NVMe disk; to plan alone, --nvme GiB"
         )
     return None if strategy == "auto" else (strategy, f"of {config.ds_config}" if ds_config else "asked for")
@@ -413,7 +413,7 @@ def _decide(
     again = {"auto": None, "on": True, "off": False}[config.activation_checkpointing]
     if config.load_in_4bit:
         if machine.device != "cuda":
-            raise ValueError("--load_in_4bit: needs GPUs, the ranks would run on CPUs; leave it out")
+            raise UserError("--load_in_4bit: needs GPUs, the ranks would run on CPUs; leave it out")
         return _Decision("ddp", bool(again), works[0].micro_batch, "memory is not predicted for weights of 4 bits", ())
     if not knows(spec):
         unknown = "ddp", "memory is not predicted for this family of models; name a --strategy"

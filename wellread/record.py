@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from wellread import arrow
 from wellread.data.corpus import DIGEST_BYTES
-from wellread.runs import sha256_file, write_atomic, write_json
+from wellread.errors import UserError
+from wellread.files import sha256_file, write_atomic, write_json
 
 if TYPE_CHECKING:
     import pyarrow
@@ -69,7 +70,7 @@ class RecordWriter:
 
         Raises
         ------
-        ValueError
+        UserError
             When the record has no part that ends at `step`.
         """
         directory.mkdir(parents=True, exist_ok=True)
@@ -79,7 +80,7 @@ class RecordWriter:
         self.head = head or start
         self._parts = [part for part in _parts(directory) if part["to"] <= step]
         if (self._parts[-1]["to"] if self._parts else 0) != step:
-            raise ValueError(f"{directory}: the record has no part that ends at step {step}; its files are incomplete")
+            raise UserError(f"{directory}: the record has no part that ends at step {step}; its files are incomplete")
         self._rows: list[Reading] = []
         self._write_head()
         kept = {part["name"] for part in self._parts}
@@ -158,15 +159,15 @@ class Record:
 
         Raises
         ------
-        ValueError
+        UserError
             When there is none, or its head.json cannot be read.
         """
         try:
             return cls(directory, json.loads((directory / "head.json").read_text()))
         except FileNotFoundError:
-            raise ValueError(f"{directory}: no record there (head.json is missing); has the run started?") from None
+            raise UserError(f"{directory}: no record there (head.json is missing); has the run started?") from None
         except json.JSONDecodeError as error:
-            raise ValueError(f"{directory / 'head.json'}: damaged ({error})") from None
+            raise UserError(f"{directory / 'head.json'}: damaged ({error})") from None
 
     @property
     def batches(self) -> int:
@@ -188,7 +189,7 @@ class Record:
 
         Raises
         ------
-        ValueError
+        UserError
             When the range goes beyond what was read.
         """
         import pyarrow
@@ -196,7 +197,7 @@ class Record:
 
         start, stop = batches or (0, self.batches)
         if not 0 <= start <= stop <= self.batches:
-            raise ValueError(f"batches {start}:{stop}: out of range, the record holds batches 0:{self.batches}")
+            raise UserError(f"batches {start}:{stop}: out of range, the record holds batches 0:{self.batches}")
         tables = []
         for part in self.parts:
             low, high = max(start, part["from"]), min(stop, part["to"])

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from wellread.errors import UserError
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -107,13 +109,13 @@ def read(path: Path) -> list[Result]:
 
     Raises
     ------
-    ValueError
+    UserError
         When the file is not Parquet or its columns are not those of `Result`.
     """
     table = _read_table(path)
     missing = [name for name in schema().names if name not in table.column_names]
     if missing:
-        raise ValueError(f"{path}: not a result table, it lacks {', '.join(missing)}; run the evaluation again")
+        raise UserError(f"{path}: not a result table, it lacks {', '.join(missing)}; run the evaluation again")
     return [Result(**row) for row in table.select(schema().names).to_pylist()]
 
 
@@ -146,7 +148,7 @@ def read_scores(path: Path, *, head: str, checkpoint: str) -> Scores | None:
 def _write_table(path: Path, table: Any) -> None:
     import pyarrow.parquet as pq
 
-    from wellread.runs import write_atomic
+    from wellread.files import write_atomic
 
     buffer = BytesIO()
     pq.write_table(table, buffer, compression="zstd")
@@ -161,6 +163,6 @@ def _read_table(path: Path) -> Any:
     try:
         return pq.read_table(path)
     except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such file; run the evaluation first") from error
+        raise UserError(f"{path}: no such file; run the evaluation first") from error
     except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path}: not a readable Parquet file; delete it and run the evaluation again") from error
+        raise UserError(f"{path}: not a readable Parquet file; delete it and run the evaluation again") from error

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wellread.config import CONFIGS
+from wellread.errors import UserError
 
 NAMES = (
     "words",
@@ -94,23 +95,23 @@ def read_words(path: Path) -> list[str]:
 
     Raises
     ------
-    ValueError
+    UserError
         When the file cannot be read, holds no word, or a line that no word of a text can equal.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
-        raise ValueError(f"--word_list {path}: cannot be read ({reason})") from None
+        raise UserError(f"--word_list {path}: cannot be read ({reason})") from None
     found = []
     for number, line in enumerate(lines, start=1):
         word = line.strip().lower().replace("’", "'")
         if word and not word.startswith("#"):
             if not _WORD.fullmatch(word):
-                raise ValueError(f"--word_list {path} line {number}: {line.strip()!r} is not a single word")
+                raise UserError(f"--word_list {path} line {number}: {line.strip()!r} is not a single word")
             found.append(word)
     if not found:
-        raise ValueError(f"--word_list {path}: holds no word; write one a line")
+        raise UserError(f"--word_list {path}: holds no word; write one a line")
     return found
 
 

@@ -18,7 +18,8 @@ from launch.doctor import cluster as doctor_cluster
 from launch.doctor import node as doctor_node
 from launch.doctor import scheduler as doctor_scheduler
 from launch.doctor.check import Check, failed, ok, warning
-from wellread.cli import FAILURE, new_parser, parse
+from wellread.cli import new_parser, parse
+from wellread.errors import FAILURE, UserError
 from wellread.provenance import ROOT
 
 if TYPE_CHECKING:
@@ -75,9 +76,9 @@ def main(argv: list[str]) -> int:
 
 def _refuse(cluster: ClusterFile, nodes: int | None) -> None:
     if nodes is not None and nodes < 1:
-        raise ValueError(f"--nodes {nodes}: must be at least 1")
+        raise UserError(f"--nodes {nodes}: must be at least 1")
     if cluster.kind == "local" and (nodes or 1) > 1:
-        raise ValueError(f"--nodes {nodes}: the local cluster is one machine; choose 1, or --cluster slurm")
+        raise UserError(f"--nodes {nodes}: the local cluster is one machine; choose 1, or --cluster slurm")
 
 
 def _checks(cluster: ClusterFile, request: doctor_node.Request, nodes: int | None, no_job: bool) -> Iterator[Check]:
@@ -95,7 +96,7 @@ def _checks(cluster: ClusterFile, request: doctor_node.Request, nodes: int | Non
 def _hosts(cluster: ClusterFile, request: doctor_node.Request, nodes: int | None, no_job: bool) -> Iterator[Check]:
     hosts = clusters.hosts(cluster)
     if nodes and nodes > len(hosts):
-        raise ValueError(f"--nodes {nodes}: {cluster.hostfile} lists {len(hosts)}; choose at most that")
+        raise UserError(f"--nodes {nodes}: {cluster.hostfile} lists {len(hosts)}; choose at most that")
     hosts = hosts[:nodes]
     text = f"{len(hosts)} hosts, {sum(host.slots for host in hosts)} slots"
     yield Check(check="hostfile", where=cluster.name, state="ok", found=text)

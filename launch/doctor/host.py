@@ -11,8 +11,7 @@ from pathlib import Path
 from launch.doctor.check import Check, failed, ok, warning
 from launch.ops import filesystem
 from wellread import host_memory
-
-GIB = 1 << 30
+from wellread.units import GIB
 
 
 def port() -> Check:

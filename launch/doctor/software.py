@@ -17,6 +17,7 @@ from typing import Any
 from launch import ops
 from launch.doctor.check import Check, failed, ok, warning
 from wellread import provenance
+from wellread.errors import UserError
 
 SECONDS_TO_IMPORT = 90
 SETUP = "make setup installs the versions of constraints.txt"
@@ -191,7 +192,7 @@ def op_compiled(op: str, cache: Path, build: bool, on_gpu: bool) -> Check:
     try:
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for the answer
             ops.ensure(op, {"TORCH_EXTENSIONS_DIR": str(cache)} | ({} if on_gpu else {"DS_ACCELERATOR": "cpu"}))
-    except ValueError as error:
+    except UserError as error:
         return failed(f"op: {op}", " ".join(str(error).split()), "mend the compiler first")
     return ok(f"op: {op}", f"compiled now, in {time.monotonic() - began:.0f} s")
 

@@ -29,8 +29,9 @@ from scripts.gpu_check.cases import Case, cases
 from scripts.gpu_check.machine import ROOT, Found, look
 from scripts.gpu_check.measure import measure
 from scripts.gpu_check.rows import Row, line_of, remarks, table
-from wellread.cli import FAILURE, run_program
-from wellread.runs import write_atomic, write_json
+from wellread.cli import run_program
+from wellread.errors import FAILURE, UserError
+from wellread.files import write_atomic, write_json
 
 SECONDS_PER_CASE = 300
 STORY_SHARE, STORY_SECONDS = 0.4, 480
@@ -160,11 +161,11 @@ def _options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--markdown", type=Path, help="write the table to this file too")
     options = parser.parse_args(argv)
     if not options.minutes > 0:
-        raise ValueError(f"--minutes {options.minutes:g}: must be above 0")
+        raise UserError(f"--minutes {options.minutes:g}: must be above 0")
     if options.host_mem is not None and not options.host_mem > 0:
-        raise ValueError(f"--host_mem {options.host_mem:g}: must be above 0 GiB")
+        raise UserError(f"--host_mem {options.host_mem:g}: must be above 0 GiB")
     if not _asked(options):
-        raise ValueError(f"--only {' '.join(options.only)}: no case is named so; try pythia-12b, zero3 or story")
+        raise UserError(f"--only {' '.join(options.only)}: no case is named so; try pythia-12b, zero3 or story")
     options.json.parent.mkdir(parents=True, exist_ok=True)
     return options
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from wellread.choice import choose, name_of
 from wellread.config import RunConfig, Strategy, Switch
+from wellread.errors import UserError
 from wellread.memory import SPEED, Estimate, Machine, Work, estimate
 from wellread.models.registry import ModelSpec, find
 from wellread.parameters import parameters
-from wellread.phases import GIB
 from wellread.plan import Cluster, Counts, Plan, make_plan, resolve
+from wellread.units import GIB
 
 MODELS = ("1.4b", "6.9b", "12b", "410m", "2.8b", "70m", "1b", "160m")
 """Sizes of Pythia, the most telling first: in the middle, then where strategies begin to differ."""
@@ -103,7 +104,7 @@ def settle(case: Case, machine: Machine, nvme: Path) -> Settled | None:
 
     Raises
     ------
-    ValueError
+    UserError
         When the plan finds no strategy that fits.
     """
     spec = find(case.model)
@@ -122,7 +123,7 @@ def _chosen(case: Case, spec: ModelSpec, works: list[Work], machine: Machine) ->
     choice = choose(spec, works, machine, strategies=[name for name in SPEED if name != "zero3-nvme"])
     if choice.chosen is None:
         needs = ", ".join(f"{name_of(found)} {_gib(found)}" for found in choice.estimates)
-        raise ValueError("; ".join([choice.reason, *choice.advice, f"needed: {needs}"]))
+        raise UserError("; ".join([choice.reason, *choice.advice, f"needed: {needs}"]))
     return replace(
         case,
         strategy=choice.chosen.strategy,  # type: ignore[arg-type]

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wellread import host_memory
+from wellread.errors import UserError
 from wellread.memory import Machine
-from wellread.phases import GIB
+from wellread.units import GIB
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SECONDS_TO_LOOK = 300
@@ -43,7 +44,7 @@ def look(device: str, host_mem: float | None, folder: Path) -> Found:
 
     Raises
     ------
-    ValueError
+    UserError
         When torch cannot be imported, or does not answer.
     """
     command = [sys.executable, "-m", "scripts.gpu_check.rank", "probe"]
@@ -58,9 +59,9 @@ def look(device: str, host_mem: float | None, folder: Path) -> Found:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise ValueError(f"gpu-check: torch has not found the GPUs in {SECONDS_TO_LOOK} s; try nvidia-smi") from None
+        raise UserError(f"gpu-check: torch has not found the GPUs in {SECONDS_TO_LOOK} s; try nvidia-smi") from None
     if done.returncode:
-        raise ValueError(f"gpu-check: {last_line(done.stderr)}; install torch, transformers and accelerate")
+        raise UserError(f"gpu-check: {last_line(done.stderr)}; install torch, transformers and accelerate")
     seen = json.loads(last_line(done.stdout))
     gpus = seen["gpus"]
     machine = Machine(

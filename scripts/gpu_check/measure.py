@@ -22,9 +22,10 @@ from scripts.gpu_check.machine import ROOT, Found, environment, last_line, used_
 from scripts.gpu_check.rows import Row
 from wellread import host_memory
 from wellread.config import to_dict
+from wellread.errors import UserError
+from wellread.files import write_json
 from wellread.host_memory import Kills
 from wellread.ladder import WORDS
-from wellread.runs import write_json
 
 SECONDS_TO_FOLLOW = 10
 """How long the other ranks may take to end after one has failed."""
@@ -37,7 +38,7 @@ def measure(case: Case, found: Found, folder: Path, limit: float) -> Row | None:
     """Run a case for at most `limit` seconds; None when it is predicted not to fit, and is no part of the story."""
     try:
         settled = settle(case, found.machine, folder / "nvme")
-    except ValueError as error:
+    except UserError as error:
         return Row(case.model, case.strategy, f"not run: {error}", story=case.story)
     if settled is None:
         return None
@@ -80,7 +81,7 @@ def _refusal(op: str, variables: frozenset[tuple[str, str]]) -> str | None:
     """Why one of DeepSpeed's ops cannot be compiled here, tried once; None when it is there."""
     try:
         ops.ensure(op, dict(variables))
-    except ValueError as error:
+    except UserError as error:
         return str(error)
     return None
 

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 from bench.memory import private, shared
 from wellread.config import RunConfig, from_dict
+from wellread.files import write_json
 from wellread.models.load import Source, initial
 from wellread.models.registry import find
 from wellread.plan import Plan
-from wellread.runs import write_json
 from wellread.train.rank import die_with_launcher, leave
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 from scripts.gpu_check.cases import peak
 from scripts.gpu_check.machine import Found
 from wellread.memory import CUDA_CONTEXT, INTERPRETER, NCCL
-from wellread.phases import GIB
+from wellread.units import GIB
 
 WIDEST = 120
 """Characters of an outcome in the table; the file of --json has all."""

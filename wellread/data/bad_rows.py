@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 
+from wellread.errors import UserError
+
 LISTED = 20
 """Broken rows that an error names."""
 
@@ -29,13 +31,13 @@ class BadRows:
 
         Raises
         ------
-        ValueError
+        UserError
             Names the first of them.
         """
         if self.count <= self.allowed:
             return
         more = f"; and {self.count - LISTED} more" * (self.count > LISTED)
-        raise ValueError(
+        raise UserError(
             f"{self.count} broken row{'s' * (self.count > 1)}, {self.allowed} allowed: "
             f"{'; '.join(self.lines[:LISTED])}{more}; "
             f"mend them, or pass over them with --max_bad_rows {self.count}"

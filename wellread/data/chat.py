@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from wellread.errors import UserError
+
 Spans = list[tuple[int, int]]
 """Half-open ranges of characters."""
 
@@ -37,7 +39,7 @@ def render(
 
     Raises
     ------
-    ValueError
+    UserError
         One phrase: when the template refuses the chat or changes earlier turns, or a message spells a special token.
     """
     from jinja2 import TemplateError
@@ -47,24 +49,24 @@ def render(
     for user, assistant in turns:
         found = special.search(user) or special.search(assistant) or special.search(system)
         if found:
-            raise ValueError(f"spells {found[0]!r}, which the chat template would turn into a special token")
+            raise UserError(f"spells {found[0]!r}, which the chat template would turn into a special token")
         if user:
             messages.append({"role": "user", "content": user})
         if not messages:
-            raise ValueError("begins with the assistant; begin it with what the user says")
+            raise UserError("begins with the assistant; begin it with what the user says")
         try:
             before = backend.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             messages.append({"role": "assistant", "content": assistant})
             after = backend.apply_chat_template(messages, tokenize=False)
         except TemplateError as error:
-            raise ValueError(f"is refused by the chat template: {error}") from None
+            raise UserError(f"is refused by the chat template: {error}") from None
         if not before.startswith(text) or not after.startswith(before):
-            raise ValueError("has turns that the chat template rewrites when the chat goes on; make each a row")
+            raise UserError("has turns that the chat template rewrites when the chat goes on; make each a row")
         text = after.rstrip()  # white space after the token that ends an answer is none of the assistant's
         if assistant.strip():  # an answer that is not there is no example of an end
             spans.append((len(before), len(text)))
     if not text:
-        raise ValueError("comes out of the chat template as nothing; mend the template")
+        raise UserError("comes out of the chat template as nothing; mend the template")
     return text, spans
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
@@ -23,7 +22,8 @@ from wellread.data.columns import DIGEST, Columns, digest_of_spans, joined, n_ta
 from wellread.data.corpus import DIGEST_BYTES, METRICS, corpus_hash
 from wellread.data.pack import Packed, packed
 from wellread.data.segments import FILE
-from wellread.runs import fsync_directory, full_disk_named, write_array, write_atomic, write_json
+from wellread.errors import UserError
+from wellread.files import fsync_directory, full_disk_named, write_array, write_atomic, write_json
 
 if TYPE_CHECKING:
     import pyarrow
@@ -92,6 +92,8 @@ def building(target: Path) -> Iterator[Path | None]:
 @contextmanager
 def _only_builder(target: Path) -> Iterator[None]:
     """Wait until nobody else builds `target`; afterwards nothing is left of the lock, nor of a folder made for it."""
+    import fcntl
+
     path = target.with_name(f".{target.name}.lock")
     while True:
         made = not target.parent.exists()
@@ -193,7 +195,7 @@ def merge(
 
     Raises
     ------
-    ValueError
+    UserError
         When no trainable sample is left.
     """
     dtype = "<u2" if vocab_size <= 65536 else "<u4"
@@ -287,7 +289,7 @@ def _check_trainable(build: Path, sets: Sequence[str]) -> Counter[str]:
         counts["sealed"] = n_sealed
         remedy = "lower --holdout or give more rows" if n_sealed else "give rows with something to learn from"
         remedy = "raise --seq_len" if counts["dropped_prompt_fills_window"] else remedy
-        raise ValueError(f"{'+'.join(sets)}: no trainable sample is left ({_reasons(counts)}); {remedy}")
+        raise UserError(f"{'+'.join(sets)}: no trainable sample is left ({_reasons(counts)}); {remedy}")
     return counts
 
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from wellread.errors import UserError
+
 if TYPE_CHECKING:
     import pyarrow
 
@@ -97,17 +99,17 @@ class Corpus:
 
         Raises
         ------
-        ValueError
+        UserError
             When `path` holds none, or one that is incomplete.
         """
         path = Path(path).resolve()
         try:
             meta = json.loads((path / "corpus.json").read_text())
         except FileNotFoundError:
-            raise ValueError(f"{path}: no corpus there (corpus.json is missing); compile it again") from None
+            raise UserError(f"{path}: no corpus there (corpus.json is missing); compile it again") from None
         for name, size in meta["sizes"].items():
             if not (path / name).is_file() or (path / name).stat().st_size != size:
-                raise ValueError(f"{path / name}: missing or not {size:,} bytes long; delete {path} and compile again")
+                raise UserError(f"{path / name}: missing or not {size:,} bytes long; delete {path} and compile again")
         return cls(path, meta)
 
     @property
@@ -240,12 +242,12 @@ class Corpus:
 
         Raises
         ------
-        ValueError
+        UserError
             When the corpus does not have it.
         """
         if name not in self.metrics:
             known = f"it has {', '.join(self.metrics)}" if self.metrics else "it has none; prepare it with --metrics"
-            raise ValueError(f"{self.path.name}: no metric {name!r}; {known}")
+            raise UserError(f"{self.path.name}: no metric {name!r}; {known}")
         import pyarrow.parquet
 
         column = pyarrow.parquet.read_table(self.path / METRICS, columns=[name])[name]
@@ -253,4 +255,4 @@ class Corpus:
 
     def _check(self, sample_id: int) -> None:
         if not 0 <= sample_id < self.n:
-            raise ValueError(f"sample {sample_id}: out of range, {self.path.name} holds samples 0 … {self.n - 1}")
+            raise UserError(f"sample {sample_id}: out of range, {self.path.name} holds samples 0 … {self.n - 1}")

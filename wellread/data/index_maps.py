@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from wellread.data.blocks import ENTRIES, every, hash_file, spaced
 from wellread.data.corpus import digest
 from wellread.data.megatron import Megatron, check_range
+from wellread.errors import UserError
 
 NAMES = ("doc_idx", "sample_idx", "shuffle_idx")
 ROWS = 64
@@ -57,12 +58,12 @@ class IndexMaps:
 
         Raises
         ------
-        ValueError
+        UserError
             When a file is missing or no array of whole numbers of its shape, or when the maps do not fit the set.
         """
         paths = [Path(name) for name in maps.removeprefix("megatron:").split(",") if name]
         if len(paths) != len(NAMES):
-            raise ValueError(f"--order {maps}: {len(paths)} files, expected three: doc_idx, sample_idx, shuffle_idx")
+            raise UserError(f"--order {maps}: {len(paths)} files, expected three: doc_idx, sample_idx, shuffle_idx")
         doc_idx, sample_idx, shuffle_idx = map(_map, paths, NAMES)
         opened = cls(sequences, doc_idx, sample_idx, shuffle_idx, (paths[0], paths[1], paths[2]))
         opened._check_shapes()
@@ -107,7 +108,7 @@ class IndexMaps:
 
         Raises
         ------
-        ValueError
+        UserError
             When the sample is out of range, or the maps are damaged at its place.
         """
         check_range(self, np.asarray(sample_id))
@@ -159,7 +160,7 @@ class IndexMaps:
     def _check_shapes(self) -> None:
         rows = len(self.sample_idx) - 1
         if rows < 1 or self.n != rows:
-            raise ValueError(
+            raise UserError(
                 f"{self.files[2]}: {self.n:,} entries, but {self.files[1].name} has {len(self.sample_idx):,} rows, "
                 "expected one more than entries; give the three files of one set of maps"
             )
@@ -175,7 +176,7 @@ class IndexMaps:
         bad = (block < 0) | (block >= n)
         if bad.any():
             i = int(bad.argmax())
-            raise ValueError(
+            raise UserError(
                 f"{path}: entry {start + i} is {block[i]}, but {held_by} has 0 … {n - 1}; were the maps built for it?"
             )
 
@@ -185,7 +186,7 @@ class IndexMaps:
         bad[1:] |= places[1:] < places[:-1]
         if bad.any():
             i = int(bad.argmax())
-            raise ValueError(
+            raise UserError(
                 f"{self.files[1]}: row {start + i} is ({places[i]}, {offsets[i]}), but places must not fall and lie in "
                 f"0 … {len(self.doc_idx) - 1}, offsets not below 0; only GPT-NeoX's pack_impl packed is supported"
             )
@@ -196,7 +197,7 @@ class IndexMaps:
         if past.any() or odd.any():
             i = int(past.argmax() if past.any() else odd.argmax())
             found = "begins behind the end of its document" if past.any() else f"has {lengths[i]:,} tokens"
-            raise ValueError(
+            raise UserError(
                 f"{self.files[1]}: row {start + i} {found}, row 0 has {self.n_tokens:,} tokens: the maps were built "
                 "for another set than this, or not with pack_impl packed, the one supported"
             )
@@ -211,12 +212,12 @@ class IndexMaps:
 
 def _map(path: Path, name: str) -> NDArray[Any]:
     if not path.is_file():
-        raise ValueError(f"--order megatron: {name} {path} does not exist")
+        raise UserError(f"--order megatron: {name} {path} does not exist")
     try:
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path}: no {name}: not a whole .npy file ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: no {name}: not a whole .npy file ({str(error).splitlines()[0]})") from None
     shape = "(n + 1, 2)" if name == "sample_idx" else "(n,)"
     if array.shape[1:] != ((2,) if name == "sample_idx" else ()) or not array.ndim or array.dtype.kind not in "iu":
-        raise ValueError(f"{path}: no {name}: {array.dtype}{list(array.shape)}, expected whole numbers, {shape}")
+        raise UserError(f"{path}: no {name}: {array.dtype}{list(array.shape)}, expected whole numbers, {shape}")
     return array

@@ -9,6 +9,7 @@ from typing import Any
 
 from wellread.data.sources import Row, Source
 from wellread.data.templates import Template
+from wellread.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -271,7 +272,7 @@ def recognise(columns: Iterable[str], where: str) -> Schema:
 
     Raises
     ------
-    ValueError
+    UserError
         When none fits; names the columns that are there.
     """
     present = set(columns)
@@ -280,7 +281,7 @@ def recognise(columns: Iterable[str], where: str) -> Schema:
             return schema
     wanted = "; ".join(f"{s.name}: {', '.join(s.required_columns)}" for s in SCHEMAS.values() if s.name != "text")
     raw = f"; is it raw text? then text@{where}" if "text" in present else ""
-    raise ValueError(f"{where}: columns {', '.join(sorted(present))} fit no known schema ({wanted}){raw}")
+    raise UserError(f"{where}: columns {', '.join(sorted(present))} fit no known schema ({wanted}){raw}")
 
 
 def with_columns(columns: dict[str, str]) -> Schema:
@@ -288,7 +289,7 @@ def with_columns(columns: dict[str, str]) -> Schema:
 
     Raises
     ------
-    ValueError
+    UserError
         When they name neither instruction and response, nor messages, nor text.
     """
     if "messages" in columns:
@@ -297,7 +298,7 @@ def with_columns(columns: dict[str, str]) -> Schema:
         return replace(SCHEMAS["text"], columns=columns)
     missing = [name for name in _PAIR if name not in columns]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"columns: no {' and no '.join(missing)} among them; name instruction and response, or messages, or text"
         )
     return replace(SCHEMAS["dolly"], columns=columns)

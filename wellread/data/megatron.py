@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from wellread.data.blocks import BYTES, ENTRIES, every, hash_file, mapped, spaced
 from wellread.data.corpus import SampleReader, digest
+from wellread.errors import UserError
 
 MAGIC = b"MMIDIDX\0\0"
 HEADER = struct.Struct("<9sQBQQ")
@@ -66,7 +67,7 @@ class Megatron:
 
         Raises
         ------
-        ValueError
+        UserError
             When a file or shard is missing, or the index is damaged or does not fit the .bin.
         """
         path = Path(re.sub(r"(-\d{5}-of-\d{5})?\.(bin|idx)$", "", str(prefix))).absolute()
@@ -163,16 +164,16 @@ class Megatron:
 
         Raises
         ------
-        ValueError
+        UserError
             When a batch has other than 1,024 sequences, or a sequence other than 2,049 tokens.
         """
         if batch_size != PYTHIA_BATCH:
-            raise ValueError(f"--batch_size {batch_size}: not Pythia's order, whose batches are of {PYTHIA_BATCH}")
+            raise UserError(f"--batch_size {batch_size}: not Pythia's order, whose batches are of {PYTHIA_BATCH}")
         odd = self._unlike_pythia()
         if odd is None and self.n:
             return
         found = "it holds no sequence" if odd is None else f"sequence {odd} has {self.sizes[odd]:,} tokens"
-        raise ValueError(
+        raise UserError(
             f"{self.path}.idx: not Pythia's order: {found}, its pre-shuffled Pile has 2,049 in each; "
             "read unshuffled files with --order megatron:DOC_IDX.npy,SAMPLE_IDX.npy,SHUFFLE_IDX.npy"
         )
@@ -193,7 +194,7 @@ class Megatron:
         end = int(self.pointers[-1]) + int(self.sizes[-1]) * self.dtype.itemsize if self.n else 0
         if end > self.n_bytes:
             where = f"{self.path}.bin" if len(self.shards) == 1 else f"{self.path}-*.bin, {len(self.shards)} shards"
-            raise ValueError(
+            raise UserError(
                 f"{where}: {self.n_bytes:,} bytes, {end - self.n_bytes:,} fewer than its .idx says; download it again"
             )
 
@@ -203,7 +204,7 @@ class Megatron:
         bad = (sizes < 0) | (pointers < 0) | (pointers > self.n_bytes - sizes * width) | (pointers % width != 0)
         if bad.any():
             i = int(bad.argmax())
-            raise ValueError(
+            raise UserError(
                 f"{self.path}.idx: sequence {start + i} is damaged: {sizes[i]:,} tokens of {width} bytes at byte "
                 f"{pointers[i]:,} do not fit the {self.n_bytes:,} bytes of the .bin; download the .idx again"
             )
@@ -214,34 +215,34 @@ def check_range(samples: SampleReader, sample_ids: NDArray[np.integer[Any]]) -> 
     outside = (sample_ids < 0) | (sample_ids >= samples.n)
     if outside.any():
         first = int(np.atleast_1d(sample_ids)[np.atleast_1d(outside)][0])
-        raise ValueError(f"sample {first}: out of range, {samples.path.name} holds samples 0 … {samples.n - 1}")
+        raise UserError(f"sample {first}: out of range, {samples.path.name} holds samples 0 … {samples.n - 1}")
 
 
 def _header(index: Path) -> tuple[str, int, int]:
     """Dtype, number of sequences and length of doc_idx, checked against the size of the file."""
     if not index.is_file():
-        raise ValueError(f"{index}: does not exist; pass the path of an .idx file, without its suffix")
+        raise UserError(f"{index}: does not exist; pass the path of an .idx file, without its suffix")
     with open(index, "rb") as file:
         data = file.read(HEADER.size)
     if not data.startswith(MAGIC):
-        raise ValueError(f"{index}: no Megatron index: wrong magic {data[: len(MAGIC)]!r}, expected {MAGIC!r}")
+        raise UserError(f"{index}: no Megatron index: wrong magic {data[: len(MAGIC)]!r}, expected {MAGIC!r}")
     if len(data) < HEADER.size:
-        raise ValueError(f"{index}: cut off inside its header, after {len(data)} bytes; download it again")
+        raise UserError(f"{index}: cut off inside its header, after {len(data)} bytes; download it again")
     _, version, code, n, n_documents = HEADER.unpack(data)
     if version != 1:
-        raise ValueError(f"{index}: version {version}; only version 1 of the format is known")
+        raise UserError(f"{index}: version {version}; only version 1 of the format is known")
     if code in (6, 7):
-        raise ValueError(
+        raise UserError(
             f"{index}: dtype code {code} stands for float32 with some writers and float64 with others, and tokens are "
             "integers; write it again as one of 1 to 5 or 8"
         )
     if code not in DTYPES:
-        raise ValueError(f"{index}: unknown dtype code {code}; known are 1 to 5 and 8")
+        raise UserError(f"{index}: unknown dtype code {code}; known are 1 to 5 and 8")
     extra = index.stat().st_size - HEADER.size - 12 * n - 8 * n_documents
     if extra < 0:
-        raise ValueError(f"{index}: cut off, {-extra:,} bytes too short for {n:,} sequences; download it again")
+        raise UserError(f"{index}: cut off, {-extra:,} bytes too short for {n:,} sequences; download it again")
     if extra not in (0, n):  # newer writers append an int8 mode per sequence
-        raise ValueError(f"{index}: {extra:,} bytes too long for {n:,} sequences, so it is damaged; download it again")
+        raise UserError(f"{index}: {extra:,} bytes too long for {n:,} sequences, so it is damaged; download it again")
     return DTYPES[code], n, n_documents
 
 
@@ -252,11 +253,11 @@ def _shards(prefix: Path) -> tuple[Path, ...]:
     pattern = re.compile(re.escape(prefix.name) + r"-\d{5}-of-(\d{5})\.bin")
     lasts = sorted({m[1] for m in map(pattern.fullmatch, os.listdir(prefix.parent)) if m})
     if not lasts:
-        raise ValueError(f"{whole}: does not exist, whole or as shards {prefix.name}-00000-of-….bin")
+        raise UserError(f"{whole}: does not exist, whole or as shards {prefix.name}-00000-of-….bin")
     if len(lasts) > 1:
-        raise ValueError(f"{prefix}: shards of {len(lasts)} sets lie there (-of-{', -of-'.join(lasts)}); keep one set")
+        raise UserError(f"{prefix}: shards of {len(lasts)} sets lie there (-of-{', -of-'.join(lasts)}); keep one set")
     paths = [Path(f"{prefix}-{k:05d}-of-{lasts[0]}.bin") for k in range(int(lasts[0]) + 1)]
     for k, path in enumerate(paths):
         if not path.is_file():
-            raise ValueError(f"{path}: missing, shard number {k} of 0 … {len(paths) - 1}; download it")
+            raise UserError(f"{path}: missing, shard number {k} of 0 … {len(paths) - 1}; download it")
     return tuple(paths)

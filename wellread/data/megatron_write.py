@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from wellread.data.blocks import ENTRIES, every
 from wellread.data.megatron import DTYPES, HEADER, MAGIC, Megatron
+from wellread.errors import UserError
 
 
 def write(prefix: str | Path, sequences: Iterable[ArrayLike], dtype: str = "uint16") -> Megatron:
@@ -29,16 +30,16 @@ def write(prefix: str | Path, sequences: Iterable[ArrayLike], dtype: str = "uint
 
     Raises
     ------
-    ValueError
+    UserError
         When a file exists, the dtype is unknown, or a sequence is not of integers that it holds; names the sequence.
     """
     codes = {np.dtype(name).name: code for code, name in DTYPES.items()}
     if dtype not in codes:
-        raise ValueError(f"dtype {dtype}: Megatron files hold {', '.join(codes)}")
+        raise UserError(f"dtype {dtype}: Megatron files hold {', '.join(codes)}")
     tokens, index, sizes = (Path(f"{prefix}.{suffix}") for suffix in ("bin", "idx", "sizes.tmp"))
     for path in (tokens, index):
         if path.exists():
-            raise ValueError(f"{path}: exists already; remove it or choose another prefix")
+            raise UserError(f"{path}: exists already; remove it or choose another prefix")
     partial = [path.with_name(f"{path.name}.tmp") for path in (tokens, index)]
     try:
         with open(partial[0], "wb") as bin_file, open(sizes, "wb+") as sizes_file, open(partial[1], "wb") as idx_file:
@@ -62,9 +63,9 @@ def _write_tokens(file: IO[bytes], sizes: IO[bytes], sequences: Iterable[ArrayLi
     for sequence in sequences:
         values = np.asarray(sequence)
         if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
-            raise ValueError(f"sequence {n}: {values.ndim}-dimensional {values.dtype}, expected a list of token ids")
+            raise UserError(f"sequence {n}: {values.ndim}-dimensional {values.dtype}, expected a list of token ids")
         if values.size and (values.min() < limits.min or values.max() > limits.max):
-            raise ValueError(f"sequence {n}: tokens {values.min()} … {values.max()} do not fit {dtype.name}")
+            raise UserError(f"sequence {n}: tokens {values.min()} … {values.max()} do not fit {dtype.name}")
         file.write(values.astype(dtype).tobytes())
         sizes.write(struct.pack("<i", values.size))
         n += 1

@@ -18,6 +18,7 @@ from wellread.data.instruct import Example, Schema
 from wellread.data.raw import TEXT, Raw
 from wellread.data.sources import Source
 from wellread.data.templates import Template
+from wellread.errors import UserError
 from wellread.order import Order
 
 VERSION = 2
@@ -48,7 +49,7 @@ class Mixture:
 
         Raises
         ------
-        ValueError
+        UserError
             When the size of a hub set is not known before it is downloaded.
         """
         sizes = [_rows(source) for source in self.sources]
@@ -71,7 +72,7 @@ class Mixture:
 
         Raises
         ------
-        ValueError
+        UserError
             When more rows are asked for than a set has.
         """
         totals = [int(count.sum()) for count in samples]
@@ -92,7 +93,7 @@ def shares(totals: Sequence[int], weights: Sequence[float]) -> list[int]:
 def _first(source: Source, samples: NDArray[np.int64], target: int) -> NDArray[np.bool_] | None:
     usable = np.flatnonzero(samples)
     if source.limit is not None and source.limit > len(usable):
-        raise ValueError(
+        raise UserError(
             f"--data {source.name}:{source.limit}: {source.where} has {len(usable):,} rows; ask for at most that"
         )
     if source.limit is None and source.weight is None:
@@ -166,20 +167,20 @@ def readers(config: RunConfig, mixture: Mixture) -> list[Reader]:
 
     Raises
     ------
-    ValueError
+    UserError
         When the columns fit no schema, or not the one that the set has; when a template cannot be used; when a set
         cannot be packed.
     """
     found = [_reader(config, source) for source in mixture.sources]
     if config.template and all(reader.schema.name == TEXT for reader in found):
-        raise ValueError(f"--template {config.template}: raw text has no template; leave it out")
+        raise UserError(f"--template {config.template}: raw text has no template; leave it out")
     return found
 
 
 def _reader(config: RunConfig, source: Source) -> Reader:
     if TEXT in source.schemas:
         if config.pack and any(raw.is_megatron(path) for path in source.paths):
-            raise ValueError(
+            raise UserError(
                 f"--pack: {source.where} is a Megatron set, whose sequences are cut to one length already; leave it out"
             )
         return Reader(source, instruct.SCHEMAS[TEXT], Template(TEXT, ()))
@@ -207,7 +208,7 @@ def _schema(source: Source, columns: set[str]) -> Schema:
         if set(schema.required_columns) <= columns:
             return schema
     lacking = [column for column in known[0].required_columns if column not in columns]
-    raise ValueError(
+    raise UserError(
         f"{source.where}: no column {' and no '.join(map(repr, lacking))}, which {source.name} needs; "
         f"its columns are {', '.join(sorted(columns))}"
     )

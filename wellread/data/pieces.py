@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wellread.errors import UserError
+
 SMALLEST, LARGEST = 512, 32_000
 """Sizes of a trained vocabulary."""
 BLANK = "▁"
@@ -43,11 +45,11 @@ def check_size(size: int) -> int:
 
     Raises
     ------
-    ValueError
+    UserError
         When it is out of range.
     """
     if not SMALLEST <= size <= LARGEST:
-        raise ValueError(f"--vocab {size}: a trained vocabulary has {SMALLEST} to {LARGEST:,} pieces")
+        raise UserError(f"--vocab {size}: a trained vocabulary has {SMALLEST} to {LARGEST:,} pieces")
     return size
 
 
@@ -68,7 +70,7 @@ def train(counts: Counter[str], size: int) -> bytes:
 
     Raises
     ------
-    ValueError
+    UserError
         When the text has too few words or too many characters for that size.
     """
     import sentencepiece
@@ -92,7 +94,7 @@ def train(counts: Counter[str], size: int) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise ValueError(_explained(str(error), size)) from None
+        raise UserError(_explained(str(error), size)) from None
     return model.getvalue()
 
 
@@ -113,20 +115,20 @@ def load(path: Path) -> bytes:
 
     Raises
     ------
-    ValueError
+    UserError
         When it cannot be read, is damaged, or lacks a beginning-of-sequence piece.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise ValueError(f"--vocab {path}: cannot be read ({error.strerror})") from None
+        raise UserError(f"--vocab {path}: cannot be read ({error.strerror})") from None
     try:
         pieces = Pieces(content)
         begins = pieces.bos
     except (RuntimeError, ValueError):
-        raise ValueError(f"--vocab {path}: not a SentencePiece model, or a damaged one; name a .model file") from None
+        raise UserError(f"--vocab {path}: not a SentencePiece model, or a damaged one; name a .model file") from None
     if begins < 0:
-        raise ValueError(f"--vocab {path}: has no piece that begins a sequence; stories could not be told apart")
+        raise UserError(f"--vocab {path}: has no piece that begins a sequence; stories could not be told apart")
     return content
 
 

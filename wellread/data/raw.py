@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from wellread.data import sources, story_grammar, text
 from wellread.data.megatron import Megatron
 from wellread.data.sources import Source
+from wellread.errors import UserError
 
 TEXT = "text"
 """Name of the set and of its schema."""
@@ -111,13 +112,13 @@ def count(source: Source) -> int:
 
     Raises
     ------
-    ValueError
+    UserError
         When the size of a hub set is not known before it is downloaded.
     """
     if not source.paths:
         known = source.generated or source.published_rows
         if known is None:
-            raise ValueError(f"--data {source.name}: its size is not known before it is downloaded")
+            raise UserError(f"--data {source.name}: its size is not known before it is downloaded")
         return known
     sizes = (Megatron.open(_prefix(path)).n if is_megatron(path) else None for path in source.paths)
     return sum(

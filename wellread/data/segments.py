@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wellread.data.corpus import Corpus, digest
+from wellread.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow
@@ -55,7 +56,7 @@ class Segments:
     def _place(self, segment: int) -> tuple[int, slice]:
         """Sample of a segment, and its tokens there."""
         if not 0 <= segment < self.n:
-            raise ValueError(f"segment {segment}: out of range, {self.path.name} holds segments 0 … {self.n - 1}")
+            raise UserError(f"segment {segment}: out of range, {self.path.name} holds segments 0 … {self.n - 1}")
         sample_id = int(self.sample_of(np.array([segment]))[0])
         first = int(self.corpus.segments[self.corpus.segment_offsets[sample_id]])
         start, stop = self.corpus.segments[segment : segment + 2].tolist()

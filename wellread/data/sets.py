@@ -15,6 +15,7 @@ from wellread.data.mixture import Mixture
 from wellread.data.raw import TEXT, is_megatron
 from wellread.data.sources import SUFFIXES, Source
 from wellread.data.text import KINDS, PACKED
+from wellread.errors import UserError
 
 AMOUNT = re.compile(r"(.*):([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?|[+-]?(?:inf|nan))", re.IGNORECASE | re.DOTALL)
 KEYS = {
@@ -50,20 +51,20 @@ def find(data: str) -> Mixture:
 
     Raises
     ------
-    ValueError
+    UserError
         When a name is unknown, a file is missing, empty or of an unknown kind, or an amount makes no sense.
     """
     parts = [data] if Path(data).exists() else data.split(",")
     found = [_one(part, data) for part in parts]
     weighted = [source.weight is not None for source in found]
     if len(found) == 1 and weighted[0]:
-        raise ValueError(f"--data {data}: a weight is a share of several sets; ask for rows, e.g. {found[0].name}:1000")
+        raise UserError(f"--data {data}: a weight is a share of several sets; ask for rows, e.g. {found[0].name}:1000")
     if any(weighted) and not all(weighted):
-        raise ValueError(f"--data {data}: give every set a weight (0.3), or none; {':N'} with a whole N is N rows")
+        raise UserError(f"--data {data}: give every set a weight (0.3), or none; {':N'} with a whole N is N rows")
     names = [source.name for source in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"--data {data}: two sets are called {twice[0]}; their samples could not be told apart")
+        raise UserError(f"--data {data}: two sets are called {twice[0]}; their samples could not be told apart")
     return Mixture(tuple(found))
 
 
@@ -95,7 +96,7 @@ def stories(data: str) -> Source:
 
     Raises
     ------
-    ValueError
+    UserError
         As `find`; also when several sets are named, or one that is no raw text.
     """
     text = _without_amount(data)[0]
@@ -103,9 +104,9 @@ def stories(data: str) -> Source:
     mixture = find(data if not path.exists() or path.suffix in YAML else f"{TEXT}@{data}")
     (source, *more) = mixture.sources
     if more:
-        raise ValueError(f"--data {data}: a pretraining reads one set; put the files into one folder")
+        raise UserError(f"--data {data}: a pretraining reads one set; put the files into one folder")
     if TEXT not in source.schemas:
-        raise ValueError(f"--data {data}: {source.name} is no raw text; python -m finetune reads it")
+        raise UserError(f"--data {data}: {source.name} is no raw text; python -m finetune reads it")
     if source.generated and source.limit:
         source = replace(source, generated=source.limit, limit=None)
     if path.exists() and path.suffix not in YAML:
@@ -120,17 +121,17 @@ def _without_amount(part: str) -> tuple[str, str]:
 
 def _one(part: str, data: str) -> Source:
     if not part:
-        raise ValueError(f"--data {data}: names an empty set; leave out the comma")
+        raise UserError(f"--data {data}: names an empty set; leave out the comma")
     text, amount = _without_amount(part)
     source = _named(text)
     if not amount:
         return source
     if re.fullmatch(r"[+-]?\d+", amount):
         if int(amount) < 1:
-            raise ValueError(f"--data {part}: {amount} rows; ask for at least 1, or leave the set out")
+            raise UserError(f"--data {part}: {amount} rows; ask for at least 1, or leave the set out")
         return replace(source, limit=int(amount))
     if not (math.isfinite(float(amount)) and float(amount) > 0):
-        raise ValueError(f"--data {part}: weight {amount}; it must be above 0, or leave the set out")
+        raise UserError(f"--data {part}: weight {amount}; it must be above 0, or leave the set out")
     return replace(source, weight=float(amount))
 
 
@@ -146,13 +147,13 @@ def _named(text: str) -> Source:
                 source, paths=paths, hub=None, revision=None, hub_files=None, published_rows=None, generated=None
             )
         elif not source.hub and not source.paths and not source.generated:
-            raise ValueError(f"--data {text}: give its file, {name}@FILE")
+            raise UserError(f"--data {text}: give its file, {name}@FILE")
         return replace(_with_options(source, options, text), asked="" if at else names)
     if at:
-        raise ValueError(f"--data {text}: unknown set {name!r}; known: {', '.join(known)}")
+        raise UserError(f"--data {text}: unknown set {name!r}; known: {', '.join(known)}")
     path = Path(text).expanduser()
     if not path.exists() and path.suffix not in (*SUFFIXES, *YAML) and "/" not in text:
-        raise ValueError(f"--data {text}: neither a known set ({', '.join(known)}) nor a file")
+        raise UserError(f"--data {text}: neither a known set ({', '.join(known)}) nor a file")
     if path.suffix in YAML:
         return _of_yaml(path, text)
     return Source(name=path.stem if path.is_file() else path.resolve().name, paths=_files(path, text))
@@ -161,7 +162,7 @@ def _named(text: str) -> Source:
 def _with_options(source: Source, options: list[str], text: str) -> Source:
     """Apply ``hc3:human:open_qa``: whose answers, and which subsets."""
     if options and "hc3" not in source.schemas:
-        raise ValueError(f"--data {text}: {source.name} has no option {options[0]!r}; only hc3 has options")
+        raise UserError(f"--data {text}: {source.name} has no option {options[0]!r}; only hc3 has options")
     for option in options:
         if option in ANSWERS:
             source = replace(source, answers=option)
@@ -169,7 +170,7 @@ def _with_options(source: Source, options: list[str], text: str) -> Source:
             source = replace(source, subsets=(*source.subsets, option))
         else:
             known = ", ".join((*ANSWERS, *instruct.HC3_SUBSETS))
-            raise ValueError(f"--data {text}: {source.name} has no option {option!r}; known: {known}")
+            raise UserError(f"--data {text}: {source.name} has no option {option!r}; known: {known}")
     return replace(source, name="-".join([source.name, *options]))
 
 
@@ -179,11 +180,11 @@ def _of_yaml(path: Path, text: str) -> Source:
     try:
         entry = yaml.safe_load(path.read_bytes())
     except OSError as error:
-        raise ValueError(f"--data {text}: {path} cannot be read ({error.strerror})") from None
+        raise UserError(f"--data {text}: {path} cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--data {text}: {path} is not YAML ({' '.join(str(error).split())})") from None
+        raise UserError(f"--data {text}: {path} is not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(entry, dict) or not {"file", "hub", "generated"} & entry.keys():
-        raise ValueError(f"--data {text}: {path} describes no set; it needs file: or hub:")
+        raise UserError(f"--data {text}: {path} describes no set; it needs file: or hub:")
     return _of_entry(path.stem, entry, path.parent)
 
 
@@ -194,18 +195,18 @@ def _of_entry(name: str, entry: dict[str, Any], folder: Path) -> Source:
         if key not in KEYS:
             near = difflib.get_close_matches(str(key), sorted(KEYS), n=1)
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(KEYS))}"
-            raise ValueError(f"{where}: unknown key {key!r}; {hint}")
+            raise UserError(f"{where}: unknown key {key!r}; {hint}")
     schemas, columns = entry.get("schema") or (), entry.get("columns") or {}
     schemas = (schemas,) if isinstance(schemas, str) else tuple(schemas)
     for schema in schemas:
         if schema not in instruct.SCHEMAS:
-            raise ValueError(f"{where}: unknown schema {schema!r}; known: {', '.join(instruct.SCHEMAS)}")
+            raise UserError(f"{where}: unknown schema {schema!r}; known: {', '.join(instruct.SCHEMAS)}")
     if not isinstance(columns, dict) or not all(isinstance(value, str) for value in columns.values()):
-        raise ValueError(f"{where}: columns: expected FIELD: COLUMN, e.g. instruction: question")
+        raise UserError(f"{where}: columns: expected FIELD: COLUMN, e.g. instruction: question")
     if columns:
         instruct.with_columns(columns)
     if entry.get("answers", "both") not in ANSWERS:
-        raise ValueError(f"{where}: answers: {entry['answers']!r}; choose one of {', '.join(ANSWERS)}")
+        raise UserError(f"{where}: answers: {entry['answers']!r}; choose one of {', '.join(ANSWERS)}")
     is_text = TEXT in schemas or "text" in columns
     file, template = entry.get("file"), entry.get("template")
     if isinstance(template, str) and template.endswith(".txt"):
@@ -234,14 +235,14 @@ def _files(path: Path, data: str, *, is_text: bool = False) -> tuple[Path, ...]:
     if path.is_dir():
         found = sorted(p for p in path.rglob("*") if p.name.endswith(suffixes) and p.is_file() and p.name[0] != ".")
         if not found:
-            raise ValueError(f"--data {data}: {path} holds no data file ({' '.join(suffixes)})")
+            raise UserError(f"--data {data}: {path} holds no data file ({' '.join(suffixes)})")
         return tuple(found)
     if not path.is_file():
-        raise ValueError(f"--data {data}: {path} {'is not a file' if path.exists() else 'does not exist'}")
+        raise UserError(f"--data {data}: {path} {'is not a file' if path.exists() else 'does not exist'}")
     if not path.name.endswith(suffixes):
-        raise ValueError(
+        raise UserError(
             f"--data {data}: {path.suffix or 'no suffix'} is not a known kind of file ({' '.join(suffixes)})"
         )
     if path.stat().st_size == 0:
-        raise ValueError(f"--data {data}: {path} is empty")
+        raise UserError(f"--data {data}: {path} is empty")
     return (path,)

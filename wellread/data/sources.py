@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from wellread.errors import UserError
+
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 READ = 1 << 18
 """Bytes read at once."""
@@ -80,7 +82,7 @@ class Row:
 
 def fingerprint(source: Source) -> str:
     """Hash that identifies what `source` holds: of the bytes of its files, or name and revision of a hub set."""
-    from wellread.runs import sha256_file
+    from wellread.files import sha256_file
 
     if not source.paths:
         return f"hub:{source.hub}@{source.revision}" if source.revision else f"hub:{source.hub}"
@@ -184,20 +186,20 @@ def _texts(path: Path, blocks: Iterable[bytes]) -> Iterator[str]:
         try:
             yield decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: not UTF-8 at byte {before - held + error.start} of the file") from None
+            raise UserError(f"{path}: not UTF-8 at byte {before - held + error.start} of the file") from None
         before += len(block)
 
 
-def _no_json(path: Path, reason: str) -> ValueError:
-    return ValueError(f"{path}: not a JSON file: {reason}; one object a line belongs into a .jsonl file")
+def _no_json(path: Path, reason: str) -> UserError:
+    return UserError(f"{path}: not a JSON file: {reason}; one object a line belongs into a .jsonl file")
 
 
-def _no_list(path: Path, text: str) -> ValueError:
+def _no_list(path: Path, text: str) -> UserError:
     try:
         kind = type(json.loads(text)).__name__
     except json.JSONDecodeError as error:
         return _no_json(path, str(error))
-    return ValueError(f"{path}: expected a JSON list of objects, found {kind}")
+    return UserError(f"{path}: expected a JSON list of objects, found {kind}")
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
@@ -215,9 +217,9 @@ def _csv_rows(path: Path) -> Iterator[Row]:
                 else:
                     yield Row(number, None, f"has {len(values)} fields, the header names {len(header)}")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: not UTF-8 ({error.reason}); save it as UTF-8") from None
+            raise UserError(f"{path}: not UTF-8 ({error.reason}); save it as UTF-8") from None
         except csv.Error as error:
-            raise ValueError(f"{path}: not a CSV file: {error} at line {reader.line_num}") from None
+            raise UserError(f"{path}: not a CSV file: {error} at line {reader.line_num}") from None
 
 
 def parquet_rows(path: Path, rows_at_once: int = 4096) -> Iterator[Row]:
@@ -228,7 +230,7 @@ def parquet_rows(path: Path, rows_at_once: int = 4096) -> Iterator[Row]:
     try:
         file = pyarrow.parquet.ParquetFile(path)
     except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path}: not a Parquet file: {error}") from None
+        raise UserError(f"{path}: not a Parquet file: {error}") from None
     number = 0
     for batch in file.iter_batches(rows_at_once):
         for value in batch.to_pylist():
@@ -249,7 +251,7 @@ def hub_rows(source: Source) -> Iterator[Row]:
             loaded = datasets.load_dataset(source.hub, revision=source.revision, split="train")
     except Exception as error:  # of the hub, its client, the network or the set's own files
         reason = (str(refusal or error).strip().splitlines() or [type(refusal or error).__name__])[0]
-        raise ValueError(
+        raise UserError(
             f"--data {source.name}: hub set {source.hub} cannot be had ({reason}); "
             f"download its file and pass --data {source.asked or source.name}@FILE"
         ) from None

@@ -15,7 +15,8 @@ from wellread.data.compile import corpus_key
 from wellread.data.mixture import LONGEST_NAME
 from wellread.data.raw import TEXT, Raw
 from wellread.data.sources import Source
-from wellread.runs import sha256_file
+from wellread.errors import UserError
+from wellread.files import sha256_file
 
 VERSION = 1
 """Raise it when equal settings begin to give another corpus: then corpora are compiled anew."""
@@ -31,14 +32,14 @@ def read(source: Source) -> Iterator[tuple[int, Raw | str]]:
 
     Raises
     ------
-    ValueError
+    UserError
         When a file holds tokens, is damaged, or the hub cannot be reached.
     """
     for number, where, found in raw.located(source, blank=True):
         if isinstance(found, str):
             yield number, f"{where}: {found}"
         elif found.tokens is not None:
-            raise ValueError(
+            raise UserError(
                 f"{source.where}: holds tokens, and stories are text; choose a .txt, .json or .parquet file"
             )
         elif body := found.text.strip():
@@ -58,7 +59,7 @@ def vocabulary(config: PretrainConfig) -> int | bytes:
 
     Raises
     ------
-    ValueError
+    UserError
         When it is neither, or cannot be read.
     """
     name = config.vocab or ""
@@ -68,13 +69,13 @@ def vocabulary(config: PretrainConfig) -> int | bytes:
         folders = [folder for folder in os.environ.get(SEARCH_PATH, "").split(os.pathsep) if folder]
         found = [path for folder in folders if (path := Path(folder) / LLAMA2 / "tokenizer.model").is_file()]
         if not found:
-            raise ValueError(
+            raise UserError(
                 f"--vocab {LLAMA2}: no {LLAMA2}/tokenizer.model in the directories of {SEARCH_PATH}; "
                 "put Llama 2's there, or name the .model file itself"
             )
         return pieces.load(found[0])
     if not Path(name).expanduser().is_file():
-        raise ValueError(f"--vocab {name}: neither a size, nor {LLAMA2}, nor a file; e.g. 4096 or tok4096.model")
+        raise UserError(f"--vocab {name}: neither a size, nor {LLAMA2}, nor a file; e.g. 4096 or tok4096.model")
     return pieces.load(Path(name).expanduser())
 
 
@@ -94,7 +95,7 @@ def estimate(config: PretrainConfig, source: Source) -> int:
 
     Raises
     ------
-    ValueError
+    UserError
         When the size of a hub set is not known before it is downloaded.
     """
     if config.packing == "story":

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wellread.config import CONFIGS
+from wellread.errors import UserError
 
 FOLDER = CONFIGS / "templates"
 CHAT = "chat"
@@ -67,7 +68,7 @@ def load(name: str, fields: Iterable[str], where: str) -> Template:
 
     Raises
     ------
-    ValueError
+    UserError
         When it does not exist, does not end with ``{response}``, or names a field that is not there.
     """
     if name == CHAT:
@@ -75,7 +76,7 @@ def load(name: str, fields: Iterable[str], where: str) -> Template:
     path = Path(name) if name.endswith(".txt") else FOLDER / f"{name}.txt"
     if not path.is_file():
         known = ", ".join([*sorted(p.stem for p in FOLDER.glob("*.txt") if not p.stem.endswith("_context")), CHAT])
-        raise ValueError(f"--template {name}: neither a known template ({known}) nor a .txt file")
+        raise UserError(f"--template {name}: neither a known template ({known}) nor a .txt file")
     other = path.with_stem(f"{path.stem}_context")
     files = [path, other] if other.is_file() else [path]
     parsed = [_parse(file, {*fields}, where) for file in files]
@@ -87,18 +88,18 @@ def _parse(path: Path, fields: set[str], where: str) -> tuple[Parts, str]:
     """Text and fields up to the response, and the blanks before it."""
     prompt, marker, rest = path.read_text(encoding="utf-8").partition("{response}")
     if not marker or rest.strip():
-        raise ValueError(f"template {path}: has to end with {{response}}")
+        raise UserError(f"template {path}: has to end with {{response}}")
     parts = FIELD.split(prompt)
     unknown = sorted({*parts[1::2]} - fields)
     if unknown:
         known = ", ".join(f"{{{field}}}" for field in sorted(fields))
-        raise ValueError(f"template {path}: unknown field {{{unknown[0]}}}; {where} has {known}")
+        raise UserError(f"template {path}: unknown field {{{unknown[0]}}}; {where} has {known}")
     meant = re.search(rf"\{{\s*(?:{'|'.join(sorted(fields))})\b[^{{]{{0,9}}|\{{\}}", "\n\n".join(parts[::2]))
     if meant:
-        raise ValueError(
+        raise UserError(
             f"template {path}: {meant[0]!r} is no field; write {{instruction}}, without blanks in its braces"
         )
     if not parts[1::2]:
-        raise ValueError(f"template {path}: names no field of {where}; write {{instruction}} where it belongs")
+        raise UserError(f"template {path}: names no field of {where}; write {{instruction}} where it belongs")
     text = parts[-1].rstrip(" ")
     return (*parts[:-1], text), parts[-1][len(text) :]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wellread.data.sources import READ, Row, json_rows, jsonl_rows, parquet_rows
+from wellread.errors import UserError
 
 SEPARATOR = "<|endoftext|>"
 HUB = "hub:"
@@ -62,12 +63,12 @@ def documents(
 
     Raises
     ------
-    ValueError
+    UserError
         At once when the source is missing, empty or of an unknown kind; later when it turns out to be damaged, or when
         the hub cannot be reached. Names the source.
     """
     if not separator:
-        raise ValueError("separator of documents: empty; give the characters that stand between them")
+        raise UserError("separator of documents: empty; give the characters that stand between them")
     if str(source).startswith(HUB):
         found = of_rows(_hub_rows(str(source), *_hub_split(str(source))), text)
     else:
@@ -91,12 +92,12 @@ def is_separated(path: Path, separator: str = SEPARATOR) -> bool:
 
 def _kind(path: Path) -> str:
     if not path.is_file():
-        raise ValueError(f"{path}: {'not a file' if path.exists() else 'does not exist'}")
+        raise UserError(f"{path}: {'not a file' if path.exists() else 'does not exist'}")
     kind = Path(path.stem).suffix if path.suffix in PACKED else path.suffix
     if kind not in KINDS or (kind == ".parquet" and path.suffix in PACKED):
-        raise ValueError(f"{path}: not a known kind of file ({' '.join(KINDS)}; all but .parquet also as .gz and .zst)")
+        raise UserError(f"{path}: not a known kind of file ({' '.join(KINDS)}; all but .parquet also as .gz and .zst)")
     if path.stat().st_size == 0:
-        raise ValueError(f"{path}: is empty")
+        raise UserError(f"{path}: is empty")
     return kind
 
 
@@ -219,8 +220,8 @@ def _zst_blocks(path: Path) -> Iterator[bytes]:
         raise _damaged(path, "cut off")
 
 
-def _damaged(path: Path, reason: str) -> ValueError:
-    return ValueError(f"{path}: damaged ({reason.splitlines()[0]}); copy or download it again")
+def _damaged(path: Path, reason: str) -> UserError:
+    return UserError(f"{path}: damaged ({reason.splitlines()[0]}); copy or download it again")
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
@@ -236,7 +237,7 @@ def _hub_split(spec: str) -> tuple[list[str], str]:
     """Name with or without configuration, and split."""
     names = spec.removeprefix(HUB).split(":")
     if not all(names) or len(names) > 3:
-        raise ValueError(f"{spec}: expected {HUB}NAME, {HUB}NAME:SPLIT or {HUB}NAME:CONFIG:SPLIT")
+        raise UserError(f"{spec}: expected {HUB}NAME, {HUB}NAME:SPLIT or {HUB}NAME:CONFIG:SPLIT")
     return (names[:-1], names[-1]) if len(names) > 1 else (names, "train")
 
 
@@ -248,4 +249,4 @@ def _hub_rows(spec: str, names: list[str], split: str) -> Iterator[Row]:
             yield Row(number, dict(value))
     except Exception as error:  # of the hub, its client, the network or the set's own files
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{spec}: cannot be had from the hub ({reason}); download its file and pass that") from None
+        raise UserError(f"{spec}: cannot be had from the hub ({reason}); download its file and pass that") from None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wellread.data import chat
+from wellread.errors import UserError
 
 FILES = (
     "tokenizer.json",
@@ -40,7 +41,7 @@ class Tokenizer:
 
         Raises
         ------
-        ValueError
+        UserError
             When there is none, or it has no end-of-sequence token.
         """
         from transformers import AutoTokenizer
@@ -49,11 +50,11 @@ class Tokenizer:
             backend = AutoTokenizer.from_pretrained(directory, local_files_only=True)
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(f"{directory}: no usable tokenizer ({reason}); put its tokenizer.json there") from None
+            raise UserError(f"{directory}: no usable tokenizer ({reason}); put its tokenizer.json there") from None
         if not backend.is_fast:
-            raise ValueError(f"{directory}: its tokenizer has no fast form; convert it to a tokenizer.json")
+            raise UserError(f"{directory}: its tokenizer has no fast form; convert it to a tokenizer.json")
         if backend.eos_token_id is None:
-            raise ValueError(f"{directory}: its tokenizer has no eos_token; name one in tokenizer_config.json")
+            raise UserError(f"{directory}: its tokenizer has no eos_token; name one in tokenizer_config.json")
         return cls(backend)
 
     @property
@@ -111,7 +112,7 @@ class Tokenizer:
 
         Raises
         ------
-        ValueError
+        UserError
             One phrase that says why the chat has no place in the template.
         """
         text, spans = chat.render(self.backend, self._special, system, turns)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wellread.errors import UserError
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -40,7 +42,7 @@ def targets(lora: LoraConfig, spec: ModelSpec) -> tuple[str, ...]:
 
     Raises
     ------
-    ValueError
+    UserError
         When none are named and none are usual in the model's family.
     """
     if lora.targets == ALL:
@@ -48,7 +50,7 @@ def targets(lora: LoraConfig, spec: ModelSpec) -> tuple[str, ...]:
     if lora.targets:
         return tuple(name.strip() for name in lora.targets.split(","))
     if spec.family not in USUAL_TARGETS:
-        raise ValueError(f"--lora.targets: none are usual for {spec.family}; name matrices, or {ALL}")
+        raise UserError(f"--lora.targets: none are usual for {spec.family}; name matrices, or {ALL}")
     return USUAL_TARGETS[spec.family]
 
 
@@ -86,7 +88,7 @@ class Adapter:
 
         Raises
         ------
-        ValueError
+        UserError
             When it is none that is made here.
         """
         from peft import LoraConfig, PeftConfig
@@ -94,10 +96,10 @@ class Adapter:
         try:
             settings = PeftConfig.from_pretrained(str(directory))
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{directory / CONFIG}: no adapter of peft's ({str(error).splitlines()[0]})") from None
+            raise UserError(f"{directory / CONFIG}: no adapter of peft's ({str(error).splitlines()[0]})") from None
         plain = isinstance(settings, LoraConfig) and settings.bias == "none" and not settings.modules_to_save
         if not plain or settings.use_dora or settings.use_rslora or settings.rank_pattern or settings.alpha_pattern:
-            raise ValueError(
+            raise UserError(
                 f"{directory / CONFIG}: only plain LoRA is supported; merge it with peft and pass the result"
             )
         return cls(settings, directory=directory)
@@ -107,7 +109,7 @@ class Adapter:
 
         Raises
         ------
-        ValueError
+        UserError
             When a target matches no matrix; lists those there are.
         """
         from dataclasses import replace
@@ -119,7 +121,7 @@ class Adapter:
         modules = [name for name, _ in model.named_modules()]
         for target in wanted:
             if not any(name == target or name.endswith(f".{target}") for name in modules):
-                raise ValueError(f"--lora.targets {target}: matches no matrix of the model; choose {', '.join(there)}")
+                raise UserError(f"--lora.targets {target}: matches no matrix of the model; choose {', '.join(there)}")
         settings = replace(self.settings, target_modules=wanted, inference_mode=False)
         peft.inject_adapter_in_model(settings, model, low_cpu_mem_usage=True)
 
@@ -134,7 +136,7 @@ class Adapter:
 
         Raises
         ------
-        ValueError
+        UserError
             When it is the adapter of another model.
         """
         if self.directory is None:
@@ -147,12 +149,12 @@ class Adapter:
                 trained_beside = (file.metadata() or {}).get(BASE)
                 found = {_in_module(key): file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path}: the adapter cannot be loaded ({error})") from None
+            raise UserError(f"{path}: the adapter cannot be loaded ({error})") from None
         expected = {name: p.shape for name, p in model.named_parameters() if MARK in name}
         if trained_beside and base and trained_beside != fingerprint_of(base):
-            raise ValueError(f"{path}: is the adapter of another base model than {base}, whose weights differ")
+            raise UserError(f"{path}: is the adapter of another base model than {base}, whose weights differ")
         if {name: tensor.shape for name, tensor in found.items()} != expected:
-            raise ValueError(f"{path}: is the adapter of another base model than {base}, whose matrices differ")
+            raise UserError(f"{path}: is the adapter of another base model than {base}, whose matrices differ")
         return found
 
     def merge(self, name: str, value: torch.Tensor, tensors: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -29,7 +29,7 @@ def configuration(spec: ModelSpec, bos: int, eos: int) -> Any:
 
     Raises
     ------
-    ValueError
+    UserError
         When the heads do not divide the width evenly.
     """
     from transformers import LlamaConfig

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from wellread.errors import UserError
 from wellread.models import llama, tensors
 from wellread.models.registry import ModelSpec, check_heads
 
@@ -70,7 +71,7 @@ class Checkpoint:
 
         Raises
         ------
-        ValueError
+        UserError
             When either is impossible, or the rotary tables are not those of base 10,000.
         """
         header = _header(path)
@@ -78,7 +79,7 @@ class Checkpoint:
         last = next(reversed(places.values()))
         needed, found = last.offset + last.size(header.group), path.stat().st_size
         if needed != found:
-            raise ValueError(f"{path}: has {found:,} bytes, its header calls for {needed:,}; fetch it again")
+            raise UserError(f"{path}: has {found:,} bytes, its header calls for {needed:,}; fetch it again")
         checkpoint = cls(path, header, places)
         if header.version == 0:
             checkpoint._check_rotary()
@@ -111,7 +112,7 @@ class Checkpoint:
         angles = np.outer(np.arange(positions), llama.THETA ** (-np.arange(half) / half))
         for name, expected in (("cos", np.cos(angles)), ("sin", np.sin(angles))):
             if not np.allclose(self.read(name), expected, rtol=0, atol=1e-6 * (1000 + positions)):
-                raise ValueError(f"{self.path}: its rotary tables are not those of base {llama.THETA:,.0f}")
+                raise UserError(f"{self.path}: its rotary tables are not those of base {llama.THETA:,.0f}")
 
 
 def _header(path: Path) -> Header:
@@ -121,14 +122,14 @@ def _header(path: Path) -> Header:
         return _checked(path, 0, data, 0)
     (version,) = struct.unpack_from("<i", data.ljust(8, b"\0"), 4)
     if version not in (1, 2):
-        raise ValueError(f"{path}: version {version} of llama2.c's format; 0, 1 and 2 (int8) are known")
+        raise UserError(f"{path}: version {version} of llama2.c's format; 0, 1 and 2 (int8) are known")
     return _checked(path, version, data, 8)
 
 
 def _checked(path: Path, version: int, data: bytes, start: int) -> Header:
     header_bytes = 256 if version else 28
     if len(data) < header_bytes:
-        raise ValueError(f"{path}: has {len(data)} bytes, not even a header; fetch it again")
+        raise UserError(f"{path}: has {len(data)} bytes, not even a header; fetch it again")
     numbers = dict(zip(NUMBERS, struct.unpack_from("<7i", data, start), strict=True))
     tied, group = numbers["vocab_size"] > 0, 0
     if version:
@@ -137,13 +138,13 @@ def _checked(path: Path, version: int, data: bytes, start: int) -> Header:
         numbers["vocab_size"] = abs(numbers["vocab_size"])
     for name, number in numbers.items():
         if not 0 < number <= LARGEST:
-            raise ValueError(f"{path}: its header says {name} {number}; this is no checkpoint of llama2.c")
+            raise UserError(f"{path}: its header says {name} {number}; this is no checkpoint of llama2.c")
     dim, hidden, layers, heads, kv_heads, words, positions = numbers.values()
     check_heads(str(path), dim, heads, kv_heads)
     if version == 2:
         (group,) = struct.unpack_from("<i", data, 37)
         if group < 1 or any(size % group for size in (words * dim, dim * dim // heads * kv_heads, dim * hidden)):
-            raise ValueError(f"{path}: its header says groups of {group}, which do not divide its tensors")
+            raise UserError(f"{path}: its header says groups of {group}, which do not divide its tensors")
     spec = ModelSpec(
         name=path.name, family="llama", layers=layers, width=dim, heads=heads, kv_heads=kv_heads,
         intermediate=hidden, vocab=words, positions=positions, tied=tied,

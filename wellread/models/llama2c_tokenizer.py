@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from wellread.data.pieces import BLANK, Pieces, load
+from wellread.errors import UserError
 
 FILE = "tokenizer.model"
 """Name of the SentencePiece model in a model's directory."""
@@ -19,19 +20,19 @@ def read(path: Path, words: int) -> Pieces:
 
     Raises
     ------
-    ValueError
+    UserError
         When it is none, is of another kind than llama2.c's, or is not of this model.
     """
     try:
         pieces = Pieces(load(path))
-    except ValueError as error:
-        raise ValueError(str(error).removeprefix("--vocab ")) from None
+    except UserError as error:
+        raise UserError(str(error).removeprefix("--vocab ")) from None
     if not pieces.by_word:
-        raise ValueError(f"{path}: not a tokenizer that llama2.c knows, which is BPE with identity normalisation")
+        raise UserError(f"{path}: not a tokenizer that llama2.c knows, which is BPE with identity normalisation")
     if pieces.size != words:
-        raise ValueError(f"{path}: has {pieces.size:,} pieces, the model {words:,} words; name the model's own")
+        raise UserError(f"{path}: has {pieces.size:,} pieces, the model {words:,} words; name the model's own")
     if eos(pieces) < 0:
-        raise ValueError(f"{path}: has no piece that ends a sequence")
+        raise UserError(f"{path}: has no piece that ends a sequence")
     return pieces
 
 

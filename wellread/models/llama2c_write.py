@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, get_args
 
+from wellread.errors import UserError
 from wellread.models.llama import EPSILON, THETA
 from wellread.models.load import Source
 from wellread.models.registry import check_heads
@@ -86,7 +87,7 @@ def weights(directory: Path) -> Weights:
 
     Raises
     ------
-    ValueError
+    UserError
         When it cannot be loaded, or is not what llama2.c's programs compute.
     """
     source = Source.of(directory)
@@ -97,7 +98,7 @@ def weights(directory: Path) -> Weights:
 def _check(directory: Path, config: Any) -> None:
     """Refuse a model that llama2.c's programs would run, if at all, as another one."""
     if config.model_type != "llama":
-        raise ValueError(f"{directory}: a {config.model_type}; llama2.c's formats hold Llama models alone")
+        raise UserError(f"{directory}: a {config.model_type}; llama2.c's formats hold Llama models alone")
     check_heads(str(directory), config.hidden_size, config.num_attention_heads, config.num_key_value_heads)
     rope = config.rope_parameters
     built_in = {
@@ -111,7 +112,7 @@ def _check(directory: Path, config: Any) -> None:
     }
     for what, (found, needed) in built_in.items():
         if found != needed:
-            raise ValueError(f"{directory}: its {what} is {found}; llama2.c's programs compute with {needed}")
+            raise UserError(f"{directory}: its {what} is {found}; llama2.c's programs compute with {needed}")
 
 
 def write(model: Weights, file: IO[bytes], form: Format) -> None:

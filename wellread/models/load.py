@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wellread.errors import UserError
 from wellread.models import adapter as adapters
 from wellread.models import llama, tensors
 from wellread.models.adapter import Adapter
@@ -40,7 +41,7 @@ class Source:
 
         Raises
         ------
-        ValueError
+        UserError
             When there is no model that can be loaded.
         """
         import torch
@@ -160,7 +161,7 @@ def initial(
 
     Raises
     ------
-    ValueError
+    UserError
         When the model cannot be had, or cannot start from nothing.
     """
     import torch
@@ -189,7 +190,7 @@ def load_model(directory: str | Path, dtype: Dtype = "fp32") -> nn.Module:
 
     Raises
     ------
-    ValueError
+    UserError
         When `directory` holds no model that can be loaded.
     """
     import torch
@@ -211,7 +212,7 @@ def check_4bit() -> None:
 
     Raises
     ------
-    ValueError
+    UserError
         When bitsandbytes or a GPU is missing.
     """
     import importlib.util
@@ -219,9 +220,9 @@ def check_4bit() -> None:
     import torch
 
     if not torch.cuda.is_available():
-        raise ValueError("--load_in_4bit: needs a GPU, and this rank has none; leave it out")
+        raise UserError("--load_in_4bit: needs a GPU, and this rank has none; leave it out")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError("--load_in_4bit: bitsandbytes is not installed; pip install bitsandbytes, or leave it out")
+        raise UserError("--load_in_4bit: bitsandbytes is not installed; pip install bitsandbytes, or leave it out")
 
 
 def export(source: Source, directory: Path) -> None:
@@ -300,13 +301,13 @@ def _refuse_gaps(directory: Path, found: dict[str, Any]) -> None:
     missing, wrong = sorted(found["missing_keys"]), sorted(found["mismatched_keys"])
     if wrong:
         name, there, wanted = wrong[0]
-        raise ValueError(
+        raise UserError(
             f"{directory}: {name} is {_shape(there)} in its files and {_shape(wanted)} by its config.json"
             f"{_others(wrong)}; they do not belong together"
         )
     if missing:
         other = f" (they hold {sorted(found['unexpected_keys'])[0]})" if found["unexpected_keys"] else ""
-        raise ValueError(
+        raise UserError(
             f"{directory}: its files lack {missing[0]}{_others(missing)}{other}; "
             "they are not the weights of its config.json"
         )
@@ -329,7 +330,7 @@ def _one_line(directory: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{directory}: the model cannot be loaded ({reason})") from None
+        raise UserError(f"{directory}: the model cannot be loaded ({reason})") from None
 
 
 def _hide_bars() -> None:
@@ -352,7 +353,7 @@ def _fresh_config(spec: ModelSpec, bos: int, eos: int) -> Any:
     if spec.family == "llama":
         return llama.configuration(spec, bos, eos)
     if spec.family != "gpt_neox":
-        raise ValueError(f"--model {spec.name}: a fresh {spec.family} is not supported; only gpt_neox and llama are")
+        raise UserError(f"--model {spec.name}: a fresh {spec.family} is not supported; only gpt_neox and llama are")
     return GPTNeoXConfig(
         vocab_size=spec.vocab,
         hidden_size=spec.width,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from wellread.config import CONFIGS, Init
+from wellread.errors import UserError
 
 if TYPE_CHECKING:
     from wellread.config import RunConfig
@@ -124,7 +125,7 @@ def find(name: str) -> ModelSpec:
 
     Raises
     ------
-    ValueError
+    UserError
         When the name is none of these; names the nearest known one.
     """
     known = registry()
@@ -148,7 +149,7 @@ def find(name: str) -> ModelSpec:
         return _from_hub(name)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-    raise ValueError(f"--model {name}: no such directory or known model; {hint}")
+    raise UserError(f"--model {name}: no such directory or known model; {hint}")
 
 
 def _canonical(name: str) -> str:
@@ -167,7 +168,7 @@ def _from_entry(name: str, entry: dict[str, Any]) -> ModelSpec:
 def _of_sizes(name: str, width: int, layers: int, heads: int, kv_heads: int | None = None) -> ModelSpec:
     """A Llama of these sizes, everything else as the largest of llama2.c's has it (its inner width: see model.py)."""
     if not width or not layers or not heads or kv_heads == 0:
-        raise ValueError(f"--model {name}: no size may be 0; write stories-WIDTHxLAYERSxHEADS, as stories-288x6x6")
+        raise UserError(f"--model {name}: no size may be 0; write stories-WIDTHxLAYERSxHEADS, as stories-288x6x6")
     check_heads(f"--model {name}", width, heads, kv_heads or heads)
     usual = registry()["stories-110m"]
     inner = -(-(8 * width // 3) // 32) * 32
@@ -180,15 +181,15 @@ def check_heads(where: str, width: int, heads: int, kv_heads: int) -> None:
 
     Raises
     ------
-    ValueError
+    UserError
         One line that begins with `where`.
     """
     if width % heads:
-        raise ValueError(f"{where}: {heads} heads do not divide the width {width}; choose a multiple of {heads}")
+        raise UserError(f"{where}: {heads} heads do not divide the width {width}; choose a multiple of {heads}")
     if heads % kv_heads:
-        raise ValueError(f"{where}: {kv_heads} heads of keys and values do not divide {heads} heads")
+        raise UserError(f"{where}: {kv_heads} heads of keys and values do not divide {heads} heads")
     if width // heads % 2:
-        raise ValueError(f"{where}: heads of width {width // heads} cannot be rotated in pairs; make it even")
+        raise UserError(f"{where}: heads of width {width // heads} cannot be rotated in pairs; make it even")
 
 
 def of_run(run: RunDirectory) -> ModelSpec:
@@ -213,26 +214,26 @@ def scorer(model: str) -> str:
 
     Raises
     ------
-    ValueError
+    UserError
         When there is no such model here, or it has no weights yet.
     """
     spec = find(model)
     if spec.fresh:
-        raise ValueError(f"--perplexity {model}: has random weights; name a model that was trained")
+        raise UserError(f"--perplexity {model}: has random weights; name a model that was trained")
     return fingerprint(spec)
 
 
 def _at_revision(asked: str, name: str, revision: str, known: dict[str, dict[str, Any]]) -> ModelSpec:
     if not revision or Path(name).is_dir() or known.get(name, {}).get("fresh"):
-        raise ValueError(f"--model {asked}: only models of the hub have revisions; leave the @ out")
+        raise UserError(f"--model {asked}: only models of the hub have revisions; leave the @ out")
     if name not in known:
         if _is_hub_name(name):
             return _from_hub(name, revision)
-        raise ValueError(f"--model {asked}: {name} is no known model; known: {', '.join(known)}")
+        raise UserError(f"--model {asked}: {name} is no known model; known: {', '.join(known)}")
     steps = [published.revision for published in steps_of(name)]
     if steps and revision.startswith("step") and revision not in steps:
         near = sorted(steps, key=lambda step: abs(_number(step) - _number(revision)))[:3]
-        raise ValueError(f"--model {asked}: no such step was published; near are {', '.join(near)}")
+        raise UserError(f"--model {asked}: no such step was published; near are {', '.join(near)}")
     return replace(_from_entry(f"{name}@{revision}", known[name]), revision=revision)
 
 
@@ -259,17 +260,17 @@ def published_steps(model: str, suite: str = "v1") -> list[PublishedStep]:
 
     Raises
     ------
-    ValueError
+    UserError
         When the suite is unknown or the model is not in it.
     """
     suites = _models_file()["published"]
     if suite not in suites:
-        raise ValueError(f"suite {suite}: unknown; known: {', '.join(sorted(suites))}")
+        raise UserError(f"suite {suite}: unknown; known: {', '.join(sorted(suites))}")
     found = suites[suite]
     if model not in found["models"]:
         others = sorted(name for name, other in suites.items() if model in other["models"])
         known = f"not in suite {suite}; it is in {', '.join(others)}" if others else "no steps were published"
-        raise ValueError(f"{model}: {known}")
+        raise UserError(f"{model}: {known}")
     # Where batches were of twice the size, the revision's number is twice the step: it stands for the same samples.
     fold = 2 if model in found["doubled"] else 1
     numbers = [*found["early"], *range(found["every"], found["last"] + 1, found["every"])]
@@ -291,13 +292,13 @@ def _from_directory(path: Path, name: str) -> ModelSpec:
         config = json.loads((path / "config.json").read_text())
     except FileNotFoundError:
         if (path / "adapter_config.json").is_file():
-            raise ValueError(
+            raise UserError(
                 f"--model {path}: holds an adapter alone; merge it into its model first, with "
                 "python -m finetune export RUN --merged --out DIR"
             ) from None
-        raise ValueError(f"--model {path}: no config.json there; a model directory needs Hugging Face layout") from None
+        raise UserError(f"--model {path}: no config.json there; a model directory needs Hugging Face layout") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path / 'config.json'}: not JSON ({error})") from None
+        raise UserError(f"{path / 'config.json'}: not JSON ({error})") from None
     return replace(_from_config(config, name, str(path / "config.json")), path=path.resolve())
 
 
@@ -325,12 +326,12 @@ _OPTIONAL_KEYS = {
 
 def _from_config(config: dict[str, Any], name: str, where: str) -> ModelSpec:
     if "model_type" not in config:
-        raise ValueError(f"{where}: no model_type in it; is this a language model's config.json?")
+        raise UserError(f"{where}: no model_type in it; is this a language model's config.json?")
     found: dict[str, int] = {}
     for field, keys in _KEYS.items():
         values = [config[key] for key in keys if isinstance(config.get(key), int)]
         if not values:
-            raise ValueError(f"{where}: none of {', '.join(keys)} in it; {config['model_type']} is not supported")
+            raise UserError(f"{where}: none of {', '.join(keys)} in it; {config['model_type']} is not supported")
         found[field] = values[0]
     inner = config.get("intermediate_size") or config.get("n_inner") or config.get("ffn_dim") or 4 * found["width"]
     known = {field: config[key] for field, key in _OPTIONAL_KEYS.items() if config.get(key) is not None}
@@ -346,9 +347,9 @@ def _hub_file(repository: str, filename: str, revision: str | None) -> Path:
         raise _unreachable(repository, error) from None
 
 
-def _unreachable(repository: str, error: Exception) -> ValueError:
+def _unreachable(repository: str, error: Exception) -> UserError:
     reason = type(error).__name__ if not str(error) else str(error).strip().splitlines()[0]
-    return ValueError(
+    return UserError(
         f"--model {repository}: cannot be had from the hub ({reason}); put it into a directory of ${SEARCH_PATH} "
         "or pass its directory"
     )
@@ -364,7 +365,7 @@ def local_directory(spec: ModelSpec, *, weights: bool) -> Path:
 
     Raises
     ------
-    ValueError
+    UserError
         When the hub cannot be reached.
     """
     return spec.path if spec.path is not None else _from_cache(str(spec.hub), spec.revision, weights=weights)
@@ -375,14 +376,14 @@ def named_directory(name: str, revision: str | None) -> Path:
 
     Raises
     ------
-    ValueError
+    UserError
         When it is not there.
     """
     if Path(name).is_dir():
         return Path(name)
     if _is_hub_name(name):
         return _from_cache(name, revision, weights=True)
-    raise ValueError(f"{name}: the adapter's base model is not there; put it back, or mend adapter_config.json")
+    raise UserError(f"{name}: the adapter's base model is not there; put it back, or mend adapter_config.json")
 
 
 def _from_cache(repository: str, revision: str | None, *, weights: bool) -> Path:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wellread.errors import UserError
+
 if TYPE_CHECKING:
     import torch
 
@@ -49,7 +51,7 @@ def reader(model: Any, directory: Path) -> Reader | None:
 
     Raises
     ------
-    ValueError
+    UserError
         When a file of weights is damaged.
     """
     from safetensors import SafetensorError, safe_open
@@ -58,7 +60,7 @@ def reader(model: Any, directory: Path) -> Reader | None:
     try:
         shapes = {key: (path, shape) for path in _files(directory) for key, shape in _shapes(path)}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{directory}: the model cannot be loaded ({error})") from None
+        raise UserError(f"{directory}: the model cannot be loaded ({error})") from None
     for name, value in saved_tensors(model).items():
         saved = _as_saved(model, name, value)
         key = next((key for key in (*saved, name) if key in shapes), None)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wellread.data.corpus import Corpus
+from wellread.errors import UserError
 from wellread.order import Order, steps_of
 from wellread.orders import metrics
 from wellread.orders.curriculum import Curriculum, Insertion, Phase, Pool
@@ -41,7 +42,7 @@ def arrange(curriculum: Curriculum, corpus: Corpus, *, seed: int, batch_size: in
 
     Raises
     ------
-    ValueError
+    UserError
         When a phase or an insertion asks for what is not there; names its place in the file.
     """
     used: list[str] = [curriculum.sha256]
@@ -49,7 +50,7 @@ def arrange(curriculum: Curriculum, corpus: Corpus, *, seed: int, batch_size: in
     free = np.ones(corpus.n_trainable, dtype=np.bool_)
     for insertion, ids in zip(curriculum.insertions, found, strict=True):
         if not free[ids].all():
-            raise ValueError(f"{insertion.place}: sample {ids[~free[ids]][0]} is part of an earlier insertion, too")
+            raise UserError(f"{insertion.place}: sample {ids[~free[ids]][0]} is part of an earlier insertion, too")
         free[ids] = False
     parts: list[NDArray[np.int64]] = []
     phases: list[dict[str, str | int]] = []
@@ -101,7 +102,7 @@ def _mask(pool: Pool, corpus: Corpus, place: str, used: list[str]) -> NDArray[np
         mask &= condition.holds(values)
     for name in pool.sets:
         if name not in corpus.set_names:
-            raise ValueError(f"{place}.sets: no set {name!r}; this corpus is made of {', '.join(corpus.set_names)}")
+            raise UserError(f"{place}.sets: no set {name!r}; this corpus is made of {', '.join(corpus.set_names)}")
     if pool.sets:
         numbers = corpus.sets(np.arange(corpus.n_trainable))
         mask &= np.isin(numbers, [corpus.set_names.index(name) for name in pool.sets])
@@ -116,14 +117,14 @@ def _insertion_ids(insertion: Insertion, corpus: Corpus, used: list[str]) -> NDA
     if not insertion.samples:
         ids = np.flatnonzero(_mask(insertion.pool, corpus, insertion.place, used))
         if not len(ids):
-            raise ValueError(f"{insertion.place}: no trainable sample is of that kind")
+            raise UserError(f"{insertion.place}: no trainable sample is of that kind")
         return ids
     for sample, times in Counter(insertion.samples).items():
         if sample >= corpus.n_trainable:
             what = f"sample {sample} is sealed" if sample < corpus.n else f"there is no sample {sample}"
-            raise ValueError(f"{insertion.place}.samples: {what}; choose ids 0 … {corpus.n_trainable - 1}")
+            raise UserError(f"{insertion.place}.samples: {what}; choose ids 0 … {corpus.n_trainable - 1}")
         if times > 1:
-            raise ValueError(
+            raise UserError(
                 f"{insertion.place}.samples: sample {sample} is named twice; it is read at each batch of at"
             )
     return np.array(insertion.samples, dtype=np.int64)
@@ -140,9 +141,9 @@ def _insert(
         slots = insertion.slots or len(ids)
         for number, batch_id in enumerate(insertion.at):
             if batch_id >= steps:
-                raise ValueError(f"{insertion.place}.at: no batch {batch_id}; the curriculum has 0 … {steps - 1}")
+                raise UserError(f"{insertion.place}.at: no batch {batch_id}; the curriculum has 0 … {steps - 1}")
             if taken[batch_id] + slots > batch_size:
-                raise ValueError(
+                raise UserError(
                     f"{insertion.place}: batch {batch_id} has {batch_size - taken[batch_id]} slots left of its "
                     f"{batch_size}, not {slots}; set slots, or other batches"
                 )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wellread.errors import UserError
 from wellread.orders import spec as specs
 from wellread.orders.spec import Condition, OrderSpec
 
@@ -68,7 +69,7 @@ def read(path: Path, flag: str) -> Curriculum:
 
     Raises
     ------
-    ValueError
+    UserError
         When it is none: names the key and its place.
     """
     import yaml
@@ -76,13 +77,13 @@ def read(path: Path, flag: str) -> Curriculum:
     try:
         found = yaml.safe_load(path.read_bytes())
     except OSError as error:
-        raise ValueError(f"{flag}: {path} cannot be read ({error.strerror}); name a YAML file") from None
+        raise UserError(f"{flag}: {path} cannot be read ({error.strerror}); name a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{flag}: {path} is not YAML ({' '.join(str(error).split())})") from None
+        raise UserError(f"{flag}: {path} is not YAML ({' '.join(str(error).split())})") from None
     top = _mapping(found, str(path), ("phases", "insert"))
     phases = [_phase(value, f"{path}: phases[{i}]", path) for i, value in enumerate(_items(top, "phases", str(path)))]
     if not phases:
-        raise ValueError(f"{path}: phases: is missing or empty; list at least one, e.g. - order: shuffle")
+        raise UserError(f"{path}: phases: is missing or empty; list at least one, e.g. - order: shuffle")
     insert = [
         _insertion(value, f"{path}: insert[{i}]", path) for i, value in enumerate(_items(top, "insert", str(path)))
     ]
@@ -99,16 +100,16 @@ def _phase(value: Any, place: str, path: Path) -> Phase:
     keys = _mapping(value, place, ("name", "order", "where", "sets", "epochs", "steps"))
     spec = specs.parse(_text(keys.get("order", "shuffle"), f"{place}.order"), f"{place}.order:")
     if spec.kind == "curriculum":
-        raise ValueError(f"{place}.order: a curriculum cannot hold another; choose {specs.FORMS}")
+        raise UserError(f"{place}.order: a curriculum cannot hold another; choose {specs.FORMS}")
     if spec.kind == "file":
         spec = OrderSpec(kind="file", path=str(path.parent / Path(spec.path).expanduser()))
     epochs, steps = keys.get("epochs"), keys.get("steps")
     if epochs is not None and steps is not None:
-        raise ValueError(f"{place}: has epochs and steps; keep one of both")
+        raise UserError(f"{place}: has epochs and steps; keep one of both")
     if steps is not None:
         _whole(steps, f"{place}.steps", 1)
     elif epochs is not None and (isinstance(epochs, bool) or not isinstance(epochs, int | float) or not epochs > 0):
-        raise ValueError(f"{place}.epochs: {epochs!r}; expected a number above 0")
+        raise UserError(f"{place}.epochs: {epochs!r}; expected a number above 0")
     return Phase(
         place=place,
         name=_text(keys.get("name", ""), f"{place}.name"),
@@ -123,13 +124,13 @@ def _insertion(value: Any, place: str, path: Path) -> Insertion:
     keys = _mapping(value, place, ("tag", "samples", "file", "where", "sets", "at", "slots"))
     ways = [key for key in ("samples", "file") if key in keys] + ["where or sets"] * ("where" in keys or "sets" in keys)
     if len(ways) != 1:
-        raise ValueError(f"{place}: has {' and '.join(ways) or 'no samples'}; give samples, file, or where and sets")
+        raise UserError(f"{place}: has {' and '.join(ways) or 'no samples'}; give samples, file, or where and sets")
     samples = _list(keys.get("samples", []), f"{place}.samples")
     at = sorted({batch for value in _entries(keys.get("at")) for batch in _batches(value, f"{place}.at")})
     if not at:
-        raise ValueError(f"{place}.at: is missing or empty; list batch ids, e.g. [10, 20]")
+        raise UserError(f"{place}.at: is missing or empty; list batch ids, e.g. [10, 20]")
     if not _text(keys.get("tag", ""), f"{place}.tag"):
-        raise ValueError(f"{place}.tag: is missing; name the insertion, e.g. canary")
+        raise UserError(f"{place}.tag: is missing; name the insertion, e.g. canary")
     if "slots" in keys:
         _whole(keys["slots"], f"{place}.slots", 1)
     return Insertion(
@@ -162,26 +163,26 @@ def _batches(value: Any, place: str) -> range:
 
 def _mapping(value: Any, place: str, known: tuple[str, ...]) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{place}: expected keys and values; the keys are {', '.join(known)}")
+        raise UserError(f"{place}: expected keys and values; the keys are {', '.join(known)}")
     for key in value:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"choose {', '.join(known)}"
-            raise ValueError(f"{place}: unknown key {str(key)!r}; {hint}")
+            raise UserError(f"{place}: unknown key {str(key)!r}; {hint}")
     return value
 
 
 def _items(keys: dict[str, Any], key: str, place: str) -> list[Any]:
     value = keys.get(key) or []
     if not isinstance(value, list):
-        raise ValueError(f"{place}: {key}: expected a list, each entry with a dash")
+        raise UserError(f"{place}: {key}: expected a list, each entry with a dash")
     return value
 
 
 def _list(value: Any, place: str) -> list[Any]:
     """The value's entries; one that is no list stands for itself."""
     if isinstance(value, dict):
-        raise ValueError(f"{place}: expected a value or a list of values")
+        raise UserError(f"{place}: expected a value or a list of values")
     return _entries(value)
 
 
@@ -191,11 +192,11 @@ def _entries(value: Any) -> list[Any]:
 
 def _text(value: Any, place: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{place}: {value!r}; expected text")
+        raise UserError(f"{place}: {value!r}; expected text")
     return value
 
 
 def _whole(value: Any, place: str, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{place}: {value!r}; expected a whole number of at least {least}")
+        raise UserError(f"{place}: {value!r}; expected a whole number of at least {least}")
     return value

@@ -11,13 +11,15 @@ from numpy.typing import NDArray
 
 from wellread.config import RunConfig
 from wellread.data.corpus import Corpus
+from wellread.errors import UserError
+from wellread.files import write_array, write_json
 from wellread.order import Kind, ListedOrder, Order
 from wellread.orders import curriculum as curricula
 from wellread.orders import metrics
 from wellread.orders.arrange import Arranged, arrange, steps_before_corpus
 from wellread.orders.select import choose, open_ids
 from wellread.orders.spec import OrderSpec, parse
-from wellread.runs import RunDirectory, write_array, write_json
+from wellread.runs import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ def build(config: RunConfig, corpus: Corpus) -> Built:
 
     Raises
     ------
-    ValueError
+    UserError
         When a metric, a file or a curriculum cannot be used, or no sample is left.
     """
     spec, batch_size = parse(config.order), config.batch_size or 0
@@ -78,7 +80,7 @@ def _shortened(arranged: Arranged, steps: int, batch_size: int, where: str) -> A
 
 def _check_steps(steps: int, there: int, where: str) -> None:
     if steps > there:
-        raise ValueError(f"--steps {steps}: {where} has {there}; choose at most that, or leave --steps out")
+        raise UserError(f"--steps {steps}: {where} has {there}; choose at most that, or leave --steps out")
 
 
 def _notes(order: ListedOrder, arranged: Arranged, control: bool) -> dict[str, Any]:
@@ -97,7 +99,7 @@ def samples_before_corpus(config: RunConfig, trainable: int) -> int:
 
     Raises
     ------
-    ValueError
+    UserError
         When a file cannot be read, or --steps goes beyond a curriculum.
     """
     spec = parse(config.order)
@@ -126,7 +128,7 @@ def open_order(run: RunDirectory) -> Order:
 
     Raises
     ------
-    ValueError
+    UserError
         When order.npy is missing, or not the one that the identity names.
     """
     identity = run.manifest()["identity"]["order"]
@@ -135,6 +137,6 @@ def open_order(run: RunDirectory) -> Order:
         return Order(kind=identity["kind"], **plain)
     ids = open_ids(run.order_file, str(run.path))
     if metrics.digest(ids) != identity["ids"]:
-        raise ValueError(f"{run.order_file}: altered since the run began; the same launch command writes it again")
+        raise UserError(f"{run.order_file}: altered since the run began; the same launch command writes it again")
     made = {"listed": identity["kind"], "by": identity["by"], "source": identity["source"]}
     return ListedOrder(kind=identity["pass"], ids=ids, ids_sha256=identity["ids"], **made, **plain)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wellread.data.corpus import METRICS, Corpus
+from wellread.errors import UserError
 
 IDS = ("sample_id", "document")
 """Numeric columns that are names, not metrics."""
@@ -25,7 +26,7 @@ def column(corpus: Corpus, metric: str, where: str) -> NDArray[Any]:
 
     Raises
     ------
-    ValueError
+    UserError
         When there is no such metric, or a trainable sample lacks it; begins with `where`.
     """
     import pyarrow.parquet
@@ -35,15 +36,15 @@ def column(corpus: Corpus, metric: str, where: str) -> NDArray[Any]:
     if "packing" in corpus.meta and not corpus.metrics:
         there += "; those of texts come with --metrics"
     if metric not in files:
-        raise ValueError(f"{where}: no metric {metric!r}; {there}")
+        raise UserError(f"{where}: no metric {metric!r}; {there}")
     found = pyarrow.parquet.read_table(files[metric], columns=[metric])[metric]
     if len(found) != corpus.n:
-        raise ValueError(f"{files[metric]}: {len(found):,} rows for {corpus.n:,} samples; compile the corpus again")
+        raise UserError(f"{files[metric]}: {len(found):,} rows for {corpus.n:,} samples; compile the corpus again")
     values = found.slice(0, corpus.n_trainable).to_numpy()
     lacking = np.flatnonzero(np.isnan(values))
     if len(lacking):
         also = f" (and {len(lacking) - 1:,} more)" * (len(lacking) > 1)
-        raise ValueError(f"{where}: sample {lacking[0]}{also} has no {metric}; {there}")
+        raise UserError(f"{where}: sample {lacking[0]}{also} has no {metric}; {there}")
     return np.ascontiguousarray(values, dtype=np.float64 if values.dtype.kind == "f" else np.int64)
 
 

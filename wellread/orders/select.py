@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wellread.data.corpus import Corpus
+from wellread.errors import UserError
 from wellread.order import Kind
 from wellread.orders import metrics
 from wellread.orders.spec import OrderSpec
@@ -40,7 +41,7 @@ def choose(spec: OrderSpec, corpus: Corpus, where: str, among: NDArray[np.bool_]
 
     Raises
     ------
-    ValueError
+    UserError
         When the metric or the file cannot be used, or no sample is left.
     """
     source = ""
@@ -56,7 +57,7 @@ def choose(spec: OrderSpec, corpus: Corpus, where: str, among: NDArray[np.bool_]
         values = metrics.column(corpus, spec.metric, where)
         ids, source = ids[_stable(values[ids], spec.descending)], metrics.digest(values)
     if not len(ids):
-        raise ValueError(f"{where}: no trainable sample is left to read")
+        raise UserError(f"{where}: no trainable sample is left to read")
     return Chosen(ids, "shuffle" if spec.kind in ("shuffle", "filter") else "sequential", source)
 
 
@@ -78,7 +79,7 @@ def read_ids(path: Path, corpus: Corpus, where: str) -> tuple[NDArray[np.int64],
 
     Raises
     ------
-    ValueError
+    UserError
         When the file holds anything else; begins with `where`.
     """
     found = open_ids(path, where)
@@ -86,13 +87,13 @@ def read_ids(path: Path, corpus: Corpus, where: str) -> tuple[NDArray[np.int64],
     if len(wrong):
         first = int(found[wrong[0]])
         sealed = f"sample {first} is sealed" if 0 <= first < corpus.n else f"there is no sample {first}"
-        raise ValueError(f"{where}: entry {wrong[0]} of {path}: {sealed}; choose ids 0 … {corpus.n_trainable - 1}")
+        raise UserError(f"{where}: entry {wrong[0]} of {path}: {sealed}; choose ids 0 … {corpus.n_trainable - 1}")
     ids = np.ascontiguousarray(found, dtype="<i8")
     counts = np.bincount(ids, minlength=1)
     if counts.max() > 1:
         again = int(counts.argmax())
         places = np.flatnonzero(ids == again)
-        raise ValueError(
+        raise UserError(
             f"{where}: {path} holds sample {again} more than once (entries {places[0]} and {places[1]}); "
             "give each id once, or repeat it by a curriculum"
         )
@@ -104,10 +105,10 @@ def open_ids(path: Path, where: str) -> NDArray[Any]:
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
-        raise ValueError(f"{where}: {path} cannot be read ({error.strerror or error}); name a .npy file") from None
+        raise UserError(f"{where}: {path} cannot be read ({error.strerror or error}); name a .npy file") from None
     except (ValueError, EOFError) as error:
-        raise ValueError(f"{where}: {path} is no .npy file ({' '.join(str(error).split())})") from None
+        raise UserError(f"{where}: {path} is no .npy file ({' '.join(str(error).split())})") from None
     if not isinstance(found, np.ndarray) or found.ndim != 1 or found.dtype.kind not in "iu" or not len(found):
         held = f"{found.dtype} {list(found.shape)}" if isinstance(found, np.ndarray) else "an archive"
-        raise ValueError(f"{where}: {path} holds {held}; expected a list of integers, one sample id each")
+        raise UserError(f"{where}: {path} holds {held}; expected a list of integers, one sample id each")
     return found

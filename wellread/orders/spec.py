@@ -12,6 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from wellread.errors import UserError
+
 Kind = Literal["shuffle", "sequential", "sorted", "filter", "file", "curriculum"]
 
 FORMS = "shuffle, sequential, sorted:METRIC:asc, sorted:METRIC:desc, filter:METRIC>NUMBER, file:IDS.npy"
@@ -77,7 +79,7 @@ def parse(text: str, where: str = "--order") -> OrderSpec:
 
     Raises
     ------
-    ValueError
+    UserError
         When it is none.
     """
     kind, colon, rest = text.strip().partition(":")
@@ -86,16 +88,16 @@ def parse(text: str, where: str = "--order") -> OrderSpec:
     if kind == "sorted":
         metric, _, direction = rest.partition(":")
         if not metric or direction not in ("asc", "desc"):
-            raise ValueError(f"{where} {text}: expected sorted:METRIC:asc or sorted:METRIC:desc")
+            raise UserError(f"{where} {text}: expected sorted:METRIC:asc or sorted:METRIC:desc")
         return OrderSpec(kind="sorted", metric=metric, descending=direction == "desc")
     if kind == "filter":
         return OrderSpec(kind="filter", condition=condition(rest, f"{where} {text}"))
     if kind in ("file", "curriculum"):
         form = "file:IDS.npy" if kind == "file" else "curriculum:FILE.yaml"
         if not rest:
-            raise ValueError(f"{where} {text}: expected {form}")
+            raise UserError(f"{where} {text}: expected {form}")
         return OrderSpec(kind="file" if kind == "file" else "curriculum", path=rest)
-    raise ValueError(f"{where} {text}: no such order; choose {FORMS} or curriculum:FILE.yaml")
+    raise UserError(f"{where} {text}: no such order; choose {FORMS} or curriculum:FILE.yaml")
 
 
 def condition(text: str, where: str) -> Condition:
@@ -103,7 +105,7 @@ def condition(text: str, where: str) -> Condition:
 
     Raises
     ------
-    ValueError
+    UserError
         When it is none; begins with `where`.
     """
     found = re.fullmatch(r"\s*([^\s<>=:]+)\s*(>=|<=|==|>|<)\s*(\S+)\s*", text)
@@ -112,5 +114,5 @@ def condition(text: str, where: str) -> Condition:
     except ValueError:
         value = math.nan
     if found is None or not math.isfinite(value):
-        raise ValueError(f"{where}: expected METRIC>NUMBER (or <, >=, <=, ==), e.g. n_tokens>64; quote it in a shell")
+        raise UserError(f"{where}: expected METRIC>NUMBER (or <, >=, <=, ==), e.g. n_tokens>64; quote it in a shell")
     return Condition(found[1], found[2], value)

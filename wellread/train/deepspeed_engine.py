@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from wellread.cli import importing, own_path
 from wellread.config import CONFIGS, RunConfig
 from wellread.ds_config import offload_devices
 from wellread.models import tensors
 from wellread.models.load import Source
+from wellread.processes import importing, own_path
 from wellread.train import ranks
 from wellread.train.engine import Write, count_trained, freeze, in_training
 from wellread.train.moments import KEYS, ZERO, Moments, mapped_files, read, write_parts

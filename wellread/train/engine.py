@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from wellread.config import RunConfig
+from wellread.errors import UserError
 from wellread.models.load import Source
 from wellread.models.loss import next_logits, sample_losses
 from wellread.train.moments import Moments
@@ -95,7 +96,7 @@ def freeze(model: nn.Module, patterns: str | None) -> None:
 
     Raises
     ------
-    ValueError
+    UserError
         When a pattern matches none, or all are frozen; lists the names there are, without the layers' numbers.
     """
     names = [name for name, _ in model.named_parameters()]
@@ -104,10 +105,10 @@ def freeze(model: nn.Module, patterns: str | None) -> None:
         matched = fnmatch.filter(names, pattern)
         if not matched:
             there = dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names)
-            raise ValueError(f"--freeze {pattern}: matches no parameter; there are {', '.join(there)}")
+            raise UserError(f"--freeze {pattern}: matches no parameter; there are {', '.join(there)}")
         frozen.update(matched)
     if frozen == set(names):
-        raise ValueError(f"--freeze {patterns}: freezes all parameters, so nothing is left to train; name fewer")
+        raise UserError(f"--freeze {patterns}: freezes all parameters, so nothing is left to train; name fewer")
     for name, parameter in model.named_parameters():
         if name in frozen:
             parameter.requires_grad_(False)
@@ -124,7 +125,7 @@ def in_training(model: nn.Module, plan: Plan) -> LossModule:
         causal_lm = cast(Any, model)
         if not causal_lm.supports_gradient_checkpointing:
             kind = causal_lm.config.model_type
-            raise ValueError(f"--activation_checkpointing on: {kind} has none in transformers; choose off")
+            raise UserError(f"--activation_checkpointing on: {kind} has none in transformers; choose off")
         # Not the reentrant kind: that one needs inputs with gradients, and DDP's hooks would fire twice.
         causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return LossModule(model).train()

@@ -13,11 +13,12 @@ from pathlib import Path
 
 from wellread import host_memory
 from wellread.config import RunConfig
+from wellread.errors import UserError
 from wellread.plan import Plan
 from wellread.runs import RunDirectory
 from wellread.train import ranks
+from wellread.units import GIB
 
-GIB = 1 << 30
 MOST_NAMED = 3
 """Shortages that the message names; on a large cluster there may be one per GPU."""
 
@@ -49,7 +50,7 @@ def check(run: RunDirectory, config: RunConfig, plan: Plan) -> None:
 
     Raises
     ------
-    ValueError
+    UserError
         One line: which nodes are short of what. Never for a plan that is forced, or predicts nothing.
     """
     if plan.forced or plan.needs is None:
@@ -57,7 +58,7 @@ def check(run: RunDirectory, config: RunConfig, plan: Plan) -> None:
     short = shortages(plan, ranks.gather_objects(look(run, config, plan)))
     if short:
         more = f", and {len(short) - MOST_NAMED} more" * (len(short) > MOST_NAMED)
-        raise ValueError(
+        raise UserError(
             f"too little is free for {plan.strategy}: {'; '.join(short[:MOST_NAMED])}{more}. Free it, choose another "
             "--strategy (launch plan compares them), or start all the same with --force"
         )

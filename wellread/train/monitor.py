@@ -17,6 +17,7 @@ from wellread.checkpoint import open_checkpoint
 from wellread.runs import RunDirectory
 from wellread.train.throughput import Cost, training_flops
 from wellread.train.trackers import Tracker
+from wellread.units import GIB
 
 if TYPE_CHECKING:
     from wellread.models.registry import ModelSpec
@@ -121,10 +122,10 @@ class Monitor:
             "speed/tokens_per_second": stats.tokens / stats.seconds,
             "speed/step_seconds": stats.seconds,
             "speed/padding": 1 - stats.cost.tokens / stats.cost.padded,
-            "memory/host_gib": stats.cost.host_bytes / 2**30,
+            "memory/host_gib": stats.cost.host_bytes / GIB,
         }
         if stats.cost.gpu_bytes:
-            scalars["memory/gpu_gib"] = stats.cost.gpu_bytes / 2**30
+            scalars["memory/gpu_gib"] = stats.cost.gpu_bytes / GIB
         if (utilization := self._speedometer.utilization(stats)) is not None:
             scalars["speed/mfu"] = utilization
         if stats.skipped:

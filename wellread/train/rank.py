@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from wellread import provenance
-from wellread.cli import BAD_INPUT, FAILURE, bad_input, die_with, importing
-from wellread.runs import RunDirectory, write_json
+from wellread.errors import BAD_INPUT, FAILURE, user_message
+from wellread.files import write_json
+from wellread.processes import die_with, importing
+from wellread.runs import RunDirectory
 from wellread.train import shortage
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ def main(path: str) -> int:
         text = traceback.format_exc()
         with open(log, "a") as file:
             file.write(text)
-        users = bad_input(error)
+        users = user_message(error)
         message = users or f"{type(error).__name__}: {error}"
         note: dict[str, Any] = {"time": time.time(), "rank": rank, "error": message, "trace": text}
         if found := shortage.shown_by(error, text):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from wellread.config import RunConfig, to_dict
+from wellread.errors import UserError
 
 
 class Tracker(Protocol):
@@ -80,11 +81,11 @@ def check(config: RunConfig) -> None:
 
     Raises
     ------
-    ValueError
+    UserError
         When it is not; names the extra.
     """
     if "wandb" in config.trackers and importlib.util.find_spec("wandb") is None:
-        raise ValueError("--tracker wandb: is not installed; run: pip install 'wellread[wandb]', or leave wandb out")
+        raise UserError("--tracker wandb: is not installed; run: pip install 'wellread[wandb]', or leave wandb out")
 
 
 def open_trackers(config: RunConfig, directory: Path, start: int) -> list[Tracker]:

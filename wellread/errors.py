@@ -1,0 +1,46 @@
+"""The one error that is the user's mistake, exit codes, and how an error reads on one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+
+BAD_INPUT = 2
+"""Exit code of a mistake of the user's."""
+FAILURE = 1
+"""Exit code of everything else that went wrong."""
+
+
+class UserError(ValueError):
+    """A mistake of the user's: one line that says what is wrong, where, and what to do; exit code 2.
+
+    Every other exception is a fault of the program or of its surroundings, and shows its traceback.
+    """
+
+
+def user_message(error: BaseException) -> str | None:
+    """One line for an error that the user can put right, else None.
+
+    These are `UserError`, and what the operating system says of a path: a full disk, missing permission, no such file.
+    """
+    if isinstance(error, OSError):
+        return _os_message(error)
+    return " ".join(str(error).split()) if isinstance(error, UserError) else None
+
+
+def _os_message(error: OSError) -> str | None:
+    where = f": {error.filename}" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"disk full{where}: free some space, then run the same command again; what was saved before is intact"
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return f"not allowed to write{where}: choose another directory"
+    if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
+        return f"{error.strerror}{where}"
+    return None
+
+
+def print_error(message: str) -> None:
+    """Print one line on stderr, red on a terminal."""
+    label = "\x1b[31merror:\x1b[0m" if sys.stderr.isatty() and "NO_COLOR" not in os.environ else "error:"
+    print(f"{label} {message}", file=sys.stderr, flush=True)
