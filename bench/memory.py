@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from wellread.config import Dtype
-from wellread.memory import Machine, Work, estimate
 from wellread.models.registry import find
-from wellread.parameters import parameters
+from wellread.planning.estimate import Machine, Work, estimate
+from wellread.planning.parameters import parameters
 from wellread.processes import importing
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -137,7 +137,7 @@ def make_model(directory: Path, shape: Shape) -> None:
 
     from finetune.prepare import prepare
     from wellread.config import RunConfig
-    from wellread.data.tokenizer import copy_files
+    from wellread.corpus.tokenizer import copy_files
 
     config = GPTNeoXConfig(
         vocab_size=shape.vocab,
@@ -165,7 +165,7 @@ def make_data(path: Path) -> None:
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
-IMPORTS = """wellread.train.rank wellread.train.loop wellread.data.tokenizer
+IMPORTS = """wellread.train.rank wellread.train.loop wellread.corpus.tokenizer
 transformers.models.gpt_neox.modeling_gpt_neox transformers.models.auto.modeling_auto
 torch.utils.tensorboard torch.distributed.run safetensors.torch pyarrow.parquet psutil"""
 DEEPSPEED_IMPORTS = "deepspeed deepspeed.runtime.zero.stage3 deepspeed.runtime.zero.stage_1_and_2 deepspeed.ops.adam"

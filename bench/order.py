@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from wellread.order import Order
+from wellread.order.permutation import Order
 from wellread.units import GIB
 
 SIZES = (12_000, 1_000_003, 146_000_000)

@@ -23,7 +23,7 @@ from typing import Any
 
 from bench.trainer import DATA, TOKENIZER, call, compare, line, make_model, versions
 from wellread.config import RunConfig
-from wellread.data import templates
+from wellread.data.rows import templates
 
 LONGEST = 512
 """Tokens of the longest sample."""

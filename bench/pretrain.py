@@ -25,11 +25,11 @@ import numpy as np
 from bench.trainer import WARM, Step, call, compare, line, rate, run_command, versions, wellread
 from wellread.checkpoint import list_checkpoints
 from wellread.config import PretrainConfig
-from wellread.data.corpus import Corpus
+from wellread.corpus.read import Corpus
 from wellread.models.registry import ModelSpec, find, pretrained
-from wellread.record import Record
-from wellread.runs import RunDirectory
-from wellread.train.throughput import Cost, training_flops
+from wellread.record.reader import Record
+from wellread.run import RunDirectory
+from wellread.train.watch.throughput import Cost, training_flops
 
 GOALS = {"tokens/s": 4.0, "share of peak": 0.4}
 STEPS = WARM + 6

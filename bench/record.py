@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from wellread.order import Order
+from wellread.order.permutation import Order
 from wellread.units import GIB
 
 PYTHIA_SAMPLES = 146_000_000
@@ -55,13 +55,14 @@ def step_overhead(directory: Path) -> dict[str, float]:
     """Time of a step of the tiny model on one rank, and of all that the record adds to it."""
     from finetune.prepare import prepare
     from wellread.config import RunConfig
-    from wellread.data.corpus import Corpus
+    from wellread.corpus.read import Corpus
     from wellread.models.load import initial
     from wellread.models.registry import find
-    from wellread.plan import Cluster, Counts, make_plan, resolve
-    from wellread.record import RecordWriter, genesis
+    from wellread.planning.plan import Cluster, Counts, make_plan, resolve
+    from wellread.record.chain import genesis
+    from wellread.record.writer import RecordWriter
     from wellread.train import ranks
-    from wellread.train.engine import make_engine
+    from wellread.train.engines.base import make_engine
 
     spec = find("tiny")
     config = resolve(RunConfig(model="tiny", corpora=str(directory)), spec)
@@ -86,7 +87,7 @@ def step_overhead(directory: Path) -> dict[str, float]:
 
 def _step(loop: Any, writer: Any) -> tuple[float, float]:
     """One batch as the loop reads it; seconds of the whole, and of what only the record needs."""
-    from wellread.data.batch import collate
+    from wellread.corpus.batch import collate
     from wellread.train.loop import _gather, divide
 
     began = time.perf_counter()
@@ -114,7 +115,7 @@ def _step(loop: Any, writer: Any) -> tuple[float, float]:
 
 def lookups(directory: Path) -> dict[str, float]:
     """Median milliseconds of a batch, its samples' lengths and a sample's readings, and the memory that they took."""
-    from wellread.data.corpus import Corpus
+    from wellread.corpus.read import Corpus
 
     corpus = Corpus.open(sparse_corpus(directory / "corpus", PYTHIA_SAMPLES))
     order = Order(kind="shuffle", seed=0, n=corpus.n_trainable, batch_size=BATCH_SIZE)
@@ -161,8 +162,9 @@ def anonymous_mib() -> float:
 
 def verification(directory: Path, samples: int) -> dict[str, float]:
     """Write a record of `samples` readings, hash its parts and follow its chain: seconds, bytes, peak memory."""
-    from eval.verify import _walk
-    from wellread.record import Record, genesis
+    from wellread.record.chain import genesis
+    from wellread.record.reader import Record
+    from wellread.record.verify import _walk
 
     order = Order(kind="shuffle", seed=0, n=CORPUS_SAMPLES, batch_size=BATCH_SIZE)
     digests = np.random.default_rng(0).integers(256, size=(CORPUS_SAMPLES, 16), dtype=np.uint8)
@@ -189,14 +191,14 @@ def verification(directory: Path, samples: int) -> dict[str, float]:
 
 
 def _write_record(directory: Path, order: Order, digests: Any, start: str, batches: int) -> None:
-    from wellread.record import Reading, RecordWriter
+    from wellread.record.writer import RecordedBatch, RecordWriter
 
     writer = RecordWriter(directory, start=start)
     rng = np.random.default_rng(1)
     for batch_id in range(batches):
         ids = order.batch(batch_id)
         writer.append(
-            Reading(
+            RecordedBatch(
                 batch_id=batch_id,
                 sample_ids=ids,
                 epochs=order.epochs(np.arange(batch_id * BATCH_SIZE, (batch_id + 1) * BATCH_SIZE)),

@@ -18,9 +18,10 @@ from typing import Any
 
 import sentencepiece
 
-from wellread.data import pieces, sets, stories
-from wellread.data.pieces import Pieces
-from wellread.text_metrics import measure
+from wellread.corpus import sentencepiece as pieces
+from wellread.corpus.sentencepiece import Pieces
+from wellread.data import documents, sets
+from wellread.data.text_metrics import measure
 
 ROUNDS = 5
 WORKERS = 2
@@ -31,7 +32,7 @@ ENOUGH = 20_000
 
 def texts_of(data: str) -> list[str]:
     """All stories of a set that can be used."""
-    return [found.text for _, found in stories.read(sets.stories(data)) if not isinstance(found, str)]
+    return [found.text for _, found in documents.read(sets.stories(data)) if not isinstance(found, str)]
 
 
 def seconds(call: Callable[[], Any]) -> float:

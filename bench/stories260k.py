@@ -19,11 +19,11 @@ import numpy as np
 from bench.trainer import ROOT, call, run_command
 from wellread import plots
 from wellread.checkpoint import list_checkpoints
-from wellread.data.corpus import Corpus
+from wellread.corpus.read import Corpus
 from wellread.models.load import load_model
-from wellread.record import Record
-from wellread.runs import RunDirectory
-from wellread.score import log_likelihoods
+from wellread.models.score import log_likelihoods
+from wellread.record.reader import Record
+from wellread.run import RunDirectory
 
 SHARED = ROOT.parent / "shared/data"
 THEIRS = SHARED / "stories260K"

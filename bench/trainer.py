@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from wellread.config import CONFIGS, RunConfig
-from wellread.data.corpus import Corpus
+from wellread.corpus.read import Corpus
 from wellread.errors import UserError
 from wellread.models.registry import find
 

@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
 
 
 def _read(argv: list[str]) -> int:
-    from eval.read import main as read
+    from wellread.commands.read import main as read
 
     return read(argv)
 
@@ -58,8 +58,8 @@ def _membership(argv: list[str]) -> int:
 
     from eval.membership import evaluate, keep_scores, overview
     from eval.report import write
-    from eval.show import say_table
-    from wellread.runs import RunDirectory
+    from wellread.run import RunDirectory
+    from wellread.terminal import say_table
 
     run = RunDirectory.open(options.run)
     steps = [_step(word) for word in options.steps.split(",")] if options.steps else None
@@ -89,9 +89,9 @@ def _verify(argv: list[str]) -> int:
     parser.add_argument("run", help="Run directory.")
     options = parse(parser, argv)
 
-    from eval.verify import verify
-    from wellread.record import Record
-    from wellread.runs import RunDirectory
+    from wellread.record.reader import Record
+    from wellread.record.verify import verify
+    from wellread.run import RunDirectory
 
     run = RunDirectory.open(options.run)
     problems = verify(run)
@@ -111,7 +111,7 @@ def _report(argv: list[str]) -> int:
     options = parse(parser, argv)
 
     from eval.report import write
-    from wellread.runs import RunDirectory
+    from wellread.run import RunDirectory
 
     print(f"report: {write(RunDirectory.open(options.run))}")
     return 0

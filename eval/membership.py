@@ -25,10 +25,11 @@ from wellread.errors import UserError
 
 if TYPE_CHECKING:
     from wellread.checkpoint import Checkpoint
-    from wellread.data.corpus import Corpus
-    from wellread.data.segments import Segments
-    from wellread.results import Result, Scores
-    from wellread.runs import RunDirectory
+    from wellread.corpus.read import Corpus
+    from wellread.corpus.segments import Segments
+    from wellread.results import Result
+    from wellread.run import RunDirectory
+    from wellread.scores import Scores
 
 TASK = "membership/loss"
 READ, UNREAD, SEALED, SHUFFLED = "read", "not yet read", "sealed", "shuffled"
@@ -158,9 +159,9 @@ class Groups:
     def of(cls, run: RunDirectory, max_samples: int, seed: int) -> Groups:
         """Derive the groups of a run from its record."""
         from wellread.checkpoint import list_checkpoints
-        from wellread.data.corpus import Corpus
-        from wellread.data.segments import Segments
-        from wellread.record import Record
+        from wellread.corpus.read import Corpus
+        from wellread.corpus.segments import Segments
+        from wellread.record.reader import Record
 
         corpus, checkpoints = Corpus.open(run.corpus), list_checkpoints(run.checkpoints)
         if corpus.n == corpus.n_trainable:
@@ -221,7 +222,7 @@ class Groups:
 
 def scored_groups(run: RunDirectory, checkpoint: Checkpoint) -> dict[str, Floats]:
     """Scores by group, as kept by the last evaluation of `checkpoint`; empty when it kept none."""
-    from wellread.results import read_scores
+    from wellread.scores import read_scores
 
     scores = read_scores(_scores_file(run, checkpoint), **_belongs_to(checkpoint))
     if scores is None:
@@ -257,7 +258,7 @@ def _belongs_to(checkpoint: Checkpoint) -> dict[str, str]:
 
 def _score(run: RunDirectory, groups: Groups, checkpoint: Checkpoint, device: str | None, reporter: Reporter) -> Scores:
     """Scores of all groups at `checkpoint`: those kept by an earlier call, and the missing ones, kept from now on."""
-    from wellread.results import Scores, read_scores, write_scores
+    from wellread.scores import Scores, read_scores, write_scores
 
     path, belongs_to, ids = _scores_file(run, checkpoint), _belongs_to(checkpoint), groups.all(checkpoint.step)
     scores = read_scores(path, **belongs_to) or Scores.empty()
@@ -281,8 +282,8 @@ def _run_model(
         import transformers.modeling_utils  # noqa: F401 (what AutoModel imports later)
 
     from wellread.models.load import loaded
-    from wellread.results import Scores
-    from wellread.score import log_likelihoods
+    from wellread.models.score import log_likelihoods
+    from wellread.scores import Scores
 
     wanted = device or ("cuda" if torch.cuda.is_available() else "cpu")
     with loaded(checkpoint.model, wanted) as (model, where):

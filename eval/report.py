@@ -22,10 +22,10 @@ from eval.separation import nonmembers_needed, roc
 
 if TYPE_CHECKING:
     from wellread.checkpoint import Checkpoint
-    from wellread.data.corpus import Corpus
-    from wellread.record import Record
+    from wellread.corpus.read import Corpus
+    from wellread.record.reader import Record
     from wellread.results import Result
-    from wellread.runs import RunDirectory
+    from wellread.run import RunDirectory
 
 TEMPLATES = Path(__file__).parent / "templates"
 LOSS_WINDOW = 10
@@ -89,8 +89,8 @@ class Reading:
 def _content(run: RunDirectory) -> dict[str, Any]:
     """Everything that the template names."""
     from wellread.checkpoint import list_checkpoints
-    from wellread.data.corpus import Corpus
-    from wellread.record import Record
+    from wellread.corpus.read import Corpus
+    from wellread.record.reader import Record
     from wellread.results import read
 
     corpus, record, checkpoints = Corpus.open(run.corpus), Record.open(run.record), list_checkpoints(run.checkpoints)
@@ -137,7 +137,7 @@ def _lead(run: RunDirectory, record: Record, checkpoints: list[Checkpoint]) -> s
 
 
 def _summary(run: RunDirectory, record: Record, reading: Reading, checkpoints: list[Checkpoint]) -> dict[str, str]:
-    from wellread.plan import Plan
+    from wellread.planning.plan import Plan
 
     config, plan = run.config(), Plan.from_json(run.plan_file.read_text())
     ranks = f"{plan.ranks} rank{'s' * (plan.ranks > 1)}"

@@ -39,7 +39,7 @@ def export(checkpoint: Checkpoint, out: Path, *, merged: bool) -> None:
     UserError
         When the checkpoint is damaged or `out` is there already.
     """
-    from wellread.data import tokenizer
+    from wellread.corpus import tokenizer
     from wellread.models import load
     from wellread.models.adapter import is_adapter
 

@@ -16,16 +16,18 @@ from numpy.typing import NDArray
 from finetune import show
 from finetune.tokenise import Item, tokenise
 from wellread.config import RunConfig
-from wellread.data import sets, summary, templates, tokenizer
-from wellread.data.bad_rows import BadRows
-from wellread.data.compile import Shard, building, merge, write_shards
-from wellread.data.corpus import Corpus
-from wellread.data.instruct import Example
+from wellread.corpus import summary, tokenizer
+from wellread.corpus.compile import Shard, building, merge, write_shards
+from wellread.corpus.read import Corpus
+from wellread.data import sets
 from wellread.data.mixture import Mixture, Reader, corpus_directory, corpus_settings, readers
-from wellread.data.raw import TEXT, Raw
+from wellread.data.rows import templates
+from wellread.data.rows.bad_rows import BadRows
+from wellread.data.rows.instruct import Example
+from wellread.data.sources.raw import TEXT, Raw
 from wellread.errors import UserError
 from wellread.models.registry import ModelSpec, find, local_directory
-from wellread.plan import resolve
+from wellread.planning.plan import resolve
 
 ROWS_PER_SHARD = 2000
 Chosen = list[NDArray[np.bool_] | None]

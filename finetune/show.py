@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wellread.cli import visible
-from wellread.data.corpus import Corpus
-from wellread.data.segments import Segments
-from wellread.data.tokenizer import Tokenizer
+from wellread.corpus.read import Corpus
+from wellread.corpus.segments import Segments
+from wellread.corpus.tokenizer import Tokenizer
+from wellread.terminal import visible
 
 if TYPE_CHECKING:
     import pyarrow

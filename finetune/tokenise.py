@@ -9,11 +9,11 @@ from itertools import chain
 from typing import TypeGuard
 
 from wellread.config import RunConfig
-from wellread.data import seal
-from wellread.data.compile import Sample, Shard
-from wellread.data.instruct import Example
-from wellread.data.raw import Raw
-from wellread.data.tokenizer import Tokenizer
+from wellread.corpus import holdout
+from wellread.corpus.compile import Sample, Shard
+from wellread.corpus.tokenizer import Tokenizer
+from wellread.data.rows.instruct import Example
+from wellread.data.sources.raw import Raw
 from wellread.errors import UserError
 
 Spans = list[tuple[int, int]]
@@ -132,7 +132,7 @@ def _add(shard: Shard, item: Item, tokens: list[int], spans: Spans, config: RunC
     if not spans:
         shard.counts["dropped_nothing_scored"] += 1
         return
-    shard.samples.append(_sample(item, found, tokens, spans, seal.document_id(found.document), config))
+    shard.samples.append(_sample(item, found, tokens, spans, holdout.document_id(found.document), config))
 
 
 def _documents(documents: Sequence[Raw], backend: Tokenizer) -> list[list[int]]:
@@ -148,7 +148,7 @@ def _add_windows(shard: Shard, item: Item, tokens: list[int], config: RunConfig)
     """Cut a document into windows that share one token, so that each token but the first is scored once."""
     found, seq_len = item.found, config.seq_len or 0
     assert isinstance(found, Raw)
-    document = seal.document_id(found.document)
+    document = holdout.document_id(found.document)
     for start in range(0, len(tokens) - 1, seq_len - 1):
         window = tokens[start : start + seq_len]
         shard.samples.append(_sample(item, found, window, [(1, len(window))], document, config))
@@ -161,7 +161,7 @@ def _sample(
         tokens=tokens,
         spans=spans,
         document=document,
-        sealed=seal.is_sealed(document, config.holdout, config.holdout_seed),
+        sealed=holdout.is_sealed(document, config.holdout, config.holdout_seed),
         set_id=item.set_id,
         row=item.row,
         category=found.category,

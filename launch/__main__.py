@@ -101,7 +101,7 @@ def _train(command: str, program: str, flags: list[str]) -> int:
     chosen = options.LaunchOptions.of(others)
 
     from launch import job, show
-    from wellread.plan import NothingFits
+    from wellread.planning.plan import NothingFits
 
     if command == "run":
         return job.run(config, chosen)
@@ -118,7 +118,7 @@ def _train(command: str, program: str, flags: list[str]) -> int:
 
 def _evaluate(flags: list[str]) -> int:
     from launch import evaluation, options
-    from wellread.runs import RunDirectory
+    from wellread.run import RunDirectory
 
     parsed, rest = options.evaluation_flags(flags)
     request = evaluation.Request(

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from wellread import provenance
 from wellread.errors import print_error
 from wellread.files import write_json
-from wellread.runs import RunDirectory
+from wellread.run import RunDirectory
 
 if TYPE_CHECKING:
-    from wellread.plan import Plan
+    from wellread.planning.plan import Plan
 
 
 def begin(run: RunDirectory, plan: Plan, layout: dict[str, Any], code: Path | None = None) -> int:

@@ -18,7 +18,7 @@ from launch.slurm_queue import WAITING, JobState
 from launch.state import EVALUATION, Scheduler, facts, look, open_run, progress
 from wellread.cli import new_parser, parse
 from wellread.errors import FAILURE, UserError, print_error
-from wellread.runs import Holder, RunDirectory
+from wellread.run import Holder, RunDirectory
 
 EXAMPLES = """examples:
   python -m launch cancel runs/tiny-sample                   save, then end; the same `launch run` continues

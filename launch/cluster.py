@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from wellread.config import CONFIGS, RunConfig
 from wellread.errors import UserError
 from wellread.models.registry import SEARCH_PATH
-from wellread.plan import Cluster, Plan
+from wellread.planning.plan import Cluster, Plan
 
 Kind = Literal["local", "hostfile", "slurm"]
 FOLDER = CONFIGS / "clusters"

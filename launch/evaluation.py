@@ -17,8 +17,8 @@ from launch.slurm_task import CommandTask
 from wellread import provenance
 from wellread.checkpoint import list_checkpoints
 from wellread.errors import UserError
-from wellread.plan import Plan
-from wellread.runs import RunDirectory
+from wellread.planning.plan import Plan
+from wellread.run import RunDirectory
 
 FANS_OUT = ("membership",)
 """Evaluations that can score one checkpoint at a time (``--steps N --scores_only``) and compare afterwards."""

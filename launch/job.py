@@ -18,19 +18,20 @@ from launch.evaluation import Request
 from launch.options import LaunchOptions, cluster_of
 from launch.samples import Samples, samples_of
 from launch.slurm_task import RankTask
-from wellread import ds_config, provenance
+from wellread import provenance
 from wellread.checkpoint import list_checkpoints
-from wellread.choice import WORDS
 from wellread.config import RunConfig, to_argv, to_dict
-from wellread.data import summary as summaries
-from wellread.data.corpus import Corpus
+from wellread.corpus import summary as summaries
+from wellread.corpus.read import Corpus
 from wellread.errors import FAILURE, UserError
 from wellread.files import write_json
 from wellread.models import registry
-from wellread.orders import kept
-from wellread.orders.kept import Built
-from wellread.plan import Cluster, Counts, Plan, make_plan, resolve
-from wellread.runs import RunDirectory
+from wellread.order import store
+from wellread.order.build import Built, build, samples_before_corpus
+from wellread.planning import deepspeed_file
+from wellread.planning.choose import WORDS
+from wellread.planning.plan import Cluster, Counts, Plan, make_plan, resolve
+from wellread.run import RunDirectory
 from wellread.units import GIB
 
 
@@ -82,7 +83,7 @@ class Job:
     def plan(self, corpus: Corpus | None) -> Plan:
         """Plan the run; without a compiled corpus, from the rows of the source."""
         counts = _counts(corpus, self.order(corpus).order.n) if corpus else self._estimate()
-        own = ds_config.read(self.config.ds_config) if self.config.ds_config else None
+        own = deepspeed_file.read(self.config.ds_config) if self.config.ds_config else None
         begun = self.options.ladder == "on" and not self.options.force  # by force, it begins as asked
         failures = ladder.failures(self.run) if begun else ()
         made = make_plan(self.config, self.spec, self.cluster, counts, own, failures)
@@ -91,13 +92,13 @@ class Job:
     def order(self, corpus: Corpus) -> Built:
         """The order over `corpus`, built once: it may be long."""
         if corpus.path not in self._orders:
-            self._orders[corpus.path] = kept.build(self.config, corpus)
+            self._orders[corpus.path] = build(self.config, corpus)
         return self._orders[corpus.path]
 
     def _estimate(self) -> Counts:
         rows = self.samples.estimate()
         sealed = round(rows * self.config.holdout)
-        read = kept.samples_before_corpus(self.config, rows - sealed)
+        read = samples_before_corpus(self.config, rows - sealed)
         return Counts(samples=rows, trainable=rows - sealed, sealed=sealed, exact=False, pass_samples=read)
 
     def planned(self) -> Plan:
@@ -121,7 +122,7 @@ def _sized(config: RunConfig, file: ClusterFile, options: LaunchOptions) -> Clus
         cluster = clusters.probe(config, file)
     nvme = file.nvme if options.nvme is None else options.nvme
     if file.kind == "local" and config.nvme_path:  # on other machines the ranks look
-        ds_config.check_nvme(config.nvme_path)
+        deepspeed_file.check_nvme(config.nvme_path)
         nvme = nvme or shutil.disk_usage(config.nvme_path).free / GIB
     return replace(cluster, gpu_mem=gpu_mem, host_mem=host_mem, nvme=nvme)
 
@@ -231,11 +232,11 @@ def _settle(job: Job, corpus: Corpus, plan: Plan) -> bool:
         if job.config.resume == "never":
             raise UserError(f"{run.path}: has begun, and --resume never was asked for; choose another --out")
         try:
-            kept.open_order(run)
+            store.open_order(run)
         except UserError:  # lost or altered
-            kept.keep(run, job.order(corpus))
+            store.keep(run, job.order(corpus))
     else:  # without a checkpoint nothing was read: an attempt that failed early is in nobody's way
-        kept.keep(run, job.order(corpus))
+        store.keep(run, job.order(corpus))
         write_json(run.manifest_file, manifest | {"identity": identity})
     link = run.path / "corpus"
     if not link.is_dir() or (link.is_symlink() and link.resolve() != corpus.path):

@@ -10,15 +10,15 @@ from contextlib import contextmanager
 from dataclasses import asdict
 
 from launch import attempts
-from wellread import host_memory
 from wellread.config import from_dict, to_dict
 from wellread.errors import UserError, print_error
 from wellread.files import write_json
-from wellread.host_memory import Kills
-from wellread.ladder import Failure, Shortage
 from wellread.models import registry
-from wellread.plan import Plan, replan
-from wellread.runs import RunDirectory
+from wellread.planning import host_memory
+from wellread.planning.fallback import Failure, Shortage
+from wellread.planning.host_memory import Kills
+from wellread.planning.plan import Plan, replan
+from wellread.run import RunDirectory
 from wellread.units import GIB
 
 OUT_OF_MEMORY = "OUT_OF_MEMORY"

@@ -27,7 +27,7 @@ from launch.state import (
 )
 from wellread.cli import new_parser, parse
 from wellread.errors import UserError
-from wellread.runs import RunDirectory
+from wellread.run import RunDirectory
 
 EXAMPLES = """examples:
   python -m launch logs runs/tiny-sample              newest attempt: the first error, the other ranks, rank 0

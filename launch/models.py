@@ -7,9 +7,9 @@ import sys
 from typing import Any
 
 from wellread.cli import new_parser, parse
-from wellread.memory import Machine, Work, estimate
 from wellread.models.registry import ModelSpec, find, registry, steps_of
-from wellread.parameters import parameters
+from wellread.planning.estimate import Machine, Work, estimate
+from wellread.planning.parameters import parameters
 from wellread.units import GIB
 
 EXAMPLES = """examples:

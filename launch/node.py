@@ -21,7 +21,7 @@ from pathlib import Path
 
 from launch import ladder, local, network
 from wellread.errors import BAD_INPUT, FAILURE, UserError, print_error
-from wellread.runs import RunDirectory
+from wellread.run import RunDirectory
 
 MARK = "\x1ewellread-node "
 """Begins the agent's own lines; a login shell's greeting has no such character."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from launch.cluster import ClusterFile
 from wellread.errors import UserError
-from wellread.plan import Plan
+from wellread.planning.plan import Plan
 from wellread.processes import own_path
 
 OPS = {

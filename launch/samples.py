@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Protocol
 
 from wellread.config import PretrainConfig, RunConfig
-from wellread.data import sets, stories, tokenizer
+from wellread.corpus import tokenizer
+from wellread.data import documents, sets
 from wellread.data.mixture import Mixture, corpus_directory
-from wellread.data.sources import Source
+from wellread.data.sources.source import Source
 from wellread.errors import UserError
 from wellread.models import registry
 from wellread.models.registry import ModelSpec
@@ -62,11 +63,11 @@ class Stories:
     def directory(self) -> Path:
         """Where the corpus is compiled to; its name hashes the data's files, so it is found once."""
         scorer = registry.scorer(self.config.perplexity) if self.config.perplexity else None
-        return stories.corpus_directory(self.config, self.source, scorer)
+        return documents.corpus_directory(self.config, self.source, scorer)
 
     def estimate(self) -> int:
         """As many as the text is long."""
-        return stories.estimate(self.config, self.source)
+        return documents.estimate(self.config, self.source)
 
 
 def samples_of(config: RunConfig, spec: ModelSpec) -> Samples:
@@ -80,7 +81,7 @@ def samples_of(config: RunConfig, spec: ModelSpec) -> Samples:
     data = config.data or ""
     if not isinstance(config, PretrainConfig):
         return Rows(config, spec, sets.find(data))
-    words = stories.words(config)
+    words = documents.words(config)
     spec = registry.pretrained(spec, words, config)
     if words != spec.vocab:
         raise UserError(

@@ -12,8 +12,8 @@ from launch import slurm
 from launch.job import Job, arguments, environment, wanted_of_slurm
 from wellread.checkpoint import list_checkpoints
 from wellread.config import to_dict
-from wellread.orders.spec import parse
-from wellread.plan import Plan
+from wellread.order.spec import parse
+from wellread.planning.plan import Plan
 from wellread.units import GIB
 
 

@@ -6,7 +6,7 @@ import re
 import subprocess
 
 from launch.cluster import ClusterFile, count_gpus
-from wellread import host_memory
+from wellread.planning import host_memory
 from wellread.units import GIB
 
 

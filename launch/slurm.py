@@ -18,7 +18,7 @@ from launch.cluster import GPUS, ClusterFile, minutes
 from launch.slurm_task import CommandTask, RankTask
 from wellread.errors import UserError, print_error
 from wellread.files import write_json
-from wellread.runs import RunDirectory
+from wellread.run import RunDirectory
 
 FOLLOW_SECONDS = 2.0
 SECONDS_FOR_A_REASON = 2.0

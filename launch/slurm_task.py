@@ -22,8 +22,8 @@ from launch.network import own_address, with_interface
 from wellread.checkpoint import list_checkpoints
 from wellread.errors import BAD_INPUT, UserError, print_error
 from wellread.files import write_json
-from wellread.plan import Plan
-from wellread.runs import RunDirectory
+from wellread.planning.plan import Plan
+from wellread.run import RunDirectory
 
 if TYPE_CHECKING:
     from submitit import JobEnvironment

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from wellread import provenance
 from wellread.files import write_json
-from wellread.runs import RunDirectory
+from wellread.run import RunDirectory
 
 LARGEST_UNTRACKED = 10 * 2**20
 """Bytes; an untracked file beyond it is data rather than code."""

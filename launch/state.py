@@ -31,7 +31,7 @@ from typing import Any
 from launch import slurm, slurm_queue
 from launch.slurm_queue import JobState
 from wellread.checkpoint import MANIFEST
-from wellread.runs import Holder, RunDirectory
+from wellread.run import Holder, RunDirectory
 
 REQUEST_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 REQUESTS = {128 + number: number.name for number in REQUEST_SIGNALS}

@@ -13,7 +13,7 @@ from launch import attempts, slurm
 from launch.state import Scheduler, Status, attempts_of, duration, exit_in_words, look, moment, open_run
 from wellread.cli import new_parser, parse
 from wellread.errors import UserError
-from wellread.runs import RunDirectory
+from wellread.run import RunDirectory
 
 EXAMPLES = """examples:
   python -m launch status                        all runs in runs/, the one launched last first

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from wellread.data import tokenizer
+from wellread.corpus import tokenizer
 from wellread.errors import UserError
 from wellread.files import new_directory, replacing, require_folder, write_atomic
-from wellread.models import llama2c_tokenizer, llama2c_write, tensors
+from wellread.models import tensors
+from wellread.models.llama2c import tokenizer_bin, writer
 from wellread.models.load import Source
 
 HUGGING_FACE = "hf"
@@ -20,7 +21,7 @@ def export(model: Path, form: str, out: Path) -> None:
     Parameters
     ----------
     form : str
-        One of `llama2c_write.FORMATS`, or hf.
+        One of `writer.FORMATS`, or hf.
     out : Path
         File to write, which is not there yet; with hf a new directory.
 
@@ -31,10 +32,10 @@ def export(model: Path, form: str, out: Path) -> None:
     """
     if form == HUGGING_FACE:
         return _to_hugging_face(model, out)
-    for known in llama2c_write.FORMATS:
+    for known in writer.FORMATS:
         if form == known:
             return _to_llama2c(model, known, out)
-    raise UserError(f"--format {form}: unknown; choose {', '.join(llama2c_write.FORMATS)} or {HUGGING_FACE}")
+    raise UserError(f"--format {form}: unknown; choose {', '.join(writer.FORMATS)} or {HUGGING_FACE}")
 
 
 def _to_hugging_face(model: Path, out: Path) -> None:
@@ -47,21 +48,21 @@ def _to_hugging_face(model: Path, out: Path) -> None:
     print(f"{out}: model and tokenizer in Hugging Face layout, fp32")
 
 
-def _to_llama2c(model: Path, form: llama2c_write.Format, out: Path) -> None:
+def _to_llama2c(model: Path, form: writer.Format, out: Path) -> None:
     require_folder(out)
     if out.exists():
         raise UserError(
             f"{out}: {'is a directory; name a file' if out.is_dir() else 'is there already; choose another'}"
         )
-    weights = llama2c_write.weights(model)
-    words, beside = _tokenizer_bin(model, weights.config.vocab_size), out.with_name(llama2c_tokenizer.BIN)
+    weights = writer.weights(model)
+    words, beside = _tokenizer_bin(model, weights.config.vocab_size), out.with_name(tokenizer_bin.BIN)
     if beside.exists() and beside.read_bytes() != words:
         raise UserError(f"{beside}: is another model's tokenizer; choose another folder for {out.name}")
     with replacing(out) as file:
-        llama2c_write.write(weights, file, form)
+        writer.write(weights, file, form)
     print(f"{out}: {out.stat().st_size:,} bytes, {form}")
     if words is None:
-        print(f"no {llama2c_tokenizer.BIN}: there is no SentencePiece model ({llama2c_tokenizer.FILE}) in {model}")
+        print(f"no {tokenizer_bin.BIN}: there is no SentencePiece model ({tokenizer_bin.FILE}) in {model}")
         return
     write_atomic(beside, words)
     print(f"{beside}: its tokenizer, for llama2.c's programs")
@@ -69,5 +70,5 @@ def _to_llama2c(model: Path, form: llama2c_write.Format, out: Path) -> None:
 
 def _tokenizer_bin(model: Path, vocab: int) -> bytes | None:
     """The tokenizer as llama2.c's programs read it; None for a model that has none of SentencePiece's."""
-    file = model / llama2c_tokenizer.FILE
-    return llama2c_tokenizer.to_bin(llama2c_tokenizer.read(file, vocab)) if file.is_file() else None
+    file = model / tokenizer_bin.FILE
+    return tokenizer_bin.to_bin(tokenizer_bin.read(file, vocab)) if file.is_file() else None

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from wellread.files import new_directory
-from wellread.models import llama2c_tokenizer
-from wellread.models.llama2c_read import Checkpoint, write_model
+from wellread.models.llama2c import tokenizer_bin
+from wellread.models.llama2c.reader import Checkpoint, write_model
 
 
 def import_llama2c(checkpoint: Path, tokenizer: Path, out: Path) -> None:
@@ -19,8 +19,8 @@ def import_llama2c(checkpoint: Path, tokenizer: Path, out: Path) -> None:
     """
     opened = Checkpoint.open(checkpoint)
     spec = opened.header.spec
-    pieces = llama2c_tokenizer.read(tokenizer, spec.vocab)
+    pieces = tokenizer_bin.read(tokenizer, spec.vocab)
     with new_directory(out) as directory:
         pieces.save(directory, spec.positions)
-        write_model(opened, directory, pieces.bos, llama2c_tokenizer.eos(pieces))
+        write_model(opened, directory, pieces.bos, tokenizer_bin.eos(pieces))
     print(f"{out}: {spec.layers} layers, width {spec.width}, {spec.vocab:,} words")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from wellread.data.compile import write_metrics
-from wellread.data.corpus import METRICS, Corpus
+from wellread.corpus.compile import write_metrics
+from wellread.corpus.read import METRICS, Corpus
 from wellread.errors import UserError
 from wellread.files import write_json
 from wellread.models import registry
@@ -25,7 +25,7 @@ def add(build: Path, model: str) -> None:
         When the model has another vocabulary.
     """
     from wellread.models.load import load_model
-    from wellread.score import log_likelihoods
+    from wellread.models.score import log_likelihoods
 
     corpus = Corpus.open(build)
     spec = registry.find(model)

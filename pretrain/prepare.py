@@ -20,19 +20,19 @@ from numpy.typing import NDArray
 
 from pretrain import perplexity
 from pretrain.tokenise import Recipe, Text, write
-from wellread import text_metrics
 from wellread.config import PretrainConfig
-from wellread.data import pieces, sets, stories, summary, tokenizer
-from wellread.data.bad_rows import BadRows
-from wellread.data.compile import building, merge, shard_path
-from wellread.data.corpus import Corpus
+from wellread.corpus import sentencepiece, summary, tokenizer
+from wellread.corpus.compile import building, merge, shard_path
+from wellread.corpus.read import Corpus
+from wellread.corpus.sentencepiece import Pieces
+from wellread.data import documents, sets, text_metrics
 from wellread.data.mixture import Mixture
-from wellread.data.pieces import Pieces
-from wellread.data.raw import TEXT
-from wellread.data.sources import Source
+from wellread.data.rows.bad_rows import BadRows
+from wellread.data.sources.raw import TEXT
+from wellread.data.sources.source import Source
 from wellread.errors import UserError
 from wellread.models import registry
-from wellread.plan import resolve
+from wellread.planning.plan import resolve
 from wellread.processes import die_with
 
 STORIES_PER_SHARD = 2000
@@ -54,7 +54,7 @@ def prepare(config: PretrainConfig) -> Path:
         _check_separators(source)
     words = tuple(text_metrics.read_words(Path(config.word_list).expanduser())) if config.word_list else ()
     scorer = registry.scorer(config.perplexity) if config.perplexity else None
-    target = stories.corpus_directory(config, source, scorer)
+    target = documents.corpus_directory(config, source, scorer)
     with building(target) as build:
         if build is None:
             print(f"corpus {target}: already compiled", flush=True)
@@ -76,7 +76,7 @@ def _seq_len(config: PretrainConfig) -> int:
 def _compile(
     build: Path, target: Path, config: PretrainConfig, source: Source, words: tuple[str, ...], scorer: str | None
 ) -> None:
-    settings = stories.corpus_settings(config, source, scorer)
+    settings = documents.corpus_settings(config, source, scorer)
     found = _look_through(source, config)
     model = _model(build, config, found)
     taken = Mixture((source,)).chosen([found.usable])[0]
@@ -140,7 +140,7 @@ class _Found:
 
 
 def _check_separators(source: Source) -> None:
-    for path in stories.unseparated(source):
+    for path in documents.unseparated(source):
         raise UserError(
             f"{path}: holds no <|endoftext|>, so its stories cannot be told apart; put one between them, "
             "or choose --packing stream"
@@ -149,16 +149,16 @@ def _check_separators(source: Source) -> None:
 
 def _look_through(source: Source, config: PretrainConfig) -> _Found:
     """Read every story once: which can be used, and their words where a vocabulary is trained."""
-    for path in stories.unseparated(source):
+    for path in documents.unseparated(source):
         print(f"{path}: holds no <|endoftext|>, so it is one text, on one side of the seal", file=sys.stderr)
     usable, words, bad = bytearray(), Counter[str](), BadRows(config.max_bad_rows)
-    counted = isinstance(stories.vocabulary(config), int)
-    for _, found in _shown("reading", stories.read(source), source.generated or source.published_rows):
+    counted = isinstance(documents.vocabulary(config), int)
+    for _, found in _shown("reading", documents.read(source), source.generated or source.published_rows):
         usable.append(not isinstance(found, str))
         if isinstance(found, str):
             bad.add(found)
         elif counted:
-            pieces.count_words(words, found.text)
+            sentencepiece.count_words(words, found.text)
     bad.check()
     if not usable:
         raise UserError(f"{source.where}: holds no stories")
@@ -167,7 +167,7 @@ def _look_through(source: Source, config: PretrainConfig) -> _Found:
 
 
 def _texts(source: Source, taken: NDArray[np.bool_] | None) -> Iterator[Text]:
-    for place, (number, found) in enumerate(stories.read(source)):
+    for place, (number, found) in enumerate(documents.read(source)):
         if not isinstance(found, str) and (taken is None or taken[place]):
             yield number, found.text, found.category
 
@@ -179,8 +179,8 @@ def _model(build: Path, config: PretrainConfig, found: _Found) -> bytes:
     """
     directory = build / "tokenizer"
     if not directory.exists():
-        vocabulary = stories.vocabulary(config)
-        model = pieces.train(found.words, vocabulary) if isinstance(vocabulary, int) else vocabulary
+        vocabulary = documents.vocabulary(config)
+        model = sentencepiece.train(found.words, vocabulary) if isinstance(vocabulary, int) else vocabulary
         Pieces(model).save(directory, _seq_len(config))
     found.words.clear()
     return (directory / "tokenizer.model").read_bytes()

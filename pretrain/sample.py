@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wellread.cli import visible
-from wellread.data.tokenizer import Tokenizer
+from wellread.corpus.tokenizer import Tokenizer
 from wellread.errors import UserError
 from wellread.models.load import load_model
+from wellread.terminal import visible
 
 if TYPE_CHECKING:
     import torch

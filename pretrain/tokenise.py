@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wellread.config import LongStories, Packing
-from wellread.data import seal
-from wellread.data.compile import Shard, write_shard
-from wellread.data.packing import Story, pack
-from wellread.data.pieces import Pieces
-from wellread.text_metrics import measure
+from wellread.corpus import holdout
+from wellread.corpus.compile import Shard, write_shard
+from wellread.corpus.sentencepiece import Pieces
+from wellread.corpus.windows import Story, pack
+from wellread.data.text_metrics import measure
 
 Text = tuple[int, str, str]
 """Row, text and category of a story."""
@@ -66,12 +66,12 @@ def text_of(tokens: NDArray[np.uint32], pieces: Pieces) -> str:
 
 def _stories(stretch: Sequence[Text], pieces: Pieces, recipe: Recipe) -> Iterator[Story]:
     for row, text, category in stretch:
-        document = seal.document_id(text)
+        document = holdout.document_id(text)
         yield Story(
             row=row,
             tokens=pieces.encode(text),
             document=document,
-            sealed=seal.is_sealed(document, recipe.holdout, recipe.holdout_seed),
+            sealed=holdout.is_sealed(document, recipe.holdout, recipe.holdout_seed),
             category=category,
         )
 

@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.memory import SHAPES, make_data, make_model
-from wellread.host_memory import MOUNT, OWN_GROUPS
-from wellread.memory import Machine, Work, estimate
 from wellread.models.registry import find
-from wellread.plan import Plan
+from wellread.planning.estimate import Machine, Work, estimate
+from wellread.planning.host_memory import MOUNT, OWN_GROUPS
+from wellread.planning.plan import Plan
 from wellread.units import GIB
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -23,8 +23,8 @@ from launch import ops
 from launch.cluster import ClusterFile
 from scripts import oom_demo
 from wellread.config import RunConfig
-from wellread.data.corpus import Corpus
-from wellread.runs import RunDirectory
+from wellread.corpus.read import Corpus
+from wellread.run import RunDirectory
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -251,7 +251,7 @@ def small_model(tmp_path_factory: pytest.TempPathFactory, corpus: Corpus) -> Pat
     """A GPT-NeoX so small that a step takes milliseconds, with the sample corpus's tokenizer."""
     from transformers import AutoModelForCausalLM, GPTNeoXConfig
 
-    from wellread.data.tokenizer import copy_files
+    from wellread.corpus.tokenizer import copy_files
 
     target = tmp_path_factory.mktemp("models") / "small"
     config = GPTNeoXConfig(

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from launch import ops
 from launch.cluster import ClusterFile
 from wellread.config import LoraConfig, OptimConfig, RunConfig
-from wellread.plan import Plan
+from wellread.planning.plan import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 OPS = str(ops.folder(ClusterFile(kind="local")))
@@ -134,8 +134,9 @@ def one_task(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
     from wellread.models.adapter import is_adapter
     from wellread.models.load import Source, initial
     from wellread.models.registry import find
-    from wellread.train import moments, ranks
-    from wellread.train.engine import make_engine
+    from wellread.train import ranks
+    from wellread.train.engines import moments
+    from wellread.train.engines.base import make_engine
 
     tensors.SHARD_BYTES = task.get("shard_bytes", tensors.SHARD_BYTES)
     plan = plan_of(task, ranks.world_size())
@@ -217,7 +218,7 @@ def one_step(engine: Any, plan: Plan, step: int, vocab: int, fault: str | None) 
     Returns the mean loss, the norm of the gradient unless it was dropped, and by how much the losses of the last
     micro-batch moved.
     """
-    from wellread.data.batch import Batch
+    from wellread.corpus.batch import Batch
     from wellread.train import ranks
 
     torch.manual_seed(step)

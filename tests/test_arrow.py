@@ -8,7 +8,7 @@ import pyarrow
 import pytest
 from conftest import ROOT
 
-from wellread import arrow
+from wellread.corpus import arrow
 
 NAMES = ["Zürich", "", "a b", "Zürich", "日本", "a b"]
 
@@ -56,9 +56,10 @@ def test_a_record_is_written_without_pandas() -> None:
     code = """
 import sys
 import numpy as np
-from wellread.record import Reading, _to_parquet
+from wellread.record.writer import RecordedBatch, to_parquet
 one = np.array([1])
-_to_parquet([Reading(batch_id=0, sample_ids=one, epochs=one, n_targets=one, losses=one * 0.5, digests=[bytes(16)])])
+batch = RecordedBatch(batch_id=0, sample_ids=one, epochs=one, n_targets=one, losses=one * 0.5, digests=[bytes(16)])
+to_parquet([batch])
 assert "pandas" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

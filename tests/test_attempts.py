@@ -12,8 +12,8 @@ import pytest
 from launch import attempts
 from wellread import provenance
 from wellread.files import write_json
-from wellread.plan import Plan
-from wellread.runs import RunDirectory
+from wellread.planning.plan import Plan
+from wellread.run import RunDirectory
 
 PLAN = Plan(
     model="tiny", cluster="slurm", device="cuda", nodes=2, ranks_per_node=4, ranks=8, batch_size=8, micro_batch_size=1,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from wellread.runs import RunDirectory
+from wellread.run import RunDirectory
 
 pytestmark = pytest.mark.slow
 

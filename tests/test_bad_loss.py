@@ -13,10 +13,10 @@ from conftest import Program
 from eval.membership import Groups
 from wellread.checkpoint import list_checkpoints, name_of
 from wellread.config import RunConfig
-from wellread.data.corpus import Corpus
-from wellread.order import Order
-from wellread.record import Record
-from wellread.runs import RunDirectory
+from wellread.corpus.read import Corpus
+from wellread.order.permutation import Order
+from wellread.record.reader import Record
+from wellread.run import RunDirectory
 
 STEPS, BATCH_SIZE, BAD = 7, 8, 4
 pytestmark = pytest.mark.slow
@@ -145,7 +145,7 @@ def test_each_checkpoint_keeps_what_its_model_writes(
     """The first three sealed samples, on two ranks; in TensorBoard the same, with the seconds that it took."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from wellread.data.tokenizer import Tokenizer
+    from wellread.corpus.tokenizer import Tokenizer
 
     run, (_, corpus, _) = skipped[0], poison
     tokenizer = Tokenizer.load(corpus.tokenizer)

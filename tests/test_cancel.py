@@ -21,13 +21,13 @@ from launch import cancel, slurm_queue
 from launch.slurm_queue import JobState
 from wellread.errors import UserError
 from wellread.files import write_json
-from wellread.runs import RunDirectory
+from wellread.run import RunDirectory
 
 PATIENCE = 120.0
 LAUNCHER = """
 import json, signal, sys, time
 from pathlib import Path
-from wellread.runs import RunDirectory, write_json
+from wellread.run import RunDirectory, write_json
 
 run, saves, asked = RunDirectory(Path(sys.argv[3])), sys.argv[4] == "saves", []
 signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))

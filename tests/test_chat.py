@@ -9,11 +9,11 @@ import pytest
 from finetune.prepare import prepare
 from finetune.tokenise import Item, tokenise
 from wellread.config import RunConfig
-from wellread.data.chat import scored
-from wellread.data.corpus import Corpus
-from wellread.data.instruct import Example
-from wellread.data.templates import CHAT_FILE
-from wellread.data.tokenizer import Tokenizer
+from wellread.corpus.chat import scored
+from wellread.corpus.read import Corpus
+from wellread.corpus.tokenizer import Tokenizer
+from wellread.data.rows.instruct import Example
+from wellread.data.rows.templates import CHAT_FILE
 from wellread.errors import UserError
 
 TURNS = (("Hi, who are you?", "A model."), ("Good.", "Bye now."))

@@ -19,7 +19,7 @@ from wellread.checkpoint import (
     newest_valid,
     staging,
 )
-from wellread.runs import RunDirectory
+from wellread.run import RunDirectory
 
 
 def save(directory: Path, step: int, *, weights: bytes = b"weights") -> Checkpoint:

@@ -9,7 +9,7 @@ import pytest
 
 from wellread.cli import add_dataclass, new_parser, parse, parse_dataclass, run_program
 from wellread.config import OptimConfig, RunConfig
-from wellread.errors import BAD_INPUT, UserError, bad_input
+from wellread.errors import BAD_INPUT, UserError, user_message
 
 
 def parsed(*argv: object) -> RunConfig:
@@ -149,7 +149,7 @@ def test_help_ends_with_the_examples() -> None:
     ],
 )
 def test_whose_fault_an_error_is(error: BaseException, line: str | None) -> None:
-    assert bad_input(error) == line
+    assert user_message(error) == line
 
 
 def exit_code(main, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:  # type: ignore[no-untyped-def]

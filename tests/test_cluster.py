@@ -16,7 +16,7 @@ from launch.cluster import ClusterFile, Host, environment, hosts, load, minutes,
 from launch.options import LaunchOptions, cluster_of
 from wellread.config import RunConfig
 from wellread.errors import UserError
-from wellread.plan import Cluster, Plan
+from wellread.planning.plan import Cluster, Plan
 
 EVERYTHING = """
 kind: slurm

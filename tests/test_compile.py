@@ -20,9 +20,10 @@ import pytest
 
 from finetune import prepare as preparing
 from wellread.config import RunConfig
-from wellread.data.batch import collate
-from wellread.data.compile import Sample, Shard, building, corpus_key, merge, write_shards
-from wellread.data.corpus import Corpus, digest
+from wellread.corpus.batch import collate
+from wellread.corpus.compile import Sample, Shard, building, corpus_key, merge, write_shards
+from wellread.corpus.digest import digest
+from wellread.corpus.read import Corpus
 from wellread.errors import UserError
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from launch import cluster
-from wellread.data.corpus import digest
-from wellread.order import Order
-from wellread.runs import RunDirectory
+from wellread.corpus.digest import digest
+from wellread.order.permutation import Order
+from wellread.run import RunDirectory
 
 
 def code(document: Path) -> list[str]:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from wellread import ds_config
 from wellread.config import CONFIGS, RunConfig
 from wellread.errors import UserError
 from wellread.models.registry import find
-from wellread.plan import Cluster, Counts, Plan, make_plan, resolve
+from wellread.planning import deepspeed_file
+from wellread.planning.plan import Cluster, Counts, Plan, make_plan, resolve
 
 CPU = {"device": "cpu"}
 Written = Callable[[Any], Path]
@@ -43,7 +43,7 @@ def plan(config: RunConfig, own: dict[str, Any] | None = None) -> Plan:
 
 @pytest.mark.parametrize("name", [path.stem for path in sorted((CONFIGS / "ds").glob("*.json"))])
 def test_every_shipped_file_is_called_what_it_is(name: str) -> None:
-    assert ds_config.strategy(ds_config.read(CONFIGS / "ds" / f"{name}.json")) == name
+    assert deepspeed_file.strategy(deepspeed_file.read(CONFIGS / "ds" / f"{name}.json")) == name
 
 
 @pytest.mark.parametrize(
@@ -59,18 +59,18 @@ def test_every_shipped_file_is_called_what_it_is(name: str) -> None:
 )
 def test_stage_and_offload_decide_the_name(written: Written, settings: dict[str, Any], name: str) -> None:
     config = RunConfig(ds_config=str(written(settings)), nvme_path="/tmp")
-    own = ds_config.read(config.ds_config or "")
+    own = deepspeed_file.read(config.ds_config or "")
     made = plan(config, own)
     assert (made.engine, made.strategy, made.strategy_reason) == ("deepspeed", name, f"of {config.ds_config}")
     assert made.ds_config == settings
     assert Plan.from_json(json.dumps(made.__dict__)).ds_config == settings
 
 
-@pytest.mark.parametrize("key", sorted(ds_config.OWNED))
+@pytest.mark.parametrize("key", sorted(deepspeed_file.OWNED))
 def test_what_the_plan_owns_is_refused_by_name(written: Written, key: str) -> None:
     path = written(zero(stage=2) | {key: "auto"})
     with pytest.raises(UserError, match=f"^--ds_config {path}: sets {key}, which the plan sets from [^\n]+$"):
-        ds_config.read(path)
+        deepspeed_file.read(path)
 
 
 @pytest.mark.parametrize(
@@ -87,14 +87,14 @@ def test_what_the_plan_owns_is_refused_by_name(written: Written, key: str) -> No
 )
 def test_unusable_files_are_refused_in_one_line(written: Written, settings: Any, words: str) -> None:
     with pytest.raises(UserError) as error:
-        ds_config.read(written(settings))
+        deepspeed_file.read(written(settings))
     assert words in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
-        ds_config.read(tmp_path / "none.json")
+        deepspeed_file.read(tmp_path / "none.json")
 
 
 def test_plan_refuses_two_answers_and_a_missing_path() -> None:
@@ -106,16 +106,16 @@ def test_plan_refuses_two_answers_and_a_missing_path() -> None:
 
 
 def test_nvme_path_has_to_be_there_and_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ds_config.check_nvme(str(tmp_path))
+    deepspeed_file.check_nvme(str(tmp_path))
     with pytest.raises(UserError, match="no such directory"):
-        ds_config.check_nvme(str(tmp_path / "none"))
+        deepspeed_file.check_nvme(str(tmp_path / "none"))
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
     with pytest.raises(UserError, match="not allowed to write"):
-        ds_config.check_nvme(str(tmp_path))
+        deepspeed_file.check_nvme(str(tmp_path))
 
 
 def test_deepspeed_is_told_the_users_settings_and_the_plans(tmp_path: Path) -> None:
-    from wellread.train.deepspeed_engine import deepspeed_settings
+    from wellread.train.engines.deepspeed_engine import deepspeed_settings
 
     own = zero(stage=3, reduce_bucket_size=1000, offload_param={"device": "nvme"}) | {"wall_clock_breakdown": True}
     config = RunConfig(ds_config="my.json", nvme_path=str(tmp_path), batch_size=8)
@@ -134,9 +134,9 @@ def test_activation_checkpointing_goes_into_the_plan(asked: Any, on: bool) -> No
 
 @pytest.mark.parametrize("name", ["zero3-partial", "zero3-nvme"])
 def test_files_have_the_sub_groups_that_memory_is_predicted_with(name: str) -> None:
-    from wellread.phases import FINE_SUB_GROUP
+    from wellread.planning.phases import FINE_SUB_GROUP
 
-    assert ds_config.read(CONFIGS / "ds" / f"{name}.json")["zero_optimization"]["sub_group_size"] == FINE_SUB_GROUP
+    assert deepspeed_file.read(CONFIGS / "ds" / f"{name}.json")["zero_optimization"]["sub_group_size"] == FINE_SUB_GROUP
 
 
 @pytest.mark.parametrize(
@@ -155,4 +155,4 @@ def test_values_that_deepspeed_would_stumble_over(tmp_path: Path, zero: Any) -> 
     path = tmp_path / "my.json"
     path.write_text(json.dumps({"zero_optimization": zero}))
     with pytest.raises(UserError, match=f"^--ds_config {path}: [^\n]+$"):
-        ds_config.read(path)
+        deepspeed_file.read(path)

@@ -21,7 +21,7 @@ from launch.cluster import ClusterFile
 from launch.evaluation import Request
 from launch.options import evaluation_flags
 from wellread.errors import UserError
-from wellread.runs import RunDirectory
+from wellread.run import RunDirectory
 
 LOCAL = ClusterFile(kind="local", name="local")
 

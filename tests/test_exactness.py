@@ -12,8 +12,8 @@ import pytest
 from conftest import Program, missing
 
 from wellread.checkpoint import list_checkpoints
-from wellread.record import COLUMNS, Record
-from wellread.runs import RunDirectory
+from wellread.record.reader import COLUMNS, Record
+from wellread.run import RunDirectory
 
 STEPS = 9
 LOSS_TOLERANCE = 2e-4

@@ -13,7 +13,7 @@ from wellread.config import LoraConfig, RunConfig
 from wellread.errors import UserError
 from wellread.models.load import check_4bit, initial, load_model
 from wellread.models.registry import find, fingerprint
-from wellread.plan import Cluster, Counts, make_plan
+from wellread.planning.plan import Cluster, Counts, make_plan
 
 VOCAB = 101
 ENDS = {"bos_token_id": 0, "eos_token_id": 0, "vocab_size": VOCAB}
@@ -136,7 +136,7 @@ def test_what_is_frozen_stays_to_the_bit(tmp_path: Path) -> None:
 
 
 def test_patterns_that_freeze_nothing_or_all(tmp_path: Path) -> None:
-    from wellread.train.engine import count_trained, freeze
+    from wellread.train.engines.base import count_trained, freeze
 
     model = load_model(make_model(tmp_path / "model"))
     with pytest.raises(UserError, match=r"--freeze \*.embd.\*: matches no parameter; there are gpt_neox.embed_in.w"):

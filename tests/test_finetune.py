@@ -21,10 +21,10 @@ import psutil
 import pytest
 
 from wellread.checkpoint import Checkpoint, list_checkpoints, name_of, newest_valid
-from wellread.data.corpus import Corpus
-from wellread.order import Order
-from wellread.record import Record
-from wellread.runs import RunDirectory
+from wellread.corpus.read import Corpus
+from wellread.order.permutation import Order
+from wellread.record.reader import Record
+from wellread.run import RunDirectory
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from wellread.checkpoint import list_checkpoints, name_of, newest_valid
-from wellread.record import Record
-from wellread.runs import RunDirectory
+from wellread.record.reader import Record
+from wellread.run import RunDirectory
 from wellread.units import MIB
 
 pytestmark = pytest.mark.slow

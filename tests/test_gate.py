@@ -17,8 +17,8 @@ import pytest
 
 from wellread.config import RunConfig
 from wellread.errors import UserError
-from wellread.plan import Plan
-from wellread.runs import RunDirectory
+from wellread.planning.plan import Plan
+from wellread.run import RunDirectory
 from wellread.train import gate
 from wellread.train.gate import Room, shortages
 from wellread.units import GIB, MIB

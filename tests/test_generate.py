@@ -15,7 +15,7 @@ from transformers import (
     PretrainedConfig,
 )
 
-from wellread.generate import greedy
+from wellread.models.generate import greedy
 from wellread.models.loss import next_logits
 
 VOCAB, NEW = 97, 12

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 
 from wellread.config import RunConfig
-from wellread.data.batch import collate
-from wellread.data.corpus import Corpus
+from wellread.corpus.batch import collate
+from wellread.corpus.read import Corpus
 from wellread.models.load import Source
 from wellread.models.registry import find
-from wellread.plan import Cluster, Counts, Plan, make_plan, resolve
-from wellread.record import Reading, Record, RecordWriter
+from wellread.planning.plan import Cluster, Counts, Plan, make_plan, resolve
+from wellread.record.reader import Record
+from wellread.record.writer import RecordedBatch, RecordWriter
+from wellread.train.engines.torch_engine import TorchEngine
 from wellread.train.guard import IN_A_ROW, LEAST, WINDOW, Guard, mean_loss, named, past_of
-from wellread.train.torch_engine import TorchEngine
 
 
 def test_losses_that_are_not_finite_are_bad_from_the_first_batch() -> None:
@@ -48,9 +49,9 @@ def test_skipping_all_is_no_way_to_train() -> None:
         guard.note(float("nan"), skipped=True)
 
 
-def reading(batch_id: int, losses: list[float], *, skipped: bool = False) -> Reading:
+def reading(batch_id: int, losses: list[float], *, skipped: bool = False) -> RecordedBatch:
     n = len(losses)
-    return Reading(
+    return RecordedBatch(
         batch_id=batch_id,
         sample_ids=np.arange(n),
         epochs=np.zeros(n, dtype=np.int64),

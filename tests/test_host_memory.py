@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from wellread import host_memory
+from wellread.planning import host_memory
 from wellread.units import MIB
 
 
@@ -67,7 +67,7 @@ def inside(group: Path, code: str) -> str:
 
 WATCH = """
 import subprocess, sys
-from wellread.host_memory import Kills, available, limit
+from wellread.planning.host_memory import Kills, available, limit
 print(limit(), available() <= limit())
 for child in ("import os; os.kill(os.getpid(), 9)", "bytearray(400 << 20)"):
     before = Kills.so_far()

@@ -27,8 +27,8 @@ from launch.local import ASKED
 from launch.node import Request
 from wellread.checkpoint import list_checkpoints
 from wellread.errors import UserError
-from wellread.record import COLUMNS, Record
-from wellread.runs import RunDirectory
+from wellread.record.reader import COLUMNS, Record
+from wellread.run import RunDirectory
 
 NODES = ("127.0.0.2", "127.0.0.3")
 PATIENCE = 120.0

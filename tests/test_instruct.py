@@ -9,15 +9,15 @@ import pytest
 from finetune.prepare import prepare
 from finetune.tokenise import Item, tokenise
 from wellread.config import RunConfig
-from wellread.data import templates
-from wellread.data.corpus import Corpus
-from wellread.data.instruct import SCHEMAS, Dialogue, Example, Turn, dialogues, example, recognise, without_prefix
+from wellread.corpus.holdout import document_id, is_sealed
+from wellread.corpus.read import Corpus
+from wellread.corpus.tokenizer import Tokenizer
 from wellread.data.mixture import corpus_settings
-from wellread.data.seal import document_id, is_sealed
+from wellread.data.rows import templates
+from wellread.data.rows.instruct import SCHEMAS, Dialogue, Example, Turn, dialogues, example, recognise, without_prefix
+from wellread.data.rows.templates import Template
 from wellread.data.sets import find
-from wellread.data.sources import Row, Source
-from wellread.data.templates import Template
-from wellread.data.tokenizer import Tokenizer
+from wellread.data.sources.source import Row, Source
 from wellread.errors import UserError
 
 SOURCE = Source(name="set", hub="x/set")

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from wellread.record import COLUMNS, Record
+from wellread.record.reader import COLUMNS, Record
 
 KILLS = 30
 STEPS = 160

@@ -18,11 +18,11 @@ from scripts.oom_demo import may_limit_memory
 from wellread.config import RunConfig, to_dict
 from wellread.errors import UserError
 from wellread.files import write_json
-from wellread.ladder import Failure, Shortage, narrowed, that_count
-from wellread.memory import Machine
 from wellread.models.registry import find
-from wellread.plan import Cluster, Counts, Plan, make_plan, replan, resolve
-from wellread.runs import RunDirectory
+from wellread.planning.estimate import Machine
+from wellread.planning.fallback import Failure, Shortage, narrowed, that_count
+from wellread.planning.plan import Cluster, Counts, Plan, make_plan, replan, resolve
+from wellread.run import RunDirectory
 from wellread.train.shortage import shown_by
 from wellread.units import GIB
 

@@ -15,8 +15,8 @@ from conftest import missing
 
 from launch import sizes
 from launch.cluster import ClusterFile
-from wellread.plan import RUNGS
-from wellread.runs import RunDirectory
+from wellread.planning.plan import RUNGS
+from wellread.run import RunDirectory
 
 HEAVY = {
     "torch", "transformers", "deepspeed", "tokenizers", "datasets", "accelerate", "peft", "huggingface_hub",

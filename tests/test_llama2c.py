@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from wellread.errors import UserError
-from wellread.models import llama2c_read, llama2c_write
+from wellread.models.llama2c import reader, writer
 from wellread.models.load import load_model
 from wellread.models.loss import sample_losses
 
@@ -144,10 +144,10 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def written(model: Path, form: llama2c_write.Format, folder: Path) -> Path:
+def written(model: Path, form: writer.Format, folder: Path) -> Path:
     path = folder / f"{form}.bin"
     with open(path, "wb") as file:
-        llama2c_write.write(llama2c_write.weights(model), file, form)
+        writer.write(writer.weights(model), file, form)
     return path
 
 
@@ -184,8 +184,8 @@ def test_greedy_tokens_of_a_random_model_with_grouped_queries(random_model: Path
     for form in ("llama2c-v0", "llama2c-v1"):
         path = written(random_model, form, tmp_path)
         assert Reader.of(path).greedy(prompt, 200) == expected
-        checkpoint = llama2c_read.Checkpoint.open(path)
-        llama2c_read.write_model(checkpoint, tmp_path / f"back-{form}", 1, 2)
+        checkpoint = reader.Checkpoint.open(path)
+        reader.write_model(checkpoint, tmp_path / f"back-{form}", 1, 2)
         original = load_model(random_model).state_dict()
         for name, value in load_model(tmp_path / f"back-{form}").state_dict().items():
             assert torch.equal(value, original[name]), name
@@ -224,7 +224,7 @@ def test_the_real_checkpoint_comes_back_byte_for_byte(
     ("width", "inner", "group"), [(64, 172, 4), (288, 768, 32), (512, 1376, 32), (768, 2048, 64), (48, 80, 16)]
 )
 def test_groups_divide_every_row(width: int, inner: int, group: int) -> None:
-    assert llama2c_write.group_size(width, inner) == group
+    assert writer.group_size(width, inner) == group
 
 
 def test_int8_is_within_half_a_step(random_model: Path, tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_int8_is_within_half_a_step(random_model: Path, tmp_path: Path) -> None:
 
 
 def test_a_group_of_zeros_stays_zero() -> None:
-    numbers, scales = llama2c_write.quantised(torch.tensor([[0.0, 0, 0, 0], [1, -127, 0.5, 1.5]]), 4)
+    numbers, scales = writer.quantised(torch.tensor([[0.0, 0, 0, 0], [1, -127, 0.5, 1.5]]), 4)
     assert numbers.tolist() == [[0, 0, 0, 0], [1, -127, 0, 2]]
     assert scales.tolist() == [0, 1]
 
@@ -250,7 +250,7 @@ def test_a_group_of_zeros_stays_zero() -> None:
 
 
 def nats_per_token(directory: Path, texts: list[str]) -> float:
-    from wellread.data.tokenizer import Tokenizer
+    from wellread.corpus.tokenizer import Tokenizer
 
     tokenizer, model = Tokenizer.load(directory), load_model(directory)
     encoded = sorted((ids[:512] for ids in tokenizer.prompts(texts)), key=len)
@@ -275,8 +275,8 @@ def test_the_loss_of_stories260k(imported: Path, shared: Path, tmp_path: Path) -
     few = texts[::10]
     exact = nats_per_token(imported, few)
     assert exact == pytest.approx(1.466, abs=0.002)  # of all of them: 1.464
-    checkpoint = llama2c_read.Checkpoint.open(written(imported, "llama2c-int8", tmp_path))
-    llama2c_read.write_model(checkpoint, imported.parent / "int8", 1, 2)
+    checkpoint = reader.Checkpoint.open(written(imported, "llama2c-int8", tmp_path))
+    reader.write_model(checkpoint, imported.parent / "int8", 1, 2)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (imported.parent / "int8" / name).write_bytes((imported / name).read_bytes())
     assert 0 < abs(nats_per_token(imported.parent / "int8", few) - exact) < 0.005
@@ -337,7 +337,7 @@ def test_impossible_checkpoints(damage: Any, message: str, stories: Path, tmp_pa
     path = tmp_path / "damaged.bin"
     path.write_bytes(damage((stories / "stories260K.bin").read_bytes()))
     with pytest.raises(UserError) as caught:
-        llama2c_read.Checkpoint.open(path)
+        reader.Checkpoint.open(path)
     assert str(caught.value).startswith(f"{path}: {message}")
 
 
@@ -358,10 +358,10 @@ def test_models_that_the_programs_would_run_as_others(settings: dict[str, Any], 
     config = LlamaConfig(**({"rms_norm_eps": 1e-5, "num_attention_heads": 2} | small | settings))
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     with pytest.raises(UserError) as caught:
-        llama2c_write.weights(tmp_path)
+        writer.weights(tmp_path)
     assert str(caught.value).startswith(f"{tmp_path}: {message}")
 
 
 def test_other_families_have_no_place_in_the_formats(small_model: Path) -> None:
     with pytest.raises(UserError, match=r"a gpt_neox; llama2\.c's formats hold Llama models alone"):
-        llama2c_write.weights(small_model)
+        writer.weights(small_model)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from wellread.data.corpus import Corpus
+from wellread.corpus.read import Corpus
 from wellread.errors import UserError
 from wellread.models.load import Source, load_model, loaded
-from wellread.score import log_likelihoods
+from wellread.models.score import log_likelihoods
 
 
 @pytest.fixture(scope="module")

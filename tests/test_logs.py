@@ -20,7 +20,7 @@ from launch import logs, slurm_queue
 from launch.slurm_queue import JobState
 from wellread.errors import UserError
 from wellread.files import write_json
-from wellread.runs import RunDirectory
+from wellread.run import RunDirectory
 
 FAILED = {"exit_code": 1, **ENDED}
 PATIENCE = 30.0

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from wellread.data.corpus import SampleReader, digest
-from wellread.data.index_maps import IndexMaps
-from wellread.data.megatron import Megatron
-from wellread.data.megatron_write import write
+from wellread.corpus.digest import digest
+from wellread.corpus.read import SampleReader
+from wellread.data.sources.index_maps import IndexMaps
+from wellread.data.sources.megatron import Megatron
+from wellread.data.sources.megatron_write import write
 from wellread.errors import UserError
 from wellread.models.registry import published_steps
 

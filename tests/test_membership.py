@@ -13,15 +13,17 @@ from eval.membership import Groups, Side, evaluate, overview
 from eval.separation import auc, cluster_bootstrap, permuted_auc, roc, tpr_at_fpr
 from wellread import checkpoint as checkpoints
 from wellread.config import RunConfig, to_dict
-from wellread.data import compile as compiling
-from wellread.data.corpus import Corpus
+from wellread.corpus import compile as compiling
+from wellread.corpus.read import Corpus
 from wellread.errors import UserError
 from wellread.files import write_json
 from wellread.models import registry
-from wellread.plan import Cluster, Counts, make_plan, resolve
-from wellread.record import Reading, RecordWriter, genesis
-from wellread.results import Result, Scores, read
-from wellread.runs import RunDirectory
+from wellread.planning.plan import Cluster, Counts, make_plan, resolve
+from wellread.record.chain import genesis
+from wellread.record.writer import RecordedBatch, RecordWriter
+from wellread.results import Result, read
+from wellread.run import RunDirectory
+from wellread.scores import Scores
 
 ONE_EACH = np.arange(10_000)
 
@@ -207,9 +209,9 @@ def make_corpus(path: Path, trainable: int, sealed: int, copies: bool) -> Corpus
     return Corpus.open(path)
 
 
-def reading(corpus: Corpus, batch_id: int) -> Reading:
+def reading(corpus: Corpus, batch_id: int) -> RecordedBatch:
     ids = np.array([2 * batch_id, 2 * batch_id + 1])
-    return Reading(
+    return RecordedBatch(
         batch_id=batch_id,
         sample_ids=ids,
         epochs=np.zeros(2, np.int64),

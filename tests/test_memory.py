@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from wellread.choice import choose, name_of
 from wellread.errors import UserError
-from wellread.memory import CUDA_CONTEXT, FRAGMENTATION, NCCL, SPEED, Machine, Work, estimate
 from wellread.models import llama
 from wellread.models.registry import ModelSpec, find
-from wellread.parameters import FAMILIES, Compute, layer_activations, lora_parameters, parameters
-from wellread.phases import HEAP_BLOCK
+from wellread.planning.choose import choose, name_of
+from wellread.planning.estimate import CUDA_CONTEXT, FRAGMENTATION, NCCL, SPEED, Machine, Work, estimate
+from wellread.planning.parameters import FAMILIES, Compute, layer_activations, lora_parameters, parameters
+from wellread.planning.phases import HEAP_BLOCK
 from wellread.units import GIB
 
 PYTHIA = {
@@ -533,7 +533,7 @@ def test_advice_is_true() -> None:
 def test_saved_states_are_mapped_whoever_loads_them(tmp_path: Path) -> None:
     import torch
 
-    from wellread.train.moments import mapped_files
+    from wellread.train.engines.moments import mapped_files
 
     torch.save({"state": torch.arange(10_000)}, tmp_path / "state.pt")
 
@@ -584,8 +584,8 @@ def test_unknown_strategy_and_family() -> None:
 def test_choosing_imports_nothing_heavy_and_is_quick(root: Path) -> None:
     code = """
 import sys, time
-from wellread.choice import choose
-from wellread.memory import Machine, Work
+from wellread.planning.choose import choose
+from wellread.planning.estimate import Machine, Work
 from wellread.models.registry import find
 began = time.perf_counter()
 choose(find("pythia-12b"), Work(seq_len=2048), Machine(gpu_mem=24, host_mem=64))

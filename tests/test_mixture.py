@@ -10,14 +10,14 @@ from conftest import Program
 
 from finetune.prepare import prepare
 from wellread.config import RunConfig
-from wellread.data.corpus import Corpus
+from wellread.corpus.read import Corpus
+from wellread.corpus.tokenizer import Tokenizer
 from wellread.data.mixture import Mixture, corpus_directory, shares
 from wellread.data.sets import find
-from wellread.data.sources import Source
-from wellread.data.tokenizer import Tokenizer
+from wellread.data.sources.source import Source
 from wellread.errors import UserError
-from wellread.record import Record
-from wellread.runs import RunDirectory
+from wellread.record.reader import Record
+from wellread.run import RunDirectory
 
 
 def chosen(samples: list[list[int]], *sources: Source) -> list[list[int] | None]:

@@ -16,7 +16,7 @@ from conftest import missing
 from launch import ops
 from launch.cluster import ClusterFile, environment
 from wellread.errors import UserError
-from wellread.plan import Plan
+from wellread.planning.plan import Plan
 
 torch = find_spec("torch")
 assert torch

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from wellread.errors import UserError
-from wellread.order import CHUNK, MAX_SAMPLES, Order
+from wellread.order.permutation import CHUNK, MAX_SAMPLES, Order
 
 Ids = NDArray[np.int64]
 

@@ -17,25 +17,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from eval.history import History
 from finetune.prepare import prepare
 from wellread.config import RunConfig
-from wellread.data.corpus import Corpus
+from wellread.corpus.read import Corpus
 from wellread.errors import UserError
 from wellread.files import write_json
 from wellread.models.registry import find
-from wellread.order import ListedOrder, Order
-from wellread.orders import kept
-from wellread.orders.spec import parse
-from wellread.plan import resolve
-from wellread.record import Record
-from wellread.runs import RunDirectory
+from wellread.order import store
+from wellread.order.build import Built, samples_before_corpus
+from wellread.order.build import build as build_order
+from wellread.order.permutation import ListedOrder, Order
+from wellread.order.spec import parse
+from wellread.planning.plan import resolve
+from wellread.record.history import History
+from wellread.record.reader import Record
+from wellread.run import RunDirectory
 
 SPEC = find("tiny")
 
 
-def build(corpus: Corpus, order: str, **changes: Any) -> kept.Built:
-    return kept.build(resolve(RunConfig(order=order, **changes), SPEC), corpus)
+def build(corpus: Corpus, order: str, **changes: Any) -> Built:
+    return build_order(resolve(RunConfig(order=order, **changes), SPEC), corpus)
 
 
 def ids(corpus: Corpus, order: str, **changes: Any) -> list[int]:
@@ -213,15 +215,15 @@ def test_order_is_opened_as_it_was_built(measured: Corpus, tmp_path: Path, kind:
     np.save(tmp_path / "ids.npy", np.arange(50)[::-1])
     text = {"file": f"file:{tmp_path / 'ids.npy'}", "curriculum": curriculum(tmp_path, CANARIES)}.get(kind, kind)
     built, run = build(measured, text, batch_size=8), RunDirectory(tmp_path)
-    kept.keep(run, built)
+    store.keep(run, built)
     write_json(run.manifest_file, {"identity": {"order": json.loads(json.dumps(built.order.identity()))}})
-    opened = kept.open_order(run)
+    opened = store.open_order(run)
     assert opened.identity() == built.order.identity()
     assert np.array_equal(opened.batches(0, 100), built.order.batches(0, 100))
     if isinstance(opened, ListedOrder):
         np.save(run.order_file, np.roll(opened.ids, 1))
         with pytest.raises(UserError, match=r"order\.npy: altered since the run began"):
-            kept.open_order(run)
+            store.open_order(run)
 
 
 def test_the_identity_names_the_metric_and_not_where_a_file_lay(measured: Corpus, tmp_path: Path) -> None:
@@ -334,7 +336,7 @@ def test_a_curriculum_says_how_long_it_is(corpus: Corpus, tmp_path: Path, change
         build(corpus, text, **changes)
     if "steps" in changes:
         with pytest.raises(UserError, match=message):
-            kept.samples_before_corpus(resolve(RunConfig(order=text, **changes), SPEC), 500)
+            samples_before_corpus(resolve(RunConfig(order=text, **changes), SPEC), 500)
 
 
 @pytest.mark.parametrize("order", ["shuffle", "sequential", "filter:n_tokens>3"])
@@ -378,7 +380,7 @@ def test_a_curriculum_through_the_launcher(program: Program, corpora: Path, smal
     assert "no metric 'fog'; this corpus has the metrics n_tokens, n_targets" in bad.stderr
     assert not (tmp_path / "bad").exists()
     program(*launch, "--out", run.path, "--ranks_per_node", 2, check=True)
-    order = kept.open_order(run)
+    order = store.open_order(run)
     whole = Record.open(run.record)
     assert whole.sample_ids().tolist() == order.batches(0, 8).ravel().tolist()
     shutil.rmtree(run.checkpoints / "step-00000008")
@@ -405,7 +407,7 @@ def test_a_curriculum_through_the_launcher(program: Program, corpora: Path, smal
 def test_a_run_from_before_lists_opens(tiny_run: RunDirectory) -> None:
     identity = tiny_run.manifest()["identity"]["order"]
     assert sorted(identity) == ["batch_size", "kind", "n", "seed", "version"]
-    order = kept.open_order(tiny_run)
+    order = store.open_order(tiny_run)
     assert order == Order(kind="shuffle", seed=0, n=518, batch_size=16)
     assert not tiny_run.order_file.exists()
     assert dataclasses.asdict(order)["n"] == 518

@@ -12,18 +12,18 @@ import pytest
 from conftest import Program
 
 from eval.membership import Groups, evaluate
-from eval.verify import verify
 from finetune.prepare import prepare
 from wellread.config import RunConfig
-from wellread.data.batch import Batch, collate
-from wellread.data.corpus import Corpus
-from wellread.data.pack import first_fit_decreasing, joined_document, pack
-from wellread.data.segments import Segments
+from wellread.corpus.batch import Batch, collate
+from wellread.corpus.pack import first_fit_decreasing, joined_document, pack
+from wellread.corpus.read import Corpus
+from wellread.corpus.segments import Segments
 from wellread.errors import UserError
 from wellread.models.load import load_model
-from wellread.record import Record
-from wellread.runs import RunDirectory
-from wellread.score import log_likelihoods
+from wellread.models.score import log_likelihoods
+from wellread.record.reader import Record
+from wellread.record.verify import verify
+from wellread.run import RunDirectory
 
 # --- the algorithm
 
@@ -156,7 +156,7 @@ def test_an_unproven_family_is_refused(program: Program, tmp_path: Path) -> None
 
 
 def test_a_megatron_set_is_refused(tmp_path: Path) -> None:
-    from wellread.data.megatron_write import write
+    from wellread.data.sources.megatron_write import write
 
     write(tmp_path / "set", [np.arange(9, dtype=np.uint16)] * 4)
     with pytest.raises(UserError, match="is a Megatron set, whose sequences are cut to one length already"):
@@ -268,8 +268,8 @@ def test_reading_names_every_row(program: Program, packed_run: RunDirectory, pac
 
 
 def test_a_text_does_not_span_segments(packed_run: RunDirectory, packed: Corpus) -> None:
-    from eval.history import History
-    from eval.search import search
+    from wellread.record.history import History
+    from wellread.record.search import search
 
     history = History.of_run(str(packed_run.path))
     assert history.tokenizer is not None

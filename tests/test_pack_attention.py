@@ -10,7 +10,7 @@ from test_loss import SIZES, VOCAB, tiny
 from torch import nn
 
 from wellread.models.loss import PACKED_FAMILIES, isolation, sample_losses
-from wellread.parameters import packing_mask
+from wellread.planning.parameters import packing_mask
 
 LENGTHS = ((9, 1, 12, 5), (3, 2), (14,), (2, 13, 7))
 """Tokens of each segment of each packed sample; one is longer than GPT-Neo's window, one is a single token."""

@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wellread.data.compile import Sample
-from wellread.data.packing import Story, pack
+from wellread.corpus.compile import Sample
+from wellread.corpus.windows import Story, pack
 
 BOS = 1
 

@@ -8,12 +8,13 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wellread.data import pieces, story_grammar
-from wellread.data.pieces import Pieces
-from wellread.data.tokenizer import Tokenizer
+from wellread.corpus import sentencepiece as pieces
+from wellread.corpus.sentencepiece import Pieces
+from wellread.corpus.tokenizer import Tokenizer
+from wellread.data.sources import generated
 from wellread.errors import UserError
 
-STORIES = [story_grammar.story(i) for i in range(400)]
+STORIES = [generated.story(i) for i in range(400)]
 ODD = st.lists(
     st.one_of(
         st.text(max_size=12),

@@ -14,12 +14,12 @@ from launch.job import Job
 from launch.options import LaunchOptions
 from wellread.checkpoint import list_checkpoints
 from wellread.config import INSTRUCTIONS_ONLY, PretrainConfig, RunConfig, to_argv
-from wellread.data.corpus import Corpus
+from wellread.corpus.read import Corpus
 from wellread.errors import UserError
 from wellread.models.registry import find, fingerprint
-from wellread.plan import Plan
-from wellread.record import Record
-from wellread.runs import RunDirectory
+from wellread.planning.plan import Plan
+from wellread.record.reader import Record
+from wellread.run import RunDirectory
 
 STORIES = "--size 32x2x4x2 --data stories:400 --vocab 512 --seq_len 48 --batch_size 8 --dtype fp32 --optim.lr 3e-3"
 

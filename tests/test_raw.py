@@ -11,11 +11,11 @@ import zstandard
 from finetune.prepare import prepare
 from finetune.tokenise import Item, tokenise
 from wellread.config import RunConfig
-from wellread.data import megatron_write, raw
-from wellread.data.corpus import Corpus
-from wellread.data.raw import Raw
+from wellread.corpus.read import Corpus
+from wellread.corpus.tokenizer import Tokenizer
 from wellread.data.sets import find
-from wellread.data.tokenizer import Tokenizer
+from wellread.data.sources.raw import Raw
+from wellread.data.sources.tables import megatron_write, raw
 from wellread.errors import UserError
 
 TEXTS = ["one two three four five six seven", "eight nine", "", "ten"]

@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 from conftest import Program
 
-from eval import read, search
-from eval.history import History
 from wellread.checkpoint import list_checkpoints
-from wellread.data.corpus import Corpus
-from wellread.data.tokenizer import Tokenizer
+from wellread.commands import read
+from wellread.corpus.read import Corpus
+from wellread.corpus.tokenizer import Tokenizer
 from wellread.errors import UserError
-from wellread.record import Record
-from wellread.runs import RunDirectory
+from wellread.record.history import History
+from wellread.record.reader import Record, search
+from wellread.run import RunDirectory
 
 STEPS, BATCH = 12, 16
 Ask = Callable[..., str]
@@ -238,9 +238,10 @@ def test_row_leads_to_its_sample(ask: Ask, corpus: Corpus, name: str) -> None:
 
 def test_two_hundred_pieces_of_read_rows_are_found(history: History, texts: list[str], root: Path) -> None:
     """Pieces are cut from the source file itself, in the middle of words, and compared with a plain search."""
-    from wellread.data import sets, sources
+    from wellread.data import sets
+    from wellread.data.sources import tables
 
-    rows = {row.number: row.fields for row in sources.rows(sets.find("sample").sources[0]) if row.fields}
+    rows = {row.number: row.fields for row in tables.rows(sets.find("sample").sources[0]) if row.fields}
     rng, read = random.Random(0), history.order.batches(0, STEPS).ravel().tolist()
     assert history.tokenizer is not None
     done = 0
@@ -376,7 +377,7 @@ def test_sql_without_duckdb_says_what_to_install(ask: Ask, monkeypatch: pytest.M
 @pytest.fixture
 def megatron(tmp_path: Path, corpus: Corpus) -> Path:
     """The corpus as a Megatron set: PREFIX."""
-    from wellread.data.megatron_write import write
+    from wellread.data.sources.megatron_write import write
 
     write(tmp_path / "document", (corpus.tokens(i) for i in range(corpus.n)))
     return tmp_path / "document"
@@ -413,7 +414,7 @@ def test_pythia_order_is_refused_for_other_sizes(megatron: Path, ask: Ask) -> No
 
 
 def test_pythia_shaped_set_is_read_in_pythia_order(tmp_path: Path, ask: Ask) -> None:
-    from wellread.data.megatron_write import write
+    from wellread.data.sources.megatron_write import write
 
     sequences = np.random.default_rng(0).integers(50000, size=(2048, 2049), dtype=np.uint16)
     write(tmp_path / "document", iter(sequences))
@@ -466,13 +467,13 @@ def test_the_program_answers_and_exits_as_it_should(program: Any, tiny_run: RunD
 
 
 def test_control_characters_never_reach_the_terminal() -> None:
-    from wellread.cli import visible
+    from wellread.terminal import visible
 
     assert visible("a\x1b[2Jb\r\x9bc\td\ne") == "a\\x1b[2Jb\\x0d\\x9bc\td\ne"
 
 
 def test_index_maps_give_the_order_of_an_unshuffled_set(program: Program, tmp_path: Path) -> None:
-    from wellread.data.megatron_write import write
+    from wellread.data.sources.megatron_write import write
 
     rng = np.random.default_rng(0)
     documents = [rng.integers(0, 2048, size=int(size)) for size in rng.integers(20, 90, size=40)]

@@ -9,18 +9,20 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from wellread import record as records
 from wellread.errors import UserError
-from wellread.order import Order
-from wellread.record import COLUMNS, Reading, Record, RecordWriter, genesis, link
+from wellread.order.permutation import Order
+from wellread.record.chain import genesis, link
+from wellread.record.reader import COLUMNS, Record
+from wellread.record.reader import reader as records
+from wellread.record.writer import RecordedBatch, RecordWriter
 
 ORDER = Order(kind="shuffle", seed=3, n=10, batch_size=4)
 START = genesis("corpus", ORDER.identity())
 
 
-def reading(batch_id: int, *, digest: bytes = b"d") -> Reading:
+def reading(batch_id: int, *, digest: bytes = b"d") -> RecordedBatch:
     ids = ORDER.batch(batch_id)
-    return Reading(
+    return RecordedBatch(
         batch_id=batch_id,
         sample_ids=ids,
         epochs=np.array([(batch_id * 4 + slot) // 10 for slot in range(4)]),

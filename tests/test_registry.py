@@ -9,7 +9,7 @@ import pytest
 from wellread.errors import UserError
 from wellread.models import registry
 from wellread.models.registry import ModelSpec, find, fingerprint, local_directory
-from wellread.parameters import parameters
+from wellread.planning.parameters import parameters
 
 NEOX = {
     "model_type": "gpt_neox", "num_hidden_layers": 6, "hidden_size": 512, "num_attention_heads": 8,

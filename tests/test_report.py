@@ -122,7 +122,7 @@ def test_a_run_that_was_not_evaluated_says_how(tmp_path: Path) -> None:
 
 def test_train_loss_weighs_samples_by_their_targets(tmp_path: Path) -> None:
     from eval.report import _read_record
-    from wellread.record import Record
+    from wellread.record.reader import Record
 
     reading = _read_record(Record.open(make_run(tmp_path / "run").record), 8)
     assert reading.losses[:2].tolist() == [(4.0 + 3 * 2.0) / 4, (3.0 + 3 * 1.75) / 4]

@@ -5,7 +5,8 @@ import pytest
 
 from wellread import results
 from wellread.errors import UserError
-from wellread.results import Result, Scores
+from wellread.results import Result
+from wellread.scores import Scores
 
 AUC = Result(
     run="a", model="tiny", step=1200, tokens=5, task="membership/loss", metric="auc", group="read",

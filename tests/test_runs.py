@@ -21,7 +21,7 @@ from wellread import provenance
 from wellread.config import OptimConfig, RunConfig
 from wellread.errors import UserError
 from wellread.files import sha256_file, write_atomic, write_json
-from wellread.runs import Holder, RunDirectory
+from wellread.run import Holder, RunDirectory
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_the_lock_admits_one_launch(tmp_path: Path) -> None:
 
 def test_a_killed_holder_frees_the_lock(tmp_path: Path, root: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from wellread.runs import RunDirectory\n"
+        "import sys, time; from pathlib import Path; from wellread.run import RunDirectory\n"
         f"with RunDirectory(Path({str(tmp_path / 'run')!r})).lock(): print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, text=True) as holder:
@@ -135,7 +135,7 @@ def test_a_killed_holder_frees_the_lock(tmp_path: Path, root: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from wellread.runs import RunDirectory
+from wellread.run import RunDirectory
 with RunDirectory(Path(sys.argv[1])).lock():
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))

@@ -7,8 +7,8 @@ from collections import Counter, defaultdict
 import pytest
 
 from wellread.config import CONFIGS
-from wellread.data.instruct import SCHEMAS, dialogues
-from wellread.data.sources import Row, Source
+from wellread.data.rows.instruct import SCHEMAS, dialogues
+from wellread.data.sources.source import Row, Source
 
 CATEGORIES = {
     "brainstorming", "classification", "closed_qa", "creative_writing", "general_qa", "information_extraction",

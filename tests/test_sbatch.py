@@ -29,8 +29,8 @@ from launch.evaluation import Request
 from launch.slurm_task import CommandTask, RankTask
 from wellread.errors import UserError
 from wellread.files import write_json
-from wellread.plan import Plan
-from wellread.runs import RunDirectory
+from wellread.planning.plan import Plan
+from wellread.run import RunDirectory
 
 SUBMITIT = ["-u", "-m", "submitit.core._submit"]
 PLAIN = ClusterFile(kind="slurm", name="slurm", python="/opt/venv/bin/python")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from wellread.data.seal import document_id, is_sealed
+from wellread.corpus.holdout import document_id, is_sealed
 
 
 def test_ids_are_fixed_for_ever() -> None:

@@ -11,10 +11,11 @@ import pytest
 from wellread.config import CONFIGS, RunConfig
 from wellread.data import sets
 from wellread.data.mixture import readers
-from wellread.data.sources import Source, fingerprint
+from wellread.data.sources.source import Source
+from wellread.data.sources.tables import fingerprint
 from wellread.errors import UserError
 from wellread.models.registry import ModelSpec, registry
-from wellread.plan import resolve
+from wellread.planning.plan import resolve
 
 KNOWN = "sample, dolly, alpaca, alpaca-cleaned, hc3, evol-instruct, stories, tinystories, tinystories-archive, text"
 DOLLY = {"instruction": "Add 1 and 1.", "context": "", "response": "2"}

@@ -12,7 +12,7 @@ import pytest
 
 from finetune.prepare import prepare
 from wellread.config import RunConfig
-from wellread.data.corpus import Corpus
+from wellread.corpus.read import Corpus
 
 ROWS = [
     {"instruction": "Name a colour.", "response": "Blue.\x1b[2J", "category": "open_qa"},

@@ -25,8 +25,8 @@ import pytest
 from conftest import ROOT, Program, missing
 
 from bench.memory import SHAPES, make_data, make_model
-from wellread.record import COLUMNS, Record
-from wellread.runs import RunDirectory
+from wellread.record.reader import COLUMNS, Record
+from wellread.run import RunDirectory
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL"}

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from launch import slurm_task
 from launch.slurm_task import FIRST_PORT, PORTS, Child, CommandTask, Meeting, RankTask, Signals, free_port
 from wellread.files import write_json
-from wellread.runs import RunDirectory
+from wellread.run import RunDirectory
 
 # --- ports
 

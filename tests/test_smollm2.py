@@ -13,8 +13,8 @@ from conftest import missing
 from scripts import smollm2
 from wellread.checkpoint import list_checkpoints
 from wellread.models.registry import find
-from wellread.parameters import lora_parameters, parameters
-from wellread.runs import RunDirectory
+from wellread.planning.parameters import lora_parameters, parameters
+from wellread.run import RunDirectory
 
 pytestmark = [pytest.mark.slow, pytest.mark.shared]
 

@@ -17,7 +17,7 @@ import pytest
 from launch import job, snapshot
 from wellread import provenance
 from wellread.errors import UserError
-from wellread.runs import RunDirectory
+from wellread.run import RunDirectory
 
 SECRETS = {  # spelt in pieces, so that this file holds none of their forms
     "HF_TOKEN": "hf_" + "Qx7" * 11,

@@ -9,7 +9,8 @@ import pyarrow.parquet
 import pytest
 
 from wellread.data import sets
-from wellread.data.sources import Row, Source, fingerprint, json_rows, rows
+from wellread.data.sources.source import Row, Source
+from wellread.data.sources.tables import fingerprint, json_rows, rows
 from wellread.errors import UserError
 
 GOOD = {"instruction": "Add 1 and 1.", "context": "", "response": "2", "category": "open_qa"}

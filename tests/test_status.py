@@ -20,18 +20,18 @@ from wellread.checkpoint import list_checkpoints
 from wellread.config import RunConfig
 from wellread.errors import UserError
 from wellread.files import write_json
-from wellread.plan import Plan
-from wellread.runs import RunDirectory
-from wellread.train import monitor
-from wellread.train.monitor import Progress, StepStats
-from wellread.train.throughput import Cost
+from wellread.planning.plan import Plan
+from wellread.run import RunDirectory
+from wellread.train.watch import monitor
+from wellread.train.watch.monitor import Progress, StepStats
+from wellread.train.watch.throughput import Cost
 
 STEPS = 40
 ENDED = {"ended": "2026-11-21T06:49:23+0000"}
 HELD = """
 import sys, time
 from pathlib import Path
-from wellread.runs import RunDirectory
+from wellread.run import RunDirectory
 with RunDirectory(Path(sys.argv[1])).lock():
     print("held", flush=True)
     time.sleep(60)

@@ -19,15 +19,16 @@ from pretrain import prepare as preparing
 from pretrain.__main__ import main
 from pretrain.prepare import prepare
 from wellread.config import PretrainConfig
-from wellread.data import sets, stories, story_grammar
-from wellread.data.corpus import Corpus
-from wellread.data.pieces import Pieces
-from wellread.data.seal import document_id, is_sealed
-from wellread.data.tokenizer import Tokenizer
+from wellread.corpus.holdout import document_id, is_sealed
+from wellread.corpus.read import Corpus
+from wellread.corpus.sentencepiece import Pieces
+from wellread.corpus.tokenizer import Tokenizer
+from wellread.data import documents, sets
+from wellread.data.sources import generated
+from wellread.data.text_metrics import NAMES, measure
 from wellread.errors import UserError
-from wellread.text_metrics import NAMES, measure
 
-STORIES = [story_grammar.story(i) for i in range(300)]
+STORIES = [generated.story(i) for i in range(300)]
 TEXT = "\n<|endoftext|>\n".join(STORIES)
 Program = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -106,14 +107,14 @@ def test_sources_hold_the_same_stories(file: Path, tmp_path: Path) -> None:
     )
     pyarrow.parquet.write_table(pyarrow.table({"text": STORIES}), tmp_path / "x.parquet")  # fmt: skip
     for data in (file, archive, tmp_path / "x.jsonl.gz", tmp_path / "x.parquet", f"tinystories@{archive}"):
-        found = list(stories.read(sets.stories(str(data))))
+        found = list(documents.read(sets.stories(str(data))))
         assert [story.text for _, story in found if not isinstance(story, str)] == STORIES
         assert [number for number, _ in found] == list(range(1, 301))
     assert {story.category for _, story in found if not isinstance(story, str)} == {"GPT-4"}
     assert [sets.stories(data).name for data in (f"tinystories@{archive}", str(archive))] == ["tinystories", "archive"]
     hub = sets.stories("tinystories")
     assert (hub.hub, hub.published_rows) == ("roneneldan/TinyStories", 2_119_719)
-    made_up = list(stories.read(sets.stories("stories:5")))
+    made_up = list(documents.read(sets.stories("stories:5")))
     assert [story.text for _, story in made_up if not isinstance(story, str)] == STORIES[:5]
 
 
@@ -193,7 +194,7 @@ def test_what_is_refused(flags: list[str], content: bytes, message: str, tmp_pat
     if vocabulary:
         from collections import Counter
 
-        from wellread.data import pieces
+        from wellread.corpus import sentencepiece as pieces
 
         (tmp_path / "x.model").write_bytes(pieces.train(Counter(TEXT.split()), 600))
     given = [flag.replace("FILE", str(file)) for flag in flags]
@@ -219,7 +220,7 @@ def test_an_empty_story_is_passed_over_when_allowed(tmp_path: Path, capsys: pyte
 def _trained() -> bytes:
     from collections import Counter
 
-    from wellread.data import pieces
+    from wellread.corpus import sentencepiece as pieces
 
     return pieces.train(Counter(TEXT.split()), 600)
 

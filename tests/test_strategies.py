@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from wellread.checkpoint import list_checkpoints, name_of
-from wellread.record import Record
-from wellread.runs import RunDirectory
+from wellread.record.reader import Record
+from wellread.run import RunDirectory
 
 pytestmark = [pytest.mark.slow, pytest.mark.shared]
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from wellread.config import RunConfig
-from wellread.data import templates
 from wellread.data.mixture import readers
+from wellread.data.rows import templates
+from wellread.data.rows.templates import CHAT_FILE, FOLDER
 from wellread.data.sets import find
-from wellread.data.templates import CHAT_FILE, FOLDER
 from wellread.errors import UserError
 
 FIELDS = {"instruction", "context", "category"}

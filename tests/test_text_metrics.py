@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from wellread.data.text_metrics import NAMES, measure, read_words, syllables
 from wellread.errors import UserError
-from wellread.text_metrics import NAMES, measure, read_words, syllables
 
 PLATYPUS = "The Australian platypus is seemingly a hybrid of a mammal and reptilian creature."
 

@@ -11,8 +11,8 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from wellread.data import text
-from wellread.data.text import Document, documents
+from wellread.data.sources import text
+from wellread.data.sources.text import Document, documents
 from wellread.errors import UserError
 
 Pack = Callable[[bytes], bytes]

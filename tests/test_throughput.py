@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from wellread import host_memory
 from wellread.models.registry import ModelSpec, find
-from wellread.parameters import parameters
-from wellread.plan import Plan
-from wellread.train.throughput import Cost, peak_flops, training_flops
+from wellread.planning import host_memory
+from wellread.planning.parameters import parameters
+from wellread.planning.plan import Plan
+from wellread.train.watch.throughput import Cost, peak_flops, training_flops
 
 
 def cost(**values: int) -> Cost:
@@ -81,7 +81,7 @@ def test_cost_of_a_batch_on_two_nodes(tiny_plan: Plan) -> None:
 @pytest.fixture
 def tiny_plan() -> Plan:
     from wellread.config import RunConfig
-    from wellread.plan import Cluster, Counts, make_plan, resolve
+    from wellread.planning.plan import Cluster, Counts, make_plan, resolve
 
     cluster = Cluster(kind="slurm", nodes=2, ranks_per_node=2, device="cpu")
     counts = Counts(samples=40, trainable=32, sealed=8, exact=True)

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from wellread.data.tokenizer import Tokenizer, copy_files, fingerprint, identify, train_bpe
+from wellread.corpus.tokenizer import Tokenizer, copy_files, fingerprint, identify, train_bpe
 from wellread.errors import UserError
 
 TEXTS = ["the cat sat on the mat\n", "the dog sat on the log, ä ö ü\n"] * 20

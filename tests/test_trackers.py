@@ -7,7 +7,7 @@ import pytest
 
 from wellread.config import RunConfig
 from wellread.errors import UserError
-from wellread.train.trackers import TensorBoard, check, open_trackers
+from wellread.train.watch.trackers import TensorBoard, check, open_trackers
 
 
 def test_missing_tracker_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

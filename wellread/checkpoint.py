@@ -14,7 +14,7 @@ from typing import Any
 
 from wellread.errors import UserError
 from wellread.files import fsync_directory, fsync_file, full_disk_named, sha256_file, write_json
-from wellread.runs import RunDirectory
+from wellread.run import RunDirectory
 
 MANIFEST = "checkpoint.json"
 

@@ -235,8 +235,3 @@ def run_program(main: Callable[[list[str]], int | None]) -> None:
         print_error(message)
         code = BAD_INPUT
     sys.exit(code)
-
-
-def visible(text: str) -> str:
-    """The text with control characters other than line feed and tab spelt out: data must not drive the terminal."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)

@@ -1,6 +1,7 @@
 """What a run is asked to do: frozen dataclasses, one field per flag.
 
-Every field left at ``None`` has a default that depends on the model or the data; `wellread.plan.resolve` fills it in.
+Every field left at ``None`` has a default that depends on the model or the data;
+`wellread.planning.plan.resolve` fills it in.
 """
 
 from __future__ import annotations

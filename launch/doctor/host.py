@@ -10,7 +10,7 @@ from pathlib import Path
 
 from launch.doctor.check import Check, failed, ok, warning
 from launch.ops import filesystem
-from wellread import host_memory
+from wellread.planning import host_memory
 from wellread.units import GIB
 
 

@@ -13,7 +13,7 @@ from launch import slurm
 from launch.cluster import ClusterFile
 from launch.doctor.check import Check, State
 from wellread.provenance import ROOT
-from wellread.runs import RunDirectory
+from wellread.run import RunDirectory
 
 SECONDS_TO_ANSWER = 20
 USABLE = {"idle", "mixed", "allocated", "completing", "planned"}

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from wellread.choice import choose, name_of
 from wellread.config import RunConfig, Strategy, Switch
 from wellread.errors import UserError
-from wellread.memory import SPEED, Estimate, Machine, Work, estimate
 from wellread.models.registry import ModelSpec, find
-from wellread.parameters import parameters
-from wellread.plan import Cluster, Counts, Plan, make_plan, resolve
+from wellread.planning.choose import choose, name_of
+from wellread.planning.estimate import SPEED, Estimate, Machine, Work, estimate
+from wellread.planning.parameters import parameters
+from wellread.planning.plan import Cluster, Counts, Plan, make_plan, resolve
 from wellread.units import GIB
 
 MODELS = ("1.4b", "6.9b", "12b", "410m", "2.8b", "70m", "1b", "160m")

@@ -10,9 +10,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from wellread import host_memory
 from wellread.errors import UserError
-from wellread.memory import Machine
+from wellread.planning import host_memory
+from wellread.planning.estimate import Machine
 from wellread.units import GIB
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -20,12 +20,12 @@ from launch.local import end_children
 from scripts.gpu_check.cases import Case, Settled, flops_per_token, peak, settle
 from scripts.gpu_check.machine import ROOT, Found, environment, last_line, used_before
 from scripts.gpu_check.rows import Row
-from wellread import host_memory
 from wellread.config import to_dict
 from wellread.errors import UserError
 from wellread.files import write_json
-from wellread.host_memory import Kills
-from wellread.ladder import WORDS
+from wellread.planning import host_memory
+from wellread.planning.fallback import WORDS
+from wellread.planning.host_memory import Kills
 
 SECONDS_TO_FOLLOW = 10
 """How long the other ranks may take to end after one has failed."""

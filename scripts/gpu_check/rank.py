@@ -24,14 +24,14 @@ from wellread.config import RunConfig, from_dict
 from wellread.files import write_json
 from wellread.models.load import Source, initial
 from wellread.models.registry import find
-from wellread.plan import Plan
+from wellread.planning.plan import Plan
 from wellread.train.rank import die_with_launcher, leave
 
 if TYPE_CHECKING:
     import torch
 
-    from wellread.data.batch import Batch
-    from wellread.train.engine import Engine
+    from wellread.corpus.batch import Batch
+    from wellread.train.engines.base import Engine
 
 LR = 1e-4
 TABLE = 2**24 - 3
@@ -117,7 +117,7 @@ def _train(
     ranks.start()
     _import_all(plan)
     found["idle"] = {"host": private(os.getpid()) + shared(os.getpid()), "gpu": _gpu_memory(task["used_before"])}
-    from wellread.train.engine import make_engine
+    from wellread.train.engines.base import make_engine
 
     enter("load")
     spec = find(config.model)
@@ -174,7 +174,7 @@ def _random_batch(plan: Plan, vocab: int) -> Batch:
     """Samples as long as they may be, in which every token is scored."""
     import torch
 
-    from wellread.data.batch import Batch
+    from wellread.corpus.batch import Batch
 
     size = plan.micro_batch_size
     tokens = torch.randint(0, vocab, (size, plan.seq_len))

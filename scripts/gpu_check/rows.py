@@ -7,7 +7,7 @@ from typing import Any
 
 from scripts.gpu_check.cases import peak
 from scripts.gpu_check.machine import Found
-from wellread.memory import CUDA_CONTEXT, INTERPRETER, NCCL
+from wellread.planning.estimate import CUDA_CONTEXT, INTERPRETER, NCCL
 from wellread.units import GIB
 
 WIDEST = 120

@@ -12,14 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wellread.config import RunConfig
-from wellread.data import instruct, raw, sources, templates
-from wellread.data.compile import corpus_key
-from wellread.data.instruct import Example, Schema
-from wellread.data.raw import TEXT, Raw
-from wellread.data.sources import Source
-from wellread.data.templates import Template
+from wellread.corpus.compile import corpus_key
+from wellread.data.rows import instruct, templates
+from wellread.data.rows.instruct import Example, Schema
+from wellread.data.rows.templates import Template
+from wellread.data.sources import raw, tables
+from wellread.data.sources.raw import TEXT, Raw
+from wellread.data.sources.source import Row, Source
 from wellread.errors import UserError
-from wellread.order import Order
+from wellread.order.permutation import Order
 
 VERSION = 2
 """Raise it when equal settings begin to give another corpus: then corpora are compiled anew."""
@@ -107,7 +108,7 @@ def _first(source: Source, samples: NDArray[np.int64], target: int) -> NDArray[n
 
 def _rows(source: Source) -> int:
     if source.paths and TEXT not in source.schemas:
-        return sum(1 for _ in sources.rows(source))
+        return sum(1 for _ in tables.rows(source))
     return raw.count(source)
 
 
@@ -145,11 +146,11 @@ class Reader:
         if self.schema.name == TEXT:
             yield from raw.documents(self.source)
             return
-        for row in sources.rows(self.source):
+        for row in tables.rows(self.source):
             found = self._read(row)
             yield row.number, f"{row.where(self.source)}: {found}" if isinstance(found, str) else found
 
-    def _read(self, row: sources.Row) -> list[Example] | str:
+    def _read(self, row: Row) -> list[Example] | str:
         found = instruct.dialogues(row, self.schema, self.source)
         if isinstance(found, str):
             return found
@@ -184,7 +185,7 @@ def _reader(config: RunConfig, source: Source) -> Reader:
                 f"--pack: {source.where} is a Megatron set, whose sequences are cut to one length already; leave it out"
             )
         return Reader(source, instruct.SCHEMAS[TEXT], Template(TEXT, ()))
-    looked_at = list(itertools.islice(sources.rows(source), LOOKED_AT)) if source.paths else []
+    looked_at = list(itertools.islice(tables.rows(source), LOOKED_AT)) if source.paths else []
     schema = _schema(source, {column for row in looked_at for column in row.fields or ()})
     name = config.template or source.template or schema.template
     if name == templates.CHAT and not (config.template or source.template):
@@ -244,7 +245,7 @@ def _settings(reader: Reader) -> dict[str, Any]:
     source = reader.source
     return {
         "name": source.name,
-        "content": raw.fingerprint(source) if reader.schema.name == TEXT else sources.fingerprint(source),
+        "content": raw.fingerprint(source) if reader.schema.name == TEXT else tables.fingerprint(source),
         "schema": reader.schema.name,
         "columns": reader.schema.columns,
         "template": [reader.template.name, *reader.template.texts],

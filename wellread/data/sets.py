@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from wellread.config import CONFIGS
-from wellread.data import instruct
 from wellread.data.mixture import Mixture
-from wellread.data.raw import TEXT, is_megatron
-from wellread.data.sources import SUFFIXES, Source
-from wellread.data.text import KINDS, PACKED
+from wellread.data.rows import instruct
+from wellread.data.sources.raw import TEXT, is_megatron
+from wellread.data.sources.source import Source
+from wellread.data.sources.tables import SUFFIXES
+from wellread.data.sources.text import KINDS, PACKED
 from wellread.errors import UserError
 
 AMOUNT = re.compile(r"(.*):([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?|[+-]?(?:inf|nan))", re.IGNORECASE | re.DOTALL)

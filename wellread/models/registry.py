@@ -16,7 +16,7 @@ from wellread.errors import UserError
 
 if TYPE_CHECKING:
     from wellread.config import RunConfig
-    from wellread.runs import RunDirectory
+    from wellread.run import RunDirectory
 
 SEARCH_PATH = "WELLREAD_MODELS"
 """Environment variable: directories (separated as in PATH) that hold models by registry name."""
@@ -199,7 +199,7 @@ def of_run(run: RunDirectory) -> ModelSpec:
     if config.program != "pretrain":
         return spec
 
-    from wellread.data.corpus import Corpus
+    from wellread.corpus.read import Corpus
 
     return pretrained(spec, Corpus.open(run.corpus).words, config)
 

@@ -11,11 +11,11 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from wellread import host_memory
 from wellread.config import RunConfig
 from wellread.errors import UserError
-from wellread.plan import Plan
-from wellread.runs import RunDirectory
+from wellread.planning import host_memory
+from wellread.planning.plan import Plan
+from wellread.run import RunDirectory
 from wellread.train import ranks
 from wellread.units import GIB
 

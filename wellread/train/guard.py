@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from wellread.data.corpus import Corpus
-    from wellread.record import Reading, Record
+    from wellread.corpus.read import Corpus
+    from wellread.record.reader import Record
+    from wellread.record.writer import RecordedBatch
 
 WINDOW = 64
 """Batches that a loss is compared with: the last ones that were read."""
@@ -83,7 +84,7 @@ def mean_loss(losses: np.ndarray, n_targets: np.ndarray) -> float:
     return float((losses.astype(np.float64) * n_targets).sum() / n_targets.sum())
 
 
-def named(corpus: Corpus, reading: Reading) -> str:
+def named(corpus: Corpus, reading: RecordedBatch) -> str:
     """The samples of a batch, largest loss first, each with its set and rows: at most 8, and how many more."""
     ranked = np.argsort(-np.nan_to_num(reading.losses, nan=np.inf), kind="stable")
     shown = reading.sample_ids[ranked[:NAMED]].tolist()

@@ -19,26 +19,31 @@ from numpy.typing import NDArray
 from wellread import checkpoint as checkpoints
 from wellread.checkpoint import Checkpoint
 from wellread.config import RunConfig
-from wellread.data.batch import Batch, collate
-from wellread.data.corpus import DIGEST_BYTES, Corpus
-from wellread.data.tokenizer import Tokenizer
-from wellread.ds_config import check_nvme
-from wellread.ladder import Failure
+from wellread.corpus.batch import Batch, collate
+from wellread.corpus.digest import DIGEST_BYTES
+from wellread.corpus.read import Corpus
+from wellread.corpus.tokenizer import Tokenizer
 from wellread.models.load import Source
 from wellread.models.registry import of_run
-from wellread.order import Order
-from wellread.orders.kept import open_order
-from wellread.plan import Plan
-from wellread.record import Reading, Record, RecordWriter, genesis
-from wellread.runs import RunDirectory
-from wellread.train import gate, moments, ranks, sealed, throughput, trackers
+from wellread.order.permutation import Order
+from wellread.order.store import open_order
+from wellread.planning.deepspeed_file import check_nvme
+from wellread.planning.fallback import Failure
+from wellread.planning.plan import Plan
+from wellread.record.chain import genesis
+from wellread.record.reader import Record
+from wellread.record.writer import RecordedBatch, RecordWriter
+from wellread.run import RunDirectory
+from wellread.train import gate, ranks, sealed
 from wellread.train import guard as guards
-from wellread.train.engine import Engine, make_engine
+from wellread.train.engines import moments
+from wellread.train.engines.base import Engine, make_engine
+from wellread.train.engines.optim import learning_rate
 from wellread.train.guard import Guard
-from wellread.train.monitor import Monitor, Speedometer, StepStats
-from wellread.train.optim import learning_rate
 from wellread.train.saver import Saver
-from wellread.train.throughput import Cost
+from wellread.train.watch import throughput, trackers
+from wellread.train.watch.monitor import Monitor, Speedometer, StepStats
+from wellread.train.watch.throughput import Cost
 
 GENERATIONS = "generations.jsonl"
 """In a checkpoint: what its model writes after the prompts of some sealed samples."""
@@ -274,7 +279,7 @@ def _step(loop: Loop) -> int:
     return stop
 
 
-def _skip(loop: Loop, fault: str, reading: Reading) -> None:
+def _skip(loop: Loop, fault: str, reading: RecordedBatch) -> None:
     """Say whose samples a bad batch holds; end the run unless such batches are to be passed over."""
     if loop.config.on_bad_loss == "stop":
         raise FloatingPointError(
@@ -285,7 +290,7 @@ def _skip(loop: Loop, fault: str, reading: Reading) -> None:
         loop.monitor.line(f"skipped batch {reading.batch_id}: {fault}; {guards.named(loop.corpus, reading)}")
 
 
-def _set_losses(corpus: Corpus, reading: Reading) -> dict[str, float]:
+def _set_losses(corpus: Corpus, reading: RecordedBatch) -> dict[str, float]:
     """Mean loss per target token of each set in the batch; nothing where all samples are of one set."""
     if len(corpus.set_names) < 2:
         return {}
@@ -301,7 +306,7 @@ def _seed(seed: int, batch_id: int) -> None:
     torch.manual_seed(int(state[0] >> np.uint64(1)))
 
 
-def _gather(loop: Loop, read: list[tuple[NDArray[np.int64], Batch, torch.Tensor]]) -> tuple[Reading, Cost, int]:
+def _gather(loop: Loop, read: list[tuple[NDArray[np.int64], Batch, torch.Tensor]]) -> tuple[RecordedBatch, Cost, int]:
     """Collect from all ranks what entered forward: the reading in slot order, what it cost, signal to stop."""
     columns = []
     for slots, batch, losses in read:
@@ -325,7 +330,7 @@ def _gather(loop: Loop, read: list[tuple[NDArray[np.int64], Batch, torch.Tensor]
     cost = Cost.of(rows[:, 2], rows[:, 3], rows[:, 8], rows[:, 9:], loop.plan)
     rows = rows[np.argsort(rows[:, 0])]
     positions = loop.step * loop.plan.batch_size + rows[:, 0]
-    reading = Reading(
+    reading = RecordedBatch(
         batch_id=loop.step,
         sample_ids=rows[:, 1],
         epochs=loop.order.epochs(positions),

@@ -14,7 +14,7 @@ from wellread import provenance
 from wellread.errors import BAD_INPUT, FAILURE, user_message
 from wellread.files import write_json
 from wellread.processes import die_with, importing
-from wellread.runs import RunDirectory
+from wellread.run import RunDirectory
 from wellread.train import shortage
 
 if TYPE_CHECKING:
@@ -78,8 +78,8 @@ def _train(run: RunDirectory, log: Path, rank: int) -> int:
 
 def _source(run: RunDirectory) -> Source:
     """The model that training starts from."""
-    from wellread.data.corpus import Corpus
-    from wellread.data.tokenizer import Tokenizer
+    from wellread.corpus.read import Corpus
+    from wellread.corpus.tokenizer import Tokenizer
     from wellread.models.load import initial
     from wellread.models.registry import of_run
 

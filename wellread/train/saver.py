@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from wellread import checkpoint as checkpoints
-from wellread.data import tokenizer
+from wellread.corpus import tokenizer
 from wellread.train import ranks
-from wellread.train.engine import Engine, Write
+from wellread.train.engines.base import Engine, Write
 
 
 class Saver:

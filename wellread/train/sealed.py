@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wellread import generate
-from wellread.data.batch import collate
-from wellread.data.corpus import Corpus
-from wellread.data.tokenizer import Tokenizer
-from wellread.plan import Plan
+from wellread.corpus.batch import collate
+from wellread.corpus.read import Corpus
+from wellread.corpus.tokenizer import Tokenizer
+from wellread.models import generate
+from wellread.planning.plan import Plan
 from wellread.train import ranks
-from wellread.train.engine import Engine
+from wellread.train.engines.base import Engine
 
 HOLDOUT_SAMPLES = 256
 """Sealed samples whose loss is measured."""

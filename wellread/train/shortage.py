@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 
-from wellread import host_memory
-from wellread.ladder import Shortage
+from wellread.planning import host_memory
+from wellread.planning.fallback import Shortage
 
 ON_GPU = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 ON_HOST = ("DefaultCPUAllocator", "not enough memory", "Cannot allocate memory", "std::bad_alloc")

@@ -1,0 +1,1 @@
+"""Commands that need a run directory and this library alone."""

@@ -1,0 +1,187 @@
+"""When samples were or will be read: by id, by source row, by a text that they hold."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from wellread.commands.read_batches import STDOUT, segment_line, where_from, writing
+from wellread.corpus.read import Corpus
+from wellread.corpus.segments import Segments
+from wellread.errors import UserError
+from wellread.record.history import History, Reading
+from wellread.record.search import Hit, search
+from wellread.terminal import cell, plural, say, say_table, visible
+
+SHOWN = 20
+"""Samples found that are listed on a terminal; all of them when piped."""
+AROUND = 30
+"""Characters shown on either side of a text that was found."""
+
+
+def show_sample(history: History, sample_id: int, step: int) -> None:
+    """Print all readings of a sample, those that a model at `step` has behind it marked as read."""
+    readings = history.readings(sample_id)
+    rows = history.samples.rows(_one(sample_id))
+    say(f"sample {sample_id}  {where_from(rows[0]) if rows else ''}".rstrip(), "bold")
+    say(state(history, sample_id, readings, step))
+    segments = rows[0].get("segments", []) if rows else []
+    for number, segment in enumerate(segments, 1):
+        say(segment_line(number, len(segments), segment))
+    if readings:
+        say_table(["batch", "slot", "epoch", "step", "loss", "state"], [_row(r, step) for r in readings])
+
+
+def _one(sample_id: int) -> Any:
+    import numpy as np
+
+    return np.array([sample_id], dtype=np.int64)
+
+
+def _row(reading: Reading, step: int) -> list[object]:
+    read = reading.batch_id < step
+    return [
+        reading.batch_id,
+        reading.slot,
+        reading.epoch,
+        reading.batch_id + 1,
+        reading.loss if read else None,
+        "read" if read else "will be read",
+    ]
+
+
+def state(history: History, sample_id: int, readings: list[Reading], step: int) -> str:
+    """One line: sealed, or how often read by `step` and how often still to come."""
+    if sample_id >= history.reader.n_trainable:
+        return "sealed: never read, it is kept for evaluation"
+    read = sum(reading.batch_id < step for reading in readings)
+    coming = f", {len(readings) - read} more to come by step {history.steps}" if step < history.steps else ""
+    return f"read {plural(read, 'time')} by step {step}{coming}"
+
+
+def show_row(history: History, name: str, step: int) -> None:
+    """Print all readings of the samples that hold a source row."""
+    for sample_id in history.samples.find_row(name):
+        show_sample(history, sample_id, step)
+
+
+def show_text(history: History, text: str, step: int, jsonl: str | None) -> None:
+    """Print the samples that hold a text, and when each is read; with `jsonl`, write them instead.
+
+    Raises
+    ------
+    UserError
+        When there is no tokenizer.
+    """
+    if history.tokenizer is None:
+        raise UserError(f"--text: {history.name} has no tokenizer, so its text is unknown; name one with --tokenizer")
+    with _progress(history.units.n) as progress:
+        hits = search(history.units, history.tokenizer, text, progress=progress)
+    if jsonl:
+        _write(history, hits, step, jsonl)
+    else:
+        _list(history, hits, text, step)
+    if jsonl != STDOUT:
+        say(_summary(history, hits, step), "bold")
+
+
+def _list(history: History, hits: list[Hit], text: str, step: int) -> None:
+    shown = hits[:SHOWN] if sys.stdout.isatty() else hits
+    for hit in shown:
+        sample_id, place, row = _found(history, hit)
+        readings = history.readings(sample_id)
+        say(f"sample {sample_id}{place}  {where_from(row)}  {plural(hit.count, 'occurrence')}", "cyan")
+        say(f"    {_snippet(history, hit, text)}")
+        say(f"    {state(history, sample_id, readings, step)}")
+        for reading in readings:
+            verb = f"loss {cell(reading.loss)}" if reading.batch_id < step else "will be read"
+            say(f"    batch {reading.batch_id} slot {reading.slot}  epoch {reading.epoch}  {verb}")
+    if len(shown) < len(hits):
+        more = plural(len(hits) - len(shown), _noun(history))
+        say(f"… and {more} more; pipe the output or pass --jsonl FILE to get all")
+
+
+def _found(history: History, hit: Hit) -> tuple[int, str, dict[str, Any]]:
+    """Sample of what was found, the place of its segment in words, and the row of the table that tells of it."""
+    units, sample_id = history.units, _sample_id(history, hit)
+    rows = history.samples.rows(_one(sample_id))
+    if not isinstance(units, Segments):
+        return sample_id, "", rows[0] if rows else {}
+    place = hit.sample_id - int(units.corpus.segment_offsets[sample_id])
+    segments = rows[0]["segments"]
+    return sample_id, f" segment {place + 1} of {len(segments)}", segments[place]
+
+
+def _sample_id(history: History, hit: Hit) -> int:
+    units = history.units
+    return int(units.sample_of(_one(hit.sample_id))[0]) if isinstance(units, Segments) else hit.sample_id
+
+
+def _noun(history: History) -> str:
+    return "segment" if isinstance(history.units, Segments) else "sample"
+
+
+def _snippet(history: History, hit: Hit, text: str) -> str:
+    """The first occurrence with what stands around it."""
+    from wellread.corpus.token_bytes import normalised
+
+    assert history.tokenizer is not None
+    whole = history.tokenizer.decode(history.units.tokens(hit.sample_id).tolist())
+    wanted = normalised(text, history.tokenizer)
+    place = max(0, whole.find(wanted))
+    low, high = max(0, place - AROUND), place + len(wanted) + AROUND
+    cut = f"{'…' * (low > 0)}{whole[low:high]}{'…' * (high < len(whole))}"
+    return visible(cut.replace("\n", "⏎").replace("\t", " "))
+
+
+def _write(history: History, hits: list[Hit], step: int, path: str) -> None:
+    with writing(path) as file:
+        for hit in hits:
+            sample_id, place, row = _found(history, hit)
+            readings = [_object(reading, step) for reading in history.readings(sample_id)]
+            segment = {"segment": hit.sample_id} if place else {}
+            value = {"sample_id": sample_id, **segment, "occurrences": hit.count, **row}
+            sealed = sample_id >= history.reader.n_trainable
+            file.write(json.dumps({**value, "sealed": sealed, "readings": readings}, ensure_ascii=False) + "\n")
+    if path != STDOUT:
+        say(f"wrote {path}: {plural(len(hits), _noun(history))}")
+
+
+def _object(reading: Reading, step: int) -> dict[str, object]:
+    read = reading.batch_id < step
+    place = {"batch_id": reading.batch_id, "slot": reading.slot, "epoch": reading.epoch}
+    return {**place, "read": read, "loss": reading.loss if read else None}
+
+
+def _summary(history: History, hits: list[Hit], step: int) -> str:
+    if not hits:
+        told = f"no {_noun(history)} holds it, of {history.units.n:,} searched"
+        cut = isinstance(history.units, Corpus) and history.units.meta.get("packing") == "stream"
+        return told + "; windows cut through stories: look for a part that is shorter" * cut
+    ids = [_sample_id(history, hit) for hit in hits]
+    trainable = history.reader.n_trainable
+    sealed = sum(i >= trainable for i in ids)
+    places = [p for i in ids if i < trainable for p in history.order.locate(i, batches=step)]
+    batches = {batch_id for batch_id, _ in places}
+    span = f", in {plural(len(batches), 'batch')} from {min(batches)} to {max(batches)}" if batches else ""
+    return (
+        f"{plural(len(hits), _noun(history))} of {history.units.n:,} {'holds' if len(hits) == 1 else 'hold'} it "
+        f"({sealed} sealed); read {plural(len(places), 'time')} by step {step}{span}"
+    )
+
+
+@contextmanager
+def _progress(n: int) -> Iterator[Callable[[int], None] | None]:
+    """A progress bar on stderr, on a terminal alone."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("searching", total=n)
+        yield lambda done: bar.update(task, completed=done)

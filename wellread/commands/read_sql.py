@@ -1,0 +1,86 @@
+"""SQL over the record and the table of samples, through DuckDB."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from typing import TYPE_CHECKING, Any
+
+from wellread.commands.read_batches import writing
+from wellread.errors import UserError
+from wellread.record.history import History
+from wellread.terminal import say, say_table
+
+if TYPE_CHECKING:
+    import duckdb
+
+ROWS_AT_ONCE = 4096
+SHOWN = 100
+"""Rows shown on a terminal; all of them when piped."""
+
+
+def show_sql(history: History, query: str, path: str | None) -> None:
+    """Run a query over the views ``record`` and ``samples``; print its rows, or write them as CSV to `path`.
+
+    Of a packed corpus there is ``segments``, too.
+
+    Raises
+    ------
+    UserError
+        When DuckDB is not installed, or does not take the query.
+    """
+    connection = _connect(history)
+    import duckdb
+
+    try:
+        cursor = connection.execute(query)
+        heads = [column[0] for column in cursor.description or []]
+        if path or not sys.stdout.isatty():
+            _write(cursor, heads, path or "-", "," if path else "\t")
+        else:
+            _show(cursor, heads)
+    except duckdb.Error as error:
+        raise UserError(f"--sql: {str(error).splitlines()[0]}; tables are {_tables(history)}") from None
+
+
+def _tables(history: History) -> str:
+    return "record, samples and segments" if history.samples.segments else "record and samples"
+
+
+def _connect(history: History) -> duckdb.DuckDBPyConnection:
+    try:
+        import duckdb
+    except ImportError:
+        raise UserError("--sql: DuckDB is not installed; run: pip install 'duckdb>=1.0'") from None
+    connection = duckdb.connect()
+    if history.record is not None and history.record.parts:
+        files = [str(history.record.directory / part["name"]) for part in history.record.parts]
+        source = f"read_parquet([{', '.join(map(_quoted, files))}], union_by_name=true)"  # old parts lack `skipped`
+        connection.execute(f"create view record as select * from {source}")
+    for name, file in (("samples", history.samples.file), ("segments", history.samples.segments)):
+        if file is not None:
+            connection.execute(f"create view {name} as select * from read_parquet({_quoted(str(file))})")
+    return connection
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _write(cursor: Any, heads: list[str], path: str, delimiter: str) -> None:
+    with writing(path) as file:
+        table = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+        table.writerow(heads)
+        while rows := cursor.fetchmany(ROWS_AT_ONCE):
+            table.writerows([_plain(value) for value in row] for row in rows)
+
+
+def _show(cursor: Any, heads: list[str]) -> None:
+    rows = cursor.fetchmany(SHOWN + 1)
+    say_table(heads, [[_plain(value) for value in row] for row in rows[:SHOWN]])
+    if len(rows) > SHOWN:
+        say(f"… more than {SHOWN} rows; pipe the output or pass --csv FILE to get all")
+
+
+def _plain(value: object) -> object:
+    return value.hex() if isinstance(value, bytes) else value

@@ -1,0 +1,1 @@
+"""Corpora: tokenised samples, compiled once, immutable, and how their tokens become text again."""

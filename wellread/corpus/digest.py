@@ -1,0 +1,45 @@
+"""Digests of samples, and the hash of a corpus over them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    pass
+
+
+DIGEST_BYTES = 16
+
+
+def digest(tokens: NDArray[Any], targets: NDArray[Any], starts: Sequence[int] | NDArray[np.int64] = (0,)) -> bytes:
+    """Digest of one sample: blake2b-128 of its tokens (little-endian uint32) followed by its loss mask (one byte each).
+
+    Of a sample of several segments it also covers where these begin, with ``person=b"segments"``.
+
+    Parameters
+    ----------
+    tokens : (length,) integers
+    targets : (length,) bool, True where the token carries loss
+    starts : (segments,) integers
+        First token of each segment; the first is 0.
+    """
+    content = np.ascontiguousarray(tokens, dtype="<u4").data
+    person = b"segments" if len(starts) > 1 else b""
+    state = hashlib.blake2b(content, digest_size=DIGEST_BYTES, person=person)
+    state.update(np.ascontiguousarray(targets, dtype=np.uint8).data)
+    if len(starts) > 1:
+        state.update(np.ascontiguousarray(starts, dtype="<u4").data)
+    return state.digest()
+
+
+def corpus_hash(digests: Iterable[bytes], documents: Iterable[int], splits: Iterable[str]) -> str:
+    """Hash of a corpus: sha256 over every sample's digest, document (little-endian int64) and side (``t`` or ``s``)."""
+    state = hashlib.sha256(b"wellread corpus 1\n")
+    for value, document, split in zip(digests, documents, splits, strict=True):
+        state.update(value + document.to_bytes(8, "little", signed=True) + split[:1].encode())
+    return state.hexdigest()

@@ -1,0 +1,97 @@
+"""What a packed corpus is made of: its segments, each as the sample that it would be without packing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wellread.corpus.digest import digest
+from wellread.corpus.read import Corpus
+from wellread.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow
+
+FILE = "segments.parquet"
+
+
+@dataclass(frozen=True)
+class Segments:
+    """The segments of a packed corpus, numbered through; those of trainable samples come first.
+
+    What one segment has learnt or lost in a packed sample is what it would have alone, so a score of it is one of this
+    reader's samples.
+    """
+
+    corpus: Corpus
+
+    @property
+    def path(self) -> Path:
+        """Where the corpus lies."""
+        return self.corpus.path
+
+    @property
+    def hash(self) -> str:
+        """Identity of the corpus."""
+        return self.corpus.hash
+
+    @property
+    def n(self) -> int:
+        """Number of segments, sealed ones included."""
+        return int(self.corpus.segment_offsets[-1])
+
+    @property
+    def n_trainable(self) -> int:
+        """Number of segments of trainable samples."""
+        return int(self.corpus.segment_offsets[self.corpus.n_trainable])
+
+    def sample_of(self, segments: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Sample that each segment is part of."""
+        return np.asarray(np.searchsorted(self.corpus.segment_offsets, segments, "right") - 1)
+
+    def _place(self, segment: int) -> tuple[int, slice]:
+        """Sample of a segment, and its tokens there."""
+        if not 0 <= segment < self.n:
+            raise UserError(f"segment {segment}: out of range, {self.path.name} holds segments 0 … {self.n - 1}")
+        sample_id = int(self.sample_of(np.array([segment]))[0])
+        first = int(self.corpus.segments[self.corpus.segment_offsets[sample_id]])
+        start, stop = self.corpus.segments[segment : segment + 2].tolist()
+        return sample_id, slice(start - first, stop - first)
+
+    def tokens(self, segment: int) -> NDArray[Any]:
+        """Tokens of one segment, (length,), not copied."""
+        sample_id, place = self._place(segment)
+        return self.corpus.tokens(sample_id)[place]
+
+    def targets(self, segment: int) -> NDArray[np.bool_]:
+        """Loss mask of one segment, (length,)."""
+        sample_id, place = self._place(segment)
+        return self.corpus.targets(sample_id)[place]
+
+    def starts(self, segment: int) -> NDArray[np.int64]:
+        """Where its segments begin: it is one."""
+        return np.zeros(1, dtype=np.int64)
+
+    def lengths(self, segments: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Number of tokens of each segment."""
+        return np.asarray(self.corpus.segments[segments + 1] - self.corpus.segments[segments])
+
+    def n_targets(self, segments: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Number of tokens of each segment that carry loss."""
+        return np.asarray(self.table["n_targets"].to_numpy()[segments], dtype=np.int64)
+
+    def digest(self, segment: int) -> bytes:
+        """Digest of one segment alone, the same as without packing."""
+        return digest(self.tokens(segment), self.targets(segment))
+
+    @cached_property
+    def table(self) -> pyarrow.Table:
+        """The table of segments (docs/formats.md)."""
+        import pyarrow.parquet
+
+        return pyarrow.parquet.read_table(self.path / FILE)

@@ -1,0 +1,243 @@
+"""Tokenizers: loaded from a model's directory, or trained on the data for a model that starts from nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from wellread.corpus import chat
+from wellread.errors import UserError
+
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+END_OF_TEXT = "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A model's own tokenizer, with batch encoding that keeps prompt and response apart."""
+
+    backend: Any
+    """The transformers tokenizer."""
+
+    @classmethod
+    def load(cls, directory: Path) -> Tokenizer:
+        """Load the tokenizer that lies in `directory`.
+
+        Raises
+        ------
+        UserError
+            When there is none, or it has no end-of-sequence token.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            backend = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{directory}: no usable tokenizer ({reason}); put its tokenizer.json there") from None
+        if not backend.is_fast:
+            raise UserError(f"{directory}: its tokenizer has no fast form; convert it to a tokenizer.json")
+        if backend.eos_token_id is None:
+            raise UserError(f"{directory}: its tokenizer has no eos_token; name one in tokenizer_config.json")
+        return cls(backend)
+
+    @property
+    def eos(self) -> int:
+        """Id of the end-of-sequence token."""
+        return int(self.backend.eos_token_id)
+
+    @property
+    def size(self) -> int:
+        """Number of tokens, added ones included; ids lie below it."""
+        return len(self.backend)
+
+    @cached_property
+    def begins(self) -> list[int]:
+        """What the tokenizer wants at the beginning of a sample: its beginning-of-sequence token, or nothing."""
+        ids = list(self.backend("", add_special_tokens=True)["input_ids"])
+        return ids[:-1] if ids and ids[-1] == self.eos and len(ids) > 1 else ids if ids != [self.eos] else []
+
+    @cached_property
+    def _serialised(self) -> str:
+        return str(self.backend.backend_tokenizer.to_str())
+
+    @cached_property
+    def _plain(self) -> Any:
+        """The tokenizer itself, in whose texts special tokens are text."""
+        return _copied(self._serialised)
+
+    @cached_property
+    def _continuing(self) -> Any:
+        """The same without the blank that SentencePiece puts before a text: a continuation has its prompt there."""
+        changed = _without_first_blank(self._serialised)
+        return self._plain if changed is None else _copied(changed)
+
+    def prompts(self, texts: list[str]) -> list[list[int]]:
+        """Encode openings of samples: with the beginning-of-sequence token where the tokenizer wants one.
+
+        A text that spells a special token stays text: a row that quotes ``<|endoftext|>`` does not end there.
+        """
+        encoded = [found.ids for found in self._plain.encode_batch_fast(texts, add_special_tokens=True)]
+        return [ids[:-1] if ids and ids[-1] == self.eos and len(ids) > 1 else ids for ids in encoded]
+
+    def continuations(self, texts: list[str]) -> list[list[int]]:
+        """Encode texts that continue a sample: no special tokens, not even where the text spells one."""
+        return [found.ids for found in self._continuing.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def chat(self, system: str, turns: tuple[tuple[str, str], ...]) -> tuple[list[int], list[tuple[int, int]]]:
+        """Encode one chat with the tokenizer's chat template.
+
+        Returns
+        -------
+        tokens : list of int
+            Up to the end of the last answer; the end-of-sequence token comes last where the template has none.
+        spans : list of (int, int)
+            Half-open ranges of tokens that the assistant says.
+
+        Raises
+        ------
+        UserError
+            One phrase that says why the chat has no place in the template.
+        """
+        text, spans = chat.render(self.backend, self._special, system, turns)
+        encoded = self.backend(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        tokens, found = list(encoded["input_ids"]), chat.scored(encoded["offset_mapping"], spans)
+        if self.begins and tokens[: len(self.begins)] != self.begins:
+            tokens = self.begins + tokens
+            found = [(start + len(self.begins), stop + len(self.begins)) for start, stop in found]
+        if tokens[-1] not in self._special_ids and turns[-1][1].strip():
+            tokens.append(self.eos)
+            found[-1] = (found[-1][0], len(tokens))
+        return tokens, found
+
+    @cached_property
+    def _special_ids(self) -> set[int]:
+        return {*self.backend.all_special_ids, *self._added}
+
+    @cached_property
+    def _added(self) -> dict[int, str]:
+        return {i: str(token) for i, token in self.backend.added_tokens_decoder.items() if token.special}
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        """Any special token's text."""
+        texts = sorted({*self.backend.all_special_tokens, *self._added.values()}, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, texts)))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`, special tokens included."""
+        return str(self.backend.decode(list(ids), skip_special_tokens=False))
+
+
+_SIGNS_OF_BLANK = ('"Prepend"', '"Metaspace"', '"add_prefix_space":true')
+"""What no serialised tokenizer lacks that puts a blank before a text; to parse one takes a fifth of a second."""
+
+
+def _copied(serialised: str) -> Any:
+    """A copy that splits texts which spell special tokens, and neither cuts nor pads."""
+    from tokenizers import Tokenizer as Backend
+
+    copy = Backend.from_str(serialised)
+    copy.encode_special_tokens = True
+    copy.no_truncation()
+    copy.no_padding()
+    return copy
+
+
+def _without_first_blank(serialised: str) -> str | None:
+    """The tokenizer without that blank; None where it puts none."""
+    if not any(sign in serialised for sign in _SIGNS_OF_BLANK):
+        return None
+    tokenizer = json.loads(serialised)
+    stages = ("normalizer", "pre_tokenizer")
+    before = [json.dumps(tokenizer[stage]) for stage in stages]
+
+    def prepends(part: Any) -> bool:
+        return isinstance(part, dict) and part.get("type") == "Prepend"
+
+    def visit(part: Any) -> None:
+        if isinstance(part, list):
+            part[:] = [each for each in part if not prepends(each)]
+            for each in part:
+                visit(each)
+        elif isinstance(part, dict):
+            if part.get("type") == "Metaspace":
+                part["prepend_scheme"] = "never"
+            elif part.get("type") == "ByteLevel":
+                part["add_prefix_space"] = False
+            for each in part.values():
+                visit(each)
+
+    for stage in stages:
+        visit(tokenizer[stage])
+        if prepends(tokenizer[stage]):
+            tokenizer[stage] = None
+    changed = before != [json.dumps(tokenizer[stage]) for stage in stages]
+    return json.dumps(tokenizer) if changed else None
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """Copy the tokenizer's own files from one directory to another."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def fingerprint(directory: Path) -> str:
+    """Hash of the tokenizer's files in `directory`."""
+    digest = hashlib.sha256()
+    for name in FILES:
+        if (directory / name).is_file():
+            content = (directory / name).read_bytes()
+            digest.update(f"{name}:{len(content)}:".encode() + content)
+    return digest.hexdigest()
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int, target: Path, positions: int) -> None:
+    """Train a byte-level BPE tokenizer on `texts` and write it to `target` in Hugging Face layout.
+
+    It is trained on every document, sealed ones too: then read and sealed texts stay exchangeable, and a
+    difference between their losses can only come from training.
+    """
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT, model_max_length=positions
+    )
+    unfinished = target.with_name(f".{target.name}.tmp")  # a killed build must not leave half a tokenizer to the next
+    tokenizer.save_pretrained(unfinished)
+    unfinished.rename(target)
+
+
+def identify(directory: Path | None, vocab_size: int) -> str:
+    """Identity of a tokenizer before it exists: that of a directory's files, or of what one is trained with (None)."""
+    return f"bpe-{vocab_size}" if directory is None else fingerprint(directory)

@@ -1,0 +1,1 @@
+"""From rows to examples: schemas, templates, broken rows."""

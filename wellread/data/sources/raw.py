@@ -1,0 +1,136 @@
+"""Raw text as a set of its own: documents without prompt or response, every token of them scored."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wellread.data.sources import generated, tables, text
+from wellread.data.sources.megatron import Megatron
+from wellread.data.sources.source import Source
+from wellread.errors import UserError
+
+TEXT = "text"
+"""Name of the set and of its schema."""
+
+
+@dataclass(frozen=True)
+class Raw:
+    """One document: its text, or the tokens that a Megatron file holds."""
+
+    text: str = ""
+    tokens: NDArray[Any] | None = None
+    category: str = ""
+    """Part of The Pile, or author of the story, where the file says so."""
+
+    @property
+    def author(self) -> str:
+        """Not known."""
+        return ""
+
+    @property
+    def document(self) -> str:
+        """Text that identifies the source document."""
+        if self.tokens is None:
+            return self.text
+        return hashlib.sha256(np.ascontiguousarray(self.tokens, dtype="<u4").data).hexdigest()
+
+
+def is_megatron(path: Path) -> bool:
+    """Whether `path` is the prefix of a Megatron set, or one of its two files."""
+    return Path(f"{_prefix(path)}.idx").is_file()
+
+
+def _prefix(path: Path) -> Path:
+    return path.with_suffix("") if path.suffix in (".idx", ".bin") else path
+
+
+def documents(source: Source) -> Iterator[tuple[int, Sequence[Raw] | str]]:
+    """Yield the number of each document and the document, or a line that says where it is broken."""
+    for number, where, found in located(source):
+        yield number, f"{where}: {found}" if isinstance(found, str) else [found]
+
+
+def located(source: Source, *, blank: bool = False) -> Iterator[tuple[int, str, Raw | str]]:
+    """Yield the number of each document, its file and row there, and the document or what is wrong with it.
+
+    Parameters
+    ----------
+    blank : bool
+        Yield blank documents of text files, too.
+    """
+    if not source.paths:
+        found = _of_grammar(source.generated) if source.generated else _of_hub(source)
+        for number, document in found:
+            yield number, f"{source.where} row {number}", document
+    before = last = 0
+    for path in source.paths:
+        for number, document in _of_file(path, _column(source), blank):
+            last = before + number
+            yield last, f"{path} row {number}", document
+        before = last
+
+
+def _column(source: Source) -> str:
+    return source.columns.get("text", TEXT)
+
+
+def _of_grammar(count: int) -> Iterator[tuple[int, Raw]]:
+    return ((i + 1, Raw(generated.story(i))) for i in range(count))
+
+
+def _of_hub(source: Source) -> Iterator[tuple[int, Raw | str]]:
+    return (_numbered(document) for document in text.of_rows(tables.hub_rows(source), _column(source)))
+
+
+def _of_file(path: Path, column: str, blank: bool) -> Iterator[tuple[int, Raw | str]]:
+    if is_megatron(path):
+        samples = Megatron.open(_prefix(path))
+        for i in range(samples.n):
+            yield i + 1, Raw(tokens=samples.tokens(i))
+        return
+    for document in text.documents(path, text=column, blank=blank):
+        yield _numbered(document)
+
+
+def _numbered(document: text.Document) -> tuple[int, Raw | str]:
+    if document.text is None:
+        return document.number, f"{document.error}"
+    meta = document.meta
+    author = meta.get("source") if "instruction" in meta else None  # TinyStories' archive: which model wrote it
+    return document.number, Raw(document.text, category=str(meta.get("pile_set_name") or author or ""))
+
+
+def count(source: Source) -> int:
+    """Number of documents; that of a set of the hub as it was published.
+
+    Raises
+    ------
+    UserError
+        When the size of a hub set is not known before it is downloaded.
+    """
+    if not source.paths:
+        known = source.generated or source.published_rows
+        if known is None:
+            raise UserError(f"--data {source.name}: its size is not known before it is downloaded")
+        return known
+    sizes = (Megatron.open(_prefix(path)).n if is_megatron(path) else None for path in source.paths)
+    return sum(
+        sum(1 for _ in text.documents(path, text=_column(source))) if size is None else size
+        for path, size in zip(source.paths, sizes, strict=True)
+    )
+
+
+def fingerprint(source: Source) -> str:
+    """Hash of what the files hold, or of how the stories are made up."""
+    if source.generated:
+        return f"grammar-{generated.VERSION}:{source.generated}"
+    if not any(is_megatron(path) for path in source.paths):
+        return tables.fingerprint(source)
+    return hashlib.sha256("".join(Megatron.open(_prefix(path)).hash for path in source.paths).encode()).hexdigest()

@@ -1,0 +1,218 @@
+"""Where rows come from: local JSON, JSONL, CSV and Parquet files, and sets of the hub."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from wellread.data.sources.source import Row, Source
+from wellread.errors import UserError
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+READ = 1 << 18
+"""Bytes read at once."""
+_BLANK = re.compile(r"[ \t\r\n]*")
+SECONDS_TO_ANSWER = 10
+"""How long the hub may take to say that it has a set."""
+
+
+def fingerprint(source: Source) -> str:
+    """Hash that identifies what `source` holds: of the bytes of its files, or name and revision of a hub set."""
+    from wellread.files import sha256_file
+
+    if not source.paths:
+        return f"hub:{source.hub}@{source.revision}" if source.revision else f"hub:{source.hub}"
+    hashes = [sha256_file(path) for path in source.paths]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def rows(source: Source) -> Iterator[Row]:
+    """Yield every row in the source's own order; a row that cannot be read is yielded with its error."""
+    if not source.paths:
+        yield from hub_rows(source)
+        return
+    last = before = 0
+    for path in source.paths:
+        for row in _file_rows(path):
+            last = before + row.number
+            yield row if len(source.paths) == 1 else Row(last, row.fields, row.error, path, before)
+        before = last
+
+
+def _file_rows(path: Path) -> Iterator[Row]:
+    if path.suffix == ".jsonl":
+        with open(path, "rb") as file:
+            yield from jsonl_rows(file)
+    elif path.suffix == ".json":
+        with open(path, "rb") as file:
+            yield from json_rows(path, iter(lambda: file.read(READ), b""))
+    elif path.suffix == ".csv":
+        yield from _csv_rows(path)
+    else:
+        yield from parquet_rows(path)
+
+
+def jsonl_rows(lines: Iterable[bytes]) -> Iterator[Row]:
+    """Yield the row of each line that is not blank, numbered from 1."""
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield _decoded(number, line)
+
+
+def _decoded(number: int, line: bytes) -> Row:
+    try:
+        return _as_row(number, json.loads(line.strip()))
+    except UnicodeDecodeError as error:
+        return Row(number, None, f"not UTF-8 at byte {error.start} of the line")
+    except json.JSONDecodeError as error:
+        return Row(number, None, f"not JSON: {error.msg} at column {error.colno}")
+
+
+def _as_row(number: int, value: object) -> Row:
+    return Row(number, value) if isinstance(value, dict) else Row(number, None, "not a JSON object")
+
+
+def json_rows(path: Path, blocks: Iterable[bytes]) -> Iterator[Row]:
+    """Yield the objects of a JSON list, whose file comes in blocks: one block and one object are in memory."""
+    parser, number, held, state = json.JSONDecoder(), 0, "", "before"
+    broken: json.JSONDecodeError | None = None
+    texts = _texts(path, blocks)
+    for text in texts:
+        held += text
+        at = _blank_to(held, 0)
+        while at < len(held):
+            sign = held[at]
+            if state == "before" and sign != "[":
+                raise _no_list(path, held + "".join(texts))
+            if state == "after":
+                raise _no_json(path, "text after the end of the list")
+            if state == "before" or (state == "between" and sign == ","):
+                state, at = "first" if state == "before" else "value", at + 1
+            elif state in ("first", "between") and sign == "]":
+                state, at = "after", at + 1
+            elif state == "between":
+                raise _no_json(path, f"no comma after object {number}")
+            else:
+                try:
+                    value, stop = parser.raw_decode(held, at)
+                except json.JSONDecodeError as error:
+                    broken = error
+                    break  # cut off by the end of the block, if not by that of the file
+                if stop == len(held) and not isinstance(value, dict):
+                    broken = json.JSONDecodeError("Expecting ',' delimiter", held, stop)
+                    break  # a number may go on
+                state, number, at = "between", number + 1, stop
+                yield _as_row(number, value)
+            at = _blank_to(held, at)
+        held = held[at:]
+    if state != "after":
+        raise _no_json(path, f"object {number + 1}: {broken.msg}" if broken and held else "ends before its list does")
+
+
+def _blank_to(text: str, at: int) -> int:
+    found = _BLANK.match(text, at)
+    return found.end() if found else at
+
+
+def _texts(path: Path, blocks: Iterable[bytes]) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    before = 0
+    for block in itertools.chain(blocks, [b""]):
+        held = len(decoder.getstate()[0])
+        try:
+            yield decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not UTF-8 at byte {before - held + error.start} of the file") from None
+        before += len(block)
+
+
+def _no_json(path: Path, reason: str) -> UserError:
+    return UserError(f"{path}: not a JSON file: {reason}; one object a line belongs into a .jsonl file")
+
+
+def _no_list(path: Path, text: str) -> UserError:
+    try:
+        kind = type(json.loads(text)).__name__
+    except json.JSONDecodeError as error:
+        return _no_json(path, str(error))
+    return UserError(f"{path}: expected a JSON list of objects, found {kind}")
+
+
+def _csv_rows(path: Path) -> Iterator[Row]:
+    """Yield the records of a CSV file with a header; a quoted field may span lines, so records are counted."""
+    import csv
+
+    csv.field_size_limit(2**31 - 1)  # of a whole document, not of the 128 KiB that are the default
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        try:
+            header = next(reader, [])
+            for number, values in enumerate(filter(None, reader), start=1):
+                if len(values) == len(header):
+                    yield Row(number, dict(zip(header, values, strict=True)))
+                else:
+                    yield Row(number, None, f"has {len(values)} fields, the header names {len(header)}")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not UTF-8 ({error.reason}); save it as UTF-8") from None
+        except csv.Error as error:
+            raise UserError(f"{path}: not a CSV file: {error} at line {reader.line_num}") from None
+
+
+def parquet_rows(path: Path, rows_at_once: int = 4096) -> Iterator[Row]:
+    """Yield the rows of a Parquet file; `rows_at_once` of them are in memory together."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+    except pyarrow.ArrowInvalid as error:
+        raise UserError(f"{path}: not a Parquet file: {error}") from None
+    number = 0
+    for batch in file.iter_batches(rows_at_once):
+        for value in batch.to_pylist():
+            number += 1
+            yield Row(number, value)
+
+
+def hub_rows(source: Source) -> Iterator[Row]:
+    """Yield the rows of a set of the hub, in its own order."""
+    import datasets
+
+    refusal = _asked_once(str(source.hub), source.revision)
+    try:
+        if source.hub_files:
+            files = f"hf://datasets/{source.hub}@{source.revision}/{source.hub_files}"
+            loaded = datasets.load_dataset("json", data_files=files, split="train")
+        else:
+            loaded = datasets.load_dataset(source.hub, revision=source.revision, split="train")
+    except Exception as error:  # of the hub, its client, the network or the set's own files
+        reason = (str(refusal or error).strip().splitlines() or [type(refusal or error).__name__])[0]
+        raise UserError(
+            f"--data {source.name}: hub set {source.hub} cannot be had ({reason}); "
+            f"download its file and pass --data {source.asked or source.name}@FILE"
+        ) from None
+    for number, value in enumerate(loaded, start=1):
+        yield Row(number, dict(value))
+
+
+def _asked_once(hub: str, revision: str | None) -> Exception | None:
+    """Ask the hub for `hub`; where it does not answer, let its client look into its cache alone, and say why.
+
+    Left to itself the client asks again for half a minute, with two lines on stderr each time.
+    """
+    import datasets
+    import huggingface_hub
+
+    if Path(hub).is_dir():  # the client reads a folder of that name instead
+        return None
+    try:
+        huggingface_hub.HfApi().dataset_info(hub, revision=revision, timeout=SECONDS_TO_ANSWER)
+    except Exception as error:  # of the hub, its client or the network
+        datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
+        return error
+    return None

@@ -1,0 +1,202 @@
+"""What a curriculum's YAML file may say, taken apart; no sample is touched. docs/orders.md explains the keys."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wellread.errors import UserError
+from wellread.order import spec as specs
+from wellread.order.spec import Condition, OrderSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """Samples of which a phase or an insertion is made: those for which all of it holds."""
+
+    where: tuple[Condition, ...] = ()
+    sets: tuple[str, ...] = ()
+    """Names of the corpus's sets; empty: all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A stretch of batches with an order of its own."""
+
+    place: str
+    """File and key, for errors."""
+    name: str
+    spec: OrderSpec
+    pool: Pool
+    epochs: float | None
+    """Passes over its samples; None where `steps` says how long it is."""
+    steps: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Insertion:
+    """Samples that take slots of given batches, and are read nowhere else."""
+
+    place: str
+    tag: str
+    samples: tuple[int, ...]
+    path: str
+    """Of a .npy file of ids; empty for none, like `samples`."""
+    pool: Pool
+    at: tuple[int, ...]
+    """Batch ids, ascending."""
+    slots: int | None
+    """Slots that they take in each of these batches; None: as many as there are samples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curriculum:
+    """A whole run's order: phase after phase, with insertions."""
+
+    path: Path
+    phases: tuple[Phase, ...]
+    insertions: tuple[Insertion, ...]
+    sha256: str
+    """Of what the file says, as JSON with sorted keys: comments and layout are no part of it."""
+
+
+def read(path: Path, flag: str) -> Curriculum:
+    """Read a curriculum.
+
+    Raises
+    ------
+    UserError
+        When it is none: names the key and its place.
+    """
+    import yaml
+
+    try:
+        found = yaml.safe_load(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{flag}: {path} cannot be read ({error.strerror}); name a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{flag}: {path} is not YAML ({' '.join(str(error).split())})") from None
+    top = _mapping(found, str(path), ("phases", "insert"))
+    phases = [_phase(value, f"{path}: phases[{i}]", path) for i, value in enumerate(_items(top, "phases", str(path)))]
+    if not phases:
+        raise UserError(f"{path}: phases: is missing or empty; list at least one, e.g. - order: shuffle")
+    insert = [
+        _insertion(value, f"{path}: insert[{i}]", path) for i, value in enumerate(_items(top, "insert", str(path)))
+    ]
+    text = json.dumps(found, sort_keys=True, default=str)
+    return Curriculum(
+        path=path,
+        phases=tuple(phases),
+        insertions=tuple(insert),
+        sha256=hashlib.sha256(text.encode()).hexdigest(),
+    )
+
+
+def _phase(value: Any, place: str, path: Path) -> Phase:
+    keys = _mapping(value, place, ("name", "order", "where", "sets", "epochs", "steps"))
+    spec = specs.parse(_text(keys.get("order", "shuffle"), f"{place}.order"), f"{place}.order:")
+    if spec.kind == "curriculum":
+        raise UserError(f"{place}.order: a curriculum cannot hold another; choose {specs.FORMS}")
+    if spec.kind == "file":
+        spec = OrderSpec(kind="file", path=str(path.parent / Path(spec.path).expanduser()))
+    epochs, steps = keys.get("epochs"), keys.get("steps")
+    if epochs is not None and steps is not None:
+        raise UserError(f"{place}: has epochs and steps; keep one of both")
+    if steps is not None:
+        _whole(steps, f"{place}.steps", 1)
+    elif epochs is not None and (isinstance(epochs, bool) or not isinstance(epochs, int | float) or not epochs > 0):
+        raise UserError(f"{place}.epochs: {epochs!r}; expected a number above 0")
+    return Phase(
+        place=place,
+        name=_text(keys.get("name", ""), f"{place}.name"),
+        spec=spec,
+        pool=_pool(keys, place),
+        epochs=None if steps is not None else float(epochs or 1),
+        steps=steps,
+    )
+
+
+def _insertion(value: Any, place: str, path: Path) -> Insertion:
+    keys = _mapping(value, place, ("tag", "samples", "file", "where", "sets", "at", "slots"))
+    ways = [key for key in ("samples", "file") if key in keys] + ["where or sets"] * ("where" in keys or "sets" in keys)
+    if len(ways) != 1:
+        raise UserError(f"{place}: has {' and '.join(ways) or 'no samples'}; give samples, file, or where and sets")
+    samples = _list(keys.get("samples", []), f"{place}.samples")
+    at = sorted({batch for value in _entries(keys.get("at")) for batch in _batches(value, f"{place}.at")})
+    if not at:
+        raise UserError(f"{place}.at: is missing or empty; list batch ids, e.g. [10, 20]")
+    if not _text(keys.get("tag", ""), f"{place}.tag"):
+        raise UserError(f"{place}.tag: is missing; name the insertion, e.g. canary")
+    if "slots" in keys:
+        _whole(keys["slots"], f"{place}.slots", 1)
+    return Insertion(
+        place=place,
+        tag=keys["tag"],
+        samples=tuple(_whole(sample, f"{place}.samples", 0) for sample in samples),
+        path=str(path.parent / Path(_text(keys["file"], f"{place}.file")).expanduser()) if "file" in keys else "",
+        pool=_pool(keys, place),
+        at=tuple(at),
+        slots=keys.get("slots"),
+    )
+
+
+def _pool(keys: dict[str, Any], place: str) -> Pool:
+    conditions = [_text(text, f"{place}.where") for text in _list(keys.get("where"), f"{place}.where")]
+    return Pool(
+        where=tuple(specs.condition(text, f"{place}.where: {text}") for text in conditions),
+        sets=tuple(_text(name, f"{place}.sets") for name in _list(keys.get("sets"), f"{place}.sets")),
+    )
+
+
+def _batches(value: Any, place: str) -> range:
+    """Batch ids of one entry of `at`: a number, or start, stop and step (20:40 would be a number to YAML: 1240)."""
+    if not isinstance(value, dict):
+        return range(_whole(value, place, 0), value + 1)
+    keys = _mapping(value, place, ("start", "stop", "step"))
+    start, step = _whole(keys.get("start", 0), f"{place}.start", 0), _whole(keys.get("step", 1), f"{place}.step", 1)
+    return range(start, _whole(keys.get("stop"), f"{place}.stop", start + 1), step)
+
+
+def _mapping(value: Any, place: str, known: tuple[str, ...]) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{place}: expected keys and values; the keys are {', '.join(known)}")
+    for key in value:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"choose {', '.join(known)}"
+            raise UserError(f"{place}: unknown key {str(key)!r}; {hint}")
+    return value
+
+
+def _items(keys: dict[str, Any], key: str, place: str) -> list[Any]:
+    value = keys.get(key) or []
+    if not isinstance(value, list):
+        raise UserError(f"{place}: {key}: expected a list, each entry with a dash")
+    return value
+
+
+def _list(value: Any, place: str) -> list[Any]:
+    """The value's entries; one that is no list stands for itself."""
+    if isinstance(value, dict):
+        raise UserError(f"{place}: expected a value or a list of values")
+    return _entries(value)
+
+
+def _entries(value: Any) -> list[Any]:
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def _text(value: Any, place: str) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"{place}: {value!r}; expected text")
+    return value
+
+
+def _whole(value: Any, place: str, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"{place}: {value!r}; expected a whole number of at least {least}")
+    return value

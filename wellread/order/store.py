@@ -1,0 +1,38 @@
+"""The order of a run: built once from its settings and corpus, kept in its directory, opened from there alone."""
+
+from __future__ import annotations
+
+from wellread.errors import UserError
+from wellread.files import write_array, write_json
+from wellread.order import metrics
+from wellread.order.build import Built
+from wellread.order.permutation import ListedOrder, Order
+from wellread.order.select import open_ids
+from wellread.run import RunDirectory
+
+
+def keep(run: RunDirectory, built: Built) -> None:
+    """Write what opening the order will need into the run directory; a plain order needs nothing."""
+    if isinstance(built.order, ListedOrder):
+        write_array(run.order_file, built.order.ids)
+    if built.notes:
+        write_json(run.order_notes, built.notes)
+
+
+def open_order(run: RunDirectory) -> Order:
+    """The order of a run that has begun, from its identity and its order.npy.
+
+    Raises
+    ------
+    UserError
+        When order.npy is missing, or not the one that the identity names.
+    """
+    identity = run.manifest()["identity"]["order"]
+    plain = {key: identity[key] for key in ("seed", "n", "batch_size")}
+    if "ids" not in identity:
+        return Order(kind=identity["kind"], **plain)
+    ids = open_ids(run.order_file, str(run.path))
+    if metrics.digest(ids) != identity["ids"]:
+        raise UserError(f"{run.order_file}: altered since the run began; the same launch command writes it again")
+    made = {"listed": identity["kind"], "by": identity["by"], "source": identity["source"]}
+    return ListedOrder(kind=identity["pass"], ids=ids, ids_sha256=identity["ids"], **made, **plain)

@@ -1,0 +1,1 @@
+"""Planning: what a run will need and do, before anything starts."""

@@ -1,0 +1,384 @@
+"""Bytes that a training run needs, per GPU, per host, on disk and on NVMe, and the strategy that they speak for.
+
+A run passes through phases (`wellread.planning.phases`): it loads the model, starts its engine, and then runs
+forward, backward and the optimizer's step, and saves. `estimate` finds the phase that needs most, and names what its
+bytes consist of; `choose` takes the fastest strategy that fits. Pure arithmetic: no file, no device, no clock.
+docs/memory.md works examples by hand; `python -m bench.memory` compares predicted with measured memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from wellread.config import Dtype
+from wellread.errors import UserError
+from wellread.planning.parameters import (
+    Compute,
+    layer_activations,
+    layer_input,
+    logits,
+    lora_parameters,
+    packing_mask,
+    parameters,
+)
+from wellread.planning.phases import FINE_SUB_GROUP, Block, Phase, Sizes, plain
+from wellread.planning.zero import zero3, zero12
+from wellread.units import GIB, MIB
+
+if TYPE_CHECKING:
+    from wellread.models.registry import ModelSpec
+
+Place = Literal["gpu", "host", "disk", "nvme"]
+
+CUDA_CONTEXT = int(0.75 * GIB)
+"""CUDA's context, loaded kernels and the workspaces of cuBLAS on each GPU."""
+NCCL = int(0.5 * GIB)
+"""Buffers of NCCL on each GPU of a run of several."""
+FRAGMENTATION = 0.05
+"""Part of what is allocated on a GPU that torch's allocator holds beyond it, in pieces that fit nothing."""
+INTERPRETER = {"cpu": int(0.4 * GIB), "cuda": int(2.5 * GIB)}
+"""Host memory of a rank that has imported everything and does nothing; with CUDA's libraries on a GPU."""
+PROCESS = {"plain": 32 * MIB, "deepspeed": 72 * MIB, "rank 0": 68 * MIB}
+"""What a rank takes beyond that once it trains, whatever the model: kernels, thread pools and modules' hooks; rank 0
+more, for TensorBoard, the record and saving. Measured with models of 0.4 and 11 million parameters."""
+MARGIN = 0.05
+"""Part of every limit that is left free."""
+
+SPEED = {
+    "ddp": 1.0,
+    "zero1": 0.98,
+    "zero2": 0.97,
+    "zero3": 0.85,
+    "zero2-offload": 0.60,
+    "zero3-partial": 0.55,
+    "zero3-offload": 0.40,
+    "zero3-nvme": 0.15,
+}
+"""The ladder, and each rung's expected tokens per second as a part of ddp's.
+
+ZeRO-1 and 2 send what DDP sends, ZeRO-3 half as much again (Rajbhandari et al. 2020, section 7). An offloaded optimizer
+steps on the CPU and its gradients and weights cross the PCIe bus each step: 50 to 70% of the GPU's rate at the batch
+sizes of a fine-tune (Ren et al. 2021, figures 7 and 8); offloaded weights cross it twice more in each pass; NVMe moves
+16 bytes per weight and step at a few GB/s (Rajbhandari et al. 2021, figure 6). Expected values, not measured ones.
+"""
+RECOMPUTED = 0.75
+"""Speed with activation checkpointing: a second forward pass makes a step four units of work instead of three (Chen et
+al. 2016). So every strategy that stays on the GPU comes with checkpointing before any that offloads comes without."""
+FULL_PASS = 300
+"""Tokens of a forward pass below which a GPU reads its weights more slowly than it multiplies with them, in bf16: its
+operations per byte of memory traffic, 989e12 / 3.35e12 on an H100 (roofline: Williams et al. 2009,
+https://doi.org/10.1145/1498765.1498785). A micro-batch of fewer tokens is slower by as much."""
+RATIOS = tuple(step / 20 for step in range(1, 21))
+"""Parts of the optimizer that zero3-partial may offload; the smallest that fits the GPU is taken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What each rank does."""
+
+    dtype: Dtype = "bf16"
+    micro_batch: int = 1
+    """Samples per forward pass."""
+    accumulation: int = 1
+    """Forward passes per optimizer step."""
+    seq_len: int = 512
+    packed: bool = False
+    """Samples are packed: attention has a mask."""
+    lora_rank: int = 0
+    """Rank of LoRA; 0: all weights are trained."""
+    lora_modules: tuple[str, ...] = ()
+    """Matrices that LoRA stands beside; none named: all of a layer's."""
+    checkpoints: int = 1
+    """Checkpoints whose models are kept."""
+    states: int = 2
+    """Newest checkpoints that keep the optimizer's state."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What the ranks run on; sizes in GiB, None where there is no limit to hold."""
+
+    device: str = "cuda"
+    """cuda or cpu."""
+    nodes: int = 1
+    ranks_per_node: int = 1
+    gpu_mem: float | None = None
+    """Per GPU."""
+    host_mem: float | None = None
+    """Per node."""
+    disk: float | None = None
+    nvme: float | None = None
+    """Per node."""
+
+    @property
+    def ranks(self) -> int:
+        """Processes over all nodes."""
+        return self.nodes * self.ranks_per_node
+
+    def limit(self, place: Place) -> float | None:
+        """Bytes there are of a kind of memory; None: no limit."""
+        sizes = {"gpu": self.gpu_mem, "host": self.host_mem, "disk": self.disk, "nvme": self.nvme}
+        size = sizes[place]
+        return None if size is None else size * GIB
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What one strategy needs, and whether it fits."""
+
+    strategy: str
+    checkpointing: bool
+    """Whether layers are computed again in backward instead of kept."""
+    ratio: float | None
+    """Part of the optimizer that lies in host memory, under zero3-partial."""
+    gpu_bytes: int
+    """Per GPU."""
+    host_bytes: int
+    """Per node: of the one with rank 0."""
+    disk_bytes: int
+    """For all checkpoints that are kept, and the one that is being written."""
+    nvme_bytes: int
+    """Per node."""
+    relative_speed: float
+    """Expected tokens per second as a part of ddp's without checkpointing (`SPEED`, `RECOMPUTED`, `FULL_PASS`)."""
+    short: dict[str, int]
+    """Bytes missing, by gpu, host, disk, nvme; those that suffice are left out."""
+    peaks: dict[str, str]
+    """Phase in which the most is needed, by gpu and host."""
+    parts: dict[str, dict[str, int]]
+    """What the bytes consist of: gpu, host, disk, nvme -> part -> bytes."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether every limit holds, with its margin."""
+        return not self.short
+
+
+# --- one strategy ----------------------------------------------------------------------------------------------------
+
+
+def estimate(
+    spec: ModelSpec,
+    work: Work,
+    machine: Machine,
+    strategy: str,
+    *,
+    checkpointing: bool = False,
+    margin: float = MARGIN,
+) -> Estimate:
+    """Bytes that one strategy needs, and which limits they pass.
+
+    Under zero3-partial the smallest part of the optimizer is offloaded with which the rest fits the GPU.
+
+    Raises
+    ------
+    UserError
+        When the strategy or the model's family is unknown, or a size makes no sense.
+    """
+    _check(work, machine)
+    if strategy not in SPEED:
+        raise UserError(f"--strategy {strategy}: unknown; choose {', '.join(SPEED)}")
+    asked = (spec, work, machine, strategy, checkpointing, margin)
+    if strategy != "zero3-partial":
+        return _estimate(*asked, ratio=None)
+    found = (_estimate(*asked, ratio=ratio) for ratio in RATIOS)
+    return next((e for e in found if "gpu" not in e.short), None) or _estimate(*asked, ratio=1.0)
+
+
+def _estimate(
+    spec: ModelSpec,
+    work: Work,
+    machine: Machine,
+    strategy: str,
+    checkpointing: bool,
+    margin: float,
+    *,
+    ratio: float | None,
+) -> Estimate:
+    sizes = _sizes(spec, work, machine, strategy, checkpointing)
+    phases = _phases(sizes, machine, strategy, ratio)
+    parts: dict[Place, dict[str, int]] = {"gpu": {}, "host": {}, "disk": _disk(sizes, work, strategy), "nvme": {}}
+    peaks = {}
+    if machine.device == "cuda":
+        peaks["gpu"], parts["gpu"] = _gpu(phases, sizes)
+    peaks["host"], parts["host"] = _host(phases, machine)
+    engine = "plain" if strategy == "ddp" else "deepspeed"
+    parts["host"] |= {
+        "interpreters": machine.ranks_per_node * INTERPRETER[machine.device],
+        "processes": machine.ranks_per_node * PROCESS[engine] + PROCESS["rank 0"],
+    }
+    if strategy == "zero3-nvme":
+        on_node = -(-sizes.trainable // machine.nodes)
+        weights = -(-sizes.width * sizes.model.total // machine.nodes)
+        parts["nvme"] = {"weights": weights, "optimizer": 12 * on_node, "gradients": 4 * on_node}
+    needed = {place: sum(of.values()) for place, of in parts.items()}
+    return Estimate(
+        strategy=strategy,
+        checkpointing=checkpointing,
+        ratio=ratio,
+        gpu_bytes=needed["gpu"],
+        host_bytes=needed["host"],
+        disk_bytes=needed["disk"],
+        nvme_bytes=needed["nvme"],
+        relative_speed=_speed(strategy, checkpointing, work, machine),
+        short=_short(needed, machine, margin),
+        peaks=peaks,
+        parts={place: parts[place] for place in parts},
+    )
+
+
+def _speed(strategy: str, checkpointing: bool, work: Work, machine: Machine) -> float:
+    filled = min(1.0, work.micro_batch * work.seq_len / FULL_PASS) if machine.device == "cuda" else 1.0
+    return round(SPEED[strategy] * (RECOMPUTED if checkpointing else 1) * filled, 4)
+
+
+def _check(work: Work, machine: Machine) -> None:
+    counts = {
+        "--nodes": machine.nodes,
+        "--ranks_per_node": machine.ranks_per_node,
+        "--micro_batch_size": work.micro_batch,
+        "accumulation": work.accumulation,
+        "--seq_len": work.seq_len,
+    }
+    for name, count in counts.items():
+        if count < 1:
+            raise UserError(f"{name} {count}: must be at least 1")
+    limits = {
+        "--gpu_mem": machine.gpu_mem,
+        "--host_mem": machine.host_mem,
+        "--disk": machine.disk,
+        "--nvme": machine.nvme,
+    }
+    for name, size in limits.items():
+        if size is not None and not size > 0:
+            raise UserError(f"{name} {size:g}: must be above 0 GiB; leave it out where there is no such limit")
+    if machine.device == "cuda" and machine.gpu_mem is not None and machine.gpu_mem * GIB <= CUDA_CONTEXT:
+        raise UserError(
+            f"--gpu_mem {machine.gpu_mem:g}: CUDA alone takes {CUDA_CONTEXT / GIB:g} GiB; give the size of a whole GPU"
+        )
+    if work.lora_rank < 0:
+        raise UserError(f"LoRA rank {work.lora_rank}: must be at least 1, or 0 to train all weights")
+
+
+def _sizes(spec: ModelSpec, work: Work, machine: Machine, strategy: str, checkpointing: bool) -> Sizes:
+    model, cuda, bf16 = parameters(spec), machine.device == "cuda", work.dtype == "bf16"
+    compute: Compute = "fp32" if not bf16 else "autocast" if strategy == "ddp" else "bf16"
+    shape = (work.micro_batch, work.seq_len)
+    layer = layer_activations(spec, compute, *shape, cuda=cuda, packed=work.packed)
+    entry = layer_input(spec, compute, *shape)
+    mask = packing_mask(compute, *shape) if work.packed else 0
+    return Sizes(
+        model=model,
+        trainable=lora_parameters(spec, work.lora_rank, work.lora_modules) if work.lora_rank else model.total,
+        ranks=machine.ranks,
+        width=2 if bf16 else 4,
+        bf16=bf16,
+        cuda=cuda,
+        accumulates=work.accumulation > 1,
+        activations=mask + (spec.layers * entry + layer if checkpointing else spec.layers * layer + entry),
+        activation_block=math.prod(shape) * spec.intermediate * (2 if bf16 else 4),
+        logits=logits(spec, compute, *shape),
+        head=spec.vocab * spec.width,
+        fresh=spec.fresh,
+        gpu=machine.limit("gpu") if cuda else None,
+    )
+
+
+def _phases(sizes: Sizes, machine: Machine, strategy: str, ratio: float | None) -> list[Phase]:
+    if strategy == "ddp":
+        return plain(sizes, snapshot=_snapshots(sizes, machine))
+    if strategy in ("zero1", "zero2"):
+        return zero12(sizes, stage=int(strategy[-1]), offload=False)
+    if strategy == "zero2-offload":
+        return zero12(sizes, stage=2, offload=True)
+    if strategy == "zero3":
+        return zero3(sizes)
+    if strategy == "zero3-partial":
+        return zero3(sizes, ratio=ratio or 1.0, sub_group=FINE_SUB_GROUP)
+    if strategy == "zero3-offload":
+        return zero3(sizes, ratio=1.0, host_weights=True)
+    return zero3(sizes, ratio=1.0, host_weights=True, nvme=True, sub_group=FINE_SUB_GROUP)
+
+
+def _snapshots(sizes: Sizes, machine: Machine) -> bool:
+    """Whether the plain engine saves from a copy: when twice its size is free (TorchEngine.snapshot)."""
+    copies = 12 * sizes.trainable
+    limit = machine.limit("host")
+    if limit is None:
+        return True
+    before = [phase for phase in plain(sizes, snapshot=False) if phase.name == "saving"]
+    return 2 * copies <= limit - sum(_host([replace(before[0], first=())], machine)[1].values())
+
+
+def _disk(sizes: Sizes, work: Work, strategy: str) -> dict[str, int]:
+    """Bytes of the checkpoints that are kept, and of the state that is written before the oldest is dropped.
+
+    A model is saved in fp32 (with LoRA, the adapter alone); a state holds the moments, under DeepSpeed also the master
+    weights, under ZeRO-1 and 2 the weights in its own precision too: of all that is trained.
+    """
+    state = 8 * sizes.trainable
+    if strategy not in ("ddp", "zero3-nvme"):
+        state += 4 * sizes.trainable
+    if strategy in ("zero1", "zero2", "zero2-offload"):
+        state += sizes.width * sizes.trainable
+    return {
+        "models": work.checkpoints * 4 * sizes.trainable,
+        "states": min(work.states + 1, work.checkpoints) * state,
+    }
+
+
+def _short(needed: dict[Place, int], machine: Machine, margin: float) -> dict[str, int]:
+    short = {}
+    for place, size in needed.items():
+        limit = machine.limit(place)
+        if place == "nvme" and size and limit is None:
+            limit = 0.0
+        if limit is not None and size > limit * (1 - margin):
+            short[str(place)] = math.ceil(size - limit * (1 - margin))
+    return short
+
+
+# --- adding up -------------------------------------------------------------------------------------------------------
+
+
+def _gpu(phases: list[Phase], sizes: Sizes) -> tuple[str, dict[str, int]]:
+    """The phase that needs most of a GPU, and its parts."""
+    peak = max(phases, key=lambda phase: sum(block.bytes for block in phase.device))
+    parts = _add_up(peak.device)
+    fragments = int(FRAGMENTATION * sum(parts.values()))
+    return peak.name, parts | {"CUDA context": CUDA_CONTEXT + NCCL * (sizes.ranks > 1), "fragmentation": fragments}
+
+
+def _host(phases: list[Phase], machine: Machine) -> tuple[str, dict[str, int]]:
+    """The phase that needs most of the first node, and its parts over all ranks.
+
+    What has been allocated in small blocks stays with the process (`HEAP_BLOCK`): each rank keeps the most that it
+    ever had of them, whatever the phase.
+    """
+    others = machine.ranks_per_node - 1
+    on_host = [
+        (phase.name, (*phase.host, *(phase.device if machine.device == "cpu" else ())), phase.first) for phase in phases
+    ]
+    kept = max(sum(block.small for block in blocks) for _, blocks, _ in on_host)
+    kept_first = max(sum(block.small for block in (*blocks, *first)) for _, blocks, first in on_host)
+
+    def parts(blocks: tuple[Block, ...], first: tuple[Block, ...]) -> dict[str, int]:
+        of_all = _add_up(blocks * machine.ranks_per_node)
+        for part, size in _add_up(first).items():
+            of_all[part] = of_all.get(part, 0) + size
+        used = sum(block.small for block in blocks)
+        used_first = used + sum(block.small for block in first)
+        return of_all | {"freed but kept": (kept_first - used_first) + others * (kept - used)}
+
+    return max(((name, parts(*of)) for name, *of in on_host), key=lambda found: sum(found[1].values()))
+
+
+def _add_up(blocks: Sequence[Block]) -> dict[str, int]:
+    parts: dict[str, int] = {}
+    for block in blocks:
+        if block.bytes:
+            parts[block.part] = parts.get(block.part, 0) + block.bytes
+    return parts

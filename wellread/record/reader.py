@@ -1,0 +1,137 @@
+"""The reading record: what every step really read, in Parquet parts under a hash chain."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wellread.errors import UserError
+from wellread.files import sha256_file
+from wellread.record.writer import COLUMNS, RecordedBatch, to_parquet
+
+if TYPE_CHECKING:
+    import pyarrow
+
+
+@dataclass(frozen=True)
+class Record:
+    """A record as it lies on disk."""
+
+    directory: Path
+    info: dict[str, Any]
+
+    @classmethod
+    def open(cls, directory: Path) -> Record:
+        """Open a record.
+
+        Raises
+        ------
+        UserError
+            When there is none, or its head.json cannot be read.
+        """
+        try:
+            return cls(directory, json.loads((directory / "head.json").read_text()))
+        except FileNotFoundError:
+            raise UserError(f"{directory}: no record there (head.json is missing); has the run started?") from None
+        except json.JSONDecodeError as error:
+            raise UserError(f"{directory / 'head.json'}: damaged ({error})") from None
+
+    @property
+    def batches(self) -> int:
+        """Number of batches read."""
+        return int(self.info["step"])
+
+    @property
+    def head(self) -> str:
+        """Head of the hash chain."""
+        return str(self.info["head"])
+
+    @property
+    def parts(self) -> list[dict[str, Any]]:
+        """Name, range of batch ids, rows and sha256 of each part."""
+        return list(self.info["parts"])
+
+    def table(self, columns: list[str] | None = None, batches: tuple[int, int] | None = None) -> pyarrow.Table:
+        """Rows of batches ``start … stop-1`` (default: all), in order of reading.
+
+        Raises
+        ------
+        UserError
+            When the range goes beyond what was read.
+        """
+        import pyarrow
+        import pyarrow.parquet
+
+        start, stop = batches or (0, self.batches)
+        if not 0 <= start <= stop <= self.batches:
+            raise UserError(f"batches {start}:{stop}: out of range, the record holds batches 0:{self.batches}")
+        tables = []
+        for part in self.parts:
+            low, high = max(start, part["from"]), min(stop, part["to"])
+            if low < high:
+                table = _read_part(self.directory / part["name"], columns)
+                size = part["rows"] // (part["to"] - part["from"])
+                tables.append(table.slice((low - part["from"]) * size, (high - low) * size))
+        if not tables:
+            return _empty_table(columns)
+        return pyarrow.concat_tables(tables)
+
+    def sample_ids(self, batches: tuple[int, int] | None = None) -> NDArray[np.int64]:
+        """Sample ids in order of reading, (batches * batch size,)."""
+        ids: NDArray[np.int64] = self.table(["sample_id"], batches)["sample_id"].to_numpy()
+        return ids
+
+    def skipped(self, batches: tuple[int, int] | None = None) -> NDArray[np.int64]:
+        """Ids of batches that were read and not learned from, ascending."""
+        table = self.table(["batch_id", "skipped"], batches)
+        return np.unique(table["batch_id"].to_numpy()[table["skipped"].to_numpy()])
+
+    def damaged_parts(self) -> list[str]:
+        """One line for each part that is missing, altered or leaves a gap."""
+        problems, expected = [], 0
+        for part in self.parts:
+            path = self.directory / part["name"]
+            if part["from"] != expected:
+                problems.append(f"{path}: starts at batch {part['from']}, expected {expected}")
+            expected = part["to"]
+            if not path.is_file():
+                problems.append(f"{path}: missing")
+            elif sha256_file(path) != part["sha256"]:
+                problems.append(f"{path}: altered (its sha256 is not the one in head.json)")
+        if expected != self.batches:
+            problems.append(f"{self.directory}: parts end at batch {expected}, head.json says {self.batches}")
+        return problems
+
+
+def _read_part(path: Path, columns: list[str] | None) -> pyarrow.Table:
+    """Columns of one part; in a part older than the column `skipped`, no batch was."""
+    import pyarrow
+    import pyarrow.parquet
+
+    names = list(columns or COLUMNS)
+    with pyarrow.parquet.ParquetFile(path) as file:
+        there = file.schema_arrow.names
+        table = file.read([name for name in names if name in there] or ["batch_id"])
+    if "skipped" in names and "skipped" not in there:
+        table = table.append_column("skipped", pyarrow.array(np.zeros(len(table), dtype=np.bool_)))
+    return table.select(names)
+
+
+def _empty_table(columns: list[str] | None) -> pyarrow.Table:
+    rows = RecordedBatch(
+        batch_id=0,
+        sample_ids=np.empty(0, np.int64),
+        epochs=np.empty(0, np.int64),
+        n_targets=np.empty(0, np.int64),
+        losses=np.empty(0, np.float32),
+        digests=[],
+    )
+    import pyarrow.parquet
+
+    return pyarrow.parquet.read_table(io.BytesIO(to_parquet([rows])), columns=columns)

@@ -1,0 +1,240 @@
+"""Search for text in tokenised samples, without decoding them.
+
+Each token has its bytes, so the text being looked for is an automaton over tokens: from "the first m bytes are
+matched", a token leads to m + its length, to the end, or nowhere. numpy runs it over millions of tokens at once, and
+only the few places that pass two table look-ups are followed further. An occurrence may begin and end in the middle
+of tokens; it never spans two samples, nor two segments of a packed one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wellread.corpus.read import Corpus, SampleReader
+from wellread.corpus.segments import Segments
+from wellread.corpus.token_bytes import check, normalised, token_bytes
+from wellread.corpus.tokenizer import Tokenizer
+from wellread.errors import UserError
+
+TOKENS_AT_ONCE = 1 << 21
+"""Tokens of one block: its buffers stay below 64 MiB however large the corpus is."""
+CHECKED_SAMPLES = 16
+"""Samples whose decoding is compared with the tokenizer's before a search, besides every sample found."""
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A sample that holds the text."""
+
+    sample_id: int
+    """In the reader that was searched: a segment of `Segments`."""
+    count: int
+    """Occurrences, overlapping ones too."""
+
+
+# --- the automaton ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pattern:
+    """What to look for, as tables over tokens. State m: the first m bytes are matched, `length`: all of them."""
+
+    length: int
+    vocabulary: int
+    complete: NDArray[np.int64]
+    """(vocabulary,) occurrences inside the token alone."""
+    begins: NDArray[np.bool_]
+    """(vocabulary,) whether an occurrence can begin in the token and go on in the next."""
+    entries: list[tuple[int, NDArray[np.bool_]]]
+    """For each state that a first token can lead to: the state, and (vocabulary,) which tokens lead there."""
+    keys: Ints
+    """Sorted, state * vocabulary + token, for each pair that leads somewhere."""
+    states: Ints
+    """The state that each key leads to."""
+
+    def advance(self, states: Ints, tokens: Ints) -> Ints:
+        """Next state of each pair, int64, same shape; -1 where it leads nowhere."""
+        keys = states * self.vocabulary + tokens
+        place = np.minimum(np.searchsorted(self.keys, keys), max(len(self.keys) - 1, 0))
+        if not len(self.keys):
+            return np.full_like(keys, -1)
+        return np.where(self.keys[place] == keys, self.states[place], -1)
+
+
+def compile_pattern(text: bytes, table: list[bytes]) -> Pattern:
+    """Build the tables for one text.
+
+    Parameters
+    ----------
+    text : bytes
+        UTF-8, not empty.
+    table
+        Bytes of each token.
+    """
+    size = len(table)
+    complete = np.array([_occurrences(text, token) for token in table], dtype=np.int64)
+    entries: dict[int, NDArray[np.bool_]] = {}
+    for token_id, token in enumerate(table):
+        for m in range(1, min(len(token), len(text) - 1) + 1):
+            if token.endswith(text[:m]):
+                entries.setdefault(m, np.zeros(size, dtype=np.bool_))[token_id] = True
+    steps = dict(sorted(_steps(text, table)))
+    begins = np.any([*entries.values(), np.zeros(size, dtype=np.bool_)], axis=0)
+    return Pattern(
+        length=len(text),
+        vocabulary=size,
+        complete=complete,
+        begins=begins,
+        entries=sorted(entries.items()),
+        keys=np.fromiter(steps.keys(), dtype=np.int64, count=len(steps)),
+        states=np.fromiter(steps.values(), dtype=np.int64, count=len(steps)),
+    )
+
+
+def _occurrences(text: bytes, token: bytes) -> int:
+    return sum(token.startswith(text, i) for i in range(len(token) - len(text) + 1))
+
+
+def _steps(text: bytes, table: list[bytes]) -> Iterator[tuple[int, int]]:
+    """Yield (state * vocabulary + token, next state) for each pair that leads somewhere."""
+    ids: dict[bytes, list[int]] = defaultdict(list)
+    for token_id, token in enumerate(table):
+        ids[token].append(token_id)
+    ordered = sorted(ids)
+    longest = max(map(len, table))
+    for m in range(1, len(text)):
+        for size in range(min(longest, len(text) - m) + 1):  # size 0: a token of no bytes leaves the state as it is
+            for token_id in ids.get(text[m : m + size], ()):
+                yield m * len(table) + token_id, m + size
+        rest = text[m:]
+        for token in itertools.takewhile(lambda t: t.startswith(rest), ordered[bisect_left(ordered, rest) :]):  # noqa: B023
+            for token_id in ids[token]:
+                yield m * len(table) + token_id, len(text)
+
+
+def occurrences(pattern: Pattern, tokens: NDArray[Any], offsets: Ints) -> Ints:
+    """Occurrences of the pattern in each of some samples that lie side by side.
+
+    Parameters
+    ----------
+    tokens : (length,) integers
+    offsets : (samples + 1,) int64
+        Where each sample begins in `tokens`; the last is `length`.
+
+    Returns
+    -------
+    (samples,) int64
+    """
+    found = np.zeros(len(offsets) - 1, dtype=np.int64)
+    alone = np.flatnonzero(pattern.complete.take(tokens))
+    np.add.at(found, np.searchsorted(offsets, alone, "right") - 1, pattern.complete[tokens[alone]])
+    starts = np.flatnonzero(pattern.begins.take(tokens[:-1]))
+    first, second = tokens[starts], tokens[starts + 1]
+    for state, leads in pattern.entries:
+        follows = np.zeros(pattern.vocabulary, dtype=np.bool_)
+        low, high = np.searchsorted(pattern.keys, [state * pattern.vocabulary, (state + 1) * pattern.vocabulary])
+        follows[pattern.keys[low:high] - state * pattern.vocabulary] = True
+        places = starts[leads.take(first) & follows.take(second)]
+        samples = np.searchsorted(offsets, places, "right") - 1
+        _follow(pattern, tokens, places, samples, offsets[samples + 1], state, found)
+    return found
+
+
+def _follow(
+    pattern: Pattern, tokens: NDArray[Any], places: Ints, samples: Ints, ends: Ints, state: int, found: Ints
+) -> None:
+    """Count the candidates that reach the end of the pattern before the end of their sample."""
+    states = np.full(len(places), state, dtype=np.int64)
+    while len(places):
+        places = places + 1
+        inside = places < ends
+        places, samples, ends, states = places[inside], samples[inside], ends[inside], states[inside]
+        states = pattern.advance(states, tokens[places].astype(np.int64))
+        np.add.at(found, samples[states == pattern.length], 1)
+        on = (states >= 0) & (states < pattern.length)
+        places, samples, ends, states = places[on], samples[on], ends[on], states[on]
+
+
+# --- the search ------------------------------------------------------------------------------------------------------
+
+
+def blocks(reader: SampleReader) -> Iterator[tuple[int, NDArray[Any], Ints]]:
+    """Yield first sample id, tokens and offsets (from 0) of stretches of whole samples, about TOKENS_AT_ONCE long."""
+    if isinstance(reader, Corpus | Segments):
+        yield from _mapped_blocks(reader)
+        return
+    start, step = 0, 1024
+    while start < reader.n:
+        stop = min(start + step, reader.n)
+        ids = np.arange(start, stop)
+        offsets = np.concatenate([[0], np.cumsum(reader.lengths(ids))]).astype(np.int64)
+        yield start, np.concatenate([reader.tokens(i) for i in range(start, stop)]), offsets
+        start, step = stop, max(1, min(1 << 20, TOKENS_AT_ONCE * (stop - start) // max(1, int(offsets[-1]))))
+
+
+def _mapped_blocks(reader: Corpus | Segments) -> Iterator[tuple[int, NDArray[Any], Ints]]:
+    """Map one block of tokens.bin after the other, so that resident memory stays flat too."""
+    corpus, name = (reader.corpus, "segments.npy") if isinstance(reader, Segments) else (reader, "offsets.npy")
+    dtype = np.dtype(corpus.meta["dtype"])
+    offsets = np.load(corpus.path / name, mmap_mode="r")
+    start = 0
+    while start < reader.n:
+        low = int(offsets[start])
+        stop = max(start + 1, int(np.searchsorted(offsets, low + TOKENS_AT_ONCE, "right")) - 1)
+        own = np.array(offsets[start : stop + 1], dtype=np.int64) - low
+        shape = (int(own[-1]),)
+        if shape[0]:
+            place = low * dtype.itemsize
+            yield start, np.memmap(corpus.path / "tokens.bin", dtype, "r", offset=place, shape=shape), own
+        start = stop
+
+
+def search(
+    reader: SampleReader, tokenizer: Tokenizer, text: str, *, progress: Callable[[int], None] | None = None
+) -> list[Hit]:
+    """Find the samples of `reader` that hold `text`, byte for byte, in ascending order.
+
+    Parameters
+    ----------
+    progress : callable, optional
+        Called with the number of samples searched so far.
+
+    Raises
+    ------
+    UserError
+        When the text is empty, or the tokenizer's bytes are not known.
+    """
+    if not text:
+        raise UserError("--text: empty; give the text to look for")
+    table = token_bytes(tokenizer)
+    for sample_id in np.unique(np.linspace(0, reader.n - 1, CHECKED_SAMPLES).astype(np.int64)).tolist():
+        check(table, tokenizer, reader, sample_id)
+    pattern = compile_pattern(normalised(text, tokenizer).encode(), table)
+    hits = []
+    for start, tokens, offsets in blocks(reader):
+        _check_ids(tokens, pattern, start)
+        found = occurrences(pattern, tokens, offsets)
+        hits += [Hit(start + i, int(found[i])) for i in np.flatnonzero(found).tolist()]
+        if progress:
+            progress(start + len(offsets) - 1)
+    for hit in hits:
+        check(table, tokenizer, reader, hit.sample_id)
+    return hits
+
+
+def _check_ids(tokens: NDArray[Any], pattern: Pattern, start: int) -> None:
+    if len(tokens) and int(tokens.max()) >= pattern.vocabulary:
+        raise UserError(
+            f"--text: samples from {start} on hold token {tokens.max()}, the tokenizer has "
+            f"0 … {pattern.vocabulary - 1}; give the tokenizer that the corpus was made with"
+        )

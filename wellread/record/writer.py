@@ -1,0 +1,138 @@
+"""Writing the record: batches as they were read, in Parquet parts under a hash chain."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wellread.corpus import arrow
+from wellread.corpus.digest import DIGEST_BYTES
+from wellread.errors import UserError
+from wellread.files import write_atomic, write_json
+from wellread.record.chain import link
+
+if TYPE_CHECKING:
+    pass
+
+
+COLUMNS = ("step", "batch_id", "slot", "sample_id", "epoch", "n_targets", "loss", "digest", "skipped")
+
+
+ROWS_PER_PART = 1 << 18
+"""A part is written when a checkpoint is saved, or when this many rows have gathered."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedBatch:
+    """One batch as it was read, in slot order."""
+
+    batch_id: int
+    sample_ids: NDArray[np.int64]
+    epochs: NDArray[np.int64]
+    n_targets: NDArray[np.int64]
+    losses: NDArray[np.float32]
+    """Mean over each sample's target tokens, as trained."""
+    digests: list[bytes]
+    skipped: bool = False
+    """It was read, but nothing was learned from it: its update was not taken."""
+
+
+class RecordWriter:
+    """Appends to the record of one run; one process at a time."""
+
+    def __init__(self, directory: Path, *, start: str, step: int = 0, head: str | None = None) -> None:
+        """Open the record at `step`; what was recorded beyond it was never part of a checkpoint and is dropped.
+
+        Parameters
+        ----------
+        start : str
+            Genesis head (see `genesis`).
+        step : int
+            Number of batches that the checkpoint resumed from has read.
+        head : str
+            Head that this checkpoint names.
+
+        Raises
+        ------
+        UserError
+            When the record has no part that ends at `step`.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        self._directory = directory
+        self._genesis = start
+        self.step = step
+        self.head = head or start
+        self._parts = [part for part in _parts(directory) if part["to"] <= step]
+        if (self._parts[-1]["to"] if self._parts else 0) != step:
+            raise UserError(f"{directory}: the record has no part that ends at step {step}; its files are incomplete")
+        self._rows: list[RecordedBatch] = []
+        self._write_head()
+        kept = {part["name"] for part in self._parts}
+        for path in directory.glob("part-*.parquet"):
+            if path.name not in kept:
+                path.unlink()
+
+    def append(self, batch: RecordedBatch) -> None:
+        """Add the batch that was just read; call it after its optimizer step succeeded, or was skipped on purpose."""
+        if batch.batch_id != self.step:
+            raise AssertionError(f"batch {batch.batch_id} recorded at step {self.step}")
+        self.head = link(self.head, batch.batch_id, batch.sample_ids, b"".join(batch.digests))
+        self.step += 1
+        self._rows.append(batch)
+        if len(self._rows) * len(batch.sample_ids) >= ROWS_PER_PART:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what has gathered as one part, then the head that names it; durable when this returns."""
+        if not self._rows:
+            return
+        start, stop = self._rows[0].batch_id, self._rows[-1].batch_id + 1
+        name = f"part-{start:08d}-{stop:08d}.parquet"
+        content = to_parquet(self._rows)
+        write_atomic(self._directory / name, content)
+        rows = sum(len(reading.sample_ids) for reading in self._rows)
+        digest = hashlib.sha256(content).hexdigest()
+        self._parts.append({"name": name, "from": start, "to": stop, "rows": rows, "sha256": digest})
+        self._rows.clear()
+        self._write_head()
+
+    def _write_head(self) -> None:
+        head = {"version": 1, "genesis": self._genesis, "step": self.step, "head": self.head, "parts": self._parts}
+        write_json(self._directory / "head.json", head)
+
+
+def _parts(directory: Path) -> list[dict[str, Any]]:
+    path = directory / "head.json"
+    parts: list[dict[str, Any]] = json.loads(path.read_text())["parts"] if path.exists() else []
+    return parts
+
+
+def to_parquet(rows: list[RecordedBatch]) -> bytes:
+    """The rows of batches as the content of a Parquet part."""
+    import pyarrow
+    import pyarrow.parquet
+
+    batch_ids = np.concatenate([np.full(len(r.sample_ids), r.batch_id) for r in rows])
+    table = pyarrow.table(
+        {
+            "step": arrow.numbers(batch_ids + 1, np.int64),
+            "batch_id": arrow.numbers(batch_ids, np.int64),
+            "slot": arrow.numbers(np.concatenate([np.arange(len(r.sample_ids)) for r in rows]), np.int32),
+            "sample_id": arrow.numbers(np.concatenate([r.sample_ids for r in rows]), np.int64),
+            "epoch": arrow.numbers(np.concatenate([r.epochs for r in rows]), np.int32),
+            "n_targets": arrow.numbers(np.concatenate([r.n_targets for r in rows]), np.int32),
+            "loss": arrow.numbers(np.concatenate([r.losses for r in rows]), np.float32),
+            "digest": arrow.digests(b"".join(d for r in rows for d in r.digests), DIGEST_BYTES),
+            "skipped": arrow.flags(np.repeat([r.skipped for r in rows], [len(r.sample_ids) for r in rows])),
+        }
+    )
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(table, buffer, compression="zstd", use_dictionary=["step", "batch_id", "slot", "epoch"])
+    return buffer.getvalue()

@@ -1,0 +1,83 @@
+"""Printing answers: with rich on a terminal, plain lines that grep and cut understand when piped."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Sequence
+
+NARROW = 4
+"""Blanks before a sample's text."""
+
+
+def say(line: str = "", style: str = "") -> None:
+    """Print one line; `style` is rich's, used on a terminal alone."""
+    if style and sys.stdout.isatty():
+        from rich.console import Console
+        from rich.text import Text
+
+        Console().print(Text(line, style=style), soft_wrap=True)
+    else:
+        print(line)
+
+
+def say_pairs(pairs: Iterable[tuple[str, str]]) -> None:
+    """Print names and what they stand for, one a line, aligned."""
+    pairs = list(pairs)
+    width = max(len(name) for name, _ in pairs)
+    for name, value in pairs:
+        say(f"{name.ljust(width)}  {value}")
+
+
+def say_text(text: str) -> None:
+    """Print a sample's text, indented, control characters made visible."""
+    for line in visible(text).split("\n"):
+        say(f"{'':{NARROW}}{line}".rstrip())
+
+
+def say_table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table; columns of numbers are flushed right."""
+    cells = [[cell(value) for value in row] for row in rows]
+    numbers = [all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(heads))]
+    if sys.stdout.isatty():
+        _say_rich(heads, cells, numbers)
+        return
+    widths = [max(len(row[i]) for row in [list(heads), *cells]) for i in range(len(heads))]
+    for row in [list(heads), *cells]:
+        padded = [c.rjust(w) if right else c.ljust(w) for c, w, right in zip(row, widths, numbers, strict=True)]
+        print("  ".join(padded).rstrip())
+
+
+def _say_rich(heads: Sequence[str], cells: list[list[str]], numbers: list[bool]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(header_style="bold")
+    for head, is_number in zip(heads, numbers, strict=True):
+        table.add_column(Text(head), justify="right" if is_number else "left")
+    for row in cells:
+        table.add_row(*map(Text, row))
+    Console().print(table)
+
+
+def cell(value: object) -> str:
+    """A value for people: whole numbers with thousands separators, others with four decimals, None as a dash."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4f}" if isinstance(value, float) else visible(str(value))
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 sample``, ``1,234 samples``, ``2 batches``."""
+    ending = "" if count == 1 else "es" if noun.endswith("ch") else "s"
+    return f"{count:,} {noun}{ending}"
+
+
+def visible(text: str) -> str:
+    """The text with control characters other than line feed and tab spelt out: data must not drive the terminal."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)

@@ -1,0 +1,1 @@
+"""What runs forward, backward and the optimizer: torch (one process or DDP), and DeepSpeed ZeRO."""

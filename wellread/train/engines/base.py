@@ -1,0 +1,142 @@
+"""What the loop asks of an engine; the two there are: plain torch (one process or DDP), and DeepSpeed ZeRO."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import torch
+from torch import nn
+
+from wellread.config import RunConfig
+from wellread.errors import UserError
+from wellread.models.load import Source
+from wellread.models.loss import next_logits, sample_losses
+from wellread.train.engines.moments import Moments
+
+if TYPE_CHECKING:
+    from wellread.corpus.batch import Batch
+    from wellread.planning.plan import Plan
+
+
+Write = Callable[[Path], None]
+"""Writes a checkpoint's ``model/`` and ``state/`` into a directory."""
+
+
+class Engine(Protocol):
+    """What the loop asks of an engine. All methods are collective: every rank calls them in the same order."""
+
+    device: torch.device
+    parameters: int
+    """How many the model has."""
+    trained: int
+    """How many of them are trained."""
+
+    def forward_backward(self, batch: Batch, scale: float, last: bool) -> torch.Tensor:
+        """Run forward and backward of ``scale * sum of losses``; return each sample's summed loss, (samples,)."""
+
+    def evaluate(self, batch: Batch) -> torch.Tensor:
+        """Each sample's summed loss, (samples,), without gradients."""
+
+    def next_logits(self, tokens: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+        """Logits of the token after each place marked in `last` (see `wellread.models.loss.next_logits`)."""
+
+    def step(self, lr: float) -> float:
+        """Update the weights; return the 2-norm of the gradient before clipping.
+
+        When that is not finite nothing is updated, and the gradients are dropped.
+        """
+
+    def drop(self) -> None:
+        """Drop the gradients of this step instead of updating the weights."""
+
+    def save(self, directory: Path) -> None:
+        """Write ``model/`` (Hugging Face layout, fp32 master weights) and ``state/`` (what resuming needs beyond)."""
+
+    def snapshot(self) -> Write | None:
+        """Copy what a checkpoint needs to host memory; return what writes it later, on rank 0 and without the others.
+
+        None when every rank has to take part in writing, or when the copy would not fit.
+        """
+
+    def fits(self, state: Path) -> bool:
+        """Whether `load` can read this state: it was saved by the same engine, for as many ranks and the same stage."""
+
+    def load(self, state: Path, step: int) -> None:
+        """Continue exactly from a state that fits, saved after `step` updates; the model has its weights already."""
+
+    def close(self) -> None:
+        """Remove what only a running engine needs."""
+
+    def adopt(self, model: Path, moments: Moments, step: int) -> None:
+        """Continue from the moments of a state that does not fit; the model has the weights of directory `model`."""
+
+
+class LossModule(nn.Module):
+    """The model with its loss, so that hooks of DDP and ZeRO see one forward pass."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, tokens: torch.Tensor, places: torch.Tensor, segments: torch.Tensor | None = None, loss: bool = True
+    ) -> torch.Tensor:
+        """Each sample's summed loss on the targets `places`, (samples,) float32; or the logits that follow `places`."""
+        if not loss:
+            return next_logits(self.model, tokens, places)
+        return sample_losses(self.model, tokens, places, segments)
+
+
+def freeze(model: nn.Module, patterns: str | None) -> None:
+    """Freeze the parameters whose names match a pattern, as in a shell: ``*.layers.[0-3].*``.
+
+    Raises
+    ------
+    UserError
+        When a pattern matches none, or all are frozen; lists the names there are, without the layers' numbers.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    frozen: set[str] = set()
+    for pattern in (part.strip() for part in patterns.split(",")) if patterns else ():
+        matched = fnmatch.filter(names, pattern)
+        if not matched:
+            there = dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names)
+            raise UserError(f"--freeze {pattern}: matches no parameter; there are {', '.join(there)}")
+        frozen.update(matched)
+    if frozen == set(names):
+        raise UserError(f"--freeze {patterns}: freezes all parameters, so nothing is left to train; name fewer")
+    for name, parameter in model.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
+
+
+def count_trained(model: nn.Module) -> int:
+    """How many parameters are not frozen."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def in_training(model: nn.Module, plan: Plan) -> LossModule:
+    """The model with its loss, in training mode, with activation checkpointing where the plan wants it."""
+    if plan.activation_checkpointing:
+        causal_lm = cast(Any, model)
+        if not causal_lm.supports_gradient_checkpointing:
+            kind = causal_lm.config.model_type
+            raise UserError(f"--activation_checkpointing on: {kind} has none in transformers; choose off")
+        # Not the reentrant kind: that one needs inputs with gradients, and DDP's hooks would fire twice.
+        causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return LossModule(model).train()
+
+
+def make_engine(source: Source, config: RunConfig, plan: Plan) -> Engine:
+    """Build the engine that the plan chose, and the model in it. Collective."""
+    if plan.engine == "deepspeed":
+        from wellread.train.engines.deepspeed_engine import DeepSpeedEngine
+
+        return DeepSpeedEngine(source, config, plan)
+    from wellread.train.engines.torch_engine import TorchEngine
+
+    return TorchEngine(source, config, plan)

@@ -1,0 +1,173 @@
+"""The plain torch engine: one process, or DDP."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from wellread.config import RunConfig
+from wellread.models.load import Source, check_4bit
+from wellread.planning import host_memory
+from wellread.train import ranks
+from wellread.train.engines.base import Write, count_trained, freeze, in_training
+from wellread.train.engines.moments import OPTIMIZER_FILE, Moments
+from wellread.train.engines.optim import make_optimizer
+from wellread.train.engines.weights import Weights, fill
+
+if TYPE_CHECKING:
+    from wellread.corpus.batch import Batch
+    from wellread.planning.plan import Plan
+
+
+class TorchEngine:
+    """fp32 weights on every rank, bf16 by autocast, gradients averaged by DDP."""
+
+    def __init__(self, source: Source, config: RunConfig, plan: Plan) -> None:
+        self.device = ranks.device()
+        self._config, self._source = config, source
+        model = source.on_meta()
+        self.parameters = sum(p.numel() for p in model.parameters())
+        freeze(model, config.freeze)
+        self.trained = count_trained(model)
+        if config.load_in_4bit:
+            check_4bit()
+            model = source.in_4bit(self.device, config.dtype)
+        else:
+            fill(model, Weights(source, model), torch.float32, self.device)
+        self._module = in_training(model.to(self.device), plan)
+        if config.compile:
+            layers: Any = self._module.model.base_model
+            layers.compile()
+        self._optimizer = make_optimizer(self._module, config.optim)
+        self._parallel: nn.Module = self._module
+        if plan.ranks > 1:
+            self._parallel = nn.parallel.DistributedDataParallel(
+                self._module,
+                device_ids=[self.device.index] if self.device.type == "cuda" else None,
+                init_sync=False,  # the ranks have the same weights, from rank 0
+                gradient_as_bucket_view=True,  # else DDP holds all gradients twice
+            )
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self._config.dtype == "bf16" else nullcontext()
+
+    def forward_backward(self, batch: Batch, scale: float, last: bool) -> torch.Tensor:
+        """See `Engine`; gradients travel between ranks with the last micro-batch alone."""
+        ddp: Any = self._parallel
+        quiet = isinstance(ddp, nn.parallel.DistributedDataParallel) and not last
+        with ddp.no_sync() if quiet else nullcontext():
+            with self._autocast():
+                losses: torch.Tensor = ddp(*batch.inputs)
+            torch.autograd.backward(losses.sum() * scale)
+        return losses.detach()
+
+    def evaluate(self, batch: Batch) -> torch.Tensor:
+        """See `Engine`."""
+        self._module.eval()
+        with torch.inference_mode(), self._autocast(), _as_written():
+            losses: torch.Tensor = self._module(*batch.inputs)
+        self._module.train()
+        return losses
+
+    def next_logits(self, tokens: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+        """See `Engine`."""
+        self._module.eval()
+        with torch.inference_mode(), self._autocast(), _as_written():
+            logits: torch.Tensor = self._module(tokens, last, loss=False)
+        self._module.train()
+        return logits
+
+    def step(self, lr: float) -> float:
+        """See `Engine`."""
+        clip = self._config.optim.clip or float("inf")
+        norm = nn.utils.clip_grad_norm_(self._module.parameters(), clip)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        if norm.isfinite():
+            self._optimizer.step()
+        self.drop()
+        return float(norm)
+
+    def drop(self) -> None:
+        """See `Engine`."""
+        # DDP's gradients lie in its buckets: kept there, the next ones are added in place.
+        self._optimizer.zero_grad(set_to_none=self._parallel is self._module)
+
+    def save(self, directory: Path) -> None:
+        """See `Engine`; the optimiser's state holds no weights, they are those of the model directory."""
+        if ranks.rank() == 0:
+            self._write(directory, self._weights(), self._optimizer.state_dict())
+
+    def snapshot(self) -> Write | None:
+        """See `Engine`."""
+        if ranks.rank() > 0:
+            return lambda directory: None
+        weights, optimizer = self._weights(), self._optimizer.state_dict()
+        if 2 * (_bytes(weights) + _bytes(optimizer["state"])) > host_memory.available():
+            return None
+        copies = _on_host(weights), _on_host(optimizer)
+        return lambda directory: self._write(directory, *copies)
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """What the model's directory is to hold, by its name in the module."""
+        model = self._module.model
+        values = model.state_dict()
+        return {name: values[name] for name in self._source.saved_names(model)}
+
+    def _write(self, directory: Path, weights: dict[str, torch.Tensor], optimizer: dict[str, Any]) -> None:
+        self._source.write(self._module.model, directory / "model", weights.items())
+        (directory / "state").mkdir()
+        torch.save({"optimizer": optimizer, "names": self._names()}, directory / "state" / OPTIMIZER_FILE)
+
+    def _names(self) -> list[str]:
+        """Names of the parameters in the optimiser's own order."""
+        names = {id(parameter): name for name, parameter in self._module.named_parameters()}
+        return [names[id(p)] for group in self._optimizer.param_groups for p in group["params"]]
+
+    def fits(self, state: Path) -> bool:
+        """See `Engine`; any number of ranks will do."""
+        return (state / OPTIMIZER_FILE).is_file()
+
+    def load(self, state: Path, step: int) -> None:
+        """See `Engine`; the saved state knows its step."""
+        saved = torch.load(state / OPTIMIZER_FILE, map_location=self.device, weights_only=True)
+        self._optimizer.load_state_dict(saved["optimizer"])
+
+    def close(self) -> None:
+        """See `Engine`."""
+
+    def adopt(self, model: Path, moments: Moments, step: int) -> None:
+        """See `Engine`."""
+        parameters = dict(self._module.named_parameters())
+        state = {}
+        for number, name in enumerate(self._names()):
+            first, second = (m.reshape(parameters[name].shape) for m in moments(name))
+            state[number] = {"step": torch.tensor(float(step)), "exp_avg": first, "exp_avg_sq": second}
+        self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": state})
+
+
+def _as_written() -> AbstractContextManager[Any]:
+    """Nothing compiled: what is looked at now and then comes in many lengths, each of which would be compiled."""
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+def _bytes(value: Any) -> int:
+    """Bytes of all tensors inside nested dicts and lists."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(_bytes(item) for item in items)
+
+
+def _on_host(value: Any) -> Any:
+    """Copy all tensors inside nested dicts and lists to host memory."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _on_host(item) for key, item in value.items()}
+    return [_on_host(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,252 @@
+"""What is shown and logged while a run trains: TensorBoard, a progress bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wellread.checkpoint import open_checkpoint
+from wellread.run import RunDirectory
+from wellread.train.watch.throughput import Cost, training_flops
+from wellread.train.watch.trackers import Tracker
+from wellread.units import GIB
+
+if TYPE_CHECKING:
+    from wellread.models.registry import ModelSpec
+    from wellread.planning.plan import Plan
+
+PROGRESS_SECONDS = 1.0
+"""Least time between two writes of the progress file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepStats:
+    """Numbers of one optimizer step."""
+
+    step: int
+    loss: float
+    """Mean over all target tokens of the batch, nats."""
+    lr: float
+    grad_norm: float
+    """2-norm before clipping; nan where a skipped batch has none."""
+    cost: Cost
+    seconds: float
+    skipped: bool = False
+    """The batch was read, and not learned from."""
+    set_losses: dict[str, float] = field(default_factory=dict)
+    """The loss of each set of a mixture that is in the batch."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens read by this step over all ranks, padding not counted."""
+        return self.cost.tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speedometer:
+    """Turns the cost of steps into the share of what the devices could do (MFU)."""
+
+    spec: ModelSpec
+    parameters: int
+    trained: int
+    """How many of them are."""
+    peak: float | None
+    """Operations per second of all ranks at best; None when not known."""
+
+    def utilization(self, stats: StepStats) -> float | None:
+        """Share of the peak that the batch's own arithmetic makes up."""
+        if self.peak is None:
+            return None
+        share = self.trained / self.parameters
+        return training_flops(self.spec, self.parameters, stats.cost, share) / stats.seconds / self.peak
+
+
+class Monitor:
+    """Shows the run; rank 0 alone has one."""
+
+    def __init__(
+        self,
+        *,
+        run: RunDirectory,
+        trackers: list[Tracker],
+        log: Path,
+        plan: Plan,
+        start: int,
+        log_every: int,
+        speedometer: Speedometer,
+    ) -> None:
+        self._trackers, self._speedometer = trackers, speedometer
+        self._log = open(log, "a", buffering=1)  # noqa: SIM115 - lives as long as the run
+        self._plan, self._log_every, self._start = plan, log_every, start
+        self._recent: list[StepStats] = []
+        self._progress = Progress(run, plan, start)
+        self._bar: Any = None
+        self._task: Any = None
+        if sys.stdout.isatty():
+            self._bar, self._task = _progress_bar(plan.steps, start)
+
+    def note(self, text: str) -> None:
+        """Write one line into the log alone."""
+        self._log.write(text + "\n")
+
+    def line(self, text: str) -> None:
+        """Print one line above the progress bar, and into the log."""
+        self.note(text)
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False, markup=False)
+        else:
+            print(f"{text}\n", end="", flush=True)  # in one write: a background save speaks too
+
+    def moved(self, text: str, step: int) -> None:
+        """Say that memory ran out before `step`, and what the run goes on with."""
+        self.line(text)
+        self._text("ladder", text, step)
+
+    def step(self, stats: StepStats) -> None:
+        """Log one step."""
+        self._recent = [*self._recent[-19:], stats]
+        rate = sum(s.tokens for s in self._recent) / sum(s.seconds for s in self._recent)
+        self._progress.step(stats, self._recent)
+        scalars = {
+            "train/loss": stats.loss,
+            "train/lr": stats.lr,
+            "train/grad_norm": stats.grad_norm,
+            "speed/tokens_per_second": stats.tokens / stats.seconds,
+            "speed/step_seconds": stats.seconds,
+            "speed/padding": 1 - stats.cost.tokens / stats.cost.padded,
+            "memory/host_gib": stats.cost.host_bytes / GIB,
+        }
+        if stats.cost.gpu_bytes:
+            scalars["memory/gpu_gib"] = stats.cost.gpu_bytes / GIB
+        if (utilization := self._speedometer.utilization(stats)) is not None:
+            scalars["speed/mfu"] = utilization
+        if stats.skipped:
+            scalars["train/skipped"] = 1
+        scalars |= {f"train/loss_of/{name}": loss for name, loss in stats.set_losses.items()}
+        self._scalars(scalars, stats.step)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=stats.step, loss=stats.loss, rate=rate)
+        if stats.step % self._log_every == 0 or stats.step == self._plan.steps or len(self._recent) == 1:
+            self._step_line(stats, rate)
+
+    def _step_line(self, stats: StepStats, rate: float) -> None:
+        per_step = sum(s.seconds for s in self._recent) / len(self._recent)
+        left = time.strftime("%H:%M:%S", time.gmtime(per_step * (self._plan.steps - stats.step)))
+        width = len(str(self._plan.steps))
+        text = (
+            f"step {stats.step:>{width}}/{self._plan.steps}  loss {stats.loss:.4f}  lr {stats.lr:.2e}  "
+            f"grad {stats.grad_norm:.3f}  {rate:,.0f} tokens/s  {per_step:.2f} s/step  left {left}"
+        )
+        if self._bar is None:
+            print(f"{text}\n", end="", flush=True)  # in one write: a background save speaks too
+        self.note(text)
+
+    def _scalars(self, values: Mapping[str, float | None], step: int) -> None:
+        """Log what is a number."""
+        numbers = {name: value for name, value in values.items() if value is not None and isfinite(value)}
+        for tracker in self._trackers:
+            tracker.scalars(numbers, step)
+
+    def _text(self, name: str, text: str, step: int) -> None:
+        for tracker in self._trackers:
+            tracker.text(name, text, step)
+
+    def evaluated(
+        self, step: int, holdout: float | None, seconds: float, rows: list[dict[str, Any]], writing: float | None
+    ) -> None:
+        """Log what sealed samples show, and the seconds that it took: to measure the loss, and to write texts."""
+        self._scalars({"holdout/loss": holdout, "speed/holdout_seconds": seconds}, step)
+        if not rows:
+            if holdout is not None:
+                self.note(f"step {step}  holdout loss {holdout:.4f}  ({seconds:.2f} s)")
+            return
+        self._scalars({"speed/generation_seconds": writing}, step)
+        for number, row in enumerate(rows):
+            self._text(f"generations/{number}", as_markdown(row), step)
+
+    def saved(self, step: int, holdout: float | None, stall: float, seconds: float) -> None:
+        """Say that a checkpoint is committed, how long training stood still for it and how long writing took."""
+        shown = "" if holdout is None else f"  holdout loss {holdout:.4f}"
+        self.line(f"saved step-{step:08d}{shown}  ({stall:.2f} s standing still, {seconds:.2f} s in all)")
+        self._progress.saved = step
+        self._scalars({"save/stall_seconds": stall, "save/write_seconds": seconds}, step)
+
+    def close(self) -> None:
+        """Flush everything."""
+        if self._bar is not None:
+            self._bar.stop()
+        self._progress.write()
+        for tracker in self._trackers:
+            tracker.close()
+        self._log.close()
+
+
+class Progress:
+    """How far the run is, in RUN/log/progress.json: what ``launch status`` shows. It is no evidence of anything."""
+
+    def __init__(self, run: RunDirectory, plan: Plan, start: int) -> None:
+        self._path = run.log / "progress.json"
+        self._attempt = int(os.environ.get("WELLREAD_ATTEMPT", 1))
+        self._steps = plan.steps
+        self._tokens = open_checkpoint(run.checkpoints, start).tokens if start else 0
+        self.saved: int | None = start or None
+        """Last saved step."""
+        self._now: dict[str, Any] = {}
+        self._written = float("-inf")
+
+    def step(self, stats: StepStats, recent: list[StepStats]) -> None:
+        """Note a step; write at the first one, then at most once a second."""
+        seconds = sum(s.seconds for s in recent)
+        self._tokens += stats.tokens
+        self._now = {
+            "step": stats.step,
+            "tokens": self._tokens,
+            "loss": stats.loss if isfinite(stats.loss) else self._now.get("loss"),
+            "seconds_per_step": seconds / len(recent),
+            "tokens_per_second": sum(s.tokens for s in recent) / seconds,
+            "time": time.time(),
+        }
+        if time.monotonic() - self._written >= PROGRESS_SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        """Write the last step that was noted, if any was."""
+        if not self._now:
+            return
+        about = {"attempt": self._attempt, "steps": self._steps, "last_saved": self.saved}
+        temporary = self._path.with_name(f".{self._path.name}.tmp")
+        with suppress(OSError):  # a run goes on without it; a full disk is reported by what has to be written
+            temporary.write_text(json.dumps(about | self._now))
+            os.replace(temporary, self._path)
+        self._written = time.monotonic()
+
+
+def _progress_bar(steps: int, start: int) -> tuple[Any, Any]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+        TextColumn("{task.fields[rate]:,.0f} tokens/s"),
+        TimeRemainingColumn(),
+    )
+    bar.start()
+    return bar, bar.add_task("training", total=steps, completed=start, loss=float("nan"), rate=0.0)
+
+
+def as_markdown(row: dict[str, Any]) -> str:
+    """What a model wrote, as TensorBoard shows it: indented text is shown as it is."""
+    parts = [(name, str(row[name])) for name in ("prompt", "generated", "reference")]
+    return "\n\n".join(
+        f"**{name}**\n\n" + "\n".join(f"    {line}" for line in text.split("\n")) for name, text in parts
+    )
