@@ -27,7 +27,8 @@ PATIENCE = 120.0
 LAUNCHER = """
 import json, signal, sys, time
 from pathlib import Path
-from wellread.run import RunDirectory, write_json
+from wellread.files import write_json
+from wellread.run import RunDirectory
 
 run, saves, asked = RunDirectory(Path(sys.argv[3])), sys.argv[4] == "saves", []
 signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))

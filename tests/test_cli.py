@@ -136,7 +136,8 @@ def test_help_ends_with_the_examples() -> None:
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (ValueError("a\n  b"), "a b"),
+        (UserError("a\n  b"), "a b"),
+        (ValueError("shapes differ"), None),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "x"), None),  # of a library: ours to mend, so with a traceback
         (KeyError("x"), None),
         (
@@ -161,7 +162,7 @@ def exit_code(main, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:  # t
 
 def test_exit_codes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def user_error(_: list[str]) -> int:
-        raise ValueError("row 3: no 'instruction'; mend it")
+        raise UserError("row 3: no 'instruction'; mend it")
 
     def interrupted(_: list[str]) -> int:
         raise KeyboardInterrupt

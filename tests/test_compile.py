@@ -182,7 +182,7 @@ def test_an_interrupted_build_goes_on_where_it_stopped(tmp_path: Path) -> None:
 def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
     target = tmp_path / "c"
     with pytest.raises(UserError, match="stop"):
-        build_until(ValueError, target, SHARDS.__getitem__)
+        build_until(UserError, target, SHARDS.__getitem__)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -199,7 +199,7 @@ def test_a_build_that_waited_for_one_that_failed(tmp_path: Path) -> None:
         with building(target) as build:
             meanwhile()
             built.append(build is not None and build.is_dir())
-            raise ValueError(name)
+            raise UserError(name)
 
     def wait() -> None:
         thread.start()
@@ -268,7 +268,7 @@ def test_everything_sealed(tmp_path: Path) -> None:
 
 def test_nothing_at_all(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"toy\+odd: no trainable sample is left \(dropped empty response: 3, sealed: 0\)"
+        UserError, match=r"toy\+odd: no trainable sample is left \(dropped empty response: 3, sealed: 0\)"
     ):
         compiled(tmp_path / "c", SHARDS[1:2])
 

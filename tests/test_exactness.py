@@ -12,7 +12,8 @@ import pytest
 from conftest import Program, missing
 
 from wellread.checkpoint import list_checkpoints
-from wellread.record.reader import COLUMNS, Record
+from wellread.record.reader import Record
+from wellread.record.writer import COLUMNS
 from wellread.run import RunDirectory
 
 STEPS = 9

@@ -27,7 +27,8 @@ from launch.local import ASKED
 from launch.node import Request
 from wellread.checkpoint import list_checkpoints
 from wellread.errors import UserError
-from wellread.record.reader import COLUMNS, Record
+from wellread.record.reader import Record
+from wellread.record.writer import COLUMNS
 from wellread.run import RunDirectory
 
 NODES = ("127.0.0.2", "127.0.0.3")

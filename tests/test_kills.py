@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from wellread.record.reader import COLUMNS, Record
+from wellread.record.reader import Record
+from wellread.record.writer import COLUMNS
 
 KILLS = 30
 STEPS = 160

@@ -79,7 +79,7 @@ def test_tpr_needs_ten_over_alpha_nonmembers() -> None:
     assert tpr_at_fpr(np.ones(5), np.zeros(100), 0.1) == 1.0
     assert tpr_at_fpr(np.ones(5), np.zeros(999), 0.01) is None
     assert tpr_at_fpr(np.ones(5), np.zeros(1000), 0.01) == 1.0
-    with pytest.raises(UserError, match="between 0 and 1"):
+    with pytest.raises(ValueError, match="between 0 and 1"):
         tpr_at_fpr(np.ones(5), np.zeros(1000), 0)
 
 

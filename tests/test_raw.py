@@ -14,8 +14,8 @@ from wellread.config import RunConfig
 from wellread.corpus.read import Corpus
 from wellread.corpus.tokenizer import Tokenizer
 from wellread.data.sets import find
+from wellread.data.sources import megatron_write, raw
 from wellread.data.sources.raw import Raw
-from wellread.data.sources.tables import megatron_write, raw
 from wellread.errors import UserError
 
 TEXTS = ["one two three four five six seven", "eight nine", "", "ten"]

@@ -22,8 +22,9 @@ from wellread.commands import read
 from wellread.corpus.read import Corpus
 from wellread.corpus.tokenizer import Tokenizer
 from wellread.errors import UserError
+from wellread.record import search
 from wellread.record.history import History
-from wellread.record.reader import Record, search
+from wellread.record.reader import Record
 from wellread.run import RunDirectory
 
 STEPS, BATCH = 12, 16

@@ -11,10 +11,10 @@ import pytest
 
 from wellread.errors import UserError
 from wellread.order.permutation import Order
+from wellread.record import writer as records
 from wellread.record.chain import genesis, link
-from wellread.record.reader import COLUMNS, Record
-from wellread.record.reader import reader as records
-from wellread.record.writer import RecordedBatch, RecordWriter
+from wellread.record.reader import Record
+from wellread.record.writer import COLUMNS, RecordedBatch, RecordWriter
 
 ORDER = Order(kind="shuffle", seed=3, n=10, batch_size=4)
 START = genesis("corpus", ORDER.identity())

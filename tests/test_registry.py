@@ -74,7 +74,7 @@ def test_revisions() -> None:
     assert find("pythia-70m@main").revision == "main"
     assert find("gpt-j-6b@float16").revision == "float16"
     with pytest.raises(
-        ValueError, match=r"pythia-70m@step3001: no such step was published; near are step3000, step4000, step2000"
+        UserError, match=r"pythia-70m@step3001: no such step was published; near are step3000, step4000, step2000"
     ):
         find("pythia-70m@step3001")
     for name in ("tiny@step3", "pythia-70m@"):

@@ -6,7 +6,7 @@ import pytest
 from wellread import results
 from wellread.errors import UserError
 from wellread.results import Result
-from wellread.scores import Scores
+from wellread.scores import Scores, read_scores, write_scores
 
 AUC = Result(
     run="a", model="tiny", step=1200, tokens=5, task="membership/loss", metric="auc", group="read",
@@ -41,23 +41,23 @@ def test_a_file_that_is_no_table_of_results_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"x\.parquet: not a readable Parquet file"):
         results.read(path)
     scores = Scores(sample_id=np.array([1]), n_targets=np.array([1]), log_likelihood=np.array([0.0]))
-    results.write_scores(path, scores, head="00", checkpoint="11")
+    write_scores(path, scores, head="00", checkpoint="11")
     with pytest.raises(UserError, match="lacks run, model, step"):
         results.read(path)
 
 
 def test_scores_belong_to_one_head_and_one_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "scores.parquet"
-    assert results.read_scores(path, head="aa", checkpoint="bb") is None
+    assert read_scores(path, head="aa", checkpoint="bb") is None
     scores = Scores(sample_id=np.array([2, 5]), n_targets=np.array([4, 0]), log_likelihood=np.array([-6.0, 0.0]))
-    results.write_scores(path, scores, head="aa", checkpoint="bb")
-    back = results.read_scores(path, head="aa", checkpoint="bb")
+    write_scores(path, scores, head="aa", checkpoint="bb")
+    back = read_scores(path, head="aa", checkpoint="bb")
     assert back is not None
     assert back.sample_id.tolist() == [2, 5]
     assert back.mean[0] == -1.5
     assert np.isnan(back.mean[1])
-    assert results.read_scores(path, head="ab", checkpoint="bb") is None
-    assert results.read_scores(path, head="aa", checkpoint="bc") is None
+    assert read_scores(path, head="ab", checkpoint="bb") is None
+    assert read_scores(path, head="aa", checkpoint="bc") is None
 
 
 def test_merged_scores_are_ascending_by_sample() -> None:

@@ -206,7 +206,7 @@ def test_a_look_at_the_holder_refuses_no_launch(tmp_path: Path) -> None:
 def test_a_launch_of_which_nothing_came_leaves_nothing(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "a" / "run")
     with pytest.raises(UserError, match="bad data"), run.lock():
-        raise ValueError("bad data")
+        raise UserError("bad data")
     assert not run.path.exists()
 
 
@@ -215,7 +215,7 @@ def test_what_was_there_before_stays(tmp_path: Path) -> None:
     run.path.mkdir()
     (run.path / "mine.txt").write_text("precious")
     with pytest.raises(UserError, match="bad data"), run.lock():
-        raise ValueError("bad data")
+        raise UserError("bad data")
     assert (run.path / "mine.txt").read_text() == "precious"
 
 

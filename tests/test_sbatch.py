@@ -222,7 +222,7 @@ def test_no_name_or_path_breaks_out(
 
 def test_the_parser_of_the_tests_is_strict() -> None:
     assert flags("#!/bin/bash\n\n# x\n#SBATCH --a='b c'\necho\n#SBATCH --d=e\n") == {"--a": "b c"}
-    with pytest.raises(UserError, match="unpack"):
+    with pytest.raises(ValueError, match="unpack"):
         flags("#SBATCH --a=b --c=d\n")
     assert sbatch_words(r""" --a='b c'"'"d --e\ f#g""") == ["--a=b c'd", "--e f"]
     assert sbatch_words(r"'a\b'") == ["ab"]  # which is why slurm.check refuses a backslash

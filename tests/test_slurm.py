@@ -25,7 +25,8 @@ import pytest
 from conftest import ROOT, Program, missing
 
 from bench.memory import SHAPES, make_data, make_model
-from wellread.record.reader import COLUMNS, Record
+from wellread.record.reader import Record
+from wellread.record.writer import COLUMNS
 from wellread.run import RunDirectory
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]

@@ -50,9 +50,7 @@ def test_json_lists(tmp_path: Path) -> None:
     with pytest.raises(UserError) as refused:
         read(write(tmp_path / "y.json", json.dumps(GOOD)))
     assert str(refused.value) == f"{tmp_path / 'y.json'}: expected a JSON list of objects, found dict"
-    with pytest.raises(
-        ValueError, match=r"z\.json: not a JSON file: .*; one object a line belongs into a \.jsonl file"
-    ):
+    with pytest.raises(UserError, match=r"z\.json: not a JSON file: .*; one object a line belongs into a \.jsonl file"):
         read(write(tmp_path / "z.json", '{"a": 1}\n{"a": 2}\n'))
 
 

@@ -229,7 +229,7 @@ def test_hub_sets_are_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_hub_without_a_network_is_one_clear_line() -> None:
     with pytest.raises(
-        ValueError, match=r"hub:nobody/no-such-set: cannot be had from the hub \(.*\); download"
+        UserError, match=r"hub:nobody/no-such-set: cannot be had from the hub \(.*\); download"
     ) as error:
         texts("hub:nobody/no-such-set")
     assert "\n" not in str(error.value)
