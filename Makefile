@@ -48,7 +48,7 @@ $(STAMP): pyproject.toml constraints.txt
 		$(PYTHON) -m venv --clear $(VENV) || { echo "setup: on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; }; \
 	fi
 	@echo "setup: installing the packages of constraints.txt into $(VENV) (some minutes, once)"
-	@$(PY) -m pip install -qq --disable-pip-version-check --no-input --constraint constraints.txt --editable ".[dev]"
+	@$(PY) -m pip install -qq --disable-pip-version-check --no-input --constraint constraints.txt --editable ".[train,dev]"
 	@touch $@
 	@echo "setup: installed $$($(PY) -m pip list --disable-pip-version-check 2>/dev/null | tail -n +3 | wc -l) packages, $$(du -sh $(VENV) | cut -f1)"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from wellread.cli import new_parser, parse, run_program
-from wellread.errors import FAILURE, UserError
+from wellread.errors import UserError
 
 USAGE = """usage: python -m eval COMMAND RUN ...
 
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
 def _read(argv: list[str]) -> int:
     from wellread.commands.read import main as read
 
-    return read(argv)
+    return read(argv, "python -m eval read")
 
 
 def _membership(argv: list[str]) -> int:
@@ -83,24 +83,9 @@ def _step(word: str) -> int:
 
 
 def _verify(argv: list[str]) -> int:
-    parser = new_parser(
-        "python -m eval verify", "Verify what a run claims to have read.", "example:\n  python -m eval verify runs/mine"
-    )
-    parser.add_argument("run", help="Run directory.")
-    options = parse(parser, argv)
+    from wellread.commands.verify import main as verify
 
-    from wellread.record.reader import Record
-    from wellread.record.verify import verify
-    from wellread.run import RunDirectory
-
-    run = RunDirectory.open(options.run)
-    problems = verify(run)
-    for line in problems:
-        print(line)
-    record = Record.open(run.record)
-    held = "FAILED: " + f"{len(problems)} problem{'s' * (len(problems) > 1)}" if problems else "verified"
-    print(f"{held}: {record.batches:,} batches, head {record.head}")
-    return FAILURE if problems else 0
+    return verify(argv, "python -m eval verify")
 
 
 def _report(argv: list[str]) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from wellread.files import new_directory
 from wellread.models.llama2c import tokenizer_bin
-from wellread.models.llama2c.reader import Checkpoint, write_model
+from wellread.models.llama2c.reader import Llama2cFile, write_model
 
 
 def import_llama2c(checkpoint: Path, tokenizer: Path, out: Path) -> None:
@@ -17,7 +17,7 @@ def import_llama2c(checkpoint: Path, tokenizer: Path, out: Path) -> None:
     UserError
         When the files are damaged or do not belong together, or `out` is there already.
     """
-    opened = Checkpoint.open(checkpoint)
+    opened = Llama2cFile.open(checkpoint)
     spec = opened.header.spec
     pieces = tokenizer_bin.read(tokenizer, spec.vocab)
     with new_directory(out) as directory:

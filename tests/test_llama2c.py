@@ -184,7 +184,7 @@ def test_greedy_tokens_of_a_random_model_with_grouped_queries(random_model: Path
     for form in ("llama2c-v0", "llama2c-v1"):
         path = written(random_model, form, tmp_path)
         assert Reader.of(path).greedy(prompt, 200) == expected
-        checkpoint = reader.Checkpoint.open(path)
+        checkpoint = reader.Llama2cFile.open(path)
         reader.write_model(checkpoint, tmp_path / f"back-{form}", 1, 2)
         original = load_model(random_model).state_dict()
         for name, value in load_model(tmp_path / f"back-{form}").state_dict().items():
@@ -275,7 +275,7 @@ def test_the_loss_of_stories260k(imported: Path, shared: Path, tmp_path: Path) -
     few = texts[::10]
     exact = nats_per_token(imported, few)
     assert exact == pytest.approx(1.466, abs=0.002)  # of all of them: 1.464
-    checkpoint = reader.Checkpoint.open(written(imported, "llama2c-int8", tmp_path))
+    checkpoint = reader.Llama2cFile.open(written(imported, "llama2c-int8", tmp_path))
     reader.write_model(checkpoint, imported.parent / "int8", 1, 2)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (imported.parent / "int8" / name).write_bytes((imported / name).read_bytes())
@@ -337,7 +337,7 @@ def test_impossible_checkpoints(damage: Any, message: str, stories: Path, tmp_pa
     path = tmp_path / "damaged.bin"
     path.write_bytes(damage((stories / "stories260K.bin").read_bytes()))
     with pytest.raises(UserError) as caught:
-        reader.Checkpoint.open(path)
+        reader.Llama2cFile.open(path)
     assert str(caught.value).startswith(f"{path}: {message}")
 
 

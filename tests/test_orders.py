@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from finetune.prepare import prepare
+from wellread import open_run
 from wellread.config import RunConfig
 from wellread.corpus.read import Corpus
 from wellread.errors import UserError
@@ -29,7 +30,6 @@ from wellread.order.build import build as build_order
 from wellread.order.permutation import ListedOrder, Order
 from wellread.order.spec import parse
 from wellread.planning.plan import resolve
-from wellread.record.history import History
 from wellread.record.reader import Record
 from wellread.run import RunDirectory
 
@@ -389,12 +389,12 @@ def test_a_curriculum_through_the_launcher(program: Program, corpora: Path, smal
     assert "continuing from step-00000004" in done.stdout
     assert Record.open(run.record).head == whole.head
     assert "verified: 8 batches" in program("eval", "verify", run.path, check=True).stdout
-    history = History.of_run(str(run.path))
+    history = open_run(run.path).history
     for sample_id in (3, 17, 40, int(order.batch(6)[0])):
-        places = [(r.batch_id, r.slot) for r in history.readings(sample_id)]
+        places = [(r.batch_id, r.slot) for r in history.sample(sample_id)]
         assert places == [divmod(int(p), 8) for p in np.flatnonzero(whole.sample_ids() == sample_id)]
         assert len(places) >= 1
-    assert history.readings(history.reader.n - 1) == []
+    assert history.sample(history.reader.n - 1) == []
     other = program(*launch, "--out", run.path, "--order_control", "true")
     assert other.returncode == 2
     assert "holds another run (order.pass is sequential there, shuffle asked for)" in other.stderr

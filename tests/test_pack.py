@@ -268,10 +268,10 @@ def test_reading_names_every_row(program: Program, packed_run: RunDirectory, pac
 
 
 def test_a_text_does_not_span_segments(packed_run: RunDirectory, packed: Corpus) -> None:
-    from wellread.record.history import History
+    from wellread import open_run
     from wellread.record.search import search
 
-    history = History.of_run(str(packed_run.path))
+    history = open_run(packed_run.path).history
     assert history.tokenizer is not None
     several = next(i for i in range(packed.n) if len(packed.starts(i)) > 1)
     boundary, tokens = int(packed.starts(several)[1]), packed.tokens(several).tolist()

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from conftest import Program
 
+from wellread import open_run
 from wellread.checkpoint import list_checkpoints
 from wellread.commands import read
 from wellread.corpus.read import Corpus
@@ -44,7 +45,7 @@ def ask(tiny_run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> Ask:
 
 @pytest.fixture(scope="module")
 def history(tiny_run: RunDirectory) -> History:
-    return History.of_run(str(tiny_run.path))
+    return open_run(tiny_run.path).history
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +198,7 @@ def test_sample_is_found_at_every_place_that_the_record_names(history: History, 
         places.setdefault(row["sample_id"], []).append((row["batch_id"], row["slot"], row["epoch"], row["loss"]))
     assert len(places) > 100
     for sample_id in range(history.order.n):
-        found = [(r.batch_id, r.slot, r.epoch, r.loss) for r in history.readings(sample_id)]
+        found = [(r.batch_id, r.slot, r.epoch, r.loss) for r in history.sample(sample_id)]
         assert found == places.get(sample_id, [])
 
 

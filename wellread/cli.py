@@ -8,34 +8,44 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
 from wellread.errors import BAD_INPUT, UserError, print_error, user_message
 
 if TYPE_CHECKING:
+    import argparse
+
     from jsonargparse import ArgumentParser
 
 
 def new_parser(prog: str, description: str, examples: str) -> ArgumentParser:
     """Return a parser whose errors are ValueErrors and whose help ends with `examples`."""
-    from argparse import RawDescriptionHelpFormatter
-
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    return ArgumentParser(prog=prog, description=description, epilog=examples, **_manners())
+
+
+def plain_parser(prog: str, description: str, examples: str) -> argparse.ArgumentParser:
+    """Return such a parser for commands that work without jsonargparse; it knows no dataclasses and no YAML."""
+    from argparse import ArgumentError, ArgumentParser
+
+    class Parser(ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise ArgumentError(None, message)  # which `parse` expects; argparse would print its usage and exit
+
+    return Parser(prog=prog, description=description, epilog=examples, **_manners())
+
+
+def _manners() -> dict[str, Any]:
+    """What all parsers have in common: mistakes are raised, no flag may be shortened, the help fits the terminal."""
+    from argparse import RawDescriptionHelpFormatter
 
     class Formatter(RawDescriptionHelpFormatter):
         def __init__(self, prog: str) -> None:
             super().__init__(prog, max_help_position=30, width=min(120, _terminal_width()))
 
-    return ArgumentParser(
-        prog=prog,
-        description=description,
-        epilog=examples,
-        exit_on_error=False,
-        allow_abbrev=False,
-        formatter_class=Formatter,
-    )
+    return {"exit_on_error": False, "allow_abbrev": False, "formatter_class": Formatter}
 
 
 def _terminal_width() -> int:
@@ -132,7 +142,7 @@ def parse_dataclass(parser: ArgumentParser, kind: type[Any], argv: Sequence[str]
     }
 
 
-def parse(parser: ArgumentParser, argv: Sequence[str]) -> Any:
+def parse(parser: ArgumentParser | argparse.ArgumentParser, argv: Sequence[str]) -> Any:
     """Parse `argv`; a mistake is a one-line ValueError that names the nearest valid flag."""
     from argparse import ArgumentError
 
@@ -142,7 +152,7 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Any:
         raise UserError(_explain(str(error), _keys(parser))) from error
 
 
-def _keys(parser: ArgumentParser) -> list[str]:
+def _keys(parser: ArgumentParser | argparse.ArgumentParser) -> list[str]:
     return [option[2:] for action in parser._actions for option in action.option_strings if option.startswith("--")]
 
 
@@ -203,6 +213,8 @@ def _explain(message: str, keys: list[str]) -> str:
         near = difflib.get_close_matches(name, keys, n=1, cutoff=0.6)
         hint = f"did you mean --{near[0]}?" if near else "see --help for the valid ones"
         return f"unknown setting {name!r}: {hint}"
+    if plain := re.fullmatch(r"argument (--[\w.]+): invalid (\w+) value: '(.*)'", line):
+        return f"{plain.group(1)} {plain.group(3)}: expected {plain.group(2)}"
     wrong = re.search(r'Parser key "([\w.]+)":(.*)', line)
     if wrong:
         given = re.search(r"(?:Given value|Got value): (\S+)", line)

@@ -1,10 +1,11 @@
-"""Printing answers: with rich on a terminal, plain lines that grep and cut understand when piped."""
+"""Printing answers: with rich (an extra) on a terminal, plain lines that grep and cut understand when piped."""
 
 from __future__ import annotations
 
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 
 NARROW = 4
 """Blanks before a sample's text."""
@@ -12,13 +13,18 @@ NARROW = 4
 
 def say(line: str = "", style: str = "") -> None:
     """Print one line; `style` is rich's, used on a terminal alone."""
-    if style and sys.stdout.isatty():
+    if style and _styled():
         from rich.console import Console
         from rich.text import Text
 
         Console().print(Text(line, style=style), soft_wrap=True)
     else:
         print(line)
+
+
+def _styled() -> bool:
+    """Whether lines are styled: on a terminal, where rich is installed."""
+    return sys.stdout.isatty() and find_spec("rich") is not None
 
 
 def say_pairs(pairs: Iterable[tuple[str, str]]) -> None:
@@ -39,7 +45,7 @@ def say_table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table; columns of numbers are flushed right."""
     cells = [[cell(value) for value in row] for row in rows]
     numbers = [all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(heads))]
-    if sys.stdout.isatty():
+    if _styled():
         _say_rich(heads, cells, numbers)
         return
     widths = [max(len(row[i]) for row in [list(heads), *cells]) for i in range(len(heads))]

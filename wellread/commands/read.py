@@ -1,29 +1,29 @@
-"""Ask what was read when: ``python -m eval read RUN …``."""
+"""Ask what was read when: ``python -m wellread.commands.read RUN …``, or ``python -m eval read RUN …``."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from wellread.cli import new_parser, parse
+from wellread.cli import parse, plain_parser, run_program
 from wellread.errors import UserError
 
 DESCRIPTION = "Ask what was read when: by checkpoint, batch, sample, source row or text."
 EXAMPLES = """examples:
-  python -m eval read runs/tiny-sample                                what the newest checkpoint has read
-  python -m eval read runs/tiny-sample --checkpoint step-100
-  python -m eval read runs/tiny-sample --batch 137 | less
-  python -m eval read runs/tiny-sample --batch 100:200 --jsonl out.jsonl
-  python -m eval read runs/tiny-sample --batch 0:10 --call mine:count_words
-  python -m eval read runs/tiny-sample --sample 123
-  python -m eval read runs/tiny-sample --row sample.jsonl:55
-  python -m eval read runs/tiny-sample --text "Virgin Australia" --checkpoint 100
-  python -m eval read runs/tiny-sample --csv batches.csv
-  python -m eval read runs/tiny-sample --diff step-100 step-300
-  python -m eval read runs/tiny-sample --sql "select epoch, avg(loss) from record group by epoch order by epoch"
+  {prog} runs/tiny-sample                                what the newest checkpoint has read
+  {prog} runs/tiny-sample --checkpoint step-100
+  {prog} runs/tiny-sample --batch 137 | less
+  {prog} runs/tiny-sample --batch 100:200 --jsonl out.jsonl
+  {prog} runs/tiny-sample --batch 0:10 --call mine:count_words
+  {prog} runs/tiny-sample --sample 123
+  {prog} runs/tiny-sample --row sample.jsonl:55
+  {prog} runs/tiny-sample --text "Virgin Australia" --checkpoint 100
+  {prog} runs/tiny-sample --csv batches.csv
+  {prog} runs/tiny-sample --diff step-100 step-300
+  {prog} runs/tiny-sample --sql "select epoch, avg(loss) from record group by epoch order by epoch"
 
 without a run, from a Megatron set PILE/document.bin + .idx in the order in which it lies there:
-  python -m eval read --corpus PILE/document --order sequential --batch_size 1024 --batch 3000:3010"""
+  {prog} --corpus PILE/document --order sequential --batch_size 1024 --batch 3000:3010"""
 
 QUESTIONS = ("batch", "sample", "row", "text", "diff", "sql")
 GOES_WITH = {
@@ -36,23 +36,23 @@ GOES_WITH = {
 """Options that refine a question, and which; csv and checkpoint are also questions by themselves."""
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], prog: str = "python -m wellread.commands.read") -> int:
     """Answer one question; return the exit code."""
-    options = _parse(argv)
-    question = _question(options)
-    from wellread.record.history import History
+    options = _parse(argv, prog)
+    question = _question(options, prog)
+    from wellread.record.opened import Run, open_corpus
 
     if options.corpus:
         tokenizer = Path(options.tokenizer) if options.tokenizer else None
-        history = History.of_corpus(options.corpus, options.order, options.batch_size, tokenizer)
+        history = open_corpus(options.corpus, options.order, options.batch_size, tokenizer)
     else:
-        history = History.of_run(options.run)
+        history = Run.open(options.run).history
     _answer(history, question, options)
     return 0
 
 
-def _parse(argv: list[str]) -> Any:
-    parser = new_parser("python -m eval read", DESCRIPTION, EXAMPLES)
+def _parse(argv: list[str], prog: str) -> Any:
+    parser = plain_parser(prog, DESCRIPTION, EXAMPLES.format(prog=prog))
     add = parser.add_argument
     add("run", nargs="?", help="Run directory.")
     add("--checkpoint", metavar="STEP", help="What a checkpoint has read; with --sample, --row or --text: as of it.")
@@ -79,7 +79,7 @@ def _parse(argv: list[str]) -> Any:
     return parse(parser, argv)
 
 
-def _question(options: Any) -> str:
+def _question(options: Any, prog: str) -> str:
     """Name of the one question asked.
 
     Raises
@@ -88,7 +88,7 @@ def _question(options: Any) -> str:
         When the options do not go together.
     """
     if bool(options.run) == bool(options.corpus):
-        raise UserError("name a run directory, or a corpus with --corpus; see python -m eval read --help")
+        raise UserError(f"name a run directory, or a corpus with --corpus; see {prog} --help")
     asked = [name for name in QUESTIONS if getattr(options, name) is not None]
     if len(asked) > 1:
         raise UserError(f"--{asked[0]} and --{asked[1]}: ask one question at a time")
@@ -153,3 +153,7 @@ def _answer_samples(history: Any, question: str, options: Any) -> None:
         show_sample(history, int(options.sample), step)
     else:
         raise UserError(f"--sample {options.sample}: expected a sample id, 0 … {history.reader.n - 1}")
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 from wellread.commands.read_batches import STDOUT, segment_line, where_from, writing
@@ -24,7 +25,7 @@ AROUND = 30
 
 def show_sample(history: History, sample_id: int, step: int) -> None:
     """Print all readings of a sample, those that a model at `step` has behind it marked as read."""
-    readings = history.readings(sample_id)
+    readings = history.sample(sample_id)
     rows = history.samples.rows(_one(sample_id))
     say(f"sample {sample_id}  {where_from(rows[0]) if rows else ''}".rstrip(), "bold")
     say(state(history, sample_id, readings, step))
@@ -92,7 +93,7 @@ def _list(history: History, hits: list[Hit], text: str, step: int) -> None:
     shown = hits[:SHOWN] if sys.stdout.isatty() else hits
     for hit in shown:
         sample_id, place, row = _found(history, hit)
-        readings = history.readings(sample_id)
+        readings = history.sample(sample_id)
         say(f"sample {sample_id}{place}  {where_from(row)}  {plural(hit.count, 'occurrence')}", "cyan")
         say(f"    {_snippet(history, hit, text)}")
         say(f"    {state(history, sample_id, readings, step)}")
@@ -141,7 +142,7 @@ def _write(history: History, hits: list[Hit], step: int, path: str) -> None:
     with writing(path) as file:
         for hit in hits:
             sample_id, place, row = _found(history, hit)
-            readings = [_object(reading, step) for reading in history.readings(sample_id)]
+            readings = [_object(reading, step) for reading in history.sample(sample_id)]
             segment = {"segment": hit.sample_id} if place else {}
             value = {"sample_id": sample_id, **segment, "occurrences": hit.count, **row}
             sealed = sample_id >= history.reader.n_trainable
@@ -175,8 +176,8 @@ def _summary(history: History, hits: list[Hit], step: int) -> str:
 
 @contextmanager
 def _progress(n: int) -> Iterator[Callable[[int], None] | None]:
-    """A progress bar on stderr, on a terminal alone."""
-    if not sys.stderr.isatty():
+    """A progress bar on stderr, on a terminal alone and where rich is installed."""
+    if not sys.stderr.isatty() or find_spec("rich") is None:
         yield None
         return
     from rich.console import Console

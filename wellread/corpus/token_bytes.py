@@ -9,12 +9,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from wellread.corpus.decoder import Decoder
 from wellread.corpus.read import SampleReader
-from wellread.corpus.tokenizer import Tokenizer
 from wellread.errors import UserError
 
 
-def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
+def token_bytes(tokenizer: Decoder) -> list[bytes]:
     """Bytes that each token id stands for; those of a sample are their concatenation.
 
     Two kinds are known: byte-level BPE (GPT-2, GPT-NeoX, Pythia, Llama 3) and SentencePiece with or without byte
@@ -26,7 +26,7 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
         When the tokenizer decodes in some other way.
     """
     backend = tokenizer.backend
-    tokens: list[str | None] = backend.convert_ids_to_tokens(list(range(tokenizer.size)))
+    tokens: list[str | None] = [backend.id_to_token(i) for i in range(tokenizer.size)]
     decoders = _decoders(backend)
     if "ByteLevel" in decoders:
         alphabet = _byte_level_alphabet()
@@ -40,10 +40,8 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
 
 
 def _decoders(backend: Any) -> set[str]:
-    """Types of all steps of a fast tokenizer's decoder; empty for a slow one."""
-    if not getattr(backend, "is_fast", False):
-        return set()
-    decoder = _settings(backend.backend_tokenizer.decoder)
+    """Types of all steps of a tokenizer's decoder; empty for none."""
+    decoder = _settings(backend.decoder)
     return {step["type"] for step in decoder.get("decoders", [decoder]) if step}
 
 
@@ -73,11 +71,9 @@ def _sentencepiece(token: str) -> bytes:
     return token.replace("▁", " ").encode()
 
 
-def normalised(text: str, tokenizer: Tokenizer) -> str:
+def normalised(text: str, tokenizer: Decoder) -> str:
     """The text in the Unicode form that the tokenizer brings texts into, e.g. NFC for GPT-NeoX."""
-    if not getattr(tokenizer.backend, "is_fast", False):
-        return text
-    normalizer = _settings(tokenizer.backend.backend_tokenizer.normalizer)
+    normalizer = _settings(tokenizer.backend.normalizer)
     for step in normalizer.get("normalizers", [normalizer]):
         if step.get("type") in ("NFC", "NFD", "NFKC", "NFKD"):
             text = unicodedata.normalize(step["type"], text)
@@ -89,7 +85,7 @@ def decode(table: list[bytes], tokens: NDArray[Any]) -> str:
     return b"".join(table[token] for token in tokens.tolist()).decode(errors="replace")
 
 
-def check(table: list[bytes], tokenizer: Tokenizer, reader: SampleReader, sample_id: int) -> None:
+def check(table: list[bytes], tokenizer: Decoder, reader: SampleReader, sample_id: int) -> None:
     """Compare the table's decoding of one sample with the tokenizer's own.
 
     SentencePiece drops the blank that opens a text, and counts the bytes of a broken character one by one: these

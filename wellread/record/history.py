@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wellread.checkpoint import Checkpoint, list_checkpoints
+from wellread.checkpoint import Checkpoint
+from wellread.corpus.decoder import Decoder
 from wellread.corpus.read import Corpus, SampleReader
 from wellread.corpus.segments import FILE as SEGMENTS
 from wellread.corpus.segments import Segments
 from wellread.errors import UserError
 from wellread.order.permutation import Order
-from wellread.order.store import open_order
 from wellread.record.reader import Record
 from wellread.record.samples import SamplesTable
-from wellread.run import RunDirectory
 
 if TYPE_CHECKING:
     import pyarrow
 
-    from wellread.corpus.tokenizer import Tokenizer
-
 SHOWN = 12
 """Names listed in an error before the list is cut."""
+COLUMNS = ["sample_id", "n_targets", "loss", "skipped"]
+"""Of the record: what a question about a batch or a sample needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,62 +87,15 @@ class History:
     record: Record | None = None
     checkpoints: Sequence[Checkpoint] = ()
 
-    @classmethod
-    def of_run(cls, path: str) -> History:
-        """Open a run.
-
-        Raises
-        ------
-        UserError
-            When `path` is none, or its corpus is not there.
-        """
-        run = RunDirectory.open(path)
-        corpus, identity = Corpus.open(run.corpus), run.manifest()["identity"]
-        return cls(
-            name=str(run.path),
-            reader=corpus,
-            order=open_order(run),
-            steps=int(identity["steps"]),
-            tokenizer_directory=corpus.tokenizer,
-            record=Record.open(run.record) if (run.record / "head.json").exists() else None,
-            checkpoints=list_checkpoints(run.checkpoints),
-        )
-
-    @classmethod
-    def of_corpus(cls, prefix: str, order: str, batch_size: int | None, tokenizer: Path | None) -> History:
-        """Open a Megatron set or a compiled corpus under a named order, without a run.
-
-        Parameters
-        ----------
-        prefix
-            Path of PREFIX.idx without its suffix, or the directory of a compiled corpus.
-        order
-            ``sequential``; ``pythia``, the same once every size is that of Pythia's pre-shuffled Pile; or
-            ``megatron:DOC_IDX.npy,SAMPLE_IDX.npy,SHUFFLE_IDX.npy``, index maps cached by GPT-NeoX.
-        batch_size
-            Samples a batch; Pythia's 1,024 needs no saying with the order ``pythia``.
-
-        Raises
-        ------
-        UserError
-            When the files or the order cannot be used.
-        """
-        reader, size = _open_samples(prefix, order, batch_size)
-        sequence = Order(kind="sequential", seed=0, n=reader.n_trainable, batch_size=size)
-        directory = tokenizer or (reader.tokenizer if isinstance(reader, Corpus) else None)
-        return cls(name=prefix, reader=reader, order=sequence, steps=sequence.steps(1), tokenizer_directory=directory)
-
     @property
     def batches_read(self) -> int:
         """Batches that the record holds."""
         return self.record.batches if self.record else 0
 
     @cached_property
-    def tokenizer(self) -> Tokenizer | None:
+    def tokenizer(self) -> Decoder | None:
         """The corpus's tokenizer; None when none was given."""
-        from wellread.corpus.tokenizer import Tokenizer
-
-        return Tokenizer.load(self.tokenizer_directory) if self.tokenizer_directory else None
+        return Decoder.load(self.tokenizer_directory) if self.tokenizer_directory else None
 
     @cached_property
     def samples(self) -> SamplesTable:
@@ -198,8 +150,28 @@ class History:
             )
         return low, high
 
+    def batch(self, batch_id: int) -> BatchRead:
+        """One batch: from the record when it has been read, else from the order.
+
+        Raises
+        ------
+        UserError
+            When no such batch is planned; says the range.
+        """
+        (batch,) = self.batches(batch_id, batch_id + 1)
+        return batch
+
     def batches(self, start: int, stop: int) -> Iterator[BatchRead]:
-        """Yield batches start … stop-1 one by one: those read from the record, those to come from the order."""
+        """Yield batches start … stop-1 one by one: those read from the record, those to come from the order.
+
+        Raises
+        ------
+        UserError
+            When they are not all planned; says the range.
+        """
+        if not 0 <= start <= stop <= self.steps:
+            asked = f"batch {start}" if stop == start + 1 else f"batches {start}:{stop}"
+            raise UserError(f"{asked}: out of range, {self.name} has batches 0 … {self.steps - 1}")
         return map(self._batch, range(start, stop))
 
     def numbers(self, batch_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32] | None]:
@@ -207,27 +179,22 @@ class History:
         if batch_id >= self.batches_read:
             ids = self.order.batch(batch_id)
             return ids, self.reader.n_targets(ids), None
-        low, part = self._part(batch_id)
-        rows = part.slice((batch_id - low) * self.order.batch_size, self.order.batch_size)
+        rows = self._recorded(batch_id)
         return rows["sample_id"].to_numpy(), rows["n_targets"].to_numpy(), rows["loss"].to_numpy()
 
-    def _part(self, batch_id: int) -> tuple[int, pyarrow.Table]:
-        """First batch id and rows of the part that holds a batch; the last one asked for is kept."""
+    def _recorded(self, batch_id: int) -> pyarrow.Table:
+        """Rows of the record of one batch that has been read, in slot order."""
         assert self.record is not None
-        kept: dict[str, Any] = self._kept
-        if not kept or not kept["from"] <= batch_id < kept["to"]:
-            part = next(p for p in self.record.parts if p["from"] <= batch_id < p["to"])
-            columns = ["sample_id", "n_targets", "loss", "skipped"]
-            kept.update(part, table=self.record.table(columns, (part["from"], part["to"])))
-        return int(kept["from"]), kept["table"]
-
-    def _skipped(self, batch_id: int) -> bool:
-        low, part = self._part(batch_id)
-        return bool(part["skipped"][(batch_id - low) * self.order.batch_size].as_py())
+        start, stop = next((p["from"], p["to"]) for p in self.record.parts if p["from"] <= batch_id < p["to"])
+        size = self.order.batch_size
+        return self._part(start, stop).slice((batch_id - start) * size, size)
 
     @cached_property
-    def _kept(self) -> dict[str, Any]:
-        return {}
+    def _part(self) -> Callable[[int, int], pyarrow.Table]:
+        """Reads the part of the record that holds batches start … stop-1; the last one asked for is kept."""
+        record = self.record
+        assert record is not None
+        return lru_cache(maxsize=1)(lambda start, stop: record.table(COLUMNS, (start, stop)))
 
     def _batch(self, batch_id: int) -> BatchRead:
         ids, n_targets, losses = self.numbers(batch_id)
@@ -246,7 +213,7 @@ class History:
             n_targets=n_targets.tolist(),
             texts=[self.tokenizer.decode(t.tolist()) for t in tokens] if self.tokenizer else None,
             samples=rows,
-            skipped=losses is not None and self._skipped(batch_id),
+            skipped=losses is not None and self._recorded(batch_id)["skipped"][0].as_py(),
         )
 
     def _add_content(self, segments: list[dict[str, Any]], tokens: NDArray[Any]) -> None:
@@ -257,7 +224,7 @@ class History:
             segment.update({"text": self.tokenizer.decode(own)} if self.tokenizer else {"tokens": own})
             start += segment["n_tokens"]
 
-    def readings(self, sample_id: int) -> list[Reading]:
+    def sample(self, sample_id: int) -> list[Reading]:
         """All readings of a sample until the planned end: from the order's inverse, without a scan of the record.
 
         Raises
@@ -279,36 +246,14 @@ class History:
     def _loss(self, batch_id: int, slot: int, sample_id: int) -> float | None:
         if batch_id >= self.batches_read:
             return None
-        low, part = self._part(batch_id)
-        row = (batch_id - low) * self.order.batch_size + slot
-        if (read := part["sample_id"][row].as_py()) != sample_id:
+        rows = self._recorded(batch_id)
+        if (read := rows["sample_id"][slot].as_py()) != sample_id:
             raise UserError(
                 f"{self.name}: batch {batch_id} slot {slot} read sample {read}, its order says {sample_id}; "
                 "run eval verify"
             )
-        loss: float = part["loss"][row].as_py()
+        loss: float = rows["loss"][slot].as_py()
         return loss
-
-
-def _open_samples(prefix: str, order: str, batch_size: int | None) -> tuple[SampleReader, int]:
-    """Samples in the order that is asked for, and the batch size."""
-    from wellread.data.sources.index_maps import IndexMaps
-    from wellread.data.sources.megatron import PYTHIA_BATCH, Megatron
-
-    if order not in ("sequential", "pythia") and not order.startswith("megatron:"):
-        raise UserError(
-            f"--order {order}: choose sequential, pythia (sequential, and the sizes are checked) or "
-            "megatron:DOC_IDX.npy,SAMPLE_IDX.npy,SHUFFLE_IDX.npy"
-        )
-    if batch_size is None and order != "pythia":
-        raise UserError(f"--batch_size is missing; name it, e.g. {PYTHIA_BATCH} for Pythia")
-    size = PYTHIA_BATCH if batch_size is None else batch_size
-    if (Path(prefix) / "corpus.json").is_file() and order == "sequential":
-        return Corpus.open(prefix), size
-    sequences = Megatron.open(prefix)
-    if order == "pythia":
-        sequences.check_pythia_order(size)
-    return (IndexMaps.open(sequences, order) if order.startswith("megatron:") else sequences), size
 
 
 def _listed(steps: list[int]) -> str:

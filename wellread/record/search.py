@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wellread.corpus.decoder import Decoder
 from wellread.corpus.read import Corpus, SampleReader
 from wellread.corpus.segments import Segments
 from wellread.corpus.token_bytes import check, normalised, token_bytes
-from wellread.corpus.tokenizer import Tokenizer
 from wellread.errors import UserError
 
 TOKENS_AT_ONCE = 1 << 21
@@ -200,7 +200,7 @@ def _mapped_blocks(reader: Corpus | Segments) -> Iterator[tuple[int, NDArray[Any
 
 
 def search(
-    reader: SampleReader, tokenizer: Tokenizer, text: str, *, progress: Callable[[int], None] | None = None
+    reader: SampleReader, tokenizer: Decoder, text: str, *, progress: Callable[[int], None] | None = None
 ) -> list[Hit]:
     """Find the samples of `reader` that hold `text`, byte for byte, in ascending order.
 

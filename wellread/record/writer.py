@@ -7,7 +7,7 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,6 @@ from wellread.corpus.digest import DIGEST_BYTES
 from wellread.errors import UserError
 from wellread.files import write_atomic, write_json
 from wellread.record.chain import link
-
-if TYPE_CHECKING:
-    pass
 
 
 COLUMNS = ("step", "batch_id", "slot", "sample_id", "epoch", "n_targets", "loss", "digest", "skipped")

@@ -57,7 +57,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Llama2cFile:
     """An open checkpoint of llama2.c, whose tensors are read when they are asked for."""
 
     path: Path
@@ -66,7 +66,7 @@ class Checkpoint:
     """By the names that transformers gives them."""
 
     @classmethod
-    def open(cls, path: Path) -> Checkpoint:
+    def open(cls, path: Path) -> Llama2cFile:
         """Read the header, and see whether the file has the length that it calls for.
 
         Raises
@@ -201,7 +201,7 @@ def _order(header: Header) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield "lm_head.weight", (spec.vocab, width)
 
 
-def write_model(checkpoint: Checkpoint, directory: Path, bos: int, eos: int) -> None:
+def write_model(checkpoint: Llama2cFile, directory: Path, bos: int, eos: int) -> None:
     """Write the model in Hugging Face layout, fp32, with one shard of it in memory.
 
     Parameters
@@ -220,7 +220,7 @@ def _never() -> Any:
     raise AssertionError("this model is only written, never made in memory")
 
 
-def _in_order(checkpoint: Checkpoint, names: dict[str, int]) -> Iterator[tuple[str, torch.Tensor]]:
+def _in_order(checkpoint: Llama2cFile, names: dict[str, int]) -> Iterator[tuple[str, torch.Tensor]]:
     import torch
 
     for name in names:

@@ -1,0 +1,30 @@
+"""Prove that a run read what it says: ``python -m wellread.commands.verify RUN``, or ``python -m eval verify RUN``."""
+
+from __future__ import annotations
+
+from wellread.cli import parse, plain_parser, run_program
+from wellread.errors import FAILURE
+
+
+def main(argv: list[str], prog: str = "python -m wellread.commands.verify") -> int:
+    """Print what does not hold, and whether all does; return the exit code."""
+    parser = plain_parser(prog, "Verify what a run claims to have read.", f"example:\n  {prog} runs/mine")
+    parser.add_argument("run", help="Run directory.")
+    options = parse(parser, argv)
+
+    from wellread.record.reader import Record
+    from wellread.record.verify import verify
+    from wellread.run import RunDirectory
+
+    run = RunDirectory.open(options.run)
+    problems = verify(run)
+    for line in problems:
+        print(line)
+    record = Record.open(run.record)
+    held = "FAILED: " + f"{len(problems)} problem{'s' * (len(problems) > 1)}" if problems else "verified"
+    print(f"{held}: {record.batches:,} batches, head {record.head}")
+    return FAILURE if problems else 0
+
+
+if __name__ == "__main__":
+    run_program(main)
