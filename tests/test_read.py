@@ -20,6 +20,7 @@ from conftest import Program
 from wellread import open_run
 from wellread.checkpoint import list_checkpoints
 from wellread.commands import read
+from wellread.corpus.decoder import Decoder
 from wellread.corpus.read import Corpus
 from wellread.corpus.tokenizer import Tokenizer
 from wellread.errors import UserError
@@ -323,7 +324,7 @@ def test_published_tokenizers_are_searched_by_their_bytes(shared: Path, tmp_path
     eos = {"eos_token": "<|endoftext|>" if kind == "pythia" else "</s>"}
     name = "PreTrainedTokenizerFast" if kind == "pythia" else "LlamaTokenizer"
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name, **eos}))
-    tokenizer = Tokenizer.load(tmp_path)
+    tokenizer, decoder = Tokenizer.load(tmp_path), Decoder.load(tmp_path)
     stories = (shared / "tinystories/validation_head.txt").read_text()[:20000]
     texts = [
         "Ünïcödé 日本語 🦙🦙 naïve",
@@ -338,7 +339,7 @@ def test_published_tokenizers_are_searched_by_their_bytes(shared: Path, tmp_path
     pieces = ["日", "本語 🦙", "🦙", "aa", "aaaaaa", "  many  ", "\n\n  ", "é 日"]
     pieces += [stories[k : k + rng.randrange(1, 50)] for k in (rng.randrange(len(stories) - 50) for _ in range(20))]
     for piece in pieces:
-        found = {hit.sample_id: hit.count for hit in search.search(reader, tokenizer, piece)}
+        found = {hit.sample_id: hit.count for hit in search.search(reader, decoder, piece)}
         expected = {i: sum(d.startswith(piece, k) for k in range(len(d))) for i, d in enumerate(decoded)}
         assert found == {i: count for i, count in expected.items() if count}, piece
 

@@ -51,7 +51,9 @@ def _connect(history: History) -> duckdb.DuckDBPyConnection:
     try:
         import duckdb
     except ImportError:
-        raise UserError("--sql: DuckDB, the extra `sql`, is not installed; run: pip install 'duckdb>=1.0', or 'wellread[sql]'") from None
+        raise UserError(
+            "--sql: DuckDB, the extra `sql`, is not installed; run: pip install 'duckdb>=1.0', or 'wellread[sql]'"
+        ) from None
     connection = duckdb.connect()
     if history.record is not None and history.record.parts:
         files = [str(history.record.directory / part["name"]) for part in history.record.parts]
