@@ -62,7 +62,7 @@ def step_overhead(directory: Path) -> dict[str, float]:
     from wellread.record.chain import genesis
     from wellread.record.writer import RecordWriter
     from wellread.train import ranks
-    from wellread.train.engines.base import make_engine
+    from wellread.train.engines.choose import make_engine
 
     spec = find("tiny")
     config = resolve(RunConfig(model="tiny", corpora=str(directory)), spec)
@@ -73,7 +73,7 @@ def step_overhead(directory: Path) -> dict[str, float]:
     order = Order(kind="shuffle", seed=0, n=corpus.n_trainable, batch_size=plan.batch_size)
     engine = make_engine(initial(spec, 0, 0), config, plan)
     writer = RecordWriter(directory / "step-record", start=genesis(corpus.hash, order.identity()))
-    loop = SimpleNamespace(plan=plan, order=order, corpus=corpus, engine=engine, stop=SimpleNamespace(signal=0), step=0)
+    loop = SimpleNamespace(plan=plan, order=order, corpus=corpus, engine=engine, step=0)
     whole, record = zip(*(_step(loop, writer) for _ in range(STEPS)), strict=True)
     flush = seconds(writer.flush) / STEPS
     step, added = statistics.median(whole[WARM_UP:]), statistics.median(record[WARM_UP:]) + flush
@@ -88,7 +88,9 @@ def step_overhead(directory: Path) -> dict[str, float]:
 def _step(loop: Any, writer: Any) -> tuple[float, float]:
     """One batch as the loop reads it; seconds of the whole, and of what only the record needs."""
     from wellread.corpus.batch import collate
-    from wellread.train.loop import _gather, divide
+    from wellread.train import evidence
+    from wellread.train.loop import divide
+    from wellread.train.watch.throughput import Cost, memory_peaks
 
     began = time.perf_counter()
     ids = loop.order.batch(loop.step)
@@ -100,7 +102,9 @@ def _step(loop: Any, writer: Any) -> tuple[float, float]:
     if loop.engine.device.type == "cuda":
         read[-1][2].sum().item()  # wait for the device, or its work would count as the record's
     start = time.perf_counter()
-    reading, _, _ = _gather(loop, read)
+    samples = np.concatenate([evidence.of_micro_batch(*each) for each in read])
+    told = evidence.gather(evidence.of_rank(0, memory_peaks()), samples, batch_size=loop.plan.batch_size)
+    reading, _ = told.reading(loop.step, loop.order), Cost.of(told, loop.plan)
     record = time.perf_counter() - start
     loop.engine.step(1e-4)
     start = time.perf_counter()

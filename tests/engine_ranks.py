@@ -136,7 +136,7 @@ def one_task(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
     from wellread.models.registry import find
     from wellread.train import ranks
     from wellread.train.engines import moments
-    from wellread.train.engines.base import make_engine
+    from wellread.train.engines.choose import make_engine
 
     tensors.SHARD_BYTES = task.get("shard_bytes", tensors.SHARD_BYTES)
     plan = plan_of(task, ranks.world_size())

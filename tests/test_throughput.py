@@ -8,6 +8,7 @@ from wellread.models.registry import ModelSpec, find
 from wellread.planning import host_memory
 from wellread.planning.parameters import parameters
 from wellread.planning.plan import Plan
+from wellread.train.evidence import RANK, SAMPLE, Evidence
 from wellread.train.watch.throughput import Cost, peak_flops, training_flops
 
 
@@ -73,9 +74,13 @@ def test_peaks_of_known_devices(name: str, bf16: float | None, fp32: float | Non
 
 def test_cost_of_a_batch_on_two_nodes(tiny_plan: Plan) -> None:
     """Memory: of a node's ranks together on the host, of one rank on its GPU."""
-    lengths, peaks = np.array([3, 5, 2, 7]), np.array([[10, 1], [20, 4], [25, 2], [1, 3]])
-    found = Cost.of(lengths, lengths - 1, np.array([8, 8, 8, 8]), peaks, tiny_plan)
-    assert found == Cost(tokens=17, targets=13, squares=87, padded=32, host_bytes=30, gpu_bytes=4)
+    ranks = np.array([(0, 10, 1), (0, 20, 4), (0, 25, 2), (0, 1, 3)], RANK)
+    samples = np.zeros(4, SAMPLE)
+    samples["n_tokens"] = [3, 5, 2, 7]
+    samples["n_targets"], samples["width"] = samples["n_tokens"] - 1, 8
+    assert Cost.of(Evidence(samples, ranks), tiny_plan) == Cost(
+        tokens=17, targets=13, squares=87, padded=32, host_bytes=30, gpu_bytes=4
+    )
 
 
 @pytest.fixture

@@ -117,7 +117,7 @@ def _train(
     ranks.start()
     _import_all(plan)
     found["idle"] = {"host": private(os.getpid()) + shared(os.getpid()), "gpu": _gpu_memory(task["used_before"])}
-    from wellread.train.engines.base import make_engine
+    from wellread.train.engines.choose import make_engine
 
     enter("load")
     spec = find(config.model)

@@ -1,10 +1,8 @@
-"""The ranks of a run: process group, gathering, and the signals that ask them to stop."""
+"""The ranks of a run: process group and gathering."""
 
 from __future__ import annotations
 
 import os
-import signal
-import types
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
@@ -94,17 +92,3 @@ def gather_objects(value: T) -> list[T]:
     gathered: list[T] = [value] * world_size()
     dist.all_gather_object(gathered, value)
     return gathered
-
-
-class StopRequest:
-    """Remembers a signal that asks this rank to stop; the ranks agree on it at the next step boundary."""
-
-    def __init__(self) -> None:
-        self.signal = 0
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
-            signal.signal(number, self._remember)
-        # A launcher may have held it back until somebody listens.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
-
-    def _remember(self, number: int, frame: types.FrameType | None) -> None:
-        self.signal = number

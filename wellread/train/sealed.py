@@ -17,6 +17,8 @@ from wellread.planning.plan import Plan
 from wellread.train import ranks
 from wellread.train.engines.base import Engine
 
+GENERATIONS = "generations.jsonl"
+"""In a checkpoint: what its model writes after the prompts of some sealed samples."""
 HOLDOUT_SAMPLES = 256
 """Sealed samples whose loss is measured."""
 NEW_TOKENS = 48

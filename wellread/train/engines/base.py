@@ -1,4 +1,4 @@
-"""What the loop asks of an engine; the two there are: plain torch (one process or DDP), and DeepSpeed ZeRO."""
+"""What the loop asks of an engine, and what engines share."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import torch
 from torch import nn
 
-from wellread.config import RunConfig
 from wellread.errors import UserError
-from wellread.models.load import Source
 from wellread.models.loss import next_logits, sample_losses
 from wellread.train.engines.moments import Moments
 
@@ -129,14 +127,3 @@ def in_training(model: nn.Module, plan: Plan) -> LossModule:
         # Not the reentrant kind: that one needs inputs with gradients, and DDP's hooks would fire twice.
         causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return LossModule(model).train()
-
-
-def make_engine(source: Source, config: RunConfig, plan: Plan) -> Engine:
-    """Build the engine that the plan chose, and the model in it. Collective."""
-    if plan.engine == "deepspeed":
-        from wellread.train.engines.deepspeed_engine import DeepSpeedEngine
-
-        return DeepSpeedEngine(source, config, plan)
-    from wellread.train.engines.torch_engine import TorchEngine
-
-    return TorchEngine(source, config, plan)

@@ -6,15 +6,13 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from wellread.planning import host_memory
 from wellread.planning.parameters import knows, parameters
 from wellread.planning.plan import Plan
 
 if TYPE_CHECKING:
     from wellread.models.registry import ModelSpec
+    from wellread.train.evidence import Evidence
 
 PEAKS: tuple[tuple[str, float, float], ...] = (
     ("B200", 2250, 75),
@@ -61,31 +59,16 @@ class Cost:
     """Most that any rank has held on its GPU so far, as torch's allocator sees it; 0 without GPUs."""
 
     @classmethod
-    def of(
-        cls,
-        lengths: NDArray[np.int64],
-        n_targets: NDArray[np.int64],
-        widths: NDArray[np.int64],
-        peaks: NDArray[np.int64],
-        plan: Plan,
-    ) -> Cost:
-        """From one row per sample, in order of rank.
-
-        Parameters
-        ----------
-        lengths, n_targets, widths : (batch_size,)
-            Tokens, target tokens, and tokens with padding.
-        peaks : (batch_size, 2)
-            `memory_peaks` of the sample's rank.
-        """
-        host, gpu = peaks.reshape(plan.ranks, -1, 2)[:, 0].T
+    def of(cls, evidence: Evidence, plan: Plan) -> Cost:
+        """From what the ranks told of the batch."""
+        samples, host = evidence.samples, evidence.ranks["host_peak"]
         return cls(
-            tokens=int(lengths.sum()),
-            targets=int(n_targets.sum()),
-            squares=int((lengths**2).sum()),
-            padded=int(widths.sum()),
+            tokens=int(samples["n_tokens"].sum()),
+            targets=int(samples["n_targets"].sum()),
+            squares=int((samples["n_tokens"] ** 2).sum()),
+            padded=int(samples["width"].sum()),
             host_bytes=int(host.reshape(plan.nodes, -1).sum(1).max()),
-            gpu_bytes=int(gpu.max()),
+            gpu_bytes=int(evidence.ranks["gpu_peak"].max()),
         )
 
 

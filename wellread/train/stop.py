@@ -1,0 +1,28 @@
+"""Signals that ask a run to stop: it saves at the next step boundary and ends."""
+
+from __future__ import annotations
+
+import signal
+import types
+
+STOP_CODE = 128
+"""Exit code of a run that stopped on signal S: 128 + S, as a shell reports it."""
+
+
+class StopRequest:
+    """Remembers a signal that asks this rank to stop; the ranks agree on it at the next step boundary."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+            signal.signal(number, self._remember)
+        # A launcher may have held it back until somebody listens.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
+
+    def _remember(self, number: int, frame: types.FrameType | None) -> None:
+        self.signal = number
+
+
+def stopped(step: int, number: int) -> str:
+    """What is said of a run that signal `number` stopped at `step`."""
+    return f"stopped by {signal.Signals(number).name} at step {step}, saved; the same command continues"
