@@ -65,8 +65,8 @@ def main(argv: list[str]) -> int:
         print(USAGE, end="")
         return 0
     command, *rest = argv
-    if command == "node":  # not for people: launch/hostfile.py starts it on each node
-        return int(import_module("launch.node").main())
+    if command == "node":  # not for people: the ssh backend starts it on each node
+        return int(import_module("launch.backends.ssh.node").main())
     if command in OTHERS:
         return int(import_module(OTHERS[command]).main(rest))
     if command not in ("run", "plan"):

@@ -13,8 +13,10 @@ from typing import Any
 
 import psutil
 
-from launch import attempts, slurm, slurm_queue
-from launch.slurm_queue import WAITING, JobState
+from launch import attempts
+from launch.backends.slurm import jobs as slurm
+from launch.backends.slurm import queue as slurm_queue
+from launch.backends.slurm.queue import WAITING, JobState
 from launch.state import EVALUATION, Scheduler, facts, look, open_run, progress
 from wellread.cli import new_parser, parse
 from wellread.errors import FAILURE, UserError, print_error

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 from dataclasses import dataclass, field, fields
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from wellread.config import CONFIGS, RunConfig
+from launch.backends import BACKENDS
+from wellread.config import CONFIGS
 from wellread.errors import UserError
-from wellread.models.registry import SEARCH_PATH
-from wellread.planning.plan import Cluster, Plan
 
-Kind = Literal["local", "hostfile", "slurm"]
 FOLDER = CONFIGS / "clusters"
 OWNED = {
     "array", "chdir", "dependency", "error", "job-name", "kill-on-invalid-dep", "no-requeue", "nodes", "ntasks",
@@ -30,7 +26,8 @@ GPUS = re.compile(r"(?:^|(?<=,))gpu(?P<type>:[^:,(]+(?=:)|:[^:,(]*[^:,(\d][^:,(]
 class ClusterFile:
     """A cluster as its YAML file describes it."""
 
-    kind: Kind
+    kind: str
+    """One of `launch.backends.BACKENDS`."""
     name: str = ""
     """Stem of the file."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -77,6 +74,8 @@ class ClusterFile:
     """slurm: how often a run may be queued again by itself."""
 
     def __post_init__(self) -> None:
+        if self.kind not in BACKENDS:
+            raise UserError(f"kind: {self.kind!r} is none of {', '.join(BACKENDS)}")
         for name in ("requeues", "signal_delay"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}: {getattr(self, name)} must be at least 0")
@@ -84,9 +83,7 @@ class ClusterFile:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"{name}: {value} must be above 0")
-        limit = minutes(self.time) * 60
-        if self.kind == "slurm" and self.signal_delay >= limit:
-            raise UserError(f"time: {self.time!r} is not above the signal_delay of {self.signal_delay} s; raise it")
+        minutes(self.time)
         for name, value in {f.name: getattr(self, f.name) for f in fields(self) if f.name != "setup"}.items():
             texts = (
                 [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, tuple) else [value]
@@ -152,7 +149,8 @@ def load(name: str) -> ClusterFile:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"--cluster {path}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict) or "kind" not in values:
-        raise UserError(f"--cluster {path}: no kind; write kind: local, hostfile or slurm")
+        *kinds, last = BACKENDS
+        raise UserError(f"--cluster {path}: no kind; write kind: {', '.join(kinds)} or {last}")
     hints = get_type_hints(ClusterFile)
     own = {f.name for f in fields(ClusterFile)} - {"name"}
     if unknown := sorted(set(values) - own):
@@ -205,122 +203,3 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise UserError(f"{value!r} where one value is expected; put it in quotes")
     return value
-
-
-@dataclass(frozen=True)
-class Host:
-    """A line of a hostfile."""
-
-    name: str
-    slots: int
-
-
-def hosts(cluster: ClusterFile) -> list[Host]:
-    """Hosts of a hostfile, in its order.
-
-    Raises
-    ------
-    UserError
-        When the file is missing or a line is none; names file and line.
-    """
-    path = Path(cluster.hostfile).expanduser()
-    if not path.is_file():
-        raise UserError(
-            f"hostfile {path}: not found; write one 'host slots=N' a line, or name it in the cluster's file"
-        )
-    found: list[Host] = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        text = line.partition("#")[0].strip()
-        if not text:
-            continue
-        match = re.fullmatch(r"([\w.@:\[\]-]+)(?:\s+slots\s*=\s*([1-9]\d*))?", text)
-        if not match or match.group(1).startswith("-"):
-            raise UserError(f"hostfile {path} line {number}: {text!r} is no host; write host slots=N")
-        if match.group(1) in {host.name for host in found}:
-            raise UserError(f"hostfile {path} line {number}: {match.group(1)} is there twice; raise its slots instead")
-        found.append(Host(match.group(1), int(match.group(2) or 1)))
-    if not found:
-        raise UserError(f"hostfile {path}: lists no hosts; write one 'host slots=N' a line")
-    return found
-
-
-def probe(config: RunConfig, cluster: ClusterFile) -> Cluster:
-    """Describe what `config` asks of `cluster`, as far as a plan needs it.
-
-    Raises
-    ------
-    UserError
-        When the cluster cannot give that many nodes or ranks.
-    """
-    if cluster.kind == "local":
-        return _probe_local(config, cluster)
-    if cluster.kind == "hostfile":
-        return _probe_hosts(config, cluster)
-    device = ("cuda" if cluster.gpus else "cpu") if cluster.device == "auto" else cluster.device
-    most = cluster.gpus if device == "cuda" else 0
-    return _described(config, cluster, device, cluster.gpus or 1, most, f"gres: {cluster.gres}")
-
-
-def _probe_local(config: RunConfig, cluster: ClusterFile) -> Cluster:
-    if config.nodes != 1:
-        raise UserError(f"--nodes {config.nodes}: the local cluster is one machine; choose 1, or --cluster slurm")
-    gpus = 0 if cluster.device == "cpu" else count_gpus()
-    if cluster.device == "cuda" and not gpus:
-        raise UserError(f"--cluster {cluster.name}: asks for device cuda, but this machine has no GPU")
-    return _described(config, cluster, "cuda" if gpus else "cpu", gpus or 1, gpus, "this machine's GPUs")
-
-
-def _probe_hosts(config: RunConfig, cluster: ClusterFile) -> Cluster:
-    listed = hosts(cluster)
-    if config.nodes > len(listed):
-        raise UserError(f"--nodes {config.nodes}: {cluster.hostfile} lists {len(listed)}; choose at most that")
-    slots = min(host.slots for host in listed[: config.nodes])
-    device = ("cuda" if count_gpus() else "cpu") if cluster.device == "auto" else cluster.device
-    return _described(config, cluster, device, slots, slots, f"slots in {cluster.hostfile}")
-
-
-def _described(config: RunConfig, cluster: ClusterFile, device: str, usual: int, most: int, limit: str) -> Cluster:
-    """The plan's view; at most `most` ranks a node (0: as many as one likes), as `limit` says."""
-    asked = config.ranks_per_node
-    ranks = (cluster.ranks_per_node or usual) if asked == "auto" else asked
-    if most and ranks > most:
-        raise UserError(f"--ranks_per_node {ranks}: beyond the {most} of a node ({limit}); choose at most that")
-    return Cluster(kind=cluster.kind, nodes=config.nodes, ranks_per_node=ranks, device=device)
-
-
-def count_gpus() -> int:
-    """GPUs that this process may use, counted without importing torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-    if visible is None or not devices:
-        return devices
-    return min(devices, len([part for part in visible.split(",") if part.strip() not in ("", "-1")]))
-
-
-def environment(plan: Plan, cluster: ClusterFile) -> dict[str, str]:
-    """Variables that the ranks need beyond those of the launcher, the same for all."""
-    cores = len(os.sched_getaffinity(0)) // plan.ranks_per_node if cluster.kind != "slurm" else cluster.cpus_per_rank
-    python = Path(cluster.python).parent.parent if cluster.python else Path(sys.prefix)
-    variables = {
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores or 1))),
-        # One cache of compiled ops per environment: two that share one rebuild each other's.
-        "TORCH_EXTENSIONS_DIR": os.environ.get("TORCH_EXTENSIONS_DIR", str(python / "torch_extensions")),
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONFAULTHANDLER": "1",  # a rank that crashes outside Python leaves its stack in its log
-    }
-    if folders := os.environ.get(SEARCH_PATH):  # made absolute: the ranks start in another folder
-        found = [str(Path(folder).expanduser().resolve()) for folder in folders.split(os.pathsep) if folder]
-        variables[SEARCH_PATH] = os.pathsep.join(found)
-    if plan.device == "cpu":
-        variables["DS_ACCELERATOR"] = "cpu"
-        # Threads that spin while they wait for each other take the cores from what else runs there, and are slower.
-        variables["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "passive")
-    else:  # torch would round page-locked memory up to a power of two, and keep what is freed: 44 GiB become 64
-        variables["PYTORCH_ALLOC_CONF"] = os.environ.get("PYTORCH_ALLOC_CONF", "pinned_max_cached_size_mb:1")
-    if cluster.interface:
-        variables |= dict.fromkeys(INTERFACE_VARIABLES, cluster.interface)
-    return variables | cluster.environment
-
-
-INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-"""What gloo and NCCL take the network interface from."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from launch import slurm
+from launch.backends.slurm import jobs as slurm
 from launch.state import (
     EVALUATION,
     REQUESTS,

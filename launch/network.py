@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 
-from launch.cluster import INTERFACE_VARIABLES
+from launch.environment import INTERFACE_VARIABLES
 
 
 def own_address(hosts: list[str]) -> str:

@@ -89,7 +89,7 @@ def needed(plan: Plan) -> list[str]:
 
 
 def folder(cluster: ClusterFile) -> Path:
-    """Where the ops of a cluster's ranks are kept: what `launch.cluster.environment` sets TORCH_EXTENSIONS_DIR to."""
+    """Where the ops of a cluster's ranks are kept: what `launch.environment` sets TORCH_EXTENSIONS_DIR to."""
     python = Path(cluster.python).parent.parent if cluster.python else Path(sys.prefix)
     usual = os.environ.get("TORCH_EXTENSIONS_DIR", str(python / "torch_extensions"))
     return Path(cluster.environment.get("TORCH_EXTENSIONS_DIR", usual))

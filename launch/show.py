@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from launch import slurm
-from launch.job import Job, arguments, environment, wanted_of_slurm
+from launch.job import Job
 from wellread.checkpoint import list_checkpoints
 from wellread.config import to_dict
 from wellread.order.spec import parse
@@ -20,9 +19,7 @@ from wellread.units import GIB
 def as_dict(job: Job) -> dict[str, Any]:
     """The plan as one JSON object, with the files that the run writes."""
     plan = job.planned()
-    started = {"command": _command(job), "environment": environment(job, plan)}
-    if job.file.kind == "slurm":
-        started["sbatch"] = slurm.sbatch_text(job.file, job.run, wanted_of_slurm(job, plan))
+    started = {"command": _command(job), "environment": _environment(job, plan)} | _shown(job, plan)
     return to_dict(plan) | {"chosen": plan.strategy, "out": str(job.run.path), "files": plan.files()} | started
 
 
@@ -44,10 +41,9 @@ def as_text(job: Job) -> str:
         ("checkpoints", f"{len(plan.save_steps)}, at steps {', '.join(map(str, plan.save_steps))}"),
         ("files", "\n".join(plan.files())),
         ("command", shlex.join(_command(job))),
-        ("environment", "\n".join(f"{k}={v}" for k, v in sorted(environment(job, plan).items()))),
+        ("environment", "\n".join(f"{k}={v}" for k, v in sorted(_environment(job, plan).items()))),
     ]
-    if job.file.kind == "slurm":
-        rows.append(("sbatch file", slurm.sbatch_text(job.file, job.run, wanted_of_slurm(job, plan)).rstrip()))
+    rows += [(f"{name} file", text.rstrip()) for name, text in _shown(job, plan).items()]
     width = max(len(name) for name, _ in rows) + 2
     return "\n".join(f"{name:<{width}}{value}".replace("\n", "\n" + " " * width) for name, value in rows)
 
@@ -88,7 +84,17 @@ def memory(strategies: Sequence[dict[str, Any]], chosen: str | None) -> str:
 
 def _command(job: Job) -> list[str]:
     """What each rank runs."""
-    return [job.file.python or sys.executable, "-u", *arguments(job)]
+    return [job.backend.file.python or sys.executable, "-u", *job.training.arguments]
+
+
+def _environment(job: Job, plan: Plan) -> dict[str, str]:
+    """Variables of each rank."""
+    return job.backend.environment(plan, job.training.code)
+
+
+def _shown(job: Job, plan: Plan) -> dict[str, str]:
+    """What else the cluster's backend would be given: name of a file, and its text."""
+    return job.backend.shown(job.training, plan)
 
 
 def _state(job: Job) -> str:

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 from wellread import provenance
+from wellread.errors import UserError
 from wellread.files import write_json
 from wellread.run import RunDirectory
 
@@ -51,6 +52,21 @@ def take(run: RunDirectory, corpora: Path) -> list[str]:
     os.rename(fresh, run.code)
     shutil.rmtree(old, ignore_errors=True)
     return left_out
+
+
+def refuse_dirty() -> None:
+    """Refuse code that no commit names.
+
+    Raises
+    ------
+    UserError
+        When the tree is no clone, or differs from its commit.
+    """
+    code = provenance.code(provenance.ROOT)
+    if code["commit"] is None:
+        raise UserError("--strict: the code is no git repository, so no commit can name it; run it from a clone")
+    if code["dirty"]:
+        raise UserError(f"--strict: the working tree differs from commit {code['commit'][:12]}; commit or stash first")
 
 
 def _files(root: Path) -> list[tuple[str, bool]]:

@@ -28,8 +28,9 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from launch import slurm, slurm_queue
-from launch.slurm_queue import JobState
+from launch.backends.slurm import jobs as slurm
+from launch.backends.slurm import queue as slurm_queue
+from launch.backends.slurm.queue import JobState
 from wellread.checkpoint import MANIFEST
 from wellread.run import Holder, RunDirectory
 

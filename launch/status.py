@@ -9,7 +9,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from launch import attempts, slurm
+from launch import attempts
+from launch.backends.slurm import jobs as slurm
 from launch.state import Scheduler, Status, attempts_of, duration, exit_in_words, look, moment, open_run
 from wellread.cli import new_parser, parse
 from wellread.errors import UserError

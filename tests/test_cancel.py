@@ -17,8 +17,9 @@ import pytest
 from conftest import Program
 from test_status import ENDED, HELD, QUEUED, STEPS, attempt, job, made_up, progress
 
-from launch import cancel, slurm_queue
-from launch.slurm_queue import JobState
+from launch import cancel
+from launch.backends.slurm import queue as slurm_queue
+from launch.backends.slurm.queue import JobState
 from wellread.errors import UserError
 from wellread.files import write_json
 from wellread.run import RunDirectory

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch import cluster as clusters
-from launch.cluster import ClusterFile, Host, environment, hosts, load, minutes, probe
+from launch import devices
+from launch.backends.base import of
+from launch.backends.ssh.hosts import Host, hosts
+from launch.cluster import ClusterFile, load, minutes
 from launch.options import LaunchOptions, cluster_of
 from wellread.config import RunConfig
 from wellread.errors import UserError
@@ -284,14 +286,15 @@ def test_gpus_of_this_process(
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert clusters.count_gpus() == expected
+    assert devices.count_gpus() == expected
 
 
 # --- what a plan asks
 
 
 def probed(file: ClusterFile, **asked: int | str) -> tuple[int, int, str]:
-    found = probe(RunConfig(**asked), file)  # type: ignore[arg-type]
+    config = RunConfig(**asked)  # type: ignore[arg-type]
+    found = of(file).probe(config.nodes, config.ranks_per_node)
     assert found.kind == file.kind
     return found.nodes, found.ranks_per_node, found.device
 
@@ -322,7 +325,7 @@ def test_slurm_gives_no_more_ranks_than_gpus() -> None:
 
 def test_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     local = ClusterFile(kind="local", name="local")
-    monkeypatch.setattr(clusters, "count_gpus", lambda: 0)
+    monkeypatch.setattr(devices, "count_gpus", lambda: 0)
     assert probed(local) == (1, 1, "cpu")
     assert probed(local, ranks_per_node=7) == (1, 7, "cpu")
     assert probed(replace(local, ranks_per_node=3)) == (1, 3, "cpu")
@@ -330,7 +333,7 @@ def test_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not_probed(replace(local, device="cuda")) == (
         "--cluster local: asks for device cuda, but this machine has no GPU"
     )
-    monkeypatch.setattr(clusters, "count_gpus", lambda: 4)
+    monkeypatch.setattr(devices, "count_gpus", lambda: 4)
     assert probed(local) == (1, 4, "cuda")
     assert probed(local, ranks_per_node=2) == (1, 2, "cuda")
     assert probed(replace(local, device="cpu")) == (1, 1, "cpu")
@@ -340,7 +343,7 @@ def test_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_hosts_give_their_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clusters, "count_gpus", lambda: 0)
+    monkeypatch.setattr(devices, "count_gpus", lambda: 0)
     (tmp_path / "hosts").write_text("a slots=4\nb slots=2\nc slots=8\n")
     file = ClusterFile(kind="hostfile", hostfile=str(tmp_path / "hosts"))
     assert probed(file) == (1, 4, "cpu")
@@ -351,7 +354,7 @@ def test_hosts_give_their_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert not_probed(file, nodes=3, ranks_per_node=3) == (
         f"--ranks_per_node 3: beyond the 2 of a node (slots in {tmp_path}/hosts); choose at most that"
     )
-    monkeypatch.setattr(clusters, "count_gpus", lambda: 2)
+    monkeypatch.setattr(devices, "count_gpus", lambda: 2)
     assert probed(file, nodes=2) == (2, 2, "cuda")
 
 
@@ -440,6 +443,10 @@ PLAN = Plan(
 LOCAL = ClusterFile(kind="local")
 
 
+def environment(plan: Plan, file: ClusterFile) -> dict[str, str]:
+    return of(file).environment(plan)
+
+
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Nothing set that the ranks' variables depend on; eight cores."""
@@ -500,7 +507,7 @@ def test_the_cluster_file_has_the_last_word(bare: pytest.MonkeyPatch) -> None:
 
 
 def test_a_probe_is_what_a_plan_takes() -> None:
-    assert probe(RunConfig(nodes=2), ClusterFile(kind="slurm", gres="gpu:2")) == Cluster(
+    assert of(ClusterFile(kind="slurm", gres="gpu:2")).probe(2, "auto") == Cluster(
         kind="slurm", nodes=2, ranks_per_node=2, device="cuda"
     )
 
@@ -517,5 +524,5 @@ def test_a_probe_is_what_a_plan_takes() -> None:
 )
 def test_what_would_break_a_job_is_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as error:
-        ClusterFile(kind="slurm", **values)
+        of(ClusterFile(kind="slurm", **values))
     assert str(error.value).startswith(message)

@@ -20,12 +20,14 @@ import pytest
 import yaml
 from conftest import Program, missing
 
+from launch.backends.slurm import checks as slurm_checks
+from launch.backends.slurm import scheduler as doctor_scheduler
+from launch.backends.ssh import checks as ssh_checks
 from launch.cluster import ClusterFile
-from launch.doctor import cluster as doctor_cluster
 from launch.doctor import command as doctor
 from launch.doctor import host as doctor_host
 from launch.doctor import node as doctor_node
-from launch.doctor import scheduler as doctor_scheduler
+from launch.doctor import several as doctor_several
 from launch.doctor import software as doctor_software
 from launch.doctor.check import Check
 from wellread.errors import UserError
@@ -194,7 +196,7 @@ def test_more_memory_than_a_node_has_is_refused() -> None:
     ],
 )
 def test_clocks_may_differ_a_little(seconds: float, state: str, found: str) -> None:
-    check = doctor_cluster.clock("n1", seconds)
+    check = doctor_several.clock("n1", seconds)
     assert (check.state, check.found) == (state, found)
 
 
@@ -219,20 +221,20 @@ def test_reports_whose_pieces_srun_mixes_are_put_together_again(tmp_path: Path) 
     ]
     told = tmp_path / "told"
     told.write_text("\n".join(["a greeting of the login shell", *lines, doctor_node.MARK + 'n3-1 {"host": ', ""]))
-    answer = doctor_cluster._run(["cat", str(told)], 20)
+    answer = doctor_several.ask(["cat", str(told)], 20)
     assert [report for report, _ in answer.reports] == reports
 
 
 def test_a_command_that_hangs_is_ended_with_all_that_it_started() -> None:
     began = time.monotonic()
-    answer = doctor_cluster._run(["bash", "-c", "echo oops >&2; sleep 60; true"], 0.5)
+    answer = doctor_several.ask(["bash", "-c", "echo oops >&2; sleep 60; true"], 0.5)
     assert time.monotonic() - began < 10
     assert not answer.in_time
     assert answer.said == ["oops"]
 
 
 def test_a_node_that_sees_other_code_or_no_file_of_this_machine_is_told(tmp_path: Path) -> None:
-    with doctor_cluster.shared_file(tmp_path / "runs") as token:
+    with doctor_several.shared_file(tmp_path / "runs") as token:
         asked = request(runs=str(tmp_path / "runs"), token=str(token))
         report = doctor_node.Report(
             host="n1",
@@ -243,13 +245,13 @@ def test_a_node_that_sees_other_code_or_no_file_of_this_machine_is_told(tmp_path
             code=doctor_node.code_hash(),
             token=token.read_text(),
         )
-        found = {c.check: c for c in doctor_cluster._of_node(report, report.time, asked, 8)}
+        found = {c.check: c for c in doctor_several.of_node(report, report.time, asked, 8)}
         assert [found[name].state for name in ("shared folder", "clock")] == ["ok", "ok"]
         here = doctor_software.versions()["torch"]
         assert (found["versions"].state, found["versions"].found) == ("failed", f"torch 2.9.0 (here {here})")
         assert (found["gpus"].state, found["gpus"].remedy[:13]) == ("failed", "correct gres:")
         other = replace(report, token=None, code="0")
-        found = {c.check: c for c in doctor_cluster._of_node(other, report.time, asked, 0)}
+        found = {c.check: c for c in doctor_several.of_node(other, report.time, asked, 0)}
         assert found["shared folder"].state == "failed"
         assert "does not appear there, the code in /old is not this" in found["shared folder"].found
         assert "gpus" not in found
@@ -261,7 +263,7 @@ def test_the_small_job_asks_for_what_the_clusters_file_says() -> None:
         kind="slurm", partition="gpu", gres="gpu:a100:8", setup=("module load cuda",), srun=("--container-image=a b",)
     )
     asked = request(runs="/it's")
-    command = doctor_cluster.srun_command(cluster, 3, asked, "x")
+    command = slurm_checks.srun_command(cluster, 3, asked, "x")
     assert command[0] == "srun"
     assert {"--nodes=3", "--ntasks-per-node=1", "--partition=gpu", "--gres=gpu:a100:8", "--time=3"} <= set(command)
     assert "--container-image=a b" in command
@@ -385,9 +387,9 @@ def test_hosts_tell_of_themselves_through_ssh(program: Program, ssh: str, tmp_pa
 def test_hosts_with_another_interpreter_are_told_how_to_name_it(ssh: str, tmp_path: Path) -> None:
     (tmp_path / "hosts").write_text("127.0.0.1\n")
     cluster = ClusterFile(kind="hostfile", hostfile=str(tmp_path / "hosts"), ssh=ssh, python="/no/python")
-    from launch.cluster import hosts
+    from launch.backends.ssh.hosts import hosts
 
-    [check] = doctor_cluster.ask_hosts(cluster, hosts(cluster), request())
+    [check] = ssh_checks.ask_hosts(cluster, hosts(cluster), request())
     assert (check.check, check.state) == ("ssh", "failed")
     assert check.remedy == "name the interpreter of the nodes as python: in the cluster's file"
 

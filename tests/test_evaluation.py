@@ -15,8 +15,8 @@ from types import SimpleNamespace
 import pytest
 from conftest import Program
 
-from launch import cluster as clusters
-from launch import evaluation
+from launch import devices, evaluation
+from launch.backends import local
 from launch.cluster import ClusterFile
 from launch.evaluation import Request
 from launch.options import evaluation_flags
@@ -73,7 +73,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
     found = RunDirectory(tmp_path / "my run")
     checkpoints = [SimpleNamespace(step=step) for step in (0, 4, 8)]
     monkeypatch.setattr(evaluation, "list_checkpoints", lambda path: checkpoints if path == found.checkpoints else [])
-    monkeypatch.setattr(clusters, "count_gpus", lambda: 0)
+    monkeypatch.setattr(devices, "count_gpus", lambda: 0)
     return found
 
 
@@ -157,16 +157,16 @@ def most_at_a_time(log: Path) -> int:
 def test_some_run_at_a_time(run: RunDirectory, tmp_path: Path) -> None:
     for parallelism in (1, 2):
         log = tmp_path / f"log-{parallelism}"
-        assert evaluation._pool(parts(log, ["time.sleep(0.4)"] * 4), parallelism) == 0
+        assert local.pool(parts(log, ["time.sleep(0.4)"] * 4), parallelism) == 0
         assert sorted(event["part"] for event in events(log) if event["what"] == "end") == ["0", "1", "2", "3"]
         assert most_at_a_time(log) == parallelism
 
 
 def test_they_share_cores_and_gpus(run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
-    monkeypatch.setattr(clusters, "count_gpus", lambda: 2)
+    monkeypatch.setattr(devices, "count_gpus", lambda: 2)
     log = tmp_path / "log"
-    assert evaluation._pool(parts(log, ["pass"] * 5), 5) == 0
+    assert local.pool(parts(log, ["pass"] * 5), 5) == 0
     begun = {event["part"]: event for event in events(log) if event["what"] == "begin"}
     assert {part: event["gpu"] for part, event in begun.items()} == {"0": "0", "1": "1", "2": "0", "3": "1", "4": "0"}
     assert {event["threads"] for event in begun.values()} == {"2"}
@@ -189,12 +189,12 @@ def test_a_failure_ends_the_others_and_its_code_comes_back(
 
 def test_a_killed_part_gives_the_code_of_a_shell(run: RunDirectory, tmp_path: Path) -> None:
     texts = ["pass", "import signal; os.kill(os.getpid(), signal.SIGKILL)"]
-    assert evaluation._pool(parts(tmp_path / "log", texts), 1) == 128 + signal.SIGKILL
+    assert local.pool(parts(tmp_path / "log", texts), 1) == 128 + signal.SIGKILL
 
 
 def test_ctrl_c_leaves_no_part_behind(tmp_path: Path, root: Path) -> None:
     log = tmp_path / "log"
-    text = f"from launch import evaluation; evaluation._pool({parts(log, ['time.sleep(60)'] * 3)!r}, 2)"
+    text = f"from launch.backends import local; local.pool({parts(log, ['time.sleep(60)'] * 3)!r}, 2)"
     with subprocess.Popen([sys.executable, "-c", text], cwd=root, stderr=subprocess.PIPE) as pool:
         deadline = time.monotonic() + 60
         while not log.exists() or len(events(log)) < 2:

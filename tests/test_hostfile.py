@@ -21,10 +21,11 @@ import pytest
 import yaml
 from conftest import Program, missing
 
-from launch import hostfile
-from launch.cluster import ClusterFile, hosts, load
-from launch.local import ASKED
-from launch.node import Request
+from launch.backends.elastic import ASKED
+from launch.backends.ssh import connections as hostfile
+from launch.backends.ssh.hosts import hosts
+from launch.backends.ssh.node import Request
+from launch.cluster import ClusterFile, load
 from wellread.checkpoint import list_checkpoints
 from wellread.errors import UserError
 from wellread.record.reader import Record
@@ -150,10 +151,12 @@ def ready(text=""):
 STARTED = """
 import sys
 from pathlib import Path
-from launch import cluster, hostfile
+from launch import cluster
+from launch.backends.ssh import connections as hostfile
+from launch.backends.ssh.hosts import hosts
 file, folder, text, code = sys.argv[1:]
 where = cluster.load(file)
-names = [host.name for host in cluster.hosts(where)]
+names = [host.name for host in hosts(where)]
 given = {"GIVEN": "given", "WELLREAD_ATTEMPT": "1"}
 sys.exit(hostfile.start(where, names, Path(folder), ["-c", text, folder], 1, given, Path(code)))
 """
@@ -334,7 +337,7 @@ def test_an_agent_that_hears_nothing_ends_its_ranks(root: Path, tmp_path: Path) 
         port=0,
         peer="",
     )
-    command = [sys.executable, "-c", "from launch import node; node.SILENCE = 2; node.main()"]
+    command = [sys.executable, "-c", "from launch.backends.ssh import node; node.SILENCE = 2; node.main()"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=root, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as agent:
         assert agent.stdin

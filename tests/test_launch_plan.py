@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 from conftest import missing
 
-from launch import sizes
+from launch import job
+from launch.backends import base as backends
 from launch.cluster import ClusterFile
+from launch.options import LaunchOptions
+from wellread.config import RunConfig
 from wellread.planning.plan import RUNGS
 from wellread.run import RunDirectory
 
@@ -379,5 +382,6 @@ def test_sizes_of_a_slurm_cluster(
     (tmp_path / "sinfo").write_text(SINFO)
     (tmp_path / "sinfo").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    asked = {"gpu_mem": None, "host_mem": None} | given
-    assert sizes.of(ClusterFile(kind="slurm", **file), **asked) == expected  # type: ignore[arg-type]
+    options = LaunchOptions(**given)  # type: ignore[arg-type]
+    found = job._sized(RunConfig(), backends.of(ClusterFile(kind="slurm", **file)), options)
+    assert (found.gpu_mem, found.host_mem) == expected

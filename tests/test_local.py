@@ -1,4 +1,4 @@
-"""`launch.local`: real ranks under torch's elastic agent; how they are asked to stop, and ended."""
+"""`launch.backends.elastic`: real ranks under torch's elastic agent; how they are asked to stop, and ended."""
 
 import os
 import signal
@@ -11,13 +11,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch.local import ASKED, likely_cause
+from launch.backends.elastic import ASKED, likely_cause
 
 PATIENCE = 120.0
 LAUNCHER = """
 import sys
 from pathlib import Path
-from launch import local
+from launch.backends import elastic as local
 folder, text = sys.argv[1:]
 sys.exit(local.start(["-c", text, folder], 2, {}, Path.cwd()))
 """
@@ -152,7 +152,7 @@ def test_the_code_that_tells_why(codes: dict[int, int], cause: int) -> None:
 def test_a_signal_that_nohup_has_ignored_stays_ignored() -> None:
     text = """
 import os, signal
-from launch import local
+from launch.backends import elastic as local
 with local.stop_signals(lambda number, frame: print(number)):
     os.kill(os.getpid(), signal.SIGHUP)
     os.kill(os.getpid(), signal.SIGTERM)

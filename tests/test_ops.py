@@ -14,7 +14,8 @@ import pytest
 from conftest import missing
 
 from launch import ops
-from launch.cluster import ClusterFile, environment
+from launch.backends.base import of
+from launch.cluster import ClusterFile
 from wellread.errors import UserError
 from wellread.planning.plan import Plan
 
@@ -193,7 +194,7 @@ def test_the_folder_is_that_of_the_ranks(
     if outside:
         monkeypatch.setenv("TORCH_EXTENSIONS_DIR", outside)
     cluster = ClusterFile(kind="local", environment=own, python=python)
-    variables = environment(a_plan(), cluster)
+    variables = of(cluster).environment(a_plan())
     assert str(ops.folder(cluster)) == variables["TORCH_EXTENSIONS_DIR"]
 
 

@@ -23,10 +23,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from launch import evaluation, slurm
+from launch import evaluation
+from launch.backends.slurm import jobs as slurm
+from launch.backends.slurm.task import CommandTask, RankTask
 from launch.cluster import ClusterFile, load
 from launch.evaluation import Request
-from launch.slurm_task import CommandTask, RankTask
 from wellread.errors import UserError
 from wellread.files import write_json
 from wellread.planning.plan import Plan

@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch import slurm_task
-from launch.slurm_task import FIRST_PORT, PORTS, Child, CommandTask, Meeting, RankTask, Signals, free_port
+from launch.backends.slurm import task as slurm_task
+from launch.backends.slurm.task import FIRST_PORT, PORTS, Child, CommandTask, Meeting, RankTask, Signals, free_port
 from wellread.files import write_json
 from wellread.run import RunDirectory
 

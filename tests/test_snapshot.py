@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from launch import job, snapshot
+from launch import snapshot
 from wellread import provenance
 from wellread.errors import UserError
 from wellread.run import RunDirectory
@@ -381,7 +381,7 @@ def launched(clone: Path, *flags: object, env: dict[str, str] | None = None) -> 
 def test_strict_refuses_what_no_commit_names(clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     head = git(clone, "rev-parse", "HEAD").strip()
     monkeypatch.setattr(provenance, "ROOT", clone)
-    job._refuse_dirty()  # clean: nothing to say
+    snapshot.refuse_dirty()  # clean: nothing to say
     write(clone, {"new.py": "1\n"})
     process = launched(clone, "--strict", "--out", tmp_path / "run", "--corpora", tmp_path / "corpora")
     told, complained = process.communicate(timeout=120)
@@ -390,7 +390,7 @@ def test_strict_refuses_what_no_commit_names(clone: Path, tmp_path: Path, monkey
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clone"]
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
     with pytest.raises(UserError, match="--strict: the code is no git repository, so no commit can name it"):
-        job._refuse_dirty()
+        snapshot.refuse_dirty()
 
 
 def holding(folder: Path, texts: list[str]) -> list[str]:

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from conftest import Program
 
-from launch import slurm_queue, state, status
-from launch.slurm_queue import JobState
+from launch import state, status
+from launch.backends.slurm import queue as slurm_queue
+from launch.backends.slurm.queue import JobState
 from wellread.checkpoint import list_checkpoints
 from wellread.config import RunConfig
 from wellread.errors import UserError

@@ -6,18 +6,16 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch import cluster as clusters
 from launch import ops
-from launch.cluster import ClusterFile
-from launch.doctor import cluster as doctor_cluster
+from launch.backends import base as backends
 from launch.doctor import node as doctor_node
-from launch.doctor import scheduler as doctor_scheduler
 from launch.doctor.check import Check, failed, ok, warning
+from launch.doctor.several import MOST_NODES
 from wellread.cli import new_parser, parse
 from wellread.errors import FAILURE, UserError
 from wellread.provenance import ROOT
@@ -25,8 +23,6 @@ from wellread.provenance import ROOT
 if TYPE_CHECKING:
     from rich.table import Table
 
-MOST_NODES = 8
-"""How many nodes of a SLURM cluster are looked at, unless --nodes says otherwise."""
 STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
 EXAMPLES = """examples:
@@ -57,7 +53,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--corpora", default="corpora", help="Folder of compiled corpora (default: corpora).")
     asked = parse(parser, argv)
     cluster = clusters.load(asked.cluster)
-    _refuse(cluster, asked.nodes)
+    if asked.nodes is not None and asked.nodes < 1:
+        raise UserError(f"--nodes {asked.nodes}: must be at least 1")
     request = doctor_node.Request(
         runs=str(Path(asked.runs).expanduser().resolve()),
         corpora=str(Path(asked.corpora).expanduser().resolve()),
@@ -66,67 +63,12 @@ def main(argv: list[str]) -> int:
         memory=cluster.memory,
         build=asked.build,
     )
-    found = list(_checks(cluster, request, asked.nodes, asked.no_job))
+    found = [git(), *backends.of(cluster).checks(request, asked.nodes, asked.no_job)]
     if asked.json:
         print(json.dumps([asdict(check) for check in found], indent=2))
     else:
         _show(found)
     return FAILURE * any(check.state == "failed" for check in found)
-
-
-def _refuse(cluster: ClusterFile, nodes: int | None) -> None:
-    if nodes is not None and nodes < 1:
-        raise UserError(f"--nodes {nodes}: must be at least 1")
-    if cluster.kind == "local" and (nodes or 1) > 1:
-        raise UserError(f"--nodes {nodes}: the local cluster is one machine; choose 1, or --cluster slurm")
-
-
-def _checks(cluster: ClusterFile, request: doctor_node.Request, nodes: int | None, no_job: bool) -> Iterator[Check]:
-    yield git()
-    if cluster.kind == "local":
-        yield from doctor_node.report(request).checks
-        return
-    yield from doctor_node.installed(request)
-    if cluster.kind == "hostfile":
-        yield from _hosts(cluster, request, nodes, no_job)
-    else:
-        yield from _slurm(cluster, request, nodes, no_job)
-
-
-def _hosts(cluster: ClusterFile, request: doctor_node.Request, nodes: int | None, no_job: bool) -> Iterator[Check]:
-    hosts = clusters.hosts(cluster)
-    if nodes and nodes > len(hosts):
-        raise UserError(f"--nodes {nodes}: {cluster.hostfile} lists {len(hosts)}; choose at most that")
-    hosts = hosts[:nodes]
-    text = f"{len(hosts)} hosts, {sum(host.slots for host in hosts)} slots"
-    yield Check(check="hostfile", where=cluster.name, state="ok", found=text)
-    if not no_job:
-        _say(f"asking {len(hosts)} host{'s' * (len(hosts) > 1)} through {cluster.ssh.split()[0]}")
-        with doctor_cluster.shared_file(Path(request.runs)) as token:
-            asked = replace(request, several=len(hosts) > 1, token=str(token))
-            yield from doctor_cluster.ask_hosts(cluster, hosts, asked)
-
-
-def _slurm(cluster: ClusterFile, request: doctor_node.Request, nodes: int | None, no_job: bool) -> Iterator[Check]:
-    reached = doctor_scheduler.scheduler(cluster.name)
-    yield reached
-    if reached.state == "failed":
-        return
-    yield from (members := doctor_scheduler.membership(cluster))
-    if any(check.state == "failed" for check in members):
-        return
-    listed = doctor_scheduler.nodes_of(cluster)
-    wanted = nodes or max(1, min(MOST_NODES, sum(node.free for node in listed)))
-    yield (states := doctor_scheduler.nodes(cluster, listed, wanted))
-    if states.state == "failed":
-        return
-    yield (taken := doctor_scheduler.submission(cluster, wanted, Path(request.runs)))
-    if no_job or taken.state == "failed":
-        return
-    _say(f"running a small job on {wanted} node{'s' * (wanted > 1)}")
-    with doctor_cluster.shared_file(Path(request.runs)) as token:
-        asked = replace(request, several=wanted > 1, token=str(token))
-        yield from doctor_cluster.ask_slurm(cluster, wanted, asked)
 
 
 def git() -> Check:
@@ -139,10 +81,6 @@ def git() -> Check:
     if done.returncode:
         return warning("git", f"{ROOT} is no repository: manifests name no commit", "work in a clone")
     return ok("git", f"commit {done.stdout.strip()}")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _show(checks: list[Check]) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from launch import ops
-from launch.cluster import count_gpus
+from launch.devices import count_gpus
 from launch.doctor import host as system
 from launch.doctor import software
 from launch.doctor.check import Check

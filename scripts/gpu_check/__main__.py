@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from launch.local import STOP_SIGNALS, end_children
+from launch.backends.elastic import STOP_SIGNALS, end_children
 from scripts.gpu_check.cases import Case, cases
 from scripts.gpu_check.machine import ROOT, Found, look
 from scripts.gpu_check.measure import measure

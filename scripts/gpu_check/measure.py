@@ -16,7 +16,8 @@ from pathlib import Path
 from bench.memory import private, shared
 from launch import cluster as clusters
 from launch import ops
-from launch.local import end_children
+from launch.backends import base as backends
+from launch.backends.elastic import end_children
 from scripts.gpu_check.cases import Case, Settled, flops_per_token, peak, settle
 from scripts.gpu_check.machine import ROOT, Found, environment, last_line, used_before
 from scripts.gpu_check.rows import Row
@@ -46,7 +47,7 @@ def measure(case: Case, found: Found, folder: Path, limit: float) -> Row | None:
     if settled.plan.engine == "deepspeed" and not found.deepspeed:
         row.outcome = "not run: DeepSpeed is missing"
         return row
-    variables = environment(found.machine.device) | clusters.environment(settled.plan, clusters.load("local"))
+    variables = environment(found.machine.device) | backends.of(clusters.load("local")).environment(settled.plan)
     refusals = [_refusal(op, frozenset(variables.items())) for op in ops.needed(settled.plan)]
     if any(refusals):
         row.outcome = f"not run: {next(filter(None, refusals))}"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch import attempts, ladder, ops
-from launch.local import SECONDS_TO_MEET, SECONDS_TO_SAVE
+from launch.backends.elastic import SECONDS_TO_MEET, SECONDS_TO_SAVE
 from launch.network import own_address, with_interface
 from wellread.checkpoint import list_checkpoints
 from wellread.errors import BAD_INPUT, UserError, print_error

@@ -1,4 +1,4 @@
-"""The agent on one node of a hostfile: ``python -m launch node``, started by launch/hostfile.py through ssh.
+"""The agent on one node of a hostfile: ``python -m launch node``, started by connections.py through ssh.
 
 stdin tells it what to do: one line of JSON, a `Request`; later ``stop TERM`` asks for a save and a clean end, and an
 empty line is a sign of life. Its end, or long silence, means that the launcher is gone: the ranks are ended at once.
@@ -19,7 +19,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch import ladder, local, network
+from launch import ladder, network
+from launch.backends import elastic
 from wellread.errors import BAD_INPUT, FAILURE, UserError, print_error
 from wellread.run import RunDirectory
 
@@ -102,10 +103,10 @@ def _run(request: Request, port: int) -> int:
             f"{request.host}: cannot reach {request.peer} ({reason}); the nodes have to reach each other by name"
         )
         return BAD_INPUT
-    node = local.Node(nodes=request.nodes, number=request.number, address=request.address, port=port)
+    node = elastic.Node(nodes=request.nodes, number=request.number, address=request.address, port=port)
     try:
         with ladder.watched(RunDirectory(Path(request.run)), int(variables["WELLREAD_ATTEMPT"]), request.number):
-            return local.start(request.arguments, request.ranks, variables, Path.cwd(), node)
+            return elastic.start(request.arguments, request.ranks, variables, Path.cwd(), node)
     except (OSError, RuntimeError) as error:  # torch's errors of a meeting that fails are among the latter
         print_error(f"{request.host}: {' '.join(str(error).split())}")
         return FAILURE
@@ -143,7 +144,7 @@ def _obey(lines: Iterator[str]) -> None:
         word, _, name = line.partition(" ")
         if word == "stop":
             os.kill(os.getpid(), signal.Signals[f"SIG{name}"])
-    psutil.wait_procs(local.end_children(), timeout=5)
+    psutil.wait_procs(elastic.end_children(), timeout=5)
     os._exit(FAILURE)
 
 

@@ -1,4 +1,4 @@
-"""Ranks on machines reached by ssh: one connection per node, and at its other end an agent (launch/node.py).
+"""Ranks on machines reached by ssh: one connection per node, and at its other end an agent (node.py).
 
 What the agents get goes over the connections' stdin, for command lines can be read by everybody on a machine.
 """
@@ -20,9 +20,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO
 
-from launch import local
+from launch.backends import elastic
+from launch.backends.ssh.node import MARK, Request
 from launch.cluster import ClusterFile
-from launch.node import MARK, Request
 from wellread.errors import BAD_INPUT, FAILURE, print_error
 
 SSH_OPTIONS = {
@@ -117,7 +117,7 @@ class _Launch:
     def follow(self) -> int:
         """Start all, wait for all, and return the exit code."""
         try:
-            with local.stop_signals(self._signal):
+            with elastic.stop_signals(self._signal):
                 self._connect(self._waiting.pop(0))
                 while self._left():
                     self._hear()
@@ -135,7 +135,7 @@ class _Launch:
         failed = {number: code for number, code in self._ended.items() if code}
         if self._asked:
             return 128 + self._asked
-        return local.likely_cause(failed)[1] if failed else 0
+        return elastic.likely_cause(failed)[1] if failed else 0
 
     def _left(self) -> list[_Agent]:
         return [agent for agent in self._agents if agent.number not in self._ended]
@@ -167,8 +167,8 @@ class _Launch:
             self._deadline = time.monotonic()
             return
         self._asked = number
-        print(local.ASKED, end="", file=sys.stderr, flush=True)
-        self._end(signal.Signals(number), local.SECONDS_TO_SAVE + SECONDS_TO_END)
+        print(elastic.ASKED, end="", file=sys.stderr, flush=True)
+        self._end(signal.Signals(number), elastic.SECONDS_TO_SAVE + SECONDS_TO_END)
 
     def _note_end(self, agent: _Agent, code: int) -> None:
         self._ended[agent.number] = code

@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch import slurm
+from launch.backends.slurm import jobs
 from launch.cluster import ClusterFile
 from launch.doctor.check import Check, State
 from wellread.provenance import ROOT
@@ -147,8 +147,8 @@ def nodes(cluster: ClusterFile, listed: list[Node], wanted: int) -> Check:
 def submission(cluster: ClusterFile, wanted: int, runs: Path) -> Check:
     """Whether SLURM would take a job with all that the cluster's file asks for; none is submitted."""
     ranks = cluster.ranks_per_node or cluster.gpus or 1
-    asked = slurm.parameters(cluster, name="wellread-doctor", nodes=wanted, ranks_per_node=ranks, code=ROOT)
-    text = slurm.sbatch_text(cluster, RunDirectory(runs / "doctor"), asked)
+    asked = jobs.parameters(cluster, name="wellread-doctor", nodes=wanted, ranks_per_node=ranks, code=ROOT)
+    text = jobs.sbatch_text(cluster, RunDirectory(runs / "doctor"), asked)
     try:
         done = subprocess.run(
             ["sbatch", "--test-only"],

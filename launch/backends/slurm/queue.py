@@ -164,3 +164,21 @@ def _demand(*command: str) -> None:
     done = _ask(*command)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed: {' '.join(done.stderr.split())}")
+
+
+def node_memory(partition: str | None) -> float | None:
+    """GiB of the smallest node of a partition (default: the one that sinfo marks with a star); None: not known."""
+    only = ["--partition", partition] if partition else []
+    try:
+        done = subprocess.run(
+            ["sinfo", "--noheader", "--Node", *only, "--format", "%P %m"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    named = r"\S+" if partition else r"\S+\*"
+    found = re.findall(rf"^{named} (\d+)\+?$", done.stdout, re.MULTILINE)
+    return min((int(size) / 1024 for size in found), default=None)

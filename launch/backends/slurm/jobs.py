@@ -13,9 +13,10 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from launch import attempts, slurm_queue
+from launch import attempts
+from launch.backends.slurm import queue
+from launch.backends.slurm.task import CommandTask, RankTask
 from launch.cluster import GPUS, ClusterFile, minutes
-from launch.slurm_task import CommandTask, RankTask
 from wellread.errors import UserError, print_error
 from wellread.files import write_json
 from wellread.run import RunDirectory
@@ -126,7 +127,7 @@ def submit(
     """
     import submitit
 
-    if not slurm_queue.available():
+    if not queue.available():
         raise UserError("--cluster slurm: no sbatch here; log in to a node of the cluster, or choose --cluster local")
     run.submit.mkdir(exist_ok=True)
     known, before = jobs_of(run), set(run.submit.iterdir())
@@ -158,7 +159,7 @@ def submit(
 def warn_if_stuck(job_id: str) -> None:
     """Say so when a job that was just handed over waits for what will not come by itself."""
     deadline = time.monotonic() + SECONDS_FOR_A_REASON
-    while (job := slurm_queue.state(job_id)).state == "PENDING" and time.monotonic() < deadline:
+    while (job := queue.state(job_id)).state == "PENDING" and time.monotonic() < deadline:
         if job.reason in STUCK:
             print(f"warning: job {job_id} will not start: {job.reason}, {STUCK[job.reason]}", file=sys.stderr)
             return
@@ -194,12 +195,12 @@ def _noted(path: Path) -> Any:
         raise UserError(f"{path}: damaged ({error}); look at squeue for what runs, then remove the file") from None
 
 
-def state_of(job: dict[str, Any]) -> slurm_queue.JobState:
+def state_of(job: dict[str, Any]) -> queue.JobState:
     """What SLURM knows of one of these."""
-    return slurm_queue.state(job["id"], job["folder"])
+    return queue.state(job["id"], job["folder"])
 
 
-def active(run: RunDirectory, kind: str | None = None) -> list[tuple[dict[str, Any], slurm_queue.JobState]]:
+def active(run: RunDirectory, kind: str | None = None) -> list[tuple[dict[str, Any], queue.JobState]]:
     """Jobs of a run that are queued or running, oldest first."""
     found = [(job, state_of(job)) for job in jobs_of(run) if kind in (None, job["kind"])]
     return [(job, state) for job, state in found if state.active]
@@ -214,7 +215,7 @@ def follow(run: RunDirectory, job_id: str, show_log: bool = True) -> int:
     try:
         while True:
             try:
-                job = slurm_queue.state(job_id)
+                job = queue.state(job_id)
             except RuntimeError as error:  # a controller that restarts is back in a moment
                 print(f"{error}; asking again", file=sys.stderr, flush=True)
                 time.sleep(5 * FOLLOW_SECONDS)

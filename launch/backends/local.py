@@ -1,0 +1,126 @@
+"""This machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from launch import devices, ladder, ops
+from launch.backends import elastic
+from launch.backends.attended import Attended
+from launch.backends.base import Evaluation
+from wellread.errors import UserError
+from wellread.planning import deepspeed_file, host_memory
+from wellread.planning.plan import Cluster, Plan
+from wellread.run import RunDirectory
+from wellread.units import GIB
+
+if TYPE_CHECKING:
+    from launch.doctor.check import Check
+    from launch.doctor.node import Request
+
+
+class Local(Attended):
+    """All ranks on this machine."""
+
+    def probe(self, nodes: int, ranks_per_node: int | Literal["auto"]) -> Cluster:
+        """This machine's GPUs, or as many ranks on its CPUs as one likes."""
+        self._check_nodes(nodes)
+        gpus = 0 if self.file.device == "cpu" else devices.count_gpus()
+        if self.file.device == "cuda" and not gpus:
+            raise UserError(f"--cluster {self.file.name}: asks for device cuda, but this machine has no GPU")
+        device = "cuda" if gpus else "cpu"
+        return self._described(nodes, ranks_per_node, device, gpus or 1, gpus, "this machine's GPUs")
+
+    def _check_nodes(self, nodes: int) -> None:
+        if nodes != 1:
+            raise UserError(f"--nodes {nodes}: the local cluster is one machine; choose 1, or --cluster slurm")
+
+    def sizes(self) -> tuple[float | None, float | None]:
+        """What the file says, else what the devices say."""
+        return self.file.gpu_mem or devices.gpu_mem(), self.file.memory or host_memory.total() / GIB
+
+    def lacks_gpus(self) -> str:
+        """Whether a GPU is here."""
+        return "" if devices.count_gpus() else "no GPU is here"
+
+    def nvme(self, path: str) -> float | None:
+        """GiB free where `path` lies."""
+        deepspeed_file.check_nvme(path)
+        return shutil.disk_usage(path).free / GIB
+
+    def check_nvme(self, strategy: str) -> None:
+        """Whether libaio is here."""
+        ops.check_libaio(strategy)
+
+    def cores(self, ranks_per_node: int) -> int:
+        """An even share of this process's cores."""
+        return len(os.sched_getaffinity(0)) // ranks_per_node
+
+    def hosts(self, nodes: int) -> list[str]:
+        """This machine."""
+        return ["localhost"]
+
+    def start(
+        self, run: RunDirectory, arguments: list[str], plan: Plan, variables: dict[str, str], code: Path, attempt: int
+    ) -> int:
+        """Start the ranks as processes of torch's elastic agent."""
+        with ladder.watched(run, attempt):
+            return elastic.start(arguments, plan.ranks_per_node, variables, code)
+
+    def evaluate(self, evaluation: Evaluation) -> int:
+        """Evaluate here and now, the parts first."""
+        if evaluation.parts:
+            code = pool(evaluation.parts, evaluation.parallelism or max(1, devices.count_gpus()))
+            if code:
+                return code
+        return subprocess.run([sys.executable, *evaluation.whole], check=False).returncode
+
+    def checks(self, request: Request, nodes: int | None, no_job: bool) -> Iterator[Check]:
+        """This machine, as one that runs ranks."""
+        from launch.doctor import node
+
+        self._check_nodes(nodes or 1)
+        yield from node.report(request).checks
+
+
+def pool(parts: list[tuple[str, ...]], parallelism: int) -> int:
+    """Run the parts as processes, `parallelism` at a time; the first failure ends the others and is returned."""
+    cores, gpus = len(os.sched_getaffinity(0)), devices.count_gpus()
+    running: dict[int, subprocess.Popen[bytes]] = {}
+    stopped = threading.Event()
+
+    def work(number: int) -> int:
+        if stopped.is_set():
+            return 0
+        share = {"OMP_NUM_THREADS": str(max(1, cores // parallelism))}
+        if gpus:
+            share["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
+        running[number] = subprocess.Popen([sys.executable, *parts[number]], env=os.environ | share)
+        if stopped.is_set():  # while it was started
+            running[number].terminate()
+        code = running[number].wait()
+        if code and not stopped.is_set():
+            stop()
+            return code if code > 0 else 128 - code
+        return 0
+
+    def stop() -> None:
+        stopped.set()
+        for process in list(running.values()):
+            process.terminate()
+
+    with ThreadPoolExecutor(parallelism) as workers:
+        try:
+            codes = list(workers.map(work, range(len(parts))))
+        except BaseException:
+            stop()
+            raise
+    return next((code for code in codes if code), 0)

@@ -1,0 +1,1 @@
+"""Clusters whose queue is SLURM."""

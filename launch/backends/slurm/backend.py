@@ -1,0 +1,179 @@
+"""A SLURM cluster: runs and evaluations are handed over as jobs, which go on without launch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from launch import ladder
+from launch.backends.base import Backend, Evaluation, Settle, Training, summary
+from launch.backends.slurm import jobs, queue
+from launch.backends.slurm.task import CommandTask, RankTask
+from launch.cluster import minutes
+from wellread import provenance
+from wellread.checkpoint import list_checkpoints
+from wellread.errors import UserError
+from wellread.planning.plan import Cluster, Plan
+from wellread.run import RunDirectory
+
+if TYPE_CHECKING:
+    from launch.doctor.check import Check
+    from launch.doctor.node import Request
+
+
+class Slurm(Backend):
+    """Nodes that SLURM gives to jobs."""
+
+    def __post_init__(self) -> None:
+        file = self.file
+        if file.signal_delay >= minutes(file.time) * 60:
+            where = f"--cluster {file.name}: " * bool(file.name)
+            raise UserError(
+                f"{where}time: {file.time!r} is not above the signal_delay of {file.signal_delay} s; raise it"
+            )
+
+    def probe(self, nodes: int, ranks_per_node: int | Literal["auto"]) -> Cluster:
+        """What the cluster's file says; SLURM is not asked."""
+        file = self.file
+        device = ("cuda" if file.gpus else "cpu") if file.device == "auto" else file.device
+        most = file.gpus if device == "cuda" else 0
+        return self._described(nodes, ranks_per_node, device, file.gpus or 1, most, f"gres: {file.gres}")
+
+    def sizes(self) -> tuple[float | None, float | None]:
+        """What the file says, else the memory that SLURM knows of."""
+        memory = self.file.memory
+        return self.file.gpu_mem, queue.node_memory(self.file.partition) if memory is None else memory
+
+    def lacks_gpus(self) -> str:
+        """Whether its jobs ask for GPUs."""
+        return "" if self.file.gpus else "the cluster's file asks for no GPU (gres: gpu:8)"
+
+    def cores(self, ranks_per_node: int) -> int | None:
+        """What the file says; this machine's cores say nothing of the nodes'."""
+        return self.file.cpus_per_rank
+
+    def check(self, run: RunDirectory) -> None:
+        """Refuse a path that SLURM would misread."""
+        jobs.check(run)
+
+    def train(self, training: Training, settle: Settle, refuse_changed: Callable[[], None]) -> int:
+        """Submit the run and what follows it, unless they are there already."""
+        run = training.run
+        queued = jobs.active(run, training.program)  # asked before the run's lock, which a running job holds
+        if queued:
+            refuse_changed()
+            job_id = queued[-1][0]["id"]
+            print(f"{run.path}: job {job_id} is {queued[-1][1].state.lower()} already; nothing to submit", flush=True)
+            last = next((note["id"] for note, _ in reversed(jobs.active(run, "eval"))), job_id)
+            return self._followed(training, job_id, last, settle, refuse_changed)
+        with run.lock():
+            if training.fall_back:
+                _note_jobs(run)
+            plan = settle()
+            if isinstance(plan, int):
+                return plan
+            last = job_id = self._submit(training, plan) if plan else None
+            wanted = training.then and not jobs.active(run, "eval")
+            if wanted and (job_id or not _is_reported(run)):
+                last = self._submit_then(training, job_id)
+                print(f"submitted its evaluation as job {last}" + f", after job {job_id}" * bool(job_id), flush=True)
+        return self._followed(training, job_id, last, settle, refuse_changed)
+
+    def _followed(
+        self,
+        training: Training,
+        job_id: str | None,
+        last: str | None,
+        settle: Settle,
+        refuse_changed: Callable[[], None],
+    ) -> int:
+        """With --wait, the exit code of the run's job, or of the evaluation after it; else 0."""
+        run = training.run
+        if not training.wait:
+            return 0
+        code = jobs.follow(run, job_id) if job_id else 0
+        if code and training.fall_back and _note_jobs(run):
+            return self.train(training, settle, refuse_changed)
+        return jobs.follow(run, last, show_log=False) if last and last != job_id and code == 0 else code
+
+    def _submit(self, training: Training, plan: Plan) -> str:
+        wanted = self._wanted(training, plan)
+        task = RankTask(
+            run=str(training.run.path.resolve()),
+            arguments=tuple(training.arguments),
+            variables=self.environment(plan, training.code),
+            requeues=self.file.requeues,
+            limit=60 * int(wanted["time"]),
+            ladder=training.fall_back,
+        )
+        job_id = jobs.submit(self.file, training.run, [task], wanted, training.program)
+        print(f"submitted {training.run.path} as job {job_id}: {summary(plan)}", flush=True)
+        jobs.warn_if_stuck(job_id)
+        return job_id
+
+    def _wanted(self, training: Training, plan: Plan) -> dict[str, Any]:
+        """What the run's job asks of SLURM."""
+        ranks = plan.ranks_per_node
+        return jobs.parameters(
+            self.file, name=training.run.name, nodes=plan.nodes, ranks_per_node=ranks, code=training.code
+        )
+
+    def _submit_then(self, training: Training, after: str | None) -> str:
+        """Hand over what follows a run, to start when job `after` has ended well; return its id."""
+        run = training.run
+        wanted = self._wanted_once(f"{run.name} eval", after)
+        wanted["additional_parameters"]["chdir"] = str(training.code)
+        return jobs.submit(self.file, run, [self._command(run, training.then)], wanted, "eval")
+
+    def evaluate(self, evaluation: Evaluation) -> int:
+        """Submit an evaluation: its parts as an array of jobs, and the whole after them."""
+        run = evaluation.run
+        jobs.check(run)
+        if going := jobs.active(run, "eval"):
+            raise UserError(f"{run.path}: job {going[-1][0]['id']} evaluates it already; wait for it, or make cancel")
+        first = None
+        if parts := evaluation.parts:
+            wanted = self._wanted_once(f"{run.name} eval parts")
+            if len(parts) > 1:
+                wanted["array_parallelism"] = evaluation.parallelism or len(parts)
+            first = jobs.submit(self.file, run, [self._command(run, part) for part in parts], wanted, "eval")
+            print(f"submitted {len(parts)} evaluations as job {first}", flush=True)
+        wanted = self._wanted_once(f"{run.name} eval", first)
+        job_id = jobs.submit(self.file, run, [self._command(run, evaluation.whole)], wanted, "eval")
+        print(f"submitted eval {evaluation.name} as job {job_id}" + f", after job {first}" * bool(first), flush=True)
+        if not evaluation.wait:
+            return 0
+        code = jobs.follow(run, first, show_log=False) if first else 0
+        return code or jobs.follow(run, job_id, show_log=False)
+
+    def _wanted_once(self, name: str, after: str | None = None) -> dict[str, Any]:
+        """What the job of one command asks of SLURM."""
+        return jobs.parameters(self.file, name=name, nodes=1, ranks_per_node=1, code=provenance.ROOT, after=after)
+
+    def _command(self, run: RunDirectory, arguments: tuple[str, ...]) -> CommandTask:
+        plan = Plan.from_json(run.plan_file.read_text())
+        return CommandTask(arguments, self.environment(replace(plan, ranks_per_node=1)))
+
+    def shown(self, training: Training, plan: Plan) -> dict[str, str]:
+        """The file that sbatch would get."""
+        return {"sbatch": jobs.sbatch_text(self.file, training.run, self._wanted(training, plan))}
+
+    def checks(self, request: Request, nodes: int | None, no_job: bool) -> Iterator[Check]:
+        """What this machine needs, what the scheduler says, and what each node of a small job tells of itself."""
+        from launch.backends.slurm import checks
+
+        return checks.checks(self.file, request, nodes, no_job)
+
+
+def _note_jobs(run: RunDirectory) -> bool:
+    """Whether SLURM ended the run's last job for want of memory, which is then noted."""
+    last = run.manifest()["attempts"][-1:] if run.manifest_file.exists() else []
+    job_id = last[0].get("job") if last else None
+    return bool(job_id and ladder.note_job(run, job_id, queue.state(job_id).state))
+
+
+def _is_reported(run: RunDirectory) -> bool:
+    """Whether the report is there, and newer than the last checkpoint."""
+    report, checkpoints = run.report / "index.html", list_checkpoints(run.checkpoints)
+    return report.exists() and all(report.stat().st_mtime > c.path.stat().st_mtime for c in checkpoints)

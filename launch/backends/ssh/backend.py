@@ -1,0 +1,59 @@
+"""Machines of a hostfile."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from launch import devices
+from launch.backends.attended import Attended
+from launch.backends.base import Evaluation
+from launch.backends.ssh import connections
+from launch.backends.ssh.hosts import hosts
+from wellread.errors import UserError
+from wellread.planning.plan import Cluster, Plan
+from wellread.run import RunDirectory
+
+if TYPE_CHECKING:
+    from launch.doctor.check import Check
+    from launch.doctor.node import Request
+
+
+class Ssh(Attended):
+    """Ranks on the first machines of a hostfile."""
+
+    def probe(self, nodes: int, ranks_per_node: int | Literal["auto"]) -> Cluster:
+        """The slots of its hosts; without a device in the cluster's file they are taken to be like this machine."""
+        listed = hosts(self.file)
+        if nodes > len(listed):
+            raise UserError(f"--nodes {nodes}: {self.file.hostfile} lists {len(listed)}; choose at most that")
+        slots = min(host.slots for host in listed[:nodes])
+        device = ("cuda" if devices.count_gpus() else "cpu") if self.file.device == "auto" else self.file.device
+        return self._described(nodes, ranks_per_node, device, slots, slots, f"slots in {self.file.hostfile}")
+
+    def cores(self, ranks_per_node: int) -> int:
+        """An even share of the cores, as if the nodes had as many as this machine."""
+        return len(os.sched_getaffinity(0)) // ranks_per_node
+
+    def hosts(self, nodes: int) -> list[str]:
+        """The first of the hostfile."""
+        return [host.name for host in hosts(self.file)[:nodes]]
+
+    def start(
+        self, run: RunDirectory, arguments: list[str], plan: Plan, variables: dict[str, str], code: Path, attempt: int
+    ) -> int:
+        """Start an agent on each host, which starts the ranks there."""
+        names = self.hosts(plan.nodes)
+        return connections.start(self.file, names, run.path, arguments, plan.ranks_per_node, variables, code)
+
+    def evaluate(self, evaluation: Evaluation) -> int:
+        """Refused: an evaluation wants one machine."""
+        raise UserError(f"--cluster {self.file.name}: evaluations run on local or slurm; choose one of these")
+
+    def checks(self, request: Request, nodes: int | None, no_job: bool) -> Iterator[Check]:
+        """What this machine needs, and each host tells of itself."""
+        from launch.backends.ssh import checks
+
+        return checks.checks(self.file, request, nodes, no_job)

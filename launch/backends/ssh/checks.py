@@ -1,0 +1,75 @@
+"""What the doctor looks at on the hosts of a hostfile: each runs the node part, and tells of itself through ssh."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from launch.backends.ssh.connections import SSH_OPTIONS
+from launch.backends.ssh.hosts import Host, hosts
+from launch.cluster import ClusterFile
+from launch.doctor import several
+from launch.doctor.check import Check
+from launch.doctor.node import Request, installed
+from wellread.errors import UserError
+from wellread.provenance import ROOT
+
+SECONDS_TO_CONNECT = 10
+
+
+def checks(cluster: ClusterFile, request: Request, nodes: int | None, no_job: bool) -> Iterator[Check]:
+    """What this machine needs; then, unless nothing is to be started, all of `nodes` hosts (None: every one)."""
+    yield from installed(request)
+    listed = hosts(cluster)
+    if nodes and nodes > len(listed):
+        raise UserError(f"--nodes {nodes}: {cluster.hostfile} lists {len(listed)}; choose at most that")
+    listed = listed[:nodes]
+    text = f"{len(listed)} hosts, {sum(host.slots for host in listed)} slots"
+    yield Check(check="hostfile", where=cluster.name, state="ok", found=text)
+    if not no_job:
+        several.say(f"asking {len(listed)} host{'s' * (len(listed) > 1)} through {cluster.ssh.split()[0]}")
+        with several.shared_file(Path(request.runs)) as token:
+            asked = replace(request, several=len(listed) > 1, token=str(token))
+            yield from ask_hosts(cluster, listed, asked)
+
+
+def ask_hosts(cluster: ClusterFile, listed: list[Host], request: Request) -> list[Check]:
+    """Run the node part on each host through ssh, all at once, and compare what they tell."""
+    with ThreadPoolExecutor(len(listed)) as pool:
+        return [check for found in pool.map(lambda host: _ask_host(cluster, host, request), listed) for check in found]
+
+
+def _ask_host(cluster: ClusterFile, host: Host, request: Request) -> list[Check]:
+    seconds = SECONDS_TO_CONNECT + several.SECONDS_PER_NODE + several.SECONDS_TO_BUILD * request.build
+    try:
+        answer = several.ask(ssh_command(cluster, host.name, request), seconds)
+    except FileNotFoundError as error:
+        return [_unreached(host.name, f"{error.filename} not found", "name the command that reaches a host as ssh:")]
+    if answer.reports:
+        report, at = answer.reports[0]
+        own = several.of_node(report, at, request, host.slots if report.gpus or cluster.device == "cuda" else 0)
+        return [replace(check, where=host.name) for check in own]
+    reason = answer.said[-1] if answer.said else f"ssh ended with code {answer.code}"
+    if not answer.in_time:
+        return [_unreached(host.name, f"no answer within {seconds} s", "a filesystem that hangs looks like this")]
+    if answer.code == 255:  # ssh's own
+        remedy = f"ssh {host.name} true has to work without a question (ssh: in the cluster's file)"
+        return [_unreached(host.name, reason, remedy)]
+    if answer.code in (126, 127):
+        return [_unreached(host.name, reason, "name the interpreter of the nodes as python: in the cluster's file")]
+    return [_unreached(host.name, reason, several.SHARED)]
+
+
+def ssh_command(cluster: ClusterFile, host: str, request: Request) -> list[str]:
+    """What starts the node part on `host`."""
+    asked = SSH_OPTIONS | {"ConnectTimeout": str(SECONDS_TO_CONNECT)}
+    options = [word for name, value in asked.items() for word in ("-o", f"{name}={value}")]
+    line = f"cd {shlex.quote(str(ROOT))} && exec {shlex.join(several.node_command(cluster, request))}"
+    return [*shlex.split(cluster.ssh), *options, "-T", host, line]
+
+
+def _unreached(host: str, found: str, remedy: str) -> Check:
+    return Check(check="ssh", where=host, state="failed", found=found, remedy=remedy)

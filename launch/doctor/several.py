@@ -1,0 +1,187 @@
+"""What the doctor checks of several machines: each tells of itself, through srun or ssh, and they have to agree.
+
+How they are reached is told by their backend (`launch.backends`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from launch.cluster import ClusterFile
+from launch.doctor import software
+from launch.doctor.check import Check
+from launch.doctor.node import MARK, Report, Request, code_hash
+from wellread.provenance import ROOT
+
+MOST_NODES = 8
+"""How many nodes of a queue are looked at, unless --nodes says otherwise."""
+SECONDS_PER_NODE = 150
+"""How long one node may look at itself; torch from a cold network filesystem takes its time."""
+SECONDS_TO_BUILD = 1800
+SKEW, WORST_SKEW = 2.0, 30.0
+"""Seconds between two clocks: ninja and make compare file times; logs and leases bear somewhat more."""
+SHARED = f"{ROOT}, its runs/ and its Python have to lie where all nodes see them, under the same path"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What came back from a command that ran the node part somewhere."""
+
+    reports: list[tuple[Report, float]]
+    """Each with the time of its arrival."""
+    code: int
+    said: list[str]
+    """Lines of stderr, ssh's or srun's among them."""
+    in_time: bool
+
+
+def say(text: str) -> None:
+    """Tell what takes a while."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def node_command(cluster: ClusterFile, request: Request) -> list[str]:
+    """What runs the node part on a machine of `cluster`."""
+    return [cluster.python or sys.executable, "-m", "launch.doctor.node", json.dumps(asdict(request))]
+
+
+def of_node(report: Report, at: float, request: Request, gpus: int) -> Iterator[Check]:
+    """Checks that a node made itself, and comparisons with this machine."""
+    yield from report.checks
+    yield _shared(report, request)
+    yield clock(report.host, at - report.time)
+    yield _versions(report, software.versions())
+    if gpus:
+        enough = report.gpus >= gpus
+        yield Check(
+            check="gpus",
+            where=report.host,
+            state="ok" if enough else "failed",
+            found=f"{report.gpus} of {gpus} that the cluster's file or hostfile names",
+            remedy="" if enough else "correct gres: or slots=, or look at nvidia-smi there",
+        )
+
+
+def _shared(report: Report, request: Request) -> Check:
+    """Whether a node sees this machine's code and the file that the doctor wrote."""
+    seen = request.token is not None and report.token == Path(request.token).name
+    same = report.code == code_hash()
+    found = [
+        "a file written here is read there" if seen else f"a file written in {request.runs} does not appear there",
+        "the same code" if same else f"the code in {report.root} is not this",
+    ]
+    return Check(
+        check="shared folder",
+        where=report.host,
+        state="ok" if seen and same else "failed",
+        found=", ".join(found),
+        remedy="" if seen and same else SHARED,
+    )
+
+
+def clock(host: str, seconds: float) -> Check:
+    """A node's clock against this machine's; `seconds` is how far it is behind, the way home included."""
+    off = abs(seconds)
+    if off < SKEW:
+        return Check(check="clock", where=host, state="ok", found=f"within {SKEW:g} s of this machine's")
+    return Check(
+        check="clock",
+        where=host,
+        state="warning" if off <= WORST_SKEW else "failed",
+        found=f"{off:.0f} s {'behind' if seconds > 0 else 'ahead of'} this machine's",
+        remedy="synchronise the clocks: systemctl enable --now systemd-timesyncd, or chrony",
+    )
+
+
+def _versions(report: Report, here: dict[str, str]) -> Check:
+    names = sorted({*here, *report.versions})
+    others = [
+        f"{name} {report.versions.get(name, 'missing')} (here {here.get(name, 'missing')})"
+        for name in names
+        if report.versions.get(name) != here.get(name)
+    ]
+    return Check(
+        check="versions",
+        where=report.host,
+        state="failed" if others else "ok",
+        found=", ".join(others) or "the same as here",
+        remedy="use one environment for all: python: in the cluster's file" if others else "",
+    )
+
+
+@contextmanager
+def shared_file(runs: Path) -> Iterator[Path]:
+    """A new file in the folder of the runs that holds its own name."""
+    runs.mkdir(parents=True, exist_ok=True)
+    path = runs / f".doctor-{secrets.token_hex(8)}"
+    try:
+        path.write_text(path.name)
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def ask(command: list[str], seconds: float, environment: dict[str, str] | None = None) -> Answer:
+    """Run a command that brings node reports home, for at most so many seconds."""
+    late = threading.Event()
+    pieces: dict[str, str] = {}
+    arrivals: dict[str, float] = {}
+    with tempfile.TemporaryFile("w+", errors="replace") as said:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        assert process.stdout
+        timer = threading.Timer(seconds, _give_up, (process, late))
+        timer.start()
+        try:
+            for line in process.stdout:
+                mark, found, rest = line.partition(MARK)[2].partition(" ")
+                if found:
+                    pieces[mark] = pieces.get(mark, "") + rest.removesuffix("\n")
+                    arrivals[mark] = time.time()
+            code = process.wait()
+        finally:
+            timer.cancel()
+            _end(process)
+            process.stdout.close()
+        said.seek(0)
+        lines = [" ".join(line.split()) for line in said if line.strip()]
+    reports = []
+    for mark, text in pieces.items():
+        with suppress(ValueError):  # cut off in the middle
+            reports.append((Report.of(text), arrivals[mark]))
+    return Answer(reports=sorted(reports, key=lambda it: it[0].host), code=code, said=lines, in_time=not late.is_set())
+
+
+def _give_up(process: subprocess.Popen[str], late: threading.Event) -> None:
+    late.set()
+    _end(process)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(5)
