@@ -9,14 +9,12 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import pairwise
-from typing import Any
 
 import psutil
 
 from launch import attempts
-from launch.backends.slurm import jobs as slurm
-from launch.backends.slurm import queue as slurm_queue
-from launch.backends.slurm.queue import WAITING, JobState
+from launch.backends import base as backends
+from launch.backends.jobs import WAITING, Job, JobState
 from launch.state import EVALUATION, Scheduler, facts, look, open_run, progress
 from wellread.cli import new_parser, parse
 from wellread.errors import FAILURE, UserError, print_error
@@ -63,8 +61,8 @@ def _cancel(run: RunDirectory, timeout: float, now: bool) -> int:
     """End what runs and what waits; return the exit code."""
     holder = run.holder()
     launcher = _launcher(holder)
-    jobs = [] if launcher else slurm.active(run)
-    if holder and not launcher and all(job["kind"] == EVALUATION for job, _ in jobs):
+    jobs = [] if launcher else _active(run)
+    if holder and not launcher and all(job.kind == EVALUATION for job, _ in jobs):
         raise UserError(_foreign(run, holder))
     if not holder and not jobs:
         status = look(run, Scheduler())
@@ -142,6 +140,12 @@ def _holds(run: RunDirectory, launcher: psutil.Process) -> bool:
 # --- on SLURM
 
 
+def _active(run: RunDirectory) -> list[tuple[Job, JobState]]:
+    """Jobs of a run that are queued or running, oldest first."""
+    found = [(job, job.state()) for job in backends.jobs_of(run)]
+    return [(job, state) for job, state in found if state.active]
+
+
 def _end_jobs(run: RunDirectory, timeout: float, now: bool) -> None:
     """Cancel jobs that wait, dependent ones first; ask the one that trains for a save; cancel what is left.
 
@@ -151,41 +155,41 @@ def _end_jobs(run: RunDirectory, timeout: float, now: bool) -> None:
         When SLURM gives no answer, or refuses.
     """
     running = []
-    for job, state in reversed(slurm.active(run)):
-        if state.state in WAITING or job["kind"] == EVALUATION:
+    for job, state in reversed(_active(run)):
+        if state.state in WAITING or job.kind == EVALUATION:
             _drop(run, job, state)
         else:
             running.append(job)
     for job in running:
         _stop(run, job, timeout, now)
-    for job, state in reversed(slurm.active(run)):  # queued again meanwhile
+    for job, state in reversed(_active(run)):  # queued again meanwhile
         if state.state != "COMPLETING":
             _drop(run, job, state)
 
 
-def _drop(run: RunDirectory, job: dict[str, Any], state: JobState) -> None:
-    slurm_queue.cancel(job["id"])
-    print(f"{run.path}: cancelled job {job['id']} ({job['kind']}, was {state.state.lower()})", flush=True)
+def _drop(run: RunDirectory, job: Job, state: JobState) -> None:
+    job.cancel()
+    print(f"{run.path}: cancelled job {job.id} ({job.kind}, was {state.state.lower()})", flush=True)
 
 
-def _stop(run: RunDirectory, job: dict[str, Any], timeout: float, now: bool) -> None:
+def _stop(run: RunDirectory, job: Job, timeout: float, now: bool) -> None:
     """Ask a running job to save and to end, and wait; cancel it when told to, or when the save does not come."""
     ended = False
     if now or not facts(run, Scheduler()).under_way:
-        print(f"{run.path}: cancelling job {job['id']}" + " before its ranks begin" * (not now), flush=True)
+        print(f"{run.path}: cancelling job {job.id}" + " before its ranks begin" * (not now), flush=True)
     else:
-        print(f"{run.path}: asked job {job['id']} to save and end", flush=True)
+        print(f"{run.path}: asked job {job.id} to save and end", flush=True)
         ended = _wait(_reminded(job), timeout)
         if not ended:
-            print(f"{run.path}: no save within {timeout:g} s; cancelling job {job['id']}", flush=True)
+            print(f"{run.path}: no save within {timeout:g} s; cancelling job {job.id}", flush=True)
     if not ended:
-        slurm_queue.cancel(job["id"])
+        job.cancel()
         ended = _wait(lambda: not _goes_on(job), SECONDS_TO_END)
     if not ended:
-        raise RuntimeError(f"{run.path}: job {job['id']} does not end; see squeue")
+        raise RuntimeError(f"{run.path}: job {job.id} does not end; see squeue")
 
 
-def _reminded(job: dict[str, Any]) -> Callable[[], bool]:
+def _reminded(job: Job) -> Callable[[], bool]:
     """Whether the job has ended or waits in the queue again; asking signals it, now and then again."""
     last = float("-inf")
 
@@ -195,16 +199,16 @@ def _reminded(job: dict[str, Any]) -> Callable[[], bool]:
             return True
         if time.monotonic() > last + REMIND:
             with suppress(RuntimeError):  # it ends just now, or the controller restarts: the next answer tells
-                slurm_queue.signal_job(job["id"], "TERM")
+                job.signal("TERM")
                 last = time.monotonic()
         return False
 
     return ended
 
 
-def _goes_on(job: dict[str, Any]) -> bool:
+def _goes_on(job: Job) -> bool:
     try:
-        state = slurm.state_of(job)
+        state = job.state()
     except RuntimeError:  # a controller that restarts is back in a moment
         return True
     return state.active and state.state not in WAITING

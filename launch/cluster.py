@@ -8,10 +8,15 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from launch.backends import BACKENDS
 from wellread.config import CONFIGS
 from wellread.errors import UserError
 
+BACKENDS = {
+    "local": "launch.backends.local:Local",
+    "hostfile": "launch.backends.ssh.backend:Ssh",
+    "slurm": "launch.backends.slurm.backend:Slurm",
+}
+"""Kind of a cluster -> the `launch.backends.base.Backend` that serves it, imported when it is asked for."""
 FOLDER = CONFIGS / "clusters"
 OWNED = {
     "array", "chdir", "dependency", "error", "job-name", "kill-on-invalid-dep", "no-requeue", "nodes", "ntasks",
@@ -27,7 +32,7 @@ class ClusterFile:
     """A cluster as its YAML file describes it."""
 
     kind: str
-    """One of `launch.backends.BACKENDS`."""
+    """One of `BACKENDS`."""
     name: str = ""
     """Stem of the file."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

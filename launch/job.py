@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from launch import identity, ladder, snapshot
 from launch.backends import base as backends
@@ -72,15 +73,14 @@ class Job:
     def training(self) -> Training:
         """What the backend is asked to train."""
         code = self.run.code if self.options.snapshot == "on" else provenance.ROOT
+        then = Request(command="membership", run=self.run, cluster=self.backend.file)
         return Training(
             run=self.run,
             program=self.config.program,
             code=code.resolve(),
             fall_back=self.options.ladder == "on",
             wait=self.options.wait,
-            then=Request(command="membership", run=self.run, cluster=self.backend.file).arguments()
-            if self.options.then == "eval"
-            else (),
+            then=then.arguments() if self.options.then == "eval" else (),
         )
 
     def corpus_directory(self) -> Path:
@@ -129,9 +129,8 @@ class Job:
                 f"--model {self.spec.name}: its tokenizer has {corpus.words:,} tokens but its embedding "
                 f"{self.spec.vocab:,} rows; they do not belong together"
             )
-        plan, order = self.plan(corpus), self.order(corpus)
-        asked = identity.of(self.config, self.spec, corpus.hash, order.order, plan)
-        if identity.begin(self.run, self.config, asked, corpus.path, order):
+        plan = self.plan(corpus)
+        if identity.begin(self.run, self.config, self._identity(corpus, plan), corpus.path, self.order(corpus)):
             print(f"{self.run.path} is finished: step {plan.steps} of {plan.steps}; nothing to do", flush=True)
             return None
         write_json(self.run.plan_file, to_dict(plan))
@@ -144,8 +143,11 @@ class Job:
         """Refuse settings that would make another run of the one that is queued or running."""
         if self.run.corpus.is_dir() and (self.corpus_directory() / "corpus.json").is_file():
             corpus = Corpus.open(self.corpus_directory())
-            plan, order = self.plan(corpus), self.order(corpus)
-            identity.refuse_other(self.run, identity.of(self.config, self.spec, corpus.hash, order.order, plan))
+            identity.refuse_other(self.run, self._identity(corpus, self.plan(corpus)))
+
+    def _identity(self, corpus: Corpus, plan: Plan) -> dict[str, Any]:
+        """What makes this run itself, over a compiled corpus."""
+        return identity.of(self.config, self.spec, corpus.hash, self.order(corpus).order, plan)
 
 
 def _sized(config: RunConfig, backend: Backend, options: LaunchOptions) -> Cluster:

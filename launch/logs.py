@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from launch.backends.slurm import jobs as slurm
+from launch.backends import base as backends
 from launch.state import (
     EVALUATION,
     REQUESTS,
     Facts,
-    Job,
     Scheduler,
     attempts_of,
     exit_in_words,
@@ -194,7 +193,7 @@ def _show_errors(run: RunDirectory, listed: list[dict[str, Any]], number: int, r
 
 def _job_before_ranks(run: RunDirectory, listed: list[dict[str, Any]]) -> str | None:
     """Id of the newest job when it has made no attempt: it waits, prepares, or has died of its setup."""
-    training = [Job(note, None) for note in slurm.jobs_of(run) if note["kind"] != EVALUATION]
+    training = [job for job in backends.jobs_of(run) if job.kind != EVALUATION]
     return training[-1].id if training and not has_begun(training[-1], listed) else None
 
 

@@ -28,9 +28,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from launch.backends.slurm import jobs as slurm
-from launch.backends.slurm import queue as slurm_queue
-from launch.backends.slurm.queue import JobState
+from launch.backends import base as backends
+from launch.backends.jobs import WAITING, Job, JobState
 from wellread.checkpoint import MANIFEST
 from wellread.run import Holder, RunDirectory
 
@@ -70,16 +69,16 @@ class Status:
 
 
 @dataclass(frozen=True)
-class Job:
-    """A SLURM job of a run; `now` is None where SLURM gave no answer."""
+class Seen:
+    """A job of a run, and its state; `now` is None where the queue gave no answer."""
 
-    note: dict[str, Any]
+    job: Job
     now: JobState | None
 
     @property
     def id(self) -> str:
-        """SLURM's number."""
-        return str(self.note["id"])
+        """The queue's number."""
+        return self.job.id
 
 
 def open_run(path: str | Path) -> RunDirectory:
@@ -100,15 +99,15 @@ class Scheduler:
     def __init__(self) -> None:
         self.refusal = ""
 
-    def jobs(self, notes: Iterable[dict[str, Any]]) -> list[Job]:
+    def jobs(self, jobs: Iterable[Job]) -> list[Seen]:
         """What SLURM knows of these jobs."""
-        return [Job(note, self._state(note)) for note in notes]
+        return [Seen(job, self._state(job)) for job in jobs]
 
-    def _state(self, note: dict[str, Any]) -> JobState | None:
+    def _state(self, job: Job) -> JobState | None:
         if self.refusal:
             return None
         try:
-            return slurm.state_of(note)
+            return job.state()
         except RuntimeError as error:
             self.refusal = str(error)
             return None
@@ -122,7 +121,7 @@ class Facts:
     last_checkpoint: int | None
     attempts: list[dict[str, Any]]
     holder: Holder | None
-    job: Job | None
+    job: Seen | None
     """The newest job that trains."""
 
     @property
@@ -155,7 +154,7 @@ def facts(run: RunDirectory, scheduler: Scheduler) -> Facts:
     must not look killed.
     """
     holder = run.holder()
-    training = [note for note in slurm.jobs_of(run) if note["kind"] != EVALUATION]
+    training = [job for job in backends.jobs_of(run) if job.kind != EVALUATION]
     jobs = scheduler.jobs(training[-1:]) if training and not _is_finished(run) else []
     manifest = _manifest(run)
     return Facts(
@@ -205,7 +204,7 @@ def state_of(found: Facts) -> tuple[str, str]:
 
 
 def _queued(now: JobState) -> tuple[str, str]:
-    if now.state in slurm_queue.WAITING:
+    if now.state in WAITING:
         return "requeued" if now.restarts else "pending", now.reason
     return "running", "" if now.state == "RUNNING" else now.state.lower()
 
@@ -213,7 +212,7 @@ def _queued(now: JobState) -> tuple[str, str]:
 def _ended(found: Facts) -> tuple[str, str]:
     """State of a run that neither waits nor runs."""
     job = found.job
-    if job and job.now and not has_begun(job, found.attempts):
+    if job and job.now and not has_begun(job.job, found.attempts):
         words = {
             "CANCELLED": ("stopped", "was cancelled"),
             "UNKNOWN": ("unknown", "is forgotten by SLURM, and left no attempt"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launch import attempts
-from launch.backends.slurm import jobs as slurm
+from launch.backends import base as backends
 from launch.state import Scheduler, Status, attempts_of, duration, exit_in_words, look, moment, open_run
 from wellread.cli import new_parser, parse
 from wellread.errors import UserError
@@ -136,12 +136,13 @@ def details(run: RunDirectory, status: Status, scheduler: Scheduler) -> dict[str
     )
     listed = attempts_of(run)
     error = attempts.first_error(run, len(listed)) if status.state == "failed" else None
-    jobs = scheduler.jobs(slurm.jobs_of(run))
+    jobs = scheduler.jobs(backends.jobs_of(run))
     return asdict(status) | {
         "first_error": error and {key: error[key] for key in ("rank", "error", "time")},
         "history": [{key: attempt.get(key) for key in keys} for attempt in listed],
         "jobs": [
-            job.note | (asdict(job.now) if job.now else {"state": None, "reason": scheduler.refusal}) for job in jobs
+            seen.job.note | (asdict(seen.now) if seen.now else {"state": None, "reason": scheduler.refusal})
+            for seen in jobs
         ],
     }
 

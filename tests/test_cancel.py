@@ -18,8 +18,8 @@ from conftest import Program
 from test_status import ENDED, HELD, QUEUED, STEPS, attempt, job, made_up, progress
 
 from launch import cancel
+from launch.backends.jobs import JobState
 from launch.backends.slurm import queue as slurm_queue
-from launch.backends.slurm.queue import JobState
 from wellread.errors import UserError
 from wellread.files import write_json
 from wellread.run import RunDirectory

@@ -17,8 +17,8 @@ from conftest import Program
 from test_status import ENDED, QUEUED, attempt, job, made_up
 
 from launch import logs
+from launch.backends.jobs import JobState
 from launch.backends.slurm import queue as slurm_queue
-from launch.backends.slurm.queue import JobState
 from wellread.errors import UserError
 from wellread.files import write_json
 from wellread.run import RunDirectory

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launch.backends.jobs import JobState
 from launch.backends.slurm import queue as slurm_queue
-from launch.backends.slurm.queue import JobState, state
+from launch.backends.slurm.queue import state
 
 UNKNOWN = "slurm_load_jobs error: Invalid job id specified\n"
 LINE_2205 = (

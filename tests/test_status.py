@@ -15,8 +15,8 @@ import pytest
 from conftest import Program
 
 from launch import state, status
+from launch.backends.jobs import JobState
 from launch.backends.slurm import queue as slurm_queue
-from launch.backends.slurm.queue import JobState
 from wellread.checkpoint import list_checkpoints
 from wellread.config import RunConfig
 from wellread.errors import UserError

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from launch import environment
-from launch.backends import BACKENDS
-from launch.cluster import ClusterFile
+from launch.backends.jobs import Job
+from launch.cluster import BACKENDS, ClusterFile
 from wellread import provenance
 from wellread.errors import UserError
 from wellread.planning.plan import Cluster, Plan
@@ -139,6 +139,11 @@ class Backend(ABC):
     def evaluate(self, evaluation: Evaluation) -> int:
         """Start an evaluation, or hand it over; return the exit code, 0 for what goes on without launch."""
 
+    @staticmethod
+    def jobs_of(run: RunDirectory) -> list[Job]:
+        """Jobs that a run was handed over as, oldest first; none where launch stays with the ranks."""
+        return []
+
     def shown(self, training: Training, plan: Plan) -> dict[str, str]:
         """What ``launch plan`` shows of it beyond command and environment: name of a file, and its text."""
         return {}
@@ -172,9 +177,18 @@ def of(file: ClusterFile) -> Backend:
     UserError
         When a key of the file cannot be what it is on such a cluster.
     """
-    module, _, name = BACKENDS[file.kind].partition(":")
-    backend: Backend = getattr(import_module(module), name)(file)
-    return backend
+    return _kind(file.kind)(file)
+
+
+def _kind(name: str) -> type[Backend]:
+    module, _, attribute = BACKENDS[name].partition(":")
+    found: type[Backend] = getattr(import_module(module), attribute)
+    return found
+
+
+def jobs_of(run: RunDirectory) -> list[Job]:
+    """Jobs of a run on clusters of all kinds, of each oldest first."""
+    return [job for name in BACKENDS for job in _kind(name).jobs_of(run)]
 
 
 def summary(plan: Plan) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from launch import ladder
 from launch.backends.base import Backend, Evaluation, Settle, Training, summary
+from launch.backends.jobs import Job
 from launch.backends.slurm import jobs, queue
 from launch.backends.slurm.task import CommandTask, RankTask
 from launch.cluster import minutes
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from launch.doctor.node import Request
 
 
+@dataclass(frozen=True)
 class Slurm(Backend):
     """Nodes that SLURM gives to jobs."""
 
@@ -154,6 +156,11 @@ class Slurm(Backend):
     def _command(self, run: RunDirectory, arguments: tuple[str, ...]) -> CommandTask:
         plan = Plan.from_json(run.plan_file.read_text())
         return CommandTask(arguments, self.environment(replace(plan, ranks_per_node=1)))
+
+    @staticmethod
+    def jobs_of(run: RunDirectory) -> list[Job]:
+        """The jobs that RUN/submit tells of."""
+        return [jobs.SlurmJob(note) for note in jobs.jobs_of(run)]
 
     def shown(self, training: Training, plan: Plan) -> dict[str, str]:
         """The file that sbatch would get."""

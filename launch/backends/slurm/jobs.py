@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from launch import attempts
+from launch.backends.jobs import Job, JobState
 from launch.backends.slurm import queue
 from launch.backends.slurm.task import CommandTask, RankTask
 from launch.cluster import GPUS, ClusterFile, minutes
@@ -195,12 +196,28 @@ def _noted(path: Path) -> Any:
         raise UserError(f"{path}: damaged ({error}); look at squeue for what runs, then remove the file") from None
 
 
-def state_of(job: dict[str, Any]) -> queue.JobState:
+def state_of(job: dict[str, Any]) -> JobState:
     """What SLURM knows of one of these."""
     return queue.state(job["id"], job["folder"])
 
 
-def active(run: RunDirectory, kind: str | None = None) -> list[tuple[dict[str, Any], queue.JobState]]:
+class SlurmJob(Job):
+    """A job of SLURM."""
+
+    def state(self) -> JobState:
+        """What SLURM knows of it."""
+        return state_of(self.note)
+
+    def signal(self, name: str) -> None:
+        """Send a signal to its ranks."""
+        queue.signal_job(self.id, name)
+
+    def cancel(self) -> None:
+        """SIGTERM, and after the cluster's KillWait SIGKILL."""
+        queue.cancel(self.id)
+
+
+def active(run: RunDirectory, kind: str | None = None) -> list[tuple[dict[str, Any], JobState]]:
     """Jobs of a run that are queued or running, oldest first."""
     found = [(job, state_of(job)) for job in jobs_of(run) if kind in (None, job["kind"])]
     return [(job, state) for job, state in found if state.active]

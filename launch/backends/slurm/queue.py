@@ -5,49 +5,12 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
-ACTIVE = WAITING | {
-    "CONFIGURING",
-    "RUNNING",
-    "COMPLETING",
-    "SUSPENDED",
-    "STOPPED",
-    "SIGNALING",
-    "STAGE_OUT",
-    "RESIZING",
-}
+from launch.backends.jobs import JobState
+
 PATIENCE = 60
 """Seconds for one answer of SLURM; a busy controller is slow."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobState:
-    """One job, as SLURM sees it."""
-
-    state: str
-    """SLURM's word, e.g. PENDING, RUNNING, COMPLETED, FAILED; UNKNOWN when it has forgotten the job."""
-    exit_code: int = 0
-    """The batch script's; 128 + S when signal S ended it."""
-    reason: str = ""
-    nodes: str = ""
-    restarts: int = 0
-    seconds: int = 0
-    """Since its start."""
-
-    @property
-    def active(self) -> bool:
-        """Whether it is queued or running."""
-        return self.state in ACTIVE
-
-    @property
-    def result(self) -> int:
-        """Exit code of the ended job as a shell would report it, never 0 unless it was completed."""
-        special = {"COMPLETED": 0, "CANCELLED": 143, "TIMEOUT": 124, "DEADLINE": 124, "OUT_OF_MEMORY": 137}
-        if self.state == "FAILED" or self.state not in special:
-            return self.exit_code or 1
-        return special[self.state]
 
 
 def available() -> bool:
