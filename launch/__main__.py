@@ -53,7 +53,7 @@ OTHERS = {
     "status": "launch.status",
     "logs": "launch.logs",
     "cancel": "launch.cancel",
-    "doctor": "launch.doctor.command",
+    "doctor": "launch.doctor",
     "models": "launch.models",
 }
 """Command -> module whose ``main(argv)`` it is."""

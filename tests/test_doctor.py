@@ -20,16 +20,16 @@ import pytest
 import yaml
 from conftest import Program, missing
 
+from launch import doctor
 from launch.backends.slurm import checks as slurm_checks
 from launch.backends.slurm import scheduler as doctor_scheduler
 from launch.backends.ssh import checks as ssh_checks
+from launch.checks import host as doctor_host
+from launch.checks import node as doctor_node
+from launch.checks import several as doctor_several
+from launch.checks import software as doctor_software
+from launch.checks.check import Check
 from launch.cluster import ClusterFile
-from launch.doctor import command as doctor
-from launch.doctor import host as doctor_host
-from launch.doctor import node as doctor_node
-from launch.doctor import several as doctor_several
-from launch.doctor import software as doctor_software
-from launch.doctor.check import Check
 from wellread.errors import UserError
 
 LOCAL = [
@@ -270,7 +270,7 @@ def test_the_small_job_asks_for_what_the_clusters_file_says() -> None:
     assert not any(word.startswith(("--account", "--qos", "--mail")) for word in command)
     *_, bash, minus_c, script = command
     assert (bash, minus_c) == ("bash", "-c")
-    probe = script.replace(f"exec {sys.executable} -m launch.doctor.node", "printf %s")
+    probe = script.replace(f"exec {sys.executable} -m launch.checks.node", "printf %s")
     module = "module() { printf '%s;' \"$*\"; }\n"
     told = subprocess.run(["bash", "-c", module + probe], capture_output=True, text=True, check=True).stdout
     assert told.startswith("load cuda;")
@@ -289,7 +289,7 @@ def test_bad_flags_are_refused_in_one_line(program: Program) -> None:
 
 def test_help_imports_nothing_heavy(root: Path) -> None:
     script = (
-        "import sys; from launch.doctor import command as doctor\n"
+        "import sys; from launch import doctor\n"
         "try: doctor.main(['--help'])\n"
         "except SystemExit: pass\n"
         "print({'torch', 'deepspeed', 'transformers', 'submitit', 'rich'} & set(sys.modules))\n"

@@ -18,8 +18,8 @@ from wellread.planning.plan import Cluster, Plan
 from wellread.run import RunDirectory
 
 if TYPE_CHECKING:
-    from launch.doctor.check import Check
-    from launch.doctor.node import Request
+    from launch.checks.check import Check
+    from launch.checks.node import Request
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,8 +23,8 @@ from wellread.run import RunDirectory
 from wellread.units import GIB
 
 if TYPE_CHECKING:
-    from launch.doctor.check import Check
-    from launch.doctor.node import Request
+    from launch.checks.check import Check
+    from launch.checks.node import Request
 
 
 class Local(Attended):
@@ -85,7 +85,7 @@ class Local(Attended):
 
     def checks(self, request: Request, nodes: int | None, no_job: bool) -> Iterator[Check]:
         """This machine, as one that runs ranks."""
-        from launch.doctor import node
+        from launch.checks import node
 
         self._check_nodes(nodes or 1)
         yield from node.report(request).checks

@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from launch.backends.slurm import scheduler
+from launch.checks import several
+from launch.checks.check import Check
+from launch.checks.node import Request, installed
 from launch.cluster import ClusterFile
-from launch.doctor import several
-from launch.doctor.check import Check
-from launch.doctor.node import Request, installed
 from wellread.provenance import ROOT
 
 SECONDS_IN_QUEUE = 20

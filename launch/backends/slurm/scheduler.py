@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.backends.slurm import jobs
+from launch.checks.check import Check, State
 from launch.cluster import ClusterFile
-from launch.doctor.check import Check, State
 from wellread.provenance import ROOT
 from wellread.run import RunDirectory
 

@@ -17,8 +17,8 @@ from wellread.planning.plan import Cluster, Plan
 from wellread.run import RunDirectory
 
 if TYPE_CHECKING:
-    from launch.doctor.check import Check
-    from launch.doctor.node import Request
+    from launch.checks.check import Check
+    from launch.checks.node import Request
 
 
 class Ssh(Attended):

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from launch.backends.ssh.connections import SSH_OPTIONS
 from launch.backends.ssh.hosts import Host, hosts
+from launch.checks import several
+from launch.checks.check import Check
+from launch.checks.node import Request, installed
 from launch.cluster import ClusterFile
-from launch.doctor import several
-from launch.doctor.check import Check
-from launch.doctor.node import Request, installed
 from wellread.errors import UserError
 from wellread.provenance import ROOT
 

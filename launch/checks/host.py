@@ -8,7 +8,7 @@ import shutil
 import socket
 from pathlib import Path
 
-from launch.doctor.check import Check, failed, ok, warning
+from launch.checks.check import Check, failed, ok, warning
 from launch.ops import filesystem
 from wellread.planning import host_memory
 from wellread.units import GIB

@@ -1,6 +1,6 @@
 """What the doctor looks at on each machine.
 
-    python -m launch.doctor.node [REQUEST]
+    python -m launch.checks.node [REQUEST]
 
 prints one JSON object, a `Report`, so that srun and ssh can carry it home. It goes out in marked pieces: srun hands
 on long lines in parts, and mixes those of several tasks.
@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from launch import ops
+from launch.checks import host as system
+from launch.checks import software
+from launch.checks.check import Check
 from launch.devices import count_gpus
-from launch.doctor import host as system
-from launch.doctor import software
-from launch.doctor.check import Check
 from wellread import provenance
 
 MARK = "\x1ewellread-doctor "

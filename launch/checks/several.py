@@ -19,10 +19,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from launch.checks import software
+from launch.checks.check import Check
+from launch.checks.node import MARK, Report, Request, code_hash
 from launch.cluster import ClusterFile
-from launch.doctor import software
-from launch.doctor.check import Check
-from launch.doctor.node import MARK, Report, Request, code_hash
 from wellread.provenance import ROOT
 
 MOST_NODES = 8
@@ -54,7 +54,7 @@ def say(text: str) -> None:
 
 def node_command(cluster: ClusterFile, request: Request) -> list[str]:
     """What runs the node part on a machine of `cluster`."""
-    return [cluster.python or sys.executable, "-m", "launch.doctor.node", json.dumps(asdict(request))]
+    return [cluster.python or sys.executable, "-m", "launch.checks.node", json.dumps(asdict(request))]
 
 
 def of_node(report: Report, at: float, request: Request, gpus: int) -> Iterator[Check]:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from launch import cluster as clusters
 from launch import ops
 from launch.backends import base as backends
-from launch.doctor import node as doctor_node
-from launch.doctor.check import Check, failed, ok, warning
-from launch.doctor.several import MOST_NODES
+from launch.checks import node as doctor_node
+from launch.checks.check import Check, failed, ok, warning
+from launch.checks.several import MOST_NODES
 from wellread.cli import new_parser, parse
 from wellread.errors import FAILURE, UserError
 from wellread.provenance import ROOT

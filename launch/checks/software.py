@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launch import ops
-from launch.doctor.check import Check, failed, ok, warning
+from launch.checks.check import Check, failed, ok, warning
 from wellread import provenance
 from wellread.errors import UserError
 
