@@ -18,7 +18,6 @@ from wellread.errors import UserError
 from wellread.files import write_atomic, write_json
 from wellread.record.chain import link
 
-
 COLUMNS = ("step", "batch_id", "slot", "sample_id", "epoch", "n_targets", "loss", "digest", "skipped")
 
 
