@@ -222,3 +222,15 @@ def test_the_commands_are_those_of_eval(program: Program, tiny_run: RunDirectory
         theirs = program("eval", command, tiny_run.path, *flags)
         assert (ours.returncode, ours.stdout, ours.stderr) == (theirs.returncode, theirs.stdout, theirs.stderr)
         assert ours.returncode == (2 if flags in (("--sampel", "3"), ("-x",)) else 0)
+
+
+def test_without_rich_a_terminal_shows_plain_text(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from wellread.terminal import say, say_table
+
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setitem(sys.modules, "rich", None)
+    say("bold", "bold")
+    say_table(["name", "n"], [["a", 12]])
+    assert capsys.readouterr().out == "bold\nname   n\na     12\n"
