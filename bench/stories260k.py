@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from bench.trainer import ROOT, call, run_command
-from wellread import plots
 from wellread.checkpoint import list_checkpoints
 from wellread.corpus.read import Corpus
 from wellread.models.load import load_model
 from wellread.models.score import log_likelihoods
+from wellread.plots.loss import loss_curve
 from wellread.record.reader import Record
 from wellread.run import RunDirectory
 
@@ -75,7 +75,7 @@ def main() -> None:
             checkpoint.step: sealed_loss(corpus, checkpoint.model) for checkpoint in list_checkpoints(run.checkpoints)
         }
         losses = record.table().column("loss").to_numpy().reshape(-1, 32).mean(1)
-        picture = plots.loss_curve(
+        picture = loss_curve(
             np.arange(len(losses)),
             losses,
             holdout=list(saved.items()),

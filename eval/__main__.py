@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from eval.registry import EVALUATIONS
 from wellread.cli import new_parser, parse, run_program
 from wellread.errors import UserError
 
@@ -11,7 +12,7 @@ Ask a run what its checkpoints know, and what they have read.
 
 commands:
   read RUN          what a checkpoint has read; which batch read a sample, a source row or a text; tables, SQL
-  membership RUN    loss scores of read samples against the sealed holdout, per checkpoint; AUC, ROC, report
+{evaluations}
   verify RUN        recompute the record's hash chain; compare it with corpus, order and every checkpoint
   report RUN        write RUN/report/index.html from what has been evaluated
 
@@ -25,61 +26,43 @@ examples:
 def main(argv: list[str]) -> int:
     """Run one command; return its exit code."""
     if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE, end="")
+        print(_usage(), end="")
         return 0
     command, *rest = argv
-    commands = {"read": _read, "membership": _membership, "verify": _verify, "report": _report}
+    if command == "parts":  # not for people: launch/evaluation.py asks what it can fan out
+        return _parts(rest)
+    if command in EVALUATIONS:
+        return _evaluate(command, rest)
+    commands = {"read": _read, "verify": _verify, "report": _report}
     if command not in commands:
-        raise UserError(f"eval {command}: unknown command; use {', '.join(commands)}")
+        raise UserError(f"eval {command}: unknown command; use {', '.join([*commands, *EVALUATIONS])}")
     return commands[command](rest)
+
+
+def _usage() -> str:
+    from eval.registry import evaluations
+
+    lines = [f"  {f'{kind.name} RUN':16}  {kind.summary}" for kind in evaluations()]
+    return USAGE.replace("{evaluations}", "\n".join(lines))
+
+
+def _evaluate(name: str, argv: list[str]) -> int:
+    from eval.evaluate import main as evaluate
+    from eval.registry import find
+
+    return evaluate(find(name), argv)
+
+
+def _parts(argv: list[str]) -> int:
+    from eval.evaluate import parts
+
+    return parts(argv)
 
 
 def _read(argv: list[str]) -> int:
     from wellread.commands.read import main as read
 
     return read(argv, "python -m eval read")
-
-
-def _membership(argv: list[str]) -> int:
-    parser = new_parser(
-        "python -m eval membership",
-        "Score read samples against the sealed holdout at every checkpoint.",
-        "example:\n  python -m eval membership runs/tiny-sample --steps 0,100,200",
-    )
-    parser.add_argument("run", help="Run directory.")
-    parser.add_argument("--steps", help="Checkpoints by step, e.g. 0,100 (default: all).")
-    parser.add_argument("--bootstrap", type=int, default=1000, help="Resamples behind each interval.")
-    parser.add_argument("--max_samples", type=int, default=2000, help="Samples scored per group.")
-    parser.add_argument("--seed", type=int, default=0, help="Seed of resampling and of the draw of samples.")
-    parser.add_argument(
-        "--scores_only", action="store_true", help="Keep the scores and compare nothing yet: one part of a fan-out."
-    )
-    options = parse(parser, argv)
-
-    from eval.membership import evaluate, keep_scores, overview
-    from eval.report import write
-    from wellread.run import RunDirectory
-    from wellread.terminal import say_table
-
-    run = RunDirectory.open(options.run)
-    steps = [_step(word) for word in options.steps.split(",")] if options.steps else None
-    if options.scores_only:
-        keep_scores(run, steps=steps, seed=options.seed, max_samples=options.max_samples)
-        return 0
-    results = evaluate(
-        run, steps=steps, bootstrap=options.bootstrap, seed=options.seed, max_samples=options.max_samples
-    )
-    say_table(*overview(results))
-    print(f"all results: {run.eval / 'membership.parquet'}")
-    print(f"report: {write(run)}")
-    return 0
-
-
-def _step(word: str) -> int:
-    digits = word.strip().removeprefix("step-")
-    if not digits.isdecimal():
-        raise UserError(f"--steps {word}: expected step numbers, e.g. 0,100 or step-100")
-    return int(digits)
 
 
 def _verify(argv: list[str]) -> int:
@@ -95,7 +78,7 @@ def _report(argv: list[str]) -> int:
     parser.add_argument("run", help="Run directory.")
     options = parse(parser, argv)
 
-    from eval.report import write
+    from eval.report.page import write
     from wellread.run import RunDirectory
 
     print(f"report: {write(RunDirectory.open(options.run))}")

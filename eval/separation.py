@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+ALPHAS = (0.1, 0.01)
+"""False-positive rates at which a true-positive rate is stated."""
+
 
 def auc(members: Floats, nonmembers: Floats) -> float:
     """Area under the ROC curve: the chance that a member scores above a non-member, ties counting half.

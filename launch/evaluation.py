@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+import subprocess
+import sys
 from dataclasses import dataclass
 
 from launch.backends import base as backends
 from launch.backends.base import Evaluation
 from launch.cluster import ClusterFile
-from wellread.checkpoint import list_checkpoints
-from wellread.errors import UserError
+from wellread.errors import BAD_INPUT, UserError
 from wellread.run import RunDirectory
 
-FANS_OUT = ("membership",)
-"""Evaluations that can score one checkpoint at a time (``--steps N --scores_only``) and compare afterwards."""
+AFTER_A_RUN = "membership"
+"""The evaluation that follows a run (``--then eval``)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +36,14 @@ class Request:
         return ("-m", "eval", self.command, str(self.run.path.resolve()), *self.rest, *more)
 
     def parts(self) -> list[tuple[str, ...]]:
-        """What Python runs for each checkpoint."""
-        steps = [checkpoint.step for checkpoint in list_checkpoints(self.run.checkpoints)]
-        return [self.arguments("--steps", str(step), "--scores_only") for step in steps]
+        """What Python runs for each checkpoint, as `eval` says; UserError when it cannot be fanned out."""
+        command = [sys.executable, "-m", "eval", "parts", *self.arguments()[2:]]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode == BAD_INPUT:
+            raise UserError(done.stderr.strip().removeprefix("error: "))
+        if done.returncode:
+            raise RuntimeError(f"{shlex.join(command)} ended with exit code {done.returncode}:\n{done.stderr}")
+        return [("-m", "eval", *part) for part in json.loads(done.stdout)]
 
 
 def run(request: Request) -> int:
@@ -46,13 +54,7 @@ def run(request: Request) -> int:
     UserError
         When it cannot be fanned out, there is nothing to evaluate, or SLURM refuses it.
     """
-    if request.fan_out and request.command not in FANS_OUT:
-        raise UserError(f"--fan_out: eval {request.command} is one piece; it works with {', '.join(FANS_OUT)}")
-    if request.fan_out and any(word.partition("=")[0] == "--steps" for word in request.rest):
-        raise UserError("--fan_out: takes every checkpoint; leave it out to evaluate those of --steps")
     parts = request.parts() if request.fan_out else []
-    if request.fan_out and not parts:
-        raise UserError(f"{request.run.path}: no checkpoint yet; let the run save one")
     asked = Evaluation(
         run=request.run,
         name=request.command,

@@ -11,7 +11,7 @@ from typing import Any
 from launch import identity, ladder, snapshot
 from launch.backends import base as backends
 from launch.backends.base import Backend, Training
-from launch.evaluation import Request
+from launch.evaluation import AFTER_A_RUN, Request
 from launch.options import LaunchOptions, cluster_of
 from launch.samples import Samples, samples_of
 from wellread import provenance
@@ -73,7 +73,7 @@ class Job:
     def training(self) -> Training:
         """What the backend is asked to train."""
         code = self.run.code if self.options.snapshot == "on" else provenance.ROOT
-        then = Request(command="membership", run=self.run, cluster=self.backend.file)
+        then = Request(command=AFTER_A_RUN, run=self.run, cluster=self.backend.file)
         return Training(
             run=self.run,
             program=self.config.program,

@@ -235,6 +235,15 @@ def copied_run(tiny_run: RunDirectory, tmp_path: Path) -> RunDirectory:
     return RunDirectory.open(tmp_path / "run")
 
 
+def seem_saved(run: RunDirectory, *steps: int) -> None:
+    """Make a directory pass for a run with checkpoints at these steps, for tests that only list them."""
+    for step in steps:
+        path = run.checkpoints / f"step-{step:08d}"
+        path.mkdir(parents=True)
+        (path / "checkpoint.json").write_text(json.dumps({"step": step}))
+    run.config_file.touch()
+
+
 @pytest.fixture(scope="session")
 def pythia_tokenizer(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of the real GPT-NeoX/Pythia tokenizer (50,277 tokens), laid out as in the models of the hub."""

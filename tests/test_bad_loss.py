@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import Program
 
-from eval.membership import Groups
+from eval.groups import Groups
 from wellread.checkpoint import list_checkpoints, name_of
 from wellread.config import RunConfig
 from wellread.corpus.read import Corpus

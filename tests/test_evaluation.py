@@ -10,10 +10,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from conftest import Program
+from conftest import Program, seem_saved
 
 from launch import devices, evaluation
 from launch.backends import local
@@ -71,8 +70,7 @@ def test_no_flag_is_abbreviated() -> None:
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
     """A run with checkpoints at 0, 4 and 8."""
     found = RunDirectory(tmp_path / "my run")
-    checkpoints = [SimpleNamespace(step=step) for step in (0, 4, 8)]
-    monkeypatch.setattr(evaluation, "list_checkpoints", lambda path: checkpoints if path == found.checkpoints else [])
+    seem_saved(found, 0, 4, 8)
     monkeypatch.setattr(devices, "count_gpus", lambda: 0)
     return found
 
@@ -104,7 +102,20 @@ def test_evaluations_do_not_go_to_a_hostfile(run: RunDirectory) -> None:
     assert str(error.value) == "--cluster mine: evaluations run on local or slurm; choose one of these"
 
 
+def test_a_wrong_flag_is_refused_before_any_part_begins(run: RunDirectory) -> None:
+    with pytest.raises(UserError) as error:
+        Request(command="membership", run=run, rest=("--bootstraps", "9"), cluster=LOCAL).parts()
+    assert str(error.value) == "unknown setting 'bootstraps': did you mean --bootstrap?"
+
+
+def test_a_bug_in_an_evaluation_is_no_mistake_of_the_user(run: RunDirectory) -> None:
+    (run.checkpoints / "step-00000004" / "checkpoint.json").write_text("{}")
+    with pytest.raises(RuntimeError, match=r"ended with exit code 1:\nTraceback(.|\n)*KeyError: 'step'"):
+        Request(command="membership", run=run, cluster=LOCAL).parts()
+
+
 def test_nothing_to_evaluate(tmp_path: Path) -> None:
+    RunDirectory(tmp_path).config_file.touch()
     with pytest.raises(UserError) as error:
         evaluation.run(Request(command="membership", run=RunDirectory(tmp_path), cluster=LOCAL, fan_out=True))
     assert str(error.value) == f"{tmp_path}: no checkpoint yet; let the run save one"

@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from eval import membership, separation
-from eval.membership import Groups, Side, evaluate, overview
+from eval import evaluate as evaluating
+from eval import kept, separation
+from eval.groups import Groups
+from eval.membership import evaluation as membership
+from eval.membership.evaluation import Membership, Side
+from eval.progress import Reporter
 from eval.separation import auc, cluster_bootstrap, permuted_auc, roc, tpr_at_fpr
 from wellread import checkpoint as checkpoints
 from wellread.config import RunConfig, to_dict
@@ -168,6 +172,12 @@ def test_error_of_a_mean_of_documents() -> None:
 # -- a run
 
 
+def evaluate(
+    run: RunDirectory, *, steps: Sequence[int] | None = None, progress: bool = True, **settings: Any
+) -> list[Result]:
+    return evaluating.evaluate(Membership(run, steps=steps, **settings), progress=progress)
+
+
 def make_run(
     path: Path, *, sealed: int = 4, batches: int = 4, copies: bool = False, model: str = "tiny"
 ) -> RunDirectory:
@@ -241,7 +251,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[int]]]:
         n = np.full(ids.size, 2)
         return Scores(sample_id=ids, n_targets=n, log_likelihood=2.0 * (100 * was_read - ids))
 
-    monkeypatch.setattr(membership, "_run_model", run_model)
+    monkeypatch.setattr(kept, "_run_model", run_model)
     return calls
 
 
@@ -308,7 +318,7 @@ def test_evaluate_gives_the_numbers(tmp_path: Path, scored: list[Any], capsys: p
     assert lines[2].startswith("step 0: scored; AUC against sealed: not yet read ")
     assert lines[3].startswith("step 2: scored; AUC against sealed: read 1.000, not yet read 1.000, shuffled 0.")
     assert not any(r.group == "read" for r in results if r.step == 0)
-    heads, rows = overview(results)
+    heads, rows = Membership.overview(results)
     assert heads[:2] == ["step", "AUC read"]
     assert [row[0] for row in rows] == [0, 2, 4]
     assert rows[0][1] is None
@@ -352,7 +362,7 @@ def test_a_diverged_checkpoint_is_not_compared(
     def run_model(checkpoint: Any, corpus: Any, ids: Any, device: Any, progress: Any) -> Scores:
         return Scores(sample_id=ids, n_targets=np.ones_like(ids), log_likelihood=np.where(ids > 9, np.nan, -1.0))
 
-    monkeypatch.setattr(membership, "_run_model", run_model)
+    monkeypatch.setattr(kept, "_run_model", run_model)
     assert evaluate(make_run(tmp_path / "run"), steps=[4], bootstrap=100) == []
     assert "step 4: 2 of 12 scores are not finite; nothing is compared" in capsys.readouterr().err
 
@@ -377,10 +387,10 @@ def test_a_terminal_gets_one_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr("sys.stderr", out := Terminal())
-    with membership.Reporter(10, show=True) as reporter:
+    with Reporter(10, show=True) as reporter:
         reporter.note("[step] 5")
         reporter.move_to(10)
-        reporter.finish(5, [])
+        reporter.finish(5, "AUC against sealed: none")
     assert "[step] 5" in out.getvalue()
     assert "100%" in out.getvalue()
     assert "AUC against sealed" not in out.getvalue()

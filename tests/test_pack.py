@@ -11,7 +11,9 @@ import pyarrow.parquet
 import pytest
 from conftest import Program
 
-from eval.membership import Groups, evaluate
+from eval.evaluate import evaluate
+from eval.groups import Groups
+from eval.membership.evaluation import Membership
 from finetune.prepare import prepare
 from wellread.config import RunConfig
 from wellread.corpus.batch import Batch, collate
@@ -240,7 +242,7 @@ def test_membership_compares_rows(packed_run: RunDirectory, packed: Corpus) -> N
     wanted = [i for i, sample in enumerate(table["sample_id"].to_pylist()) if sample in read]
     assert groups["read"].tolist() == wanted
     assert groups["sealed"].tolist() == list(range(518, 664))
-    found = evaluate(packed_run, steps=[6], bootstrap=100, max_samples=20, progress=False)
+    found = evaluate(Membership(packed_run, steps=[6], bootstrap=100, max_samples=20), progress=False)
     sizes = {result.group: result.n for result in found if result.metric == "mean_loss"}
     assert sizes == {"read": 20, "sealed": 20}
 

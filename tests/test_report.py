@@ -8,11 +8,12 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from conftest import missing
-from test_membership import make_run, scored  # noqa: F401  (a fixture)
+from test_membership import evaluate, make_run, scored  # noqa: F401  (a fixture)
 
-from eval.membership import evaluate
-from eval.report import write
-from wellread import plots
+from eval.report.page import write
+from wellread.plots.lengths import length_histogram
+from wellread.plots.loss import _running_mean, loss_curve
+from wellread.plots.membership import auc_by_step, roc, score_histogram
 from wellread.results import Result
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -34,13 +35,13 @@ def aucs(step: int, **values: float) -> list[Result]:
 
 CURVE = [*aucs(0, unread=0.5, shuffled=0.5), *aucs(8, read=0.6, unread=0.5), *aucs(64, read=0.8)]
 PICTURES = {
-    "loss": lambda image: plots.loss_curve(np.arange(9000), np.linspace(5, 2, 9000), holdout=[(0, 5.0)], image=image),
-    "one batch": lambda image: plots.loss_curve(np.arange(1), np.ones(1), image=image),
-    "auc": lambda image: plots.auc_by_step(CURVE, image=image),
-    "auc at step 0": lambda image: plots.auc_by_step(CURVE[:1], image=image),
-    "roc": lambda image: plots.roc(np.array([0.0, 0.2, 1]), np.array([0.0, 0.9, 1]), nonmembers=50, image=image),
-    "scores": lambda image: plots.score_histogram({"read": np.array([-1.0, -2]), "sealed": np.ones(3)}, image=image),
-    "lengths": lambda image: plots.length_histogram({"trainable": np.array([256, 256])}, image=image),
+    "loss": lambda image: loss_curve(np.arange(9000), np.linspace(5, 2, 9000), holdout=[(0, 5.0)], image=image),
+    "one batch": lambda image: loss_curve(np.arange(1), np.ones(1), image=image),
+    "auc": lambda image: auc_by_step(CURVE, image=image),
+    "auc at step 0": lambda image: auc_by_step(CURVE[:1], image=image),
+    "roc": lambda image: roc(np.array([0.0, 0.2, 1]), np.array([0.0, 0.9, 1]), nonmembers=50, image=image),
+    "scores": lambda image: score_histogram({"read": np.array([-1.0, -2]), "sealed": np.ones(3)}, image=image),
+    "lengths": lambda image: length_histogram({"trainable": np.array([256, 256])}, image=image),
 }
 
 
@@ -55,7 +56,7 @@ def test_pictures_are_pictures_and_the_same_each_time(name: str) -> None:
 
 
 def test_running_mean_by_hand() -> None:
-    assert plots._running_mean(np.array([3.0, 0.0, 6.0, 3.0]), 3).tolist() == [1.5, 3.0, 3.0, 4.5]
+    assert _running_mean(np.array([3.0, 0.0, 6.0, 3.0]), 3).tolist() == [1.5, 3.0, 3.0, 4.5]
 
 
 class Page(HTMLParser):
@@ -121,10 +122,10 @@ def test_a_run_that_was_not_evaluated_says_how(tmp_path: Path) -> None:
 
 
 def test_train_loss_weighs_samples_by_their_targets(tmp_path: Path) -> None:
-    from eval.report import _read_record
+    from eval.report.record_summary import RecordSummary
     from wellread.record.reader import Record
 
-    reading = _read_record(Record.open(make_run(tmp_path / "run").record), 8)
+    reading = RecordSummary.of(Record.open(make_run(tmp_path / "run").record), 8)
     assert reading.losses[:2].tolist() == [(4.0 + 3 * 2.0) / 4, (3.0 + 3 * 1.75) / 4]
     assert (reading.samples, reading.readings) == (8, 8)
 

@@ -16,10 +16,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from conftest import seem_saved
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -464,13 +464,12 @@ def test_a_run_is_handed_over_once(program, corpora: Path, scheduler: Scheduler,
     assert [job["id"] for job in slurm.jobs_of(RunDirectory(out))] == ["101", "102", "103", "104"]
 
 
-def evaluation_request(run: RunDirectory, monkeypatch: pytest.MonkeyPatch, steps: int, **asked: Any) -> Request:
+def evaluation_request(run: RunDirectory, steps: int, **asked: Any) -> Request:
     """An evaluation of a run with so many checkpoints."""
     plan = {f.name: 1 for f in fields(Plan)} | {"device": "cpu", "ranks_per_node": 2, "cluster": "local"}
     plan |= {"save_steps": [], "strategies": [], "failures": []}
     write_json(run.plan_file, plan)
-    found = [SimpleNamespace(step=4 * number) for number in range(steps)]
-    monkeypatch.setattr(evaluation, "list_checkpoints", lambda directory: found if directory == run.checkpoints else [])
+    seem_saved(run, *range(0, 4 * steps, 4))
     cluster = ClusterFile(kind="slurm", python="/opt/venv/bin/python", cpus_per_rank=3)
     return Request(command="membership", run=run, cluster=cluster, **asked)
 
@@ -484,7 +483,7 @@ def test_an_evaluation_is_fanned_out_and_compared_afterwards(
     run: RunDirectory, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # or the one of the tests would be taken over
-    asked = evaluation_request(run, monkeypatch, steps=8, fan_out=True, parallelism=2, rest=("--max_samples", "50"))
+    asked = evaluation_request(run, steps=8, fan_out=True, parallelism=2, rest=("--max_samples", "50"))
     assert evaluation.run(asked) == 0
     assert capsys.readouterr().out == (
         "submitted 8 evaluations as job 101\nsubmitted eval membership as job 102, after job 101\n"
@@ -509,14 +508,14 @@ def test_an_evaluation_is_fanned_out_and_compared_afterwards(
 def test_all_parts_run_at_once_unless_told(
     run: RunDirectory, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert evaluation.run(evaluation_request(run, monkeypatch, steps=3, fan_out=True)) == 0
+    assert evaluation.run(evaluation_request(run, steps=3, fan_out=True)) == 0
     assert flags(scheduler.submitted()[0])["--array"] == "0-2%3"
 
 
 def test_one_checkpoint_needs_no_array(
     run: RunDirectory, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert evaluation.run(evaluation_request(run, monkeypatch, steps=1, fan_out=True, parallelism=4)) == 0
+    assert evaluation.run(evaluation_request(run, steps=1, fan_out=True, parallelism=4)) == 0
     assert ["--array" in flags(text) for text in scheduler.submitted()] == [False, False]
     assert tasks_of(run, "101")[0].arguments[-3:] == ("--steps", "0", "--scores_only")
 
@@ -524,7 +523,7 @@ def test_one_checkpoint_needs_no_array(
 def test_an_evaluation_in_one_piece(
     run: RunDirectory, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert evaluation.run(evaluation_request(run, monkeypatch, steps=3)) == 0
+    assert evaluation.run(evaluation_request(run, steps=3)) == 0
     assert capsys.readouterr().out == "submitted eval membership as job 101\n"
     assert "--dependency" not in flags(scheduler.submitted()[0])
     assert len(slurm.jobs_of(run)) == 1
@@ -536,7 +535,7 @@ def test_an_evaluation_from_a_path_that_slurm_misreads_is_refused(
     run = RunDirectory(tmp_path / "100%")
     run.path.mkdir()
     with pytest.raises(UserError, match="SLURM reads % and"):
-        evaluation.run(evaluation_request(run, monkeypatch, steps=3))
+        evaluation.run(evaluation_request(run, steps=3))
     assert scheduler.submitted() == []
 
 

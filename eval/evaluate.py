@@ -1,0 +1,116 @@
+"""Running an evaluation, whichever of `eval/registry.py`: its command line, its table, its parts for a fan-out."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from eval.evaluation import NO_FLAGS, Evaluation, PerCheckpoint
+from eval.progress import Reporter
+from eval.registry import find, per_checkpoint
+from wellread.cli import new_parser, parse
+from wellread.errors import UserError
+from wellread.run import RunDirectory
+
+if TYPE_CHECKING:
+    from wellread.results import Result
+
+
+def main(kind: type[Evaluation], argv: list[str]) -> int:
+    """``python -m eval NAME RUN``: evaluate, write table and report, print an overview."""
+    options = _parse(kind, argv)
+    only_scores, evaluation = options.pop("scores_only", False), _asked(kind, options)
+    if only_scores:
+        assert isinstance(evaluation, PerCheckpoint)
+        keep_scores(evaluation)
+        return 0
+
+    from eval.report.page import write
+    from wellread.terminal import say_table
+
+    results = evaluate(evaluation)
+    say_table(*evaluation.overview(results))
+    print(f"all results: {evaluation.table(evaluation.run)}")
+    print(f"report: {write(evaluation.run)}")
+    return 0
+
+
+def evaluate(evaluation: Evaluation, *, progress: bool = True) -> list[Result]:
+    """Ask a question of a run and write its table; a table holds what was asked for last.
+
+    Parameters
+    ----------
+    progress
+        Whether to tell on stderr how far it is and what was left out.
+
+    Raises
+    ------
+    UserError
+        When the run lacks what the evaluation needs.
+    """
+    from wellread.results import write
+
+    for need in evaluation.needs:
+        need(evaluation.run)
+    with Reporter(evaluation.work(), progress) as reporter:
+        for note in evaluation.notes():
+            reporter.note(note)
+        results = list(evaluation.results(reporter))
+    write(evaluation.table(evaluation.run), results)
+    return results
+
+
+def keep_scores(evaluation: PerCheckpoint[Any], *, progress: bool = True) -> None:
+    """Score each checkpoint, and keep the scores: the part of `evaluate` that can be done in parallel."""
+    for need in evaluation.needs:
+        need(evaluation.run)
+    with Reporter(evaluation.work(), progress) as reporter:
+        for checkpoint in evaluation.checkpoints:
+            evaluation.score(checkpoint, reporter)
+
+
+def parts(argv: list[str]) -> int:
+    """``python -m eval parts NAME RUN …``, for launch: print as JSON what `eval` is to do for each checkpoint."""
+    name, *rest = argv
+    if name not in (known := per_checkpoint()):
+        raise UserError(f"--fan_out: eval {name} is one piece; it works with {', '.join(known)}")
+    options = _parse(find(name), rest)
+    if options["steps"]:
+        raise UserError("--fan_out: takes every checkpoint; leave it out to evaluate those of --steps")
+    evaluation = _asked(find(name), {key: value for key, value in options.items() if key != "scores_only"})
+    assert isinstance(evaluation, PerCheckpoint)
+    if not evaluation.checkpoints:
+        raise UserError(f"{evaluation.run.path}: no checkpoint yet; let the run save one")
+    steps = [str(checkpoint.step) for checkpoint in evaluation.checkpoints]
+    print(json.dumps([[*argv, "--steps", step, "--scores_only"] for step in steps]))
+    return 0
+
+
+def _parse(kind: type[Evaluation], argv: list[str]) -> dict[str, Any]:
+    """Flags, and the run, by name."""
+    fans_out = issubclass(kind, PerCheckpoint)
+    example = f"example:\n  python -m eval {kind.name} runs/tiny-sample" + " --steps 0,100,200" * fans_out
+    parser = new_parser(f"python -m eval {kind.name}", kind.summary, example)
+    parser.add_argument("run", help="Run directory.")
+    if fans_out:
+        parser.add_argument("--steps", help="Checkpoints by step, e.g. 0,100 (default: all).")
+    parser.add_class_arguments(kind, nested_key=None, as_group=False, skip=NO_FLAGS)
+    if fans_out:
+        parser.add_argument(
+            "--scores_only", action="store_true", help="Keep the scores and compare nothing yet: one part of a fan-out."
+        )
+    return dict(parse(parser, argv).as_dict())
+
+
+def _asked(kind: type[Evaluation], options: dict[str, Any]) -> Evaluation:
+    run = RunDirectory.open(options.pop("run"))
+    if words := options.pop("steps", None):
+        options["steps"] = [_step(word) for word in words.split(",")]
+    return kind(run, **options)
+
+
+def _step(word: str) -> int:
+    digits = word.strip().removeprefix("step-")
+    if not digits.isdecimal():
+        raise UserError(f"--steps {word}: expected step numbers, e.g. 0,100 or step-100")
+    return int(digits)

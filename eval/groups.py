@@ -1,0 +1,87 @@
+"""Groups of a run's samples, from its record: read by a checkpoint, not yet read, sealed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from eval.separation import Ints, codes_of
+
+if TYPE_CHECKING:
+    from wellread.corpus.read import Corpus
+    from wellread.corpus.segments import Segments
+    from wellread.run import RunDirectory
+
+READ, UNREAD, SEALED = "read", "not yet read", "sealed"
+SHUFFLED = "shuffled"
+"""Group of the control whose labels are shuffled: what chance gives."""
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Which samples belong to which group at a step; of a packed corpus, its segments stand for samples."""
+
+    corpus: Corpus | Segments
+    documents: Ints
+    """Document of each sample, int64[corpus.n]."""
+    first_read: Ints
+    """Batch in which each trainable sample is first read and learned from, int64[n_trainable]; `last` or more where it
+    never is."""
+    last: int
+    """Step of the last checkpoint."""
+    max_samples: int
+    seed: int
+
+    @classmethod
+    def of(cls, run: RunDirectory, max_samples: int, seed: int) -> Groups:
+        """Derive the groups of a run, which has checkpoints, from its record."""
+        from wellread.checkpoint import list_checkpoints
+        from wellread.corpus.read import Corpus
+        from wellread.corpus.segments import Segments
+        from wellread.record.reader import Record
+
+        corpus, checkpoints = Corpus.open(run.corpus), list_checkpoints(run.checkpoints)
+        record, last = Record.open(run.record), checkpoints[-1].step
+        documents = corpus.samples().column("document").to_numpy()
+        first_read = np.full(corpus.n_trainable, last, dtype=np.int64)
+        table = record.table(columns=["batch_id", "sample_id", "skipped"], batches=(0, last))
+        batch_id, sample_id, skipped = (table.column(name).to_numpy() for name in table.column_names)
+        np.minimum.at(first_read, sample_id[~skipped], batch_id[~skipped])  # of a skipped batch nothing is learned
+        if corpus.packed:
+            segments = Segments(corpus)
+            documents = segments.table.column("document").to_numpy()
+            first_read = first_read[segments.sample_of(np.arange(segments.n_trainable))]
+            return cls(segments, documents, first_read, last, max_samples, seed)
+        return cls(corpus, documents, first_read, last, max_samples, seed)
+
+    def at(self, step: int) -> dict[str, Ints]:
+        """Drawn sample ids of each group at `step`, ascending. Copies of what was read are no unread controls."""
+        n = self.corpus.n_trainable
+        codes = codes_of(self.documents[:n])
+        document_read = np.full(codes.max() + 1, self.last, dtype=np.int64)
+        np.minimum.at(document_read, codes, self.first_read)
+        return {
+            READ: self._draw(np.flatnonzero(self.first_read < step)),
+            UNREAD: self._draw(np.flatnonzero((self.first_read < self.last) & (document_read[codes] >= step))),
+            SEALED: self._draw(np.arange(n, self.corpus.n)),
+        }
+
+    def all(self, step: int) -> Ints:
+        """Sample ids of all groups at `step`, ascending."""
+        return np.sort(np.concatenate(list(self.at(step).values())))
+
+    def _draw(self, ids: Ints) -> Ints:
+        """Those `max_samples` ids whose keyed hash is lowest: a uniform draw that barely moves as the group grows."""
+        if ids.size <= self.max_samples:
+            return ids
+        keys = np.random.default_rng(self.seed).integers(2**63, size=self.corpus.n)[ids]
+        return np.sort(ids[np.argpartition(keys, self.max_samples)[: self.max_samples]])
+
+    def notes(self, steps: Sequence[int]) -> Iterator[str]:
+        """What is left out at these steps, and why."""
+        sizes = [ids.size for step in steps for ids in self.at(step).values()]
+        if self.max_samples in sizes:
+            yield f"at most {self.max_samples:,} samples per group are scored, drawn with seed {self.seed}"

@@ -1,0 +1,33 @@
+"""How sure a number is: intervals from draws, errors of means over documents."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from eval.separation import Floats, Ints, codes_of
+
+
+def spread(draws: Floats) -> dict[str, float]:
+    """Standard error and 95% interval of a statistic, from its values in bootstrap draws, float64[draws]."""
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return {"stderr": float(draws.std(ddof=1)), "ci_low": float(low), "ci_high": float(high)}
+
+
+def clustered_mean(values: Floats, documents: Ints) -> dict[str, float]:
+    """Mean of `values`, float64[n], with the error of a mean of clusters; no error from a single document.
+
+    The sandwich estimator of Liang & Zeger 1986 for an intercept alone, with the factor C / (C - 1).
+
+    Parameters
+    ----------
+    documents
+        Document of each value, int64[n].
+    """
+    mean = float(values.mean())
+    residuals = np.bincount(codes_of(documents), weights=values - mean)
+    if residuals.size < 2:
+        return {"value": mean}
+    stderr = math.sqrt(float((residuals**2).sum()) * residuals.size / (residuals.size - 1)) / values.size
+    return {"value": mean, "stderr": stderr, "ci_low": mean - 1.96 * stderr, "ci_high": mean + 1.96 * stderr}

@@ -1,0 +1,92 @@
+"""Scores of samples under a checkpoint, kept in `eval/scores/step-N.parquet`, so that none is computed twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from eval.separation import Ints
+
+if TYPE_CHECKING:
+    from eval.progress import Reporter
+    from wellread.checkpoint import Checkpoint
+    from wellread.corpus.read import Corpus
+    from wellread.corpus.segments import Segments
+    from wellread.run import RunDirectory
+    from wellread.scores import Scores
+
+
+def kept_scores(run: RunDirectory, checkpoint: Checkpoint) -> Scores | None:
+    """What the last call of `scores_of` kept of `checkpoint`; None where it kept none, or those of other weights."""
+    from wellread.scores import read_scores
+
+    return read_scores(_file(run, checkpoint), **_belongs_to(checkpoint))
+
+
+def scores_of(
+    run: RunDirectory,
+    checkpoint: Checkpoint,
+    corpus: Corpus | Segments,
+    ids: Ints,
+    reporter: Reporter,
+    device: str | None = None,
+) -> Scores:
+    """Scores of samples under `checkpoint`: those kept by an earlier call, and the missing ones, kept from now on.
+
+    The file then holds these samples and no others: what is kept is what was asked for last.
+
+    Parameters
+    ----------
+    ids
+        Samples of `corpus`, int64[n], ascending.
+    device
+        Where the model runs (default: CUDA when there is one, else CPU).
+    """
+    from wellread.scores import Scores, write_scores
+
+    scores = kept_scores(run, checkpoint) or Scores.empty()
+    missing = np.setdiff1d(ids, scores.sample_id)
+    reporter.move_to(start := reporter.done + ids.size - missing.size)
+    if missing.size:
+        new = _run_model(checkpoint, corpus, missing, device, lambda done: reporter.move_to(start + done))
+        scores = scores.merged(new)
+    if missing.size or scores.sample_id.size > ids.size:
+        write_scores(_file(run, checkpoint), scores.at(ids), **_belongs_to(checkpoint))
+    return scores.at(ids)
+
+
+def _file(run: RunDirectory, checkpoint: Checkpoint) -> Path:
+    return run.eval / "scores" / f"{checkpoint.path.name}.parquet"
+
+
+def _belongs_to(checkpoint: Checkpoint) -> dict[str, str]:
+    """What kept scores must carry to be this checkpoint's: the record's head, and the hash of its model's hashes."""
+    weights = {name: of["sha256"] for name, of in checkpoint.manifest["files"].items() if name.startswith("model/")}
+    return {
+        "head": checkpoint.head,
+        "checkpoint": hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest(),
+    }
+
+
+def _run_model(
+    checkpoint: Checkpoint, corpus: Corpus | Segments, ids: Ints, device: str | None, progress: Callable[[int], None]
+) -> Scores:
+    from wellread.processes import importing
+
+    with importing():
+        import torch
+        import transformers.modeling_utils  # noqa: F401 (what AutoModel imports later)
+
+    from wellread.models.load import loaded
+    from wellread.models.score import log_likelihoods
+    from wellread.scores import Scores
+
+    wanted = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    with loaded(checkpoint.model, wanted) as (model, where):
+        log_likelihood, n_targets = log_likelihoods(model, corpus, ids, progress=progress, device=where)
+    return Scores(sample_id=ids, n_targets=n_targets, log_likelihood=log_likelihood)

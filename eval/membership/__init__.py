@@ -1,0 +1,1 @@
+"""Membership: what a checkpoint has read against what was sealed."""

@@ -1,0 +1,204 @@
+"""Can a checkpoint's loss tell what it has read from what was sealed? Run with
+
+    python -m eval membership runs/NAME
+
+The record says what a checkpoint has read; nothing is guessed. A score is the mean log-likelihood over a sample's
+target tokens, and a higher one means "more likely a member".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from eval.evaluation import PerCheckpoint
+from eval.groups import READ, SEALED, SHUFFLED, UNREAD, Groups
+from eval.intervals import clustered_mean, spread
+from eval.kept import scores_of
+from eval.membership.section import section
+from eval.needs import Need, a_checkpoint, a_sealed_holdout, a_whole_record
+from eval.section import Section, with_interval
+from eval.separation import ALPHAS, Floats, Ints, auc, cluster_bootstrap, nonmembers_needed, permuted_auc, tpr_at_fpr
+from wellread.errors import UserError
+from wellread.scores import Scores
+
+if TYPE_CHECKING:
+    from eval.progress import Reporter
+    from wellread.checkpoint import Checkpoint
+    from wellread.results import Result
+    from wellread.run import RunDirectory
+
+TASK = "membership/loss"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Membership(PerCheckpoint[Scores]):
+    """Scores of samples under each checkpoint, compared by group.
+
+    At checkpoint step-N, samples read in batches 0 ... N-1 (`read`) and, as a control, those that the record reads
+    only later (`not yet read`) are compared with the sealed holdout; `shuffled` is the AUC that chance gives.
+    Of a packed corpus the segments are compared, each scored alone, so that it compares what it would without packing.
+    Scores are kept in `eval/scores/step-N.parquet`: another call scores only what is missing or belongs to other
+    weights. `max_samples` are drawn per group by `seed`, the same at every checkpoint as far as possible.
+
+    Raises
+    ------
+    UserError
+        When `bootstrap` or `max_samples` is too small to say anything.
+    """
+
+    bootstrap: int = 1000
+    """Resamples behind each interval, and shuffles behind the control."""
+
+    name: ClassVar[str] = "membership"
+    summary: ClassVar[str] = "loss scores of read samples against the sealed holdout, per checkpoint; AUC, ROC, report"
+    needs: ClassVar[tuple[Need, ...]] = (a_sealed_holdout, a_checkpoint, a_whole_record)
+
+    def __post_init__(self) -> None:
+        if self.bootstrap < 100:
+            raise UserError(f"--bootstrap {self.bootstrap}: too few for an interval; give at least 100")
+        if self.max_samples < 2:
+            raise UserError(f"--max_samples {self.max_samples}: nothing to compare; give at least 2")
+
+    @cached_property
+    def groups(self) -> Groups:
+        """The groups of the run."""
+        return Groups.of(self.run, self.max_samples, self.seed)
+
+    def size(self, step: int) -> int:
+        """Samples of all groups at `step`."""
+        return self.groups.all(step).size
+
+    def notes(self) -> Iterator[str]:
+        """What is left out, and why."""
+        corpus = self.groups.corpus
+        sealed = min(corpus.n - corpus.n_trainable, self.max_samples)
+        yield from self.groups.notes([checkpoint.step for checkpoint in self.checkpoints])
+        for alpha in ALPHAS:
+            needed = nonmembers_needed(alpha)
+            if sealed < needed:
+                yield f"no TPR at {alpha:.0%} FPR: it needs {needed:,} sealed samples, scored are {sealed:,}"
+
+    def score(self, checkpoint: Checkpoint, reporter: Reporter) -> Scores:
+        """Scores of all groups at `checkpoint`."""
+        ids = self.groups.all(checkpoint.step)
+        return scores_of(self.run, checkpoint, self.groups.corpus, ids, reporter, self.device)
+
+    def measure(self, checkpoint: Checkpoint, kept: Scores, reporter: Reporter) -> Iterator[Result]:
+        """Compare the groups; nothing where the checkpoint has diverged."""
+        sides, step = self._sides(checkpoint, kept), checkpoint.step
+        bad = sum(int((~np.isfinite(side.scores)).sum()) for side in sides.values())
+        if bad:
+            reporter.note(
+                f"step {step:,}: {bad:,} of {kept.sample_id.size:,} scores are not finite; nothing is compared"
+            )
+            return
+        few = [f"{name} ({side.size})" for name, side in sides.items() if side.size == 1]
+        if few:  # an empty group is no surprise: nothing is read at step 0, and nothing is left after an epoch
+            reporter.note(f"step {step:,}: fewer than 2 samples in {', '.join(few)}; left out")
+        for row in self._compare_all({name: side for name, side in sides.items() if side.size >= 2}):
+            yield self.result(checkpoint, task=TASK, **row)
+
+    def _sides(self, checkpoint: Checkpoint, scores: Scores) -> dict[str, Side]:
+        sides = {}
+        for name, ids in self.groups.at(checkpoint.step).items():
+            drawn = scores.at(ids)
+            has_target = drawn.n_targets > 0
+            sides[name] = Side(drawn.mean[has_target], self.groups.documents[ids[has_target]])
+        return sides
+
+    def _compare_all(self, sides: dict[str, Side]) -> Iterator[dict[str, Any]]:
+        """Yield the fields group, metric, value, stderr, ci_low, ci_high and n of each result."""
+        for name, side in sides.items():
+            yield {"group": name, "metric": "mean_loss", "n": side.size, **_mean_loss(side)}
+        sealed = sides.pop(SEALED, None)
+        if sealed is None or not sides:
+            return
+        for name, side in sides.items():
+            yield from ({"group": name, "n": side.size, **row} for row in self._compare(side, sealed))
+        control = next(iter(sides.values()))  # read, or at step 0 not yet read
+        chance = permuted_auc(*control.against(sealed), draws=self.bootstrap, seed=self.seed)
+        yield {"group": SHUFFLED, "metric": "auc", "value": float(chance.mean()), "n": control.size, **spread(chance)}
+
+    def _compare(self, members: Side, sealed: Side) -> Iterator[dict[str, Any]]:
+        """Yield metric, value and interval of AUC and of each TPR that the number of non-members allows."""
+        bootstrap = partial(cluster_bootstrap, *members.against(sealed), draws=self.bootstrap, seed=self.seed)
+        whole = min(np.unique(side.documents).size for side in (members, sealed)) > 1
+        interval = spread(bootstrap()) if whole else {}
+        yield {"metric": "auc", "value": auc(members.scores, sealed.scores), **interval}
+        for alpha in ALPHAS:
+            rate = tpr_at_fpr(members.scores, sealed.scores, alpha)
+            if rate is not None:
+                interval = spread(bootstrap(alpha=alpha)) if whole else {}
+                yield {"metric": f"tpr_at_fpr_{alpha:g}", "value": rate, **interval}
+        yield {"metric": "n_sealed", "value": float(sealed.size)}
+
+    def headline(self, results: Sequence[Result]) -> str:
+        """The AUC of each group."""
+        aucs = [f"{result.group} {result.value:.3f}" for result in results if result.metric == "auc"]
+        return f"AUC against sealed: {', '.join(aucs) or 'none'}"
+
+    @classmethod
+    def overview(cls, results: Sequence[Result]) -> tuple[list[str], list[list[object]]]:
+        """One row per checkpoint of what matters most; the tidy table has all of it."""
+        cells = {(result.step, result.group, result.metric): result for result in results}
+
+        def value(step: int, group: str, metric: str) -> float | None:
+            found = cells.get((step, group, metric))
+            return found.value if found else None
+
+        def auc_of(step: int, group: str) -> str | None:
+            found = cells.get((step, group, "auc"))
+            return with_interval(found) if found else None
+
+        heads = [
+            "step",
+            "AUC read",
+            "AUC not yet read",
+            "labels shuffled",
+            "TPR at 10% FPR",
+            "loss read",
+            "loss sealed",
+        ]
+        rows: list[list[object]] = [
+            [
+                step,
+                *(auc_of(step, group) for group in (READ, UNREAD, SHUFFLED)),
+                value(step, READ, f"tpr_at_fpr_{ALPHAS[0]:g}"),
+                value(step, READ, "mean_loss"),
+                value(step, SEALED, "mean_loss"),
+            ]
+            for step in sorted({result.step for result in results})
+        ]
+        return heads, rows
+
+    @classmethod
+    def section(cls, run: RunDirectory, results: Sequence[Result]) -> Section:
+        """What its loss tells: the finding, remarks, AUC per checkpoint, ROC and scores."""
+        return section(run, [result for result in results if result.task == TASK])
+
+
+@dataclass(frozen=True)
+class Side:
+    """The scores of one group, float64[n], and the document of each, int64[n]."""
+
+    scores: Floats
+    documents: Ints
+
+    @property
+    def size(self) -> int:
+        """Number of samples."""
+        return int(self.scores.size)
+
+    def against(self, other: Side) -> tuple[Floats, Floats, Ints, Ints]:
+        """Both sides as the statistics take them."""
+        return self.scores, other.scores, self.documents, other.documents
+
+
+def _mean_loss(side: Side) -> dict[str, float]:
+    """Mean over samples of the loss per target token, nats, with its error over documents."""
+    return clustered_mean(-side.scores, side.documents)

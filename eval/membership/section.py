@@ -1,0 +1,111 @@
+"""What membership adds to the report: the finding, what to know before believing it, curves, columns of AUC."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from eval.groups import READ, SEALED, SHUFFLED, UNREAD, Groups
+from eval.kept import kept_scores
+from eval.section import Column, Picture, Section, with_interval
+from eval.separation import ALPHAS, Floats, nonmembers_needed, roc
+
+if TYPE_CHECKING:
+    from wellread.checkpoint import Checkpoint
+    from wellread.results import Result
+    from wellread.run import RunDirectory
+
+TEMPLATE = Path(__file__).with_name("section.html.j2")
+
+
+def section(run: RunDirectory, results: Sequence[Result]) -> Section:
+    """The section of a run; without results it says how to get them."""
+    aucs = {(result.step, result.group): result for result in results if result.metric == "auc"}
+    evaluated = max((step for step, group in aucs if group == READ), default=None)
+    return Section(
+        template=TEMPLATE.read_text(),
+        values={"finding": _finding(aucs, evaluated), "remarks": list(_remarks(run, results, evaluated))},
+        pictures=list(_pictures(run, results, evaluated)),
+        columns=[_column(aucs, group) for group in (READ, UNREAD)],
+        commands=[
+            (
+                "Evaluate every checkpoint, and write this page again",
+                f"python -m eval membership {shlex.quote(str(run.path))}",
+            )
+        ],
+    )
+
+
+def _finding(aucs: dict[tuple[int, str], Result], step: int | None) -> str | None:
+    """The main result in one sentence; None when there is none."""
+    if step is None:
+        return None
+    read, control = aucs[step, READ], aucs.get((step, SHUFFLED))
+    chance = f" Shuffled labels give {with_interval(control)}." if control else ""
+    return (
+        f"At step {step:,}, a sample that the model has read has a lower loss than a sealed one with probability "
+        f"{with_interval(read)} (AUC; 0.5 is chance).{chance}"
+    )
+
+
+def _remarks(run: RunDirectory, results: Sequence[Result], step: int | None) -> Iterator[str]:
+    """What a reader must know before believing the numbers."""
+    here = [result for result in results if result.step == step and result.group == READ]
+    sizes = {result.metric: result for result in here}
+    if "n_sealed" in sizes:
+        n, sealed = sizes["n_sealed"].n, int(sizes["n_sealed"].value)
+        yield f"{n:,} read samples against {sealed:,} sealed ones; intervals are 95%, from a bootstrap over documents."
+        for alpha in ALPHAS:
+            rate = sizes.get(f"tpr_at_fpr_{alpha:g}")
+            needed = f"not stated: it needs {nonmembers_needed(alpha):,} sealed samples"
+            stated = with_interval(rate) if rate else needed
+            yield f"True-positive rate at a false-positive rate of {alpha:.0%}: {stated}."
+        yield "No blind baseline was run: that the groups do not differ by their text alone rests on the random seal."
+    if run.config().pack:
+        yield "Samples are packed; compared are the rows in them (segments), each scored alone."
+    kind = run.manifest()["identity"]["order"]["kind"]
+    if kind != "shuffle":
+        yield f"The order is {kind}: “{UNREAD}” is no control here, since it may differ from what was read."
+
+
+def _column(aucs: dict[tuple[int, str], Result], group: str) -> Column:
+    cells = {step: with_interval(result) for (step, of), result in aucs.items() if of == group}
+    return Column((f"AUC {group}", "[95%]"), cells)
+
+
+def _pictures(run: RunDirectory, results: Sequence[Result], step: int | None) -> Iterator[Picture]:
+    """AUC of all checkpoints; ROC and scores at the last evaluated one."""
+    from wellread.checkpoint import list_checkpoints
+    from wellread.plots.membership import auc_by_step, score_histogram
+    from wellread.plots.membership import roc as roc_plot
+
+    if any(result.metric == "auc" for result in results):
+        alt = "AUC against the step, with 95% intervals, for read samples and the two controls; numbers below."
+        caption = "How well loss tells samples of a group from sealed ones. The dashed line is chance."
+        yield Picture("Membership", auc_by_step(results), alt, caption)
+    chosen = [checkpoint for checkpoint in list_checkpoints(run.checkpoints) if checkpoint.step == step]
+    scores = _scored_groups(run, chosen[0]) if chosen else {}
+    if not scores:
+        return
+    read, sealed = scores[READ], scores[SEALED]
+    alt = f"ROC curve of {read.size:,} read against {sealed.size:,} sealed samples, on linear and on log axes."
+    caption = f"Every threshold on the loss at step {step:,}. Log axes show the safest guesses."
+    yield Picture("ROC", roc_plot(*roc(read, sealed), nonmembers=sealed.size), alt, caption)
+    alt = f"Mean score {read.mean():.3f} of read and {sealed.mean():.3f} of sealed samples, in nats per token."
+    image = score_histogram({READ: read, SEALED: sealed})
+    yield Picture("Scores", image, alt, f"Log-likelihood of single samples at step {step:,}; higher is likelier.")
+
+
+def _scored_groups(run: RunDirectory, checkpoint: Checkpoint) -> dict[str, Floats]:
+    """Scores by group, as kept by the last evaluation of `checkpoint`; empty when it kept none."""
+    scores = kept_scores(run, checkpoint)
+    if scores is None:
+        return {}
+    scored = scores.at(scores.sample_id[scores.n_targets > 0])
+    sides = Groups.of(run, sys.maxsize, 0).at(checkpoint.step)
+    return {name: scored.at(np.intersect1d(ids, scored.sample_id)).mean for name, ids in sides.items()}

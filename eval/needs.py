@@ -1,0 +1,39 @@
+"""What an evaluation can ask of a run: each function raises UserError where the run lacks it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from wellread.errors import UserError
+from wellread.run import RunDirectory
+
+Need = Callable[[RunDirectory], None]
+
+
+def a_sealed_holdout(run: RunDirectory) -> None:
+    """Samples that were never trained on."""
+    from wellread.corpus.read import Corpus
+
+    corpus = Corpus.open(run.corpus)
+    if corpus.n == corpus.n_trainable:
+        raise UserError(
+            f"{run.path}: no sealed samples to compare with; train a run with --holdout above 0 on more documents"
+        )
+
+
+def a_checkpoint(run: RunDirectory) -> None:
+    """At least one checkpoint."""
+    from wellread.checkpoint import list_checkpoints
+
+    if not list_checkpoints(run.checkpoints):
+        raise UserError(f"{run.path}: no checkpoint yet; let the run save one")
+
+
+def a_whole_record(run: RunDirectory) -> None:
+    """A record of every batch that the last checkpoint has read."""
+    from wellread.checkpoint import list_checkpoints
+    from wellread.record.reader import Record
+
+    record, last = Record.open(run.record), list_checkpoints(run.checkpoints)[-1].step
+    if record.batches < last:
+        raise UserError(f"{run.record}: holds {record.batches} batches, step-{last} needs {last}; see eval verify")

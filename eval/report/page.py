@@ -1,0 +1,174 @@
+"""One page about a run, `report/index.html`: what it read, what it became, what was measured. Run with
+
+    python -m eval report runs/NAME
+
+The page needs nothing but itself: pictures are inside it, no script runs, every text from the run is escaped. Each
+evaluation of `eval/registry.py` adds its section.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from eval.registry import evaluations
+from eval.report.record_summary import RecordSummary
+from eval.section import Column, Picture, Section
+
+if TYPE_CHECKING:
+    from wellread.checkpoint import Checkpoint
+    from wellread.corpus.read import Corpus
+    from wellread.record.reader import Record
+    from wellread.run import RunDirectory
+
+LOSS_WINDOW = 10
+"""Batches before a checkpoint whose mean loss stands beside it."""
+
+
+def write(run: RunDirectory) -> Path:
+    """Write the report of a run and return its path.
+
+    Raises
+    ------
+    UserError
+        When the run has no record or no corpus, or a result table cannot be read.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    from wellread.files import write_atomic
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    sections = list(_sections(run))
+    texts = [environment.from_string(section.template).render(section.values) for section in sections]
+    page = environment.get_template("page.html.j2").render(_content(run, sections), sections=texts)
+    path = run.report / "index.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, page)
+    return path
+
+
+def _sections(run: RunDirectory) -> Iterator[Section]:
+    """What the evaluations add, in the order of the registry."""
+    from wellread.results import read
+
+    for kind in evaluations():
+        table = kind.table(run)
+        if section := kind.section(run, read(table) if table.exists() else []):
+            yield section
+
+
+def _content(run: RunDirectory, sections: list[Section]) -> dict[str, Any]:
+    """Everything that the template names, the sections' own texts apart."""
+    from wellread.checkpoint import list_checkpoints
+    from wellread.corpus.read import Corpus
+    from wellread.record.reader import Record
+
+    corpus, record, checkpoints = Corpus.open(run.corpus), Record.open(run.record), list_checkpoints(run.checkpoints)
+    read = RecordSummary.of(record, corpus.n_trainable)
+    columns = [column for section in sections for column in section.columns]
+    return {
+        "name": run.name,
+        "lead": _lead(run, record, checkpoints),
+        "summary": _summary(run, record, read, checkpoints),
+        "counts": {name.replace("_", " "): count for name, count in corpus.meta["counts"].items()},
+        "pictures": [
+            *_losses(checkpoints, read),
+            *(picture for section in sections for picture in section.pictures),
+            _lengths(corpus),
+        ],
+        "columns": columns,
+        "checkpoints": [_row(checkpoint, read, columns) for checkpoint in checkpoints],
+        "loss_window": LOSS_WINDOW,
+        "commands": [*(command for section in sections for command in section.commands), *_commands(run, checkpoints)],
+        "attempts": run.manifest()["attempts"],
+    }
+
+
+def _lead(run: RunDirectory, record: Record, checkpoints: list[Checkpoint]) -> str:
+    config, tokens = run.config(), checkpoints[-1].tokens if checkpoints else 0
+    return (
+        f"{config.model} on {config.data}: {record.batches:,} batches read, {tokens:,} tokens at the last checkpoint."
+    )
+
+
+def _summary(run: RunDirectory, record: Record, read: RecordSummary, checkpoints: list[Checkpoint]) -> dict[str, str]:
+    from wellread.planning.plan import Plan
+
+    config, plan = run.config(), Plan.from_json(run.plan_file.read_text())
+    ranks = f"{plan.ranks} rank{'s' * (plan.ranks > 1)}"
+    return {
+        "model": config.model,
+        "data": f"{config.data}, {config.holdout:g} of its documents sealed{', packed' * config.pack}",
+        "steps": f"{record.batches:,} of {plan.steps:,}",
+        "samples read": f"{read.samples:,} of {plan.trainable:,} trainable, {read.readings:,} readings",
+        "tokens read": f"{checkpoints[-1].tokens:,} at step {checkpoints[-1].step:,}"
+        if checkpoints
+        else "no checkpoint",
+        "batch": f"{plan.batch_size} = {plan.micro_batch_size} × {plan.accumulation} accumulated × {ranks}",
+        "strategy": f"{plan.strategy}, {plan.dtype}: {plan.strategy_reason}",
+        "ranks": f"{ranks} on {plan.nodes} node{'s' * (plan.nodes > 1)} ({plan.cluster}, {plan.device})",
+        "sequence length": f"{plan.seq_len:,} tokens",
+        "learning rate": f"{config.optim.lr}",
+        "seed": str(config.seed),
+        "record head": record.head,
+    }
+
+
+def _losses(checkpoints: list[Checkpoint], read: RecordSummary) -> Iterator[Picture]:
+    """The curve of losses, where anything was learned."""
+    from wellread.plots.loss import loss_curve
+
+    held = [(c.step, float(c.manifest["holdout_loss"])) for c in checkpoints if c.manifest.get("holdout_loss")]
+    learned = np.flatnonzero(np.isfinite(read.losses))
+    if learned.size:
+        losses = read.losses[learned]
+        alt = f"Training loss goes from {losses[0]:.2f} to {losses[-1]:.2f} nats per target token."
+        caption = "Mean loss of each batch as it was trained, out of the record."
+        yield Picture("Loss", loss_curve(learned, losses, holdout=held), alt, caption)
+
+
+def _lengths(corpus: Corpus) -> Picture:
+    from wellread.plots.lengths import length_histogram
+
+    lengths = corpus.lengths(np.arange(corpus.n))
+    groups = {"trainable": lengths[: corpus.n_trainable], "sealed": lengths[corpus.n_trainable :]}
+    image = length_histogram({name: values for name, values in groups.items() if values.size})
+    alt = f"Lengths of samples in tokens, {lengths.min():,} to {lengths.max():,}, median {int(np.median(lengths)):,}."
+    return Picture("Lengths", image, alt, "Tokens per sample; the two sides should look alike.")
+
+
+def _row(checkpoint: Checkpoint, read: RecordSummary, columns: Iterable[Column]) -> dict[str, Any]:
+    step, (start, stop) = checkpoint.step, checkpoint.batches
+    before, held = read.losses[max(0, step - LOSS_WINDOW) : step], checkpoint.manifest.get("holdout_loss")
+    before = before[np.isfinite(before)]
+    return {
+        "step": f"{step:,}",
+        "tokens": f"{checkpoint.tokens:,}",
+        "batches": f"{start:,} … {stop - 1:,}" if stop > start else "none",
+        "head": checkpoint.head,
+        "loss": f"{before.mean():.3f}" if before.size else "–",
+        "holdout": "–" if held is None else f"{held:.3f}",
+        "cells": [column.cells.get(step, "–") for column in columns],
+    }
+
+
+def _commands(run: RunDirectory, checkpoints: list[Checkpoint]) -> list[tuple[str, str]]:
+    path = shlex.quote(str(run.path))
+    commands = [
+        ("Prove that the record is what the order says", f"python -m eval verify {path}"),
+        ("Watch the curves", f"tensorboard --logdir {shlex.quote(str(run.tb))}"),
+    ]
+    if checkpoints:
+        model = f"AutoModelForCausalLM.from_pretrained({str(checkpoints[-1].model)!r})"
+        commands.append(("Load the last checkpoint in Python (transformers)", model))
+    return commands

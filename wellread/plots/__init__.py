@@ -1,0 +1,1 @@
+"""Plots: numbers in, the bytes of a picture out. No title and no names, so nothing to escape."""

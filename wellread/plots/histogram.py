@@ -1,0 +1,29 @@
+"""Distributions of groups of samples over the same bins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wellread.plots.style import BLUE, GREEN, ORANGE, PURPLE, Format, new_figure, render
+
+
+def histogram(groups: Mapping[str, NDArray[Any]], label: str, bins: int, image: Format) -> bytes:
+    """Densities of the values of each group (at most four), over about `bins` bins that all of them share."""
+    values = np.concatenate(list(groups.values()))
+    edges = np.histogram_bin_edges(values, bins)
+    if np.issubdtype(values.dtype, np.integer):  # whole bins: else some hold more whole numbers than others
+        width = max(1, -(-int(np.ptp(values) + 1) // bins))
+        edges = np.arange(values.min(), values.max() + width + 1, width) - 0.5
+    with new_figure(7.2, 3.4) as figure:
+        axes = figure.subplots()
+        for (group, scores), colour in zip(groups.items(), (BLUE, ORANGE, GREEN, PURPLE), strict=False):
+            density, _ = np.histogram(scores, edges, density=True)
+            axes.stairs(density, edges, fill=True, color=colour, alpha=0.25)
+            axes.stairs(density, edges, color=colour, linewidth=1.6, label=f"{group} ({len(scores):,})")
+        axes.set(xlabel=label, ylabel="density")
+        axes.legend()
+        return render(figure, image)
