@@ -89,6 +89,21 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """What a file of JSON holds.
+
+    Raises
+    ------
+    UserError
+        When it is damaged.
+    """
+    text = path.read_bytes()
+    try:
+        return json.loads(text)
+    except ValueError as error:  # no JSON, or not even text
+        raise UserError(f"{path}: damaged ({error}); restore it from a copy") from None
+
+
 def fsync_directory(path: Path) -> None:
     """Make renames and new names inside `path` durable."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from wellread.errors import UserError
-from wellread.files import write_atomic
+from wellread.files import read_json, write_atomic
 
 if TYPE_CHECKING:
     from wellread.config import RunConfig
@@ -121,7 +120,12 @@ class RunDirectory:
 
         from wellread.config import from_dict, kind_of
 
-        values = yaml.safe_load(self.config_file.read_text())
+        text = self.config_file.read_bytes()
+        try:
+            values = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{self.config_file}: damaged ({reason}); restore it from a copy") from None
         config: RunConfig = from_dict(kind_of(values), values)
         return config
 
@@ -135,7 +139,7 @@ class RunDirectory:
 
     def manifest(self) -> dict[str, Any]:
         """Read manifest.json."""
-        manifest: dict[str, Any] = json.loads(self.manifest_file.read_text())
+        manifest: dict[str, Any] = read_json(self.manifest_file)
         return manifest
 
     @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from wellread.corpus.digest import digest
 from wellread.errors import UserError
+from wellread.files import read_json
 
 if TYPE_CHECKING:
     import pyarrow
@@ -73,7 +73,7 @@ class Corpus:
         """
         path = Path(path).resolve()
         try:
-            meta = json.loads((path / "corpus.json").read_text())
+            meta = read_json(path / "corpus.json")
         except FileNotFoundError:
             raise UserError(f"{path}: no corpus there (corpus.json is missing); compile it again") from None
         for name, size in meta["sizes"].items():

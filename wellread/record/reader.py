@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wellread.errors import UserError
-from wellread.files import sha256_file
+from wellread.files import read_json, sha256_file
 from wellread.record.writer import COLUMNS, RecordedBatch, to_parquet
 
 if TYPE_CHECKING:
@@ -36,11 +35,9 @@ class Record:
             When there is none, or its head.json cannot be read.
         """
         try:
-            return cls(directory, json.loads((directory / "head.json").read_text()))
+            return cls(directory, read_json(directory / "head.json"))
         except FileNotFoundError:
             raise UserError(f"{directory}: no record there (head.json is missing); has the run started?") from None
-        except json.JSONDecodeError as error:
-            raise UserError(f"{directory / 'head.json'}: damaged ({error})") from None
 
     @property
     def batches(self) -> int:
