@@ -102,7 +102,7 @@ def prepares(corpora: Path) -> dict[str, list[object]]:
     tiny = ["--steps", 1, "--corpora", corpora, "--out", corpora / "run"]
     return {
         "finetune": ["finetune", "prepare", "--corpora", corpora],
-        "pretrain": ["pretrain", "prepare", "--corpora", corpora, "--data", "stories:60", "--size", "32x1x2"],
+        "pretrain": ["pretrain", "prepare", "--corpora", corpora, "--data", "stories:60", "--vocab", 512],
         "launch": ["launch", "run", "finetune", *tiny],
     }
 

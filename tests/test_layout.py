@@ -91,6 +91,7 @@ def test_tests_are_flat_and_named_after_modules(root: Path) -> None:
     assert {name for name in names if not re.fullmatch(r"test_\w+\.py", name)} <= {
         "conftest.py",
         "engine_ranks.py",
+        "fixtures",
         "golden",
     }
 
