@@ -26,7 +26,8 @@ from bench.trainer import WARM, Step, call, compare, line, rate, run_command, ve
 from wellread.checkpoint import list_checkpoints
 from wellread.config import PretrainConfig
 from wellread.corpus.read import Corpus
-from wellread.models.registry import ModelSpec, find, pretrained
+from wellread.models.registry import ModelSpec, find
+from wellread.recipes.pretrain import model_of
 from wellread.record.reader import Record
 from wellread.run import RunDirectory
 from wellread.train.watch.throughput import Cost, training_flops
@@ -56,7 +57,7 @@ class Work:
     @property
     def spec(self) -> ModelSpec:
         """The model."""
-        return pretrained(find(self.config.model), self.vocab, self.config)
+        return model_of(find(self.config.model), self.vocab, self.config)
 
 
 def settings(work: Work, folder: Path, **own: Any) -> dict[str, Any]:

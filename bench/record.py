@@ -58,7 +58,8 @@ def step_overhead(directory: Path) -> dict[str, float]:
     from wellread.corpus.read import Corpus
     from wellread.models.load import initial
     from wellread.models.registry import find
-    from wellread.planning.plan import Cluster, Counts, make_plan, resolve
+    from wellread.planning.plan import Cluster, Counts, make_plan
+    from wellread.recipes.registry import resolve
     from wellread.record.chain import genesis
     from wellread.record.writer import RecordWriter
     from wellread.train import ranks

@@ -32,7 +32,7 @@ ENOUGH = 20_000
 
 def texts_of(data: str) -> list[str]:
     """All stories of a set that can be used."""
-    return [found.text for _, found in documents.read(sets.stories(data)) if not isinstance(found, str)]
+    return [found.text for _, found in documents.read(sets.documents(data)) if not isinstance(found, str)]
 
 
 def seconds(call: Callable[[], Any]) -> float:

@@ -36,12 +36,19 @@ def main(argv: list[str]) -> int:
 
 
 def _prepare(argv: list[str]) -> int:
-    from wellread.cli import finetune_flags, new_parser
+    from wellread.cli import new_parser
+    from wellread.recipes.registry import RECIPES, RESOLVED, received
 
+    if argv == [RESOLVED]:  # of launch, which has resolved the settings
+        from finetune.prepare import compile_corpus
+
+        compile_corpus(received("finetune"))
+        return 0
+    recipe = RECIPES["finetune"]
     parser = new_parser("python -m finetune prepare", "Compile the corpus of a fine-tuning run.", EXAMPLES)
-    parse_run = finetune_flags(parser)
+    recipe.add_flags(parser)
     parser.add_argument("--show", type=int, default=0, help="Print the first samples of each set, token by token.")
-    config, others = parse_run(argv)
+    config, others = recipe.parse(parser, argv)
 
     from finetune.prepare import prepare
 

@@ -17,17 +17,19 @@ from finetune import show
 from finetune.tokenise import Item, tokenise
 from wellread.config import RunConfig
 from wellread.corpus import summary, tokenizer
-from wellread.corpus.compile import Shard, building, merge, write_shards
+from wellread.corpus.building import building
+from wellread.corpus.merge import merge
 from wellread.corpus.read import Corpus
-from wellread.data import sets
-from wellread.data.mixture import Mixture, Reader, corpus_directory, corpus_settings, readers
+from wellread.corpus.shards import Shard, write_shards
+from wellread.data.mixture import Reader, readers
 from wellread.data.rows import templates
 from wellread.data.rows.bad_rows import BadRows
 from wellread.data.rows.instruct import Example
 from wellread.data.sources.raw import TEXT, Raw
 from wellread.errors import UserError
 from wellread.models.registry import ModelSpec, find, local_directory
-from wellread.planning.plan import resolve
+from wellread.recipes.finetune import Rows
+from wellread.recipes.registry import resolve
 
 ROWS_PER_SHARD = 2000
 Chosen = list[NDArray[np.bool_] | None]
@@ -47,16 +49,18 @@ def prepare(config: RunConfig, shown: int = 0) -> Path:
     UserError
         When the data, the model or its tokenizer cannot be used, or too many rows are broken.
     """
-    spec = find(config.model)
-    config = resolve(config, spec)
-    mixture = sets.find(config.data or "")
-    tokens = tokenizer.identify(None if spec.fresh else local_directory(spec, weights=False), spec.vocab)
-    target = corpus_directory(config, mixture, tokens)
+    return compile_corpus(resolve(config, find(config.model)), shown)
+
+
+def compile_corpus(config: RunConfig, shown: int = 0) -> Path:
+    """Do what `prepare` does, of resolved settings."""
+    rows = Rows.of(config, find(config.model))
+    target = rows.directory
     with building(target) as build:
         if build is None:
             print(f"corpus {target}: already compiled", flush=True)
         else:
-            _compile(build, target, config, mixture, spec, tokens)
+            _compile(build, target, rows)
     corpus = Corpus.open(target)
     summary.summary(corpus)
     show.samples(corpus, shown)
@@ -64,7 +68,8 @@ def prepare(config: RunConfig, shown: int = 0) -> Path:
     return target
 
 
-def _compile(build: Path, target: Path, config: RunConfig, mixture: Mixture, spec: ModelSpec, tokens: str) -> None:
+def _compile(build: Path, target: Path, rows: Rows) -> None:
+    config, mixture, spec, settings = rows.config, rows.mixture, rows.spec, rows.settings
     gc.freeze()  # what is loaded stays: the collector would go through all of it again and again
     found = [reader.kept_if_small() for reader in readers(config, mixture)]
     counts, bad = _check_rows(found, config.max_bad_rows, spec)
@@ -76,7 +81,6 @@ def _compile(build: Path, target: Path, config: RunConfig, mixture: Mixture, spe
         print(f"compiling {part}{len(n):,} rows of {reader.source.name} into {target}", flush=True)
     items = sum(int(n.sum() if of is None else n[of].sum()) for n, of in zip(counts, chosen, strict=True)) + len(bad)
     _write(build, _items(found, chosen), backend, config, items)
-    settings = corpus_settings(config, mixture, tokens)
     merge(
         build,
         sets=mixture.names,

@@ -10,7 +10,7 @@ from typing import TypeGuard
 
 from wellread.config import RunConfig
 from wellread.corpus import holdout
-from wellread.corpus.compile import Sample, Shard
+from wellread.corpus.shards import Sample, Shard
 from wellread.corpus.tokenizer import Tokenizer
 from wellread.data.rows.instruct import Example
 from wellread.data.sources.raw import Raw

@@ -6,19 +6,18 @@ import json
 import sys
 from importlib import import_module
 
-from wellread.cli import finetune_flags, new_parser, pretrain_flags, run_program
+from wellread.cli import new_parser, run_program
 from wellread.errors import UserError
+from wellread.recipes.registry import RECIPES
 
 USAGE = """usage: python -m launch COMMAND ...
 
 Launch LLM training, and know exactly what every checkpoint has read.
 
 commands:
-  run finetune [FLAGS]     prepare the corpus, train, return the job's exit code; again: continue
-  run pretrain [FLAGS]     the same for a small Llama on stories, from nothing
+{runs}
   run eval COMMAND RUN     evaluate, here or as SLURM jobs; --fan_out takes one task per checkpoint
-  plan finetune [FLAGS]    print what run would do, and start nothing; --json for machines
-  plan pretrain [FLAGS]    the same for a pretraining
+{plans}
   status [RUN]             queue and run state, step, rate, time left, last checkpoint, attempts
   logs RUN                 logs of all ranks in one, the first error first; --follow, --rank, --errors
   cancel RUN               ask for a save, then end it
@@ -35,19 +34,14 @@ examples:
   python -m launch run finetune --help                                 all flags
 """
 
-FINETUNE_EXAMPLES = """examples:
-  python -m launch {command} finetune --model tiny --data sample
-  python -m launch {command} finetune --data my.jsonl --steps 200 --save_schedule log --out runs/mine
-  python -m launch {command} finetune --cluster my-cluster.yaml --nodes 2 --time 8:00:00
-  python -m launch {command} finetune --config run.yaml --optim.lr 1e-5       YAML first, then flags
-"""
 
-PRETRAIN_EXAMPLES = """examples:
-  python -m launch {command} pretrain                                          15M, on stories made up here
-  python -m launch {command} pretrain --size 260K --data tinystories --vocab 512 --steps 2000
-  python -m launch {command} pretrain --size 128x4x4 --data stories.txt --order sorted:flesch_kincaid:asc --metrics
-  python -m launch {command} pretrain --config run.yaml --cluster slurm --nodes 2
-"""
+def usage() -> str:
+    """What ``--help`` says."""
+    runs = (f"  {f'run {name} [FLAGS]':24} {recipe.usage}" for name, recipe in RECIPES.items())
+    what = "print what run would do, and start nothing; --json for machines"
+    plans = (f"  {f'plan {name} [FLAGS]':24} {'the same' if i else what}" for i, name in enumerate(RECIPES))
+    return USAGE.format(runs="\n".join(runs), plans="\n".join(plans))
+
 
 OTHERS = {
     "status": "launch.status",
@@ -62,7 +56,7 @@ OTHERS = {
 def main(argv: list[str]) -> int:
     """Run one command; return its exit code."""
     if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE, end="")
+        print(usage(), end="")
         return 0
     command, *rest = argv
     if command == "node":  # not for people: the ssh backend starts it on each node
@@ -74,30 +68,29 @@ def main(argv: list[str]) -> int:
             f"launch {command}: unknown command; use run, plan, {', '.join(OTHERS)}, see python -m launch --help"
         )
     if not rest or rest[0] in ("-h", "--help"):
-        print(USAGE, end="")
+        print(usage(), end="")
         return 0
     program, *flags = rest
-    if program in ("finetune", "pretrain"):
+    if program in RECIPES:
         return _train(command, program, flags)
     if program == "eval" and command == "run":
         return _evaluate(flags)
-    known = "finetune, pretrain or eval" if command == "run" else "finetune or pretrain"
-    raise UserError(f"launch {command} {program}: unknown program; use {known}")
+    *known, last = [*RECIPES, *(["eval"] if command == "run" else [])]
+    raise UserError(f"launch {command} {program}: unknown program; use {', '.join(known)} or {last}")
 
 
 def _train(command: str, program: str, flags: list[str]) -> int:
     from launch import options
 
-    description = "Print what `run` would do, and start nothing."
-    if command == "run":
-        description = {"finetune": "Fine-tune a model.", "pretrain": "Pretrain a small Llama on stories."}[program]
-    examples = {"finetune": FINETUNE_EXAMPLES, "pretrain": PRETRAIN_EXAMPLES}[program].replace("{command}", command)
+    recipe = RECIPES[program]
+    description = recipe.description if command == "run" else "Print what `run` would do, and start nothing."
+    examples = recipe.examples.replace("{command}", command)
     parser = new_parser(f"python -m launch {command} {program}", description, examples)
-    parse_run = {"finetune": finetune_flags, "pretrain": pretrain_flags}[program](parser)
+    recipe.add_flags(parser)
     options.add(parser)
     if command == "plan":
         parser.add_argument("--json", action="store_true", help="Print one JSON object.")
-    config, others = parse_run(flags)
+    config, others = recipe.parse(parser, flags)
     chosen = options.LaunchOptions.of(others)
 
     from launch import job, show

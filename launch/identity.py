@@ -15,6 +15,7 @@ from wellread.order import store
 from wellread.order.build import Built
 from wellread.order.permutation import Order
 from wellread.planning.plan import Plan
+from wellread.recipes.registry import recipe_of
 from wellread.run import RunDirectory
 
 
@@ -26,22 +27,17 @@ def of(config: RunConfig, spec: registry.ModelSpec, corpus: str, order: Order, p
     corpus : str
         Hash of the corpus.
     """
-    return (
-        {
-            "model": registry.fingerprint(spec, config.init),
-            "corpus": corpus,
-            "order": order.identity(),
-            "batch_size": plan.batch_size,
-            "seq_len": plan.seq_len,
-            "seed": config.seed,
-            "steps": plan.steps,
-            "dtype": plan.dtype,
-            "optim": to_dict(config.optim),
-        }
-        | ({"lora": to_dict(config.lora)} if config.lora.rank else {})
-        | ({"freeze": config.freeze} if config.freeze else {})
-        | ({"pack": True} if config.pack else {})
-    )
+    return {
+        "model": registry.fingerprint(spec, config.init),
+        "corpus": corpus,
+        "order": order.identity(),
+        "batch_size": plan.batch_size,
+        "seq_len": plan.seq_len,
+        "seed": config.seed,
+        "steps": plan.steps,
+        "dtype": plan.dtype,
+        "optim": to_dict(config.optim),
+    } | recipe_of(config).identity(config)
 
 
 def begin(run: RunDirectory, config: RunConfig, asked: dict[str, Any], corpus: Path, order: Built) -> bool:

@@ -13,9 +13,8 @@ from launch.backends import base as backends
 from launch.backends.base import Backend, Training
 from launch.evaluation import AFTER_A_RUN, Request
 from launch.options import LaunchOptions, cluster_of
-from launch.samples import Samples, samples_of
 from wellread import provenance
-from wellread.config import RunConfig, to_argv, to_dict
+from wellread.config import RunConfig, to_dict
 from wellread.corpus import summary as summaries
 from wellread.corpus.read import Corpus
 from wellread.errors import UserError
@@ -24,7 +23,9 @@ from wellread.models import registry
 from wellread.order.build import Built, build, samples_before_corpus
 from wellread.planning import deepspeed_file
 from wellread.planning.choose import WORDS
-from wellread.planning.plan import Cluster, Counts, Plan, make_plan, resolve
+from wellread.planning.plan import Cluster, Counts, Plan, make_plan
+from wellread.recipes.base import Samples
+from wellread.recipes.registry import RESOLVED, handed_over, resolve, samples_of
 from wellread.run import RunDirectory
 from wellread.units import GIB
 
@@ -219,5 +220,5 @@ def _prepare(job: Job) -> int:
             print(f"corpus {directory}: already compiled", flush=True)
             summaries.summary(Corpus.open(directory))
         return 0
-    command = [sys.executable, "-m", job.config.program, "prepare", *to_argv(job.config)]
-    return subprocess.run(command, check=False).returncode
+    command = [sys.executable, "-m", job.config.program, "prepare", RESOLVED]
+    return subprocess.run(command, input=handed_over(job.config), text=True, check=False).returncode

@@ -13,11 +13,11 @@ from launch import attempts
 from wellread.config import from_dict, to_dict
 from wellread.errors import UserError, print_error
 from wellread.files import write_json
-from wellread.models import registry
 from wellread.planning import host_memory
 from wellread.planning.fallback import Failure, Shortage
 from wellread.planning.host_memory import Kills
 from wellread.planning.plan import Plan, replan
+from wellread.recipes.registry import model_of_run
 from wellread.run import RunDirectory
 from wellread.units import GIB
 
@@ -67,7 +67,7 @@ def next_plan(run: RunDirectory, plan: Plan) -> Plan | None:
     """Write the plan of the next rung that fits; None, with a line that says so, when none is left."""
     config = run.config()
     try:
-        lower = replan(config, registry.of_run(run), plan, failures(run))
+        lower = replan(config, model_of_run(run), plan, failures(run))
     except UserError as error:
         print_error(str(error))
         return None

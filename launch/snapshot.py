@@ -10,11 +10,12 @@ from pathlib import Path
 from wellread import provenance
 from wellread.errors import UserError
 from wellread.files import write_json
+from wellread.recipes.registry import RECIPES
 from wellread.run import RunDirectory
 
 LARGEST_UNTRACKED = 10 * 2**20
 """Bytes; an untracked file beyond it is data rather than code."""
-SOURCES = ("wellread", "launch", "finetune", "pretrain", "eval", "configs")
+SOURCES = ("wellread", "launch", *RECIPES, "eval", "configs")
 """What is copied where git does not say what belongs to the tree."""
 
 

@@ -42,14 +42,21 @@ def main(argv: list[str]) -> int:
 
 
 def _prepare(argv: list[str]) -> int:
-    from wellread.cli import pretrain_flags
+    from wellread.recipes.registry import RECIPES, RESOLVED, received
 
+    if argv == [RESOLVED]:  # of launch, which has resolved the settings
+        from pretrain.prepare import compile_corpus
+
+        compile_corpus(received("pretrain"))
+        return 0
+    recipe = RECIPES["pretrain"]
     parser = new_parser(
         "python -m pretrain prepare",
         "Compile the corpus of a pretraining.",
         "example:\n  python -m pretrain prepare --data tinystories --vocab 4096 --metrics",
     )
-    config, _ = pretrain_flags(parser)(argv)
+    recipe.add_flags(parser)
+    config, _ = recipe.parse(parser, argv)
 
     from pretrain.prepare import prepare
 

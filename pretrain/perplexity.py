@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from wellread.corpus.compile import write_metrics
 from wellread.corpus.read import METRICS, Corpus
+from wellread.corpus.tables import write_metrics
 from wellread.errors import UserError
 from wellread.files import write_json
 from wellread.models import registry

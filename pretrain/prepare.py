@@ -1,4 +1,4 @@
-"""Compile the corpus of a pretraining: stories -> tokens -> windows -> sealed, hashed corpus."""
+"""Compile the corpus of a pretraining: documents -> tokens -> windows -> sealed, hashed corpus."""
 
 from __future__ import annotations
 
@@ -19,23 +19,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain import perplexity
-from pretrain.tokenise import Recipe, Text, write
+from pretrain.tokenise import Text, Tokenising, write
 from wellread.config import PretrainConfig
 from wellread.corpus import sentencepiece, summary, tokenizer
-from wellread.corpus.compile import building, merge, shard_path
+from wellread.corpus.building import building
+from wellread.corpus.merge import merge
 from wellread.corpus.read import Corpus
 from wellread.corpus.sentencepiece import Pieces
-from wellread.data import documents, sets, text_metrics
+from wellread.corpus.shards import shard_path
+from wellread.data import documents, text_metrics
 from wellread.data.mixture import Mixture
 from wellread.data.rows.bad_rows import BadRows
 from wellread.data.sources.raw import TEXT
 from wellread.data.sources.source import Source
 from wellread.errors import UserError
-from wellread.models import registry
-from wellread.planning.plan import resolve
+from wellread.models.registry import find
 from wellread.processes import die_with
+from wellread.recipes.pretrain import Documents
+from wellread.recipes.registry import resolve
 
-STORIES_PER_SHARD = 2000
+DOCUMENTS_PER_SHARD = 2000
 T = TypeVar("T")
 
 
@@ -45,21 +48,23 @@ def prepare(config: PretrainConfig) -> Path:
     Raises
     ------
     UserError
-        When the stories, the vocabulary, the list of words or the model cannot be used.
+        When the documents, the vocabulary, the list of words or the model cannot be used.
     """
-    spec = registry.find(config.model)
-    config = resolve(config, spec)
-    source = sets.stories(config.data or "")
+    return compile_corpus(resolve(config, find(config.model)))
+
+
+def compile_corpus(config: PretrainConfig) -> Path:
+    """Do what `prepare` does, of resolved settings."""
+    asked = Documents.of(config, find(config.model))
     if config.packing == "story":
-        _check_separators(source)
+        _check_separators(asked.source)
     words = tuple(text_metrics.read_words(Path(config.word_list).expanduser())) if config.word_list else ()
-    scorer = registry.scorer(config.perplexity) if config.perplexity else None
-    target = documents.corpus_directory(config, source, scorer)
+    target = asked.directory
     with building(target) as build:
         if build is None:
             print(f"corpus {target}: already compiled", flush=True)
         else:
-            _compile(build, target, config, source, words, scorer)
+            _compile(build, target, asked, words)
     corpus = Corpus.open(target)
     summary.summary(corpus)
     summary.metrics(corpus)
@@ -73,16 +78,14 @@ def _seq_len(config: PretrainConfig) -> int:
     return config.seq_len
 
 
-def _compile(
-    build: Path, target: Path, config: PretrainConfig, source: Source, words: tuple[str, ...], scorer: str | None
-) -> None:
-    settings = documents.corpus_settings(config, source, scorer)
+def _compile(build: Path, target: Path, asked: Documents, words: tuple[str, ...]) -> None:
+    config, source, settings = asked.config, asked.source, asked.settings
     found = _look_through(source, config)
     model = _model(build, config, found)
     taken = Mixture((source,)).chosen([found.usable])[0]
     total = int(found.usable.sum() if taken is None else taken.sum())
     print(f"compiling {total:,} stories of {source.name} into {target}", flush=True)
-    recipe = Recipe(
+    how = Tokenising(
         model=model,
         seq_len=_seq_len(config),
         packing=config.packing,
@@ -92,7 +95,7 @@ def _compile(
         metrics=settings["metrics"] is not None,
         words=words,
     )
-    _write_shards(build, _texts(source, taken), recipe, total)
+    _write_shards(build, _texts(source, taken), how, total)
     cut = Pieces(model)
     names = (*text_metrics.NAMES, *([text_metrics.WORD_LIST_RATE] if words else []))
     merge(
@@ -100,7 +103,7 @@ def _compile(
         sets=[source.name],
         vocab_size=cut.size,
         settings=settings,
-        metrics=names if recipe.metrics else (),
+        metrics=names if how.metrics else (),
         extra={
             "kind": TEXT,
             "packing": config.packing,
@@ -114,7 +117,7 @@ def _compile(
                 "eos": tokenizer.Tokenizer.load(build / "tokenizer").eos,
                 "sha256": tokenizer.fingerprint(build / "tokenizer"),
             },
-            "metrics": list(names) if recipe.metrics else [],
+            "metrics": list(names) if how.metrics else [],
             "bad_rows": found.bad.lines,
         },
     )
@@ -127,10 +130,10 @@ def _compile(
 
 @dataclass
 class _Found:
-    """What a look through all stories found."""
+    """What a look through all documents found."""
 
     usable: NDArray[np.int64]
-    """(rows,) 1 for a story, 0 for a broken row."""
+    """(rows,) 1 for a document, 0 for a broken row."""
     bad: BadRows
     words: Counter[str] = field(default_factory=Counter)
 
@@ -148,7 +151,7 @@ def _check_separators(source: Source) -> None:
 
 
 def _look_through(source: Source, config: PretrainConfig) -> _Found:
-    """Read every story once: which can be used, and their words where a vocabulary is trained."""
+    """Read every document once: which can be used, and their words where a vocabulary is trained."""
     for path in documents.unseparated(source):
         print(f"{path}: holds no <|endoftext|>, so it is one text, on one side of the seal", file=sys.stderr)
     usable, words, bad = bytearray(), Counter[str](), BadRows(config.max_bad_rows)
@@ -175,7 +178,7 @@ def _texts(source: Source, taken: NDArray[np.bool_] | None) -> Iterator[Text]:
 def _model(build: Path, config: PretrainConfig, found: _Found) -> bytes:
     """The SentencePiece model, put into the corpus; trained where none is given.
 
-    It is trained on every story, sealed ones too: then read and sealed texts stay exchangeable.
+    It is trained on every document, sealed ones too: then read and sealed texts stay exchangeable.
     """
     directory = build / "tokenizer"
     if not directory.exists():
@@ -189,13 +192,13 @@ def _model(build: Path, config: PretrainConfig, found: _Found) -> bytes:
 # --- shards, in parallel ---------------------------------------------------------------------------------------------
 
 
-def _write_shards(build: Path, texts: Iterator[Text], recipe: Recipe, total: int) -> None:
+def _write_shards(build: Path, texts: Iterator[Text], how: Tokenising, total: int) -> None:
     """Write the shards that are not there yet, on all cores; as many stretches as there are cores wait, twice."""
-    workers = min(len(os.sched_getaffinity(0)), -(-total // STORIES_PER_SHARD))
+    workers = min(len(os.sched_getaffinity(0)), -(-total // DOCUMENTS_PER_SHARD))
     waiting: deque[Future[None]] = deque()
-    stretches = iter(lambda: list(itertools.islice(texts, STORIES_PER_SHARD)), [])
-    with _pool(workers, recipe) as submit:
-        for index, stretch in enumerate(_shown("tokenising", stretches, -(-total // STORIES_PER_SHARD))):
+    stretches = iter(lambda: list(itertools.islice(texts, DOCUMENTS_PER_SHARD)), [])
+    with _pool(workers, how) as submit:
+        for index, stretch in enumerate(_shown("tokenising", stretches, -(-total // DOCUMENTS_PER_SHARD))):
             path = shard_path(build, index)
             if not path.exists():
                 waiting.append(submit(path, stretch))
@@ -206,13 +209,13 @@ def _write_shards(build: Path, texts: Iterator[Text], recipe: Recipe, total: int
 
 
 @contextmanager
-def _pool(workers: int, recipe: Recipe) -> Iterator[Callable[[Path, list[Text]], Future[None]]]:
+def _pool(workers: int, how: Tokenising) -> Iterator[Callable[[Path, list[Text]], Future[None]]]:
     """Give a function that has a shard written: at once where one worker is enough, else in other processes."""
     if workers <= 1:
-        yield lambda path, stretch: _written(path, stretch, recipe)
+        yield lambda path, stretch: _written(path, stretch, how)
         return
     with ProcessPoolExecutor(workers, get_context("spawn"), _begin, (os.getpid(),)) as pool:
-        yield lambda path, stretch: pool.submit(write, path, stretch, recipe)
+        yield lambda path, stretch: pool.submit(write, path, stretch, how)
 
 
 def _begin(parent: int) -> None:
@@ -221,8 +224,8 @@ def _begin(parent: int) -> None:
     die_with(parent)
 
 
-def _written(path: Path, stretch: list[Text], recipe: Recipe) -> Future[None]:
-    write(path, stretch, recipe)
+def _written(path: Path, stretch: list[Text], how: Tokenising) -> Future[None]:
+    write(path, stretch, how)
     future: Future[None] = Future()
     future.set_result(None)
     return future

@@ -1,4 +1,4 @@
-"""One stretch of stories, from text to a shard on disk: tokens, side of the seal, windows, metrics."""
+"""One stretch of documents, from text to a shard on disk: tokens, side of the seal, windows, metrics."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 
 from wellread.config import LongStories, Packing
 from wellread.corpus import holdout
-from wellread.corpus.compile import Shard, write_shard
 from wellread.corpus.sentencepiece import Pieces
-from wellread.corpus.windows import Story, pack
+from wellread.corpus.shards import Shard, write_shard
+from wellread.corpus.windows import Document, pack
 from wellread.data.text_metrics import measure
 
 Text = tuple[int, str, str]
-"""Row, text and category of a story."""
+"""Row, text and category of a document."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Tokenising:
     """What a worker needs to know; small, so that it travels with each stretch."""
 
     model: bytes
@@ -37,41 +37,41 @@ class Recipe:
     """List of words whose rate is a metric."""
 
 
-def write(path: Path, stretch: Sequence[Text], recipe: Recipe) -> None:
-    """Write the shard of a stretch of stories."""
-    write_shard(path, tokenise(stretch, recipe))
+def write(path: Path, stretch: Sequence[Text], how: Tokenising) -> None:
+    """Write the shard of a stretch of documents."""
+    write_shard(path, tokenise(stretch, how))
 
 
-def tokenise(stretch: Sequence[Text], recipe: Recipe) -> Shard:
-    """Turn stories into samples; each story's side of the seal is drawn before anything is cut."""
-    pieces = _pieces(recipe.model)
+def tokenise(stretch: Sequence[Text], how: Tokenising) -> Shard:
+    """Turn documents into samples; each document's side of the seal is drawn before anything is cut."""
+    pieces = _pieces(how.model)
     shard = pack(
-        list(_stories(stretch, pieces, recipe)),
+        list(_documents(stretch, pieces, how)),
         bos=pieces.bos,
-        seq_len=recipe.seq_len,
-        packing=recipe.packing,
-        long_stories=recipe.long_stories,
+        seq_len=how.seq_len,
+        packing=how.packing,
+        long_stories=how.long_stories,
     )
-    if recipe.metrics:
+    if how.metrics:
         texts = [text_of(np.asarray(sample.tokens), pieces) for sample in shard.samples]
-        shard.metrics = measure(texts, words=recipe.words)
+        shard.metrics = measure(texts, words=how.words)
     return shard
 
 
 def text_of(tokens: NDArray[np.uint32], pieces: Pieces) -> str:
-    """Text of a sample, its stories apart by a blank line; without beginning-of-sequence tokens."""
+    """Text of a sample, its documents apart by a blank line; without beginning-of-sequence tokens."""
     parts = np.split(tokens, np.flatnonzero(tokens == pieces.bos))
     return "\n\n".join(filter(None, (pieces.decode(part) for part in parts)))
 
 
-def _stories(stretch: Sequence[Text], pieces: Pieces, recipe: Recipe) -> Iterator[Story]:
+def _documents(stretch: Sequence[Text], pieces: Pieces, how: Tokenising) -> Iterator[Document]:
     for row, text, category in stretch:
-        document = holdout.document_id(text)
-        yield Story(
+        name = holdout.document_id(text)
+        yield Document(
             row=row,
             tokens=pieces.encode(text),
-            document=document,
-            sealed=holdout.is_sealed(document, recipe.holdout, recipe.holdout_seed),
+            id=name,
+            sealed=holdout.is_sealed(name, how.holdout, how.holdout_seed),
             category=category,
         )
 

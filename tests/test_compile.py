@@ -21,9 +21,11 @@ import pytest
 from finetune import prepare as preparing
 from wellread.config import RunConfig
 from wellread.corpus.batch import collate
-from wellread.corpus.compile import Sample, Shard, building, corpus_key, merge, write_shards
-from wellread.corpus.digest import digest
+from wellread.corpus.building import building
+from wellread.corpus.digest import corpus_key, digest
+from wellread.corpus.merge import merge
 from wellread.corpus.read import Corpus
+from wellread.corpus.shards import Sample, Shard, write_shards
 from wellread.errors import UserError
 
 

@@ -1,7 +1,9 @@
 """Configuration: defaults, ranges, and the ways a config travels (dict, YAML, flags)."""
 
 import dataclasses
+import io
 import string
+from typing import Any
 
 import pytest
 import yaml
@@ -9,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wellread.cli import add_dataclass, new_parser, parse_dataclass
-from wellread.config import CONFIGS, OptimConfig, RunConfig, from_dict, to_argv, to_dict
+from wellread.config import CONFIGS, OptimConfig, PretrainConfig, RunConfig, from_dict, kind_of, to_dict
 from wellread.errors import UserError
+from wellread.recipes.registry import handed_over, received
 
 
 def test_defaults_are_those_that_the_documents_promise() -> None:
@@ -134,9 +137,30 @@ def parser():  # type: ignore[no-untyped-def]
     return made
 
 
+def to_argv(config: RunConfig) -> list[str]:
+    """Flags that rebuild `config`; those at their default are left out."""
+    values, usual = flat(to_dict(config)), flat(to_dict(RunConfig()))
+    return [f"--{name}={value}" for name, value in values.items() if value != usual[name]]
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    made = {}
+    for name, value in values.items():
+        made |= flat(value, f"{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return made
+
+
+@given(config=configs)
+def test_settings_travel_to_prepare(config: RunConfig) -> None:
+    """What launch hands over to `finetune prepare` is what launch was asked for, to the last digit."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdin", io.StringIO(handed_over(config)))
+        assert received("finetune") == config
+
+
 @given(config=configs)
 def test_flags_round_trip(parser, config: RunConfig) -> None:  # type: ignore[no-untyped-def]
-    """What launch passes to `finetune prepare` is what launch was asked for, to the last digit."""
+    """What is typed is what is taken, to the last digit."""
     assert parse_dataclass(parser, RunConfig, to_argv(config)) == (config, {"config": None})
 
 
@@ -157,10 +181,14 @@ def test_null_in_a_file_is_the_default(parser, tmp_path) -> None:  # type: ignor
     assert parse_dataclass(parser, RunConfig, to_argv(config))[0] == config
 
 
-def test_flags_name_only_what_differs() -> None:
-    assert to_argv(RunConfig()) == []
-    config = RunConfig(steps=3, ranks_per_node=2, optim=OptimConfig(lr=1e-5))
-    assert to_argv(config) == ["--steps=3", "--ranks_per_node=2", "--optim.lr=1e-05"]
+def test_settings_belong_to_the_recipe_that_has_their_keys() -> None:
+    """Also those of an older version, which lack some, and of a newer one, whose keys no recipe has."""
+    for kind in (RunConfig, PretrainConfig):
+        values = to_dict(kind())
+        assert kind_of(values) is kind
+        assert kind_of({name: values[name] for name in values if name != "compile"} | {"later": 1}) is kind
+        with pytest.raises(UserError, match=f"{kind.__name__}: unknown keys later"):
+            from_dict(kind, values | {"later": 1})
 
 
 def test_configs_are_found() -> None:

@@ -14,7 +14,8 @@ from wellread.config import CONFIGS, RunConfig
 from wellread.errors import UserError
 from wellread.models.registry import find
 from wellread.planning import deepspeed_file
-from wellread.planning.plan import Cluster, Counts, Plan, make_plan, resolve
+from wellread.planning.plan import Cluster, Counts, Plan, make_plan
+from wellread.recipes.registry import resolve
 
 CPU = {"device": "cpu"}
 Written = Callable[[Any], Path]

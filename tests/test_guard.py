@@ -11,7 +11,8 @@ from wellread.corpus.batch import collate
 from wellread.corpus.read import Corpus
 from wellread.models.load import Source
 from wellread.models.registry import find
-from wellread.planning.plan import Cluster, Counts, Plan, make_plan, resolve
+from wellread.planning.plan import Cluster, Counts, Plan, make_plan
+from wellread.recipes.registry import resolve
 from wellread.record.reader import Record
 from wellread.record.writer import RecordedBatch, RecordWriter
 from wellread.train.engines.torch_engine import TorchEngine

@@ -21,7 +21,8 @@ from wellread.files import write_json
 from wellread.models.registry import find
 from wellread.planning.estimate import Machine
 from wellread.planning.fallback import Failure, Shortage, narrowed, that_count
-from wellread.planning.plan import Cluster, Counts, Plan, make_plan, replan, resolve
+from wellread.planning.plan import Cluster, Counts, Plan, make_plan, replan
+from wellread.recipes.registry import resolve
 from wellread.run import RunDirectory
 from wellread.train.shortage import shown_by
 from wellread.units import GIB

@@ -19,7 +19,7 @@ from wellread.errors import UserError
 from wellread.models.adapter import USUAL_TARGETS, Adapter, targets
 from wellread.models.load import Source, export, initial, load_model, loaded
 from wellread.models.registry import find
-from wellread.planning.plan import resolve
+from wellread.recipes.registry import resolve
 
 LORA = {"rank": 4, "alpha": 16.0, "targets": "query_key_value,dense_4h_to_h"}
 PER_LAYER = 4 * (34 + 3 * 34) + 4 * (63 + 34)

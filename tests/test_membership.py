@@ -22,7 +22,8 @@ from wellread.corpus.read import Corpus
 from wellread.errors import UserError
 from wellread.files import write_json
 from wellread.models import registry
-from wellread.planning.plan import Cluster, Counts, make_plan, resolve
+from wellread.planning.plan import Cluster, Counts, make_plan
+from wellread.recipes.registry import resolve
 from wellread.record.chain import genesis
 from wellread.record.writer import RecordedBatch, RecordWriter
 from wellread.results import Result, read

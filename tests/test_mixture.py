@@ -10,9 +10,10 @@ from conftest import Program
 
 from finetune.prepare import prepare
 from wellread.config import RunConfig
+from wellread.corpus.digest import corpus_key
 from wellread.corpus.read import Corpus
 from wellread.corpus.tokenizer import Tokenizer
-from wellread.data.mixture import Mixture, corpus_directory, shares
+from wellread.data.mixture import Mixture, corpus_settings, shares
 from wellread.data.sets import find
 from wellread.data.sources.source import Source
 from wellread.errors import UserError
@@ -110,7 +111,7 @@ def test_what_makes_another_corpus(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("{instruction} {response}")
 
     def name(data: str, **more: Any) -> str:
-        return corpus_directory(config(tmp_path, data, **more), find(data), "t").name
+        return corpus_key(corpus_settings(config(tmp_path, data, **more), find(data), "t"))
 
     mine = {"template": str(tmp_path / "mine.txt")}
     names = [

@@ -29,7 +29,7 @@ from wellread.order.build import Built, samples_before_corpus
 from wellread.order.build import build as build_order
 from wellread.order.permutation import ListedOrder, Order
 from wellread.order.spec import parse
-from wellread.planning.plan import resolve
+from wellread.recipes.registry import resolve
 from wellread.record.reader import Record
 from wellread.run import RunDirectory
 

@@ -4,14 +4,14 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wellread.corpus.compile import Sample
-from wellread.corpus.windows import Story, pack
+from wellread.corpus.shards import Sample
+from wellread.corpus.windows import Document, pack
 
 BOS = 1
 
 
-def story(row: int, *tokens: int, sealed: bool = False) -> Story:
-    return Story(row, np.array(tokens, dtype=np.uint32), document=-row, sealed=sealed, category=f"c{row}")
+def story(row: int, *tokens: int, sealed: bool = False) -> Document:
+    return Document(row, np.array(tokens, dtype=np.uint32), id=-row, sealed=sealed, category=f"c{row}")
 
 
 def listed(sample: Sample) -> tuple[list[int], list[int], bool]:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from wellread.config import OptimConfig, RunConfig, to_dict
 from wellread.errors import UserError
 from wellread.models.registry import ModelSpec, find
-from wellread.planning.plan import RUNGS, Cluster, Counts, Plan, make_plan, resolve, save_steps
+from wellread.planning.plan import RUNGS, Cluster, Counts, Plan, make_plan, save_steps
+from wellread.recipes.registry import resolve
 
 SPEC = ModelSpec(
     name="toy", family="gpt_neox", layers=2, width=8, heads=2, intermediate=32, vocab=100, positions=64,

@@ -1,6 +1,7 @@
 """Pretraining from one command: planned, trained on one rank and two, sampled, exported; what is refused."""
 
 import dataclasses
+import io
 import json
 import re
 from pathlib import Path
@@ -13,11 +14,12 @@ from conftest import Program
 from launch.job import Job
 from launch.options import LaunchOptions
 from wellread.checkpoint import list_checkpoints
-from wellread.config import INSTRUCTIONS_ONLY, PretrainConfig, RunConfig, to_argv
+from wellread.config import PretrainConfig, RunConfig
 from wellread.corpus.read import Corpus
 from wellread.errors import UserError
 from wellread.models.registry import find, fingerprint
 from wellread.planning.plan import Plan
+from wellread.recipes.registry import handed_over, received
 from wellread.record.reader import Record
 from wellread.run import RunDirectory
 
@@ -157,16 +159,17 @@ def test_the_fresh_model_has_the_vocabulary_and_the_positions_of_its_corpus(tmp_
     assert str(job().run.path) == "runs/stories-15m-stories"
 
 
-def test_settings_travel(tmp_path: Path) -> None:
+def test_settings_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = PretrainConfig(vocab="600", packing="story", order="sequential", out=str(tmp_path))
-    assert to_argv(config) == [f"--out={tmp_path}", "--order=sequential", "--vocab=600", "--packing=story"]
+    monkeypatch.setattr("sys.stdin", io.StringIO(handed_over(config)))
+    assert received("pretrain") == config
     run = RunDirectory(tmp_path)
     for written in (config, RunConfig(out=str(tmp_path))):
         run.write_config(written)
         assert run.config() == written
     with pytest.raises(UserError, match="--template dolly: is for instructions, not for stories; leave it out"):
         PretrainConfig(template="dolly")
-    assert set(INSTRUCTIONS_ONLY) < {field.name for field in dataclasses.fields(RunConfig)}
+    assert set(PretrainConfig.unused) < {field.name for field in dataclasses.fields(RunConfig)}
 
 
 BAD = {

@@ -15,7 +15,7 @@ from wellread.data.sources.source import Source
 from wellread.data.sources.tables import fingerprint
 from wellread.errors import UserError
 from wellread.models.registry import ModelSpec, registry
-from wellread.planning.plan import resolve
+from wellread.recipes.registry import resolve
 
 KNOWN = "sample, dolly, alpaca, alpaca-cleaned, hc3, evol-instruct, stories, tinystories, tinystories-archive, text"
 DOLLY = {"instruction": "Add 1 and 1.", "context": "", "response": "2"}

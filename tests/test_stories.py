@@ -107,14 +107,15 @@ def test_sources_hold_the_same_stories(file: Path, tmp_path: Path) -> None:
     )
     pyarrow.parquet.write_table(pyarrow.table({"text": STORIES}), tmp_path / "x.parquet")  # fmt: skip
     for data in (file, archive, tmp_path / "x.jsonl.gz", tmp_path / "x.parquet", f"tinystories@{archive}"):
-        found = list(documents.read(sets.stories(str(data))))
+        found = list(documents.read(sets.documents(str(data))))
         assert [story.text for _, story in found if not isinstance(story, str)] == STORIES
         assert [number for number, _ in found] == list(range(1, 301))
     assert {story.category for _, story in found if not isinstance(story, str)} == {"GPT-4"}
-    assert [sets.stories(data).name for data in (f"tinystories@{archive}", str(archive))] == ["tinystories", "archive"]
-    hub = sets.stories("tinystories")
+    names = [sets.documents(data).name for data in (f"tinystories@{archive}", str(archive))]
+    assert names == ["tinystories", "archive"]
+    hub = sets.documents("tinystories")
     assert (hub.hub, hub.published_rows) == ("roneneldan/TinyStories", 2_119_719)
-    made_up = list(documents.read(sets.stories("stories:5")))
+    made_up = list(documents.read(sets.documents("stories:5")))
     assert [story.text for _, story in made_up if not isinstance(story, str)] == STORIES[:5]
 
 

@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections import Counter
 
-from wellread.data.sets import stories
+from wellread.data.sets import documents
 from wellread.data.sources import generated
 
 MOST = 0.02
@@ -19,7 +19,7 @@ def test_the_same_stories_everywhere() -> None:
 
 
 def test_no_phrase_is_in_many_stories() -> None:
-    n = stories("stories").generated or 0
+    n = documents("stories").generated or 0
     found = [generated.story(i) for i in range(n)]
     seen: Counter[str] = Counter()
     for story in found:

@@ -74,42 +74,6 @@ def add_dataclass(parser: ArgumentParser, kind: type[Any], hidden: Sequence[str]
             action.help = SUPPRESS
 
 
-Parse = Callable[[list[str]], tuple[Any, dict[str, Any]]]
-
-
-def finetune_flags(parser: ArgumentParser) -> Parse:
-    """Give `parser` the flags of a fine-tuning; return what parses its command line, as `parse_dataclass` does."""
-    from wellread.config import RunConfig
-
-    add_dataclass(parser, RunConfig)
-    return lambda argv: parse_dataclass(parser, RunConfig, argv)
-
-
-def pretrain_flags(parser: ArgumentParser) -> Parse:
-    """Give `parser` the flags of a pretraining; return what parses its command line, as `parse_dataclass` does."""
-    from dataclasses import replace
-
-    from wellread.config import INSTRUCTIONS_ONLY, PretrainConfig
-
-    add_dataclass(parser, PretrainConfig, INSTRUCTIONS_ONLY)
-    parser.add_argument(
-        "--size", help="In place of --model: 260K, 15M, 42M or 110M of llama2.c, or WIDTHxLAYERSxHEADS, as 128x4x4."
-    )
-
-    def parse_run(argv: list[str]) -> tuple[Any, dict[str, Any]]:
-        config, others = parse_dataclass(parser, PretrainConfig, argv)
-        size = others.pop("size")
-        if size is None:
-            return config, others
-        if config.model != PretrainConfig.model:
-            raise UserError(f"--size {size}: --model {config.model} is given as well; leave one out")
-        if not re.fullmatch(r"260K|15M|42M|110M|\d+(x\d+){2,3}", size, re.IGNORECASE):
-            raise UserError(f"--size {size}: choose 260K, 15M, 42M, 110M, or WIDTHxLAYERSxHEADS, as 128x4x4")
-        return replace(config, model=f"stories-{size.lower()}"), others
-
-    return parse_run
-
-
 def parse_dataclass(parser: ArgumentParser, kind: type[Any], argv: Sequence[str]) -> tuple[Any, dict[str, Any]]:
     """Parse `argv`, YAML first, then flags.
 

@@ -1,14 +1,14 @@
 """What a run is asked to do: frozen dataclasses, one field per flag.
 
 Every field left at ``None`` has a default that depends on the model or the data;
-`wellread.planning.plan.resolve` fills it in.
+`wellread.recipes.registry.resolve` fills it in.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, ClassVar, Literal, get_type_hints
 
 from wellread.errors import UserError
 
@@ -78,8 +78,10 @@ class LoraConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One training run."""
+    """One training run; a fine-tuning, if it is of no further kind."""
 
+    program: ClassVar[str] = "finetune"
+    """Which program prepares and trains it: the name of its recipe."""
     model: str = "tiny"
     """Registry name (configs/models.yaml), hub name or directory in Hugging Face layout."""
     init: Init = "pretrained"
@@ -170,11 +172,6 @@ class RunConfig:
     """Low-rank adapters, trained instead of all weights."""
 
     @property
-    def program(self) -> str:
-        """Which program prepares and trains it."""
-        return "pretrain" if isinstance(self, PretrainConfig) else "finetune"
-
-    @property
     def trackers(self) -> list[str]:
         """Names of the trackers."""
         return self.tracker.split(",")
@@ -185,8 +182,11 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(RunConfig):
-    """One pretraining on stories."""
+    """One pretraining on raw text."""
 
+    program: ClassVar[str] = "pretrain"
+    unused: ClassVar[tuple[str, ...]] = ("template", "loss_on", "pack")
+    """Settings that make no sense for text without roles."""
     model: str = "stories-15m"
     """Registry name, stories-WIDTHxLAYERSxHEADS, or a directory with a SentencePiece tokenizer.model."""
     data: str | None = None
@@ -217,20 +217,20 @@ class PretrainConfig(RunConfig):
         for name in ("vocab", "word_list", "perplexity"):
             if getattr(self, name) == "":
                 raise UserError(f"--{name}: is empty; leave it out for its default")
-        for name in INSTRUCTIONS_ONLY:
+        for name in self.unused:
             if getattr(self, name) != getattr(RunConfig, name):
                 raise UserError(f"--{name} {getattr(self, name)}: is for instructions, not for stories; leave it out")
         if self.seq_len is not None and self.seq_len < 4:
             raise UserError(f"--seq_len {self.seq_len}: choose at least 4")
 
 
-INSTRUCTIONS_ONLY = ("template", "loss_on", "pack")
-"""Settings that make no sense for text without roles."""
+KINDS: tuple[type[RunConfig], ...] = (RunConfig, PretrainConfig)
+"""Settings of every recipe; those with fewer fields first."""
 
 
 def kind_of(values: dict[str, Any]) -> type[RunConfig]:
-    """Whose settings these are, of `config.yaml`."""
-    return PretrainConfig if "vocab" in values else RunConfig
+    """Whose settings these are, of `config.yaml`: the first kind that has all these keys, or else most of them."""
+    return min(KINDS, key=lambda kind: len(values.keys() - {f.name for f in fields(kind)}))
 
 
 def _check_holdout(holdout: float, max_bad_rows: int) -> None:
@@ -339,19 +339,3 @@ def from_dict(kind: type[Any], values: dict[str, Any]) -> Any:
         raise UserError(f"{kind.__name__}: unknown keys {', '.join(unknown)}; written by another version of wellread?")
     hints = get_type_hints(kind)
     return kind(**{k: from_dict(hints[k], v) if is_dataclass(hints[k]) else v for k, v in values.items()})
-
-
-def to_argv(config: RunConfig) -> list[str]:
-    """Flags that rebuild `config`; those at their default are left out."""
-    return [f"--{name}={value}" for name, value in _differing(config, type(config)(), "")]
-
-
-def _differing(config: Any, default: Any, prefix: str) -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for f in fields(config):
-        value, usual = getattr(config, f.name), getattr(default, f.name)
-        if is_dataclass(value):
-            pairs += _differing(value, usual, f"{prefix}{f.name}.")
-        elif value != usual:
-            pairs.append((f"{prefix}{f.name}", value))
-    return pairs

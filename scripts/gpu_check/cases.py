@@ -13,7 +13,8 @@ from wellread.models.registry import ModelSpec, find
 from wellread.planning.choose import choose, name_of
 from wellread.planning.estimate import SPEED, Estimate, Machine, Work, estimate
 from wellread.planning.parameters import parameters
-from wellread.planning.plan import Cluster, Counts, Plan, make_plan, resolve
+from wellread.planning.plan import Cluster, Counts, Plan, make_plan
+from wellread.recipes.registry import resolve
 from wellread.units import GIB
 
 MODELS = ("1.4b", "6.9b", "12b", "410m", "2.8b", "70m", "1b", "160m")

@@ -1,17 +1,14 @@
-"""Digests of samples, and the hash of a corpus over them."""
+"""Digests of samples, the hash of a corpus over them, and the key of what it is compiled from."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    pass
-
 
 DIGEST_BYTES = 16
 
@@ -43,3 +40,8 @@ def corpus_hash(digests: Iterable[bytes], documents: Iterable[int], splits: Iter
     for value, document, split in zip(digests, documents, splits, strict=True):
         state.update(value + document.to_bytes(8, "little", signed=True) + split[:1].encode())
     return state.hexdigest()
+
+
+def corpus_key(settings: dict[str, Any]) -> str:
+    """Short name of what a corpus is compiled from: equal settings, equal corpus."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

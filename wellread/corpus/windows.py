@@ -1,7 +1,7 @@
-"""How stories become samples: one after the other and cut into windows, or each one a sample of its own.
+"""How documents become samples: one after the other and cut into windows, or each one a sample of its own.
 
-Every story begins with the beginning-of-sequence token and, as in llama2.c, another one follows its end, so that a
-model learns where a story ends. A window shares one token with the next one, as windows of raw text do everywhere
+Every document begins with the beginning-of-sequence token and, as in llama2.c, another one follows its end, so that a
+model learns where a document ends. A window shares one token with the next one, as windows of raw text do everywhere
 here: each token but the first is scored once. Padding is known by length; no sample holds any.
 """
 
@@ -14,74 +14,77 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wellread.config import LongStories, Packing
-from wellread.corpus.compile import Sample, Shard
+from wellread.corpus.shards import Sample, Shard
 
 
 @dataclass(frozen=True)
-class Story:
-    """One story, tokenised."""
+class Document:
+    """One document, tokenised."""
 
     row: int
     tokens: NDArray[np.uint32]
     """Without beginning-of-sequence token."""
-    document: int
+    id: int
+    """Equal for exact duplicates (`wellread.corpus.holdout.document_id`)."""
     sealed: bool
     category: str = ""
 
 
 def pack(
-    stories: Sequence[Story], *, bos: int, seq_len: int, packing: Packing, long_stories: LongStories = "split"
+    documents: Sequence[Document], *, bos: int, seq_len: int, packing: Packing, long_stories: LongStories = "split"
 ) -> Shard:
-    """Turn a stretch of stories into samples.
+    """Turn a stretch of documents into samples.
 
-    - stream: the trainable stories of the stretch one after the other, cut into windows, and the sealed ones likewise.
-      No window holds both. The rest at the end is a shorter window.
-    - story: one sample for each story. Of a story that is longer than `seq_len`, further windows follow the first
+    - stream: the trainable documents of the stretch one after the other, cut into windows, and the sealed ones
+      likewise. No window holds both. The rest at the end is a shorter window.
+    - story: one sample for each document. Of a document that is longer than `seq_len`, further windows follow the first
       (counted as ``story_split``), or its end is lost (``story_cut``).
     """
     shard = Shard([])
     if packing == "stream":
         for sealed in (False, True):
-            shard.samples += _stream([story for story in stories if story.sealed == sealed], bos, seq_len)
+            shard.samples += _stream([document for document in documents if document.sealed == sealed], bos, seq_len)
         return shard
-    for story in stories:
-        tokens = _framed(story, bos)
+    for document in documents:
+        tokens = _framed(document, bos)
         if len(tokens) > seq_len:
             shard.counts["story_split" if long_stories == "split" else "story_cut"] += 1
             tokens = tokens if long_stories == "split" else tokens[:seq_len]
-        shard.samples += [_sample(tokens[start:stop], [story]) for start, stop in _windows(len(tokens), seq_len)]
+        shard.samples += [_sample(tokens[start:stop], [document]) for start, stop in _windows(len(tokens), seq_len)]
     return shard
 
 
-def _framed(story: Story, bos: int) -> NDArray[np.uint32]:
-    return np.concatenate([[bos], story.tokens, [bos]]).astype(np.uint32)
+def _framed(document: Document, bos: int) -> NDArray[np.uint32]:
+    return np.concatenate([[bos], document.tokens, [bos]]).astype(np.uint32)
 
 
 def _windows(n: int, seq_len: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + seq_len, n)) for start in range(0, n - 1, seq_len - 1))
 
 
-def _stream(stories: Sequence[Story], bos: int, seq_len: int) -> Iterable[Sample]:
-    if not stories:
+def _stream(documents: Sequence[Document], bos: int, seq_len: int) -> Iterable[Sample]:
+    if not documents:
         return
-    tokens = np.concatenate([_framed(story, bos)[:-1] for story in stories] + [np.array([bos], dtype=np.uint32)])
-    ends = np.cumsum([1 + len(story.tokens) for story in stories])
+    tokens = np.concatenate(
+        [*(_framed(document, bos)[:-1] for document in documents), np.array([bos], dtype=np.uint32)]
+    )
+    ends = np.cumsum([1 + len(document.tokens) for document in documents])
     for start, stop in _windows(len(tokens), seq_len):
-        end = stop - 1 - int(tokens[stop - 1] == bos)  # of a story that follows it has nothing but its beginning
+        end = stop - 1 - int(tokens[stop - 1] == bos)  # of a document that follows it has nothing but its beginning
         first, last = np.searchsorted(ends, [start, end], side="right")
-        yield _sample(tokens[start:stop], stories[first : last + 1])
+        yield _sample(tokens[start:stop], documents[first : last + 1])
 
 
-def _sample(tokens: NDArray[np.uint32], stories: Sequence[Story]) -> Sample:
-    """A sample of these tokens; its document is that of the story it begins in."""
-    first, *others = stories
+def _sample(tokens: NDArray[np.uint32], documents: Sequence[Document]) -> Sample:
+    """A sample of these tokens; its document is the one that it begins in."""
+    first, *others = documents
     return Sample(
         tokens=tokens,
         spans=[(1, len(tokens))],
-        document=first.document,
+        document=first.id,
         sealed=first.sealed,
         set_id=0,
         row=first.row,
         category=first.category,
-        further_rows=[story.row for story in others],
+        further_rows=[document.row for document in others],
     )

@@ -1,4 +1,4 @@
-"""The stories of a pretraining: read one by one, cut by one vocabulary, and what names the corpus that they make."""
+"""The documents of a pretraining: read one by one, cut by one vocabulary, and what the corpus that they make is of."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from typing import Any
 
 from wellread.config import PretrainConfig
 from wellread.corpus import sentencepiece
-from wellread.corpus.compile import corpus_key
-from wellread.data.mixture import LONGEST_NAME
 from wellread.data.sources import raw, text
 from wellread.data.sources.raw import TEXT, Raw
 from wellread.data.sources.source import Source
@@ -27,9 +25,9 @@ SEARCH_PATH = "WELLREAD_MODELS"
 
 
 def read(source: Source) -> Iterator[tuple[int, Raw | str]]:
-    """Yield the number of each story and the story, stripped, or a line that says where it is broken.
+    """Yield the number of each document and the document, stripped, or a line that says where it is broken.
 
-    A story without text is broken. Blank text before the first separator of a file, or after its last, is none.
+    A document without text is broken. Blank text before the first separator of a file, or after its last, is none.
 
     Raises
     ------
@@ -50,7 +48,7 @@ def read(source: Source) -> Iterator[tuple[int, Raw | str]]:
 
 
 def unseparated(source: Source) -> list[Path]:
-    """Text files that have no separator between stories: each of them is one text."""
+    """Text files that have no separator between documents: each of them is one text."""
     files = [path for path in source.paths if ".txt" in path.suffixes[-2:]]
     return [path for path in files if not text.is_separated(path)]
 
@@ -87,12 +85,12 @@ def words(config: PretrainConfig) -> int:
 
 
 BYTES_PER_TOKEN = 3.8
-TOKENS_PER_STORY = 220
+TOKENS_PER_DOCUMENT = 220
 """Both as in TinyStories with 4,096 pieces."""
 
 
 def estimate(config: PretrainConfig, source: Source) -> int:
-    """Samples that the stories will make, roughly, before they are read.
+    """Samples that the documents will make, roughly, before they are read.
 
     Raises
     ------
@@ -104,12 +102,12 @@ def estimate(config: PretrainConfig, source: Source) -> int:
     if source.paths and not source.limit:
         tokens = sum(path.stat().st_size for path in source.paths) / BYTES_PER_TOKEN
     else:
-        tokens = TOKENS_PER_STORY * (source.limit or raw.count(source))
+        tokens = TOKENS_PER_DOCUMENT * (source.limit or raw.count(source))
     return max(1, round(tokens / ((config.seq_len or 2) - 1)))
 
 
 def corpus_settings(config: PretrainConfig, source: Source, scorer: str | None = None) -> dict[str, Any]:
-    """Everything that decides what a corpus of stories holds; its key names the corpus.
+    """Everything that decides what a corpus of documents holds; its key names the corpus.
 
     Parameters
     ----------
@@ -135,9 +133,3 @@ def corpus_settings(config: PretrainConfig, source: Source, scorer: str | None =
         "max_bad_rows": config.max_bad_rows,
         "metrics": {"word_list": words, "perplexity": scorer} if measured else None,
     }
-
-
-def corpus_directory(config: PretrainConfig, source: Source, scorer: str | None = None) -> Path:
-    """Where the corpus of `config` lies, compiled or not yet; `scorer` as for `corpus_settings`."""
-    name = source.name[:LONGEST_NAME]
-    return Path(config.corpora) / f"{name}-{corpus_key(corpus_settings(config, source, scorer))}"

@@ -5,14 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wellread.config import RunConfig
-from wellread.corpus.compile import corpus_key
 from wellread.data.rows import instruct, templates
 from wellread.data.rows.instruct import Example, Schema
 from wellread.data.rows.templates import Template
@@ -26,7 +24,6 @@ VERSION = 2
 """Raise it when equal settings begin to give another corpus: then corpora are compiled anew."""
 LOOKED_AT = 100
 """Rows by which a set's schema is recognised."""
-LONGEST_NAME = 60
 
 
 @dataclass(frozen=True)
@@ -254,9 +251,3 @@ def _settings(reader: Reader) -> dict[str, Any]:
         "limit": source.limit,
         "weight": source.weight,
     }
-
-
-def corpus_directory(config: RunConfig, mixture: Mixture, tokenizer: str) -> Path:
-    """Where the compiled corpus of a run lies, compiled or not yet."""
-    name = mixture.name if len(mixture.name) <= LONGEST_NAME else "mixture"
-    return Path(config.corpora) / f"{name}-{corpus_key(corpus_settings(config, mixture, tokenizer))}"

@@ -90,8 +90,8 @@ def label(data: str) -> str:
     return data
 
 
-def stories(data: str) -> Source:
-    """Turn ``--data`` of a pretraining into the one source of its stories.
+def documents(data: str) -> Source:
+    """Turn ``--data`` of a pretraining into the one source of its documents.
 
     A path is text, whatever its suffix; ``stories:N`` makes up N stories, and of others ``:N`` takes N rows.
 

@@ -9,14 +9,10 @@ import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from wellread.config import CONFIGS, Init
 from wellread.errors import UserError
-
-if TYPE_CHECKING:
-    from wellread.config import RunConfig
-    from wellread.run import RunDirectory
 
 SEARCH_PATH = "WELLREAD_MODELS"
 """Environment variable: directories (separated as in PATH) that hold models by registry name."""
@@ -190,37 +186,6 @@ def check_heads(where: str, width: int, heads: int, kv_heads: int) -> None:
         raise UserError(f"{where}: {kv_heads} heads of keys and values do not divide {heads} heads")
     if width // heads % 2:
         raise UserError(f"{where}: heads of width {width // heads} cannot be rotated in pairs; make it even")
-
-
-def of_run(run: RunDirectory) -> ModelSpec:
-    """The model of a run that has begun."""
-    config = run.config()
-    spec = find(config.model)
-    if config.program != "pretrain":
-        return spec
-
-    from wellread.corpus.read import Corpus
-
-    return pretrained(spec, Corpus.open(run.corpus).words, config)
-
-
-def pretrained(spec: ModelSpec, words: int, config: RunConfig) -> ModelSpec:
-    """The model of a pretraining: one that starts from nothing has its corpus's vocabulary and as many positions."""
-    return replace(spec, vocab=words, positions=config.seq_len or spec.seq_len) if spec.fresh else spec
-
-
-def scorer(model: str) -> str:
-    """Identify the weights of the model of ``--perplexity``.
-
-    Raises
-    ------
-    UserError
-        When there is no such model here, or it has no weights yet.
-    """
-    spec = find(model)
-    if spec.fresh:
-        raise UserError(f"--perplexity {model}: has random weights; name a model that was trained")
-    return fingerprint(spec)
 
 
 def _at_revision(asked: str, name: str, revision: str, known: dict[str, dict[str, Any]]) -> ModelSpec:

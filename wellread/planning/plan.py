@@ -6,15 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from math import ceil, inf
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from wellread.config import PretrainConfig, RunConfig, Strategy, from_dict
-from wellread.data.sets import label
+from wellread.config import RunConfig, Strategy, from_dict
 from wellread.errors import UserError
 from wellread.models.adapter import targets
-from wellread.models.loss import PACKED_FAMILIES
 from wellread.order.permutation import steps_of
-from wellread.order.spec import OrderSpec, parse
+from wellread.order.spec import parse
 from wellread.planning import deepspeed_file as ds_configs
 from wellread.planning.choose import Choice, choose
 from wellread.planning.estimate import Estimate, Machine, Work, estimate
@@ -24,12 +22,7 @@ from wellread.planning.parameters import knows
 if TYPE_CHECKING:
     from wellread.models.registry import ModelSpec
 
-Config = TypeVar("Config", bound=RunConfig)
-
 LARGEST_MICRO_BATCH = 8
-LORA_RATE = 10
-"""LoRA's best learning rate as a multiple of that of all weights, whatever the model and the rank (Schulman et al.
-2025, "LoRA Without Regret", https://thinkingmachines.ai/blog/lora)."""
 CHECKPOINTS_PER_RUN = 8
 LOG_SCHEDULE_ENDS = 512
 RUNGS = tuple(name for name in get_args(Strategy) if name != "auto")
@@ -150,75 +143,6 @@ class Plan:
         return ["config.yaml", "plan.json", "manifest.json", "corpus", *kept, "code/", "log/", "tb/", "record/", *saved]
 
 
-def resolve(config: Config, spec: ModelSpec) -> Config:
-    """Fill in every default that depends on the model; steps are left to the plan.
-
-    Raises
-    ------
-    UserError
-        When the sequence length is beyond the model's positions, the model cannot read packed samples, or LoRA or the
-        order makes no sense.
-    """
-    if config.pack and spec.family not in PACKED_FAMILIES:
-        raise UserError(
-            f"--pack: {spec.name} is a {spec.family}, in which rows of one sequence are not known to be unseen by one "
-            f"another; that is known of {', '.join(PACKED_FAMILIES)}; leave --pack out"
-        )
-    seq_len = config.seq_len or min(spec.seq_len, spec.positions)
-    begins = spec.fresh and config.program == "pretrain"  # then it gets as many positions as it needs
-    if seq_len > spec.positions and not begins:
-        raise UserError(f"--seq_len {seq_len}: {spec.name} has {spec.positions} positions; choose at most that")
-    order = _checked_order(config)
-    data, lora = config.data or usual_data(config, spec), config.lora
-    if lora.rank and (spec.fresh or config.init == "fresh"):
-        raise UserError(f"--lora.rank {lora.rank}: {spec.name} starts from random weights, which have to be trained")
-    resolved = replace(
-        config,
-        data=data,
-        out=config.out or f"runs/{spec.name}-{label(data)}",
-        epochs=None if config.steps else config.epochs or (1.0 if order.kind == "curriculum" else spec.epochs),
-        batch_size=config.batch_size or spec.batch_size,
-        seq_len=seq_len,
-        optim=replace(config.optim, lr=config.optim.lr or spec.lr * (LORA_RATE if lora.rank else 1)),
-        lora=replace(lora, alpha=lora.alpha or 2 * lora.rank) if lora.rank else lora,
-    )
-    if isinstance(resolved, PretrainConfig):
-        return replace(resolved, vocab=resolved.vocab or _vocabulary(spec))
-    return resolved
-
-
-def usual_data(config: RunConfig, spec: ModelSpec) -> str:
-    """What is read where ``--data`` says nothing."""
-    if isinstance(config, PretrainConfig):
-        return "stories"
-    return "sample" if spec.name == "tiny" else "dolly"
-
-
-USUAL_VOCABULARY = 4096
-
-
-def _vocabulary(spec: ModelSpec) -> str:
-    """``--vocab`` of a pretraining where it says nothing: a new one, or that of the model."""
-    if spec.fresh:
-        return str(min(spec.vocab, USUAL_VOCABULARY))
-    if spec.path is None:
-        raise UserError(
-            f"--model {spec.name}: pretraining continues models in directories; name the directory, or choose one of "
-            "stories-260k, -15m, -42m and -110m, which start from nothing"
-        )
-    return str(spec.path / "tokenizer.model")
-
-
-def _checked_order(config: RunConfig) -> OrderSpec:
-    order = parse(config.order)
-    if config.order_control and order.kind in ("shuffle", "sequential", "filter"):
-        other = "it is random already" if order.kind != "sequential" else "--order shuffle is"
-        raise UserError(f"--order_control: no control arm of --order {config.order}, for {other}; leave it out")
-    if order.kind == "curriculum" and config.epochs not in (None, 1):
-        raise UserError(f"--epochs {config.epochs:g}: a curriculum is read once; its phases have epochs of their own")
-    return order
-
-
 def make_plan(
     config: RunConfig,
     spec: ModelSpec,
@@ -232,7 +156,7 @@ def make_plan(
     Parameters
     ----------
     config : RunConfig
-        Resolved (see `resolve`).
+        Resolved (see `wellread.recipes`).
     ds_config : dict, optional
         What the file that `config` names holds (see `wellread.planning.deepspeed_file.read`).
     failures : sequence of Failure

@@ -10,10 +10,10 @@ import torch
 from wellread.checkpoint import Checkpoint
 from wellread.config import RunConfig
 from wellread.corpus.read import Corpus
-from wellread.models.registry import of_run
 from wellread.order.permutation import Order
 from wellread.planning.fallback import Failure
 from wellread.planning.plan import Plan
+from wellread.recipes.registry import model_of_run
 from wellread.record.chain import genesis
 from wellread.record.writer import RecordWriter
 from wellread.run import RunDirectory
@@ -59,4 +59,4 @@ def _speedometer(run: RunDirectory, config: RunConfig, plan: Plan, engine: Engin
     if peak is None and engine.device.type == "cuda":
         peak = throughput.peak_flops(torch.cuda.get_device_name(engine.device), plan.dtype)
     peak = peak and peak * plan.ranks
-    return Speedometer(spec=of_run(run), parameters=engine.parameters, trained=engine.trained, peak=peak)
+    return Speedometer(spec=model_of_run(run), parameters=engine.parameters, trained=engine.trained, peak=peak)

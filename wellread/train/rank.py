@@ -81,11 +81,11 @@ def _source(run: RunDirectory) -> Source:
     from wellread.corpus.read import Corpus
     from wellread.corpus.tokenizer import Tokenizer
     from wellread.models.load import initial
-    from wellread.models.registry import of_run
+    from wellread.recipes.registry import model_of_run
 
     config, corpus = run.config(), Corpus.open(run.corpus)
     tokenizer = Tokenizer.load(corpus.tokenizer)
-    spec, bos = of_run(run), tokenizer.backend.bos_token_id
+    spec, bos = model_of_run(run), tokenizer.backend.bos_token_id
     return initial(spec, config.seed, tokenizer.eos, config.lora, config.init, bos)
 
 

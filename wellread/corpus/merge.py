@@ -1,0 +1,147 @@
+"""Shards become a corpus: trainable samples first, then sealed ones."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wellread.corpus.columns import Columns, joined
+from wellread.corpus.digest import corpus_hash
+from wellread.corpus.pack import Packed, packed
+from wellread.corpus.read import METRICS
+from wellread.corpus.shards import shard_paths, sides
+from wellread.corpus.tables import samples_table, table_of_samples, write_metrics, write_segments
+from wellread.errors import UserError
+from wellread.files import write_array, write_json
+
+KEPT = ("lengths", "spans", "n_spans", "digest", "document", "sealed", "metrics")
+"""What is in memory of every sample while shards are merged."""
+
+
+def merge(
+    build: Path,
+    *,
+    sets: Sequence[str],
+    vocab_size: int,
+    settings: dict[str, Any],
+    extra: dict[str, Any],
+    metrics: Sequence[str] = (),
+    pack: int | None = None,
+) -> None:
+    """Merge all shards into the files of a corpus, trainable samples first, then sealed ones.
+
+    One shard is in memory at a time (with `pack`: one side of the seal), and some tens of bytes for each sample.
+
+    Parameters
+    ----------
+    sets : sequence of str
+        Names of the sets that the samples come from.
+    metrics : sequence of str
+        Names of the shards' text metrics, which become metrics.parquet.
+    pack : int, optional
+        Pack the samples of each side into sequences of so many tokens (`wellread.corpus.pack`).
+
+    Raises
+    ------
+    UserError
+        When no trainable sample is left.
+    """
+    dtype = "<u2" if vocab_size <= 65536 else "<u4"
+    counts = _check_trainable(build, sets)
+    columns, packs = _write_samples(build, sets, dtype, pack)
+    names = ["tokens.bin", "offsets.npy", "targets.npy", "target_offsets.npy", "samples.parquet"]
+    if metrics:
+        write_metrics(build, dict(zip(metrics, columns["metrics"].T, strict=True)))
+        names.append(METRICS)
+    documents = columns["document"]
+    if packs:
+        segments = joined([packed.segments for packed in packs])
+        n_segments = np.concatenate([packed.n_segments for packed in packs])
+        documents = segments["document"]
+        counts["segments"] = len(documents)
+        counts["sealed_segments"] = int(segments["sealed"].sum())
+        names += write_segments(build, segments, n_segments, sets)
+    meta = {
+        "version": 1,
+        "hash": corpus_hash(
+            (value.tobytes() for value in columns["digest"]),
+            columns["document"].tolist(),
+            ("sealed" if sealed else "trainable" for sealed in columns["sealed"]),
+        ),
+        "dtype": dtype,
+        "counts": _counts(columns, documents, counts),
+        "settings": settings,
+        **extra,
+        "sizes": {name: (build / name).stat().st_size for name in names},
+    }
+    write_json(build / "corpus.json", meta)
+
+
+def _write_samples(build: Path, sets: Sequence[str], dtype: str, pack: int | None) -> tuple[Columns, list[Packed]]:
+    """Write the files of samples; return what is kept of each, and with `pack` what each side is made of."""
+    found: list[Columns] = []
+    packs: list[Packed] = []
+    n_samples = 0
+    with open(build / "tokens.bin", "wb") as file, table_of_samples(build / "samples.parquet") as write:
+        for sealed in (False, True):
+            parts: Iterable[Columns] = sides(build, sealed)
+            if pack:
+                packs.append(packed(joined(list(parts)), pack))
+                parts = [packs[-1].samples]
+            for part in parts:
+                n = len(part["lengths"])
+                file.write(np.ascontiguousarray(part["tokens"], dtype=dtype).data)
+                if n:
+                    write(samples_table(part, sets, np.arange(n_samples, n_samples + n)))
+                n_samples += n
+                found.append({name: part[name] for name in KEPT})
+        file.flush()
+        os.fsync(file.fileno())
+    columns = joined(found)
+    write_array(build / "offsets.npy", np.concatenate([[0], np.cumsum(columns["lengths"])]).astype(np.int64))
+    write_array(build / "targets.npy", columns["spans"].astype(np.int32))
+    write_array(build / "target_offsets.npy", np.concatenate([[0], np.cumsum(columns["n_spans"])]).astype(np.int64))
+    return columns, packs
+
+
+def _check_trainable(build: Path, sets: Sequence[str]) -> Counter[str]:
+    """What was left out or cut, by reason, in all shards."""
+    counts: Counter[str] = Counter()
+    n_trainable = n_sealed = 0
+    for path in shard_paths(build):
+        with np.load(path) as file:
+            counts.update(json.loads(str(file["counts"])))
+            sealed = int(file["sealed"].sum())
+            n_sealed, n_trainable = n_sealed + sealed, n_trainable + len(file["sealed"]) - sealed
+    if n_trainable == 0:
+        counts["sealed"] = n_sealed
+        remedy = "lower --holdout or give more rows" if n_sealed else "give rows with something to learn from"
+        remedy = "raise --seq_len" if counts["dropped_prompt_fills_window"] else remedy
+        raise UserError(f"{'+'.join(sets)}: no trainable sample is left ({_reasons(counts)}); {remedy}")
+    return counts
+
+
+def _counts(columns: Columns, documents: NDArray[np.int64], counts: Counter[str]) -> dict[str, Any]:
+    n, sealed = len(columns["lengths"]), columns["sealed"]
+    return {
+        "samples": n,
+        "trainable": int((~sealed).sum()),
+        "sealed": int(sealed.sum()),
+        "tokens": int(columns["lengths"].sum()),
+        "targets": int((columns["spans"][:, 1] - columns["spans"][:, 0]).sum()),
+        "sealed_tokens": int(columns["lengths"][sealed].sum()),
+        "longest": int(columns["lengths"].max()),
+        "duplicates": len(documents) - len(np.unique(documents)),
+        **dict(sorted(counts.items())),
+    }
+
+
+def _reasons(counts: Counter[str]) -> str:
+    return ", ".join(f"{reason.replace('_', ' ')}: {n}" for reason, n in sorted(counts.items()))

@@ -1,0 +1,111 @@
+"""Samples before they have an id, in shards: each is written whole or not at all, so that a build can go on."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wellread.corpus.columns import DIGEST, Columns, digest_of_spans, take
+from wellread.files import write_atomic
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One training sequence before it has an id."""
+
+    tokens: Sequence[int] | NDArray[Any]
+    spans: Sequence[tuple[int, int]]
+    """Half-open ranges of tokens that carry loss."""
+    document: int
+    sealed: bool
+    set_id: int
+    """Which of the corpus's sets it comes from."""
+    row: int
+    """The first source row that it is made of."""
+    category: str
+    author: str = ""
+    further_rows: Sequence[int] = ()
+    """Source rows after the first, of a window over several documents."""
+
+
+@dataclass
+class Shard:
+    """Samples of one stretch of rows, and how many rows were left out or cut, by reason."""
+
+    samples: list[Sample]
+    counts: Counter[str] = field(default_factory=Counter)
+    metrics: NDArray[np.float32] | None = None
+    """(samples, metrics) where text metrics are asked for."""
+
+
+def write_shards(build: Path, count: int, make: Callable[[int], Shard], progress: Callable[[int], None]) -> None:
+    """Write shards 0 … count-1 that are not there yet; calls ``progress(done)`` after each."""
+    for index in range(count):
+        path = shard_path(build, index)
+        if not path.exists():
+            write_shard(path, make(index))
+        progress(index + 1)
+
+
+def shard_path(build: Path, index: int) -> Path:
+    """Where shard `index` of a build lies; its folder is there afterwards."""
+    (build / "shards").mkdir(exist_ok=True)
+    return build / "shards" / f"{index:05d}.npz"
+
+
+def write_shard(path: Path, shard: Shard) -> None:
+    """Write one shard, whole or not at all."""
+    write_atomic(path, _pack(shard))
+
+
+def _pack(shard: Shard) -> bytes:
+    samples = shard.samples
+    buffer = io.BytesIO()
+    tokens = [np.asarray(s.tokens, dtype=np.uint32) for s in samples]
+    metrics = np.empty((len(samples), 0)) if shard.metrics is None else shard.metrics
+    np.savez(
+        buffer,
+        tokens=np.concatenate([np.empty(0, dtype=np.uint32), *tokens]),
+        digest=np.array(
+            [digest_of_spans(t, s.spans) for s, t in zip(samples, tokens, strict=True)], dtype=DIGEST
+        ).reshape(-1),
+        lengths=np.array([len(s.tokens) for s in samples], dtype=np.int64),
+        spans=np.array([span for s in samples for span in s.spans], dtype=np.int32).reshape(-1, 2),
+        n_spans=np.array([len(s.spans) for s in samples], dtype=np.int64),
+        document=np.array([s.document for s in samples], dtype=np.int64),
+        sealed=np.array([s.sealed for s in samples], dtype=np.bool_),
+        set_id=np.array([s.set_id for s in samples], dtype=np.int32),
+        rows=np.array([row for s in samples for row in (s.row, *s.further_rows)], dtype=np.int64),
+        n_rows=np.array([1 + len(s.further_rows) for s in samples], dtype=np.int64),
+        metrics=np.asarray(metrics, dtype=np.float32),
+        category=np.array([s.category for s in samples], dtype=np.str_),
+        author=np.array([s.author for s in samples], dtype=np.str_),
+        counts=np.array(json.dumps(shard.counts)),
+    )
+    return buffer.getvalue()
+
+
+def shard_paths(build: Path) -> list[Path]:
+    """The shards of a build, in their order."""
+    return sorted((build / "shards").glob("*.npz"))
+
+
+def _shards(build: Path) -> Iterator[Columns]:
+    for path in shard_paths(build):
+        with np.load(path) as file:
+            yield dict(file)
+
+
+def sides(build: Path, sealed: bool) -> Iterator[Columns]:
+    """The samples of each shard that are sealed, or those that are not."""
+    for shard in _shards(build):
+        samples = {name: values for name, values in shard.items() if name != "counts"}
+        yield take(samples, np.flatnonzero(samples["sealed"] == sealed))

@@ -1,0 +1,86 @@
+"""The tables of a corpus: samples, segments of packed ones, metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wellread.corpus import arrow
+from wellread.corpus.columns import Columns, n_targets
+from wellread.corpus.digest import DIGEST_BYTES
+from wellread.corpus.read import METRICS
+from wellread.corpus.segments import FILE
+from wellread.files import write_array
+
+if TYPE_CHECKING:
+    import pyarrow
+
+
+@contextmanager
+def table_of_samples(path: Path) -> Iterator[Callable[[pyarrow.Table], None]]:
+    """Give what writes one part of a table after the other."""
+    import pyarrow.parquet
+
+    writer: Any = None
+
+    def write(table: pyarrow.Table) -> None:
+        nonlocal writer
+        writer = writer or pyarrow.parquet.ParquetWriter(path, table.schema, compression="zstd")
+        writer.write_table(table)
+
+    try:
+        yield write
+    finally:
+        if writer:
+            writer.close()
+
+
+def samples_table(part: Columns, sets: Sequence[str], sample_ids: NDArray[np.int64]) -> pyarrow.Table:
+    """Samples, or segments, as a table has them (docs/formats.md)."""
+    import pyarrow
+
+    return pyarrow.table(
+        {
+            "sample_id": arrow.numbers(sample_ids, np.int64),
+            "digest": arrow.digests(part["digest"].tobytes(), DIGEST_BYTES),
+            "split": arrow.named(part["sealed"], ["trainable", "sealed"]),
+            "n_tokens": arrow.numbers(part["lengths"], np.int32),
+            "n_targets": arrow.numbers(n_targets(part), np.int32),
+            "document": arrow.numbers(part["document"], np.int64),
+            "source": arrow.named(part["set_id"], sets),
+            "rows": arrow.lists(part["rows"], part["n_rows"], np.int64),
+            "category": arrow.words(part["category"]),
+            "author": arrow.words(part["author"]),
+        }
+    )
+
+
+def write_segments(
+    build: Path, segments: Columns, n_segments: NDArray[np.int64], sets: Sequence[str]
+) -> tuple[str, ...]:
+    """Write what packed samples are made of; return the names of the files."""
+    import pyarrow
+    import pyarrow.parquet
+
+    write_array(build / "segments.npy", np.concatenate([[0], np.cumsum(segments["lengths"])]).astype(np.int64))
+    write_array(build / "segment_offsets.npy", np.concatenate([[0], np.cumsum(n_segments)]).astype(np.int64))
+    numbers = arrow.numbers(np.arange(len(segments["lengths"])), np.int64)
+    table = samples_table(segments, sets, np.repeat(np.arange(len(n_segments)), n_segments))
+    pyarrow.parquet.write_table(table.add_column(0, "segment", numbers), build / FILE, compression="zstd")
+    return "segments.npy", "segment_offsets.npy", FILE
+
+
+def write_metrics(build: Path, columns: dict[str, NDArray[Any]]) -> None:
+    """Write metrics.parquet: one row for each sample, in order of sample id, one float32 column for each metric."""
+    import pyarrow
+    import pyarrow.parquet
+
+    n = len(next(iter(columns.values())))
+    table = {"sample_id": arrow.numbers(np.arange(n), np.int64)}
+    table |= {name: arrow.numbers(values, np.float32) for name, values in columns.items()}
+    pyarrow.parquet.write_table(pyarrow.table(table), build / METRICS, compression="zstd")

@@ -1,0 +1,1 @@
+"""Recipes: what differs between fine-tuning and pretraining, a class each."""
