@@ -26,7 +26,8 @@ from bench.trainer import WARM, Step, call, compare, line, rate, run_command, ve
 from wellread.checkpoint import list_checkpoints
 from wellread.config import PretrainConfig
 from wellread.corpus.read import Corpus
-from wellread.models.registry import ModelSpec, find
+from wellread.models.registry import find
+from wellread.models.spec import ModelSpec
 from wellread.recipes.pretrain import model_of
 from wellread.record.reader import Record
 from wellread.run import RunDirectory

@@ -27,7 +27,9 @@ from wellread.data.rows.bad_rows import BadRows
 from wellread.data.rows.instruct import Example
 from wellread.data.sources.raw import TEXT, Raw
 from wellread.errors import UserError
-from wellread.models.registry import ModelSpec, find, local_directory
+from wellread.models.directories import local_directory
+from wellread.models.registry import find
+from wellread.models.spec import ModelSpec
 from wellread.recipes.finetune import Rows
 from wellread.recipes.registry import resolve
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from launch.cluster import ClusterFile
-from wellread.models.registry import SEARCH_PATH
+from wellread.models.directories import SEARCH_PATH
 
 INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 """What gloo and NCCL take the network interface from."""

@@ -10,7 +10,8 @@ from wellread.checkpoint import list_checkpoints
 from wellread.config import RunConfig, to_dict
 from wellread.errors import UserError
 from wellread.files import write_json
-from wellread.models import registry
+from wellread.models.directories import fingerprint
+from wellread.models.spec import ModelSpec
 from wellread.order import store
 from wellread.order.build import Built
 from wellread.order.permutation import Order
@@ -19,7 +20,7 @@ from wellread.recipes.registry import recipe_of
 from wellread.run import RunDirectory
 
 
-def of(config: RunConfig, spec: registry.ModelSpec, corpus: str, order: Order, plan: Plan) -> dict[str, Any]:
+def of(config: RunConfig, spec: ModelSpec, corpus: str, order: Order, plan: Plan) -> dict[str, Any]:
     """What makes a run this run: a change of any of it is refused at resume.
 
     Parameters
@@ -28,7 +29,7 @@ def of(config: RunConfig, spec: registry.ModelSpec, corpus: str, order: Order, p
         Hash of the corpus.
     """
     return {
-        "model": registry.fingerprint(spec, config.init),
+        "model": fingerprint(spec, config.init),
         "corpus": corpus,
         "order": order.identity(),
         "batch_size": plan.batch_size,

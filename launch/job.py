@@ -20,6 +20,7 @@ from wellread.corpus.read import Corpus
 from wellread.errors import UserError
 from wellread.files import write_json
 from wellread.models import registry
+from wellread.models.spec import ModelSpec
 from wellread.order.build import Built, build, samples_before_corpus
 from wellread.planning import deepspeed_file
 from wellread.planning.choose import WORDS
@@ -66,7 +67,7 @@ class Job:
         return RunDirectory(Path(self.config.out or ""))
 
     @property
-    def spec(self) -> registry.ModelSpec:
+    def spec(self) -> ModelSpec:
         """The model."""
         return self.samples.spec
 

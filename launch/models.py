@@ -7,7 +7,9 @@ import sys
 from typing import Any
 
 from wellread.cli import new_parser, parse
-from wellread.models.registry import ModelSpec, find, registry, steps_of
+from wellread.models.published import steps_of
+from wellread.models.registry import find, registry
+from wellread.models.spec import ModelSpec
 from wellread.planning.estimate import Machine, Work, estimate
 from wellread.planning.parameters import parameters
 from wellread.units import GIB

@@ -12,6 +12,7 @@ from wellread.corpus.tables import write_metrics
 from wellread.errors import UserError
 from wellread.files import write_json
 from wellread.models import registry
+from wellread.models.directories import local_directory
 
 NAME = "perplexity"
 
@@ -29,7 +30,7 @@ def add(build: Path, model: str) -> None:
 
     corpus = Corpus.open(build)
     spec = registry.find(model)
-    directory = registry.local_directory(spec, weights=True)
+    directory = local_directory(spec, weights=True)
     _check_vocabulary(corpus, directory, spec.vocab, model)
     print(f"scoring {corpus.n:,} samples with {model}", flush=True)
     scores, targets = log_likelihoods(load_model(directory).eval(), corpus, np.arange(corpus.n))

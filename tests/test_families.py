@@ -11,8 +11,9 @@ from engine_ranks import generated, make_model, run_ranks, same_weights, weights
 
 from wellread.config import LoraConfig, RunConfig
 from wellread.errors import UserError
+from wellread.models.directories import fingerprint
 from wellread.models.load import check_4bit, initial, load_model
-from wellread.models.registry import find, fingerprint
+from wellread.models.registry import find
 from wellread.planning.plan import Cluster, Counts, make_plan
 
 VOCAB = 101

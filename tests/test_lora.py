@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 
 from wellread.config import LoraConfig, RunConfig
 from wellread.errors import UserError
-from wellread.models.adapter import USUAL_TARGETS, Adapter, targets
+from wellread.models.adapter import Adapter, targets
+from wellread.models.families import FAMILIES
 from wellread.models.load import Source, export, initial, load_model, loaded
 from wellread.models.registry import find
 from wellread.recipes.registry import resolve
@@ -56,7 +57,7 @@ def saved(source: Source, directory: Path, *, trained: bool = True) -> Path:
 def test_usual_targets_are_those_of_peft() -> None:
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as THEIRS
 
-    assert {family: tuple(THEIRS[family]) for family in USUAL_TARGETS} == USUAL_TARGETS
+    assert {name: tuple(THEIRS[name]) for name in FAMILIES} == {name: own.lora for name, own in FAMILIES.items()}
 
 
 def test_initial_adapter_is_drawn_as_peft_draws_it_and_changes_nothing(small: Path, tmp_path: Path) -> None:

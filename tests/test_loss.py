@@ -9,7 +9,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from wellread.models import token_loss
-from wellread.models.loss import PLAIN_HEADS, sample_losses
+from wellread.models.families import FAMILIES
+from wellread.models.limits import LOGITS_AT_ONCE
+from wellread.models.loss import sample_losses
 
 VOCAB = 101
 SIZES: dict[str, dict[str, Any]] = {
@@ -24,7 +26,7 @@ SIZES: dict[str, dict[str, Any]] = {
     },
     "gptj": {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 64},
     "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64, "expansion_ratio": 2},
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},  # not among PLAIN_HEADS: whole logits
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},  # no plain head: whole logits
 }  # fmt: skip
 
 
@@ -75,7 +77,7 @@ def test_losses_are_those_of_log_softmax(family: str) -> None:
 
 
 def test_every_family_with_a_short_cut_is_tested() -> None:
-    assert set(PLAIN_HEADS) < set(SIZES)
+    assert {name for name, family in FAMILIES.items() if family.plain_head} < set(SIZES)
 
 
 @pytest.mark.parametrize("family", SIZES)
@@ -140,7 +142,7 @@ def test_a_uniform_model_loses_log_of_the_vocabulary() -> None:
 @pytest.mark.parametrize("at_once", [1, 3 * 97, 1 << 21])
 def test_losses_of_tokens_are_torchs_own(dtype: torch.dtype, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the bit; gradients as exactly as their type allows."""
-    monkeypatch.setitem(token_loss.LOGITS_AT_ONCE, "cpu", at_once)
+    monkeypatch.setitem(LOGITS_AT_ONCE, "cpu", at_once)
     drawn = torch.Generator().manual_seed(0)
     logits = (torch.randn(11, 97, generator=drawn) * 5).to(dtype)
     labels, weights = torch.randint(0, 97, (11,), generator=drawn), torch.rand(11, generator=drawn)

@@ -17,7 +17,7 @@ from wellread.data.sources.index_maps import IndexMaps
 from wellread.data.sources.megatron import Megatron
 from wellread.data.sources.megatron_write import write
 from wellread.errors import UserError
-from wellread.models.registry import published_steps
+from wellread.models.published import published_steps
 
 CODES = {1: "B", 2: "b", 3: "h", 4: "i", 5: "q", 8: "H"}
 """struct's letters of the dtype codes."""

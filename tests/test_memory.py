@@ -16,10 +16,12 @@ import pytest
 
 from wellread.errors import UserError
 from wellread.models import llama
-from wellread.models.registry import ModelSpec, find
+from wellread.models.families import FAMILIES, Compute
+from wellread.models.registry import find
+from wellread.models.spec import ModelSpec
 from wellread.planning.choose import choose, name_of
 from wellread.planning.estimate import CUDA_CONTEXT, FRAGMENTATION, NCCL, SPEED, Machine, Work, estimate
-from wellread.planning.parameters import FAMILIES, Compute, layer_activations, lora_parameters, parameters
+from wellread.planning.parameters import layer_activations, lora_parameters, parameters
 from wellread.planning.phases import HEAP_BLOCK
 from wellread.units import GIB
 

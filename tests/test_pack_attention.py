@@ -9,7 +9,8 @@ import torch
 from test_loss import SIZES, VOCAB, tiny
 from torch import nn
 
-from wellread.models.loss import PACKED_FAMILIES, isolation, sample_losses
+from wellread.models.families import PACKED_FAMILIES
+from wellread.models.loss import isolation, sample_losses
 from wellread.planning.parameters import packing_mask
 
 LENGTHS = ((9, 1, 12, 5), (3, 2), (14,), (2, 13, 7))

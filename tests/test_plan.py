@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from wellread.config import OptimConfig, RunConfig, to_dict
 from wellread.errors import UserError
-from wellread.models.registry import ModelSpec, find
+from wellread.models.registry import find
+from wellread.models.spec import ModelSpec
 from wellread.planning.plan import RUNGS, Cluster, Counts, Plan, make_plan, save_steps
 from wellread.recipes.registry import resolve
 

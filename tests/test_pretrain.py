@@ -17,7 +17,8 @@ from wellread.checkpoint import list_checkpoints
 from wellread.config import PretrainConfig, RunConfig
 from wellread.corpus.read import Corpus
 from wellread.errors import UserError
-from wellread.models.registry import find, fingerprint
+from wellread.models.directories import fingerprint
+from wellread.models.registry import find
 from wellread.planning.plan import Plan
 from wellread.recipes.registry import handed_over, received
 from wellread.record.reader import Record

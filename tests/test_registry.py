@@ -8,7 +8,10 @@ import pytest
 
 from wellread.errors import UserError
 from wellread.models import registry
-from wellread.models.registry import ModelSpec, find, fingerprint, local_directory
+from wellread.models.directories import fingerprint, local_directory
+from wellread.models.published import steps_of
+from wellread.models.registry import find
+from wellread.models.spec import ModelSpec
 from wellread.planning.parameters import parameters
 
 NEOX = {
@@ -39,7 +42,7 @@ def test_the_registry_holds_both_pythia_suites() -> None:
         doubled = name in [f"pythia-{size}{twin}-v0" for size in ("160m", "410m", "1.4b") for twin in ("", "-deduped")]
         assert spec.pretraining
         assert spec.pretraining.batch_size == (2048 if doubled else 1024)
-        assert len(registry.steps_of(name)) == (143 if name.endswith("-v0") else 154)
+        assert len(steps_of(name)) == (143 if name.endswith("-v0") else 154)
 
 
 def test_published_learning_rates() -> None:

@@ -14,7 +14,8 @@ from wellread.data.mixture import readers
 from wellread.data.sources.source import Source
 from wellread.data.sources.tables import fingerprint
 from wellread.errors import UserError
-from wellread.models.registry import ModelSpec, registry
+from wellread.models.registry import registry
+from wellread.models.spec import ModelSpec
 from wellread.recipes.registry import resolve
 
 KNOWN = "sample, dolly, alpaca, alpaca-cleaned, hc3, evol-instruct, stories, tinystories, tinystories-archive, text"

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from wellread.models.registry import ModelSpec, find
+from wellread.models.registry import find
+from wellread.models.spec import ModelSpec
 from wellread.planning import host_memory
 from wellread.planning.parameters import parameters
 from wellread.planning.plan import Plan

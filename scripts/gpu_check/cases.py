@@ -9,7 +9,8 @@ from pathlib import Path
 
 from wellread.config import RunConfig, Strategy, Switch
 from wellread.errors import UserError
-from wellread.models.registry import ModelSpec, find
+from wellread.models.registry import find
+from wellread.models.spec import ModelSpec
 from wellread.planning.choose import choose, name_of
 from wellread.planning.estimate import SPEED, Estimate, Machine, Work, estimate
 from wellread.planning.parameters import parameters

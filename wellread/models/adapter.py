@@ -10,28 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wellread.errors import UserError
+from wellread.models.directories import fingerprint_directory
+from wellread.models.families import FAMILIES
+from wellread.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from wellread.config import LoraConfig
-    from wellread.models.registry import ModelSpec
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ALL = "all-linear"
 """Instead of names of matrices: all of the layers'."""
-USUAL_TARGETS = {
-    "gpt_neox": ("query_key_value",),
-    "gpt_neo": ("q_proj", "v_proj"),
-    "gptj": ("q_proj", "v_proj"),
-    "gpt2": ("c_attn",),
-    "llama": ("q_proj", "v_proj"),
-    "mistral": ("q_proj", "v_proj"),
-    "mpt": ("Wqkv",),
-    "qwen2": ("q_proj", "v_proj"),
-}
-"""Matrices with an adapter where none are named, per family: those that peft takes (tests compare them)."""
 BASE = "base"
 """Key in the metadata of an adapter's file: the fingerprint of the weights that it was trained beside."""
 PREFIX, MARK = "base_model.model.", ".lora_"
@@ -49,9 +40,9 @@ def targets(lora: LoraConfig, spec: ModelSpec) -> tuple[str, ...]:
         return ()
     if lora.targets:
         return tuple(name.strip() for name in lora.targets.split(","))
-    if spec.family not in USUAL_TARGETS:
+    if spec.family not in FAMILIES:
         raise UserError(f"--lora.targets: none are usual for {spec.family}; name matrices, or {ALL}")
-    return USUAL_TARGETS[spec.family]
+    return FAMILIES[spec.family].lora
 
 
 @dataclass(frozen=True)
@@ -75,7 +66,7 @@ class Adapter:
             lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft says int, and takes any
             lora_dropout=lora.dropout,
             target_modules=list(targets(lora, spec)) or ALL,
-            fan_in_fan_out=spec.family == "gpt2",  # whose matrices are transposed
+            fan_in_fan_out=spec.family in FAMILIES and FAMILIES[spec.family].transposed,
             task_type="CAUSAL_LM",
             base_model_name_or_path=str(spec.path or spec.hub),
             revision=spec.revision,
@@ -151,7 +142,7 @@ class Adapter:
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: the adapter cannot be loaded ({error})") from None
         expected = {name: p.shape for name, p in model.named_parameters() if MARK in name}
-        if trained_beside and base and trained_beside != fingerprint_of(base):
+        if trained_beside and base and trained_beside != fingerprint_directory(base):
             raise UserError(f"{path}: is the adapter of another base model than {base}, whose weights differ")
         if {name: tensor.shape for name, tensor in found.items()} != expected:
             raise UserError(f"{path}: is the adapter of another base model than {base}, whose matrices differ")
@@ -186,7 +177,7 @@ class Adapter:
         values = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
         (directory / CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
         held = {_in_file(name): value.contiguous() for name, value in tensors}
-        metadata = {"format": "pt"} | ({BASE: fingerprint_of(base)} if base else {})
+        metadata = {"format": "pt"} | ({BASE: fingerprint_directory(base)} if base else {})
         save_file(held, directory / WEIGHTS, metadata=metadata)
         open_to_readers(directory / WEIGHTS)
 
@@ -204,13 +195,6 @@ def names(model: nn.Module) -> list[str]:
 def of_model(name: str) -> str:
     """What the model without adapter calls a parameter of the model with one."""
     return name.replace(".base_layer.", ".")
-
-
-def fingerprint_of(base: Path) -> str:
-    """Fingerprint of the weights in a directory."""
-    from wellread.models.registry import fingerprint_directory
-
-    return fingerprint_directory(base)
 
 
 def _matrices(model: Any) -> list[str]:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from wellread.models.registry import check_heads
+from wellread.models.spec import ModelSpec, check_heads
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from wellread.models.registry import ModelSpec
 
 EPSILON = 1e-5
 """Of the norms; llama2.c's C programs have it built in."""

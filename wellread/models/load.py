@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from wellread.errors import UserError
 from wellread.models import adapter as adapters
-from wellread.models import llama, tensors
+from wellread.models import tensors
 from wellread.models.adapter import Adapter
-from wellread.models.registry import ModelSpec, local_directory, named_directory
+from wellread.models.directories import local_directory, named_directory
+from wellread.models.families import FAMILIES, FRESH_FAMILIES, Fresh
+from wellread.models.pretrained import configuration_in, model_in
+from wellread.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +53,7 @@ class Source:
             adapter = Adapter.of(directory)
             base = named_directory(adapter.settings.base_model_name_or_path, adapter.settings.revision)
             return replace(cls.of(base), adapter=adapter)
-        return cls(_config(directory), lambda: _from_pretrained(directory, torch.float32), directory)
+        return cls(configuration_in(directory), lambda: model_in(directory, torch.float32), directory)
 
     def on_meta(self) -> nn.Module:
         """The model without weights (parameters on the meta device, buffers real), in evaluation mode."""
@@ -84,7 +87,7 @@ class Source:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "bf16" else torch.float32,
         )
-        model = _from_pretrained(self.directory, torch.float32, quantization_config=quantised, device_map={"": device})
+        model = model_in(self.directory, torch.float32, quantization_config=quantised, device_map={"": device})
         self.adapter.inject(model)
         values = self.adapter.tensors(model, self.directory)
         for name, value in values.items():
@@ -171,18 +174,27 @@ def initial(
         source = Source.of(local_directory(spec, weights=True))
         return replace(source, adapter=Adapter.fresh(lora, spec, seed)) if lora and lora.rank else source
     if spec.fresh:
-        config = _fresh_config(spec, eos if bos is None else bos, eos)
+        config = _fresh(spec).configuration(spec, eos if bos is None else bos, eos)
     else:
-        config = _config(local_directory(spec, weights=False))
+        config = configuration_in(local_directory(spec, weights=False))
 
     def whole() -> nn.Module:
         torch.manual_seed(seed)
         model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        if spec.fresh and spec.family == "llama":
-            llama.scale_residual_projections(model)
+        if spec.fresh and (adjust := _fresh(spec).adjust):
+            adjust(model)
         return model
 
     return Source(config, whole)
+
+
+def _fresh(spec: ModelSpec) -> Fresh:
+    fresh = FAMILIES[spec.family].fresh if spec.family in FAMILIES else None
+    if fresh is None:
+        raise UserError(
+            f"--model {spec.name}: a fresh {spec.family} is not supported; only {' and '.join(FRESH_FAMILIES)} are"
+        )
+    return fresh
 
 
 def load_model(directory: str | Path, dtype: Dtype = "fp32") -> nn.Module:
@@ -197,7 +209,7 @@ def load_model(directory: str | Path, dtype: Dtype = "fp32") -> nn.Module:
 
     kind = torch.bfloat16 if dtype == "bf16" else torch.float32
     if not adapters.is_adapter(Path(directory)):
-        return _from_pretrained(Path(directory), kind).eval()
+        return model_in(Path(directory), kind).eval()
     source = Source.of(Path(directory))
     assert source.adapter
     added = source.adapter.tensors(source.on_meta(), source.directory)
@@ -263,7 +275,7 @@ def loaded(
         if adapters.is_adapter(directory):
             export(Source.of(directory), Path(folder) / "merged")
             directory = Path(folder) / "merged"
-        yield _from_pretrained(directory, torch.float32, **spread).eval(), device
+        yield model_in(directory, torch.float32, **spread).eval(), device
 
 
 def _room(device: torch.device) -> dict[int | str, int]:
@@ -282,85 +294,3 @@ def _weights(directory: Path) -> int:
     """Number of a saved model's weights."""
     model = Source.of(directory).on_meta()
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _from_pretrained(directory: Path, dtype: Any, **spread: Any) -> nn.Module:
-    from transformers import AutoModelForCausalLM
-
-    _hide_bars()
-    settings = {"dtype": dtype, "local_files_only": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    with _one_line(directory):
-        model, found = AutoModelForCausalLM.from_pretrained(directory, **settings, **spread)
-    _refuse_gaps(directory, found)
-    whole: nn.Module = model
-    return whole
-
-
-def _refuse_gaps(directory: Path, found: dict[str, Any]) -> None:
-    """Refuse weights that are not the model's: transformers draws at random what it does not find."""
-    missing, wrong = sorted(found["missing_keys"]), sorted(found["mismatched_keys"])
-    if wrong:
-        name, there, wanted = wrong[0]
-        raise UserError(
-            f"{directory}: {name} is {_shape(there)} in its files and {_shape(wanted)} by its config.json"
-            f"{_others(wrong)}; they do not belong together"
-        )
-    if missing:
-        other = f" (they hold {sorted(found['unexpected_keys'])[0]})" if found["unexpected_keys"] else ""
-        raise UserError(
-            f"{directory}: its files lack {missing[0]}{_others(missing)}{other}; "
-            "they are not the weights of its config.json"
-        )
-
-
-def _shape(size: Iterable[int]) -> str:
-    return " x ".join(map(str, size))
-
-
-def _others(names: list[Any]) -> str:
-    return f" and {len(names) - 1} more" if len(names) > 1 else ""
-
-
-@contextmanager
-def _one_line(directory: Path) -> Iterator[None]:
-    """Turn what transformers raises for an unusable directory into our one line."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{directory}: the model cannot be loaded ({reason})") from None
-
-
-def _hide_bars() -> None:
-    """Transformers' own bars: one per load or save between our own lines helps nobody."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-
-
-def _config(directory: Path) -> Any:
-    from transformers import AutoConfig
-
-    with _one_line(directory):
-        return AutoConfig.from_pretrained(directory, local_files_only=True)
-
-
-def _fresh_config(spec: ModelSpec, bos: int, eos: int) -> Any:
-    from transformers import GPTNeoXConfig
-
-    if spec.family == "llama":
-        return llama.configuration(spec, bos, eos)
-    if spec.family != "gpt_neox":
-        raise UserError(f"--model {spec.name}: a fresh {spec.family} is not supported; only gpt_neox and llama are")
-    return GPTNeoXConfig(
-        vocab_size=spec.vocab,
-        hidden_size=spec.width,
-        num_hidden_layers=spec.layers,
-        num_attention_heads=spec.heads,
-        intermediate_size=spec.intermediate,
-        max_position_embeddings=spec.positions,
-        bos_token_id=bos,
-        eos_token_id=eos,
-    )

@@ -4,18 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
+from wellread.models.families import FAMILIES
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-PLAIN_HEADS = ("gpt_neox", "gpt_neo", "gptj", "llama", "mpt")
-"""Families whose logits are the output embedding applied to the last hidden state, and nothing else."""
-LOGITS_AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 24}
-"""Logits that the loss has in fp32 at a time, twice: 16 MiB on a CPU, for its caches; 128 on a GPU, which wants much to
-do at once."""
-PACKED_FAMILIES = ("gpt_neox", "gpt_neo", "gptj", "llama", "mpt")
-"""Families in which segments of a packed sample are proven not to see one another: tests compare losses and
-gradients."""
 
 
 def sample_losses(
@@ -102,7 +95,8 @@ def _logits(
 ) -> torch.Tensor:
     """Logits (scored tokens, vocabulary) that predict the tokens where `scored` is True."""
     causal_lm = cast(Any, model)
-    if causal_lm.config.model_type not in PLAIN_HEADS:
+    family = FAMILIES.get(causal_lm.config.model_type)
+    if family is None or not family.plain_head:
         return cast("torch.Tensor", causal_lm(input_ids=inputs, use_cache=False, **isolating).logits[scored])
     hidden = causal_lm.base_model(input_ids=inputs, use_cache=False, **isolating).last_hidden_state
     return cast("torch.Tensor", causal_lm.get_output_embeddings()(hidden[scored]))

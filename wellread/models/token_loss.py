@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from wellread.models.loss import LOGITS_AT_ONCE
+from wellread.models.limits import LOGITS_AT_ONCE
 
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

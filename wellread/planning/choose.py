@@ -12,7 +12,7 @@ from wellread.planning.estimate import MARGIN, SPEED, Estimate, Machine, Work, e
 from wellread.units import GIB
 
 if TYPE_CHECKING:
-    from wellread.models.registry import ModelSpec
+    from wellread.models.spec import ModelSpec
 
 SHORTEST = 128
 """Tokens of a sample below which shorter ones are not proposed."""

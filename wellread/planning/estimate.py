@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Literal
 
 from wellread.config import Dtype
 from wellread.errors import UserError
+from wellread.models.families import Compute
 from wellread.planning.parameters import (
-    Compute,
     layer_activations,
     layer_input,
     logits,
@@ -29,7 +29,7 @@ from wellread.planning.zero import zero3, zero12
 from wellread.units import GIB, MIB
 
 if TYPE_CHECKING:
-    from wellread.models.registry import ModelSpec
+    from wellread.models.spec import ModelSpec
 
 Place = Literal["gpu", "host", "disk", "nvme"]
 

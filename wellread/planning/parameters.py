@@ -2,47 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
 
 from wellread.errors import UserError
-
-if TYPE_CHECKING:
-    from wellread.models.registry import ModelSpec
-
-Compute = Literal["bf16", "autocast", "fp32"]
-"""bf16: weights and activations in bf16 (DeepSpeed); autocast: fp32 weights, products in bf16 (plain engine)."""
-
-
-@dataclass(frozen=True)
-class Linear:
-    """A matrix of one layer: what goes in, what comes out, and whether it adds a bias."""
-
-    inputs: int
-    outputs: int
-    bias: bool = False
-
-    @property
-    def size(self) -> int:
-        """Elements of weight and bias."""
-        return self.outputs * (self.inputs + self.bias)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """What one architecture family is made of."""
-
-    linears: dict[str, Linear]
-    """Matrices of one layer, under the names that LoRA's target modules have."""
-    norms: int
-    """Vectors as wide as the model in one layer."""
-    final_norms: int
-    positions: int = 0
-    """Rows of a table of learned positions."""
-    tied: bool = False
-    """The output embedding is the input embedding."""
-    head_bias: bool = False
+from wellread.models.families import FAMILIES, Compute
+from wellread.models.layouts import Layout
+from wellread.models.spec import ModelSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,117 +103,6 @@ def layout_of(spec: ModelSpec) -> Layout:
             f"--model {spec.name}: the memory of family {spec.family} is not known; known: {', '.join(FAMILIES)}"
         )
     return FAMILIES[spec.family].layout(spec)
-
-
-def _gpt_neox(spec: ModelSpec) -> Layout:
-    h, inner, bias = spec.width, spec.intermediate, spec.attention_bias is not False
-    linears = {
-        "query_key_value": Linear(h, 3 * h, bias),
-        "dense": Linear(h, h, bias),
-        "dense_h_to_4h": Linear(h, inner, True),
-        "dense_4h_to_h": Linear(inner, h, True),
-    }
-    return Layout(linears=linears, norms=4, final_norms=2, tied=bool(spec.tied))
-
-
-def _llama(spec: ModelSpec, *, bias_in: bool = False) -> Layout:
-    h, inner = spec.width, spec.intermediate
-    head = spec.head_size or h // spec.heads
-    query, keys = spec.heads * head, (spec.kv_heads or spec.heads) * head
-    bias = bool(spec.attention_bias)
-    linears = {
-        "q_proj": Linear(h, query, bias or bias_in),
-        "k_proj": Linear(h, keys, bias or bias_in),
-        "v_proj": Linear(h, keys, bias or bias_in),
-        "o_proj": Linear(query, h, bias),
-        "gate_proj": Linear(h, inner),
-        "up_proj": Linear(h, inner),
-        "down_proj": Linear(inner, h),
-    }
-    return Layout(linears=linears, norms=2, final_norms=1, tied=bool(spec.tied))
-
-
-def _qwen2(spec: ModelSpec) -> Layout:
-    return _llama(spec, bias_in=True)
-
-
-def _gptj(spec: ModelSpec) -> Layout:
-    h, inner = spec.width, spec.intermediate
-    linears = {name: Linear(h, h) for name in ("q_proj", "k_proj", "v_proj", "out_proj")}
-    linears |= {"fc_in": Linear(h, inner, True), "fc_out": Linear(inner, h, True)}
-    return Layout(linears=linears, norms=2, final_norms=2, tied=bool(spec.tied), head_bias=True)
-
-
-def _gpt_neo(spec: ModelSpec) -> Layout:
-    h, inner = spec.width, spec.intermediate
-    linears = {name: Linear(h, h) for name in ("q_proj", "k_proj", "v_proj")}
-    linears |= {"out_proj": Linear(h, h, True), "c_fc": Linear(h, inner, True), "c_proj": Linear(inner, h, True)}
-    return Layout(linears=linears, norms=4, final_norms=2, positions=spec.positions, tied=spec.tied is not False)
-
-
-def _gpt2(spec: ModelSpec) -> Layout:
-    h, inner = spec.width, spec.intermediate
-    linears = {
-        "c_attn": Linear(h, 3 * h, True),
-        "attn.c_proj": Linear(h, h, True),
-        "c_fc": Linear(h, inner, True),
-        "mlp.c_proj": Linear(inner, h, True),
-    }
-    return Layout(linears=linears, norms=4, final_norms=2, positions=spec.positions, tied=spec.tied is not False)
-
-
-def _mpt(spec: ModelSpec) -> Layout:
-    h = spec.width  # its inner width is always four times the width
-    linears = {
-        "Wqkv": Linear(h, 3 * h),
-        "out_proj": Linear(h, h),
-        "up_proj": Linear(h, 4 * h),
-        "down_proj": Linear(4 * h, h),
-    }
-    return Layout(linears=linears, norms=2, final_norms=1, tied=spec.tied is not False)
-
-
-@dataclass(frozen=True)
-class Saved:
-    """Bytes that one layer keeps for its backward pass, per token, as multiples of the model's widths."""
-
-    width: float
-    intermediate: float
-    keys: float = 0
-    """Of the width of keys and values, where they have fewer heads than the queries."""
-    scores: float = 0
-    """Of heads times sequence length: attention that writes its matrix of scores (eager); 0 for sdpa."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """What is known of an architecture family; a new one is added by one entry of `FAMILIES`."""
-
-    layout: Callable[[ModelSpec], Layout]
-    saved: dict[Compute, Saved]
-
-    @property
-    def sdpa(self) -> bool:
-        """Whether transformers has the family's attention in torch's fused form, linear in the sequence length."""
-        return not self.saved["bf16"].scores
-
-
-def _saved(bf16: tuple[float, ...], autocast: tuple[float, ...], fp32: tuple[float, ...]) -> dict[Compute, Saved]:
-    return {"bf16": Saved(*bf16), "autocast": Saved(*autocast), "fp32": Saved(*fp32)}
-
-
-_LLAMA_SAVED = _saved((20, 8, 4), (30, 8, 4), (32, 16, 8))
-FAMILIES: dict[str, Family] = {
-    "gpt_neox": Family(_gpt_neox, _saved((20, 4), (22, 4), (40, 8))),
-    "llama": Family(_llama, _LLAMA_SAVED),
-    "mistral": Family(_llama, _LLAMA_SAVED),
-    "qwen2": Family(_qwen2, _LLAMA_SAVED),
-    "gptj": Family(_gptj, _saved((16.25, 10, 0, 6), (20.25, 10, 0, 6), (24.5, 20, 0, 4))),
-    "gpt_neo": Family(_gpt_neo, _saved((20, 10, 0, 6), (24, 10, 0, 6), (32, 20, 0, 4))),
-    "gpt2": Family(_gpt2, _saved((16, 10), (20, 10), (32, 20))),
-    "mpt": Family(_mpt, _saved((16, 4, 0, 6), (20, 4, 0, 6), (32, 8, 0, 4))),
-}
-"""Every family, with the bytes that its layers keep for backward (`layer_activations` says how they were found)."""
 
 
 def layer_activations(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from wellread.models.loss import LOGITS_AT_ONCE
+from wellread.models.limits import LOGITS_AT_ONCE
 from wellread.models.tensors import SHARD_BYTES
 from wellread.planning.parameters import Parameters
 from wellread.units import MIB

@@ -20,7 +20,7 @@ from wellread.planning.fallback import Failure, narrowed, that_count
 from wellread.planning.parameters import knows
 
 if TYPE_CHECKING:
-    from wellread.models.registry import ModelSpec
+    from wellread.models.spec import ModelSpec
 
 LARGEST_MICRO_BATCH = 8
 CHECKPOINTS_PER_RUN = 8

@@ -18,7 +18,7 @@ from wellread.errors import UserError
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-    from wellread.models.registry import ModelSpec
+    from wellread.models.spec import ModelSpec
     from wellread.order.spec import OrderSpec
 
 C = TypeVar("C", bound=RunConfig)

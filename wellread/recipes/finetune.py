@@ -12,7 +12,7 @@ from wellread.recipes.base import LONGEST_NAME, Recipe, Samples
 
 if TYPE_CHECKING:
     from wellread.data.mixture import Mixture
-    from wellread.models.registry import ModelSpec
+    from wellread.models.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Rows(Samples):
         """Everything that decides what the corpus holds."""
         from wellread.corpus import tokenizer
         from wellread.data.mixture import corpus_settings
-        from wellread.models.registry import local_directory
+        from wellread.models.directories import local_directory
 
         directory = None if self.model.fresh else local_directory(self.model, weights=False)
         return corpus_settings(self.config, self.mixture, tokenizer.identify(directory, self.model.vocab))
@@ -71,7 +71,7 @@ class Finetune(Recipe[RunConfig]):
 
     def resolve(self, config: RunConfig, spec: ModelSpec) -> RunConfig:
         """As `Recipe.resolve`; also refuse a model that cannot read packed samples."""
-        from wellread.models.loss import PACKED_FAMILIES
+        from wellread.models.families import PACKED_FAMILIES
 
         if config.pack and spec.family not in PACKED_FAMILIES:
             raise UserError(

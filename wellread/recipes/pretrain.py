@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
     from wellread.data.sources.source import Source
-    from wellread.models.registry import ModelSpec
+    from wellread.models.spec import ModelSpec
 
 USUAL_VOCABULARY = 4096
 
@@ -76,7 +76,8 @@ def model_of(spec: ModelSpec, words: int, config: PretrainConfig) -> ModelSpec:
 
 def _scorer(model: str) -> str:
     """Identify the weights of the model of ``--perplexity``."""
-    from wellread.models.registry import find, fingerprint
+    from wellread.models.directories import fingerprint
+    from wellread.models.registry import find
 
     spec = find(model)
     if spec.fresh:

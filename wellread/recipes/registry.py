@@ -12,7 +12,7 @@ from wellread.recipes.finetune import Finetune
 from wellread.recipes.pretrain import Pretrain
 
 if TYPE_CHECKING:
-    from wellread.models.registry import ModelSpec
+    from wellread.models.spec import ModelSpec
     from wellread.run import RunDirectory
 
 C = TypeVar("C", bound=RunConfig)

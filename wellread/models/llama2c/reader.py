@@ -15,7 +15,7 @@ import numpy as np
 
 from wellread.errors import UserError
 from wellread.models import llama, tensors
-from wellread.models.registry import ModelSpec, check_heads
+from wellread.models.spec import ModelSpec, check_heads
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, get_args
 from wellread.errors import UserError
 from wellread.models.llama import EPSILON, THETA
 from wellread.models.load import Source
-from wellread.models.registry import check_heads
+from wellread.models.spec import check_heads
 
 if TYPE_CHECKING:
     import torch

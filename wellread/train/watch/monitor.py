@@ -20,7 +20,7 @@ from wellread.train.watch.trackers import Tracker
 from wellread.units import GIB
 
 if TYPE_CHECKING:
-    from wellread.models.registry import ModelSpec
+    from wellread.models.spec import ModelSpec
     from wellread.planning.plan import Plan
 
 PROGRESS_SECONDS = 1.0

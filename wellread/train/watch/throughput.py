@@ -11,7 +11,7 @@ from wellread.planning.parameters import knows, parameters
 from wellread.planning.plan import Plan
 
 if TYPE_CHECKING:
-    from wellread.models.registry import ModelSpec
+    from wellread.models.spec import ModelSpec
     from wellread.train.evidence import Evidence
 
 PEAKS: tuple[tuple[str, float, float], ...] = (
