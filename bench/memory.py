@@ -27,7 +27,8 @@ from typing import Any
 
 from wellread.config import Dtype
 from wellread.models.registry import find
-from wellread.planning.estimate import Machine, Work, estimate
+from wellread.planning.estimate import Work, estimate
+from wellread.planning.machine import Machine
 from wellread.planning.parameters import parameters
 from wellread.processes import importing
 

@@ -58,7 +58,9 @@ def step_overhead(directory: Path) -> dict[str, float]:
     from wellread.corpus.read import Corpus
     from wellread.models.load import initial
     from wellread.models.registry import find
-    from wellread.planning.plan import Cluster, Counts, make_plan
+    from wellread.planning.machine import Machine
+    from wellread.planning.plan import Counts
+    from wellread.planning.planner import make_plan
     from wellread.recipes.registry import resolve
     from wellread.record.chain import genesis
     from wellread.record.writer import RecordWriter
@@ -70,7 +72,7 @@ def step_overhead(directory: Path) -> dict[str, float]:
     corpus = Corpus.open(prepare(config))
     counts = Counts(samples=corpus.n, trainable=corpus.n_trainable, sealed=corpus.n - corpus.n_trainable, exact=True)
     device = "cuda" if ranks.device().type == "cuda" else "cpu"
-    plan = make_plan(config, spec, Cluster(kind="local", nodes=1, ranks_per_node=1, device=device), counts)
+    plan = make_plan(config, spec, Machine(cluster="local", nodes=1, ranks_per_node=1, device=device), counts)
     order = Order(kind="shuffle", seed=0, n=corpus.n_trainable, batch_size=plan.batch_size)
     engine = make_engine(initial(spec, 0, 0), config, plan)
     writer = RecordWriter(directory / "step-record", start=genesis(corpus.hash, order.identity()))

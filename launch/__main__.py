@@ -94,7 +94,7 @@ def _train(command: str, program: str, flags: list[str]) -> int:
     chosen = options.LaunchOptions.of(others)
 
     from launch import job, show
-    from wellread.planning.plan import NothingFits
+    from wellread.planning.decision import NothingFits
 
     if command == "run":
         return job.run(config, chosen)

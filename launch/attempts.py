@@ -29,8 +29,9 @@ def begin(run: RunDirectory, plan: Plan, layout: dict[str, Any], code: Path | No
     """
     manifest = run.manifest()
     number = len(manifest["attempts"]) + 1
-    world = {"ranks": plan.ranks, "nodes": plan.nodes, "ranks_per_node": plan.ranks_per_node, "device": plan.device}
-    about = {"attempt": number, "started": now(), "cluster": plan.cluster, "strategy": plan.strategy}
+    on = plan.machine
+    world = {"ranks": on.ranks, "nodes": on.nodes, "ranks_per_node": on.ranks_per_node, "device": on.device}
+    about = {"attempt": number, "started": now(), "cluster": on.cluster, "strategy": plan.strategy}
     manifest["attempts"].append(about | world | layout | provenance.describe(code))
     write_json(run.manifest_file, manifest)
     return number

@@ -14,7 +14,7 @@ from launch.backends.base import Backend, Training
 from launch.evaluation import AFTER_A_RUN, Request
 from launch.options import LaunchOptions, cluster_of
 from wellread import provenance
-from wellread.config import RunConfig, to_dict
+from wellread.config import RunConfig
 from wellread.corpus import summary as summaries
 from wellread.corpus.read import Corpus
 from wellread.errors import UserError
@@ -24,7 +24,9 @@ from wellread.models.spec import ModelSpec
 from wellread.order.build import Built, build, samples_before_corpus
 from wellread.planning import deepspeed_file
 from wellread.planning.choose import WORDS
-from wellread.planning.plan import Cluster, Counts, Plan, make_plan
+from wellread.planning.machine import Machine
+from wellread.planning.plan import Counts, Plan
+from wellread.planning.planner import make_plan
 from wellread.recipes.base import Samples
 from wellread.recipes.registry import RESOLVED, handed_over, resolve, samples_of
 from wellread.run import RunDirectory
@@ -38,7 +40,7 @@ class Job:
     config: RunConfig
     samples: Samples
     backend: Backend
-    cluster: Cluster
+    cluster: Machine
     options: LaunchOptions
     _orders: dict[Path, Built] = field(default_factory=dict, repr=False, compare=False)
 
@@ -116,7 +118,7 @@ class Job:
         directory = self.corpus_directory() if local else None
         compiled = directory is not None and (directory / "corpus.json").is_file()
         plan = self.plan(Corpus.open(directory) if directory is not None and compiled else None)
-        if self.config.nvme_path and plan.strategy.endswith("-nvme"):
+        if self.config.nvme_path and plan.rung.on_nvme:
             self.backend.check_nvme(plan.strategy)
         return plan
 
@@ -135,7 +137,7 @@ class Job:
         if identity.begin(self.run, self.config, self._identity(corpus, plan), corpus.path, self.order(corpus)):
             print(f"{self.run.path} is finished: step {plan.steps} of {plan.steps}; nothing to do", flush=True)
             return None
-        write_json(self.run.plan_file, to_dict(plan))
+        write_json(self.run.plan_file, plan.as_dict())
         if self.options.snapshot == "on":
             for name in snapshot.take(self.run, Path(self.config.corpora)):
                 print(f"not in the code snapshot, since untracked and large: {name}", file=sys.stderr)
@@ -152,12 +154,12 @@ class Job:
         return identity.of(self.config, self.spec, corpus.hash, self.order(corpus).order, plan)
 
 
-def _sized(config: RunConfig, backend: Backend, options: LaunchOptions) -> Cluster:
+def _sized(config: RunConfig, backend: Backend, options: LaunchOptions) -> Machine:
     """The cluster with the sizes of its memory, as far as they are known."""
     gpu_mem, host_mem = backend.sizes()
     if _imagined(backend, options):
         ranks = 1 if config.ranks_per_node == "auto" else config.ranks_per_node
-        cluster = Cluster(kind=backend.file.kind, nodes=config.nodes, ranks_per_node=ranks, device="cuda")
+        cluster = Machine(cluster=backend.file.kind, nodes=config.nodes, ranks_per_node=ranks, device="cuda")
     else:
         cluster = backend.probe(config.nodes, config.ranks_per_node)
     found = backend.nvme(config.nvme_path) if config.nvme_path else None
@@ -203,7 +205,7 @@ def run(config: RunConfig, options: LaunchOptions) -> int:
     if _imagined(job.backend, options):
         raise UserError(f"--gpu_mem: {job.backend.lacks_gpus()}; launch plan tells what a run on such GPUs would need")
     if not config.nvme_path:
-        if planned.strategy.endswith("-nvme"):
+        if planned.rung.on_nvme:
             raise UserError(f"--strategy {planned.strategy}: needs --nvme_path, a directory on each node's NVMe disk")
         job = replace(job, cluster=replace(job.cluster, nvme=None))  # its size alone is for launch plan
     if not options.force:

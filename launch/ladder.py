@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from dataclasses import asdict
 
 from launch import attempts
-from wellread.config import from_dict, to_dict
+from wellread.config import from_dict
 from wellread.errors import UserError, print_error
 from wellread.files import write_json
 from wellread.planning import host_memory
 from wellread.planning.fallback import Failure, Shortage
 from wellread.planning.host_memory import Kills
-from wellread.planning.plan import Plan, replan
+from wellread.planning.plan import Plan
+from wellread.planning.planner import replan
 from wellread.recipes.registry import model_of_run
 from wellread.run import RunDirectory
 from wellread.units import GIB
@@ -50,7 +51,7 @@ def note_job(run: RunDirectory, job_id: str, state: str) -> Failure | None:
     if state != OUT_OF_MEMORY or last.get("job") != job_id or "out_of_memory" in last:
         return None
     plan = Plan.from_json(run.plan_file.read_text())
-    limit = None if plan.host_mem is None else int(plan.host_mem * GIB)
+    limit = None if plan.machine.host_mem is None else int(plan.machine.host_mem * GIB)
     found = Shortage(place="host", evidence=f"job {job_id}: SLURM says {OUT_OF_MEMORY}", limit=limit)
     return _note(run, plan, number, found)
 
@@ -71,7 +72,7 @@ def next_plan(run: RunDirectory, plan: Plan) -> Plan | None:
     except UserError as error:
         print_error(str(error))
         return None
-    write_json(run.plan_file, to_dict(lower))
+    write_json(run.plan_file, lower.as_dict())
     again = " with activation checkpointing" * lower.activation_checkpointing
     print(f"going on with {lower.strategy}{again}, micro-batch {lower.micro_batch_size}", flush=True)
     return lower
@@ -87,7 +88,7 @@ def _note(run: RunDirectory, plan: Plan, attempt: int, found: Shortage) -> Failu
         activation_checkpointing=plan.activation_checkpointing,
         shortage=found,
         needed=plan.needs[f"{found.place}_bytes"],
-        believed=plan.gpu_mem if found.place == "gpu" else plan.host_mem,
+        believed=plan.machine.gpu_mem if found.place == "gpu" else plan.machine.host_mem,
     )
     attempts.add(run, attempt, {"out_of_memory": asdict(failure)})
     print_error(str(failure))
@@ -104,7 +105,7 @@ def _shortage(run: RunDirectory, plan: Plan, attempt: int) -> Shortage | None:
         if error.get("shortage"):
             return _read(error["shortage"])
     killed = set(range(plan.ranks)) - {error["rank"] for error in errors if error.get("signal") != signal.SIGKILL}
-    for node in sorted({rank // plan.ranks_per_node for rank in killed}):
+    for node in sorted({rank // plan.machine.ranks_per_node for rank in killed}):
         path = run.log / f"attempt-{attempt:03d}-node-{node}.memory.json"
         if path.exists():
             return _read(json.loads(path.read_text()))

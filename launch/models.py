@@ -10,8 +10,10 @@ from wellread.cli import new_parser, parse
 from wellread.models.published import steps_of
 from wellread.models.registry import find, registry
 from wellread.models.spec import ModelSpec
-from wellread.planning.estimate import Machine, Work, estimate
+from wellread.planning.estimate import Work, estimate
+from wellread.planning.machine import Machine
 from wellread.planning.parameters import parameters
+from wellread.planning.strategies import LADDER
 from wellread.units import GIB
 
 EXAMPLES = """examples:
@@ -21,8 +23,6 @@ EXAMPLES = """examples:
 """
 LORA_RANK = 16
 TOKENS = 512
-ON_THE_GPU = ("ddp", "zero1", "zero2", "zero3")
-"""Strategies that leave nothing to the host."""
 HEADS = ("model", "parameters", "family", "batch", "peak lr", "steps", "full, GiB", "LoRA, GiB")
 
 
@@ -61,7 +61,8 @@ def describe(spec: ModelSpec) -> dict[str, Any]:
 
 def _least(spec: ModelSpec, work: Work) -> dict[str, Any]:
     """The strategy that needs least of one GPU, with nothing on the host."""
-    found = (estimate(spec, work, Machine(device="cuda"), strategy) for strategy in ON_THE_GPU)
+    on_the_gpu = [name for name, rung in LADDER.items() if not rung.offloads]
+    found = (estimate(spec, work, Machine(device="cuda"), strategy) for strategy in on_the_gpu)
     least = min(found, key=lambda each: each.gpu_bytes)
     return {"strategy": least.strategy, "gpu_bytes": least.gpu_bytes}
 

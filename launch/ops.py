@@ -83,9 +83,8 @@ def check_libaio(strategy: str) -> None:
 
 def needed(plan: Plan) -> list[str]:
     """Ops that a plan uses: communication between ranks on CPUs, the optimizer of offloaded states, NVMe's (libaio)."""
-    on_cpu = ["deepspeed_shm_comm"] if plan.device == "cpu" and plan.engine == "deepspeed" else []
-    offloads = plan.strategy.endswith(("-offload", "-partial", "-nvme"))
-    return on_cpu + ["cpu_adam"] * offloads + ["async_io"] * plan.strategy.endswith("-nvme")
+    on_cpu = ["deepspeed_shm_comm"] if plan.machine.device == "cpu" and plan.engine == "deepspeed" else []
+    return on_cpu + plan.rung.ops
 
 
 def folder(cluster: ClusterFile) -> Path:

@@ -10,7 +10,6 @@ from typing import Any
 
 from launch.job import Job
 from wellread.checkpoint import list_checkpoints
-from wellread.config import to_dict
 from wellread.order.spec import parse
 from wellread.planning.plan import Plan
 from wellread.units import GIB
@@ -20,12 +19,13 @@ def as_dict(job: Job) -> dict[str, Any]:
     """The plan as one JSON object, with the files that the run writes."""
     plan = job.planned()
     started = {"command": _command(job), "environment": _environment(job, plan)} | _shown(job, plan)
-    return to_dict(plan) | {"chosen": plan.strategy, "out": str(job.run.path), "files": plan.files()} | started
+    return plan.as_dict() | {"chosen": plan.strategy, "out": str(job.run.path), "files": plan.files()} | started
 
 
 def as_text(job: Job) -> str:
     """The plan as aligned lines."""
     plan = job.planned()
+    machine = plan.machine
     rows = [
         ("run", f"{job.run.path}{_state(job)}"),
         ("model", f"{plan.model} ({plan.dtype})"),
@@ -34,7 +34,7 @@ def as_text(job: Job) -> str:
         ("batch", _batch(plan)),
         ("engine", f"{plan.engine}, {plan.strategy}{_recomputing(plan)} ({plan.strategy_reason})"),
         *([("memory", memory(plan.strategies, plan.strategy))] if plan.strategies else []),
-        ("ranks", f"{plan.nodes} node x {plan.ranks_per_node} on {plan.cluster} ({plan.device})"),
+        ("ranks", f"{machine.nodes} node x {machine.ranks_per_node} on {machine.cluster} ({machine.device})"),
         ("steps", f"{plan.steps:,} = {plan.epochs:g} epochs, {plan.warmup_steps} of them warm-up"),
         ("learning rate", f"{job.config.optim.lr:g}, cosine to {job.config.optim.min_lr:g} of it"),
         *([("defaults", _defaults(job))] if _defaults(job) else []),
@@ -106,19 +106,18 @@ def _state(job: Job) -> str:
 
 
 def _counts(plan: Plan, packed: bool) -> str:
-    about = "" if plan.counts_exact else "at most " if packed else "about "
-    text = f"{about}{plan.trainable:,} trainable + {about}{plan.sealed:,} sealed samples, up to {plan.seq_len} tokens"
-    text += ", packed" * packed
-    return text if plan.counts_exact else f"{text} (exact once the corpus is compiled)"
+    about = "" if plan.counts.exact else "at most " if packed else "about "
+    text = f"{about}{plan.counts.trainable:,} trainable + {about}{plan.counts.sealed:,} sealed samples"
+    text += f", up to {plan.seq_len} tokens" + ", packed" * packed
+    return text if plan.counts.exact else f"{text} (exact once the corpus is compiled)"
 
 
 def _order(plan: Plan) -> str:
     kind = parse(plan.order).kind
     control = ", control arm: the same readings in random order" * plan.order_control
-    n = plan.trainable if plan.pass_samples is None else plan.pass_samples
     rough = "at most about " if kind in ("filter", "curriculum") else "about "
-    about = "" if plan.counts_exact or kind == "file" else rough
-    return f"{plan.order}{control}; {about}{n:,} samples a pass"
+    about = "" if plan.counts.exact or kind == "file" else rough
+    return f"{plan.order}{control}; {about}{plan.counts.in_pass:,} samples a pass"
 
 
 def _batch(plan: Plan) -> str:

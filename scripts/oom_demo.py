@@ -24,8 +24,9 @@ from pathlib import Path
 
 from bench.memory import SHAPES, make_data, make_model
 from wellread.models.registry import find
-from wellread.planning.estimate import Machine, Work, estimate
+from wellread.planning.estimate import Work, estimate
 from wellread.planning.host_memory import MOUNT, OWN_GROUPS
+from wellread.planning.machine import Machine
 from wellread.planning.plan import Plan
 from wellread.units import GIB
 

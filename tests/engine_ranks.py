@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 from launch import ops
 from launch.cluster import ClusterFile
 from wellread.config import LoraConfig, OptimConfig, RunConfig
-from wellread.planning.plan import Plan
+from wellread.planning.machine import Machine
+from wellread.planning.plan import Counts, Plan
+from wellread.planning.strategies import STRATEGIES
 
 ROOT = Path(__file__).resolve().parent.parent
 OPS = str(ops.folder(ClusterFile(kind="local")))
@@ -82,23 +84,16 @@ def plan_of(task: dict[str, Any], ranks: int) -> Plan:
     micro, accumulation, strategy = task.get("micro", 1), task.get("accumulation", 1), task["strategy"]
     return Plan(
         model="test",
-        cluster="local",
-        device="cpu",
-        nodes=1,
-        ranks_per_node=ranks,
-        ranks=ranks,
+        machine=Machine(device="cpu", ranks_per_node=ranks),
+        counts=Counts(samples=1, trainable=1, sealed=0, exact=True),
         batch_size=ranks * micro * accumulation,
         micro_batch_size=micro,
         accumulation=accumulation,
         dtype=task.get("dtype", "bf16"),
-        engine="torch" if strategy == "ddp" else "deepspeed",
+        engine=STRATEGIES[strategy].engine,
         strategy=strategy,
         strategy_reason="",
         seq_len=task.get("seq_len", 16),
-        samples=1,
-        trainable=1,
-        sealed=0,
-        counts_exact=True,
         steps=task.get("steps", 0),
         epochs=1,
         warmup_steps=0,

@@ -12,13 +12,15 @@ import pytest
 from launch import attempts
 from wellread import provenance
 from wellread.files import write_json
-from wellread.planning.plan import Plan
+from wellread.planning.machine import Machine
+from wellread.planning.plan import Counts, Plan
 from wellread.run import RunDirectory
 
 PLAN = Plan(
-    model="tiny", cluster="slurm", device="cuda", nodes=2, ranks_per_node=4, ranks=8, batch_size=8, micro_batch_size=1,
-    accumulation=1, dtype="bf16", engine="deepspeed", strategy="zero3", strategy_reason="", seq_len=8, samples=4,
-    trainable=4, sealed=0, counts_exact=True, steps=1, epochs=1.0, warmup_steps=0, save_steps=(0, 1),
+    model="tiny", machine=Machine(cluster="slurm", device="cuda", nodes=2, ranks_per_node=4),
+    counts=Counts(samples=4, trainable=4, sealed=0, exact=True), batch_size=8, micro_batch_size=1, accumulation=1,
+    dtype="bf16", engine="deepspeed", strategy="zero3", strategy_reason="", seq_len=8,
+    steps=1, epochs=1.0, warmup_steps=0, save_steps=(0, 1),
 )  # fmt: skip
 
 

@@ -18,7 +18,8 @@ from launch.cluster import ClusterFile, load, minutes
 from launch.options import LaunchOptions, cluster_of
 from wellread.config import RunConfig
 from wellread.errors import UserError
-from wellread.planning.plan import Cluster, Plan
+from wellread.planning.machine import Machine
+from wellread.planning.plan import Counts, Plan
 
 EVERYTHING = """
 kind: slurm
@@ -295,7 +296,7 @@ def test_gpus_of_this_process(
 def probed(file: ClusterFile, **asked: int | str) -> tuple[int, int, str]:
     config = RunConfig(**asked)  # type: ignore[arg-type]
     found = of(file).probe(config.nodes, config.ranks_per_node)
-    assert found.kind == file.kind
+    assert found.cluster == file.kind
     return found.nodes, found.ranks_per_node, found.device
 
 
@@ -436,9 +437,10 @@ def test_launch_options_are_taken_from_among_others() -> None:
 # --- variables of the ranks
 
 PLAN = Plan(
-    model="tiny", cluster="local", device="cpu", nodes=1, ranks_per_node=2, ranks=2, batch_size=4, micro_batch_size=2,
-    accumulation=1, dtype="bf16", engine="torch", strategy="ddp", strategy_reason="", seq_len=8, samples=4, trainable=4,
-    sealed=0, counts_exact=True, steps=1, epochs=1.0, warmup_steps=0, save_steps=(0, 1),
+    model="tiny", machine=Machine(cluster="local", device="cpu", ranks_per_node=2),
+    counts=Counts(samples=4, trainable=4, sealed=0, exact=True), batch_size=4, micro_batch_size=2, accumulation=1,
+    dtype="bf16", engine="torch", strategy="ddp", strategy_reason="", seq_len=8,
+    steps=1, epochs=1.0, warmup_steps=0, save_steps=(0, 1),
 )  # fmt: skip
 LOCAL = ClusterFile(kind="local")
 
@@ -474,14 +476,14 @@ def test_the_accelerator_is_named_on_cpu_alone(bare: pytest.MonkeyPatch) -> None
     assert environment(PLAN, LOCAL)["DS_ACCELERATOR"] == "cpu"
     bare.setenv("OMP_WAIT_POLICY", "active")
     assert environment(PLAN, LOCAL)["OMP_WAIT_POLICY"] == "active"
-    on_gpus = environment(replace(PLAN, device="cuda"), LOCAL)
+    on_gpus = environment(replace(PLAN, machine=replace(PLAN.machine, device="cuda")), LOCAL)
     assert "DS_ACCELERATOR" not in on_gpus
     assert on_gpus["PYTORCH_ALLOC_CONF"] == "pinned_max_cached_size_mb:1"
 
 
 def test_threads_share_the_cores(bare: pytest.MonkeyPatch) -> None:
     def threads(ranks: int, file: ClusterFile) -> str:
-        return environment(replace(PLAN, ranks_per_node=ranks), file)["OMP_NUM_THREADS"]
+        return environment(replace(PLAN, machine=Machine(device="cpu", ranks_per_node=ranks)), file)["OMP_NUM_THREADS"]
 
     assert [threads(n, LOCAL) for n in (1, 3, 8, 9)] == ["8", "2", "1", "1"]
     assert threads(2, ClusterFile(kind="slurm")) == "1"  # this machine's cores say nothing of the nodes'
@@ -507,8 +509,8 @@ def test_the_cluster_file_has_the_last_word(bare: pytest.MonkeyPatch) -> None:
 
 
 def test_a_probe_is_what_a_plan_takes() -> None:
-    assert of(ClusterFile(kind="slurm", gres="gpu:2")).probe(2, "auto") == Cluster(
-        kind="slurm", nodes=2, ranks_per_node=2, device="cuda"
+    assert of(ClusterFile(kind="slurm", gres="gpu:2")).probe(2, "auto") == Machine(
+        cluster="slurm", nodes=2, ranks_per_node=2, device="cuda"
     )
 
 

@@ -6,15 +6,18 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from wellread.config import CONFIGS, RunConfig
+from wellread.config import CONFIGS, RunConfig, Strategy
 from wellread.errors import UserError
 from wellread.models.registry import find
 from wellread.planning import deepspeed_file
-from wellread.planning.plan import Cluster, Counts, Plan, make_plan
+from wellread.planning.machine import Machine
+from wellread.planning.plan import Counts, Plan
+from wellread.planning.planner import make_plan
+from wellread.planning.strategies import LADDER
 from wellread.recipes.registry import resolve
 
 CPU = {"device": "cpu"}
@@ -37,7 +40,7 @@ def zero(**settings: Any) -> dict[str, Any]:
 
 def plan(config: RunConfig, own: dict[str, Any] | None = None) -> Plan:
     spec = find("tiny")
-    cluster = Cluster(kind="local", nodes=1, ranks_per_node=2, device="cpu")
+    cluster = Machine(cluster="local", nodes=1, ranks_per_node=2, device="cpu")
     counts = Counts(samples=100, trainable=80, sealed=20, exact=True)
     return make_plan(resolve(config, spec), spec, cluster, counts, own)
 
@@ -64,7 +67,7 @@ def test_stage_and_offload_decide_the_name(written: Written, settings: dict[str,
     made = plan(config, own)
     assert (made.engine, made.strategy, made.strategy_reason) == ("deepspeed", name, f"of {config.ds_config}")
     assert made.ds_config == settings
-    assert Plan.from_json(json.dumps(made.__dict__)).ds_config == settings
+    assert Plan.from_json(json.dumps(made.as_dict())).ds_config == settings
 
 
 @pytest.mark.parametrize("key", sorted(deepspeed_file.OWNED))
@@ -131,6 +134,25 @@ def test_deepspeed_is_told_the_users_settings_and_the_plans(tmp_path: Path) -> N
 @pytest.mark.parametrize(("asked", "on"), [("auto", False), ("on", True), ("off", False)])
 def test_activation_checkpointing_goes_into_the_plan(asked: Any, on: bool) -> None:
     assert plan(RunConfig(activation_checkpointing=asked)).activation_checkpointing is on
+
+
+def test_every_strategy_is_a_flag_and_has_its_file() -> None:
+    assert get_args(Strategy) == ("auto", *LADDER)
+    speeds = [rung.speed for rung in LADDER.values()]
+    assert speeds == sorted(speeds, reverse=True)
+    under_deepspeed = {name: rung for name, rung in LADDER.items() if rung.engine == "deepspeed"}
+    assert {path.stem for path in (CONFIGS / "ds").glob("*.json")} == set(under_deepspeed)
+    for name, rung in under_deepspeed.items():
+        settings = deepspeed_file.read(CONFIGS / "ds" / f"{name}.json")
+        places = {"offload_optimizer": rung.optimizer, "offload_param": rung.parameters}
+        assert deepspeed_file.strategy(settings) == name
+        assert settings["zero_optimization"]["stage"] == rung.stage
+        assert deepspeed_file.offload_devices(settings) == {k: place for k, place in places.items() if place != "gpu"}
+
+
+def test_a_strategy_of_a_file_alone_is_known_but_not_predicted() -> None:
+    made = plan(RunConfig(ds_config="my.json"), zero(stage=1, offload_optimizer=CPU))
+    assert (made.strategy, made.needs, made.rung.ops) == ("zero1-offload", None, ["cpu_adam"])
 
 
 @pytest.mark.parametrize("name", ["zero3-partial", "zero3-nvme"])

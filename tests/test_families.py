@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,14 @@ from engine_ranks import generated, make_model, run_ranks, same_weights, weights
 
 from wellread.config import LoraConfig, RunConfig
 from wellread.errors import UserError
+from wellread.models import families as known
 from wellread.models.directories import fingerprint
 from wellread.models.load import check_4bit, initial, load_model
 from wellread.models.registry import find
-from wellread.planning.plan import Cluster, Counts, make_plan
+from wellread.planning.machine import Machine
+from wellread.planning.parameters import parameters
+from wellread.planning.plan import Counts
+from wellread.planning.planner import make_plan
 
 VOCAB = 101
 ENDS = {"bos_token_id": 0, "eos_token_id": 0, "vocab_size": VOCAB}
@@ -180,8 +185,19 @@ def test_4_bits_need_a_gpu(program: Any, small_model: Path) -> None:
 
 def test_4_bits_are_planned_for_gpus() -> None:
     config = RunConfig(model="llama-65b", lora=LoraConfig(rank=8, alpha=16.0), load_in_4bit=True)
-    cluster = Cluster(kind="local", nodes=1, ranks_per_node=1, device="cuda", gpu_mem=80, host_mem=256)
+    cluster = Machine(cluster="local", nodes=1, ranks_per_node=1, device="cuda", gpu_mem=80, host_mem=256)
     counts = Counts(samples=64, trainable=64, sealed=0, exact=True)
     plan = make_plan(config, find("llama-65b"), cluster, counts)
     assert (plan.strategy, plan.engine, plan.needs) == ("ddp", "torch", None)
     assert plan.strategy_reason == "memory is not predicted for weights of 4 bits"
+
+
+@pytest.mark.parametrize("family", known.FAMILIES)
+def test_what_starts_from_nothing_and_what_does_not(family: str) -> None:
+    spec = replace(find("tiny"), family=family)
+    if family in known.FRESH_FAMILIES:
+        model = initial(spec, seed=0, eos=0).on_meta()
+        assert sum(p.numel() for p in model.parameters()) == parameters(spec).total
+    else:
+        with pytest.raises(UserError, match=f"a fresh {family} is not supported; only gpt_neox and llama are"):
+            initial(spec, seed=0, eos=0)

@@ -17,7 +17,8 @@ import pytest
 
 from wellread.config import RunConfig
 from wellread.errors import UserError
-from wellread.planning.plan import Plan
+from wellread.planning.machine import Machine
+from wellread.planning.plan import Counts, Plan
 from wellread.run import RunDirectory
 from wellread.train import gate
 from wellread.train.gate import Room, shortages
@@ -28,10 +29,10 @@ NEEDS = {
     "nvme_bytes": 60 * GIB, "parts": {"gpu": {"weights": 18 * GIB, "CUDA context": 2 * GIB}},
 }  # fmt: skip
 PLAN = Plan(
-    model="tiny", cluster="slurm", device="cuda", nodes=2, ranks_per_node=2, ranks=4, batch_size=4, micro_batch_size=1,
-    accumulation=1, dtype="bf16", engine="deepspeed", strategy="zero3-nvme", strategy_reason="", strategies=(NEEDS,),
-    seq_len=8, samples=4, trainable=4, sealed=0, counts_exact=True, steps=1, epochs=1.0, warmup_steps=0,
-    save_steps=(0, 1),
+    model="tiny", machine=Machine(cluster="slurm", device="cuda", nodes=2, ranks_per_node=2),
+    counts=Counts(samples=4, trainable=4, sealed=0, exact=True), batch_size=4, micro_batch_size=1, accumulation=1,
+    dtype="bf16", engine="deepspeed", strategy="zero3-nvme", strategy_reason="", strategies=(NEEDS,), seq_len=8,
+    steps=1, epochs=1.0, warmup_steps=0, save_steps=(0, 1),
 )  # fmt: skip
 ROOMS = [
     Room(node="n1", host_free=38 * GIB, host_held=GIB, gpu_free=18 * GIB, disk_free=90 * GIB, disk_held=10 * GIB,
@@ -105,7 +106,7 @@ def test_what_a_rank_finds(disk: Callable[[int], Path], tmp_path: Path, monkeypa
     saved.mkdir(parents=True)
     (saved / "model.safetensors").write_bytes(bytes(MIB))
     monkeypatch.setenv("LOCAL_RANK", "0")
-    config, plan = RunConfig(nvme_path=str(nvme)), replace(PLAN, device="cpu")
+    config, plan = RunConfig(nvme_path=str(nvme)), replace(PLAN, machine=replace(PLAN.machine, device="cpu"))
     found = gate.look(run, config, plan)
     assert (found.disk_held, found.nvme_free, found.nvme_is_disk, found.gpu_free) == (MIB, 8 * MIB, False, None)
     assert gate.look(RunDirectory(nvme.parent), config, plan).nvme_is_disk

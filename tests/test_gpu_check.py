@@ -23,7 +23,7 @@ from scripts.gpu_check.cases import Case, cases, flops_per_token, peak, settle
 from scripts.gpu_check.machine import Found, visible_use
 from scripts.gpu_check.rows import Row, remarks, table
 from wellread.errors import UserError
-from wellread.planning.estimate import Machine
+from wellread.planning.machine import Machine
 from wellread.units import GIB
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}

@@ -11,7 +11,9 @@ from wellread.corpus.batch import collate
 from wellread.corpus.read import Corpus
 from wellread.models.load import Source
 from wellread.models.registry import find
-from wellread.planning.plan import Cluster, Counts, Plan, make_plan
+from wellread.planning.machine import Machine
+from wellread.planning.plan import Counts, Plan
+from wellread.planning.planner import make_plan
 from wellread.recipes.registry import resolve
 from wellread.record.reader import Record
 from wellread.record.writer import RecordedBatch, RecordWriter
@@ -103,7 +105,7 @@ def test_an_infinite_gradient_changes_nothing(small_model: Path, corpus: Corpus,
 
 @pytest.fixture
 def tiny_plan() -> Plan:
-    cluster = Cluster(kind="local", nodes=1, ranks_per_node=1, device="cpu")
+    cluster = Machine(cluster="local", nodes=1, ranks_per_node=1, device="cpu")
     counts = Counts(samples=40, trainable=32, sealed=8, exact=True)
     spec = find("tiny")
     return make_plan(resolve(RunConfig(batch_size=2, dtype="fp32"), spec), spec, cluster, counts)

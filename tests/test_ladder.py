@@ -15,13 +15,14 @@ from conftest import missing
 
 from launch import attempts, ladder
 from scripts.oom_demo import may_limit_memory
-from wellread.config import RunConfig, to_dict
+from wellread.config import RunConfig
 from wellread.errors import UserError
 from wellread.files import write_json
 from wellread.models.registry import find
-from wellread.planning.estimate import Machine
 from wellread.planning.fallback import Failure, Shortage, narrowed, that_count
-from wellread.planning.plan import Cluster, Counts, Plan, make_plan, replan
+from wellread.planning.machine import Machine
+from wellread.planning.plan import Counts, Plan
+from wellread.planning.planner import make_plan, replan
 from wellread.recipes.registry import resolve
 from wellread.run import RunDirectory
 from wellread.train.shortage import shown_by
@@ -29,7 +30,7 @@ from wellread.units import GIB
 
 SPEC = find("pythia-1b")
 COUNTS = Counts(samples=1000, trainable=900, sealed=100, exact=True)
-CLUSTER = Cluster(kind="local", nodes=1, ranks_per_node=2, device="cuda", gpu_mem=80, host_mem=500)
+CLUSTER = Machine(cluster="local", nodes=1, ranks_per_node=2, device="cuda", gpu_mem=80, host_mem=500)
 
 
 def config(**changes: Any) -> RunConfig:
@@ -77,8 +78,8 @@ def test_each_rung_is_tried_once_and_needs_less_than_the_last(asked: Any) -> Non
 
 def test_what_is_planned_again_is_the_same_but_for_the_strategy() -> None:
     made = make_plan(config(strategy="ddp"), SPEC, CLUSTER, COUNTS)
-    lower = to_dict(replan(config(strategy="ddp"), SPEC, made, [failure(made)]))
-    other = {key for key, value in to_dict(made).items() if lower[key] != value}
+    lower = replan(config(strategy="ddp"), SPEC, made, [failure(made)]).as_dict()
+    other = {key for key, value in made.as_dict().items() if lower[key] != value}
     assert other <= {
         "engine", "strategy", "strategy_reason", "strategies", "failures", "micro_batch_size", "accumulation",
         "activation_checkpointing", "offload_ratio",
@@ -152,7 +153,7 @@ def failed(tmp_path: Path) -> tuple[RunDirectory, Plan]:
     run = RunDirectory(tmp_path / "run")
     run.log.mkdir(parents=True)
     made = make_plan(config(strategy="ddp"), SPEC, CLUSTER, COUNTS)
-    write_json(run.plan_file, to_dict(made))
+    write_json(run.plan_file, made.as_dict())
     write_json(run.manifest_file, {"version": 1, "identity": {}, "attempts": [{"attempt": 1, "job": "7"}]})
     run.write_config(config(strategy="ddp"))
     return run, made
@@ -207,7 +208,7 @@ def test_a_rank_that_says_so_moves(failed: tuple[RunDirectory, Plan]) -> None:
 
 def test_a_kill_on_another_node_moves_nothing(failed: tuple[RunDirectory, Plan]) -> None:
     run, made = failed
-    two = replace(made, nodes=2, ranks_per_node=1)
+    two = replace(made, machine=replace(made.machine, nodes=2, ranks_per_node=1))
     kernel(run)  # on node 0, whose rank has failed by itself
     attempts.note_error(run, 1, 0, "Connection closed by peer")
     attempts.note_signal(run, 1, 1, 9)

@@ -18,7 +18,7 @@ from launch.backends import base as backends
 from launch.cluster import ClusterFile
 from launch.options import LaunchOptions
 from wellread.config import RunConfig
-from wellread.planning.plan import RUNGS
+from wellread.planning.strategies import LADDER
 from wellread.run import RunDirectory
 
 HEAVY = {
@@ -103,7 +103,7 @@ def test_no_flag_is_needed(program, name: str) -> None:  # type: ignore[no-untyp
 def test_json_keys_and_arithmetic(program, root: Path) -> None:  # type: ignore[no-untyped-def]
     values = plan(program, "--ranks_per_node", 2, "--batch_size", 24, "--out", "runs/x", "--host_mem", 16)
     strategies = values.pop("strategies")
-    assert [found["strategy"] for found in strategies] == list(RUNGS)
+    assert [found["strategy"] for found in strategies] == list(LADDER)
     for found in strategies:
         assert {"strategy", "fits", "gpu_bytes", "host_bytes", "disk_bytes", "nvme_bytes"} <= set(found)
     files, command, variables = (values.pop(name) for name in ("files", "command", "environment"))
@@ -320,7 +320,7 @@ def test_what_nothing_fits_is_shown_all_the_same(program) -> None:  # type: igno
     assert "what would fit: " in text.stderr
     found = json.loads(values.stdout)
     assert found["chosen"] is None
-    assert [each["strategy"] for each in found["strategies"]] == list(RUNGS)
+    assert [each["strategy"] for each in found["strategies"]] == list(LADDER)
     assert not any(each["fits"] for each in found["strategies"])
     assert text.stdout.splitlines()[1].endswith("of gpu missing")
 

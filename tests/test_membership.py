@@ -16,13 +16,15 @@ from eval.membership.evaluation import Membership, Side
 from eval.progress import Reporter
 from eval.separation import auc, cluster_bootstrap, permuted_auc, roc, tpr_at_fpr
 from wellread import checkpoint as checkpoints
-from wellread.config import RunConfig, to_dict
+from wellread.config import RunConfig
 from wellread.corpus import compile as compiling
 from wellread.corpus.read import Corpus
 from wellread.errors import UserError
 from wellread.files import write_json
 from wellread.models import registry
-from wellread.planning.plan import Cluster, Counts, make_plan
+from wellread.planning.machine import Machine
+from wellread.planning.plan import Counts
+from wellread.planning.planner import make_plan
 from wellread.recipes.registry import resolve
 from wellread.record.chain import genesis
 from wellread.record.writer import RecordedBatch, RecordWriter
@@ -189,9 +191,9 @@ def make_run(
     run.write_config(RunConfig(**{**config.__dict__, "model": model}))
     counts = Counts(samples=corpus.n, trainable=8, sealed=sealed, exact=True)
     plan = make_plan(
-        config, registry.find("tiny"), Cluster(kind="local", nodes=1, ranks_per_node=1, device="cpu"), counts
+        config, registry.find("tiny"), Machine(cluster="local", nodes=1, ranks_per_node=1, device="cpu"), counts
     )
-    write_json(run.plan_file, to_dict(plan))
+    write_json(run.plan_file, plan.as_dict())
     run.checkpoints.mkdir()
     writer = RecordWriter(run.record, start=genesis(corpus.hash, {}))
     save(run, writer, 0)

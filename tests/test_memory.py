@@ -20,9 +20,11 @@ from wellread.models.families import FAMILIES, Compute
 from wellread.models.registry import find
 from wellread.models.spec import ModelSpec
 from wellread.planning.choose import choose, name_of
-from wellread.planning.estimate import CUDA_CONTEXT, FRAGMENTATION, NCCL, SPEED, Machine, Work, estimate
+from wellread.planning.estimate import CUDA_CONTEXT, FRAGMENTATION, NCCL, Work, estimate
+from wellread.planning.machine import Machine
 from wellread.planning.parameters import layer_activations, lora_parameters, parameters
 from wellread.planning.phases import HEAP_BLOCK
+from wellread.planning.strategies import LADDER
 from wellread.units import GIB
 
 PYTHIA = {
@@ -332,7 +334,7 @@ def of(strategy: str, work: Work | None = None, machine: Machine = ON_GPUS, **se
 
 
 def test_state_of_each_strategy_per_gpu() -> None:
-    part = {strategy: of(strategy).parts["gpu"] for strategy in SPEED}
+    part = {strategy: of(strategy).parts["gpu"] for strategy in LADDER}
     share = -(-N // 8)
     assert (part["ddp"]["weights"], part["ddp"]["moments"]) == (4 * N, 8 * N)
     for strategy in ("zero1", "zero2"):
@@ -408,7 +410,7 @@ def test_disk_holds_every_model_and_the_newest_states() -> None:
     assert of("zero3-nvme", work).disk_bytes == 9 * 4 * N + 3 * 8 * N
 
 
-@pytest.mark.parametrize("strategy", SPEED)
+@pytest.mark.parametrize("strategy", LADDER)
 def test_less_work_never_needs_more(strategy: str) -> None:
     def gpu(work: Work, **settings: Any) -> int:
         return int(of(strategy, work, **settings).gpu_bytes)
@@ -464,8 +466,9 @@ def test_ladder_is_tried_by_speed() -> None:
     assert choice.chosen is not None
     assert (choice.chosen.strategy, choice.chosen.checkpointing) == ("ddp", False)
     assert choice.reason == "the fastest that fits (no limits given)"
-    assert [e.strategy for e in choice.estimates] == [s for s in SPEED for _ in range(2)]
-    assert list(SPEED.values()) == sorted(SPEED.values(), reverse=True)
+    assert [e.strategy for e in choice.estimates] == [s for s in LADDER for _ in range(2)]
+    speeds = [rung.speed for rung in LADDER.values()]
+    assert speeds == sorted(speeds, reverse=True)
     again = choose(find("pythia-160m"), Work(), ON_GPUS, strategies=["zero2", "zero3"], checkpointing=True)
     assert again.chosen is not None
     assert name_of(again.chosen) == "zero2 with activation checkpointing"
@@ -587,7 +590,8 @@ def test_choosing_imports_nothing_heavy_and_is_quick(root: Path) -> None:
     code = """
 import sys, time
 from wellread.planning.choose import choose
-from wellread.planning.estimate import Machine, Work
+from wellread.planning.estimate import Work
+from wellread.planning.machine import Machine
 from wellread.models.registry import find
 began = time.perf_counter()
 choose(find("pythia-12b"), Work(seq_len=2048), Machine(gpu_mem=24, host_mem=64))

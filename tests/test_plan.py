@@ -1,16 +1,21 @@
 """The plan: defaults, batch arithmetic, steps and checkpoints, by hand-computed numbers."""
 
 import json
+from dataclasses import fields
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wellread.config import OptimConfig, RunConfig, to_dict
+from wellread.config import OptimConfig, RunConfig
 from wellread.errors import UserError
 from wellread.models.registry import find
 from wellread.models.spec import ModelSpec
-from wellread.planning.plan import RUNGS, Cluster, Counts, Plan, make_plan, save_steps
+from wellread.planning.machine import Machine
+from wellread.planning.plan import KEYS, Counts, Plan
+from wellread.planning.planner import make_plan
+from wellread.planning.saving import save_steps
+from wellread.planning.strategies import LADDER
 from wellread.recipes.registry import resolve
 
 SPEC = ModelSpec(
@@ -23,8 +28,8 @@ def counts(trainable: int = 498, sealed: int = 166) -> Counts:
     return Counts(samples=trainable + sealed, trainable=trainable, sealed=sealed, exact=True)
 
 
-def local(ranks: int = 1) -> Cluster:
-    return Cluster(kind="local", nodes=1, ranks_per_node=ranks, device="cpu")
+def local(ranks: int = 1) -> Machine:
+    return Machine(cluster="local", nodes=1, ranks_per_node=ranks, device="cpu")
 
 
 def plan(config: RunConfig, ranks: int = 1, *, trainable: int = 498) -> Plan:
@@ -153,7 +158,7 @@ def test_strategy() -> None:
     made = plan(RunConfig(), 2)
     assert (made.engine, made.strategy) == ("torch", "ddp")
     assert made.strategy_reason == "the fastest that fits (no limits given)"
-    assert [found["strategy"] for found in made.strategies] == list(RUNGS)
+    assert [found["strategy"] for found in made.strategies] == list(LADDER)
     assert [found["strategy"] for found in made.strategies if not found["fits"]] == ["zero3-nvme"]  # no --nvme_path
     for stage in ("zero1", "zero2", "zero3"):
         made = plan(RunConfig(strategy=stage))  # type: ignore[arg-type]
@@ -169,10 +174,14 @@ def test_the_plan_decides_nothing_of_the_order() -> None:
 
 def test_json_round_trip() -> None:
     made = plan(RunConfig(), 2)
-    back = Plan.from_json(json.dumps(to_dict(made)))
+    back = Plan.from_json(json.dumps(made.as_dict()))
     assert back == made
+    assert back.as_dict() == made.as_dict()
+    assert tuple(made.as_dict()) == KEYS
+    nested = {"machine", "counts"}
+    assert {field.name for field in fields(Plan)} - nested <= set(KEYS)  # as_dict leaves nothing out
     with pytest.raises(UserError, match="Plan: unknown keys later; written by another version"):
-        Plan.from_json(json.dumps(to_dict(made) | {"later": 1}))
+        Plan.from_json(json.dumps(made.as_dict() | {"later": 1}))
 
 
 def test_files() -> None:

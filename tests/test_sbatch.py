@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from launch.cluster import ClusterFile, load
 from launch.evaluation import Request
 from wellread.errors import UserError
 from wellread.files import write_json
-from wellread.planning.plan import Plan
+from wellread.planning.plan import KEYS
 from wellread.run import RunDirectory
 
 SUBMITIT = ["-u", "-m", "submitit.core._submit"]
@@ -466,7 +465,7 @@ def test_a_run_is_handed_over_once(program, corpora: Path, scheduler: Scheduler,
 
 def evaluation_request(run: RunDirectory, steps: int, **asked: Any) -> Request:
     """An evaluation of a run with so many checkpoints."""
-    plan = {f.name: 1 for f in fields(Plan)} | {"device": "cpu", "ranks_per_node": 2, "cluster": "local"}
+    plan = dict.fromkeys(KEYS, 1) | {"device": "cpu", "ranks_per_node": 2, "cluster": "local"}
     plan |= {"save_steps": [], "strategies": [], "failures": []}
     write_json(run.plan_file, plan)
     seem_saved(run, *range(0, 4 * steps, 4))

@@ -87,10 +87,12 @@ def test_cost_of_a_batch_on_two_nodes(tiny_plan: Plan) -> None:
 @pytest.fixture
 def tiny_plan() -> Plan:
     from wellread.config import RunConfig
-    from wellread.planning.plan import Cluster, Counts, make_plan
+    from wellread.planning.machine import Machine
+    from wellread.planning.plan import Counts
+    from wellread.planning.planner import make_plan
     from wellread.recipes.registry import resolve
 
-    cluster = Cluster(kind="slurm", nodes=2, ranks_per_node=2, device="cpu")
+    cluster = Machine(cluster="slurm", nodes=2, ranks_per_node=2, device="cpu")
     counts = Counts(samples=40, trainable=32, sealed=8, exact=True)
     spec = find("tiny")
     return make_plan(resolve(RunConfig(batch_size=4), spec), spec, cluster, counts)

@@ -105,18 +105,18 @@ def _summary(run: RunDirectory, record: Record, read: RecordSummary, checkpoints
     from wellread.planning.plan import Plan
 
     config, plan = run.config(), Plan.from_json(run.plan_file.read_text())
-    ranks = f"{plan.ranks} rank{'s' * (plan.ranks > 1)}"
+    machine, ranks = plan.machine, f"{plan.ranks} rank{'s' * (plan.ranks > 1)}"
     return {
         "model": config.model,
         "data": f"{config.data}, {config.holdout:g} of its documents sealed{', packed' * config.pack}",
         "steps": f"{record.batches:,} of {plan.steps:,}",
-        "samples read": f"{read.samples:,} of {plan.trainable:,} trainable, {read.readings:,} readings",
+        "samples read": f"{read.samples:,} of {plan.counts.trainable:,} trainable, {read.readings:,} readings",
         "tokens read": f"{checkpoints[-1].tokens:,} at step {checkpoints[-1].step:,}"
         if checkpoints
         else "no checkpoint",
         "batch": f"{plan.batch_size} = {plan.micro_batch_size} × {plan.accumulation} accumulated × {ranks}",
         "strategy": f"{plan.strategy}, {plan.dtype}: {plan.strategy_reason}",
-        "ranks": f"{ranks} on {plan.nodes} node{'s' * (plan.nodes > 1)} ({plan.cluster}, {plan.device})",
+        "ranks": f"{ranks} on {machine.nodes} node{'s' * (machine.nodes > 1)} ({machine.cluster}, {machine.device})",
         "sequence length": f"{plan.seq_len:,} tokens",
         "learning rate": f"{config.optim.lr}",
         "seed": str(config.seed),

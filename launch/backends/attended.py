@@ -56,7 +56,7 @@ class Attended(Backend):
         run, variables = training.run, self.environment(plan, training.code)
         for op in ops.needed(plan):
             ops.ensure(op, variables)
-        attempt = attempts.begin(run, plan, {"hosts": self.hosts(plan.nodes)}, training.code)
+        attempt = attempts.begin(run, plan, {"hosts": self.hosts(plan.machine.nodes)}, training.code)
         variables["WELLREAD_ATTEMPT"] = str(attempt)
         print(f"training {run.path}: {summary(plan)}", flush=True)
         code = FAILURE

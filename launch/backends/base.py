@@ -14,7 +14,8 @@ from launch.backends.jobs import Job
 from launch.cluster import BACKENDS, ClusterFile
 from wellread import provenance
 from wellread.errors import UserError
-from wellread.planning.plan import Cluster, Plan
+from wellread.planning.machine import Machine
+from wellread.planning.plan import Plan
 from wellread.run import RunDirectory
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Backend(ABC):
     # what a plan needs
 
     @abstractmethod
-    def probe(self, nodes: int, ranks_per_node: int | Literal["auto"]) -> Cluster:
+    def probe(self, nodes: int, ranks_per_node: int | Literal["auto"]) -> Machine:
         """So many nodes and ranks of it, as far as a plan needs them.
 
         Raises
@@ -156,17 +157,17 @@ class Backend(ABC):
 
     def environment(self, plan: Plan, code: Path | None = None) -> dict[str, str]:
         """Variables of every rank that runs `code` (default: of what is no rank of a run)."""
-        found = environment.variables(self.file, plan.device, self.cores(plan.ranks_per_node))
+        found = environment.variables(self.file, plan.machine.device, self.cores(plan.machine.ranks_per_node))
         return found | ({provenance.CODE_ROOT: str(code)} if code else {})
 
     def _described(
         self, nodes: int, asked: int | Literal["auto"], device: str, usual: int, most: int, limit: str
-    ) -> Cluster:
+    ) -> Machine:
         """The plan's view; at most `most` ranks a node (0: as many as one likes), as `limit` says."""
         ranks = (self.file.ranks_per_node or usual) if asked == "auto" else asked
         if most and ranks > most:
             raise UserError(f"--ranks_per_node {ranks}: beyond the {most} of a node ({limit}); choose at most that")
-        return Cluster(kind=self.file.kind, nodes=nodes, ranks_per_node=ranks, device=device)
+        return Machine(cluster=self.file.kind, nodes=nodes, ranks_per_node=ranks, device=device)
 
 
 def of(file: ClusterFile) -> Backend:
@@ -193,7 +194,5 @@ def jobs_of(run: RunDirectory) -> list[Job]:
 
 def summary(plan: Plan) -> str:
     """One line about a plan."""
-    return (
-        f"{plan.steps} steps of {plan.batch_size} samples on {plan.ranks} {plan.device} rank{'s' * (plan.ranks > 1)}, "
-        f"{plan.strategy}, {plan.dtype}"
-    )
+    ranks = f"{plan.ranks} {plan.machine.device} rank{'s' * (plan.ranks > 1)}"
+    return f"{plan.steps} steps of {plan.batch_size} samples on {ranks}, {plan.strategy}, {plan.dtype}"

@@ -18,7 +18,8 @@ from launch.backends.attended import Attended
 from launch.backends.base import Evaluation
 from wellread.errors import UserError
 from wellread.planning import deepspeed_file, host_memory
-from wellread.planning.plan import Cluster, Plan
+from wellread.planning.machine import Machine
+from wellread.planning.plan import Plan
 from wellread.run import RunDirectory
 from wellread.units import GIB
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 class Local(Attended):
     """All ranks on this machine."""
 
-    def probe(self, nodes: int, ranks_per_node: int | Literal["auto"]) -> Cluster:
+    def probe(self, nodes: int, ranks_per_node: int | Literal["auto"]) -> Machine:
         """This machine's GPUs, or as many ranks on its CPUs as one likes."""
         self._check_nodes(nodes)
         gpus = 0 if self.file.device == "cpu" else devices.count_gpus()
@@ -73,7 +74,7 @@ class Local(Attended):
     ) -> int:
         """Start the ranks as processes of torch's elastic agent."""
         with ladder.watched(run, attempt):
-            return elastic.start(arguments, plan.ranks_per_node, variables, code)
+            return elastic.start(arguments, plan.machine.ranks_per_node, variables, code)
 
     def evaluate(self, evaluation: Evaluation) -> int:
         """Evaluate here and now, the parts first."""

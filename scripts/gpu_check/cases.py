@@ -12,9 +12,12 @@ from wellread.errors import UserError
 from wellread.models.registry import find
 from wellread.models.spec import ModelSpec
 from wellread.planning.choose import choose, name_of
-from wellread.planning.estimate import SPEED, Estimate, Machine, Work, estimate
+from wellread.planning.estimate import Estimate, Work, estimate
+from wellread.planning.machine import Machine
 from wellread.planning.parameters import parameters
-from wellread.planning.plan import Cluster, Counts, Plan, make_plan
+from wellread.planning.plan import Counts, Plan
+from wellread.planning.planner import make_plan
+from wellread.planning.strategies import LADDER, STRATEGIES
 from wellread.recipes.registry import resolve
 from wellread.units import GIB
 
@@ -85,7 +88,7 @@ def cases(device: str) -> list[Case]:
 
 def _grid() -> list[Case]:
     def of(size: str) -> Iterator[Case]:
-        for strategy in SPEED:
+        for strategy in LADDER:
             yield Case(model=f"pythia-{size}", strategy=strategy)  # type: ignore[arg-type]
         yield Case(model=f"pythia-{size}", strategy="ddp", checkpointing="on")
         yield Case(model=f"pythia-{size}", strategy="zero3", checkpointing="on")
@@ -122,7 +125,7 @@ def settle(case: Case, machine: Machine, nvme: Path) -> Settled | None:
 
 def _chosen(case: Case, spec: ModelSpec, works: list[Work], machine: Machine) -> Case:
     """The case with what the plan chooses for it."""
-    choice = choose(spec, works, machine, strategies=[name for name in SPEED if name != "zero3-nvme"])
+    choice = choose(spec, works, machine, strategies=[name for name, rung in LADDER.items() if not rung.on_nvme])
     if choice.chosen is None:
         needs = ", ".join(f"{name_of(found)} {_gib(found)}" for found in choice.estimates)
         raise UserError("; ".join([choice.reason, *choice.advice, f"needed: {needs}"]))
@@ -151,20 +154,11 @@ def _planned(case: Case, spec: ModelSpec, machine: Machine, nvme: Path) -> Settl
         seq_len=case.seq_len,
         strategy=case.strategy,
         activation_checkpointing=case.checkpointing,
-        nvme_path=str(nvme) if case.strategy == "zero3-nvme" else None,
+        nvme_path=str(nvme) if STRATEGIES[case.strategy].on_nvme else None,
         ranks_per_node=machine.ranks_per_node,
     )
     config = resolve(asked, spec)
-    cluster = Cluster(
-        kind="local",
-        nodes=1,
-        ranks_per_node=machine.ranks_per_node,
-        device=machine.device,
-        gpu_mem=machine.gpu_mem,
-        host_mem=machine.host_mem,
-        nvme=machine.nvme,
-    )
-    plan = make_plan(config, spec, cluster, Counts(samples=batch, trainable=batch, sealed=0, exact=True))
+    plan = make_plan(config, spec, machine, Counts(samples=batch, trainable=batch, sealed=0, exact=True))
     work = Work(micro_batch=plan.micro_batch_size, accumulation=plan.accumulation, seq_len=plan.seq_len)
     predicted = estimate(spec, work, machine, plan.strategy, checkpointing=plan.activation_checkpointing)
     return Settled(case, config, plan, predicted)

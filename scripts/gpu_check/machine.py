@@ -12,7 +12,7 @@ from pathlib import Path
 
 from wellread.errors import UserError
 from wellread.planning import host_memory
-from wellread.planning.estimate import Machine
+from wellread.planning.machine import Machine
 from wellread.units import GIB
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -57,7 +57,7 @@ def measure(case: Case, found: Found, folder: Path, limit: float) -> Row | None:
     work.mkdir()
     (folder / "nvme").mkdir(exist_ok=True)
     before = used_before() if found.gpus else []
-    task = {"plan": to_dict(settled.plan), "config": to_dict(settled.config), "used_before": before}
+    task = {"plan": settled.plan.as_dict(), "config": to_dict(settled.config), "used_before": before}
     write_json(work / "task.json", task)
     port, kills = _free_port(), Kills.so_far()
     processes: list[subprocess.Popen[bytes]] = []

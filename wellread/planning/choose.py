@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from wellread.models.adapter import ALL
-from wellread.planning.estimate import MARGIN, SPEED, Estimate, Machine, Work, estimate
+from wellread.planning.estimate import MARGIN, Estimate, Work, estimate
+from wellread.planning.machine import Machine, Place
+from wellread.planning.strategies import LADDER
 from wellread.units import GIB
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ SHORTEST = 128
 MOST_NODES = 64
 LORA_RANK = 16
 WORDS = {"gpu": "per GPU", "host": "of host memory per node", "disk": "of disk", "nvme": "of NVMe per node"}
+FLAGS: dict[Place, str] = {"host": "--host_mem", "gpu": "--gpu_mem", "disk": "--disk", "nvme": "--nvme"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +45,7 @@ def choose(
     works: Work | Sequence[Work],
     machine: Machine,
     *,
-    strategies: Sequence[str] = tuple(SPEED),
+    strategies: Sequence[str] = tuple(LADDER),
     checkpointing: bool | None = None,
     margin: float = MARGIN,
     tried: Collection[tuple[str, bool]] = (),
@@ -69,37 +72,54 @@ def choose(
         When a size makes no sense, or a strategy or the model's family is unknown.
     """
     ways = [works] if isinstance(works, Work) else list(works)
-    modes = [False, True] if checkpointing is None else [checkpointing]
+    search = _Search(spec, strategies, (False, True) if checkpointing is None else (checkpointing,), margin)
     ways_up = [
-        _first_that_fits(spec, ways, machine, strategy, again, margin)
-        for strategy in strategies
-        for again in modes
+        search.first_that_fits(ways, machine, strategy, again)
+        for strategy, again in search.rungs
         if (strategy, again) not in tried
     ]
     fitting = [(found, work) for found, work in ways_up if found.fits]
     chosen, work = max(fitting, key=lambda pair: pair[0].relative_speed, default=(None, ways[-1]))
     estimates = tuple(found for found, _ in ways_up)
-    advice: tuple[str, ...] = ()
-    if chosen is None:
-        advice = _advice(spec, work, machine, estimates, strategies, checkpointing, margin)
     return Choice(
-        chosen=chosen, work=work, reason=_reason(chosen, estimates, machine), estimates=estimates, advice=advice
+        chosen=chosen,
+        work=work,
+        reason=_reason(chosen, estimates, machine),
+        estimates=estimates,
+        advice=() if chosen else _advice(search, work, machine, estimates),
     )
 
 
-def _first_that_fits(
-    spec: ModelSpec,
-    ways: list[Work],
-    machine: Machine,
-    strategy: str,
-    again: bool,
-    margin: float,
-) -> tuple[Estimate, Work]:
-    for work in ways:
-        found = estimate(spec, work, machine, strategy, checkpointing=again, margin=margin)
-        if found.fits:
-            break
-    return found, work
+@dataclass(frozen=True)
+class _Search:
+    """What may be chosen for a model."""
+
+    spec: ModelSpec
+    strategies: Sequence[str]
+    modes: tuple[bool, ...]
+    """Without and with activation checkpointing, or one of both."""
+    margin: float
+
+    @property
+    def rungs(self) -> list[tuple[str, bool]]:
+        """Every strategy, in every mode."""
+        return [(strategy, again) for strategy in self.strategies for again in self.modes]
+
+    def estimate(self, work: Work, machine: Machine, strategy: str, again: bool) -> Estimate:
+        return estimate(self.spec, work, machine, strategy, checkpointing=again, margin=self.margin)
+
+    def first_that_fits(self, ways: list[Work], machine: Machine, strategy: str, again: bool) -> tuple[Estimate, Work]:
+        """The first way to divide the batch with which a strategy fits; else the last."""
+        for work in ways:
+            found = self.estimate(work, machine, strategy, again)
+            if found.fits:
+                break
+        return found, work
+
+    def fastest(self, work: Work, machine: Machine) -> Estimate | None:
+        """The fastest strategy that fits, if any does."""
+        found = (self.estimate(work, machine, *rung) for rung in self.rungs)
+        return max((each for each in found if each.fits), key=lambda each: each.relative_speed, default=None)
 
 
 def name_of(found: Estimate) -> str:
@@ -135,51 +155,44 @@ def _missing(found: Estimate) -> str:
     return " and ".join(f"{size / GIB:,.1f} GiB {WORDS[place]}" for place, size in found.short.items())
 
 
-def _advice(
-    spec: ModelSpec,
-    work: Work,
-    machine: Machine,
-    estimates: tuple[Estimate, ...],
-    strategies: Sequence[str],
-    checkpointing: bool | None,
-    margin: float,
-) -> tuple[str, ...]:
+def _advice(search: _Search, work: Work, machine: Machine, estimates: tuple[Estimate, ...]) -> tuple[str, ...]:
     """What would fit, a line for each way there is."""
-
-    def fitting(work: Work, machine: Machine) -> Estimate | None:
-        modes = [False, True] if checkpointing is None else [checkpointing]
-        found = (
-            estimate(spec, work, machine, strategy, checkpointing=again, margin=margin)
-            for strategy in strategies
-            for again in modes
-        )
-        return max((e for e in found if e.fits), key=lambda e: e.relative_speed, default=None)
-
     lines = []
     shorter = replace(work, micro_batch=1)
     while shorter.seq_len >= SHORTEST:
-        if shorter != work and (found := fitting(shorter, machine)):
+        if shorter != work and (found := search.fastest(shorter, machine)):
             lines.append(f"fewer tokens: --micro_batch_size 1 --seq_len {shorter.seq_len}, {name_of(found)}")
             break
         shorter = replace(shorter, seq_len=shorter.seq_len // 2)
-    if not work.lora_rank and (found := fitting(replace(work, lora_rank=LORA_RANK), machine)):
+    if not work.lora_rank and (found := search.fastest(replace(work, lora_rank=LORA_RANK), machine)):
         lines.append(f"LoRA: --lora.rank {LORA_RANK} --lora.targets {ALL}, {name_of(found)}")
     nodes = machine.nodes
     while (nodes := 2 * nodes) <= MOST_NODES:
-        if found := fitting(work, replace(machine, nodes=nodes)):
+        if found := search.fastest(work, replace(machine, nodes=nodes)):
             lines.append(f"--nodes {nodes}, {name_of(found)}")
             break
-    for place, flag in (("host", "--host_mem"), ("gpu", "--gpu_mem"), ("disk", "--disk"), ("nvme", "--nvme")):
+    return (*lines, *_more_memory(search, machine, estimates), *_nvme(search, work, machine))
+
+
+def _more_memory(search: _Search, machine: Machine, estimates: tuple[Estimate, ...]) -> list[str]:
+    """How much of one kind of memory would be enough, where a strategy lacks only that."""
+    lines = []
+    for place, flag in FLAGS.items():
         alone = [e for e in estimates if set(e.short) == {place}]
         if alone:
             least = min(alone, key=lambda e: e.short[place])
-            limit = machine.limit(place) or 0.0  # type: ignore[arg-type]
-            needed = limit + least.short[place] / (1 - margin)
+            needed = (machine.limit(place) or 0.0) + least.short[place] / (1 - search.margin)
             lines.append(f"{flag} {-(-needed // GIB):.0f}, {name_of(least)}")
-    if machine.nvme is None:
-        endless = replace(machine, nvme=math.inf)
-        found = estimate(spec, work, endless, "zero3-nvme", checkpointing=checkpointing is True, margin=margin)
-        if found.fits:
-            needed = found.nvme_bytes / (1 - margin)
-            lines.append(f"--nvme_path with {-(-needed // GIB):.0f} GiB of NVMe per node, {name_of(found)}")
-    return tuple(lines)
+    return lines
+
+
+def _nvme(search: _Search, work: Work, machine: Machine) -> list[str]:
+    """How much NVMe would be enough, where none is known."""
+    lines = []
+    for rung in LADDER.values():
+        if rung.on_nvme and machine.nvme is None:
+            found = search.estimate(work, replace(machine, nvme=math.inf), rung.name, search.modes[0])
+            if found.fits:
+                needed = found.nvme_bytes / (1 - search.margin)
+                lines.append(f"--nvme_path with {-(-needed // GIB):.0f} GiB of NVMe per node, {name_of(found)}")
+    return lines

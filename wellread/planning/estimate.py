@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 from wellread.config import Dtype
 from wellread.errors import UserError
 from wellread.models.families import Compute
+from wellread.planning.machine import Machine, Place
 from wellread.planning.parameters import (
     layer_activations,
     layer_input,
@@ -24,14 +25,12 @@ from wellread.planning.parameters import (
     packing_mask,
     parameters,
 )
-from wellread.planning.phases import FINE_SUB_GROUP, Block, Phase, Sizes, plain
-from wellread.planning.zero import zero3, zero12
+from wellread.planning.phases import Block, Phase, Sizes, plain
+from wellread.planning.strategies import LADDER, Strategy
 from wellread.units import GIB, MIB
 
 if TYPE_CHECKING:
     from wellread.models.spec import ModelSpec
-
-Place = Literal["gpu", "host", "disk", "nvme"]
 
 CUDA_CONTEXT = int(0.75 * GIB)
 """CUDA's context, loaded kernels and the workspaces of cuBLAS on each GPU."""
@@ -41,29 +40,12 @@ FRAGMENTATION = 0.05
 """Part of what is allocated on a GPU that torch's allocator holds beyond it, in pieces that fit nothing."""
 INTERPRETER = {"cpu": int(0.4 * GIB), "cuda": int(2.5 * GIB)}
 """Host memory of a rank that has imported everything and does nothing; with CUDA's libraries on a GPU."""
-PROCESS = {"plain": 32 * MIB, "deepspeed": 72 * MIB, "rank 0": 68 * MIB}
+PROCESS = {"torch": 32 * MIB, "deepspeed": 72 * MIB, "rank 0": 68 * MIB}
 """What a rank takes beyond that once it trains, whatever the model: kernels, thread pools and modules' hooks; rank 0
 more, for TensorBoard, the record and saving. Measured with models of 0.4 and 11 million parameters."""
 MARGIN = 0.05
 """Part of every limit that is left free."""
 
-SPEED = {
-    "ddp": 1.0,
-    "zero1": 0.98,
-    "zero2": 0.97,
-    "zero3": 0.85,
-    "zero2-offload": 0.60,
-    "zero3-partial": 0.55,
-    "zero3-offload": 0.40,
-    "zero3-nvme": 0.15,
-}
-"""The ladder, and each rung's expected tokens per second as a part of ddp's.
-
-ZeRO-1 and 2 send what DDP sends, ZeRO-3 half as much again (Rajbhandari et al. 2020, section 7). An offloaded optimizer
-steps on the CPU and its gradients and weights cross the PCIe bus each step: 50 to 70% of the GPU's rate at the batch
-sizes of a fine-tune (Ren et al. 2021, figures 7 and 8); offloaded weights cross it twice more in each pass; NVMe moves
-16 bytes per weight and step at a few GB/s (Rajbhandari et al. 2021, figure 6). Expected values, not measured ones.
-"""
 RECOMPUTED = 0.75
 """Speed with activation checkpointing: a second forward pass makes a step four units of work instead of three (Chen et
 al. 2016). So every strategy that stays on the GPU comes with checkpointing before any that offloads comes without."""
@@ -71,8 +53,6 @@ FULL_PASS = 300
 """Tokens of a forward pass below which a GPU reads its weights more slowly than it multiplies with them, in bf16: its
 operations per byte of memory traffic, 989e12 / 3.35e12 on an H100 (roofline: Williams et al. 2009,
 https://doi.org/10.1145/1498765.1498785). A micro-batch of fewer tokens is slower by as much."""
-RATIOS = tuple(step / 20 for step in range(1, 21))
-"""Parts of the optimizer that zero3-partial may offload; the smallest that fits the GPU is taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,34 +78,6 @@ class Work:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machine:
-    """What the ranks run on; sizes in GiB, None where there is no limit to hold."""
-
-    device: str = "cuda"
-    """cuda or cpu."""
-    nodes: int = 1
-    ranks_per_node: int = 1
-    gpu_mem: float | None = None
-    """Per GPU."""
-    host_mem: float | None = None
-    """Per node."""
-    disk: float | None = None
-    nvme: float | None = None
-    """Per node."""
-
-    @property
-    def ranks(self) -> int:
-        """Processes over all nodes."""
-        return self.nodes * self.ranks_per_node
-
-    def limit(self, place: Place) -> float | None:
-        """Bytes there are of a kind of memory; None: no limit."""
-        sizes = {"gpu": self.gpu_mem, "host": self.host_mem, "disk": self.disk, "nvme": self.nvme}
-        size = sizes[place]
-        return None if size is None else size * GIB
-
-
-@dataclass(frozen=True, kw_only=True)
 class Estimate:
     """What one strategy needs, and whether it fits."""
 
@@ -143,7 +95,7 @@ class Estimate:
     nvme_bytes: int
     """Per node."""
     relative_speed: float
-    """Expected tokens per second as a part of ddp's without checkpointing (`SPEED`, `RECOMPUTED`, `FULL_PASS`)."""
+    """Expected tokens per second as a part of ddp's without checkpointing (`LADDER`, `RECOMPUTED`, `FULL_PASS`)."""
     short: dict[str, int]
     """Bytes missing, by gpu, host, disk, nvme; those that suffice are left out."""
     peaks: dict[str, str]
@@ -155,6 +107,15 @@ class Estimate:
     def fits(self) -> bool:
         """Whether every limit holds, with its margin."""
         return not self.short
+
+    def as_dict(self) -> dict[str, Any]:
+        """The estimate as plan.json has it."""
+        sizes = ("gpu_bytes", "host_bytes", "disk_bytes", "nvme_bytes")
+        names = ("strategy", "fits", *sizes, "relative_speed", "short", "peaks", "parts")
+        return {name: getattr(self, name) for name in names} | {
+            "activation_checkpointing": self.checkpointing,
+            "offload_ratio": self.ratio,
+        }
 
 
 # --- one strategy ----------------------------------------------------------------------------------------------------
@@ -179,60 +140,61 @@ def estimate(
         When the strategy or the model's family is unknown, or a size makes no sense.
     """
     _check(work, machine)
-    if strategy not in SPEED:
-        raise UserError(f"--strategy {strategy}: unknown; choose {', '.join(SPEED)}")
-    asked = (spec, work, machine, strategy, checkpointing, margin)
-    if strategy != "zero3-partial":
-        return _estimate(*asked, ratio=None)
-    found = (_estimate(*asked, ratio=ratio) for ratio in RATIOS)
-    return next((e for e in found if "gpu" not in e.short), None) or _estimate(*asked, ratio=1.0)
+    if strategy not in LADDER:
+        raise UserError(f"--strategy {strategy}: unknown; choose {', '.join(LADDER)}")
+    rung = LADDER[strategy]
+    for ratio in rung.ratios or (None,):
+        found = _estimate(spec, work, machine, rung, checkpointing, margin, ratio=ratio)
+        if "gpu" not in found.short:
+            break
+    return found
 
 
 def _estimate(
     spec: ModelSpec,
     work: Work,
     machine: Machine,
-    strategy: str,
+    rung: Strategy,
     checkpointing: bool,
     margin: float,
     *,
     ratio: float | None,
 ) -> Estimate:
-    sizes = _sizes(spec, work, machine, strategy, checkpointing)
-    phases = _phases(sizes, machine, strategy, ratio)
-    parts: dict[Place, dict[str, int]] = {"gpu": {}, "host": {}, "disk": _disk(sizes, work, strategy), "nvme": {}}
+    sizes = _sizes(spec, work, machine, rung, checkpointing, ratio)
+    assert rung.phases
+    phases = rung.phases(sizes)
+    parts: dict[Place, dict[str, int]] = {"gpu": {}, "host": {}, "disk": _disk(sizes, work, rung), "nvme": {}}
     peaks = {}
     if machine.device == "cuda":
         peaks["gpu"], parts["gpu"] = _gpu(phases, sizes)
     peaks["host"], parts["host"] = _host(phases, machine)
-    engine = "plain" if strategy == "ddp" else "deepspeed"
     parts["host"] |= {
         "interpreters": machine.ranks_per_node * INTERPRETER[machine.device],
-        "processes": machine.ranks_per_node * PROCESS[engine] + PROCESS["rank 0"],
+        "processes": machine.ranks_per_node * PROCESS[rung.engine] + PROCESS["rank 0"],
     }
-    if strategy == "zero3-nvme":
+    if rung.on_nvme:
         on_node = -(-sizes.trainable // machine.nodes)
         weights = -(-sizes.width * sizes.model.total // machine.nodes)
         parts["nvme"] = {"weights": weights, "optimizer": 12 * on_node, "gradients": 4 * on_node}
     needed = {place: sum(of.values()) for place, of in parts.items()}
     return Estimate(
-        strategy=strategy,
+        strategy=rung.name,
         checkpointing=checkpointing,
         ratio=ratio,
         gpu_bytes=needed["gpu"],
         host_bytes=needed["host"],
         disk_bytes=needed["disk"],
         nvme_bytes=needed["nvme"],
-        relative_speed=_speed(strategy, checkpointing, work, machine),
+        relative_speed=_speed(rung, checkpointing, work, machine),
         short=_short(needed, machine, margin),
         peaks=peaks,
         parts={place: parts[place] for place in parts},
     )
 
 
-def _speed(strategy: str, checkpointing: bool, work: Work, machine: Machine) -> float:
+def _speed(rung: Strategy, checkpointing: bool, work: Work, machine: Machine) -> float:
     filled = min(1.0, work.micro_batch * work.seq_len / FULL_PASS) if machine.device == "cuda" else 1.0
-    return round(SPEED[strategy] * (RECOMPUTED if checkpointing else 1) * filled, 4)
+    return round(rung.speed * (RECOMPUTED if checkpointing else 1) * filled, 4)
 
 
 def _check(work: Work, machine: Machine) -> None:
@@ -263,14 +225,16 @@ def _check(work: Work, machine: Machine) -> None:
         raise UserError(f"LoRA rank {work.lora_rank}: must be at least 1, or 0 to train all weights")
 
 
-def _sizes(spec: ModelSpec, work: Work, machine: Machine, strategy: str, checkpointing: bool) -> Sizes:
+def _sizes(
+    spec: ModelSpec, work: Work, machine: Machine, rung: Strategy, checkpointing: bool, ratio: float | None
+) -> Sizes:
     model, cuda, bf16 = parameters(spec), machine.device == "cuda", work.dtype == "bf16"
-    compute: Compute = "fp32" if not bf16 else "autocast" if strategy == "ddp" else "bf16"
+    compute: Compute = "fp32" if not bf16 else "autocast" if rung.engine == "torch" else "bf16"
     shape = (work.micro_batch, work.seq_len)
     layer = layer_activations(spec, compute, *shape, cuda=cuda, packed=work.packed)
     entry = layer_input(spec, compute, *shape)
     mask = packing_mask(compute, *shape) if work.packed else 0
-    return Sizes(
+    sizes = Sizes(
         model=model,
         trainable=lora_parameters(spec, work.lora_rank, work.lora_modules) if work.lora_rank else model.total,
         ranks=machine.ranks,
@@ -284,46 +248,28 @@ def _sizes(spec: ModelSpec, work: Work, machine: Machine, strategy: str, checkpo
         head=spec.vocab * spec.width,
         fresh=spec.fresh,
         gpu=machine.limit("gpu") if cuda else None,
+        offloaded=float(rung.offloads) if ratio is None else ratio,
     )
+    return replace(sizes, snapshot=rung.engine == "torch" and _has_room_for_a_snapshot(sizes, machine))
 
 
-def _phases(sizes: Sizes, machine: Machine, strategy: str, ratio: float | None) -> list[Phase]:
-    if strategy == "ddp":
-        return plain(sizes, snapshot=_snapshots(sizes, machine))
-    if strategy in ("zero1", "zero2"):
-        return zero12(sizes, stage=int(strategy[-1]), offload=False)
-    if strategy == "zero2-offload":
-        return zero12(sizes, stage=2, offload=True)
-    if strategy == "zero3":
-        return zero3(sizes)
-    if strategy == "zero3-partial":
-        return zero3(sizes, ratio=ratio or 1.0, sub_group=FINE_SUB_GROUP)
-    if strategy == "zero3-offload":
-        return zero3(sizes, ratio=1.0, host_weights=True)
-    return zero3(sizes, ratio=1.0, host_weights=True, nvme=True, sub_group=FINE_SUB_GROUP)
-
-
-def _snapshots(sizes: Sizes, machine: Machine) -> bool:
+def _has_room_for_a_snapshot(sizes: Sizes, machine: Machine) -> bool:
     """Whether the plain engine saves from a copy: when twice its size is free (TorchEngine.snapshot)."""
     copies = 12 * sizes.trainable
     limit = machine.limit("host")
     if limit is None:
         return True
-    before = [phase for phase in plain(sizes, snapshot=False) if phase.name == "saving"]
+    before = [phase for phase in plain(sizes) if phase.name == "saving"]
     return 2 * copies <= limit - sum(_host([replace(before[0], first=())], machine)[1].values())
 
 
-def _disk(sizes: Sizes, work: Work, strategy: str) -> dict[str, int]:
+def _disk(sizes: Sizes, work: Work, rung: Strategy) -> dict[str, int]:
     """Bytes of the checkpoints that are kept, and of the state that is written before the oldest is dropped.
 
     A model is saved in fp32 (with LoRA, the adapter alone); a state holds the moments, under DeepSpeed also the master
     weights, under ZeRO-1 and 2 the weights in its own precision too: of all that is trained.
     """
-    state = 8 * sizes.trainable
-    if strategy not in ("ddp", "zero3-nvme"):
-        state += 4 * sizes.trainable
-    if strategy in ("zero1", "zero2", "zero2-offload"):
-        state += sizes.width * sizes.trainable
+    state = (rung.state + sizes.width * rung.state_weights) * sizes.trainable
     return {
         "models": work.checkpoints * 4 * sizes.trainable,
         "states": min(work.states + 1, work.checkpoints) * state,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from wellread.config import from_dict
-from wellread.planning.estimate import Machine
+from wellread.planning.machine import Machine
 from wellread.units import GIB
 
 SAME_SIZE = 1.02

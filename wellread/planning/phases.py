@@ -85,6 +85,10 @@ class Sizes:
     """The model starts from random weights: rank 0 makes all of it."""
     gpu: float | None = None
     """Bytes of a GPU, where that is known."""
+    offloaded: float = 0.0
+    """Part of the optimizer that is not with the rank, but in host memory or on NVMe."""
+    snapshot: bool = False
+    """Rank 0 saves from a copy in host memory (TorchEngine.snapshot)."""
 
     @property
     def share(self) -> int:
@@ -95,6 +99,16 @@ class Sizes:
     def full(self) -> bool:
         """Whether all weights are trained."""
         return self.trainable == self.model.total
+
+    @property
+    def largest_trained(self) -> int:
+        """Elements of the largest tensor that is trained, at most."""
+        return self.model.largest if self.full else self.share
+
+    @property
+    def in_bucket(self) -> int:
+        """Bytes of gradients in a full bucket."""
+        return self.width * min(BUCKET, self.trainable)
 
     def tensors(self, part: str, width: int, *, of_all: bool = True, blocks: int | None = None) -> Block:
         """All weights, or those trained, tensor by tensor: `width` bytes of each element, in `blocks` bytes each."""
@@ -140,7 +154,7 @@ def remaining(s: Sizes) -> Block:
     return Block("activations", size, size if s.activation_block < HEAP_BLOCK else 0)
 
 
-def plain(s: Sizes, *, snapshot: bool) -> list[Phase]:
+def plain(s: Sizes) -> list[Phase]:
     """Phases of the plain engine: one process, or DDP.
 
     Weights, gradients and AdamW's two moments in fp32 on every rank, 16 bytes per trainable weight (Rajbhandari et al.
@@ -160,13 +174,13 @@ def plain(s: Sizes, *, snapshot: bool) -> list[Phase]:
     if not s.bf16:
         casts, cast = [], []
     # While a copy is written, the next steps run.
-    beside = {"first": copies} if snapshot else {}
+    beside = {"first": copies} if s.snapshot else {}
     return [
         loading(s, weights),
         Phase(name="forward", device=(*held, *before, *casts, *forward(s)), **beside),
         Phase(name="backward", device=(*held, *before, *casts, *first_gradients(s), *cast), **beside),
         Phase(name="backward", device=(*held, *gradients), **beside),
-        Phase(name="saving", device=tuple(held), first=copies if snapshot else (shard(s),)),
+        Phase(name="saving", device=tuple(held), first=copies if s.snapshot else (shard(s),)),
     ]
 
 

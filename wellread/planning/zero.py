@@ -72,7 +72,7 @@ def _started(blocks: list[Block]) -> list[Block]:
     return [block for block in blocks if block.part != "moments"]
 
 
-def zero12(s: Sizes, *, stage: int, offload: bool) -> list[Phase]:
+def zero12(s: Sizes, *, stage: int) -> list[Phase]:
     """Phases of ZeRO-1 and ZeRO-2, with the optimizer on the device or in host memory.
 
     Every rank holds all weights in one flat buffer; master weights and moments, 12 bytes per trainable weight, are
@@ -83,66 +83,88 @@ def zero12(s: Sizes, *, stage: int, offload: bool) -> list[Phase]:
     page-locked, and every gradient passes through buffers as large as the largest tensor (ZeRO-Offload: Ren et al.
     2021, https://arxiv.org/abs/2101.06840; __init__, async_inplace_copy_grad_to_fp32_buffer_from_gpu).
     """
-    w, share, all_gradients = s.width, s.share, s.width * s.trainable
+    w, share = s.width, s.share
     weights = lasting("weights", w * s.model.total)
-    state = [lasting("master weights", 4 * share), lasting("moments", 8 * share)]
-    largest = s.model.largest if s.full else s.share
-    in_bucket = w * min(BUCKET, s.trainable)
-    partition = one("gradients", w * share)
-    held, host = [weights, *state], []
-    if offload:
-        buffers = lasting("offload buffers", w * largest)
-        held = [weights, buffers]
-        host = [*state, lasting("gradients", 4 * share), lasting("pinned buffers", w * (share + largest))]
-        if s.accumulates:
-            host.append(lasting("accumulated gradients", w * share))
-    carried = {1: [one("gradients", all_gradients)], 2: [partition]}[stage] if s.accumulates and not offload else []
-    in_transit = one("communication buckets", in_bucket)
-    backward = [s.bucket(), *([remaining(s)] if stage == 2 else [])]
-    if offload:
-        # The last gradient is the embedding's; autograd holds it until its hook has sent the bucket that it is in.
-        backward += [one("fp64 norm", max(in_bucket, 8 * largest)), one("gradients", w * s.head if s.full else 0)]
-    else:
-        overflowing = all_gradients > in_bucket or s.accumulates
-        backward += [in_transit, *([partition] if overflowing else [])]
-        backward += [one("gradients", all_gradients - in_bucket)] if stage == 1 else carried
-    gathering = one("communication buckets", w * s.model.total if s.ranks > 1 and not s.cuda else 0)
-    casting = w * share + (4 * share if s.bf16 else 0)
-    step = [one("optimizer step", max(8 * min(largest, share), casting)), partition]
-    if stage == 2 and s.accumulates and s.ranks > 1:
-        step += [partition, partition]
-    stepping = [gathering] if offload or gathering.bytes > sum(b.bytes for b in step) else step
     unflattened = s.tensors("weights before flattening", w, of_all=False)
-    on_host = s.gpu is not None and weights.bytes + unflattened.bytes > (1 - SPARE) * s.gpu  # DeepSpeed looks before
-    flattening = {"device": (weights,), "host": (unflattened, unflattened), "first": read(s)}
-    if not on_host:
-        flattening = {"device": (weights, unflattened), "first": read(s)}
-    # A part of the flat weights is copied, then cast.
-    cast = [one("weights before casting", w * share)]
-    first = [] if offload else [one("first gradients", 4 * share)]
+    held, host = _flat_state(s, weights)
+    carried: list[Block] = []
+    if s.accumulates and not s.offloaded:
+        carried = [one("gradients", w * (s.trainable if stage == 1 else share))]
     return [
         loading(s, weights),
-        Phase(name="engine start", **flattening),
-        Phase(
-            name="engine start",
-            device=(*_started(held), *(first or cast)),
-            host=(*_started(host), *(cast if offload else [])),
-            first=read(s),
-        ),
+        *_flattening(s, weights, unflattened, held, host),
         Phase(name="forward", device=(*held, *carried, *forward(s)), host=tuple(host)),
         Phase(name="backward", device=(*held, *carried, s.bucket(touched=0), *first_gradients(s)), host=tuple(host)),
-        Phase(name="backward", device=(*held, *backward), host=tuple(host)),
-        Phase(name="step", device=(*held, *stepping), host=tuple(host)),
+        Phase(name="backward", device=(*held, *_sent(s, stage, carried)), host=tuple(host)),
+        Phase(name="step", device=(*held, *_flat_step(s, stage)), host=tuple(host)),
         *_saving(
             s,
             held,
             host,
             whole=1,
             file=weights.bytes,
-            on_device=0 if offload else 4 * share,
+            on_device=0 if s.offloaded else 4 * share,
             freed=unflattened.small if s.bf16 and not s.cuda else 0,
         ),
     ]
+
+
+def _flat_state(s: Sizes, weights: Block) -> tuple[list[Block], list[Block]]:
+    """What is held all the time under ZeRO-1 and 2, on the device and in host memory."""
+    w, share = s.width, s.share
+    state = [lasting("master weights", 4 * share), lasting("moments", 8 * share)]
+    if not s.offloaded:
+        return [weights, *state], []
+    largest = s.largest_trained
+    host = [*state, lasting("gradients", 4 * share), lasting("pinned buffers", w * (share + largest))]
+    if s.accumulates:
+        host.append(lasting("accumulated gradients", w * share))
+    return [weights, lasting("offload buffers", w * largest)], host
+
+
+def _flattening(
+    s: Sizes, weights: Block, unflattened: Block, held: list[Block], host: list[Block]
+) -> tuple[Phase, Phase]:
+    """Start of the engine under ZeRO-1 and 2: weights become one buffer, then a part of it is copied and cast."""
+    # DeepSpeed looks for room before it flattens.
+    on_host = s.gpu is not None and weights.bytes + unflattened.bytes > (1 - SPARE) * s.gpu
+    first = Phase(name="engine start", device=(weights, unflattened), first=read(s))
+    if on_host:
+        first = Phase(name="engine start", device=(weights,), host=(unflattened, unflattened), first=read(s))
+    cast = one("weights before casting", s.width * s.share)
+    casting = (cast,) if s.offloaded else (one("first gradients", 4 * s.share),)
+    second = Phase(
+        name="engine start",
+        device=(*_started(held), *casting),
+        host=(*_started(host), *([cast] if s.offloaded else [])),
+        first=read(s),
+    )
+    return first, second
+
+
+def _sent(s: Sizes, stage: int, carried: list[Block]) -> list[Block]:
+    """What the end of backward needs under ZeRO-1 and 2: gradients, and the buckets in which they are sent."""
+    w, all_gradients = s.width, s.width * s.trainable
+    sent = [s.bucket(), *([remaining(s)] if stage == 2 else [])]
+    if s.offloaded:
+        # The last gradient is the embedding's; autograd holds it until its hook has sent the bucket that it is in.
+        norm = one("fp64 norm", max(s.in_bucket, 8 * s.largest_trained))
+        return [*sent, norm, one("gradients", w * s.head if s.full else 0)]
+    sent.append(one("communication buckets", s.in_bucket))
+    if all_gradients > s.in_bucket or s.accumulates:
+        sent.append(one("gradients", w * s.share))
+    return [*sent, *([one("gradients", all_gradients - s.in_bucket)] if stage == 1 else carried)]
+
+
+def _flat_step(s: Sizes, stage: int) -> list[Block]:
+    """What the step needs under ZeRO-1 and 2: casting and the norm, or the weights that are gathered after it."""
+    w, share, partition = s.width, s.share, one("gradients", s.width * s.share)
+    gathering = one("communication buckets", w * s.model.total if s.ranks > 1 and not s.cuda else 0)
+    casting = w * share + (4 * share if s.bf16 else 0)
+    step = [one("optimizer step", max(8 * min(s.largest_trained, share), casting)), partition]
+    if stage == 2 and s.accumulates and s.ranks > 1:
+        step += [partition, partition]
+    return [gathering] if s.offloaded or gathering.bytes > sum(b.bytes for b in step) else step
 
 
 def sub_groups(s: Sizes, size: int) -> list[int]:
@@ -159,65 +181,28 @@ def sub_groups(s: Sizes, size: int) -> list[int]:
     return [*groups, *([current] if current else []), -(-vectors // s.ranks)]
 
 
-def zero3(
-    s: Sizes, *, ratio: float = 0.0, host_weights: bool = False, nvme: bool = False, sub_group: int = SUB_GROUP
-) -> list[Phase]:
+def zero3(s: Sizes, *, host_weights: bool = False, nvme: bool = False, sub_group: int = SUB_GROUP) -> list[Phase]:
     """Phases of ZeRO-3, with a part of the optimizer in host memory or on NVMe, and the weights in host memory.
 
     Weights, gradients, master weights and moments are divided over the ranks, 16 bytes per weight in bf16
     (Rajbhandari et al. 2020, section 5.3); up to `LIVE` weights are gathered at a time. Gradients travel in a bucket
     and through a copy in the order of the ranks (coalesced_collectives.py: reduce_scatter_coalesced); the step works
     on one sub-group after the other. Offloaded (ZeRO-Infinity: Rajbhandari et al. 2021,
-    https://arxiv.org/abs/2104.07857): gradients lie in host memory twice, as they came and in fp32, and with
-    ``ratio`` below 1 the first sub-groups stay on the GPU (stage3.py: _create_fp32_partitions,
+    https://arxiv.org/abs/2104.07857): gradients lie in host memory twice, as they came and in fp32, and where only a
+    part is offloaded the first sub-groups stay on the GPU (stage3.py: _create_fp32_partitions,
     initialize_optimizer_states, subgroup_to_device).
-
-    Parameters
-    ----------
-    ratio : float
-        Part of the optimizer that is offloaded; 0: none.
     """
-    w, share = s.width, s.share
     groups = sub_groups(s, sub_group)
-    group = max(groups)
-    kept = int((1 - ratio) * len(groups)) if ratio else len(groups)
-    on_device, away = groups[:kept], groups[kept:]
-    mine, theirs = sum(on_device), sum(away)
-    weights = lasting("weights", w * -(-s.model.total // s.ranks))
-    held = [s.bucket(), lasting("master weights", 4 * mine), lasting("moments", 8 * mine)]
-    host: list[Block] = []
-    stepping_host: list[Block] = []
-    if ratio:
-        held.append(lasting("gradients", 4 * mine))
-        host.append(lasting("gradients", w * share))
-    else:
-        held.append(lasting("gradients", w * share))
+    group, kept = max(groups), int((1 - s.offloaded) * len(groups))
+    mine, theirs = sum(groups[:kept]), sum(groups[kept:])
+    weights = lasting("weights", s.width * -(-s.model.total // s.ranks))
+    held = _divided_on_device(s, mine, None if host_weights else weights)
     if nvme:
-        host += _nvme_buffers(s, group, weights.bytes)
-        stepping_host = [one("first moments", 8 * group)]
-    elif away:
-        host += [lasting("master weights", 4 * theirs), lasting("moments", 8 * theirs)]
-        host.append(lasting("gradients", 4 * theirs))
-    if host_weights and not nvme:
-        host.append(weights)
-    elif not host_weights:
-        held.append(weights)
-    gathers = s.ranks > 1 or (host_weights and s.cuda)
-    live = w * min(s.model.total, LIVE) if gathers else 0
-    gathered = Block("gathered weights", live, s.tensors("", w).small if live == w * s.model.total else 0)
-    ahead = one("prefetch buffers", w * PREFETCH if gathers and s.cuda else 0)
-    in_bucket = w * min(BUCKET, s.trainable)
-    copies = one("communication buckets", in_bucket * (1 if s.cuda else 2))
-    last = gathered if s.trainable > BUCKET else one("gathered weights", w * s.head if gathers else 0)
-    # The last gradient, as in `zero12`.
-    backward = [copies, last, remaining(s), one("gradients", w * s.head if s.full else 0)]
-    if nvme and s.bf16:  # a bucket's gradients are cast before they are written
-        backward.append(one("gradients", 4 * min(BUCKET, s.trainable) // s.ranks))
-    norm = 8 * -(-s.model.largest // s.ranks)
-    if ratio:
-        step = [one("optimizer step", max(norm, 8 * group if on_device else 0))]
+        host = [lasting("gradients", s.width * s.share), *_nvme_buffers(s, group, weights.bytes)]
     else:
-        step = [one("optimizer step", max(norm, w * group + (4 * group if s.bf16 else 0)))]
+        host = _divided_on_host(s, theirs, weights if host_weights else None)
+    gathers = s.ranks > 1 or (host_weights and s.cuda)
+    gathered, ahead = _gathered(s, gathers)
     # Weights are put into one block, by way of the host, then cast, sub-group by sub-group.
     flattening = Block("weights before flattening", weights.bytes if s.cuda and not nvme else 0)
     casting = one("first gradients", 8 * group)
@@ -231,11 +216,58 @@ def zero3(
         ),
         Phase(name="forward", device=(*held, gathered, ahead, *forward(s)), host=tuple(host)),
         Phase(name="backward", device=(*held, gathered, ahead, *first_gradients(s)), host=tuple(host)),
-        Phase(name="backward", device=(*held, *backward), host=tuple(host)),
-        Phase(name="step", device=(*held, *step), host=(*host, *stepping_host)),
+        Phase(name="backward", device=(*held, *_reduced(s, gathered, gathers, nvme=nvme)), host=tuple(host)),
+        Phase(
+            name="step",
+            device=(*held, _group_step(s, group, mine)),
+            host=(*host, *([one("first moments", 8 * group)] if nvme else [])),
+        ),
         *_saving(s, held, host, whole=2 if s.ranks > 1 and not s.cuda else 1, file=0, on_device=4 * group * (mine > 0)),
         *([_parts(s, held, host)] if nvme else []),
     ]
+
+
+def _divided_on_device(s: Sizes, mine: int, weights: Block | None) -> list[Block]:
+    """What a rank holds on its device all the time under ZeRO-3, where the optimizer of `mine` elements is there."""
+    gradients = lasting("gradients", 4 * mine if s.offloaded else s.width * s.share)
+    state = [lasting("master weights", 4 * mine), lasting("moments", 8 * mine), gradients]
+    return [s.bucket(), *state, *([weights] if weights else [])]
+
+
+def _divided_on_host(s: Sizes, theirs: int, weights: Block | None) -> list[Block]:
+    """What a rank holds in host memory all the time under ZeRO-3, where the optimizer of `theirs` elements is there."""
+    if not s.offloaded:
+        return []
+    state = [lasting("master weights", 4 * theirs), lasting("moments", 8 * theirs), lasting("gradients", 4 * theirs)]
+    return [lasting("gradients", s.width * s.share), *state, *([weights] if weights else [])]
+
+
+def _gathered(s: Sizes, gathers: bool) -> tuple[Block, Block]:
+    """Weights of all ranks that ZeRO-3 has gathered, and the buffers of those that it fetches ahead."""
+    live = s.width * min(s.model.total, LIVE) if gathers else 0
+    small = s.tensors("", s.width).small if live == s.width * s.model.total else 0
+    ahead = one("prefetch buffers", s.width * PREFETCH if gathers and s.cuda else 0)
+    return Block("gathered weights", live, small), ahead
+
+
+def _reduced(s: Sizes, gathered: Block, gathers: bool, *, nvme: bool) -> list[Block]:
+    """What the end of backward needs under ZeRO-3: the buckets in which gradients are sent, and the last gradient."""
+    w = s.width
+    copies = one("communication buckets", s.in_bucket * (1 if s.cuda else 2))
+    last = gathered if s.trainable > BUCKET else one("gathered weights", w * s.head if gathers else 0)
+    # The last gradient, as in `_sent`.
+    found = [copies, last, remaining(s), one("gradients", w * s.head if s.full else 0)]
+    if nvme and s.bf16:  # a bucket's gradients are cast before they are written
+        found.append(one("gradients", 4 * min(BUCKET, s.trainable) // s.ranks))
+    return found
+
+
+def _group_step(s: Sizes, group: int, mine: int) -> Block:
+    """What the step of a sub-group needs on the device under ZeRO-3, or the norm of the gradients before it."""
+    casting = s.width * group + (4 * group if s.bf16 else 0)
+    if s.offloaded:
+        casting = 8 * group if mine else 0
+    return one("optimizer step", max(8 * -(-s.model.largest // s.ranks), casting))
 
 
 def _nvme_buffers(s: Sizes, group: int, weights: int) -> list[Block]:

@@ -73,13 +73,13 @@ def look(run: RunDirectory, config: RunConfig, plan: Plan) -> Room:
         `nvme_path` is the run's own folder there, which the engine clears before it begins.
     """
     first, nvme = ranks.rank() == 0, None
-    if plan.strategy.endswith("-nvme") and config.nvme_path and ranks.local_rank() == 0:
+    if plan.rung.on_nvme and config.nvme_path and ranks.local_rank() == 0:
         nvme = Path(config.nvme_path)
     return Room(
         node=socket.gethostname(),
         host_free=host_memory.available(),
         host_held=host_memory.held(),
-        gpu_free=_gpu_free() if plan.device == "cuda" else None,
+        gpu_free=_gpu_free() if plan.machine.device == "cuda" else None,
         disk_free=shutil.disk_usage(run.path).free if first else None,
         disk_held=_size(run.checkpoints) if first else 0,
         nvme_free=shutil.disk_usage(nvme.parent).free + _size(nvme) if nvme else None,
@@ -113,8 +113,8 @@ def shortages(plan: Plan, rooms: list[Room]) -> list[str]:
     # The context and NCCL's buffers are there before the first number is taken, so no longer free.
     on_gpu = needs["gpu_bytes"] - needs["parts"]["gpu"].get("CUDA context", 0)
     found = []
-    for start in range(0, plan.ranks, plan.ranks_per_node):
-        node = rooms[start : start + plan.ranks_per_node]
+    for start in range(0, plan.ranks, plan.machine.ranks_per_node):
+        node = rooms[start : start + plan.machine.ranks_per_node]
         first = node[0]
         host_free = min(room.host_free for room in node) + sum(room.host_held for room in node)
         disk = max(0, needs["disk_bytes"] - first.disk_held)

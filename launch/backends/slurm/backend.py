@@ -15,7 +15,8 @@ from launch.cluster import minutes
 from wellread import provenance
 from wellread.checkpoint import list_checkpoints
 from wellread.errors import UserError
-from wellread.planning.plan import Cluster, Plan
+from wellread.planning.machine import Machine
+from wellread.planning.plan import Plan
 from wellread.run import RunDirectory
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Slurm(Backend):
                 f"{where}time: {file.time!r} is not above the signal_delay of {file.signal_delay} s; raise it"
             )
 
-    def probe(self, nodes: int, ranks_per_node: int | Literal["auto"]) -> Cluster:
+    def probe(self, nodes: int, ranks_per_node: int | Literal["auto"]) -> Machine:
         """What the cluster's file says; SLURM is not asked."""
         file = self.file
         device = ("cuda" if file.gpus else "cpu") if file.device == "auto" else file.device
@@ -116,9 +117,9 @@ class Slurm(Backend):
 
     def _wanted(self, training: Training, plan: Plan) -> dict[str, Any]:
         """What the run's job asks of SLURM."""
-        ranks = plan.ranks_per_node
+        ranks = plan.machine.ranks_per_node
         return jobs.parameters(
-            self.file, name=training.run.name, nodes=plan.nodes, ranks_per_node=ranks, code=training.code
+            self.file, name=training.run.name, nodes=plan.machine.nodes, ranks_per_node=ranks, code=training.code
         )
 
     def _submit_then(self, training: Training, after: str | None) -> str:
@@ -155,7 +156,7 @@ class Slurm(Backend):
 
     def _command(self, run: RunDirectory, arguments: tuple[str, ...]) -> CommandTask:
         plan = Plan.from_json(run.plan_file.read_text())
-        return CommandTask(arguments, self.environment(replace(plan, ranks_per_node=1)))
+        return CommandTask(arguments, self.environment(replace(plan, machine=replace(plan.machine, ranks_per_node=1))))
 
     @staticmethod
     def jobs_of(run: RunDirectory) -> list[Job]:

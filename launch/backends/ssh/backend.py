@@ -13,7 +13,8 @@ from launch.backends.base import Evaluation
 from launch.backends.ssh import connections
 from launch.backends.ssh.hosts import hosts
 from wellread.errors import UserError
-from wellread.planning.plan import Cluster, Plan
+from wellread.planning.machine import Machine
+from wellread.planning.plan import Plan
 from wellread.run import RunDirectory
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 class Ssh(Attended):
     """Ranks on the first machines of a hostfile."""
 
-    def probe(self, nodes: int, ranks_per_node: int | Literal["auto"]) -> Cluster:
+    def probe(self, nodes: int, ranks_per_node: int | Literal["auto"]) -> Machine:
         """The slots of its hosts; without a device in the cluster's file they are taken to be like this machine."""
         listed = hosts(self.file)
         if nodes > len(listed):
@@ -45,8 +46,8 @@ class Ssh(Attended):
         self, run: RunDirectory, arguments: list[str], plan: Plan, variables: dict[str, str], code: Path, attempt: int
     ) -> int:
         """Start an agent on each host, which starts the ranks there."""
-        names = self.hosts(plan.nodes)
-        return connections.start(self.file, names, run.path, arguments, plan.ranks_per_node, variables, code)
+        names = self.hosts(plan.machine.nodes)
+        return connections.start(self.file, names, run.path, arguments, plan.machine.ranks_per_node, variables, code)
 
     def evaluate(self, evaluation: Evaluation) -> int:
         """Refused: an evaluation wants one machine."""

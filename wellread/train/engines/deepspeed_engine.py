@@ -54,7 +54,7 @@ class DeepSpeedEngine:
         self.device = ranks.device()
         self._plan, self._source = plan, source
         settings = deepspeed_settings(config, plan)
-        self._nvme = Path(config.nvme_path) if config.nvme_path and plan.strategy.endswith("-nvme") else None
+        self._nvme = Path(config.nvme_path) if config.nvme_path and plan.rung.on_nvme else None
         self._clear_nvme()  # of what an attempt that was killed left there
         model, dtype = source.on_meta(), torch.bfloat16 if config.dtype == "bf16" else torch.float32
         self.parameters = sum(p.numel() for p in model.parameters())

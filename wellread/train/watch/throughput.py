@@ -67,7 +67,7 @@ class Cost:
             targets=int(samples["n_targets"].sum()),
             squares=int((samples["n_tokens"] ** 2).sum()),
             padded=int(samples["width"].sum()),
-            host_bytes=int(host.reshape(plan.nodes, -1).sum(1).max()),
+            host_bytes=int(host.reshape(plan.machine.nodes, -1).sum(1).max()),
             gpu_bytes=int(evidence.ranks["gpu_peak"].max()),
         )
 

@@ -1,0 +1,109 @@
+"""RunConfig + machine + model + counts -> plan. Pure: it reads no file, no device, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from math import ceil, inf
+from typing import Any
+
+from wellread.config import RunConfig
+from wellread.errors import UserError
+from wellread.models.spec import ModelSpec
+from wellread.order.permutation import steps_of
+from wellread.planning.batches import micro_batches, ways
+from wellread.planning.decision import asked_for, decide
+from wellread.planning.fallback import Failure, narrowed, that_count
+from wellread.planning.machine import Machine
+from wellread.planning.plan import Counts, Plan
+from wellread.planning.saving import save_steps
+
+
+def make_plan(
+    config: RunConfig,
+    spec: ModelSpec,
+    machine: Machine,
+    counts: Counts,
+    ds_config: dict[str, Any] | None = None,
+    failures: Sequence[Failure] = (),
+) -> Plan:
+    """Decide batch arithmetic, engine, strategy, steps and checkpoints.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Resolved.
+    ds_config : dict, optional
+        What the file that `config` names holds (see `wellread.planning.deepspeed_file.read`).
+    failures : sequence of Failure
+        Attempts of this run whose memory ran out: their strategies are passed over.
+
+    Raises
+    ------
+    UserError
+        When the batch cannot be divided over the ranks, there is nothing to train on, no strategy fits, or the one
+        that is asked for lacks something.
+    """
+    spec = replace(spec, fresh=spec.fresh or config.init == "fresh")
+    batch_size = config.batch_size or spec.batch_size
+    micros = micro_batches(batch_size, machine.ranks, config.micro_batch_size)
+    steps = _steps(config, spec, counts, batch_size)
+    saves = save_steps(steps, config.save_every, config.save_schedule)
+    works = ways(config, spec, machine.ranks, batch_size, micros, len(saves))
+    limits = _limits(config, machine)
+    counted = that_count(failures, limits)
+    asked = asked_for(config, machine, ds_config)
+    decided = decide(config, spec, narrowed(limits, counted), works, asked, counted)
+    if config.compile and decided.engine != "torch":
+        raise UserError(f"--compile: is for ddp, and {decided.strategy} is {decided.reason}; leave it out")
+    return Plan(
+        model=spec.name,
+        machine=machine,
+        counts=counts,
+        batch_size=batch_size,
+        micro_batch_size=decided.work.micro_batch,
+        accumulation=decided.work.accumulation,
+        dtype=config.dtype,
+        engine=decided.engine,
+        strategy=decided.strategy,
+        strategy_reason=decided.reason,
+        strategies=tuple(found.as_dict() for found in decided.estimates),
+        seq_len=config.seq_len or spec.seq_len,
+        order=config.order,
+        order_control=config.order_control,
+        steps=steps,
+        epochs=round(steps * batch_size / counts.in_pass, 4),
+        warmup_steps=ceil(config.optim.warmup * steps),
+        save_steps=saves,
+        activation_checkpointing=decided.checkpointing,
+        offload_ratio=decided.offload_ratio,
+        ds_config=ds_config if asked and asked.strategy == decided.strategy else None,
+        failures=tuple(asdict(failure) for failure in counted),
+    )
+
+
+def replan(config: RunConfig, spec: ModelSpec, plan: Plan, failures: Sequence[Failure]) -> Plan:
+    """The plan again, for the same ranks and the same corpus, after `failures`.
+
+    Raises
+    ------
+    UserError
+        When nothing that is left fits.
+    """
+    made = make_plan(config, spec, plan.machine, plan.counts, plan.ds_config, failures)
+    return replace(made, forced=plan.forced)
+
+
+def _steps(config: RunConfig, spec: ModelSpec, counts: Counts, batch_size: int) -> int:
+    if counts.trainable < 1:
+        raise UserError(f"--data {config.data}: no trainable samples; lower --holdout or give more rows")
+    return config.steps or steps_of(config.epochs or spec.epochs, counts.in_pass, batch_size)
+
+
+def _limits(config: RunConfig, machine: Machine) -> Machine:
+    """The machine with the limits that the plan has to hold."""
+    return replace(
+        machine,
+        gpu_mem=machine.gpu_mem if machine.device == "cuda" else None,
+        nvme=inf if machine.nvme is None and config.nvme_path else machine.nvme,
+    )
