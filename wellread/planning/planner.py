@@ -41,8 +41,7 @@ def make_plan(
     Raises
     ------
     UserError
-        When the batch cannot be divided over the ranks, there is nothing to train on, no strategy fits, or the one
-        that is asked for lacks something.
+        When there is nothing to train on, no strategy fits, or what is asked for does not suit the machine.
     """
     spec = replace(spec, fresh=spec.fresh or config.init == "fresh")
     batch_size = config.batch_size or spec.batch_size
