@@ -50,6 +50,7 @@ def evaluate(evaluation: Evaluation, *, progress: bool = True) -> list[Result]:
     """
     from wellread.results import write
 
+    evaluation.run.config()  # a damaged one is refused before the costly part
     for need in evaluation.needs:
         need(evaluation.run)
     with Reporter(evaluation.work(), progress) as reporter:

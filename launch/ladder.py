@@ -50,7 +50,7 @@ def note_job(run: RunDirectory, job_id: str, state: str) -> Failure | None:
     last = run.manifest()["attempts"][-1] if number else {}
     if state != OUT_OF_MEMORY or last.get("job") != job_id or "out_of_memory" in last:
         return None
-    plan = Plan.from_json(run.plan_file.read_text())
+    plan = Plan.open(run.plan_file)
     limit = None if plan.machine.host_mem is None else int(plan.machine.host_mem * GIB)
     found = Shortage(place="host", evidence=f"job {job_id}: SLURM says {OUT_OF_MEMORY}", limit=limit)
     return _note(run, plan, number, found)

@@ -134,7 +134,7 @@ def launched(title: str, group: Group, place: Path, run: str, *flags: str) -> Ra
     logs = sorted((out / "log").glob("attempt-*-rank-0.log"))
     lines = [line for log in logs for line in log.read_text().splitlines() if line.startswith("step ")]
     loss = lines[-1].split("loss")[1].split()[0] if lines else "-"
-    plan = Plan.from_json((out / "plan.json").read_text()) if attempts else None
+    plan = Plan.open(out / "plan.json") if attempts else None
     predicted = plan.needs["host_bytes"] / GIB if plan and plan.needs else None
     return Ran(code, group.kills - before, [attempt["strategy"] for attempt in attempts], predicted, loss)
 

@@ -104,7 +104,7 @@ def _lead(run: RunDirectory, record: Record, checkpoints: list[Checkpoint]) -> s
 def _summary(run: RunDirectory, record: Record, read: RecordSummary, checkpoints: list[Checkpoint]) -> dict[str, str]:
     from wellread.planning.plan import Plan
 
-    config, plan = run.config(), Plan.from_json(run.plan_file.read_text())
+    config, plan = run.config(), Plan.open(run.plan_file)
     machine, ranks = plan.machine, f"{plan.ranks} rank{'s' * (plan.ranks > 1)}"
     return {
         "model": config.model,

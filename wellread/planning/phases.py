@@ -195,7 +195,7 @@ def read(s: Sizes) -> tuple[Block, ...]:
 
 
 def loading(s: Sizes, weights: Block) -> Phase:
-    """Weights come one tensor at a time (wellread/train/weights.py)."""
+    """Weights come one tensor at a time (wellread/train/engines/weights.py)."""
     return Phase(name="loading", device=(weights,), first=read(s))
 
 

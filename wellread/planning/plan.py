@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from wellread.config import from_dict
+from wellread.files import read_json
 from wellread.order.spec import parse
 from wellread.planning.machine import Machine
 from wellread.planning.strategies import STRATEGIES, Strategy
@@ -96,13 +98,27 @@ class Plan:
         return next((found for found in self.strategies if found["strategy"] == self.strategy), None)
 
     @classmethod
-    def from_json(cls, text: str) -> Plan:
-        """The plan that plan.json holds."""
+    def open(cls, path: Path) -> Plan:
+        """Read a plan.json.
 
+        Raises
+        ------
+        UserError
+            When it is damaged.
+        """
+        return cls._of(read_json(path))
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan that the text of a plan.json holds."""
+        return cls._of(json.loads(text))
+
+    @classmethod
+    def _of(cls, flat: dict[str, Any]) -> Plan:
         def take(key: str) -> Any:
             return values.pop(key, None) if key in _OPTIONAL else values.pop(key)
 
-        values = json.loads(text)
+        values = dict(flat)
         values.pop("ranks")
         machine = {key: take(key) for key in _OF_MACHINE}
         counts = {name: take(key) for key, name in _OF_COUNTS.items()}

@@ -60,7 +60,7 @@ class Run:
         """What was decided before its newest attempt: plan.json."""
         from wellread.planning.plan import Plan
 
-        return Plan.from_json(self.directory.plan_file.read_text())
+        return Plan.open(self.directory.plan_file)
 
     @cached_property
     def corpus(self) -> Corpus:

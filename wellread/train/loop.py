@@ -55,7 +55,7 @@ def train(run: RunDirectory, initial: Callable[[], Source], log: Path) -> int:
         Exit code: 0 when the run is finished, 128 + S when signal S stopped it (after a save).
     """
     config, corpus = nvme.with_own_folder(run), Corpus.open(run.corpus)
-    plan, order = Plan.from_json(run.plan_file.read_text()), open_order(run)
+    plan, order = Plan.open(run.plan_file), open_order(run)
     found, passed_over = resume.newest_checkpoint(run)
     gate.check(run, config, plan)
     trackers.check(config)

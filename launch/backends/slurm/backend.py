@@ -155,7 +155,7 @@ class Slurm(Backend):
         return jobs.parameters(self.file, name=name, nodes=1, ranks_per_node=1, code=provenance.ROOT, after=after)
 
     def _command(self, run: RunDirectory, arguments: tuple[str, ...]) -> CommandTask:
-        plan = Plan.from_json(run.plan_file.read_text())
+        plan = Plan.open(run.plan_file)
         return CommandTask(arguments, self.environment(replace(plan, machine=replace(plan.machine, ranks_per_node=1))))
 
     @staticmethod

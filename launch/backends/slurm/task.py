@@ -106,7 +106,7 @@ class RankTask:
         if restarts > self.requeues:
             raise UserError(f"queued again {restarts} times, {self.requeues} allowed; launch it again to continue")
         with run.lock(LOCK_PATIENCE):
-            plan, before = Plan.from_json(run.plan_file.read_text()), _last_step(run)
+            plan, before = Plan.open(run.plan_file), _last_step(run)
             for op in ops.needed(plan):
                 ops.ensure(op, self.variables)
             layout = {"job": job.job_id, "restart": restarts, "hosts": list(job.hostnames)}
