@@ -43,8 +43,9 @@ ON_THE_CLUSTER = ("test_slurm", "test_slurm_scripts", "test_doctor")
 """Files that use the one SLURM cluster."""
 LONGEST = (
     *(*ON_THE_CLUSTER, "test_kills", "test_engines", "test_finetune", "test_exactness", "test_strategies"),
-    *("test_lora", "test_bad_loss", "test_hostfile", "test_pack", "test_families", "test_memory", "test_ladder"),
-    *("test_smollm2", "test_bad_input", "test_errors", "test_local", "test_gpu_check", "test_gate", "test_old_run"),
+    *("test_lora", "test_bad_loss", "test_hostfile", "test_pack", "test_families", "test_memory"),
+    *("test_parameters", "test_ladder", "test_smollm2", "test_bad_input", "test_errors"),
+    *("test_local", "test_gpu_check", "test_gate", "test_old_run"),
 )
 """Files that take a minute or more. They begin first: else one worker would be at one when the others have no more."""
 

@@ -1,4 +1,4 @@
-"""`launch run eval`: its flags, and a pool of processes on this machine. What goes to SLURM: tests/test_sbatch.py."""
+"""`launch run eval`: its flags, and a pool of processes on this machine. What goes to SLURM: tests/test_submit.py."""
 
 from __future__ import annotations
 

@@ -203,7 +203,7 @@ def test_a_rank_that_says_so_moves(failed: tuple[RunDirectory, Plan]) -> None:
     assert lower
     assert lower.strategy != "ddp"
     assert lower.needs["gpu_bytes"] < 0.95 * 40 * GIB  # type: ignore[index]
-    assert Plan.from_json(run.plan_file.read_text()) == lower
+    assert Plan.open(run.plan_file) == lower
 
 
 def test_a_kill_on_another_node_moves_nothing(failed: tuple[RunDirectory, Plan]) -> None:

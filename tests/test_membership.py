@@ -17,8 +17,9 @@ from eval.progress import Reporter
 from eval.separation import auc, cluster_bootstrap, permuted_auc, roc, tpr_at_fpr
 from wellread import checkpoint as checkpoints
 from wellread.config import RunConfig
-from wellread.corpus import compile as compiling
+from wellread.corpus.merge import merge
 from wellread.corpus.read import Corpus
+from wellread.corpus.shards import Sample, Shard, write_shards
 from wellread.errors import UserError
 from wellread.files import write_json
 from wellread.models import registry
@@ -210,15 +211,15 @@ ATTEMPT = {"attempt": 1, "started": "now", "ranks": 1, "strategy": "ddp", "code"
 
 def make_corpus(path: Path, trainable: int, sealed: int, copies: bool) -> Corpus:
     samples = [
-        compiling.Sample(
+        Sample(
             tokens=[5 + i, 6, 7 + i % 3, 9], spans=[(2, 4)], document=3 if copies and i in (0, 7) else 100 + i,
             sealed=i >= trainable, set_id=0, row=i, category="qa",
         )
         for i in range(trainable + sealed)
     ]  # fmt: skip
     path.mkdir(parents=True)
-    compiling.write_shards(path, 1, lambda _: compiling.Shard(samples), lambda _: None)
-    compiling.merge(path, sets=("made up",), vocab_size=64, settings={}, extra={})
+    write_shards(path, 1, lambda _: Shard(samples), lambda _: None)
+    merge(path, sets=("made up",), vocab_size=64, settings={}, extra={})
     return Corpus.open(path)
 
 

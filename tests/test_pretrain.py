@@ -55,7 +55,7 @@ def test_any_ranks_and_strategies_read_the_same_batches(runs: dict[str, RunDirec
 @pytest.mark.slow
 def test_what_a_pretraining_keeps(runs: dict[str, RunDirectory]) -> None:
     run = runs["one"]
-    config, plan, corpus = run.config(), Plan.from_json(run.plan_file.read_text()), Corpus.open(run.corpus)
+    config, plan, corpus = run.config(), Plan.open(run.plan_file), Corpus.open(run.corpus)
     assert isinstance(config, PretrainConfig)
     assert (config.vocab, config.packing, config.optim.weight_decay, config.optim.min_lr) == ("512", "stream", 0.1, 0.0)
     checkpoints = list_checkpoints(run.checkpoints)

@@ -15,132 +15,23 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from conftest import ROOT, Program, missing
+from slurm_cluster import EXACT, Launched, call, mend, node, until
 
 from bench.memory import SHAPES, make_data, make_model
 from wellread.record.reader import Record
-from wellread.record.writer import COLUMNS
 from wellread.run import RunDirectory
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
-ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL"}
 SMALL = "--data sample --batch_size 8 --seq_len 64 --dtype fp32 --nodes 2 --ranks_per_node 1"
 PRETRAIN = (
     "--size 32x2x4 --data stories:400 --vocab 512 --seq_len 48 --batch_size 8 --dtype fp32 --steps 12 --generations 0"
 )
-EXACT = [name for name in COLUMNS if name != "loss"]
 FIRST_PORT, PORTS = 20_000, 20_000
-
-
-def call(*command: object, check: bool = True) -> str:
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=120, check=False)
-    assert not check or done.returncode == 0, f"{command} gave {done.returncode}: {done.stdout}{done.stderr}"
-    return done.stdout
-
-
-def until(what: str, holds: Callable[[], Any], seconds: float = 150) -> Any:
-    """The first true answer of `holds`."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if answer := holds():
-            return answer
-        time.sleep(0.2)
-    pytest.fail(f"{what}: not within {seconds:.0f} s\n{cluster_says()}")
-
-
-def cluster_says() -> str:
-    """What SLURM tells of its nodes, jobs and last decisions."""
-    shown = [call("scontrol", "show", *words, check=False) for words in (("node", "-o"), ("job", "-o"))]
-    log = Path(os.environ["SLURM_CONF"]).with_name("log") / "slurmctld.log"
-    return "\n".join([*shown, *log.read_text().splitlines()[-60:]])
-
-
-class Launched:
-    """A run on the cluster, and what SLURM and its files say of it."""
-
-    def __init__(self, program: Program, out: Path, flags: list[object], cluster: Path | str) -> None:
-        self.program, self.path = program, out
-        self.shown: Any = None
-        self.planned: Any = None
-        self.flags = [*flags, "--out", out, "--cluster", cluster]
-
-    def launch(self, *more: object, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return self.program("launch", "run", "finetune", *self.flags, *more, check=check)
-
-    @property
-    def job(self) -> str:
-        jobs = json.loads((self.path / "submit" / "jobs.json").read_text())
-        return str([job["id"] for job in jobs if job["kind"] == "finetune"][-1])
-
-    def state(self) -> str:
-        found = re.search(r"JobState=(\S+)", call("scontrol", "show", "job", self.job))
-        assert found
-        return found.group(1)
-
-    def status(self) -> dict[str, Any]:
-        done = self.program("launch", "status", self.path, "--json", check=True)
-        answer: dict[str, Any] = json.loads(done.stdout)[0]
-        return answer
-
-    def log(self, attempt: int) -> str:
-        path = self.path / "log" / f"attempt-{attempt:03d}-rank-0.log"
-        return path.read_text() if path.exists() else ""
-
-    def attempts(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = RunDirectory(self.path).manifest()["attempts"]
-        return found
-
-    def await_log(self, attempt: int, text: str, seconds: float = 150) -> str:
-        found: str = until(
-            f"{text!r} in attempt {attempt}", lambda: text in self.log(attempt) and self.log(attempt), seconds
-        )
-        return found
-
-    def hurry(self) -> None:
-        """A job that was queued again waits about two minutes, unless it is told not to."""
-        call("scontrol", "update", f"JobId={self.job}", "StartTime=now", check=False)
-
-    def requeued(self, attempt: int) -> str:
-        """Wait until the job runs again as `attempt`; what its rank 0 says."""
-        until("queued again", lambda: self.state() == "PENDING" or self.log(attempt))
-        time.sleep(3)  # a start within the second of the requeue is refused by the nodes, and the job fails
-        self.hurry()
-        return self.await_log(attempt, "continuing from")
-
-    def end(self, seconds: float = 150) -> str:
-        until("the end of the job", lambda: self.state() in ENDED, seconds)
-        return self.state()
-
-    def steps(self) -> list[psutil.Process]:
-        """SLURM's own processes that run the job's steps, whichever node they are on."""
-        title = f"slurmstepd: [{self.job}."
-        return [
-            one for one in psutil.process_iter(["cmdline"]) if " ".join(one.info["cmdline"] or []).startswith(title)
-        ]
-
-    def ranks(self) -> list[psutil.Process]:
-        """Processes of the ranks, whichever node they are on, in the order of their numbers."""
-        words = f"finetune train {self.path}"
-        found = []
-        for process in psutil.process_iter(["cmdline"]):
-            with suppress(psutil.NoSuchProcess):
-                if " ".join(process.info["cmdline"] or []).endswith(words):
-                    found.append((int(process.environ()["RANK"]), process))
-        return [process for _, process in sorted(found, key=lambda pair: pair[0])]
-
-    def rows(self) -> list[dict[str, object]]:
-        listed: list[dict[str, object]] = Record.open(self.path / "record").table(EXACT).to_pylist()
-        return listed
-
-    def verified(self) -> None:
-        self.program("eval", "verify", self.path, check=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -148,8 +39,8 @@ def cluster() -> Iterator[None]:
     if "SLURM_CONF" not in os.environ:
         missing('no SLURM cluster: start one with eval "$(make -s slurm-up)"')
     yield
-    for node in ("n1", "n2"):
-        mend(node)
+    for name in ("n1", "n2"):
+        mend(name)
 
 
 @pytest.fixture
@@ -168,18 +59,6 @@ def start(program: Program, small_model: Path, corpora: Path, tmp_path: Path) ->
     for run in begun:
         for job in json.loads((run.path / "submit" / "jobs.json").read_text()):
             call("scancel", job["id"], check=False)
-
-
-def node(verb: str, name: str) -> None:
-    call(ROOT / "scripts" / "slurm_node.sh", verb, name)
-
-
-def mend(name: str) -> None:
-    node("mend", name)
-    until(
-        f"{name} in service",
-        lambda: re.search(r"State=(IDLE|MIXED|ALLOCATED)\b(?!\S*\*)", call("scontrol", "show", "node", name)),
-    )
 
 
 # ---- the same run, on two nodes

@@ -438,7 +438,7 @@ def test_progress_is_written_at_first_and_then_once_a_second(
     monkeypatch.setattr(monitor.time, "monotonic", lambda: now)
     monkeypatch.setenv("WELLREAD_ATTEMPT", "3")
     path = copied_run.log / "progress.json"
-    plan = Plan.from_json(copied_run.plan_file.read_text())
+    plan = Plan.open(copied_run.plan_file)
     at_8 = {checkpoint.step: checkpoint.tokens for checkpoint in list_checkpoints(copied_run.checkpoints)}[8]
 
     def written() -> dict[str, Any]:
@@ -466,7 +466,7 @@ def test_progress_is_written_at_first_and_then_once_a_second(
 
 
 def test_progress_that_cannot_be_written_ends_no_run(copied_run: RunDirectory) -> None:
-    progress = Progress(copied_run, Plan.from_json(copied_run.plan_file.read_text()), start=0)
+    progress = Progress(copied_run, Plan.open(copied_run.plan_file), start=0)
     (copied_run.log / "progress.json").unlink()
     (copied_run.log / "progress.json").mkdir()
     (copied_run.log / "progress.json" / "in the way").touch()

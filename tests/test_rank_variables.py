@@ -1,0 +1,85 @@
+"""Environment variables that the ranks get, and no others."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from launch.backends.base import of
+from launch.cluster import ClusterFile
+from wellread.planning.machine import Machine
+from wellread.planning.plan import Counts, Plan
+
+PLAN = Plan(
+    model="tiny", machine=Machine(cluster="local", device="cpu", ranks_per_node=2),
+    counts=Counts(samples=4, trainable=4, sealed=0, exact=True), batch_size=4, micro_batch_size=2, accumulation=1,
+    dtype="bf16", engine="torch", strategy="ddp", strategy_reason="", seq_len=8,
+    steps=1, epochs=1.0, warmup_steps=0, save_steps=(0, 1),
+)  # fmt: skip
+LOCAL = ClusterFile(kind="local")
+
+
+def environment(plan: Plan, file: ClusterFile) -> dict[str, str]:
+    return of(file).environment(plan)
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Nothing set that the ranks' variables depend on; eight cores."""
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "TORCH_EXTENSIONS_DIR", "WELLREAD_MODELS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    return monkeypatch
+
+
+def test_the_ranks_get_these_variables_and_no_others(bare: pytest.MonkeyPatch) -> None:
+    bare.setenv("HF_TOKEN", "not for the ranks' list")
+    bare.setenv("AWS_SECRET_ACCESS_KEY", "nor this")
+    found = environment(PLAN, replace(LOCAL, python="/opt/venv/bin/python"))
+    assert found == {
+        "OMP_NUM_THREADS": "4",
+        "TORCH_EXTENSIONS_DIR": "/opt/venv/torch_extensions",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONFAULTHANDLER": "1",
+        "DS_ACCELERATOR": "cpu",
+        "OMP_WAIT_POLICY": "passive",
+    }
+
+
+def test_the_accelerator_is_named_on_cpu_alone(bare: pytest.MonkeyPatch) -> None:
+    assert environment(PLAN, LOCAL)["DS_ACCELERATOR"] == "cpu"
+    bare.setenv("OMP_WAIT_POLICY", "active")
+    assert environment(PLAN, LOCAL)["OMP_WAIT_POLICY"] == "active"
+    on_gpus = environment(replace(PLAN, machine=replace(PLAN.machine, device="cuda")), LOCAL)
+    assert "DS_ACCELERATOR" not in on_gpus
+    assert on_gpus["PYTORCH_ALLOC_CONF"] == "pinned_max_cached_size_mb:1"
+
+
+def test_threads_share_the_cores(bare: pytest.MonkeyPatch) -> None:
+    def threads(ranks: int, file: ClusterFile) -> str:
+        return environment(replace(PLAN, machine=Machine(device="cpu", ranks_per_node=ranks)), file)["OMP_NUM_THREADS"]
+
+    assert [threads(n, LOCAL) for n in (1, 3, 8, 9)] == ["8", "2", "1", "1"]
+    assert threads(2, ClusterFile(kind="slurm")) == "1"  # this machine's cores say nothing of the nodes'
+    assert threads(2, ClusterFile(kind="slurm", cpus_per_rank=12)) == "12"
+    bare.setenv("OMP_NUM_THREADS", "5")
+    assert threads(1, LOCAL) == threads(1, ClusterFile(kind="slurm", cpus_per_rank=12)) == "5"
+
+
+def test_folders_of_models_are_made_absolute(bare: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    bare.chdir(tmp_path)
+    bare.setenv("HOME", str(tmp_path / "home"))
+    bare.setenv("WELLREAD_MODELS", os.pathsep.join(["models", "", "/srv/models", "~/mine"]))
+    assert environment(PLAN, LOCAL)["WELLREAD_MODELS"].split(os.pathsep) == [
+        f"{tmp_path}/models", "/srv/models", f"{tmp_path}/home/mine",
+    ]  # fmt: skip
+
+
+def test_the_cluster_file_has_the_last_word(bare: pytest.MonkeyPatch) -> None:
+    file = replace(LOCAL, interface="eth1", environment={"OMP_NUM_THREADS": "2", "NCCL_SOCKET_IFNAME": "ib0"})
+    found = environment(PLAN, file)
+    assert (found["OMP_NUM_THREADS"], found["GLOO_SOCKET_IFNAME"], found["NCCL_SOCKET_IFNAME"]) == ("2", "eth1", "ib0")
