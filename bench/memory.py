@@ -149,7 +149,7 @@ def make_model(directory: Path, shape: Shape) -> None:
         max_position_embeddings=2048,
     )
     AutoModelForCausalLM.from_config(config, dtype=torch.float16).save_pretrained(directory)
-    copy_files(prepare(RunConfig(corpora=str(directory.parent / "corpora"))) / "tokenizer", directory)
+    copy_files(prepare(RunConfig.of(corpora=str(directory.parent / "corpora"))) / "tokenizer", directory)
 
 
 def make_data(path: Path) -> None:

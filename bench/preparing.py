@@ -58,7 +58,7 @@ def compile_rows(data: Path, folder: Path) -> None:
 
     AutoTokenizer.from_pretrained(folder / "model")
     began = time.perf_counter()
-    prepare(RunConfig(**all_settings(data, folder)))
+    prepare(RunConfig.of(**all_settings(data, folder)))
     (folder / SECONDS).write_text(f"{time.perf_counter() - began}")
 
 

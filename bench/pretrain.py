@@ -53,19 +53,19 @@ class Work:
     @property
     def config(self) -> PretrainConfig:
         """As of a run, without its folders."""
-        return PretrainConfig(model=f"stories-{self.size.lower()}", vocab=str(self.vocab), seq_len=self.seq_len)
+        return PretrainConfig.of(model=f"stories-{self.size.lower()}", vocab=str(self.vocab), seq_len=self.seq_len)
 
     @property
     def spec(self) -> ModelSpec:
         """The model."""
-        return model_of(find(self.config.model), self.vocab, self.config)
+        return model_of(find(self.config.model.name), self.vocab, self.config)
 
 
 def settings(work: Work, folder: Path, **own: Any) -> dict[str, Any]:
     """Settings of a run that saves at its ends alone."""
     steps = own.get("steps", STEPS)
     return {
-        "model": work.config.model,
+        "model": work.config.model.name,
         "vocab": work.vocab,
         "data": f"stories:{work.stories}",
         "seq_len": work.seq_len,

@@ -68,7 +68,7 @@ def step_overhead(directory: Path) -> dict[str, float]:
     from wellread.train.engines.choose import make_engine
 
     spec = find("tiny")
-    config = resolve(RunConfig(model="tiny", corpora=str(directory)), spec)
+    config = resolve(RunConfig.of(model="tiny", corpora=str(directory)), spec)
     corpus = Corpus.open(prepare(config))
     counts = Counts(samples=corpus.n, trainable=corpus.n_trainable, sealed=corpus.n - corpus.n_trainable, exact=True)
     device = "cuda" if ranks.device().type == "cuda" else "cpu"

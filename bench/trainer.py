@@ -119,7 +119,7 @@ def compiled(work: Work, folder: Path) -> Corpus:
     from finetune.prepare import prepare
 
     settings = run_settings(work, folder)
-    return Corpus.open(prepare(RunConfig(**{name: settings[name] for name in RUN_DATA})))
+    return Corpus.open(prepare(RunConfig.of(**{name: settings[name] for name in RUN_DATA})))
 
 
 # --- wellread --------------------------------------------------------------------------------------------------------

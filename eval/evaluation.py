@@ -141,7 +141,7 @@ class PerCheckpoint(Evaluation, Generic[Kept]):
 
     @cached_property
     def _model(self) -> str:
-        return self.run.config().model
+        return self.run.config().model.name
 
 
 NO_FLAGS = {"run", "steps", "device"}

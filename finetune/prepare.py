@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from finetune import show
 from finetune.tokenise import Item, tokenise
-from wellread.config import RunConfig
+from wellread.config import DataConfig, RunConfig
 from wellread.corpus import summary, tokenizer
 from wellread.corpus.building import building
 from wellread.corpus.merge import merge
@@ -51,12 +51,12 @@ def prepare(config: RunConfig, shown: int = 0) -> Path:
     UserError
         When the data, the model or its tokenizer cannot be used, or too many rows are broken.
     """
-    return compile_corpus(resolve(config, find(config.model)), shown)
+    return compile_corpus(resolve(config, find(config.model.name)), shown)
 
 
 def compile_corpus(config: RunConfig, shown: int = 0) -> Path:
     """Do what `prepare` does, of resolved settings."""
-    rows = Rows.of(config, find(config.model))
+    rows = Rows.of(config, find(config.model.name))
     target = rows.directory
     with building(target) as build:
         if build is None:
@@ -66,15 +66,15 @@ def compile_corpus(config: RunConfig, shown: int = 0) -> Path:
     corpus = Corpus.open(target)
     summary.summary(corpus)
     show.samples(corpus, shown)
-    _warn_unsealed(corpus, config)
+    _warn_unsealed(corpus, config.data)
     return target
 
 
 def _compile(build: Path, target: Path, rows: Rows) -> None:
     config, mixture, spec, settings = rows.config, rows.mixture, rows.spec, rows.settings
     gc.freeze()  # what is loaded stays: the collector would go through all of it again and again
-    found = [reader.kept_if_small() for reader in readers(config, mixture)]
-    counts, bad = _check_rows(found, config.max_bad_rows, spec)
+    found = [reader.kept_if_small() for reader in readers(config.data, mixture)]
+    counts, bad = _check_rows(found, config.data.max_bad_rows, spec)
     chosen = mixture.chosen(counts)
     taken = [int(np.count_nonzero(n if of is None else of)) for n, of in zip(counts, chosen, strict=True)]
     backend = _tokenizer(spec, found, chosen, build)
@@ -82,13 +82,13 @@ def _compile(build: Path, target: Path, rows: Rows) -> None:
         part = "" if of == np.count_nonzero(n) else f"{of:,} of "
         print(f"compiling {part}{len(n):,} rows of {reader.source.name} into {target}", flush=True)
     items = sum(int(n.sum() if of is None else n[of].sum()) for n, of in zip(counts, chosen, strict=True)) + len(bad)
-    _write(build, _items(found, chosen), backend, config, items)
+    _write(build, _items(found, chosen), backend, config.data, items)
     merge(
         build,
         sets=mixture.names,
         vocab_size=spec.vocab,
         settings=settings,
-        pack=config.seq_len if config.pack else None,
+        pack=config.data.seq_len if config.data.pack else None,
         extra={
             "kind": TEXT if all(reader.schema.name == TEXT for reader in found) else "instruction",
             "sets": [_described(*of) for of in zip(found, counts, taken, settings["sets"], strict=True)],
@@ -113,7 +113,7 @@ def _described(reader: Reader, counts: NDArray[np.int64], taken: int, settings: 
     }
 
 
-def _warn_unsealed(corpus: Corpus, config: RunConfig) -> None:
+def _warn_unsealed(corpus: Corpus, config: DataConfig) -> None:
     if corpus.n == corpus.n_trainable and config.holdout > 0:
         print(
             f"warning: none of the {corpus.n:,} samples is sealed (--holdout {config.holdout:g}): "
@@ -190,7 +190,7 @@ def _tokenizer(spec: ModelSpec, found: Sequence[Reader], chosen: Chosen, build: 
     return backend
 
 
-def _write(build: Path, found: Iterator[Item], backend: tokenizer.Tokenizer, config: RunConfig, items: int) -> None:
+def _write(build: Path, found: Iterator[Item], backend: tokenizer.Tokenizer, config: DataConfig, items: int) -> None:
     """Tokenise stretch by stretch, with a progress bar on a terminal."""
     from rich.console import Console
     from rich.progress import Progress

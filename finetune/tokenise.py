@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TypeGuard
 
-from wellread.config import RunConfig
+from wellread.config import DataConfig
 from wellread.corpus import holdout
 from wellread.corpus.shards import Sample, Shard
 from wellread.corpus.tokenizer import Tokenizer
@@ -30,7 +30,7 @@ class Item:
     """Its file or hub set, for errors."""
 
 
-def tokenise(stretch: Sequence[Item], backend: Tokenizer, config: RunConfig) -> Shard:
+def tokenise(stretch: Sequence[Item], backend: Tokenizer, config: DataConfig) -> Shard:
     """Turn items into samples, in their order.
 
     A template's sample is prompt, response and end of sequence, turn after turn; loss on responses and ends. A sample
@@ -103,7 +103,7 @@ def _joined(found: Example, tokens: list[int], rest: Iterator[list[int]], eos: i
     return tokens, spans
 
 
-def _add_chat(shard: Shard, item: Item, found: Example, backend: Tokenizer, config: RunConfig) -> None:
+def _add_chat(shard: Shard, item: Item, found: Example, backend: Tokenizer, config: DataConfig) -> None:
     try:
         tokens, spans = backend.chat(found.system, found.turns)
     except UserError as error:
@@ -116,7 +116,7 @@ def _add_chat(shard: Shard, item: Item, found: Example, backend: Tokenizer, conf
     _add(shard, item, tokens, spans, config)
 
 
-def _add(shard: Shard, item: Item, tokens: list[int], spans: Spans, config: RunConfig) -> None:
+def _add(shard: Shard, item: Item, tokens: list[int], spans: Spans, config: DataConfig) -> None:
     """Cut a sample to the window, seal it or not, and keep it."""
     found, seq_len = item.found, config.seq_len or 0
     assert isinstance(found, Example)
@@ -144,7 +144,7 @@ def _documents(documents: Sequence[Raw], backend: Tokenizer) -> list[list[int]]:
     ]
 
 
-def _add_windows(shard: Shard, item: Item, tokens: list[int], config: RunConfig) -> None:
+def _add_windows(shard: Shard, item: Item, tokens: list[int], config: DataConfig) -> None:
     """Cut a document into windows that share one token, so that each token but the first is scored once."""
     found, seq_len = item.found, config.seq_len or 0
     assert isinstance(found, Raw)
@@ -155,7 +155,7 @@ def _add_windows(shard: Shard, item: Item, tokens: list[int], config: RunConfig)
 
 
 def _sample(
-    item: Item, found: Example | Raw, tokens: list[int], spans: Spans, document: int, config: RunConfig
+    item: Item, found: Example | Raw, tokens: list[int], spans: Spans, document: int, config: DataConfig
 ) -> Sample:
     return Sample(
         tokens=tokens,

@@ -29,12 +29,12 @@ def of(config: RunConfig, spec: ModelSpec, corpus: str, order: Order, plan: Plan
         Hash of the corpus.
     """
     return {
-        "model": fingerprint(spec, config.init),
+        "model": fingerprint(spec, config.model.init),
         "corpus": corpus,
         "order": order.identity(),
         "batch_size": plan.batch_size,
         "seq_len": plan.seq_len,
-        "seed": config.seed,
+        "seed": config.schedule.seed,
         "steps": plan.steps,
         "dtype": plan.dtype,
         "optim": to_dict(config.optim),
@@ -59,7 +59,7 @@ def begin(run: RunDirectory, config: RunConfig, asked: dict[str, Any], corpus: P
     manifest: dict[str, Any] = run.manifest() if run.manifest_file.exists() else {"version": 1, "attempts": []}
     if any(run.checkpoints.glob("step-*")):
         refuse_other(run, asked)
-        if config.resume == "never":
+        if config.save.resume == "never":
             raise UserError(f"{run.path}: has begun, and --resume never was asked for; choose another --out")
         try:
             store.open_order(run)

@@ -14,7 +14,7 @@ from launch.backends.base import Backend, Training
 from launch.evaluation import AFTER_A_RUN, Request
 from launch.options import LaunchOptions, cluster_of
 from wellread import provenance
-from wellread.config import RunConfig
+from wellread.config import ClusterConfig, RunConfig
 from wellread.corpus import summary as summaries
 from wellread.corpus.read import Corpus
 from wellread.errors import UserError
@@ -53,12 +53,12 @@ class Job:
         UserError
             For an unknown model, data set, cluster or setting.
         """
-        if Path(config.model).expanduser().is_dir():
-            config = replace(config, model=str(Path(config.model).expanduser().resolve()))
-        spec = registry.find(config.model)
+        if Path(config.model.name).expanduser().is_dir():
+            config = config.replace(model=str(Path(config.model.name).expanduser().resolve()))
+        spec = registry.find(config.model.name)
         config = resolve(config, spec)
-        backend = backends.of(cluster_of(config.cluster, options.time, options.partition))
-        cluster = _sized(config, backend, options)
+        backend = backends.of(cluster_of(config.cluster.name, options.time, options.partition))
+        cluster = _sized(config.cluster, backend, options)
         job = cls(config, samples_of(config, spec), backend, cluster, options)
         backend.check(job.run)
         return job
@@ -66,7 +66,7 @@ class Job:
     @property
     def run(self) -> RunDirectory:
         """The run directory, whether or not it is there."""
-        return RunDirectory(Path(self.config.out or ""))
+        return RunDirectory(Path(self.config.save.out or ""))
 
     @property
     def spec(self) -> ModelSpec:
@@ -94,7 +94,7 @@ class Job:
     def plan(self, corpus: Corpus | None) -> Plan:
         """Plan the run; without a compiled corpus, from the rows of the source."""
         counts = _counts(corpus, self.order(corpus).order.n) if corpus else self._estimate()
-        own = deepspeed_file.read(self.config.ds_config) if self.config.ds_config else None
+        own = deepspeed_file.read(self.config.cluster.ds_config) if self.config.cluster.ds_config else None
         begun = self.options.ladder == "on" and not self.options.force  # by force, it begins as asked
         failures = ladder.failures(self.run) if begun else ()
         made = make_plan(self.config, self.spec, self.cluster, counts, own, failures)
@@ -103,13 +103,13 @@ class Job:
     def order(self, corpus: Corpus) -> Built:
         """The order over `corpus`, built once: it may be long."""
         if corpus.path not in self._orders:
-            self._orders[corpus.path] = build(self.config, corpus)
+            self._orders[corpus.path] = build(self.config.schedule, corpus)
         return self._orders[corpus.path]
 
     def _estimate(self) -> Counts:
         rows = self.samples.estimate()
-        sealed = round(rows * self.config.holdout)
-        read = samples_before_corpus(self.config, rows - sealed)
+        sealed = round(rows * self.config.data.holdout)
+        read = samples_before_corpus(self.config.schedule, rows - sealed)
         return Counts(samples=rows, trainable=rows - sealed, sealed=sealed, exact=False, pass_samples=read)
 
     def planned(self) -> Plan:
@@ -118,7 +118,7 @@ class Job:
         directory = self.corpus_directory() if local else None
         compiled = directory is not None and (directory / "corpus.json").is_file()
         plan = self.plan(Corpus.open(directory) if directory is not None and compiled else None)
-        if self.config.nvme_path and plan.rung.on_nvme:
+        if self.config.cluster.nvme_path and plan.rung.on_nvme:
             self.backend.check_nvme(plan.strategy)
         return plan
 
@@ -139,7 +139,7 @@ class Job:
             return None
         write_json(self.run.plan_file, plan.as_dict())
         if self.options.snapshot == "on":
-            for name in snapshot.take(self.run, Path(self.config.corpora)):
+            for name in snapshot.take(self.run, Path(self.config.data.corpora)):
                 print(f"not in the code snapshot, since untracked and large: {name}", file=sys.stderr)
         return plan
 
@@ -154,7 +154,7 @@ class Job:
         return identity.of(self.config, self.spec, corpus.hash, self.order(corpus).order, plan)
 
 
-def _sized(config: RunConfig, backend: Backend, options: LaunchOptions) -> Machine:
+def _sized(config: ClusterConfig, backend: Backend, options: LaunchOptions) -> Machine:
     """The cluster with the sizes of its memory, as far as they are known."""
     gpu_mem, host_mem = backend.sizes()
     if _imagined(backend, options):
@@ -204,7 +204,7 @@ def run(config: RunConfig, options: LaunchOptions) -> int:
     planned = job.planned()  # what cannot be planned, or cannot fit, is refused before anything is written
     if _imagined(job.backend, options):
         raise UserError(f"--gpu_mem: {job.backend.lacks_gpus()}; launch plan tells what a run on such GPUs would need")
-    if not config.nvme_path:
+    if not config.cluster.nvme_path:
         if planned.rung.on_nvme:
             raise UserError(f"--strategy {planned.strategy}: needs --nvme_path, a directory on each node's NVMe disk")
         job = replace(job, cluster=replace(job.cluster, nvme=None))  # its size alone is for launch plan

@@ -29,7 +29,7 @@ def as_text(job: Job) -> str:
     rows = [
         ("run", f"{job.run.path}{_state(job)}"),
         ("model", f"{plan.model} ({plan.dtype})"),
-        ("data", f"{job.config.data}: {_counts(plan, job.config.pack)}"),
+        ("data", f"{job.config.data.name}: {_counts(plan, job.config.data.pack)}"),
         ("order", _order(plan)),
         ("batch", _batch(plan)),
         ("engine", f"{plan.engine}, {plan.strategy}{_recomputing(plan)} ({plan.strategy_reason})"),
@@ -51,7 +51,7 @@ def as_text(job: Job) -> str:
 def _defaults(job: Job) -> str:
     """Which settings of the training are the model's defaults, and where it says why; empty when none is."""
     spec, config = job.spec, job.config
-    asked = {"learning rate": config.optim.lr, "batch": config.batch_size, "epochs": config.epochs}
+    asked = {"learning rate": config.optim.lr, "batch": config.schedule.batch_size, "epochs": config.schedule.epochs}
     usual = {"learning rate": spec.lr, "batch": spec.batch_size, "epochs": spec.epochs}
     names = [name for name, value in asked.items() if value == usual[name]]
     names += ["schedule"] * (replace(config.optim, lr=None) == type(config)().optim)

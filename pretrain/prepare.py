@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pretrain import perplexity
 from pretrain.tokenise import Text, Tokenising, write
-from wellread.config import PretrainConfig
+from wellread.config import PretrainConfig, TextConfig
 from wellread.corpus import sentencepiece, summary, tokenizer
 from wellread.corpus.building import building
 from wellread.corpus.merge import merge
@@ -50,15 +50,15 @@ def prepare(config: PretrainConfig) -> Path:
     UserError
         When the documents, the vocabulary, the list of words or the model cannot be used.
     """
-    return compile_corpus(resolve(config, find(config.model)))
+    return compile_corpus(resolve(config, find(config.model.name)))
 
 
 def compile_corpus(config: PretrainConfig) -> Path:
     """Do what `prepare` does, of resolved settings."""
-    asked = Documents.of(config, find(config.model))
-    if config.packing == "story":
+    asked = Documents.of(config, find(config.model.name))
+    if config.data.packing == "story":
         _check_separators(asked.source)
-    words = tuple(text_metrics.read_words(Path(config.word_list).expanduser())) if config.word_list else ()
+    words = tuple(text_metrics.read_words(Path(config.data.word_list).expanduser())) if config.data.word_list else ()
     target = asked.directory
     with building(target) as build:
         if build is None:
@@ -72,7 +72,7 @@ def compile_corpus(config: PretrainConfig) -> Path:
     return target
 
 
-def _seq_len(config: PretrainConfig) -> int:
+def _seq_len(config: TextConfig) -> int:
     """Longest sample, of resolved settings."""
     assert config.seq_len
     return config.seq_len
@@ -80,18 +80,18 @@ def _seq_len(config: PretrainConfig) -> int:
 
 def _compile(build: Path, target: Path, asked: Documents, words: tuple[str, ...]) -> None:
     config, source, settings = asked.config, asked.source, asked.settings
-    found = _look_through(source, config)
-    model = _model(build, config, found)
+    found = _look_through(source, config.data)
+    model = _model(build, config.data, found)
     taken = Mixture((source,)).chosen([found.usable])[0]
     total = int(found.usable.sum() if taken is None else taken.sum())
     print(f"compiling {total:,} stories of {source.name} into {target}", flush=True)
     how = Tokenising(
         model=model,
-        seq_len=_seq_len(config),
-        packing=config.packing,
-        long_stories=config.long_stories,
-        holdout=config.holdout,
-        holdout_seed=config.holdout_seed,
+        seq_len=_seq_len(config.data),
+        packing=config.data.packing,
+        long_stories=config.data.long_stories,
+        holdout=config.data.holdout,
+        holdout_seed=config.data.holdout_seed,
         metrics=settings["metrics"] is not None,
         words=words,
     )
@@ -106,7 +106,7 @@ def _compile(build: Path, target: Path, asked: Documents, words: tuple[str, ...]
         metrics=names if how.metrics else (),
         extra={
             "kind": TEXT,
-            "packing": config.packing,
+            "packing": config.data.packing,
             "sets": [
                 {"name": source.name, "schema": TEXT, "template": TEXT, "rows": found.rows, "taken": total}
                 | {"sha256": settings["sets"][0]["content"]}
@@ -121,8 +121,8 @@ def _compile(build: Path, target: Path, asked: Documents, words: tuple[str, ...]
             "bad_rows": found.bad.lines,
         },
     )
-    if config.perplexity:
-        perplexity.add(build, config.perplexity)
+    if config.data.perplexity:
+        perplexity.add(build, config.data.perplexity)
 
 
 # --- what the source holds -------------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ def _check_separators(source: Source) -> None:
         )
 
 
-def _look_through(source: Source, config: PretrainConfig) -> _Found:
+def _look_through(source: Source, config: TextConfig) -> _Found:
     """Read every document once: which can be used, and their words where a vocabulary is trained."""
     for path in documents.unseparated(source):
         print(f"{path}: holds no <|endoftext|>, so it is one text, on one side of the seal", file=sys.stderr)
@@ -175,7 +175,7 @@ def _texts(source: Source, taken: NDArray[np.bool_] | None) -> Iterator[Text]:
             yield number, found.text, found.category
 
 
-def _model(build: Path, config: PretrainConfig, found: _Found) -> bytes:
+def _model(build: Path, config: TextConfig, found: _Found) -> bytes:
     """The SentencePiece model, put into the corpus; trained where none is given.
 
     It is trained on every document, sealed ones too: then read and sealed texts stay exchangeable.

@@ -202,7 +202,7 @@ def corpus(corpora: Path) -> Corpus:
     """The shipped sample set, compiled for the tiny model with a quarter of its documents sealed."""
     from finetune.prepare import prepare
 
-    return Corpus.open(prepare(RunConfig(corpora=str(corpora))))
+    return Corpus.open(prepare(RunConfig.of(corpora=str(corpora))))
 
 
 @pytest.fixture(scope="session")

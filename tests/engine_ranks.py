@@ -136,7 +136,7 @@ def one_task(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
     tensors.SHARD_BYTES = task.get("shard_bytes", tensors.SHARD_BYTES)
     plan = plan_of(task, ranks.world_size())
     nested = {"optim": OptimConfig(lr=1e-3, **task.get("optim", {})), "lora": LoraConfig(**task.get("lora", {}))}
-    config = RunConfig(dtype=plan.dtype, **nested, **task.get("config", {}))
+    config = RunConfig.of(dtype=plan.dtype, **nested, **task.get("config", {}))
     path = Path(task["model"])
     result: dict[str, Any] = {}
 

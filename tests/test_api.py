@@ -64,7 +64,7 @@ def test_the_parts_of_a_run_are_read_once(tiny_run: RunDirectory, corpus: Corpus
     assert run.corpus is run.corpus is run.history.reader
     assert run.record is run.history.record
     assert run.tokenizer is run.history.tokenizer
-    assert (run.corpus.hash, run.config.steps, run.plan.steps) == (corpus.hash, 12, 12)
+    assert (run.corpus.hash, run.config.schedule.steps, run.plan.steps) == (corpus.hash, 12, 12)
     assert [checkpoint.step for checkpoint in run.checkpoints] == [0, 4, 8, 12]
     for batch_id in (-1, 12):
         with pytest.raises(UserError, match=rf"^batch {batch_id}: out of range, .* has batches 0 … 11$"):
@@ -108,7 +108,7 @@ def test_texts_of_a_pretraining_corpus_are_those_of_transformers(tmp_path: Path)
     from wellread.config import PretrainConfig
 
     made = Corpus.open(
-        prepare(PretrainConfig(model="stories-32x1x2", data="stories:200", vocab="512", corpora=str(tmp_path)))
+        prepare(PretrainConfig.of(model="stories-32x1x2", data="stories:200", vocab="512", corpora=str(tmp_path)))
     )
     same_texts(made.tokenizer, [made.tokens(i).tolist() for i in range(made.n)])
 

@@ -30,7 +30,7 @@ def poison(small_model: Path, corpora: Path, tmp_path_factory: pytest.TempPathFa
 
     from finetune.prepare import prepare
 
-    config = RunConfig(model=str(small_model), data="sample", seq_len=96, corpora=str(corpora))
+    config = RunConfig.of(model=str(small_model), data="sample", seq_len=96, corpora=str(corpora))
     corpus = Corpus.open(prepare(config))
     where = np.concatenate([np.full(len(corpus.tokens(i)), i) for i in range(corpus.n)])
     tokens = np.concatenate([corpus.tokens(i) for i in range(corpus.n)])

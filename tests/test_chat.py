@@ -154,17 +154,17 @@ def test_every_token_of_turns_in_a_text_template(shared: Path, tmp_path: Path) -
     """One beginning, and an end after each answer; Llama's tokenizer adds no blank inside a sample."""
     tokenizer = llama(shared, tmp_path, None)
     found = Example((("Question: Hi.\nAnswer:", " Yes."), ("\nQuestion: So?\nAnswer:", " No.")), "document")
-    config = RunConfig(seq_len=64, holdout=0.0)
-    (sample,) = tokenise([Item(0, 1, found)], tokenizer, config).samples
+    config = RunConfig.of(seq_len=64, holdout=0.0)
+    (sample,) = tokenise([Item(0, 1, found)], tokenizer, config.data).samples
     assert [(name, scored) for _, name, scored in masked(tokenizer, list(sample.tokens), list(sample.spans))] == [
         ("<s>", False), ("▁Question", False), (":", False), ("▁Hi", False), (".", False), ("<0x0A>", False),
         ("Answer", False), (":", False), ("▁Yes", True), (".", True), ("</s>", True),
         ("<0x0A>", False), ("Question", False), (":", False), ("▁So", False), ("?", False), ("<0x0A>", False),
         ("Answer", False), (":", False), ("▁No", True), (".", True), ("</s>", True),
     ]  # fmt: skip
-    cut = tokenise([Item(0, 1, found)], tokenizer, RunConfig(seq_len=20, holdout=0.0))
+    cut = tokenise([Item(0, 1, found)], tokenizer, RunConfig.of(seq_len=20, holdout=0.0).data)
     assert (cut.samples[0].spans, dict(cut.counts)) == ([(8, 11), (19, 20)], {"response_cut": 1})
-    everything = tokenise([Item(0, 1, found)], tokenizer, RunConfig(seq_len=64, holdout=0.0, loss_on="all"))
+    everything = tokenise([Item(0, 1, found)], tokenizer, RunConfig.of(seq_len=64, holdout=0.0, loss_on="all").data)
     assert everything.samples[0].spans == [(1, 22)]
 
 
@@ -182,12 +182,12 @@ def test_a_set_of_chats_without_a_chat_template(tmp_path: Path, capsys: pytest.C
     path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in (chat, chat, bad)))
     settings = {"data": str(path), "corpora": str(tmp_path / "corpora"), "holdout": 0.0}
     with pytest.raises(UserError) as refused:
-        prepare(RunConfig(**settings))
+        prepare(RunConfig.of(**settings))
     assert str(refused.value) == (
         f"{path} row 3: its chat spells '<|endoftext|>', which the chat template would turn into a special token; "
         "mend it, or pass over some with --max_bad_rows"
     )
-    corpus = Corpus.open(prepare(RunConfig(**settings, max_bad_rows=1)))
+    corpus = Corpus.open(prepare(RunConfig.of(**settings, max_bad_rows=1)))
     assert "the tokenizer of tiny has no chat template: it gets configs/templates/chat.jinja" in capsys.readouterr().out
     assert (corpus.tokenizer / "chat_template.jinja").read_text() == CHAT_FILE.read_text()
     assert corpus.meta["counts"]["dropped_no_place_in_chat_template"] == 1

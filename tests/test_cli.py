@@ -32,20 +32,20 @@ def test_flags_win_over_yaml_wherever_they_stand(tmp_path: Path) -> None:
     file.write_text("steps: 7\nseed: 3\noptim:\n  lr: 0.5\n  clip: 0.25\n")
     for argv in (["--config", file, "--steps", 9], ["--steps", 9, "--config", file], ["--steps=9", f"--config={file}"]):
         config = parsed(*argv, "--optim.clip", 2)
-        assert (config.steps, config.seed, config.optim.lr, config.optim.clip) == (9, 3, 0.5, 2.0)
+        assert (config.schedule.steps, config.schedule.seed, config.optim.lr, config.optim.clip) == (9, 3, 0.5, 2.0)
 
 
 def test_the_later_yaml_wins(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("steps: 1\nseed: 5\n")
     (tmp_path / "b.yaml").write_text("steps: 2\n")
     config = parsed("--config", tmp_path / "a.yaml", "--config", tmp_path / "b.yaml")
-    assert (config.steps, config.seed) == (2, 5)
+    assert (config.schedule.steps, config.schedule.seed) == (2, 5)
 
 
 def test_scientific_notation_and_nothing(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("optim: {lr: 2e-5}\nsteps: null\nranks_per_node: auto\n")
     config = parsed("--config", tmp_path / "a.yaml")
-    assert (config.optim.lr, config.steps, config.ranks_per_node) == (2e-5, None, "auto")
+    assert (config.optim.lr, config.schedule.steps, config.cluster.ranks_per_node) == (2e-5, None, "auto")
 
 
 @pytest.mark.parametrize(

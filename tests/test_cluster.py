@@ -292,8 +292,8 @@ def test_gpus_of_this_process(
 
 
 def probed(file: ClusterFile, **asked: int | str) -> tuple[int, int, str]:
-    config = RunConfig(**asked)  # type: ignore[arg-type]
-    found = of(file).probe(config.nodes, config.ranks_per_node)
+    config = RunConfig.of(**asked)
+    found = of(file).probe(config.cluster.nodes, config.cluster.ranks_per_node)
     assert found.cluster == file.kind
     return found.nodes, found.ranks_per_node, found.device
 

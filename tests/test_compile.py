@@ -138,8 +138,8 @@ def test_the_hash_is_of_what_is_read_not_of_how_it_is_stored(tmp_path: Path) -> 
 
 
 def test_compiling_twice_gives_the_same_bytes(tmp_path: Path) -> None:
-    config = RunConfig(holdout=0.25)
-    paths = [preparing.prepare(dataclasses.replace(config, corpora=str(tmp_path / name))) for name in "ab"]
+    config = RunConfig.of(holdout=0.25)
+    paths = [preparing.prepare(config.replace(corpora=str(tmp_path / name))) for name in "ab"]
     assert contents(paths[0]) == contents(paths[1])
     assert {p.name for p in paths[0].iterdir()} == {
         "corpus.json", "offsets.npy", "samples.parquet", "target_offsets.npy", "targets.npy", "tokenizer", "tokens.bin",
@@ -253,9 +253,9 @@ def test_a_killed_build_is_finished_by_the_next(tmp_path: Path, root: Path, monk
         return whole(stretch, *others)
 
     monkeypatch.setattr(preparing, "tokenise", counted)
-    found = preparing.prepare(RunConfig(corpora=str(tmp_path / "a")))
+    found = preparing.prepare(RunConfig.of(corpora=str(tmp_path / "a")))
     assert tokenised == [1 + 50 * i for i in range(len(kept), 14)]  # 664 rows: 14 shards
-    other = preparing.prepare(RunConfig(corpora=str(tmp_path / "b")))
+    other = preparing.prepare(RunConfig.of(corpora=str(tmp_path / "b")))
     assert contents(found) == contents(other)
 
 

@@ -12,18 +12,20 @@ from hypothesis import strategies as st
 
 from wellread.cli import add_dataclass, new_parser, parse_dataclass
 from wellread.config import CONFIGS, OptimConfig, PretrainConfig, RunConfig, from_dict, kind_of, to_dict
+from wellread.config.flat import flat, keys_of
 from wellread.errors import UserError
 from wellread.recipes.registry import handed_over, received
 
 
 def test_defaults_are_those_that_the_documents_promise() -> None:
     config = RunConfig()
-    assert (config.model, config.holdout, config.seed, config.dtype) == ("tiny", 0.25, 0, "bf16")
-    assert (config.strategy, config.resume, config.save_schedule) == ("auto", "auto", "linear")
-    assert (config.max_bad_rows, config.log_every, config.corpora, config.cluster) == (0, 10, "corpora", "local")
+    assert (config.model.name, config.model.dtype, config.data.holdout) == ("tiny", "bf16", 0.25)
+    assert (config.schedule.seed, config.watch.log_every, config.cluster.name) == (0, 10, "local")
+    assert (config.cluster.strategy, config.save.resume, config.save.save_schedule) == ("auto", "auto", "linear")
+    assert (config.data.max_bad_rows, config.data.corpora) == (0, "corpora")
     assert (config.optim.beta1, config.optim.beta2, config.optim.eps, config.optim.clip) == (0.9, 0.95, 1e-8, 1.0)
     assert (config.optim.weight_decay, config.optim.warmup, config.optim.min_lr) == (0.01, 0.03, 0.1)
-    undecided = {f.name for f in dataclasses.fields(config) if getattr(config, f.name) is None}
+    undecided = {key for key, value in flat(config).items() if value is None}
     assert undecided == {
         "data", "out", "steps", "epochs", "batch_size", "micro_batch_size", "seq_len", "save_every",
         "ds_config", "nvme_path", "template", "freeze", "eval_every", "spike_factor", "peak_tflops",
@@ -32,7 +34,7 @@ def test_defaults_are_those_that_the_documents_promise() -> None:
 
 def test_a_config_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        RunConfig().seed = 1  # type: ignore[misc]
+        RunConfig().schedule.seed = 1  # type: ignore[misc]
 
 
 def test_every_field_is_documented() -> None:
@@ -41,10 +43,10 @@ def test_every_field_is_documented() -> None:
         parser = new_parser("x", "", "")
         add_dataclass(parser, kind)
         text = " ".join(parser.format_help().split())
-        lacking = [f.name for f in dataclasses.fields(kind) if f"--{f.name} " not in text and f.name != "optim"]
+        lacking = [key for key in keys_of(kind) if f"--{key} " not in text and key != "optim"]
         assert not lacking
         helps = {action.dest: action.help for action in parser._actions}
-        assert not [f.name for f in dataclasses.fields(kind) if not helps.get(f.name)]
+        assert not [key for key in keys_of(kind) if not helps.get(key)]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +68,7 @@ def test_every_field_is_documented() -> None:
         ({"max_bad_rows": -1}, "--max_bad_rows -1: must be at least 0"),
         ({"seed": -1}, "--seed -1: must be at least 0 and below 2^64"),
         ({"seed": 2**64}, "--seed 18446744073709551616: must be at least 0 and below 2^64"),
-        ({"optim": OptimConfig(lr=0.0)}, "--optim.lr 0.0: must be above 0"),
+        ({"optim": {"lr": 0.0}}, "--optim.lr 0.0: must be above 0"),
         ({"generations": -1}, "--generations -1: must be at least 0"),
         ({"spike_factor": 1.0}, "--spike_factor 1.0: must be above 1 (times the median loss)"),
         ({"peak_tflops": 0.0}, "--peak_tflops 0.0: must be above 0"),
@@ -74,24 +76,26 @@ def test_every_field_is_documented() -> None:
             {"tracker": "tensorboard,comet"},
             "--tracker tensorboard,comet: unknown: comet; choose from tensorboard, wandb",
         ),
-        ({"optim": OptimConfig(lr=float("nan"))}, "--optim.lr nan: must be above 0"),
-        ({"optim": OptimConfig(beta2=1.5)}, "--optim.beta2 1.5: must lie between 0 and 1"),
-        ({"optim": OptimConfig(warmup=-0.5)}, "--optim.warmup -0.5: must lie between 0 and 1"),
-        ({"optim": OptimConfig(min_lr=2.0)}, "--optim.min_lr 2.0: must lie between 0 and 1"),
-        ({"optim": OptimConfig(clip=-1.0)}, "--optim.clip -1.0: must be at least 0"),
-        ({"optim": OptimConfig(weight_decay=-0.1)}, "--optim.weight_decay -0.1: must be at least 0"),
-        ({"optim": OptimConfig(eps=0.0)}, "--optim.eps 0.0: must be above 0"),
+        ({"optim": {"lr": float("nan")}}, "--optim.lr nan: must be above 0"),
+        ({"optim": {"beta2": 1.5}}, "--optim.beta2 1.5: must lie between 0 and 1"),
+        ({"optim": {"warmup": -0.5}}, "--optim.warmup -0.5: must lie between 0 and 1"),
+        ({"optim": {"min_lr": 2.0}}, "--optim.min_lr 2.0: must lie between 0 and 1"),
+        ({"optim": {"clip": -1.0}}, "--optim.clip -1.0: must be at least 0"),
+        ({"optim": {"weight_decay": -0.1}}, "--optim.weight_decay -0.1: must be at least 0"),
+        ({"optim": {"eps": 0.0}}, "--optim.eps 0.0: must be above 0"),
     ],
 )
 def test_values_out_of_range_are_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(UserError) as refused:
-        RunConfig(**values)  # type: ignore[arg-type]
+        RunConfig.of(**values)
     assert str(refused.value) == message
 
 
 def test_values_at_the_edge_are_taken() -> None:
-    config = RunConfig(holdout=0.0, seed=2**64 - 1, max_bad_rows=0, optim=OptimConfig(clip=0.0, warmup=1.0, min_lr=0.0))
-    assert config.seed == 18446744073709551615
+    config = RunConfig.of(
+        holdout=0.0, seed=2**64 - 1, max_bad_rows=0, optim=OptimConfig(clip=0.0, warmup=1.0, min_lr=0.0)
+    )
+    assert config.schedule.seed == 18446744073709551615
 
 
 def test_unknown_keys_of_a_saved_config_are_named() -> None:
@@ -108,7 +112,7 @@ words = st.text(string.ascii_letters + string.digits + "-_./@ ", min_size=1, max
 names = words | st.sampled_from(["null", "NULL", "Null", "~", "# x", "true", "No", "1e3", ".nan"])
 fractions = st.floats(0, 1, exclude_max=True, allow_subnormal=False)
 configs = st.builds(
-    RunConfig,
+    RunConfig.of,
     model=names,
     data=st.none() | names,
     out=st.none() | names,
@@ -139,14 +143,14 @@ def parser():  # type: ignore[no-untyped-def]
 
 def to_argv(config: RunConfig) -> list[str]:
     """Flags that rebuild `config`; those at their default are left out."""
-    values, usual = flat(to_dict(config)), flat(to_dict(RunConfig()))
+    values, usual = dotted(to_dict(config)), dotted(to_dict(RunConfig()))
     return [f"--{name}={value}" for name, value in values.items() if value != usual[name]]
 
 
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    made = {}
+def dotted(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    made: dict[str, Any] = {}
     for name, value in values.items():
-        made |= flat(value, f"{name}.") if isinstance(value, dict) else {prefix + name: value}
+        made |= dotted(value, f"{name}.") if isinstance(value, dict) else {prefix + name: value}
     return made
 
 
@@ -169,15 +173,15 @@ def test_a_text_is_taken_as_it_is_typed(parser, word: str) -> None:  # type: ign
     """Also where YAML reads something else, as nothing in null: a run would silently go to the default folder."""
     for argv in ([f"--out={word}", f"--model={word}"], ["--out", word, "--model", word], ["--out=x", "--out", word]):
         config, _ = parse_dataclass(parser, RunConfig, argv)
-        assert config.out == word
-        assert config.model in (word, "tiny")
-        assert config.data is None
+        assert config.save.out == word
+        assert config.model.name in (word, "tiny")
+        assert config.data.name is None
 
 
 def test_null_in_a_file_is_the_default(parser, tmp_path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "a.yaml").write_text("out: null\ndata: 'null'\n")
     config, _ = parse_dataclass(parser, RunConfig, ["--config", str(tmp_path / "a.yaml")])
-    assert (config.out, config.data) == (None, "null")
+    assert (config.save.out, config.data.name) == (None, "null")
     assert parse_dataclass(parser, RunConfig, to_argv(config))[0] == config
 
 

@@ -62,10 +62,10 @@ def test_every_shipped_file_is_called_what_it_is(name: str) -> None:
     ],
 )
 def test_stage_and_offload_decide_the_name(written: Written, settings: dict[str, Any], name: str) -> None:
-    config = RunConfig(ds_config=str(written(settings)), nvme_path="/tmp")
-    own = deepspeed_file.read(config.ds_config or "")
+    config = RunConfig.of(ds_config=str(written(settings)), nvme_path="/tmp")
+    own = deepspeed_file.read(config.cluster.ds_config or "")
     made = plan(config, own)
-    assert (made.engine, made.strategy, made.strategy_reason) == ("deepspeed", name, f"of {config.ds_config}")
+    assert (made.engine, made.strategy, made.strategy_reason) == ("deepspeed", name, f"of {config.cluster.ds_config}")
     assert made.ds_config == settings
     assert Plan.from_json(json.dumps(made.as_dict())).ds_config == settings
 
@@ -103,10 +103,10 @@ def test_missing_file_is_refused(tmp_path: Path) -> None:
 
 def test_plan_refuses_two_answers_and_a_missing_path() -> None:
     with pytest.raises(UserError, match="is zero2, but --strategy zero3 is given"):
-        plan(RunConfig(strategy="zero3", ds_config="my.json"), zero(stage=2))
+        plan(RunConfig.of(strategy="zero3", ds_config="my.json"), zero(stage=2))
     with pytest.raises(UserError, match="--strategy zero3-nvme: needs --nvme_path"):
-        plan(RunConfig(strategy="zero3-nvme"))
-    assert plan(RunConfig(strategy="zero3-nvme", nvme_path="/nowhere")).strategy == "zero3-nvme"
+        plan(RunConfig.of(strategy="zero3-nvme"))
+    assert plan(RunConfig.of(strategy="zero3-nvme", nvme_path="/nowhere")).strategy == "zero3-nvme"
 
 
 def test_nvme_path_has_to_be_there_and_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +122,7 @@ def test_deepspeed_is_told_the_users_settings_and_the_plans(tmp_path: Path) -> N
     from wellread.train.engines.deepspeed_engine import deepspeed_settings
 
     own = zero(stage=3, reduce_bucket_size=1000, offload_param={"device": "nvme"}) | {"wall_clock_breakdown": True}
-    config = RunConfig(ds_config="my.json", nvme_path=str(tmp_path), batch_size=8)
+    config = RunConfig.of(ds_config="my.json", nvme_path=str(tmp_path), batch_size=8)
     told = deepspeed_settings(config, plan(config, own))
     assert told["wall_clock_breakdown"] is True
     assert told["zero_optimization"]["reduce_bucket_size"] == 1000
@@ -133,7 +133,7 @@ def test_deepspeed_is_told_the_users_settings_and_the_plans(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("asked", "on"), [("auto", False), ("on", True), ("off", False)])
 def test_activation_checkpointing_goes_into_the_plan(asked: Any, on: bool) -> None:
-    assert plan(RunConfig(activation_checkpointing=asked)).activation_checkpointing is on
+    assert plan(RunConfig.of(activation_checkpointing=asked)).activation_checkpointing is on
 
 
 def test_every_strategy_is_a_flag_and_has_its_file() -> None:
@@ -151,7 +151,7 @@ def test_every_strategy_is_a_flag_and_has_its_file() -> None:
 
 
 def test_a_strategy_of_a_file_alone_is_known_but_not_predicted() -> None:
-    made = plan(RunConfig(ds_config="my.json"), zero(stage=1, offload_optimizer=CPU))
+    made = plan(RunConfig.of(ds_config="my.json"), zero(stage=1, offload_optimizer=CPU))
     assert (made.strategy, made.needs, made.rung.ops) == ("zero1-offload", None, ["cpu_adam"])
 
 

@@ -170,7 +170,7 @@ def test_patterns_that_freeze_nothing_or_all(tmp_path: Path) -> None:
 )
 def test_settings_that_make_no_sense(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as refused:
-        RunConfig(**settings)
+        RunConfig.of(**settings)
     assert str(refused.value).startswith(message)
 
 
@@ -184,7 +184,7 @@ def test_4_bits_need_a_gpu(program: Any, small_model: Path) -> None:
 
 
 def test_4_bits_are_planned_for_gpus() -> None:
-    config = RunConfig(model="llama-65b", lora=LoraConfig(rank=8, alpha=16.0), load_in_4bit=True)
+    config = RunConfig.of(model="llama-65b", lora=LoraConfig(rank=8, alpha=16.0), load_in_4bit=True)
     cluster = Machine(cluster="local", nodes=1, ranks_per_node=1, device="cuda", gpu_mem=80, host_mem=256)
     counts = Counts(samples=64, trainable=64, sealed=0, exact=True)
     plan = make_plan(config, find("llama-65b"), cluster, counts)

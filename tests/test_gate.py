@@ -81,7 +81,7 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Room]], None]:
 def test_the_refusal_is_one_line_that_names_the_first_shortages(heard: Callable[[list[Room]], None]) -> None:
     heard([replace(room, gpu_free=GIB) for room in ROOMS])
     with pytest.raises(UserError, match="too little is free for zero3-nvme") as caught:
-        gate.check(RunDirectory(Path("run")), RunConfig(), PLAN)
+        gate.check(RunDirectory(Path("run")), RunConfig().cluster, PLAN)
     text = str(caught.value)
     assert re.findall(r"n\d has 1.00 GiB of GPU \d", text) == [f"n{n} has 1.00 GiB of GPU {k}" for n, k in
                                                               ((1, 0), (1, 1), (2, 0))]  # fmt: skip
@@ -93,7 +93,7 @@ def test_the_refusal_is_one_line_that_names_the_first_shortages(heard: Callable[
 def test_nothing_is_compared_where_nothing_is_predicted_or_it_is_forced(heard: Callable[[list[Room]], None]) -> None:
     heard([replace(room, host_free=0) for room in ROOMS])
     for plan in (replace(PLAN, forced=True), replace(PLAN, strategies=())):
-        gate.check(RunDirectory(Path("run")), RunConfig(), plan)
+        gate.check(RunDirectory(Path("run")), RunConfig().cluster, plan)
 
 
 def test_what_a_rank_finds(disk: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,13 +106,13 @@ def test_what_a_rank_finds(disk: Callable[[int], Path], tmp_path: Path, monkeypa
     saved.mkdir(parents=True)
     (saved / "model.safetensors").write_bytes(bytes(MIB))
     monkeypatch.setenv("LOCAL_RANK", "0")
-    config, plan = RunConfig(nvme_path=str(nvme)), replace(PLAN, machine=replace(PLAN.machine, device="cpu"))
-    found = gate.look(run, config, plan)
+    config, plan = RunConfig.of(nvme_path=str(nvme)), replace(PLAN, machine=replace(PLAN.machine, device="cpu"))
+    found = gate.look(run, config.cluster, plan)
     assert (found.disk_held, found.nvme_free, found.nvme_is_disk, found.gpu_free) == (MIB, 8 * MIB, False, None)
-    assert gate.look(RunDirectory(nvme.parent), config, plan).nvme_is_disk
-    assert gate.look(run, config, replace(plan, strategy="zero3")).nvme_free is None
+    assert gate.look(RunDirectory(nvme.parent), config.cluster, plan).nvme_is_disk
+    assert gate.look(run, config.cluster, replace(plan, strategy="zero3")).nvme_free is None
     monkeypatch.setenv("RANK", "2")
-    second_node = gate.look(run, config, plan)
+    second_node = gate.look(run, config.cluster, plan)
     assert (second_node.disk_free, second_node.nvme_free) == (None, 8 * MIB)
 
 

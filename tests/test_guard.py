@@ -84,7 +84,7 @@ def test_an_infinite_gradient_changes_nothing(small_model: Path, corpus: Corpus,
     """Neither the weights nor what the next gradient is added to; DeepSpeed: test_engines.py."""
     import torch
 
-    engine = TorchEngine(Source.of(small_model), RunConfig(dtype="fp32"), tiny_plan)
+    engine = TorchEngine(Source.of(small_model), RunConfig.of(dtype="fp32"), tiny_plan)
     batch = collate(corpus, np.arange(2))
     short = replace(batch, tokens=batch.tokens[:, :64], targets=batch.targets[:, :64])
     loss = engine.forward_backward(short, float("inf"), last=True)
@@ -98,7 +98,7 @@ def test_an_infinite_gradient_changes_nothing(small_model: Path, corpus: Corpus,
     assert np.isfinite(once)
     assert not torch.equal(engine.evaluate(short), loss)
 
-    fresh = TorchEngine(Source.of(small_model), RunConfig(dtype="fp32"), tiny_plan)
+    fresh = TorchEngine(Source.of(small_model), RunConfig.of(dtype="fp32"), tiny_plan)
     fresh.forward_backward(short, 1.0, last=True)
     assert fresh.step(1e-2) == once
 
@@ -108,7 +108,7 @@ def tiny_plan() -> Plan:
     cluster = Machine(cluster="local", nodes=1, ranks_per_node=1, device="cpu")
     counts = Counts(samples=40, trainable=32, sealed=8, exact=True)
     spec = find("tiny")
-    return make_plan(resolve(RunConfig(batch_size=2, dtype="fp32"), spec), spec, cluster, counts)
+    return make_plan(resolve(RunConfig.of(batch_size=2, dtype="fp32"), spec), spec, cluster, counts)
 
 
 def test_samples_are_named_with_their_rows_largest_loss_first(corpus: Corpus) -> None:

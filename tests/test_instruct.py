@@ -238,14 +238,14 @@ def pythia(pythia_tokenizer: Path) -> Tokenizer:
 
 
 def samples(pythia: Tokenizer, *rows: dict[str, Any], seq_len: int = 64, holdout: float = 0.0) -> Any:
-    config = RunConfig(seq_len=seq_len, holdout=holdout)
+    config = RunConfig.of(seq_len=seq_len, holdout=holdout)
     items = []
     for number, fields in enumerate(rows, start=1):
         found = read(fields)
         items += [Item(0, number, None)] if isinstance(found, str) else [
             Item(0, number, each) for each in examples(fields)
         ]  # fmt: skip
-    return tokenise(items, pythia, config)
+    return tokenise(items, pythia, config.data)
 
 
 @pytest.mark.shared
@@ -334,7 +334,7 @@ def compile_rows(tmp_path: Path, *rows: Any, **settings: Any) -> Corpus:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
     settings = {"data": str(path), "corpora": str(tmp_path / "corpora"), "holdout": 0.0} | settings
-    return Corpus.open(prepare(RunConfig(**settings)))
+    return Corpus.open(prepare(RunConfig.of(**settings)))
 
 
 def test_broken_rows_stop_the_corpus_with_a_list(tmp_path: Path) -> None:
@@ -389,13 +389,14 @@ def test_files_without_anything_to_learn(rows: list[Any], message: str, tmp_path
 
 def test_what_decides_what_a_corpus_holds() -> None:
     """Steps, ranks or the learning rate share a corpus; the window, the seal and the rows do not."""
-    config, source = RunConfig(seq_len=64), find("sample")
-    base = corpus_settings(config, source, "t")
+    config, source = RunConfig.of(seq_len=64), find("sample")
+    base = corpus_settings(config.data, source, "t")
     assert set(base) == {
         "version", "sets", "tokenizer", "seq_len", "loss_on", "holdout", "holdout_seed", "max_bad_rows",
     }  # fmt: skip
-    assert corpus_settings(RunConfig(seq_len=64, steps=3, seed=5, ranks_per_node=2), source, "t") == base
-    for other in (RunConfig(seq_len=65), RunConfig(seq_len=64, holdout=0.1), RunConfig(seq_len=64, holdout_seed=1),
-                  RunConfig(seq_len=64, template="alpaca"), RunConfig(seq_len=64, loss_on="all")):  # fmt: skip
-        assert corpus_settings(other, source, "t") != base
-    assert corpus_settings(config, source, "u") != base
+    assert corpus_settings(RunConfig.of(seq_len=64, steps=3, seed=5, ranks_per_node=2).data, source, "t") == base
+    for other in (RunConfig.of(seq_len=65), RunConfig.of(seq_len=64, holdout=0.1),
+                  RunConfig.of(seq_len=64, holdout_seed=1),
+                  RunConfig.of(seq_len=64, template="alpaca"), RunConfig.of(seq_len=64, loss_on="all")):  # fmt: skip
+        assert corpus_settings(other.data, source, "t") != base
+    assert corpus_settings(config.data, source, "u") != base

@@ -34,7 +34,7 @@ CLUSTER = Machine(cluster="local", nodes=1, ranks_per_node=2, device="cuda", gpu
 
 
 def config(**changes: Any) -> RunConfig:
-    return resolve(RunConfig(model="pythia-1b", data="dolly", **changes), SPEC)
+    return resolve(RunConfig.of(model="pythia-1b", data="dolly", **changes), SPEC)
 
 
 def failure(of: Plan, attempt: int = 1, limit: float = 80) -> Failure:

@@ -383,5 +383,5 @@ def test_sizes_of_a_slurm_cluster(
     (tmp_path / "sinfo").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     options = LaunchOptions(**given)  # type: ignore[arg-type]
-    found = job._sized(RunConfig(), backends.of(ClusterFile(kind="slurm", **file)), options)
+    found = job._sized(RunConfig().cluster, backends.of(ClusterFile(kind="slurm", **file)), options)
     assert (found.gpu_mem, found.host_mem) == expected

@@ -161,16 +161,16 @@ def test_foreign_adapters_are_refused(small: Path, tmp_path: Path) -> None:
 )
 def test_settings_that_make_no_sense(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
-        RunConfig(lora=LoraConfig(**settings))
+        RunConfig.of(lora=LoraConfig(**settings))
 
 
 def test_defaults() -> None:
     spec = find("pythia-70m")
-    resolved = resolve(RunConfig(model="pythia-70m", lora=LoraConfig(rank=8)), spec)
+    resolved = resolve(RunConfig.of(model="pythia-70m", lora=LoraConfig(rank=8)), spec)
     assert (resolved.lora.alpha, resolved.optim.lr) == (16, 10 * spec.lr)
-    assert resolve(RunConfig(model="pythia-70m"), spec).optim.lr == spec.lr
+    assert resolve(RunConfig.of(model="pythia-70m"), spec).optim.lr == spec.lr
     with pytest.raises(UserError, match="tiny starts from random weights, which have to be trained"):
-        resolve(RunConfig(lora=LoraConfig(rank=8)), find("tiny"))
+        resolve(RunConfig.of(lora=LoraConfig(rank=8)), find("tiny"))
 
 
 # --- the engines

@@ -187,9 +187,9 @@ def make_run(
 ) -> RunDirectory:
     """A run of 8 trainable samples, two read a batch in order of id, with a checkpoint every second batch."""
     corpus = make_corpus(path / "corpus", 8, sealed, copies)
-    run, config = RunDirectory(path), resolve(RunConfig(data="sample"), registry.find("tiny"))
+    run, config = RunDirectory(path), resolve(RunConfig.of(data="sample"), registry.find("tiny"))
     write_json(run.manifest_file, {"identity": {"order": {"kind": "shuffle"}}, "attempts": [ATTEMPT]})
-    run.write_config(RunConfig(**{**config.__dict__, "model": model}))
+    run.write_config(config.replace(model=model))
     counts = Counts(samples=corpus.n, trainable=8, sealed=sealed, exact=True)
     plan = make_plan(
         config, registry.find("tiny"), Machine(cluster="local", nodes=1, ranks_per_node=1, device="cpu"), counts

@@ -67,7 +67,7 @@ def write(path: Path, n: int, **more: Any) -> Path:
 
 
 def config(tmp_path: Path, data: str, **more: Any) -> RunConfig:
-    return RunConfig(data=data, corpora=str(tmp_path / "corpora"), holdout=0.25, **more)
+    return RunConfig.of(data=data, corpora=str(tmp_path / "corpora"), holdout=0.25, **more)
 
 
 def test_every_sample_knows_its_set(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_what_makes_another_corpus(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("{instruction} {response}")
 
     def name(data: str, **more: Any) -> str:
-        return corpus_key(corpus_settings(config(tmp_path, data, **more), find(data), "t"))
+        return corpus_key(corpus_settings(config(tmp_path, data, **more).data, find(data), "t"))
 
     mine = {"template": str(tmp_path / "mine.txt")}
     names = [

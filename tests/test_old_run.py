@@ -65,7 +65,7 @@ def test_it_is_read(old: OldRun, program: Program) -> None:
     assert all(text.split()[0] in printed for text in batch.texts)
     assert run.record.batches == stopped
     assert run.corpus.hash == old.final["corpus_hash"]
-    assert (run.config.seq_len, run.plan.seq_len) == (old.final["identity"]["seq_len"],) * 2
+    assert (run.config.data.seq_len, run.plan.seq_len) == (old.final["identity"]["seq_len"],) * 2
     assert [checkpoint.step for checkpoint in run.checkpoints] == [0, 8, stopped]
 
 

@@ -37,7 +37,7 @@ SPEC = find("tiny")
 
 
 def build(corpus: Corpus, order: str, **changes: Any) -> Built:
-    return build_order(resolve(RunConfig(order=order, **changes), SPEC), corpus)
+    return build_order(resolve(RunConfig.of(order=order, **changes), SPEC).schedule, corpus)
 
 
 def ids(corpus: Corpus, order: str, **changes: Any) -> list[int]:
@@ -336,13 +336,13 @@ def test_a_curriculum_says_how_long_it_is(corpus: Corpus, tmp_path: Path, change
         build(corpus, text, **changes)
     if "steps" in changes:
         with pytest.raises(UserError, match=message):
-            samples_before_corpus(resolve(RunConfig(order=text, **changes), SPEC), 500)
+            samples_before_corpus(resolve(RunConfig.of(order=text, **changes), SPEC).schedule, 500)
 
 
 @pytest.mark.parametrize("order", ["shuffle", "sequential", "filter:n_tokens>3"])
 def test_no_control_arm_of_what_is_random(order: str) -> None:
     with pytest.raises(UserError, match="--order_control: no control arm of --order"):
-        resolve(RunConfig(order=order, order_control=True), SPEC)
+        resolve(RunConfig.of(order=order, order_control=True), SPEC)
 
 
 def test_the_curriculum_as_documented(root: Path, corpus: Corpus, tmp_path: Path) -> None:
@@ -355,7 +355,7 @@ def test_a_set_is_inserted_and_read_nowhere_else(corpora: Path, tmp_path: Path) 
     rows = [{"instruction": f"Say the code of box {i}.", "response": f"It is {i * 7919}."} for i in range(8)]
     (tmp_path / "canaries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = f"sample,{tmp_path / 'canaries.jsonl'}"
-    mixed = Corpus.open(prepare(RunConfig(corpora=str(corpora), data=data)))
+    mixed = Corpus.open(prepare(RunConfig.of(corpora=str(corpora), data=data)))
     text = "phases: [{epochs: 1}]\ninsert: [{tag: canary, sets: canaries, at: 2}]"
     order = build(mixed, curriculum(tmp_path, text)).order
     read = order.batches(0, order.n // 16)

@@ -63,13 +63,13 @@ def test_a_known_packing() -> None:
 @pytest.fixture(scope="module")
 def plain(corpora: Path) -> Corpus:
     """The sample set, longer windows than usual."""
-    return Corpus.open(prepare(RunConfig(corpora=str(corpora), seq_len=512)))
+    return Corpus.open(prepare(RunConfig.of(corpora=str(corpora), seq_len=512)))
 
 
 @pytest.fixture(scope="module")
 def packed(corpora: Path) -> Corpus:
     """The same, packed."""
-    return Corpus.open(prepare(RunConfig(corpora=str(corpora), seq_len=512, pack=True)))
+    return Corpus.open(prepare(RunConfig.of(corpora=str(corpora), seq_len=512, pack=True)))
 
 
 def test_packing_keeps_every_sample(plain: Corpus, packed: Corpus) -> None:
@@ -137,7 +137,7 @@ def test_sets_are_packed_apart(tmp_path: Path) -> None:
     for name, part in (("one", rows[:120]), ("two", rows[120:])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     data = f"{tmp_path / 'one.jsonl'},{tmp_path / 'two.jsonl'}"
-    found = Corpus.open(prepare(RunConfig(data=data, corpora=str(tmp_path / "c"), pack=True, seq_len=64)))
+    found = Corpus.open(prepare(RunConfig.of(data=data, corpora=str(tmp_path / "c"), pack=True, seq_len=64)))
     table = Segments(found).table.to_pandas()
     assert table.groupby("sample_id", observed=True)["source"].nunique().max() == 1
     names = [found.set_names[k] for k in found.sets(np.arange(found.n)).tolist()]
@@ -162,7 +162,7 @@ def test_a_megatron_set_is_refused(tmp_path: Path) -> None:
 
     write(tmp_path / "set", [np.arange(9, dtype=np.uint16)] * 4)
     with pytest.raises(UserError, match="is a Megatron set, whose sequences are cut to one length already"):
-        prepare(RunConfig(data=f"text@{tmp_path / 'set'}", corpora=str(tmp_path / "c"), pack=True))
+        prepare(RunConfig.of(data=f"text@{tmp_path / 'set'}", corpora=str(tmp_path / "c"), pack=True))
 
 
 # --- a run

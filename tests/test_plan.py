@@ -37,20 +37,37 @@ def plan(config: RunConfig, ranks: int = 1, *, trainable: int = 498) -> Plan:
 
 
 def test_defaults_come_from_the_model() -> None:
-    config = resolve(RunConfig(model="toy"), SPEC)
-    assert (config.data, config.out, config.batch_size, config.epochs) == ("dolly", "runs/toy-dolly", 16, 3)
-    assert config.seq_len == 64  # 128 asked by the spec, 64 positions there are
+    config = resolve(RunConfig.of(model="toy"), SPEC)
+    assert (config.data.name, config.save.out, config.schedule.batch_size, config.schedule.epochs) == (
+        "dolly",
+        "runs/toy-dolly",
+        16,
+        3,
+    )
+    assert config.data.seq_len == 64  # 128 asked by the spec, 64 positions there are
     assert config.optim.lr == 1e-3
-    assert config.steps is None
+    assert config.schedule.steps is None
     tiny = resolve(RunConfig(), find("tiny"))
-    assert (tiny.data, tiny.out, tiny.optim.lr, tiny.seq_len) == ("sample", "runs/tiny-sample", 2e-3, 256)
+    assert (tiny.data.name, tiny.save.out, tiny.optim.lr, tiny.data.seq_len) == (
+        "sample",
+        "runs/tiny-sample",
+        2e-3,
+        256,
+    )
 
 
 def test_what_is_asked_for_wins() -> None:
-    asked = RunConfig(steps=7, epochs=2.0, batch_size=4, seq_len=32, out="o", data="alpaca", optim=OptimConfig(lr=0.5))
+    asked = RunConfig.of(
+        steps=7, epochs=2.0, batch_size=4, seq_len=32, out="o", data="alpaca", optim=OptimConfig(lr=0.5)
+    )
     config = resolve(asked, SPEC)
-    assert (config.steps, config.epochs, config.batch_size, config.seq_len) == (7, None, 4, 32)
-    assert (config.out, config.data, config.optim.lr) == ("o", "alpaca", 0.5)
+    assert (config.schedule.steps, config.schedule.epochs, config.schedule.batch_size, config.data.seq_len) == (
+        7,
+        None,
+        4,
+        32,
+    )
+    assert (config.save.out, config.data.name, config.optim.lr) == ("o", "alpaca", 0.5)
     assert resolve(config, SPEC) == config
 
 
@@ -63,12 +80,12 @@ def test_what_is_asked_for_wins() -> None:
     ],
 )
 def test_name_of_the_run(data: str, out: str) -> None:
-    assert resolve(RunConfig(data=data), SPEC).out == out
+    assert resolve(RunConfig.of(data=data), SPEC).save.out == out
 
 
 def test_no_sequence_beyond_the_positions() -> None:
     with pytest.raises(UserError) as refused:
-        resolve(RunConfig(seq_len=65), SPEC)
+        resolve(RunConfig.of(seq_len=65), SPEC)
     assert str(refused.value) == "--seq_len 65: toy has 64 positions; choose at most that"
 
 
@@ -87,13 +104,13 @@ def test_no_sequence_beyond_the_positions() -> None:
     ],
 )
 def test_batch_arithmetic(batch: int, ranks: int, asked: int | None, micro: int, accumulation: int) -> None:
-    made = plan(RunConfig(batch_size=batch, micro_batch_size=asked), ranks)
+    made = plan(RunConfig.of(batch_size=batch, micro_batch_size=asked), ranks)
     assert (made.micro_batch_size, made.accumulation, made.ranks) == (micro, accumulation, ranks)
 
 
 @given(st.integers(1, 64), st.integers(1, 64))
 def test_micro_batches_fill_the_batch(per_rank: int, ranks: int) -> None:
-    made = plan(RunConfig(batch_size=per_rank * ranks), ranks)
+    made = plan(RunConfig.of(batch_size=per_rank * ranks), ranks)
     assert made.micro_batch_size * made.accumulation * made.ranks == made.batch_size == per_rank * ranks
     assert 1 <= made.micro_batch_size <= 8
 
@@ -101,26 +118,26 @@ def test_micro_batches_fill_the_batch(per_rank: int, ranks: int) -> None:
 def test_a_batch_that_cannot_be_divided() -> None:
     for batch, ranks, near in ((15, 2, "14 or 16"), (3, 4, "4"), (100, 8, "96 or 104")):
         with pytest.raises(UserError) as refused:
-            plan(RunConfig(batch_size=batch), ranks)
+            plan(RunConfig.of(batch_size=batch), ranks)
         assert str(refused.value) == f"--batch_size {batch}: not divisible by {ranks} ranks; choose {near}"
     with pytest.raises(UserError) as refused:
-        plan(RunConfig(batch_size=16, micro_batch_size=3), 2)
+        plan(RunConfig.of(batch_size=16, micro_batch_size=3), 2)
     assert str(refused.value) == "--micro_batch_size 3: does not divide the 8 samples of each rank and step"
 
 
 def test_steps_and_epochs() -> None:
-    made = plan(RunConfig(epochs=3.0))
+    made = plan(RunConfig.of(epochs=3.0))
     assert (made.steps, made.epochs) == (94, 3.0201)  # 3 * 498 / 16 = 93.375; 94 * 16 / 498
-    assert plan(RunConfig(epochs=0.1), trainable=1600).steps == 10  # a tenth exactly
-    made = plan(RunConfig(steps=200))
+    assert plan(RunConfig.of(epochs=0.1), trainable=1600).steps == 10  # a tenth exactly
+    made = plan(RunConfig.of(steps=200))
     assert (made.steps, made.epochs, made.warmup_steps) == (200, 6.4257, 6)
-    assert plan(RunConfig(steps=200, optim=OptimConfig(warmup=0.0))).warmup_steps == 0
-    assert plan(RunConfig(steps=1)).warmup_steps == 1
+    assert plan(RunConfig.of(steps=200, optim=OptimConfig(warmup=0.0))).warmup_steps == 0
+    assert plan(RunConfig.of(steps=1)).warmup_steps == 1
 
 
 def test_nothing_to_train_on() -> None:
     with pytest.raises(UserError) as refused:
-        plan(RunConfig(data="x.jsonl"), trainable=0)
+        plan(RunConfig.of(data="x.jsonl"), trainable=0)
     assert str(refused.value) == "--data x.jsonl: no trainable samples; lower --holdout or give more rows"
 
 
@@ -161,14 +178,14 @@ def test_strategy() -> None:
     assert [found["strategy"] for found in made.strategies] == list(LADDER)
     assert [found["strategy"] for found in made.strategies if not found["fits"]] == ["zero3-nvme"]  # no --nvme_path
     for stage in ("zero1", "zero2", "zero3"):
-        made = plan(RunConfig(strategy=stage))  # type: ignore[arg-type]
+        made = plan(RunConfig.of(strategy=stage))
         assert (made.engine, made.strategy, made.strategy_reason) == ("deepspeed", stage, "asked for")
 
 
 def test_the_plan_decides_nothing_of_the_order() -> None:
     """Ranks, strategy and micro-batch divide a batch; what is read when stays."""
     fixed = ("batch_size", "steps", "epochs", "seq_len", "save_steps", "warmup_steps")
-    plans = [plan(RunConfig(strategy=s, micro_batch_size=m), r) for s, m, r in (("ddp", 1, 1), ("zero3", 2, 8))]  # type: ignore[arg-type]
+    plans = [plan(RunConfig.of(strategy=s, micro_batch_size=m), r) for s, m, r in (("ddp", 1, 1), ("zero3", 2, 8))]  # type: ignore[arg-type]
     assert len({tuple(getattr(made, name) for name in fixed) for made in plans}) == 1
 
 
@@ -185,7 +202,7 @@ def test_json_round_trip() -> None:
 
 
 def test_files() -> None:
-    assert plan(RunConfig(steps=12, save_every=6)).files() == [
+    assert plan(RunConfig.of(steps=12, save_every=6)).files() == [
         "config.yaml", "plan.json", "manifest.json", "corpus", "code/", "log/", "tb/", "record/",
         "checkpoints/step-00000000/", "checkpoints/step-00000006/", "checkpoints/step-00000012/",
     ]  # fmt: skip

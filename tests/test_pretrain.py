@@ -1,6 +1,5 @@
 """Pretraining from one command: planned, trained on one rank and two, sampled, exported; what is refused."""
 
-import dataclasses
 import io
 import json
 import re
@@ -14,7 +13,8 @@ from conftest import Program
 from launch.job import Job
 from launch.options import LaunchOptions
 from wellread.checkpoint import list_checkpoints
-from wellread.config import PretrainConfig, RunConfig
+from wellread.config import PretrainConfig, RunConfig, TextConfig
+from wellread.config.flat import keys_of
 from wellread.corpus.read import Corpus
 from wellread.errors import UserError
 from wellread.models.directories import fingerprint
@@ -57,7 +57,12 @@ def test_what_a_pretraining_keeps(runs: dict[str, RunDirectory]) -> None:
     run = runs["one"]
     config, plan, corpus = run.config(), Plan.open(run.plan_file), Corpus.open(run.corpus)
     assert isinstance(config, PretrainConfig)
-    assert (config.vocab, config.packing, config.optim.weight_decay, config.optim.min_lr) == ("512", "stream", 0.1, 0.0)
+    assert (config.data.vocab, config.data.packing, config.optim.weight_decay, config.optim.min_lr) == (
+        "512",
+        "stream",
+        0.1,
+        0.0,
+    )
     checkpoints = list_checkpoints(run.checkpoints)
     assert [checkpoint.step for checkpoint in checkpoints] == [0, 1, 2, 4, 8, 16, 32, 40] == list(plan.save_steps)
     holdout = [checkpoint.manifest["holdout_loss"] for checkpoint in checkpoints]
@@ -150,7 +155,7 @@ def test_sizes_by_number() -> None:
 
 def test_the_fresh_model_has_the_vocabulary_and_the_positions_of_its_corpus(tmp_path: Path) -> None:
     def job(**settings: Any) -> Job:
-        return Job.resolve(PretrainConfig(corpora=str(tmp_path), **settings), LaunchOptions())
+        return Job.resolve(PretrainConfig.of(corpora=str(tmp_path), **settings), LaunchOptions())
 
     spec = job(model="stories-15m", seq_len=512).spec
     assert (spec.vocab, spec.positions) == (4096, 512)
@@ -161,16 +166,16 @@ def test_the_fresh_model_has_the_vocabulary_and_the_positions_of_its_corpus(tmp_
 
 
 def test_settings_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = PretrainConfig(vocab="600", packing="story", order="sequential", out=str(tmp_path))
+    config = PretrainConfig.of(vocab="600", packing="story", order="sequential", out=str(tmp_path))
     monkeypatch.setattr("sys.stdin", io.StringIO(handed_over(config)))
     assert received("pretrain") == config
     run = RunDirectory(tmp_path)
-    for written in (config, RunConfig(out=str(tmp_path))):
+    for written in (config, RunConfig.of(out=str(tmp_path))):
         run.write_config(written)
         assert run.config() == written
     with pytest.raises(UserError, match="--template dolly: is for instructions, not for stories; leave it out"):
-        PretrainConfig(template="dolly")
-    assert set(PretrainConfig.unused) < {field.name for field in dataclasses.fields(RunConfig)}
+        PretrainConfig.of(template="dolly")
+    assert set(TextConfig.unused) < keys_of(RunConfig).keys()
 
 
 BAD = {

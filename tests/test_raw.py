@@ -26,7 +26,7 @@ def test_each_token_but_the_first_is_scored_once(pythia_tokenizer: Path) -> None
     """Windows of 4 share a token: the last of one is the first, unscored, of the next."""
     items = [Item(0, number, Raw(text)) for number, text in enumerate(TEXTS, start=1)]
     backend = Tokenizer.load(pythia_tokenizer)
-    shard = tokenise(items, backend, RunConfig(seq_len=4, holdout=0.0))
+    shard = tokenise(items, backend, RunConfig.of(seq_len=4, holdout=0.0).data)
     whole = backend.prompts([TEXTS[0]])[0] + [0]
     assert len(whole) == 8
     assert [(sample.row, sample.tokens, sample.spans) for sample in shard.samples[:3]] == [
@@ -47,7 +47,7 @@ def test_a_document_is_sealed_whole() -> None:
             return [list(text.encode()) for text in texts]
 
     items = [Item(0, i, Raw(f"{i} " * 20)) for i in range(200)]
-    shard = tokenise(items, Bytes(), RunConfig(seq_len=8, holdout=0.5))  # type: ignore[arg-type]
+    shard = tokenise(items, Bytes(), RunConfig.of(seq_len=8, holdout=0.5).data)
     sides: dict[int, set[bool]] = {}
     for sample in shard.samples:
         sides.setdefault(sample.row, set()).add(sample.sealed)
@@ -78,7 +78,7 @@ def test_tokens_of_a_megatron_set_are_taken_as_they_are(tmp_path: Path, corpus: 
     megatron_write.write(tmp_path / "pile", documents)
     settings = {"model": str(small_model), "corpora": str(tmp_path / "corpora"), "seq_len": 16, "holdout": 0.0}
     for data in (tmp_path / "pile", tmp_path / "pile.idx", tmp_path / "pile.bin"):
-        made = Corpus.open(prepare(RunConfig(data=f"text@{data}", **settings)))
+        made = Corpus.open(prepare(RunConfig.of(data=f"text@{data}", **settings)))
         assert (made.meta["kind"], made.meta["counts"]["dropped_empty_document"]) == ("text", 1)
         assert [made.tokens(i).tolist() for i in range(made.n)] == [
             [5, 6, 7], list(range(5, 21)), list(range(20, 36)), list(range(35, 45)),
@@ -90,7 +90,7 @@ def test_tokens_of_a_megatron_set_are_taken_as_they_are(tmp_path: Path, corpus: 
         ("tiny", f"{tmp_path / 'large'} row 1: holds tokens, and tiny has no tokenizer of its own; "),
     ):
         with pytest.raises(UserError) as refused:
-            prepare(RunConfig(data=f"text@{tmp_path / 'large'}", **(settings | {"model": model})))
+            prepare(RunConfig.of(data=f"text@{tmp_path / 'large'}", **(settings | {"model": model})))
         assert str(refused.value).startswith(message)
 
 
@@ -101,7 +101,7 @@ def test_text_of_the_pile_under_a_field_of_its_own(shared: Path, tmp_path: Path,
     (tmp_path / "pubmed.yaml").write_text(f"file: {file}\nschema: text\ncolumns: {{text: original}}\n")
     dolly = shared / "dolly" / "databricks-dolly-12k.jsonl"
     data = f"{tmp_path / 'pubmed.yaml'}:5,dolly@{dolly}:5"
-    corpus = Corpus.open(prepare(RunConfig(data=data, corpora=str(tmp_path / "corpora"), holdout=0.0)))
+    corpus = Corpus.open(prepare(RunConfig.of(data=data, corpora=str(tmp_path / "corpora"), holdout=0.0)))
     sets = corpus.sets(np.arange(corpus.n))
     assert corpus.set_names == ("pubmed", "dolly")
     assert (corpus.meta["kind"], int((sets == 1).sum())) == ("instruction", 5)

@@ -73,7 +73,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
 
 def test_config_round_trip(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
-    config = RunConfig(model="pythia-70m", steps=7, holdout=0.1, optim=OptimConfig(lr=2e-5))
+    config = RunConfig.of(model="pythia-70m", steps=7, holdout=0.1, optim=OptimConfig(lr=2e-5))
     run.write_config(config)
     assert RunDirectory.open(tmp_path).config() == config
     assert run.config_file.read_text().splitlines()[0] == "model: pythia-70m"  # as people read it, unsorted

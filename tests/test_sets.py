@@ -53,7 +53,7 @@ def test_the_registry() -> None:
     assert all(
         re.fullmatch("[0-9a-f]{40}", find(name).revision or "") for name in ("dolly", "alpaca", "alpaca-cleaned")
     )
-    assert readers(RunConfig(), sets.find("evol-instruct"))[0].template.name == "alpaca"
+    assert readers(RunConfig().data, sets.find("evol-instruct"))[0].template.name == "alpaca"
 
 
 def test_files(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_options_of_hc3(tmp_path: Path) -> None:
 def test_names_of_runs(data: str, name: str, root: Path) -> None:
     """`make ft` and `launch run` give a run the same folder."""
     assert sets.label(data) == name
-    assert resolve(RunConfig(data=data), ModelSpec(name="m", **registry()["tiny"])).out == f"runs/m-{name}"
+    assert resolve(RunConfig.of(data=data), ModelSpec(name="m", **registry()["tiny"])).save.out == f"runs/m-{name}"
     make = ["make", "-s", "--eval", 'print-run: ; @echo "$$RUN"', "print-run", f"DATA={data}", "MODEL=models/m/"]
     alone = {"PATH": os.environ["PATH"]}  # the `make test` around this test exports its own RUN
     done = subprocess.run(make, cwd=root, env=alone, capture_output=True, text=True, check=True)
@@ -117,7 +117,7 @@ def test_a_set_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "faq.yaml").write_text(
         "file: faq.csv\ntemplate: qa\ncolumns: {instruction: question, response: answer, category: topic}\n"
     )
-    (reader,) = readers(RunConfig(), sets.find(str(tmp_path / "faq.yaml")))
+    (reader,) = readers(RunConfig().data, sets.find(str(tmp_path / "faq.yaml")))
     assert (reader.source.name, reader.template.name) == ("faq", "qa")
     ((number, (example,)),) = reader.rows()
     assert (number, example.turns, example.category) == (1, (("Question: Why?\nAnswer:", " So."),), "all")
@@ -181,5 +181,5 @@ def test_what_is_no_data(data: str, message: str, tmp_path: Path) -> None:
     write(tmp_path / "dolly.jsonl", DOLLY)
     write(tmp_path / "odd.jsonl", {"text": "x"})
     with pytest.raises(UserError) as refused:
-        readers(RunConfig(), sets.find(data.replace("DIR", str(tmp_path))))
+        readers(RunConfig().data, sets.find(data.replace("DIR", str(tmp_path))))
     assert str(refused.value) == message.replace("DIR", str(tmp_path))

@@ -12,6 +12,7 @@ import pytest
 
 from finetune.prepare import prepare
 from wellread.config import RunConfig
+from wellread.config.flat import flat
 from wellread.corpus.read import Corpus
 
 ROWS = [
@@ -27,7 +28,7 @@ ROWS = [
 def config(pythia_model: Path, tmp_path: Path) -> RunConfig:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    return RunConfig(
+    return RunConfig.of(
         model=str(pythia_model), data=str(path), corpora=str(tmp_path / "corpora"), holdout=0.0, seq_len=128
     )
 
@@ -77,7 +78,7 @@ def test_what_is_always_printed(config: RunConfig, capsys: pytest.CaptureFixture
     printed = capsys.readouterr().out
     assert printed.split("\n", 1)[1] == SUMMARY
     prepare(config)
-    assert capsys.readouterr().out == f"corpus {config.corpora}/{corpus.path.name}: already compiled\n{SUMMARY}"
+    assert capsys.readouterr().out == f"corpus {config.data.corpora}/{corpus.path.name}: already compiled\n{SUMMARY}"
 
 
 @pytest.mark.shared
@@ -91,7 +92,7 @@ def test_samples_without_colours(config: RunConfig, capsys: pytest.CaptureFixtur
 @pytest.mark.shared
 def test_samples_on_a_terminal(config: RunConfig, root: Path) -> None:
     """A real terminal: scored tokens green, masked ones dim, nothing of the data's own control characters."""
-    flags = [f"--{name}={getattr(config, name)}" for name in ("model", "data", "corpora", "holdout", "seq_len")]
+    flags = [f"--{name}={flat(config)[name]}" for name in ("model", "data", "corpora", "holdout", "seq_len")]
     leader, follower = pty.openpty()
     variables = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
     with subprocess.Popen(

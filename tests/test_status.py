@@ -59,7 +59,7 @@ def made_up(
     run = RunDirectory(path)
     for folder in (run.log, run.checkpoints, run.submit):
         folder.mkdir(parents=True)
-    run.write_config(RunConfig(out=str(path)))
+    run.write_config(RunConfig.of(out=str(path)))
     numbered = [{"attempt": number} | about for number, about in enumerate(attempts, 1)]
     write_json(run.manifest_file, {"version": 1, "identity": {"steps": STEPS}, "attempts": numbered})
     for step in saved:

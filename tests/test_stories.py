@@ -34,7 +34,7 @@ Program = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def made(folder: Path, **settings: object) -> Corpus:
-    return Corpus.open(prepare(PretrainConfig(vocab="600", corpora=str(folder), **settings)))  # type: ignore[arg-type]
+    return Corpus.open(prepare(PretrainConfig.of(vocab="600", corpora=str(folder), **settings)))
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,9 @@ def test_killed_and_done_again(tmp_path: Path) -> None:
         patched.setattr(preparing, "write", lambda path, *rest: (written.append(path), write(path, *rest)))
         patched.setattr(os, "sched_getaffinity", lambda pid: {0})
         corpus = Corpus.open(
-            prepare(PretrainConfig(data="stories:4500", vocab="600", metrics=True, seq_len=128, corpora=str(tmp_path)))
+            prepare(
+                PretrainConfig.of(data="stories:4500", vocab="600", metrics=True, seq_len=128, corpora=str(tmp_path))
+            )
         )
     assert not kept.keys() & set(written)
     assert len(written) < 3
@@ -211,7 +213,7 @@ def test_an_empty_story_is_passed_over_when_allowed(tmp_path: Path, capsys: pyte
     (tmp_path / "x.txt").write_text(f"<|endoftext|>{STORIES[0]}<|endoftext|>\n<|endoftext|>{STORIES[1]}<|endoftext|>\n")
     (tmp_path / "x.model").write_bytes(Pieces(_trained()).model)
     settings = {"vocab": str(tmp_path / "x.model"), "corpora": str(tmp_path / "c"), "holdout": 0.0}
-    corpus = Corpus.open(prepare(PretrainConfig(data=str(tmp_path / "x.txt"), max_bad_rows=1, **settings)))
+    corpus = Corpus.open(prepare(PretrainConfig.of(data=str(tmp_path / "x.txt"), max_bad_rows=1, **settings)))
     line = f"{tmp_path / 'x.txt'} row 3: empty story"
     assert corpus.meta["bad_rows"] == [line]
     assert f"passing over {line}\n" in capsys.readouterr().err

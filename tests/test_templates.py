@@ -80,8 +80,8 @@ def test_a_context_without_a_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(
         '{"instruction": "a", "response": "b", "context": ""}\n{"instruction": "a", "response": "b", "context": "c"}\n'
     )
-    config = RunConfig(template=str(tmp_path / "mine.txt"))
-    (reader,) = readers(config, find(str(tmp_path / "rows.jsonl")))
+    config = RunConfig.of(template=str(tmp_path / "mine.txt"))
+    (reader,) = readers(config.data, find(str(tmp_path / "rows.jsonl")))
     good, bad = (found for _, found in reader.rows())
     assert not isinstance(good, str)
     assert bad == (

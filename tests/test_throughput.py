@@ -95,7 +95,7 @@ def tiny_plan() -> Plan:
     cluster = Machine(cluster="slurm", nodes=2, ranks_per_node=2, device="cpu")
     counts = Counts(samples=40, trainable=32, sealed=8, exact=True)
     spec = find("tiny")
-    return make_plan(resolve(RunConfig(batch_size=4), spec), spec, cluster, counts)
+    return make_plan(resolve(RunConfig.of(batch_size=4), spec), spec, cluster, counts)
 
 
 def test_peak_of_host_memory_is_at_least_what_is_held() -> None:

@@ -12,9 +12,9 @@ from wellread.train.watch.trackers import TensorBoard, check, open_trackers
 
 def test_missing_tracker_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    check(RunConfig())
+    check(RunConfig().watch)
     with pytest.raises(UserError) as refused:
-        check(RunConfig(tracker="tensorboard,wandb"))
+        check(RunConfig.of(tracker="tensorboard,wandb").watch)
     expected = "--tracker wandb: is not installed; run: pip install 'wellread[wandb]', or leave wandb out"
     assert str(refused.value) == expected
 

@@ -21,7 +21,7 @@ for name in ("torch", "transformers", "jsonargparse", "jinja2", "psutil", "duckd
     assert importlib.util.find_spec(name) is None, name
 run = wellread.open_run(sys.argv[1])
 batch = run.history.batch(3)
-assert batch.losses and run.config.steps == run.plan.steps == 12 and len(run.checkpoints) == 4
+assert batch.losses and run.config.schedule.steps == run.plan.steps == 12 and len(run.checkpoints) == 4
 print(batch.sample_ids)
 print(batch.texts[0])
 """

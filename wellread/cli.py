@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
@@ -55,23 +56,50 @@ def _terminal_width() -> int:
 
 
 def add_dataclass(parser: ArgumentParser, kind: type[Any], hidden: Sequence[str] = ()) -> None:
-    """Give `parser` one flag per field of dataclass `kind`, and ``--config`` and ``--print_config``.
+    """Give `parser` one flag per key of dataclass `kind`, and ``--config`` and ``--print_config``.
 
     Parameters
     ----------
     hidden : sequence of str
-        Fields that the help leaves out; `kind` refuses what is given for them.
+        Keys that the help leaves out; `kind` refuses what is given for them.
     """
     from argparse import SUPPRESS
 
+    from wellread.config.flat import sections_of
+
     parser.add_argument("--config", action="config", help="YAML file with values for these flags; flags win over it.")
-    parser.add_class_arguments(kind, nested_key=None, as_group=False)
+    sections = sections_of(kind)
+    for name, section in sections.items():
+        hints = get_type_hints(section)
+        if "name" in hints:
+            text = _documented(section, "name")
+            parser.add_argument(f"--{name}", type=hints["name"], default=section.name, help=text)
+        _add_fields(parser, section, {"name"} & hints.keys())
+    _add_fields(parser, kind, set(sections))
+    for action in parser._actions:
+        if action.dest in hidden:
+            action.help = SUPPRESS
+
+
+def _add_fields(parser: ArgumentParser, kind: type[Any], without: set[str]) -> None:
+    parser.add_class_arguments(kind, nested_key=None, as_group=False, skip=without)
     switches = {f"--{name}" for name, hint in get_type_hints(kind).items() if hint is bool}
     for action in parser._actions:
         if switches & {*action.option_strings}:  # --pack says what --pack=true says
             action.nargs, action.const = "?", True
-        if action.dest in hidden:
-            action.help = SUPPRESS
+
+
+def _documented(kind: type[Any], name: str) -> str:
+    """The text under a field of a dataclass."""
+    import ast
+    import inspect
+
+    (class_,) = ast.parse(inspect.getsource(kind)).body
+    assert isinstance(class_, ast.ClassDef)
+    for field, text in pairwise(class_.body):
+        if isinstance(field, ast.AnnAssign) and ast.unparse(field.target) == name:
+            return inspect.cleandoc(ast.literal_eval(ast.unparse(text)))
+    raise AssertionError(f"{kind.__name__}.{name} says nothing of itself")
 
 
 def parse_dataclass(parser: ArgumentParser, kind: type[Any], argv: Sequence[str]) -> tuple[Any, dict[str, Any]]:
@@ -87,9 +115,7 @@ def parse_dataclass(parser: ArgumentParser, kind: type[Any], argv: Sequence[str]
     UserError
         One line; an unknown key is named together with the nearest valid one.
     """
-    from dataclasses import fields
-
-    from wellread.config import from_dict
+    from wellread.config.flat import from_dict, hints_of
 
     ordered = _config_first(argv)
     typed: dict[str, Any] = {}
@@ -98,12 +124,10 @@ def parse_dataclass(parser: ArgumentParser, kind: type[Any], argv: Sequence[str]
     typed |= _flags(ordered)
     values = parse(parser, ordered).as_dict()
     # What is a text is none of the words that mean nothing in YAML, as null and ~; the parser takes it for one.
-    hints = get_type_hints(kind)
+    hints = hints_of(kind)
     values |= {k: typed[k] for k in typed if hints.get(k) == str | None and values[k] is None}
-    own = {field.name for field in fields(kind)}
-    return from_dict(kind, {k: v for k, v in values.items() if k in own}), {
-        k: v for k, v in values.items() if k not in own
-    }
+    own = {k: v for k, v in values.items() if k in hints}
+    return from_dict(kind, own), {k: v for k, v in values.items() if k not in hints}
 
 
 def parse(parser: ArgumentParser | argparse.ArgumentParser, argv: Sequence[str]) -> Any:

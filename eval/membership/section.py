@@ -66,7 +66,7 @@ def _remarks(run: RunDirectory, results: Sequence[Result], step: int | None) -> 
             stated = with_interval(rate) if rate else needed
             yield f"True-positive rate at a false-positive rate of {alpha:.0%}: {stated}."
         yield "No blind baseline was run: that the groups do not differ by their text alone rests on the random seal."
-    if run.config().pack:
+    if run.config().data.pack:
         yield "Samples are packed; compared are the rows in them (segments), each scored alone."
     kind = run.manifest()["identity"]["order"]["kind"]
     if kind != "shuffle":

@@ -96,9 +96,8 @@ def _content(run: RunDirectory, sections: list[Section]) -> dict[str, Any]:
 
 def _lead(run: RunDirectory, record: Record, checkpoints: list[Checkpoint]) -> str:
     config, tokens = run.config(), checkpoints[-1].tokens if checkpoints else 0
-    return (
-        f"{config.model} on {config.data}: {record.batches:,} batches read, {tokens:,} tokens at the last checkpoint."
-    )
+    read = f"{record.batches:,} batches read, {tokens:,} tokens at the last checkpoint"
+    return f"{config.model.name} on {config.data.name}: {read}."
 
 
 def _summary(run: RunDirectory, record: Record, read: RecordSummary, checkpoints: list[Checkpoint]) -> dict[str, str]:
@@ -107,8 +106,8 @@ def _summary(run: RunDirectory, record: Record, read: RecordSummary, checkpoints
     config, plan = run.config(), Plan.open(run.plan_file)
     machine, ranks = plan.machine, f"{plan.ranks} rank{'s' * (plan.ranks > 1)}"
     return {
-        "model": config.model,
-        "data": f"{config.data}, {config.holdout:g} of its documents sealed{', packed' * config.pack}",
+        "model": config.model.name,
+        "data": f"{config.data.name}, {config.data.holdout:g} of its documents sealed{', packed' * config.data.pack}",
         "steps": f"{record.batches:,} of {plan.steps:,}",
         "samples read": f"{read.samples:,} of {plan.counts.trainable:,} trainable, {read.readings:,} readings",
         "tokens read": f"{checkpoints[-1].tokens:,} at step {checkpoints[-1].step:,}"
@@ -119,7 +118,7 @@ def _summary(run: RunDirectory, record: Record, read: RecordSummary, checkpoints
         "ranks": f"{ranks} on {machine.nodes} node{'s' * (machine.nodes > 1)} ({machine.cluster}, {machine.device})",
         "sequence length": f"{plan.seq_len:,} tokens",
         "learning rate": f"{config.optim.lr}",
-        "seed": str(config.seed),
+        "seed": str(config.schedule.seed),
         "record head": record.head,
     }
 

@@ -143,7 +143,7 @@ def _gib(found: Estimate) -> str:
 
 def _planned(case: Case, spec: ModelSpec, machine: Machine, nvme: Path) -> Settled:
     batch = (case.micro_batch or 1) * machine.ranks
-    asked = RunConfig(
+    asked = RunConfig.of(
         model=case.model,
         data="sample",
         steps=STEPS,

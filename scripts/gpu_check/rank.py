@@ -120,8 +120,8 @@ def _train(
     from wellread.train.engines.choose import make_engine
 
     enter("load")
-    spec = find(config.model)
-    fresh = initial(replace(spec, fresh=True), config.seed, eos=0)
+    spec = find(config.model.name)
+    fresh = initial(replace(spec, fresh=True), config.schedule.seed, eos=0)
     engine = make_engine(RandomSource(fresh.config, fresh.whole), config, plan)
     found["parameters"] = engine.parameters
     found["losses"], found["seconds"] = [], []

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from wellread.config import PretrainConfig
+from wellread.config import TextConfig
 from wellread.corpus import sentencepiece
 from wellread.data.sources import raw, text
 from wellread.data.sources.raw import TEXT, Raw
@@ -53,7 +53,7 @@ def unseparated(source: Source) -> list[Path]:
     return [path for path in files if not text.is_separated(path)]
 
 
-def vocabulary(config: PretrainConfig) -> int | bytes:
+def vocabulary(config: TextConfig) -> int | bytes:
     """What ``--vocab`` names: the size of a vocabulary to be trained, or a SentencePiece model.
 
     Raises
@@ -78,7 +78,7 @@ def vocabulary(config: PretrainConfig) -> int | bytes:
     return sentencepiece.load(Path(name).expanduser())
 
 
-def words(config: PretrainConfig) -> int:
+def words(config: TextConfig) -> int:
     """Size of the vocabulary that ``--vocab`` names."""
     found = vocabulary(config)
     return found if isinstance(found, int) else sentencepiece.Pieces(found).size
@@ -89,7 +89,7 @@ TOKENS_PER_DOCUMENT = 220
 """Both as in TinyStories with 4,096 pieces."""
 
 
-def estimate(config: PretrainConfig, source: Source) -> int:
+def estimate(config: TextConfig, source: Source) -> int:
     """Samples that the documents will make, roughly, before they are read.
 
     Raises
@@ -106,7 +106,7 @@ def estimate(config: PretrainConfig, source: Source) -> int:
     return max(1, round(tokens / ((config.seq_len or 2) - 1)))
 
 
-def corpus_settings(config: PretrainConfig, source: Source, scorer: str | None = None) -> dict[str, Any]:
+def corpus_settings(config: TextConfig, source: Source, scorer: str | None = None) -> dict[str, Any]:
     """Everything that decides what a corpus of documents holds; its key names the corpus.
 
     Parameters

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wellread.config import RunConfig
+from wellread.config import DataConfig
 from wellread.data.rows import instruct, templates
 from wellread.data.rows.instruct import Example, Schema
 from wellread.data.rows.templates import Template
@@ -160,7 +160,7 @@ class Reader:
         return examples
 
 
-def readers(config: RunConfig, mixture: Mixture) -> list[Reader]:
+def readers(config: DataConfig, mixture: Mixture) -> list[Reader]:
     """Settle schema and template of each set; the first rows of local files are looked at, nothing is downloaded.
 
     Raises
@@ -175,7 +175,7 @@ def readers(config: RunConfig, mixture: Mixture) -> list[Reader]:
     return found
 
 
-def _reader(config: RunConfig, source: Source) -> Reader:
+def _reader(config: DataConfig, source: Source) -> Reader:
     if TEXT in source.schemas:
         if config.pack and any(raw.is_megatron(path) for path in source.paths):
             raise UserError(
@@ -215,7 +215,7 @@ def _schema(source: Source, columns: set[str]) -> Schema:
 # --- the corpus that they make ---------------------------------------------------------------------------------------
 
 
-def corpus_settings(config: RunConfig, mixture: Mixture, tokenizer: str) -> dict[str, Any]:
+def corpus_settings(config: DataConfig, mixture: Mixture, tokenizer: str) -> dict[str, Any]:
     """Everything that decides what a corpus holds; its key names the corpus.
 
     Parameters

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wellread.config import RunConfig
+from wellread.config import ScheduleConfig
 from wellread.corpus.read import Corpus
 from wellread.errors import UserError
 from wellread.order import curriculum as curricula
@@ -29,7 +29,7 @@ class Built:
     """Of a curriculum: `phases`, and where the insertions stand (docs/formats.md, order.json)."""
 
 
-def build(config: RunConfig, corpus: Corpus) -> Built:
+def build(config: ScheduleConfig, corpus: Corpus) -> Built:
     """Build the order that `config` (resolved) asks for over the trainable samples of `corpus`.
 
     Raises
@@ -54,7 +54,7 @@ def build(config: RunConfig, corpus: Corpus) -> Built:
     return Built(order, _notes(order, arranged, config.order_control))
 
 
-def _passes(config: RunConfig, kind: Kind) -> Kind:
+def _passes(config: ScheduleConfig, kind: Kind) -> Kind:
     """The control arm reads the same list, shuffled."""
     return "shuffle" if config.order_control else kind
 
@@ -92,7 +92,7 @@ def _notes(order: ListedOrder, arranged: Arranged, control: bool) -> dict[str, A
     return {"version": 1, "control": control, "phases": [] if control else arranged.phases, "inserted": inserted}
 
 
-def samples_before_corpus(config: RunConfig, trainable: int) -> int:
+def samples_before_corpus(config: ScheduleConfig, trainable: int) -> int:
     """Samples that one pass of the order reads, as far as that is known without a corpus: of a filter, at most.
 
     Raises

@@ -38,15 +38,15 @@ def ways(
     """What each rank does for each micro-batch of `micros`, where so many checkpoints are kept."""
     return [
         Work(
-            dtype=config.dtype,
+            dtype=config.model.dtype,
             micro_batch=micro,
             accumulation=batch_size // (micro * ranks),
-            seq_len=config.seq_len or spec.seq_len,
+            seq_len=config.data.seq_len or spec.seq_len,
             lora_rank=config.lora.rank,
             lora_modules=targets(config.lora, spec) if config.lora.rank else (),
-            packed=config.pack,
+            packed=config.data.pack,
             checkpoints=checkpoints,
-            states=config.keep_states,
+            states=config.save.keep_states,
         )
         for micro in micros
     ]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wellread.config import RunConfig
+from wellread.config import ClusterConfig, RunConfig
 from wellread.errors import UserError
 from wellread.models.spec import ModelSpec
 from wellread.planning import deepspeed_file
@@ -62,7 +62,7 @@ class Decision:
         return next((found.ratio for found in self.estimates if found.strategy == self.strategy), None)
 
 
-def asked_for(config: RunConfig, machine: Machine, ds_config: dict[str, Any] | None) -> Asked | None:
+def asked_for(config: ClusterConfig, machine: Machine, ds_config: dict[str, Any] | None) -> Asked | None:
     """The strategy that is asked for; None: it is left to the plan.
 
     Raises
@@ -110,9 +110,9 @@ def decide(
     UserError
         When weights of 4 bits are asked for without GPUs.
     """
-    modes = MODES[config.activation_checkpointing]
+    modes = MODES[config.cluster.activation_checkpointing]
     unpredicted = None
-    if config.load_in_4bit:
+    if config.model.load_in_4bit:
         if machine.device != "cuda":
             raise UserError("--load_in_4bit: needs GPUs, the ranks would run on CPUs; leave it out")
         unpredicted = Asked(strategy=PLAIN, how="memory is not predicted for weights of 4 bits")

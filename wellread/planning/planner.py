@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from math import ceil, inf
 from typing import Any
 
-from wellread.config import RunConfig
+from wellread.config import ClusterConfig, RunConfig
 from wellread.errors import UserError
 from wellread.models.spec import ModelSpec
 from wellread.order.permutation import steps_of
@@ -43,17 +43,17 @@ def make_plan(
     UserError
         When there is nothing to train on, no strategy fits, or what is asked for does not suit the machine.
     """
-    spec = replace(spec, fresh=spec.fresh or config.init == "fresh")
-    batch_size = config.batch_size or spec.batch_size
-    micros = micro_batches(batch_size, machine.ranks, config.micro_batch_size)
+    spec = replace(spec, fresh=spec.fresh or config.model.init == "fresh")
+    batch_size = config.schedule.batch_size or spec.batch_size
+    micros = micro_batches(batch_size, machine.ranks, config.cluster.micro_batch_size)
     steps = _steps(config, spec, counts, batch_size)
-    saves = save_steps(steps, config.save_every, config.save_schedule)
+    saves = save_steps(steps, config.save.save_every, config.save.save_schedule)
     works = ways(config, spec, machine.ranks, batch_size, micros, len(saves))
-    limits = _limits(config, machine)
+    limits = _limits(config.cluster, machine)
     counted = that_count(failures, limits)
-    asked = asked_for(config, machine, ds_config)
+    asked = asked_for(config.cluster, machine, ds_config)
     decided = decide(config, spec, narrowed(limits, counted), works, asked, counted)
-    if config.compile and decided.engine != "torch":
+    if config.cluster.compile and decided.engine != "torch":
         raise UserError(f"--compile: is for ddp, and {decided.strategy} is {decided.reason}; leave it out")
     return Plan(
         model=spec.name,
@@ -62,14 +62,14 @@ def make_plan(
         batch_size=batch_size,
         micro_batch_size=decided.work.micro_batch,
         accumulation=decided.work.accumulation,
-        dtype=config.dtype,
+        dtype=config.model.dtype,
         engine=decided.engine,
         strategy=decided.strategy,
         strategy_reason=decided.reason,
         strategies=tuple(found.as_dict() for found in decided.estimates),
-        seq_len=config.seq_len or spec.seq_len,
-        order=config.order,
-        order_control=config.order_control,
+        seq_len=config.data.seq_len or spec.seq_len,
+        order=config.schedule.order,
+        order_control=config.schedule.order_control,
         steps=steps,
         epochs=round(steps * batch_size / counts.in_pass, 4),
         warmup_steps=ceil(config.optim.warmup * steps),
@@ -95,11 +95,11 @@ def replan(config: RunConfig, spec: ModelSpec, plan: Plan, failures: Sequence[Fa
 
 def _steps(config: RunConfig, spec: ModelSpec, counts: Counts, batch_size: int) -> int:
     if counts.trainable < 1:
-        raise UserError(f"--data {config.data}: no trainable samples; lower --holdout or give more rows")
-    return config.steps or steps_of(config.epochs or spec.epochs, counts.in_pass, batch_size)
+        raise UserError(f"--data {config.data.name}: no trainable samples; lower --holdout or give more rows")
+    return config.schedule.steps or steps_of(config.schedule.epochs or spec.epochs, counts.in_pass, batch_size)
 
 
-def _limits(config: RunConfig, machine: Machine) -> Machine:
+def _limits(config: ClusterConfig, machine: Machine) -> Machine:
     """The machine with the limits that the plan has to hold."""
     return replace(
         machine,

@@ -66,7 +66,7 @@ class Samples(ABC):
         """Where the corpus is compiled to; equal settings, equal folder."""
         from wellread.corpus.digest import corpus_key
 
-        return Path(self.config.corpora) / f"{self.name}-{corpus_key(self.settings)}"
+        return Path(self.config.data.corpora) / f"{self.name}-{corpus_key(self.settings)}"
 
 
 class Recipe(ABC, Generic[C]):
@@ -101,21 +101,22 @@ class Recipe(ABC, Generic[C]):
         """
         from wellread.data.sets import label
 
-        seq_len = config.seq_len or min(spec.seq_len, spec.positions)
+        seq_len = config.data.seq_len or min(spec.seq_len, spec.positions)
         if seq_len > self.positions(spec, seq_len):
             raise UserError(f"--seq_len {seq_len}: {spec.name} has {spec.positions} positions; choose at most that")
         order = _checked_order(config)
-        data, lora = config.data or self.usual_data(spec), config.lora
-        if lora.rank and (spec.fresh or config.init == "fresh"):
+        data, lora = config.data.name or self.usual_data(spec), config.lora
+        if lora.rank and (spec.fresh or config.model.init == "fresh"):
             raise UserError(
                 f"--lora.rank {lora.rank}: {spec.name} starts from random weights, which have to be trained"
             )
-        return replace(
-            config,
+        return config.replace(
             data=data,
-            out=config.out or f"runs/{spec.name}-{label(data)}",
-            epochs=None if config.steps else config.epochs or (1.0 if order.kind == "curriculum" else spec.epochs),
-            batch_size=config.batch_size or spec.batch_size,
+            out=config.save.out or f"runs/{spec.name}-{label(data)}",
+            epochs=None
+            if config.schedule.steps
+            else config.schedule.epochs or (1.0 if order.kind == "curriculum" else spec.epochs),
+            batch_size=config.schedule.batch_size or spec.batch_size,
             seq_len=seq_len,
             optim=replace(config.optim, lr=config.optim.lr or spec.lr * (LORA_RATE if lora.rank else 1)),
             lora=replace(lora, alpha=lora.alpha or 2 * lora.rank) if lora.rank else lora,
@@ -146,16 +147,20 @@ class Recipe(ABC, Generic[C]):
     def identity(self, config: C) -> dict[str, Any]:
         """Settings that make a run this run, beside those that every plan has; refused when they differ at resume."""
         lora = {"lora": to_dict(config.lora)} if config.lora.rank else {}
-        return lora | ({"freeze": config.freeze} if config.freeze else {})
+        return lora | ({"freeze": config.model.freeze} if config.model.freeze else {})
 
 
 def _checked_order(config: RunConfig) -> OrderSpec:
     from wellread.order.spec import parse
 
-    order = parse(config.order)
-    if config.order_control and order.kind in ("shuffle", "sequential", "filter"):
+    order = parse(config.schedule.order)
+    if config.schedule.order_control and order.kind in ("shuffle", "sequential", "filter"):
         other = "it is random already" if order.kind != "sequential" else "--order shuffle is"
-        raise UserError(f"--order_control: no control arm of --order {config.order}, for {other}; leave it out")
-    if order.kind == "curriculum" and config.epochs not in (None, 1):
-        raise UserError(f"--epochs {config.epochs:g}: a curriculum is read once; its phases have epochs of their own")
+        raise UserError(
+            f"--order_control: no control arm of --order {config.schedule.order}, for {other}; leave it out"
+        )
+    if order.kind == "curriculum" and config.schedule.epochs not in (None, 1):
+        raise UserError(
+            f"--epochs {config.schedule.epochs:g}: a curriculum is read once; its phases have epochs of their own"
+        )
     return order

@@ -28,7 +28,7 @@ class Rows(Samples):
         """What resolved settings name."""
         from wellread.data import sets
 
-        return cls(config, spec, sets.find(config.data or ""))
+        return cls(config, spec, sets.find(config.data.name or ""))
 
     @property
     def spec(self) -> ModelSpec:
@@ -48,7 +48,7 @@ class Rows(Samples):
         from wellread.models.directories import local_directory
 
         directory = None if self.model.fresh else local_directory(self.model, weights=False)
-        return corpus_settings(self.config, self.mixture, tokenizer.identify(directory, self.model.vocab))
+        return corpus_settings(self.config.data, self.mixture, tokenizer.identify(directory, self.model.vocab))
 
     def estimate(self) -> int:
         """One sample a row."""
@@ -73,7 +73,7 @@ class Finetune(Recipe[RunConfig]):
         """As `Recipe.resolve`; also refuse a model that cannot read packed samples."""
         from wellread.models.families import PACKED_FAMILIES
 
-        if config.pack and spec.family not in PACKED_FAMILIES:
+        if config.data.pack and spec.family not in PACKED_FAMILIES:
             raise UserError(
                 f"--pack: {spec.name} is a {spec.family}, in which rows of one sequence are not known to be unseen by "
                 f"one another; that is known of {', '.join(PACKED_FAMILIES)}; leave --pack out"
@@ -90,4 +90,4 @@ class Finetune(Recipe[RunConfig]):
 
     def identity(self, config: RunConfig) -> dict[str, Any]:
         """Packing too: what a batch is of."""
-        return super().identity(config) | ({"pack": True} if config.pack else {})
+        return super().identity(config) | ({"pack": True} if config.data.pack else {})

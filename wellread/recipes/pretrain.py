@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from wellread.config import PretrainConfig
+from wellread.config import PretrainConfig, TextConfig
 from wellread.errors import UserError
 from wellread.recipes.base import LONGEST_NAME, Recipe, Samples
 
@@ -33,19 +33,19 @@ class Documents(Samples):
         """What resolved settings name."""
         from wellread.data import sets
 
-        return cls(config, spec, sets.documents(config.data or ""))
+        return cls(config, spec, sets.documents(config.data.name or ""))
 
     @cached_property
     def spec(self) -> ModelSpec:
         """The model; one that is fresh has the vocabulary of the documents."""
         from wellread.data import documents
 
-        words = documents.words(self.config)
+        words = documents.words(self.config.data)
         spec = model_of(self.model, words, self.config)
         if words != spec.vocab:
             raise UserError(
-                f"--vocab {self.config.vocab}: has {words:,} pieces, {spec.name} {spec.vocab:,} words; leave it out "
-                "for the model's own"
+                f"--vocab {self.config.data.vocab}: has {words:,} pieces, {spec.name} {spec.vocab:,} words; leave it "
+                "out for the model's own"
             )
         return spec
 
@@ -59,19 +59,19 @@ class Documents(Samples):
         """Everything that decides what the corpus holds."""
         from wellread.data import documents
 
-        scorer = _scorer(self.config.perplexity) if self.config.perplexity else None
-        return documents.corpus_settings(self.config, self.source, scorer)
+        scorer = _scorer(self.config.data.perplexity) if self.config.data.perplexity else None
+        return documents.corpus_settings(self.config.data, self.source, scorer)
 
     def estimate(self) -> int:
         """As many as the text is long."""
         from wellread.data import documents
 
-        return documents.estimate(self.config, self.source)
+        return documents.estimate(self.config.data, self.source)
 
 
 def model_of(spec: ModelSpec, words: int, config: PretrainConfig) -> ModelSpec:
     """The model of a pretraining: a fresh one has its corpus's vocabulary, and as many positions as a sample tokens."""
-    return replace(spec, vocab=words, positions=config.seq_len or spec.seq_len) if spec.fresh else spec
+    return replace(spec, vocab=words, positions=config.data.seq_len or spec.seq_len) if spec.fresh else spec
 
 
 def _scorer(model: str) -> str:
@@ -90,7 +90,7 @@ class Pretrain(Recipe[PretrainConfig]):
 
     name = PretrainConfig.program
     config = PretrainConfig
-    hidden = PretrainConfig.unused
+    hidden = TextConfig.unused
     usage = "the same for a small Llama on stories, from nothing"
     description = "Pretrain a small Llama on stories."
     examples = """examples:
@@ -113,11 +113,11 @@ class Pretrain(Recipe[PretrainConfig]):
         size = others.pop("size")
         if size is None:
             return config, others
-        if config.model != self.config.model:
-            raise UserError(f"--size {size}: --model {config.model} is given as well; leave one out")
+        if config.model.name != self.config().model.name:
+            raise UserError(f"--size {size}: --model {config.model.name} is given as well; leave one out")
         if not re.fullmatch(r"260K|15M|42M|110M|\d+(x\d+){2,3}", size, re.IGNORECASE):
             raise UserError(f"--size {size}: choose 260K, 15M, 42M, 110M, or WIDTHxLAYERSxHEADS, as 128x4x4")
-        return replace(config, model=f"stories-{size.lower()}"), others
+        return config.replace(model=f"stories-{size.lower()}"), others
 
     def resolve(self, config: PretrainConfig, spec: ModelSpec) -> PretrainConfig:
         """As `Recipe.resolve`, and the vocabulary.
@@ -128,7 +128,7 @@ class Pretrain(Recipe[PretrainConfig]):
             Also when the model is in no directory, where its vocabulary would be.
         """
         resolved = super().resolve(config, spec)
-        return replace(resolved, vocab=resolved.vocab or _usual_vocabulary(spec))
+        return resolved.replace(vocab=resolved.data.vocab or _usual_vocabulary(spec))
 
     def positions(self, spec: ModelSpec, seq_len: int) -> int:
         """A fresh model gets as many as it needs."""

@@ -44,7 +44,7 @@ def model_of_run(run: RunDirectory) -> ModelSpec:
     from wellread.models.registry import find
 
     config = run.config()
-    return recipe_of(config).model(config, find(config.model), Corpus.open(run.corpus).words)
+    return recipe_of(config).model(config, find(config.model.name), Corpus.open(run.corpus).words)
 
 
 def handed_over(config: RunConfig) -> str:

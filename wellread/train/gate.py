@@ -11,7 +11,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from wellread.config import RunConfig
+from wellread.config import ClusterConfig
 from wellread.errors import UserError
 from wellread.planning import host_memory
 from wellread.planning.plan import Plan
@@ -45,7 +45,7 @@ class Room:
     """Whether both are one filesystem."""
 
 
-def check(run: RunDirectory, config: RunConfig, plan: Plan) -> None:
+def check(run: RunDirectory, config: ClusterConfig, plan: Plan) -> None:
     """Refuse a plan that what is free cannot hold. Collective: every rank calls it, and all raise the same.
 
     Raises
@@ -64,7 +64,7 @@ def check(run: RunDirectory, config: RunConfig, plan: Plan) -> None:
         )
 
 
-def look(run: RunDirectory, config: RunConfig, plan: Plan) -> Room:
+def look(run: RunDirectory, config: ClusterConfig, plan: Plan) -> Room:
     """What this rank finds free.
 
     Parameters

@@ -57,11 +57,13 @@ def train(run: RunDirectory, initial: Callable[[], Source], log: Path) -> int:
     config, corpus = nvme.with_own_folder(run), Corpus.open(run.corpus)
     plan, order = Plan.open(run.plan_file), open_order(run)
     found, passed_over = resume.newest_checkpoint(run)
-    gate.check(run, config, plan)
-    trackers.check(config)
+    gate.check(run, config.cluster, plan)
+    trackers.check(config.watch)
     engine = make_engine(Source.of(found.model) if found else initial(), config, plan)
-    saver = Saver(run.checkpoints, engine, corpus.tokenizer, config.keep_states)
-    loop = TrainingLoop(run, config, plan, corpus, order, engine, saver, StopRequest(), Guard(config.spike_factor))
+    saver = Saver(run.checkpoints, engine, corpus.tokenizer, config.save.keep_states)
+    loop = TrainingLoop(
+        run, config, plan, corpus, order, engine, saver, StopRequest(), Guard(config.watch.spike_factor)
+    )
     if ranks.rank() == 0:
         record = open_record(run, corpus, order, found)
         monitor = open_monitor(run, config, plan, engine, found.step if found else 0, log)
@@ -116,7 +118,7 @@ class TrainingLoop:
             stop = self.take_step()
             if self.step in self.plan.save_steps or stop:
                 self.save()
-            elif self.config.eval_every and self.step % self.config.eval_every == 0:
+            elif self.config.watch.eval_every and self.step % self.config.watch.eval_every == 0:
                 self.evaluate(texts=False)
         self.saver.wait()
         return stop
@@ -162,7 +164,7 @@ class TrainingLoop:
         """Run the next batch through the model, forward and backward; what all ranks tell of it. Collective."""
         plan, sample_ids = self.plan, self.order.batch(self.step)
         total_targets = int(self.corpus.n_targets(sample_ids).sum())
-        _seed(self.config.seed, self.step)
+        _seed(self.config.schedule.seed, self.step)
         micro_slots = divide(self.corpus.lengths(sample_ids), plan, ranks.rank())
         read = []
         for number, slots in enumerate(micro_slots):
@@ -186,13 +188,13 @@ class TrainingLoop:
         if fault is None:
             norm = self.engine.step(lr)
             return (None if np.isfinite(norm) else f"gradient is not finite (its norm is {norm})"), norm
-        if self.config.on_bad_loss == "skip":
+        if self.config.watch.on_bad_loss == "skip":
             self.engine.drop()
         return fault, float("nan")
 
     def _skip(self, fault: str, reading: RecordedBatch) -> None:
         """Say whose samples a bad batch holds; end the run unless such batches are to be passed over."""
-        if self.config.on_bad_loss == "stop":
+        if self.config.watch.on_bad_loss == "stop":
             raise FloatingPointError(
                 f"batch {reading.batch_id}: {fault}; the step was not taken (--on_bad_loss skip would pass over it); "
                 + guards.named(self.corpus, reading)
@@ -205,7 +207,7 @@ class TrainingLoop:
         began = time.perf_counter()
         holdout = sealed.holdout_loss(self.engine, self.corpus, self.plan)
         measured = time.perf_counter()
-        count = self.config.generations if texts else 0
+        count = self.config.watch.generations if texts else 0
         rows = sealed.generations(self.engine, self.corpus, self.tokenizer, self.plan, count)
         if self.outputs:
             written = time.perf_counter() - measured if rows else None
@@ -252,7 +254,7 @@ class TrainingLoop:
         self.step = self.saved_step = found.step
         self.tokens = found.tokens
         self.skipped = found.manifest.get("skipped", 0)  # older ones know of none
-        self.guard = resume.restored_guard(self.run, found.step, self.config.spike_factor)
+        self.guard = resume.restored_guard(self.run, found.step, self.config.watch.spike_factor)
         self.say(f"continuing from {found.path.name}")
         updates = found.step - self.skipped
         if updates > 0:  # no optimizer has a state before its first step

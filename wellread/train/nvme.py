@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 from wellread.config import RunConfig
@@ -22,11 +21,11 @@ def with_own_folder(run: RunDirectory) -> RunConfig:
         When that is no folder that can be written to.
     """
     config = run.config()
-    if config.nvme_path is None:
+    if config.cluster.nvme_path is None:
         return config
-    check_nvme(config.nvme_path)
+    check_nvme(config.cluster.nvme_path)
     name = hashlib.sha256(str(run.path.resolve()).encode()).hexdigest()[:16]
-    own = Path(config.nvme_path).resolve() / f"wellread-{name}"
+    own = Path(config.cluster.nvme_path).resolve() / f"wellread-{name}"
     if ranks.local_rank() == 0:  # what an attempt with another strategy left there
         shutil.rmtree(own, ignore_errors=True)
-    return replace(config, nvme_path=str(own))
+    return config.replace(nvme_path=str(own))

@@ -86,7 +86,7 @@ def _source(run: RunDirectory) -> Source:
     config, corpus = run.config(), Corpus.open(run.corpus)
     tokenizer = Tokenizer.load(corpus.tokenizer)
     spec, bos = model_of_run(run), tokenizer.backend.bos_token_id
-    return initial(spec, config.seed, tokenizer.eos, config.lora, config.init, bos)
+    return initial(spec, config.schedule.seed, tokenizer.eos, config.lora, config.model.init, bos)
 
 
 def _redirect(log: Path) -> None:

@@ -54,15 +54,15 @@ class DeepSpeedEngine:
         self.device = ranks.device()
         self._plan, self._source = plan, source
         settings = deepspeed_settings(config, plan)
-        self._nvme = Path(config.nvme_path) if config.nvme_path and plan.rung.on_nvme else None
+        self._nvme = Path(config.cluster.nvme_path) if config.cluster.nvme_path and plan.rung.on_nvme else None
         self._clear_nvme()  # of what an attempt that was killed left there
-        model, dtype = source.on_meta(), torch.bfloat16 if config.dtype == "bf16" else torch.float32
+        model, dtype = source.on_meta(), torch.bfloat16 if config.model.dtype == "bf16" else torch.float32
         self.parameters = sum(p.numel() for p in model.parameters())
         if offload_devices(settings).get("offload_param") == "nvme":
             largest = max(-(-p.numel() // plan.ranks) for p in model.parameters())
             pool = {"buffer_size": -(-largest // BUFFER_MULTIPLE) * BUFFER_MULTIPLE}
             settings["zero_optimization"]["offload_param"] = pool | settings["zero_optimization"]["offload_param"]
-        freeze(model, config.freeze)
+        freeze(model, config.model.freeze)
         self.trained = count_trained(model)
         weights = Weights(source, model)
         # DeepSpeed keeps no fp32 of what is frozen: it is saved from where it was read.
@@ -79,7 +79,7 @@ class DeepSpeedEngine:
             dist_init_required=False,
         )
         self._share_state()
-        if config.dtype == "bf16":
+        if config.model.dtype == "bf16":
             set_master(model, weights, self.device)
 
     def _share_state(self) -> None:
@@ -287,13 +287,13 @@ def deepspeed_settings(config: RunConfig, plan: Plan) -> dict[str, Any]:
         zero["offload_optimizer"] = zero["offload_optimizer"] | {"ratio": plan.offload_ratio}
     for key, device in offload_devices(settings).items():
         if device == "nvme":
-            zero[key] = zero[key] | {"nvme_path": config.nvme_path}
+            zero[key] = zero[key] | {"nvme_path": config.cluster.nvme_path}
     return settings | {
         "zero_optimization": zero,
         "train_batch_size": plan.batch_size,
         "train_micro_batch_size_per_gpu": plan.micro_batch_size,
         "gradient_accumulation_steps": plan.accumulation,
         "gradient_clipping": config.optim.clip,
-        "bf16": {"enabled": config.dtype == "bf16"},
+        "bf16": {"enabled": config.model.dtype == "bf16"},
         "steps_per_print": 10**9,  # the loop prints
     }

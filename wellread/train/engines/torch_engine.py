@@ -31,15 +31,15 @@ class TorchEngine:
         self._config, self._source = config, source
         model = source.on_meta()
         self.parameters = sum(p.numel() for p in model.parameters())
-        freeze(model, config.freeze)
+        freeze(model, config.model.freeze)
         self.trained = count_trained(model)
-        if config.load_in_4bit:
+        if config.model.load_in_4bit:
             check_4bit()
-            model = source.in_4bit(self.device, config.dtype)
+            model = source.in_4bit(self.device, config.model.dtype)
         else:
             fill(model, Weights(source, model), torch.float32, self.device)
         self._module = in_training(model.to(self.device), plan)
-        if config.compile:
+        if config.cluster.compile:
             layers: Any = self._module.model.base_model
             layers.compile()
         self._optimizer = make_optimizer(self._module, config.optim)
@@ -53,7 +53,7 @@ class TorchEngine:
             )
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16) if self._config.dtype == "bf16" else nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16) if self._config.model.dtype == "bf16" else nullcontext()
 
     def forward_backward(self, batch: Batch, scale: float, last: bool) -> torch.Tensor:
         """See `Engine`; gradients travel between ranks with the last micro-batch alone."""

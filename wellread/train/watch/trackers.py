@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from wellread.config import RunConfig, to_dict
+from wellread.config import RunConfig, WatchConfig, to_dict
 from wellread.errors import UserError
 
 
@@ -76,7 +76,7 @@ class WandB:
         self._tracker.finish()
 
 
-def check(config: RunConfig) -> None:
+def check(config: WatchConfig) -> None:
     """Make sure that what `--tracker` names is installed.
 
     Raises
@@ -91,8 +91,8 @@ def check(config: RunConfig) -> None:
 def open_trackers(config: RunConfig, directory: Path, start: int) -> list[Tracker]:
     """The trackers of a run that begins, or goes on, at step `start`."""
     found: list[Tracker] = []
-    if "tensorboard" in config.trackers:
+    if "tensorboard" in config.watch.trackers:
         found.append(TensorBoard(directory / "tb", start))
-    if "wandb" in config.trackers:
+    if "wandb" in config.watch.trackers:
         found.append(WandB(directory, config))
     return found

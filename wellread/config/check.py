@@ -1,0 +1,22 @@
+"""Refusals that several sections share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wellread.errors import UserError
+
+
+def not_empty(section: Any, **flags: str) -> None:
+    """Refuse texts that are empty; each field with its flag's name."""
+    for name, flag in flags.items():
+        if getattr(section, name) == "":
+            raise UserError(f"--{flag}: is empty; leave it out for its default")
+
+
+def at_least_one(section: Any, *names: str) -> None:
+    """Refuse numbers below 1."""
+    for name in names:
+        value = getattr(section, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value}: must be at least 1")
