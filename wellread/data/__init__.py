@@ -1,1 +1,1 @@
-"""Corpora: from rows of text to memory-mapped, sealed, hashed samples."""
+"""Data: where rows and documents come from, what they become, and what ``--data`` names."""
