@@ -93,6 +93,10 @@ class PerCheckpoint(Evaluation, Generic[Kept]):
 
     needs: ClassVar[tuple[Need, ...]] = (a_checkpoint,)
 
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise UserError(f"--seed {self.seed}: must be at least 0")
+
     @abstractmethod
     def size(self, step: int) -> int:
         """How much `score` has to do at `step`."""

@@ -40,7 +40,7 @@ class Job:
     config: RunConfig
     samples: Samples
     backend: Backend
-    cluster: Machine
+    machine: Machine
     options: LaunchOptions
     _orders: dict[Path, Built] = field(default_factory=dict, repr=False, compare=False)
 
@@ -58,8 +58,8 @@ class Job:
         spec = registry.find(config.model.name)
         config = resolve(config, spec)
         backend = backends.of(cluster_of(config.cluster.name, options.time, options.partition))
-        cluster = _sized(config.cluster, backend, options)
-        job = cls(config, samples_of(config, spec), backend, cluster, options)
+        machine = _sized(config.cluster, backend, options)
+        job = cls(config, samples_of(config, spec), backend, machine, options)
         backend.check(job.run)
         return job
 
@@ -76,12 +76,13 @@ class Job:
     @property
     def training(self) -> Training:
         """What the backend is asked to train."""
-        code = self.run.code if self.options.snapshot == "on" else provenance.ROOT
+        # Of the folder, not of what is there now: the snapshot is yet to be taken.
+        code = self.run.path.resolve() / self.run.code.name if self.options.snapshot == "on" else provenance.ROOT
         then = Request(command=AFTER_A_RUN, run=self.run, cluster=self.backend.file)
         return Training(
             run=self.run,
             program=self.config.program,
-            code=code.resolve(),
+            code=code,
             fall_back=self.options.ladder == "on",
             wait=self.options.wait,
             then=then.arguments() if self.options.then == "eval" else (),
@@ -97,7 +98,7 @@ class Job:
         own = deepspeed_file.read(self.config.cluster.ds_config) if self.config.cluster.ds_config else None
         begun = self.options.ladder == "on" and not self.options.force  # by force, it begins as asked
         failures = ladder.failures(self.run) if begun else ()
-        made = make_plan(self.config, self.spec, self.cluster, counts, own, failures)
+        made = make_plan(self.config, self.spec, self.machine, counts, own, failures)
         return replace(made, forced=self.options.force)
 
     def order(self, corpus: Corpus) -> Built:
@@ -155,17 +156,17 @@ class Job:
 
 
 def _sized(config: ClusterConfig, backend: Backend, options: LaunchOptions) -> Machine:
-    """The cluster with the sizes of its memory, as far as they are known."""
+    """What the ranks run on, with the sizes of its memory as far as they are known."""
     gpu_mem, host_mem = backend.sizes()
     if _imagined(backend, options):
         ranks = 1 if config.ranks_per_node == "auto" else config.ranks_per_node
-        cluster = Machine(cluster=backend.file.kind, nodes=config.nodes, ranks_per_node=ranks, device="cuda")
+        machine = Machine(cluster=backend.file.kind, nodes=config.nodes, ranks_per_node=ranks, device="cuda")
     else:
-        cluster = backend.probe(config.nodes, config.ranks_per_node)
+        machine = backend.probe(config.nodes, config.ranks_per_node)
     found = backend.nvme(config.nvme_path) if config.nvme_path else None
     nvme = backend.file.nvme if options.nvme is None else options.nvme
     return replace(
-        cluster,
+        machine,
         gpu_mem=gpu_mem if options.gpu_mem is None else options.gpu_mem,
         host_mem=host_mem if options.host_mem is None else options.host_mem,
         nvme=nvme or found,
@@ -207,7 +208,7 @@ def run(config: RunConfig, options: LaunchOptions) -> int:
     if not config.cluster.nvme_path:
         if planned.rung.on_nvme:
             raise UserError(f"--strategy {planned.strategy}: needs --nvme_path, a directory on each node's NVMe disk")
-        job = replace(job, cluster=replace(job.cluster, nvme=None))  # its size alone is for launch plan
+        job = replace(job, machine=replace(job.machine, nvme=None))  # its size alone is for launch plan
     if not options.force:
         _refuse_unfit(planned)
     identity.refuse_foreign(job.run)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def new_parser(prog: str, description: str, examples: str) -> ArgumentParser:
-    """Return a parser whose errors are ValueErrors and whose help ends with `examples`."""
+    """Return a parser whose errors are UserErrors and whose help ends with `examples`."""
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -131,7 +131,7 @@ def parse_dataclass(parser: ArgumentParser, kind: type[Any], argv: Sequence[str]
 
 
 def parse(parser: ArgumentParser | argparse.ArgumentParser, argv: Sequence[str]) -> Any:
-    """Parse `argv`; a mistake is a one-line ValueError that names the nearest valid flag."""
+    """Parse `argv`; a mistake is a one-line UserError that names the nearest valid flag."""
     from argparse import ArgumentError
 
     try:

@@ -48,7 +48,7 @@ class Membership(PerCheckpoint[Scores]):
     Raises
     ------
     UserError
-        When `bootstrap` or `max_samples` is too small to say anything.
+        When `bootstrap` or `max_samples` is too small to say anything, or `seed` is negative.
     """
 
     bootstrap: int = 1000
@@ -59,6 +59,7 @@ class Membership(PerCheckpoint[Scores]):
     needs: ClassVar[tuple[Need, ...]] = (a_sealed_holdout, a_checkpoint, a_whole_record)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.bootstrap < 100:
             raise UserError(f"--bootstrap {self.bootstrap}: too few for an interval; give at least 100")
         if self.max_samples < 2:

@@ -70,7 +70,7 @@ def from_dict(kind: type[Any], values: dict[str, Any]) -> Any:
     Raises
     ------
     UserError
-        When a key is not one of `kind`.
+        When a key is not one of `kind`, or a nested dataclass has no settings.
     """
     known = keys_of(kind)
     if unknown := sorted(values.keys() - known.keys()):
@@ -82,6 +82,10 @@ def from_dict(kind: type[Any], values: dict[str, Any]) -> Any:
         where = known[key]
         if where.section:
             inside[where.section][where.name] = value
+        elif is_dataclass(hints[key]) and isinstance(value, dict):
+            made[key] = from_dict(hints[key], value)
+        elif is_dataclass(hints[key]) and value is None:
+            raise UserError(f"{key}: holds no settings; leave it out, or write one a line below it")
         else:
-            made[key] = from_dict(hints[key], value) if is_dataclass(hints[key]) and isinstance(value, dict) else value
+            made[key] = value
     return kind(**made, **{name: sections[name](**given) for name, given in inside.items()})

@@ -2,7 +2,8 @@
 
 Position p = batch_id * batch_size + slot is the (p % n)-th of epoch p // n. ``sequential`` has index p % n there;
 ``shuffle`` permutes by a bijection keyed by seed and epoch, so both directions cost the same however long the run is
-and nothing is stored. An index is a sample id, or in a listed order a place in its list of ids (`wellread.orders`).
+and nothing is stored. An index is a sample id, or in a listed order a place in its list of ids
+(`wellread.order.build`).
 The number of ranks is no argument anywhere: ranks and micro-batches only divide the slots of a batch.
 
 The bijection is a Feistel network (Luby & Rackoff 1988, "How to construct pseudorandom permutations") in the form of

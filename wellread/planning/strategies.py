@@ -60,47 +60,49 @@ class Strategy:
         return ["cpu_adam"] * self.offloads + ["async_io"] * self.on_nvme
 
 
-_ENTRIES = (
-    Strategy(name="ddp", stage=0, speed=1.0, phases=plain, state=8),
-    Strategy(name="zero1", stage=1, speed=0.98, phases=partial(zero12, stage=1), state_weights=True),
-    Strategy(name="zero2", stage=2, speed=0.97, phases=partial(zero12, stage=2), state_weights=True),
-    Strategy(name="zero3", stage=3, speed=0.85, phases=zero3),
-    Strategy(
-        name="zero2-offload",
-        stage=2,
-        optimizer="cpu",
-        speed=0.60,
-        phases=partial(zero12, stage=2),
-        state_weights=True,
-    ),
-    Strategy(
-        name="zero3-partial",
-        stage=3,
-        optimizer="cpu",
-        ratios=tuple(step / 20 for step in range(1, 21)),
-        speed=0.55,
-        phases=partial(zero3, sub_group=FINE_SUB_GROUP),
-    ),
-    Strategy(
-        name="zero3-offload",
-        stage=3,
-        optimizer="cpu",
-        parameters="cpu",
-        speed=0.40,
-        phases=partial(zero3, host_weights=True),
-    ),
-    Strategy(
-        name="zero3-nvme",
-        stage=3,
-        optimizer="nvme",
-        parameters="nvme",
-        speed=0.15,
-        phases=partial(zero3, host_weights=True, nvme=True, sub_group=FINE_SUB_GROUP),
-        state=8,
-    ),
-    Strategy(name="zero1-offload", stage=1, optimizer="cpu"),
-)
-STRATEGIES: dict[str, Strategy] = {entry.name: entry for entry in _ENTRIES}
+STRATEGIES: dict[str, Strategy] = {
+    entry.name: entry
+    for entry in (
+        Strategy(name="ddp", stage=0, speed=1.0, phases=plain, state=8),
+        Strategy(name="zero1", stage=1, speed=0.98, phases=partial(zero12, stage=1), state_weights=True),
+        Strategy(name="zero2", stage=2, speed=0.97, phases=partial(zero12, stage=2), state_weights=True),
+        Strategy(name="zero3", stage=3, speed=0.85, phases=zero3),
+        Strategy(
+            name="zero2-offload",
+            stage=2,
+            optimizer="cpu",
+            speed=0.60,
+            phases=partial(zero12, stage=2),
+            state_weights=True,
+        ),
+        Strategy(
+            name="zero3-partial",
+            stage=3,
+            optimizer="cpu",
+            ratios=tuple(step / 20 for step in range(1, 21)),
+            speed=0.55,
+            phases=partial(zero3, sub_group=FINE_SUB_GROUP),
+        ),
+        Strategy(
+            name="zero3-offload",
+            stage=3,
+            optimizer="cpu",
+            parameters="cpu",
+            speed=0.40,
+            phases=partial(zero3, host_weights=True),
+        ),
+        Strategy(
+            name="zero3-nvme",
+            stage=3,
+            optimizer="nvme",
+            parameters="nvme",
+            speed=0.15,
+            phases=partial(zero3, host_weights=True, nvme=True, sub_group=FINE_SUB_GROUP),
+            state=8,
+        ),
+        Strategy(name="zero1-offload", stage=1, optimizer="cpu"),
+    )
+}
 """Every strategy by its name."""
 LADDER: dict[str, Strategy] = {name: entry for name, entry in STRATEGIES.items() if entry.phases}
 """The strategies whose memory is predicted, which are those of --strategy, the fastest first.

@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from wellread.config import RunConfig, from_dict, to_dict
+from wellread.errors import UserError
 from wellread.recipes.base import Recipe, Samples
 from wellread.recipes.finetune import Finetune
 from wellread.recipes.pretrain import Pretrain
@@ -53,5 +54,15 @@ def handed_over(config: RunConfig) -> str:
 
 
 def received(name: str) -> Any:
-    """Resolved settings of the recipe `name`, from standard input."""
-    return from_dict(RECIPES[name].config, json.load(sys.stdin))
+    """Resolved settings of the recipe `name`, from standard input.
+
+    Raises
+    ------
+    UserError
+        When there are none.
+    """
+    try:
+        values = json.load(sys.stdin)
+    except ValueError as error:
+        raise UserError(f"{RESOLVED}: standard input holds no settings ({error}); launch gives them") from None
+    return from_dict(RECIPES[name].config, values)
