@@ -123,9 +123,8 @@ def load(path: Path) -> bytes:
     except OSError as error:
         raise UserError(f"--vocab {path}: cannot be read ({error.strerror})") from None
     try:
-        pieces = Pieces(content)
-        begins = pieces.bos
-    except (RuntimeError, ValueError):
+        begins = Pieces(content).bos  # SentencePiece parses it here
+    except RuntimeError:
         raise UserError(f"--vocab {path}: not a SentencePiece model, or a damaged one; name a .model file") from None
     if begins < 0:
         raise UserError(f"--vocab {path}: has no piece that begins a sequence; stories could not be told apart")
