@@ -233,7 +233,7 @@ def test_a_killed_build_is_finished_by_the_next(tmp_path: Path, root: Path, monk
         "from wellread.config import RunConfig\n"
         "prepare.ROWS_PER_SHARD = 50; whole = prepare.tokenise\n"
         "def slow(*arguments): time.sleep(0.2); return whole(*arguments)\n"
-        "prepare.tokenise = slow; prepare.prepare(RunConfig(corpora=sys.argv[1]))"
+        "prepare.tokenise = slow; prepare.prepare(RunConfig.of(corpora=sys.argv[1]))"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "a")], cwd=root, stdout=subprocess.DEVNULL

@@ -140,8 +140,8 @@ class Recipe(ABC, Generic[C]):
             When the data cannot be found.
         """
 
-    def model(self, config: C, spec: ModelSpec, words: int) -> ModelSpec:
-        """The model of a run whose corpus has a vocabulary of `words`."""
+    def model(self, config: C, spec: ModelSpec, corpus: Path) -> ModelSpec:
+        """The model of a run that has begun, whose compiled corpus is in directory `corpus`."""
         return spec
 
     def identity(self, config: C) -> dict[str, Any]:

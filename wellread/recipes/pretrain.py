@@ -12,6 +12,8 @@ from wellread.errors import UserError
 from wellread.recipes.base import LONGEST_NAME, Recipe, Samples
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from jsonargparse import ArgumentParser
 
     from wellread.data.sources.source import Source
@@ -142,9 +144,11 @@ class Pretrain(Recipe[PretrainConfig]):
         """The documents of a run."""
         return Documents.of(config, spec)
 
-    def model(self, config: PretrainConfig, spec: ModelSpec, words: int) -> ModelSpec:
+    def model(self, config: PretrainConfig, spec: ModelSpec, corpus: Path) -> ModelSpec:
         """A fresh model has the vocabulary of its corpus, and as many positions as a sample tokens."""
-        return model_of(spec, words, config)
+        from wellread.corpus.read import Corpus
+
+        return model_of(spec, Corpus.open(corpus).words, config)
 
 
 def _usual_vocabulary(spec: ModelSpec) -> str:

@@ -41,11 +41,10 @@ def samples_of(config: RunConfig, spec: ModelSpec) -> Samples:
 
 def model_of_run(run: RunDirectory) -> ModelSpec:
     """The model of a run that has begun."""
-    from wellread.corpus.read import Corpus
     from wellread.models.registry import find
 
     config = run.config()
-    return recipe_of(config).model(config, find(config.model.name), Corpus.open(run.corpus).words)
+    return recipe_of(config).model(config, find(config.model.name), run.corpus)
 
 
 def handed_over(config: RunConfig) -> str:
