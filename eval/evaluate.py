@@ -72,7 +72,9 @@ def keep_scores(evaluation: PerCheckpoint[Any], *, progress: bool = True) -> Non
 
 def parts(argv: list[str]) -> int:
     """``python -m eval parts NAME RUN …``, for launch: print as JSON what `eval` is to do for each checkpoint."""
-    name, *rest = argv or [""]
+    if not argv:
+        raise UserError("eval parts: names no evaluation; write python -m eval parts membership RUN")
+    name, *rest = argv
     if name not in (known := per_checkpoint()):
         raise UserError(f"--fan_out: eval {name} is one piece; it works with {', '.join(known)}")
     options = _parse(find(name), rest)
