@@ -15,9 +15,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
+from support.programs import ROOT, SHARED, Program, missing
 
 from launch import ops
 from launch.cluster import ClusterFile
@@ -26,8 +27,6 @@ from wellread.config import RunConfig
 from wellread.corpus.read import Corpus
 from wellread.run import RunDirectory
 
-ROOT = Path(__file__).resolve().parent.parent
-SHARED = ROOT.parent / "shared" / "data"
 SETTINGS = {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
@@ -39,18 +38,21 @@ SETTINGS = {
 }
 UNSET = ("WELLREAD_MODELS", "WELLREAD_DEBUG", "RANK", "WORLD_SIZE", "LOCAL_RANK")
 
-ON_THE_CLUSTER = ("test_slurm", "test_slurm_scripts", "test_doctor")
+ON_THE_CLUSTER = ("cluster/test_slurm", "cluster/test_development_cluster", "launch/test_doctor")
 """Files that use the one SLURM cluster."""
 LONGEST = (
-    *(*ON_THE_CLUSTER, "test_kills", "test_engines", "test_finetune", "test_exactness", "test_strategies"),
-    *("test_lora", "test_bad_loss", "test_hostfile", "test_pack", "test_families", "test_memory"),
-    *("test_parameters", "test_ladder", "test_smollm2", "test_bad_input", "test_errors"),
-    *("test_local", "test_gpu_check", "test_gate", "test_old_run"),
+    *(*ON_THE_CLUSTER, "runs/test_kills", "train/engines/test_engines", "runs/test_finetune", "runs/test_resume"),
+    *("real_data/test_strategies", "models/test_adapter", "runs/test_bad_loss", "cluster/test_hostfile"),
+    *("corpus/test_pack", "models/test_families", "planning/test_estimate", "planning/test_parameters"),
+    *("launch/test_ladder", "real_data/test_smollm2", "bad_input/test_flags", "test_errors"),
+    *("launch/backends/test_elastic", "scripts/test_gpu_check", "train/test_gate", "runs/test_old_run"),
 )
 """Files that take a minute or more. They begin first: else one worker would be at one when the others have no more."""
 
-Program = Callable[..., "subprocess.CompletedProcess[str]"]
-"""Called as ``program("launch", "plan", "finetune", env={…}, timeout=60, check=False)``."""
+
+def file_of(nodeid: str) -> str:
+    """The file of a test below tests/, without its ending."""
+    return nodeid.partition("::")[0].removeprefix("tests/").removesuffix(".py")
 
 
 def pytest_configure() -> None:
@@ -62,7 +64,7 @@ def pytest_configure() -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+    items.sort(key=lambda item: places.get(file_of(item.nodeid), len(places)))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -72,18 +74,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            stem = Path(nodeid.partition("::")[0]).stem
-            return ON_THE_CLUSTER[0] if stem in ON_THE_CLUSTER else stem
+            file = file_of(nodeid)
+            return ON_THE_CLUSTER[0] if file in ON_THE_CLUSTER else file
 
     config.option.loadscopereorder = False  # the order is that of pytest_collection_modifyitems
     return ByFile(config, log)
-
-
-def missing(reason: str) -> NoReturn:
-    """Skip a test for want of something; in CI, where everything has to be there, fail it."""
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -234,15 +229,6 @@ def copied_run(tiny_run: RunDirectory, tmp_path: Path) -> RunDirectory:
     """A copy of `tiny_run` with its own corpus (no link), for tests that damage, resume or evaluate."""
     shutil.copytree(tiny_run.path, tmp_path / "run", symlinks=False)
     return RunDirectory.open(tmp_path / "run")
-
-
-def seem_saved(run: RunDirectory, *steps: int) -> None:
-    """Make a directory pass for a run with checkpoints at these steps, for tests that only list them."""
-    for step in steps:
-        path = run.checkpoints / f"step-{step:08d}"
-        path.mkdir(parents=True)
-        (path / "checkpoint.json").write_text(json.dumps({"step": step}))
-    run.config_file.touch()
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import Program
+from support.programs import Program
 
 from wellread.checkpoint import (
     Checkpoint,

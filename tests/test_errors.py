@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Program
+from support.programs import Program
 
 from wellread.corpus.read import Corpus
 from wellread.errors import BAD_INPUT, FAILURE, UserError, print_error, user_message

@@ -1,0 +1,165 @@
+"""Mixtures: which rows are taken, what each sample knows of its set, and what makes a corpus another one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.programs import Program
+
+from finetune.prepare import prepare
+from wellread.config import RunConfig
+from wellread.corpus.digest import corpus_key
+from wellread.corpus.read import Corpus
+from wellread.corpus.tokenizer import Tokenizer
+from wellread.data.mixture import Mixture, corpus_settings, shares
+from wellread.data.sets import find
+from wellread.data.sources.source import Source
+from wellread.errors import UserError
+from wellread.record.reader import Record
+from wellread.run import RunDirectory
+
+
+def chosen(samples: list[list[int]], *sources: Source) -> list[list[int] | None]:
+    found = Mixture(sources).chosen([np.array(counts, dtype=np.int64) for counts in samples])
+    return [None if rows is None else np.flatnonzero(rows).tolist() for rows in found]
+
+
+def test_shares_are_as_large_as_the_smallest_set_allows() -> None:
+    assert shares([100, 100], [0.5, 0.5]) == [100, 100]
+    assert shares([100, 1000], [0.5, 0.25]) == [100, 50]
+    assert shares([100, 1000, 10], [0.5, 0.3, 0.2]) == [25, 15, 10]
+    assert shares([12_000, 5_000, 6_432], [0.5, 0.3, 0.2]) == [8333, 5000, 3333]
+
+
+def test_rows_are_drawn_once_and_nested() -> None:
+    """A draw of few rows is part of a draw of many; it does not depend on the other sets."""
+    ones = [1] * 1000
+    ((few,), (many,)) = (chosen([ones], Source(name="a", limit=n)) for n in (50, 300))
+    assert few is not None
+    assert many is not None
+    assert (len(few), len(many)) == (50, 300)
+    assert set(few) < set(many)
+    assert 350 < np.mean(many) < 650  # from all over the set
+    assert chosen([ones, [1] * 7], Source(name="a", limit=50), Source(name="b")) == [few, None]
+
+
+def test_weights_are_of_samples_not_of_rows() -> None:
+    """A row that makes four samples counts four times; rows without any are never taken."""
+    fours = [4, 0] * 100
+    rows = chosen([[1] * 200, fours], Source(name="a", weight=0.5), Source(name="b", weight=0.5))
+    assert [len(taken or []) for taken in rows] == [200, 50]
+    assert all(row % 2 == 0 for row in rows[1] or [])
+
+
+def test_more_rows_than_a_set_has() -> None:
+    with pytest.raises(UserError) as refused:
+        chosen([[1] * 20 + [0]], Source(name="a", limit=21, hub="x/a"))
+    assert str(refused.value) == "--data a:21: x/a has 20 rows; ask for at most that"
+
+
+def write(path: Path, n: int, **more: Any) -> Path:
+    path.write_text(
+        "".join(json.dumps({"instruction": f"{path.stem} {i}?", "response": f"{i}.", **more}) + "\n" for i in range(n))
+    )
+    return path
+
+
+def config(tmp_path: Path, data: str, **more: Any) -> RunConfig:
+    return RunConfig.of(data=data, corpora=str(tmp_path / "corpora"), holdout=0.25, **more)
+
+
+def test_every_sample_knows_its_set(tmp_path: Path) -> None:
+    amounts = (("a", 60, 0.5), ("b", 200, 0.3), ("c", 90, 0.2))
+    data = ",".join(f"{write(tmp_path / f'{name}.jsonl', n)}:{weight}" for name, n, weight in amounts)
+    corpus = Corpus.open(prepare(config(tmp_path, data)))
+    assert corpus.path.name.startswith("a+b+c-")
+    assert corpus.set_names == ("a", "b", "c")
+    ids = np.arange(corpus.n)
+    assert np.bincount(corpus.sets(ids)).tolist() == [60, 36, 24]
+    assert corpus.sets(ids[::-1]).tolist() == corpus.sets(ids).tolist()[::-1]
+    table = corpus.samples().to_pydict()
+    assert [corpus.set_names[i] for i in corpus.sets(ids)] == table["source"]
+    rows = {name: [*map(json.loads, (tmp_path / f"{name}.jsonl").read_text().splitlines())] for name in "abc"}
+    assert len({(name, *of) for name, of in zip(table["source"], table["rows"], strict=True)}) == 120  # none twice
+    tokenizer = Tokenizer.load(corpus.tokenizer)
+    for i in (0, 40, 70, 119):
+        row = rows[table["source"][i]][table["rows"][i][0] - 1]
+        assert f"\n{row['instruction']}\n" in tokenizer.decode(corpus.tokens(i))
+    assert [(s["name"], s["rows"], s["taken"]) for s in corpus.meta["sets"]] == [
+        ("a", 60, 60), ("b", 200, 36), ("c", 90, 24),
+    ]  # fmt: skip
+    sealed = corpus.sets(ids[corpus.n_trainable :])
+    assert set(sealed.tolist()) == {0, 1, 2}
+
+
+def test_copies_in_two_sets_share_a_side_of_the_seal(tmp_path: Path) -> None:
+    one = write(tmp_path / "a.jsonl", 100)
+    (tmp_path / "b.jsonl").write_bytes(one.read_bytes())
+    corpus = Corpus.open(prepare(config(tmp_path, f"{one},{tmp_path / 'b.jsonl'}")))
+    table = corpus.samples().to_pydict()
+    sides: dict[int, set[str]] = {}
+    for document, split in zip(table["document"], table["split"], strict=True):
+        sides.setdefault(document, set()).add(split)
+    assert (corpus.n, len(sides), max(map(len, sides.values()))) == (200, 100, 1)
+
+
+def test_what_makes_another_corpus(tmp_path: Path) -> None:
+    """Amounts, templates and what they say are part of a corpus's name; where a file lies is not."""
+    a, b = write(tmp_path / "a.jsonl", 30), write(tmp_path / "b.jsonl", 30)
+    (tmp_path / "mine.txt").write_text("{instruction} {response}")
+
+    def name(data: str, **more: Any) -> str:
+        return corpus_key(corpus_settings(config(tmp_path, data, **more).data, find(data), "t"))
+
+    mine = {"template": str(tmp_path / "mine.txt")}
+    names = [
+        name(f"{a},{b}"), name(f"{b},{a}"), name(f"{a}:0.5,{b}:0.5"), name(f"{a}:0.4,{b}:0.6"), name(f"{a}:5,{b}"),
+        name(f"{a},{b}", template="qa"), name(f"{a},{b}", loss_on="all"), name(f"{a},{b}", **mine),
+    ]  # fmt: skip
+    (tmp_path / "mine.txt").write_text("{instruction}: {response}")
+    names.append(name(f"{a},{b}", **mine))
+    assert len(set(names)) == len(names)
+    (tmp_path / "elsewhere").mkdir()
+    a.rename(tmp_path / "elsewhere" / "a.jsonl")
+    assert name(f"{tmp_path / 'elsewhere' / 'a.jsonl'},{b}") == names[0]
+    write(tmp_path / "a.jsonl", 31)
+    assert name(f"{a},{b}") != names[0]
+
+
+def test_other_weights_and_templates_have_another_hash(tmp_path: Path) -> None:
+    a, b = write(tmp_path / "a.jsonl", 30), write(tmp_path / "b.jsonl", 30)
+    (tmp_path / "d").mkdir()
+    made = [
+        Corpus.open(prepare(config(tmp_path / folder, f"{a}:{weight},{b}:0.5", template=template)))
+        for folder, weight, template in ((".", 0.5, None), ("d", 0.5, None), (".", 0.25, None), (".", 0.5, "qa"))
+    ]
+    assert len({corpus.hash for corpus in made}) == 3
+    assert made[0].hash == made[1].hash  # made anew: the same samples in the same order
+
+
+@pytest.mark.slow
+def test_tensorboard_has_the_loss_of_each_set(program: Program, root: Path, tmp_path: Path) -> None:
+    """Weighted by their targets in the record, the losses of the sets are the loss of the step."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = RunDirectory(tmp_path / "run")
+    other = tmp_path / "mine.jsonl"
+    lines = (root / "configs/data/sample.jsonl").read_text().splitlines(keepends=True)
+    other.write_text("".join(line.replace('"instruction": "', '"instruction": "Please: ') for line in lines[:80]))
+    flags = f"--data sample:40,{other}:60 --model tiny --steps 2 --batch_size 16 --seq_len 64 --save_every 2"
+    paths = ["--out", run.path, "--corpora", tmp_path / "corpora"]
+    program("launch", "run", "finetune", *flags.split(), *paths, check=True)
+    events = EventAccumulator(str(run.tb))
+    events.Reload()
+    rows, corpus = Record.open(run.record).table().to_pandas(), Corpus.open(run.corpus)
+    assert corpus.set_names == ("sample", "mine")
+    for step, batch in rows.groupby("step"):
+        sets = corpus.sets(batch["sample_id"].to_numpy())
+        for number, name in enumerate(corpus.set_names):
+            mine = batch[sets == number]
+            logged = [s.value for s in events.Scalars(f"train/loss_of/{name}") if s.step == step]
+            assert logged == [
+                pytest.approx((mine["loss"] * mine["n_targets"]).sum() / mine["n_targets"].sum(), rel=1e-5)
+            ]

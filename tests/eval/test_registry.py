@@ -1,0 +1,147 @@
+"""Any evaluation: what a class of its own gets from the registry, without another file being touched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from support.small_evaluations import make_run
+
+from eval.__main__ import main
+from eval.evaluation import Evaluation, PerCheckpoint
+from eval.kept import scores_of
+from eval.progress import Reporter
+from eval.registry import EVALUATIONS, per_checkpoint
+from eval.section import Column, Section
+from wellread.checkpoint import Checkpoint
+from wellread.corpus.read import Corpus
+from wellread.errors import UserError
+from wellread.results import Result, read
+from wellread.run import RunDirectory
+from wellread.scores import Scores
+
+# --- the whole of a new evaluation
+
+
+class Dummy(PerCheckpoint[Scores]):
+    """Counts the samples that have a score above a threshold."""
+
+    name: ClassVar[str] = "dummy"
+    summary: ClassVar[str] = "samples that score well"
+
+    def size(self, step: int) -> int:
+        return 4
+
+    def score(self, checkpoint: Checkpoint, reporter: Reporter) -> Scores:
+        corpus = Corpus.open(self.run.corpus)
+        return scores_of(self.run, checkpoint, corpus, np.arange(4), reporter, self.device)
+
+    def measure(self, checkpoint: Checkpoint, kept: Scores, reporter: Reporter) -> Iterator[Result]:
+        good = float((kept.mean > self.seed).sum())
+        yield self.result(checkpoint, task="dummy", metric="good", group="first four", value=good, n=4)
+
+    @classmethod
+    def section(cls, run: RunDirectory, results: Sequence[Result]) -> Section | None:
+        found = {result.step: f"{result.value:g} good" for result in results}
+        template = "<section><h2>Dummy</h2><p>{{ said }}</p></section>"
+        return Section(template=template, values={"said": f"<b> {len(found)}"}, columns=[Column(("good",), found)])
+
+
+@pytest.fixture
+def dummy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(EVALUATIONS, "dummy", f"{__name__}:Dummy")
+
+
+# --- what it gets
+
+
+def goods(run: RunDirectory) -> list[tuple[int, float]]:
+    return [(result.step, result.value) for result in read(run.eval / "dummy.parquet")]
+
+
+def test_a_table_and_a_section(
+    tmp_path: Path, dummy: None, scored: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run")
+    assert main(["dummy", str(run.path)]) == 0
+    assert goods(run) == [(0, 0.0), (2, 4.0), (4, 4.0)]
+    said = capsys.readouterr()
+    assert said.out.splitlines()[:2] == [
+        "step  task   group       metric   value  n",
+        "   0  dummy  first four  good    0.0000  4",
+    ]
+    assert said.err.splitlines() == [f"step {step}: scored; 1 results" for step in (0, 2, 4)]
+    page = (run.report / "index.html").read_text()
+    assert "<section><h2>Dummy</h2><p>&lt;b&gt; 3</p></section>" in page
+    assert '<th scope="col">AUC not yet read<br>[95%]</th><th scope="col">good</th>\n' in page
+    assert "<td>–</td><td>–</td><td>0 good</td></tr>" in page  # two columns of membership, and its own
+    assert "Not evaluated yet" in page  # which is said of membership
+
+
+def test_its_flags_and_kept_scores(
+    tmp_path: Path, dummy: None, scored: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run")
+    assert main(["dummy", str(run.path), "--steps", "2,step-4", "--seed", "98"]) == 0
+    assert goods(run) == [(2, 2.0), (4, 2.0)]  # of 100, 99, 98, 97
+    assert scored == [(2, [0, 1, 2, 3]), (4, [0, 1, 2, 3])]
+    assert main(["dummy", str(run.path), "--seed", "99"]) == 0
+    assert goods(run) == [(0, 0.0), (2, 1.0), (4, 1.0)]
+    assert [step for step, _ in scored] == [2, 4, 0]
+    with pytest.raises(UserError, match="no checkpoint at step 3; choose from 0, 2, 4"):
+        main(["dummy", str(run.path), "--steps", "3"])
+    with pytest.raises(UserError, match=r"unknown setting 'step': did you mean --steps\?"):
+        main(["dummy", str(run.path), "--step", "3"])
+
+
+def test_a_fan_out(tmp_path: Path, dummy: None, scored: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "run")
+    assert main(["parts", "dummy", str(run.path), "--seed", "99"]) == 0
+    parts = json.loads(capsys.readouterr().out)
+    assert parts == [
+        ["dummy", str(run.path), "--seed", "99", "--steps", step, "--scores_only"] for step in ("0", "2", "4")
+    ]
+    assert [main(part) for part in parts] == [0, 0, 0]
+    assert not (run.eval / "dummy.parquet").exists()
+    assert len(scored) == 3
+    assert main(["dummy", str(run.path), "--seed", "99"]) == 0
+    assert goods(run) == [(0, 0.0), (2, 1.0), (4, 1.0)]
+    assert len(scored) == 3
+
+
+def test_it_is_in_the_help(dummy: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert per_checkpoint() == ["membership", "dummy"]
+    assert main(["--help"]) == 0
+    assert "  dummy RUN         samples that score well\n  verify RUN " in capsys.readouterr().out
+    with pytest.raises(UserError, match="eval none: unknown command; use read, verify, report, membership, dummy"):
+        main(["none"])
+
+
+# --- one that looks at the whole run
+
+
+class Whole(Evaluation):
+    name: ClassVar[str] = "whole"
+    summary: ClassVar[str] = "the run as a whole"
+
+    def results(self, reporter: Reporter) -> Iterator[Result]:
+        yield Result(
+            run=self.run.name, model="m", step=4, tokens=32, task="whole", metric="x", group="all", value=1.0, n=1
+        )
+
+
+def test_one_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    monkeypatch.setitem(EVALUATIONS, "whole", f"{__name__}:Whole")
+    run = make_run(tmp_path / "run")
+    assert main(["whole", str(run.path)]) == 0
+    assert [result.metric for result in read(run.eval / "whole.parquet")] == ["x"]
+    with pytest.raises(UserError, match="--fan_out: eval whole is one piece; it works with membership"):
+        main(["parts", "whole", str(run.path)])
+    with pytest.raises(UserError, match="unknown setting 'steps'"):
+        main(["whole", str(run.path), "--steps", "4"])

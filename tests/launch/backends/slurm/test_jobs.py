@@ -1,0 +1,313 @@
+"""What is handed to sbatch, when, and what is noted of a job.
+
+No SLURM is needed: what is submitted goes to an `sbatch` that keeps it.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.programs import seem_saved
+from support.sbatch_flags import PLAIN, flags
+
+from launch import evaluation
+from launch.backends.slurm import jobs as slurm
+from launch.backends.slurm.task import CommandTask, RankTask
+from launch.cluster import ClusterFile
+from launch.evaluation import Request
+from wellread.errors import UserError
+from wellread.files import write_json
+from wellread.planning.plan import KEYS
+from wellread.run import RunDirectory
+
+SBATCH = """#!/bin/sh
+cp "$1" "$KEPT/$(date +%s%N).sh"
+echo "Submitted batch job $((100 + $(ls "$KEPT" | wc -l)))"
+"""
+REFUSING = """#!/bin/sh
+echo "sbatch: error: invalid partition specified: nope" >&2
+echo "sbatch: error: Batch job submission failed: Invalid partition name specified" >&2
+exit 1
+"""
+
+
+class Scheduler:
+    """Commands of SLURM that keep what they are given."""
+
+    def __init__(self, folder: Path) -> None:
+        self._bin, self._kept = folder / "slurm" / "bin", folder / "slurm" / "kept"
+        self._bin.mkdir(parents=True)
+        self._kept.mkdir()
+        self.env = {"PATH": f"{self._bin}:{os.environ['PATH']}", "KEPT": str(self._kept)}
+        self.answers("sbatch", SBATCH)
+        self.answers("srun", "#!/bin/sh\nexit 1\n")
+        self.forgets()
+
+    def answers(self, command: str, script: str) -> None:
+        (self._bin / command).write_text(script)
+        (self._bin / command).chmod(0o755)
+
+    def forgets(self) -> None:
+        """No job is known."""
+        self.answers("scontrol", '#!/bin/sh\necho "slurm_load_jobs error: Invalid job id specified" >&2\nexit 1\n')
+        self.answers("sacct", "#!/bin/sh\nexit 0\n")
+
+    def has(self, folder: Path, state: str) -> None:
+        """Whatever is asked for, a job that was told to start in `folder` is in this state."""
+        about = f"JobName=x UserId=a(1) GroupId=a(1) JobState={state} Reason=None Command=x WorkDir={folder} Power="
+        line = f"JobId=101 {about}"
+        self.answers("scontrol", f"#!/bin/sh\necho {shlex.quote(line)}\n")
+
+    def submitted(self) -> list[str]:
+        return [path.read_text() for path in sorted(self._kept.iterdir())]
+
+
+@pytest.fixture
+def scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scheduler:
+    found = Scheduler(tmp_path)
+    for name, value in found.env.items():
+        monkeypatch.setenv(name, value)
+    return found
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    path = tmp_path / "runs" / "it's $(mine)"
+    path.mkdir(parents=True)
+    return RunDirectory(path)
+
+
+TASK = RankTask(run="/r", arguments=("-m", "x"), variables={"A": "b"}, requeues=3, limit=60)
+
+
+def test_what_is_submitted_is_what_a_plan_shows(run: RunDirectory, scheduler: Scheduler) -> None:
+    cluster = ClusterFile(
+        kind="slurm", python="/opt/my venv/bin/python", gres="gpu:2", memory=1.5, cpus_per_rank=3, exclusive=True,
+        setup=("module load x",), srun=("--mpi=none",), sbatch={"comment": "a b"}, requeues=3, signal_delay=7,
+    )  # fmt: skip
+    wanted = slurm.parameters(cluster, name=run.name, nodes=2, ranks_per_node=2, code=run.code, after="17")
+    assert slurm.submit(cluster, run, [TASK], wanted, "finetune") == "101"
+    assert scheduler.submitted() == [slurm.sbatch_text(cluster, run, wanted)]
+    assert flags(scheduler.submitted()[0])["--dependency"] == "afterok:17"
+    (job,) = slurm.jobs_of(run)
+    assert job.pop("submitted").startswith("20")
+    assert job == {"id": "101", "kind": "finetune", "tasks": 1, "folder": str(run.code)}
+    with open(run.submit / "101_submitted.pkl", "rb") as file:
+        delayed = pickle.load(file)
+    assert (delayed.function, delayed._timeout_min, delayed._timeout_countdown) == (TASK, 1440, 3)
+
+
+def test_an_array_runs_some_at_a_time(run: RunDirectory, scheduler: Scheduler) -> None:
+    cluster = ClusterFile(kind="slurm", python="/opt/my venv/bin/python")
+    wanted = slurm.parameters(cluster, name="parts", nodes=1, ranks_per_node=1, code=run.code) | {
+        "array_parallelism": 2
+    }
+    tasks = [CommandTask(("-c", str(number)), {}) for number in range(5)]
+    assert slurm.submit(cluster, run, tasks, wanted, "eval") == "101"
+    (text,) = scheduler.submitted()
+    assert flags(text)["--array"] == "0-4%2"
+    assert flags(text)["--output"] == f"{run.submit}/%A_%a_0_log.out"
+    assert "'/opt/my venv/bin/python' -u -m submitit" in text
+    assert slurm.jobs_of(run)[0]["tasks"] == 5
+    for number in range(5):
+        with open(run.submit / f"101_{number}_submitted.pkl", "rb") as file:
+            assert pickle.load(file).function == tasks[number]
+
+
+def test_jobs_are_noted_one_after_the_other(run: RunDirectory, scheduler: Scheduler) -> None:
+    assert slurm.jobs_of(run) == []
+    for kind in ("finetune", "eval"):
+        wanted = slurm.parameters(PLAIN, name="x", nodes=1, ranks_per_node=1, code=run.code)
+        slurm.submit(PLAIN, run, [TASK], wanted, kind)
+    assert [(job["id"], job["kind"]) for job in slurm.jobs_of(run)] == [("101", "finetune"), ("102", "eval")]
+    assert slurm.active(run) == []
+    scheduler.has(run.code, "PENDING")
+    assert [(job["id"], state.state) for job, state in slurm.active(run)] == [("101", "PENDING"), ("102", "PENDING")]
+    assert [job["id"] for job, _ in slurm.active(run, "eval")] == ["102"]
+    scheduler.has(run.code.with_name("another"), "RUNNING")  # the ids began anew: this is somebody else's job
+    assert slurm.active(run) == []
+    scheduler.has(run.code, "COMPLETED")
+    assert slurm.active(run) == []
+
+
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_a_refused_job_leaves_nothing(tasks: int, run: RunDirectory, scheduler: Scheduler) -> None:
+    wanted = slurm.parameters(PLAIN, name="x", nodes=1, ranks_per_node=1, code=run.code)
+    slurm.submit(PLAIN, run, [TASK], wanted, "finetune")
+    before, noted = sorted(run.submit.iterdir()), slurm.jobs_of(run)
+    scheduler.answers("sbatch", REFUSING)
+    with pytest.raises(UserError) as error:
+        slurm.submit(PLAIN, run, [TASK] * tasks, wanted, "finetune")
+    assert str(error.value) == (
+        "SLURM refuses the job: invalid partition specified: nope; "
+        "Batch job submission failed: Invalid partition name specified; see --help and slurm.yaml"
+    )
+    assert sorted(run.submit.iterdir()) == before
+    assert slurm.jobs_of(run) == noted
+
+
+def test_without_slurm_it_says_so(run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    with pytest.raises(UserError) as error:
+        slurm.submit(PLAIN, run, [TASK], {}, "finetune")
+    assert str(error.value) == (
+        "--cluster slurm: no sbatch here; log in to a node of the cluster, or choose --cluster local"
+    )
+    assert not run.submit.exists()
+
+
+def test_a_run_is_handed_over_once(program, corpora: Path, scheduler: Scheduler, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """With `--then eval`: the run, and its evaluation after it; the same command again submits neither."""
+    out = tmp_path / "runs" / "mine"
+    command = ["run", "finetune", "--cluster", "slurm", "--nodes", 2, "--steps", 4, "--then", "eval", "--out", out]
+    secrets = {
+        "HF_TOKEN": "hf_" + "x7" * 16,
+        "WANDB_API_KEY": "0f" * 20,
+        "AWS_SECRET_ACCESS_KEY": "wJalr/" + "Kb+" * 11,
+    }
+
+    def launch() -> str:
+        return str(program("launch", *command, "--corpora", corpora, env=scheduler.env | secrets, check=True).stdout)
+
+    told = launch()
+    assert f"submitted {out} as job 101: 4 steps of 16 samples on 2 cpu ranks, ddp, bf16\n" in told
+    assert told.endswith("submitted its evaluation as job 102, after job 101\n")
+    first, second = map(flags, scheduler.submitted())
+    assert (first["--job-name"], first["--nodes"], first["--chdir"]) == ("mine", "2", f"{out}/code")
+    assert (second["--job-name"], second["--nodes"], second["--chdir"]) == ("mine eval", "1", f"{out}/code")
+    assert (second["--dependency"], second["--kill-on-invalid-dep"]) == ("afterok:101", "yes")
+    assert "--dependency" not in first
+    assert (out / "code" / "wellread" / "train" / "rank.py").is_file()
+    with open(out / "submit" / "101_submitted.pkl", "rb") as file:
+        task = pickle.load(file).function
+    assert (task.run, task.arguments, task.limit) == (str(out), ("-m", "finetune", "train", str(out)), 86_400)
+    assert task.variables["WELLREAD_CODE"] == f"{out}/code"
+
+    holding = [
+        str(path)
+        for path in [*out.rglob("*"), *(tmp_path / "slurm" / "kept").iterdir()]
+        if path.is_file() and any(value.encode() in path.read_bytes() for value in secrets.values())
+    ]
+    assert holding == []
+
+    scheduler.has(out / "code", "PENDING")
+    assert launch() == f"{out}: job 101 is pending already; nothing to submit\n"
+    assert len(scheduler.submitted()) == 2
+
+    scheduler.forgets()  # both have ended, and what they saved is not all: the run goes on
+    assert f"submitted {out} as job 103: " in launch()
+    assert [job["id"] for job in slurm.jobs_of(RunDirectory(out))] == ["101", "102", "103", "104"]
+
+
+def evaluation_request(run: RunDirectory, steps: int, **asked: Any) -> Request:
+    """An evaluation of a run with so many checkpoints."""
+    plan = dict.fromkeys(KEYS, 1) | {"device": "cpu", "ranks_per_node": 2, "cluster": "local"}
+    plan |= {"save_steps": [], "strategies": [], "failures": []}
+    write_json(run.plan_file, plan)
+    seem_saved(run, *range(0, 4 * steps, 4))
+    cluster = ClusterFile(kind="slurm", python="/opt/venv/bin/python", cpus_per_rank=3)
+    return Request(command="membership", run=run, cluster=cluster, **asked)
+
+
+def tasks_of(run: RunDirectory, job: str, parts: int = 0) -> list[CommandTask]:
+    names = [f"{job}_{number}" for number in range(parts)] if parts else [job]
+    return [pickle.loads((run.submit / f"{name}_submitted.pkl").read_bytes()).function for name in names]
+
+
+def test_an_evaluation_is_fanned_out_and_compared_afterwards(
+    run: RunDirectory, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # or the one of the tests would be taken over
+    asked = evaluation_request(run, steps=8, fan_out=True, parallelism=2, rest=("--max_samples", "50"))
+    assert evaluation.run(asked) == 0
+    assert capsys.readouterr().out == (
+        "submitted 8 evaluations as job 101\nsubmitted eval membership as job 102, after job 101\n"
+    )
+    first, second = map(flags, scheduler.submitted())
+    assert (first["--array"], first["--job-name"], first["--nodes"]) == ("0-7%2", f"{run.name} eval parts", "1")
+    assert (second["--dependency"], second["--kill-on-invalid-dep"]) == ("afterok:101", "yes")
+    assert (second["--job-name"], second["--ntasks-per-node"]) == (f"{run.name} eval", "1")
+    assert "--array" not in second
+    whole = ("-m", "eval", "membership", str(run.path), "--max_samples", "50")
+    parts = tasks_of(run, "101", parts=8)
+    assert [task.arguments for task in parts] == [
+        (*whole, "--steps", str(step), "--scores_only") for step in range(0, 32, 4)
+    ]
+    assert [task.arguments for task in tasks_of(run, "102")] == [whole]
+    assert parts[0].variables["OMP_NUM_THREADS"] == "3"
+    assert [(job["id"], job["kind"], job["tasks"]) for job in slurm.jobs_of(run)] == [
+        ("101", "eval", 8), ("102", "eval", 1),
+    ]  # fmt: skip
+
+
+def test_all_parts_run_at_once_unless_told(
+    run: RunDirectory, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert evaluation.run(evaluation_request(run, steps=3, fan_out=True)) == 0
+    assert flags(scheduler.submitted()[0])["--array"] == "0-2%3"
+
+
+def test_one_checkpoint_needs_no_array(
+    run: RunDirectory, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert evaluation.run(evaluation_request(run, steps=1, fan_out=True, parallelism=4)) == 0
+    assert ["--array" in flags(text) for text in scheduler.submitted()] == [False, False]
+    assert tasks_of(run, "101")[0].arguments[-3:] == ("--steps", "0", "--scores_only")
+
+
+def test_an_evaluation_in_one_piece(
+    run: RunDirectory, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluation.run(evaluation_request(run, steps=3)) == 0
+    assert capsys.readouterr().out == "submitted eval membership as job 101\n"
+    assert "--dependency" not in flags(scheduler.submitted()[0])
+    assert len(slurm.jobs_of(run)) == 1
+
+
+def test_an_evaluation_from_a_path_that_slurm_misreads_is_refused(
+    tmp_path: Path, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDirectory(tmp_path / "100%")
+    run.path.mkdir()
+    with pytest.raises(UserError, match="SLURM reads % and"):
+        evaluation.run(evaluation_request(run, steps=3))
+    assert scheduler.submitted() == []
+
+
+def test_a_refused_run_is_one_line_and_exit_code_2(
+    program, corpora: Path, scheduler: Scheduler, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
+    scheduler.answers("sbatch", REFUSING)
+    flags = ["--cluster", "slurm", "--partition", "nope", "--steps", 4, "--out", tmp_path / "run", "--corpora", corpora]
+    done = program("launch", "run", "finetune", *flags, env=scheduler.env)
+    assert done.returncode == 2
+    assert done.stderr.endswith(
+        "error: SLURM refuses the job: invalid partition specified: nope; "
+        "Batch job submission failed: Invalid partition name specified; see --help and slurm.yaml\n"
+    )
+
+
+def test_a_job_that_was_not_noted_is_found(run: RunDirectory) -> None:
+    """The launcher died between handing a job over and noting it."""
+    noted = {"id": "7", "kind": "finetune", "submitted": "then", "tasks": 1, "folder": "/code"}
+    run.submit.mkdir(exist_ok=True)
+    write_json(run.submit / "jobs.json", [noted])
+    for name in ("7_submission.sh", "31_submission.sh"):
+        (run.submit / name).touch()
+    assert slurm.jobs_of(run) == [noted]
+    write_json(run.submit / slurm.INTENT, noted | {"id": "", "kind": "eval"})
+    assert slurm.jobs_of(run) == [noted, noted | {"id": "31", "kind": "eval"}]
+
+
+def test_damaged_notes_of_jobs_are_one_line(run: RunDirectory) -> None:
+    run.submit.mkdir(exist_ok=True)
+    (run.submit / "jobs.json").write_text("{")
+    with pytest.raises(UserError) as error:
+        slurm.jobs_of(run)
+    assert "jobs.json: damaged" in str(error.value)
+    assert "\n" not in str(error.value)

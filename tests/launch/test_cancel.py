@@ -1,0 +1,375 @@
+"""Cancelling: local launches by their lock, SLURM jobs by their ids, and nothing else; then one real run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from support.programs import Program
+from support.run_folders import ENDED, HELD, QUEUED, STEPS, attempt, job, made_up, progress
+
+from launch import cancel
+from launch.backends.jobs import JobState
+from launch.backends.slurm import queue as slurm_queue
+from wellread.errors import UserError
+from wellread.files import write_json
+from wellread.run import RunDirectory
+
+PATIENCE = 120.0
+LAUNCHER = """
+import json, signal, sys, time
+from pathlib import Path
+from wellread.files import write_json
+from wellread.run import RunDirectory
+
+run, saves, asked = RunDirectory(Path(sys.argv[3])), sys.argv[4] == "saves", []
+signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+with run.lock():
+    print("held", flush=True)
+    while len(asked) < (1 if saves else 2):
+        time.sleep(0.01)
+    if saves:
+        (run.checkpoints / "step-00000030").mkdir()
+        write_json(run.checkpoints / "step-00000030" / "checkpoint.json", {"step": 30})
+        manifest = run.manifest()
+        manifest["attempts"][-1] |= {"ended": "2026-11-21T06:50:00+0000", "exit_code": 143}
+        write_json(run.manifest_file, manifest)
+"""
+"""Stands for ``launch run``: it holds the run, and saves when asked, or ends without a word when asked twice."""
+
+
+def files(run: RunDirectory) -> dict[str, bytes | None]:
+    """All that a run directory holds."""
+    found = sorted(run.path.rglob("*"))
+    return {str(path): path.read_bytes() if path.is_file() else None for path in found}
+
+
+@pytest.fixture
+def launcher(root: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start what holds a run."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(code: str, *arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", code, *arguments]
+        process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        with process:
+            pass
+
+
+def said(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return [line.removeprefix(f"{run.path}: ") for line in capsys.readouterr().out.splitlines()]
+
+
+# --- nothing to do
+
+
+@pytest.mark.parametrize(
+    ("attempts", "saved", "words"),
+    [
+        ([], (), "prepared"),
+        ([attempt(exit_code=0, **ENDED)], (0, STEPS), "finished"),
+        ([attempt(exit_code=143, **ENDED)], (0, 20), "stopped (by SIGTERM)"),
+        ([attempt(exit_code=1, **ENDED)], (0, 20), "failed (exit code 1)"),
+        ([attempt()], (0,), "killed"),
+    ],
+)
+def test_what_does_not_run_is_left_as_it_is(
+    attempts: list[dict[str, Any]],
+    saved: tuple[int, ...],
+    words: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = made_up(tmp_path / "run", *attempts, saved=saved)
+    before = files(run)
+    assert cancel.main([str(run.path)]) == 0
+    assert said(run, capsys) == [f"nothing to cancel: {words}"]
+    assert files(run) == before
+
+
+def test_bad_input(program: Program, tmp_path: Path) -> None:
+    run = made_up(tmp_path / "run")
+    for arguments, message in (
+        (
+            [tmp_path / "no"],
+            f"{tmp_path}/no: not a run directory (it has no config.yaml); see the folder runs/ for yours",
+        ),
+        ([run.path, "--timeout", "-1"], "--timeout -1: cannot be below 0; --now ends the run at once"),
+        ([run.path, "--timeout", "soon"], "--timeout soon: expected float"),
+    ):
+        done = program("launch", "cancel", *arguments)
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {message}\n")
+
+
+# --- a launch on this machine
+
+
+def test_a_launcher_is_asked_once_and_waited_for(
+    launcher: Callable[..., subprocess.Popen[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = made_up(tmp_path / "run", attempt(), saved=(0, 20), told=progress(1, 30))
+    process = launcher(LAUNCHER, "launch", "run", str(run.path), "saves")
+    assert cancel.main([str(run.path)]) == 0
+    assert process.wait(PATIENCE) == 0
+    assert said(run, capsys) == [
+        f"asked process {process.pid} to save and end",
+        "stopped at step 30, saved; the same command continues",
+    ]
+
+
+@pytest.mark.parametrize(("flags", "code"), [(["--now"], 0), (["--timeout", "0.5"], 1)])
+def test_a_second_signal_ends_it_at_once(
+    flags: list[str],
+    code: int,
+    launcher: Callable[..., subprocess.Popen[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(cancel, "GAP", 0.5)
+    run = made_up(tmp_path / "run", attempt(), saved=(0, 20), told=progress(1, 30))
+    process = launcher(LAUNCHER, "launch", "run", str(run.path), "ignores")
+    assert cancel.main([str(run.path), *flags]) == code
+    assert process.wait(PATIENCE) == 0
+    asked, *late, told = said(run, capsys)
+    assert asked == f"asked process {process.pid} to " + ("end at once" if code == 0 else "save and end")
+    assert late == ([] if code == 0 else ["no save within 0.5 s; ending it at once"])
+    assert told == (
+        "ended without a save, at step 30 or later; the same command continues from step 20, its last checkpoint"
+    )
+    assert run.manifest()["attempts"][0]["exit_code"] == 143  # it could not note its end itself: stopped, not killed
+
+
+def test_another_process_is_not_signalled(
+    launcher: Callable[..., subprocess.Popen[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = made_up(tmp_path / "run", attempt())
+    process = launcher(HELD, str(run.path))
+    with pytest.raises(UserError, match=f"held by process {process.pid}, which is no `launch run` of this machine"):
+        cancel.main([str(run.path), "--now"])
+    (run.path / "lock").write_text(f"process {process.pid} on elsewhere since today")
+    with pytest.raises(UserError, match=f"runs on elsewhere; run `python -m launch cancel {run.path}` there"):
+        cancel.main([str(run.path), "--now"])
+    assert process.poll() is None
+
+
+# --- SLURM
+
+
+class Cluster:
+    """Jobs in a dictionary, and what is asked of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **jobs: str) -> None:
+        self.states = {name.removeprefix("job_"): state for name, state in jobs.items()}
+        self.asked: list[str] = []
+        self.on_signal: Callable[[], None] = lambda: None
+        monkeypatch.setattr(slurm_queue, "state", self.state)
+        monkeypatch.setattr(slurm_queue, "signal_job", self.signal)
+        monkeypatch.setattr(slurm_queue, "cancel", self.cancel)
+        for name in ("POLL", "REMIND"):
+            monkeypatch.setattr(cancel, name, 0.01)
+
+    def state(self, job_id: str, folder: str) -> JobState:
+        return JobState(state=self.states[job_id])
+
+    def signal(self, job_id: str, name: str) -> None:
+        self.asked.append(f"signal {name} {job_id}")
+        self.on_signal()
+
+    def cancel(self, job_id: str) -> None:
+        self.asked.append(f"cancel {job_id}")
+        self.states[job_id] = "CANCELLED"
+
+
+def test_waiting_jobs_are_cancelled_dependent_ones_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster = Cluster(monkeypatch, job_6="COMPLETED", job_7="PENDING", job_8="PENDING")
+    run = made_up(tmp_path / "run", jobs=(job(6), job(7), job(8, "eval")))
+    assert cancel.main([str(run.path)]) == 0
+    assert cluster.asked == ["cancel 8", "cancel 7"]
+    assert said(run, capsys) == [
+        "cancelled job 8 (eval, was pending)",
+        "cancelled job 7 (finetune, was pending)",
+        "nothing of it is queued or runs",
+    ]
+    assert cancel.main([str(run.path)]) == 0
+    assert said(run, capsys) == ["nothing to cancel: stopped (job 7 was cancelled)"]
+
+
+def test_a_running_job_is_asked_until_it_listens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster = Cluster(monkeypatch, job_7="RUNNING", job_8="PENDING")
+    run = made_up(tmp_path / "run", QUEUED, jobs=(job(7), job(8, "eval")), saved=(0, 20), told=progress(1, 20))
+
+    def listen() -> None:
+        if cluster.asked.count("signal TERM 7") == 3:
+            write_json(run.manifest_file, run.manifest() | {"attempts": [QUEUED | ENDED | {"exit_code": 143}]})
+            cluster.states["7"] = "FAILED"
+
+    cluster.on_signal = listen
+    assert cancel.main([str(run.path)]) == 0
+    assert cluster.asked == ["cancel 8", *["signal TERM 7"] * 3]
+    assert said(run, capsys) == [
+        "cancelled job 8 (eval, was pending)",
+        "asked job 7 to save and end",
+        "stopped at step 20, saved; the same command continues",
+    ]
+
+
+def test_a_job_that_is_queued_again_meanwhile_is_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(monkeypatch, job_7="RUNNING")
+    run = made_up(tmp_path / "run", QUEUED, jobs=(job(7),), saved=(0, 20))
+    cluster.on_signal = lambda: cluster.states.update({"7": "PENDING"})
+    assert cancel.main([str(run.path)]) == 0
+    assert cluster.asked == ["signal TERM 7", "cancel 7"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "asked"),
+    [(["--now"], 0, ["cancel 7"]), (["--timeout", "0"], 1, ["signal TERM 7", "cancel 7"])],
+)
+def test_a_job_without_a_save_is_cancelled(
+    flags: list[str],
+    code: int,
+    asked: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cluster = Cluster(monkeypatch, job_7="RUNNING")
+    run = made_up(tmp_path / "run", QUEUED, jobs=(job(7),), saved=(0, 20), told=progress(1, 30))
+    assert cancel.main([str(run.path), *flags]) == code
+    assert cluster.asked == asked
+    assert said(run, capsys)[-1] == (
+        "ended without a save, at step 30 or later; the same command continues from step 20, its last checkpoint"
+    )
+
+
+def test_a_job_whose_ranks_have_not_begun_has_nothing_to_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster = Cluster(monkeypatch, job_7="RUNNING")
+    run = made_up(tmp_path / "run", attempt(), jobs=(job(7),))
+    before = run.manifest()
+    assert cancel.main([str(run.path)]) == 0
+    assert cluster.asked == ["cancel 7"]
+    assert said(run, capsys)[0] == "cancelling job 7 before its ranks begin"
+    assert run.manifest() == before
+
+
+def test_a_run_elsewhere_keeps_its_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(monkeypatch, job_7="COMPLETED", job_8="PENDING")
+    run = made_up(tmp_path / "run", attempt(), jobs=(job(7), job(8, "eval")))
+    with run.lock():
+        (run.path / "lock").write_text("process 5 on elsewhere since today")
+        with pytest.raises(UserError, match="runs on elsewhere"):
+            cancel.main([str(run.path)])
+    assert cluster.asked == []
+
+
+def test_a_silent_slurm_cancels_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def silent(job_id: str, folder: str) -> JobState:
+        raise RuntimeError("SLURM cannot be asked about job 7: no route")
+
+    monkeypatch.setattr(slurm_queue, "state", silent)
+    run = made_up(tmp_path / "run", QUEUED, jobs=(job(7),))
+    assert cancel.main([str(run.path)]) == 1
+    assert capsys.readouterr() == ("", "error: SLURM cannot be asked about job 7: no route\n")
+
+
+# --- a real run
+
+
+def until(holds: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_real_run_is_watched_cancelled_continued_and_killed(
+    program: Program, small_model: Path, corpora: Path, root: Path, tmp_path: Path
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    flags = (
+        "--data sample --steps 100000 --save_every 50000 --batch_size 8 --seq_len 64 --dtype fp32 --ranks_per_node 1"
+    )
+    where = ["--model", str(small_model), "--out", str(run.path), "--corpora", str(corpora)]
+    command = [sys.executable, "-m", "launch", "run", "finetune", *flags.split(), *where]
+
+    def launch() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def now() -> dict[str, Any]:
+        (about,) = json.loads(program("launch", "status", run.path, "--json", check=True).stdout)
+        return dict(about)
+
+    def reached(attempt: int, step: int) -> bool:
+        path = run.log / "progress.json"
+        told = json.loads(path.read_text()) if path.exists() else {}
+        return bool(told.get("attempt") == attempt and told["step"] >= step)
+
+    first = launch()
+    until(lambda: reached(1, 25))
+    about = now()
+    assert about["state"] == "running"
+    assert about["where"] == f"pid {first.pid} on {os.uname().nodename}"
+    assert about["step"] >= 25
+    assert about["seconds_left"] == pytest.approx((100_000 - about["step"]) * about["seconds_per_step"])
+    assert about["tokens_per_second"] > 0
+    watching = [sys.executable, "-m", "launch", "logs", str(run.path), "--follow"]
+    with subprocess.Popen(watching, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as follower:
+        done = program("launch", "cancel", run.path, check=True)
+        assert first.wait(PATIENCE) == 143
+        followed, told = follower.communicate(timeout=PATIENCE)
+    about = now()
+    saved = about["last_checkpoint"]
+    assert done.stdout.splitlines() == [
+        f"{run.path}: asked process {first.pid} to save and end",
+        f"{run.path}: stopped at step {saved}, saved; the same command continues",
+    ]
+    assert (about["state"], about["reason"], about["step"]) == ("stopped", "by SIGTERM", saved)
+    assert saved >= 25
+    last = f"stopped by SIGTERM at step {saved}, saved; the same command continues"
+    assert followed.splitlines()[-1] == last
+    assert told == f"{run.path}: stopped (by SIGTERM)\n"
+
+    second = launch()
+    until(lambda: reached(2, saved + 1))
+    assert f"continuing from step-{saved:08d}" in program("launch", "logs", run.path, check=True).stdout
+    ranks = [child for child in psutil.Process(second.pid).children(recursive=True) if "train" in child.cmdline()]
+    assert len(ranks) == 1
+    second.send_signal(signal.SIGKILL)
+    second.wait(PATIENCE)
+    until(lambda: run.holder() is None)
+    about = now()
+    assert (about["state"], about["attempts"], about["last_checkpoint"]) == ("killed", 2, saved)
+    _, alive = psutil.wait_procs(ranks, timeout=PATIENCE)
+    assert not alive
+    before = files(run)
+    done = program("launch", "cancel", run.path, check=True)
+    assert done.stdout == f"{run.path}: nothing to cancel: killed\n"
+    assert files(run) == before

@@ -1,0 +1,497 @@
+"""`launch doctor` on machines that are really broken, on hosts behind a real sshd, and on the development cluster."""
+
+import contextlib
+import getpass
+import json
+import os
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support.programs import Program, missing
+
+from launch import doctor
+from launch.backends.slurm import checks as slurm_checks
+from launch.backends.slurm import scheduler as doctor_scheduler
+from launch.backends.ssh import checks as ssh_checks
+from launch.checks import host as doctor_host
+from launch.checks import node as doctor_node
+from launch.checks import several as doctor_several
+from launch.checks import software as doctor_software
+from launch.checks.check import Check
+from launch.cluster import ClusterFile
+from wellread.errors import UserError
+
+LOCAL = [
+    "git",
+    "python",
+    "packages",
+    "disk: runs",
+    "disk: corpora",
+    "torch",
+    "device",
+    "compiler",
+    "ninja",
+    "build lock",
+    "op: deepspeed_shm_comm",
+    "op: cpu_adam",
+    "op: async_io",
+    "libaio",
+    "port",
+    "host name",
+    "ulimit: open files",
+    "ulimit: locked memory",
+    "ulimit: core",
+    "memory",
+    "/dev/shm",
+    "disk: torch_extensions",
+]
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a filesystem of 4 MiB."""
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+        missing("mounting a small filesystem needs root")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def by_name(text: str) -> dict[str, dict[str, str]]:
+    return {check["check"]: check for check in json.loads(text)}
+
+
+def request(**values: Any) -> doctor_node.Request:
+    return doctor_node.Request(**{"runs": "runs", "corpora": "corpora", "extensions": "ops"} | values)
+
+
+def test_a_machine_is_shown_as_aligned_text(program: Program) -> None:
+    done = program("launch", "doctor", timeout=120)
+    assert done.stderr == ""
+    *lines, last = done.stdout.splitlines()
+    rows = [line for line in lines if not line.startswith(" ")]
+    assert [row[9:].partition("  ")[0] for row in rows] == LOCAL
+    states = Counter(row.split()[0] for row in rows)
+    assert last == f"22 checks: {states['ok']} ok, {states['warning']} warning, {states['failed']} failed"
+    assert done.returncode == (1 if states["failed"] else 0)
+    assert "\x1b" not in done.stdout
+    arrows = [line.index("->") for line in lines if line.startswith(" ")]
+    assert len(arrows) == states["warning"] + states["failed"]
+    assert set(arrows) <= {rows[0].index("commit")}
+    import torch
+
+    assert f"{torch.__version__}, CPU build, imported in" in done.stdout
+
+
+def test_a_broken_machine_is_told_what_to_mend(root: Path, tmp_path: Path, full_disk: Path) -> None:
+    """No compiler and no ninja, a full disk, a lock left by a killed build, few open files: all in one go."""
+    lock = tmp_path / "ops" / "cpu_adam" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    (tmp_path / "bin").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "launch", "doctor", "--json", "--runs", full_disk, "--corpora", tmp_path],
+        cwd=root,
+        env=os.environ | {"PATH": str(tmp_path / "bin"), "TORCH_EXTENSIONS_DIR": str(tmp_path / "ops")},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 2048)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    found = by_name(done.stdout)
+    assert set(found["git"]) == {"check", "where", "state", "found", "remedy"}
+    bad = {name: (check["state"], check["remedy"]) for name, check in found.items() if check["state"] != "ok"}
+    assert bad["git"] == ("failed", "Debian: apt-get install git")
+    assert bad["compiler"] == ("failed", "Debian: apt-get install g++; a cluster: a module load line under setup:")
+    assert bad["ninja"][0] == "failed"
+    assert bad["disk: runs"] == ("failed", "free some space, or choose another folder: --out…")
+    assert "0.0 GiB free" in found["disk: runs"]["found"]
+    assert "(tmpfs)" in found["disk: runs"]["found"]
+    assert bad["build lock"][0] == "warning"
+    assert found["build lock"]["found"] == f"stale, removed: {lock}"
+    assert not lock.exists()
+    assert bad["op: cpu_adam"] == ("warning", "python -m launch doctor --build, with the same --cluster")
+    assert bad["libaio"] == ("warning", "apt-get install libaio-dev, or yum install libaio-devel")
+    assert found["ulimit: open files"]["found"] == "1024 (at most 2048)"
+    assert bad["ulimit: open files"][0] == "warning"
+    assert found["torch"]["state"] == "ok"
+
+
+def test_a_torch_that_hangs_or_breaks_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "torch.py").write_text("import time; time.sleep(60)")
+    began = time.monotonic()
+    check = doctor_software.torch(doctor_software.import_torch(seconds=1))
+    assert time.monotonic() - began < 10
+    assert (check.state, check.found) == ("failed", "hangs: no end of the import within 1 s")
+    (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.12: cannot open shared object file')")
+    check = doctor_software.torch(doctor_software.import_torch())
+    assert check.found == "ImportError: libcudart.so.12: cannot open shared object file"
+    assert check.remedy == "make setup installs the versions of constraints.txt"
+
+
+@pytest.mark.parametrize(
+    ("built", "usable", "gpus", "has_driver", "wanted", "state", "found"),
+    [
+        ("CPU", [], 0, False, "auto", "ok", "CPU, "),
+        ("CPU", [], 0, False, "cuda", "failed", "no GPU here"),
+        ("CPU", [], 2, True, "auto", "failed", "2 GPUs, but torch is the CPU build"),
+        ("CPU", [], 2, True, "cpu", "ok", "CPU, "),
+        ("CUDA 13.0", [], 0, False, "auto", "warning", "there is no NVIDIA driver"),
+        ("CUDA 13.0", [], 0, True, "auto", "warning", "CUDA_VISIBLE_DEVICES hides the GPUs"),
+        ("CUDA 13.0", [], 1, True, "auto", "failed", "torch for CUDA 13.0 cannot use them"),
+        ("CUDA 13.0", ["H200, 139 GiB"] * 2, 2, True, "auto", "ok", "2 x H200, 139 GiB, torch for CUDA 13.0"),
+    ],
+)
+def test_torchs_build_fits_the_devices(
+    built: str, usable: list[str], gpus: int, has_driver: bool, wanted: str, state: str, found: str
+) -> None:
+    importing = {"built": built, "gpus": usable, "version": "2.13.0"}
+    check = doctor_software.device(importing, wanted, gpus, has_driver)
+    assert check.state == state
+    assert found in check.found
+    assert bool(check.remedy) == (state != "ok")
+
+
+def test_packages_are_compared_with_the_constraints() -> None:
+    here = doctor_software.versions()
+    wanted = doctor_software.pinned()
+    assert doctor_software.packages(here, wanted).state == "ok"
+    check = doctor_software.packages(here | {"deepspeed": "0.15.0"}, wanted)
+    assert (check.state, check.found) == ("warning", f"deepspeed 0.15.0 (pinned {wanted['deepspeed']})")
+    without = {name: version for name, version in here.items() if name != "torch"}
+    check = doctor_software.packages(without, wanted)
+    assert (check.state, check.found) == ("failed", "missing: torch")
+    assert doctor_software.python((3, 10, 1)).state == "failed"
+
+
+def test_more_memory_than_a_node_has_is_refused() -> None:
+    check = doctor_host.memory(wanted=1e6, in_job=True)
+    assert (check.state, check.remedy) == ("failed", "memory: 1e+06 in the cluster's file is more; lower it")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "state", "found"),
+    [
+        (0.1, "ok", "within 2 s of this machine's"),
+        (-1.9, "ok", "within 2 s of this machine's"),
+        (12, "warning", "12 s behind this machine's"),
+        (-31, "failed", "31 s ahead of this machine's"),
+    ],
+)
+def test_clocks_may_differ_a_little(seconds: float, state: str, found: str) -> None:
+    check = doctor_several.clock("n1", seconds)
+    assert (check.state, check.found) == (state, found)
+
+
+def test_reports_whose_pieces_srun_mixes_are_put_together_again(tmp_path: Path) -> None:
+    """Seen on the development cluster: long lines of two tasks arrive in parts, in any order."""
+    reports = [
+        doctor_node.Report(
+            host=host,
+            checks=[doctor_host.ok("memory", host * 3000)],
+            gpus=1,
+            versions={},
+            root="/",
+            code="",
+            token=None,
+        )
+        for host in ("n1", "n2")
+    ]
+    texts = [json.dumps(asdict(report)) for report in reports[::-1]]
+    pieces = [[text[i : i + 700] for i in range(0, len(text), 700)] for text in texts]
+    lines = [
+        f"{doctor_node.MARK}n{2 - k}-7 {piece}" for pair in zip(*pieces, strict=True) for k, piece in enumerate(pair)
+    ]
+    told = tmp_path / "told"
+    told.write_text("\n".join(["a greeting of the login shell", *lines, doctor_node.MARK + 'n3-1 {"host": ', ""]))
+    answer = doctor_several.ask(["cat", str(told)], 20)
+    assert [report for report, _ in answer.reports] == reports
+
+
+def test_a_command_that_hangs_is_ended_with_all_that_it_started() -> None:
+    began = time.monotonic()
+    answer = doctor_several.ask(["bash", "-c", "echo oops >&2; sleep 60; true"], 0.5)
+    assert time.monotonic() - began < 10
+    assert not answer.in_time
+    assert answer.said == ["oops"]
+
+
+def test_a_node_that_sees_other_code_or_no_file_of_this_machine_is_told(tmp_path: Path) -> None:
+    with doctor_several.shared_file(tmp_path / "runs") as token:
+        asked = request(runs=str(tmp_path / "runs"), token=str(token))
+        report = doctor_node.Report(
+            host="n1",
+            checks=[],
+            gpus=4,
+            versions=doctor_software.versions() | {"torch": "2.9.0"},
+            root="/old",
+            code=doctor_node.code_hash(),
+            token=token.read_text(),
+        )
+        found = {c.check: c for c in doctor_several.of_node(report, report.time, asked, 8)}
+        assert [found[name].state for name in ("shared folder", "clock")] == ["ok", "ok"]
+        here = doctor_software.versions()["torch"]
+        assert (found["versions"].state, found["versions"].found) == ("failed", f"torch 2.9.0 (here {here})")
+        assert (found["gpus"].state, found["gpus"].remedy[:13]) == ("failed", "correct gres:")
+        other = replace(report, token=None, code="0")
+        found = {c.check: c for c in doctor_several.of_node(other, report.time, asked, 0)}
+        assert found["shared folder"].state == "failed"
+        assert "does not appear there, the code in /old is not this" in found["shared folder"].found
+        assert "gpus" not in found
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_the_small_job_asks_for_what_the_clusters_file_says() -> None:
+    cluster = ClusterFile(
+        kind="slurm", partition="gpu", gres="gpu:a100:8", setup=("module load cuda",), srun=("--container-image=a b",)
+    )
+    asked = request(runs="/it's")
+    command = slurm_checks.srun_command(cluster, 3, asked, "x")
+    assert command[0] == "srun"
+    assert {"--nodes=3", "--ntasks-per-node=1", "--partition=gpu", "--gres=gpu:a100:8", "--time=3"} <= set(command)
+    assert "--container-image=a b" in command
+    assert not any(word.startswith(("--account", "--qos", "--mail")) for word in command)
+    *_, bash, minus_c, script = command
+    assert (bash, minus_c) == ("bash", "-c")
+    probe = script.replace(f"exec {sys.executable} -m launch.checks.node", "printf %s")
+    module = "module() { printf '%s;' \"$*\"; }\n"
+    told = subprocess.run(["bash", "-c", module + probe], capture_output=True, text=True, check=True).stdout
+    assert told.startswith("load cuda;")
+    assert json.loads(told.partition(";")[2])["runs"] == "/it's"
+
+
+def test_bad_flags_are_refused_in_one_line(program: Program) -> None:
+    with pytest.raises(UserError, match=r"--nodes 2: the local cluster is one machine"):
+        doctor.main(["--nodes", "2"])
+    with pytest.raises(UserError, match=r"--nodes 0: must be at least 1"):
+        doctor.main(["--cluster", "slurm", "--nodes", "0"])
+    done = program("launch", "doctor", "--cluster", "nowhere")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --cluster nowhere: unknown; choose")
+
+
+def test_help_imports_nothing_heavy(root: Path) -> None:
+    script = (
+        "import sys; from launch import doctor\n"
+        "try: doctor.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print({'torch', 'deepspeed', 'transformers', 'submitit', 'rich'} & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("set()\n")
+    assert "python -m launch doctor --cluster slurm --nodes 2" in done.stdout
+
+
+def test_equal_findings_of_several_machines_are_one_line() -> None:
+    checks = [
+        Check(check="python", where="vm", state="ok", found="3.11"),
+        Check(check="clock", where="n1", state="failed", found="40 s behind", remedy="synchronise"),
+        Check(check="python", where="n1", state="ok", found="3.11"),
+        Check(check="python", where="n2", state="ok", found="3.12"),
+    ]
+    assert doctor.as_text(doctor._merged(checks)).splitlines() == [
+        "ok       python  vm n1  3.11",
+        "ok       python  n2     3.12",
+        "failed   clock   n1     40 s behind",
+        "                        -> synchronise",
+    ]
+
+
+def test_a_terminal_gets_colours(root: Path, tmp_path: Path) -> None:
+    """A machine without SLURM, which is told in a second."""
+    ours, theirs = os.openpty()
+    environment = {k: v for k, v in os.environ.items() if k != "NO_COLOR"} | {"PATH": str(tmp_path), "TERM": "xterm"}
+    command = [sys.executable, "-m", "launch", "doctor", "--cluster", "slurm"]
+    done = subprocess.run(command, cwd=root, env=environment, stdout=theirs, stderr=subprocess.PIPE, check=False)
+    os.close(theirs)
+    told = b""
+    with contextlib.suppress(OSError):  # a terminal's end
+        while data := os.read(ours, 4096):
+            told += data
+    os.close(ours)
+    assert (done.returncode, done.stderr) == (1, b"")
+    assert b"\x1b[32mok" in told
+    assert b"\x1b[1;31mfailed" in told
+    assert "→ log in to a node of the cluster, or choose --cluster local".encode() in told
+
+
+# Hosts
+
+
+@pytest.fixture
+def ssh(tmp_path: Path) -> Iterator[str]:
+    """A command that reaches 127.0.0.1 through a real sshd."""
+    daemon = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
+    if daemon is None:
+        missing("sshd is missing; Debian: apt-get install openssh-server")
+    for key in ("host", "user"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / key], check=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    (tmp_path / "config").write_text(
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {tmp_path}/host\nAuthorizedKeysFile {tmp_path}/user.pub\n"
+        "PidFile none\nStrictModes no\nPermitRootLogin yes\nUsePAM no\nPasswordAuthentication no\n"
+    )
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)  # where it confines itself before a login
+    process = subprocess.Popen([daemon, "-D", "-f", tmp_path / "config", "-E", tmp_path / "log"])
+    try:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.05)
+        options = f"-o UserKnownHostsFile={tmp_path}/known -o StrictHostKeyChecking=no"
+        yield f"ssh -F none -p {port} -i {tmp_path}/user {options}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def test_hosts_tell_of_themselves_through_ssh(program: Program, ssh: str, tmp_path: Path) -> None:
+    host = f"{getpass.getuser()}@127.0.0.1"
+    (tmp_path / "hosts").write_text(f"{host} slots=2\n127.0.0.9 slots=2\n")
+    about = {"kind": "hostfile", "device": "cpu", "hostfile": str(tmp_path / "hosts"), "ssh": ssh}
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(about))
+    done = program("launch", "doctor", "--cluster", tmp_path / "two.yaml", "--json", "--runs", tmp_path, timeout=120)
+    assert done.returncode == 1, done.stderr
+    checks = json.loads(done.stdout)
+    away = [check for check in checks if check["where"] == "127.0.0.9"]
+    assert [(check["check"], check["state"]) for check in away] == [("ssh", "failed")]
+    assert "Connection refused" in away[0]["found"]
+    assert away[0]["remedy"].startswith("ssh 127.0.0.9 true has to work without a question")
+    there = {check["check"]: check["state"] for check in checks if check["where"] == host}
+    assert [there[name] for name in ("python", "torch", "shared folder", "clock", "versions")] == ["ok"] * 5
+    assert not list(tmp_path.glob(".doctor-*"))
+
+
+def test_hosts_with_another_interpreter_are_told_how_to_name_it(ssh: str, tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("127.0.0.1\n")
+    cluster = ClusterFile(kind="hostfile", hostfile=str(tmp_path / "hosts"), ssh=ssh, python="/no/python")
+    from launch.backends.ssh.hosts import hosts
+
+    [check] = ssh_checks.ask_hosts(cluster, hosts(cluster), request())
+    assert (check.check, check.state) == ("ssh", "failed")
+    assert check.remedy == "name the interpreter of the nodes as python: in the cluster's file"
+
+
+# SLURM
+
+
+def slurm() -> None:
+    """Skip unless the development cluster is in use."""
+    if not os.environ.get("SLURM_CONF"):
+        missing("SLURM_CONF is not set; make slurm-up starts a cluster")
+
+
+def test_a_dead_controller_is_reported_soon(program: Program, tmp_path: Path) -> None:
+    if shutil.which("scontrol") is None:
+        missing("scontrol is missing; Debian: apt-get install slurm-client")
+    (tmp_path / "slurm.conf").write_text(
+        "ClusterName=dead\nSlurmctldHost=localhost(127.0.0.1)\nSlurmctldPort=9\nAuthType=auth/none\n"
+        "NodeName=n1\nPartitionName=dev Nodes=ALL Default=YES\n"
+    )
+    began = time.monotonic()
+    env = {"SLURM_CONF": str(tmp_path / "slurm.conf")}
+    done = program("launch", "doctor", "--cluster", "slurm", "--json", env=env, timeout=60)
+    assert time.monotonic() - began < 25
+    assert done.returncode == 1
+    check = json.loads(done.stdout)[-1]
+    assert (check["check"], check["state"]) == ("scheduler", "failed")
+    assert check["found"].endswith("is DOWN")
+    assert "SLURM_CONF" in check["remedy"]
+
+
+def test_a_machine_without_slurm_is_told_where_to_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    check = doctor_scheduler.scheduler("slurm")
+    assert (check.state, check.found) == ("failed", "scontrol is not installed here")
+
+
+@pytest.mark.parametrize(
+    ("states", "wanted", "state", "found"),
+    [
+        (["idle", "mixed"], 2, "ok", "2: 1 idle, 1 mixed"),
+        (["idle", "allocated"], 2, "warning", "2: 1 idle, 1 allocated"),
+        (["idle", "idle", "down"], 2, "warning", "3: 2 idle, 1 down; n2 down (disk)"),
+        (["idle", "not responding"], 2, "failed", "2: 1 idle, 1 not responding; n1 not responding (disk)"),
+    ],
+)
+def test_nodes_out_of_service_are_named(states: list[str], wanted: int, state: str, found: str) -> None:
+    usable = doctor_scheduler.USABLE
+    listed = [doctor_scheduler.Node(f"n{i}", s, "" if s in usable else "disk") for i, s in enumerate(states)]
+    check = doctor_scheduler.nodes(ClusterFile(kind="slurm"), listed, wanted)
+    assert (check.state, check.found) == (state, found)
+
+
+@pytest.mark.slurm
+def test_both_nodes_of_the_development_cluster_are_well(program: Program, root: Path, tmp_path: Path) -> None:
+    slurm()
+    done = program("launch", "doctor", "--cluster", "slurm", "--nodes", 2, "--json", "--corpora", tmp_path, timeout=120)
+    checks = json.loads(done.stdout)
+    on = {node: {c["check"]: c for c in checks if c["where"] == node} for node in ("n1", "n2")}
+    for node, found in on.items():
+        assert "torch" in found, [c for c in checks if c["state"] != "ok"]
+        assert [found[name]["state"] for name in ("torch", "shared folder", "clock", "versions")] == ["ok"] * 4
+        assert found["host name"]["found"].startswith(f"{node} is 10.77.0.")
+        assert found["clock"]["found"] == "within 2 s of this machine's"
+        assert found["device"]["found"].startswith("CPU")
+    here = {check["check"]: check for check in checks if check["where"] == "slurm"}
+    assert list(here) == ["scheduler", "partition", "nodes", "submission"]
+    assert {check["state"] for name, check in here.items() if name != "nodes"} == {"ok"}
+    assert here["nodes"]["state"] != "failed"  # a warning where other jobs run
+    assert "would take 2 x 1 ranks; it would start at" in here["submission"]["found"]
+    assert not list((root / "runs").glob(".doctor-*"))
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize(
+    ("values", "name", "found"),
+    [
+        ({"partition": "gpu"}, "partition", "gpu does not exist"),
+        ({"account": "nobodys"}, "account", "nobodys does not exist; accounts of"),
+        ({"qos": "fastest"}, "qos", "fastest does not exist; known:"),
+        ({"gres": "gpu:8"}, "submission", "SLURM would refuse 1 nodes x 8 ranks: "),
+        ({"memory": 5000}, "submission", "SLURM would refuse 1 nodes x 1 ranks: "),
+    ],
+)
+def test_what_slurm_would_refuse_is_told_before(
+    values: dict[str, Any], name: str, found: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slurm()
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"kind": "slurm"} | values))
+    flags = ["--json", "--nodes", "1", "--runs", str(tmp_path), "--corpora", str(tmp_path)]
+    assert doctor.main(["--cluster", str(tmp_path / "mine.yaml"), *flags]) == 1
+    check = by_name(capsys.readouterr().out)[name]
+    assert check["state"] == "failed"
+    assert check["found"].startswith(found)
+    assert check["remedy"]
+
+
+@pytest.mark.slurm
+def test_more_nodes_than_there_are_get_no_job(capsys: pytest.CaptureFixture[str]) -> None:
+    slurm()
+    assert doctor.main(["--cluster", "slurm", "--nodes", "3", "--json"]) == 1
+    found = by_name(capsys.readouterr().out)
+    assert found["nodes"]["state"] == "failed"
+    assert found["nodes"]["remedy"].startswith("--nodes 3 needs as many in service")
+    assert "torch" not in found

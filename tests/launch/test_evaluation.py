@@ -1,0 +1,256 @@
+"""`launch run eval`: its flags, and a pool of processes. What goes to SLURM: backends/slurm/test_jobs.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support.programs import Program, seem_saved
+
+from launch import devices, evaluation
+from launch.backends import local
+from launch.cluster import ClusterFile
+from launch.evaluation import Request
+from launch.options import evaluation_flags
+from wellread.errors import UserError
+from wellread.run import RunDirectory
+
+LOCAL = ClusterFile(kind="local", name="local")
+
+
+# --- flags
+
+
+def test_flags_of_launch_and_of_the_evaluation() -> None:
+    words = "membership runs/x --fan_out --array_parallelism 4 --steps 0,4 --cluster slurm --wait --bootstrap 200"
+    parsed, rest = evaluation_flags(words.split())
+    assert (parsed.command, parsed.run, parsed.cluster) == ("membership", "runs/x", "slurm")
+    assert (parsed.fan_out, parsed.array_parallelism, parsed.wait) == (True, 4, True)
+    assert (parsed.time, parsed.partition) == (None, None)
+    assert rest == ["--steps", "0,4", "--bootstrap", "200"]
+
+
+def test_flags_that_are_not_given() -> None:
+    parsed, rest = evaluation_flags(["verify", "runs/x", "--time", "5", "--partition", "short"])
+    assert (parsed.cluster, parsed.fan_out, parsed.array_parallelism, parsed.wait) == ("local", False, None, False)
+    assert (parsed.time, parsed.partition, rest) == ("5", "short", [])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "the following arguments are required: command, run"),
+        ("membership runs/x --array_parallelism 0", "--array_parallelism 0: must be at least 1"),
+        ("membership runs/x --array_parallelism -3", "--array_parallelism -3: must be at least 1"),
+        ("membership runs/x --array_parallelism two", "argument --array_parallelism: invalid int value: 'two'"),
+    ],
+)
+def test_wrong_flags(words: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        evaluation_flags(words.split())
+    assert str(error.value) == message
+
+
+def test_no_flag_is_abbreviated() -> None:
+    parsed, rest = evaluation_flags(["membership", "runs/x", "--fan", "--wai"])
+    assert (parsed.fan_out, parsed.wait, rest) == (False, False, ["--fan", "--wai"])
+
+
+# --- requests
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
+    """A run with checkpoints at 0, 4 and 8."""
+    found = RunDirectory(tmp_path / "my run")
+    seem_saved(found, 0, 4, 8)
+    monkeypatch.setattr(devices, "count_gpus", lambda: 0)
+    return found
+
+
+def test_what_python_runs(run: RunDirectory) -> None:
+    asked = Request(command="membership", run=run, rest=("--seed", "3"), cluster=LOCAL)
+    whole = ("-m", "eval", "membership", str(run.path), "--seed", "3")
+    assert asked.arguments() == whole
+    assert asked.parts() == [(*whole, "--steps", str(step), "--scores_only") for step in (0, 4, 8)]
+
+
+@pytest.mark.parametrize("command", ["verify", "read", "report"])
+def test_what_is_one_piece_is_not_fanned_out(command: str, run: RunDirectory) -> None:
+    with pytest.raises(UserError) as error:
+        evaluation.run(Request(command=command, run=run, cluster=LOCAL, fan_out=True))
+    assert str(error.value) == f"--fan_out: eval {command} is one piece; it works with membership"
+
+
+@pytest.mark.parametrize("rest", [("--steps", "4"), ("--steps=4",), ("--seed", "1", "--steps", "4")])
+def test_every_checkpoint_is_fanned_out(rest: tuple[str, ...], run: RunDirectory) -> None:
+    with pytest.raises(UserError) as error:
+        evaluation.run(Request(command="membership", run=run, rest=rest, cluster=LOCAL, fan_out=True))
+    assert str(error.value) == "--fan_out: takes every checkpoint; leave it out to evaluate those of --steps"
+
+
+def test_evaluations_do_not_go_to_a_hostfile(run: RunDirectory) -> None:
+    with pytest.raises(UserError) as error:
+        evaluation.run(Request(command="membership", run=run, cluster=ClusterFile(kind="hostfile", name="mine")))
+    assert str(error.value) == "--cluster mine: evaluations run on local or slurm; choose one of these"
+
+
+def test_a_wrong_flag_is_refused_before_any_part_begins(run: RunDirectory) -> None:
+    with pytest.raises(UserError) as error:
+        Request(command="membership", run=run, rest=("--bootstraps", "9"), cluster=LOCAL).parts()
+    assert str(error.value) == "unknown setting 'bootstraps': did you mean --bootstrap?"
+
+
+def test_a_bug_in_an_evaluation_is_no_mistake_of_the_user(run: RunDirectory) -> None:
+    (run.checkpoints / "step-00000004" / "checkpoint.json").write_text("{}")
+    with pytest.raises(RuntimeError, match=r"ended with exit code 1:\nTraceback(.|\n)*KeyError: 'step'"):
+        Request(command="membership", run=run, cluster=LOCAL).parts()
+
+
+def test_nothing_to_evaluate(tmp_path: Path) -> None:
+    RunDirectory(tmp_path).config_file.touch()
+    with pytest.raises(UserError) as error:
+        evaluation.run(Request(command="membership", run=RunDirectory(tmp_path), cluster=LOCAL, fan_out=True))
+    assert str(error.value) == f"{tmp_path}: no checkpoint yet; let the run save one"
+
+
+def test_the_whole_follows_the_parts(run: RunDirectory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    monkeypatch.setattr(Request, "parts", lambda self: parts(log, ["pass"] * 3))
+    monkeypatch.setattr(Request, "arguments", lambda self: parts(log, ["import sys; sys.exit(5)"])[0])
+    assert evaluation.run(Request(command="membership", run=run, cluster=LOCAL, fan_out=True)) == 5
+    assert len(events(log)) == 8
+    assert evaluation.run(Request(command="membership", run=run, cluster=LOCAL)) == 5
+    assert len(events(log)) == 10
+
+
+# --- the pool
+
+PART = """
+import json, os, sys, time
+def note(what):
+    with open(sys.argv[1], "a") as log:
+        share = {"threads": os.environ.get("OMP_NUM_THREADS"), "gpu": os.environ.get("CUDA_VISIBLE_DEVICES")}
+        log.write(json.dumps({"what": what, "time": time.monotonic(), "part": sys.argv[2]} | share) + "\\n")
+note("begin")
+try:
+    exec(sys.argv[3])
+finally:
+    note("end")
+"""
+
+
+def parts(log: Path, texts: list[str]) -> list[tuple[str, ...]]:
+    """Programs that note when they begin and end."""
+    return [("-c", PART, str(log), str(number), text) for number, text in enumerate(texts)]
+
+
+def events(log: Path) -> list[dict[str, str]]:
+    return sorted((json.loads(line) for line in log.read_text().splitlines()), key=lambda event: event["time"])
+
+
+def most_at_a_time(log: Path) -> int:
+    now = most = 0
+    for event in events(log):
+        now += 1 if event["what"] == "begin" else -1
+        most = max(most, now)
+    assert now == 0
+    return most
+
+
+def test_some_run_at_a_time(run: RunDirectory, tmp_path: Path) -> None:
+    for parallelism in (1, 2):
+        log = tmp_path / f"log-{parallelism}"
+        assert local.pool(parts(log, ["time.sleep(0.4)"] * 4), parallelism) == 0
+        assert sorted(event["part"] for event in events(log) if event["what"] == "end") == ["0", "1", "2", "3"]
+        assert most_at_a_time(log) == parallelism
+
+
+def test_they_share_cores_and_gpus(run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
+    monkeypatch.setattr(devices, "count_gpus", lambda: 2)
+    log = tmp_path / "log"
+    assert local.pool(parts(log, ["pass"] * 5), 5) == 0
+    begun = {event["part"]: event for event in events(log) if event["what"] == "begin"}
+    assert {part: event["gpu"] for part, event in begun.items()} == {"0": "0", "1": "1", "2": "0", "3": "1", "4": "0"}
+    assert {event["threads"] for event in begun.values()} == {"2"}
+
+
+def test_a_failure_ends_the_others_and_its_code_comes_back(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"
+    texts = ["time.sleep(60)", "time.sleep(0.5); sys.exit(3)", "time.sleep(60)", "time.sleep(60)"]
+    monkeypatch.setattr(Request, "parts", lambda self: parts(log, texts))
+    monkeypatch.setattr(Request, "arguments", lambda self: ("-c", f"open({str(tmp_path / 'whole')!r}, 'w')"))
+    began = time.monotonic()
+    assert evaluation.run(Request(command="membership", run=run, cluster=LOCAL, fan_out=True, parallelism=2)) == 3
+    assert time.monotonic() - began < 30
+    assert {event["part"] for event in events(log)} <= {"0", "1", "2"}  # the third had perhaps begun
+    assert {event["part"] for event in events(log)} >= {"0", "1"}
+    assert not (tmp_path / "whole").exists()
+
+
+def test_a_killed_part_gives_the_code_of_a_shell(run: RunDirectory, tmp_path: Path) -> None:
+    texts = ["pass", "import signal; os.kill(os.getpid(), signal.SIGKILL)"]
+    assert local.pool(parts(tmp_path / "log", texts), 1) == 128 + signal.SIGKILL
+
+
+def test_ctrl_c_leaves_no_part_behind(tmp_path: Path, root: Path) -> None:
+    log = tmp_path / "log"
+    text = f"from launch.backends import local; local.pool({parts(log, ['time.sleep(60)'] * 3)!r}, 2)"
+    with subprocess.Popen([sys.executable, "-c", text], cwd=root, stderr=subprocess.PIPE) as pool:
+        deadline = time.monotonic() + 60
+        while not log.exists() or len(events(log)) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        pool.send_signal(signal.SIGINT)
+        pool.communicate(timeout=30)
+    assert pool.returncode
+    assert "2" not in {event["part"] for event in events(log)}
+
+
+# --- the whole of it
+
+
+@pytest.mark.slow
+def test_a_pool_finds_what_one_process_finds(program: Program, copied_run: RunDirectory, tmp_path: Path) -> None:
+    """Two processes over the checkpoints, and the comparison after them: the same table, to the last bit."""
+    import pyarrow.parquet as pq
+
+    alone = RunDirectory(tmp_path / "alone" / "run")
+    shutil.copytree(copied_run.path, alone.path)
+    threads = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // 2))}
+    flags = ["--bootstrap", 200, "--max_samples", 60]
+    done = program(
+        "launch",
+        "run",
+        "eval",
+        "membership",
+        copied_run.path,
+        "--fan_out",
+        "--array_parallelism",
+        2,
+        *flags,
+        check=True,
+    )
+    assert f"all results: {copied_run.eval / 'membership.parquet'}\n" in done.stdout
+    program("eval", "membership", alone.path, *flags, env=threads, check=True)
+    ours, expected = (pq.read_table(run.eval / "membership.parquet") for run in (copied_run, alone))
+    assert ours.equals(expected)
+    assert set(ours.column("step").to_pylist()) == {0, 4, 8, 12}
+    scores = [sorted(path.name for path in (run.eval / "scores").iterdir()) for run in (copied_run, alone)]
+    assert scores[0] == scores[1]
+    assert len(scores[0]) == 4
+
+    refused = program("launch", "run", "eval", "verify", copied_run.path, "--fan_out")
+    assert (refused.returncode, refused.stderr) == (
+        2, "error: --fan_out: eval verify is one piece; it works with membership\n",
+    )  # fmt: skip

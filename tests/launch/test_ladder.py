@@ -1,0 +1,265 @@
+"""The ladder: only evidence moves a run, each rung is tried once, and what is learned stays the same."""
+
+import errno
+import json
+import re
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.programs import missing
+
+from launch import attempts, ladder
+from scripts.oom_demo import may_limit_memory
+from wellread.config import RunConfig
+from wellread.errors import UserError
+from wellread.files import write_json
+from wellread.models.registry import find
+from wellread.planning.fallback import Failure, Shortage, narrowed, that_count
+from wellread.planning.machine import Machine
+from wellread.planning.plan import Counts, Plan
+from wellread.planning.planner import make_plan, replan
+from wellread.recipes.registry import resolve
+from wellread.run import RunDirectory
+from wellread.train.shortage import shown_by
+from wellread.units import GIB
+
+SPEC = find("pythia-1b")
+COUNTS = Counts(samples=1000, trainable=900, sealed=100, exact=True)
+CLUSTER = Machine(cluster="local", nodes=1, ranks_per_node=2, device="cuda", gpu_mem=80, host_mem=500)
+
+
+def config(**changes: Any) -> RunConfig:
+    return resolve(RunConfig.of(model="pythia-1b", data="dolly", **changes), SPEC)
+
+
+def failure(of: Plan, attempt: int = 1, limit: float = 80) -> Failure:
+    assert of.needs
+    shortage = Shortage(place="gpu", evidence="CUDA: out of memory", limit=int(limit * GIB))
+    needed = of.needs["gpu_bytes"]
+    return Failure(
+        attempt=attempt,
+        strategy=of.strategy,
+        activation_checkpointing=of.activation_checkpointing,
+        shortage=shortage,
+        needed=needed,
+        believed=limit,
+    )
+
+
+# --- the next rung ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asked", ["auto", "ddp"])
+def test_each_rung_is_tried_once_and_needs_less_than_the_last(asked: Any) -> None:
+    made = make_plan(config(strategy=asked), SPEC, CLUSTER, COUNTS)
+    assert made.strategy == "ddp"
+    failures: list[Failure] = []
+    needed = []
+    while True:
+        failures.append(failure(made, len(failures) + 1))
+        needed.append(failures[-1].needed)
+        try:
+            made = replan(config(strategy=asked), SPEC, made, failures)
+        except ValueError as error:
+            refusal = str(error)
+            break
+        assert str(failures[-1]) in made.strategy_reason
+        assert made.failures == tuple(asdict(one) for one in failures)
+    assert f"GPU memory ran out under {failures[-1].strategy}" in refusal
+    rungs = [one.rung for one in failures]
+    assert len(set(rungs)) == len(rungs) > 2
+    assert all(after < 0.951 * before for before, after in pairwise(needed))
+
+
+def test_what_is_planned_again_is_the_same_but_for_the_strategy() -> None:
+    made = make_plan(config(strategy="ddp"), SPEC, CLUSTER, COUNTS)
+    lower = replan(config(strategy="ddp"), SPEC, made, [failure(made)]).as_dict()
+    other = {key for key, value in made.as_dict().items() if lower[key] != value}
+    assert other <= {
+        "engine", "strategy", "strategy_reason", "strategies", "failures", "micro_batch_size", "accumulation",
+        "activation_checkpointing", "offload_ratio",
+    }  # fmt: skip
+
+
+def test_a_larger_machine_forgets_what_failed_on_a_smaller_one() -> None:
+    made = make_plan(config(), SPEC, CLUSTER, COUNTS)
+    failed = [failure(made, limit=24)]
+    assert that_count(failed, Machine(gpu_mem=24)) == tuple(failed)
+    assert that_count(failed, Machine(gpu_mem=80)) == ()
+    assert make_plan(config(), SPEC, CLUSTER, COUNTS, failures=failed).strategy == "ddp"
+    assert make_plan(config(), SPEC, replace(CLUSTER, gpu_mem=24), COUNTS, failures=failed).strategy != "ddp"
+
+
+def test_the_limit_is_what_there_was_and_what_was_predicted() -> None:
+    one = Failure(
+        attempt=1,
+        strategy="ddp",
+        activation_checkpointing=False,
+        shortage=Shortage(place="host", evidence="", limit=30 * GIB),
+        needed=20 * GIB,
+        believed=64,
+    )
+    assert narrowed(Machine(host_mem=64, gpu_mem=8), [one]) == Machine(host_mem=20, gpu_mem=8)
+    assert narrowed(Machine(), [replace(one, needed=40 * GIB)]) == Machine(host_mem=30)
+    assert narrowed(Machine(host_mem=10), [one]) == Machine(host_mem=10)
+
+
+# --- evidence ---------------------------------------------------------------------------------------------------------
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch's, by its name."""
+
+
+def chained() -> BaseException:
+    try:
+        try:
+            raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        except RuntimeError as first:
+            raise RuntimeError("the step failed") from first
+    except RuntimeError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    ("error", "trace", "place"),
+    [
+        (OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "", "gpu"),
+        (chained(), "", "gpu"),
+        (RuntimeError("CUDA error: out of memory"), "in get_partition\n  tensor.pin_memory()", "host"),
+        (RuntimeError("CUDA error: out of memory"), "in forward", "gpu"),
+        (MemoryError(), "", "host"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9"), "", "host"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "", "host"),
+        (OSError(errno.ENOSPC, "No space left on device"), "", None),
+        (RuntimeError("CUDA error: device-side assert triggered"), "", None),
+        (FloatingPointError("loss is not finite"), "", None),
+    ],
+)
+def test_errors_that_name_memory(error: BaseException, trace: str, place: str | None) -> None:
+    found = shown_by(error, trace)
+    assert (found.place if found else None) == place
+    assert found is None or found.evidence
+
+
+@pytest.fixture
+def failed(tmp_path: Path) -> tuple[RunDirectory, Plan]:
+    """A run of two ranks with one attempt."""
+    run = RunDirectory(tmp_path / "run")
+    run.log.mkdir(parents=True)
+    made = make_plan(config(strategy="ddp"), SPEC, CLUSTER, COUNTS)
+    write_json(run.plan_file, made.as_dict())
+    write_json(run.manifest_file, {"version": 1, "identity": {}, "attempts": [{"attempt": 1, "job": "7"}]})
+    run.write_config(config(strategy="ddp"))
+    return run, made
+
+
+def kernel(run: RunDirectory) -> None:
+    values = {"place": "host", "evidence": "n1: the kernel killed 1", "limit": 4 * GIB}
+    write_json(run.log / "attempt-001-node-0.memory.json", values)
+
+
+def test_a_kill_by_hand_moves_nothing(failed: tuple[RunDirectory, Plan]) -> None:
+    run, made = failed
+    attempts.note_signal(run, 1, 0, 9)
+    attempts.note_signal(run, 1, 1, 9)
+    assert ladder.note(run, made, 1) is None
+    assert ladder.failures(run) == ()
+
+
+def test_a_kill_of_something_else_moves_nothing(failed: tuple[RunDirectory, Plan]) -> None:
+    run, made = failed
+    kernel(run)
+    attempts.note_error(run, 1, 0, "KeyError: 3")
+    attempts.note_signal(run, 1, 1, 11)
+    assert ladder.note(run, made, 1) is None
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_kill_by_the_kernel_moves(failed: tuple[RunDirectory, Plan], silent: bool) -> None:
+    run, made = failed
+    kernel(run)
+    attempts.note_error(run, 1, 0, "Connection closed by peer")
+    if not silent:
+        attempts.note_signal(run, 1, 1, 9)
+    found = ladder.note(run, made, 1)
+    assert found
+    assert (found.strategy, found.shortage.place, found.shortage.limit) == ("ddp", "host", 4 * GIB)
+    assert ladder.failures(run) == (found,)
+
+
+def test_a_rank_that_says_so_moves(failed: tuple[RunDirectory, Plan]) -> None:
+    run, made = failed
+    shortage = Shortage(place="gpu", evidence="CUDA: out of memory", limit=40 * GIB)
+    note = {"time": 1.0, "rank": 1, "error": "OutOfMemoryError", "trace": "", "shortage": asdict(shortage)}
+    write_json(run.log / "attempt-001-rank-1.error.json", note)
+    assert ladder.note(run, made, 1)
+    lower = ladder.next_plan(run, made)
+    assert lower
+    assert lower.strategy != "ddp"
+    assert lower.needs["gpu_bytes"] < 0.95 * 40 * GIB  # type: ignore[index]
+    assert Plan.open(run.plan_file) == lower
+
+
+def test_a_kill_on_another_node_moves_nothing(failed: tuple[RunDirectory, Plan]) -> None:
+    run, made = failed
+    two = replace(made, machine=replace(made.machine, nodes=2, ranks_per_node=1))
+    kernel(run)  # on node 0, whose rank has failed by itself
+    attempts.note_error(run, 1, 0, "Connection closed by peer")
+    attempts.note_signal(run, 1, 1, 9)
+    assert ladder.note(run, two, 1) is None
+    (run.log / "attempt-001-node-0.memory.json").rename(run.log / "attempt-001-node-1.memory.json")
+    assert ladder.note(run, two, 1)
+
+
+def test_what_is_asked_for_is_given_up_rung_by_rung() -> None:
+    """ddp failed: with checkpointing, if that is asked for, it may still do, and so may another strategy."""
+    made = make_plan(config(strategy="ddp"), SPEC, CLUSTER, COUNTS)
+    failed = [replace(failure(made), needed=int(70 * GIB))]
+    again = make_plan(config(strategy="ddp", activation_checkpointing="on"), SPEC, CLUSTER, COUNTS, failures=failed)
+    assert (again.strategy, again.activation_checkpointing) == ("ddp", True)
+    other = make_plan(config(strategy="zero2"), SPEC, CLUSTER, COUNTS, failures=failed)
+    assert (other.strategy, other.strategy_reason) == ("zero2", "asked for")
+    tight = [replace(failed[0], needed=GIB)]
+    with pytest.raises(UserError, match="what would fit: --ladder off, which tries again"):
+        make_plan(config(strategy="ddp"), SPEC, CLUSTER, COUNTS, failures=tight)
+
+
+@pytest.mark.parametrize(
+    ("job", "state", "moves"), [("7", "OUT_OF_MEMORY", True), ("7", "FAILED", False), ("8", "OUT_OF_MEMORY", False)]
+)
+def test_slurm_says_so(failed: tuple[RunDirectory, Plan], job: str, state: str, moves: bool) -> None:
+    run, _ = failed
+    assert bool(ladder.note_job(run, job, state)) is moves
+    assert not ladder.note_job(run, job, state)  # once is enough
+
+
+# --- for real ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_story_with_real_kills(root: Path, tmp_path: Path) -> None:
+    """Refused, killed, moved, planned: a real limit, a real kill; the record is that of a run that was planned well."""
+    if not may_limit_memory():
+        missing("no memory controller of control groups that may be written to")
+    command = [sys.executable, "-m", "scripts.oom_demo", "--keep", str(tmp_path)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert re.search(r"^ladder +0 +[12] .* ddp -> zero1$", done.stdout, re.MULTILINE)
+    moved, planned = (RunDirectory(tmp_path / "runs" / name) for name in ("ladder", "planned"))
+    first, second = moved.manifest()["attempts"]
+    assert "the kernel killed" in first["out_of_memory"]["shortage"]["evidence"]
+    assert (first["exit_code"], second["exit_code"], second["strategy"]) == (137, 0, "zero1")
+    assert first["out_of_memory"]["shortage"]["limit"] == pytest.approx(4.6 * GIB, abs=4096)  # whole pages
+    assert "host memory ran out under ddp" in (moved.log / "attempt-002-rank-0.log").read_text()
+    assert any(b"ran out under ddp" in path.read_bytes() for path in moved.tb.iterdir())
+    heads = [
+        json.loads((run.checkpoints / "step-00000004" / "checkpoint.json").read_text())["record"]["head"]
+        for run in (moved, planned)
+    ]
+    assert heads[0] == heads[1]

@@ -1,0 +1,387 @@
+"""`python -m launch`: help and plan without heavy imports, and nothing written."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.programs import missing
+
+from launch import job
+from launch.backends import base as backends
+from launch.cluster import ClusterFile
+from launch.options import LaunchOptions
+from wellread.config import RunConfig
+from wellread.planning.strategies import LADDER
+from wellread.run import RunDirectory
+
+HEAVY = {
+    "torch", "transformers", "deepspeed", "tokenizers", "datasets", "accelerate", "peft", "huggingface_hub",
+    "tensorboard", "matplotlib", "pyarrow", "pandas", "scipy", "sentencepiece", "submitit",
+}  # fmt: skip
+FLAGS = """model data out steps epochs batch_size micro_batch_size seq_len seed dtype strategy holdout save_every
+save_schedule resume cluster nodes ranks_per_node max_bad_rows config print_config optim.lr
+wait then snapshot strict time partition"""
+COMMANDS = [
+    *("run finetune", "run pretrain", "run eval", "plan finetune", "plan pretrain"),
+    *("status", "logs", "cancel", "doctor", "models"),
+]
+NO_SIZE = "must be a number of GiB above 0; leave it out where nobody knows"
+SETTINGS = {"OMP_NUM_THREADS": "3", "TORCH_EXTENSIONS_DIR": "/var/cache/torch"}
+PLAN = (
+    "plan finetune --ranks_per_node 2 --batch_size 24 --save_schedule log --corpora tests/golden/none "
+    "--out tests/golden/run --host_mem 16"
+)
+
+
+def imported(root: Path, *argv: str) -> tuple[set[str], str]:
+    """Top-level packages that `python -m launch ARGV` imports, and what it prints."""
+    command = [sys.executable, "-X", "importtime", "-m", "launch", *argv]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    names = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "runpy" in names or "encodings" in names  # what is read here is the list of imports
+    return {name.partition(".")[0] for name in names}, done.stdout
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["--help"],
+        ["run", "finetune", "--help"],
+        PLAN.split(),
+        ["plan", "finetune", "--data", "dolly", "--model", "pythia-2.8b", "--host_mem", "500", "--json"],
+        *([*command.split(), "--help"] for command in COMMANDS),
+    ],
+    ids=lambda argv: " ".join(argv[:3]),
+)
+def test_nothing_heavy_is_imported(argv: list[str], root: Path) -> None:
+    packages, text = imported(root, *argv)
+    assert not packages & HEAVY
+    assert len(text) > 100
+
+
+def test_a_plan_for_slurm_needs_submitit_and_nothing_heavier(root: Path) -> None:
+    packages, _ = imported(root, *PLAN.split(), "--cluster", "slurm", "--nodes", "2")
+    assert packages & HEAVY == {"submitit"}
+
+
+def test_help_names_every_command_and_an_example(root: Path) -> None:
+    _, text = imported(root, "--help")
+    assert text.startswith("usage: python -m launch COMMAND")
+    listed = text.partition("commands:\n")[2].partition("\n\n")[0]
+    found = re.findall(r"^  ([a-z]+(?: [a-z]+)?)(?: [A-Z\[].*?)?  +\S", listed, re.MULTILINE)
+    assert sorted(found) == sorted(COMMANDS)
+    assert len(re.findall(r"^  python -m launch ", text, re.MULTILINE)) >= 3
+    _, flags = imported(root, "run", "finetune", "--help")
+    for flag in FLAGS.split():
+        assert re.search(rf"--{re.escape(flag)}\b", flags), flag
+
+
+def plan(program, *argv: object) -> dict[str, object]:  # type: ignore[no-untyped-def]
+    flags = ("--json", "--corpora", "tests/golden/none", *argv)
+    done = program("launch", "plan", "finetune", *flags, env=SETTINGS, check=True)
+    assert done.stderr == ""
+    values = json.loads(done.stdout)
+    assert isinstance(values, dict)
+    return values
+
+
+@pytest.mark.parametrize("name", ["finetune", "pretrain"])
+def test_no_flag_is_needed(program, name: str) -> None:  # type: ignore[no-untyped-def]
+    done = program("launch", "plan", name, check=True)
+    assert done.stdout.startswith("run  ")
+
+
+def test_json_keys_and_arithmetic(program, root: Path) -> None:  # type: ignore[no-untyped-def]
+    values = plan(program, "--ranks_per_node", 2, "--batch_size", 24, "--out", "runs/x", "--host_mem", 16)
+    strategies = values.pop("strategies")
+    assert [found["strategy"] for found in strategies] == list(LADDER)
+    for found in strategies:
+        assert {"strategy", "fits", "gpu_bytes", "host_bytes", "disk_bytes", "nvme_bytes"} <= set(found)
+    files, command, variables = (values.pop(name) for name in ("files", "command", "environment"))
+    assert command == [sys.executable, "-u", "-m", "finetune", "train", str(root / "runs/x")]
+    assert variables == {
+        "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "3", "OMP_WAIT_POLICY": "passive", "PYTHONFAULTHANDLER": "1",
+        "TOKENIZERS_PARALLELISM": "false", "TORCH_EXTENSIONS_DIR": "/var/cache/torch",
+        "WELLREAD_CODE": str(root / "runs/x/code"),
+    }  # fmt: skip
+    assert values == {
+        "model": "tiny", "cluster": "local", "device": "cpu", "nodes": 1, "ranks_per_node": 2, "ranks": 2,
+        "batch_size": 24, "micro_batch_size": 6, "accumulation": 2,
+        "dtype": "bf16", "engine": "torch", "strategy": "ddp",
+        "chosen": "ddp", "strategy_reason": "the fastest that fits (1.2 of 16 GiB of host memory per node)",
+        "seq_len": 256, "samples": 664, "trainable": 498, "sealed": 166, "counts_exact": False,
+        "order": "shuffle", "order_control": False, "pass_samples": 498,
+        "steps": 166,  # 8 epochs of 498 samples, 24 a step
+        "epochs": 8.0, "warmup_steps": 5,
+        "save_steps": [0, 50, 100, 150, 166],
+        "gpu_mem": None, "host_mem": 16.0, "nvme": None, "forced": False,
+        "activation_checkpointing": False, "offload_ratio": None, "ds_config": None, "failures": [],
+        "out": "runs/x",
+    }  # fmt: skip
+    assert files == [
+        "config.yaml", "plan.json", "manifest.json", "corpus", "code/", "log/", "tb/", "record/",
+        *(f"checkpoints/step-{step:08d}/" for step in (0, 50, 100, 150, 166)),
+    ]  # fmt: skip
+
+
+def test_a_published_set_is_planned_before_it_is_downloaded(program) -> None:  # type: ignore[no-untyped-def]
+    values = plan(program, "--model", "pythia-2.8b", "--holdout", 0.1, "--strategy", "zero3", "--epochs", 1)
+    names = ("samples", "trainable", "sealed", "counts_exact", "batch_size", "steps", "engine", "out")
+    assert [values[name] for name in names] == [
+        15011, 13510, 1501, False, 32, 423, "deepspeed", "runs/pythia-2.8b-dolly",
+    ]  # fmt: skip
+
+
+def test_a_compiled_corpus_gives_exact_counts(program, corpus, corpora) -> None:  # type: ignore[no-untyped-def]
+    values = plan(program, "--corpora", corpora)
+    assert (values["counts_exact"], values["trainable"], values["sealed"]) == (True, 518, 146)
+    assert values["steps"] == 259  # 8 * 518 / 16
+
+
+def test_the_text_plan(program, root: Path, golden: Callable[[str, str], None]) -> None:  # type: ignore[no-untyped-def]
+    done = program("launch", *PLAN.split(), env=SETTINGS, check=True)
+    golden("plan.txt", done.stdout.replace(sys.executable, "PYTHON").replace(str(root), "ROOT"))
+
+
+@pytest.mark.slow
+def test_a_plan_says_how_far_its_run_is(program, copied_run: RunDirectory, corpora: Path) -> None:  # type: ignore[no-untyped-def]
+    def first_line() -> str:
+        flags = ("--steps", 12, "--out", copied_run.path, "--corpora", corpora)
+        return str(program("launch", "plan", "finetune", *flags, check=True).stdout.partition("\n")[0])
+
+    assert first_line() == f"run            {copied_run.path} (finished)"
+    shutil.rmtree(copied_run.checkpoints / "step-00000012")
+    assert first_line() == f"run            {copied_run.path} (begun; it would continue from step 8)"
+    shutil.rmtree(copied_run.checkpoints)
+    assert first_line() == f"run            {copied_run.path}"
+
+
+def test_planning_writes_nothing(program, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    program(
+        "launch", "plan", "finetune", "--out", tmp_path / "run", "--corpora", tmp_path / "corpora", check=True
+    )  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_print_config_gives_yaml_that_gives_the_same_plan(program, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    flags = ["--batch_size", 8, "--optim.lr", "3e-4", "--holdout", 0.5]
+    printed = program("launch", "plan", "finetune", *flags, "--print_config", check=True).stdout
+    (tmp_path / "run.yaml").write_text(printed)
+    assert "batch_size: 8\n" in printed
+    assert plan(program, *flags) == plan(program, "--config", tmp_path / "run.yaml")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            ["fly"],
+            "launch fly: unknown command; use run, plan, status, logs, cancel, doctor, models, see python -m launch "
+            "--help",
+        ),
+        (["plan", "dance"], "launch plan dance: unknown program; use finetune or pretrain"),
+        (["plan", "eval"], "launch plan eval: unknown program; use finetune or pretrain"),
+        (["run", "dance"], "launch run dance: unknown program; use finetune, pretrain or eval"),
+        (
+            ["plan", "finetune", "--model", "tinny"],
+            "--model tinny: no such directory or known model; did you mean tiny?",
+        ),
+        (["plan", "finetune", "--data", "x.jsonl"], "--data x.jsonl: x.jsonl does not exist"),
+        (["plan", "finetune", "--seq_len", "513"], "--seq_len 513: tiny has 512 positions; choose at most that"),
+        (
+            ["plan", "finetune", "--ranks_per_node", "3"],
+            "--batch_size 16: not divisible by 3 ranks; choose 15 or 18",
+        ),
+        (
+            ["plan", "finetune", "--nodes", "2"],
+            "--nodes 2: the local cluster is one machine; choose 1, or --cluster slurm",
+        ),
+        (
+            ["plan", "finetune", "--cluster", "moon"],
+            "--cluster moon: unknown; choose hostfile, local, slurm, or name a YAML file that describes yours",
+        ),
+        (
+            ["plan", "finetune", "--time", "soon"],
+            "time: 'soon' is no time; write minutes, HH:MM:SS or D-HH:MM:SS",
+        ),
+        (["run", "eval", "membership"], "the following arguments are required: run"),
+        (
+            ["run", "eval", "membership", "nowhere"],
+            "nowhere: not a run directory (it has no config.yaml); see the folder runs/ for yours",
+        ),
+        (
+            ["run", "eval", "membership", "nowhere", "--array_parallelism", "0"],
+            "--array_parallelism 0: must be at least 1",
+        ),
+        (["run", "finetune", "--stpes", "3"], "unknown setting 'stpes': did you mean --steps?"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(argv: list[str], message: str, program) -> None:  # type: ignore[no-untyped-def]
+    done = program("launch", *argv)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {message}\n")
+
+
+def test_strategies_for_gpus_that_are_not_here(program) -> None:  # type: ignore[no-untyped-def]
+    """Pythia-12b on GPUs of 80 GiB: one leaves the optimizer to the host, eight divide it (docs/memory.md)."""
+    shape = ["--model", "pythia-12b", "--seq_len", 2048, "--batch_size", 32, "--gpu_mem", 80]
+    one = plan(program, *shape, "--host_mem", 500)
+    eight = plan(program, *shape, "--host_mem", 1000, "--ranks_per_node", 8)
+    assert (one["device"], one["chosen"], eight["chosen"]) == ("cuda", "zero2-offload", "zero2")
+    nothing = program("launch", "plan", "finetune", *shape, "--host_mem", 128)
+    assert nothing.returncode == 2
+    assert "pythia-12b on 1 x 1 ranks: nothing fits; nearest is " in nothing.stderr
+    assert "what would fit: LoRA: --lora.rank 16 --lora.targets all-linear, " in nothing.stderr
+    assert ", or --nodes " in nothing.stderr
+    assert nothing.stderr.count("\n") == 1
+    refused = program("launch", "run", "finetune", *shape, "--host_mem", 500)
+    assert refused.stderr.startswith("error: --gpu_mem: no GPU is here")
+
+
+def test_the_gate_refuses_what_cannot_fit(program, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    asked = ["--model", "pythia-1.4b", "--strategy", "ddp", "--host_mem", 4, "--out", tmp_path / "run"]
+    shown = program("launch", "plan", "finetune", *asked, check=True)
+    assert re.search(r"ddp .* GiB|ddp  .*chosen, [\d.]+ of host missing", shown.stdout)
+    done = program("launch", "run", "finetune", *asked)
+    assert (done.returncode, list(tmp_path.iterdir())) == (2, [])
+    assert "--strategy ddp: does not fit, it is short of " in done.stderr
+    assert "--force" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--gpu_mem", "0.5"], "--gpu_mem 0.5: CUDA alone takes 0.75 GiB; give the size of a whole GPU"),
+        (["--gpu_mem", "-1"], f"--gpu_mem -1: {NO_SIZE}"),
+        (["--gpu_mem", "-1", "--cluster", "slurm"], f"--gpu_mem -1: {NO_SIZE}"),  # whose ranks are on CPUs
+        (["--gpu_mem", "nan"], "--gpu_mem nan: expected float"),
+        (["--host_mem", "inf"], "--host_mem inf: expected float"),
+        (["--host_mem", "1e400"], f"--host_mem inf: {NO_SIZE}"),
+        (["--host_mem", "0"], f"--host_mem 0: {NO_SIZE}"),
+        (["--nvme", "-5"], f"--nvme -5: {NO_SIZE}"),
+        (["--nvme", "much"], "--nvme much: expected float"),
+        (
+            ["--nvme_path", "/nowhere"],
+            "--nvme_path /nowhere: no such directory; create it on the NVMe disk of every node",
+        ),
+        (["--ranks_per_node", "0", "--gpu_mem", "40"], "--ranks_per_node 0: must be at least 1, or auto"),
+        (["--ranks_per_node", "-8"], "--ranks_per_node -8: must be at least 1, or auto"),
+        (["--nodes", "0"], "--nodes 0: must be at least 1"),
+        (["--micro_batch_size", "-1"], "--micro_batch_size -1: must be at least 1"),
+        (
+            ["--strategy", "zero3-nvme"],
+            "--strategy zero3-nvme: needs --nvme_path, a directory on each node's NVMe disk; to plan alone, --nvme GiB",
+        ),
+    ],
+)
+def test_sizes_that_make_no_sense_are_one_line(flags: list[str], message: str, program) -> None:  # type: ignore[no-untyped-def]
+    done = program("launch", "plan", "finetune", *flags)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {message}\n")
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Path]:
+    """A disk that nobody may write to, root included."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", str(path)], check=False).returncode:
+        missing("a tmpfs cannot be mounted here")
+    yield path
+    subprocess.run(["umount", path], check=True)
+
+
+def test_an_nvme_path_that_is_no_use_is_refused(program, read_only: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "file").touch()
+    cases = {
+        read_only: "not allowed to write there; choose a directory of yours",
+        tmp_path / "file": "no such directory; create it on the NVMe disk of every node",
+    }
+    for path, message in cases.items():
+        done = program("launch", "run", "finetune", "--nvme_path", path, "--out", tmp_path / "run")
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: --nvme_path {path}: {message}\n")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_nothing_fits_is_shown_all_the_same(program) -> None:  # type: ignore[no-untyped-def]
+    """Exit code 2 and one line, and the numbers on stdout for whoever wants to know how far it is."""
+    asked = ["launch", "plan", "finetune", "--model", "pythia-12b", "--gpu_mem", 24, "--host_mem", 64]
+    text, values = program(*asked), program(*asked, "--json")
+    assert (text.returncode, values.returncode) == (2, 2)
+    assert text.stderr == values.stderr
+    assert text.stderr.count("\n") == 1
+    assert "what would fit: " in text.stderr
+    found = json.loads(values.stdout)
+    assert found["chosen"] is None
+    assert [each["strategy"] for each in found["strategies"]] == list(LADDER)
+    assert not any(each["fits"] for each in found["strategies"])
+    assert text.stdout.splitlines()[1].endswith("of gpu missing")
+
+
+def test_nvme_that_is_not_here_is_planned_and_not_run(program, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Pythia-12b on a GPU of 24 GiB: 16 bytes of each of 11,846,072,320 weights go to NVMe, 176.5 GiB."""
+    shape = ["--model", "pythia-12b", "--seq_len", 2048, "--batch_size", 32, "--gpu_mem", 24, "--host_mem", 200]
+    values = plan(program, *shape, "--nvme", 2000)
+    (chosen,) = (found for found in values["strategies"] if found["strategy"] == values["chosen"])  # type: ignore[attr-defined]
+    assert (values["chosen"], chosen["fits"], chosen["nvme_bytes"]) == ("zero3-nvme", True, 18 * 11_846_072_320)
+    assert "of 2,000 GiB of NVMe per node" in str(values["strategy_reason"])
+    small = program("launch", "plan", "finetune", *shape, "--nvme", 190)
+    assert small.returncode == 2
+    assert "nearest is zero3-nvme, short of 18.1 GiB of NVMe per node" in small.stderr  # 198.6 - 95% of 190
+    asked = ("--host_mem", 64, "--nvme", 100, "--strategy", "zero3-nvme", "--out", tmp_path / "run")
+    refused = program("launch", "run", "finetune", *asked)
+    assert refused.returncode == 2
+    assert refused.stderr == ("error: --strategy zero3-nvme: needs --nvme_path, a directory on each node's NVMe disk\n")
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_libaio_nothing_is_started(program, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """A compiler that knows no libaio stands for a machine without it."""
+    compiler = tmp_path / "c++"
+    compiler.write_text('#!/bin/sh\nfor word; do [ "$word" = -laio ] && exit 1; done\nexec c++ "$@"\n')
+    compiler.chmod(0o755)
+    flags = ("--strategy", "zero3-nvme", "--nvme_path", tmp_path, "--out", tmp_path / "run", "--host_mem", 64)
+    for command in ("plan", "run"):
+        done = program("launch", command, "finetune", *flags, env={"CXX": str(compiler)})
+        assert (done.returncode, done.stdout, done.stderr) == (
+            2,
+            "",
+            "error: --strategy zero3-nvme: needs libaio, and no program can be built with it here; "
+            "apt-get install libaio-dev, or yum install libaio-devel\n",
+        )
+    assert not (tmp_path / "run").exists()
+
+
+SINFO = """#!/bin/sh
+[ "$*" = "--noheader --Node --format %P %m" ] && printf 'cpu* 64000\ncpu* 48128+\ngpu 1031000\ndebug 8000\n'
+[ "$*" = "--noheader --Node --partition gpu --format %P %m" ] && printf 'gpu 1031000\ngpu 515072\n'
+true
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "given", "expected"),
+    [
+        ({}, {}, (None, 47.0)),  # of the default partition's smallest node
+        ({"partition": "gpu"}, {}, (None, 503.0)),
+        ({"partition": "gpu", "gpu_mem": 80.0, "memory": 256.0}, {}, (80.0, 256.0)),
+        ({"partition": "gpu", "gpu_mem": 80.0}, {"gpu_mem": 40.0, "host_mem": 100.0}, (40.0, 100.0)),
+        ({"partition": "gone"}, {}, (None, None)),
+    ],
+)
+def test_sizes_of_a_slurm_cluster(
+    file: dict[str, Any], given: dict[str, float], expected: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sinfo").write_text(SINFO)
+    (tmp_path / "sinfo").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    options = LaunchOptions(**given)  # type: ignore[arg-type]
+    found = job._sized(RunConfig().cluster, backends.of(ClusterFile(kind="slurm", **file)), options)
+    assert (found.gpu_mem, found.host_mem) == expected

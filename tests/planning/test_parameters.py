@@ -1,0 +1,196 @@
+"""Counts of parameters: against what is published, and against models on the meta device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from support.known_models import PYTHIA, SMALL, small_config
+
+from wellread.models import llama
+from wellread.models.registry import find
+from wellread.models.spec import ModelSpec
+from wellread.planning.parameters import lora_parameters, parameters
+
+CONFIGS: dict[str, tuple[dict[str, Any], int]] = {
+    "llama-7b": (
+        {
+            "model_type": "llama",
+            "hidden_size": 4096,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "intermediate_size": 11008,
+            "vocab_size": 32000,
+            "max_position_embeddings": 2048,
+        },
+        6_738_415_616,
+    ),
+    "llama-2-70b": (
+        {
+            "model_type": "llama",
+            "hidden_size": 8192,
+            "num_hidden_layers": 80,
+            "num_attention_heads": 64,
+            "num_key_value_heads": 8,
+            "intermediate_size": 28672,
+            "vocab_size": 32000,
+            "max_position_embeddings": 4096,
+        },
+        68_976_648_192,
+    ),
+    "qwen2-0.5b": (
+        {
+            "model_type": "qwen2",
+            "hidden_size": 896,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 14,
+            "num_key_value_heads": 2,
+            "intermediate_size": 4864,
+            "vocab_size": 151936,
+            "max_position_embeddings": 4096,
+            "tie_word_embeddings": True,
+        },
+        494_032_768,
+    ),
+    "gpt-j-6b": (
+        {
+            "model_type": "gptj",
+            "n_embd": 4096,
+            "n_layer": 28,
+            "n_head": 16,
+            "rotary_dim": 64,
+            "vocab_size": 50400,
+            "n_positions": 2048,
+        },
+        6_050_882_784,
+    ),
+    "gpt-neo-2.7b": (
+        {
+            "model_type": "gpt_neo",
+            "hidden_size": 2560,
+            "num_layers": 32,
+            "num_heads": 20,
+            "attention_types": [[["global", "local"], 16]],
+            "vocab_size": 50257,
+            "max_position_embeddings": 2048,
+        },
+        2_651_307_520,
+    ),
+    "mpt-7b": (
+        {
+            "model_type": "mpt",
+            "d_model": 4096,
+            "n_layers": 32,
+            "n_heads": 32,
+            "vocab_size": 50432,
+            "max_seq_len": 2048,
+        },
+        6_649_286_656,
+    ),
+    "gpt2": (
+        {
+            "model_type": "gpt2",
+            "n_embd": 768,
+            "n_layer": 12,
+            "n_head": 12,
+            "vocab_size": 50257,
+            "n_positions": 1024,
+        },
+        124_439_808,
+    ),
+}
+"""What a config.json says, and the published number of parameters."""
+
+
+def spec_of(config: dict[str, Any]) -> ModelSpec:
+    from wellread.models.registry import _from_config
+
+    return _from_config(config, "test", "config.json")
+
+
+def on_meta(config: dict[str, Any]) -> int:
+    """Parameters of the real model class, made without memory."""
+    from accelerate import init_empty_weights
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    settings = {key: value for key, value in config.items() if key != "model_type"}
+    with init_empty_weights():
+        model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[config["model_type"]](**settings))
+    model.tie_weights()
+    return sum(p.numel() for p in model.parameters())
+
+
+def config_of(spec: ModelSpec) -> dict[str, Any]:
+    if spec.family == "llama":
+        return llama.configuration(spec, bos=1, eos=2).to_diff_dict()  # type: ignore[no-any-return]
+    return {
+        "model_type": "gpt_neox",
+        "hidden_size": spec.width,
+        "num_hidden_layers": spec.layers,
+        "num_attention_heads": spec.heads,
+        "intermediate_size": spec.intermediate,
+        "vocab_size": spec.vocab,
+        "max_position_embeddings": spec.positions,
+    }
+
+
+def test_counts_of_pythia_are_the_published_ones() -> None:
+    assert {name: parameters(find(name)).total for name in PYTHIA} == PYTHIA
+
+
+def test_counts_of_the_sizes_of_llama2c() -> None:
+    """stories260K.bin has as many numbers, rotary tables apart; the others are what their names say."""
+    assert parameters(find("stories-260k")).total == 260_032
+    assert parameters(find("stories-15m")).total == 15_191_712
+    assert parameters(find("stories-42m")).total == 41_689_600
+    assert parameters(find("stories-110m")).total == 109_529_856
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_counts_of_other_families_are_the_published_ones(name: str) -> None:
+    config, published = CONFIGS[name]
+    assert parameters(spec_of(config)).total == published
+
+
+@pytest.mark.parametrize("name", ["tiny", "stories-260k", "stories-15m", "pythia-14m", "pythia-160m", *CONFIGS])
+def test_counts_equal_a_shallow_model_on_the_meta_device(name: str) -> None:
+    config = CONFIGS[name][0] if name in CONFIGS else config_of(find(name))
+    layers = {"num_hidden_layers", "n_layer", "num_layers", "n_layers"} & set(config)
+    shallow = config | dict.fromkeys(layers, 2)
+    if "attention_types" in config:
+        shallow["attention_types"] = [[["global", "local"], 1]]
+    assert parameters(spec_of(shallow)).total == on_meta(shallow)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tiny", *PYTHIA, *CONFIGS])
+def test_counts_equal_the_whole_model_on_the_meta_device(name: str) -> None:
+    config = CONFIGS[name][0] if name in CONFIGS else config_of(find(name))
+    spec = spec_of(config) if name in CONFIGS else find(name)
+    assert parameters(spec).total == on_meta(config)
+
+
+def test_parts_of_a_count() -> None:
+    model = parameters(find("pythia-12b"))
+    assert model.layer == 3 * 5120 * 5120 + 5120**2 + 2 * 4 * 5120**2 + (3 + 1 + 4 + 1 + 4) * 5120
+    assert model.largest == 50688 * 5120  # the embedding
+    assert model.total == 36 * model.layer + model.outside
+    assert sum(model.tensors) == model.total - 36 * 13 * 5120 - 2 * 5120  # all but norms and biases
+    assert model.products == 36 * 12 * 5120**2 + 50688 * 5120
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "llama", "gptj", "gpt_neo", "mpt"])
+def test_lora_has_as_many_parameters_as_pefts(family: str) -> None:
+    from accelerate import init_empty_weights
+    from peft import LoraConfig, get_peft_model
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as USUAL
+    from transformers import AutoModelForCausalLM
+
+    with init_empty_weights():
+        model = get_peft_model(AutoModelForCausalLM.from_config(small_config(family, 2)), LoraConfig(r=4))
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert lora_parameters(SMALL[family], 4, tuple(USUAL[family])) == trainable
+
+
+def test_lora_beside_every_matrix() -> None:
+    assert lora_parameters(find("pythia-12b"), 8) == 36 * 8 * (4 * 5120 + 2 * 5120 + 5 * 5120 + 5 * 5120)

@@ -1,0 +1,461 @@
+"""Fine-tuning end to end: what a step is, starting from a pretrained model, stopping, dying, continuing, being caught.
+
+Everything here runs the real launcher, real ranks over gloo and real DeepSpeed, in fp32, on the shipped sample set.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.launched import PATIENCE, Launched, assert_gone, hold, is_pending, wait_until
+
+from wellread.checkpoint import Checkpoint, list_checkpoints, name_of, newest_valid
+from wellread.corpus.read import Corpus
+from wellread.order.permutation import Order
+from wellread.record.reader import Record
+from wellread.run import RunDirectory
+
+pytestmark = pytest.mark.slow
+
+STEPS, BATCH_SIZE = 12, 8
+SCHEDULE = (0, 1, 2, 4, 8, 12)
+# Adam divides a gradient by its own size, and a gradient that is zero but for rounding becomes a full step either way.
+# With eps far above rounding, weights are as close as the gradients that made them.
+FLAGS = (
+    *("--model", "tiny", "--data", "sample", "--dtype", "fp32", "--steps", STEPS, "--batch_size", BATCH_SIZE),
+    *("--seq_len", 128, "--holdout", 0.05, "--save_schedule", "log", "--log_every", 1, "--optim.eps", 1e-4),
+    *("--generations", 0),
+)
+DIVISIONS = {
+    "1 rank x 8": ("--ranks_per_node", 1, "--micro_batch_size", 8),
+    "2 ranks x 4": ("--ranks_per_node", 2, "--micro_batch_size", 4),
+    "4 accumulations of 2": ("--ranks_per_node", 1, "--micro_batch_size", 2),
+}
+SAME_RECORD = ["step", "batch_id", "slot", "sample_id", "digest"]
+"""Two records are the same when these are (design.md)."""
+
+Finetune = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def finetune(program: Finetune, corpora: Path) -> Finetune:
+    """Run ``python -m launch run finetune`` with `FLAGS` into `out`; later flags win."""
+
+    def run(
+        out: Path, *flags: object, env: dict[str, str] | None = None, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        command = ("launch", "run", "finetune", *FLAGS, "--corpora", corpora, "--out", out, *flags)
+        return program(*command, env=env, **options)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def divided(finetune: Finetune, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunDirectory]:
+    """The same run, its batches divided in three ways. Read only."""
+    runs = {}
+    for number, (division, flags) in enumerate(DIVISIONS.items()):
+        runs[division] = RunDirectory(tmp_path_factory.mktemp("divided") / f"run{number}")
+        finetune(runs[division].path, *flags, check=True)
+    return runs
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(divided: dict[str, RunDirectory]) -> RunDirectory:
+    """A run of two ranks under DDP that nothing stopped. Read only."""
+    return divided["2 ranks x 4"]
+
+
+def step_losses(run: RunDirectory) -> np.ndarray:
+    """Mean loss over all target tokens of each batch, from the record."""
+    table = Record.open(run.record).table(["batch_id", "loss", "n_targets"])
+    batch, loss, n = (table[name].to_numpy().astype(np.float64) for name in table.column_names)
+    batch = batch.astype(np.int64)
+    return np.bincount(batch, loss * n) / np.bincount(batch, n)
+
+
+def assert_same_record(one: RunDirectory, other: RunDirectory) -> None:
+    records = Record.open(one.record), Record.open(other.record)
+    assert records[0].table(SAME_RECORD).equals(records[1].table(SAME_RECORD))
+    assert records[0].head == records[1].head
+
+
+def assert_bit_equal(one: RunDirectory, other: RunDirectory) -> None:
+    """Same record, losses included, and the same bytes of weights at every scheduled step."""
+    assert_same_record(one, other)
+    losses = [Record.open(run.record).table(["loss"])["loss"].to_numpy() for run in (one, other)]
+    assert np.array_equal(*losses)
+    for step in SCHEDULE:
+        weights = [(run.checkpoints / name_of(step) / "model/model.safetensors").read_bytes() for run in (one, other)]
+        assert weights[0] == weights[1], f"weights differ at step {step}"
+
+
+def assert_verified(program: Finetune, run: RunDirectory) -> None:
+    done = program("eval", "verify", run.path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"verified: {STEPS} batches, head {Record.open(run.record).head}\n"
+    heads = {checkpoint.step: checkpoint.head for checkpoint in list_checkpoints(run.checkpoints)}
+    assert heads[STEPS] == Record.open(run.record).head
+    assert set(SCHEDULE) <= set(heads)
+
+
+def weights(checkpoint: Path) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    return load_file(checkpoint / "model/model.safetensors")
+
+
+# --- the loss of a step
+
+
+@pytest.mark.parametrize("division", list(DIVISIONS)[1:])
+def test_division_of_a_batch_changes_nothing(divided: dict[str, RunDirectory], division: str) -> None:
+    """Losses agree within 1e-5, relative; weights within 1e-5 after 12 steps that moved them by up to 2e-3 each."""
+    whole, run = divided["1 rank x 8"], divided[division]
+    assert_same_record(whole, run)
+    tables = [Record.open(r.record).table(["n_targets", "loss"]) for r in (whole, run)]
+    assert tables[0]["n_targets"].equals(tables[1]["n_targets"])
+    np.testing.assert_allclose(tables[1]["loss"].to_numpy(), tables[0]["loss"].to_numpy(), rtol=1e-5)
+    np.testing.assert_allclose(step_losses(run), step_losses(whole), rtol=1e-5)
+    first, last = weights(whole.checkpoints / name_of(0)), weights(whole.checkpoints / name_of(STEPS))
+    other = weights(run.checkpoints / name_of(STEPS))
+    assert max(np.abs(last[name] - first[name]).max() for name in first) > 1e-3
+    for name in last:
+        np.testing.assert_allclose(other[name], last[name], rtol=0, atol=1e-5, err_msg=name)
+    holdout = [list_checkpoints(r.checkpoints)[-1].manifest["holdout_loss"] for r in (whole, run)]
+    assert holdout[0] == pytest.approx(holdout[1], rel=1e-5)
+
+
+def test_step_is_the_mean_over_all_target_tokens(divided: dict[str, RunDirectory], tmp_path: Path) -> None:
+    """The first step, done again with plain transformers and torch, one sample at a time: losses and weights agree."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    run = divided["1 rank x 8"]
+    corpus, table = Corpus.open(run.corpus), Record.open(run.record).table(batches=(0, 1))
+    model = AutoModelForCausalLM.from_pretrained(run.checkpoints / name_of(0) / "model", dtype=torch.float32).train()
+    total = int(table["n_targets"].to_numpy().sum())
+    summed = []
+    for sample in table["sample_id"].to_pylist():
+        tokens = torch.from_numpy(corpus.tokens(sample).astype(np.int64))
+        predicted = torch.from_numpy(corpus.targets(sample))[1:]
+        logits = model(input_ids=tokens[None]).logits[0, :-1][predicted]
+        loss = torch.nn.functional.cross_entropy(logits, tokens[1:][predicted], reduction="sum")
+        (loss / total).backward()
+        summed.append(float(loss.detach()))
+    np.testing.assert_allclose(summed / table["n_targets"].to_numpy(), table["loss"].to_numpy(), rtol=1e-5)
+    means = summed / table["n_targets"].to_numpy()
+    assert abs(np.sum(summed) / total - means.mean()) > 1e-3  # a mean of means would be told apart
+    assert step_losses(run)[0] == pytest.approx(np.sum(summed) / total, rel=1e-5)
+
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": 0.01},
+        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    torch.optim.AdamW(groups, lr=2e-3, betas=(0.9, 0.95), eps=1e-4).step()  # one batch of warm-up: the peak already
+    model.save_pretrained(tmp_path / "model")
+    expected = weights(tmp_path)
+    for division in divided.values():
+        found = weights(division.checkpoints / name_of(1))
+        assert found.keys() == expected.keys()
+        for name in found:
+            np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=2e-6, err_msg=name)
+
+
+def test_every_division_verifies(program: Finetune, divided: dict[str, RunDirectory]) -> None:
+    for run in divided.values():
+        assert_verified(program, run)
+        assert [c.step for c in list_checkpoints(run.checkpoints)] == list(SCHEDULE)
+
+
+# --- a finished run, and its output directory
+
+
+def snapshot(directory: Path) -> dict[str, tuple[int, int]]:
+    """Modification time and size of each file."""
+    files = [path for path in directory.rglob("*") if path.is_file()]
+    return {str(p.relative_to(directory)): (p.stat().st_mtime_ns, p.stat().st_size) for p in files}
+
+
+def test_finished_run_is_left_alone(finetune: Finetune, uninterrupted: RunDirectory) -> None:
+    parts = [uninterrupted.checkpoints, uninterrupted.record, uninterrupted.log, uninterrupted.tb]
+    before, manifest = [snapshot(part) for part in parts], uninterrupted.manifest()
+    done = finetune(uninterrupted.path, *DIVISIONS["2 ranks x 4"], check=True)
+    assert f"{uninterrupted.path} is finished: step {STEPS} of {STEPS}; nothing to do\n" in done.stdout
+    assert done.stderr == ""
+    assert [snapshot(part) for part in parts] == before
+    assert uninterrupted.manifest() == manifest
+
+
+@pytest.mark.parametrize(
+    ("flags", "difference"),
+    [
+        (("--batch_size", 16), "batch_size is 8 there, 16 asked for"),
+        (("--steps", 13), "steps is 12 there, 13 asked for"),
+        (("--seed", 1), "seed is 0 there, 1 asked for"),
+        (("--optim.lr", 1e-4), "(optim.lr is 0.002 there, 0.0001 asked for)"),
+    ],
+)
+def test_other_config_into_a_run_is_refused(
+    finetune: Finetune, uninterrupted: RunDirectory, flags: tuple[object, ...], difference: str
+) -> None:
+    before = snapshot(uninterrupted.path)
+    done = finetune(uninterrupted.path, *DIVISIONS["2 ranks x 4"], *flags)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {uninterrupted.path}: holds another run (")
+    assert done.stderr.count("\n") == 1
+    assert difference in done.stderr
+    assert done.stderr.endswith("; choose another --out\n")
+    after = snapshot(uninterrupted.path)
+    assert after.pop("lock")[1] == before.pop("lock")[1] == 0  # taken and given back
+    assert after == before
+
+
+# --- starting from a pretrained model
+
+
+def test_pretrained_directory_as_model(
+    program: Finetune,
+    finetune: Finetune,
+    uninterrupted: RunDirectory,
+    corpora: Path,
+    tmp_path: Path,
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    parent = list_checkpoints(uninterrupted.checkpoints)[-1]
+    model = AutoModelForCausalLM.from_pretrained(parent.model)
+    tokenizer = AutoTokenizer.from_pretrained(parent.model)
+    assert model.dtype == torch.float32
+    assert model.config.model_type == "gpt_neox"
+    assert len(tokenizer) == model.config.vocab_size == 2048
+    text = "### Instruction:\nName three  primary colours — s'il vous plaît.\n\n### Response:\n"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+    flags = ("--steps", 2, "--ranks_per_node", 2, "--optim.lr", 1e-4)
+    child = RunDirectory(tmp_path / "child")
+    finetune(child.path, "--model", parent.model, *flags, check=True)
+    start, *_, end = list_checkpoints(child.checkpoints)
+    assert start.step == 0
+    assert start.manifest["holdout_loss"] == pytest.approx(parent.manifest["holdout_loss"], rel=1e-6)
+    assert end.manifest["holdout_loss"] != start.manifest["holdout_loss"]
+    for name, value in weights(parent.path).items():
+        assert np.array_equal(weights(start.path)[name], value), name
+    assert child.manifest()["identity"]["model"].startswith("weights:")
+    assert program("eval", "verify", child.path).returncode == 0
+
+    # By name, the same model: the run above is this very run, and finished.
+    shelf = tmp_path / "models"
+    shelf.mkdir()
+    (shelf / "colours-1").symlink_to(parent.model)
+    search = {"WELLREAD_MODELS": os.pathsep.join([str(tmp_path / "nowhere"), str(shelf)])}
+    plan = program(
+        "launch", "plan", "finetune", *FLAGS, "--corpora", corpora, "--model", "colours-1", "--json", env=search
+    )
+    assert json.loads(plan.stdout)["model"] == "colours-1"
+    done = finetune(child.path, "--model", "colours-1", *flags, env=search, check=True)
+    assert f"{child.path} is finished: step 2 of 2; nothing to do\n" in done.stdout
+
+
+# --- catching what should not be
+
+
+WRONG_ROWS = """
+import sys
+from dataclasses import replace
+from wellread.train import loop
+
+lying, wrong, honest = map(int, sys.argv[2:])  # samples: fed wrong in silence, what is fed instead, fed out of turn
+collate = loop.collate
+
+def wrong_rows(corpus, ids):
+    fed = ids.copy()
+    fed[(fed == lying) | (fed == honest)] = wrong
+    batch = collate(corpus, fed)
+    if lying in ids:
+        batch.sample_ids[fed == wrong] = lying
+    return batch
+
+loop.collate = wrong_rows
+from wellread.train.rank import main
+sys.exit(main(sys.argv[1]))
+"""
+
+
+def test_wrong_row_in_forward_is_caught(
+    program: Finetune, divided: dict[str, RunDirectory], root: Path, tmp_path: Path
+) -> None:
+    """One batch is fed a wrong row under the right id, another one a wrong row under its own id: both are named."""
+    origin = divided["1 rank x 8"]
+    run = RunDirectory(tmp_path / "run")
+    shutil.copytree(origin.path, run.path, symlinks=False, ignore=shutil.ignore_patterns("checkpoints", "record", "tb"))
+    order = Order(kind="shuffle", seed=0, n=Corpus.open(run.corpus).n_trainable, batch_size=BATCH_SIZE)
+    lying, wrong, honest = (int(i) for i in (order.batch(3)[5], order.batch(50)[0], order.batch(7)[2]))
+    rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    trained = subprocess.run(
+        [sys.executable, "-c", WRONG_ROWS, run.path, *map(str, (lying, wrong, honest))],
+        cwd=root, env=os.environ | rank, capture_output=True, text=True, timeout=PATIENCE, check=False,
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+
+    done = program("eval", "verify", run.path)
+    assert done.returncode == 1
+    *problems, verdict = done.stdout.splitlines()
+    assert problems == [
+        f"batch 7 slot 2: read sample {wrong}, the order says {honest}",
+        f"batch 3 slot 5: what entered forward as sample {lying} is not that sample of the corpus",
+    ]
+    assert verdict == f"FAILED: 2 problems: {STEPS} batches, head {Record.open(run.record).head}"
+
+
+def flip(path: Path, position: int) -> None:
+    with open(path, "r+b") as file:
+        file.seek(position)
+        byte = file.read(1)[0]
+        file.seek(position)
+        file.write(bytes([byte ^ 1]))
+
+
+def test_flipped_bytes_are_named(program: Finetune, divided: dict[str, RunDirectory], tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    shutil.copytree(divided["1 rank x 8"].path, run.path, symlinks=False)  # the corpus too
+    corpus = Corpus.open(run.corpus)
+    sample = 17
+    start = sum(int(n) for n in corpus.lengths(np.arange(sample)))
+    model = run.checkpoints / name_of(4) / "model/model.safetensors"
+    part = run.record / Record.open(run.record).parts[2]["name"]
+    flips = {
+        corpus.path / "tokens.bin": (2 * (start + 3), f"{corpus.path}: sample {sample}: "),
+        model: (model.stat().st_size // 2, f"{model}: altered"),
+        part: (part.stat().st_size // 2, f"{part}: altered"),
+    }
+    for path, (position, named) in flips.items():
+        flip(path, position)
+        done = program("eval", "verify", run.path)
+        assert done.returncode == 1, path
+        *problems, verdict = done.stdout.splitlines()
+        assert len(problems) == 1, problems
+        assert problems[0].startswith(named)
+        assert verdict.startswith("FAILED: 1 problem: ")
+        flip(path, position)  # back
+    assert_verified(program, run)
+
+
+# --- stopping, dying, continuing
+
+
+Launch = Callable[..., Launched]
+
+
+@pytest.fixture
+def launch(root: Path, corpora: Path) -> Iterator[Launch]:
+    """Start ``python -m launch run finetune`` and return at once; whatever still runs after the test is killed."""
+    started: list[Launched] = []
+
+    def start(out: Path, *flags: object) -> Launched:
+        command = ["launch", "run", "finetune", *FLAGS, "--corpora", corpora, "--out", out, *flags]
+        started.append(Launched([sys.executable, "-m", *map(str, command)], root))
+        return started[-1]
+
+    yield start
+    for launched in started:
+        if launched.process.poll() is None:
+            launched.process.kill()  # its ranks die with it
+            launched.process.communicate()
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
+def test_stopped_run_continues_bit_exactly(
+    program: Finetune, finetune: Finetune, launch: Launch, uninterrupted: RunDirectory, tmp_path: Path, strategy: str
+) -> None:
+    flags = (*DIVISIONS["2 ranks x 4"], "--strategy", strategy)
+    reference = uninterrupted
+    if strategy != "ddp":
+        reference = RunDirectory(tmp_path / "reference")
+        finetune(reference.path, *flags, check=True)
+        assert_same_record(reference, uninterrupted)
+        np.testing.assert_allclose(step_losses(reference), step_losses(uninterrupted), rtol=1e-5)
+
+    run = RunDirectory(tmp_path / "run")
+    launched = launch(run.path, *flags)
+    launched.until("step  1/12")
+    ranks = launched.ranks()  # before it counts: three steps on, a checkpoint more is there
+    assert len(ranks) == 2
+    launched.until("step  5/12")
+    hold(ranks[1])  # and with it the run, until both ranks have been asked to stop
+    launched.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: is_pending(ranks[1], signal.SIGTERM), "SIGTERM passed on to rank 1")
+    ranks[1].resume()
+    assert launched.end() == 128 + signal.SIGTERM, launched.output
+    assert_gone(ranks)
+    assert "stopped by SIGTERM at step " in launched.output
+
+    stopped, damaged = newest_valid(run.checkpoints)
+    assert isinstance(stopped, Checkpoint)
+    assert damaged == []
+    assert 5 <= stopped.step < 8
+    assert Record.open(run.record).batches == stopped.step
+    assert run.manifest()["attempts"][-1]["exit_code"] == 143
+
+    resumed = finetune(run.path, *flags, check=True)
+    assert f"continuing from {stopped.path.name}" in resumed.stdout
+    assert_bit_equal(run, reference)
+    assert_verified(program, run)
+    assert [a["exit_code"] for a in run.manifest()["attempts"]] == [143, 0]
+
+
+def test_killed_run_continues(
+    program: Finetune, finetune: Finetune, launch: Launch, uninterrupted: RunDirectory, tmp_path: Path
+) -> None:
+    """Kill -9 of a rank, kill -9 of the launcher, a truncated checkpoint: nothing is read twice, or never."""
+    run, flags = RunDirectory(tmp_path / "run"), DIVISIONS["2 ranks x 4"]
+    launched = launch(run.path, *flags)
+    launched.until("step  1/12")
+    ranks = launched.ranks()
+    launched.until("step  5/12")
+    hold(ranks[1])  # and with it the run, while rank 0 goes on writing the checkpoint
+    launched.until("saved step-00000004")
+    ranks[1].kill()
+    assert launched.end() == 128 + signal.SIGKILL, launched.output
+    assert "error: rank 1 was ended by signal 9 (SIGKILL)\n" in launched.output
+    assert_gone(ranks)
+    newest, _ = newest_valid(run.checkpoints)
+    assert newest is not None
+    assert newest.step == 4
+
+    launched = launch(run.path, *flags)
+    launched.until("continuing from step-00000004")
+    ranks = launched.ranks()
+    launched.until("step  9/12")
+    hold(ranks[1])
+    launched.until("saved step-00000008")
+    launched.process.kill()
+    assert launched.end() == -signal.SIGKILL
+    assert_gone(ranks)
+    newest, _ = newest_valid(run.checkpoints)
+    assert newest is not None
+    assert newest.step == 8
+    assert Record.open(run.record).batches == 8
+
+    truncated = newest.model / "model.safetensors"
+    size = truncated.stat().st_size
+    os.truncate(truncated, size // 2)
+    resumed = finetune(run.path, *flags, check=True)
+    passed_over = f"passed over a damaged checkpoint: {truncated}: {size // 2:,} bytes, the manifest says {size:,}\n"
+    assert passed_over in resumed.stdout
+    assert "continuing from step-00000004\n" in resumed.stdout
+    assert_bit_equal(run, uninterrupted)
+    assert_verified(program, run)
+    assert sorted(p.name for p in run.checkpoints.iterdir()) == [name_of(step) for step in SCHEDULE]

@@ -1,0 +1,107 @@
+"""Runs that an old version made stay usable: they are read, verified, reported, and trained to their end.
+
+tests/fixtures/run-c5af5a2/README.md says how they were made.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from support.programs import ROOT, Program
+
+import wellread
+
+OLD = ROOT / "tests" / "fixtures" / "run-c5af5a2"
+
+
+@dataclass(frozen=True)
+class OldRun:
+    """A copy of what an old version left, and what it made of it in the end."""
+
+    folder: Path
+    final: dict[str, Any]
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "run"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What the record's parts hold, read without any of our code."""
+        parts = sorted((self.path / "record").glob("part-*.parquet"))
+        return [row for part in parts for row in pq.read_table(part).to_pylist()]
+
+
+@pytest.fixture(params=["finetune", "pretrain"])
+def old(request: pytest.FixtureRequest, tmp_path: Path) -> OldRun:
+    folder = shutil.copytree(OLD / request.param, tmp_path / request.param)
+    return OldRun(folder, json.loads((folder / "FINAL.json").read_text()))
+
+
+def test_it_is_small() -> None:
+    assert sum(path.stat().st_size for path in OLD.rglob("*")) < 1_000_000
+
+
+def test_it_is_read(old: OldRun, program: Program) -> None:
+    stopped = old.final["stopped"]["step"]
+    rows = [row for row in old.rows() if row["batch_id"] == stopped - 1]
+    assert len(rows) == 4
+    printed = program("eval", "read", old.path, "--batch", stopped - 1, check=True).stdout
+    for row in rows:
+        assert f"batch {stopped - 1} slot {row['slot']}  sample {row['sample_id']}  " in printed
+    run = wellread.open_run(old.path)
+    batch = run.history.batch(stopped - 1)
+    assert batch.sample_ids == [row["sample_id"] for row in rows]
+    assert batch.losses == pytest.approx([row["loss"] for row in rows])
+    assert all(text.split()[0] in printed for text in batch.texts)
+    assert run.record.batches == stopped
+    assert run.corpus.hash == old.final["corpus_hash"]
+    assert (run.config.data.seq_len, run.plan.seq_len) == (old.final["identity"]["seq_len"],) * 2
+    assert [checkpoint.step for checkpoint in run.checkpoints] == [0, 8, stopped]
+
+
+def test_it_is_verified(old: OldRun, program: Program) -> None:
+    printed = program("eval", "verify", old.path, check=True).stdout
+    assert old.final["stopped"]["head"] in printed
+    part = max((old.path / "record").glob("part-*.parquet"))
+    part.write_bytes(part.read_bytes()[::-1])
+    assert program("eval", "verify", old.path).returncode == 1
+
+
+@pytest.mark.slow
+def test_it_is_trained_to_its_end(old: OldRun, program: Program) -> None:
+    """Given its command again, today's code compiles the same corpus, goes on at step 10, and ends as the old did."""
+    before = old.rows()
+    assert json.loads((old.path / "record/head.json").read_text())["head"] == old.final["stopped"]["head"]
+    done = again(old.folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"finished at step {old.final['steps']}" in done.stdout
+    head = json.loads((old.path / "record/head.json").read_text())
+    assert (head["step"], head["head"]) == (old.final["steps"], old.final["head"])
+    assert old.rows()[: len(before)] == before  # nothing was read a second time
+    assert json.loads((old.path / "manifest.json").read_text())["identity"] == old.final["identity"]
+    compiled = old.folder / "corpora" / old.final["corpus"] / "corpus.json"
+    assert json.loads(compiled.read_text())["hash"] == old.final["corpus_hash"]
+    assert "verified" in program("eval", "verify", old.path, check=True).stdout
+    assert "nothing to do" in again(old.folder).stdout
+    program("eval", "report", old.path, check=True)
+    assert (old.path / "report" / "index.html").stat().st_size > 1000
+
+
+def again(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Give the command that made the run, in the folder where its paths lead."""
+    python, *words = shlex.split((folder / "COMMAND.txt").read_text())
+    assert python == "python"
+    variables = os.environ | {"PYTHONPATH": str(OLD.parents[2])}
+    return subprocess.run(
+        [sys.executable, *words], cwd=folder, env=variables, capture_output=True, text=True, timeout=300, check=False
+    )

@@ -1,0 +1,1 @@
+"""What tests of several folders need; import it as `support.…`."""

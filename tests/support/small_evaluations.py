@@ -1,0 +1,94 @@
+"""A run of a dozen samples with a record and checkpoints but no model, and its membership evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval import evaluate as evaluating
+from eval.membership.evaluation import Membership
+from wellread import checkpoint as checkpoints
+from wellread.config import RunConfig
+from wellread.corpus.merge import merge
+from wellread.corpus.read import Corpus
+from wellread.corpus.shards import Sample, Shard, write_shards
+from wellread.files import write_json
+from wellread.models import registry
+from wellread.planning.machine import Machine
+from wellread.planning.plan import Counts
+from wellread.planning.planner import make_plan
+from wellread.recipes.registry import resolve
+from wellread.record.chain import genesis
+from wellread.record.writer import RecordedBatch, RecordWriter
+from wellread.results import Result
+from wellread.run import RunDirectory
+
+
+def evaluate(
+    run: RunDirectory, *, steps: Sequence[int] | None = None, progress: bool = True, **settings: Any
+) -> list[Result]:
+    return evaluating.evaluate(Membership(run, steps=steps, **settings), progress=progress)
+
+
+def make_run(
+    path: Path, *, sealed: int = 4, batches: int = 4, copies: bool = False, model: str = "tiny"
+) -> RunDirectory:
+    """A run of 8 trainable samples, two read a batch in order of id, with a checkpoint every second batch."""
+    corpus = make_corpus(path / "corpus", 8, sealed, copies)
+    run, config = RunDirectory(path), resolve(RunConfig.of(data="sample"), registry.find("tiny"))
+    write_json(run.manifest_file, {"identity": {"order": {"kind": "shuffle"}}, "attempts": [ATTEMPT]})
+    run.write_config(config.replace(model=model))
+    counts = Counts(samples=corpus.n, trainable=8, sealed=sealed, exact=True)
+    plan = make_plan(
+        config, registry.find("tiny"), Machine(cluster="local", nodes=1, ranks_per_node=1, device="cpu"), counts
+    )
+    write_json(run.plan_file, plan.as_dict())
+    run.checkpoints.mkdir()
+    writer = RecordWriter(run.record, start=genesis(corpus.hash, {}))
+    save(run, writer, 0)
+    for batch_id in range(batches):
+        writer.append(reading(corpus, batch_id))
+        if batch_id % 2:
+            save(run, writer, batch_id + 1)
+    writer.flush()
+    return run
+
+
+ATTEMPT = {"attempt": 1, "started": "now", "ranks": 1, "strategy": "ddp", "code": {"commit": None}, "python": "3", "packages": {"torch": "2"}}  # fmt: skip # noqa: E501
+
+
+def make_corpus(path: Path, trainable: int, sealed: int, copies: bool) -> Corpus:
+    samples = [
+        Sample(
+            tokens=[5 + i, 6, 7 + i % 3, 9], spans=[(2, 4)], document=3 if copies and i in (0, 7) else 100 + i,
+            sealed=i >= trainable, set_id=0, row=i, category="qa",
+        )
+        for i in range(trainable + sealed)
+    ]  # fmt: skip
+    path.mkdir(parents=True)
+    write_shards(path, 1, lambda _: Shard(samples), lambda _: None)
+    merge(path, sets=("made up",), vocab_size=64, settings={}, extra={})
+    return Corpus.open(path)
+
+
+def reading(corpus: Corpus, batch_id: int) -> RecordedBatch:
+    ids = np.array([2 * batch_id, 2 * batch_id + 1])
+    return RecordedBatch(
+        batch_id=batch_id,
+        sample_ids=ids,
+        epochs=np.zeros(2, np.int64),
+        n_targets=np.array([1, 3]),
+        losses=np.array([4.0 - batch_id, 2.0 - batch_id / 4], np.float32),
+        digests=[corpus.digest(int(i)) for i in ids],
+    )
+
+
+def save(run: RunDirectory, writer: RecordWriter, step: int) -> None:
+    writer.flush()
+    checkpoints.staging(run.checkpoints, step).mkdir()
+    record = {"head": writer.head, "batches": [max(0, step - 2), step]}
+    about = {"step": step, "tokens": 8 * step, "record": record, "holdout_loss": 4.0 - step / 10}
+    checkpoints.commit(run.checkpoints, step, about)

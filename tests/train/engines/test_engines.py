@@ -1,0 +1,212 @@
+"""Engines on two ranks: memory while loading and saving, offload, activation checkpointing, NVMe; figures, not runs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.engine_ranks import Results, ensure_op, make_model, run_ranks, same_weights, weights_in
+
+pytestmark = pytest.mark.slow
+
+VOCAB = 30_000
+OFFLOAD_TOLERANCE = 2e-3
+"""Nats per token between DeepSpeed's AdamW on the host and torch's."""
+Start = Callable[..., Results]
+
+
+# --- fixtures
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose sizes no two ranks divide evenly: 331 tokens, and a width of 33 for one head."""
+    return make_model(tmp_path_factory.mktemp("small"), hidden_size=34, num_attention_heads=1, intermediate_size=63)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """56 million parameters in 12 shards or so."""
+    sizes = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "intermediate_size": 2048}
+    return make_model(tmp_path_factory.mktemp("large"), vocab_size=VOCAB, **sizes)
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sizes = {"hidden_size": 64, "num_hidden_layers": 12, "intermediate_size": 256, "max_position_embeddings": 512}
+    return make_model(tmp_path_factory.mktemp("deep"), **sizes)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Start:
+    """Run a task on some ranks (`engine_ranks.one_rank`); what each of them measured."""
+    return partial(run_task, tmp_path)
+
+
+def run_task(place: Path, task: dict[str, Any], ranks: int = 2) -> Results:
+    return run_ranks(place / f"task-{len(list(place.glob('task-*')))}", [task], ranks)[0]
+
+
+def per_parameter(result: dict[str, Any], phase: str, key: str = "peak") -> float:
+    """Bytes per parameter above what the process had before the phase."""
+    found: float = (result[phase][key] - result[phase]["before"]) / result["parameters"]
+    return found
+
+
+# --- loading
+
+
+@pytest.fixture(scope="module")
+def unchanged(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the ranks saved, under STRATEGY-DTYPE or STRATEGY-fresh, what they had loaded or begun. Read only."""
+    place = tmp_path_factory.mktemp("unchanged")
+    tasks = [
+        {"model": small, "strategy": strategy, "dtype": dtype, "save": place / f"{strategy}-{dtype}"}
+        for strategy, dtype in LOADED
+    ] + [{"model": "tiny", "strategy": strategy, "save": place / f"{strategy}-fresh"} for strategy in ("ddp", "zero3")]
+    run_ranks(place / "tasks", tasks)
+    return place
+
+
+LOADED = [(s, dtype) for s in ("zero1", "zero2", "zero3", "zero3-offload") for dtype in ("bf16", "fp32")]
+
+
+@pytest.mark.parametrize(("strategy", "dtype"), LOADED)
+def test_weights_are_those_of_the_files_to_the_bit(unchanged: Path, small: Path, strategy: str, dtype: str) -> None:
+    assert same_weights(unchanged / f"{strategy}-{dtype}" / "model", small)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero3"])
+def test_fresh_model_starts_the_same_whatever_the_strategy(unchanged: Path, tmp_path: Path, strategy: str) -> None:
+    from wellread.models.load import initial
+    from wellread.models.registry import find
+
+    initial(find("tiny"), 0, 0).whole().save_pretrained(tmp_path / "whole")  # type: ignore[operator]
+    assert same_weights(unchanged / f"{strategy}-fresh" / "model", tmp_path / "whole")
+
+
+def test_files_that_are_no_safetensors_load_from_rank_0(start: Start, small: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(small, old, ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.save(weights_in(small), old / "pytorch_model.bin")
+    start({"model": old, "strategy": "zero3", "save": tmp_path / "saved"}, ranks=3)  # 3 ranks: partitions are padded
+    assert same_weights(tmp_path / "saved/model", small)
+
+
+@pytest.fixture(scope="module")
+def loaded(large: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Results, Path]]:
+    """The large model, loaded and saved once by the ranks of a strategy; what they measured, and where it is."""
+    place = tmp_path_factory.mktemp("loaded")
+
+    @cache
+    def load(strategy: str) -> tuple[Results, Path]:
+        task = {"model": large, "strategy": strategy, "vocab": VOCAB, "shard_bytes": 16 << 20}
+        return run_task(place, task | {"save": place / strategy} if strategy == "zero3" else task), place / strategy
+
+    return load
+
+
+@pytest.mark.parametrize(("strategy", "before"), [("zero1", 11.4), ("zero3", 11.7)])
+def test_load_holds_no_whole_copy_beside_the_engines_state(
+    loaded: Callable[[str], tuple[Results, Path]], strategy: str, before: float
+) -> None:
+    """Bytes per parameter. `before` is what this model took when every rank built it in fp32 and kept a copy.
+
+    What is left beside the state is one tensor (the embedding: 1.1 in fp32, and as much while it is converted), and
+    in stages 1 and 2 the flat buffer that DeepSpeed makes of the bf16 weights.
+    """
+    for result in loaded(strategy)[0]:
+        assert result["parameters"] == 55_940_096
+        peak, settled = per_parameter(result, "load"), per_parameter(result, "load", "after")
+        assert peak < 0.93 * before
+        assert peak - settled < 2.5 if strategy == "zero3" else 3
+
+
+# --- saving
+
+
+def test_save_holds_one_shard(loaded: Callable[[str], tuple[Results, Path]], large: Path) -> None:
+    (first, second), saved = loaded("zero3")
+    assert same_weights(saved / "model", large)
+    shards = list((saved / "model").glob("model-*-of-*.safetensors"))
+    assert len(shards) >= 8
+    # The state of zero3 is written from where it is; the whole model would take 4 bytes per parameter beyond.
+    assert per_parameter(first, "save") < 3.4
+    assert per_parameter(second, "save") < 3.4
+
+
+# --- offload
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_offload_learns_what_its_stage_does(small: Path, tmp_path: Path, stage: int) -> None:
+    """100 steps of accumulation 4 with clipping that bites; bf16 weights, whose rounding the two kernels differ in.
+
+    Three of them are dropped, and one has an infinite gradient: weights stay where they are, and nothing of their
+    gradients is left to the next.
+    """
+    task = {"model": small, "steps": 100, "accumulation": 4, "micro": 2, "optim": {"clip": 0.3}, "drop": [0, 40, 41]}
+    task |= {"infinite": [60]}
+    tasks = [task | {"strategy": f"zero{stage}{kind}"} for kind in ("", "-offload")]
+    (plain, _), (offloaded, _) = run_ranks(tmp_path / "tasks", tasks)
+    assert np.mean(np.array(plain["norms"]) > 0.3) > 0.5  # clipped
+    assert plain["losses"][:2] == offloaded["losses"][:2]  # the first step changed nothing
+    assert max(plain["moved"] + offloaded["moved"]) < 1e-5
+    assert [len(result["moved"]) for result in (plain, offloaded)] == [4, 4]
+    assert [int(np.sum(~np.isfinite(result["norms"]))) for result in (plain, offloaded)] == [1, 1]
+    assert np.abs(np.subtract(plain["losses"], offloaded["losses"])).max() < OFFLOAD_TOLERANCE
+    assert np.allclose(plain["norms"], offloaded["norms"], rtol=0.02)
+
+
+@pytest.fixture(scope="module")
+def four_steps(small: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """zero3 without offload."""
+    task = {"model": small, "strategy": "zero3", "accumulation": 2, "steps": 4, "drop": [1]}
+    return run_task(tmp_path_factory.mktemp("zero3"), task)[0]
+
+
+@pytest.mark.parametrize("strategy", ["zero3-partial", "zero3-nvme"])
+def test_rare_offloads_train_and_resume_to_the_bit(
+    start: Start,
+    small: Path,
+    four_steps: dict[str, Any],
+    tmp_path: Path,
+    strategy: str,
+) -> None:
+    if strategy == "zero3-nvme":
+        ensure_op("async_io")
+    disk = tmp_path / "nvme"
+    disk.mkdir()
+    task = {"model": small, "strategy": strategy, "config": {"nvme_path": disk / "run"}, "accumulation": 2}
+    task |= {"drop": [1]}
+    begun = [task | {"steps": steps, "save": tmp_path / name} for name, steps in (("whole", 4), ("half", 2))]
+    (whole, _), (half, _) = run_ranks(tmp_path / "begun", begun)
+    assert np.abs(np.subtract(whole["losses"], four_steps["losses"])).max() < OFFLOAD_TOLERANCE
+    assert len(whole["norms"]) == 3
+    assert max(whole["moved"] + four_steps["moved"]) < 1e-5
+    assert half["losses"] == whole["losses"][:2]
+    later = {"first": 2, "updates": 1, "steps": 4, "model": tmp_path / "half/model", "resume": tmp_path / "half/state"}
+    rest = start(task | later | {"save": tmp_path / "rest"})[0]
+    assert rest["losses"] == whole["losses"][2:]
+    assert same_weights(tmp_path / "rest/model", tmp_path / "whole/model")
+    assert list(disk.iterdir()) == []  # nothing is left there
+
+
+# --- activation checkpointing
+
+
+@pytest.mark.parametrize(("strategy", "dtype"), [("ddp", "bf16"), ("zero2", "bf16"), ("zero3", "fp32")])
+def test_activation_checkpointing_changes_memory_alone(start: Start, deep: Path, strategy: str, dtype: str) -> None:
+    """12 layers of width 64, 9,216 tokens: activations dominate. What is computed again is the same."""
+    task = {"model": deep, "strategy": strategy, "dtype": dtype, "steps": 2, "micro": 18, "seq_len": 512}
+    without, with_it = (start(task | {"plan": {"activation_checkpointing": on}})[0] for on in (False, True))
+    assert without["losses"] == pytest.approx(with_it["losses"], rel=1e-6)
+    assert without["norms"] == pytest.approx(with_it["norms"], rel=1e-3)
+    peaks = [result["train"]["peak"] - result["train"]["before"] for result in (without, with_it)]
+    assert peaks[1] < 0.7 * peaks[0]
