@@ -50,7 +50,7 @@ def child_command(what: str, data: Path, folder: Path) -> list[str]:
 
 
 def compile_rows(data: Path, folder: Path) -> None:
-    """Compile all rows: read and check them, template, tokenise, mask, seal, hash and write."""
+    """Compile all rows: read and check them, template, tokenize, mask, seal, hash and write."""
     import torch  # noqa: F401 - what the tokenizer's library would import
     from transformers import AutoTokenizer
 
@@ -63,9 +63,9 @@ def compile_rows(data: Path, folder: Path) -> None:
 
 
 def map_rows(data: Path, folder: Path) -> None:
-    """Template, tokenise and label each row with a Python function of one row, as examples for the Trainer do.
+    """Template, tokenize and label each row with a Python function of one row, as examples for the Trainer do.
 
-    The prompt is tokenised alone and with its response, to know where labels begin, as TRL's SFTTrainer does it.
+    The prompt is tokenized alone and with its response, to know where labels begin, as TRL's SFTTrainer does it.
     """
     from datasets import load_dataset
     from transformers import AutoTokenizer
@@ -73,7 +73,7 @@ def map_rows(data: Path, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     template = templates.load("dolly", ("instruction", "context"), str(data))
 
-    def tokenised(row: dict[str, str]) -> dict[str, list[int]]:
+    def tokenized(row: dict[str, str]) -> dict[str, list[int]]:
         text, lead = template.prompt(row)
         prompt = tokenizer(text)["input_ids"]
         tokens = (tokenizer(text + lead + row["response"])["input_ids"] + [tokenizer.eos_token_id])[:LONGEST]
@@ -82,7 +82,7 @@ def map_rows(data: Path, folder: Path) -> None:
 
     rows = load_dataset("json", data_files=str(data), split="train", cache_dir=str(folder / "cache"))
     began = time.perf_counter()
-    rows.map(tokenised, remove_columns=rows.column_names)
+    rows.map(tokenized, remove_columns=rows.column_names)
     (folder / SECONDS).write_text(f"{time.perf_counter() - began}")
 
 

@@ -254,7 +254,7 @@ def peer(work: Work, folder: Path) -> None:
     Counting(
         model=AutoModelForCausalLM.from_pretrained(folder / "model"),
         args=settings,
-        train_dataset=Dataset.from_list(list(labelled(compiled(work, folder)))),
+        train_dataset=Dataset.from_list(list(labeled(compiled(work, folder)))),
         data_collator=DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=8),
         callbacks=[Ends()],
     ).train()
@@ -300,7 +300,7 @@ def training_arguments(work: Work, folder: Path) -> dict[str, Any]:
     }
 
 
-def labelled(corpus: Corpus) -> Iterator[dict[str, Any]]:
+def labeled(corpus: Corpus) -> Iterator[dict[str, Any]]:
     """Rows for the Trainer: the corpus's own tokens, with labels of -100 where its mask carries no loss."""
     for sample in range(corpus.n_trainable):
         tokens = corpus.tokens(sample).astype(np.int64)

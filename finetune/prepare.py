@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune import show
-from finetune.tokenise import Item, tokenise
+from finetune.tokenize import Item, tokenize
 from wellread.config import DataConfig, RunConfig
 from wellread.corpus import summary, tokenizer
 from wellread.corpus.building import building
@@ -191,20 +191,20 @@ def _tokenizer(spec: ModelSpec, found: Sequence[Reader], chosen: Chosen, build: 
 
 
 def _write(build: Path, found: Iterator[Item], backend: tokenizer.Tokenizer, config: DataConfig, items: int) -> None:
-    """Tokenise stretch by stretch, with a progress bar on a terminal."""
+    """Tokenize stretch by stretch, with a progress bar on a terminal."""
     from rich.console import Console
     from rich.progress import Progress
 
     consumed = 0
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("tokenising", total=items)
+        task = bar.add_task("tokenizing", total=items)
 
         def make(index: int) -> Shard:
             nonlocal consumed
             skipped = index * ROWS_PER_SHARD - consumed  # shards that an interrupted build left behind
             stretch = list(itertools.islice(found, skipped, skipped + ROWS_PER_SHARD))
             consumed = (index + 1) * ROWS_PER_SHARD
-            return tokenise(stretch, backend, config)
+            return tokenize(stretch, backend, config)
 
         count = -(-items // ROWS_PER_SHARD)
         write_shards(build, count, make, lambda done: bar.update(task, completed=min(items, done * ROWS_PER_SHARD)))

@@ -42,7 +42,7 @@ SIGNALLED = 128
 """Above it, an exit code tells of a signal."""
 LAST_LINES = 20
 """How much of a job's own output is shown."""
-COLOURS = (36, 33, 35, 32, 34, 96, 93, 95, 92, 94)
+COLORS = (36, 33, 35, 32, 34, 96, 93, 95, 92, 94)
 """Of ranks 1, 2, …, on a terminal; rank 0 keeps the terminal's own."""
 
 
@@ -141,7 +141,7 @@ class AttemptLog:
                 self._tails[rank] = Tail(path)
         for rank in sorted(self._tails, key=lambda rank: (rank == 0, rank)):
             for line in self._tails[rank].lines(last):
-                print(_coloured(rank, f"[rank {rank}] {line}") if self._prefixed else line)
+                print(_colored(rank, f"[rank {rank}] {line}") if self._prefixed else line)
 
     def show_first_error(self) -> None:
         """Print which rank failed first, and why, once; where a signal left no error behind, say so."""
@@ -250,13 +250,13 @@ def _advance(run: RunDirectory, log: AttemptLog | None, newest: int, rank: int |
     return log
 
 
-def _coloured(rank: int, line: str) -> str:
-    return f"\x1b[{COLOURS[(rank - 1) % len(COLOURS)]}m{line}\x1b[0m" if rank and _colours() else line
+def _colored(rank: int, line: str) -> str:
+    return f"\x1b[{COLORS[(rank - 1) % len(COLORS)]}m{line}\x1b[0m" if rank and _colors() else line
 
 
 def _red(text: str) -> str:
-    return f"\x1b[31merror:\x1b[0m {text}" if _colours() else f"error: {text}"
+    return f"\x1b[31merror:\x1b[0m {text}" if _colors() else f"error: {text}"
 
 
-def _colours() -> bool:
+def _colors() -> bool:
     return sys.stdout.isatty() and "NO_COLOR" not in os.environ

@@ -26,7 +26,7 @@ states:
   stopped (by a request: the same command continues), killed (ended without a word), prepared (no attempt yet),
   unknown (SLURM cannot be asked)
 """
-COLOURS = {
+COLORS = {
     "finished": "green",
     "running": "cyan",
     "pending": "yellow",
@@ -80,7 +80,7 @@ def _launched(run: RunDirectory) -> float:
 
 
 def _table(found: list[Status], folder: str) -> str:
-    """All runs, aligned; on a terminal in colour, printed here."""
+    """All runs, aligned; on a terminal in color, printed here."""
     if not found:
         return f"no runs in {folder}"
     rows = [_cells(status) | {"state": _short(status.in_words)} for status in found]
@@ -106,8 +106,8 @@ def _show_table(found: list[Status], rows: list[dict[str, str]]) -> None:
     for name in rows[0]:
         table.add_column(name, justify="right" if name in NUMBERS else "left", overflow="fold")
     for status, row in zip(found, rows, strict=True):
-        colour = COLOURS.get(status.state, "red")
-        table.add_row(*(Text(text, style=colour if name == "state" else "") for name, text in row.items()))
+        color = COLORS.get(status.state, "red")
+        table.add_row(*(Text(text, style=color if name == "state" else "") for name, text in row.items()))
     Console().print(table)
 
 

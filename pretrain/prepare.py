@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain import perplexity
-from pretrain.tokenise import Text, Tokenising, write
+from pretrain.tokenize import Text, Tokenizing, write
 from wellread.config import PretrainConfig, TextConfig
 from wellread.corpus import sentencepiece, summary, tokenizer
 from wellread.corpus.building import building
@@ -85,7 +85,7 @@ def _compile(build: Path, target: Path, asked: Documents, words: tuple[str, ...]
     taken = Mixture((source,)).chosen([found.usable])[0]
     total = int(found.usable.sum() if taken is None else taken.sum())
     print(f"compiling {total:,} stories of {source.name} into {target}", flush=True)
-    how = Tokenising(
+    how = Tokenizing(
         model=model,
         seq_len=_seq_len(config.data),
         packing=config.data.packing,
@@ -192,13 +192,13 @@ def _model(build: Path, config: TextConfig, found: _Found) -> bytes:
 # --- shards, in parallel ---------------------------------------------------------------------------------------------
 
 
-def _write_shards(build: Path, texts: Iterator[Text], how: Tokenising, total: int) -> None:
+def _write_shards(build: Path, texts: Iterator[Text], how: Tokenizing, total: int) -> None:
     """Write the shards that are not there yet, on all cores; as many stretches as there are cores wait, twice."""
     workers = min(len(os.sched_getaffinity(0)), -(-total // DOCUMENTS_PER_SHARD))
     waiting: deque[Future[None]] = deque()
     stretches = iter(lambda: list(itertools.islice(texts, DOCUMENTS_PER_SHARD)), [])
     with _pool(workers, how) as submit:
-        for index, stretch in enumerate(_shown("tokenising", stretches, -(-total // DOCUMENTS_PER_SHARD))):
+        for index, stretch in enumerate(_shown("tokenizing", stretches, -(-total // DOCUMENTS_PER_SHARD))):
             path = shard_path(build, index)
             if not path.exists():
                 waiting.append(submit(path, stretch))
@@ -209,7 +209,7 @@ def _write_shards(build: Path, texts: Iterator[Text], how: Tokenising, total: in
 
 
 @contextmanager
-def _pool(workers: int, how: Tokenising) -> Iterator[Callable[[Path, list[Text]], Future[None]]]:
+def _pool(workers: int, how: Tokenizing) -> Iterator[Callable[[Path, list[Text]], Future[None]]]:
     """Give a function that has a shard written: at once where one worker is enough, else in other processes."""
     if workers <= 1:
         yield lambda path, stretch: _written(path, stretch, how)
@@ -224,7 +224,7 @@ def _begin(parent: int) -> None:
     die_with(parent)
 
 
-def _written(path: Path, stretch: list[Text], how: Tokenising) -> Future[None]:
+def _written(path: Path, stretch: list[Text], how: Tokenizing) -> Future[None]:
     write(path, stretch, how)
     future: Future[None] = Future()
     future.set_result(None)

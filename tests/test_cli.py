@@ -184,7 +184,7 @@ def test_our_own_errors_keep_their_traceback() -> None:
         run_program(broken)
 
 
-def test_no_colour_where_nobody_sees_it(program) -> None:  # type: ignore[no-untyped-def]
+def test_no_color_where_nobody_sees_it(program) -> None:  # type: ignore[no-untyped-def]
     done = program("launch", "fly")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: launch fly: unknown command; use run, plan, ")

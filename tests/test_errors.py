@@ -197,7 +197,7 @@ def test_a_mistake_in_an_evaluation(program: Program, plant: Plant, copied_run: 
 
 # --- mistakes of users
 
-ROW = {"instruction": "Name a colour.", "context": "", "response": "Blue."}
+ROW = {"instruction": "Name a color.", "context": "", "response": "Blue."}
 MISTAKES = [
     ("launch fly", "fly"),
     ("launch run finetun", "finetun"),

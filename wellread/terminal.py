@@ -85,5 +85,5 @@ def plural(count: int, noun: str) -> str:
 
 
 def visible(text: str) -> str:
-    """The text with control characters other than line feed and tab spelt out: data must not drive the terminal."""
+    """The text with control characters other than line feed and tab spelled out: data must not drive the terminal."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)

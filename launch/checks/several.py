@@ -101,7 +101,7 @@ def clock(host: str, seconds: float) -> Check:
         where=host,
         state="warning" if off <= WORST_SKEW else "failed",
         found=f"{off:.0f} s {'behind' if seconds > 0 else 'ahead of'} this machine's",
-        remedy="synchronise the clocks: systemctl enable --now systemd-timesyncd, or chrony",
+        remedy="synchronize the clocks: systemctl enable --now systemd-timesyncd, or chrony",
     )
 
 

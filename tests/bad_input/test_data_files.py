@@ -10,7 +10,7 @@ from finetune.__main__ import main
 from wellread.cli import run_program
 from wellread.errors import BAD_INPUT
 
-ROW = {"instruction": "Name a colour.", "context": "", "response": "Blue."}
+ROW = {"instruction": "Name a color.", "context": "", "response": "Blue."}
 ROWS = [ROW] * 3
 HUB = "--data dolly: hub set databricks/databricks-dolly-15k cannot be had ("
 

@@ -16,7 +16,7 @@ from wellread.run import RunDirectory
 
 pytestmark = pytest.mark.slow
 
-GOOD = {"instruction": "Name a colour.", "context": "", "response": "Blue.", "category": "open_qa"}
+GOOD = {"instruction": "Name a color.", "context": "", "response": "Blue.", "category": "open_qa"}
 Program = Callable[..., "subprocess.CompletedProcess[str]"]
 Refused = Callable[..., str]
 

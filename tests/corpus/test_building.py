@@ -226,14 +226,14 @@ def test_a_finished_corpus_is_not_built_again(tmp_path: Path) -> None:
 
 
 def test_a_killed_build_is_finished_by_the_next(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real processes and SIGKILL, in the middle of tokenising; the corpus is the one that was never interrupted."""
+    """Real processes and SIGKILL, in the middle of tokenizing; the corpus is the one that was never interrupted."""
     monkeypatch.setattr(preparing, "ROWS_PER_SHARD", 50)
     code = (
         "import sys, time; from finetune import prepare\n"
         "from wellread.config import RunConfig\n"
-        "prepare.ROWS_PER_SHARD = 50; whole = prepare.tokenise\n"
+        "prepare.ROWS_PER_SHARD = 50; whole = prepare.tokenize\n"
         "def slow(*arguments): time.sleep(0.2); return whole(*arguments)\n"
-        "prepare.tokenise = slow; prepare.prepare(RunConfig.of(corpora=sys.argv[1]))"
+        "prepare.tokenize = slow; prepare.prepare(RunConfig.of(corpora=sys.argv[1]))"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "a")], cwd=root, stdout=subprocess.DEVNULL
@@ -245,16 +245,16 @@ def test_a_killed_build_is_finished_by_the_next(tmp_path: Path, root: Path, monk
     (shards,) = tmp_path.glob("a/.*.building/shards")
     kept = {path.name: path.stat().st_mtime_ns for path in shards.glob("*.npz")}
     assert 3 <= len(kept) < 14
-    whole = preparing.tokenise
-    tokenised: list[int] = []
+    whole = preparing.tokenize
+    tokenized: list[int] = []
 
     def counted(stretch, *others):  # type: ignore[no-untyped-def]
-        tokenised.append(stretch[0].row)
+        tokenized.append(stretch[0].row)
         return whole(stretch, *others)
 
-    monkeypatch.setattr(preparing, "tokenise", counted)
+    monkeypatch.setattr(preparing, "tokenize", counted)
     found = preparing.prepare(RunConfig.of(corpora=str(tmp_path / "a")))
-    assert tokenised == [1 + 50 * i for i in range(len(kept), 14)]  # 664 rows: 14 shards
+    assert tokenized == [1 + 50 * i for i in range(len(kept), 14)]  # 664 rows: 14 shards
     other = preparing.prepare(RunConfig.of(corpora=str(tmp_path / "b")))
     assert contents(found) == contents(other)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from finetune.prepare import prepare
-from finetune.tokenise import Item, tokenise
+from finetune.tokenize import Item, tokenize
 from wellread.config import RunConfig
 from wellread.corpus.chat import scored
 from wellread.corpus.read import Corpus
@@ -155,16 +155,16 @@ def test_every_token_of_turns_in_a_text_template(shared: Path, tmp_path: Path) -
     tokenizer = llama(shared, tmp_path, None)
     found = Example((("Question: Hi.\nAnswer:", " Yes."), ("\nQuestion: So?\nAnswer:", " No.")), "document")
     config = RunConfig.of(seq_len=64, holdout=0.0)
-    (sample,) = tokenise([Item(0, 1, found)], tokenizer, config.data).samples
+    (sample,) = tokenize([Item(0, 1, found)], tokenizer, config.data).samples
     assert [(name, scored) for _, name, scored in masked(tokenizer, list(sample.tokens), list(sample.spans))] == [
         ("<s>", False), ("▁Question", False), (":", False), ("▁Hi", False), (".", False), ("<0x0A>", False),
         ("Answer", False), (":", False), ("▁Yes", True), (".", True), ("</s>", True),
         ("<0x0A>", False), ("Question", False), (":", False), ("▁So", False), ("?", False), ("<0x0A>", False),
         ("Answer", False), (":", False), ("▁No", True), (".", True), ("</s>", True),
     ]  # fmt: skip
-    cut = tokenise([Item(0, 1, found)], tokenizer, RunConfig.of(seq_len=20, holdout=0.0).data)
+    cut = tokenize([Item(0, 1, found)], tokenizer, RunConfig.of(seq_len=20, holdout=0.0).data)
     assert (cut.samples[0].spans, dict(cut.counts)) == ([(8, 11), (19, 20)], {"response_cut": 1})
-    everything = tokenise([Item(0, 1, found)], tokenizer, RunConfig.of(seq_len=64, holdout=0.0, loss_on="all").data)
+    everything = tokenize([Item(0, 1, found)], tokenizer, RunConfig.of(seq_len=64, holdout=0.0, loss_on="all").data)
     assert everything.samples[0].spans == [(1, 22)]
 
 
@@ -176,7 +176,7 @@ def test_a_token_is_scored_when_the_assistant_says_any_of_it() -> None:
 
 def test_a_set_of_chats_without_a_chat_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The tokenizer gets one, which the corpus and so each checkpoint keeps."""
-    chat = [{"role": "user", "content": "Name a colour."}, {"role": "assistant", "content": "Blue."}]
+    chat = [{"role": "user", "content": "Name a color."}, {"role": "assistant", "content": "Blue."}]
     bad = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "<|endoftext|>"}]
     path = tmp_path / "chats.jsonl"
     path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in (chat, chat, bad)))
@@ -193,5 +193,5 @@ def test_a_set_of_chats_without_a_chat_template(tmp_path: Path, capsys: pytest.C
     assert corpus.meta["counts"]["dropped_no_place_in_chat_template"] == 1
     tokens, targets = corpus.tokens(0), corpus.targets(0)
     tokenizer = Tokenizer.load(corpus.tokenizer)
-    assert tokenizer.decode(tokens) == "User: Name a colour.\nAssistant: Blue.<|endoftext|>"
+    assert tokenizer.decode(tokens) == "User: Name a color.\nAssistant: Blue.<|endoftext|>"
     assert tokenizer.decode(tokens[targets]) == " Blue.<|endoftext|>"

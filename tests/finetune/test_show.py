@@ -16,7 +16,7 @@ from wellread.config.flat import flat
 from wellread.corpus.read import Corpus
 
 ROWS = [
-    {"instruction": "Name a colour.", "response": "Blue.\x1b[2J", "category": "open_qa"},
+    {"instruction": "Name a color.", "response": "Blue.\x1b[2J", "category": "open_qa"},
     {"instruction": "Name a tree.", "response": "An oak.", "category": "open_qa"},
     {"instruction": "Name a city.", "response": "", "category": "open_qa"},
     {"instruction": "Count. " * 20, "response": "1 2 3 4 5 6 7 8 9 " * 20, "category": "open_qa"},
@@ -62,7 +62,7 @@ scored tokens are between ⟦ and ⟧
 
 sample 0: rows:1, category open_qa, 20 tokens, 6 scored
 ### Instruction:
-Name a colour.
+Name a color.
 
 ### Response:
 ⟦Blue.\\x1b[2J<|endoftext|>⟧
@@ -82,7 +82,7 @@ def test_what_is_always_printed(config: RunConfig, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.shared
-def test_samples_without_colours(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
+def test_samples_without_colors(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
     prepare(config, 2)
     shown = capsys.readouterr().out.partition(SUMMARY)[2]
     assert shown.startswith(SHOWN)
@@ -114,7 +114,7 @@ def test_samples_on_a_terminal(config: RunConfig, root: Path) -> None:
     text = printed.decode().replace("\r\n", "\n")
     assert "scored tokens are green, masked ones dim" in text
     assert (
-        "\x1b[2m### Instruction:\nName a colour.\n\n### Response:\n\x1b[0m\x1b[32mBlue.\\x1b[2J<|endoftext|>\x1b[0m"
+        "\x1b[2m### Instruction:\nName a color.\n\n### Response:\n\x1b[0m\x1b[32mBlue.\\x1b[2J<|endoftext|>\x1b[0m"
         in text
     )
     assert re.search(r"\x1b\[2mids 4118 41959 .* 187 \x1b\[0m\x1b\[32m22036 15 .* 0\x1b\[0m", text)

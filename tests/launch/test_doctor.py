@@ -302,7 +302,7 @@ def test_help_imports_nothing_heavy(root: Path) -> None:
 def test_equal_findings_of_several_machines_are_one_line() -> None:
     checks = [
         Check(check="python", where="vm", state="ok", found="3.11"),
-        Check(check="clock", where="n1", state="failed", found="40 s behind", remedy="synchronise"),
+        Check(check="clock", where="n1", state="failed", found="40 s behind", remedy="synchronize"),
         Check(check="python", where="n1", state="ok", found="3.11"),
         Check(check="python", where="n2", state="ok", found="3.12"),
     ]
@@ -310,11 +310,11 @@ def test_equal_findings_of_several_machines_are_one_line() -> None:
         "ok       python  vm n1  3.11",
         "ok       python  n2     3.12",
         "failed   clock   n1     40 s behind",
-        "                        -> synchronise",
+        "                        -> synchronize",
     ]
 
 
-def test_a_terminal_gets_colours(root: Path, tmp_path: Path) -> None:
+def test_a_terminal_gets_colors(root: Path, tmp_path: Path) -> None:
     """A machine without SLURM, which is told in a second."""
     ours, theirs = os.openpty()
     environment = {k: v for k, v in os.environ.items() if k != "NO_COLOR"} | {"PATH": str(tmp_path), "TERM": "xterm"}

@@ -110,7 +110,7 @@ def test_an_end_without_an_error_is_told(tmp_path: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().out == "error: rank 1 failed first: ended by signal 9 (SIGKILL)\nstep 1\n"
 
 
-def test_ranks_in_colour_on_a_terminal_alone(
+def test_ranks_in_color_on_a_terminal_alone(
     printed: Printed, run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "\x1b" not in printed()

@@ -19,7 +19,7 @@ from wellread import provenance
 from wellread.errors import UserError
 from wellread.run import RunDirectory
 
-SECRETS = {  # spelt in pieces, so that this file holds none of their forms
+SECRETS = {  # spelled in pieces, so that this file holds none of their forms
     "HF_TOKEN": "hf_" + "Qx7" * 11,
     "WANDB_API_KEY": "5e3d" * 10,
     "AWS_SECRET_ACCESS_KEY": "wJalr/" + "Kb+7" * 8,

@@ -298,7 +298,7 @@ def test_objects_for_machines(runs: Path, capsys: pytest.CaptureFixture[str]) ->
     ]
 
 
-def test_colour_on_a_terminal_alone(
+def test_color_on_a_terminal_alone(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)

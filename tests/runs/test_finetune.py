@@ -241,7 +241,7 @@ def test_pretrained_directory_as_model(
     assert model.dtype == torch.float32
     assert model.config.model_type == "gpt_neox"
     assert len(tokenizer) == model.config.vocab_size == 2048
-    text = "### Instruction:\nName three  primary colours — s'il vous plaît.\n\n### Response:\n"
+    text = "### Instruction:\nName three  primary colors — s'il vous plaît.\n\n### Response:\n"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
     flags = ("--steps", 2, "--ranks_per_node", 2, "--optim.lr", 1e-4)
@@ -259,13 +259,13 @@ def test_pretrained_directory_as_model(
     # By name, the same model: the run above is this very run, and finished.
     shelf = tmp_path / "models"
     shelf.mkdir()
-    (shelf / "colours-1").symlink_to(parent.model)
+    (shelf / "colors-1").symlink_to(parent.model)
     search = {"WELLREAD_MODELS": os.pathsep.join([str(tmp_path / "nowhere"), str(shelf)])}
     plan = program(
-        "launch", "plan", "finetune", *FLAGS, "--corpora", corpora, "--model", "colours-1", "--json", env=search
+        "launch", "plan", "finetune", *FLAGS, "--corpora", corpora, "--model", "colors-1", "--json", env=search
     )
-    assert json.loads(plan.stdout)["model"] == "colours-1"
-    done = finetune(child.path, "--model", "colours-1", *flags, env=search, check=True)
+    assert json.loads(plan.stdout)["model"] == "colors-1"
+    done = finetune(child.path, "--model", "colors-1", *flags, env=search, check=True)
     assert f"{child.path} is finished: step 2 of 2; nothing to do\n" in done.stdout
 
 

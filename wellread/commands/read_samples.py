@@ -127,11 +127,11 @@ def _noun(history: History) -> str:
 
 def _snippet(history: History, hit: Hit, text: str) -> str:
     """The first occurrence with what stands around it."""
-    from wellread.corpus.token_bytes import normalised
+    from wellread.corpus.token_bytes import normalized
 
     assert history.tokenizer is not None
     whole = history.tokenizer.decode(history.units.tokens(hit.sample_id).tolist())
-    wanted = normalised(text, history.tokenizer)
+    wanted = normalized(text, history.tokenizer)
     place = max(0, whole.find(wanted))
     low, high = max(0, place - AROUND), place + len(wanted) + AROUND
     cut = f"{'…' * (low > 0)}{whole[low:high]}{'…' * (high < len(whole))}"

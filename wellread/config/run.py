@@ -31,7 +31,7 @@ class RunConfig:
     watch: WatchConfig = field(default_factory=WatchConfig, metadata=SECTION)
     cluster: ClusterConfig = field(default_factory=ClusterConfig, metadata=SECTION)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    """Optimiser and learning-rate schedule."""
+    """Optimizer and learning-rate schedule."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Low-rank adapters, trained instead of all weights."""
 
@@ -66,7 +66,7 @@ class PretrainConfig(RunConfig):
     data: TextConfig = field(default_factory=TextConfig, metadata=SECTION)
     save: EarlySaves = field(default_factory=EarlySaves, metadata=SECTION)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(weight_decay=0.1, min_lr=0.0))
-    """Optimiser and learning-rate schedule; the defaults are llama2.c's."""
+    """Optimizer and learning-rate schedule; the defaults are llama2.c's."""
 
 
 KINDS: tuple[type[RunConfig], ...] = (RunConfig, PretrainConfig)

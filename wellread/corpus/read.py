@@ -1,4 +1,4 @@
-"""The corpus: tokenised samples on disk, memory-mapped, immutable, identified by a hash."""
+"""The corpus: tokenized samples on disk, memory-mapped, immutable, identified by a hash."""
 
 from __future__ import annotations
 

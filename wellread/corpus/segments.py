@@ -24,7 +24,7 @@ FILE = "segments.parquet"
 class Segments:
     """The segments of a packed corpus, numbered through; those of trainable samples come first.
 
-    What one segment has learnt or lost in a packed sample is what it would have alone, so a score of it is one of this
+    What one segment has learned or lost in a packed sample is what it would have alone, so a score of it is one of this
     reader's samples.
     """
 

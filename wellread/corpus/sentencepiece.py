@@ -1,7 +1,7 @@
 """SentencePiece models: trained on texts, applied word by word, and written in Hugging Face layout.
 
 The settings of training are those of llama2.c's ``tinystories.py train_vocab``, so that its C program reads the result:
-BPE, every character covered, digits split, byte fallback, identity normalisation.
+BPE, every character covered, digits split, byte fallback, identity normalization.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class Pieces:
     def by_word(self) -> bool:
         """Whether a text's pieces are those of its words, one after the other.
 
-        True for BPE with identity normalisation when no piece has a blank after another character: merges then never
+        True for BPE with identity normalization when no piece has a blank after another character: merges then never
         cross the border before a blank, and words do not see each other.
         """
         proto = self._proto

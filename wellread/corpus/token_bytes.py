@@ -71,7 +71,7 @@ def _sentencepiece(token: str) -> bytes:
     return token.replace("▁", " ").encode()
 
 
-def normalised(text: str, tokenizer: Decoder) -> str:
+def normalized(text: str, tokenizer: Decoder) -> str:
     """The text in the Unicode form that the tokenizer brings texts into, e.g. NFC for GPT-NeoX."""
     normalizer = _settings(tokenizer.backend.normalizer)
     for step in normalizer.get("normalizers", [normalizer]):

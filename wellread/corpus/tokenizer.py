@@ -74,18 +74,18 @@ class Tokenizer:
         return ids[:-1] if ids and ids[-1] == self.eos and len(ids) > 1 else ids if ids != [self.eos] else []
 
     @cached_property
-    def _serialised(self) -> str:
+    def _serialized(self) -> str:
         return str(self.backend.backend_tokenizer.to_str())
 
     @cached_property
     def _plain(self) -> Any:
         """The tokenizer itself, in whose texts special tokens are text."""
-        return _copied(self._serialised)
+        return _copied(self._serialized)
 
     @cached_property
     def _continuing(self) -> Any:
         """The same without the blank that SentencePiece puts before a text: a continuation has its prompt there."""
-        changed = _without_first_blank(self._serialised)
+        changed = _without_first_blank(self._serialized)
         return self._plain if changed is None else _copied(changed)
 
     def prompts(self, texts: list[str]) -> list[list[int]]:
@@ -146,25 +146,25 @@ class Tokenizer:
 
 
 _SIGNS_OF_BLANK = ('"Prepend"', '"Metaspace"', '"add_prefix_space":true')
-"""What no serialised tokenizer lacks that puts a blank before a text; to parse one takes a fifth of a second."""
+"""What no serialized tokenizer lacks that puts a blank before a text; to parse one takes a fifth of a second."""
 
 
-def _copied(serialised: str) -> Any:
+def _copied(serialized: str) -> Any:
     """A copy that splits texts which spell special tokens, and neither cuts nor pads."""
     from tokenizers import Tokenizer as Backend
 
-    copy = Backend.from_str(serialised)
+    copy = Backend.from_str(serialized)
     copy.encode_special_tokens = True
     copy.no_truncation()
     copy.no_padding()
     return copy
 
 
-def _without_first_blank(serialised: str) -> str | None:
+def _without_first_blank(serialized: str) -> str | None:
     """The tokenizer without that blank; None where it puts none."""
-    if not any(sign in serialised for sign in _SIGNS_OF_BLANK):
+    if not any(sign in serialized for sign in _SIGNS_OF_BLANK):
         return None
-    tokenizer = json.loads(serialised)
+    tokenizer = json.loads(serialized)
     stages = ("normalizer", "pre_tokenizer")
     before = [json.dumps(tokenizer[stage]) for stage in stages]
 

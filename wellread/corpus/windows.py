@@ -19,7 +19,7 @@ from wellread.corpus.shards import Sample, Shard
 
 @dataclass(frozen=True)
 class Document:
-    """One document, tokenised."""
+    """One document, tokenized."""
 
     row: int
     tokens: NDArray[np.uint32]

@@ -23,7 +23,7 @@ from wellread.order.permutation import Order
 VERSION = 2
 """Raise it when equal settings begin to give another corpus: then corpora are compiled anew."""
 LOOKED_AT = 100
-"""Rows by which a set's schema is recognised."""
+"""Rows by which a set's schema is recognized."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def _schema(source: Source, columns: set[str]) -> Schema:
     else:
         known = [instruct.SCHEMAS[name] for name in source.schemas]
         if not known and columns:
-            return instruct.recognise(columns, source.where)
+            return instruct.recognize(columns, source.where)
     if not columns:  # not here yet, or no row can be read, which the check of rows says
         return known[0] if known else instruct.SCHEMAS["dolly"]
     for schema in known:

@@ -74,20 +74,20 @@ class Source:
     def in_4bit(self, device: torch.device, dtype: Dtype) -> nn.Module:
         """The model on a device, its matrices in 4 bits, with its adapter in fp32 (Dettmers et al. 2023, QLoRA).
 
-        Source: https://arxiv.org/abs/2305.14314, section 3: NF4, with the constants of its blocks quantised too.
+        Source: https://arxiv.org/abs/2305.14314, section 3: NF4, with the constants of its blocks quantized too.
         """
         import torch
         from transformers import BitsAndBytesConfig
 
         assert self.adapter
         assert self.directory
-        quantised = BitsAndBytesConfig(
+        quantized = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "bf16" else torch.float32,
         )
-        model = model_in(self.directory, torch.float32, quantization_config=quantised, device_map={"": device})
+        model = model_in(self.directory, torch.float32, quantization_config=quantized, device_map={"": device})
         self.adapter.inject(model)
         values = self.adapter.tensors(model, self.directory)
         for name, value in values.items():

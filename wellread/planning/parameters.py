@@ -31,7 +31,7 @@ class Parameters:
 def parameters(spec: ModelSpec) -> Parameters:
     """Count a model's parameters.
 
-    Source: the layers that the modelling files of transformers 5.23 make (models/FAMILY/modeling_FAMILY.py);
+    Source: the layers that the modeling files of transformers 5.23 make (models/FAMILY/modeling_FAMILY.py);
     tests compare every family and every registry model with the same model on the meta device.
 
     Raises

@@ -20,10 +20,10 @@ def histogram(groups: Mapping[str, NDArray[Any]], label: str, bins: int, image: 
         edges = np.arange(values.min(), values.max() + width + 1, width) - 0.5
     with new_figure(7.2, 3.4) as figure:
         axes = figure.subplots()
-        for (group, scores), colour in zip(groups.items(), (BLUE, ORANGE, GREEN, PURPLE), strict=False):
+        for (group, scores), color in zip(groups.items(), (BLUE, ORANGE, GREEN, PURPLE), strict=False):
             density, _ = np.histogram(scores, edges, density=True)
-            axes.stairs(density, edges, fill=True, color=colour, alpha=0.25)
-            axes.stairs(density, edges, color=colour, linewidth=1.6, label=f"{group} ({len(scores):,})")
+            axes.stairs(density, edges, fill=True, color=color, alpha=0.25)
+            axes.stairs(density, edges, color=color, linewidth=1.6, label=f"{group} ({len(scores):,})")
         axes.set(xlabel=label, ylabel="density")
         axes.legend()
         return render(figure, image)

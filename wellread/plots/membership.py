@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from wellread.results import Result
 
 LOOK = {"read": (BLUE, "o", "-"), "not yet read": (ORANGE, "s", "--"), "shuffled": (GREY, "", ":")}
-"""Colour, marker and line of the groups that are compared with the sealed holdout."""
+"""Color, marker and line of the groups that are compared with the sealed holdout."""
 
 
 def auc_by_step(results: Sequence[Result], *, image: Format = "svg") -> bytes:
     """AUC against the step, one line per group, with 95% intervals as bands; groups without results are left out."""
     with new_figure(7.2, 3.8) as figure:
         axes = figure.subplots()
-        for group, (colour, marker, line) in LOOK.items():
+        for group, (color, marker, line) in LOOK.items():
             rows = sorted((r for r in results if r.metric == "auc" and r.group == group), key=lambda r: r.step)
             if not rows:
                 continue
             steps = [r.step for r in rows]
-            axes.plot(steps, [r.value for r in rows], line, color=colour, marker=marker, markersize=5, label=group)
+            axes.plot(steps, [r.value for r in rows], line, color=color, marker=marker, markersize=5, label=group)
             ends = [[r.value if end is None else end for r, end in pairs] for pairs in _ends(rows)]
-            axes.fill_between(steps, *ends, color=colour, alpha=0.16, linewidth=0)
+            axes.fill_between(steps, *ends, color=color, alpha=0.16, linewidth=0)
         axes.axhline(0.5, color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         axes.set(xlabel="step", ylabel="AUC against sealed")
         step_axis(axes, sorted({r.step for r in results if r.metric == "auc"}))

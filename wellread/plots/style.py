@@ -15,7 +15,7 @@ Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]
 
 BLUE, ORANGE, GREEN, PURPLE, GREY, INK = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#767676", "#222222"
-"""Okabe & Ito 2008, told apart with any colour vision and in grey."""
+"""Okabe & Ito 2008, told apart with any color vision and in grey."""
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 11,

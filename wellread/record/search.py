@@ -1,4 +1,4 @@
-"""Search for text in tokenised samples, without decoding them.
+"""Search for text in tokenized samples, without decoding them.
 
 Each token has its bytes, so the text being looked for is an automaton over tokens: from "the first m bytes are
 matched", a token leads to m + its length, to the end, or nowhere. numpy runs it over millions of tokens at once, and
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from wellread.corpus.decoder import Decoder
 from wellread.corpus.read import Corpus, SampleReader
 from wellread.corpus.segments import Segments
-from wellread.corpus.token_bytes import check, normalised, token_bytes
+from wellread.corpus.token_bytes import check, normalized, token_bytes
 from wellread.errors import UserError
 
 TOKENS_AT_ONCE = 1 << 21
@@ -219,7 +219,7 @@ def search(
     table = token_bytes(tokenizer)
     for sample_id in np.unique(np.linspace(0, reader.n - 1, CHECKED_SAMPLES).astype(np.int64)).tolist():
         check(table, tokenizer, reader, sample_id)
-    pattern = compile_pattern(normalised(text, tokenizer).encode(), table)
+    pattern = compile_pattern(normalized(text, tokenizer).encode(), table)
     hits = []
     for start, tokens, offsets in blocks(reader):
         _check_ids(tokens, pattern, start)

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from finetune.prepare import prepare
-from finetune.tokenise import Item, tokenise
+from finetune.tokenize import Item, tokenize
 from wellread.config import RunConfig
 from wellread.corpus.holdout import document_id, is_sealed
 from wellread.corpus.read import Corpus
 from wellread.corpus.tokenizer import Tokenizer
 from wellread.data.mixture import corpus_settings
 from wellread.data.rows import templates
-from wellread.data.rows.instruct import SCHEMAS, Dialogue, Example, Turn, dialogues, example, recognise, without_prefix
+from wellread.data.rows.instruct import SCHEMAS, Dialogue, Example, Turn, dialogues, example, recognize, without_prefix
 from wellread.data.rows.templates import Template
 from wellread.data.sets import find
 from wellread.data.sources.source import Row, Source
@@ -220,7 +220,7 @@ def test_broken_messages(messages: Any, problem: str) -> None:
     assert read({"messages": messages}, "messages") == problem
 
 
-def test_schemas_are_recognised() -> None:
+def test_schemas_are_recognized() -> None:
     for columns, name in (
         (["instruction", "response", "context"], "dolly"),
         (["output", "instruction"], "alpaca"),
@@ -229,7 +229,7 @@ def test_schemas_are_recognised() -> None:
         (["messages", "prompt"], "messages"),
         (["prompt", "completion"], "prompt"),
     ):
-        assert recognise(columns, "x") is SCHEMAS[name]
+        assert recognize(columns, "x") is SCHEMAS[name]
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +245,7 @@ def samples(pythia: Tokenizer, *rows: dict[str, Any], seq_len: int = 64, holdout
         items += [Item(0, number, None)] if isinstance(found, str) else [
             Item(0, number, each) for each in examples(fields)
         ]  # fmt: skip
-    return tokenise(items, pythia, config.data)
+    return tokenize(items, pythia, config.data)
 
 
 @pytest.mark.shared

@@ -9,7 +9,7 @@ import pytest
 import zstandard
 
 from finetune.prepare import prepare
-from finetune.tokenise import Item, tokenise
+from finetune.tokenize import Item, tokenize
 from wellread.config import RunConfig
 from wellread.corpus.read import Corpus
 from wellread.corpus.tokenizer import Tokenizer
@@ -26,7 +26,7 @@ def test_each_token_but_the_first_is_scored_once(pythia_tokenizer: Path) -> None
     """Windows of 4 share a token: the last of one is the first, unscored, of the next."""
     items = [Item(0, number, Raw(text)) for number, text in enumerate(TEXTS, start=1)]
     backend = Tokenizer.load(pythia_tokenizer)
-    shard = tokenise(items, backend, RunConfig.of(seq_len=4, holdout=0.0).data)
+    shard = tokenize(items, backend, RunConfig.of(seq_len=4, holdout=0.0).data)
     whole = backend.prompts([TEXTS[0]])[0] + [0]
     assert len(whole) == 8
     assert [(sample.row, sample.tokens, sample.spans) for sample in shard.samples[:3]] == [
@@ -47,7 +47,7 @@ def test_a_document_is_sealed_whole() -> None:
             return [list(text.encode()) for text in texts]
 
     items = [Item(0, i, Raw(f"{i} " * 20)) for i in range(200)]
-    shard = tokenise(items, Bytes(), RunConfig.of(seq_len=8, holdout=0.5).data)
+    shard = tokenize(items, Bytes(), RunConfig.of(seq_len=8, holdout=0.5).data)
     sides: dict[int, set[bool]] = {}
     for sample in shard.samples:
         sides.setdefault(sample.row, set()).add(sample.sealed)

@@ -76,7 +76,7 @@ class Reader:
         return cls((dim, hidden, layers, heads, kv_heads, vocab, length), weights)
 
     def greedy(self, tokens: list[int], count: int) -> list[int]:
-        """The `count` tokens that follow, as run.c computes them: one position at a time, neighbours rotated."""
+        """The `count` tokens that follow, as run.c computes them: one position at a time, neighbors rotated."""
         dim, _, layers, heads, kv_heads, _, _ = self.sizes
         w, head, found = self.weights, dim // heads, list(tokens)
         frequencies = np.float32(1) / np.float32(10000) ** (np.arange(0, head, 2, dtype=np.float32) / np.float32(head))
@@ -241,7 +241,7 @@ def test_int8_is_within_half_a_step(random_model: Path, tmp_path: Path) -> None:
 
 
 def test_a_group_of_zeros_stays_zero() -> None:
-    numbers, scales = writer.quantised(torch.tensor([[0.0, 0, 0, 0], [1, -127, 0.5, 1.5]]), 4)
+    numbers, scales = writer.quantized(torch.tensor([[0.0, 0, 0, 0], [1, -127, 0.5, 1.5]]), 4)
     assert numbers.tolist() == [[0, 0, 0, 0], [1, -127, 0, 2]]
     assert scales.tolist() == [0, 1]
 

@@ -267,7 +267,7 @@ def dialogues(row: Row, schema: Schema, source: Source) -> list[Dialogue] | str:
     return schema.read(row, schema, source) if row.fields is not None else f"{row.error}"
 
 
-def recognise(columns: Iterable[str], where: str) -> Schema:
+def recognize(columns: Iterable[str], where: str) -> Schema:
     """Find the schema whose columns a row has.
 
     Raises

@@ -33,7 +33,7 @@ class Template:
     plain: Parts = ()
     with_context: Parts = ()
     lead: tuple[str, str] = ("", "")
-    """Blanks between prompt and response, plain and with context; they are tokenised with the response."""
+    """Blanks between prompt and response, plain and with context; they are tokenized with the response."""
 
     @property
     def is_chat(self) -> bool:

@@ -48,12 +48,12 @@ class Place:
 
     offset: int
     shape: tuple[int, ...]
-    quantised: bool
+    quantized: bool
 
     def size(self, group: int) -> int:
         """Bytes that it takes."""
         count = int(np.prod(self.shape))
-        return count + 4 * (count // group) if self.quantised else 4 * count
+        return count + 4 * (count // group) if self.quantized else 4 * count
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Llama2cFile:
         """A tensor in fp32, with queries and keys in Hugging Face's order."""
         place, group = self.places[name], self.header.group
         data = np.fromfile(self.path, np.uint8, place.size(group), offset=place.offset)
-        if place.quantised:
+        if place.quantized:
             count = int(np.prod(place.shape))
             scales = data[count:].view("<f4")
             values = (data[:count].view(np.int8).reshape(-1, group) * scales[:, None]).astype(np.float32)
@@ -98,7 +98,7 @@ class Llama2cFile:
         return self._halved(name, values.reshape(place.shape))
 
     def _halved(self, name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """llama2.c rotates neighbours of a head together; in Hugging Face's files they are half a head apart."""
+        """llama2.c rotates neighbors of a head together; in Hugging Face's files they are half a head apart."""
         spec = self.header.spec
         heads = spec.heads if "q_proj" in name else spec.kv_heads if "k_proj" in name else None
         if heads is None:

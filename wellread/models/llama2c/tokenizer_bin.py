@@ -28,7 +28,7 @@ def read(path: Path, words: int) -> Pieces:
     except UserError as error:
         raise UserError(str(error).removeprefix("--vocab ")) from None
     if not pieces.by_word:
-        raise UserError(f"{path}: not a tokenizer that llama2.c knows, which is BPE with identity normalisation")
+        raise UserError(f"{path}: not a tokenizer that llama2.c knows, which is BPE with identity normalization")
     if pieces.size != words:
         raise UserError(f"{path}: has {pieces.size:,} pieces, the model {words:,} words; name the model's own")
     if eos(pieces) < 0:

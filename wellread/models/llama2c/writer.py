@@ -157,7 +157,7 @@ def _write_int8(model: Weights, file: IO[bytes]) -> None:
     file.write(_header(2, model, struct.pack("<i", group)))
     _write_floats(file, _norms(model))
     for matrix in _matrices(model):
-        numbers, scales = quantised(matrix, group)
+        numbers, scales = quantized(matrix, group)
         file.write(numbers.numpy().tobytes())
         _write_floats(file, iter([scales]))
 
@@ -195,7 +195,7 @@ def group_size(width: int, inner: int) -> int:
     return group
 
 
-def quantised(matrix: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+def quantized(matrix: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Q8_0: int8 numbers from -127 to 127 (groups, group), and the scale of each group, its largest weight / 127.
 
     A weight is off by half a scale at most.

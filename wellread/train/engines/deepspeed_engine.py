@@ -249,7 +249,7 @@ class DeepSpeedEngine:
             state["step"] = torch.full_like(state["step"], step) if torch.is_tensor(state["step"]) else step
 
     def _empty_step(self) -> None:
-        """Take a step with zero gradients at learning rate 0: it changes no weight and makes the optimiser's state."""
+        """Take a step with zero gradients at learning rate 0: it changes no weight and makes the optimizer's state."""
         tokens = torch.zeros((self._plan.micro_batch_size, 8), dtype=torch.int64, device=self.device)
         targets = torch.ones_like(tokens, dtype=torch.bool)
         targets[:, 0] = False

@@ -98,7 +98,7 @@ class TorchEngine:
         self._optimizer.zero_grad(set_to_none=self._parallel is self._module)
 
     def save(self, directory: Path) -> None:
-        """See `Engine`; the optimiser's state holds no weights, they are those of the model directory."""
+        """See `Engine`; the optimizer's state holds no weights, they are those of the model directory."""
         if ranks.rank() == 0:
             self._write(directory, self._weights(), self._optimizer.state_dict())
 
@@ -124,7 +124,7 @@ class TorchEngine:
         torch.save({"optimizer": optimizer, "names": self._names()}, directory / "state" / OPTIMIZER_FILE)
 
     def _names(self) -> list[str]:
-        """Names of the parameters in the optimiser's own order."""
+        """Names of the parameters in the optimizer's own order."""
         names = {id(parameter): name for name, parameter in self._module.named_parameters()}
         return [names[id(p)] for group in self._optimizer.param_groups for p in group["params"]]
 

@@ -38,7 +38,7 @@ def test_the_port_follows_from_the_job() -> None:
         assert distance(free_port(str(job), 0), job) < 9
         assert distance(free_port(str(job), 3), job, restart=3) < 9
     assert free_port("4711", 0) == free_port("4711", 0)
-    assert abs(free_port("4711", 0) - free_port("4712", 0)) > 9  # neighbours in the queue do not meet
+    assert abs(free_port("4711", 0) - free_port("4712", 0)) > 9  # neighbors in the queue do not meet
     assert distance(free_port("58_3", 0), 583) < 9
 
 

@@ -30,7 +30,7 @@ class Item:
     """Its file or hub set, for errors."""
 
 
-def tokenise(stretch: Sequence[Item], backend: Tokenizer, config: DataConfig) -> Shard:
+def tokenize(stretch: Sequence[Item], backend: Tokenizer, config: DataConfig) -> Shard:
     """Turn items into samples, in their order.
 
     A template's sample is prompt, response and end of sequence, turn after turn; loss on responses and ends. A sample

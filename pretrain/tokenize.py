@@ -22,7 +22,7 @@ Text = tuple[int, str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tokenising:
+class Tokenizing:
     """What a worker needs to know; small, so that it travels with each stretch."""
 
     model: bytes
@@ -37,12 +37,12 @@ class Tokenising:
     """List of words whose rate is a metric."""
 
 
-def write(path: Path, stretch: Sequence[Text], how: Tokenising) -> None:
+def write(path: Path, stretch: Sequence[Text], how: Tokenizing) -> None:
     """Write the shard of a stretch of documents."""
-    write_shard(path, tokenise(stretch, how))
+    write_shard(path, tokenize(stretch, how))
 
 
-def tokenise(stretch: Sequence[Text], how: Tokenising) -> Shard:
+def tokenize(stretch: Sequence[Text], how: Tokenizing) -> Shard:
     """Turn documents into samples; each document's side of the seal is drawn before anything is cut."""
     pieces = _pieces(how.model)
     shard = pack(
@@ -64,7 +64,7 @@ def text_of(tokens: NDArray[np.uint32], pieces: Pieces) -> str:
     return "\n\n".join(filter(None, (pieces.decode(part) for part in parts)))
 
 
-def _documents(stretch: Sequence[Text], pieces: Pieces, how: Tokenising) -> Iterator[Document]:
+def _documents(stretch: Sequence[Text], pieces: Pieces, how: Tokenizing) -> Iterator[Document]:
     for row, text, category in stretch:
         name = holdout.document_id(text)
         yield Document(

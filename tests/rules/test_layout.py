@@ -85,7 +85,7 @@ def test_every_module_says_what_it_is_for(root: Path) -> None:
     assert not silent
 
 
-SUBJECTS = {"bad_input", "cluster", "docs", "house", "packaging", "real_data", "runs", "scripts"}
+SUBJECTS = {"bad_input", "cluster", "docs", "packaging", "real_data", "rules", "runs", "scripts"}
 """Folders of tests whose subject is no folder of the code."""
 
 
@@ -106,7 +106,7 @@ def test_tests_mirror_the_code(root: Path) -> None:
     assert not lost
 
 
-# Spelt in pieces, so that this file holds none of them.
+# Spelled in pieces, so that this file holds none of them.
 FORBIDDEN = {
     "a path of one machine": r"(?<![\w.~-])/(?:work|root|home/\w+|Users/\w+|mnt/\w+|workspace)/(?!NAME)\w",
     "a package registry": "|".join(
