@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from wellread.record.opened import Run
 
 __all__ = ["__version__", "open_run"]
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 
 def open_run(path: str | Path) -> Run:
