@@ -9,6 +9,6 @@ PATH="$PWD/.venv/bin:$PATH"
 run="${RUN:-runs/example}"
 
 wellread run finetune --model "${MODEL:-tiny}" --data sample --out "$run" --steps "${STEPS:-100}"
-wellread sample "$run" "In no more than thirty words, tell me what soup is." --tokens 60
+wellread sample "$run" "Describe soup in no more than thirty words." --tokens 60
 wellread read "$run" --text "barley"
 wellread verify "$run"
