@@ -1,4 +1,4 @@
-"""The promised API: what docs/api.md shows runs and exists, and takes no package that trains."""
+"""The stable API: the examples of docs/api.md run, its names exist, and no package for training is needed."""
 
 import doctest
 import json
@@ -29,36 +29,36 @@ from wellread.record.reader import Record
 from wellread.run import RunDirectory
 
 API = ROOT / "docs" / "api.md"
-PROMISED = (Run, History, BatchRead, Reading, Record, Corpus, Decoder, Order, Checkpoint)
+STABLE = (Run, History, BatchRead, Reading, Record, Corpus, Decoder, Order, Checkpoint)
 
 
 # --- the document ----------------------------------------------------------------------------------------------------
 
 
-def test_the_examples_of_the_api_run(tiny_run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_of_the_api_run(tiny_run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(tiny_run.path, tmp_path / "runs" / "tiny-sample")
     monkeypatch.chdir(tmp_path)
     examples = doctest.DocTestParser().get_doctest(API.read_text(), {}, API.name, str(API), 0)
     assert len(examples.examples) > 15
-    said: list[str] = []
-    found = doctest.DocTestRunner(optionflags=doctest.IGNORE_EXCEPTION_DETAIL).run(examples, out=said.append)
-    assert not found.failed, "".join(said)
+    output: list[str] = []
+    result = doctest.DocTestRunner(optionflags=doctest.IGNORE_EXCEPTION_DETAIL).run(examples, out=output.append)
+    assert not result.failed, "".join(output)
 
 
-def test_what_the_api_names_exists() -> None:
-    classes = {kind.__name__: kind for kind in PROMISED}
+def test_names_of_the_api_exist() -> None:
+    classes = {kind.__name__: kind for kind in STABLE}
     tables = re.findall(r"^\| `(\w+)` \|.*\n\|---\|---\|\n((?:\| .*\n)+)", API.read_text(), re.MULTILINE)
-    assert [name for name, _ in tables] == [kind.__name__ for kind in PROMISED]
+    assert [name for name, _ in tables] == [kind.__name__ for kind in STABLE]
     for name, rows in tables:
         kind = classes[name]
-        known = {*dir(kind), *getattr(kind, "__dataclass_fields__", ())}
+        attributes = {*dir(kind), *getattr(kind, "__dataclass_fields__", ())}
         names = [word for row in rows.splitlines() for word in re.findall(r"`(\w+)[`(]", row.split("|")[1])]
         assert names
-        assert set(names) <= known, name
+        assert set(names) <= attributes, name
     assert sorted(wellread.__all__) == ["__version__", "open_run"]
 
 
-def test_the_parts_of_a_run_are_read_once(tiny_run: RunDirectory, corpus: Corpus) -> None:
+def test_parts_of_a_run_are_read_once(tiny_run: RunDirectory, corpus: Corpus) -> None:
     run = wellread.open_run(str(tiny_run.path))
     assert (run.name, run.path) == (tiny_run.name, tiny_run.path)
     assert run.corpus is run.corpus is run.history.reader
@@ -71,10 +71,10 @@ def test_the_parts_of_a_run_are_read_once(tiny_run: RunDirectory, corpus: Corpus
             run.history.batch(batch_id)
     with pytest.raises(UserError, match=r"^batches 3:13: out of range"):
         run.history.batches(3, 13)
-    whole = run.record.table(["sample_id", "loss"]).to_pydict()
+    columns = run.record.table(["sample_id", "loss"]).to_pydict()
     batches = list(run.history.batches(0, 12))
-    assert [i for batch in batches for i in batch.sample_ids] == whole["sample_id"]
-    assert [loss for batch in batches for loss in batch.losses or ()] == whole["loss"]
+    assert [i for batch in batches for i in batch.sample_ids] == columns["sample_id"]
+    assert [loss for batch in batches for loss in batch.losses or ()] == columns["loss"]
 
 
 def test_a_run_without_a_record_can_be_opened(copied_run: RunDirectory) -> None:
@@ -90,31 +90,31 @@ def test_a_run_without_a_record_can_be_opened(copied_run: RunDirectory) -> None:
 
 
 def same_texts(directory: Path, sequences: list[list[int]]) -> None:
-    """The decoder gives what transformers gives, also of each token and of single ones in a row."""
-    ours, theirs = Decoder.load(directory), AutoTokenizer.from_pretrained(directory)
-    assert ours.size == len(theirs)
-    every = list(range(ours.size))
-    random = np.random.default_rng(0).integers(ours.size, size=(50, 40)).tolist()
+    """The decoder returns the same text as transformers, for these sequences, random ones and single tokens."""
+    decoder, tokenizer = Decoder.load(directory), AutoTokenizer.from_pretrained(directory)
+    assert decoder.size == len(tokenizer)
+    every = list(range(decoder.size))
+    random = np.random.default_rng(0).integers(decoder.size, size=(50, 40)).tolist()
     for ids in [*sequences, *random, every, every[::-1], [], *([i] for i in every[:2000])]:
-        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=False)
+        assert decoder.decode(ids) == tokenizer.decode(ids, skip_special_tokens=False)
 
 
-def test_texts_of_the_sample_corpus_are_those_of_transformers(corpus: Corpus) -> None:
+def test_texts_of_the_sample_corpus_equal_those_of_transformers(corpus: Corpus) -> None:
     same_texts(corpus.tokenizer, [corpus.tokens(i).tolist() for i in range(corpus.n)])
 
 
-def test_texts_of_a_pretraining_corpus_are_those_of_transformers(tmp_path: Path) -> None:
+def test_texts_of_a_pretraining_corpus_equal_those_of_transformers(tmp_path: Path) -> None:
     from pretrain.prepare import prepare
     from wellread.config import PretrainConfig
 
-    made = Corpus.open(
+    corpus = Corpus.open(
         prepare(PretrainConfig.of(model="stories-32x1x2", data="stories:200", vocab="512", corpora=str(tmp_path)))
     )
-    same_texts(made.tokenizer, [made.tokens(i).tolist() for i in range(made.n)])
+    same_texts(corpus.tokenizer, [corpus.tokens(i).tolist() for i in range(corpus.n)])
 
 
 @pytest.mark.shared
-def test_texts_of_pythias_tokenizer_are_those_of_transformers(pythia_tokenizer: Path) -> None:
+def test_texts_of_pythias_tokenizer_equal_those_of_transformers(pythia_tokenizer: Path) -> None:
     text = "Ünïcödé 日本語 🦙 naïve   many     blanks\n\n\tcode() <|endoftext|> don ' t . , n't"
     tokenizer = Tokenizer.load(pythia_tokenizer)
     same_texts(pythia_tokenizer, [*tokenizer.prompts([text]), [0, 1, *range(50254, 50277)]])
@@ -135,14 +135,14 @@ def words(kind: Any = models.WordLevel) -> Backend:
 
 @pytest.mark.parametrize("kind", [models.WordLevel, models.BPE])
 @pytest.mark.parametrize("cleans", [False, True])
-def test_blanks_are_cleaned_as_transformers_does(kind: Any, cleans: bool, tmp_path: Path) -> None:
+def test_spaces_are_cleaned_up_as_in_transformers(kind: Any, cleans: bool, tmp_path: Path) -> None:
     saved(tmp_path, words(kind), clean_up_tokenization_spaces=cleans)
     same_texts(tmp_path, [[2, 3, 4, 5, 6, 7, 8, 1]])
     (cleaned,) = {Decoder.load(tmp_path).decode([3, 4, 5])}
     assert (cleaned == "don't.") == (cleans or kind is models.BPE) or kind is models.BPE
 
 
-def test_tokens_that_tokenizer_json_lacks_come_from_transformers(
+def test_tokens_missing_in_tokenizer_json_come_from_transformers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved(tmp_path, words())
@@ -176,16 +176,16 @@ def test_a_damaged_tokenizer_is_named(tmp_path: Path) -> None:
         Decoder.load(tmp_path)
 
 
-# --- what it takes ---------------------------------------------------------------------------------------------------
+# --- dependencies ----------------------------------------------------------------------------------------------------
 
 READS = """
 import contextlib, io, sys
 
-class Bare:  # no package but those that wellread itself brings
-    there = {"wellread", "numpy", "pyarrow", "tokenizers", "yaml", *sys.stdlib_module_names}
+class Bare:  # hides all packages except the dependencies of wellread
+    packages = {"wellread", "numpy", "pyarrow", "tokenizers", "yaml", *sys.stdlib_module_names}
 
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] not in self.there and not name.startswith("_"):
+        if name.partition(".")[0] not in self.packages and not name.startswith("_"):
             raise ModuleNotFoundError(f"{name} is not installed", name=name)
 
 sys.meta_path.insert(0, Bare())
@@ -205,23 +205,24 @@ for main, *flags in (
 """
 
 
-def test_reading_and_verifying_take_four_packages(tiny_run: RunDirectory) -> None:
+def test_reading_and_verifying_need_four_packages(tiny_run: RunDirectory) -> None:
     command = [sys.executable, "-c", READS, str(tiny_run.path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
 
 
-def test_the_commands_are_those_of_eval(program: Program, tiny_run: RunDirectory) -> None:
+def test_read_and_verify_equal_the_commands_of_eval(program: Program, tiny_run: RunDirectory) -> None:
     for command, flags in (
         ("read", ("--batch", "3")),
         ("read", ("--sampel", "3")),
         ("verify", ()),
         ("verify", ("-x",)),
     ):
-        ours = program(f"wellread.commands.{command}", tiny_run.path, *flags)
-        theirs = program("eval", command, tiny_run.path, *flags)
-        assert (ours.returncode, ours.stdout, ours.stderr) == (theirs.returncode, theirs.stdout, theirs.stderr)
-        assert ours.returncode == (2 if flags in (("--sampel", "3"), ("-x",)) else 0)
+        library = program(f"wellread.commands.{command}", tiny_run.path, *flags)
+        checkout = program("eval", command, tiny_run.path, *flags)
+        for name in ("returncode", "stdout", "stderr"):
+            assert getattr(library, name) == getattr(checkout, name)
+        assert library.returncode == (2 if flags in (("--sampel", "3"), ("-x",)) else 0)
 
 
 def test_without_rich_a_terminal_shows_plain_text(

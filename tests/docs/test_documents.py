@@ -1,4 +1,4 @@
-"""The code inside the documents runs, and its numbers are those of the library."""
+"""The code in the documents runs, and its numbers equal those of the library."""
 
 import re
 import shutil
@@ -24,9 +24,9 @@ def code(document: Path) -> list[str]:
 
 @pytest.fixture
 def formats(root: Path) -> list[str]:
-    found = code(root / "docs" / "formats.md")
-    assert len(found) == 2
-    return found
+    blocks = code(root / "docs" / "formats.md")
+    assert len(blocks) == 2
+    return blocks
 
 
 @pytest.mark.parametrize(("seed", "n"), [(0, 518), (7, 1), (2**64 - 1, 5), (3, 99_991)])
@@ -56,9 +56,9 @@ def test_the_verifier_as_documented(formats: list[str], copied_run: RunDirectory
         command = [sys.executable, "-I", str(script), str(copied_run.path)]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    done = verify()
-    assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"12 batches, head [0-9a-f]{64}, 4 checkpoints agree\n", done.stdout)
+    result = verify()
+    assert result.returncode == 0, result.stderr
+    assert re.fullmatch(r"12 batches, head [0-9a-f]{64}, 4 checkpoints agree\n", result.stdout)
     manifest = copied_run.checkpoints / "step-00000008" / "checkpoint.json"
     text = manifest.read_text()
     head = re.search(r'"head": "([0-9a-f]{64})"', text)
@@ -73,10 +73,10 @@ def test_the_snippet_of_the_readme(root: Path, tiny_run: RunDirectory, tmp_path:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "tiny-sample").symlink_to(tiny_run.path)
     snippet = snippet.replace("batch(137)", "batch(11)")  # the run of the tests is shorter
-    done = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "### Response:" in done.stdout
-    assert re.search(r"\(11, \d+\)\]$", done.stdout.strip())
+    result = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "### Response:" in result.stdout
+    assert re.search(r"\(11, \d+\)\]$", result.stdout.strip())
 
 
 def test_the_cluster_files_as_documented(root: Path, tmp_path: Path) -> None:
@@ -84,29 +84,30 @@ def test_the_cluster_files_as_documented(root: Path, tmp_path: Path) -> None:
     blocks = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     for number, block in enumerate(blocks):
         (tmp_path / f"{number}.yaml").write_text(block)
-    found = [cluster.load(str(tmp_path / f"{number}.yaml")) for number in range(len(blocks))]
-    assert [file.kind for file in found] == ["slurm", "hostfile"]
+    clusters = [cluster.load(str(tmp_path / f"{number}.yaml")) for number in range(len(blocks))]
+    assert [file.kind for file in clusters] == ["slurm", "hostfile"]
     assert blocks[0].count("\n") <= 10  # ten lines, as the heading says
     rows = re.findall(r"^\| (`.*?`) \|", text, re.MULTILINE)
     keys = [key for row in rows for key in re.findall(r"`(\w+)`", row)]
     assert sorted(keys) == sorted(field.name for field in fields(cluster.ClusterFile) if field.name != "name")
 
 
-def test_links_lead_somewhere(root: Path) -> None:
+def test_links_lead_to_files(root: Path) -> None:
     broken = [
         f"{document.relative_to(root)}: {target}"
-        for document in (*root.glob("*.md"), *root.glob("docs/*.md"), *root.glob("configs/**/*.md"))
+        for folder in (".", "docs", "configs/ds", "scripts", "examples")
+        for document in (root / folder).glob("*.md")
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text())
         if not (document.parent / target).exists()
     ]
     assert not broken
 
 
-def test_files_named_in_the_tour_exist(root: Path) -> None:
+def test_files_named_in_the_documents_exist(root: Path) -> None:
     text = (root / "CONTRIBUTING.md").read_text() + (root / "docs" / "architecture.md").read_text()
-    named = set(re.findall(r"`((?:wellread|launch|finetune|pretrain|eval|configs|tests|docs|\.ci)/[\w./*]*)`", text))
-    assert len(named) > 30
-    assert not [name for name in named if not list(root.glob(name.rstrip("/")))]
+    names = set(re.findall(r"`((?:wellread|launch|finetune|pretrain|eval|configs|tests|docs|\.ci)/[\w./*]*)`", text))
+    assert len(names) > 30
+    assert not [name for name in names if not list(root.glob(name.rstrip("/")))]
 
 
 def test_the_documented_commands_exist(root: Path) -> None:
