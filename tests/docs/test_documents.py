@@ -116,3 +116,15 @@ def test_the_documented_commands_exist(root: Path) -> None:
     rules = set(re.findall(r"^([a-z-]+):", (root / "Makefile").read_text(), re.MULTILINE))
     assert {"ft", "test", "setup", "verify"} <= targets <= rules
     assert shutil.which("make")
+
+
+def test_the_documented_commands_of_wellread_exist(root: Path) -> None:
+    from wellread.__main__ import COMMANDS
+
+    text = "\n".join(path.read_text() for path in (root / "README.md", *root.glob("docs/*.md")))
+    lines = re.findall(r"^(?:    |\$ )wellread (\w+)(?: (\w+))?", text, re.MULTILINE)
+    lines += re.findall(r"`wellread (\w+)(?: ([a-z]\w+))?", text)
+    assert {name for name, _ in lines} == set(COMMANDS)
+    assert not [
+        line for line in lines if COMMANDS[line[0]].kinds and line[1] and line[1] not in COMMANDS[line[0]].kinds
+    ]
