@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there; damage is named; the newest valid one is taken."""
+"""Checkpoints: complete or missing, never partial; damage is reported; resuming uses the newest valid one."""
 
 import errno
 import json
@@ -36,21 +36,21 @@ def save(directory: Path, step: int, *, weights: bytes = b"weights") -> Checkpoi
     return commit(directory, step, manifest)
 
 
-def test_what_a_checkpoint_holds(tmp_path: Path) -> None:
-    made = save(tmp_path, 8)
-    assert made.path == tmp_path / "step-00000008" == tmp_path / name_of(8)
-    assert sorted(str(p.relative_to(made.path)) for p in made.path.rglob("*") if p.is_file()) == [
+def test_the_content_of_a_checkpoint(tmp_path: Path) -> None:
+    saved = save(tmp_path, 8)
+    assert saved.path == tmp_path / "step-00000008" == tmp_path / name_of(8)
+    assert sorted(str(p.relative_to(saved.path)) for p in saved.path.rglob("*") if p.is_file()) == [
         "checkpoint.json", "model/model.safetensors", "state/zero/rank.pt",
     ]  # fmt: skip
-    (found,) = list_checkpoints(tmp_path)
-    assert found == made
-    assert (found.step, found.tokens, found.head, found.batches) == (8, 800, f"{8:064x}", (4, 8))
-    assert (found.model, found.state) == (made.path / "model", made.path / "state")
-    assert json.loads((made.path / "checkpoint.json").read_text())["files"]["state/zero/rank.pt"] == {
+    (checkpoint,) = list_checkpoints(tmp_path)
+    assert checkpoint == saved
+    assert (checkpoint.step, checkpoint.tokens, checkpoint.head, checkpoint.batches) == (8, 800, f"{8:064x}", (4, 8))
+    assert (checkpoint.model, checkpoint.state) == (saved.path / "model", saved.path / "state")
+    assert json.loads((saved.path / "checkpoint.json").read_text())["files"]["state/zero/rank.pt"] == {
         "size": 5,
         "sha256": "4ba69735ca53765ed6a709edb56c6ea236b7193a3b29a6b390c346f0f4340e4e",
     }
-    assert found.damage() is None
+    assert checkpoint.damage() is None
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000008"]
 
 
@@ -58,7 +58,7 @@ def test_checkpoints_are_listed_by_step(tmp_path: Path) -> None:
     for step in (12, 0, 4):
         save(tmp_path, step)
     (tmp_path / "step-later").mkdir()
-    (tmp_path / "step-00000020").mkdir()  # has no manifest: does not exist
+    (tmp_path / "step-00000020").mkdir()  # without a manifest it is not a checkpoint
     assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [0, 4, 12]
     assert list_checkpoints(tmp_path / "nowhere") == []
 
@@ -104,46 +104,46 @@ def damage_by_lost_manifest(path: Path) -> str:
         damage_by_lost_manifest,
     ],
 )
-def test_damaged_ones_are_passed_over_and_named(damage, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_damaged_checkpoints_are_skipped_and_reported(damage, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     for step in (0, 4, 8):
         save(tmp_path, step)
     line = damage(tmp_path / "step-00000008")
-    found, passed_over = newest_valid(tmp_path)
-    assert found is not None
-    assert found.step == 4
-    assert passed_over == [line]
+    checkpoint, skipped = newest_valid(tmp_path)
+    assert checkpoint is not None
+    assert checkpoint.step == 4
+    assert skipped == [line]
 
 
 def test_all_damaged(tmp_path: Path) -> None:
     for step in (0, 4):
         damage_by_one_bit(save(tmp_path, step).path)
-    found, passed_over = newest_valid(tmp_path)
-    assert found is None
-    assert [line.split("step-")[1][:8] for line in passed_over] == ["00000004", "00000000"]
+    checkpoint, skipped = newest_valid(tmp_path)
+    assert checkpoint is None
+    assert [line.split("step-")[1][:8] for line in skipped] == ["00000004", "00000000"]
     assert newest_valid(tmp_path / "nowhere") == (None, [])
 
 
-def test_an_interrupted_save_is_no_checkpoint(tmp_path: Path) -> None:
+def test_an_interrupted_save_is_not_a_checkpoint(tmp_path: Path) -> None:
     save(tmp_path, 4)
     (staging(tmp_path, 8) / "model").mkdir(parents=True)
     (staging(tmp_path, 8) / "model" / "model.safetensors").write_bytes(b"hal")
-    found, passed_over = newest_valid(tmp_path)
-    assert found is not None
-    assert (found.step, passed_over) == (4, [])
+    checkpoint, skipped = newest_valid(tmp_path)
+    assert checkpoint is not None
+    assert (checkpoint.step, skipped) == (4, [])
     clear_staging(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000004"]
 
 
-def test_a_damaged_one_is_replaced(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_replaced(tmp_path: Path) -> None:
     damage_by_one_bit(save(tmp_path, 4).path)
-    save(tmp_path, 4, weights=b"anew")
-    (found,) = list_checkpoints(tmp_path)
-    assert found.damage() is None
-    assert (found.model / "model.safetensors").read_bytes() == b"anew"
+    save(tmp_path, 4, weights=b"new")
+    (checkpoint,) = list_checkpoints(tmp_path)
+    assert checkpoint.damage() is None
+    assert (checkpoint.model / "model.safetensors").read_bytes() == b"new"
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000004"]
 
 
-def test_a_failed_commit_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_commit_keeps_the_other_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, 4)
 
     def full(*_: object) -> None:
@@ -152,9 +152,9 @@ def test_a_failed_commit_leaves_the_others(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(os, "rename", full)
     with pytest.raises(OSError, match="No space left"):
         save(tmp_path, 8)
-    found, passed_over = newest_valid(tmp_path)
-    assert found is not None
-    assert (found.step, passed_over) == (4, [])
+    checkpoint, skipped = newest_valid(tmp_path)
+    assert checkpoint is not None
+    assert (checkpoint.step, skipped) == (4, [])
 
 
 @pytest.mark.parametrize(
@@ -165,14 +165,14 @@ def test_a_failed_commit_leaves_the_others(tmp_path: Path, monkeypatch: pytest.M
         Exception("Error while serializing: IoError(Os { code: 28, kind: StorageFull })  (os error 28)"),
     ],
 )
-def test_a_full_disk_has_one_name(error: Exception, tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="No space left") as named, full_disk_named(tmp_path):
+def test_a_full_disk_is_always_the_same_error(error: Exception, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as error_info, full_disk_named(tmp_path):
         raise error
-    assert (named.value.errno, named.value.filename) == (errno.ENOSPC, str(tmp_path))
-    assert named.value.__cause__ is error
+    assert (error_info.value.errno, error_info.value.filename) == (errno.ENOSPC, str(tmp_path))
+    assert error_info.value.__cause__ is error
 
 
-def test_other_errors_keep_theirs(tmp_path: Path) -> None:
+def test_other_errors_are_unchanged(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="shapes differ"), full_disk_named(tmp_path):
         raise RuntimeError("shapes differ")
 
@@ -181,13 +181,13 @@ def test_other_errors_keep_theirs(tmp_path: Path) -> None:
 def test_checkpoints_of_a_real_run(tiny_run: RunDirectory) -> None:
     from safetensors import safe_open
 
-    found = list_checkpoints(tiny_run.checkpoints)
-    assert [c.step for c in found] == [0, 4, 8, 12]
-    assert [c.batches for c in found] == [(0, 0), (0, 4), (4, 8), (8, 12)]
-    assert all(c.damage() is None for c in found)
-    assert found[0].tokens == 0
-    assert len({c.head for c in found}) == 4
-    with safe_open(found[3].model / "model.safetensors", "pt") as file:
+    checkpoints = list_checkpoints(tiny_run.checkpoints)
+    assert [c.step for c in checkpoints] == [0, 4, 8, 12]
+    assert [c.batches for c in checkpoints] == [(0, 0), (0, 4), (4, 8), (8, 12)]
+    assert all(c.damage() is None for c in checkpoints)
+    assert checkpoints[0].tokens == 0
+    assert len({c.head for c in checkpoints}) == 4
+    with safe_open(checkpoints[3].model / "model.safetensors", "pt") as file:
         assert {str(file.get_slice(name).get_dtype()) for name in file.keys()} == {"F32"}  # noqa: SIM118
 
 
@@ -195,10 +195,10 @@ def test_checkpoints_of_a_real_run(tiny_run: RunDirectory) -> None:
 def test_a_real_run_with_a_damaged_checkpoint(copied_run: RunDirectory) -> None:
     shutil.rmtree(copied_run.checkpoints / name_of(8) / "state")
     os.truncate(copied_run.checkpoints / name_of(12) / "model" / "model.safetensors", 1000)
-    found, passed_over = newest_valid(copied_run.checkpoints)
-    assert found is not None
-    assert found.step == 4
-    assert [line.rpartition("/")[2].partition(":")[0] for line in passed_over] == ["model.safetensors", "optimizer.pt"]
+    checkpoint, skipped = newest_valid(copied_run.checkpoints)
+    assert checkpoint is not None
+    assert checkpoint.step == 4
+    assert [line.rpartition("/")[2].partition(":")[0] for line in skipped] == ["model.safetensors", "optimizer.pt"]
 
 
 @pytest.mark.slow
@@ -208,6 +208,6 @@ def test_a_damaged_manifest_fails_verification(
 ) -> None:
     manifest = copied_run.checkpoints / name_of(8) / "checkpoint.json"
     manifest.write_bytes(manifest.read_bytes().replace(before, after, 1))
-    done = program("eval", "verify", copied_run.path)
-    assert done.returncode == 1
-    assert f"{manifest}: missing, damaged, or of another step" in done.stdout
+    result = program("eval", "verify", copied_run.path)
+    assert result.returncode == 1
+    assert f"{manifest}: missing, damaged, or of another step" in result.stdout

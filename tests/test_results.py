@@ -17,14 +17,14 @@ COUNT = Result(
 )
 
 
-def test_results_come_back_as_they_were_written(tmp_path: Path) -> None:
+def test_results_are_read_as_written(tmp_path: Path) -> None:
     path = tmp_path / "eval" / "membership.parquet"
     results.write(path, [AUC, COUNT])
     assert results.read(path) == [AUC, COUNT]
     assert [p.name for p in path.parent.iterdir()] == ["membership.parquet"]
 
 
-def test_the_columns_are_those_of_design_md(tmp_path: Path) -> None:
+def test_the_columns_of_a_result_table(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
     results.write(tmp_path / "none.parquet", [])
@@ -33,7 +33,7 @@ def test_the_columns_are_those_of_design_md(tmp_path: Path) -> None:
     assert results.read(tmp_path / "none.parquet") == []
 
 
-def test_a_file_that_is_no_table_of_results_is_named(tmp_path: Path) -> None:
+def test_a_file_without_a_result_table_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     with pytest.raises(UserError, match=r"x\.parquet: no such file"):
         results.read(path)
@@ -42,7 +42,7 @@ def test_a_file_that_is_no_table_of_results_is_named(tmp_path: Path) -> None:
         results.read(path)
     scores = Scores(sample_id=np.array([1]), n_targets=np.array([1]), log_likelihood=np.array([0.0]))
     write_scores(path, scores, head="00", checkpoint="11")
-    with pytest.raises(UserError, match="lacks run, model, step"):
+    with pytest.raises(UserError, match="it has no run, model, step"):
         results.read(path)
 
 
@@ -61,9 +61,9 @@ def test_scores_belong_to_one_head_and_one_checkpoint(tmp_path: Path) -> None:
 
 
 def test_merged_scores_are_ascending_by_sample() -> None:
-    left = Scores(sample_id=np.array([1, 7]), n_targets=np.array([1, 7]), log_likelihood=np.array([-1.0, -7.0]))
-    right = Scores(sample_id=np.array([0, 3]), n_targets=np.array([9, 3]), log_likelihood=np.array([-9.0, -3.0]))
-    merged = left.merged(right)
+    first = Scores(sample_id=np.array([1, 7]), n_targets=np.array([1, 7]), log_likelihood=np.array([-1.0, -7.0]))
+    second = Scores(sample_id=np.array([0, 3]), n_targets=np.array([9, 3]), log_likelihood=np.array([-9.0, -3.0]))
+    merged = first.merged(second)
     assert merged.sample_id.tolist() == [0, 1, 3, 7]
     assert merged.at(np.array([3, 0])).log_likelihood.tolist() == [-3.0, -9.0]
-    assert Scores.empty().merged(left).n_targets.tolist() == [1, 7]
+    assert Scores.empty().merged(first).n_targets.tolist() == [1, 7]

@@ -24,7 +24,7 @@ from wellread.files import sha256_file, write_atomic, write_json
 from wellread.run import Holder, RunDirectory
 
 
-def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+def test_a_file_is_replaced_completely(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     write_json(path, {"ä": [1, 2]})
     assert path.read_text() == '{\n  "ä": [\n    1,\n    2\n  ]\n}\n'
@@ -48,7 +48,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
-def test_a_value_that_is_no_json_leaves_nothing(tmp_path: Path) -> None:
+def test_a_value_that_is_not_json_writes_no_file(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         write_json(tmp_path / "x", {"a": object()})
     assert not list(tmp_path.iterdir())
@@ -62,7 +62,7 @@ def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
     assert sha256_file(tmp_path / "y") == hashlib.sha256(large).hexdigest()
 
 
-def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+def test_a_directory_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UserError) as refused:
             RunDirectory.open(path)
@@ -76,10 +76,10 @@ def test_config_round_trip(tmp_path: Path) -> None:
     config = RunConfig.of(model="pythia-70m", steps=7, holdout=0.1, optim=OptimConfig(lr=2e-5))
     run.write_config(config)
     assert RunDirectory.open(tmp_path).config() == config
-    assert run.config_file.read_text().splitlines()[0] == "model: pythia-70m"  # as people read it, unsorted
+    assert run.config_file.read_text().splitlines()[0] == "model: pythia-70m"  # in the order for readers, not sorted
 
 
-def test_paths_are_those_of_the_interface(tmp_path: Path) -> None:
+def test_paths_of_a_run_directory(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "here")
     names = (
         "config_file",
@@ -95,15 +95,15 @@ def test_paths_are_those_of_the_interface(tmp_path: Path) -> None:
         "eval",
         "report",
     )
-    found = [str(getattr(run, name).relative_to(run.path)) for name in names]
-    assert found == [
+    relative_paths = [str(getattr(run, name).relative_to(run.path)) for name in names]
+    assert relative_paths == [
         "config.yaml", "plan.json", "manifest.json", "corpus", "record", "checkpoints", "code", "submit", "log", "tb",
         "eval", "report",
     ]  # fmt: skip
     assert run.name == "here"
 
 
-def test_the_lock_admits_one_launch(tmp_path: Path) -> None:
+def test_only_one_launch_gets_the_lock(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     with run.lock():
         run.write_config(RunConfig())
@@ -143,8 +143,8 @@ with RunDirectory(Path(sys.argv[1])).lock():
 
 
 @contextmanager
-def held(path: Path, root: Path, seconds: float) -> Iterator["subprocess.Popen[str]"]:
-    """Another process has the run for so long."""
+def locked(path: Path, root: Path, seconds: float) -> Iterator["subprocess.Popen[str]"]:
+    """Another process locks the run for `seconds`."""
     command = [sys.executable, "-c", HOLD, str(path), str(seconds)]
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -158,16 +158,16 @@ def held(path: Path, root: Path, seconds: float) -> Iterator["subprocess.Popen[s
 def test_patience_waits_for_a_holder_that_ends(tmp_path: Path, root: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     run.path.mkdir()
-    with held(run.path, root, 1.5):
+    with locked(run.path, root, 1.5):
         began = time.monotonic()
         with run.lock(patience=60):
             assert (run.path / "lock").read_text().startswith(f"process {os.getpid()} on ")
         assert 1 < time.monotonic() - began < 30
 
 
-def test_patience_ends(tmp_path: Path, root: Path) -> None:
+def test_patience_is_limited(tmp_path: Path, root: Path) -> None:
     run = RunDirectory(tmp_path / "run")
-    with held(run.path, root, 60) as process:
+    with locked(run.path, root, 60) as process:
         began = time.monotonic()
         with pytest.raises(UserError, match=f"in use by process {process.pid} "), run.lock(patience=1):
             pass
@@ -178,9 +178,9 @@ def test_the_holder_is_named(tmp_path: Path, root: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     assert run.holder() is None
     assert not run.path.exists()
-    with held(run.path, root, 60) as process:
+    with locked(run.path, root, 60) as process:
         assert run.holder() == Holder(process.pid, socket.gethostname())
-    assert (run.path / "lock").read_text() != ""  # it was killed, and could not tidy up
+    assert (run.path / "lock").read_text() != ""  # the process was killed and could not clear it
     assert run.holder() is None
     with run.lock():
         assert run.holder() == Holder(os.getpid(), socket.gethostname())
@@ -188,29 +188,29 @@ def test_the_holder_is_named(tmp_path: Path, root: Path) -> None:
     assert run.holder() is None
 
 
-def test_a_holder_that_has_not_written_its_name_yet(tmp_path: Path) -> None:
+def test_a_holder_that_has_not_written_its_id_yet(tmp_path: Path) -> None:
     with open(tmp_path / "lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert RunDirectory(tmp_path).holder() == Holder(0, "")
 
 
-def test_a_look_at_the_holder_refuses_no_launch(tmp_path: Path) -> None:
+def test_a_query_of_the_holder_does_not_stop_a_launch(tmp_path: Path) -> None:
     (tmp_path / "lock").write_text("process 1 on a since yesterday")
-    with open(tmp_path / "lock") as looking:
-        fcntl.flock(looking, fcntl.LOCK_SH)  # as `holder` does, for an instant
-        threading.Timer(0.15, fcntl.flock, (looking, fcntl.LOCK_UN)).start()
+    with open(tmp_path / "lock") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)  # as `holder` does, for an instant
+        threading.Timer(0.15, fcntl.flock, (file, fcntl.LOCK_UN)).start()
         with RunDirectory(tmp_path).lock():
             pass
 
 
-def test_a_launch_of_which_nothing_came_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failed_launch_removes_its_new_directory(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "a" / "run")
     with pytest.raises(UserError, match="bad data"), run.lock():
         raise UserError("bad data")
     assert not run.path.exists()
 
 
-def test_what_was_there_before_stays(tmp_path: Path) -> None:
+def test_a_failed_launch_keeps_existing_files(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     run.path.mkdir()
     (run.path / "mine.txt").write_text("precious")
@@ -221,14 +221,14 @@ def test_what_was_there_before_stays(tmp_path: Path) -> None:
 
 def test_provenance_names_versions_and_no_secrets(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secretsecret")
-    found = provenance.describe()
-    text = json.dumps(found)
+    description = provenance.describe()
+    text = json.dumps(description)
     assert "hf_secretsecret" not in text
-    assert found["packages"]["torch"].startswith("2.")
-    assert found["python"].startswith("3.")
+    assert description["packages"]["torch"].startswith("2.")
+    assert description["python"].startswith("3.")
     commit = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    assert found["code"]["commit"] == commit.stdout.strip()
-    assert (found["code"]["diff_sha256"] is None) == (not found["code"]["dirty"])
+    assert description["code"]["commit"] == commit.stdout.strip()
+    assert (description["code"]["diff_sha256"] is None) == (not description["code"]["dirty"])
 
 
 def test_provenance_outside_git(tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ __version__ = "0.2.0.dev0"
 
 
 def open_run(path: str | Path) -> Run:
-    """Open a run, e.g. ``wellread.open_run("runs/tiny-sample")``, to ask what it has read.
+    """Open a run, e.g. ``wellread.open_run("runs/tiny-sample")``, to query what it has read.
 
     Raises
     ------
     UserError
-        When `path` is no directory of a run.
+        When `path` is not a run directory.
     """
     from wellread.record.opened import Run
 

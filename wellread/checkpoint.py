@@ -1,4 +1,4 @@
-"""Checkpoints: directories that exist whole, with a manifest of hashes, or not at all."""
+"""Checkpoints: directories with a manifest of hashes. A checkpoint is complete or does not exist."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MANIFEST = "checkpoint.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A committed checkpoint: its manifest is there; `damage` tells whether its files still match."""
+    """A committed checkpoint: its manifest exists; `damage` checks whether its files still match the manifest."""
 
     path: Path
     manifest: dict[str, Any]
@@ -33,7 +33,7 @@ class Checkpoint:
 
     @property
     def tokens(self) -> int:
-        """Number of tokens read, prompts included, padding not."""
+        """Number of tokens read, including prompts, without padding."""
         return int(self.manifest["tokens"])
 
     @property
@@ -54,16 +54,16 @@ class Checkpoint:
 
     @property
     def state(self) -> Path:
-        """Directory of what resuming needs."""
+        """Directory of the training state that resuming needs."""
         return self.path / "state"
 
     @property
     def resumable(self) -> bool:
-        """Whether its state is there; retention keeps the states of the newest checkpoints alone."""
+        """Whether it has a state: only the newest checkpoints keep theirs."""
         return any(name.startswith("state/") for name in self.manifest["files"])
 
     def damage(self) -> str | None:
-        """One line about the first file that is missing or altered; None when all match."""
+        """Describe the first file that is missing or altered, in one line; None when all files match."""
         for name, expected in self.manifest["files"].items():
             path = self.path / name
             if not path.is_file():
@@ -82,15 +82,15 @@ def name_of(step: int) -> str:
 
 def list_checkpoints(directory: Path) -> list[Checkpoint]:
     """All committed checkpoints, by step."""
-    found = []
+    checkpoints = []
     for path in sorted(directory.glob("step-*")):
         manifest = path / MANIFEST
         if re.fullmatch(r"step-\d+", path.name) and manifest.is_file():
             try:
-                found.append(Checkpoint(path, json.loads(manifest.read_text())))
+                checkpoints.append(Checkpoint(path, json.loads(manifest.read_text())))
             except ValueError:  # not JSON, not even text
-                continue  # newest_valid names it
-    return sorted(found, key=lambda checkpoint: checkpoint.step)
+                continue  # newest_valid reports it
+    return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
 
 
 def unreadable(directory: Path) -> list[str]:
@@ -109,37 +109,37 @@ def open_checkpoint(directory: Path, step: int) -> Checkpoint:
     Raises
     ------
     UserError
-        When there is none; names those that are there.
+        When there is none; lists the available ones.
     """
-    found = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(directory)}
-    if step not in found:
-        there = ", ".join(f"step-{other}" for other in found) or "none"
-        raise UserError(f"{directory}: no checkpoint step-{step}; there: {there}")
-    return found[step]
+    checkpoints = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(directory)}
+    if step not in checkpoints:
+        available = ", ".join(f"step-{other}" for other in checkpoints) or "none"
+        raise UserError(f"{directory}: no checkpoint step-{step}; available: {available}")
+    return checkpoints[step]
 
 
 def named_checkpoint(name: str) -> Checkpoint:
-    """RUN's newest checkpoint, or that of RUN@step-N.
+    """Find a checkpoint by name: RUN is the newest one of a run, RUN@step-N a certain one.
 
     Raises
     ------
     UserError
-        When there is no such run or checkpoint; names the checkpoints that are there.
+        When there is no such run or checkpoint; lists the available checkpoints.
     """
     path, at, step = (name, "", "") if Path(name).is_dir() else name.rpartition("@")
     run = RunDirectory.open(path if at else name)
     if at:
         if not re.fullmatch(r"step-\d+", step):
-            raise UserError(f"{name}: {step!r} is no checkpoint; write RUN@step-N")
+            raise UserError(f"{name}: {step!r} is not a checkpoint; write RUN@step-N")
         return open_checkpoint(run.checkpoints, int(step.removeprefix("step-")))
-    found = list_checkpoints(run.checkpoints)
-    if not found:
+    checkpoints = list_checkpoints(run.checkpoints)
+    if not checkpoints:
         raise UserError(f"{run.path}: has no checkpoint yet")
-    return found[-1]
+    return checkpoints[-1]
 
 
 def model_directory(name: str) -> Path:
-    """Directory of a saved model: the one that is named, or that of a `named_checkpoint`.
+    """Directory of a saved model: `name` itself, or the model of `named_checkpoint(name)`.
 
     Raises
     ------
@@ -150,13 +150,13 @@ def model_directory(name: str) -> Path:
     if (path / "config.json").is_file():
         return path
     if "@" not in path.name and not (path / "config.yaml").is_file():
-        raise UserError(f"{name}: neither a run nor a model directory; name RUN, RUN@step-N or a directory of a model")
+        raise UserError(f"{name}: neither a run nor a model directory; give RUN, RUN@step-N or a model directory")
     return named_checkpoint(name).model
 
 
 def newest_valid(directory: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Newest resumable checkpoint whose files all match its manifest, and a line for each newer one passed over."""
-    passed_over: list[str] = []
+    """Newest resumable checkpoint whose files all match its manifest, and one line per newer damaged checkpoint."""
+    skipped: list[str] = []
     by_path = {checkpoint.path: checkpoint for checkpoint in list_checkpoints(directory)}
     for path in sorted(directory.glob("step-*"), reverse=True):
         checkpoint = by_path.get(path)
@@ -164,34 +164,34 @@ def newest_valid(directory: Path) -> tuple[Checkpoint | None, list[str]]:
             continue
         damage = checkpoint.damage() if checkpoint else f"{path / MANIFEST}: missing or damaged"
         if checkpoint and damage is None:
-            return checkpoint, passed_over
-        passed_over.append(str(damage))
-    return None, passed_over
+            return checkpoint, skipped
+        skipped.append(str(damage))
+    return None, skipped
 
 
 def drop_old_states(directory: Path, keep: int) -> None:
-    """Delete the states of all but the newest `keep` checkpoints; models stay.
+    """Delete the states of all but the newest `keep` checkpoints; models are kept.
 
-    The manifest forgets the state before its files go, so that a crash in between leaves a valid checkpoint.
+    The state is removed from the manifest before its files are deleted: a crash in between leaves a valid checkpoint.
     """
-    found = list_checkpoints(directory)
-    kept = [checkpoint.step for checkpoint in found if checkpoint.resumable][-keep:]
-    for checkpoint in found:
-        if checkpoint.step in kept:
+    checkpoints = list_checkpoints(directory)
+    steps_with_state = [checkpoint.step for checkpoint in checkpoints if checkpoint.resumable][-keep:]
+    for checkpoint in checkpoints:
+        if checkpoint.step in steps_with_state:
             continue
         if checkpoint.resumable:
-            files = {name: of for name, of in checkpoint.manifest["files"].items() if not name.startswith("state/")}
+            files = {name: file for name, file in checkpoint.manifest["files"].items() if not name.startswith("state/")}
             write_json(checkpoint.path / MANIFEST, checkpoint.manifest | {"files": files})
         shutil.rmtree(checkpoint.state, ignore_errors=True)
 
 
 def staging(directory: Path, step: int) -> Path:
-    """Temporary directory in which the checkpoint of `step` is put together."""
+    """Temporary directory in which the files of the checkpoint of `step` are written."""
     return directory / f".{name_of(step)}.tmp"
 
 
 def clear_staging(directory: Path) -> None:
-    """Remove what interrupted saves left behind."""
+    """Remove the temporary directories of interrupted saves."""
     for path in directory.glob(".step-*"):
         shutil.rmtree(path)
 
@@ -207,7 +207,7 @@ def commit(directory: Path, step: int, manifest: dict[str, Any]) -> Checkpoint:
     write_json(source / MANIFEST, manifest)
     for path in (p for p in source.rglob("*") if p.is_dir()):
         fsync_directory(path)
-    if target.exists():  # a damaged one, passed over by resume
+    if target.exists():  # damaged, skipped by resume
         os.rename(target, directory / f".{target.name}.damaged")
     os.rename(source, target)
     fsync_directory(directory)
@@ -217,9 +217,9 @@ def commit(directory: Path, step: int, manifest: dict[str, Any]) -> Checkpoint:
 
 @contextmanager
 def cleared_on_error(directory: Path) -> Iterator[None]:
-    """Leave no half-made checkpoint behind; report a full disk, which libraries do in many ways, as one OSError."""
+    """Remove an unfinished checkpoint after an error; report a full disk as an OSError (see `full_disk_named`)."""
     try:
-        with full_disk_named(directory):  # looks at the disk before it is cleared
+        with full_disk_named(directory):  # checks the disk before the files are removed
             yield
     except Exception:
         clear_staging(directory)

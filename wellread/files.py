@@ -1,4 +1,4 @@
-"""Durable files: atomic writes, directories that exist whole or not at all, hashes, and full disks with a name."""
+"""Durable files: atomic writes of files and directories, hashes, and one error for a full disk."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write, which becomes `path` when the block ends; after an error there is the old one, or none."""
+    """A temporary file that replaces `path` when the block ends; after an error `path` is unchanged."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -36,7 +36,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """A directory to fill, which becomes `path` when the block ends; after an error there is none.
+    """A temporary directory that is renamed to `path` when the block ends and removed after an error.
 
     Raises
     ------
@@ -44,14 +44,14 @@ def new_directory(path: Path) -> Iterator[Path]:
         When `path` exists.
     """
     if path.exists():
-        raise UserError(f"{path}: is there already; choose another --out")
+        raise UserError(f"{path}: already exists; choose another --out")
     path.absolute().parent.mkdir(parents=True, exist_ok=True)
     temporary = path.absolute().with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir()
         with full_disk_named(temporary):
             yield temporary
-            for file in (found for found in temporary.rglob("*") if found.is_file()):
+            for file in (child for child in temporary.rglob("*") if child.is_file()):
                 fsync_file(file)
         fsync_directory(temporary)
         os.rename(temporary, path)
@@ -62,19 +62,19 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 
 def require_folder(path: Path) -> None:
-    """Refuse a path to write to whose folder does not exist."""
+    """Raise UserError unless the folder of `path`, a file to write, exists."""
     if not path.absolute().parent.is_dir():
-        raise UserError(f"{path}: there is no folder {path.parent}; make it first")
+        raise UserError(f"{path}: the folder {path.parent} does not exist; create it first")
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write `data` to `path` so that a crash or a full disk leaves the old file or the new one, never half of it."""
+    """Write `data` to `path`; after a crash or a full disk the file is the old or the new one, never a part of it."""
     with replacing(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:
-    """Write an .npy file, atomically; unlike with `numpy.save`, a full disk is an OSError that carries its errno."""
+    """Write an .npy file, atomically. On a full disk the OSError has its errno, unlike with `numpy.save`."""
     import io
 
     import numpy as np
@@ -90,7 +90,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What a file of JSON holds.
+    """Read a JSON file.
 
     Raises
     ------
@@ -100,12 +100,12 @@ def read_json(path: Path) -> Any:
     text = path.read_bytes()
     try:
         return json.loads(text)
-    except ValueError as error:  # no JSON, or not even text
+    except ValueError as error:  # not JSON, or not even text
         raise UserError(f"{path}: damaged ({error}); restore it from a copy") from None
 
 
 def fsync_directory(path: Path) -> None:
-    """Make renames and new names inside `path` durable."""
+    """Make renames and new files inside the directory `path` durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -114,7 +114,7 @@ def fsync_directory(path: Path) -> None:
 
 
 def fsync_file(path: Path) -> None:
-    """Make the content of a file durable that another library wrote."""
+    """Make the content of a file durable; for files that other libraries write."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -123,22 +123,22 @@ def fsync_file(path: Path) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file's bytes, read in pieces."""
+    """Hex sha256 of a file's bytes; reads the file in blocks."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
 def full_disk_named(directory: Path) -> Iterator[None]:
-    """Turn the many ways in which libraries report a full disk into the one OSError that names `directory`."""
+    """Turn a full disk, which libraries report in many ways, into an OSError with ENOSPC that names `directory`."""
     try:
         yield
-    except UserError:  # the user's mistake, whatever the disk
+    except UserError:  # a mistake of the user, even if the disk is full
         raise
     except Exception as error:
         texts = f"{error} {error.__cause__} {error.__context__}"
-        told = "No space left on device" in texts or "os error 28" in texts
-        if getattr(error, "errno", None) == errno.ENOSPC or told or _free_bytes(directory) < 1 << 16:
+        reported = "No space left on device" in texts or "os error 28" in texts
+        if getattr(error, "errno", None) == errno.ENOSPC or reported or _free_bytes(directory) < 1 << 16:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory)) from error
         raise
 

@@ -1,4 +1,4 @@
-"""Where a run came from: commit, uncommitted change, versions, devices."""
+"""Provenance of a run: commit, uncommitted change, versions, devices."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-"""The checkout, or the snapshot of it, that runs."""
+"""Root of the running code: the checkout or a snapshot of it."""
 SNAPSHOT = ".wellread-snapshot.json"
-"""File in the root of a snapshot: what `code` said of the tree it was taken from."""
+"""File in the root of a snapshot: the result of `code` for the tree that was copied."""
 CODE_ROOT = "WELLREAD_CODE"
-"""Environment variable: folder that a rank's code must come from."""
+"""Environment variable: folder from which a rank must import its code."""
 LONGEST_DIFF = 100_000
-"""Characters of the uncommitted change that are kept; its hash covers the whole."""
+"""Characters of the uncommitted change that are kept; its hash covers the complete change."""
 SECRET_NAMES = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|(?:^|_)KEY(?:$|_)|API_?KEY", re.IGNORECASE)
 SECRET_FORMS = re.compile(r"hf_\w{20,}|gh[pousr]_\w{20,}|(?:AKIA|ASIA)[A-Z0-9]{16}|sk-[\w-]{20,}|xox[abp]-[\w-]{10,}")
 SHORTEST_SECRET = 8
 
 
 def describe(root: Path | None = None) -> dict[str, Any]:
-    """Return commit, uncommitted change, versions of Python, packages and drivers; no environment variables.
+    """Return commit, uncommitted change, and versions of Python, packages and drivers, but no environment variables.
 
     Parameters
     ----------
     root : Path, optional
-        Where the code is (default: the code that calls this).
+        Root of the code (default: that of the running code).
     """
     return {
         "code": code(root or ROOT),
@@ -47,30 +47,30 @@ def describe(root: Path | None = None) -> dict[str, Any]:
 
 
 def check_code_root() -> None:
-    """Refuse to run code from anywhere but the folder that the launcher named.
+    """Check that this process imported its code from the folder that the launcher named.
 
     Raises
     ------
     RuntimeError
-        When another copy was imported; the manifest would name code that did not run.
+        When another copy was imported: the manifest would name code that did not run.
     """
-    wanted = os.environ.get(CODE_ROOT)
-    if wanted and Path(wanted).resolve() != ROOT:
-        raise RuntimeError(f"this rank runs {ROOT}, but its run's code is {wanted}; is PYTHONSAFEPATH set?")
+    code_root = os.environ.get(CODE_ROOT)
+    if code_root and Path(code_root).resolve() != ROOT:
+        raise RuntimeError(f"this rank runs {ROOT}, but its run's code is {code_root}; unset PYTHONSAFEPATH")
 
 
 def code(root: Path) -> dict[str, Any]:
-    """Commit and uncommitted change of a working tree, or of the one that a snapshot was taken from.
+    """Commit and uncommitted change of a working tree; for a snapshot those of the tree that was copied.
 
     Returns
     -------
     dict
-        `commit` (None outside git), `dirty`, `diff` (up to 100,000 characters, anything like a secret blacked out),
-        `diff_sha256` (of the whole), `untracked` (names).
+        `commit` (None outside git), `dirty`, `diff` (up to 100,000 characters, secrets replaced),
+        `diff_sha256` (of the complete diff), `untracked` (names).
     """
     if (root / SNAPSHOT).is_file():
-        found: dict[str, Any] = json.loads((root / SNAPSHOT).read_text())
-        return found
+        saved: dict[str, Any] = json.loads((root / SNAPSHOT).read_text())
+        return saved
     if not is_repository(root):
         return {"commit": None}
     commit = (_git(root, "rev-parse", "HEAD") or "").strip() or None
@@ -86,13 +86,13 @@ def code(root: Path) -> dict[str, Any]:
 
 
 def is_repository(root: Path) -> bool:
-    """Whether `root` is the top of a git working tree (a folder somewhere inside another project's is not)."""
+    """Whether `root` is the top folder of a git working tree; a folder inside another project's tree is not."""
     top = _git(root, "rev-parse", "--show-toplevel")
     return top is not None and Path(top.rstrip("\n")).resolve() == root.resolve()
 
 
 def without_secrets(text: str) -> str:
-    """`text` with known forms of tokens, and the values of environment variables named like secrets, blacked out."""
+    """Replace secrets by [secret]: known formats of access tokens, and values of variables with names like API_KEY."""
     values = [value for name, value in os.environ.items() if SECRET_NAMES.search(name)]
     for value in sorted(values, key=len, reverse=True):
         if len(value) >= SHORTEST_SECRET:
@@ -102,30 +102,30 @@ def without_secrets(text: str) -> str:
 
 def _packages() -> dict[str, str]:
     """Every installed package and its version."""
-    found = {str(of.metadata["Name"]): of.version for of in metadata.distributions()}
-    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+    versions = {str(package.metadata["Name"]): package.version for package in metadata.distributions()}
+    return dict(sorted(versions.items(), key=lambda item: item[0].lower()))
 
 
 def _gpus() -> list[str]:
-    """Model of each NVIDIA GPU, from the driver's own files."""
-    found = []
+    """Model of each NVIDIA GPU, from the files of the driver."""
+    models = []
     for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
         model = re.search(r"^Model:\s*(.+)$", file.read_text(), re.MULTILINE)
-        found.append(model.group(1).strip() if model else "unknown")
-    return found
+        models.append(model.group(1).strip() if model else "unknown")
+    return models
 
 
 def _driver() -> str | None:
     file = Path("/proc/driver/nvidia/version")
-    found = re.search(r"Kernel Module\D*([\d.]+)", file.read_text()) if file.is_file() else None
-    return found.group(1) if found else None
+    match = re.search(r"Kernel Module\D*([\d.]+)", file.read_text()) if file.is_file() else None
+    return match.group(1) if match else None
 
 
 def _git(root: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             ["git", "-C", str(root), *arguments], capture_output=True, text=True, errors="replace", check=False
         )
     except FileNotFoundError:
         return None
-    return done.stdout if done.returncode == 0 else None
+    return result.stdout if result.returncode == 0 else None

@@ -1,7 +1,7 @@
-"""The one result schema: what was measured at which checkpoint, and how sure it is.
+"""The schema of results: what was measured at which checkpoint, and its confidence interval.
 
-Every evaluation writes its table through this module (`eval/*.parquet` of a run directory), so that any two
-results can be put side by side. Scores of single samples, from which results are made, lie next to them.
+Every evaluation writes its table with this module (`eval/*.parquet` of a run directory), so all results can be
+compared. The scores of single samples, from which results are computed, are stored next to them.
 """
 
 from collections.abc import Iterable
@@ -29,38 +29,38 @@ class Result:
     tokens: int
     """Tokens read by the checkpoint."""
     task: str
-    """What was asked, e.g. `membership/loss`."""
+    """Evaluation and method, e.g. `membership/loss`."""
     metric: str
     """What was measured, e.g. `auc`."""
     group: str
-    """The samples it was measured on, e.g. `read`."""
+    """Group of samples that was measured, e.g. `read`."""
     shots: int | None = None
-    """Examples given in the prompt; None where the task has no prompt."""
+    """Examples in the prompt; None where the task has no prompt."""
     value: float
-    """The measurement."""
+    """The measured value."""
     stderr: float | None = None
-    """Its standard error; None where it is a count."""
+    """Standard error of the value; None for counts."""
     ci_low: float | None = None
-    """Lower end of its 95% interval."""
+    """Lower end of the 95% confidence interval."""
     ci_high: float | None = None
-    """Upper end of its 95% interval."""
+    """Upper end of the 95% confidence interval."""
     n: int
-    """Samples that it rests on."""
+    """Number of samples that were measured."""
 
 
 def schema() -> "pa.Schema":
-    """The Arrow schema of a result table: the fields of `Result` in their order."""
+    """The Arrow schema of a result table: the fields of `Result` in order."""
     import pyarrow as pa
 
-    text, whole, real = pa.string(), pa.int64(), pa.float64()
-    types = {"run": text, "model": text, "step": whole, "tokens": whole, "task": text, "metric": text, "group": text}
-    types |= {"shots": whole, "value": real, "stderr": real, "ci_low": real, "ci_high": real, "n": whole}
+    text, int64, real = pa.string(), pa.int64(), pa.float64()
+    types = {"run": text, "model": text, "step": int64, "tokens": int64, "task": text, "metric": text, "group": text}
+    types |= {"shots": int64, "value": real, "stderr": real, "ci_low": real, "ci_high": real, "n": int64}
     optional = {"shots", "stderr", "ci_low", "ci_high"}
     return pa.schema([pa.field(name, kind, nullable=name in optional) for name, kind in types.items()])
 
 
 def write(path: Path, results: Iterable[Result]) -> None:
-    """Write a result table as Parquet, all of it or nothing."""
+    """Write a result table as Parquet, atomically."""
     import pyarrow as pa
 
     write_table(path, pa.Table.from_pylist([asdict(result) for result in results], schema=schema()))
@@ -77,12 +77,12 @@ def read(path: Path) -> list[Result]:
     table = read_table(path)
     missing = [name for name in schema().names if name not in table.column_names]
     if missing:
-        raise UserError(f"{path}: not a result table, it lacks {', '.join(missing)}; run the evaluation again")
+        raise UserError(f"{path}: not a result table, it has no {', '.join(missing)}; run the evaluation again")
     return [Result(**row) for row in table.select(schema().names).to_pylist()]
 
 
 def write_table(path: Path, table: Any) -> None:
-    """Write an Arrow table as Parquet, all of it or nothing."""
+    """Write an Arrow table as Parquet, atomically."""
     import pyarrow.parquet as pq
 
     from wellread.files import write_atomic
@@ -94,7 +94,7 @@ def write_table(path: Path, table: Any) -> None:
 
 
 def read_table(path: Path) -> Any:
-    """Read a Parquet table of an evaluation; UserError when there is none, or it cannot be read."""
+    """Read a Parquet table of an evaluation; UserError when it is missing or unreadable."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

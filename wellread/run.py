@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """Paths and small files of one run; the interface between the programs."""
+    """Paths and small files of one run. Programs exchange data only through a run directory."""
 
     path: Path
 
@@ -32,7 +32,7 @@ class RunDirectory:
         Raises
         ------
         UserError
-            When `path` is no directory of a run.
+            When `path` is not a run directory.
         """
         run = cls(Path(path))
         if not run.config_file.is_file():
@@ -51,7 +51,7 @@ class RunDirectory:
 
     @property
     def plan_file(self) -> Path:
-        """The plan that the newest attempt runs."""
+        """The plan of the newest attempt."""
         return self.path / "plan.json"
 
     @property
@@ -71,7 +71,7 @@ class RunDirectory:
 
     @property
     def order_notes(self) -> Path:
-        """A curriculum's phases, and where its insertions stand."""
+        """Phases of a curriculum, and the slots of its insertions."""
         return self.path / "order.json"
 
     @property
@@ -86,17 +86,17 @@ class RunDirectory:
 
     @property
     def code(self) -> Path:
-        """Snapshot of the code that the newest attempt runs."""
+        """Snapshot of the code of the newest attempt."""
         return self.path / "code"
 
     @property
     def submit(self) -> Path:
-        """What was handed to SLURM, and its job ids."""
+        """Files submitted to SLURM, and job ids."""
         return self.path / "submit"
 
     @property
     def log(self) -> Path:
-        """One file per rank and attempt."""
+        """Logs, one file per rank and attempt."""
         return self.path / "log"
 
     @property
@@ -106,12 +106,12 @@ class RunDirectory:
 
     @property
     def eval(self) -> Path:
-        """Result tables."""
+        """Result tables of evaluations."""
         return self.path / "eval"
 
     @property
     def report(self) -> Path:
-        """The report."""
+        """The HTML report."""
         return self.path / "report"
 
     def config(self) -> RunConfig:
@@ -144,17 +144,17 @@ class RunDirectory:
 
     @contextmanager
     def lock(self, patience: float = 0) -> Iterator[None]:
-        """Hold the run for one launch; the kernel frees the lock when its holder dies, however it dies.
+        """Lock the run for one launch. The kernel releases the lock when this process ends for any reason.
 
         Parameters
         ----------
         patience : float
-            Seconds to wait for another holder to end.
+            Seconds to wait for another process to release the lock.
 
         Raises
         ------
         UserError
-            When another launch holds it; says which.
+            When another launch has the lock; names its process.
         """
         created = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
@@ -165,45 +165,45 @@ class RunDirectory:
                 yield
             finally:
                 file.truncate(0)
-                if created and not self.config_file.exists():  # nothing came of it: leave nothing behind
+                if created and not self.config_file.exists():  # the launch failed early: remove the new directory
                     path.unlink()
                     with suppress(OSError):
-                        for made in (self.corpus, self.order_file, self.order_notes):
-                            made.unlink(missing_ok=True)
+                        for path in (self.corpus, self.order_file, self.order_notes):
+                            path.unlink(missing_ok=True)
                         self.path.rmdir()
 
     def holder(self) -> Holder | None:
-        """The process that holds the run's lock, if any does."""
+        """The process that has the run's lock, or None."""
         import fcntl
 
         try:
-            file = open(self.path / "lock")  # noqa: SIM115 - closed below, whichever way it goes
+            file = open(self.path / "lock")  # noqa: SIM115 - closed below in all cases
         except FileNotFoundError:
             return None
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                found = re.match(r"process (\d+) on (\S+) since", file.read())
-                return Holder(int(found.group(1)), found.group(2)) if found else Holder(0, "")
+                match = re.match(r"process (\d+) on (\S+) since", file.read())
+                return Holder(int(match.group(1)), match.group(2)) if match else Holder(0, "")
         return None
 
 
 SECONDS_OF_A_LOOK = 0.5
-"""`RunDirectory.holder` takes the lock for an instant: that refuses no launch."""
+"""Shortest time that a launch waits for the lock: `RunDirectory.holder` takes it for an instant."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Process that holds a run."""
+    """Process that has the lock of a run."""
 
     pid: int
-    """0 in the moment in which it has the lock but has not yet written its name."""
+    """0 while the process has the lock but has not yet written its id."""
     host: str
 
 
 def _acquire(file: IO[str], run: Path, patience: float) -> None:
-    import fcntl  # here, so that a record can be read where there is none
+    import fcntl  # here, because records can be read on systems without fcntl
 
     deadline = time.monotonic() + max(patience, SECONDS_OF_A_LOOK)
     while True:

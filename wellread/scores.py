@@ -1,4 +1,4 @@
-"""Scores of single samples under one checkpoint, from which results are made."""
+"""Scores of single samples under one checkpoint, from which results are computed."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,7 +13,7 @@ from wellread.results import read_table, write_table
 class Scores:
     """Log-likelihoods of samples under one checkpoint, in the order of their ids.
 
-    `sample_id` int64[n]; `n_targets` int64[n], scored tokens; `log_likelihood` float64[n], nats, summed over them.
+    `sample_id` int64[n]; `n_targets` int64[n], targets of each sample; `log_likelihood` float64[n], their sum in nats.
     """
 
     sample_id: npt.NDArray[np.int64]
@@ -22,37 +22,38 @@ class Scores:
 
     @property
     def mean(self) -> npt.NDArray[np.float64]:
-        """Mean log-likelihood per target token, nats, float64[n]; NaN where a sample has no target."""
+        """Mean log-likelihood per target, nats, float64[n]; NaN where a sample has no target."""
         missing = np.full(self.sample_id.size, np.nan)
         return np.asarray(np.divide(self.log_likelihood, self.n_targets, out=missing, where=self.n_targets > 0))
 
     def at(self, sample_ids: npt.NDArray[np.int64]) -> "Scores":
-        """The scores of these samples, which must all be here, in this order."""
+        """Scores of the given samples, in the given order; all of them must be present."""
         rows = np.searchsorted(self.sample_id, sample_ids)
         return Scores(sample_id=sample_ids, n_targets=self.n_targets[rows], log_likelihood=self.log_likelihood[rows])
 
     def merged(self, other: "Scores") -> "Scores":
-        """These and the other's, which must be of other samples, ascending by id."""
+        """These scores and those of `other`, ascending by id; the two must have no sample in common."""
         columns = {f.name: np.concatenate([getattr(self, f.name), getattr(other, f.name)]) for f in fields(Scores)}
         order = np.argsort(columns["sample_id"])
         return Scores(**{name: column[order] for name, column in columns.items()})
 
     @classmethod
     def empty(cls) -> "Scores":
-        """Scores of nothing."""
+        """Scores of zero samples."""
         none = np.zeros(0, dtype=np.int64)
         return cls(sample_id=none, n_targets=none, log_likelihood=none.astype(np.float64))
 
 
 def write_scores(path: Path, scores: Scores, *, head: str, checkpoint: str) -> None:
-    """Write scores of samples as Parquet, together with what they belong to.
+    """Write scores of samples as Parquet, with the head and checkpoint that they belong to.
 
     Parameters
     ----------
     head
         Record head of the checkpoint, hex.
     checkpoint
-        Hash of the checkpoint's manifest, hex: step 0 has the same head in every run, but not the same weights.
+        Hash of the checkpoint's manifest, hex. The head is not enough: step 0 has the same head in every run, but
+        different weights.
     """
     import pyarrow as pa
 
@@ -61,7 +62,7 @@ def write_scores(path: Path, scores: Scores, *, head: str, checkpoint: str) -> N
 
 
 def read_scores(path: Path, *, head: str, checkpoint: str) -> Scores | None:
-    """Read scores written by `write_scores`; None when there are none or they belong to another checkpoint."""
+    """Read scores from `write_scores`; None when the file is missing or its scores belong to another checkpoint."""
     if not path.exists():
         return None
     table = read_table(path)

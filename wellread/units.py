@@ -1,4 +1,4 @@
-"""Sizes of memory and disk: everything on screen and in flags is in GiB."""
+"""Units of memory and disk; messages and flags use GiB."""
 
 MIB = 2**20
 """Bytes of a MiB."""

@@ -264,4 +264,7 @@ def test_a_run_from_start_to_export(program: Any, small_model: Path, corpora: Pa
     again = program("finetune", "export", run, "--merged", "--out", tmp_path / "whole")
     assert (again.returncode, "is there already" in again.stderr) == (2, True)
     missing = program("finetune", "export", f"{run}@step-3", "--out", tmp_path / "other")
-    assert (missing.returncode, "no checkpoint step-3; there: step-0, step-2, step-4" in missing.stderr) == (2, True)
+    assert (missing.returncode, "no checkpoint step-3; available: step-0, step-2, step-4" in missing.stderr) == (
+        2,
+        True,
+    )
