@@ -14,7 +14,7 @@ from wellread.config import LongStories, Packing
 from wellread.corpus import holdout
 from wellread.corpus.sentencepiece import Pieces
 from wellread.corpus.shards import Shard, write_shard
-from wellread.corpus.windows import Document, pack
+from wellread.corpus.windows import Document, fill
 from wellread.data.text_metrics import measure
 
 Text = tuple[int, str, str]
@@ -45,7 +45,7 @@ def write(path: Path, stretch: Sequence[Text], how: Tokenizing) -> None:
 def tokenize(stretch: Sequence[Text], how: Tokenizing) -> Shard:
     """Turn documents into samples; each document's side of the seal is drawn before anything is cut."""
     pieces = _pieces(how.model)
-    shard = pack(
+    shard = fill(
         list(_documents(stretch, pieces, how)),
         bos=pieces.bos,
         seq_len=how.seq_len,

@@ -1,4 +1,4 @@
-"""Columns made of numpy's own buffers are those that pyarrow.array makes."""
+"""Columns from numpy's buffers are equal to those of pyarrow.array."""
 
 import subprocess
 import sys
@@ -43,16 +43,16 @@ def test_words_and_texts(values: list[str]) -> None:
     assert arrow.words(np.array(NAMES)).equals(pyarrow.array(NAMES).dictionary_encode())
 
 
-def test_named_and_lists() -> None:
-    column = arrow.named(np.array([True, False, True]), ["trainable", "sealed"])
+def test_categories_and_lists() -> None:
+    column = arrow.categories(np.array([True, False, True]), ["trainable", "sealed"])
     assert column.to_pylist() == ["sealed", "trainable", "sealed"]
-    found = arrow.lists(np.arange(5), [2, 0, 3], np.int64)
-    found.validate(full=True)
-    assert found.equals(pyarrow.array([[0, 1], [], [2, 3, 4]], pyarrow.list_(pyarrow.int64())))
+    column = arrow.lists(np.arange(5), [2, 0, 3], np.int64)
+    column.validate(full=True)
+    assert column.equals(pyarrow.array([[0, 1], [], [2, 3, 4]], pyarrow.list_(pyarrow.int64())))
 
 
 def test_a_record_is_written_without_pandas() -> None:
-    """It would be in the memory of every rank."""
+    """Importing pandas would cost memory in every rank."""
     code = """
 import sys
 import numpy as np
@@ -62,5 +62,5 @@ batch = RecordedBatch(batch_id=0, sample_ids=one, epochs=one, n_targets=one, los
 to_parquet([batch])
 assert "pandas" not in sys.modules
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr

@@ -1,4 +1,4 @@
-"""Compiling: what lies on disk, restarts, merges, digests, and corpora that are incomplete."""
+"""Compiling: files on disk, restarts, merging, digests, and incomplete corpora."""
 
 import dataclasses
 import hashlib
@@ -55,7 +55,7 @@ SHARDS = [
 def compiled(target: Path, shards: list[Shard] = SHARDS, vocab: int = 65536) -> Corpus:
     with building(target) as build:
         assert build is not None
-        write_shards(build, len(shards), shards.__getitem__, lambda done: None)
+        write_shards(build, len(shards), shards.__getitem__, lambda _: None)
         merge(
             build,
             sets=("toy", "odd"),
@@ -107,7 +107,7 @@ def test_the_table_of_samples(tmp_path: Path) -> None:
 
 
 def test_a_digest_is_that_of_tokens_and_mask() -> None:
-    """blake2b-128 of tokens as little-endian uint32, then of the mask as bytes: fixed for ever."""
+    """blake2b-128 of the tokens as little-endian uint32, then of the mask as bytes; this never changes."""
     tokens, targets = np.array([1, 65535], dtype="<u2"), np.array([False, True])
     expected = hashlib.blake2b(bytes.fromhex("01000000ffff0000" + "0001"), digest_size=16).digest()
     assert digest(tokens, targets) == expected
@@ -124,17 +124,17 @@ def test_width_of_tokens(vocab: int, dtype: str, width: int, tmp_path: Path) -> 
     assert corpus.tokens(1)[0] == 65535
 
 
-def test_the_hash_is_of_what_is_read_not_of_how_it_is_stored(tmp_path: Path) -> None:
-    whole = compiled(tmp_path / "c").hash
-    assert compiled(tmp_path / "wide", vocab=70000).hash == whole
-    assert compiled(tmp_path / "one", [Shard([s for shard in SHARDS for s in shard.samples])]).hash == whole
-    assert compiled(tmp_path / "d", SHARDS[:1] + SHARDS[2:]).hash == whole
+def test_the_hash_depends_on_samples_and_not_on_files(tmp_path: Path) -> None:
+    corpus_hash = compiled(tmp_path / "c").hash
+    assert compiled(tmp_path / "wide", vocab=70000).hash == corpus_hash
+    assert compiled(tmp_path / "one", [Shard([s for shard in SHARDS for s in shard.samples])]).hash == corpus_hash
+    assert compiled(tmp_path / "d", SHARDS[:1] + SHARDS[2:]).hash == corpus_hash
     for changes in ({"tokens": [8, 8]}, {"spans": [(0, 2)]}, {"sealed": True}, {"document": 3}):
         other = dataclasses.replace(SHARDS[0].samples[1], **changes)  # type: ignore[arg-type]
         shards = [Shard([SHARDS[0].samples[0], other]), SHARDS[2]]
-        assert compiled(tmp_path / str(changes), shards).hash != whole
+        assert compiled(tmp_path / str(changes), shards).hash != corpus_hash
     swapped = [SHARDS[2], SHARDS[0]]
-    assert compiled(tmp_path / "swapped", swapped).hash != whole
+    assert compiled(tmp_path / "swapped", swapped).hash != corpus_hash
 
 
 def test_compiling_twice_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -149,16 +149,16 @@ def test_compiling_twice_gives_the_same_bytes(tmp_path: Path) -> None:
 def build_until(error: type[BaseException], target: Path, make) -> None:  # type: ignore[no-untyped-def]
     with building(target) as build:
         assert build is not None
-        write_shards(build, 3, make, lambda done: None)
+        write_shards(build, 3, make, lambda _: None)
         raise error("stop")
 
 
-def test_an_interrupted_build_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    target, made = tmp_path / "c", []
+def test_an_interrupted_build_continues_where_it_stopped(tmp_path: Path) -> None:
+    target, calls = tmp_path / "c", []
 
     def make(index: int) -> Shard:
-        made.append(index)
-        if len(made) == 3:
+        calls.append(index)
+        if len(calls) == 3:
             raise KeyboardInterrupt
         return SHARDS[index]
 
@@ -176,12 +176,12 @@ def test_an_interrupted_build_goes_on_where_it_stopped(tmp_path: Path) -> None:
             settings={"a": 1},
             extra={"kind": "toy", "sets": [{"name": "toy"}, {"name": "odd"}]},
         )
-    assert made == [0, 1, 2, 2]
+    assert calls == [0, 1, 2, 2]
     assert progress == [1, 2, 3]
     assert contents(target) == contents(compiled(tmp_path / "whole").path)
 
 
-def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failed_build_leaves_no_files(tmp_path: Path) -> None:
     target = tmp_path / "c"
     with pytest.raises(UserError, match="stop"):
         build_until(UserError, target, SHARDS.__getitem__)
@@ -189,7 +189,7 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_build_that_waited_for_one_that_failed(tmp_path: Path) -> None:
-    """The first takes away its lock and the folder that it made; the second makes both again."""
+    """The first build removes its lock and the folder that it created; the second creates both again."""
     target, waiting, built = tmp_path / "new" / "c", threading.Event(), list[bool]()
 
     def second() -> None:
@@ -226,13 +226,13 @@ def test_a_finished_corpus_is_not_built_again(tmp_path: Path) -> None:
 
 
 def test_a_killed_build_is_finished_by_the_next(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real processes and SIGKILL, in the middle of tokenizing; the corpus is the one that was never interrupted."""
+    """A real process is killed during tokenizing; the corpus is equal to one of an uninterrupted build."""
     monkeypatch.setattr(preparing, "ROWS_PER_SHARD", 50)
     code = (
         "import sys, time; from finetune import prepare\n"
         "from wellread.config import RunConfig\n"
-        "prepare.ROWS_PER_SHARD = 50; whole = prepare.tokenize\n"
-        "def slow(*arguments): time.sleep(0.2); return whole(*arguments)\n"
+        "prepare.ROWS_PER_SHARD = 50; fast = prepare.tokenize\n"
+        "def slow(*arguments): time.sleep(0.2); return fast(*arguments)\n"
         "prepare.tokenize = slow; prepare.prepare(RunConfig.of(corpora=sys.argv[1]))"
     )
     with subprocess.Popen(
@@ -243,32 +243,33 @@ def test_a_killed_build_is_finished_by_the_next(tmp_path: Path, root: Path, monk
         assert job.poll() is None
         job.send_signal(signal.SIGKILL)
     (shards,) = tmp_path.glob("a/.*.building/shards")
-    kept = {path.name: path.stat().st_mtime_ns for path in shards.glob("*.npz")}
-    assert 3 <= len(kept) < 14
-    whole = preparing.tokenize
-    tokenized: list[int] = []
+    n_written = len(list(shards.glob("*.npz")))
+    assert 3 <= n_written < 14
+    tokenize = preparing.tokenize
+    first_rows: list[int] = []
 
-    def counted(stretch, *others):  # type: ignore[no-untyped-def]
-        tokenized.append(stretch[0].row)
-        return whole(stretch, *others)
+    def counted(rows, *arguments):  # type: ignore[no-untyped-def]
+        first_rows.append(rows[0].row)
+        return tokenize(rows, *arguments)
 
     monkeypatch.setattr(preparing, "tokenize", counted)
-    found = preparing.prepare(RunConfig.of(corpora=str(tmp_path / "a")))
-    assert tokenized == [1 + 50 * i for i in range(len(kept), 14)]  # 664 rows: 14 shards
-    other = preparing.prepare(RunConfig.of(corpora=str(tmp_path / "b")))
-    assert contents(found) == contents(other)
+    continued = preparing.prepare(RunConfig.of(corpora=str(tmp_path / "a")))
+    assert first_rows == [1 + 50 * i for i in range(n_written, 14)]  # 664 rows: 14 shards
+    uninterrupted = preparing.prepare(RunConfig.of(corpora=str(tmp_path / "b")))
+    assert contents(continued) == contents(uninterrupted)
 
 
-def test_everything_sealed(tmp_path: Path) -> None:
+def test_a_corpus_with_only_sealed_samples_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError) as refused:
         compiled(tmp_path / "c", [SHARDS[1], Shard([SHARDS[0].samples[0]])])
     assert str(refused.value) == (
-        "toy+odd: no trainable sample is left (dropped empty response: 3, sealed: 1); lower --holdout or give more rows"
+        "toy+odd: no trainable sample is left (dropped empty response: 3, sealed: 1); "
+        "lower --holdout or provide more rows"
     )
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_at_all(tmp_path: Path) -> None:
+def test_a_corpus_without_samples_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"toy\+odd: no trainable sample is left \(dropped empty response: 3, sealed: 0\)"
     ):
@@ -278,7 +279,7 @@ def test_nothing_at_all(tmp_path: Path) -> None:
 def test_incomplete_corpora_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError) as refused:
         Corpus.open(tmp_path)
-    assert str(refused.value) == f"{tmp_path}: no corpus there (corpus.json is missing); compile it again"
+    assert str(refused.value) == f"{tmp_path}: not a corpus (corpus.json is missing); compile it again"
     for name in ("tokens.bin", "offsets.npy", "targets.npy", "target_offsets.npy", "samples.parquet"):
         path = compiled(tmp_path / name).path
         os.truncate(path / name, 5)
@@ -295,10 +296,10 @@ def test_samples_out_of_range(tmp_path: Path) -> None:
         for read in (corpus.tokens, corpus.targets, corpus.digest):
             with pytest.raises(UserError) as refused:
                 read(i)
-            assert str(refused.value) == f"sample {i}: out of range, c holds samples 0 … 3"
+            assert str(refused.value) == f"sample {i}: out of range, c has samples 0 … 3"
 
 
-def test_batches_carry_what_the_corpus_holds(tmp_path: Path) -> None:
+def test_batches_have_the_samples_of_the_corpus(tmp_path: Path) -> None:
     corpus = compiled(tmp_path / "c")
     batch = collate(corpus, np.array([1, 0]))
     assert batch.tokens.tolist() == [[65535, 1, 2, 3, 0, 0, 0, 0], [8, 9, 0, 0, 0, 0, 0, 0]]
@@ -310,7 +311,7 @@ def test_batches_carry_what_the_corpus_holds(tmp_path: Path) -> None:
     assert not set(batch.digests()) & {corpus.digest(i) for i in range(4)}
 
 
-def test_keys_name_settings() -> None:
+def test_the_key_of_settings_ignores_their_order() -> None:
     assert corpus_key({"a": 1, "b": 2}) == corpus_key({"b": 2, "a": 1}) == "d8497d9d8277"
     assert corpus_key({"a": 1, "b": 3}) != corpus_key({"a": 1, "b": 2})
 
@@ -318,7 +319,7 @@ def test_keys_name_settings() -> None:
 def test_the_sample_corpus(corpus: Corpus) -> None:
     meta = corpus.meta
     assert (meta["kind"], meta["dtype"], meta["sets"][0]["rows"]) == ("instruction", "<u2", 664)
-    assert (corpus.n, corpus.n_trainable) == (664, 518)  # the seal is a draw per document: 146 of 664, 22%
+    assert (corpus.n, corpus.n_trainable) == (664, 518)  # sealing is a draw per document: 146 of 664, 22%
     table = corpus.samples()
     assert table["split"].to_pylist() == ["trainable"] * 518 + ["sealed"] * 146
     assert sorted(r for rows in table["rows"].to_pylist() for r in rows) == list(range(1, 665))

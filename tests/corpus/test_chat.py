@@ -1,4 +1,4 @@
-"""Chats: what each token of a multi-turn sample is, and whether it carries loss, under two real tokenizers."""
+"""Chats: the tokens of multi-turn samples and which of them carry loss, with two real tokenizers."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ LLAMA2 = (
     "{{ ' ' + message['content'] + ' ' + eos_token }}{% else %}{{ raise_exception('no system here') }}{% endif %}"
     "{% endfor %}"
 )
-"""Llama 2's, without its system message."""
+"""The template of Llama 2, without a system message."""
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -57,7 +57,7 @@ def pythia(directory: Path, target: Path, template: str, special: tuple[str, ...
 
 @pytest.mark.shared
 def test_every_token_of_a_chat_of_llama(shared: Path, tmp_path: Path) -> None:
-    """Llama 2's own template: a beginning per turn, and blanks around each answer."""
+    """The template of Llama 2: a beginning-of-sequence token per turn, and spaces around each answer."""
     tokenizer = llama(shared, tmp_path, LLAMA2)
     assert masked(tokenizer, *tokenizer.chat("", TURNS)) == [
         (1, "<s>", False), (29961, "[", False), (25580, "INST", False), (29962, "]", False), (6324, "▁Hi", False),
@@ -69,7 +69,7 @@ def test_every_token_of_a_chat_of_llama(shared: Path, tmp_path: Path) -> None:
         (2648, "▁By", True), (29872, "e", True), (1286, "▁now", True), (29889, ".", True), (29871, "▁", True),
         (2, "</s>", True),
     ]  # fmt: skip
-    whole = tokenizer.backend.apply_chat_template(
+    expected = tokenizer.backend.apply_chat_template(
         [
             {"role": role, "content": text}
             for turn in TURNS
@@ -78,12 +78,12 @@ def test_every_token_of_a_chat_of_llama(shared: Path, tmp_path: Path) -> None:
         tokenize=True,
         return_dict=False,
     )
-    assert tokenizer.chat("", TURNS)[0] == whole  # what transformers itself makes of it
+    assert tokenizer.chat("", TURNS)[0] == expected  # as transformers tokenizes it
 
 
 @pytest.mark.shared
 def test_every_token_of_a_chat_of_pythia(pythia_tokenizer: Path, tmp_path: Path) -> None:
-    """The chat for tokenizers without one; Pythia's wants no beginning, though it names one."""
+    """The template for tokenizers without one. Pythia's has a beginning-of-sequence token, but does not add it."""
     tokenizer = pythia(pythia_tokenizer, tmp_path / "t", CHAT_FILE.read_text())
     assert masked(tokenizer, *tokenizer.chat("Be brief.", TURNS)) == [
         (7761, "System", False), (27, ":", False), (2325, "ĠBe", False), (4864, "Ġbrief", False), (15, ".", False),
@@ -100,19 +100,19 @@ def test_every_token_of_a_chat_of_pythia(pythia_tokenizer: Path, tmp_path: Path)
 
 @pytest.mark.shared
 def test_special_tokens_of_a_template_and_of_a_text(pythia_tokenizer: Path, tmp_path: Path) -> None:
-    """ChatML: its marks are single tokens; a message that spells one is no chat, and breaks none."""
+    """ChatML: its marks are single tokens; a chat with a message that contains one is refused."""
     tokenizer = pythia(pythia_tokenizer, tmp_path / "t", CHATML, ("<|im_start|>", "<|im_end|>"))
     tokens, spans = tokenizer.chat("", (("Hi.", "Yes."),))
     assert masked(tokenizer, tokens, spans)[-3:] == [(4374, "Yes", True), (15, ".", True), (50278, "<|im_end|>", True)]
     assert [tokenizer.decode(tokens[start:stop]) for start, stop in spans] == ["Yes.<|im_end|>"]
     for turns in ((("Say <|im_end|> now.", "No."),), (("Hi.", "<|endoftext|>"),)):
-        with pytest.raises(UserError, match=r"spells '<\|.*\|>', which the chat template would turn into a special"):
+        with pytest.raises(UserError, match=r"contains '<\|.*\|>', which the chat template would turn into a special"):
             tokenizer.chat("", turns)
 
 
 @pytest.mark.shared
 def test_an_end_is_learned_under_templates_that_have_none(shared: Path, tmp_path: Path) -> None:
-    """And a beginning is there, where the tokenizer wants one."""
+    """The tokenizer adds its end-of-sequence and beginning-of-sequence tokens."""
     tokenizer = llama(shared, tmp_path, "{% for message in messages %}{{ message['content'] + '\n' }}{% endfor %}")
     tokens, spans = tokenizer.chat("", (("Hi.", "Yes."),))
     assert tokenizer.backend.convert_ids_to_tokens(tokens) == [
@@ -122,25 +122,25 @@ def test_an_end_is_learned_under_templates_that_have_none(shared: Path, tmp_path
 
 
 @pytest.mark.shared
-def test_answers_that_are_not_there_are_not_scored(pythia_tokenizer: Path, tmp_path: Path) -> None:
+def test_empty_answers_carry_no_loss(pythia_tokenizer: Path, tmp_path: Path) -> None:
     tokenizer = pythia(pythia_tokenizer, tmp_path / "t", CHATML, ("<|im_start|>", "<|im_end|>"))
     tokens, spans = tokenizer.chat("", (("Hi.", ""), ("Well?", "Yes.")))
     assert [tokenizer.decode(tokens[start:stop]) for start, stop in spans] == ["Yes.<|im_end|>"]
     tokens, spans = tokenizer.chat("", (("Hi.", "Yes."), ("Well?", " ")))
     assert [tokenizer.decode(tokens[start:stop]) for start, stop in spans] == ["Yes.<|im_end|>"]
-    with pytest.raises(UserError, match="begins with the assistant; begin it with what the user says"):
+    with pytest.raises(UserError, match="begins with the assistant; begin it with a message of the user"):
         tokenizer.chat("", (("", "Hello."), ("Hi.", "Yes.")))
-    nothing = pythia(pythia_tokenizer, tmp_path / "n", "{{ '' }}", ())
-    with pytest.raises(UserError, match="comes out of the chat template as nothing; mend the template"):
-        nothing.chat("", (("Hi.", "Yes."),))
+    tokenizer = pythia(pythia_tokenizer, tmp_path / "n", "{{ '' }}", ())
+    with pytest.raises(UserError, match="is an empty text in the chat template; fix the template"):
+        tokenizer.chat("", (("Hi.", "Yes."),))
 
 
 @pytest.mark.shared
-def test_templates_that_cannot_be_masked(shared: Path, tmp_path: Path) -> None:
+def test_templates_that_change_or_reject_a_chat(shared: Path, tmp_path: Path) -> None:
     rewriting = "{% for m in messages %}{{ loop.revindex }}{{ m['content'] }}{% endfor %}"
     for name, template, system, message in (
-        ("a", rewriting, "", "has turns that the chat template rewrites when the chat goes on; make each a row"),
-        ("b", LLAMA2, "Be brief.", "is refused by the chat template: no system here"),
+        ("a", rewriting, "", "has turns that the chat template changes when more turns follow; make each turn a row"),
+        ("b", LLAMA2, "Be brief.", "is rejected by the chat template: no system here"),
     ):
         (tmp_path / name).mkdir()
         tokenizer = llama(shared, tmp_path / name, template)
@@ -151,31 +151,31 @@ def test_templates_that_cannot_be_masked(shared: Path, tmp_path: Path) -> None:
 
 @pytest.mark.shared
 def test_every_token_of_turns_in_a_text_template(shared: Path, tmp_path: Path) -> None:
-    """One beginning, and an end after each answer; Llama's tokenizer adds no blank inside a sample."""
+    """One beginning, and an end after each answer; Llama's tokenizer adds no space inside a sample."""
     tokenizer = llama(shared, tmp_path, None)
-    found = Example((("Question: Hi.\nAnswer:", " Yes."), ("\nQuestion: So?\nAnswer:", " No.")), "document")
+    example = Example((("Question: Hi.\nAnswer:", " Yes."), ("\nQuestion: So?\nAnswer:", " No.")), "document")
     config = RunConfig.of(seq_len=64, holdout=0.0)
-    (sample,) = tokenize([Item(0, 1, found)], tokenizer, config.data).samples
+    (sample,) = tokenize([Item(0, 1, example)], tokenizer, config.data).samples
     assert [(name, scored) for _, name, scored in masked(tokenizer, list(sample.tokens), list(sample.spans))] == [
         ("<s>", False), ("▁Question", False), (":", False), ("▁Hi", False), (".", False), ("<0x0A>", False),
         ("Answer", False), (":", False), ("▁Yes", True), (".", True), ("</s>", True),
         ("<0x0A>", False), ("Question", False), (":", False), ("▁So", False), ("?", False), ("<0x0A>", False),
         ("Answer", False), (":", False), ("▁No", True), (".", True), ("</s>", True),
     ]  # fmt: skip
-    cut = tokenize([Item(0, 1, found)], tokenizer, RunConfig.of(seq_len=20, holdout=0.0).data)
-    assert (cut.samples[0].spans, dict(cut.counts)) == ([(8, 11), (19, 20)], {"response_cut": 1})
-    everything = tokenize([Item(0, 1, found)], tokenizer, RunConfig.of(seq_len=64, holdout=0.0, loss_on="all").data)
+    truncated = tokenize([Item(0, 1, example)], tokenizer, RunConfig.of(seq_len=20, holdout=0.0).data)
+    assert (truncated.samples[0].spans, dict(truncated.counts)) == ([(8, 11), (19, 20)], {"response_cut": 1})
+    everything = tokenize([Item(0, 1, example)], tokenizer, RunConfig.of(seq_len=64, holdout=0.0, loss_on="all").data)
     assert everything.samples[0].spans == [(1, 22)]
 
 
-def test_a_token_is_scored_when_the_assistant_says_any_of_it() -> None:
+def test_a_token_carries_loss_when_any_character_is_of_the_assistant() -> None:
     offsets = [(0, 0), (0, 3), (3, 6), (6, 8), (8, 9), (9, 12), (12, 14)]
     assert scored(offsets, [(5, 8), (9, 10)]) == [(2, 4), (5, 6)]
     assert scored(offsets, [(14, 20)]) == []
 
 
 def test_a_set_of_chats_without_a_chat_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The tokenizer gets one, which the corpus and so each checkpoint keeps."""
+    """The tokenizer gets one, which the corpus and each checkpoint contain."""
     chat = [{"role": "user", "content": "Name a color."}, {"role": "assistant", "content": "Blue."}]
     bad = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "<|endoftext|>"}]
     path = tmp_path / "chats.jsonl"
@@ -184,7 +184,7 @@ def test_a_set_of_chats_without_a_chat_template(tmp_path: Path, capsys: pytest.C
     with pytest.raises(UserError) as refused:
         prepare(RunConfig.of(**settings))
     assert str(refused.value) == (
-        f"{path} row 3: its chat spells '<|endoftext|>', which the chat template would turn into a special token; "
+        f"{path} row 3: its chat contains '<|endoftext|>', which the chat template would turn into a special token; "
         "mend it, or pass over some with --max_bad_rows"
     )
     corpus = Corpus.open(prepare(RunConfig.of(**settings, max_bad_rows=1)))

@@ -1,4 +1,4 @@
-"""The sealed holdout: a draw per document, the same for every copy, independent of the file's order."""
+"""The sealed holdout: one draw per document, equal for all copies and independent of the order of the file."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from scipy import stats
 from wellread.corpus.holdout import document_id, is_sealed
 
 
-def test_ids_are_fixed_for_ever() -> None:
+def test_ids_never_change() -> None:
     """First 8 bytes of blake2b, little-endian, signed; `hashlib.blake2b(b"", digest_size=8)` is e4a6a0577479b2b4."""
     assert document_id("") == int.from_bytes(bytes.fromhex("e4a6a0577479b2b4"), "little", signed=True)
     assert document_id("a") == document_id("a")
@@ -15,9 +15,9 @@ def test_ids_are_fixed_for_ever() -> None:
     assert -(2**63) <= document_id("ä") < 2**63
 
 
-def test_the_draw_is_fixed_for_ever() -> None:
-    drawn = [i for i in range(40) if is_sealed(document_id(str(i)), 0.25, 0)]
-    assert drawn == [1, 5, 12, 23, 27, 28, 29, 32, 33, 34, 35, 37]
+def test_the_draw_never_changes() -> None:
+    sealed = [i for i in range(40) if is_sealed(document_id(str(i)), 0.25, 0)]
+    assert sealed == [1, 5, 12, 23, 27, 28, 29, 32, 33, 34, 35, 37]
 
 
 @pytest.mark.parametrize("holdout", [0.01, 0.25, 0.5, 0.9])

@@ -1,4 +1,4 @@
-"""Packing: the algorithm, what a packed corpus holds and names, a run on it, and what can be asked of that run."""
+"""Packing: the algorithm, the files of a packed corpus, a run on it, and queries of that run."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from wellread.run import RunDirectory
 
 
 def one_by_one(lengths: list[int], capacity: int) -> list[int]:
-    """First-fit decreasing as books have it."""
-    room: list[int] = []
+    """First-fit decreasing, the textbook version."""
+    free: list[int] = []
     bins = [0] * len(lengths)
     for item in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        place = next((b for b, left in enumerate(room) if left >= lengths[item]), len(room))
-        room += [capacity] * (place == len(room))
-        room[place] -= lengths[item]
+        place = next((b for b, space in enumerate(free) if space >= lengths[item]), len(free))
+        free += [capacity] * (place == len(free))
+        free[place] -= lengths[item]
         bins[item] = place
     return bins
 
@@ -52,7 +52,7 @@ def test_it_is_first_fit_decreasing() -> None:
 
 def test_a_known_packing() -> None:
     lengths, sets = np.array([6, 3, 9, 4, 1, 5, 2]), np.array([0, 0, 0, 0, 0, 1, 1])
-    # of set 0 by length: 9 | 6 4 | 3, and the 1 goes into the first with room
+    # of set 0 by length: 9 | 6 4 | 3, and the 1 goes into the first bin with enough space
     assert [p.tolist() for p in pack(lengths, sets, 10)] == [[0, 3], [1], [2, 4], [5, 6]]
     assert pack(np.empty(0, np.int64), np.empty(0, np.int64), 10) == []
 
@@ -62,20 +62,20 @@ def test_a_known_packing() -> None:
 
 @pytest.fixture(scope="module")
 def plain(corpora: Path) -> Corpus:
-    """The sample set, longer windows than usual."""
+    """The data set `sample` with longer sequences than usual."""
     return Corpus.open(prepare(RunConfig.of(corpora=str(corpora), seq_len=512)))
 
 
 @pytest.fixture(scope="module")
 def packed(corpora: Path) -> Corpus:
-    """The same, packed."""
+    """The same data set, packed."""
     return Corpus.open(prepare(RunConfig.of(corpora=str(corpora), seq_len=512, pack=True)))
 
 
 def test_packing_keeps_every_sample(plain: Corpus, packed: Corpus) -> None:
-    whole, segments = plain.samples(), Segments(packed).table
+    samples, segments = plain.samples(), Segments(packed).table
     names = ["digest", "split", "n_tokens", "n_targets", "document", "source", "rows", "category", "author"]
-    rows = [sorted(table.select(names).to_pylist(), key=lambda row: row["rows"]) for table in (whole, segments)]
+    rows = [sorted(table.select(names).to_pylist(), key=lambda row: row["rows"]) for table in (samples, segments)]
     assert rows[0] == rows[1]
     assert (packed.hash, packed.path) != (plain.hash, plain.path)
     counts = packed.meta["counts"]
@@ -89,19 +89,19 @@ def test_a_packed_sample_is_its_segments(plain: Corpus, packed: Corpus) -> None:
     rows = segments.table.to_pylist()
     of_row = {row["rows"][0]: row["sample_id"] for row in plain.samples().to_pylist()}
     for i, sample in enumerate(table):
-        own = [row for row in rows if row["sample_id"] == i]
+        members = [row for row in rows if row["sample_id"] == i]
         starts, low = packed.starts(i), int(packed.segment_offsets[i])
-        assert starts.tolist() == [0, *np.cumsum([row["n_tokens"] for row in own])[:-1]]
-        assert not packed.targets(i)[starts].any()  # a first token would be predicted from the segment before
-        assert {row["split"] for row in own} == {sample["split"]}
-        assert sample["rows"] == [row["rows"][0] for row in own] == sorted(sample["rows"])
-        assert sample["document"] == joined_document([row["document"] for row in own])
+        assert starts.tolist() == [0, *np.cumsum([row["n_tokens"] for row in members])[:-1]]
+        assert not packed.targets(i)[starts].any()  # it would be predicted from the previous segment
+        assert {row["split"] for row in members} == {sample["split"]}
+        assert sample["rows"] == [row["rows"][0] for row in members] == sorted(sample["rows"])
+        assert sample["document"] == joined_document([row["document"] for row in members])
         assert (len(packed.tokens(i)) <= 512, sample["n_targets"]) == (True, int(packed.targets(i).sum()))
-        for place, row in enumerate(own):
-            alone = of_row[row["rows"][0]]
-            assert (segments.tokens(low + place) == plain.tokens(alone)).all()
-            assert (segments.targets(low + place) == plain.targets(alone)).all()
-            assert segments.digest(low + place) == plain.digest(alone)
+        for place, row in enumerate(members):
+            unpacked = of_row[row["rows"][0]]
+            assert (segments.tokens(low + place) == plain.tokens(unpacked)).all()
+            assert (segments.targets(low + place) == plain.targets(unpacked)).all()
+            assert segments.digest(low + place) == plain.digest(unpacked)
     split = packed.samples()["split"].to_pylist()
     assert split == ["trainable"] * packed.n_trainable + ["sealed"] * (packed.n - packed.n_trainable)
     assert segments.n_trainable == 518
@@ -122,7 +122,7 @@ def test_digests_cover_where_segments_begin(packed: Corpus) -> None:
     assert Batch(batch.sample_ids, batch.lengths, batch.tokens, batch.targets).digests()[0] != batch.digests()[0]
 
 
-def test_padding_is_a_segment_of_its_own(packed: Corpus) -> None:
+def test_padding_is_a_separate_segment(packed: Corpus) -> None:
     ids = np.arange(packed.n)[np.argsort(packed.lengths(np.arange(packed.n)))][[0, -1]]
     batch = collate(packed, ids)
     assert batch.segments is not None
@@ -132,15 +132,15 @@ def test_padding_is_a_segment_of_its_own(packed: Corpus) -> None:
         assert (batch.segments[row, n:] == k).all()
 
 
-def test_sets_are_packed_apart(tmp_path: Path) -> None:
+def test_data_sets_are_packed_separately(tmp_path: Path) -> None:
     rows = [{"instruction": f"Say {i}.", "response": f"{i} " * (i % 9 + 1), "category": "c"} for i in range(200)]
     for name, part in (("one", rows[:120]), ("two", rows[120:])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     data = f"{tmp_path / 'one.jsonl'},{tmp_path / 'two.jsonl'}"
-    found = Corpus.open(prepare(RunConfig.of(data=data, corpora=str(tmp_path / "c"), pack=True, seq_len=64)))
-    table = Segments(found).table.to_pandas()
+    corpus = Corpus.open(prepare(RunConfig.of(data=data, corpora=str(tmp_path / "c"), pack=True, seq_len=64)))
+    table = Segments(corpus).table.to_pandas()
     assert table.groupby("sample_id", observed=True)["source"].nunique().max() == 1
-    names = [found.set_names[k] for k in found.sets(np.arange(found.n)).tolist()]
+    names = [corpus.set_names[k] for k in corpus.sets(np.arange(corpus.n)).tolist()]
     assert names == table.groupby("sample_id")["source"].first().tolist()
     assert table["source"].value_counts().to_dict() == {"one": 120, "two": 80}
 
@@ -148,13 +148,13 @@ def test_sets_are_packed_apart(tmp_path: Path) -> None:
 # --- what is refused
 
 
-def test_an_unproven_family_is_refused(program: Program, tmp_path: Path) -> None:
+def test_a_model_family_without_proven_isolation_is_refused(program: Program, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(
         json.dumps({"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 1, "n_positions": 64, "vocab_size": 9})
     )
-    done = program("launch", "plan", "finetune", "--model", tmp_path, "--data", "sample", "--pack")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "is a gpt2, in which rows of one sequence are not known to be unseen by one another" in done.stderr
+    process = program("launch", "plan", "finetune", "--model", tmp_path, "--data", "sample", "--pack")
+    assert (process.returncode, process.stderr.count("\n")) == (2, 1)
+    assert "is a gpt2, in which rows of one sequence are not known to be unseen by one another" in process.stderr
 
 
 def test_a_megatron_set_is_refused(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def packed_run(
     return RunDirectory.open(out)
 
 
-def test_what_was_read_is_what_the_order_says(packed_run: RunDirectory, packed: Corpus) -> None:
+def test_the_record_matches_the_order(packed_run: RunDirectory, packed: Corpus) -> None:
     assert verify(packed_run) == []
     identity = packed_run.manifest()["identity"]
     assert (identity["pack"], identity["order"]["n"]) == (True, packed.n_trainable)
@@ -201,18 +201,18 @@ def test_what_was_read_is_what_the_order_says(packed_run: RunDirectory, packed: 
     assert all(row["digest"] == packed.digest(row["sample_id"]) for row in rows)
 
 
-def test_losses_as_trained_are_those_of_the_rows_alone(packed_run: RunDirectory, packed: Corpus) -> None:
-    """The first batch, under the model that read it: bf16 as trained, fp32 here."""
+def test_losses_in_training_are_those_of_separate_rows(packed_run: RunDirectory, packed: Corpus) -> None:
+    """The first batch, with the model before its step: bf16 in training, fp32 here."""
     rows = Record.open(packed_run.record).table(batches=(0, 1)).to_pylist()[:3]
     model = load_model(packed_run.checkpoints / "step-00000000" / "model")
     segments = Segments(packed)
     for row in rows:
-        own = np.arange(*packed.segment_offsets[row["sample_id"] : row["sample_id"] + 2])
-        alone, n_targets = log_likelihoods(model, segments, own)
+        members = np.arange(*packed.segment_offsets[row["sample_id"] : row["sample_id"] + 2])
+        separate, n_targets = log_likelihoods(model, segments, members)
         assert n_targets.sum() == row["n_targets"]
-        assert row["loss"] == pytest.approx(-alone.sum() / n_targets.sum(), rel=2e-3)
+        assert row["loss"] == pytest.approx(-separate.sum() / n_targets.sum(), rel=2e-3)
         together, _ = log_likelihoods(model, packed, np.array([row["sample_id"]]))
-        assert together[0] == pytest.approx(alone.sum(), rel=1e-5)
+        assert together[0] == pytest.approx(separate.sum(), rel=1e-5)
 
 
 def test_verify_finds_altered_segments(packed_run: RunDirectory, tmp_path: Path) -> None:
@@ -239,11 +239,11 @@ def test_membership_compares_rows(packed_run: RunDirectory, packed: Corpus) -> N
     groups = Groups.of(packed_run, 10_000, 0).at(6)
     read = set(Record.open(packed_run.record).sample_ids().tolist())
     table = Segments(packed).table
-    wanted = [i for i, sample in enumerate(table["sample_id"].to_pylist()) if sample in read]
-    assert groups["read"].tolist() == wanted
+    segments_read = [i for i, sample in enumerate(table["sample_id"].to_pylist()) if sample in read]
+    assert groups["read"].tolist() == segments_read
     assert groups["sealed"].tolist() == list(range(518, 664))
-    found = evaluate(Membership(packed_run, steps=[6], bootstrap=100, max_samples=20), progress=False)
-    sizes = {result.group: result.n for result in found if result.metric == "mean_loss"}
+    results = evaluate(Membership(packed_run, steps=[6], bootstrap=100, max_samples=20), progress=False)
+    sizes = {result.group: result.n for result in results if result.metric == "mean_loss"}
     assert sizes == {"read": 20, "sealed": 20}
 
 
@@ -251,18 +251,20 @@ def ask(program: Program, run: RunDirectory, *arguments: Any) -> str:
     return program("eval", "read", run.path, *arguments, check=True).stdout
 
 
-def test_reading_names_every_row(program: Program, packed_run: RunDirectory, packed: Corpus, tmp_path: Path) -> None:
+def test_read_prints_every_row_of_a_packed_sample(
+    program: Program, packed_run: RunDirectory, packed: Corpus, tmp_path: Path
+) -> None:
     sample_id = Record.open(packed_run.record).sample_ids()[0]
     rows = packed.samples()["rows"][sample_id].as_py()
-    own = [row for row in Segments(packed).table.to_pylist() if row["sample_id"] == sample_id]
-    found = ask(program, packed_run, "--row", f"sample.jsonl:{rows[-1]}")
-    assert found.startswith(f"sample {sample_id}  sample:{','.join(map(str, rows))}")
-    for place, row in enumerate(own, 1):
-        assert f"  segment {place} of {len(own)}  sample:{row['rows'][0]}  category {row['category']}" in found
-    assert "read 1 time by step 6" in found
+    members = [row for row in Segments(packed).table.to_pylist() if row["sample_id"] == sample_id]
+    output = ask(program, packed_run, "--row", f"sample.jsonl:{rows[-1]}")
+    assert output.startswith(f"sample {sample_id}  sample:{','.join(map(str, rows))}")
+    for place, row in enumerate(members, 1):
+        assert f"  segment {place} of {len(members)}  sample:{row['rows'][0]}  category {row['category']}" in output
+    assert "read 1 time by step 6" in output
     ask(program, packed_run, "--batch", "0", "--jsonl", tmp_path / "batch.jsonl")
     first = json.loads((tmp_path / "batch.jsonl").read_text().splitlines()[0])
-    assert [segment["rows"] for segment in first["segments"]] == [row["rows"] for row in own]
+    assert [segment["rows"] for segment in first["segments"]] == [row["rows"] for row in members]
     assert "".join(segment["text"] for segment in first["segments"]) == first["text"]
     query = "select count(*) from record join segments using (sample_id) where step <= 3"
     expected = sum(len(packed.starts(i)) for i in Record.open(packed_run.record).sample_ids((0, 3)).tolist())
@@ -281,8 +283,8 @@ def test_a_text_does_not_span_segments(packed_run: RunDirectory, packed: Corpus)
     inside = history.tokenizer.decode(tokens[boundary - 12 : boundary - 2])
     assert several in [hit.sample_id for hit in search(packed, history.tokenizer, across)]
     assert search(history.units, history.tokenizer, across) == []
-    found = [hit.sample_id for hit in search(history.units, history.tokenizer, inside)]
-    assert int(packed.segment_offsets[several]) in found
+    hits = [hit.sample_id for hit in search(history.units, history.tokenizer, inside)]
+    assert int(packed.segment_offsets[several]) in hits
 
 
 def test_a_packed_run_is_not_continued_unpacked(program: Program, packed_run: RunDirectory, corpora: Path) -> None:
@@ -300,6 +302,6 @@ def test_a_packed_run_is_not_continued_unpacked(program: Program, packed_run: Ru
         "--out",
         packed_run.path,
     ]
-    done = program("launch", "run", "finetune", *flags)
-    assert done.returncode == 2
-    assert "holds another run (" in done.stderr
+    process = program("launch", "run", "finetune", *flags)
+    assert process.returncode == 2
+    assert "holds another run (" in process.stderr

@@ -1,4 +1,4 @@
-"""SentencePiece models: trained as llama2.c's, twice alike; pieces equal to its own, also in transformers."""
+"""SentencePiece models: trained as llama2.c does, reproducibly; equal to SentencePiece and, saved, in transformers."""
 
 from collections import Counter
 from pathlib import Path
@@ -40,16 +40,16 @@ def trained() -> Pieces:
 
 @pytest.fixture(scope="module")
 def models(trained: Pieces, request: pytest.FixtureRequest) -> dict[str, Pieces]:
-    """One of ours, which drops surplus blanks; llama2.c's of 512 pieces; Llama 2's, which keeps them."""
+    """One trained here, which merges several spaces; llama2.c's with 512 pieces; Llama 2's, which keeps spaces."""
     shared: Path = request.getfixturevalue("shared")
     files = {
         "tok512": shared / "stories260K" / "tok512.model",
         "llama2": shared / "tokenizers" / "llama2_tokenizer.model",
     }
-    return {"ours": trained} | {name: Pieces(pieces.load(path)) for name, path in files.items()}  # fmt: skip
+    return {"trained_here": trained} | {name: Pieces(pieces.load(path)) for name, path in files.items()}  # fmt: skip
 
 
-def own(model: Pieces) -> sentencepiece.SentencePieceProcessor:
+def processor(model: Pieces) -> sentencepiece.SentencePieceProcessor:
     return sentencepiece.SentencePieceProcessor(model_proto=model.model)
 
 
@@ -65,12 +65,12 @@ def test_training_is_that_of_llama2c(trained: Pieces) -> None:
         allow_whitespace_only_pieces=True, byte_fallback=True, unk_surface=r" \342\201\207 ",
         normalization_rule_name="identity", num_threads=2, minloglevel=2,
     )  # fmt: skip
-    theirs, ours = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()), own(trained)
-    assert ours.vocab_size() == 1024
-    assert [ours.id_to_piece(i) for i in range(1024)] == [theirs.id_to_piece(i) for i in range(1024)]
-    assert (ours.bos_id(), ours.eos_id(), ours.pad_id(), ours.id_to_piece(13)) == (1, 2, -1, "<0x0A>")
+    expected, actual = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()), processor(trained)
+    assert actual.vocab_size() == 1024
+    assert [actual.id_to_piece(i) for i in range(1024)] == [expected.id_to_piece(i) for i in range(1024)]
+    assert (actual.bos_id(), actual.eos_id(), actual.pad_id(), actual.id_to_piece(13)) == (1, 2, -1, "<0x0A>")
     assert [
-        p for p in map(ours.id_to_piece, range(259, 1024)) if any(map(str.isdigit, p)) and len(p.strip("▁")) > 1
+        p for p in map(actual.id_to_piece, range(259, 1024)) if any(map(str.isdigit, p)) and len(p.strip("▁")) > 1
     ] == []
 
 
@@ -79,15 +79,16 @@ def test_pieces_of_real_stories(models: dict[str, Pieces], shared: Path, tmp_pat
     text = (shared / "tinystories" / "train_head_2MiB.txt").read_text(errors="replace")
     texts = text.split("<|endoftext|>")[:800]
     for name, model in models.items():
-        expected = own(model).encode(texts)
+        expected = processor(model).encode(texts)
         assert model.by_word
-        for _ in range(2):  # with an empty memory and with a full one
+        for _ in range(2):  # with an empty cache and with a full one
             assert [model.encode(text).tolist() for text in texts] == expected
         model.save(tmp_path / name, 256)
         loaded = Tokenizer.load(tmp_path / name)
         assert (loaded.begins, loaded.size) == ([1], model.size)
         assert loaded.prompts(texts[:200]) == [[1, *ids] for ids in expected[:200]]
-        assert loaded.decode(expected[5]) == model.decode(model.encode(texts[5])) == own(model).decode(expected[5])
+        assert loaded.decode(expected[5]) == processor(model).decode(expected[5])
+        assert model.decode(model.encode(texts[5])) == processor(model).decode(expected[5])
 
 
 @pytest.mark.shared
@@ -98,7 +99,7 @@ def test_pieces_of_odd_texts(models: dict[str, Pieces], text: str) -> None:
         assert model.encode(text).tolist() == model._processor.encode(text)
 
 
-def test_a_model_whose_pieces_cross_blanks_is_asked_as_a_whole() -> None:
+def test_a_model_with_pieces_across_spaces_encodes_complete_texts() -> None:
     import io
 
     model = io.BytesIO()
@@ -108,14 +109,14 @@ def test_a_model_whose_pieces_cross_blanks_is_asked_as_a_whole() -> None:
     )  # fmt: skip
     crossing = Pieces(model.getvalue())
     assert not crossing.by_word
-    assert crossing.encode(STORIES[0]).tolist() == own(crossing).encode(STORIES[0])
+    assert crossing.encode(STORIES[0]).tolist() == processor(crossing).encode(STORIES[0])
 
 
-def test_the_memory_of_words_has_an_end(trained: Pieces, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_of_words_is_bounded(trained: Pieces, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "CACHED_WORDS", 50)
     model = Pieces(trained.model)
-    assert [model.encode(story).tolist() for story in STORIES] == own(trained).encode(STORIES)
-    assert len(model._known) < 300
+    assert [model.encode(story).tolist() for story in STORIES] == processor(trained).encode(STORIES)
+    assert len(model._cache) < 300
 
 
 def test_what_cannot_be_trained_or_read(tmp_path: Path) -> None:
@@ -123,12 +124,12 @@ def test_what_cannot_be_trained_or_read(tmp_path: Path) -> None:
         (
             Counter(STORIES[0].split()),
             4096,
-            r"--vocab 4096: larger than the text supports; choose at most \d+, or give",
+            r"--vocab 4096: larger than the text supports; choose at most \d+, or provide",
         ),
         (
             Counter(map(chr, range(0x4E00, 0x5000))),
             600,
-            "--vocab 600: the text has more different characters than that",
+            "--vocab 600: the text has more different characters than this",
         ),
     ):
         with pytest.raises(UserError, match=message):

@@ -1,4 +1,4 @@
-"""Tokenizers: trained ones, real ones, and directories that hold none."""
+"""Tokenizers: trained ones, real ones, and directories without one."""
 
 import json
 import shutil
@@ -23,12 +23,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_training_gives_the_tokens_that_the_texts_call_for(trained: Path) -> None:
+def test_training_merges_frequent_pairs_of_the_texts(trained: Path) -> None:
     tokenizer = Tokenizer.load(trained)
     assert (tokenizer.eos, tokenizer.size) == (
         0,
         278,
-    )  # 256 bytes, end of text, and 21 merges: no pair is left that occurs twice
+    )  # 256 bytes, end of text, and 21 merges; no other pair occurs twice
     (ids,) = tokenizer.continuations(["the cat"])
     assert tokenizer.backend.convert_ids_to_tokens(ids) == ["the", "Ġcat"]
 
@@ -43,12 +43,12 @@ def test_training_is_deterministic(trained: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["the cat", "日本語 🙂", " two  spaces\n\n\ttabs ", "\x00\x7f", "", "NEVER seen: 0123"]
 )
-def test_any_text_survives(text: str, trained: Path) -> None:
+def test_any_text_is_decoded_to_itself(text: str, trained: Path) -> None:
     tokenizer = Tokenizer.load(trained)
     (ids,) = tokenizer.continuations([text])
     assert all(0 < i < 278 for i in ids)
     assert tokenizer.decode(ids) == text
-    assert tokenizer.prompts([text]) == [ids]  # no special tokens are wanted by a trained one
+    assert tokenizer.prompts([text]) == [ids]  # a trained tokenizer adds no special tokens
 
 
 def test_the_fingerprint_is_that_of_the_files(trained: Path, tmp_path: Path) -> None:
@@ -63,12 +63,12 @@ def test_the_fingerprint_is_that_of_the_files(trained: Path, tmp_path: Path) -> 
 
 
 def test_directories_without_a_tokenizer(tmp_path: Path, trained: Path) -> None:
-    with pytest.raises(UserError, match=r": no usable tokenizer \(.*\); put its tokenizer.json there"):
+    with pytest.raises(UserError, match=r": no usable tokenizer \(.*\); put its tokenizer.json into this directory"):
         Tokenizer.load(tmp_path)
     shutil.copyfile(trained / "tokenizer.json", tmp_path / "tokenizer.json")
     with pytest.raises(UserError) as refused:
         Tokenizer.load(tmp_path)
-    assert str(refused.value) == f"{tmp_path}: its tokenizer has no eos_token; name one in tokenizer_config.json"
+    assert str(refused.value) == f"{tmp_path}: its tokenizer has no eos_token; set it in tokenizer_config.json"
 
 
 @pytest.mark.shared
@@ -88,13 +88,13 @@ def test_llama_begins_samples_and_never_ends_prompts(shared: Path, tmp_path: Pat
     shutil.copyfile(shared / "tokenizers" / "llama2_tokenizer.model", tmp_path / "tokenizer.model")
     settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     for ends in (False, True):
-        whole = settings | {"add_bos_token": True, "add_eos_token": ends}
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps(whole))
+        config = settings | {"add_bos_token": True, "add_eos_token": ends}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
         tokenizer = Tokenizer.load(tmp_path)
         assert (tokenizer.eos, tokenizer.size) == (2, 32000)
         assert tokenizer.prompts(["Hello world"]) == [[1, 15043, 3186]]
         assert tokenizer.begins == [1]
-        # SentencePiece puts a blank before a text, but here the prompt stands before it
+        # SentencePiece puts a space before a text, but a continuation follows its prompt
         (ids,) = tokenizer.continuations(["Hello world"])
         assert tokenizer.backend.convert_ids_to_tokens(ids) == ["Hello", "▁world"]
         assert tokenizer.decode(tokenizer.prompts(["Say:\n"])[0] + ids) == "<s> Say:\nHello world"
@@ -109,9 +109,9 @@ def test_llama_begins_samples_and_never_ends_prompts(shared: Path, tmp_path: Pat
         (None, pre_tokenizers.Sequence([pre_tokenizers.Digits(), pre_tokenizers.ByteLevel(add_prefix_space=True)])),
     ],
 )
-def test_a_continuation_begins_with_no_blank(normalizer: Any, pre_tokenizer: Any) -> None:
+def test_a_continuation_begins_without_a_space(normalizer: Any, pre_tokenizer: Any) -> None:
     backend = Backend(models.WordLevel({"a": 0, "▁a": 1, "Ġa": 2, "?": 3, "</s>": 4}, unk_token="?"))
     backend.normalizer, backend.pre_tokenizer = normalizer, pre_tokenizer
-    own = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>"))
-    assert own.prompts(["a"]) in ([[1]], [[2]])
-    assert own.continuations(["a"]) == [[0]]
+    tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>"))
+    assert tokenizer.prompts(["a"]) in ([[1]], [[2]])
+    assert tokenizer.continuations(["a"]) == [[0]]

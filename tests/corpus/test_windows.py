@@ -1,11 +1,11 @@
-"""Stories to samples, by hand: what a window holds, which stories it is of, and that no window is of both sides."""
+"""Samples of small stories: the tokens and stories of each window; trainable and sealed stories are never mixed."""
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wellread.corpus.shards import Sample
-from wellread.corpus.windows import Document, pack
+from wellread.corpus.windows import Document, fill
 
 BOS = 1
 
@@ -22,8 +22,8 @@ STORIES = [story(1, 5, 6, 7), story(3, 8, 9, sealed=True), story(4, 10, 11), sto
 
 
 def test_stream() -> None:
-    """Trainable: 1 5 6 7 | 1 10 11 | 1 12 13 14 15 16 | 1 in windows of five that share one token."""
-    shard = pack(STORIES, bos=BOS, seq_len=5, packing="stream")
+    """Trainable: 1 5 6 7 | 1 10 11 | 1 12 13 14 15 16 | 1 in windows of five tokens that share one token."""
+    shard = fill(STORIES, bos=BOS, seq_len=5, packing="stream")
     assert [listed(sample) for sample in shard.samples] == [
         ([1, 5, 6, 7, 1], [1], False),
         ([1, 10, 11, 1, 12], [4, 7], False),
@@ -36,17 +36,17 @@ def test_stream() -> None:
     assert not shard.counts
 
 
-def test_one_story_a_sample() -> None:
-    shard = pack(STORIES, bos=BOS, seq_len=5, packing="story")
+def test_one_story_per_sample() -> None:
+    shard = fill(STORIES, bos=BOS, seq_len=5, packing="story")
     assert [listed(sample) for sample in shard.samples] == [
         ([1, 5, 6, 7, 1], [1], False), ([1, 8, 9, 1], [3], True), ([1, 10, 11, 1], [4], False),
         ([1, 12, 13, 14, 15], [7], False), ([15, 16, 1], [7], False),
     ]  # fmt: skip
     assert dict(shard.counts) == {"story_split": 1}
-    cut = pack(STORIES, bos=BOS, seq_len=5, packing="story", long_stories="cut")
-    assert [listed(sample)[0] for sample in cut.samples][3:] == [[1, 12, 13, 14, 15]]
-    assert dict(cut.counts) == {"story_cut": 1}
-    assert {sample.category for sample in cut.samples} == {"c1", "c3", "c4", "c7"}
+    truncated = fill(STORIES, bos=BOS, seq_len=5, packing="story", long_stories="cut")
+    assert [listed(sample)[0] for sample in truncated.samples][3:] == [[1, 12, 13, 14, 15]]
+    assert dict(truncated.counts) == {"story_cut": 1}
+    assert {sample.category for sample in truncated.samples} == {"c1", "c3", "c4", "c7"}
 
 
 @settings(max_examples=200, deadline=None)
@@ -55,21 +55,21 @@ def test_one_story_a_sample() -> None:
     seq_len=st.integers(4, 40),
     packing=st.sampled_from(["stream", "story"]),
 )
-def test_every_token_is_scored_once(lengths: list[tuple[int, bool]], seq_len: int, packing: str) -> None:
-    """Each story token but no first one, each end; no sample with tokens of both sides, none too long or short."""
+def test_every_token_carries_loss_once(lengths: list[tuple[int, bool]], seq_len: int, packing: str) -> None:
+    """All tokens and ends of stories carry loss once; samples are not too long, and trainable or sealed, not mixed."""
     first, stories = 2, []
     for row, (n, sealed) in enumerate(lengths):
         stories.append(story(row, *range(first, first + n), sealed=sealed))
         first += n
     owner = {int(token): each for each in stories for token in each.tokens}
-    shard = pack(stories, bos=BOS, seq_len=seq_len, packing=packing)  # type: ignore[arg-type]
-    scored = [int(token) for sample in shard.samples for token in np.asarray(sample.tokens)[1:]]
-    assert sorted(token for token in scored if token != BOS) == sorted(owner)
-    assert scored.count(BOS) == len(stories)
+    shard = fill(stories, bos=BOS, seq_len=seq_len, packing=packing)  # type: ignore[arg-type]
+    targets = [int(token) for sample in shard.samples for token in np.asarray(sample.tokens)[1:]]
+    assert sorted(token for token in targets if token != BOS) == sorted(owner)
+    assert targets.count(BOS) == len(stories)
     for sample in shard.samples:
         assert 2 <= len(sample.tokens) <= seq_len
-        of = [owner[int(token)] for token in sample.tokens if token != BOS]
-        assert {each.sealed for each in of} <= {sample.sealed}
-        assert {each.row for each in of} <= {sample.row, *sample.further_rows}
+        owners = [owner[int(token)] for token in sample.tokens if token != BOS]
+        assert {each.sealed for each in owners} <= {sample.sealed}
+        assert {each.row for each in owners} <= {sample.row, *sample.further_rows}
         if packing == "story":
             assert not sample.further_rows

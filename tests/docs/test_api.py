@@ -154,7 +154,7 @@ def test_tokens_missing_in_tokenizer_json_come_from_transformers(
     with pytest.raises(UserError) as refused:
         Decoder.load(tmp_path)
     assert re.fullmatch(
-        rf"{tmp_path}/tokenizer\.json: it lacks the token '<\w+>', so its text needs transformers; "
+        rf"{tmp_path}/tokenizer\.json: it has no token '<\w+>', so decoding needs transformers; "
         r"run: pip install 'wellread\[train\]'",
         str(refused.value),
     )
@@ -166,7 +166,7 @@ def test_a_tokenizer_without_tokenizer_json(shared: Path, tmp_path: Path, monkey
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "eos_token": "</s>"}')
     same_texts(tmp_path, [Tokenizer.load(tmp_path).prompts(["Once upon a time"])[0]])
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UserError, match=r"tokenizer\.json: it is missing, so its text needs transformers; run: pip"):
+    with pytest.raises(UserError, match=r"tokenizer\.json: it is missing, so decoding needs transformers; run: pip"):
         Decoder.load(tmp_path)
 
 

@@ -43,7 +43,7 @@ def pythia_model(pythia_tokenizer: Path) -> Path:
 
 
 SUMMARY = """\
-3 samples: 3 trainable, 0 sealed; 166 tokens, 88 of them scored (53.0%)
+3 samples: 3 trainable, 0 sealed; 166 tokens, 88 of them with loss (53.0%)
 tokens per sample: median 20, longest 128
     1 to  16                                            0
    17 to  32  ########################################  2
@@ -53,7 +53,7 @@ tokens per sample: median 20, longest 128
    81 to  96                                            0
    97 to 112                                            0
   113 to 128  ####################                      1
-cut at --seq_len, the end of the response lost: 1
+truncated at --seq_len, the end of the response is lost: 1
 left out, the response is empty: 1
 left out, the prompt fills --seq_len: 1
 """

@@ -1,1 +1,1 @@
-"""Corpora: tokenized samples, compiled once, immutable, and how their tokens become text again."""
+"""Corpora: tokenized samples, compiled once and immutable, and decoding of their tokens."""

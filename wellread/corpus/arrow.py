@@ -1,7 +1,7 @@
-"""numpy arrays as Arrow columns, from their own buffers.
+"""numpy arrays as Arrow columns, without copying the values.
 
-`pyarrow.array` does the same, but imports pandas when it is first called: a third of a second and 48 MiB in every
-rank, for nothing that is used here.
+`pyarrow.array` does the same, but imports pandas at its first call. pandas is not used here, and importing it takes a
+third of a second and 48 MiB in every rank.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def numbers(values: ArrayLike, dtype: DTypeLike) -> pyarrow.Array:
-    """Integers or floats, (n,), as a column of that type."""
+    """Integers or floats, (n,), as a column of type `dtype`."""
     import pyarrow
 
     array = np.ascontiguousarray(values, dtype=dtype)
@@ -25,7 +25,7 @@ def numbers(values: ArrayLike, dtype: DTypeLike) -> pyarrow.Array:
 
 
 def flags(values: ArrayLike) -> pyarrow.Array:
-    """Truth values, (n,), as a column of one bit each."""
+    """Booleans, (n,), as a column with one bit per value."""
     import pyarrow
 
     array = np.asarray(values, dtype=np.bool_)
@@ -34,14 +34,14 @@ def flags(values: ArrayLike) -> pyarrow.Array:
 
 
 def digests(values: bytes, size: int) -> pyarrow.Array:
-    """Digests of `size` bytes that lie one after the other, as a column of binary values of that width."""
+    """Concatenated digests of `size` bytes each, as a column of fixed-size binary values."""
     import pyarrow
 
     return pyarrow.Array.from_buffers(pyarrow.binary(size), len(values) // size, [None, pyarrow.py_buffer(values)])
 
 
 def texts(values: Sequence[str]) -> pyarrow.Array:
-    """Texts as a column."""
+    """Strings as a column."""
     import pyarrow
 
     encoded = [value.encode() for value in values]
@@ -51,21 +51,21 @@ def texts(values: Sequence[str]) -> pyarrow.Array:
 
 
 def words(values: ArrayLike) -> pyarrow.Array:
-    """Texts of which many are equal, (n,), as a column that holds each of them once, in order of appearance."""
-    found, first, places = np.unique(np.asarray(values, dtype=np.str_), return_index=True, return_inverse=True)
+    """Strings with many repeats, (n,), as a dictionary column; its dictionary is in order of first appearance."""
+    distinct, first, indices = np.unique(np.asarray(values, dtype=np.str_), return_index=True, return_inverse=True)
     by_appearance = np.argsort(first)
-    return named(np.argsort(by_appearance)[places], found[by_appearance].tolist())
+    return categories(np.argsort(by_appearance)[indices], distinct[by_appearance].tolist())
 
 
-def named(places: ArrayLike, names: Sequence[str]) -> pyarrow.Array:
-    """For each value, (n,), the name at that place of `names`."""
+def categories(indices: ArrayLike, names: Sequence[str]) -> pyarrow.Array:
+    """A dictionary column: for each of `indices`, (n,), the name at that index of `names`."""
     import pyarrow
 
-    return pyarrow.DictionaryArray.from_arrays(numbers(places, np.int32), texts(names))
+    return pyarrow.DictionaryArray.from_arrays(numbers(indices, np.int32), texts(names))
 
 
 def lists(values: ArrayLike, lengths: ArrayLike, dtype: DTypeLike) -> pyarrow.Array:
-    """Numbers that lie one after the other, cut into lists of `lengths`, (n,)."""
+    """Concatenated numbers as a column of lists; `lengths`, (n,), says how many numbers each list has."""
     import pyarrow
 
     starts = np.concatenate([[0], np.cumsum(lengths)])

@@ -1,4 +1,4 @@
-"""Micro-batches: the tensors that enter forward, and what the record keeps of them."""
+"""Micro-batches: the tensors of a forward pass, and their digests for the record."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ PAD_MULTIPLE = 8
 
 @dataclass(frozen=True)
 class Batch:
-    """Some samples as tensors, padded at the right."""
+    """Samples as tensors, padded on the right."""
 
     sample_ids: torch.Tensor
     """(samples,) int64."""
     lengths: torch.Tensor
-    """(samples,) int64, tokens of each sample without padding."""
+    """(samples,) int64, number of tokens of each sample without padding."""
     tokens: torch.Tensor
     """(samples, length) int64."""
     targets: torch.Tensor
     """(samples, length) bool, True where the token carries loss."""
     segments: torch.Tensor | None = None
-    """(samples, length) int64, number of each token's segment, that of padding one more; None where none is packed."""
+    """(samples, length) int64, index of each token's segment; padding has the next index. None without packing."""
 
     @property
     def inputs(self) -> tuple[torch.Tensor, ...]:
-        """What enters forward: tokens, targets, and segments where a sample has several."""
+        """Inputs of the forward pass: tokens, targets, and segments where a sample has several."""
         return (self.tokens, self.targets) if self.segments is None else (self.tokens, self.targets, self.segments)
 
     def to(self, device: Any) -> Batch:
@@ -44,7 +44,7 @@ class Batch:
         return Batch(*(t.to(device) for t in (self.sample_ids, self.lengths, *self.inputs)))
 
     def digests(self) -> list[bytes]:
-        """Digest of each sample, computed from these very tensors."""
+        """Digest of each sample, computed from these tensors and not from the corpus."""
         lengths, tokens, targets = self.lengths.tolist(), self.tokens.cpu().numpy(), self.targets.cpu().numpy()
         segments = np.zeros_like(tokens) if self.segments is None else self.segments.cpu().numpy()
         begins = np.diff(segments, axis=1, prepend=-1) != 0
@@ -67,8 +67,8 @@ def collate(corpus: Corpus | Segments, sample_ids: NDArray[np.int64]) -> Batch:
         targets[row, :length] = corpus.targets(sample_id)
         starts = corpus.starts(sample_id)
         packed |= len(starts) > 1
-        for place in (*starts[1:], length):  # padding is a segment of its own
-            segments[row, place:] += 1
+        for start in (*starts[1:], length):  # padding is a separate segment
+            segments[row, start:] += 1
     return Batch(
         torch.tensor(ids, dtype=torch.int64),
         torch.from_numpy(lengths.astype(np.int64)),

@@ -1,4 +1,4 @@
-"""A corpus is built beside its place and moved there when it is whole; one process builds it, others wait."""
+"""Build a corpus in a temporary directory and rename it when it is complete; one process builds, others wait."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from wellread.files import fsync_directory, full_disk_named
 
 @contextmanager
 def building(target: Path) -> Iterator[Path | None]:
-    """Give a build directory that becomes `target` when the block succeeds; None when `target` is already there.
+    """Yield a build directory that is renamed to `target` when the block succeeds; None when `target` already exists.
 
-    After an error the build directory is removed. After a crash it stays, and the next build reuses its shards.
+    After an error the build directory is removed. After a crash it remains, and the next build reuses its shards.
     """
-    with _only_builder(target):  # another build of the same corpus: wait for it, then find it done
+    with _only_builder(target):  # if another process builds the same corpus: wait, then use its result
         if (target / "corpus.json").is_file():
             yield None
             return
@@ -36,27 +36,27 @@ def building(target: Path) -> Iterator[Path | None]:
 
 @contextmanager
 def _only_builder(target: Path) -> Iterator[None]:
-    """Wait until nobody else builds `target`; afterwards nothing is left of the lock, nor of a folder made for it."""
+    """Wait until no other process builds `target`. Afterwards the lock, and a folder created for it, are removed."""
     import fcntl
 
     path = target.with_name(f".{target.name}.lock")
     while True:
-        made = not target.parent.exists()
+        created = not target.parent.exists()
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             file = open(path, "w")  # noqa: SIM115 - closed below
         except FileNotFoundError:
-            continue  # who had made the folder has removed it
+            continue  # the process that created the folder has removed it
         with file:
             fcntl.flock(file, fcntl.LOCK_EX)
             if not _is_at(file.fileno(), path):
-                continue  # who held it has removed it: others may hold a new one
+                continue  # the previous holder has removed this file: another process may have locked a new one
             try:
                 yield
             finally:
                 path.unlink(missing_ok=True)
-                if made:
-                    with suppress(OSError):  # it holds a corpus
+                if created:
+                    with suppress(OSError):  # not empty: it contains a corpus
                         target.parent.rmdir()
             return
 

@@ -1,7 +1,7 @@
-"""Samples as columns: one array for each field, ragged ones beside their lengths. What shards and their merge are of.
+"""Samples as columns: one array per field, and lengths for ragged fields. Shards and merging use this form.
 
-A sample i has ``lengths[i]`` tokens, ``n_spans[i]`` spans (half-open ranges of its tokens that carry loss),
-``n_rows[i]`` source rows, and one value of every other column.
+Sample i has ``lengths[i]`` tokens, ``n_spans[i]`` spans (half-open ranges of its tokens that carry loss),
+``n_rows[i]`` source rows, and one value in every other column.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from wellread.corpus.digest import DIGEST_BYTES, digest
 Columns = dict[str, NDArray[Any]]
 DIGEST = np.dtype((np.void, DIGEST_BYTES))
 RAGGED = {"tokens": "lengths", "spans": "n_spans", "rows": "n_rows"}
-"""Columns of many values a sample, each with the column that says how many."""
+"""Columns with several values per sample -> the column with the number of values."""
 
 
 def take(samples: Columns, places: NDArray[np.int64]) -> Columns:
-    """The samples at `places`, in this order."""
+    """The samples at the indices `places`, in this order."""
     return {
         name: values[_ragged(samples[RAGGED[name]], places) if name in RAGGED else places]
         for name, values in samples.items()
@@ -29,19 +29,19 @@ def take(samples: Columns, places: NDArray[np.int64]) -> Columns:
 
 
 def _ragged(lengths: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where the values of the samples at `places` lie."""
-    taken = lengths[places]
-    first = np.cumsum(lengths)[places] - taken
-    return np.asarray(np.arange(taken.sum()) + np.repeat(first - (np.cumsum(taken) - taken), taken))
+    """Indices of all values of the samples at `places` in a ragged column."""
+    counts = lengths[places]
+    first = np.cumsum(lengths)[places] - counts
+    return np.asarray(np.arange(counts.sum()) + np.repeat(first - (np.cumsum(counts) - counts), counts))
 
 
 def joined(parts: Sequence[Columns]) -> Columns:
-    """Samples of several parts, one part after the other."""
+    """Concatenate the samples of several parts."""
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def n_targets(samples: Columns) -> NDArray[np.int64]:
-    """Tokens of each sample that carry loss, (samples,)."""
+    """Number of tokens of each sample that carry loss, (samples,)."""
     sums = np.concatenate([[0], np.cumsum(samples["spans"][:, 1] - samples["spans"][:, 0], dtype=np.int64)])
     ends = np.cumsum(samples["n_spans"])
     return np.asarray(sums[ends] - sums[ends - samples["n_spans"]])
@@ -50,7 +50,7 @@ def n_targets(samples: Columns) -> NDArray[np.int64]:
 def digest_of_spans(
     tokens: NDArray[Any], spans: Sequence[tuple[int, int]] | NDArray[Any], starts: Sequence[int] | NDArray[Any] = (0,)
 ) -> bytes:
-    """Digest of one sample (`wellread.corpus.read.digest`), given the ranges of tokens that carry loss."""
+    """Digest of one sample (`wellread.corpus.digest.digest`) from the ranges of its tokens that carry loss."""
     targets = np.zeros(len(tokens), dtype=np.bool_)
     for first, stop in spans:
         targets[first:stop] = True

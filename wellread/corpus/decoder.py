@@ -1,4 +1,4 @@
-"""Text of a corpus's tokens, by its own tokenizer.json: what reading a run needs, without torch and transformers."""
+"""Decode the tokens of a corpus with its tokenizer.json, so that reading a run needs neither torch nor transformers."""
 
 from __future__ import annotations
 
@@ -12,35 +12,34 @@ from wellread.errors import UserError
 
 FILE = "tokenizer.json"
 SETTINGS = "tokenizer_config.json"
-FURTHER = (SETTINGS, "special_tokens_map.json")
-"""Files that may name tokens which tokenizer.json lacks; added_tokens.json, too."""
+SPECIAL_TOKEN_FILES = (SETTINGS, "special_tokens_map.json")
+"""Files that, like added_tokens.json, may name tokens that tokenizer.json does not have."""
 CLEANED = (
     *((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'")),
     *((" n't", "n't"), (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re")),
 )
-"""What ``clean_up_tokenization_spaces`` replaces, in this order: transformers, clean_up_tokenization."""
+"""Replacements of ``clean_up_tokenization_spaces``, in the order of transformers' ``clean_up_tokenization``."""
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """Turns token ids into text, exactly as transformers does with special tokens kept."""
+    """Turns token ids into text, exactly as transformers does without skipping special tokens."""
 
     backend: Any
     """The `tokenizers.Tokenizer`."""
     cleans: bool = False
-    """Whether blanks before punctuation are removed (``clean_up_tokenization_spaces``)."""
+    """Whether spaces before punctuation are removed (``clean_up_tokenization_spaces``)."""
 
     @classmethod
     def load(cls, directory: Path) -> Decoder:
-        """Load the tokenizer that lies in `directory`.
+        """Load the tokenizer of `directory`.
 
-        One whose tokenizer.json is missing, or lacks tokens that the files next to it name, is put together by
-        transformers.
+        transformers loads it when tokenizer.json is missing or does not have all tokens that the files next to it name.
 
         Raises
         ------
         UserError
-            When there is none, it is damaged, or it needs transformers and that is not installed.
+            When there is none, it is damaged, or it needs transformers and transformers is not installed.
         """
         from tokenizers import Tokenizer, models
 
@@ -50,57 +49,57 @@ class Decoder:
         else:
             try:
                 backend = Tokenizer.from_file(str(file))
-            except Exception as error:  # the package raises nothing more special
+            except Exception as error:  # the package raises no more specific type
                 raise UserError(f"{file}: damaged ({error}); compile the corpus again") from None
-            if lacking := [token for token in _named(directory) if backend.token_to_id(token) is None]:
-                backend = _by_transformers(directory, f"it lacks the token {lacking[0]!r}")
-        wanted = settings.get("clean_up_tokenization_spaces", False)
-        # transformers cleans no BPE's text, unless told so at length
-        own = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
-        return cls(backend, bool(wanted and (not isinstance(backend.model, models.BPE) or settings.get(own))))
+            if missing := [token for token in _extra_tokens(directory) if backend.token_to_id(token) is None]:
+                backend = _by_transformers(directory, f"it has no token {missing[0]!r}")
+        cleans = settings.get("clean_up_tokenization_spaces", False)
+        # transformers does not clean the text of BPE models without this second setting
+        for_bpe = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
+        return cls(backend, bool(cleans and (not isinstance(backend.model, models.BPE) or settings.get(for_bpe))))
 
     @property
     def size(self) -> int:
-        """Number of tokens, added ones included; ids lie below it."""
+        """Number of tokens, including added ones; ids are smaller than it."""
         return int(self.backend.get_vocab_size(with_added_tokens=True))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`, special tokens included."""
+        """Text of `ids`, including special tokens."""
         text = str(self.backend.decode(list(ids), skip_special_tokens=False))
-        for found, replacement in CLEANED if self.cleans else ():
-            text = text.replace(found, replacement)
+        for old, replacement in CLEANED if self.cleans else ():
+            text = text.replace(old, replacement)
         return text
 
 
 def _by_transformers(directory: Path, reason: str) -> Any:
-    """The `tokenizers.Tokenizer` that transformers makes of the files in `directory`."""
+    """The `tokenizers.Tokenizer` that transformers loads from the files in `directory`."""
     try:
         import transformers  # noqa: F401
     except ImportError:
         raise UserError(
-            f"{directory / FILE}: {reason}, so its text needs transformers; run: pip install 'wellread[train]'"
+            f"{directory / FILE}: {reason}, so decoding needs transformers; run: pip install 'wellread[train]'"
         ) from None
     from wellread.corpus.tokenizer import Tokenizer
 
     return Tokenizer.load(directory).backend.backend_tokenizer
 
 
-def _named(directory: Path) -> Iterator[str]:
+def _extra_tokens(directory: Path) -> Iterator[str]:
     """Tokens that the files next to tokenizer.json name."""
     yield from _settings(directory / "added_tokens.json")
-    for name in FURTHER:
+    for name in SPECIAL_TOKEN_FILES:
         settings = _settings(directory / name)
         added = [*settings.get("added_tokens_decoder", {}).values()]
         for key in ("additional_special_tokens", "extra_special_tokens"):
-            further = settings.get(key) or []
-            added += further.values() if isinstance(further, dict) else further
+            extra = settings.get(key) or []
+            added += extra.values() if isinstance(extra, dict) else extra
         added += [value for key, value in settings.items() if key.endswith("_token") and not isinstance(value, bool)]
         for token in filter(None, added):
             yield token["content"] if isinstance(token, dict) else token
 
 
 def _settings(file: Path) -> dict[str, Any]:
-    """A JSON file of settings; empty where there is none."""
+    """Settings in a JSON file; empty when the file does not exist."""
     try:
         values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:

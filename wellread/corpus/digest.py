@@ -1,4 +1,4 @@
-"""Digests of samples, the hash of a corpus over them, and the key of what it is compiled from."""
+"""Digests of samples, the hash of a corpus, and the key of a corpus's settings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DIGEST_BYTES = 16
 def digest(tokens: NDArray[Any], targets: NDArray[Any], starts: Sequence[int] | NDArray[np.int64] = (0,)) -> bytes:
     """Digest of one sample: blake2b-128 of its tokens (little-endian uint32) followed by its loss mask (one byte each).
 
-    Of a sample of several segments it also covers where these begin, with ``person=b"segments"``.
+    For a sample with several segments it also covers the first token of each segment, with ``person=b"segments"``.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def digest(tokens: NDArray[Any], targets: NDArray[Any], starts: Sequence[int] | 
 
 
 def corpus_hash(digests: Iterable[bytes], documents: Iterable[int], splits: Iterable[str]) -> str:
-    """Hash of a corpus: sha256 over every sample's digest, document (little-endian int64) and side (``t`` or ``s``)."""
+    """Hash of a corpus: sha256 over each sample's digest, document (little-endian int64) and split (``t`` or ``s``)."""
     state = hashlib.sha256(b"wellread corpus 1\n")
     for value, document, split in zip(digests, documents, splits, strict=True):
         state.update(value + document.to_bytes(8, "little", signed=True) + split[:1].encode())
@@ -43,5 +43,5 @@ def corpus_hash(digests: Iterable[bytes], documents: Iterable[int], splits: Iter
 
 
 def corpus_key(settings: dict[str, Any]) -> str:
-    """Short name of what a corpus is compiled from: equal settings, equal corpus."""
+    """Short hash of the settings that a corpus is compiled from; equal settings give equal corpora."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""The sealed holdout: which source documents are never trained on."""
+"""The sealed holdout: source documents that are never trained on."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import hashlib
 
 
 def document_id(text: str) -> int:
-    """Identify a source document by its exact text: int64, equal for exact duplicates and for nothing else in practice.
+    """Id of a source document, int64: a hash of its exact text, so exact duplicates have the same id.
 
-    The first 8 bytes of blake2b; two different documents among 10 million share an id with probability 3e-6.
+    The first 8 bytes of blake2b. The probability that two of 10 million different documents share an id is 3e-6.
     """
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 def is_sealed(document: int, holdout: float, seed: int) -> bool:
-    """Draw whether `document` is sealed: with probability `holdout`, the same for every copy of the document.
+    """Draw whether `document` is sealed: with probability `holdout`, and with the same result for every copy of it.
 
-    The draw depends on the document and `seed` alone, not on the order of the file, so it needs no state and
+    The draw depends only on the document and `seed`, not on the order of the file, so it needs no state and
     a renamed or reshuffled source keeps its holdout.
     """
     if holdout <= 0:

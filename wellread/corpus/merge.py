@@ -1,4 +1,4 @@
-"""Shards become a corpus: trainable samples first, then sealed ones."""
+"""Merge shards into a corpus: trainable samples first, then sealed ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from wellread.errors import UserError
 from wellread.files import write_array, write_json
 
 KEPT = ("lengths", "spans", "n_spans", "digest", "document", "sealed", "metrics")
-"""What is in memory of every sample while shards are merged."""
+"""Columns that stay in memory for all samples while shards are merged."""
 
 
 def merge(
@@ -37,16 +37,16 @@ def merge(
 ) -> None:
     """Merge all shards into the files of a corpus, trainable samples first, then sealed ones.
 
-    One shard is in memory at a time (with `pack`: one side of the seal), and some tens of bytes for each sample.
+    Memory: one shard at a time (with `pack`: all trainable or all sealed samples), and some tens of bytes per sample.
 
     Parameters
     ----------
     sets : sequence of str
-        Names of the sets that the samples come from.
+        Names of the data sets that the samples come from.
     metrics : sequence of str
-        Names of the shards' text metrics, which become metrics.parquet.
+        Names of the shards' text metrics, which are written to metrics.parquet.
     pack : int, optional
-        Pack the samples of each side into sequences of so many tokens (`wellread.corpus.pack`).
+        Pack the trainable and the sealed samples into sequences of this many tokens (`wellread.corpus.pack`).
 
     Raises
     ------
@@ -85,8 +85,8 @@ def merge(
 
 
 def _write_samples(build: Path, sets: Sequence[str], dtype: str, pack: int | None) -> tuple[Columns, list[Packed]]:
-    """Write the files of samples; return what is kept of each, and with `pack` what each side is made of."""
-    found: list[Columns] = []
+    """Write the files of samples; return the columns in KEPT, and with `pack` the packed samples of both splits."""
+    kept_columns: list[Columns] = []
     packs: list[Packed] = []
     n_samples = 0
     with open(build / "tokens.bin", "wb") as file, table_of_samples(build / "samples.parquet") as write:
@@ -101,10 +101,10 @@ def _write_samples(build: Path, sets: Sequence[str], dtype: str, pack: int | Non
                 if n:
                     write(samples_table(part, sets, np.arange(n_samples, n_samples + n)))
                 n_samples += n
-                found.append({name: part[name] for name in KEPT})
+                kept_columns.append({name: part[name] for name in KEPT})
         file.flush()
         os.fsync(file.fileno())
-    columns = joined(found)
+    columns = joined(kept_columns)
     write_array(build / "offsets.npy", np.concatenate([[0], np.cumsum(columns["lengths"])]).astype(np.int64))
     write_array(build / "targets.npy", columns["spans"].astype(np.int32))
     write_array(build / "target_offsets.npy", np.concatenate([[0], np.cumsum(columns["n_spans"])]).astype(np.int64))
@@ -112,7 +112,7 @@ def _write_samples(build: Path, sets: Sequence[str], dtype: str, pack: int | Non
 
 
 def _check_trainable(build: Path, sets: Sequence[str]) -> Counter[str]:
-    """What was left out or cut, by reason, in all shards."""
+    """Check that a trainable sample is left; return how many rows were skipped or truncated, by reason."""
     counts: Counter[str] = Counter()
     n_trainable = n_sealed = 0
     for path in shard_paths(build):
@@ -122,7 +122,7 @@ def _check_trainable(build: Path, sets: Sequence[str]) -> Counter[str]:
             n_sealed, n_trainable = n_sealed + sealed, n_trainable + len(file["sealed"]) - sealed
     if n_trainable == 0:
         counts["sealed"] = n_sealed
-        remedy = "lower --holdout or give more rows" if n_sealed else "give rows with something to learn from"
+        remedy = "lower --holdout or provide more rows" if n_sealed else "provide rows with tokens to learn"
         remedy = "raise --seq_len" if counts["dropped_prompt_fills_window"] else remedy
         raise UserError(f"{'+'.join(sets)}: no trainable sample is left ({_reasons(counts)}); {remedy}")
     return counts

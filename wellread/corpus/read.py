@@ -1,4 +1,4 @@
-"""The corpus: tokenized samples on disk, memory-mapped, immutable, identified by a hash."""
+"""The corpus: an immutable directory of tokenized samples, memory-mapped and identified by a hash."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ METRICS = "metrics.parquet"
 
 
 class SampleReader(Protocol):
-    """What the loop and the evaluations ask of samples, wherever their tokens come from."""
+    """Interface through which training and evaluations read samples; tokens may come from any format."""
 
     @property
     def path(self) -> Path:
-        """Where it lies."""
+        """Directory or file of the samples."""
 
     @property
     def hash(self) -> str:
-        """Identity of what is read."""
+        """Hash that identifies the samples."""
 
     @property
     def n(self) -> int:
@@ -37,7 +37,7 @@ class SampleReader(Protocol):
 
     @property
     def n_trainable(self) -> int:
-        """Number of trainable samples; they come first, sealed ones after them."""
+        """Number of trainable samples; their ids come first, sealed ones follow."""
 
     def tokens(self, sample_id: int) -> NDArray[Any]:
         """Tokens of one sample, (length,)."""
@@ -57,7 +57,7 @@ class SampleReader(Protocol):
 
 @dataclass(frozen=True)
 class Corpus:
-    """A compiled corpus. Samples 0 … n_trainable-1 may be trained on; those after them are sealed."""
+    """A compiled corpus. Samples 0 … n_trainable-1 may be trained on; the following ones are sealed."""
 
     path: Path
     meta: dict[str, Any]
@@ -69,13 +69,13 @@ class Corpus:
         Raises
         ------
         UserError
-            When `path` holds none, or one that is incomplete.
+            When `path` has no corpus, or an incomplete one.
         """
         path = Path(path).resolve()
         try:
             meta = read_json(path / "corpus.json")
         except FileNotFoundError:
-            raise UserError(f"{path}: no corpus there (corpus.json is missing); compile it again") from None
+            raise UserError(f"{path}: not a corpus (corpus.json is missing); compile it again") from None
         for name, size in meta["sizes"].items():
             if not (path / name).is_file() or (path / name).stat().st_size != size:
                 raise UserError(f"{path / name}: missing or not {size:,} bytes long; delete {path} and compile again")
@@ -83,22 +83,22 @@ class Corpus:
 
     @property
     def hash(self) -> str:
-        """Identity: hash over every sample's digest, document and side of the seal."""
+        """Identity: hash over each sample's digest, document and split (trainable or sealed)."""
         return str(self.meta["hash"])
 
     @property
     def n(self) -> int:
-        """Number of samples, sealed ones included."""
+        """Number of samples, including sealed ones."""
         return int(self.meta["counts"]["samples"])
 
     @property
     def n_trainable(self) -> int:
-        """Number of trainable samples; they come first."""
+        """Number of trainable samples; their ids come first."""
         return int(self.meta["counts"]["trainable"])
 
     @property
     def packed(self) -> bool:
-        """Whether its samples are packed: each of one segment or several, which do not see one another."""
+        """Whether its samples are packed: each has one or several segments, which do not attend to each other."""
         return "segments.npy" in self.meta["sizes"]
 
     @property
@@ -129,30 +129,30 @@ class Corpus:
 
     @cached_property
     def segment_offsets(self) -> Any:
-        """In a packed corpus, int64[n+1]: sample i has the segments from the i-th of these to the next."""
+        """In a packed corpus, int64[n+1]: sample i has the segments offsets[i] … offsets[i+1]-1."""
         return np.load(self.path / "segment_offsets.npy", mmap_mode="r")
 
     @cached_property
     def segments(self) -> Any:
-        """In a packed corpus, int64[segments+1]: the i-th segment has the tokens from the i-th of these to the next."""
+        """In a packed corpus, int64[segments+1]: segment i is segments[i] … segments[i+1]-1 of the corpus's tokens."""
         return np.load(self.path / "segments.npy", mmap_mode="r")
 
     def starts(self, sample_id: int) -> NDArray[np.int64]:
-        """First token of each segment of one sample, (segments,): 0 alone in a corpus that is not packed."""
+        """Index of the first token of each segment of one sample, (segments,); only 0 in a corpus without packing."""
         self._check(sample_id)
         if not self.packed:
             return np.zeros(1, dtype=np.int64)
-        own = self.segments[self.segment_offsets[sample_id] : self.segment_offsets[sample_id + 1]]
-        return np.asarray(own - self._offsets[sample_id])
+        starts = self.segments[self.segment_offsets[sample_id] : self.segment_offsets[sample_id + 1]]
+        return np.asarray(starts - self._offsets[sample_id])
 
     def tokens(self, sample_id: int) -> NDArray[Any]:
-        """Tokens of one sample, (length,), not copied."""
+        """Tokens of one sample, (length,), a view without a copy."""
         self._check(sample_id)
         tokens: NDArray[Any] = self._tokens[self._offsets[sample_id] : self._offsets[sample_id + 1]]
         return tokens
 
     def targets(self, sample_id: int) -> NDArray[np.bool_]:
-        """Loss mask of one sample, (length,): True where the token is predicted and scored."""
+        """Loss mask of one sample, (length,): True where the token carries loss."""
         self._check(sample_id)
         mask = np.zeros(int(self._offsets[sample_id + 1] - self._offsets[sample_id]), dtype=np.bool_)
         for start, stop in self._spans[self._span_offsets[sample_id] : self._span_offsets[sample_id + 1]]:
@@ -173,10 +173,10 @@ class Corpus:
 
     @cached_property
     def set_names(self) -> tuple[str, ...]:
-        """Names of the sets that the samples come from; a set's id is its place here."""
+        """Names of the data sets that the samples come from; the id of a set is its index here."""
         return tuple(
             each["name"] for each in self.meta.get("sets") or [self.meta["source"]]
-        )  # one set, before mixtures
+        )  # corpora from before mixtures have one "source"
 
     @cached_property
     def _set_ids(self) -> NDArray[np.uint16]:
@@ -188,11 +188,11 @@ class Corpus:
         return np.asarray(places[column.indices.to_numpy()])
 
     def sets(self, sample_ids: NDArray[np.int64]) -> NDArray[np.uint16]:
-        """Id of the set that each sample comes from: its place in `set_names`."""
+        """Id of the data set that each sample comes from: its index in `set_names`."""
         return np.asarray(self._set_ids[sample_ids])
 
     def digest(self, sample_id: int) -> bytes:
-        """Digest of one sample, computed from its tokens, mask and segments as they lie on disk."""
+        """Digest of one sample, computed from its tokens, loss mask and segments on disk."""
         return digest(self.tokens(sample_id), self.targets(sample_id), self.starts(sample_id))
 
     def samples(self) -> pyarrow.Table:
@@ -203,11 +203,11 @@ class Corpus:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of the text metrics that the corpus keeps of each sample; none unless it was prepared with them."""
+        """Names of the text metrics that the corpus has for each sample; empty unless prepared with --metrics."""
         return tuple(self.meta.get("metrics", ()))
 
     def metric(self, name: str) -> NDArray[np.float32]:
-        """One text metric of every sample, (n,): trainable samples first, as their ids are.
+        """One text metric of every sample, (n,), in order of sample id.
 
         Raises
         ------
@@ -215,8 +215,8 @@ class Corpus:
             When the corpus does not have it.
         """
         if name not in self.metrics:
-            known = f"it has {', '.join(self.metrics)}" if self.metrics else "it has none; prepare it with --metrics"
-            raise UserError(f"{self.path.name}: no metric {name!r}; {known}")
+            hint = f"it has {', '.join(self.metrics)}" if self.metrics else "it has none; prepare it with --metrics"
+            raise UserError(f"{self.path.name}: no metric {name!r}; {hint}")
         import pyarrow.parquet
 
         column = pyarrow.parquet.read_table(self.path / METRICS, columns=[name])[name]
@@ -224,4 +224,4 @@ class Corpus:
 
     def _check(self, sample_id: int) -> None:
         if not 0 <= sample_id < self.n:
-            raise UserError(f"sample {sample_id}: out of range, {self.path.name} holds samples 0 … {self.n - 1}")
+            raise UserError(f"sample {sample_id}: out of range, {self.path.name} has samples 0 … {self.n - 1}")

@@ -1,4 +1,4 @@
-"""What a packed corpus is made of: its segments, each as the sample that it would be without packing."""
+"""The segments of a packed corpus, read as the samples that they would be without packing."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ FILE = "segments.parquet"
 
 @dataclass(frozen=True)
 class Segments:
-    """The segments of a packed corpus, numbered through; those of trainable samples come first.
+    """The segments of a packed corpus, numbered from 0; those of trainable samples come first.
 
-    What one segment has learned or lost in a packed sample is what it would have alone, so a score of it is one of this
-    reader's samples.
+    Segments of a packed sample do not attend to each other, so the loss of a segment is the same with and without
+    packing. Evaluations can therefore score segments as separate samples.
     """
 
     corpus: Corpus
 
     @property
     def path(self) -> Path:
-        """Where the corpus lies."""
+        """Directory of the corpus."""
         return self.corpus.path
 
     @property
@@ -42,7 +42,7 @@ class Segments:
 
     @property
     def n(self) -> int:
-        """Number of segments, sealed ones included."""
+        """Number of segments, including sealed ones."""
         return int(self.corpus.segment_offsets[-1])
 
     @property
@@ -51,20 +51,20 @@ class Segments:
         return int(self.corpus.segment_offsets[self.corpus.n_trainable])
 
     def sample_of(self, segments: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Sample that each segment is part of."""
+        """Id of the sample that contains each segment."""
         return np.asarray(np.searchsorted(self.corpus.segment_offsets, segments, "right") - 1)
 
     def _place(self, segment: int) -> tuple[int, slice]:
-        """Sample of a segment, and its tokens there."""
+        """Id of the sample that contains a segment, and the range of the segment's tokens in it."""
         if not 0 <= segment < self.n:
-            raise UserError(f"segment {segment}: out of range, {self.path.name} holds segments 0 … {self.n - 1}")
+            raise UserError(f"segment {segment}: out of range, {self.path.name} has segments 0 … {self.n - 1}")
         sample_id = int(self.sample_of(np.array([segment]))[0])
         first = int(self.corpus.segments[self.corpus.segment_offsets[sample_id]])
         start, stop = self.corpus.segments[segment : segment + 2].tolist()
         return sample_id, slice(start - first, stop - first)
 
     def tokens(self, segment: int) -> NDArray[Any]:
-        """Tokens of one segment, (length,), not copied."""
+        """Tokens of one segment, (length,), a view without a copy."""
         sample_id, place = self._place(segment)
         return self.corpus.tokens(sample_id)[place]
 
@@ -74,7 +74,7 @@ class Segments:
         return self.corpus.targets(sample_id)[place]
 
     def starts(self, segment: int) -> NDArray[np.int64]:
-        """Where its segments begin: it is one."""
+        """First token of each segment, as `Corpus.starts`: only 0, since this is one segment."""
         return np.zeros(1, dtype=np.int64)
 
     def lengths(self, segments: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -86,7 +86,7 @@ class Segments:
         return np.asarray(self.table["n_targets"].to_numpy()[segments], dtype=np.int64)
 
     def digest(self, segment: int) -> bytes:
-        """Digest of one segment alone, the same as without packing."""
+        """Digest of one segment; equal to the digest of its sample without packing."""
         return digest(self.tokens(segment), self.targets(segment))
 
     @cached_property

@@ -1,6 +1,6 @@
-"""SentencePiece models: trained on texts, applied word by word, and written in Hugging Face layout.
+"""SentencePiece models: training, fast encoding word by word, and writing in Hugging Face layout.
 
-The settings of training are those of llama2.c's ``tinystories.py train_vocab``, so that its C program reads the result:
+Training uses the settings of llama2.c's ``tinystories.py train_vocab``, so that its C program can read the result:
 BPE, every character covered, digits split, byte fallback, identity normalization.
 """
 
@@ -21,27 +21,27 @@ from numpy.typing import NDArray
 from wellread.errors import UserError
 
 SMALLEST, LARGEST = 512, 32_000
-"""Sizes of a trained vocabulary."""
-BLANK = "▁"
-"""How a piece spells a blank."""
+"""Smallest and largest size of a trained vocabulary."""
+SPACE = "▁"
+"""Character that replaces a space in pieces."""
 BPE = 2
 """Model type in a SentencePiece file."""
 NORMAL, CONTROL, USER_DEFINED, BYTE = 1, 3, 4, 6
 """Types of pieces in a SentencePiece file."""
 CACHED_WORDS = 1 << 18
-"""Distinct words whose pieces are kept; then the memory starts anew."""
+"""Distinct words in the cache of encoded words; a larger cache is cleared."""
 
 
 def count_words(counts: Counter[str], text: str) -> None:
-    """Add the words of `text` to `counts`, all that training needs to know of it.
+    """Add the words of `text` to `counts`. Training needs only these counts.
 
-    BPE never merges across blanks, and llama2.c trains line by line, so line feeds and tabs divide words, too.
+    BPE never merges across spaces. llama2.c trains line by line, so line feeds and tabs also separate words.
     """
     counts.update(text.replace("\n", " ").replace("\t", " ").split(" "))
 
 
 def check_size(size: int) -> int:
-    """Give back the size of a vocabulary that can be trained.
+    """Return `size` when a vocabulary of this size can be trained.
 
     Raises
     ------
@@ -54,12 +54,12 @@ def check_size(size: int) -> int:
 
 
 def train(counts: Counter[str], size: int) -> bytes:
-    """Train a vocabulary on counted words; the same words give the same bytes, whatever their order.
+    """Train a vocabulary on counted words; the same words give the same bytes, in any order.
 
     Parameters
     ----------
     counts : Counter
-        Words as `count_words` found them.
+        Words, counted by `count_words`.
     size : int
         Number of pieces: 3 special ones, 256 bytes, characters and merges.
 
@@ -71,7 +71,7 @@ def train(counts: Counter[str], size: int) -> bytes:
     Raises
     ------
     UserError
-        When the text has too few words or too many characters for that size.
+        When the text has too few words or too many different characters for this size.
     """
     import sentencepiece
 
@@ -101,42 +101,44 @@ def train(counts: Counter[str], size: int) -> bytes:
 def _explained(message: str, size: int) -> str:
     most = re.search(r"too high \(\d+\).*?<= (\d+)", message)
     if most and int(most[1]) < SMALLEST:
-        return f"--vocab {size}: the text supports {most[1]} pieces, and {SMALLEST} are the least; give more text"
+        return f"--vocab {size}: the text supports only {most[1]} of at least {SMALLEST} pieces; provide more text"
     if most:
-        return f"--vocab {size}: larger than the text supports; choose at most {most[1]}, or give more text"
+        return f"--vocab {size}: larger than the text supports; choose at most {most[1]}, or provide more text"
     least = re.search(r"smaller than required_chars\. \d+ vs (\d+)", message)
     if least:
-        return f"--vocab {size}: the text has more different characters than that; choose more than {least[1]}"
+        return f"--vocab {size}: the text has more different characters than this; choose more than {least[1]}"
     return f"--vocab {size}: no vocabulary can be trained on this text ({' '.join(message.split())})"
 
 
 def load(path: Path) -> bytes:
-    """Read a SentencePiece model and check that it is one.
+    """Read and check a SentencePiece model.
 
     Raises
     ------
     UserError
-        When it cannot be read, is damaged, or lacks a beginning-of-sequence piece.
+        When it cannot be read, is damaged, or has no beginning-of-sequence piece.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"--vocab {path}: cannot be read ({error.strerror})") from None
     try:
-        begins = Pieces(content).bos  # SentencePiece parses it here
+        bos = Pieces(content).bos  # SentencePiece parses the model here
     except RuntimeError:
-        raise UserError(f"--vocab {path}: not a SentencePiece model, or a damaged one; name a .model file") from None
-    if begins < 0:
-        raise UserError(f"--vocab {path}: has no piece that begins a sequence; stories could not be told apart")
+        raise UserError(f"--vocab {path}: not a SentencePiece model, or a damaged one; give a .model file") from None
+    if bos < 0:
+        raise UserError(
+            f"--vocab {path}: has no beginning-of-sequence piece, which separates stories; choose another model"
+        )
     return content
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """One SentencePiece model, and the words that it has already cut."""
+    """One SentencePiece model, and a cache of the words that it has encoded."""
 
     model: bytes
-    _known: dict[str, bytes] = field(default_factory=dict, repr=False)
+    _cache: dict[str, bytes] = field(default_factory=dict, repr=False)
 
     @cached_property
     def _processor(self) -> Any:
@@ -152,20 +154,20 @@ class Pieces:
 
     @property
     def size(self) -> int:
-        """Number of pieces; ids lie below it."""
+        """Number of pieces; ids are smaller than it."""
         return int(self._processor.vocab_size())
 
     @property
     def bos(self) -> int:
-        """Id of the piece that begins a sequence; -1 without one."""
+        """Id of the beginning-of-sequence piece; -1 when there is none."""
         return int(self._processor.bos_id())
 
     @cached_property
     def by_word(self) -> bool:
-        """Whether a text's pieces are those of its words, one after the other.
+        """Whether the pieces of a text are the concatenated pieces of its words.
 
-        True for BPE with identity normalization when no piece has a blank after another character: merges then never
-        cross the border before a blank, and words do not see each other.
+        True for BPE with identity normalization when no piece has a space after another character: then no merge
+        joins characters of two words, and words are encoded independently.
         """
         proto = self._proto
         normal = proto.normalizer_spec
@@ -175,55 +177,55 @@ class Pieces:
             and normal.escape_whitespaces
             and not (normal.precompiled_charsmap or normal.normalization_rule_tsv)
             and not proto.trainer_spec.treat_whitespace_as_suffix
-            and any(p.piece == BLANK for p in proto.pieces)
-            and all(BLANK not in p.piece.lstrip(BLANK) and p.type != USER_DEFINED for p in proto.pieces)
+            and any(p.piece == SPACE for p in proto.pieces)
+            and all(SPACE not in p.piece.lstrip(SPACE) and p.type != USER_DEFINED for p in proto.pieces)
         )
 
     @cached_property
     def _collapses(self) -> bool:
-        """Whether blanks at the ends are dropped, and several in a row count as one."""
+        """Whether the model strips spaces at both ends and merges several spaces into one."""
         return bool(self._proto.normalizer_spec.remove_extra_whitespaces)
 
     def encode(self, text: str) -> NDArray[np.uint32]:
-        """Pieces of a text, (length,): equal to SentencePiece's own, and several times faster on running text.
+        """Pieces of a text, (length,): the same as SentencePiece's, but several times faster on running text.
 
-        Words are looked up in a memory of those seen before. A text whose blanks are not single ones between words,
-        or that holds the sign for a blank, goes through SentencePiece as a whole where that makes a difference.
+        Words are looked up in a cache. SentencePiece encodes the complete text when encoding by word may differ: when
+        the text contains SPACE, or spaces other than single ones between words.
         """
-        if not self.by_word or BLANK in text:
+        if not self.by_word or SPACE in text:
             return np.array(self._processor.encode(text), dtype=np.uint32)
         words = text.split(" ")
         if "" in words:
             if not self._collapses:
                 return np.array(self._processor.encode(text), dtype=np.uint32)
             words = [word for word in words if word]
-        known = self._known
+        cache = self._cache
         try:
-            found = b"".join([known[word] for word in words])
+            ids = b"".join([cache[word] for word in words])
         except KeyError:
             self._learn(words)
-            found = b"".join([known[word] for word in words])
-        return np.frombuffer(found, dtype=np.uint32)
+            ids = b"".join([cache[word] for word in words])
+        return np.frombuffer(ids, dtype=np.uint32)
 
     def _learn(self, words: list[str]) -> None:
-        """Cut the words that are new, all in one call: a call costs more than a word."""
-        known = self._known
-        if len(known) > CACHED_WORDS:
-            known.clear()
-        new = [word for word in dict.fromkeys(words) if word not in known]
+        """Encode the words that are not in the cache, all in one call: the call costs more than a word."""
+        cache = self._cache
+        if len(cache) > CACHED_WORDS:
+            cache.clear()
+        new = [word for word in dict.fromkeys(words) if word not in cache]
         ids, begins = self._processor.encode(" ".join(new)), self._begins
         starts = [i for i, piece in enumerate(ids) if piece in begins]
-        packed = array("I", ids).tobytes()
+        serialized = array("I", ids).tobytes()
         for word, start, stop in zip(new, starts, [*starts[1:], len(ids)], strict=True):
-            known[word] = packed[4 * start : 4 * stop]
+            cache[word] = serialized[4 * start : 4 * stop]
 
     @cached_property
     def _begins(self) -> frozenset[int]:
-        """Pieces that begin a word."""
-        return frozenset(i for i, piece in enumerate(self._proto.pieces) if piece.piece.startswith(BLANK))
+        """Ids of the pieces that begin a word."""
+        return frozenset(i for i, piece in enumerate(self._proto.pieces) if piece.piece.startswith(SPACE))
 
     def decode(self, tokens: NDArray[Any]) -> str:
-        """Text of some pieces; special ones say nothing."""
+        """Text of piece ids; special pieces give no text."""
         return str(self._processor.decode(tokens.tolist()))
 
     def save(self, target: Path, positions: int) -> None:
@@ -232,12 +234,12 @@ class Pieces:
         Parameters
         ----------
         positions : int
-            Longest sequence that the tokenizer is meant for.
+            Longest sequence for which the tokenizer is used (``model_max_length``).
         """
         from transformers import PreTrainedTokenizerFast
 
         names = {kind: self._processor.id_to_piece(i) for kind, i in self._special().items()}
-        unfinished = target.with_name(f".{target.name}.tmp")  # a killed build must not leave half a tokenizer
+        unfinished = target.with_name(f".{target.name}.tmp")  # a killed build must not leave an incomplete tokenizer
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=self._backend(), model_max_length=positions, clean_up_tokenization_spaces=False, **names
         )
@@ -250,7 +252,7 @@ class Pieces:
         return {f"{kind}_token": i for kind, i in ids.items() if i >= 0}
 
     def _backend(self) -> Any:
-        """The model as one of `tokenizers`, which `eval` and transformers read."""
+        """The model as a `tokenizers.Tokenizer`, which `eval` and transformers use."""
         from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors
 
         proto = self._proto
@@ -259,16 +261,16 @@ class Pieces:
         bytewise = bool(proto.trainer_spec.byte_fallback)
         model = models.BPE(vocab, _merges(proto), unk_token=unknown, fuse_unk=not bytewise, byte_fallback=bytewise)
         backend = Tokenizer(model)
-        steps = [normalizers.Prepend(BLANK), normalizers.Replace(" ", BLANK)]
+        steps = [normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)]
         if self._collapses:
             steps = [
-                normalizers.Replace(Regex(rf"\A +|[ {BLANK}]+\z"), ""),
+                normalizers.Replace(Regex(rf"\A +|[ {SPACE}]+\z"), ""),
                 normalizers.Replace(Regex(" {2,}"), " "),
                 *steps,
             ]
         backend.normalizer = normalizers.Sequence(steps)
         backend.decoder = decoders.Sequence(
-            [decoders.Replace(BLANK, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+            [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
         )
         begins = self._processor.id_to_piece(self.bos)
         backend.post_processor = processors.TemplateProcessing(
@@ -280,7 +282,7 @@ class Pieces:
 
 
 def _merges(proto: Any) -> list[tuple[str, str]]:
-    """Every way to put a piece together from two others, by the rank of what comes out."""
+    """All pairs of pieces whose concatenation is a piece, by the rank of that piece."""
     rank = {piece.piece: i for i, piece in enumerate(proto.pieces) if piece.type in (NORMAL, USER_DEFINED)}
     ordered = sorted(rank, key=lambda piece: (-proto.pieces[rank[piece]].score, rank[piece]))
     return [

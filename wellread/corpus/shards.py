@@ -1,4 +1,4 @@
-"""Samples before they have an id, in shards: each is written whole or not at all, so that a build can go on."""
+"""Shards: files of samples that have no id yet. Each is written atomically, so an interrupted build can continue."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ class Sample:
     document: int
     sealed: bool
     set_id: int
-    """Which of the corpus's sets it comes from."""
+    """Index of the data set that it comes from."""
     row: int
-    """The first source row that it is made of."""
+    """Number of its first source row."""
     category: str
     author: str = ""
     further_rows: Sequence[int] = ()
-    """Source rows after the first, of a window over several documents."""
+    """Its other source rows, for a window over several documents."""
 
 
 @dataclass
 class Shard:
-    """Samples of one stretch of rows, and how many rows were left out or cut, by reason."""
+    """Samples of a range of rows, and how many rows were skipped or truncated, by reason."""
 
     samples: list[Sample]
     counts: Counter[str] = field(default_factory=Counter)
     metrics: NDArray[np.float32] | None = None
-    """(samples, metrics) where text metrics are asked for."""
+    """(samples, metrics), if text metrics are requested."""
 
 
 def write_shards(build: Path, count: int, make: Callable[[int], Shard], progress: Callable[[int], None]) -> None:
-    """Write shards 0 … count-1 that are not there yet; calls ``progress(done)`` after each."""
+    """Write the missing ones of the shards 0 … count-1; call ``progress(done)`` after each shard."""
     for index in range(count):
         path = shard_path(build, index)
         if not path.exists():
@@ -56,17 +56,17 @@ def write_shards(build: Path, count: int, make: Callable[[int], Shard], progress
 
 
 def shard_path(build: Path, index: int) -> Path:
-    """Where shard `index` of a build lies; its folder is there afterwards."""
+    """Path of shard `index` of a build; creates its folder."""
     (build / "shards").mkdir(exist_ok=True)
     return build / "shards" / f"{index:05d}.npz"
 
 
 def write_shard(path: Path, shard: Shard) -> None:
-    """Write one shard, whole or not at all."""
-    write_atomic(path, _pack(shard))
+    """Write one shard, atomically."""
+    write_atomic(path, _serialize(shard))
 
 
-def _pack(shard: Shard) -> bytes:
+def _serialize(shard: Shard) -> bytes:
     samples = shard.samples
     buffer = io.BytesIO()
     tokens = [np.asarray(s.tokens, dtype=np.uint32) for s in samples]
@@ -94,7 +94,7 @@ def _pack(shard: Shard) -> bytes:
 
 
 def shard_paths(build: Path) -> list[Path]:
-    """The shards of a build, in their order."""
+    """Paths of the shards of a build, in order."""
     return sorted((build / "shards").glob("*.npz"))
 
 
@@ -105,7 +105,7 @@ def _shards(build: Path) -> Iterator[Columns]:
 
 
 def sides(build: Path, sealed: bool) -> Iterator[Columns]:
-    """The samples of each shard that are sealed, or those that are not."""
+    """The sealed samples of each shard, or the trainable ones."""
     for shard in _shards(build):
         samples = {name: values for name, values in shard.items() if name != "counts"}
         yield take(samples, np.flatnonzero(samples["sealed"] == sealed))

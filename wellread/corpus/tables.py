@@ -1,4 +1,4 @@
-"""The tables of a corpus: samples, segments of packed ones, metrics."""
+"""The tables of a corpus: samples, segments of packed samples, metrics."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def table_of_samples(path: Path) -> Iterator[Callable[[pyarrow.Table], None]]:
-    """Give what writes one part of a table after the other."""
+    """Yield a function that appends one part of the table to the Parquet file `path`."""
     import pyarrow.parquet
 
     writer: Any = None
@@ -41,18 +41,18 @@ def table_of_samples(path: Path) -> Iterator[Callable[[pyarrow.Table], None]]:
 
 
 def samples_table(part: Columns, sets: Sequence[str], sample_ids: NDArray[np.int64]) -> pyarrow.Table:
-    """Samples, or segments, as a table has them (docs/formats.md)."""
+    """A table of samples or segments with the columns of docs/formats.md."""
     import pyarrow
 
     return pyarrow.table(
         {
             "sample_id": arrow.numbers(sample_ids, np.int64),
             "digest": arrow.digests(part["digest"].tobytes(), DIGEST_BYTES),
-            "split": arrow.named(part["sealed"], ["trainable", "sealed"]),
+            "split": arrow.categories(part["sealed"], ["trainable", "sealed"]),
             "n_tokens": arrow.numbers(part["lengths"], np.int32),
             "n_targets": arrow.numbers(n_targets(part), np.int32),
             "document": arrow.numbers(part["document"], np.int64),
-            "source": arrow.named(part["set_id"], sets),
+            "source": arrow.categories(part["set_id"], sets),
             "rows": arrow.lists(part["rows"], part["n_rows"], np.int64),
             "category": arrow.words(part["category"]),
             "author": arrow.words(part["author"]),
@@ -63,7 +63,7 @@ def samples_table(part: Columns, sets: Sequence[str], sample_ids: NDArray[np.int
 def write_segments(
     build: Path, segments: Columns, n_segments: NDArray[np.int64], sets: Sequence[str]
 ) -> tuple[str, ...]:
-    """Write what packed samples are made of; return the names of the files."""
+    """Write the segments of packed samples; return the names of the files."""
     import pyarrow
     import pyarrow.parquet
 
@@ -76,7 +76,7 @@ def write_segments(
 
 
 def write_metrics(build: Path, columns: dict[str, NDArray[Any]]) -> None:
-    """Write metrics.parquet: one row for each sample, in order of sample id, one float32 column for each metric."""
+    """Write metrics.parquet: one row per sample, in order of sample id, and one float32 column per metric."""
     import pyarrow
     import pyarrow.parquet
 

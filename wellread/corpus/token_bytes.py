@@ -1,4 +1,4 @@
-"""The bytes that each token of a tokenizer stands for: what makes tokens searchable without decoding them."""
+"""The bytes of each token of a tokenizer, for searching texts in tokens without decoding them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from wellread.errors import UserError
 
 
 def token_bytes(tokenizer: Decoder) -> list[bytes]:
-    """Bytes that each token id stands for; those of a sample are their concatenation.
+    """Bytes of each token id; the bytes of a sample are the concatenated bytes of its tokens.
 
-    Two kinds are known: byte-level BPE (GPT-2, GPT-NeoX, Pythia, Llama 3) and SentencePiece with or without byte
-    fallback (Llama 2, Mistral, T5).
+    Two kinds of tokenizers are supported: byte-level BPE (GPT-2, GPT-NeoX, Pythia, Llama 3) and SentencePiece with or
+    without byte fallback (Llama 2, Mistral, T5).
 
     Raises
     ------
     UserError
-        When the tokenizer decodes in some other way.
+        When the tokenizer is of another kind.
     """
     backend = tokenizer.backend
     tokens: list[str | None] = [backend.id_to_token(i) for i in range(tokenizer.size)]
@@ -34,35 +34,35 @@ def token_bytes(tokenizer: Decoder) -> list[bytes]:
     if decoders & {"ByteFallback", "Metaspace"} or (not decoders and any("▁" in (token or "") for token in tokens)):
         return [_sentencepiece(token or "") for token in tokens]
     raise UserError(
-        f"--text: a tokenizer that decodes by {', '.join(sorted(decoders)) or 'rules of its own'} cannot be searched; "
-        "byte-level BPE and SentencePiece can"
+        f"--text: the decoder of this tokenizer ({', '.join(sorted(decoders)) or 'none'}) is not supported; "
+        "only byte-level BPE and SentencePiece can be searched"
     )
 
 
 def _decoders(backend: Any) -> set[str]:
-    """Types of all steps of a tokenizer's decoder; empty for none."""
+    """Types of all steps of a tokenizer's decoder; empty without a decoder."""
     decoder = _settings(backend.decoder)
     return {step["type"] for step in decoder.get("decoders", [decoder]) if step}
 
 
 def _settings(component: Any) -> dict[str, Any]:
-    """A decoder or normalizer as tokenizer.json has it; empty for none."""
+    """Settings of a decoder or normalizer, as in tokenizer.json; empty for None."""
     settings: dict[str, Any] = json.loads(component.__getstate__()) if component is not None else {}
     return settings
 
 
 def _byte_level_alphabet() -> dict[str, int]:
-    """The character that stands for each byte in GPT-2's vocabulary (bytes_to_unicode of its encoder.py)."""
+    """The byte that each character in GPT-2's vocabulary represents (bytes_to_unicode of its encoder.py, inverted)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    shown = [*printable, *range(256, 256 + len(others))]
-    return {chr(code): byte for code, byte in zip(shown, [*printable, *others], strict=True)}
+    unprintable = [byte for byte in range(256) if byte not in set(printable)]
+    codes = [*printable, *range(256, 256 + len(unprintable))]
+    return {chr(code): byte for code, byte in zip(codes, [*printable, *unprintable], strict=True)}
 
 
 def _byte_level(token: str, alphabet: dict[str, int]) -> bytes:
     if all(character in alphabet for character in token):
         return bytes(alphabet[character] for character in token)
-    return token.encode()  # an added token, which stands for itself
+    return token.encode()  # an added token, stored as plain text
 
 
 def _sentencepiece(token: str) -> bytes:
@@ -72,7 +72,7 @@ def _sentencepiece(token: str) -> bytes:
 
 
 def normalized(text: str, tokenizer: Decoder) -> str:
-    """The text in the Unicode form that the tokenizer brings texts into, e.g. NFC for GPT-NeoX."""
+    """The text in the Unicode normalization form of the tokenizer, e.g. NFC for GPT-NeoX."""
     normalizer = _settings(tokenizer.backend.normalizer)
     for step in normalizer.get("normalizers", [normalizer]):
         if step.get("type") in ("NFC", "NFD", "NFKC", "NFKD"):
@@ -81,25 +81,27 @@ def normalized(text: str, tokenizer: Decoder) -> str:
 
 
 def decode(table: list[bytes], tokens: NDArray[Any]) -> str:
-    """Text of `tokens` by the table, broken characters as U+FFFD."""
+    """Text of `tokens` according to the table of `token_bytes`; incomplete characters become U+FFFD."""
     return b"".join(table[token] for token in tokens.tolist()).decode(errors="replace")
 
 
 def check(table: list[bytes], tokenizer: Decoder, reader: SampleReader, sample_id: int) -> None:
-    """Compare the table's decoding of one sample with the tokenizer's own.
+    """Check that the table decodes one sample to the same text as the tokenizer.
 
-    SentencePiece drops the blank that opens a text, and counts the bytes of a broken character one by one: these
-    differences are known and allowed.
+    Two differences are allowed: SentencePiece removes the space at the start of a text, and it writes one U+FFFD for
+    each byte of an incomplete character.
 
     Raises
     ------
     UserError
-        When they differ.
+        When the texts differ.
     """
     tokens = reader.tokens(sample_id)
-    ours, theirs = (re.sub("\ufffd+", "\ufffd", t) for t in (decode(table, tokens), tokenizer.decode(tokens.tolist())))
-    if theirs not in (ours, ours.removeprefix(" ")):
+    actual, expected = (
+        re.sub("\ufffd+", "\ufffd", text) for text in (decode(table, tokens), tokenizer.decode(tokens.tolist()))
+    )
+    if expected not in (actual, actual.removeprefix(" ")):
         raise UserError(
-            f"--text: sample {sample_id} decodes to other bytes than its tokenizer gives, so a search would miss "
-            "texts; give the tokenizer that the corpus was made with"
+            f"--text: sample {sample_id} decodes to other bytes than with its tokenizer, so a search would miss texts; "
+            "use the tokenizer that the corpus was compiled with"
         )

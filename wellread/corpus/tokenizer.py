@@ -1,4 +1,4 @@
-"""Tokenizers: loaded from a model's directory, or trained on the data for a model that starts from nothing."""
+"""Tokenizers: loaded from a model's directory, or trained on the data for a model that is trained from scratch."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ END_OF_TEXT = "<|endoftext|>"
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A model's own tokenizer, with batch encoding that keeps prompt and response apart."""
+    """The tokenizer of a model, which encodes prompts and responses separately, in batches."""
 
     backend: Any
     """The transformers tokenizer."""
 
     @classmethod
     def load(cls, directory: Path) -> Tokenizer:
-        """Load the tokenizer that lies in `directory`.
+        """Load the tokenizer of `directory`.
 
         Raises
         ------
@@ -50,11 +50,13 @@ class Tokenizer:
             backend = AutoTokenizer.from_pretrained(directory, local_files_only=True)
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"{directory}: no usable tokenizer ({reason}); put its tokenizer.json there") from None
+            raise UserError(
+                f"{directory}: no usable tokenizer ({reason}); put its tokenizer.json into this directory"
+            ) from None
         if not backend.is_fast:
-            raise UserError(f"{directory}: its tokenizer has no fast form; convert it to a tokenizer.json")
+            raise UserError(f"{directory}: its tokenizer has no fast version; convert it to a tokenizer.json")
         if backend.eos_token_id is None:
-            raise UserError(f"{directory}: its tokenizer has no eos_token; name one in tokenizer_config.json")
+            raise UserError(f"{directory}: its tokenizer has no eos_token; set it in tokenizer_config.json")
         return cls(backend)
 
     @property
@@ -64,12 +66,12 @@ class Tokenizer:
 
     @property
     def size(self) -> int:
-        """Number of tokens, added ones included; ids lie below it."""
+        """Number of tokens, including added ones; ids are smaller than it."""
         return len(self.backend)
 
     @cached_property
     def begins(self) -> list[int]:
-        """What the tokenizer wants at the beginning of a sample: its beginning-of-sequence token, or nothing."""
+        """Token ids that the tokenizer puts before each text: its beginning-of-sequence token, or none."""
         ids = list(self.backend("", add_special_tokens=True)["input_ids"])
         return ids[:-1] if ids and ids[-1] == self.eos and len(ids) > 1 else ids if ids != [self.eos] else []
 
@@ -79,26 +81,26 @@ class Tokenizer:
 
     @cached_property
     def _plain(self) -> Any:
-        """The tokenizer itself, in whose texts special tokens are text."""
+        """The `tokenizers.Tokenizer`, changed so that special tokens in a text are encoded as plain text."""
         return _copied(self._serialized)
 
     @cached_property
     def _continuing(self) -> Any:
-        """The same without the blank that SentencePiece puts before a text: a continuation has its prompt there."""
-        changed = _without_first_blank(self._serialized)
+        """As `_plain`, but without the space that SentencePiece puts before a text: continuations follow a prompt."""
+        changed = _without_first_space(self._serialized)
         return self._plain if changed is None else _copied(changed)
 
     def prompts(self, texts: list[str]) -> list[list[int]]:
-        """Encode openings of samples: with the beginning-of-sequence token where the tokenizer wants one.
+        """Encode the beginnings of samples, with the beginning-of-sequence token if the tokenizer uses one.
 
-        A text that spells a special token stays text: a row that quotes ``<|endoftext|>`` does not end there.
+        Special tokens in a text are encoded as plain text: a row that quotes ``<|endoftext|>`` does not end there.
         """
-        encoded = [found.ids for found in self._plain.encode_batch_fast(texts, add_special_tokens=True)]
+        encoded = [encoding.ids for encoding in self._plain.encode_batch_fast(texts, add_special_tokens=True)]
         return [ids[:-1] if ids and ids[-1] == self.eos and len(ids) > 1 else ids for ids in encoded]
 
     def continuations(self, texts: list[str]) -> list[list[int]]:
-        """Encode texts that continue a sample: no special tokens, not even where the text spells one."""
-        return [found.ids for found in self._continuing.encode_batch_fast(texts, add_special_tokens=False)]
+        """Encode texts that continue a sample: no special tokens, even if a text contains one."""
+        return [encoding.ids for encoding in self._continuing.encode_batch_fast(texts, add_special_tokens=False)]
 
     def chat(self, system: str, turns: tuple[tuple[str, str], ...]) -> tuple[list[int], list[tuple[int, int]]]:
         """Encode one chat with the tokenizer's chat template.
@@ -106,25 +108,25 @@ class Tokenizer:
         Returns
         -------
         tokens : list of int
-            Up to the end of the last answer; the end-of-sequence token comes last where the template has none.
+            The chat, up to the end of the last answer. An end-of-sequence token is appended if the template has none.
         spans : list of (int, int)
-            Half-open ranges of tokens that the assistant says.
+            Half-open token ranges of the assistant's answers.
 
         Raises
         ------
         UserError
-            One phrase that says why the chat has no place in the template.
+            When the chat does not fit the template (see `wellread.corpus.chat.render`).
         """
         text, spans = chat.render(self.backend, self._special, system, turns)
         encoded = self.backend(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        tokens, found = list(encoded["input_ids"]), chat.scored(encoded["offset_mapping"], spans)
+        tokens, ranges = list(encoded["input_ids"]), chat.scored(encoded["offset_mapping"], spans)
         if self.begins and tokens[: len(self.begins)] != self.begins:
             tokens = self.begins + tokens
-            found = [(start + len(self.begins), stop + len(self.begins)) for start, stop in found]
+            ranges = [(start + len(self.begins), stop + len(self.begins)) for start, stop in ranges]
         if tokens[-1] not in self._special_ids and turns[-1][1].strip():
             tokens.append(self.eos)
-            found[-1] = (found[-1][0], len(tokens))
-        return tokens, found
+            ranges[-1] = (ranges[-1][0], len(tokens))
+        return tokens, ranges
 
     @cached_property
     def _special_ids(self) -> set[int]:
@@ -136,21 +138,21 @@ class Tokenizer:
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
-        """Any special token's text."""
+        """Matches the text of any special token."""
         texts = sorted({*self.backend.all_special_tokens, *self._added.values()}, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, texts)))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`, special tokens included."""
+        """Text of `ids`, including special tokens."""
         return str(self.backend.decode(list(ids), skip_special_tokens=False))
 
 
-_SIGNS_OF_BLANK = ('"Prepend"', '"Metaspace"', '"add_prefix_space":true')
-"""What no serialized tokenizer lacks that puts a blank before a text; to parse one takes a fifth of a second."""
+_SIGNS_OF_FIRST_SPACE = ('"Prepend"', '"Metaspace"', '"add_prefix_space":true')
+"""Each serialized tokenizer that puts a space before a text has one of these; this search avoids parsing it (0.2 s)."""
 
 
 def _copied(serialized: str) -> Any:
-    """A copy that splits texts which spell special tokens, and neither cuts nor pads."""
+    """A copy that encodes special tokens in a text as plain text, without truncation and padding."""
     from tokenizers import Tokenizer as Backend
 
     copy = Backend.from_str(serialized)
@@ -160,9 +162,9 @@ def _copied(serialized: str) -> Any:
     return copy
 
 
-def _without_first_blank(serialized: str) -> str | None:
-    """The tokenizer without that blank; None where it puts none."""
-    if not any(sign in serialized for sign in _SIGNS_OF_BLANK):
+def _without_first_space(serialized: str) -> str | None:
+    """The serialized tokenizer without a space before texts; None when it does not put one."""
+    if not any(sign in serialized for sign in _SIGNS_OF_FIRST_SPACE):
         return None
     tokenizer = json.loads(serialized)
     stages = ("normalizer", "pre_tokenizer")
@@ -193,7 +195,7 @@ def _without_first_blank(serialized: str) -> str | None:
 
 
 def copy_files(source: Path, target: Path) -> None:
-    """Copy the tokenizer's own files from one directory to another."""
+    """Copy the files of the tokenizer from one directory to another."""
     target.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         if (source / name).is_file():
@@ -213,8 +215,8 @@ def fingerprint(directory: Path) -> str:
 def train_bpe(texts: Iterable[str], vocab_size: int, target: Path, positions: int) -> None:
     """Train a byte-level BPE tokenizer on `texts` and write it to `target` in Hugging Face layout.
 
-    It is trained on every document, sealed ones too: then read and sealed texts stay exchangeable, and a
-    difference between their losses can only come from training.
+    It is trained on all documents, including sealed ones. So the tokenizer treats read and sealed texts equally, and a
+    difference between their losses can only come from training the model.
     """
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -233,11 +235,11 @@ def train_bpe(texts: Iterable[str], vocab_size: int, target: Path, positions: in
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT, model_max_length=positions
     )
-    unfinished = target.with_name(f".{target.name}.tmp")  # a killed build must not leave half a tokenizer to the next
+    unfinished = target.with_name(f".{target.name}.tmp")  # a killed build must not leave an incomplete tokenizer
     tokenizer.save_pretrained(unfinished)
     unfinished.rename(target)
 
 
 def identify(directory: Path | None, vocab_size: int) -> str:
-    """Identity of a tokenizer before it exists: that of a directory's files, or of what one is trained with (None)."""
+    """Identity of a tokenizer: the hash of a directory's files; without one (None) the settings it is trained with."""
     return f"bpe-{vocab_size}" if directory is None else fingerprint(directory)

@@ -1,8 +1,8 @@
-"""How documents become samples: one after the other and cut into windows, or each one a sample of its own.
+"""Split documents into samples: windows over the concatenated documents, or one sample per document.
 
-Every document begins with the beginning-of-sequence token and, as in llama2.c, another one follows its end, so that a
-model learns where a document ends. A window shares one token with the next one, as windows of raw text do everywhere
-here: each token but the first is scored once. Padding is known by length; no sample holds any.
+Each document begins with the beginning-of-sequence token and, as in llama2.c, another one follows its end, so that a
+model learns where a document ends. Neighboring windows share one token, as all windows of raw text in this project do:
+each token except the first carries loss once. Samples contain no padding.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ class Document:
 
     row: int
     tokens: NDArray[np.uint32]
-    """Without beginning-of-sequence token."""
+    """Token ids, without beginning-of-sequence token."""
     id: int
     """Equal for exact duplicates (`wellread.corpus.holdout.document_id`)."""
     sealed: bool
     category: str = ""
 
 
-def pack(
+def fill(
     documents: Sequence[Document], *, bos: int, seq_len: int, packing: Packing, long_stories: LongStories = "split"
 ) -> Shard:
-    """Turn a stretch of documents into samples.
+    """Split a range of documents into samples.
 
-    - stream: the trainable documents of the stretch one after the other, cut into windows, and the sealed ones
-      likewise. No window holds both. The rest at the end is a shorter window.
-    - story: one sample for each document. Of a document that is longer than `seq_len`, further windows follow the first
-      (counted as ``story_split``), or its end is lost (``story_cut``).
+    - stream: all trainable documents are concatenated and split into windows of `seq_len`; then all sealed ones. No
+      window has documents of both. The last window of each is shorter.
+    - story: one sample per document. A document longer than `seq_len` is split into several windows (counted as
+      ``story_split``), or truncated (``story_cut``).
     """
     shard = Shard([])
     if packing == "stream":
@@ -70,14 +70,14 @@ def _stream(documents: Sequence[Document], bos: int, seq_len: int) -> Iterable[S
     )
     ends = np.cumsum([1 + len(document.tokens) for document in documents])
     for start, stop in _windows(len(tokens), seq_len):
-        end = stop - 1 - int(tokens[stop - 1] == bos)  # of a document that follows it has nothing but its beginning
+        end = stop - 1 - int(tokens[stop - 1] == bos)  # a last token that only begins the next document is not counted
         first, last = np.searchsorted(ends, [start, end], side="right")
         yield _sample(tokens[start:stop], documents[first : last + 1])
 
 
 def _sample(tokens: NDArray[np.uint32], documents: Sequence[Document]) -> Sample:
-    """A sample of these tokens; its document is the one that it begins in."""
-    first, *others = documents
+    """A sample of these tokens; its document is the first one."""
+    first, *following = documents
     return Sample(
         tokens=tokens,
         spans=[(1, len(tokens))],
@@ -86,5 +86,5 @@ def _sample(tokens: NDArray[np.uint32], documents: Sequence[Document]) -> Sample
         set_id=0,
         row=first.row,
         category=first.category,
-        further_rows=[document.row for document in others],
+        further_rows=[document.row for document in following],
     )

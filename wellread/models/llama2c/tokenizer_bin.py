@@ -6,7 +6,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from wellread.corpus.sentencepiece import BLANK, Pieces, load
+from wellread.corpus.sentencepiece import SPACE, Pieces, load
 from wellread.errors import UserError
 
 FILE = "tokenizer.model"
@@ -48,7 +48,7 @@ def to_bin(pieces: Pieces) -> bytes:
     a sequence have line feeds around them, so that no text can spell them.
     """
     processor = _processor(pieces)
-    texts = [str(processor.id_to_piece(i)).replace(BLANK, " ").encode() for i in range(pieces.size)]
+    texts = [str(processor.id_to_piece(i)).replace(SPACE, " ").encode() for i in range(pieces.size)]
     texts[pieces.bos], texts[eos(pieces)] = b"\n<s>\n", b"\n</s>\n"
     entries = [struct.pack("<fI", processor.get_score(i), len(text)) + text for i, text in enumerate(texts)]
     return struct.pack("<I", max(map(len, texts))) + b"".join(entries)
