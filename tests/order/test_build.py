@@ -1,4 +1,4 @@
-"""Orders over lists of ids: what is chosen, where it stands, how it is kept, and what is refused."""
+"""Orders over lists of ids: which samples are selected, their slots, the files in a run, and errors."""
 
 import dataclasses
 import json
@@ -41,9 +41,9 @@ def build(corpus: Corpus, order: str, **changes: Any) -> Built:
 
 
 def ids(corpus: Corpus, order: str, **changes: Any) -> list[int]:
-    found = build(corpus, order, **changes).order
-    assert isinstance(found, ListedOrder)
-    return found.ids.tolist()
+    listed = build(corpus, order, **changes).order
+    assert isinstance(listed, ListedOrder)
+    return listed.ids.tolist()
 
 
 def lengths(corpus: Corpus) -> NDArray[np.int64]:
@@ -57,7 +57,7 @@ def curriculum(folder: Path, text: str) -> str:
 
 @pytest.fixture(scope="module")
 def measured(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    """The sample corpus with a table of metrics: `fog` has ties, `gaps` lacks sample 5."""
+    """The sample corpus with a table of metrics: `fog` has ties, `gaps` has no value for sample 5."""
     path = tmp_path_factory.mktemp("measured") / "corpus"
     shutil.copytree(corpus.path, path)
     gaps = np.arange(corpus.n, dtype=np.float32)
@@ -84,27 +84,27 @@ lists = st.lists(st.integers(0, 60), min_size=1, max_size=80)
 def test_locate_finds_what_a_scan_finds(
     listed: list[int], passes: Any, seed: int, batch_size: int, batches: int
 ) -> None:
-    found = np.array(listed, dtype=np.int64)
+    sample_ids = np.array(listed, dtype=np.int64)
     names = {"listed": "file", "by": "", "source": "", "ids_sha256": ""}
-    order = ListedOrder(kind=passes, seed=seed, n=len(found), batch_size=batch_size, ids=found, **names)  # type: ignore[arg-type]
+    order = ListedOrder(kind=passes, seed=seed, n=len(sample_ids), batch_size=batch_size, ids=sample_ids, **names)  # type: ignore[arg-type]
     read = order.batches(0, batches)
     for sample_id in range(62):
         scan = [tuple(place) for place in np.argwhere(read == sample_id).tolist()]
         assert order.locate(sample_id, batches=batches) == scan
-    epoch = order.samples(np.arange(2 * len(found))).reshape(2, -1)
-    assert (np.sort(epoch, axis=1) == np.sort(found)).all()
+    epoch = order.samples(np.arange(2 * len(sample_ids))).reshape(2, -1)
+    assert (np.sort(epoch, axis=1) == np.sort(sample_ids)).all()
 
 
 def test_two_million_ids() -> None:
-    found = np.random.default_rng(0).permutation(2_000_000)
+    sample_ids = np.random.default_rng(0).permutation(2_000_000)
     names = {"listed": "file", "by": "", "source": "", "ids_sha256": ""}
-    order = ListedOrder(kind="sequential", seed=0, n=len(found), batch_size=1024, ids=found, **names)  # type: ignore[arg-type]
-    assert order.batch(1900)[3] == found[1900 * 1024 + 3]
+    order = ListedOrder(kind="sequential", seed=0, n=len(sample_ids), batch_size=1024, ids=sample_ids, **names)  # type: ignore[arg-type]
+    assert order.batch(1900)[3] == sample_ids[1900 * 1024 + 3]
     assert "_by_sample" not in order.__dict__  # reading batches needs no inverse
-    assert order.locate(int(found[500 * 1024 + 7]), batches=1900) == [(500, 7)]
+    assert order.locate(int(sample_ids[500 * 1024 + 7]), batches=1900) == [(500, 7)]
 
 
-# --- what is chosen ---
+# --- which samples are selected ---
 
 
 def test_sorted_is_stable_in_both_directions(measured: Corpus) -> None:
@@ -118,16 +118,16 @@ def test_sorted_is_stable_in_both_directions(measured: Corpus) -> None:
 
 
 @pytest.mark.parametrize(("sign", "holds"), [(">", (101,)), (">=", (100, 101)), ("<", (99,)), ("==", (100,))])
-def test_filter_chooses_what_the_condition_says(corpus: Corpus, sign: str, holds: tuple[int, ...]) -> None:
-    chosen = ids(corpus, f"filter:n_tokens{sign}100")
-    wanted = {">": lengths(corpus) > 100, ">=": lengths(corpus) >= 100, "<": lengths(corpus) < 100}
-    assert chosen == np.flatnonzero(wanted.get(sign, lengths(corpus) == 100)).tolist()
+def test_filter_selects_the_samples_of_its_condition(corpus: Corpus, sign: str, holds: tuple[int, ...]) -> None:
+    selected = ids(corpus, f"filter:n_tokens{sign}100")
+    masks = {">": lengths(corpus) > 100, ">=": lengths(corpus) >= 100, "<": lengths(corpus) < 100}
+    assert selected == np.flatnonzero(masks.get(sign, lengths(corpus) == 100)).tolist()
     assert all(parse(f"filter:x{sign}100").condition.holds(np.array([h]))[0] for h in holds)  # type: ignore[union-attr]
     order = build(corpus, f"filter:n_tokens{sign}100").order
-    assert order.samples(np.arange(order.n)).tolist() != chosen or order.n < 3  # it is shuffled
+    assert order.samples(np.arange(order.n)).tolist() != selected or order.n < 3  # it is shuffled
 
 
-def test_file_is_read_as_it_stands(corpus: Corpus, tmp_path: Path) -> None:
+def test_a_file_is_read_in_its_order(corpus: Corpus, tmp_path: Path) -> None:
     np.save(tmp_path / "ids.npy", np.array([5, 300, 2], dtype=np.uint16))
     order = build(corpus, f"file:{tmp_path / 'ids.npy'}", batch_size=2).order
     assert order.batches(0, 3).tolist() == [[5, 300], [2, 5], [300, 2]]
@@ -168,8 +168,8 @@ def test_curriculum_reads_phase_after_phase(corpus: Corpus, tmp_path: Path) -> N
     assert built.order.locate(17, batches=100)[:3] == [(0, 7), (2, 7), (4, 7)]
 
 
-def test_without_insertions_all_other_slots_stay(corpus: Corpus, tmp_path: Path) -> None:
-    """What is inserted replaces: another time or another number of readings moves nothing else."""
+def test_insertions_change_no_other_slot(corpus: Corpus, tmp_path: Path) -> None:
+    """Insertions replace samples: inserting at other batches or another number of times moves no other sample."""
     first = build(corpus, curriculum(tmp_path, CANARIES), batch_size=8).order.batches(0, 10)
     second = build(
         corpus, curriculum(tmp_path, CANARIES.replace("0, {start: 2, stop: 5, step: 2}", "1")), batch_size=8
@@ -196,7 +196,7 @@ def test_control_arm_has_the_same_readings(corpus: Corpus, tmp_path: Path, steps
         assert control.order.batch(row["batch_id"])[row["slot"]] == row["sample_id"]
 
 
-def test_phases_of_the_same_samples_are_shuffled_apart(corpus: Corpus, tmp_path: Path) -> None:
+def test_phases_of_the_same_samples_are_shuffled_differently(corpus: Corpus, tmp_path: Path) -> None:
     text = curriculum(tmp_path, "phases: [{steps: 5}, {steps: 5}]")
     first, second = build(corpus, text, batch_size=8).order.batches(0, 10).reshape(2, -1)
     assert first.tolist() != second.tolist()
@@ -205,7 +205,7 @@ def test_phases_of_the_same_samples_are_shuffled_apart(corpus: Corpus, tmp_path:
     assert again.identity() != build(corpus, text, batch_size=8, seed=1).order.identity()
 
 
-# --- kept in a run ---
+# --- files of a run ---
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_order_is_opened_as_it_was_built(measured: Corpus, tmp_path: Path, kind:
             store.open_order(run)
 
 
-def test_the_identity_names_the_metric_and_not_where_a_file_lay(measured: Corpus, tmp_path: Path) -> None:
+def test_the_identity_has_the_metric_and_not_the_path_of_a_file(measured: Corpus, tmp_path: Path) -> None:
     order = build(measured, "sorted:fog:asc").order.identity()
     assert {"kind": "sorted", "pass": "sequential", "by": "fog:asc"}.items() <= order.items()
     assert order["source"] != build(measured, "sorted:n_tokens:asc").order.identity()["source"]
@@ -251,11 +251,11 @@ def test_the_identity_names_the_metric_and_not_where_a_file_lay(measured: Corpus
         ("filter:n_tokens>nan", "expected METRIC>NUMBER"),
         ("filter:n_tokens>9999", "--order filter:n_tokens>9999: no trainable sample is left to read"),
         ("file:", "--order file:: expected file:IDS.npy"),
-        ("file:none.npy", "none.npy cannot be read (No such file or directory); name a .npy file"),
-        ("curriculum:none.yaml", "none.yaml cannot be read (No such file or directory); name a YAML file"),
+        ("file:none.npy", "none.npy cannot be read (No such file or directory); give a .npy file"),
+        ("curriculum:none.yaml", "none.yaml cannot be read (No such file or directory); give a YAML file"),
     ],
 )
-def test_orders_that_cannot_be(measured: Corpus, order: str, message: str) -> None:
+def test_invalid_orders(measured: Corpus, order: str, message: str) -> None:
     with pytest.raises(UserError) as refused:
         build(measured, order)
     assert message in str(refused.value)
@@ -268,14 +268,14 @@ def test_orders_that_cannot_be(measured: Corpus, order: str, message: str) -> No
         ([1, 2, 600], "entry 2 of {}: sample 600 is sealed; choose ids 0 … 517"),
         ([1, 2, 700], "entry 2 of {}: there is no sample 700; choose ids 0 … 517"),
         ([-1, 2], "entry 0 of {}: there is no sample -1; choose ids 0 … 517"),
-        ([4, 2, 9, 2], "{} holds sample 2 more than once (entries 1 and 3)"),
-        ([0.5], "{} holds float64 [1]; expected a list of integers, one sample id each"),
-        ([[1, 2]], "{} holds int64 [1, 2]; expected a list of integers"),
-        (b"not numpy", "{} is no .npy file ("),
-        (b"", "{} is no .npy file ("),
+        ([4, 2, 9, 2], "{} contains sample 2 more than once (entries 1 and 3)"),
+        ([0.5], "{} contains float64 [1]; expected a list of sample ids, integers"),
+        ([[1, 2]], "{} contains int64 [1, 2]; expected a list of sample ids"),
+        (b"not numpy", "{} is not a .npy file ("),
+        (b"", "{} is not a .npy file ("),
     ],
 )
-def test_files_that_are_no_order(corpus: Corpus, tmp_path: Path, content: Any, message: str) -> None:
+def test_invalid_files_of_sample_ids(corpus: Corpus, tmp_path: Path, content: Any, message: str) -> None:
     path = tmp_path / "ids.npy"
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -294,14 +294,14 @@ def test_files_that_are_no_order(corpus: Corpus, tmp_path: Path, content: Any, m
         ("- 1", ": expected keys and values; the keys are phases, insert"),
         ("phases: [{epoch: 1}]", ": phases[0]: unknown key 'epoch'; did you mean epochs?"),
         ("phases: [{steps: 1}, {order: best}]", ": phases[1].order: best: no such order"),
-        ("phases: [{order: 'curriculum:c.yaml'}]", ": phases[0].order: a curriculum cannot hold another"),
-        ("phases: [{steps: 1, epochs: 1}]", ": phases[0]: has epochs and steps; keep one of both"),
+        ("phases: [{order: 'curriculum:c.yaml'}]", ": phases[0].order: a curriculum cannot contain another"),
+        ("phases: [{steps: 1, epochs: 1}]", ": phases[0]: has epochs and steps; keep one of them"),
         ("phases: [{steps: 0}]", ": phases[0].steps: 0; expected a whole number of at least 1"),
         ("phases: [{epochs: 0}]", ": phases[0].epochs: 0; expected a number above 0"),
         ("phases: [{where: n_tokens}]", ": phases[0].where: n_tokens: expected METRIC>NUMBER"),
         ("phases: [{where: fog>1}]", ": phases[0].where: no metric 'fog'; this corpus has the metrics n_tokens"),
         ("phases: [{where: n_tokens>999}]", ": phases[0]: no trainable sample is left to read"),
-        ("phases: [{sets: alpaca}]", ": phases[0].sets: no set 'alpaca'; this corpus is made of sample"),
+        ("phases: [{sets: alpaca}]", ": phases[0].sets: no data set 'alpaca'; this corpus has sample"),
         ("phases: [steps: 1]\ninsert: [{tag: a, at: 0}]", ": insert[0]: has no samples; give samples, file, or"),
         ("phases: [steps: 1]\ninsert: [{tag: a, samples: 1}]", ": insert[0].at: is missing or empty"),
         ("phases: [steps: 1]\ninsert: [{samples: 1, at: 0}]", ": insert[0].tag: is missing"),
@@ -310,12 +310,15 @@ def test_files_that_are_no_order(corpus: Corpus, tmp_path: Path, content: Any, m
         ("phases: [steps: 1]\ninsert: [{tag: a, samples: 1, at: {from: 1}}]", ": insert[0].at: unknown key 'from'"),
         ("phases: [steps: 1]\ninsert: [{tag: a, samples: 1, at: 1}]", ".at: no batch 1; the curriculum has 0 … 0"),
         ("phases: [steps: 1]\ninsert: [{tag: a, samples: 600, at: 0}]", ".samples: sample 600 is sealed; choose"),
-        ("phases: [steps: 1]\ninsert: [{tag: a, samples: [1, 1], at: 0}]", ".samples: sample 1 is named twice"),
-        ("phases: [steps: 1]\ninsert: [{tag: a, samples: 1, at: 0, slots: 99}]", "has 16 slots left of its 16, not 99"),
+        ("phases: [steps: 1]\ninsert: [{tag: a, samples: [1, 1], at: 0}]", ".samples: sample 1 is listed twice"),
+        (
+            "phases: [steps: 1]\ninsert: [{tag: a, samples: 1, at: 0, slots: 99}]",
+            "has 16 free slots of 16, but needs 99",
+        ),
         ("phases: [", "c.yaml is not YAML ("),
     ],
 )
-def test_curricula_that_cannot_be(corpus: Corpus, tmp_path: Path, text: str, message: str) -> None:
+def test_invalid_curricula(corpus: Corpus, tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UserError) as refused:
         build(corpus, curriculum(tmp_path, text))
     assert message in str(refused.value)
@@ -327,10 +330,10 @@ def test_curricula_that_cannot_be(corpus: Corpus, tmp_path: Path, text: str, mes
     ("changes", "message"),
     [
         ({"epochs": 3.0}, "--epochs 3: a curriculum is read once; its phases have epochs of their own"),
-        ({"steps": 9}, "--steps 9: --order curriculum:.*c.yaml has 2; choose at most that, or leave --steps out"),
+        ({"steps": 9}, "--steps 9: --order curriculum:.*c.yaml has 2 steps; choose at most 2, or omit --steps"),
     ],
 )
-def test_a_curriculum_says_how_long_it_is(corpus: Corpus, tmp_path: Path, changes: Any, message: str) -> None:
+def test_a_curriculum_sets_the_number_of_steps(corpus: Corpus, tmp_path: Path, changes: Any, message: str) -> None:
     text = curriculum(tmp_path, "phases: [steps: 2]")
     with pytest.raises(UserError, match=message):
         build(corpus, text, **changes)
@@ -340,7 +343,7 @@ def test_a_curriculum_says_how_long_it_is(corpus: Corpus, tmp_path: Path, change
 
 
 @pytest.mark.parametrize("order", ["shuffle", "sequential", "filter:n_tokens>3"])
-def test_no_control_arm_of_what_is_random(order: str) -> None:
+def test_random_orders_have_no_control_arm(order: str) -> None:
     with pytest.raises(UserError, match="--order_control: no control arm of --order"):
         resolve(RunConfig.of(order=order, order_control=True), SPEC)
 
@@ -359,8 +362,8 @@ def test_a_set_is_inserted_and_read_nowhere_else(corpora: Path, tmp_path: Path) 
     text = "phases: [{epochs: 1}]\ninsert: [{tag: canary, sets: canaries, at: 2}]"
     order = build(mixed, curriculum(tmp_path, text)).order
     read = order.batches(0, order.n // 16)
-    own = mixed.set_names.index("canaries")
-    canaries = np.flatnonzero(mixed.sets(np.arange(mixed.n_trainable)) == own)
+    set_id = mixed.set_names.index("canaries")
+    canaries = np.flatnonzero(mixed.sets(np.arange(mixed.n_trainable)) == set_id)
     assert 2 <= len(canaries) <= 8
     assert np.argwhere(np.isin(read, canaries)).tolist() == [[2, slot] for slot in range(16 - len(canaries), 16)]
 
@@ -370,7 +373,7 @@ def test_a_set_is_inserted_and_read_nowhere_else(corpora: Path, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_a_curriculum_through_the_launcher(program: Program, corpora: Path, small_model: Path, tmp_path: Path) -> None:
-    """Two ranks read what the order says; stopped and continued on one rank, the record is still exact."""
+    """Two ranks read the samples of the order; after a stop, one rank continues and the record is still exact."""
     flags = ["--model", small_model, "--data", "sample", "--corpora", corpora, "--seq_len", 128, "--batch_size", 8]
     where = ["--order", curriculum(tmp_path, CANARIES.replace("epochs: 2", "steps: 5")), "--save_every", 4]
     launch = ["launch", "run", "finetune", *flags, *where, "--dtype", "fp32", "--strategy", "ddp"]
@@ -381,30 +384,30 @@ def test_a_curriculum_through_the_launcher(program: Program, corpora: Path, smal
     assert not (tmp_path / "bad").exists()
     program(*launch, "--out", run.path, "--ranks_per_node", 2, check=True)
     order = store.open_order(run)
-    whole = Record.open(run.record)
-    assert whole.sample_ids().tolist() == order.batches(0, 8).ravel().tolist()
+    record = Record.open(run.record)
+    assert record.sample_ids().tolist() == order.batches(0, 8).ravel().tolist()
     shutil.rmtree(run.checkpoints / "step-00000008")
     run.order_file.unlink()
-    done = program(*launch, "--out", run.path, "--ranks_per_node", 1, check=True)
-    assert "continuing from step-00000004" in done.stdout
-    assert Record.open(run.record).head == whole.head
+    resumed = program(*launch, "--out", run.path, "--ranks_per_node", 1, check=True)
+    assert "continuing from step-00000004" in resumed.stdout
+    assert Record.open(run.record).head == record.head
     assert "verified: 8 batches" in program("eval", "verify", run.path, check=True).stdout
     history = open_run(run.path).history
     for sample_id in (3, 17, 40, int(order.batch(6)[0])):
         places = [(r.batch_id, r.slot) for r in history.sample(sample_id)]
-        assert places == [divmod(int(p), 8) for p in np.flatnonzero(whole.sample_ids() == sample_id)]
+        assert places == [divmod(int(p), 8) for p in np.flatnonzero(record.sample_ids() == sample_id)]
         assert len(places) >= 1
     assert history.sample(history.reader.n - 1) == []
     other = program(*launch, "--out", run.path, "--order_control", "true")
     assert other.returncode == 2
     assert "holds another run (order.pass is sequential there, shuffle asked for)" in other.stderr
     np.save(run.order_file, np.zeros(64, dtype=np.int64))
-    found = program("eval", "verify", run.path)
-    assert found.returncode == 1
-    assert "order.npy: altered since the run began" in found.stdout + found.stderr
+    verification = program("eval", "verify", run.path)
+    assert verification.returncode == 1
+    assert "order.npy: altered since the run began" in verification.stdout + verification.stderr
 
 
-def test_a_run_from_before_lists_opens(tiny_run: RunDirectory) -> None:
+def test_a_run_from_before_listed_orders_is_opened(tiny_run: RunDirectory) -> None:
     identity = tiny_run.manifest()["identity"]["order"]
     assert sorted(identity) == ["batch_size", "kind", "n", "seed", "version"]
     order = store.open_order(tiny_run)

@@ -58,7 +58,7 @@ def test_ids_never_change(seed: int, n: int, epoch: int) -> None:
     assert ids == GOLDEN[seed, n, epoch], "every record refers to these ids: a new order needs a new VERSION, not this"
 
 
-def test_identity_is_json_and_names_what_fixes_the_order() -> None:
+def test_the_identity_is_json_and_defines_the_order() -> None:
     identity = {"kind": "shuffle", "seed": 7, "n": 1000, "batch_size": 16, "version": 1}
     assert json.loads(json.dumps(shuffle(1000, seed=7).identity())) == identity
 
@@ -112,7 +112,7 @@ def test_sequential_repeats_the_corpus() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(n=st.integers(1, 5000), start=st.integers(0, 40), count=st.integers(0, 40), batch_size=st.integers(1, 200))
-def test_batches_are_batch_after_batch(n: int, start: int, count: int, batch_size: int) -> None:
+def test_batches_equal_single_batches(n: int, start: int, count: int, batch_size: int) -> None:
     order = shuffle(n, batch_size=batch_size)
     read = order.batches(start, start + count)
     assert read.shape == (count, batch_size)
@@ -122,13 +122,13 @@ def test_batches_are_batch_after_batch(n: int, start: int, count: int, batch_siz
     assert np.array_equal(read.ravel(), one_by_one.ravel())
 
 
-def test_last_batch_takes_its_rest_from_the_next_epoch() -> None:
+def test_the_last_batch_is_filled_from_the_next_epoch() -> None:
     order = shuffle(10, batch_size=4)
     first, second = epoch_ids(order, 2)
     assert order.batch(2).tolist() == [*first[8:], *second[:2]]
 
 
-def test_chunks_do_not_show() -> None:
+def test_results_do_not_depend_on_chunks() -> None:
     order = shuffle(CHUNK + 7)
     positions = np.random.default_rng(0).integers(0, 50 * order.n, size=(3, CHUNK))
     ids = order.samples(positions)
@@ -202,9 +202,9 @@ def test_bad_fields_are_refused(change: dict[str, Any], message: str) -> None:
 
 def test_bad_arguments_are_refused() -> None:
     order = shuffle(10)
-    with pytest.raises(UserError, match="batches -1 to 0 are no range"):
+    with pytest.raises(UserError, match="batches -1 to 0 are not a range"):
         order.batch(-1)
-    with pytest.raises(UserError, match="batches 3 to 2 are no range"):
+    with pytest.raises(UserError, match="batches 3 to 2 are not a range"):
         order.batches(3, 2)
     with pytest.raises(UserError, match="position -2 is negative"):
         order.samples(np.array([1, -2]))
@@ -238,7 +238,7 @@ def bucket_chi_square(x: Ids, y: Ids, n: int) -> float:
 
 
 def statistics(ids: Ids, previous: Ids) -> dict[str, float]:
-    """Numbers that a structured permutation gets wrong, from one epoch and the one before it."""
+    """Statistics in which a structured permutation differs, from one epoch and the previous one."""
     n = len(ids)
     index = np.arange(n)
     return {
@@ -252,13 +252,15 @@ def statistics(ids: Ids, previous: Ids) -> dict[str, float]:
     }
 
 
-def assert_like_numpy(ours: list[Ids], n: int) -> None:
-    """Each statistic of successive permutations has the distribution it has over numpy's (two-sample KS test)."""
+def assert_like_numpy(permutations: list[Ids], n: int) -> None:
+    """Each statistic of successive permutations is distributed as for numpy's permutations (two-sample KS test)."""
     rng = np.random.default_rng(n)
-    numpys = [rng.permutation(n) for _ in ours]
-    ours_rows, numpys_rows = ([statistics(b, a) for a, b in itertools.pairwise(side)] for side in (ours, numpys))
-    for name in ours_rows[0]:
-        samples = [row[name] for row in ours_rows], [row[name] for row in numpys_rows]
+    numpy_permutations = [rng.permutation(n) for _ in permutations]
+    own_rows, numpy_rows = (
+        [statistics(b, a) for a, b in itertools.pairwise(side)] for side in (permutations, numpy_permutations)
+    )
+    for name in own_rows[0]:
+        samples = [row[name] for row in own_rows], [row[name] for row in numpy_rows]
         assert stats.ks_2samp(*samples, method="asymp").pvalue > P_VALUE, name
 
 
@@ -272,7 +274,7 @@ def test_seeds_are_distributed_like_numpy_permutations(n: int) -> None:
     assert_like_numpy(list(first_epochs(n, EPOCHS + 1)), n)
 
 
-def test_every_sample_goes_everywhere() -> None:
+def test_every_sample_is_at_every_index_equally_often() -> None:
     places = np.argsort(first_epochs(10, 2000), axis=1)
     for sample_id in range(10):
         assert stats.chisquare(np.bincount(places[:, sample_id], minlength=10)).pvalue > P_VALUE

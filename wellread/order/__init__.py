@@ -1,1 +1,1 @@
-"""Orders: which sample each slot of each batch reads, in constant time, both ways."""
+"""Orders: which sample each slot of each batch reads, and which slots read a sample, in constant time."""

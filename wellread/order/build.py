@@ -1,4 +1,4 @@
-"""Building an order from what a run asks for and its corpus."""
+"""Build the order of a run from its settings and its corpus."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from wellread.order.spec import OrderSpec, parse
 
 @dataclass(frozen=True)
 class Built:
-    """An order, and what people want to know of it."""
+    """An order and its description."""
 
     order: Order
     notes: dict[str, Any] | None = None
-    """Of a curriculum: `phases`, and where the insertions stand (docs/formats.md, order.json)."""
+    """Only for a curriculum: `phases`, and the slots of the insertions (docs/formats.md, order.json)."""
 
 
 def build(config: ScheduleConfig, corpus: Corpus) -> Built:
-    """Build the order that `config` (resolved) asks for over the trainable samples of `corpus`.
+    """Build the order of the trainable samples of `corpus` that `config` (resolved) requests.
 
     Raises
     ------
@@ -43,8 +43,8 @@ def build(config: ScheduleConfig, corpus: Corpus) -> Built:
     if spec.kind in ("shuffle", "sequential"):
         return Built(Order(kind="shuffle" if spec.kind == "shuffle" else "sequential", n=corpus.n_trainable, **plain))
     if spec.kind != "curriculum":
-        chosen = choose(spec, corpus, where)
-        return Built(_listed(spec, chosen.ids, _passes(config, chosen.passes), chosen.source, plain))
+        choice = choose(spec, corpus, where)
+        return Built(_listed(spec, choice.ids, _passes(config, choice.passes), choice.source, plain))
     arranged = arrange(
         curricula.read(Path(spec.path).expanduser(), where), corpus, seed=config.seed, batch_size=batch_size
     )
@@ -55,17 +55,17 @@ def build(config: ScheduleConfig, corpus: Corpus) -> Built:
 
 
 def _passes(config: ScheduleConfig, kind: Kind) -> Kind:
-    """The control arm reads the same list, shuffled."""
+    """How a pass goes through a list: the control arm reads the same list, shuffled."""
     return "shuffle" if config.order_control else kind
 
 
 def _listed(spec: OrderSpec, ids: NDArray[np.int64], passes: Kind, source: str, plain: dict[str, Any]) -> ListedOrder:
-    made: dict[str, Any] = {"listed": spec.kind, "by": spec.by, "source": source, "ids_sha256": metrics.digest(ids)}
-    return ListedOrder(kind=passes, n=len(ids), ids=ids, **made, **plain)
+    origin: dict[str, Any] = {"listed": spec.kind, "by": spec.by, "source": source, "ids_sha256": metrics.digest(ids)}
+    return ListedOrder(kind=passes, n=len(ids), ids=ids, **origin, **plain)
 
 
 def _shortened(arranged: Arranged, steps: int, batch_size: int, where: str) -> Arranged:
-    """The first `steps` batches, so that the control arm shuffles what is read and nothing beyond it."""
+    """The first `steps` batches, so that the control arm shuffles only samples that are read."""
     n = steps * batch_size
     _check_steps(steps, len(arranged.ids) // batch_size, where)
     phases = [
@@ -76,9 +76,9 @@ def _shortened(arranged: Arranged, steps: int, batch_size: int, where: str) -> A
     )
 
 
-def _check_steps(steps: int, there: int, where: str) -> None:
-    if steps > there:
-        raise UserError(f"--steps {steps}: {where} has {there}; choose at most that, or leave --steps out")
+def _check_steps(steps: int, available: int, where: str) -> None:
+    if steps > available:
+        raise UserError(f"--steps {steps}: {where} has {available} steps; choose at most {available}, or omit --steps")
 
 
 def _notes(order: ListedOrder, arranged: Arranged, control: bool) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def _notes(order: ListedOrder, arranged: Arranged, control: bool) -> dict[str, A
 
 
 def samples_before_corpus(config: ScheduleConfig, trainable: int) -> int:
-    """Samples that one pass of the order reads, as far as that is known without a corpus: of a filter, at most.
+    """Number of samples that one pass of the order reads, before the corpus exists; an upper bound for a filter.
 
     Raises
     ------
@@ -105,9 +105,9 @@ def samples_before_corpus(config: ScheduleConfig, trainable: int) -> int:
     if spec.kind == "file":
         return len(open_ids(Path(spec.path).expanduser(), where))
     if spec.kind == "curriculum":
-        read, batch_size = curricula.read(Path(spec.path).expanduser(), where), config.batch_size or 0
-        there = steps_before_corpus(read, trainable, batch_size)
-        if all(phase.steps for phase in read.phases):  # else it is an estimate, and the corpus will tell
-            _check_steps(config.steps or 0, there, where)
-        return (config.steps or there) * batch_size
+        plan, batch_size = curricula.read(Path(spec.path).expanduser(), where), config.batch_size or 0
+        steps = steps_before_corpus(plan, trainable, batch_size)
+        if all(phase.steps for phase in plan.phases):  # otherwise only the corpus shows the exact number
+            _check_steps(config.steps or 0, steps, where)
+        return (config.steps or steps) * batch_size
     return trainable

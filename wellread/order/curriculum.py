@@ -1,4 +1,4 @@
-"""What a curriculum's YAML file may say, taken apart; no sample is touched. docs/orders.md explains the keys."""
+"""Parse and check the YAML file of a curriculum, without reading samples. docs/orders.md explains the keys."""
 
 from __future__ import annotations
 
@@ -16,78 +16,79 @@ from wellread.order.spec import Condition, OrderSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """Samples of which a phase or an insertion is made: those for which all of it holds."""
+    """Which samples a phase or an insertion selects: those that satisfy all conditions."""
 
     where: tuple[Condition, ...] = ()
     sets: tuple[str, ...] = ()
-    """Names of the corpus's sets; empty: all."""
+    """Names of data sets of the corpus; empty: all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """A stretch of batches with an order of its own."""
+    """A range of batches with its own order."""
 
     place: str
-    """File and key, for errors."""
+    """File and key, for error messages."""
     name: str
     spec: OrderSpec
     pool: Pool
     epochs: float | None
-    """Passes over its samples; None where `steps` says how long it is."""
+    """Number of epochs over its samples; None when `steps` is set."""
     steps: int | None
+    """Number of batches; None when `epochs` is set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Insertion:
-    """Samples that take slots of given batches, and are read nowhere else."""
+    """Samples that are read only in slots of the given batches."""
 
     place: str
     tag: str
     samples: tuple[int, ...]
     path: str
-    """Of a .npy file of ids; empty for none, like `samples`."""
+    """A .npy file of sample ids. Either `path`, `samples` or `pool` is set, the others are empty."""
     pool: Pool
     at: tuple[int, ...]
     """Batch ids, ascending."""
     slots: int | None
-    """Slots that they take in each of these batches; None: as many as there are samples."""
+    """Number of slots in each of these batches; None: one per sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curriculum:
-    """A whole run's order: phase after phase, with insertions."""
+    """The order of a complete run: phases one after another, and insertions."""
 
     path: Path
     phases: tuple[Phase, ...]
     insertions: tuple[Insertion, ...]
     sha256: str
-    """Of what the file says, as JSON with sorted keys: comments and layout are no part of it."""
+    """Hash of the file's content as JSON with sorted keys, so independent of comments and layout."""
 
 
 def read(path: Path, flag: str) -> Curriculum:
-    """Read a curriculum.
+    """Read a curriculum from a YAML file.
 
     Raises
     ------
     UserError
-        When it is none: names the key and its place.
+        When the file is not a valid curriculum; names the key and its place.
     """
     import yaml
 
     try:
-        found = yaml.safe_load(path.read_bytes())
+        content = yaml.safe_load(path.read_bytes())
     except OSError as error:
-        raise UserError(f"{flag}: {path} cannot be read ({error.strerror}); name a YAML file") from None
+        raise UserError(f"{flag}: {path} cannot be read ({error.strerror}); give a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{flag}: {path} is not YAML ({' '.join(str(error).split())})") from None
-    top = _mapping(found, str(path), ("phases", "insert"))
+    top = _mapping(content, str(path), ("phases", "insert"))
     phases = [_phase(value, f"{path}: phases[{i}]", path) for i, value in enumerate(_items(top, "phases", str(path)))]
     if not phases:
         raise UserError(f"{path}: phases: is missing or empty; list at least one, e.g. - order: shuffle")
     insert = [
         _insertion(value, f"{path}: insert[{i}]", path) for i, value in enumerate(_items(top, "insert", str(path)))
     ]
-    text = json.dumps(found, sort_keys=True, default=str)
+    text = json.dumps(content, sort_keys=True, default=str)
     return Curriculum(
         path=path,
         phases=tuple(phases),
@@ -100,14 +101,14 @@ def _phase(value: Any, place: str, path: Path) -> Phase:
     keys = _mapping(value, place, ("name", "order", "where", "sets", "epochs", "steps"))
     spec = specs.parse(_text(keys.get("order", "shuffle"), f"{place}.order"), f"{place}.order:")
     if spec.kind == "curriculum":
-        raise UserError(f"{place}.order: a curriculum cannot hold another; choose {specs.FORMS}")
+        raise UserError(f"{place}.order: a curriculum cannot contain another; choose {specs.FORMS}")
     if spec.kind == "file":
         spec = OrderSpec(kind="file", path=str(path.parent / Path(spec.path).expanduser()))
     epochs, steps = keys.get("epochs"), keys.get("steps")
     if epochs is not None and steps is not None:
-        raise UserError(f"{place}: has epochs and steps; keep one of both")
+        raise UserError(f"{place}: has epochs and steps; keep one of them")
     if steps is not None:
-        _whole(steps, f"{place}.steps", 1)
+        _integer(steps, f"{place}.steps", 1)
     elif epochs is not None and (isinstance(epochs, bool) or not isinstance(epochs, int | float) or not epochs > 0):
         raise UserError(f"{place}.epochs: {epochs!r}; expected a number above 0")
     return Phase(
@@ -132,11 +133,11 @@ def _insertion(value: Any, place: str, path: Path) -> Insertion:
     if not _text(keys.get("tag", ""), f"{place}.tag"):
         raise UserError(f"{place}.tag: is missing; name the insertion, e.g. canary")
     if "slots" in keys:
-        _whole(keys["slots"], f"{place}.slots", 1)
+        _integer(keys["slots"], f"{place}.slots", 1)
     return Insertion(
         place=place,
         tag=keys["tag"],
-        samples=tuple(_whole(sample, f"{place}.samples", 0) for sample in samples),
+        samples=tuple(_integer(sample, f"{place}.samples", 0) for sample in samples),
         path=str(path.parent / Path(_text(keys["file"], f"{place}.file")).expanduser()) if "file" in keys else "",
         pool=_pool(keys, place),
         at=tuple(at),
@@ -153,21 +154,21 @@ def _pool(keys: dict[str, Any], place: str) -> Pool:
 
 
 def _batches(value: Any, place: str) -> range:
-    """Batch ids of one entry of `at`: a number, or start, stop and step (20:40 would be a number to YAML: 1240)."""
+    """Batch ids of one entry of `at`: a number, or start, stop and step. (YAML reads 20:40 as the number 1240.)"""
     if not isinstance(value, dict):
-        return range(_whole(value, place, 0), value + 1)
+        return range(_integer(value, place, 0), value + 1)
     keys = _mapping(value, place, ("start", "stop", "step"))
-    start, step = _whole(keys.get("start", 0), f"{place}.start", 0), _whole(keys.get("step", 1), f"{place}.step", 1)
-    return range(start, _whole(keys.get("stop"), f"{place}.stop", start + 1), step)
+    start, step = _integer(keys.get("start", 0), f"{place}.start", 0), _integer(keys.get("step", 1), f"{place}.step", 1)
+    return range(start, _integer(keys.get("stop"), f"{place}.stop", start + 1), step)
 
 
-def _mapping(value: Any, place: str, known: tuple[str, ...]) -> dict[str, Any]:
+def _mapping(value: Any, place: str, allowed: tuple[str, ...]) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise UserError(f"{place}: expected keys and values; the keys are {', '.join(known)}")
+        raise UserError(f"{place}: expected keys and values; the keys are {', '.join(allowed)}")
     for key in value:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"choose {', '.join(known)}"
+        if key not in allowed:
+            near = difflib.get_close_matches(str(key), allowed, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"choose {', '.join(allowed)}"
             raise UserError(f"{place}: unknown key {str(key)!r}; {hint}")
     return value
 
@@ -180,7 +181,7 @@ def _items(keys: dict[str, Any], key: str, place: str) -> list[Any]:
 
 
 def _list(value: Any, place: str) -> list[Any]:
-    """The value's entries; one that is no list stands for itself."""
+    """The entries of a list; a single value is a list of one."""
     if isinstance(value, dict):
         raise UserError(f"{place}: expected a value or a list of values")
     return _entries(value)
@@ -196,7 +197,7 @@ def _text(value: Any, place: str) -> str:
     return value
 
 
-def _whole(value: Any, place: str, least: int) -> int:
+def _integer(value: Any, place: str, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UserError(f"{place}: {value!r}; expected a whole number of at least {least}")
     return value

@@ -1,4 +1,4 @@
-"""Metrics of a corpus's samples, as columns by which an order can choose and sort."""
+"""Metrics of samples: numeric columns of a corpus, by which an order can filter and sort."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wellread.corpus.read import METRICS, Corpus
 from wellread.errors import UserError
 
 IDS = ("sample_id", "document")
-"""Numeric columns that are names, not metrics."""
+"""Numeric columns that are ids, not metrics."""
 
 
 def names(corpus: Corpus) -> list[str]:
@@ -27,24 +27,26 @@ def column(corpus: Corpus, metric: str, where: str) -> NDArray[Any]:
     Raises
     ------
     UserError
-        When there is no such metric, or a trainable sample lacks it; begins with `where`.
+        When there is no such metric, or a trainable sample has no value; the message begins with `where`.
     """
     import pyarrow.parquet
 
     files = _files(corpus)
-    there = f"this corpus has the metrics {', '.join(files)}"
+    hint = f"this corpus has the metrics {', '.join(files)}"
     if "packing" in corpus.meta and not corpus.metrics:
-        there += "; those of texts come with --metrics"
+        hint += "; text metrics need --metrics"
     if metric not in files:
-        raise UserError(f"{where}: no metric {metric!r}; {there}")
-    found = pyarrow.parquet.read_table(files[metric], columns=[metric])[metric]
-    if len(found) != corpus.n:
-        raise UserError(f"{files[metric]}: {len(found):,} rows for {corpus.n:,} samples; compile the corpus again")
-    values = found.slice(0, corpus.n_trainable).to_numpy()
-    lacking = np.flatnonzero(np.isnan(values))
-    if len(lacking):
-        also = f" (and {len(lacking) - 1:,} more)" * (len(lacking) > 1)
-        raise UserError(f"{where}: sample {lacking[0]}{also} has no {metric}; {there}")
+        raise UserError(f"{where}: no metric {metric!r}; {hint}")
+    table_column = pyarrow.parquet.read_table(files[metric], columns=[metric])[metric]
+    if len(table_column) != corpus.n:
+        raise UserError(
+            f"{files[metric]}: {len(table_column):,} rows for {corpus.n:,} samples; compile the corpus again"
+        )
+    values = table_column.slice(0, corpus.n_trainable).to_numpy()
+    missing = np.flatnonzero(np.isnan(values))
+    if len(missing):
+        also = f" (and {len(missing) - 1:,} more)" * (len(missing) > 1)
+        raise UserError(f"{where}: sample {missing[0]}{also} has no {metric}; {hint}")
     return np.ascontiguousarray(values, dtype=np.float64 if values.dtype.kind == "f" else np.int64)
 
 
@@ -54,7 +56,7 @@ def digest(values: NDArray[Any]) -> str:
 
 
 def _files(corpus: Corpus) -> dict[str, Path]:
-    """The file of each metric."""
+    """Metric -> Parquet file that has it."""
     import pyarrow.parquet
 
     types = pyarrow.types

@@ -1,15 +1,15 @@
-"""The order: which sample stands in which slot of which batch, and when a sample is read.
+"""The order: which sample is in which slot of which batch, and the inverse: where a sample is read.
 
-Position p = batch_id * batch_size + slot is the (p % n)-th of epoch p // n. ``sequential`` has index p % n there;
-``shuffle`` permutes by a bijection keyed by seed and epoch, so both directions cost the same however long the run is
-and nothing is stored. An index is a sample id, or in a listed order a place in its list of ids
-(`wellread.order.build`).
-The number of ranks is no argument anywhere: ranks and micro-batches only divide the slots of a batch.
+Position p = batch_id * batch_size + slot is number p % n of epoch p // n. ``sequential`` has index p % n there.
+``shuffle`` has a permutation of it, keyed by seed and epoch. The permutation and its inverse are computed, not stored,
+and take constant time for runs of any length. An index is a sample id; in a listed order it is an index into its list
+of ids (`wellread.order.build`).
+The order does not depend on the number of ranks: ranks and micro-batches only divide the slots of a batch.
 
-The bijection is a Feistel network (Luby & Rackoff 1988, "How to construct pseudorandom permutations") in the form of
-Black & Rogaway 2002, "Ciphers with arbitrary finite domains": two digits in Z_a x Z_b, to which the rounds add in
-turn, with cycle walking for the few of the a * b values at n or above. Since a * b - n < a, next to no value walks,
-while over 2^ceil(log2 n) values up to half would. It is for shuffling, not for secrecy.
+The permutation is a Feistel network (Luby & Rackoff 1988, "How to construct pseudorandom permutations") in the form of
+Black & Rogaway 2002, "Ciphers with arbitrary finite domains": a value is two digits in Z_a x Z_b, rounds alternately
+add to one of them, and values at n or above are mapped again (cycle walking). Since a * b - n < a, almost no value is
+mapped again; over 2^ceil(log2 n) values up to half would be. It is for shuffling, not for secrecy.
 """
 
 import math
@@ -26,14 +26,14 @@ from wellread.errors import UserError
 
 Kind = Literal["shuffle", "sequential"]
 
-VERSION = 1  # of the function itself: raise it with any change to the ids an order gives
-MAX_SAMPLES = 2**40  # a digit times 32 bits then stays far below 2^64
-CHUNK = 16_384  # positions worked on at once: five 128 KiB buffers stay in the cache of a core
-# Few samples mix slowest. With ideal round functions, 24 rounds bring the permutations of n samples this close to
-# uniform (exact total variation): 8e-8 for n <= 4, 5e-4 for n = 5 and 6, 4e-3 for n = 8.
+VERSION = 1  # of the function: increase it with any change to the ids of an order
+MAX_SAMPLES = 2**40  # a digit times 32 bits is then far below 2^64
+CHUNK = 16_384  # positions processed at once: five buffers of 128 KiB fit into the cache of a core
+# Small n needs the most rounds. With ideal round functions, 24 rounds bring the permutations of n samples this close
+# to uniform (exact total variation distance): 8e-8 for n <= 4, 5e-4 for n = 5 and 6, 4e-3 for n = 8.
 ROUNDS = 24
 
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)  # this and the two below: splitmix64, Steele, Lea & Flood 2014
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)  # this and the next two: splitmix64, Steele, Lea & Flood 2014
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 _HALF = np.uint64(32)
@@ -50,13 +50,13 @@ class Order:
     """
 
     kind: Kind
-    """`shuffle`: a new permutation each epoch; `sequential`: the order of the corpus, each epoch alike."""
+    """`shuffle`: a new permutation each epoch; `sequential`: the order of the corpus, the same in each epoch."""
     seed: int
     """Key of the shuffle, 0 <= seed < 2^64."""
     n: int
-    """Trainable samples, 1 <= n <= 2^40."""
+    """Number of trainable samples, 1 <= n <= 2^40."""
     batch_size: int
-    """Samples of one batch, over all ranks and accumulation; at least 1."""
+    """Samples per batch, over all ranks and gradient accumulation; at least 1."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -86,7 +86,7 @@ class Order:
             Unless 0 <= start <= stop.
         """
         if not 0 <= start <= stop:
-            raise UserError(f"batches {start} to {stop} are no range; choose 0 <= start <= stop")
+            raise UserError(f"batches {start} to {stop} are not a range; choose 0 <= start <= stop")
         positions = np.arange(start * self.batch_size, stop * self.batch_size, dtype=np.int64)
         return self.samples(positions).reshape(stop - start, self.batch_size)
 
@@ -95,7 +95,7 @@ class Order:
         return self.indices(positions)
 
     def indices(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Indices 0 ... n - 1 that stand at `positions`; int64, same shape; ValueError when one is negative."""
+        """Indices 0 ... n - 1 at `positions`; int64, same shape; ValueError when a position is negative."""
         indices = np.empty(np.shape(positions), dtype=np.int64)
         for position, index in _chunks(positions, indices):
             epoch = self._epochs(position)
@@ -108,17 +108,17 @@ class Order:
         return self._epochs(np.asarray(positions))
 
     def positions(self, indices: NDArray[np.int64] | int, epoch: NDArray[np.int64] | int) -> NDArray[np.int64]:
-        """Positions at which indices stand in given epochs: the inverse of `indices`.
+        """Positions of indices in the given epochs: the inverse of `indices`.
 
         Parameters
         ----------
         indices, epoch
-            Integers, broadcast against each other. An index is a sample id, unless the order is listed.
+            Integers, broadcast against each other. Without a list an index is a sample id.
 
         Returns
         -------
         int64
-            Positions, in the shape of the broadcast.
+            Positions, in the broadcast shape.
 
         Raises
         ------
@@ -137,22 +137,22 @@ class Order:
         return positions
 
     def places(self, sample_id: int) -> NDArray[np.int64]:
-        """Indices that stand for a sample, int64[readings in a pass], ascending."""
+        """Indices of a sample, int64[readings per pass], ascending."""
         return np.array([sample_id], dtype=np.int64)
 
     def locate(self, sample_id: int, *, batches: int) -> list[tuple[int, int]]:
-        """All readings of a sample in batches 0 ... batches - 1, in the order of reading, without a scan.
+        """All readings of a sample in batches 0 ... batches - 1, in reading order, computed without a search.
 
         Returns
         -------
         list of (batch_id, slot)
-            One per epoch that reaches the sample, the last of which may not; more where a list repeats it, none where
-            a list leaves it out.
+            One per epoch (the last epoch may end before the sample). In a listed order: one for each time that the list
+            contains the sample.
 
         Raises
         ------
         UserError
-            When `batches` is negative, or the sample id outside 0 ... n - 1 (of an order without a list).
+            When `batches` is negative or, without a list, the sample id is outside 0 ... n - 1.
         """
         if batches < 0:
             raise UserError(f"batches is {batches}; choose 0 or more")
@@ -162,11 +162,11 @@ class Order:
         return [divmod(p, self.batch_size) for p in positions[positions < end].tolist()]
 
     def steps(self, epochs: float) -> int:
-        """Steps that read `epochs` epochs: see `steps_of`."""
+        """Number of steps that read `epochs` epochs: see `steps_of`."""
         return steps_of(epochs, self.n, self.batch_size)
 
     def identity(self) -> dict[str, int | str]:
-        """What fixes the order, for JSON: orders with the same identity give the same ids, for ever."""
+        """What defines the order, for JSON: orders with equal identities give the same ids in every version."""
         shape = {"n": self.n, "batch_size": self.batch_size}
         return {"kind": self.kind, "seed": self.seed, **shape, "version": VERSION}
 
@@ -178,28 +178,28 @@ class Order:
 
 @dataclass(frozen=True, kw_only=True)
 class ListedOrder(Order):
-    """An order over a list of sample ids: index i stands for sample ids[i], and `n` is the length of the list.
+    """An order over a list of sample ids: index i is sample ids[i], and `n` is the length of the list.
 
-    A list may leave samples out and may repeat some. `kind` says how a pass goes through it.
+    A list need not contain all samples and may repeat some. `kind` says in which order a pass reads the list.
     """
 
     ids: NDArray[np.int64] = field(repr=False, compare=False)
     """Sample ids, int64[n]; may be memory-mapped."""
     listed: str
-    """What made the list: `sorted`, `filter`, `file` or `curriculum`."""
+    """Kind of the list: `sorted`, `filter`, `file` or `curriculum`."""
     by: str
     """Metric and direction, or the condition; empty for a file."""
     source: str
-    """sha256 of what the list was made from: the metric's column, the file of ids, the curriculum."""
+    """sha256 of the source of the list: the metric's column, the file of ids, or the curriculum."""
     ids_sha256: str
-    """Of the ids as little-endian int64."""
+    """sha256 of the ids as little-endian int64."""
 
     def samples(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Sample ids read at `positions`, which may span epochs; int64, same shape; ValueError when one is negative."""
         return np.asarray(self.ids[self.indices(positions)])
 
     def places(self, sample_id: int) -> NDArray[np.int64]:
-        """Indices that stand for a sample, int64[readings in a pass], ascending; none where it is not in the list."""
+        """Indices of a sample in the list, int64[readings per pass], ascending; empty when the list has none."""
         first, last = np.searchsorted(self.ids, [sample_id, sample_id + 1], sorter=self._by_sample)
         return np.asarray(self._by_sample[first:last])
 
@@ -208,13 +208,15 @@ class ListedOrder(Order):
         return np.argsort(self.ids, kind="stable")
 
     def identity(self) -> dict[str, int | str]:
-        """What fixes the order, for JSON: orders with the same identity give the same ids, for ever."""
-        made = {"by": self.by, "source": self.source, "ids": self.ids_sha256}
-        return super().identity() | {"kind": self.listed, "pass": self.kind, **made}
+        """What defines the order, for JSON: orders with equal identities give the same ids in every version."""
+        origin = {"by": self.by, "source": self.source, "ids": self.ids_sha256}
+        return super().identity() | {"kind": self.listed, "pass": self.kind, **origin}
 
 
 def steps_of(epochs: float, n: int, batch_size: int) -> int:
-    """Steps that read `epochs` passes over n samples: ceil(epochs * n / batch_size), with 0.1 one tenth exactly.
+    """Number of steps that read `epochs` epochs of n samples: ceil(epochs * n / batch_size).
+
+    Decimal numbers are exact: 0.1 is one tenth, not the nearest float.
 
     Raises
     ------
@@ -227,7 +229,7 @@ def steps_of(epochs: float, n: int, batch_size: int) -> int:
 
 
 def _chunks(*arrays: NDArray[np.int64] | int) -> Iterator[tuple[NDArray[np.int64], ...]]:
-    """Walk the broadcast of all arrays in flat int64 chunks of at most CHUNK; the last array is written."""
+    """Iterate over the broadcast arrays in flat int64 chunks of at most CHUNK; the last array is written to."""
     read: list[Literal["readonly", "writeonly"]] = ["readonly"]
     write: list[Literal["readonly", "writeonly"]] = ["writeonly"]
     with np.nditer(
@@ -245,10 +247,10 @@ def _chunks(*arrays: NDArray[np.int64] | int) -> Iterator[tuple[NDArray[np.int64
 def _permute(
     values: NDArray[np.int64], epochs: NDArray[np.int64], seed: int, n: int, *, inverse: bool = False
 ) -> NDArray[np.int64]:
-    """Map each value below n by the permutation of (seed, its epoch), or by the inverse of that.
+    """Map each value below n by the permutation of (seed, its epoch), or by its inverse.
 
-    A value that lands at n or above is mapped again until it is below n (cycle walking): on a cycle of a permutation
-    of 0 ... a * b - 1 this only leaves out the values from n on, so what remains permutes 0 ... n - 1.
+    A value that is mapped to n or above is mapped again until it is below n (cycle walking). In each cycle of a
+    permutation of 0 ... a * b - 1 this skips the values from n on, so the result is a permutation of 0 ... n - 1.
     """
     if epochs.min() == epochs.max():
         keys, key_of = _round_keys(seed, epochs[:1]), None
@@ -256,7 +258,7 @@ def _permute(
         distinct, key_of = np.unique(epochs, return_inverse=True)
         keys = _round_keys(seed, distinct)
     a = math.isqrt(n - 1) + 1
-    a += a % 2  # even: were a and b both odd, every round would be an even permutation, and so would be their product
+    a += a % 2  # even: with a and b odd, every round would be an even permutation, and so would their product
     b = -(-n // a)
     mapped = _feistel(values.astype(np.uint64), keys, key_of, a, b, inverse)
     walking = np.flatnonzero(mapped >= n)
@@ -270,17 +272,18 @@ def _permute(
 def _feistel(
     values: NDArray[np.uint64], keys: NDArray[np.uint64], key_of: NDArray[np.intp] | None, a: int, b: int, inverse: bool
 ) -> NDArray[np.uint64]:
-    """Permute 0 ... a * b - 1: value = left * b + right; each round adds a keyed hash of one digit to the other.
+    """Permute 0 ... a * b - 1: value = high * b + low; each round adds a keyed hash of one digit to the other.
 
-    `keys` is uint64[ROUNDS, epochs] and `key_of` says which epoch each value has (None: all have the first).
+    `keys` is uint64[ROUNDS, epochs]; `key_of` is the index of each value's epoch in it (None: 0 for all values).
     """
     size_a, size_b = np.uint64(a), np.uint64(b)
-    left = values // size_b
-    right = values - left * size_b
+    high = values // size_b
+    low = values - high * size_b
     hashed, spare = np.empty_like(values), np.empty_like(values)
     for i in reversed(range(ROUNDS)) if inverse else range(ROUNDS):
-        source, target, size = (left, right, size_b) if i % 2 else (right, left, size_a)
-        # The hash: multiply-xorshift of digit and key; its top 32 bits, the best mixed, are scaled to 0 ... size - 1.
+        source, target, size = (high, low, size_b) if i % 2 else (low, high, size_a)
+        # The hash: multiply-xorshift of digit and key; its top 32 bits, which are mixed best, are scaled to
+        # 0 ... size - 1.
         np.bitwise_xor(source, keys[i, 0] if key_of is None else keys[i].take(key_of), out=hashed)
         np.multiply(hashed, _MIX_1, out=hashed)
         np.right_shift(hashed, _HALF, out=spare)
@@ -289,12 +292,12 @@ def _feistel(
         np.right_shift(hashed, _HALF, out=hashed)
         np.multiply(hashed, size, out=hashed)
         np.right_shift(hashed, _HALF, out=hashed)
-        # Modulo size without a division: of target and target -/+ size the smaller is right, as -1 wraps to 2^64 - 1.
+        # Modulo size without a division: the smaller of target and target -/+ size, since -1 wraps to 2^64 - 1.
         add, wrap = (np.subtract, np.add) if inverse else (np.add, np.subtract)
         add(target, hashed, out=target)
         wrap(target, size, out=spare)
         np.minimum(target, spare, out=target)
-    return left * size_b + right
+    return high * size_b + low
 
 
 def _round_keys(seed: int, epochs: NDArray[np.int64]) -> NDArray[np.uint64]:
@@ -304,7 +307,7 @@ def _round_keys(seed: int, epochs: NDArray[np.int64]) -> NDArray[np.uint64]:
 
 
 def _splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Mix 64-bit values one to one: the output function of splitmix64."""
+    """Bijective hash of 64-bit values: the output function of splitmix64."""
     x = x + _GAMMA
     x = (x ^ (x >> np.uint64(30))) * _MIX_1
     x = (x ^ (x >> np.uint64(27))) * _MIX_2

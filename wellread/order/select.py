@@ -1,4 +1,4 @@
-"""Sample ids that an order chooses, in its sequence; the sealed holdout is out of every order's reach."""
+"""Select the sample ids of an order, in its sequence. Orders never contain sealed samples."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from wellread.order.spec import OrderSpec
 
 @dataclass(frozen=True)
 class Chosen:
-    """Samples to read, each once, and how to go through them."""
+    """Samples to read, each once per pass."""
 
     ids: NDArray[np.int64]
     passes: Kind
-    """`sequential`: as they stand here; `shuffle`: a new permutation each epoch."""
+    """`sequential`: in the order of `ids`; `shuffle`: a new permutation each epoch."""
     source: str
-    """sha256 of what decided: a metric's column or a file of ids; empty where neither did."""
+    """sha256 of the metric's column or the file of ids that selected them; empty without one."""
 
 
 def choose(spec: OrderSpec, corpus: Corpus, where: str, among: NDArray[np.bool_] | None = None) -> Chosen:
-    """Choose samples.
+    """Select samples.
 
     Parameters
     ----------
     spec : OrderSpec
-        Any but a curriculum.
+        Any order except a curriculum.
     where : str
-        What an error begins with.
+        Beginning of error messages.
     among : bool[n_trainable], optional
         Samples that may be chosen (default: all trainable ones).
 
@@ -46,8 +46,8 @@ def choose(spec: OrderSpec, corpus: Corpus, where: str, among: NDArray[np.bool_]
     """
     source = ""
     if spec.kind == "file":
-        given, source = read_ids(Path(spec.path).expanduser(), corpus, where)
-        ids = given if among is None else given[among[given]]
+        listed, source = read_ids(Path(spec.path).expanduser(), corpus, where)
+        ids = listed if among is None else listed[among[listed]]
     else:
         ids = np.arange(corpus.n_trainable, dtype=np.int64) if among is None else np.flatnonzero(among)
     if spec.condition:
@@ -62,14 +62,14 @@ def choose(spec: OrderSpec, corpus: Corpus, where: str, among: NDArray[np.bool_]
 
 
 def _stable(values: NDArray[Any], descending: bool) -> NDArray[np.int64]:
-    """Places of `values` in sorted order; equal ones stay as they stand, whichever the direction."""
+    """Indices that sort `values`; equal values keep their order in both directions."""
     if not descending:
         return np.argsort(values, kind="stable")
     return len(values) - 1 - np.argsort(values[::-1], kind="stable")[::-1]
 
 
 def read_ids(path: Path, corpus: Corpus, where: str) -> tuple[NDArray[np.int64], str]:
-    """Read a .npy file of trainable samples' ids, each at most once.
+    """Read a .npy file of ids of trainable samples, each at most once.
 
     Returns
     -------
@@ -80,35 +80,41 @@ def read_ids(path: Path, corpus: Corpus, where: str) -> tuple[NDArray[np.int64],
     Raises
     ------
     UserError
-        When the file holds anything else; begins with `where`.
+        When the file contains anything else; the message begins with `where`.
     """
-    found = open_ids(path, where)
-    wrong = np.flatnonzero((found < 0) | (found >= corpus.n_trainable))
+    file_ids = open_ids(path, where)
+    wrong = np.flatnonzero((file_ids < 0) | (file_ids >= corpus.n_trainable))
     if len(wrong):
-        first = int(found[wrong[0]])
+        first = int(file_ids[wrong[0]])
         sealed = f"sample {first} is sealed" if 0 <= first < corpus.n else f"there is no sample {first}"
         raise UserError(f"{where}: entry {wrong[0]} of {path}: {sealed}; choose ids 0 … {corpus.n_trainable - 1}")
-    ids = np.ascontiguousarray(found, dtype="<i8")
+    ids = np.ascontiguousarray(file_ids, dtype="<i8")
     counts = np.bincount(ids, minlength=1)
     if counts.max() > 1:
         again = int(counts.argmax())
         places = np.flatnonzero(ids == again)
         raise UserError(
-            f"{where}: {path} holds sample {again} more than once (entries {places[0]} and {places[1]}); "
-            "give each id once, or repeat it by a curriculum"
+            f"{where}: {path} contains sample {again} more than once (entries {places[0]} and {places[1]}); "
+            "list each id once, or repeat samples with a curriculum"
         )
     return ids, metrics.digest(ids)
 
 
 def open_ids(path: Path, where: str) -> NDArray[Any]:
-    """Map a .npy file of integers into memory, (length,); ValueError when it is none, which begins with `where`."""
+    """Memory-map a .npy file of integers, (length,).
+
+    Raises
+    ------
+    UserError
+        When it is not such a file; the message begins with `where`.
+    """
     try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
-        raise UserError(f"{where}: {path} cannot be read ({error.strerror or error}); name a .npy file") from None
+        raise UserError(f"{where}: {path} cannot be read ({error.strerror or error}); give a .npy file") from None
     except (ValueError, EOFError) as error:
-        raise UserError(f"{where}: {path} is no .npy file ({' '.join(str(error).split())})") from None
-    if not isinstance(found, np.ndarray) or found.ndim != 1 or found.dtype.kind not in "iu" or not len(found):
-        held = f"{found.dtype} {list(found.shape)}" if isinstance(found, np.ndarray) else "an archive"
-        raise UserError(f"{where}: {path} holds {held}; expected a list of integers, one sample id each")
-    return found
+        raise UserError(f"{where}: {path} is not a .npy file ({' '.join(str(error).split())})") from None
+    if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in "iu" or not len(array):
+        content = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "an archive"
+        raise UserError(f"{where}: {path} contains {content}; expected a list of sample ids, integers")
+    return array

@@ -1,4 +1,4 @@
-"""What `--order` may say, taken apart; no file is read."""
+"""Parse the values of `--order`, without reading files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wellread.errors import UserError
 Kind = Literal["shuffle", "sequential", "sorted", "filter", "file", "curriculum"]
 
 FORMS = "shuffle, sequential, sorted:METRIC:asc, sorted:METRIC:desc, filter:METRIC>NUMBER, file:IDS.npy"
-"""Forms that a phase of a curriculum may have; a run may have `curriculum:FILE.yaml` as well."""
+"""Orders of a phase of a curriculum; a run can also have `curriculum:FILE.yaml`."""
 SIGNS: dict[str, Callable[[Any, Any], Any]] = {
     ">=": operator.ge,
     "<=": operator.le,
@@ -29,14 +29,14 @@ SIGNS: dict[str, Callable[[Any, Any], Any]] = {
 
 @dataclass(frozen=True)
 class Condition:
-    """A metric compared with a number."""
+    """Comparison of a metric with a number."""
 
     metric: str
     sign: str
     value: float
 
     def holds(self, values: NDArray[Any]) -> NDArray[np.bool_]:
-        """Where it holds, (n,), of the metric's `values`, (n,)."""
+        """Whether the condition holds for each of the metric's `values`, (n,); bool, (n,)."""
         return np.asarray(SIGNS[self.sign](values, self.value))
 
     def __str__(self) -> str:
@@ -45,16 +45,16 @@ class Condition:
 
 @dataclass(frozen=True, kw_only=True)
 class OrderSpec:
-    """One order as it is asked for."""
+    """One order, parsed."""
 
     kind: Kind
     metric: str = ""
-    """Of `sorted`."""
+    """Only for `sorted`."""
     descending: bool = False
     condition: Condition | None = None
-    """Of `filter`."""
+    """Only for `filter`."""
     path: str = ""
-    """Of `file` and `curriculum`."""
+    """Only for `file` and `curriculum`."""
 
     @property
     def by(self) -> str:
@@ -65,54 +65,54 @@ class OrderSpec:
 
     @property
     def is_listed(self) -> bool:
-        """Whether its ids are a list that has to be kept."""
+        """Whether its ids are a list that the run directory must keep."""
         return self.kind not in ("shuffle", "sequential")
 
 
 def parse(text: str, where: str = "--order") -> OrderSpec:
-    """Take an order apart.
+    """Parse an order.
 
     Parameters
     ----------
     where : str
-        What an error begins with.
+        Beginning of error messages.
 
     Raises
     ------
     UserError
-        When it is none.
+        When `text` is not a valid order.
     """
-    kind, colon, rest = text.strip().partition(":")
+    kind, colon, argument = text.strip().partition(":")
     if kind in ("shuffle", "sequential") and not colon:
         return OrderSpec(kind="shuffle" if kind == "shuffle" else "sequential")
     if kind == "sorted":
-        metric, _, direction = rest.partition(":")
+        metric, _, direction = argument.partition(":")
         if not metric or direction not in ("asc", "desc"):
             raise UserError(f"{where} {text}: expected sorted:METRIC:asc or sorted:METRIC:desc")
         return OrderSpec(kind="sorted", metric=metric, descending=direction == "desc")
     if kind == "filter":
-        return OrderSpec(kind="filter", condition=condition(rest, f"{where} {text}"))
+        return OrderSpec(kind="filter", condition=condition(argument, f"{where} {text}"))
     if kind in ("file", "curriculum"):
         form = "file:IDS.npy" if kind == "file" else "curriculum:FILE.yaml"
-        if not rest:
+        if not argument:
             raise UserError(f"{where} {text}: expected {form}")
-        return OrderSpec(kind="file" if kind == "file" else "curriculum", path=rest)
+        return OrderSpec(kind="file" if kind == "file" else "curriculum", path=argument)
     raise UserError(f"{where} {text}: no such order; choose {FORMS} or curriculum:FILE.yaml")
 
 
 def condition(text: str, where: str) -> Condition:
-    """Take ``METRIC>NUMBER`` apart; the signs are > < >= <= ==.
+    """Parse ``METRIC>NUMBER``; the signs are > < >= <= ==.
 
     Raises
     ------
     UserError
-        When it is none; begins with `where`.
+        When `text` is not a valid condition; the message begins with `where`.
     """
-    found = re.fullmatch(r"\s*([^\s<>=:]+)\s*(>=|<=|==|>|<)\s*(\S+)\s*", text)
+    match = re.fullmatch(r"\s*([^\s<>=:]+)\s*(>=|<=|==|>|<)\s*(\S+)\s*", text)
     try:
-        value = float(found[3]) if found else math.nan
+        value = float(match[3]) if match else math.nan
     except ValueError:
         value = math.nan
-    if found is None or not math.isfinite(value):
+    if match is None or not math.isfinite(value):
         raise UserError(f"{where}: expected METRIC>NUMBER (or <, >=, <=, ==), e.g. n_tokens>64; quote it in a shell")
-    return Condition(found[1], found[2], value)
+    return Condition(match[1], match[2], value)

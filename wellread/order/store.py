@@ -1,4 +1,4 @@
-"""The order of a run: built once from its settings and corpus, kept in its directory, opened from there alone."""
+"""The order of a run: built once from settings and corpus, stored in the run directory, and opened only from there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wellread.run import RunDirectory
 
 
 def keep(run: RunDirectory, built: Built) -> None:
-    """Write what opening the order will need into the run directory; a plain order needs nothing."""
+    """Write the files that opening the order needs to the run directory; only listed orders need files."""
     if isinstance(built.order, ListedOrder):
         write_array(run.order_file, built.order.ids)
     if built.notes:
@@ -20,12 +20,12 @@ def keep(run: RunDirectory, built: Built) -> None:
 
 
 def open_order(run: RunDirectory) -> Order:
-    """The order of a run that has begun, from its identity and its order.npy.
+    """The order of a started run, from its identity and its order.npy.
 
     Raises
     ------
     UserError
-        When order.npy is missing, or not the one that the identity names.
+        When order.npy is missing or does not match the hash in the identity.
     """
     identity = run.manifest()["identity"]["order"]
     plain = {key: identity[key] for key in ("seed", "n", "batch_size")}
@@ -34,5 +34,5 @@ def open_order(run: RunDirectory) -> Order:
     ids = open_ids(run.order_file, str(run.path))
     if metrics.digest(ids) != identity["ids"]:
         raise UserError(f"{run.order_file}: altered since the run began; the same launch command writes it again")
-    made = {"listed": identity["kind"], "by": identity["by"], "source": identity["source"]}
-    return ListedOrder(kind=identity["pass"], ids=ids, ids_sha256=identity["ids"], **made, **plain)
+    origin = {"listed": identity["kind"], "by": identity["by"], "source": identity["source"]}
+    return ListedOrder(kind=identity["pass"], ids=ids, ids_sha256=identity["ids"], **origin, **plain)
