@@ -1,1 +1,1 @@
-"""Plots: numbers in, the bytes of a picture out. No title and no names, so nothing to escape."""
+"""Plots: functions from numbers to the bytes of an image. Plots have no title and no names, so no text to escape."""

@@ -1,4 +1,4 @@
-"""Distributions of groups of samples over the same bins."""
+"""Histograms of several groups of samples over the same bins."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from wellread.plots.style import BLUE, GREEN, ORANGE, PURPLE, Format, new_figure
 
 
 def histogram(groups: Mapping[str, NDArray[Any]], label: str, bins: int, image: Format) -> bytes:
-    """Densities of the values of each group (at most four), over about `bins` bins that all of them share."""
+    """Density of the values of each group (at most four), over about `bins` common bins."""
     values = np.concatenate(list(groups.values()))
     edges = np.histogram_bin_edges(values, bins)
-    if np.issubdtype(values.dtype, np.integer):  # whole bins: else some hold more whole numbers than others
+    if np.issubdtype(values.dtype, np.integer):  # integer widths: otherwise some bins contain more integers than others
         width = max(1, -(-int(np.ptp(values) + 1) // bins))
         edges = np.arange(values.min(), values.max() + width + 1, width) - 0.5
     with new_figure(7.2, 3.4) as figure:

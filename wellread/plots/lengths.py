@@ -1,4 +1,4 @@
-"""How long samples are."""
+"""Plot of the lengths of samples."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from wellread.plots.style import Format, Ints
 
 
 def length_histogram(groups: Mapping[str, Ints], *, image: Format = "svg") -> bytes:
-    """Lengths in tokens of the samples of each group (at most four), as densities over the same bins."""
+    """Density of the lengths of samples, in tokens, for each group (at most four), over the same bins."""
     return histogram(groups, "tokens per sample", 50, image)

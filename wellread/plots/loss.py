@@ -1,4 +1,4 @@
-"""The training loss of a run."""
+"""Plot of the training loss of a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from wellread.plots.style import BLUE, INK, ORANGE, Floats, Format, Ints, new_figure, render
 
 MAX_POINTS = 2000
-"""Points of a raw curve; more cannot be seen and only make the file heavy."""
+"""Most points of a curve; more are not visible and only make the file larger."""
 
 
 def loss_curve(
@@ -20,20 +20,20 @@ def loss_curve(
     reference: tuple[str, float] | None = None,
     image: Format = "svg",
 ) -> bytes:
-    """Training loss of each batch, its running mean, and the holdout's loss at checkpoints.
+    """Training loss of each batch, its moving average, and the loss on the holdout at checkpoints.
 
     Parameters
     ----------
     steps, losses
-        Batches read before each batch, int[k] ascending, and its mean loss per target token, nats, float[k].
+        Number of batches read before each batch, int[k] ascending; mean loss per target of each batch, nats, float[k].
     holdout
         Pairs of step and mean loss, nats.
     reference
-        Name and loss of a level to be compared with, nats.
+        Name and loss of a horizontal line to compare with, nats.
     """
     from matplotlib.ticker import MaxNLocator
 
-    window = min(max(5, len(losses) // 25), len(losses)) | 1  # odd: as many before as after
+    window = min(max(5, len(losses) // 25), len(losses)) | 1  # odd: the same number of batches on both sides
     with new_figure(7.2, 3.8) as figure:
         axes = figure.subplots()
         keep = slice(None, None, -(-len(steps) // MAX_POINTS) or 1)
@@ -53,7 +53,7 @@ def loss_curve(
 
 
 def _running_mean(values: Floats, window: int) -> Floats:
-    """Mean of `window` values around each, of fewer near the ends; float[k]."""
+    """Mean of the `window` values around each value, fewer near the ends; float[k]."""
     half, total = window // 2, np.concatenate([[0.0], np.cumsum(values)])
     start = np.maximum(np.arange(len(values)) - half, 0)
     stop = np.minimum(np.arange(len(values)) + half + 1, len(values))

@@ -1,4 +1,4 @@
-"""How well a score tells what was read from what was sealed."""
+"""Plots of how well a score distinguishes read samples from sealed ones."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from wellread.results import Result
 
 LOOK = {"read": (BLUE, "o", "-"), "not yet read": (ORANGE, "s", "--"), "shuffled": (GREY, "", ":")}
-"""Color, marker and line of the groups that are compared with the sealed holdout."""
+"""Color, marker and line style of each group that is compared with the sealed holdout."""
 
 
 def auc_by_step(results: Sequence[Result], *, image: Format = "svg") -> bytes:
-    """AUC against the step, one line per group, with 95% intervals as bands; groups without results are left out."""
+    """AUC by step, one line per group, with 95% confidence bands; groups without results are omitted."""
     with new_figure(7.2, 3.8) as figure:
         axes = figure.subplots()
         for group, (color, marker, line) in LOOK.items():
@@ -38,14 +38,14 @@ def auc_by_step(results: Sequence[Result], *, image: Format = "svg") -> bytes:
 
 
 def roc(fpr: Floats, tpr: Floats, *, nonmembers: int, image: Format = "svg") -> bytes:
-    """ROC curve twice: on linear axes, and on log axes, where the few safest guesses can be seen.
+    """ROC curve on linear axes and on log axes; the log axes show very low false-positive rates.
 
     Parameters
     ----------
     fpr, tpr
-        Rates from (0, 0) to (1, 1), float[k] each, ascending.
+        False- and true-positive rates from (0, 0) to (1, 1), float[k] each, ascending.
     nonmembers
-        Number of non-members: below 1 / nonmembers there is nothing to see.
+        Number of non-members: the curve has no points below a false-positive rate of 1 / nonmembers.
     """
     from matplotlib.ticker import FuncFormatter
 
@@ -67,7 +67,7 @@ def roc(fpr: Floats, tpr: Floats, *, nonmembers: int, image: Format = "svg") -> 
 
 
 def score_histogram(groups: Mapping[str, Floats], *, image: Format = "svg") -> bytes:
-    """Scores of each group (at most four), as densities over the same bins."""
+    """Density of the scores of each group (at most four), over the same bins."""
     return histogram(groups, "mean log-likelihood per target token (nats)", 40, image)
 
 

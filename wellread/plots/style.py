@@ -1,4 +1,4 @@
-"""How every plot looks, and what plots share: figures, axes of steps, pictures as bytes."""
+"""Common style and helpers of all plots: figures, step axes, and rendering to bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]
 
 BLUE, ORANGE, GREEN, PURPLE, GREY, INK = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#767676", "#222222"
-"""Okabe & Ito 2008, told apart with any color vision and in grey."""
+"""Okabe & Ito 2008; distinguishable with color blindness and in grayscale."""
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 11,
@@ -36,13 +36,13 @@ STYLE = {
     "lines.linewidth": 2,
     "lines.solid_capstyle": "round",
     "svg.fonttype": "path",
-    "svg.hashsalt": "wellread",  # the same picture gives the same bytes
+    "svg.hashsalt": "wellread",  # makes the bytes reproducible
 }
 
 
 @contextmanager
 def new_figure(width: float, height: float) -> Iterator[Any]:
-    """A figure of its own, in this module's style: neither pyplot nor a display is touched."""
+    """A new figure in this module's style, created without pyplot and without a display."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -51,7 +51,7 @@ def new_figure(width: float, height: float) -> Iterator[Any]:
 
 
 def render(figure: Any, image: Format) -> bytes:
-    """The figure as a picture; the same figure gives the same bytes."""
+    """The figure as an image; the same figure gives the same bytes."""
     buffer = io.BytesIO()
     no_date = {"Date": None} if image == "svg" else {"Software": None}
     figure.savefig(buffer, format=image, metadata=no_date)
@@ -59,7 +59,7 @@ def render(figure: Any, image: Format) -> bytes:
 
 
 def step_axis(axes: Any, steps: Sequence[int]) -> None:
-    """Symmetric log axis: step 0 is there, and beyond the first checkpoint the steps are on a log scale."""
+    """Symmetric log axis: linear from step 0 to the first checkpoint, logarithmic after it."""
     from matplotlib.ticker import NullLocator
 
     positive = [step for step in steps if step > 0]
@@ -70,7 +70,7 @@ def step_axis(axes: Any, steps: Sequence[int]) -> None:
     place = {step: linear_part + np.log10(step / positive[0]) if step else 0.0 for step in steps}
     ticks = [steps[-1]]
     for step in reversed(steps):
-        if place[ticks[-1]] - place[step] > 0.07 * place[steps[-1]]:  # else the labels touch
+        if place[ticks[-1]] - place[step] > 0.07 * place[steps[-1]]:  # otherwise labels overlap
             ticks.append(step)
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
