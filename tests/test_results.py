@@ -42,7 +42,7 @@ def test_a_file_without_a_result_table_is_refused(tmp_path: Path) -> None:
         results.read(path)
     scores = Scores(sample_id=np.array([1]), n_targets=np.array([1]), log_likelihood=np.array([0.0]))
     write_scores(path, scores, head="00", checkpoint="11")
-    with pytest.raises(UserError, match="it has no run, model, step"):
+    with pytest.raises(UserError, match=r"not a result table \(no column run, model, step"):
         results.read(path)
 
 

@@ -94,7 +94,7 @@ def list_checkpoints(directory: Path) -> list[Checkpoint]:
 
 
 def unreadable(directory: Path) -> list[str]:
-    """One line for each checkpoint directory whose manifest is missing, damaged, or of another step."""
+    """One line per checkpoint directory with a manifest that is missing, damaged, or of another step."""
     steps = {checkpoint.path: checkpoint.step for checkpoint in list_checkpoints(directory)}
     return [
         f"{path / MANIFEST}: missing, damaged, or of another step"
@@ -155,7 +155,7 @@ def model_directory(name: str) -> Path:
 
 
 def newest_valid(directory: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Newest resumable checkpoint whose files all match its manifest, and one line per newer damaged checkpoint."""
+    """Newest resumable checkpoint with no damaged file, and one line of error for each newer checkpoint."""
     skipped: list[str] = []
     by_path = {checkpoint.path: checkpoint for checkpoint in list_checkpoints(directory)}
     for path in sorted(directory.glob("step-*"), reverse=True):

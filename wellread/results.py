@@ -77,7 +77,7 @@ def read(path: Path) -> list[Result]:
     table = read_table(path)
     missing = [name for name in schema().names if name not in table.column_names]
     if missing:
-        raise UserError(f"{path}: not a result table, it has no {', '.join(missing)}; run the evaluation again")
+        raise UserError(f"{path}: not a result table (no column {', '.join(missing)}); run the evaluation again")
     return [Result(**row) for row in table.select(schema().names).to_pylist()]
 
 

@@ -190,7 +190,7 @@ class RunDirectory:
 
 
 SECONDS_OF_A_LOOK = 0.5
-"""Shortest time that a launch waits for the lock: `RunDirectory.holder` takes it for an instant."""
+"""A launch waits at least this long for the lock, because `RunDirectory.holder` takes it for an instant."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class Scores:
         return Scores(sample_id=sample_ids, n_targets=self.n_targets[rows], log_likelihood=self.log_likelihood[rows])
 
     def merged(self, other: "Scores") -> "Scores":
-        """These scores and those of `other`, ascending by id; the two must have no sample in common."""
+        """These scores and those of `other`, sorted by sample id; no sample may be in both."""
         columns = {f.name: np.concatenate([getattr(self, f.name), getattr(other, f.name)]) for f in fields(Scores)}
         order = np.argsort(columns["sample_id"])
         return Scores(**{name: column[order] for name, column in columns.items()})

@@ -111,8 +111,8 @@ def test_special_tokens_of_a_template_and_of_a_text(pythia_tokenizer: Path, tmp_
 
 
 @pytest.mark.shared
-def test_an_end_is_learned_under_templates_that_have_none(shared: Path, tmp_path: Path) -> None:
-    """The tokenizer adds its end-of-sequence and beginning-of-sequence tokens."""
+def test_templates_without_an_end_token_get_one(shared: Path, tmp_path: Path) -> None:
+    """The end-of-sequence token is added, and the beginning-of-sequence token of the tokenizer."""
     tokenizer = llama(shared, tmp_path, "{% for message in messages %}{{ message['content'] + '\n' }}{% endfor %}")
     tokens, spans = tokenizer.chat("", (("Hi.", "Yes."),))
     assert tokenizer.backend.convert_ids_to_tokens(tokens) == [

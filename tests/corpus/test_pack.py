@@ -84,7 +84,7 @@ def test_packing_keeps_every_sample(plain: Corpus, packed: Corpus) -> None:
     assert (plain.n, packed.n, packed.n_trainable) == (664, 207, 160)
 
 
-def test_a_packed_sample_is_its_segments(plain: Corpus, packed: Corpus) -> None:
+def test_a_packed_sample_consists_of_its_segments(plain: Corpus, packed: Corpus) -> None:
     table, segments = packed.samples().to_pylist(), Segments(packed)
     rows = segments.table.to_pylist()
     of_row = {row["rows"][0]: row["sample_id"] for row in plain.samples().to_pylist()}
@@ -235,7 +235,7 @@ def test_verify_finds_altered_segments(packed_run: RunDirectory, tmp_path: Path)
     assert any("sample 0: its tokens or loss mask are not those of its digest" in line for line in verify(run))
 
 
-def test_membership_compares_rows(packed_run: RunDirectory, packed: Corpus) -> None:
+def test_membership_compares_segments(packed_run: RunDirectory, packed: Corpus) -> None:
     groups = Groups.of(packed_run, 10_000, 0).at(6)
     read = set(Record.open(packed_run.record).sample_ids().tolist())
     table = Segments(packed).table

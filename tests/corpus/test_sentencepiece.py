@@ -53,7 +53,7 @@ def processor(model: Pieces) -> sentencepiece.SentencePieceProcessor:
     return sentencepiece.SentencePieceProcessor(model_proto=model.model)
 
 
-def test_training_is_that_of_llama2c(trained: Pieces) -> None:
+def test_training_equals_that_of_llama2c(trained: Pieces) -> None:
     """The same words in another order give the same bytes; running text in lines gives the same pieces."""
     import io
 
@@ -119,7 +119,7 @@ def test_the_cache_of_words_is_bounded(trained: Pieces, monkeypatch: pytest.Monk
     assert len(model._cache) < 300
 
 
-def test_what_cannot_be_trained_or_read(tmp_path: Path) -> None:
+def test_errors_of_training_and_reading(tmp_path: Path) -> None:
     for words, size, message in (
         (
             Counter(STORIES[0].split()),

@@ -302,7 +302,7 @@ def test_invalid_files_of_sample_ids(corpus: Corpus, tmp_path: Path, content: An
         ("phases: [{where: fog>1}]", ": phases[0].where: no metric 'fog'; this corpus has the metrics n_tokens"),
         ("phases: [{where: n_tokens>999}]", ": phases[0]: no trainable sample is left to read"),
         ("phases: [{sets: alpaca}]", ": phases[0].sets: no data set 'alpaca'; this corpus has sample"),
-        ("phases: [steps: 1]\ninsert: [{tag: a, at: 0}]", ": insert[0]: has no samples; give samples, file, or"),
+        ("phases: [steps: 1]\ninsert: [{tag: a, at: 0}]", ": insert[0]: has no samples; give one of samples, file, or"),
         ("phases: [steps: 1]\ninsert: [{tag: a, samples: 1}]", ": insert[0].at: is missing or empty"),
         ("phases: [steps: 1]\ninsert: [{samples: 1, at: 0}]", ": insert[0].tag: is missing"),
         ("phases: [steps: 1]\ninsert: [{tag: a, samples: 1, at: x}]", ": insert[0].at: 'x'; expected a whole number"),

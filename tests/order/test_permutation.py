@@ -55,7 +55,7 @@ GOLDEN = {
 @pytest.mark.parametrize(("seed", "n", "epoch"), GOLDEN)
 def test_ids_never_change(seed: int, n: int, epoch: int) -> None:
     ids = shuffle(n, seed=seed).samples(epoch * n + np.arange(16)).tolist()
-    assert ids == GOLDEN[seed, n, epoch], "every record refers to these ids: a new order needs a new VERSION, not this"
+    assert ids == GOLDEN[seed, n, epoch], "all records refer to these ids: increase VERSION, do not edit them"
 
 
 def test_the_identity_is_json_and_defines_the_order() -> None:

@@ -23,7 +23,7 @@ CLEANED = (
 
 @dataclass(frozen=True)
 class Decoder:
-    """Turns token ids into text, exactly as transformers does without skipping special tokens."""
+    """Decodes token ids exactly as transformers does with ``skip_special_tokens=False``."""
 
     backend: Any
     """The `tokenizers.Tokenizer`."""

@@ -14,7 +14,7 @@ def document_id(text: str) -> int:
 
 
 def is_sealed(document: int, holdout: float, seed: int) -> bool:
-    """Draw whether `document` is sealed: with probability `holdout`, and with the same result for every copy of it.
+    """Whether `document` is sealed: a pseudorandom draw with probability `holdout`, equal for all copies of a document.
 
     The draw depends only on the document and `seed`, not on the order of the file, so it needs no state and
     a renamed or reshuffled source keeps its holdout.

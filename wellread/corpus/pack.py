@@ -45,7 +45,9 @@ def first_fit_decreasing(lengths: NDArray[np.int64], capacity: int) -> NDArray[n
 
 
 def pack(lengths: NDArray[np.int64], sets: NDArray[np.int64], capacity: int) -> list[NDArray[np.int64]]:
-    """Group samples into packed samples. Each has samples of only one data set, so that its loss belongs to that set.
+    """Group samples into packed samples.
+
+    All samples of a packed sample are of the same data set, so that its loss counts for one data set.
 
     Parameters
     ----------

@@ -21,7 +21,7 @@ METRICS = "metrics.parquet"
 
 
 class SampleReader(Protocol):
-    """Interface through which training and evaluations read samples; tokens may come from any format."""
+    """What training and evaluations need to read samples, for all storage formats."""
 
     @property
     def path(self) -> Path:

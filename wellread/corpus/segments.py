@@ -1,4 +1,4 @@
-"""The segments of a packed corpus, read as the samples that they would be without packing."""
+"""The segments of a packed corpus, with the interface of unpacked samples."""
 
 from __future__ import annotations
 

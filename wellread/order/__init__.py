@@ -1,1 +1,1 @@
-"""Orders: which sample each slot of each batch reads, and which slots read a sample, in constant time."""
+"""Orders: functions from a slot of a batch to its sample, and from a sample to its slots, in constant time."""

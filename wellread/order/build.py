@@ -65,7 +65,7 @@ def _listed(spec: OrderSpec, ids: NDArray[np.int64], passes: Kind, source: str, 
 
 
 def _shortened(arranged: Arranged, steps: int, batch_size: int, where: str) -> Arranged:
-    """The first `steps` batches, so that the control arm shuffles only samples that are read."""
+    """Only the first `steps` batches; otherwise the control arm would shuffle samples that are not read."""
     n = steps * batch_size
     _check_steps(steps, len(arranged.ids) // batch_size, where)
     phases = [

@@ -125,7 +125,9 @@ def _insertion(value: Any, place: str, path: Path) -> Insertion:
     keys = _mapping(value, place, ("tag", "samples", "file", "where", "sets", "at", "slots"))
     ways = [key for key in ("samples", "file") if key in keys] + ["where or sets"] * ("where" in keys or "sets" in keys)
     if len(ways) != 1:
-        raise UserError(f"{place}: has {' and '.join(ways) or 'no samples'}; give samples, file, or where and sets")
+        raise UserError(
+            f"{place}: has {' and '.join(ways) or 'no samples'}; give one of samples, file, or where and sets"
+        )
     samples = _list(keys.get("samples", []), f"{place}.samples")
     at = sorted({batch for value in _entries(keys.get("at")) for batch in _batches(value, f"{place}.at")})
     if not at:

@@ -1,4 +1,4 @@
-"""The order: which sample is in which slot of which batch, and the inverse: where a sample is read.
+"""The order: a function from (batch, slot) to a sample id, and its inverse.
 
 Position p = batch_id * batch_size + slot is number p % n of epoch p // n. ``sequential`` has index p % n there.
 ``shuffle`` has a permutation of it, keyed by seed and epoch. The permutation and its inverse are computed, not stored,
@@ -64,7 +64,7 @@ class Order:
         if not 0 <= self.seed < 2**64:
             raise UserError(f"order seed is {self.seed}; choose 0 <= seed < 2^64")
         if not 1 <= self.n <= MAX_SAMPLES:
-            raise UserError(f"order has n = {self.n} samples; give it a corpus with 1 to 2^40 trainable samples")
+            raise UserError(f"order has n = {self.n} samples; use a corpus with 1 to 2^40 trainable samples")
         if self.batch_size < 1:
             raise UserError(f"batch_size is {self.batch_size}; choose at least 1")
 

@@ -33,6 +33,8 @@ def open_order(run: RunDirectory) -> Order:
         return Order(kind=identity["kind"], **plain)
     ids = open_ids(run.order_file, str(run.path))
     if metrics.digest(ids) != identity["ids"]:
-        raise UserError(f"{run.order_file}: altered since the run began; the same launch command writes it again")
+        raise UserError(
+            f"{run.order_file}: altered since the run began; repeat the launch command, which writes it again"
+        )
     origin = {"listed": identity["kind"], "by": identity["by"], "source": identity["source"]}
     return ListedOrder(kind=identity["pass"], ids=ids, ids_sha256=identity["ids"], **origin, **plain)
