@@ -11,6 +11,7 @@ from typing import Any
 from launch.job import Job
 from wellread.checkpoint import list_checkpoints
 from wellread.order.spec import parse
+from wellread.planning.estimate import MARGIN
 from wellread.planning.plan import Plan
 from wellread.units import GIB
 
@@ -64,11 +65,12 @@ def _recomputing(plan: Plan) -> str:
 
 def memory(strategies: Sequence[dict[str, Any]], chosen: str | None) -> str:
     """What each strategy would need, as an aligned table; the chosen one is marked."""
-    heads = ["strategy", "GiB per GPU", "GiB per node", "GiB on disk", "speed", ""]
+    heads = ["strategy", "GiB per GPU", "GiB per node", "GiB on disk", "speed"]
+    heads.append(f"{MARGIN:.0%} of each limit stays free")
     rows = [heads]
     for found in strategies:
         sizes = [f"{found[key] / GIB:,.2f}" for key in ("gpu_bytes", "host_bytes", "disk_bytes")]
-        short = [f"{size / GIB:,.2f} of {place} missing" for place, size in found["short"].items()]
+        short = [f"{size / GIB:,.2f} GiB of {place} missing" for place, size in found["short"].items()]
         state = "chosen" if found["strategy"] == chosen else ""
         said = ", ".join([state] * bool(state) + short) or "fits"
         said += " with activation checkpointing" * (found["activation_checkpointing"] and not short)

@@ -126,13 +126,13 @@ def settle(case: Case, machine: Machine, nvme: Path) -> Settled | None:
 def _chosen(case: Case, spec: ModelSpec, works: list[Work], machine: Machine) -> Case:
     """The case with what the plan chooses for it."""
     choice = choose(spec, works, machine, strategies=[name for name, rung in LADDER.items() if not rung.on_nvme])
-    if choice.chosen is None:
+    if choice.best is None:
         needs = ", ".join(f"{name_of(found)} {_gib(found)}" for found in choice.estimates)
         raise UserError("; ".join([choice.reason, *choice.advice, f"needed: {needs}"]))
     return replace(
         case,
-        strategy=choice.chosen.strategy,  # type: ignore[arg-type]
-        checkpointing="on" if choice.chosen.checkpointing else "off",
+        strategy=choice.best.strategy,  # type: ignore[arg-type]
+        checkpointing="on" if choice.best.checkpointing else "off",
         micro_batch=choice.work.micro_batch,
     )
 

@@ -238,7 +238,7 @@ def test_strategies_for_gpus_that_are_not_here(program) -> None:  # type: ignore
     assert (one["device"], one["chosen"], eight["chosen"]) == ("cuda", "zero2-offload", "zero2")
     nothing = program("launch", "plan", "finetune", *shape, "--host_mem", 128)
     assert nothing.returncode == 2
-    assert "pythia-12b on 1 x 1 ranks: nothing fits; nearest is " in nothing.stderr
+    assert "pythia-12b on 1 x 1 ranks: no strategy fits; the nearest, " in nothing.stderr
     assert "what would fit: LoRA: --lora.rank 16 --lora.targets all-linear, " in nothing.stderr
     assert ", or --nodes " in nothing.stderr
     assert nothing.stderr.count("\n") == 1
@@ -249,7 +249,7 @@ def test_strategies_for_gpus_that_are_not_here(program) -> None:  # type: ignore
 def test_the_gate_refuses_what_cannot_fit(program, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     asked = ["--model", "pythia-1.4b", "--strategy", "ddp", "--host_mem", 4, "--out", tmp_path / "run"]
     shown = program("launch", "plan", "finetune", *asked, check=True)
-    assert re.search(r"ddp .* GiB|ddp  .*chosen, [\d.]+ of host missing", shown.stdout)
+    assert re.search(r"ddp .* GiB|ddp  .*chosen, [\d.]+ GiB of host missing", shown.stdout)
     done = program("launch", "run", "finetune", *asked)
     assert (done.returncode, list(tmp_path.iterdir())) == (2, [])
     assert "--strategy ddp: does not fit, it is short of " in done.stderr
@@ -259,7 +259,7 @@ def test_the_gate_refuses_what_cannot_fit(program, tmp_path: Path) -> None:  # t
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--gpu_mem", "0.5"], "--gpu_mem 0.5: CUDA alone takes 0.75 GiB; give the size of a whole GPU"),
+        (["--gpu_mem", "0.5"], "--gpu_mem 0.5: CUDA needs 0.75 GiB itself; give the full size of a GPU"),
         (["--gpu_mem", "-1"], f"--gpu_mem -1: {NO_SIZE}"),
         (["--gpu_mem", "-1", "--cluster", "slurm"], f"--gpu_mem -1: {NO_SIZE}"),  # whose ranks are on CPUs
         (["--gpu_mem", "nan"], "--gpu_mem nan: expected float"),
@@ -278,7 +278,7 @@ def test_the_gate_refuses_what_cannot_fit(program, tmp_path: Path) -> None:  # t
         (["--micro_batch_size", "-1"], "--micro_batch_size -1: must be at least 1"),
         (
             ["--strategy", "zero3-nvme"],
-            "--strategy zero3-nvme: needs --nvme_path, a directory on each node's NVMe disk; to plan alone, --nvme GiB",
+            "--strategy zero3-nvme: needs --nvme_path, a directory on each node's NVMe disk; to only plan, give --nvme",
         ),
     ],
 )
@@ -301,7 +301,7 @@ def read_only(tmp_path: Path) -> Iterator[Path]:
 def test_an_nvme_path_that_is_no_use_is_refused(program, read_only: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "file").touch()
     cases = {
-        read_only: "not allowed to write there; choose a directory of yours",
+        read_only: "not writable; choose a directory that you may write to",
         tmp_path / "file": "no such directory; create it on the NVMe disk of every node",
     }
     for path, message in cases.items():
@@ -334,7 +334,7 @@ def test_nvme_that_is_not_here_is_planned_and_not_run(program, tmp_path: Path) -
     assert "of 2,000 GiB of NVMe per node" in str(values["strategy_reason"])
     small = program("launch", "plan", "finetune", *shape, "--nvme", 190)
     assert small.returncode == 2
-    assert "nearest is zero3-nvme, short of 18.1 GiB of NVMe per node" in small.stderr  # 198.6 - 95% of 190
+    assert "zero3-nvme, is short of 18.1 GiB of NVMe per node, as 5% of" in small.stderr  # 198.6 - 95% of 190
     asked = ("--host_mem", 64, "--nvme", 100, "--strategy", "zero3-nvme", "--out", tmp_path / "run")
     refused = program("launch", "run", "finetune", *asked)
     assert refused.returncode == 2

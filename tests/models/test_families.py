@@ -178,7 +178,7 @@ def test_4_bits_need_a_gpu(program: Any, small_model: Path) -> None:
     flags = ["--model", small_model, "--data", "sample", "--seq_len", 64, "--lora.rank", 2, "--load_in_4bit", "true"]
     done = program("launch", "run", "finetune", *flags)
     assert done.returncode == 2
-    assert "--load_in_4bit: needs GPUs, the ranks would run on CPUs; leave it out" in done.stderr
+    assert "--load_in_4bit: needs GPUs, but the ranks would run on CPUs; leave it out" in done.stderr
     with pytest.raises(UserError, match="--load_in_4bit: needs a GPU, and this rank has none; leave it out"):
         check_4bit()
 
@@ -189,7 +189,7 @@ def test_4_bits_are_planned_for_gpus() -> None:
     counts = Counts(samples=64, trainable=64, sealed=0, exact=True)
     plan = make_plan(config, find("llama-65b"), cluster, counts)
     assert (plan.strategy, plan.engine, plan.needs) == ("ddp", "torch", None)
-    assert plan.strategy_reason == "memory is not predicted for weights of 4 bits"
+    assert plan.strategy_reason == "memory is not predicted for 4-bit weights"
 
 
 @pytest.mark.parametrize("family", known.FAMILIES)

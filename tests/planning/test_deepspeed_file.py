@@ -1,4 +1,4 @@
-"""A user's own DeepSpeed file: what it is called, what it may not set, and what the ranks are told."""
+"""A user's DeepSpeed file: the name of its strategy, keys it may not set, and the settings passed to DeepSpeed."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def zero(**settings: Any) -> dict[str, Any]:
     return {"zero_optimization": settings}
 
 
-def plan(config: RunConfig, own: dict[str, Any] | None = None) -> Plan:
+def plan(config: RunConfig, ds_config: dict[str, Any] | None = None) -> Plan:
     spec = find("tiny")
     cluster = Machine(cluster="local", nodes=1, ranks_per_node=2, device="cpu")
     counts = Counts(samples=100, trainable=80, sealed=20, exact=True)
-    return make_plan(resolve(config, spec), spec, cluster, counts, own)
+    return make_plan(resolve(config, spec), spec, cluster, counts, ds_config)
 
 
 @pytest.mark.parametrize("name", [path.stem for path in sorted((CONFIGS / "ds").glob("*.json"))])
-def test_every_shipped_file_is_called_what_it_is(name: str) -> None:
+def test_every_file_in_configs_is_named_after_its_strategy(name: str) -> None:
     assert deepspeed_file.strategy(deepspeed_file.read(CONFIGS / "ds" / f"{name}.json")) == name
 
 
@@ -61,17 +61,21 @@ def test_every_shipped_file_is_called_what_it_is(name: str) -> None:
         (zero(stage=3, offload_optimizer=CPU, offload_param={"device": "nvme"}), "zero3-nvme"),
     ],
 )
-def test_stage_and_offload_decide_the_name(written: Written, settings: dict[str, Any], name: str) -> None:
+def test_stage_and_offload_determine_the_strategy(written: Written, settings: dict[str, Any], name: str) -> None:
     config = RunConfig.of(ds_config=str(written(settings)), nvme_path="/tmp")
-    own = deepspeed_file.read(config.cluster.ds_config or "")
-    made = plan(config, own)
-    assert (made.engine, made.strategy, made.strategy_reason) == ("deepspeed", name, f"of {config.cluster.ds_config}")
-    assert made.ds_config == settings
-    assert Plan.from_json(json.dumps(made.as_dict())).ds_config == settings
+    settings_read = deepspeed_file.read(config.cluster.ds_config or "")
+    decided = plan(config, settings_read)
+    assert (decided.engine, decided.strategy, decided.strategy_reason) == (
+        "deepspeed",
+        name,
+        f"of {config.cluster.ds_config}",
+    )
+    assert decided.ds_config == settings
+    assert Plan.from_json(json.dumps(decided.as_dict())).ds_config == settings
 
 
 @pytest.mark.parametrize("key", sorted(deepspeed_file.OWNED))
-def test_what_the_plan_owns_is_refused_by_name(written: Written, key: str) -> None:
+def test_keys_that_the_plan_sets_are_refused(written: Written, key: str) -> None:
     path = written(zero(stage=2) | {key: "auto"})
     with pytest.raises(UserError, match=f"^--ds_config {path}: sets {key}, which the plan sets from [^\n]+$"):
         deepspeed_file.read(path)
@@ -81,11 +85,11 @@ def test_what_the_plan_owns_is_refused_by_name(written: Written, key: str) -> No
     ("settings", "words"),
     [
         ("{", "not JSON"),
-        ("[]", "holds no JSON object"),
+        ("[]", "does not contain a JSON object"),
         (zero(stage=0), "stage must be 1, 2 or 3"),
         ({}, "stage must be 1, 2 or 3"),
-        (zero(stage=2, offload_param=CPU), "that is stage 3's"),
-        (zero(stage=2, offload_optimizer=CPU | {"ratio": 0.5}), "that is stage 3's"),
+        (zero(stage=2, offload_param=CPU), "use stage 3"),
+        (zero(stage=2, offload_optimizer=CPU | {"ratio": 0.5}), "use stage 3"),
         (zero(stage=3, offload_optimizer={"device": "nvme", "nvme_path": "/x"}), "give --nvme_path instead"),
     ],
 )
@@ -97,11 +101,11 @@ def test_unusable_files_are_refused_in_one_line(written: Written, settings: Any,
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="could not be read"):
         deepspeed_file.read(tmp_path / "none.json")
 
 
-def test_plan_refuses_two_answers_and_a_missing_path() -> None:
+def test_plan_refuses_two_strategies_and_a_missing_nvme_path() -> None:
     with pytest.raises(UserError, match="is zero2, but --strategy zero3 is given"):
         plan(RunConfig.of(strategy="zero3", ds_config="my.json"), zero(stage=2))
     with pytest.raises(UserError, match="--strategy zero3-nvme: needs --nvme_path"):
@@ -109,31 +113,35 @@ def test_plan_refuses_two_answers_and_a_missing_path() -> None:
     assert plan(RunConfig.of(strategy="zero3-nvme", nvme_path="/nowhere")).strategy == "zero3-nvme"
 
 
-def test_nvme_path_has_to_be_there_and_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nvme_path_must_exist_and_be_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     deepspeed_file.check_nvme(str(tmp_path))
     with pytest.raises(UserError, match="no such directory"):
         deepspeed_file.check_nvme(str(tmp_path / "none"))
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
-    with pytest.raises(UserError, match="not allowed to write"):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(UserError, match="not writable"):
         deepspeed_file.check_nvme(str(tmp_path))
 
 
-def test_deepspeed_is_told_the_users_settings_and_the_plans(tmp_path: Path) -> None:
+def test_settings_of_user_and_plan_are_passed_to_deepspeed(tmp_path: Path) -> None:
     from wellread.train.engines.deepspeed_engine import deepspeed_settings
 
-    own = zero(stage=3, reduce_bucket_size=1000, offload_param={"device": "nvme"}) | {"wall_clock_breakdown": True}
+    user_settings = zero(stage=3, reduce_bucket_size=1000, offload_param={"device": "nvme"}) | {
+        "wall_clock_breakdown": True
+    }
     config = RunConfig.of(ds_config="my.json", nvme_path=str(tmp_path), batch_size=8)
-    told = deepspeed_settings(config, plan(config, own))
-    assert told["wall_clock_breakdown"] is True
-    assert told["zero_optimization"]["reduce_bucket_size"] == 1000
-    assert told["zero_optimization"]["offload_param"] == {"device": "nvme", "nvme_path": str(tmp_path)}
-    assert (told["train_batch_size"], told["bf16"]) == (8, {"enabled": True})
-    assert "nvme_path" not in own["zero_optimization"]["offload_param"]  # what the plan holds stays as it was
+    settings = deepspeed_settings(config, plan(config, user_settings))
+    assert settings["wall_clock_breakdown"] is True
+    assert settings["zero_optimization"]["reduce_bucket_size"] == 1000
+    assert settings["zero_optimization"]["offload_param"] == {"device": "nvme", "nvme_path": str(tmp_path)}
+    assert (settings["train_batch_size"], settings["bf16"]) == (8, {"enabled": True})
+    assert (
+        "nvme_path" not in user_settings["zero_optimization"]["offload_param"]
+    )  # the settings in the plan are not changed
 
 
-@pytest.mark.parametrize(("asked", "on"), [("auto", False), ("on", True), ("off", False)])
-def test_activation_checkpointing_goes_into_the_plan(asked: Any, on: bool) -> None:
-    assert plan(RunConfig.of(activation_checkpointing=asked)).activation_checkpointing is on
+@pytest.mark.parametrize(("requested", "on"), [("auto", False), ("on", True), ("off", False)])
+def test_activation_checkpointing_is_in_the_plan(requested: Any, on: bool) -> None:
+    assert plan(RunConfig.of(activation_checkpointing=requested)).activation_checkpointing is on
 
 
 def test_every_strategy_is_a_flag_and_has_its_file() -> None:
@@ -150,13 +158,13 @@ def test_every_strategy_is_a_flag_and_has_its_file() -> None:
         assert deepspeed_file.offload_devices(settings) == {k: place for k, place in places.items() if place != "gpu"}
 
 
-def test_a_strategy_of_a_file_alone_is_known_but_not_predicted() -> None:
-    made = plan(RunConfig.of(ds_config="my.json"), zero(stage=1, offload_optimizer=CPU))
-    assert (made.strategy, made.needs, made.rung.ops) == ("zero1-offload", None, ["cpu_adam"])
+def test_a_strategy_that_only_a_file_selects_has_no_estimate() -> None:
+    decided = plan(RunConfig.of(ds_config="my.json"), zero(stage=1, offload_optimizer=CPU))
+    assert (decided.strategy, decided.needs, decided.rung.ops) == ("zero1-offload", None, ["cpu_adam"])
 
 
 @pytest.mark.parametrize("name", ["zero3-partial", "zero3-nvme"])
-def test_files_have_the_sub_groups_that_memory_is_predicted_with(name: str) -> None:
+def test_files_set_the_sub_group_size_of_the_estimates(name: str) -> None:
     from wellread.planning.phases import FINE_SUB_GROUP
 
     assert deepspeed_file.read(CONFIGS / "ds" / f"{name}.json")["zero_optimization"]["sub_group_size"] == FINE_SUB_GROUP
@@ -174,7 +182,7 @@ def test_files_have_the_sub_groups_that_memory_is_predicted_with(name: str) -> N
         {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": -3}},
     ],
 )
-def test_values_that_deepspeed_would_stumble_over(tmp_path: Path, zero: Any) -> None:
+def test_values_that_deepspeed_would_not_handle_are_refused(tmp_path: Path, zero: Any) -> None:
     path = tmp_path / "my.json"
     path.write_text(json.dumps({"zero_optimization": zero}))
     with pytest.raises(UserError, match=f"^--ds_config {path}: [^\n]+$"):

@@ -1,6 +1,6 @@
-"""Predicted memory: activations against what autograd keeps, worked examples.
+"""Memory estimates: activations compared with what autograd saves, and computed examples.
 
-How the predictions compare with measured memory is the business of ``python -m bench.memory``.
+``python -m bench.memory`` compares the estimates with measured memory.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from wellread.units import GIB
 SAMPLES, TOKENS = 3, 48
 
 
-def kept_by_autograd(family: str, compute: Compute, layers: int, packed: bool = False) -> int:
-    """Bytes of all tensors that a forward pass keeps for backward; weights and their bf16 copies left out."""
+def saved_by_autograd(family: str, compute: Compute, layers: int, packed: bool = False) -> int:
+    """Bytes of all tensors that a forward pass saves for backward, without weights and their bf16 copies."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -42,12 +42,12 @@ def kept_by_autograd(family: str, compute: Compute, layers: int, packed: bool = 
     model = model.to(torch.bfloat16 if compute == "bf16" else torch.float32)
     weights = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
     shapes = {tuple(p.shape) for p in model.parameters()} | {tuple(p.shape)[::-1] for p in model.parameters()}
-    kept: dict[int, Any] = {}
+    saved: dict[int, Any] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         cast_weight = compute == "autocast" and tuple(tensor.shape) in shapes
         if tensor.untyped_storage().data_ptr() not in weights and not cast_weight:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
+            saved[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
     tokens = torch.randint(0, 512, (SAMPLES, TOKENS + 1), generator=torch.Generator().manual_seed(0))
@@ -58,11 +58,11 @@ def kept_by_autograd(family: str, compute: Compute, layers: int, packed: bool = 
         torch.autocast("cpu", torch.bfloat16, enabled=compute == "autocast"),
     ):
         sample_losses(model, tokens, targets, torch.zeros_like(tokens) if packed else None)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
 
 OTHERS = sorted(set(FAMILIES) - {"gpt_neox", "mistral", "qwen2"})
-"""Beside gpt_neox; mistral and qwen2 are llamas here."""
+"""All families but gpt_neox, and mistral and qwen2, which are computed like llama."""
 
 
 @pytest.mark.parametrize(
@@ -73,16 +73,16 @@ OTHERS = sorted(set(FAMILIES) - {"gpt_neox", "mistral", "qwen2"})
         *(pytest.param(f, c, marks=pytest.mark.slow) for f in OTHERS for c in ("autocast", "fp32")),
     ],
 )
-def test_activations_are_what_autograd_keeps(family: str, compute: Compute) -> None:
-    layer = kept_by_autograd(family, compute, 3) - kept_by_autograd(family, compute, 2)
+def test_activations_equal_what_autograd_saves(family: str, compute: Compute) -> None:
+    layer = saved_by_autograd(family, compute, 3) - saved_by_autograd(family, compute, 2)
     predicted = layer_activations(SMALL[family], compute, SAMPLES, TOKENS, cuda=False)
     assert predicted == pytest.approx(layer, rel=0.03 if family == "gptj" else 0.01)
 
 
 @pytest.mark.parametrize("family", ["gpt_neox", "llama"])
 def test_activations_of_packed_samples(family: str) -> None:
-    """Beside the mask, which all layers share; here a forward pass has the last token, too."""
-    layer = kept_by_autograd(family, "bf16", 3, packed=True) - kept_by_autograd(family, "bf16", 2, packed=True)
+    """Without the mask, which all layers share. When packing, a forward pass includes the last token."""
+    layer = saved_by_autograd(family, "bf16", 3, packed=True) - saved_by_autograd(family, "bf16", 2, packed=True)
     predicted = layer_activations(SMALL[family], "bf16", SAMPLES, TOKENS + 1, cuda=False, packed=True)
     assert predicted == pytest.approx(layer, rel=0.01)
 
@@ -104,7 +104,7 @@ def of(strategy: str, work: Work | None = None, machine: Machine = ON_GPUS, **se
     return estimate(find("pythia-160m"), work or Work(), machine, strategy, **settings)
 
 
-def test_state_of_each_strategy_per_gpu() -> None:
+def test_training_state_of_each_strategy_per_gpu() -> None:
     part = {strategy: of(strategy).parts["gpu"] for strategy in LADDER}
     share = -(-N // 8)
     assert (part["ddp"]["weights"], part["ddp"]["moments"]) == (4 * N, 8 * N)
@@ -117,12 +117,14 @@ def test_state_of_each_strategy_per_gpu() -> None:
     assert "weights" not in part["zero3-offload"]
 
 
-def test_state_in_host_memory() -> None:
+def test_training_state_in_host_memory() -> None:
     one_gpu = Machine(ranks_per_node=1, nvme=100)
     host = of("zero2-offload", machine=one_gpu).parts["host"]
     assert (host["master weights"], host["gradients"], host["moments"]) == (4 * N, 4 * N, 8 * N)
     assert host["pinned buffers"] == 2 * (N + 50304 * 768)
-    assert host["gathered to save"] + host["shard to save"] == 4 * (N + 50304 * 768)  # all weights, and one twice
+    assert host["gathered to save"] + host["shard to save"] == 4 * (
+        N + 50304 * 768
+    )  # all weights, and the largest twice
 
 
 def test_nvme_holds_weights_optimizer_and_gradients() -> None:
@@ -132,30 +134,30 @@ def test_nvme_holds_weights_optimizer_and_gradients() -> None:
     assert "moments" not in small.parts["host"]
     assert small.parts["host"]["weights"] == 2 * N  # fewer than DeepSpeed keeps in host memory
     large = estimate(find("pythia-12b"), Work(seq_len=2048), one_gpu, "zero3-nvme").parts["host"]
-    embedding = 50688 * 5120  # the largest tensor, and alone the largest sub-group
+    embedding = 50688 * 5120  # the largest tensor, which is also the largest sub-group by itself
     assert large["weights"] == 2 * 10**9
     assert large["NVMe buffers"] == 4 * 4 * embedding + 5 * 2 * embedding + 2 * embedding
 
 
-def test_a_fresh_model_is_whole_on_rank_0_and_any_other_a_tensor_at_a_time() -> None:
+def test_rank_0_holds_all_of_a_fresh_model_but_one_tensor_of_a_pretrained_one() -> None:
     eight = Machine(ranks_per_node=8, device="cpu")
     spec = replace(find("pythia-12b"), fresh=True)
-    began = estimate(spec, Work(), Machine(ranks_per_node=8), "zero3")
-    assert began.parts["host"]["fresh model"] == 4 * TWELVE
-    saved = estimate(find("pythia-12b"), Work(), Machine(ranks_per_node=8), "zero3")
-    assert began.host_bytes - saved.host_bytes > 20 * GIB
+    fresh = estimate(spec, Work(), Machine(ranks_per_node=8), "zero3")
+    assert fresh.parts["host"]["fresh model"] == 4 * TWELVE
+    pretrained = estimate(find("pythia-12b"), Work(), Machine(ranks_per_node=8), "zero3")
+    assert fresh.host_bytes - pretrained.host_bytes > 20 * GIB
     assert estimate(spec, Work(), eight, "ddp").host_bytes > 16 * 8 * TWELVE
 
 
 def test_everything_is_host_memory_on_cpus() -> None:
-    found = of("zero2", machine=Machine(device="cpu", ranks_per_node=2))
-    assert found.gpu_bytes == 0
-    assert found.parts["host"]["weights"] == 2 * 2 * N
-    assert found.parts["host"]["master weights"] == 4 * N
+    needs = of("zero2", machine=Machine(device="cpu", ranks_per_node=2))
+    assert needs.gpu_bytes == 0
+    assert needs.parts["host"]["weights"] == 2 * 2 * N
+    assert needs.parts["host"]["master weights"] == 4 * N
 
 
 def test_small_blocks_stay_with_the_process() -> None:
-    """Activations below glibc's largest threshold are there in every phase; larger ones go back to the system."""
+    """Freed activations stay with the process if they are below glibc's largest mmap threshold."""
     cpu = Machine(device="cpu")
     small, large = (of("zero2", Work(seq_len=s, micro_batch=4), cpu) for s in (256, 2048))
     assert small.peaks["host"] == "step"
@@ -166,8 +168,8 @@ def test_small_blocks_stay_with_the_process() -> None:
 
 def test_context_and_fragmentation() -> None:
     parts = of("zero3").parts["gpu"]
-    rest = sum(size for part, size in parts.items() if part not in ("CUDA context", "fragmentation"))
-    assert parts["fragmentation"] == int(FRAGMENTATION * rest)
+    allocated = sum(size for part, size in parts.items() if part not in ("CUDA context", "fragmentation"))
+    assert parts["fragmentation"] == int(FRAGMENTATION * allocated)
     assert parts["CUDA context"] == CUDA_CONTEXT + NCCL
     assert of("ddp", machine=Machine()).parts["gpu"]["CUDA context"] == CUDA_CONTEXT
 
@@ -189,11 +191,11 @@ def test_less_work_never_needs_more(strategy: str) -> None:
     work = Work(micro_batch=4, seq_len=2048)
     assert gpu(work) > gpu(work, checkpointing=True)
     assert gpu(work) > gpu(replace(work, micro_batch=1)) > gpu(replace(work, micro_batch=1, seq_len=256))
-    assert gpu(work) >= gpu(replace(work, lora_rank=8))  # the same where the optimizer is elsewhere
+    assert gpu(work) >= gpu(replace(work, lora_rank=8))  # equal when the optimizer is offloaded
     assert gpu(work) >= gpu(work, machine=replace(ON_GPUS, nodes=4))
 
 
-# --- pythia-12b, as docs/memory.md works it out ----------------------------------------------------------------------
+# --- pythia-12b, as docs/memory.md computes it ------------------------------------------------------------------------
 
 TWELVE = PYTHIA["pythia-12b"]
 
@@ -216,97 +218,99 @@ def twelve(gpus: int, gpu_mem: float, host_mem: float, nvme: float | None = None
 def test_twelve_billion_fits(
     machine: tuple[int, float, float], strategy: str, ratio: float | None, gpu: float, host: float
 ) -> None:
-    found = twelve(*machine).chosen
-    assert (found.strategy, found.checkpointing, found.ratio) == (strategy, False, ratio)
-    assert (found.gpu_bytes / GIB, found.host_bytes / GIB) == pytest.approx((gpu, host), abs=0.06)
+    best = twelve(*machine).best
+    assert (best.strategy, best.checkpointing, best.ratio) == (strategy, False, ratio)
+    assert (best.gpu_bytes / GIB, best.host_bytes / GIB) == pytest.approx((gpu, host), abs=0.06)
 
 
 def test_only_a_partial_offload_fits_one_large_gpu_with_little_host_memory() -> None:
     choice = twelve(1, 139, 128)
     assert {e.strategy for e in choice.estimates if e.fits} == {"zero3-partial"}
     with_nvme = twelve(1, 139, 128, nvme=200)
-    assert {e.strategy for e in with_nvme.estimates if e.fits} == {"zero3-partial"}  # 198.6 GiB, and 5% to spare
+    assert {e.strategy for e in with_nvme.estimates if e.fits} == {
+        "zero3-partial"
+    }  # it needs 198.6 GiB, and 5% stay free
     assert "zero3-nvme" in {e.strategy for e in twelve(1, 139, 128, nvme=210).estimates if e.fits}
 
 
 # --- choosing --------------------------------------------------------------------------------------------------------
 
 
-def test_ladder_is_tried_by_speed() -> None:
+def test_strategies_are_tried_by_speed() -> None:
     choice = choose(find("pythia-160m"), Work(), ON_GPUS)
-    assert choice.chosen is not None
-    assert (choice.chosen.strategy, choice.chosen.checkpointing) == ("ddp", False)
+    assert choice.best is not None
+    assert (choice.best.strategy, choice.best.checkpointing) == ("ddp", False)
     assert choice.reason == "the fastest that fits (no limits given)"
     assert [e.strategy for e in choice.estimates] == [s for s in LADDER for _ in range(2)]
     speeds = [rung.speed for rung in LADDER.values()]
     assert speeds == sorted(speeds, reverse=True)
     again = choose(find("pythia-160m"), Work(), ON_GPUS, strategies=["zero2", "zero3"], checkpointing=True)
-    assert again.chosen is not None
-    assert name_of(again.chosen) == "zero2 with activation checkpointing"
+    assert again.best is not None
+    assert name_of(again.best) == "zero2 with activation checkpointing"
 
 
 def test_a_faster_strategy_with_a_smaller_micro_batch_comes_first() -> None:
     ways = [Work(micro_batch=m, accumulation=8 // m, seq_len=2048) for m in (8, 4, 2, 1)]
     choice = choose(find("pythia-410m"), ways, Machine(gpu_mem=16, host_mem=64))
-    assert choice.chosen is not None
-    assert (choice.chosen.strategy, choice.chosen.checkpointing) == ("ddp", False)
+    assert choice.best is not None
+    assert (choice.best.strategy, choice.best.checkpointing) == ("ddp", False)
     assert choice.work.micro_batch == 2
     assert not estimate(find("pythia-410m"), ways[1], Machine(gpu_mem=16, host_mem=64), "ddp").fits
 
 
 @pytest.mark.parametrize(("seq_len", "fastest"), [(1024, "ddp"), (64, "ddp with activation checkpointing")])
-def test_computing_layers_twice_is_faster_than_passes_of_a_few_tokens(seq_len: int, fastest: str) -> None:
-    """Where one sample at a time fits without checkpointing, and more only with it."""
+def test_checkpointing_is_faster_than_forward_passes_of_few_tokens(seq_len: int, fastest: str) -> None:
+    """One sample at a time fits without checkpointing; more fit only with it."""
     spec = find("pythia-1.4b")
     ways = [Work(micro_batch=m, accumulation=64 // m, seq_len=seq_len) for m in (32, 16, 8, 4, 2, 1)]
     one_sample = estimate(spec, ways[-1], Machine(), "ddp", margin=0).gpu_bytes / GIB
     choice = choose(spec, ways, Machine(gpu_mem=one_sample + 0.01), strategies=["ddp"], margin=0)
-    assert choice.chosen is not None
-    assert name_of(choice.chosen) == fastest
-    assert (choice.work.micro_batch > 1) == choice.chosen.checkpointing
+    assert choice.best is not None
+    assert name_of(choice.best) == fastest
+    assert (choice.work.micro_batch > 1) == choice.best.checkpointing
 
 
-def test_fewer_tokens_than_fill_a_gpu_are_slower_in_proportion() -> None:
+def test_speed_is_proportional_to_tokens_when_they_do_not_fill_a_gpu() -> None:
     speeds = [of("zero3", Work(micro_batch=m, seq_len=100)).relative_speed for m in (1, 2, 3, 8)]
     assert speeds == [0.2833, 0.5667, 0.85, 0.85]
     assert of("ddp", Work(seq_len=100), Machine(device="cpu")).relative_speed == 1.0
 
 
-def test_reason_names_what_is_used_and_what_was_too_large() -> None:
+def test_reason_names_used_memory_and_the_next_faster_strategy() -> None:
     choice = twelve(8, 80, 1000)
     assert choice.reason.startswith("the fastest that fits (68.8 of 80 GiB per GPU, 64.8 of 1,000 GiB of host memory")
-    assert choice.reason.endswith("; ddp is short of 148.5 GiB per GPU")
+    assert choice.reason.endswith("; ddp is short of 148.5 GiB per GPU, as 5% of each limit stays free")
 
 
-def test_margin_is_left_free() -> None:
-    found = of("ddp", machine=Machine(gpu_mem=100))
-    tight = found.gpu_bytes / GIB
+def test_margin_stays_free() -> None:
+    needs = of("ddp", machine=Machine(gpu_mem=100))
+    tight = needs.gpu_bytes / GIB
     assert not of("ddp", machine=Machine(gpu_mem=tight)).fits
     assert of("ddp", machine=Machine(gpu_mem=tight), margin=0.0).fits
     short = of("ddp", machine=Machine(gpu_mem=tight)).short
-    assert short["gpu"] == pytest.approx(0.05 * found.gpu_bytes, rel=1e-3)
+    assert short["gpu"] == pytest.approx(0.05 * needs.gpu_bytes, rel=1e-3)
 
 
-def test_advice_is_true() -> None:
+def test_advice_makes_a_strategy_fit() -> None:
     spec, work, machine = find("pythia-6.9b"), Work(seq_len=2048, micro_batch=8), Machine(gpu_mem=24, host_mem=128)
     choice = choose(spec, work, machine)
-    assert choice.chosen is None
-    assert choice.reason.startswith("nothing fits; nearest is ")
+    assert choice.best is None
+    assert choice.reason.startswith("no strategy fits; the nearest, ")
     lines = dict(line.split(", ", 1) for line in choice.advice)
-    assert choose(spec, replace(work, lora_rank=16), machine).chosen is not None
+    assert choose(spec, replace(work, lora_rank=16), machine).best is not None
     assert "LoRA: --lora.rank 16 --lora.targets all-linear" in lines
     nodes = next(int(line.split()[1]) for line in lines if line.startswith("--nodes"))
-    assert choose(spec, work, replace(machine, nodes=nodes)).chosen is not None
-    assert choose(spec, work, replace(machine, nodes=nodes // 2)).chosen is None
+    assert choose(spec, work, replace(machine, nodes=nodes)).best is not None
+    assert choose(spec, work, replace(machine, nodes=nodes // 2)).best is None
     host = next(float(line.split()[1]) for line in lines if line.startswith("--host_mem"))
-    assert choose(spec, work, replace(machine, host_mem=host)).chosen is not None
-    assert choose(spec, work, replace(machine, host_mem=host - 2)).chosen is None
+    assert choose(spec, work, replace(machine, host_mem=host)).best is not None
+    assert choose(spec, work, replace(machine, host_mem=host - 2)).best is None
 
 
-# --- what the prediction takes for granted ---
+# --- an assumption of the estimates ---
 
 
-def test_saved_states_are_mapped_whoever_loads_them(tmp_path: Path) -> None:
+def test_states_are_memory_mapped_when_loaded(tmp_path: Path) -> None:
     import torch
 
     from wellread.train.engines.moments import mapped_files
@@ -326,7 +330,7 @@ def test_saved_states_are_mapped_whoever_loads_them(tmp_path: Path) -> None:
     assert int(read["state"].sum()) == 49_995_000
 
 
-# --- bad input, and speed --------------------------------------------------------------------------------------------
+# --- invalid input, speed --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -334,17 +338,17 @@ def test_saved_states_are_mapped_whoever_loads_them(tmp_path: Path) -> None:
     [
         ({"ranks_per_node": 0}, {}, "--ranks_per_node 0: must be at least 1"),
         ({"nodes": -1}, {}, "--nodes -1: must be at least 1"),
-        ({"gpu_mem": -40.0}, {}, "--gpu_mem -40: must be above 0 GiB; leave it out where there is no such limit"),
+        ({"gpu_mem": -40.0}, {}, "--gpu_mem -40: must be above 0 GiB; leave it out if there is no such limit"),
         ({"host_mem": 0.0}, {}, "--host_mem 0: must be above 0 GiB"),
         ({"nvme": float("nan")}, {}, "--nvme nan: must be above 0 GiB"),
-        ({"gpu_mem": 0.5}, {}, "--gpu_mem 0.5: CUDA alone takes 0.75 GiB; give the size of a whole GPU"),
+        ({"gpu_mem": 0.5}, {}, "--gpu_mem 0.5: CUDA needs 0.75 GiB itself; give the full size of a GPU"),
         ({}, {"micro_batch": 0}, "--micro_batch_size 0: must be at least 1"),
         ({}, {"seq_len": -5}, "--seq_len -5: must be at least 1"),
         ({}, {"lora_rank": -1}, "LoRA rank -1: must be at least 1, or 0 to train all weights"),
         ({}, {"lora_rank": 4, "lora_modules": ("q_proj",)}, "LoRA on q_proj: pythia-160m has no such matrix; choose"),
     ],
 )
-def test_bad_input_is_refused_in_one_line(machine: dict[str, Any], work: dict[str, Any], message: str) -> None:
+def test_invalid_input_is_refused_in_one_line(machine: dict[str, Any], work: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=f"^{re.escape(message)}[^\n]*$"):
         of("zero3", Work(**work), Machine(**machine))
 
@@ -353,11 +357,11 @@ def test_unknown_strategy_and_family() -> None:
     with pytest.raises(UserError, match=r"--strategy zero4: unknown; choose ddp, zero1"):
         of("zero4")
     strange = replace(find("pythia-160m"), family="mamba")
-    with pytest.raises(UserError, match=r"--model pythia-160m: the memory of family mamba is not known; known: gpt_"):
+    with pytest.raises(UserError, match=r"--model pythia-160m: no memory estimate for family mamba; known: gpt_"):
         parameters(strange)
 
 
-def test_choosing_imports_nothing_heavy_and_is_quick(root: Path) -> None:
+def test_choosing_is_fast_and_imports_no_heavy_package(root: Path) -> None:
     code = """
 import sys, time
 from wellread.planning.choose import choose
@@ -369,15 +373,15 @@ choose(find("pythia-12b"), Work(seq_len=2048), Machine(gpu_mem=24, host_mem=64))
 print(time.perf_counter() - began)
 assert not {"torch", "transformers", "deepspeed", "numpy"} & set(sys.modules), sys.modules
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 0.5
+    process = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert float(process.stdout) < 0.5
 
 
 @pytest.mark.slow
-def test_measured_memory_is_near_the_predicted(program: Any, tmp_path: Path) -> None:
+def test_measured_memory_is_near_the_estimate(program: Any, tmp_path: Path) -> None:
     import json
 
     program("bench.memory", "--cases", 1, "--json", tmp_path / "found.json", check=True)
-    (found,) = json.loads((tmp_path / "found.json").read_text())
-    assert -0.10 < found["predicted"] / found["measured"] - 1 < 0.20
+    (case,) = json.loads((tmp_path / "found.json").read_text())
+    assert -0.10 < case["predicted"] / case["measured"] - 1 < 0.20

@@ -1,4 +1,4 @@
-"""Limits of control groups, made up and real; a real kill by the kernel is told from a kill by hand."""
+"""Limits of control groups, in synthetic files and real groups; the OOM killer and other kills are distinguished."""
 
 import subprocess
 import sys
@@ -12,8 +12,8 @@ from wellread.units import MIB
 
 
 def test_memory_limits_of_control_groups_are_found(tmp_path: Path) -> None:
-    """The strictest on the way up counts; v1 names no limit by a huge number, v2 by the word max."""
-    own = tmp_path / "cgroup"
+    """The lowest limit of a group and its parents counts. "No limit" is a huge number in v1, the word max in v2."""
+    groups_file = tmp_path / "cgroup"
     for name, file, values in (
         ("memory/slurm", "memory.limit_in_bytes", (9223372036854771712, 4 << 30, 8 << 30)),
         ("", "memory.max", ("max", 3 << 30, "max")),
@@ -22,17 +22,17 @@ def test_memory_limits_of_control_groups_are_found(tmp_path: Path) -> None:
         inner.mkdir(parents=True, exist_ok=True)
         for folder, value in zip((inner.parent.parent, inner.parent, inner), values, strict=True):
             (folder / file).write_text(f"{value}\n")
-    own.write_text("5:cpu:/\n4:memory:/slurm/job_7/step_0\n")
-    assert host_memory.limit(own, tmp_path) == 4 << 30
-    own.write_text("0::/job_7/step_0\n")
-    assert host_memory.limit(own, tmp_path) == 3 << 30
-    own.write_text("0::/elsewhere\n")
-    assert host_memory.limit(own, tmp_path / "nothing") is None
+    groups_file.write_text("5:cpu:/\n4:memory:/slurm/job_7/step_0\n")
+    assert host_memory.limit(groups_file, tmp_path) == 4 << 30
+    groups_file.write_text("0::/job_7/step_0\n")
+    assert host_memory.limit(groups_file, tmp_path) == 3 << 30
+    groups_file.write_text("0::/elsewhere\n")
+    assert host_memory.limit(groups_file, tmp_path / "nothing") is None
 
 
-def test_room_leaves_out_what_is_cached(tmp_path: Path) -> None:
-    own = tmp_path / "cgroup"
-    own.write_text("4:memory:/job\n")
+def test_page_cache_counts_as_available(tmp_path: Path) -> None:
+    groups_file = tmp_path / "cgroup"
+    groups_file.write_text("4:memory:/job\n")
     group = tmp_path / "memory" / "job"
     group.mkdir(parents=True)
     values = {"limit_in_bytes": 100 * MIB, "usage_in_bytes": 70 * MIB}
@@ -41,36 +41,36 @@ def test_room_leaves_out_what_is_cached(tmp_path: Path) -> None:
     (group / "memory.stat").write_text(
         f"inactive_file 1\ntotal_inactive_file {20 * MIB}\ntotal_active_file {10 * MIB}\n"
     )
-    assert host_memory.available(own, tmp_path) == 60 * MIB
+    assert host_memory.available(groups_file, tmp_path) == 60 * MIB
     (group / "memory.usage_in_bytes").write_text(f"{180 * MIB}\n")
-    assert host_memory.available(own, tmp_path) == 0
+    assert host_memory.available(groups_file, tmp_path) == 0
 
 
-HOLDING = f"""
+PRIVATE_BYTES = f"""
 import mmap, sys
 from wellread.planning import host_memory
-before = host_memory.held()
+before = host_memory.private_bytes()
 with open(sys.argv[1], "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-    assert mapped.find(b"x") == -1  # all of it has been read
-    print(host_memory.held() - before)
-own = bytearray(b"x") * {64 * MIB}
-print(host_memory.held() - before)
+    assert mapped.find(b"x") == -1  # this reads all of it
+    print(host_memory.private_bytes() - before)
+allocated = bytearray(b"x") * {64 * MIB}
+print(host_memory.private_bytes() - before)
 """
 
 
-def test_what_a_process_holds_is_its_own_memory_without_mapped_files(tmp_path: Path, root: Path) -> None:
-    """In a process of its own: one that has run other tests may have as much on its heap, freed and free to take."""
+def test_private_bytes_are_without_mapped_files(tmp_path: Path, root: Path) -> None:
+    """In a new process, because the heap of a process that ran other tests may have enough freed memory."""
     file = tmp_path / "weights"
     file.write_bytes(bytes(64 * MIB))
-    command = [sys.executable, "-c", HOLDING, str(file)]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=60)
-    mapped, own = (int(line) for line in done.stdout.split())
+    command = [sys.executable, "-c", PRIVATE_BYTES, str(file)]
+    process = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=60)
+    mapped, allocated = (int(line) for line in process.stdout.split())
     assert mapped == pytest.approx(0, abs=8 * MIB)
-    assert own == pytest.approx(64 * MIB, abs=8 * MIB)
+    assert allocated == pytest.approx(64 * MIB, abs=8 * MIB)
 
 
 def inside(group: Path, code: str) -> str:
-    """Run Python inside a control group; what it prints."""
+    """Run Python inside a control group and return its output."""
     enter = f"open({str(group / 'cgroup.procs')!r}, 'w').write('0')"
     command = [sys.executable, "-c", f"{enter}\n{code}"]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
@@ -86,8 +86,8 @@ for child in ("import os; os.kill(os.getpid(), 9)", "bytearray(400 << 20)"):
 """
 
 
-def test_the_kernel_says_whether_it_killed_for_memory(memory_group: Callable[[int], Path]) -> None:
-    first, by_hand, for_memory = inside(memory_group(200 * MIB), WATCH).splitlines()
+def test_the_oom_killer_is_distinguished_from_other_kills(memory_group: Callable[[int], Path]) -> None:
+    first, by_signal, by_oom_killer = inside(memory_group(200 * MIB), WATCH).splitlines()
     assert first == f"{200 * MIB} True"
-    assert by_hand == "-9 None"
-    assert for_memory == "-9 the kernel killed 1 for want of memory in this control group, whose limit is 0.20 GiB"
+    assert by_signal == "-9 None"
+    assert by_oom_killer == "-9 the OOM killer killed 1 process in this control group (limit 0.20 GiB)"

@@ -1,4 +1,4 @@
-"""Counts of parameters: against what is published, and against models on the meta device."""
+"""Parameter counts, compared with published numbers and with models on the meta device."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], int]] = {
         124_439_808,
     ),
 }
-"""What a config.json says, and the published number of parameters."""
+"""Content of a config.json, and the published number of parameters."""
 
 
 def spec_of(config: dict[str, Any]) -> ModelSpec:
@@ -109,7 +109,7 @@ def spec_of(config: dict[str, Any]) -> ModelSpec:
 
 
 def on_meta(config: dict[str, Any]) -> int:
-    """Parameters of the real model class, made without memory."""
+    """Parameters of the real model class on the meta device."""
     from accelerate import init_empty_weights
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
@@ -138,8 +138,8 @@ def test_counts_of_pythia_are_the_published_ones() -> None:
     assert {name: parameters(find(name)).total for name in PYTHIA} == PYTHIA
 
 
-def test_counts_of_the_sizes_of_llama2c() -> None:
-    """stories260K.bin has as many numbers, rotary tables apart; the others are what their names say."""
+def test_counts_of_llama2c_models() -> None:
+    """stories260K.bin contains as many numbers, without the rotary tables; the other sizes match their names."""
     assert parameters(find("stories-260k")).total == 260_032
     assert parameters(find("stories-15m")).total == 15_191_712
     assert parameters(find("stories-42m")).total == 41_689_600
@@ -164,7 +164,7 @@ def test_counts_equal_a_shallow_model_on_the_meta_device(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny", *PYTHIA, *CONFIGS])
-def test_counts_equal_the_whole_model_on_the_meta_device(name: str) -> None:
+def test_counts_equal_the_full_model_on_the_meta_device(name: str) -> None:
     config = CONFIGS[name][0] if name in CONFIGS else config_of(find(name))
     spec = spec_of(config) if name in CONFIGS else find(name)
     assert parameters(spec).total == on_meta(config)
@@ -175,12 +175,12 @@ def test_parts_of_a_count() -> None:
     assert model.layer == 3 * 5120 * 5120 + 5120**2 + 2 * 4 * 5120**2 + (3 + 1 + 4 + 1 + 4) * 5120
     assert model.largest == 50688 * 5120  # the embedding
     assert model.total == 36 * model.layer + model.outside
-    assert sum(model.tensors) == model.total - 36 * 13 * 5120 - 2 * 5120  # all but norms and biases
+    assert sum(model.tensors) == model.total - 36 * 13 * 5120 - 2 * 5120  # without norms and biases
     assert model.products == 36 * 12 * 5120**2 + 50688 * 5120
 
 
 @pytest.mark.parametrize("family", ["gpt_neox", "llama", "gptj", "gpt_neo", "mpt"])
-def test_lora_has_as_many_parameters_as_pefts(family: str) -> None:
+def test_lora_parameters_equal_those_of_peft(family: str) -> None:
     from accelerate import init_empty_weights
     from peft import LoraConfig, get_peft_model
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as USUAL
@@ -192,5 +192,5 @@ def test_lora_has_as_many_parameters_as_pefts(family: str) -> None:
     assert lora_parameters(SMALL[family], 4, tuple(USUAL[family])) == trainable
 
 
-def test_lora_beside_every_matrix() -> None:
+def test_lora_on_every_matrix() -> None:
     assert lora_parameters(find("pythia-12b"), 8) == 36 * 8 * (4 * 5120 + 2 * 5120 + 5 * 5120 + 5 * 5120)

@@ -1,4 +1,4 @@
-"""The plan: defaults, batch arithmetic, steps and checkpoints, by hand-computed numbers."""
+"""The plan: defaults, batch sizes, steps and checkpoints, compared with numbers computed by hand."""
 
 import json
 from dataclasses import fields
@@ -44,7 +44,7 @@ def test_defaults_come_from_the_model() -> None:
         16,
         3,
     )
-    assert config.data.seq_len == 64  # 128 asked by the spec, 64 positions there are
+    assert config.data.seq_len == 64  # the spec asks for 128, but has only 64 positions
     assert config.optim.lr == 1e-3
     assert config.schedule.steps is None
     tiny = resolve(RunConfig(), find("tiny"))
@@ -56,11 +56,11 @@ def test_defaults_come_from_the_model() -> None:
     )
 
 
-def test_what_is_asked_for_wins() -> None:
-    asked = RunConfig.of(
+def test_flags_override_defaults() -> None:
+    requested = RunConfig.of(
         steps=7, epochs=2.0, batch_size=4, seq_len=32, out="o", data="alpaca", optim=OptimConfig(lr=0.5)
     )
-    config = resolve(asked, SPEC)
+    config = resolve(requested, SPEC)
     assert (config.schedule.steps, config.schedule.epochs, config.schedule.batch_size, config.data.seq_len) == (
         7,
         None,
@@ -83,36 +83,36 @@ def test_name_of_the_run(data: str, out: str) -> None:
     assert resolve(RunConfig.of(data=data), SPEC).save.out == out
 
 
-def test_no_sequence_beyond_the_positions() -> None:
+def test_a_sequence_is_at_most_as_long_as_the_positions() -> None:
     with pytest.raises(UserError) as refused:
         resolve(RunConfig.of(seq_len=65), SPEC)
     assert str(refused.value) == "--seq_len 65: toy has 64 positions; choose at most that"
 
 
 @pytest.mark.parametrize(
-    ("batch", "ranks", "asked", "micro", "accumulation"),
+    ("batch", "ranks", "requested", "micro", "accumulation"),
     [
         (16, 1, None, 8, 2),
         (16, 2, None, 8, 1),
         (16, 4, None, 4, 1),
         (16, 8, None, 2, 1),
         (24, 2, None, 6, 2),
-        (22, 2, None, 1, 11),  # 11 samples of each rank: no divisor up to 8 but 1
+        (22, 2, None, 1, 11),  # 11 samples per rank: 1 is the only divisor up to 8
         (7, 1, None, 7, 1),
         (64, 2, 4, 4, 8),
         (64, 2, 32, 32, 1),
     ],
 )
-def test_batch_arithmetic(batch: int, ranks: int, asked: int | None, micro: int, accumulation: int) -> None:
-    made = plan(RunConfig.of(batch_size=batch, micro_batch_size=asked), ranks)
-    assert (made.micro_batch_size, made.accumulation, made.ranks) == (micro, accumulation, ranks)
+def test_batch_arithmetic(batch: int, ranks: int, requested: int | None, micro: int, accumulation: int) -> None:
+    decided = plan(RunConfig.of(batch_size=batch, micro_batch_size=requested), ranks)
+    assert (decided.micro_batch_size, decided.accumulation, decided.ranks) == (micro, accumulation, ranks)
 
 
 @given(st.integers(1, 64), st.integers(1, 64))
 def test_micro_batches_fill_the_batch(per_rank: int, ranks: int) -> None:
-    made = plan(RunConfig.of(batch_size=per_rank * ranks), ranks)
-    assert made.micro_batch_size * made.accumulation * made.ranks == made.batch_size == per_rank * ranks
-    assert 1 <= made.micro_batch_size <= 8
+    decided = plan(RunConfig.of(batch_size=per_rank * ranks), ranks)
+    assert decided.micro_batch_size * decided.accumulation * decided.ranks == decided.batch_size == per_rank * ranks
+    assert 1 <= decided.micro_batch_size <= 8
 
 
 def test_a_batch_that_cannot_be_divided() -> None:
@@ -126,11 +126,11 @@ def test_a_batch_that_cannot_be_divided() -> None:
 
 
 def test_steps_and_epochs() -> None:
-    made = plan(RunConfig.of(epochs=3.0))
-    assert (made.steps, made.epochs) == (94, 3.0201)  # 3 * 498 / 16 = 93.375; 94 * 16 / 498
-    assert plan(RunConfig.of(epochs=0.1), trainable=1600).steps == 10  # a tenth exactly
-    made = plan(RunConfig.of(steps=200))
-    assert (made.steps, made.epochs, made.warmup_steps) == (200, 6.4257, 6)
+    decided = plan(RunConfig.of(epochs=3.0))
+    assert (decided.steps, decided.epochs) == (94, 3.0201)  # 3 * 498 / 16 = 93.375; 94 * 16 / 498
+    assert plan(RunConfig.of(epochs=0.1), trainable=1600).steps == 10  # exactly a tenth
+    decided = plan(RunConfig.of(steps=200))
+    assert (decided.steps, decided.epochs, decided.warmup_steps) == (200, 6.4257, 6)
     assert plan(RunConfig.of(steps=200, optim=OptimConfig(warmup=0.0))).warmup_steps == 0
     assert plan(RunConfig.of(steps=1)).warmup_steps == 1
 
@@ -168,37 +168,37 @@ def test_first_and_last_step_are_always_saved(steps: int, every: int | None, sch
     assert (saved[0], saved[-1]) == (0, steps)
     assert list(saved) == sorted(set(saved))
     if every is None:
-        assert len(saved) <= 20  # about eight, and the powers of two
+        assert len(saved) <= 20  # about eight, plus the powers of two
 
 
 def test_strategy() -> None:
-    made = plan(RunConfig(), 2)
-    assert (made.engine, made.strategy) == ("torch", "ddp")
-    assert made.strategy_reason == "the fastest that fits (no limits given)"
-    assert [found["strategy"] for found in made.strategies] == list(LADDER)
-    assert [found["strategy"] for found in made.strategies if not found["fits"]] == ["zero3-nvme"]  # no --nvme_path
+    decided = plan(RunConfig(), 2)
+    assert (decided.engine, decided.strategy) == ("torch", "ddp")
+    assert decided.strategy_reason == "the fastest that fits (no limits given)"
+    assert [entry["strategy"] for entry in decided.strategies] == list(LADDER)
+    assert [entry["strategy"] for entry in decided.strategies if not entry["fits"]] == ["zero3-nvme"]  # no --nvme_path
     for stage in ("zero1", "zero2", "zero3"):
-        made = plan(RunConfig.of(strategy=stage))
-        assert (made.engine, made.strategy, made.strategy_reason) == ("deepspeed", stage, "asked for")
+        decided = plan(RunConfig.of(strategy=stage))
+        assert (decided.engine, decided.strategy, decided.strategy_reason) == ("deepspeed", stage, "asked for")
 
 
-def test_the_plan_decides_nothing_of_the_order() -> None:
-    """Ranks, strategy and micro-batch divide a batch; what is read when stays."""
+def test_batches_do_not_depend_on_strategy_or_ranks() -> None:
+    """Ranks, strategy and micro-batch only divide a batch; steps and batches stay the same."""
     fixed = ("batch_size", "steps", "epochs", "seq_len", "save_steps", "warmup_steps")
     plans = [plan(RunConfig.of(strategy=s, micro_batch_size=m), r) for s, m, r in (("ddp", 1, 1), ("zero3", 2, 8))]  # type: ignore[arg-type]
-    assert len({tuple(getattr(made, name) for name in fixed) for made in plans}) == 1
+    assert len({tuple(getattr(decided, name) for name in fixed) for decided in plans}) == 1
 
 
 def test_json_round_trip() -> None:
-    made = plan(RunConfig(), 2)
-    back = Plan.from_json(json.dumps(made.as_dict()))
-    assert back == made
-    assert back.as_dict() == made.as_dict()
-    assert tuple(made.as_dict()) == KEYS
+    decided = plan(RunConfig(), 2)
+    back = Plan.from_json(json.dumps(decided.as_dict()))
+    assert back == decided
+    assert back.as_dict() == decided.as_dict()
+    assert tuple(decided.as_dict()) == KEYS
     nested = {"machine", "counts"}
-    assert {field.name for field in fields(Plan)} - nested <= set(KEYS)  # as_dict leaves nothing out
+    assert {field.name for field in fields(Plan)} - nested <= set(KEYS)  # as_dict includes every field
     with pytest.raises(UserError, match="Plan: unknown keys later; written by another version"):
-        Plan.from_json(json.dumps(made.as_dict() | {"later": 1}))
+        Plan.from_json(json.dumps(decided.as_dict() | {"later": 1}))
 
 
 def test_files() -> None:

@@ -157,7 +157,7 @@ def test_the_plan_of_the_12b_fits_or_says_what_is_missing(tmp_path: Path) -> Non
     assert roomy.predicted.fits
     assert roomy.plan.engine == "deepspeed"
     assert roomy.plan.activation_checkpointing == roomy.predicted.checkpointing
-    with pytest.raises(UserError, match=r"nothing fits; nearest is .* short of \d+\.\d GiB"):
+    with pytest.raises(UserError, match=r"no strategy fits; the nearest, .* is short of \d+\.\d GiB"):
         settle(planned, Machine(ranks_per_node=1, gpu_mem=16.0, host_mem=32.0), tmp_path)
 
 

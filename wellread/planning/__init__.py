@@ -1,1 +1,1 @@
-"""Planning: what a run will need and do, before anything starts."""
+"""Planning: what a run will do and how much memory it needs, computed before anything starts."""

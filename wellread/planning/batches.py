@@ -1,4 +1,4 @@
-"""How a batch is divided over ranks, micro-batches and accumulation."""
+"""How a batch is divided into ranks, micro-batches and accumulation steps."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from wellread.planning.estimate import Work
 LARGEST_MICRO_BATCH = 8
 
 
-def micro_batches(batch_size: int, ranks: int, asked: int | None) -> list[int]:
-    """Micro-batches that divide the batch evenly, largest first; the one that is asked for alone.
+def micro_batches(batch_size: int, ranks: int, micro_batch_size: int | None) -> list[int]:
+    """Micro-batch sizes that divide the batch evenly, largest first; only `micro_batch_size` if it is given.
 
     Raises
     ------
     UserError
-        When the batch cannot be divided over the ranks, or over the micro-batches that are asked for.
+        When the batch size is not a multiple of the ranks, or of `micro_batch_size` on each rank.
     """
     if batch_size % ranks:
         near = [b for b in (batch_size // ranks * ranks, -(-batch_size // ranks) * ranks) if b]
@@ -25,17 +25,19 @@ def micro_batches(batch_size: int, ranks: int, asked: int | None) -> list[int]:
             f"--batch_size {batch_size}: not divisible by {ranks} ranks; choose {' or '.join(map(str, near))}"
         )
     per_rank = batch_size // ranks
-    if asked is None:
+    if micro_batch_size is None:
         return [m for m in range(min(per_rank, LARGEST_MICRO_BATCH), 0, -1) if per_rank % m == 0]
-    if per_rank % asked:
-        raise UserError(f"--micro_batch_size {asked}: does not divide the {per_rank} samples of each rank and step")
-    return [asked]
+    if per_rank % micro_batch_size:
+        raise UserError(
+            f"--micro_batch_size {micro_batch_size}: does not divide the {per_rank} samples of each rank and step"
+        )
+    return [micro_batch_size]
 
 
 def ways(
     config: RunConfig, spec: ModelSpec, ranks: int, batch_size: int, micros: list[int], checkpoints: int
 ) -> list[Work]:
-    """What each rank does for each micro-batch of `micros`, where so many checkpoints are kept."""
+    """The work of each rank, one for each micro-batch size in `micros`; `checkpoints` checkpoints are kept."""
     return [
         Work(
             dtype=config.model.dtype,

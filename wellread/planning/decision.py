@@ -1,4 +1,4 @@
-"""The strategy of a plan: the one that is asked for, else the fastest that fits."""
+"""The strategy of a plan: the requested one, otherwise the fastest that fits."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from wellread.planning.parameters import knows
 from wellread.planning.strategies import LADDER, PLAIN, STRATEGIES, Engine
 
 MODES = {"auto": (False, True), "off": (False,), "on": (True,)}
-"""Without and with activation checkpointing, as far as --activation_checkpointing leaves the choice."""
+"""Value of --activation_checkpointing -> which modes may be chosen: False is without, True is with it."""
 
 
 class NothingFits(UserError):
-    """No strategy fits."""
+    """No strategy fits into memory."""
 
     def __init__(self, text: str, strategies: tuple[dict[str, Any], ...]) -> None:
         super().__init__(text)
         self.strategies = strategies
-        """As a plan has them."""
+        """Estimates of all strategies, as `Plan.strategies` has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """A strategy that is asked for."""
+class Request:
+    """A strategy that the user requests."""
 
     strategy: str
     how: str
-    """By name or by a DeepSpeed file, in words."""
+    """How it was requested, in words: by name or by a DeepSpeed file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """The strategy that was taken."""
+    """The strategy that a run uses."""
 
     strategy: str
     reason: str
@@ -49,39 +49,39 @@ class Decision:
     """How it divides the batch."""
     checkpointing: bool
     estimates: tuple[Estimate, ...] = ()
-    """Of every strategy of the ladder; none where memory is not predicted."""
+    """Of every strategy of `LADDER`; empty when memory is not predicted."""
 
     @property
     def engine(self) -> Engine:
-        """Who trains."""
+        """torch or deepspeed."""
         return STRATEGIES[self.strategy].engine
 
     @property
     def offload_ratio(self) -> float | None:
-        """Part of the optimizer that is offloaded, where that is a choice."""
-        return next((found.ratio for found in self.estimates if found.strategy == self.strategy), None)
+        """Fraction of the optimizer that is offloaded; None when the strategy has no such choice."""
+        return next((candidate.ratio for candidate in self.estimates if candidate.strategy == self.strategy), None)
 
 
-def asked_for(config: ClusterConfig, machine: Machine, ds_config: dict[str, Any] | None) -> Asked | None:
-    """The strategy that is asked for; None: it is left to the plan.
+def asked_for(config: ClusterConfig, machine: Machine, ds_config: dict[str, Any] | None) -> Request | None:
+    """The requested strategy; None when the plan chooses one.
 
     Raises
     ------
     UserError
-        When two are asked for, or the one lacks something.
+        When two different strategies are requested, or --nvme_path is missing.
     """
     name: str = deepspeed_file.strategy(ds_config) if ds_config else config.strategy
     if ds_config and config.strategy not in ("auto", name):
         raise UserError(
-            f"--ds_config {config.ds_config}: is {name}, but --strategy {config.strategy} is given; leave one out"
+            f"--ds_config {config.ds_config}: is {name}, but --strategy {config.strategy} is given; remove one of them"
         )
     if name == "auto":
         return None
     if STRATEGIES[name].on_nvme and config.nvme_path is None and machine.nvme is None:
         raise UserError(
-            f"--strategy {name}: needs --nvme_path, a directory on each node's NVMe disk; to plan alone, --nvme GiB"
+            f"--strategy {name}: needs --nvme_path, a directory on each node's NVMe disk; to only plan, give --nvme"
         )
-    return Asked(strategy=name, how=f"of {config.ds_config}" if ds_config else "asked for")
+    return Request(strategy=name, how=f"of {config.ds_config}" if ds_config else "asked for")
 
 
 def decide(
@@ -89,46 +89,46 @@ def decide(
     spec: ModelSpec,
     machine: Machine,
     works: list[Work],
-    asked: Asked | None,
+    request: Request | None,
     failures: Sequence[Failure],
 ) -> Decision:
-    """Strategy and micro-batch: those asked for, unless they have failed, else the fastest that fit.
+    """Decide strategy and micro-batch size: those requested unless they have failed, otherwise the fastest that fit.
 
     Parameters
     ----------
     machine : Machine
-        Its limits are those that hold.
+        With the memory limits that the plan must respect.
     works : list of Work
         Ways to divide the batch, best first.
     failures : sequence of Failure
-        Those that count on this machine.
+        Out-of-memory failures that apply to this machine (`that_count`).
 
     Raises
     ------
     NothingFits
-        When no strategy does.
+        When no strategy fits.
     UserError
-        When weights of 4 bits are asked for without GPUs.
+        When 4-bit weights are requested without GPUs.
     """
     modes = MODES[config.cluster.activation_checkpointing]
     unpredicted = None
     if config.model.load_in_4bit:
         if machine.device != "cuda":
-            raise UserError("--load_in_4bit: needs GPUs, the ranks would run on CPUs; leave it out")
-        unpredicted = Asked(strategy=PLAIN, how="memory is not predicted for weights of 4 bits")
+            raise UserError("--load_in_4bit: needs GPUs, but the ranks would run on CPUs; leave it out")
+        unpredicted = Request(strategy=PLAIN, how="memory is not predicted for 4-bit weights")
     elif not knows(spec):
-        why = "memory is not predicted for this family of models; name a --strategy"
-        unpredicted = asked or Asked(strategy=PLAIN, how=why)
+        why = "memory is not predicted for this model family; choose a --strategy"
+        unpredicted = request or Request(strategy=PLAIN, how=why)
     if unpredicted:
         name, reason = unpredicted.strategy, unpredicted.how
         return Decision(strategy=name, reason=reason, work=works[0], checkpointing=modes == (True,))
     search = _Search(spec, works, machine, modes, failures)
-    return (search.of(asked) if asked else None) or search.fastest()
+    return (search.of(request) if request else None) or search.fastest()
 
 
 @dataclass(frozen=True)
 class _Search:
-    """The ladder, for one model on one machine."""
+    """Search over the strategies, for one model on one machine."""
 
     spec: ModelSpec
     works: list[Work]
@@ -137,30 +137,30 @@ class _Search:
     failures: Sequence[Failure]
 
     def predicted(self, work: Work) -> tuple[Estimate, ...]:
-        """What each strategy would need with the same micro-batch; with checkpointing where it fits only so."""
+        """Estimate of each strategy for the same micro-batch size; with checkpointing if it fits only that way."""
         rows = (
             [estimate(self.spec, work, self.machine, name, checkpointing=mode) for mode in self.modes]
             for name in LADDER
         )
-        return tuple(next((found for found in row if found.fits), row[0]) for row in rows)
+        return tuple(next((candidate for candidate in row if candidate.fits), row[0]) for row in rows)
 
-    def of(self, asked: Asked) -> Decision | None:
-        """The strategy that is asked for; None: it has failed, or after failures it does not fit."""
+    def of(self, request: Request) -> Decision | None:
+        """Decision for the requested strategy; None if it has failed before, or no longer fits after failures."""
         tried = {failure.rung for failure in self.failures}
-        if any((asked.strategy, mode) in tried for mode in self.modes):
+        if any((request.strategy, mode) in tried for mode in self.modes):
             return None
-        if asked.strategy not in LADDER:
-            return self._taken(asked.strategy, asked.how, self.works[-1], self.modes == (True,))
+        if request.strategy not in LADDER:
+            return self._decision(request.strategy, request.how, self.works[-1], self.modes == (True,))
         choice = choose(
-            self.spec, self.works, self.machine, strategies=[asked.strategy], checkpointing=self._checkpointing
+            self.spec, self.works, self.machine, strategies=[request.strategy], checkpointing=self._checkpointing
         )
-        if self.failures and not choice.chosen:
+        if self.failures and not choice.best:
             return None
-        found = choice.chosen or choice.estimates[0]
-        return self._taken(asked.strategy, asked.how, choice.work, found.checkpointing)
+        candidate = choice.best or choice.estimates[0]
+        return self._decision(request.strategy, request.how, choice.work, candidate.checkpointing)
 
     def fastest(self) -> Decision:
-        """The fastest strategy that fits and has not failed."""
+        """Decision for the fastest strategy that fits and has not failed."""
         choice = choose(
             self.spec,
             self.works,
@@ -169,17 +169,17 @@ class _Search:
             checkpointing=self._checkpointing,
             tried={failure.rung for failure in self.failures},
         )
-        if choice.chosen is None:
-            listed = tuple(found.as_dict() for found in self.predicted(choice.work))
+        if choice.best is None:
+            listed = tuple(candidate.as_dict() for candidate in self.predicted(choice.work))
             raise NothingFits(self._nothing_fits(choice), listed)
         reason = f"{choice.reason}; {self.failures[-1]}" if self.failures else choice.reason
-        return self._taken(choice.chosen.strategy, reason, choice.work, choice.chosen.checkpointing)
+        return self._decision(choice.best.strategy, reason, choice.work, choice.best.checkpointing)
 
     @property
     def _checkpointing(self) -> bool | None:
         return self.modes[0] if len(self.modes) == 1 else None
 
-    def _taken(self, strategy: str, reason: str, work: Work, checkpointing: bool) -> Decision:
+    def _decision(self, strategy: str, reason: str, work: Work, checkpointing: bool) -> Decision:
         return Decision(
             strategy=strategy,
             reason=reason,
@@ -192,9 +192,9 @@ class _Search:
         where = f"{self.machine.nodes} x {self.machine.ranks_per_node} ranks"
         where += "".join(f"; {failure}" for failure in self.failures)
         advice = list(choice.advice)
-        if self.failures:  # what the narrowed machine lacks is no advice
-            advice = ["--ladder off, which tries again what failed when there is more memory now"]
+        if self.failures:  # the narrowed limits would make the advice wrong
+            advice = ["--ladder off, which retries the failed strategy, if more memory is free now"]
         elif self.machine.device == "cpu":
-            advice.append("GPUs: plan for some that are not here with --gpu_mem")
+            advice.append("GPUs: plan for GPUs that this machine does not have with --gpu_mem")
         would = f"; what would fit: {', or '.join(advice)}" if advice else ""
         return f"{self.spec.name} on {where}: {choice.reason}{would}"

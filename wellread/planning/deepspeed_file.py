@@ -1,4 +1,4 @@
-"""A user's own DeepSpeed file (``--ds_config``): read, checked, and named after the strategy that it is."""
+"""A user's DeepSpeed file (``--ds_config``): read it, check it, and find out which strategy it is."""
 
 from __future__ import annotations
 
@@ -33,32 +33,34 @@ OWNED = {
     "data_efficiency": "the order of a run",
     "steps_per_print": "--log_every",
 }
-"""Key of a DeepSpeed file that the plan sets -> what decides it."""
+"""Key of a DeepSpeed file that only the plan may set -> the flag or rule that decides its value."""
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The settings of a DeepSpeed file.
+    """Read the settings of a DeepSpeed file, and check them.
 
     Raises
     ------
     UserError
-        When it cannot be read, sets what the plan owns, or is no ZeRO strategy.
+        When it cannot be read, sets a key of `OWNED`, or does not describe a ZeRO strategy.
     """
     where = f"--ds_config {path}"
     try:
         settings = json.loads(Path(path).expanduser().read_text())
     except OSError as error:
-        raise UserError(f"{where}: cannot be read ({error.strerror}); give a DeepSpeed file") from None
+        raise UserError(f"{where}: could not be read ({error.strerror}); give a DeepSpeed file") from None
     except ValueError as error:
         raise UserError(f"{where}: not JSON ({error})") from None
     if not isinstance(settings, dict):
-        raise UserError(f"{where}: holds no JSON object; see configs/ds/ for examples")
+        raise UserError(f"{where}: does not contain a JSON object; see configs/ds/ for examples")
     for key in settings:
         if key in OWNED:
             raise UserError(f"{where}: sets {key}, which the plan sets from {OWNED[key]}; remove it from the file")
     zero = settings.get("zero_optimization")
     if not isinstance(zero, dict) or type(zero.get("stage")) is not int or zero["stage"] not in (1, 2, 3):
-        raise UserError(f"{where}: zero_optimization.stage must be 1, 2 or 3; plain training is --strategy ddp")
+        raise UserError(
+            f"{where}: zero_optimization.stage must be 1, 2 or 3; for training without ZeRO, use --strategy ddp"
+        )
     for key in ("offload_optimizer", "offload_param"):
         _check_offload(f"{where}: {key}", zero.get(key, {}))
     strategy(settings)
@@ -69,26 +71,26 @@ def _check_offload(where: str, offload: Any) -> None:
     if not isinstance(offload, dict) or offload.get("device", "none") not in ("none", "cpu", "nvme"):
         raise UserError(f'{where}: must be an object with the device none, cpu or nvme, e.g. {{"device": "cpu"}}')
     if "nvme_path" in offload:
-        raise UserError(f"{where}: sets nvme_path; give --nvme_path instead, and remove it from the file")
+        raise UserError(f"{where}: sets nvme_path; remove it from the file and give --nvme_path instead")
     ratio = offload.get("ratio", 1)
     if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio <= 1:
         raise UserError(f"{where}: ratio {ratio!r} must be a number from 0 to 1")
 
 
 def strategy(settings: dict[str, Any]) -> str:
-    """Name of the strategy that DeepSpeed settings are: their stage, and what they offload.
+    """Name of the strategy that DeepSpeed settings describe, by their stage and what they offload.
 
     Raises
     ------
     UserError
-        When they offload what DeepSpeed offloads in stage 3 alone.
+        When they offload something that DeepSpeed offloads only in stage 3.
     """
     zero = settings["zero_optimization"]
     stage, ratio = zero["stage"], zero.get("offload_optimizer", {}).get("ratio", 1)
     devices = set(offload_devices(settings).values())
     if stage < 3 and (ratio < 1 or "nvme" in devices or "offload_param" in offload_devices(settings)):
         raise UserError(
-            f"--ds_config: zero_optimization.stage {stage} offloads parameters, a ratio or to NVMe; that is stage 3's"
+            f"--ds_config: zero_optimization.stage {stage} offloads parameters, a ratio or to NVMe; use stage 3"
         )
     if not devices:
         return f"zero{stage}"
@@ -96,23 +98,23 @@ def strategy(settings: dict[str, Any]) -> str:
 
 
 def offload_devices(settings: dict[str, Any]) -> dict[str, str]:
-    """Where offloaded things go: offload_optimizer, offload_param -> cpu or nvme; those that are not offloaded lack."""
+    """What is offloaded where: offload_optimizer, offload_param -> cpu or nvme; without what is not offloaded."""
     zero = settings["zero_optimization"]
-    found = {key: zero.get(key, {}).get("device", "none") for key in ("offload_optimizer", "offload_param")}
-    return {key: device for key, device in found.items() if device != "none"}
+    devices = {key: zero.get(key, {}).get("device", "none") for key in ("offload_optimizer", "offload_param")}
+    return {key: device for key, device in devices.items() if device != "none"}
 
 
 def check_nvme(path: str) -> None:
-    """Make sure that a folder for offloading to NVMe is there and may be written to.
+    """Make sure that the directory for offloading to NVMe exists and is writable.
 
     Raises
     ------
     UserError
-        When it is not.
+        When it is not, or the disk is full.
     """
     if not Path(path).is_dir():
         raise UserError(f"--nvme_path {path}: no such directory; create it on the NVMe disk of every node")
     if not os.access(path, os.W_OK | os.X_OK):
-        raise UserError(f"--nvme_path {path}: not allowed to write there; choose a directory of yours")
+        raise UserError(f"--nvme_path {path}: not writable; choose a directory that you may write to")
     if not shutil.disk_usage(path).free:
-        raise UserError(f"--nvme_path {path}: nothing is free there; choose a directory on a disk with room")
+        raise UserError(f"--nvme_path {path}: the disk is full; choose a directory on a disk with free space")

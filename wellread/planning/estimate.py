@@ -1,9 +1,9 @@
-"""Bytes that a training run needs, per GPU, per host, on disk and on NVMe, and the strategy that they speak for.
+"""Estimate the memory of a training run: bytes per GPU, per node, on disk and on NVMe.
 
-A run passes through phases (`wellread.planning.phases`): it loads the model, starts its engine, and then runs
-forward, backward and the optimizer's step, and saves. `estimate` finds the phase that needs most, and names what its
-bytes consist of; `choose` takes the fastest strategy that fits. Pure arithmetic: no file, no device, no clock.
-docs/memory.md works examples by hand; `python -m bench.memory` compares predicted with measured memory.
+A run has phases (`wellread.planning.phases`): it loads the model, starts its engine, then runs forward, backward and
+the optimizer step, and saves. `estimate` finds the phase that needs the most memory and breaks it down into parts;
+`choose` takes the fastest strategy that fits. Pure arithmetic: no file, no device, no clock.
+docs/memory.md computes examples by hand; `python -m bench.memory` compares predicted with measured memory.
 """
 
 from __future__ import annotations
@@ -33,31 +33,31 @@ if TYPE_CHECKING:
     from wellread.models.spec import ModelSpec
 
 CUDA_CONTEXT = int(0.75 * GIB)
-"""CUDA's context, loaded kernels and the workspaces of cuBLAS on each GPU."""
+"""CUDA context, loaded kernels and cuBLAS workspaces on each GPU."""
 NCCL = int(0.5 * GIB)
-"""Buffers of NCCL on each GPU of a run of several."""
+"""NCCL buffers on each GPU, when a run has several."""
 FRAGMENTATION = 0.05
-"""Part of what is allocated on a GPU that torch's allocator holds beyond it, in pieces that fit nothing."""
+"""Unusable fragments that torch's allocator keeps, as a fraction of the memory that is allocated on a GPU."""
 INTERPRETER = {"cpu": int(0.4 * GIB), "cuda": int(2.5 * GIB)}
-"""Host memory of a rank that has imported everything and does nothing; with CUDA's libraries on a GPU."""
+"""Host memory of an idle rank after all imports; with the CUDA libraries on a GPU."""
 PROCESS = {"torch": 32 * MIB, "deepspeed": 72 * MIB, "rank 0": 68 * MIB}
-"""What a rank takes beyond that once it trains, whatever the model: kernels, thread pools and modules' hooks; rank 0
-more, for TensorBoard, the record and saving. Measured with models of 0.4 and 11 million parameters."""
+"""Additional host memory of a rank that trains, independent of the model: kernels, thread pools and module hooks.
+Rank 0 needs more, for TensorBoard, the record and saving. Measured with models of 0.4 and 11 million parameters."""
 MARGIN = 0.05
-"""Part of every limit that is left free."""
+"""Fraction of every limit that stays free."""
 
 RECOMPUTED = 0.75
-"""Speed with activation checkpointing: a second forward pass makes a step four units of work instead of three (Chen et
-al. 2016). So every strategy that stays on the GPU comes with checkpointing before any that offloads comes without."""
+"""Relative speed with activation checkpointing: with a second forward pass, a step is four units of work instead of
+three (Chen et al. 2016). So a strategy on the GPU with checkpointing is preferred to one that offloads without it."""
 FULL_PASS = 300
-"""Tokens of a forward pass below which a GPU reads its weights more slowly than it multiplies with them, in bf16: its
+"""Tokens of a forward pass below which reading the weights takes longer than multiplying with them, in bf16: the
 operations per byte of memory traffic, 989e12 / 3.35e12 on an H100 (roofline: Williams et al. 2009,
-https://doi.org/10.1145/1498765.1498785). A micro-batch of fewer tokens is slower by as much."""
+https://doi.org/10.1145/1498765.1498785). The speed of a smaller micro-batch is proportional to its tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What each rank does."""
+    """The work of each rank, and the checkpoints that a run keeps."""
 
     dtype: Dtype = "bf16"
     micro_batch: int = 1
@@ -66,50 +66,50 @@ class Work:
     """Forward passes per optimizer step."""
     seq_len: int = 512
     packed: bool = False
-    """Samples are packed: attention has a mask."""
+    """Whether samples are packed: then attention has a mask."""
     lora_rank: int = 0
     """Rank of LoRA; 0: all weights are trained."""
     lora_modules: tuple[str, ...] = ()
-    """Matrices that LoRA stands beside; none named: all of a layer's."""
+    """Names of the matrices that LoRA adapts; empty: all matrices of a layer."""
     checkpoints: int = 1
-    """Checkpoints whose models are kept."""
+    """Number of checkpoints that keep their model."""
     states: int = 2
-    """Newest checkpoints that keep the optimizer's state."""
+    """Number of newest checkpoints that also keep the optimizer state."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What one strategy needs, and whether it fits."""
+    """Predicted memory of one strategy, and whether it fits."""
 
     strategy: str
     checkpointing: bool
-    """Whether layers are computed again in backward instead of kept."""
+    """Whether activations are recomputed in backward instead of kept."""
     ratio: float | None
-    """Part of the optimizer that lies in host memory, under zero3-partial."""
+    """Fraction of the optimizer that is in host memory (zero3-partial only)."""
     gpu_bytes: int
     """Per GPU."""
     host_bytes: int
-    """Per node: of the one with rank 0."""
+    """Per node: the node of rank 0, which needs the most."""
     disk_bytes: int
-    """For all checkpoints that are kept, and the one that is being written."""
+    """For all kept checkpoints and the one that is being written."""
     nvme_bytes: int
     """Per node."""
     relative_speed: float
-    """Expected tokens per second as a part of ddp's without checkpointing (`LADDER`, `RECOMPUTED`, `FULL_PASS`)."""
+    """Expected tokens per second, relative to ddp without checkpointing (`LADDER`, `RECOMPUTED`, `FULL_PASS`)."""
     short: dict[str, int]
-    """Bytes missing, by gpu, host, disk, nvme; those that suffice are left out."""
+    """Kind of memory (gpu, host, disk, nvme) -> missing bytes; only kinds that are too small."""
     peaks: dict[str, str]
-    """Phase in which the most is needed, by gpu and host."""
+    """gpu, host -> the phase that needs the most of it."""
     parts: dict[str, dict[str, int]]
-    """What the bytes consist of: gpu, host, disk, nvme -> part -> bytes."""
+    """Breakdown: gpu, host, disk, nvme -> part -> bytes."""
 
     @property
     def fits(self) -> bool:
-        """Whether every limit holds, with its margin."""
+        """Whether the run stays within every limit less its margin."""
         return not self.short
 
     def as_dict(self) -> dict[str, Any]:
-        """The estimate as plan.json has it."""
+        """The estimate as an entry of `strategies` in plan.json."""
         sizes = ("gpu_bytes", "host_bytes", "disk_bytes", "nvme_bytes")
         names = ("strategy", "fits", *sizes, "relative_speed", "short", "peaks", "parts")
         return {name: getattr(self, name) for name in names} | {
@@ -130,24 +130,24 @@ def estimate(
     checkpointing: bool = False,
     margin: float = MARGIN,
 ) -> Estimate:
-    """Bytes that one strategy needs, and which limits they pass.
+    """Estimate the bytes that one strategy needs, and compare them with the limits.
 
-    Under zero3-partial the smallest part of the optimizer is offloaded with which the rest fits the GPU.
+    zero3-partial offloads the smallest fraction of the optimizer with which the remaining state fits the GPU.
 
     Raises
     ------
     UserError
-        When the strategy or the model's family is unknown, or a size makes no sense.
+        When the strategy or the model's family is unknown, or a size is not valid.
     """
     _check(work, machine)
     if strategy not in LADDER:
         raise UserError(f"--strategy {strategy}: unknown; choose {', '.join(LADDER)}")
     rung = LADDER[strategy]
     for ratio in rung.ratios or (None,):
-        found = _estimate(spec, work, machine, rung, checkpointing, margin, ratio=ratio)
-        if "gpu" not in found.short:
+        result = _estimate(spec, work, machine, rung, checkpointing, margin, ratio=ratio)
+        if "gpu" not in result.short:
             break
-    return found
+    return result
 
 
 def _estimate(
@@ -216,10 +216,10 @@ def _check(work: Work, machine: Machine) -> None:
     }
     for name, size in limits.items():
         if size is not None and not size > 0:
-            raise UserError(f"{name} {size:g}: must be above 0 GiB; leave it out where there is no such limit")
+            raise UserError(f"{name} {size:g}: must be above 0 GiB; leave it out if there is no such limit")
     if machine.device == "cuda" and machine.gpu_mem is not None and machine.gpu_mem * GIB <= CUDA_CONTEXT:
         raise UserError(
-            f"--gpu_mem {machine.gpu_mem:g}: CUDA alone takes {CUDA_CONTEXT / GIB:g} GiB; give the size of a whole GPU"
+            f"--gpu_mem {machine.gpu_mem:g}: CUDA needs {CUDA_CONTEXT / GIB:g} GiB itself; give the full size of a GPU"
         )
     if work.lora_rank < 0:
         raise UserError(f"LoRA rank {work.lora_rank}: must be at least 1, or 0 to train all weights")
@@ -250,11 +250,11 @@ def _sizes(
         gpu=machine.limit("gpu") if cuda else None,
         offloaded=float(rung.offloads) if ratio is None else ratio,
     )
-    return replace(sizes, snapshot=rung.engine == "torch" and _has_room_for_a_snapshot(sizes, machine))
+    return replace(sizes, snapshot=rung.engine == "torch" and _fits_a_snapshot(sizes, machine))
 
 
-def _has_room_for_a_snapshot(sizes: Sizes, machine: Machine) -> bool:
-    """Whether the plain engine saves from a copy: when twice its size is free (TorchEngine.snapshot)."""
+def _fits_a_snapshot(sizes: Sizes, machine: Machine) -> bool:
+    """Whether the torch engine saves from a copy: only when twice its size is free (TorchEngine.snapshot)."""
     copies = 12 * sizes.trainable
     limit = machine.limit("host")
     if limit is None:
@@ -264,10 +264,10 @@ def _has_room_for_a_snapshot(sizes: Sizes, machine: Machine) -> bool:
 
 
 def _disk(sizes: Sizes, work: Work, rung: Strategy) -> dict[str, int]:
-    """Bytes of the checkpoints that are kept, and of the state that is written before the oldest is dropped.
+    """Bytes of the kept checkpoints, plus the new state that is written before the oldest is deleted.
 
-    A model is saved in fp32 (with LoRA, the adapter alone); a state holds the moments, under DeepSpeed also the master
-    weights, under ZeRO-1 and 2 the weights in its own precision too: of all that is trained.
+    A model is saved in fp32 (with LoRA, only the adapter). For all trained weights, a state contains the moments; under
+    DeepSpeed also the master weights; under ZeRO-1 and 2 also the weights in the training precision.
     """
     state = (rung.state + sizes.width * rung.state_weights) * sizes.trainable
     return {
@@ -291,7 +291,7 @@ def _short(needed: dict[Place, int], machine: Machine, margin: float) -> dict[st
 
 
 def _gpu(phases: list[Phase], sizes: Sizes) -> tuple[str, dict[str, int]]:
-    """The phase that needs most of a GPU, and its parts."""
+    """The phase that needs the most memory of a GPU, and its parts."""
     peak = max(phases, key=lambda phase: sum(block.bytes for block in phase.device))
     parts = _add_up(peak.device)
     fragments = int(FRAGMENTATION * sum(parts.values()))
@@ -299,17 +299,17 @@ def _gpu(phases: list[Phase], sizes: Sizes) -> tuple[str, dict[str, int]]:
 
 
 def _host(phases: list[Phase], machine: Machine) -> tuple[str, dict[str, int]]:
-    """The phase that needs most of the first node, and its parts over all ranks.
+    """The phase that needs the most host memory of the first node, and its parts over all ranks.
 
-    What has been allocated in small blocks stays with the process (`HEAP_BLOCK`): each rank keeps the most that it
-    ever had of them, whatever the phase.
+    Memory that was allocated in small blocks stays with the process (`HEAP_BLOCK`): in every phase, each rank keeps the
+    largest amount that any phase needs.
     """
-    others = machine.ranks_per_node - 1
+    other_ranks = machine.ranks_per_node - 1
     on_host = [
         (phase.name, (*phase.host, *(phase.device if machine.device == "cpu" else ())), phase.first) for phase in phases
     ]
-    kept = max(sum(block.small for block in blocks) for _, blocks, _ in on_host)
-    kept_first = max(sum(block.small for block in (*blocks, *first)) for _, blocks, first in on_host)
+    small = max(sum(block.small for block in blocks) for _, blocks, _ in on_host)
+    small_first = max(sum(block.small for block in (*blocks, *first)) for _, blocks, first in on_host)
 
     def parts(blocks: tuple[Block, ...], first: tuple[Block, ...]) -> dict[str, int]:
         of_all = _add_up(blocks * machine.ranks_per_node)
@@ -317,9 +317,9 @@ def _host(phases: list[Phase], machine: Machine) -> tuple[str, dict[str, int]]:
             of_all[part] = of_all.get(part, 0) + size
         used = sum(block.small for block in blocks)
         used_first = used + sum(block.small for block in first)
-        return of_all | {"freed but kept": (kept_first - used_first) + others * (kept - used)}
+        return of_all | {"freed but kept": (small_first - used_first) + other_ranks * (small - used)}
 
-    return max(((name, parts(*of)) for name, *of in on_host), key=lambda found: sum(found[1].values()))
+    return max(((name, parts(*of)) for name, *of in on_host), key=lambda candidate: sum(candidate[1].values()))
 
 
 def _add_up(blocks: Sequence[Block]) -> dict[str, int]:

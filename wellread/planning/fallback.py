@@ -1,7 +1,7 @@
-"""The ladder: when memory runs out, a run goes on with the next strategy that fits what is known of the limits now.
+"""The fallback (`--ladder`): after an out-of-memory error, a run continues with the next strategy that fits.
 
-Only evidence moves a run: an error that names memory, the kernel's count of its kills, SLURM's state. Order, batch and
-record do not depend on the strategy, so neither does what a run reads or learns.
+A run changes its strategy only on evidence: an error that names memory, the kernel's OOM kill counter, or SLURM's job
+state. Order, batches and record do not depend on the strategy, so a run reads and learns the same under each.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from wellread.planning.machine import Machine
 from wellread.units import GIB
 
 SAME_SIZE = 1.02
-"""How much larger a machine's memory must be for a failure on the smaller one to say nothing of it."""
+"""Ratio of two memory sizes: a failure does not count on a machine whose memory is larger by more than this."""
 WORDS = {"gpu": "GPU memory", "host": "host memory"}
 
 
@@ -25,33 +25,33 @@ class Shortage:
 
     place: Literal["gpu", "host"]
     evidence: str
-    """What shows it, in words."""
+    """The evidence in words."""
     limit: int | None = None
-    """Bytes that there were: of a GPU, or of the host."""
+    """Memory of the GPU or the host, in bytes; None when unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """An attempt whose memory ran out."""
+    """An attempt that ran out of memory."""
 
     attempt: int
     strategy: str
     activation_checkpointing: bool
     shortage: Shortage
     needed: int
-    """Bytes that were predicted, where they ran out."""
+    """Predicted bytes of the memory that ran out."""
     believed: float | None
-    """GiB that the plan took to be there; None: it knew no limit."""
+    """Limit that the plan assumed, in GiB; None when it had no limit."""
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Failure:
-        """The failure that a manifest or a plan holds."""
+        """Build a failure from its values in a manifest or a plan."""
         failure: Failure = from_dict(cls, values)
         return failure
 
     @property
     def rung(self) -> tuple[str, bool]:
-        """What is not tried again: the strategy, with or without activation checkpointing."""
+        """What is not tried again: the strategy, and whether it used activation checkpointing."""
         return self.strategy, self.activation_checkpointing
 
     def __str__(self) -> str:
@@ -63,20 +63,20 @@ class Failure:
 
 
 def that_count(failures: Iterable[Failure], machine: Machine) -> tuple[Failure, ...]:
-    """Failures that say something of this machine: none that happened with less memory than it has."""
-    found = []
+    """Failures that count on this machine: those that happened with at least as much memory as it has."""
+    relevant = []
     for failure in failures:
-        there = machine.limit(failure.shortage.place)
-        if failure.believed is None or there is None or there <= SAME_SIZE * failure.believed * GIB:
-            found.append(failure)
-    return tuple(found)
+        limit = machine.limit(failure.shortage.place)
+        if failure.believed is None or limit is None or limit <= SAME_SIZE * failure.believed * GIB:
+            relevant.append(failure)
+    return tuple(relevant)
 
 
 def narrowed(machine: Machine, failures: Sequence[Failure]) -> Machine:
-    """The machine as failures have shown it: with no more than ran out, and less than what was predicted there."""
+    """The machine with limits lowered after failures: to the memory that ran out, and to the bytes predicted for it."""
     for failure in failures:
         place = failure.shortage.place
-        known = [size for size in (machine.limit(place), failure.shortage.limit, failure.needed) if size]
-        least = min(known) / GIB
+        sizes = [size for size in (machine.limit(place), failure.shortage.limit, failure.needed) if size]
+        least = min(sizes) / GIB
         machine = replace(machine, gpu_mem=least) if place == "gpu" else replace(machine, host_mem=least)
     return machine

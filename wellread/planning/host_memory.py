@@ -1,4 +1,4 @@
-"""Host memory: what processes started here may use, and whether the kernel has killed for want of it."""
+"""Host memory: how much processes on this machine may use, and whether the OOM killer was active."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ MOUNT = Path("/sys/fs/cgroup")
 
 
 UNLIMITED = 1 << 60
-"""Bytes; version 1 of control groups says "no limit" with a number beyond it."""
+"""Bytes; version 1 of control groups writes "no limit" as a number above this."""
 
 
-def limit(own: Path = OWN_GROUPS, mount: Path = MOUNT) -> int | None:
-    """Bytes that this process's control group (v1 or v2) and those above it allow; None without a limit."""
-    return min((group.limit for group in _groups(own, mount) if group.limit is not None), default=None)
+def limit(groups_file: Path = OWN_GROUPS, mount: Path = MOUNT) -> int | None:
+    """Memory limit in bytes of this process's control group (v1 or v2) and its parents; None without a limit."""
+    return min((group.limit for group in _groups(groups_file, mount) if group.limit is not None), default=None)
 
 
-def available(own: Path = OWN_GROUPS, mount: Path = MOUNT) -> int:
-    """Bytes that can be taken now, on this machine and within the control group's limit, before something is killed."""
+def available(groups_file: Path = OWN_GROUPS, mount: Path = MOUNT) -> int:
+    """Bytes that can be allocated now, on this machine and within the control group's limit."""
     import psutil
 
-    room = [group.room for group in _groups(own, mount) if group.limit is not None]
-    return max(0, min([int(psutil.virtual_memory().available), *room]))
+    free = [group.free for group in _groups(groups_file, mount) if group.limit is not None]
+    return max(0, min([int(psutil.virtual_memory().available), *free]))
 
 
-def total(own: Path = OWN_GROUPS, mount: Path = MOUNT) -> int:
-    """Bytes of this machine, or of the strictest control group around this process."""
+def total(groups_file: Path = OWN_GROUPS, mount: Path = MOUNT) -> int:
+    """Memory of this machine in bytes, or the lowest limit of this process's control groups."""
     import psutil
 
-    there = int(psutil.virtual_memory().total)
-    return min(there, limit(own, mount) or there)
+    size = int(psutil.virtual_memory().total)
+    return min(size, limit(groups_file, mount) or size)
 
 
-def held() -> int:
-    """Bytes of host memory that this process has to itself; mapped files aside, which `available` counts as free."""
+def private_bytes() -> int:
+    """Resident bytes of this process without shared ones and mapped files, which `available` counts as free."""
     import psutil
 
     memory = psutil.Process().memory_info()
@@ -47,53 +47,55 @@ def held() -> int:
 
 
 def peak() -> int:
-    """Most bytes of host memory that this process has had resident so far, mapped files included."""
+    """Peak resident memory of this process in bytes, mapped files included."""
     status = Path("/proc/self/status").read_text()
     return int(re.findall(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)[0]) * 1024
 
 
 @dataclass(frozen=True)
 class Kills:
-    """How many processes the kernel has killed for want of memory, so far."""
+    """How many processes the OOM killer has killed so far."""
 
     group: int | None
-    """Those of this process's control group, whoever's memory ran out; None where the kernel does not count them."""
+    """In this process's control group; None when the kernel does not count them."""
     machine: int
     """Anywhere on the machine."""
 
     @classmethod
     def so_far(cls) -> Kills:
         """Read the kernel's counters."""
-        groups = {group.version: group.kills for group in reversed(_groups(OWN_GROUPS, MOUNT))}  # the innermost of each
+        groups = {
+            group.version: group.kills for group in reversed(_groups(OWN_GROUPS, MOUNT))
+        }  # the innermost of each version
         counted = [kills for kills in groups.values() if kills is not None]
         return cls(max(counted, default=None), _number(Path("/proc/vmstat"), r"oom_kill (\d+)") or 0)
 
     def since(self, before: Kills) -> str | None:
-        """What the kernel says of the time after `before`, in words; None when it has killed nothing."""
-        if self.group is None or before.group is None:  # the machine's count is of other people's processes, too
+        """Kills since `before`, in words; None when there were none."""
+        if self.group is None or before.group is None:  # the count of the machine includes other users' processes
             killed, where = self.machine - before.machine, "on this machine"
         else:
             allowed = limit()
-            bound = f", whose limit is {allowed / GIB:.2f} GiB" if allowed is not None else ""
+            bound = f" (limit {allowed / GIB:.2f} GiB)" if allowed is not None else ""
             killed, where = self.group - before.group, f"in this control group{bound}"
-        return f"the kernel killed {killed} for want of memory {where}" if killed else None
+        return f"the OOM killer killed {killed} process{'es' * (killed > 1)} {where}" if killed else None
 
 
 @dataclass(frozen=True)
 class _Group:
-    """A control group of the memory controller."""
+    """A control group with a memory controller."""
 
     folder: Path
     version: int
 
     @property
     def limit(self) -> int | None:
-        found = _number(self.folder / ("memory.max" if self.version == 2 else "memory.limit_in_bytes"))
-        return None if found is None or found >= UNLIMITED else found
+        number = _number(self.folder / ("memory.max" if self.version == 2 else "memory.limit_in_bytes"))
+        return None if number is None or number >= UNLIMITED else number
 
     @property
-    def room(self) -> int:
-        """Bytes below the limit; the page cache counts as used, but makes room."""
+    def free(self) -> int:
+        """Free bytes below the limit; the page cache counts as free because the kernel drops it under pressure."""
         used = _number(self.folder / ("memory.current" if self.version == 2 else "memory.usage_in_bytes")) or 0
         total, stat = "" if self.version == 2 else "total_", self.folder / "memory.stat"
         cached = sum(_number(stat, rf"{total}{kind}_file (\d+)") or 0 for kind in ("active", "inactive"))
@@ -105,24 +107,24 @@ class _Group:
         return _number(self.folder / name, r"oom_kill (\d+)")
 
 
-def _groups(own: Path, mount: Path) -> list[_Group]:
-    """This process's control group, and those above it."""
-    found = []
+def _groups(groups_file: Path, mount: Path) -> list[_Group]:
+    """This process's control group and its parents, innermost first."""
+    groups = []
     with contextlib.suppress(OSError):
-        for line in own.read_text().splitlines():
+        for line in groups_file.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             if controllers and "memory" not in controllers.split(","):
                 continue
             base = mount / "memory" if controllers else mount
             inner = base / path.lstrip("/")
             folders = [folder for folder in [inner, *inner.parents] if folder.is_relative_to(base)]
-            found += [_Group(folder, 1 if controllers else 2) for folder in folders]
-    return found
+            groups += [_Group(folder, 1 if controllers else 2) for folder in folders]
+    return groups
 
 
 def _number(file: Path, line: str = r"(\d+)") -> int | None:
-    """The number in the line of a kernel's file that looks like `line`; None where there is none."""
-    with contextlib.suppress(OSError):  # the root group lacks some files
-        if found := re.search(f"^{line}$", file.read_text(), re.MULTILINE):
-            return int(found.group(1))
+    """The number in the first line of a kernel file that matches `line`; None when there is no such line or file."""
+    with contextlib.suppress(OSError):  # the root group has no limit files
+        if match := re.search(f"^{line}$", file.read_text(), re.MULTILINE):
+            return int(match.group(1))
     return None

@@ -1,4 +1,4 @@
-"""What the ranks run on."""
+"""The machines that the ranks run on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Place = Literal["gpu", "host", "disk", "nvme"]
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Nodes, the ranks on them and their memory; sizes in GiB, None where nothing is known and no limit to hold."""
+    """Nodes, their ranks and their memory; sizes in GiB, None when unknown: then no limit is checked."""
 
     cluster: str = "local"
     """Kind of the cluster: local, hostfile or slurm."""
@@ -30,11 +30,11 @@ class Machine:
 
     @property
     def ranks(self) -> int:
-        """Processes over all nodes."""
+        """Ranks of all nodes together."""
         return self.nodes * self.ranks_per_node
 
     def limit(self, place: Place) -> float | None:
-        """Bytes there are of a kind of memory; None: no limit."""
+        """Size of a kind of memory in bytes; None: no limit."""
         sizes = {"gpu": self.gpu_mem, "host": self.host_mem, "disk": self.disk, "nvme": self.nvme}
         size = sizes[place]
         return None if size is None else size * GIB

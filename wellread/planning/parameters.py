@@ -1,4 +1,4 @@
-"""Parameters and activations of a transformer in closed form, per architecture family. Nothing is built or loaded."""
+"""Formulas for the parameters and activations of a transformer, per model family. No model is built or loaded."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from wellread.models.spec import ModelSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Parameters:
-    """Numbers of elements of a model's parameters."""
+    """Parameter counts of a model: numbers of elements."""
 
     total: int
     layer: int
-    """Of one transformer layer, all of the same size."""
+    """Of one transformer layer; all have the same size."""
     layers: int
     outside: int
-    """Of everything outside the layers: embeddings, output embedding, last norm."""
+    """Of everything outside the layers: embeddings, output embedding, final norm."""
     largest: int
     """Of the largest single tensor."""
     products: int
-    """Of all matrices that enter a product: those of the layers, and the output embedding."""
+    """Of all matrices used in matrix products: those of the layers, and the output embedding."""
     tensors: tuple[int, ...]
-    """Of every matrix and embedding, in the model's order; norms and biases left out."""
+    """Of every matrix and embedding, in the model's order, without norms and biases."""
 
 
 def parameters(spec: ModelSpec) -> Parameters:
-    """Count a model's parameters.
+    """Count the parameters of a model.
 
-    Source: the layers that the modeling files of transformers 5.23 make (models/FAMILY/modeling_FAMILY.py);
-    tests compare every family and every registry model with the same model on the meta device.
+    Source: the layers in the modeling files of transformers 5.23 (models/FAMILY/modeling_FAMILY.py). Tests compare
+    every family and every registry model with the same model on the meta device.
 
     Raises
     ------
     UserError
-        When nothing is known of the model's family.
+        When the model's family is unknown.
     """
     layout = layout_of(spec)
     matrices = [linear.inputs * linear.outputs for linear in layout.linears.values()]
@@ -58,19 +58,19 @@ def parameters(spec: ModelSpec) -> Parameters:
 
 
 def lora_parameters(spec: ModelSpec, rank: int, modules: tuple[str, ...] = ()) -> int:
-    """Trainable elements of LoRA: a pair of matrices (rank, inputs) and (outputs, rank) beside each chosen one.
+    """Trainable elements of LoRA: for each adapted matrix, two matrices (rank, inputs) and (outputs, rank).
 
-    Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685, section 4.1; peft makes the same.
+    Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685, section 4.1; peft does the same.
 
     Parameters
     ----------
     modules : tuple of str
-        Names of matrices as in `Layout.linears`; none: all of them.
+        Names of matrices as in `Layout.linears`; empty: all of them.
 
     Raises
     ------
     UserError
-        When the rank is below 1 or a name is not that of a matrix.
+        When the rank is below 1, or the model has no matrix of a given name.
     """
     linears = layout_of(spec).linears
     unknown = [name for name in modules if name not in linears]
@@ -78,15 +78,15 @@ def lora_parameters(spec: ModelSpec, rank: int, modules: tuple[str, ...] = ()) -
         raise UserError(f"LoRA on {', '.join(unknown)}: {spec.name} has no such matrix; choose {', '.join(linears)}")
     if rank < 1:
         raise UserError(f"LoRA rank {rank}: must be at least 1")
-    chosen = [linears[name] for name in modules or linears]
-    return spec.layers * rank * sum(linear.inputs + linear.outputs for linear in chosen)
+    matrices = [linears[name] for name in modules or linears]
+    return spec.layers * rank * sum(linear.inputs + linear.outputs for linear in matrices)
 
 
 # --- families --------------------------------------------------------------------------------------------------------
 
 
 def knows(spec: ModelSpec) -> bool:
-    """Whether anything is known of the model's family."""
+    """Whether the model's family is in `FAMILIES`."""
     return spec.family in FAMILIES
 
 
@@ -96,11 +96,11 @@ def layout_of(spec: ModelSpec) -> Layout:
     Raises
     ------
     UserError
-        When nothing is known of its family.
+        When its family is unknown.
     """
     if spec.family not in FAMILIES:
         raise UserError(
-            f"--model {spec.name}: the memory of family {spec.family} is not known; known: {', '.join(FAMILIES)}"
+            f"--model {spec.name}: no memory estimate for family {spec.family}; known: {', '.join(FAMILIES)}"
         )
     return FAMILIES[spec.family].layout(spec)
 
@@ -108,23 +108,24 @@ def layout_of(spec: ModelSpec) -> Layout:
 def layer_activations(
     spec: ModelSpec, compute: Compute, samples: int, tokens: int, *, cuda: bool, packed: bool = False
 ) -> int:
-    """Bytes that one layer keeps between its forward and its backward pass.
+    """Bytes that one layer keeps from its forward to its backward pass.
 
     For gpt_neox in bf16, per token: the residual that both norms read (2 h), their outputs (4 h), queries, keys and
     values as projected (6 h), rotated queries and keys (4 h), the output of attention (2 h) and its copy in the
     order of the next product (2 h), and the inner layer before and after its activation (4 inner). Autocast keeps
-    the residual in fp32; fp32 doubles all. The way of counting is that of Korthikanti et al. 2022,
-    https://arxiv.org/abs/2205.05198, section 4.1; the numbers are those of transformers 5.23, found with
-    ``torch.autograd.graph.saved_tensors_hooks``, and tests compare them in every family.
+    the residual in fp32; fp32 doubles everything. Counted as in Korthikanti et al. 2022,
+    https://arxiv.org/abs/2205.05198, section 4.1, with the tensors that transformers 5.23 saves, measured with
+    ``torch.autograd.graph.saved_tensors_hooks``. Tests compare every family.
 
     Parameters
     ----------
     samples, tokens : int
-        Samples of a micro-batch, and tokens of each.
+        Samples per micro-batch, and tokens per sample.
     cuda : bool
-        On a GPU the fused attention writes its output in the order that the next product reads: one copy less.
+        Whether ranks run on GPUs: there, fused attention writes its output in the layout of the next product, which
+        saves one copy.
     packed : bool
-        Under a mask, transformers repeats keys and values for all heads before the fused attention.
+        Whether attention has a mask: then transformers repeats keys and values for all heads before fused attention.
     """
     family = FAMILIES[spec.family]
     saved, width = family.saved[compute], 4 if compute == "fp32" else 2
@@ -139,15 +140,15 @@ def layer_activations(
 
 
 def packing_mask(compute: Compute, samples: int, tokens: int) -> int:
-    """Bytes of the mask that keeps segments of packed samples apart (`wellread.models.loss.isolation`).
+    """Bytes of the mask that isolates the segments of packed samples (`wellread.models.loss.isolation`).
 
-    One number for each pair of tokens of a sample; all layers and heads share it.
+    One number for each pair of tokens of a sample; all layers and heads share the mask.
     """
     return samples * tokens**2 * (4 if compute == "fp32" else 2)
 
 
 def layer_input(spec: ModelSpec, compute: Compute, samples: int, tokens: int) -> int:
-    """Bytes that activation checkpointing keeps of a layer: its input, from which the layer is computed again.
+    """Bytes that activation checkpointing keeps per layer: its input, from which backward recomputes the layer.
 
     Source: Chen et al. 2016, https://arxiv.org/abs/1604.06174; the residual is fp32 under autocast.
     """
@@ -155,5 +156,5 @@ def layer_input(spec: ModelSpec, compute: Compute, samples: int, tokens: int) ->
 
 
 def logits(spec: ModelSpec, compute: Compute, samples: int, tokens: int) -> int:
-    """Bytes of the logits, one number per scored token and word; their gradient takes their place."""
+    """Bytes of the logits, one number per token and vocabulary entry; their gradient reuses the same memory."""
     return (4 if compute == "fp32" else 2) * samples * tokens * spec.vocab

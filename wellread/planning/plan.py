@@ -1,4 +1,4 @@
-"""What is decided before a run starts, as plan.json holds it."""
+"""The plan of a run: what is decided before it starts, stored in plan.json."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEYS = (
     "counts_exact", "order", "order_control", "pass_samples", "steps", "epochs", "warmup_steps", "save_steps",
     "gpu_mem", "host_mem", "nvme", "activation_checkpointing", "offload_ratio", "ds_config", "failures", "forced",
 )  # fmt: skip
-"""Keys of plan.json, which is flat, in their order."""
+"""Keys of plan.json in their order; the file is flat."""
 _OF_MACHINE = ("cluster", "device", "nodes", "ranks_per_node", "gpu_mem", "host_mem", "nvme")
 _OF_COUNTS = {key: key for key in ("samples", "trainable", "sealed", "pass_samples")} | {"counts_exact": "exact"}
 _OPTIONAL = ("gpu_mem", "host_mem", "nvme", "pass_samples")
@@ -27,15 +27,15 @@ _OPTIONAL = ("gpu_mem", "host_mem", "nvme", "pass_samples")
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What is known of the corpus beforehand."""
+    """Sizes of the corpus, as far as they are known before training."""
 
     samples: int
     trainable: int
     sealed: int
     exact: bool
-    """False before the corpus is compiled: then the counts come from the rows of the source."""
+    """False before the corpus is compiled: then the numbers are estimated from the rows of the sources."""
     pass_samples: int | None = None
-    """Samples of one pass of the order; None: all trainable ones. Unless `exact`, at most so many."""
+    """Samples of one pass of the order; None: all trainable ones. An upper bound unless `exact`."""
 
     @property
     def in_pass(self) -> int:
@@ -49,7 +49,7 @@ class Plan:
 
     model: str
     machine: Machine
-    """What the ranks run on, as far as it is known."""
+    """The machines that the ranks run on, as far as they are known."""
     counts: Counts
     batch_size: int
     micro_batch_size: int
@@ -61,7 +61,7 @@ class Plan:
     strategy_reason: str
     strategies: tuple[dict[str, Any], ...] = ()
     """Predicted bytes of every strategy, fastest first (`wellread.planning.estimate`); empty when the model's family
-    is unknown to it. Each has `strategy`, `activation_checkpointing`, `fits`, `gpu_bytes`, `host_bytes`, `disk_bytes`,
+    is unknown. Each has `strategy`, `activation_checkpointing`, `fits`, `gpu_bytes`, `host_bytes`, `disk_bytes`,
     `nvme_bytes`, `relative_speed`, `short`, `peaks`, `parts`."""
     seq_len: int
     order: str = "shuffle"
@@ -72,30 +72,30 @@ class Plan:
     save_steps: tuple[int, ...]
     """Steps at which a checkpoint is saved."""
     activation_checkpointing: bool = False
-    """Activations are computed again in backward."""
+    """Whether activations are recomputed in backward."""
     offload_ratio: float | None = None
-    """Part of the optimizer that lies in host memory, under zero3-partial."""
+    """Fraction of the optimizer that is in host memory (zero3-partial only)."""
     ds_config: dict[str, Any] | None = None
-    """The user's own DeepSpeed settings; None for those of the strategy (configs/ds)."""
+    """Settings of the user's DeepSpeed file; None: those of the strategy (configs/ds)."""
     failures: tuple[dict[str, Any], ...] = ()
-    """Attempts whose memory ran out, of which this plan takes account (`wellread.planning.fallback.Failure`)."""
+    """Out-of-memory failures of earlier attempts that this plan considers (`wellread.planning.fallback.Failure`)."""
     forced: bool = False
-    """It is started whatever it needs."""
+    """Whether the run starts even if the plan does not fit (--force)."""
 
     @property
     def ranks(self) -> int:
-        """Processes over all nodes."""
+        """Ranks of all nodes together."""
         return self.machine.ranks
 
     @property
     def rung(self) -> Strategy:
-        """What is known of the strategy."""
+        """Properties of the strategy."""
         return STRATEGIES[self.strategy]
 
     @property
     def needs(self) -> dict[str, Any] | None:
-        """What the strategy needs, out of `strategies`; None when nothing is predicted."""
-        return next((found for found in self.strategies if found["strategy"] == self.strategy), None)
+        """The entry of `strategies` for this plan's strategy; None when memory is not predicted."""
+        return next((entry for entry in self.strategies if entry["strategy"] == self.strategy), None)
 
     @classmethod
     def open(cls, path: Path) -> Plan:
@@ -110,7 +110,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """The plan that the text of a plan.json holds."""
+        """Read a plan from the text of a plan.json."""
         return cls._of(json.loads(text))
 
     @classmethod
@@ -131,7 +131,7 @@ class Plan:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """The plan as plan.json holds it: flat, ready for JSON."""
+        """The plan as a flat dictionary with the keys of plan.json."""
         values = asdict(self)
         machine, counts = values.pop("machine"), values.pop("counts")
         values |= {key: machine[key] for key in _OF_MACHINE} | {"ranks": self.ranks}
@@ -140,7 +140,18 @@ class Plan:
 
     def files(self) -> list[str]:
         """Files and directories that the run writes, relative to the run directory."""
-        saved = [f"checkpoints/step-{step:08d}/" for step in self.save_steps]
+        checkpoints = [f"checkpoints/step-{step:08d}/" for step in self.save_steps]
         order = parse(self.order)
-        kept = ["order.npy"] * order.is_listed + ["order.json"] * (order.kind == "curriculum")
-        return ["config.yaml", "plan.json", "manifest.json", "corpus", *kept, "code/", "log/", "tb/", "record/", *saved]
+        order_files = ["order.npy"] * order.is_listed + ["order.json"] * (order.kind == "curriculum")
+        return [
+            "config.yaml",
+            "plan.json",
+            "manifest.json",
+            "corpus",
+            *order_files,
+            "code/",
+            "log/",
+            "tb/",
+            "record/",
+            *checkpoints,
+        ]

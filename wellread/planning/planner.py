@@ -1,4 +1,4 @@
-"""RunConfig + machine + model + counts -> plan. Pure: it reads no file, no device, no clock."""
+"""Plan a run from its config, machine, model and sample counts. Pure arithmetic: no file, no device, no clock."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def make_plan(
     ds_config: dict[str, Any] | None = None,
     failures: Sequence[Failure] = (),
 ) -> Plan:
-    """Decide batch arithmetic, engine, strategy, steps and checkpoints.
+    """Decide batch sizes, engine, strategy, steps and checkpoints.
 
     Parameters
     ----------
     config : RunConfig
-        Resolved.
+        With defaults resolved.
     ds_config : dict, optional
-        What the file that `config` names holds (see `wellread.planning.deepspeed_file.read`).
+        Settings of the DeepSpeed file that `config` names (see `wellread.planning.deepspeed_file.read`).
     failures : sequence of Failure
-        Attempts of this run whose memory ran out: their strategies are passed over.
+        Out-of-memory failures of this run: their strategies are skipped.
 
     Raises
     ------
     UserError
-        When there is nothing to train on, no strategy fits, or what is asked for does not suit the machine.
+        When there is nothing to train on, no strategy fits, or the config does not suit the machine.
     """
     spec = replace(spec, fresh=spec.fresh or config.model.init == "fresh")
     batch_size = config.schedule.batch_size or spec.batch_size
@@ -51,10 +51,10 @@ def make_plan(
     works = ways(config, spec, machine.ranks, batch_size, micros, len(saves))
     limits = _limits(config.cluster, machine)
     counted = that_count(failures, limits)
-    asked = asked_for(config.cluster, machine, ds_config)
-    decided = decide(config, spec, narrowed(limits, counted), works, asked, counted)
+    request = asked_for(config.cluster, machine, ds_config)
+    decided = decide(config, spec, narrowed(limits, counted), works, request, counted)
     if config.cluster.compile and decided.engine != "torch":
-        raise UserError(f"--compile: is for ddp, and {decided.strategy} is {decided.reason}; leave it out")
+        raise UserError(f"--compile: works only with ddp, not {decided.strategy} ({decided.reason}); leave it out")
     return Plan(
         model=spec.name,
         machine=machine,
@@ -66,7 +66,7 @@ def make_plan(
         engine=decided.engine,
         strategy=decided.strategy,
         strategy_reason=decided.reason,
-        strategies=tuple(found.as_dict() for found in decided.estimates),
+        strategies=tuple(estimate.as_dict() for estimate in decided.estimates),
         seq_len=config.data.seq_len or spec.seq_len,
         order=config.schedule.order,
         order_control=config.schedule.order_control,
@@ -76,21 +76,21 @@ def make_plan(
         save_steps=saves,
         activation_checkpointing=decided.checkpointing,
         offload_ratio=decided.offload_ratio,
-        ds_config=ds_config if asked and asked.strategy == decided.strategy else None,
+        ds_config=ds_config if request and request.strategy == decided.strategy else None,
         failures=tuple(asdict(failure) for failure in counted),
     )
 
 
 def replan(config: RunConfig, spec: ModelSpec, plan: Plan, failures: Sequence[Failure]) -> Plan:
-    """The plan again, for the same ranks and the same corpus, after `failures`.
+    """Make a new plan after `failures`, for the same ranks and the same corpus.
 
     Raises
     ------
     UserError
-        When nothing that is left fits.
+        When none of the remaining strategies fits.
     """
-    made = make_plan(config, spec, plan.machine, plan.counts, plan.ds_config, failures)
-    return replace(made, forced=plan.forced)
+    new_plan = make_plan(config, spec, plan.machine, plan.counts, plan.ds_config, failures)
+    return replace(new_plan, forced=plan.forced)
 
 
 def _steps(config: RunConfig, spec: ModelSpec, counts: Counts, batch_size: int) -> int:
@@ -100,7 +100,7 @@ def _steps(config: RunConfig, spec: ModelSpec, counts: Counts, batch_size: int) 
 
 
 def _limits(config: ClusterConfig, machine: Machine) -> Machine:
-    """The machine with the limits that the plan has to hold."""
+    """The machine with the limits that the plan must respect."""
     return replace(
         machine,
         gpu_mem=machine.gpu_mem if machine.device == "cuda" else None,

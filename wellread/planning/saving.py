@@ -1,4 +1,4 @@
-"""When checkpoints are saved."""
+"""At which steps checkpoints are saved."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ LOG_SCHEDULE_ENDS = 512
 
 
 def save_steps(steps: int, every: int | None, schedule: str) -> tuple[int, ...]:
-    """Steps at which a checkpoint is saved: always the first (0) and the last."""
+    """Steps at which a checkpoint is saved, ascending; 0 and the last step are always among them."""
     every = every or _round_number(steps / CHECKPOINTS_PER_RUN)
     regular = set(range(0, steps, every))
     if schedule == "log":
@@ -17,7 +17,7 @@ def save_steps(steps: int, every: int | None, schedule: str) -> tuple[int, ...]:
 
 
 def _round_number(least: float) -> int:
-    """Smallest of 1, 2, 5, 10, 20, 50 ... that is at least `least`."""
+    """The smallest of 1, 2, 5, 10, 20, 50 ... that is not below `least`."""
     scale = 1
     while True:
         for digit in (1, 2, 5):

@@ -1,6 +1,6 @@
-"""How a model's state is spread over ranks, host memory and NVMe: an entry for each strategy.
+"""Table of strategies: how the training state is partitioned over ranks, host memory and NVMe.
 
-A new strategy is one entry here, its name in `wellread.config.Strategy` and, under DeepSpeed, its file in configs/ds.
+To add a strategy, add an entry here, its name in `wellread.config.Strategy` and, for DeepSpeed, its file in configs/ds.
 """
 
 from __future__ import annotations
@@ -23,30 +23,31 @@ class Strategy:
 
     name: str
     stage: int
-    """Of ZeRO; 0: every rank holds everything (one process, or DDP)."""
+    """ZeRO stage; 0: every rank has the full state (one process, or DDP)."""
     optimizer: Where = "gpu"
-    """Where the optimizer's state lies; gpu: with the rank, also on a CPU."""
+    """Where the optimizer state is; gpu: in the memory in which the rank computes, even if that is a CPU."""
     parameters: Where = "gpu"
-    """Where the weights lie between their uses."""
+    """Where the weights are while they are not in use."""
     ratios: tuple[float, ...] = ()
-    """Parts of the optimizer that may be offloaded, the smallest first; none: all of it is where `optimizer` says."""
+    """Fractions of the optimizer that may be offloaded, smallest first; empty: `optimizer` applies to all of it."""
     speed: float = 0.0
-    """Expected tokens per second as a part of ddp's."""
+    """Expected tokens per second, relative to ddp."""
     phases: Callable[[Sizes], list[Phase]] | None = None
-    """What lies in memory when; None: not predicted, so that only a DeepSpeed file of the user's asks for it."""
+    """Lists what is in memory in each phase; None: memory is not predicted, and only a DeepSpeed file selects this
+    strategy."""
     state: int = 12
-    """Bytes that a checkpoint's state holds of each trained weight: moments (8) and master weights (4)."""
+    """Bytes per trained weight in a checkpoint's state: moments (8) and master weights (4)."""
     state_weights: bool = False
-    """The state holds the weights in their own precision as well."""
+    """Whether the state also contains the weights in the training precision."""
 
     @property
     def engine(self) -> Engine:
-        """Who trains: torch (one process or DDP) or deepspeed (ZeRO)."""
+        """torch (one process or DDP) or deepspeed (ZeRO)."""
         return "deepspeed" if self.stage else "torch"
 
     @property
     def offloads(self) -> bool:
-        """Whether something is left to the host or to NVMe."""
+        """Whether state is offloaded to host memory or NVMe."""
         return (self.optimizer, self.parameters) != ("gpu", "gpu")
 
     @property
@@ -56,7 +57,7 @@ class Strategy:
 
     @property
     def ops(self) -> list[str]:
-        """DeepSpeed's compiled ops that it needs: the optimizer of offloaded states, reading and writing NVMe."""
+        """DeepSpeed ops that must be compiled: the CPU optimizer for offloaded state, and asynchronous I/O for NVMe."""
         return ["cpu_adam"] * self.offloads + ["async_io"] * self.on_nvme
 
 
@@ -103,15 +104,15 @@ STRATEGIES: dict[str, Strategy] = {
         Strategy(name="zero1-offload", stage=1, optimizer="cpu"),
     )
 }
-"""Every strategy by its name."""
+"""Name -> strategy."""
 LADDER: dict[str, Strategy] = {name: entry for name, entry in STRATEGIES.items() if entry.phases}
-"""The strategies whose memory is predicted, which are those of --strategy, the fastest first.
+"""The strategies whose memory is predicted, fastest first; these are the values of --strategy.
 
-Their speeds: ZeRO-1 and 2 send what DDP sends, ZeRO-3 half as much again (Rajbhandari et al. 2020, section 7). An
-offloaded optimizer steps on the CPU and its gradients and weights cross the PCIe bus each step: 50 to 70% of the GPU's
-rate at the batch sizes of a fine-tune (Ren et al. 2021, figures 7 and 8); offloaded weights cross it twice more in each
-pass; NVMe moves 16 bytes per weight and step at a few GB/s (Rajbhandari et al. 2021, figure 6). Expected values, not
-measured ones.
+Sources of the speeds, which are expected, not measured: ZeRO-1 and 2 communicate as much as DDP, ZeRO-3 1.5 times as
+much (Rajbhandari et al. 2020, section 7). An offloaded optimizer steps on the CPU, and its gradients and weights cross
+the PCIe bus in each step: 50 to 70% of the GPU's rate at the batch sizes of fine-tuning (Ren et al. 2021, figures 7 and
+8). Offloaded weights cross the bus two more times in each pass. NVMe moves 16 bytes per weight and step at a few GB/s
+(Rajbhandari et al. 2021, figure 6).
 """
 PLAIN = "ddp"
-"""The strategy that asks nothing of the model: what is taken where memory is not predicted."""
+"""The strategy that works with every model: used when memory is not predicted."""

@@ -78,7 +78,7 @@ def look(run: RunDirectory, config: ClusterConfig, plan: Plan) -> Room:
     return Room(
         node=socket.gethostname(),
         host_free=host_memory.available(),
-        host_held=host_memory.held(),
+        host_held=host_memory.private_bytes(),
         gpu_free=_gpu_free() if plan.machine.device == "cuda" else None,
         disk_free=shutil.disk_usage(run.path).free if first else None,
         disk_held=_size(run.checkpoints) if first else 0,
