@@ -1,1 +1,1 @@
-"""Questions asked of checkpoints and of the record."""
+"""Evaluations of the checkpoints and the record of a run."""

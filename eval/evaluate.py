@@ -1,4 +1,4 @@
-"""Running an evaluation, whichever of `eval/registry.py`: its command line, its table, its parts for a fan-out."""
+"""Run any evaluation of `eval/registry.py`: its command line, its table, its parts for `--fan_out`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def main(kind: type[Evaluation], argv: list[str]) -> int:
     """``python -m eval NAME RUN``: evaluate, write table and report, print an overview."""
     options = _parse(kind, argv)
-    only_scores, evaluation = options.pop("scores_only", False), _asked(kind, options)
+    only_scores, evaluation = options.pop("scores_only", False), _evaluation(kind, options)
     if only_scores:
         assert isinstance(evaluation, PerCheckpoint)
         keep_scores(evaluation)
@@ -36,21 +36,21 @@ def main(kind: type[Evaluation], argv: list[str]) -> int:
 
 
 def evaluate(evaluation: Evaluation, *, progress: bool = True) -> list[Result]:
-    """Ask a question of a run and write its table; a table holds what was asked for last.
+    """Run an evaluation and write its table, which replaces the previous one.
 
     Parameters
     ----------
     progress
-        Whether to tell on stderr how far it is and what was left out.
+        Whether to show on stderr the progress, and what is left out.
 
     Raises
     ------
     UserError
-        When the run lacks what the evaluation needs.
+        When the run does not have what the evaluation needs.
     """
     from wellread.results import write
 
-    evaluation.run.config()  # a damaged one is refused before the costly part
+    evaluation.run.config()  # fail on a damaged config before the expensive part
     for need in evaluation.needs:
         need(evaluation.run)
     with Reporter(evaluation.work(), progress) as reporter:
@@ -62,7 +62,7 @@ def evaluate(evaluation: Evaluation, *, progress: bool = True) -> list[Result]:
 
 
 def keep_scores(evaluation: PerCheckpoint[Any], *, progress: bool = True) -> None:
-    """Score each checkpoint, and keep the scores: the part of `evaluate` that can be done in parallel."""
+    """Score each checkpoint and keep the scores: the part of `evaluate` that can run in parallel."""
     for need in evaluation.needs:
         need(evaluation.run)
     with Reporter(evaluation.work(), progress) as reporter:
@@ -71,16 +71,16 @@ def keep_scores(evaluation: PerCheckpoint[Any], *, progress: bool = True) -> Non
 
 
 def parts(argv: list[str]) -> int:
-    """``python -m eval parts NAME RUN …``, for launch: print as JSON what `eval` is to do for each checkpoint."""
+    """``python -m eval parts NAME RUN …``, for launch: print as JSON the arguments of `eval` for each checkpoint."""
     if not argv:
-        raise UserError("eval parts: names no evaluation; write python -m eval parts membership RUN")
-    name, *rest = argv
-    if name not in (known := per_checkpoint()):
-        raise UserError(f"--fan_out: eval {name} is one piece; it works with {', '.join(known)}")
-    options = _parse(find(name), rest)
+        raise UserError("eval parts: the evaluation is missing; write python -m eval parts membership RUN")
+    name, *arguments = argv
+    if name not in (names := per_checkpoint()):
+        raise UserError(f"--fan_out: eval {name} cannot be split by checkpoint; it works with {', '.join(names)}")
+    options = _parse(find(name), arguments)
     if options["steps"]:
-        raise UserError("--fan_out: takes every checkpoint; leave it out to evaluate those of --steps")
-    evaluation = _asked(find(name), {key: value for key, value in options.items() if key != "scores_only"})
+        raise UserError("--fan_out: evaluates all checkpoints; leave it out to evaluate only those of --steps")
+    evaluation = _evaluation(find(name), {key: value for key, value in options.items() if key != "scores_only"})
     assert isinstance(evaluation, PerCheckpoint)
     if not evaluation.checkpoints:
         raise UserError(f"{evaluation.run.path}: no checkpoint yet; let the run save one")
@@ -90,7 +90,7 @@ def parts(argv: list[str]) -> int:
 
 
 def _parse(kind: type[Evaluation], argv: list[str]) -> dict[str, Any]:
-    """Flags, and the run, by name."""
+    """Name -> value of the run and all flags."""
     fans_out = issubclass(kind, PerCheckpoint)
     example = f"example:\n  python -m eval {kind.name} runs/tiny-sample" + " --steps 0,100,200" * fans_out
     parser = new_parser(f"python -m eval {kind.name}", kind.summary, example)
@@ -100,12 +100,14 @@ def _parse(kind: type[Evaluation], argv: list[str]) -> dict[str, Any]:
     parser.add_class_arguments(kind, nested_key=None, as_group=False, skip=NO_FLAGS)
     if fans_out:
         parser.add_argument(
-            "--scores_only", action="store_true", help="Keep the scores and compare nothing yet: one part of a fan-out."
+            "--scores_only",
+            action="store_true",
+            help="Only compute and keep the scores, for --fan_out; do not compare.",
         )
     return dict(parse(parser, argv).as_dict())
 
 
-def _asked(kind: type[Evaluation], options: dict[str, Any]) -> Evaluation:
+def _evaluation(kind: type[Evaluation], options: dict[str, Any]) -> Evaluation:
     run = RunDirectory.open(options.pop("run"))
     if words := options.pop("steps", None):
         options["steps"] = [_step(word) for word in words.split(",")]

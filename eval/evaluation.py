@@ -1,4 +1,4 @@
-"""What an evaluation is: one question asked of a run, one small class. `eval/registry.py` names them all."""
+"""Base classes of evaluations. Each evaluation is one small class, listed in `eval/registry.py`."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ if TYPE_CHECKING:
     from wellread.checkpoint import Checkpoint
     from wellread.results import Result
 
-Kept = TypeVar("Kept")
+ScoresType = TypeVar("ScoresType")
 
 
 @dataclass(frozen=True)
 class Evaluation(ABC):
-    """A question asked of a run.
+    """An evaluation of a run.
 
-    Fields are its settings. Each becomes a flag of `python -m eval NAME`, with the docstring under it as help, except
-    those of `NO_FLAGS`.
+    Its fields are settings. Each becomes a flag of `python -m eval NAME`, with the docstring below it as help, except
+    those in `NO_FLAGS`.
     """
 
     run: RunDirectory
 
     name: ClassVar[str]
-    """Name on the command line, and of its table `eval/NAME.parquet`."""
+    """Name on the command line, and in its table `eval/NAME.parquet`."""
     summary: ClassVar[str]
     """One line for the help."""
     needs: ClassVar[tuple[Need, ...]] = ()
-    """What a run must have; the first that it lacks is named."""
+    """What a run must have; an error names the first that is missing."""
 
     @abstractmethod
     def results(self, reporter: Reporter) -> Iterator[Result]:
         """Yield the rows of its table."""
 
     def work(self) -> int:
-        """How much there is to do, in the units in which `reporter` is told."""
+        """Total amount of work, in the units of `Reporter.move_to`."""
         return 1
 
     def notes(self) -> Iterable[str]:
-        """What is left out, and why; said before it begins."""
+        """What is left out, and why; shown at the start."""
         return ()
 
     @classmethod
@@ -58,38 +58,38 @@ class Evaluation(ABC):
 
     @classmethod
     def overview(cls, results: Sequence[Result]) -> tuple[list[str], list[list[object]]]:
-        """Heads and rows of what the terminal shows; by default every result."""
+        """Heads and rows of the table on the terminal; by default all results."""
         heads = ["step", "task", "group", "metric", "value", "n"]
         return heads, [[getattr(result, head) for head in heads] for result in results]
 
     @classmethod
     def section(cls, run: RunDirectory, results: Sequence[Result]) -> Section | None:
-        """What it adds to the report; None when it has nothing to say.
+        """Its section of the report; None for no section.
 
         Parameters
         ----------
         results
-            Its table; empty where the run was not evaluated.
+            Rows of its table; empty when the run was not evaluated.
         """
         return None
 
 
 @dataclass(frozen=True)
-class PerCheckpoint(Evaluation, Generic[Kept]):
-    """A question asked of each checkpoint: `score` is the costly part and keeps what it found, `measure` is quick.
+class PerCheckpoint(Evaluation, Generic[ScoresType]):
+    """An evaluation of each checkpoint: `score` is expensive and keeps its scores on disk, `measure` is fast.
 
-    So `score` can be done for many checkpoints at a time, as one process each (``--scores_only``), and never twice.
+    So `score` can run for many checkpoints in parallel, in one process each (``--scores_only``), and only once.
     """
 
     _: KW_ONLY
     max_samples: int = 2000
     """Samples scored per group."""
     seed: int = 0
-    """Seed of resampling and of the draw of samples."""
+    """Seed for resampling and for drawing samples."""
     steps: Sequence[int] | None = None
-    """Checkpoints by step; None takes all."""
+    """Steps of the checkpoints; None: all checkpoints."""
     device: str | None = None
-    """Where the model runs; None takes CUDA when there is one, else the CPU."""
+    """Where the model runs; None: CUDA if there is a GPU, otherwise the CPU."""
 
     needs: ClassVar[tuple[Need, ...]] = (a_checkpoint,)
 
@@ -99,31 +99,31 @@ class PerCheckpoint(Evaluation, Generic[Kept]):
 
     @abstractmethod
     def size(self, step: int) -> int:
-        """How much `score` has to do at `step`."""
+        """Amount of work of `score` at `step`."""
 
     @abstractmethod
-    def score(self, checkpoint: Checkpoint, reporter: Reporter) -> Kept:
-        """Find what was kept, do what is missing, and keep it."""
+    def score(self, checkpoint: Checkpoint, reporter: Reporter) -> ScoresType:
+        """Load the kept scores, compute the missing ones, and keep them."""
 
     @abstractmethod
-    def measure(self, checkpoint: Checkpoint, kept: Kept, reporter: Reporter) -> Iterator[Result]:
+    def measure(self, checkpoint: Checkpoint, scores: ScoresType, reporter: Reporter) -> Iterator[Result]:
         """Yield the results of a checkpoint."""
 
     def headline(self, results: Sequence[Result]) -> str:
-        """What is said of a checkpoint once it is done."""
+        """One line about the results of a checkpoint."""
         return f"{len(results)} results"
 
     @cached_property
     def checkpoints(self) -> list[Checkpoint]:
-        """The checkpoints of `steps`, by step; UserError when there is none at one of them."""
+        """The checkpoints at `steps`, ascending; UserError when one is missing."""
         from wellread.checkpoint import list_checkpoints
 
-        found = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(self.run.checkpoints)}
+        by_step = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(self.run.checkpoints)}
         for step in self.steps or []:
-            if step not in found:
-                there = ", ".join(map(str, found))
-                raise UserError(f"{self.run.path}: no checkpoint at step {step}; choose from {there}")
-        return [found[step] for step in sorted(set(self.steps or found))]
+            if step not in by_step:
+                steps = ", ".join(map(str, by_step))
+                raise UserError(f"{self.run.path}: no checkpoint at step {step}; choose from {steps}")
+        return [by_step[step] for step in sorted(set(self.steps or by_step))]
 
     def work(self) -> int:
         """Sum of the sizes of all steps."""
@@ -132,13 +132,13 @@ class PerCheckpoint(Evaluation, Generic[Kept]):
     def results(self, reporter: Reporter) -> Iterator[Result]:
         """Score and measure one checkpoint after the other."""
         for checkpoint in self.checkpoints:
-            kept = self.score(checkpoint, reporter)
-            found = list(self.measure(checkpoint, kept, reporter))
-            reporter.finish(checkpoint.step, self.headline(found))
-            yield from found
+            scores = self.score(checkpoint, reporter)
+            rows = list(self.measure(checkpoint, scores, reporter))
+            reporter.finish(checkpoint.step, self.headline(rows))
+            yield from rows
 
     def result(self, checkpoint: Checkpoint, **measured: Any) -> Result:
-        """A result at `checkpoint`, with the fields of `Result` that say what was measured."""
+        """A result at `checkpoint`; `measured` are the other fields of `Result`."""
         from wellread.results import Result
 
         return Result(run=self.run.name, model=self._model, step=checkpoint.step, tokens=checkpoint.tokens, **measured)
@@ -149,4 +149,4 @@ class PerCheckpoint(Evaluation, Generic[Kept]):
 
 
 NO_FLAGS = {"run", "steps", "device"}
-"""Fields of an evaluation that are no flags of their own: the command line says run and steps in other ways."""
+"""Fields of an evaluation that do not become flags; the command line sets run and steps in other ways."""

@@ -1,4 +1,4 @@
-"""Groups of a run's samples, from its record: read by a checkpoint, not yet read, sealed."""
+"""Groups of samples, derived from the record of a run: read by a checkpoint, not yet read, sealed."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ if TYPE_CHECKING:
 
 READ, UNREAD, SEALED = "read", "not yet read", "sealed"
 SHUFFLED = "shuffled"
-"""Group of the control whose labels are shuffled: what chance gives."""
+"""Group of the control with shuffled labels: the result of chance."""
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Which samples belong to which group at a step; of a packed corpus, its segments stand for samples."""
+    """Which samples belong to which group at a step; for a packed corpus, segments instead of samples."""
 
     corpus: Corpus | Segments
     documents: Ints
     """Document of each sample, int64[corpus.n]."""
     first_read: Ints
-    """Batch in which each trainable sample is first read and learned from, int64[n_trainable]; `last` or more where it
-    never is."""
+    """Batch in which each trainable sample is first learned from, int64[n_trainable]; `last` or above if never."""
     last: int
     """Step of the last checkpoint."""
     max_samples: int
@@ -37,7 +36,7 @@ class Groups:
 
     @classmethod
     def of(cls, run: RunDirectory, max_samples: int, seed: int) -> Groups:
-        """Derive the groups of a run, which has checkpoints, from its record."""
+        """Derive the groups of a run from its record; the run must have checkpoints."""
         from wellread.checkpoint import list_checkpoints
         from wellread.corpus.read import Corpus
         from wellread.corpus.segments import Segments
@@ -49,7 +48,7 @@ class Groups:
         first_read = np.full(corpus.n_trainable, last, dtype=np.int64)
         table = record.table(columns=["batch_id", "sample_id", "skipped"], batches=(0, last))
         batch_id, sample_id, skipped = (table.column(name).to_numpy() for name in table.column_names)
-        np.minimum.at(first_read, sample_id[~skipped], batch_id[~skipped])  # of a skipped batch nothing is learned
+        np.minimum.at(first_read, sample_id[~skipped], batch_id[~skipped])  # skipped batches are not learned from
         if corpus.packed:
             segments = Segments(corpus)
             documents = segments.table.column("document").to_numpy()
@@ -58,7 +57,7 @@ class Groups:
         return cls(corpus, documents, first_read, last, max_samples, seed)
 
     def at(self, step: int) -> dict[str, Ints]:
-        """Drawn sample ids of each group at `step`, ascending. Copies of what was read are no unread controls."""
+        """Drawn sample ids of each group at `step`, ascending. Copies of read documents do not count as unread."""
         n = self.corpus.n_trainable
         codes = codes_of(self.documents[:n])
         document_read = np.full(codes.max() + 1, self.last, dtype=np.int64)
@@ -74,7 +73,7 @@ class Groups:
         return np.sort(np.concatenate(list(self.at(step).values())))
 
     def _draw(self, ids: Ints) -> Ints:
-        """Those `max_samples` ids whose keyed hash is lowest: a uniform draw that barely moves as the group grows."""
+        """The `max_samples` ids with the lowest keyed hash: a uniform draw that changes little when the group grows."""
         if ids.size <= self.max_samples:
             return ids
         keys = np.random.default_rng(self.seed).integers(2**63, size=self.corpus.n)[ids]

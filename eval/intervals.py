@@ -1,4 +1,4 @@
-"""How sure a number is: intervals from draws, errors of means over documents."""
+"""Uncertainty of results: intervals from bootstrap draws, and standard errors of means over documents."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def spread(draws: Floats) -> dict[str, float]:
 
 
 def clustered_mean(values: Floats, documents: Ints) -> dict[str, float]:
-    """Mean of `values`, float64[n], with the error of a mean of clusters; no error from a single document.
+    """Mean of `values`, float64[n], with a cluster-robust standard error; without one for a single document.
 
-    The sandwich estimator of Liang & Zeger 1986 for an intercept alone, with the factor C / (C - 1).
+    The sandwich estimator of Liang & Zeger 1986 for an intercept-only model, with the factor C / (C - 1).
 
     Parameters
     ----------

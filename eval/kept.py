@@ -1,4 +1,4 @@
-"""Scores of samples under a checkpoint, kept in `eval/scores/step-N.parquet`, so that none is computed twice."""
+"""Scores of samples at a checkpoint, kept in `eval/scores/step-N.parquet` so that each is computed only once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def kept_scores(run: RunDirectory, checkpoint: Checkpoint) -> Scores | None:
-    """What the last call of `scores_of` kept of `checkpoint`; None where it kept none, or those of other weights."""
+    """Scores of `checkpoint` that the last call of `scores_of` kept; None when there are none for these weights."""
     from wellread.scores import read_scores
 
     return read_scores(_file(run, checkpoint), **_belongs_to(checkpoint))
@@ -36,24 +36,24 @@ def scores_of(
     reporter: Reporter,
     device: str | None = None,
 ) -> Scores:
-    """Scores of samples under `checkpoint`: those kept by an earlier call, and the missing ones, kept from now on.
+    """Scores of samples at `checkpoint`: load the kept ones, and compute and keep the missing ones.
 
-    The file then holds these samples and no others: what is kept is what was asked for last.
+    Afterwards the file contains exactly these samples.
 
     Parameters
     ----------
     ids
         Samples of `corpus`, int64[n], ascending.
     device
-        Where the model runs (default: CUDA when there is one, else CPU).
+        Where the model runs (default: CUDA if there is a GPU, otherwise the CPU).
     """
     from wellread.scores import Scores, write_scores
 
     scores = kept_scores(run, checkpoint) or Scores.empty()
     missing = np.setdiff1d(ids, scores.sample_id)
-    reporter.move_to(start := reporter.done + ids.size - missing.size)
+    reporter.move_to(start := reporter.scored + ids.size - missing.size)
     if missing.size:
-        new = _run_model(checkpoint, corpus, missing, device, lambda done: reporter.move_to(start + done))
+        new = _run_model(checkpoint, corpus, missing, device, lambda n_scored: reporter.move_to(start + n_scored))
         scores = scores.merged(new)
     if missing.size or scores.sample_id.size > ids.size:
         write_scores(_file(run, checkpoint), scores.at(ids), **_belongs_to(checkpoint))
@@ -65,7 +65,7 @@ def _file(run: RunDirectory, checkpoint: Checkpoint) -> Path:
 
 
 def _belongs_to(checkpoint: Checkpoint) -> dict[str, str]:
-    """What kept scores must carry to be this checkpoint's: the record's head, and the hash of its model's hashes."""
+    """Metadata that binds scores to this checkpoint: head of the record, and hash over the hashes of its model."""
     weights = {name: of["sha256"] for name, of in checkpoint.manifest["files"].items() if name.startswith("model/")}
     return {
         "head": checkpoint.head,
@@ -80,13 +80,13 @@ def _run_model(
 
     with importing():
         import torch
-        import transformers.modeling_utils  # noqa: F401 (what AutoModel imports later)
+        import transformers.modeling_utils  # noqa: F401 (AutoModel imports it later)
 
     from wellread.models.load import loaded
     from wellread.models.score import log_likelihoods
     from wellread.scores import Scores
 
-    wanted = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    with loaded(checkpoint.model, wanted) as (model, where):
+    device_name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    with loaded(checkpoint.model, device_name) as (model, where):
         log_likelihood, n_targets = log_likelihoods(model, corpus, ids, progress=progress, device=where)
     return Scores(sample_id=ids, n_targets=n_targets, log_likelihood=log_likelihood)

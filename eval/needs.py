@@ -1,4 +1,4 @@
-"""What an evaluation can ask of a run: each function raises UserError where the run lacks it."""
+"""Requirements of evaluations: each function raises UserError when a run does not meet it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def a_sealed_holdout(run: RunDirectory) -> None:
     corpus = Corpus.open(run.corpus)
     if corpus.n == corpus.n_trainable:
         raise UserError(
-            f"{run.path}: no sealed samples to compare with; train a run with --holdout above 0 on more documents"
+            f"{run.path}: no sealed samples to compare with; train with --holdout above 0, on more documents"
         )
 
 
@@ -30,10 +30,10 @@ def a_checkpoint(run: RunDirectory) -> None:
 
 
 def a_whole_record(run: RunDirectory) -> None:
-    """A record of every batch that the last checkpoint has read."""
+    """A record that contains every batch that the last checkpoint has read."""
     from wellread.checkpoint import list_checkpoints
     from wellread.record.reader import Record
 
     record, last = Record.open(run.record), list_checkpoints(run.checkpoints)[-1].step
     if record.batches < last:
-        raise UserError(f"{run.record}: holds {record.batches} batches, step-{last} needs {last}; see eval verify")
+        raise UserError(f"{run.record}: has {record.batches} batches, but step-{last} has read {last}; run eval verify")

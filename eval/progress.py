@@ -1,4 +1,4 @@
-"""How far an evaluation is, on stderr."""
+"""Progress of an evaluation, on stderr."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Self
 
 
 class Reporter:
-    """Tells on stderr how far the scoring is: one bar on a terminal, one line per checkpoint elsewhere."""
+    """Shows the progress of scoring on stderr: a bar on a terminal, otherwise one line per checkpoint."""
 
     def __init__(self, total: int, show: bool) -> None:
-        self.done = 0
+        self.scored = 0
         self._show, self._bar = show, None
         if show and sys.stderr.isatty():
             from rich.console import Console
@@ -28,20 +28,20 @@ class Reporter:
         if self._bar:
             self._bar.stop()
 
-    def move_to(self, done: int) -> None:
-        """Note that `done` samples in all are scored."""
-        self.done = done
+    def move_to(self, scored: int) -> None:
+        """Set the total number of samples scored so far."""
+        self.scored = scored
         if self._bar:
-            self._bar.update(self._task, completed=done)
+            self._bar.update(self._task, completed=scored)
 
     def note(self, text: str) -> None:
-        """Say something that must not be missed."""
+        """Print a message that must not be missed."""
         if self._bar:
             self._bar.console.print(text, markup=False, highlight=False)
         elif self._show:
             print(text, file=sys.stderr, flush=True)
 
     def finish(self, step: int, headline: str) -> None:
-        """Say what a checkpoint gave, where there is no bar."""
+        """Print the headline of a checkpoint, if there is no bar."""
         if not self._bar:
             self.note(f"step {step:,}: scored; {headline}")

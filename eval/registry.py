@@ -1,6 +1,6 @@
-"""The evaluations there are. The command line, the report and launch's fan-out know only this table.
+"""Table of the evaluations. The command line, the report and `--fan_out` of launch use only this table.
 
-To add one, write a class of `eval/evaluation.py` in a folder of its own and name it here.
+To add one, write a subclass of `eval.evaluation.Evaluation` in a new folder and list it here.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from importlib import import_module
 from eval.evaluation import Evaluation, PerCheckpoint
 
 EVALUATIONS: dict[str, str] = {"membership": "eval.membership.evaluation:Membership"}
-"""Name -> module:class, in the order of help and report; imported when it is needed."""
+"""Name -> module:class, in the order of help and report; imported on demand."""
 
 
 def find(name: str) -> type[Evaluation]:
-    """The evaluation of this name, which must be in the table."""
+    """Class of the evaluation with this name, which must be in the table."""
     module, _, kind = EVALUATIONS[name].partition(":")
-    found: type[Evaluation] = getattr(import_module(module), kind)
-    assert found.name == name
-    return found
+    evaluation: type[Evaluation] = getattr(import_module(module), kind)
+    assert evaluation.name == name
+    return evaluation
 
 
 def evaluations() -> list[type[Evaluation]]:
-    """All of them."""
+    """Classes of all evaluations."""
     return [find(name) for name in EVALUATIONS]
 
 
 def per_checkpoint() -> list[str]:
-    """Names of those that can be fanned out over checkpoints."""
+    """Names of the evaluations that can be split by checkpoint."""
     return [kind.name for kind in evaluations() if issubclass(kind, PerCheckpoint)]

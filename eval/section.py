@@ -1,4 +1,4 @@
-"""What an evaluation adds to the report of a run."""
+"""Section of an evaluation in the report of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Picture:
-    """A plot as the page shows it."""
+    """A plot in the report."""
 
     heading: str
     image: bytes
@@ -23,36 +23,36 @@ class Picture:
 
     @property
     def uri(self) -> str:
-        """The picture itself, as an address."""
+        """The image as a data URI."""
         return "data:image/svg+xml;base64," + base64.b64encode(self.image).decode()
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table of checkpoints."""
+    """A column that an evaluation adds to the table of checkpoints."""
 
     heading: tuple[str, ...]
-    """One text per line."""
+    """Lines of the heading."""
     cells: Mapping[int, str]
-    """Step -> text; a step that is not here shows a dash."""
+    """Step -> text; a missing step shows a dash."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A section of the page, and what else belongs to an evaluation there."""
+    """What an evaluation adds to the report: a section, pictures, table columns and commands."""
 
     template: str
-    """Jinja template of a whole `<section>`; what it prints is escaped."""
+    """Jinja template of the complete `<section>`; values are escaped."""
     values: Mapping[str, Any]
-    """What the template names."""
+    """Variables of the template."""
     pictures: Sequence[Picture] = ()
     columns: Sequence[Column] = ()
     commands: Sequence[tuple[str, str]] = ()
-    """How to go on: what for, and the command."""
+    """Next steps: purpose and command of each."""
 
 
 def with_interval(result: Result | None) -> str:
-    """A value with its 95% interval; a dash for no result."""
+    """A value with its 95% interval; a dash without a result."""
     if result is None:
         return "–"
     if result.ci_low is None or result.ci_high is None:

@@ -1,4 +1,4 @@
-"""How well scores separate members from non-members: AUC, TPR at a bounded FPR, intervals, the control by shuffling."""
+"""How well scores separate members from non-members: AUC, TPR at a bounded FPR, bootstrap, shuffled control."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 ALPHAS = (0.1, 0.01)
-"""False-positive rates at which a true-positive rate is stated."""
+"""False-positive rates at which the true-positive rate is reported."""
 
 
 def auc(members: Floats, nonmembers: Floats) -> float:
-    """Area under the ROC curve: the chance that a member scores above a non-member, ties counting half.
+    """Area under the ROC curve: the probability that a member scores above a non-member; ties count half.
 
-    The Mann-Whitney U statistic over its largest value (Mann & Whitney 1947), in O(n log n).
+    The Mann-Whitney U statistic divided by its largest value (Mann & Whitney 1947), in O(n log n).
 
     Parameters
     ----------
     members, nonmembers
-        Scores, float[m] and float[n], both finite and not empty.
+        Scores, float[m] and float[n], finite and not empty.
     """
     below, up_to = _ranks(members, np.sort(nonmembers))
     return float((below + up_to).sum() / (2 * members.size * nonmembers.size))
@@ -37,7 +37,7 @@ def roc(members: Floats, nonmembers: Floats) -> tuple[Floats, Floats]:
 
 
 def nonmembers_needed(alpha: float) -> int:
-    """Non-members that a rate at false-positive rate `alpha` must rest on: 10 / alpha."""
+    """Non-members needed to report a rate at false-positive rate `alpha`: 10 / alpha."""
     return math.ceil(10 / alpha - 1e-9)
 
 
@@ -50,7 +50,7 @@ def tpr_at_fpr(members: Floats, nonmembers: Floats, alpha: float) -> float | Non
         Unless 0 < alpha < 1.
     """
     if not 0 < alpha < 1:
-        raise ValueError(f"false-positive rate {alpha}: must lie between 0 and 1")
+        raise ValueError(f"false-positive rate {alpha}: must be between 0 and 1")
     if nonmembers.size < nonmembers_needed(alpha):
         return None
     u, v = np.ones((1, members.size)), np.ones((1, nonmembers.size))
@@ -67,10 +67,10 @@ def cluster_bootstrap(
     seed: int,
     alpha: float | None = None,
 ) -> Floats:
-    """AUC, or TPR at FPR <= `alpha`, in bootstrap draws: stratified by side, whole documents at a time.
+    """AUC, or TPR at FPR <= `alpha`, in bootstrap draws of documents, drawn separately for members and non-members.
 
-    Copies of a document are not independent, so documents, not samples, are drawn with replacement (the cluster
-    bootstrap, Davison & Hinkley 1997, section 3.8). Memory stays near 100 MB whatever the number of draws.
+    Samples of one document are not independent, so documents, not samples, are drawn with replacement (cluster
+    bootstrap, Davison & Hinkley 1997, section 3.8). Memory stays near 100 MB for any number of draws.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def cluster_bootstrap(
 def permuted_auc(
     members: Floats, nonmembers: Floats, member_documents: Ints, nonmember_documents: Ints, *, draws: int, seed: int
 ) -> Floats:
-    """AUC after the labels were shuffled among documents: what chance alone gives; float64[draws]."""
+    """AUC after shuffling the labels among documents, which is the result of chance; float64[draws]."""
     documents = codes_of(np.concatenate([member_documents, nonmember_documents]))
     scores = np.concatenate([members, nonmembers])
     below, up_to = _ranks(scores, np.sort(scores))
@@ -121,7 +121,7 @@ def codes_of(documents: Ints) -> Ints:
 
 
 def _chunks(draws: int, width: int) -> Iterator[int]:
-    size = max(1, 2_000_000 // width)  # 16 MB a float64 matrix
+    size = max(1, 2_000_000 // width)  # 16 MB per float64 matrix
     yield from (min(size, draws - start) for start in range(0, draws, size))
 
 
@@ -134,7 +134,7 @@ def _draw(rng: np.random.Generator, codes: Ints, draws: int) -> Floats:
 
 
 def _weighted_auc(members: Floats, u: Floats, nonmembers: Floats, v: Floats) -> Floats:
-    """`auc` with weights u[draws, m] and v[draws, n]; values ascend."""
+    """`auc` with weights u[draws, m] and v[draws, n]; scores must be ascending."""
     cumulative = np.concatenate([np.zeros((len(v), 1)), v.cumsum(axis=1)], axis=1)
     below, up_to = _ranks(members, nonmembers)
     wins = (u * (cumulative[:, below] + cumulative[:, up_to])).sum(axis=1)
@@ -142,9 +142,10 @@ def _weighted_auc(members: Floats, u: Floats, nonmembers: Floats, v: Floats) -> 
 
 
 def _weighted_tpr(members: Floats, u: Floats, nonmembers: Floats, v: Floats, alpha: float) -> Floats:
-    """`tpr_at_fpr` with weights u[draws, m] and v[draws, n]; values ascend.
+    """`tpr_at_fpr` with weights u[draws, m] and v[draws, n]; scores must be ascending.
 
-    Going down from the highest non-member, the first whose weight breaks `alpha` must lie at or below the threshold.
+    Counted from the highest score down, the first non-member whose weight exceeds `alpha` must be at or below the
+    threshold.
     """
     from_top = v[:, ::-1].cumsum(axis=1)
     breaks = np.argmax(from_top > alpha * from_top[:, -1:] + 1e-9, axis=1)

@@ -1,1 +1,1 @@
-"""Membership: what a checkpoint has read against what was sealed."""
+"""Membership: read samples compared with sealed ones."""

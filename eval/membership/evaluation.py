@@ -1,8 +1,8 @@
-"""Can a checkpoint's loss tell what it has read from what was sealed? Run with
+"""Can the loss of a checkpoint distinguish read samples from sealed ones? Run with
 
     python -m eval membership runs/NAME
 
-The record says what a checkpoint has read; nothing is guessed. A score is the mean log-likelihood over a sample's
+What a checkpoint has read is known from the record. A score is the mean log-likelihood over a sample's
 target tokens, and a higher one means "more likely a member".
 """
 
@@ -37,22 +37,22 @@ TASK = "membership/loss"
 
 @dataclass(frozen=True, kw_only=True)
 class Membership(PerCheckpoint[Scores]):
-    """Scores of samples under each checkpoint, compared by group.
+    """Scores of samples at each checkpoint, compared by group.
 
-    At checkpoint step-N, samples read in batches 0 ... N-1 (`read`) and, as a control, those that the record reads
-    only later (`not yet read`) are compared with the sealed holdout; `shuffled` is the AUC that chance gives.
-    Of a packed corpus the segments are compared, each scored alone, so that it compares what it would without packing.
-    Scores are kept in `eval/scores/step-N.parquet`: another call scores only what is missing or belongs to other
-    weights. `max_samples` are drawn per group by `seed`, the same at every checkpoint as far as possible.
+    At checkpoint step-N, samples read in batches 0 ... N-1 (`read`) are compared with the sealed holdout. There are two
+    controls: samples that are read only later (`not yet read`), and shuffled labels (`shuffled`), the result of chance.
+    For a packed corpus, segments are compared, each scored by itself, as without packing. Scores are kept in
+    `eval/scores/step-N.parquet`: another call computes only scores that are missing or belong to other weights.
+    `max_samples` per group are drawn by `seed`, as far as possible the same ones at every checkpoint.
 
     Raises
     ------
     UserError
-        When `bootstrap` or `max_samples` is too small to say anything, or `seed` is negative.
+        When `bootstrap` or `max_samples` is too small, or `seed` is negative.
     """
 
     bootstrap: int = 1000
-    """Resamples behind each interval, and shuffles behind the control."""
+    """Number of bootstrap resamples per interval, and of shuffles for the control."""
 
     name: ClassVar[str] = "membership"
     summary: ClassVar[str] = "loss scores of read samples against the sealed holdout, per checkpoint; AUC, ROC, report"
@@ -82,24 +82,24 @@ class Membership(PerCheckpoint[Scores]):
         for alpha in ALPHAS:
             needed = nonmembers_needed(alpha)
             if sealed < needed:
-                yield f"no TPR at {alpha:.0%} FPR: it needs {needed:,} sealed samples, scored are {sealed:,}"
+                yield f"no TPR at {alpha:.0%} FPR: it needs {needed:,} sealed samples, but only {sealed:,} are scored"
 
     def score(self, checkpoint: Checkpoint, reporter: Reporter) -> Scores:
         """Scores of all groups at `checkpoint`."""
         ids = self.groups.all(checkpoint.step)
         return scores_of(self.run, checkpoint, self.groups.corpus, ids, reporter, self.device)
 
-    def measure(self, checkpoint: Checkpoint, kept: Scores, reporter: Reporter) -> Iterator[Result]:
-        """Compare the groups; nothing where the checkpoint has diverged."""
-        sides, step = self._sides(checkpoint, kept), checkpoint.step
+    def measure(self, checkpoint: Checkpoint, scores: Scores, reporter: Reporter) -> Iterator[Result]:
+        """Compare the groups; yields nothing when a score is not finite, after divergence."""
+        sides, step = self._sides(checkpoint, scores), checkpoint.step
         bad = sum(int((~np.isfinite(side.scores)).sum()) for side in sides.values())
         if bad:
             reporter.note(
-                f"step {step:,}: {bad:,} of {kept.sample_id.size:,} scores are not finite; nothing is compared"
+                f"step {step:,}: {bad:,} of {scores.sample_id.size:,} scores are not finite; the comparison is skipped"
             )
             return
         few = [f"{name} ({side.size})" for name, side in sides.items() if side.size == 1]
-        if few:  # an empty group is no surprise: nothing is read at step 0, and nothing is left after an epoch
+        if few:  # an empty group is expected: nothing is read at step 0, and all is read after an epoch
             reporter.note(f"step {step:,}: fewer than 2 samples in {', '.join(few)}; left out")
         for row in self._compare_all({name: side for name, side in sides.items() if side.size >= 2}):
             yield self.result(checkpoint, task=TASK, **row)
@@ -107,9 +107,9 @@ class Membership(PerCheckpoint[Scores]):
     def _sides(self, checkpoint: Checkpoint, scores: Scores) -> dict[str, Side]:
         sides = {}
         for name, ids in self.groups.at(checkpoint.step).items():
-            drawn = scores.at(ids)
-            has_target = drawn.n_targets > 0
-            sides[name] = Side(drawn.mean[has_target], self.groups.documents[ids[has_target]])
+            group_scores = scores.at(ids)
+            has_target = group_scores.n_targets > 0
+            sides[name] = Side(group_scores.mean[has_target], self.groups.documents[ids[has_target]])
         return sides
 
     def _compare_all(self, sides: dict[str, Side]) -> Iterator[dict[str, Any]]:
@@ -121,20 +121,20 @@ class Membership(PerCheckpoint[Scores]):
             return
         for name, side in sides.items():
             yield from ({"group": name, "n": side.size, **row} for row in self._compare(side, sealed))
-        control = next(iter(sides.values()))  # read, or at step 0 not yet read
+        control = next(iter(sides.values()))  # the group read; at step 0, not yet read
         chance = permuted_auc(*control.against(sealed), draws=self.bootstrap, seed=self.seed)
         yield {"group": SHUFFLED, "metric": "auc", "value": float(chance.mean()), "n": control.size, **spread(chance)}
 
     def _compare(self, members: Side, sealed: Side) -> Iterator[dict[str, Any]]:
         """Yield metric, value and interval of AUC and of each TPR that the number of non-members allows."""
         bootstrap = partial(cluster_bootstrap, *members.against(sealed), draws=self.bootstrap, seed=self.seed)
-        whole = min(np.unique(side.documents).size for side in (members, sealed)) > 1
-        interval = spread(bootstrap()) if whole else {}
+        has_interval = min(np.unique(side.documents).size for side in (members, sealed)) > 1
+        interval = spread(bootstrap()) if has_interval else {}
         yield {"metric": "auc", "value": auc(members.scores, sealed.scores), **interval}
         for alpha in ALPHAS:
             rate = tpr_at_fpr(members.scores, sealed.scores, alpha)
             if rate is not None:
-                interval = spread(bootstrap(alpha=alpha)) if whole else {}
+                interval = spread(bootstrap(alpha=alpha)) if has_interval else {}
                 yield {"metric": f"tpr_at_fpr_{alpha:g}", "value": rate, **interval}
         yield {"metric": "n_sealed", "value": float(sealed.size)}
 
@@ -145,16 +145,16 @@ class Membership(PerCheckpoint[Scores]):
 
     @classmethod
     def overview(cls, results: Sequence[Result]) -> tuple[list[str], list[list[object]]]:
-        """One row per checkpoint of what matters most; the tidy table has all of it."""
+        """One row per checkpoint with the main results; the table on disk has all."""
         cells = {(result.step, result.group, result.metric): result for result in results}
 
         def value(step: int, group: str, metric: str) -> float | None:
-            found = cells.get((step, group, metric))
-            return found.value if found else None
+            result = cells.get((step, group, metric))
+            return result.value if result else None
 
         def auc_of(step: int, group: str) -> str | None:
-            found = cells.get((step, group, "auc"))
-            return with_interval(found) if found else None
+            result = cells.get((step, group, "auc"))
+            return with_interval(result) if result else None
 
         heads = [
             "step",
@@ -179,7 +179,7 @@ class Membership(PerCheckpoint[Scores]):
 
     @classmethod
     def section(cls, run: RunDirectory, results: Sequence[Result]) -> Section:
-        """What its loss tells: the finding, remarks, AUC per checkpoint, ROC and scores."""
+        """Main result, remarks, AUC per checkpoint, ROC curve and scores."""
         return section(run, [result for result in results if result.task == TASK])
 
 
@@ -196,10 +196,10 @@ class Side:
         return int(self.scores.size)
 
     def against(self, other: Side) -> tuple[Floats, Floats, Ints, Ints]:
-        """Both sides as the statistics take them."""
+        """Scores and documents of both sides, as arguments of the statistics."""
         return self.scores, other.scores, self.documents, other.documents
 
 
 def _mean_loss(side: Side) -> dict[str, float]:
-    """Mean over samples of the loss per target token, nats, with its error over documents."""
+    """Mean over samples of the loss per target token, in nats, with its standard error over documents."""
     return clustered_mean(-side.scores, side.documents)

@@ -1,4 +1,4 @@
-"""What membership adds to the report: the finding, what to know before believing it, curves, columns of AUC."""
+"""Membership in the report: main result, remarks, curves, columns of AUC."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TEMPLATE = Path(__file__).with_name("section.html.j2")
 
 
 def section(run: RunDirectory, results: Sequence[Result]) -> Section:
-    """The section of a run; without results it says how to get them."""
+    """The section of a run; without results, it shows the command that computes them."""
     aucs = {(result.step, result.group): result for result in results if result.metric == "auc"}
     evaluated = max((step for step, group in aucs if group == READ), default=None)
     return Section(
@@ -54,23 +54,23 @@ def _finding(aucs: dict[tuple[int, str], Result], step: int | None) -> str | Non
 
 
 def _remarks(run: RunDirectory, results: Sequence[Result], step: int | None) -> Iterator[str]:
-    """What a reader must know before believing the numbers."""
-    here = [result for result in results if result.step == step and result.group == READ]
-    sizes = {result.metric: result for result in here}
+    """Facts that are needed to interpret the numbers."""
+    read_results = [result for result in results if result.step == step and result.group == READ]
+    sizes = {result.metric: result for result in read_results}
     if "n_sealed" in sizes:
         n, sealed = sizes["n_sealed"].n, int(sizes["n_sealed"].value)
         yield f"{n:,} read samples against {sealed:,} sealed ones; intervals are 95%, from a bootstrap over documents."
         for alpha in ALPHAS:
             rate = sizes.get(f"tpr_at_fpr_{alpha:g}")
-            needed = f"not stated: it needs {nonmembers_needed(alpha):,} sealed samples"
+            needed = f"not reported, because it needs {nonmembers_needed(alpha):,} sealed samples"
             stated = with_interval(rate) if rate else needed
             yield f"True-positive rate at a false-positive rate of {alpha:.0%}: {stated}."
-        yield "No blind baseline was run: that the groups do not differ by their text alone rests on the random seal."
+        yield "Sealed documents are chosen at random; no other test was made that the groups have similar texts."
     if run.config().data.pack:
-        yield "Samples are packed; compared are the rows in them (segments), each scored alone."
+        yield "Samples are packed; their rows (segments) are compared, each scored by itself."
     kind = run.manifest()["identity"]["order"]["kind"]
     if kind != "shuffle":
-        yield f"The order is {kind}: “{UNREAD}” is no control here, since it may differ from what was read."
+        yield f"The order is {kind}: “{UNREAD}” is not a valid control, since its samples may differ from those read."
 
 
 def _column(aucs: dict[tuple[int, str], Result], group: str) -> Column:
@@ -79,30 +79,30 @@ def _column(aucs: dict[tuple[int, str], Result], group: str) -> Column:
 
 
 def _pictures(run: RunDirectory, results: Sequence[Result], step: int | None) -> Iterator[Picture]:
-    """AUC of all checkpoints; ROC and scores at the last evaluated one."""
+    """AUC of all checkpoints; ROC curve and scores at the last evaluated one."""
     from wellread.checkpoint import list_checkpoints
     from wellread.plots.membership import auc_by_step, score_histogram
     from wellread.plots.membership import roc as roc_plot
 
     if any(result.metric == "auc" for result in results):
         alt = "AUC against the step, with 95% intervals, for read samples and the two controls; numbers below."
-        caption = "How well loss tells samples of a group from sealed ones. The dashed line is chance."
+        caption = "How well the loss distinguishes samples of a group from sealed ones. The dashed line is chance."
         yield Picture("Membership", auc_by_step(results), alt, caption)
-    chosen = [checkpoint for checkpoint in list_checkpoints(run.checkpoints) if checkpoint.step == step]
-    scores = _scored_groups(run, chosen[0]) if chosen else {}
+    evaluated = [checkpoint for checkpoint in list_checkpoints(run.checkpoints) if checkpoint.step == step]
+    scores = _scored_groups(run, evaluated[0]) if evaluated else {}
     if not scores:
         return
     read, sealed = scores[READ], scores[SEALED]
     alt = f"ROC curve of {read.size:,} read against {sealed.size:,} sealed samples, on linear and on log axes."
-    caption = f"Every threshold on the loss at step {step:,}. Log axes show the safest guesses."
+    caption = f"All thresholds on the loss at step {step:,}. Log axes show low false-positive rates."
     yield Picture("ROC", roc_plot(*roc(read, sealed), nonmembers=sealed.size), alt, caption)
     alt = f"Mean score {read.mean():.3f} of read and {sealed.mean():.3f} of sealed samples, in nats per token."
     image = score_histogram({READ: read, SEALED: sealed})
-    yield Picture("Scores", image, alt, f"Log-likelihood of single samples at step {step:,}; higher is likelier.")
+    yield Picture("Scores", image, alt, f"Mean log-likelihood of each sample at step {step:,}; higher is more likely.")
 
 
 def _scored_groups(run: RunDirectory, checkpoint: Checkpoint) -> dict[str, Floats]:
-    """Scores by group, as kept by the last evaluation of `checkpoint`; empty when it kept none."""
+    """Scores by group that the last evaluation of `checkpoint` kept; empty when there are none."""
     scores = kept_scores(run, checkpoint)
     if scores is None:
         return {}

@@ -1,8 +1,8 @@
-"""One page about a run, `report/index.html`: what it read, what it became, what was measured. Run with
+"""Report of a run, `report/index.html`: what it read, its checkpoints, results of evaluations. Run with
 
     python -m eval report runs/NAME
 
-The page needs nothing but itself: pictures are inside it, no script runs, every text from the run is escaped. Each
+The page is self-contained: images are embedded, there are no scripts, and all text from the run is escaped. Each
 evaluation of `eval/registry.py` adds its section.
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from wellread.run import RunDirectory
 
 LOSS_WINDOW = 10
-"""Batches before a checkpoint whose mean loss stands beside it."""
+"""Number of batches before a checkpoint over which its training loss is averaged."""
 
 
 def write(run: RunDirectory) -> Path:
@@ -58,7 +58,7 @@ def write(run: RunDirectory) -> Path:
 
 
 def _sections(run: RunDirectory) -> Iterator[Section]:
-    """What the evaluations add, in the order of the registry."""
+    """Sections of the evaluations, in the order of the registry."""
     from wellread.results import read
 
     for kind in evaluations():
@@ -68,7 +68,7 @@ def _sections(run: RunDirectory) -> Iterator[Section]:
 
 
 def _content(run: RunDirectory, sections: list[Section]) -> dict[str, Any]:
-    """Everything that the template names, the sections' own texts apart."""
+    """All variables of the template, except the rendered sections."""
     from wellread.checkpoint import list_checkpoints
     from wellread.corpus.read import Corpus
     from wellread.record.reader import Record
@@ -124,16 +124,18 @@ def _summary(run: RunDirectory, record: Record, read: RecordSummary, checkpoints
 
 
 def _losses(checkpoints: list[Checkpoint], read: RecordSummary) -> Iterator[Picture]:
-    """The curve of losses, where anything was learned."""
+    """The loss curve, if any batch was learned from."""
     from wellread.plots.loss import loss_curve
 
-    held = [(c.step, float(c.manifest["holdout_loss"])) for c in checkpoints if c.manifest.get("holdout_loss")]
+    holdout_losses = [
+        (c.step, float(c.manifest["holdout_loss"])) for c in checkpoints if c.manifest.get("holdout_loss")
+    ]
     learned = np.flatnonzero(np.isfinite(read.losses))
     if learned.size:
         losses = read.losses[learned]
         alt = f"Training loss goes from {losses[0]:.2f} to {losses[-1]:.2f} nats per target token."
-        caption = "Mean loss of each batch as it was trained, out of the record."
-        yield Picture("Loss", loss_curve(learned, losses, holdout=held), alt, caption)
+        caption = "Mean loss of each batch as trained, from the record."
+        yield Picture("Loss", loss_curve(learned, losses, holdout=holdout_losses), alt, caption)
 
 
 def _lengths(corpus: Corpus) -> Picture:
@@ -143,12 +145,12 @@ def _lengths(corpus: Corpus) -> Picture:
     groups = {"trainable": lengths[: corpus.n_trainable], "sealed": lengths[corpus.n_trainable :]}
     image = length_histogram({name: values for name, values in groups.items() if values.size})
     alt = f"Lengths of samples in tokens, {lengths.min():,} to {lengths.max():,}, median {int(np.median(lengths)):,}."
-    return Picture("Lengths", image, alt, "Tokens per sample; the two sides should look alike.")
+    return Picture("Lengths", image, alt, "Tokens per sample; both groups should have similar distributions.")
 
 
 def _row(checkpoint: Checkpoint, read: RecordSummary, columns: Iterable[Column]) -> dict[str, Any]:
     step, (start, stop) = checkpoint.step, checkpoint.batches
-    before, held = read.losses[max(0, step - LOSS_WINDOW) : step], checkpoint.manifest.get("holdout_loss")
+    before, holdout_loss = read.losses[max(0, step - LOSS_WINDOW) : step], checkpoint.manifest.get("holdout_loss")
     before = before[np.isfinite(before)]
     return {
         "step": f"{step:,}",
@@ -156,7 +158,7 @@ def _row(checkpoint: Checkpoint, read: RecordSummary, columns: Iterable[Column])
         "batches": f"{start:,} … {stop - 1:,}" if stop > start else "none",
         "head": checkpoint.head,
         "loss": f"{before.mean():.3f}" if before.size else "–",
-        "holdout": "–" if held is None else f"{held:.3f}",
+        "holdout": "–" if holdout_loss is None else f"{holdout_loss:.3f}",
         "cells": [column.cells.get(step, "–") for column in columns],
     }
 
@@ -164,7 +166,7 @@ def _row(checkpoint: Checkpoint, read: RecordSummary, columns: Iterable[Column])
 def _commands(run: RunDirectory, checkpoints: list[Checkpoint]) -> list[tuple[str, str]]:
     path = shlex.quote(str(run.path))
     commands = [
-        ("Prove that the record is what the order says", f"python -m eval verify {path}"),
+        ("Verify that the record matches the order", f"python -m eval verify {path}"),
         ("Watch the curves", f"tensorboard --logdir {shlex.quote(str(run.tb))}"),
     ]
     if checkpoints:

@@ -1,4 +1,4 @@
-"""What the record says of a whole run."""
+"""Losses and counts of a run, from its record."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class RecordSummary:
     """Losses and counts over all batches of a record."""
 
     losses: NDArray[np.float64]
-    """Mean loss per target token of each batch, nats, float64[batches]; nan where it was skipped."""
+    """Mean loss per target token of each batch, in nats, float64[batches]; nan for skipped batches."""
     samples: int
-    """Different samples read."""
+    """Number of distinct samples read."""
     readings: int
-    """Samples read, counting each time."""
+    """Number of readings."""
 
     @classmethod
     def of(cls, record: Record, n_trainable: int) -> RecordSummary:
-        """Pass over the record once, some thousand batches at a time, so that its length does not matter."""
+        """Read the record once, a few thousand batches at a time, so that memory does not depend on its length."""
         losses, was_read, readings = np.zeros(record.batches), np.zeros(n_trainable, dtype=np.bool_), 0
         for start in range(0, record.batches, BATCHES_AT_ONCE):
             stop = min(start + BATCHES_AT_ONCE, record.batches)

@@ -1,4 +1,4 @@
-"""Scores that need no model."""
+"""Synthetic scores, which need no model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wellread.scores import Scores
 
 @pytest.fixture
 def scored(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[int]]]:
-    """Scores without a model: sample i has mean -i, and one nat more at step s when it was read before s."""
+    """Replaces the model: sample i has mean -i, plus 100 at step s if it was read before s. Returns the calls."""
     calls: list[tuple[int, list[int]]] = []
 
     def run_model(checkpoint: Any, corpus: Any, ids: Any, device: Any, progress: Any) -> Scores:

@@ -1,4 +1,4 @@
-"""Any evaluation: what a class of its own gets from the registry, without another file being touched."""
+"""What a new evaluation gets from the registry, without changes to other files."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from wellread.results import Result, read
 from wellread.run import RunDirectory
 from wellread.scores import Scores
 
-# --- the whole of a new evaluation
+# --- a complete new evaluation
 
 
 class Dummy(PerCheckpoint[Scores]):
     """Counts the samples that have a score above a threshold."""
 
     name: ClassVar[str] = "dummy"
-    summary: ClassVar[str] = "samples that score well"
+    summary: ClassVar[str] = "samples with good scores"
 
     def size(self, step: int) -> int:
         return 4
@@ -40,15 +40,15 @@ class Dummy(PerCheckpoint[Scores]):
         corpus = Corpus.open(self.run.corpus)
         return scores_of(self.run, checkpoint, corpus, np.arange(4), reporter, self.device)
 
-    def measure(self, checkpoint: Checkpoint, kept: Scores, reporter: Reporter) -> Iterator[Result]:
-        good = float((kept.mean > self.seed).sum())
+    def measure(self, checkpoint: Checkpoint, scores: Scores, reporter: Reporter) -> Iterator[Result]:
+        good = float((scores.mean > self.seed).sum())
         yield self.result(checkpoint, task="dummy", metric="good", group="first four", value=good, n=4)
 
     @classmethod
     def section(cls, run: RunDirectory, results: Sequence[Result]) -> Section | None:
-        found = {result.step: f"{result.value:g} good" for result in results}
-        template = "<section><h2>Dummy</h2><p>{{ said }}</p></section>"
-        return Section(template=template, values={"said": f"<b> {len(found)}"}, columns=[Column(("good",), found)])
+        cells = {result.step: f"{result.value:g} good" for result in results}
+        template = "<section><h2>Dummy</h2><p>{{ text }}</p></section>"
+        return Section(template=template, values={"text": f"<b> {len(cells)}"}, columns=[Column(("good",), cells)])
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def dummy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(EVALUATIONS, "dummy", f"{__name__}:Dummy")
 
 
-# --- what it gets
+# --- what it gets from the registry
 
 
 def goods(run: RunDirectory) -> list[tuple[int, float]]:
@@ -69,17 +69,17 @@ def test_a_table_and_a_section(
     run = make_run(tmp_path / "run")
     assert main(["dummy", str(run.path)]) == 0
     assert goods(run) == [(0, 0.0), (2, 4.0), (4, 4.0)]
-    said = capsys.readouterr()
-    assert said.out.splitlines()[:2] == [
+    output = capsys.readouterr()
+    assert output.out.splitlines()[:2] == [
         "step  task   group       metric   value  n",
         "   0  dummy  first four  good    0.0000  4",
     ]
-    assert said.err.splitlines() == [f"step {step}: scored; 1 results" for step in (0, 2, 4)]
+    assert output.err.splitlines() == [f"step {step}: scored; 1 results" for step in (0, 2, 4)]
     page = (run.report / "index.html").read_text()
     assert "<section><h2>Dummy</h2><p>&lt;b&gt; 3</p></section>" in page
     assert '<th scope="col">AUC not yet read<br>[95%]</th><th scope="col">good</th>\n' in page
-    assert "<td>–</td><td>–</td><td>0 good</td></tr>" in page  # two columns of membership, and its own
-    assert "Not evaluated yet" in page  # which is said of membership
+    assert "<td>–</td><td>–</td><td>0 good</td></tr>" in page  # two columns of membership, then its column
+    assert "Not evaluated yet" in page  # in the section of membership
 
 
 def test_its_flags_and_kept_scores(
@@ -87,7 +87,7 @@ def test_its_flags_and_kept_scores(
 ) -> None:
     run = make_run(tmp_path / "run")
     assert main(["dummy", str(run.path), "--steps", "2,step-4", "--seed", "98"]) == 0
-    assert goods(run) == [(2, 2.0), (4, 2.0)]  # of 100, 99, 98, 97
+    assert goods(run) == [(2, 2.0), (4, 2.0)]  # scores are 100, 99, 98, 97
     assert scored == [(2, [0, 1, 2, 3]), (4, [0, 1, 2, 3])]
     assert main(["dummy", str(run.path), "--seed", "99"]) == 0
     assert goods(run) == [(0, 0.0), (2, 1.0), (4, 1.0)]
@@ -116,17 +116,17 @@ def test_a_fan_out(tmp_path: Path, dummy: None, scored: list[Any], capsys: pytes
 def test_it_is_in_the_help(dummy: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert per_checkpoint() == ["membership", "dummy"]
     assert main(["--help"]) == 0
-    assert "  dummy RUN         samples that score well\n  verify RUN " in capsys.readouterr().out
+    assert "  dummy RUN         samples with good scores\n  verify RUN " in capsys.readouterr().out
     with pytest.raises(UserError, match="eval none: unknown command; use read, verify, report, membership, dummy"):
         main(["none"])
 
 
-# --- one that looks at the whole run
+# --- an evaluation of the run instead of its checkpoints
 
 
-class Whole(Evaluation):
+class WholeRun(Evaluation):
     name: ClassVar[str] = "whole"
-    summary: ClassVar[str] = "the run as a whole"
+    summary: ClassVar[str] = "a number about the run"
 
     def results(self, reporter: Reporter) -> Iterator[Result]:
         yield Result(
@@ -134,14 +134,16 @@ class Whole(Evaluation):
         )
 
 
-def test_one_piece(
+def test_an_evaluation_of_the_run_cannot_be_split(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:  # fmt: skip
-    monkeypatch.setitem(EVALUATIONS, "whole", f"{__name__}:Whole")
+    monkeypatch.setitem(EVALUATIONS, "whole", f"{__name__}:WholeRun")
     run = make_run(tmp_path / "run")
     assert main(["whole", str(run.path)]) == 0
     assert [result.metric for result in read(run.eval / "whole.parquet")] == ["x"]
-    with pytest.raises(UserError, match="--fan_out: eval whole is one piece; it works with membership"):
+    with pytest.raises(
+        UserError, match="--fan_out: eval whole cannot be split by checkpoint; it works with membership"
+    ):
         main(["parts", "whole", str(run.path)])
     with pytest.raises(UserError, match="unknown setting 'steps'"):
         main(["whole", str(run.path), "--steps", "4"])

@@ -86,14 +86,14 @@ def test_what_python_runs(run: RunDirectory) -> None:
 def test_what_is_one_piece_is_not_fanned_out(command: str, run: RunDirectory) -> None:
     with pytest.raises(UserError) as error:
         evaluation.run(Request(command=command, run=run, cluster=LOCAL, fan_out=True))
-    assert str(error.value) == f"--fan_out: eval {command} is one piece; it works with membership"
+    assert str(error.value) == f"--fan_out: eval {command} cannot be split by checkpoint; it works with membership"
 
 
 @pytest.mark.parametrize("rest", [("--steps", "4"), ("--steps=4",), ("--seed", "1", "--steps", "4")])
 def test_every_checkpoint_is_fanned_out(rest: tuple[str, ...], run: RunDirectory) -> None:
     with pytest.raises(UserError) as error:
         evaluation.run(Request(command="membership", run=run, rest=rest, cluster=LOCAL, fan_out=True))
-    assert str(error.value) == "--fan_out: takes every checkpoint; leave it out to evaluate those of --steps"
+    assert str(error.value) == "--fan_out: evaluates all checkpoints; leave it out to evaluate only those of --steps"
 
 
 def test_evaluations_do_not_go_to_a_hostfile(run: RunDirectory) -> None:
@@ -252,5 +252,5 @@ def test_a_pool_finds_what_one_process_finds(program: Program, copied_run: RunDi
 
     refused = program("launch", "run", "eval", "verify", copied_run.path, "--fan_out")
     assert (refused.returncode, refused.stderr) == (
-        2, "error: --fan_out: eval verify is one piece; it works with membership\n",
+        2, "error: --fan_out: eval verify cannot be split by checkpoint; it works with membership\n",
     )  # fmt: skip

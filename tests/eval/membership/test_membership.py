@@ -1,3 +1,5 @@
+"""Membership: statistics compared with other computations, groups, results and kept scores."""
+
 import io
 import json
 from collections.abc import Sequence
@@ -35,7 +37,7 @@ def brute_force_auc(members: Sequence[float], nonmembers: Sequence[float]) -> fl
 def test_auc_by_hand() -> None:
     assert auc(np.array([3.0, 1.0]), np.array([2.0, 0.0])) == 0.75
     assert auc(np.array([1.0, 1.0]), np.array([1.0])) == 0.5
-    assert auc(np.array([1.0, 2.0]), np.array([0.0, 1.0])) == 0.875  # one tie of four pairs
+    assert auc(np.array([1.0, 2.0]), np.array([0.0, 1.0])) == 0.875  # of four pairs, one is a tie
     assert auc(np.array([-1.0]), np.array([0.0])) == 0.0
 
 
@@ -64,7 +66,7 @@ def test_tpr_by_hand() -> None:
     assert tpr_at_fpr(np.array([70.0]), hundred, 0.29) == 0.0
 
 
-def test_tpr_lets_tied_nonmembers_in_together() -> None:
+def test_tpr_counts_tied_nonmembers_together() -> None:
     members = np.array([1.0, 2.0])
     assert tpr_at_fpr(members, np.array([1.0] * 10 + [0.0] * 90), 0.1) == 1.0  # FPR 0.10 is allowed: <=
     assert tpr_at_fpr(members, np.array([1.0] * 11 + [0.0] * 89), 0.1) == 0.5  # FPR 0.11 is not
@@ -82,21 +84,23 @@ def test_tpr_needs_ten_over_alpha_nonmembers() -> None:
 def test_bootstrap_agrees_with_resampling_one_by_one() -> None:
     rng = np.random.default_rng(1)
     members, nonmembers = rng.integers(0, 6, 9).astype(float), rng.integers(0, 5, 120).astype(float)
-    documents, others = rng.integers(0, 4, 9), rng.integers(0, 50, 120)
+    documents, other_documents = rng.integers(0, 4, 9), rng.integers(0, 50, 120)
     u = separation._draw(rng, separation.codes_of(documents), 20)
-    v = separation._draw(rng, separation.codes_of(others), 20)
+    v = separation._draw(rng, separation.codes_of(other_documents), 20)
     order, other = np.argsort(members), np.argsort(nonmembers)
     sides = (members[order], u[:, order], nonmembers[other], v[:, other])
     aucs, tprs = separation._weighted_auc(*sides), separation._weighted_tpr(*sides, 0.1)
     for row in range(20):
-        assert all(len(set(u[row][documents == document])) == 1 for document in documents)  # drawn as a whole
-        drawn, against = members.repeat(u[row].astype(int)), nonmembers.repeat(v[row].astype(int))
-        assert aucs[row] == pytest.approx(brute_force_auc(drawn.tolist(), against.tolist()), abs=1e-12)
-        fpr, tpr = roc(drawn, against)
+        assert all(
+            len(set(u[row][documents == document])) == 1 for document in documents
+        )  # all samples of a document are drawn together
+        resampled, against = members.repeat(u[row].astype(int)), nonmembers.repeat(v[row].astype(int))
+        assert aucs[row] == pytest.approx(brute_force_auc(resampled.tolist(), against.tolist()), abs=1e-12)
+        fpr, tpr = roc(resampled, against)
         assert tprs[row] == pytest.approx(tpr[fpr <= 0.1 + 1e-9].max(), abs=1e-12)
 
 
-def test_bootstrap_error_is_delongs() -> None:
+def test_bootstrap_error_equals_that_of_delong() -> None:
     rng = np.random.default_rng(2)
     members, nonmembers = rng.normal(0.7, 1, 300), rng.normal(0, 1, 200)
     wins = members[:, None] > nonmembers
@@ -114,10 +118,10 @@ def test_intervals_cover_the_truth() -> None:
         draws = cluster_bootstrap(*sides, ONE_EACH[:50], ONE_EACH[:50], draws=200, seed=seed)
         low, high = np.quantile(draws, [0.025, 0.975])
         covered += low <= truth <= high
-    assert 180 <= covered <= 199  # 95% of 200, give or take three standard errors and the bootstrap's own
+    assert 180 <= covered <= 199  # 95% of 200, within three standard errors and the error of the bootstrap
 
 
-def test_copies_of_documents_add_no_certainty() -> None:
+def test_copies_of_documents_do_not_shrink_the_error() -> None:
     rng = np.random.default_rng(4)
     members, nonmembers = rng.normal(0.5, 1, 150), rng.normal(0, 1, 150)
     fivefold, documents = (members.repeat(5), nonmembers.repeat(5)), ONE_EACH[:150].repeat(5)
@@ -133,7 +137,7 @@ def test_memory_of_the_bootstrap_is_bounded() -> None:
     assert list(separation._chunks(3, 10_000_000)) == [1, 1, 1]
 
 
-def test_shuffled_labels_give_a_half() -> None:
+def test_shuffled_labels_give_an_auc_of_one_half() -> None:
     rng = np.random.default_rng(5)
     members, nonmembers = rng.normal(2, 1, 120), rng.normal(0, 1, 80)
     draws = permuted_auc(members, nonmembers, ONE_EACH[:120], ONE_EACH[120:200], draws=4000, seed=0)
@@ -143,30 +147,30 @@ def test_shuffled_labels_give_a_half() -> None:
     assert draws.std() == pytest.approx(np.sqrt(201 / (12 * 120 * 80)), rel=0.05)  # Mann & Whitney 1947
 
 
-def test_shuffled_labels_keep_documents_whole() -> None:
+def test_labels_are_shuffled_by_document() -> None:
     rng = np.random.default_rng(6)
     members, nonmembers = rng.normal(0, 1, 60).repeat(4), rng.normal(0, 1, 40).repeat(4)
-    documents, others = ONE_EACH[:60].repeat(4), ONE_EACH[60:100].repeat(4)
-    whole = permuted_auc(members, nonmembers, documents, others, draws=2000, seed=0)
+    documents, other_documents = ONE_EACH[:60].repeat(4), ONE_EACH[60:100].repeat(4)
+    by_document = permuted_auc(members, nonmembers, documents, other_documents, draws=2000, seed=0)
     single = permuted_auc(members, nonmembers, ONE_EACH[:240], ONE_EACH[240:400], draws=2000, seed=0)
-    assert whole.std() / single.std() == pytest.approx(2, rel=0.1)
-    assert whole.mean() == pytest.approx(0.5, abs=0.005)
+    assert by_document.std() / single.std() == pytest.approx(2, rel=0.1)
+    assert by_document.mean() == pytest.approx(0.5, abs=0.005)
 
 
 def test_error_of_a_mean_of_documents() -> None:
     row = membership._mean_loss(Side(np.array([-1.0, -2.0, -3.0, -4.0]), np.array([7, 7, 8, 8])))
     assert row["value"] == 2.5
     assert row["stderr"] == pytest.approx(1.0)  # two clusters with means 1.5 and 3.5: sqrt(2) / sqrt(2)
-    alone = membership._mean_loss(Side(np.array([-1.0, -2.0]), np.array([7, 7])))
-    assert alone == {"value": 1.5}
+    one_document = membership._mean_loss(Side(np.array([-1.0, -2.0]), np.array([7, 7])))
+    assert one_document == {"value": 1.5}
 
 
 # -- a run
 
 
 def value(results: list[Result], step: int, group: str, metric: str = "auc") -> Result:
-    (found,) = (r for r in results if (r.step, r.group, r.metric) == (step, group, metric))
-    return found
+    (result,) = (r for r in results if (r.step, r.group, r.metric) == (step, group, metric))
+    return result
 
 
 def test_groups_come_from_the_record(tmp_path: Path) -> None:
@@ -181,12 +185,12 @@ def test_groups_come_from_the_record(tmp_path: Path) -> None:
     assert groups.all(2).tolist() == list(range(12))
 
 
-def test_what_the_run_never_reads_is_in_no_group(tmp_path: Path) -> None:
+def test_samples_that_are_never_read_are_in_no_group(tmp_path: Path) -> None:
     groups = Groups.of(make_run(tmp_path / "run", batches=2), 2000, 0)
     assert groups.all(0).tolist() == [0, 1, 2, 3, 8, 9, 10, 11]
 
 
-def test_a_copy_of_what_was_read_is_no_control(tmp_path: Path) -> None:
+def test_a_copy_of_a_read_document_is_not_a_control(tmp_path: Path) -> None:
     groups = Groups.of(make_run(tmp_path / "run", copies=True), 2000, 0)
     assert groups.at(0)["not yet read"].tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
     assert groups.at(2)["not yet read"].tolist() == [4, 5, 6]  # 7 is a copy of 0
@@ -199,13 +203,13 @@ def test_a_cap_draws_the_same_samples_at_every_checkpoint(tmp_path: Path) -> Non
         at = {step: {name: set(ids.tolist()) for name, ids in groups.at(step).items()} for step in (0, 2, 4)}
         assert at[0]["sealed"] == at[2]["sealed"] == at[4]["sealed"]
         assert all(len(ids) == 2 for ids in at[2].values())
-        assert {i for i in at[4]["read"] if i < 4} <= at[2]["read"]  # it changes only for what was read since
+        assert {i for i in at[4]["read"] if i < 4} <= at[2]["read"]  # changes only by samples that were read since
         assert {i for i in at[0]["not yet read"] if i >= 4} <= at[2]["not yet read"]
         draws.add(frozenset(at[2]["sealed"]))
     assert len(draws) > 1
 
 
-def test_evaluate_gives_the_numbers(tmp_path: Path, scored: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_of_an_evaluation(tmp_path: Path, scored: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(tmp_path / "run")
     results = evaluate(run, bootstrap=100)
     assert [step for step, _ in scored] == [0, 2, 4]
@@ -223,7 +227,7 @@ def test_evaluate_gives_the_numbers(tmp_path: Path, scored: list[Any], capsys: p
         assert control.ci_low < 0.5 < control.ci_high
     assert read(run.eval / "membership.parquet") == results
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "no TPR at 10% FPR: it needs 100 sealed samples, scored are 4"
+    assert lines[0] == "no TPR at 10% FPR: it needs 100 sealed samples, but only 4 are scored"
     assert lines[2].startswith("step 0: scored; AUC against sealed: not yet read ")
     assert lines[3].startswith("step 2: scored; AUC against sealed: read 1.000, not yet read 1.000, shuffled 0.")
     assert not any(r.group == "read" for r in results if r.step == 0)
@@ -235,7 +239,7 @@ def test_evaluate_gives_the_numbers(tmp_path: Path, scored: list[Any], capsys: p
     assert rows[1][-2:] == [value(results, 2, "read", "mean_loss").value, 9.5]
 
 
-def test_a_rate_is_stated_where_enough_are_sealed(tmp_path: Path, scored: list[Any]) -> None:
+def test_tpr_is_reported_when_enough_samples_are_sealed(tmp_path: Path, scored: list[Any]) -> None:
     results = evaluate(make_run(tmp_path / "run", sealed=100), bootstrap=100, progress=False)
     assert value(results, 4, "read", "tpr_at_fpr_0.1").value == 1.0
     assert not [r for r in results if r.metric == "tpr_at_fpr_0.01"]
@@ -244,10 +248,10 @@ def test_a_rate_is_stated_where_enough_are_sealed(tmp_path: Path, scored: list[A
 def test_a_second_call_scores_only_what_is_missing(tmp_path: Path, scored: list[tuple[int, list[int]]]) -> None:
     run = make_run(tmp_path / "run")
     evaluate(run, bootstrap=100, max_samples=3, progress=False)
-    drawn = dict(scored)
+    scored_before = dict(scored)
     scored.clear()
     first = evaluate(run, bootstrap=100, progress=False)
-    assert [(step, sorted(ids + drawn[step])) for step, ids in scored] == [
+    assert [(step, sorted(ids + scored_before[step])) for step, ids in scored] == [
         (step, list(range(12))) for step in (0, 2, 4)
     ]
     scored.clear()
@@ -255,7 +259,7 @@ def test_a_second_call_scores_only_what_is_missing(tmp_path: Path, scored: list[
     assert scored == []
 
 
-def test_scores_of_other_weights_are_done_again(tmp_path: Path, scored: list[tuple[int, list[int]]]) -> None:
+def test_scores_of_other_weights_are_computed_again(tmp_path: Path, scored: list[tuple[int, list[int]]]) -> None:
     run = make_run(tmp_path / "run")
     evaluate(run, bootstrap=100, progress=False)
     scored.clear()
@@ -273,14 +277,14 @@ def test_a_diverged_checkpoint_is_not_compared(
 
     monkeypatch.setattr(kept, "_run_model", run_model)
     assert evaluate(make_run(tmp_path / "run"), steps=[4], bootstrap=100) == []
-    assert "step 4: 2 of 12 scores are not finite; nothing is compared" in capsys.readouterr().err
+    assert "step 4: 2 of 12 scores are not finite; the comparison is skipped" in capsys.readouterr().err
 
 
-def test_bad_input_is_one_line(tmp_path: Path, scored: list[Any]) -> None:
+def test_invalid_input_is_refused_in_one_line(tmp_path: Path, scored: list[Any]) -> None:
     run = make_run(tmp_path / "run")
     with pytest.raises(UserError, match="no checkpoint at step 3; choose from 0, 2, 4"):
         evaluate(run, steps=[3])
-    with pytest.raises(UserError, match="no sealed samples to compare with; train a run with --holdout above 0"):
+    with pytest.raises(UserError, match="no sealed samples to compare with; train with --holdout above 0"):
         evaluate(make_run(tmp_path / "open", sealed=0))
     with pytest.raises(UserError, match="--bootstrap 1: too few"):
         evaluate(run, bootstrap=1)
@@ -306,7 +310,7 @@ def test_a_terminal_gets_one_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_a_real_model_is_scored_as_it_says_itself(tmp_path: Path) -> None:
+def test_scores_equal_log_likelihoods_of_a_real_model(tmp_path: Path) -> None:
     import torch
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 

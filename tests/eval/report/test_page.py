@@ -1,3 +1,5 @@
+"""The report of a run: pictures, content, escaping, and how a browser shows it."""
+
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -46,7 +48,7 @@ PICTURES = {
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_pictures_are_pictures_and_the_same_each_time(name: str) -> None:
+def test_pictures_are_valid_and_reproducible(name: str) -> None:
     png, svg = PICTURES[name]("png"), PICTURES[name]("svg")
     assert png.startswith(PNG)
     assert size_of(png)[0] == 1080
@@ -86,14 +88,14 @@ def test_the_report_shows_the_run(tmp_path: Path, scored: list[Any]) -> None:
     assert page.tags.count("img") == 5
     assert sum(name == "alt" and len(value) > 20 for name, value in page.attributes) == 5
     for text in ("4 of ", "8 of 8 trainable, 8 readings", "0 … 1", "1.000 [1.000, 1.000]", "1.844", "3.600"):
-        assert any(text in found for found in page.texts), text
+        assert any(text in page_text for page_text in page.texts), text
     finding = next(text for text in page.texts if text.startswith("At step 4, a sample that the model has read"))
     assert "with probability 1.000 [1.000, 1.000]" in finding
-    assert any("not stated: it needs 100 sealed samples" in text for text in page.texts)
+    assert any("not reported, because it needs 100 sealed samples" in text for text in page.texts)
     assert any(text.startswith("python -m eval membership ") for text in page.texts)
 
 
-def test_the_report_needs_nothing_but_itself(tmp_path: Path, scored: list[Any]) -> None:
+def test_the_report_is_self_contained(tmp_path: Path, scored: list[Any]) -> None:
     run = make_run(tmp_path / "run")
     evaluate(run, bootstrap=100, progress=False)
     page = Page(write(run).read_text())
@@ -111,17 +113,17 @@ def test_everything_is_escaped(tmp_path: Path, scored: list[Any]) -> None:
     assert "script" not in page.tags
     assert page.tags.count("img") == 5
     assert not [name for name, _ in page.attributes if name.startswith("on")]
-    assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 2  # the model: above, and in the summary
+    assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 2  # name of the model, in the lead and in the summary
     assert "<title>&lt;script&gt;alert(1)&#34;&gt;&lt;img" in html
 
 
-def test_a_run_that_was_not_evaluated_says_how(tmp_path: Path) -> None:
+def test_the_report_of_a_run_without_evaluations(tmp_path: Path) -> None:
     page = Page(write(make_run(tmp_path / "run", sealed=0)).read_text())
     assert "Not evaluated yet: see" in page.texts
     assert page.tags.count("img") == 2
 
 
-def test_train_loss_weighs_samples_by_their_targets(tmp_path: Path) -> None:
+def test_train_loss_is_weighted_by_targets(tmp_path: Path) -> None:
     from eval.report.record_summary import RecordSummary
     from wellread.record.reader import Record
 
@@ -131,17 +133,19 @@ def test_train_loss_weighs_samples_by_their_targets(tmp_path: Path) -> None:
 
 
 @pytest.mark.browser
-def test_a_browser_shows_it_and_runs_nothing(tmp_path: Path, scored: list[Any]) -> None:
+def test_a_browser_shows_the_report_and_runs_no_script(tmp_path: Path, scored: list[Any]) -> None:
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
-        missing("no Chromium here: apt-get install chromium")
+        missing("Chromium is not installed: apt-get install chromium")
     run = make_run(tmp_path / "<script>document.title='run'", model=EVIL)
     evaluate(run, bootstrap=100, progress=False)
     page = tmp_path / "index.html"
     page.write_text(write(run).read_text())
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    done = subprocess.run([browser, *options, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
-    shown = Page(done.stdout)
-    assert "<script>document.title='run' · wellread" in shown.texts
-    assert shown.tags.count("img") == 5
-    assert "script" not in shown.tags
+    process = subprocess.run(
+        [browser, *options, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120
+    )
+    rendered = Page(process.stdout)
+    assert "<script>document.title='run' · wellread" in rendered.texts
+    assert rendered.tags.count("img") == 5
+    assert "script" not in rendered.tags
