@@ -35,7 +35,7 @@ Ask = Callable[..., str]
 
 @pytest.fixture
 def ask(tiny_run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> Ask:
-    """Ask the finished run (or, with `of`, something else); return what is printed."""
+    """Run `read` on the finished run (with `of`, on another run; None: without a run); return its output."""
 
     def call(*words: object, of: object = tiny_run.path) -> str:
         assert read.main([*([str(of)] if of else []), *map(str, words)]) == 0
@@ -51,20 +51,20 @@ def history(tiny_run: RunDirectory) -> History:
 
 @pytest.fixture(scope="module")
 def texts(corpus: Corpus) -> list[str]:
-    """Every sample's text by the tokenizer's own decoding."""
+    """Text of every sample, as the tokenizer decodes it."""
     tokenizer = Tokenizer.load(corpus.tokenizer)
     return [tokenizer.decode(corpus.tokens(i).tolist()) for i in range(corpus.n)]
 
 
 def value(printed: str, name: str) -> str:
-    """What stands behind a name at the start of a line."""
+    """The value after a name at the start of a line."""
     return next(line[len(name) :].strip() for line in printed.splitlines() if line.startswith(f"{name}  "))
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------
 
 
-def test_checkpoint_says_what_it_has_read(ask: Ask, tiny_run: RunDirectory, corpus: Corpus) -> None:
+def test_checkpoint_shows_what_it_has_read(ask: Ask, tiny_run: RunDirectory, corpus: Corpus) -> None:
     printed = ask("--checkpoint", "step-8")
     ids = Record.open(tiny_run.record).sample_ids((0, 8))
     checkpoint = next(c for c in list_checkpoints(tiny_run.checkpoints) if c.step == 8)
@@ -92,7 +92,7 @@ def test_checkpoint_counts_categories_and_means_of_metrics(ask: Ask, tiny_run: R
     assert value(printed, "n_targets").split()[1] == f"{table['n_targets'].to_numpy()[ids[64:]].mean():.4f}"
 
 
-def test_a_metric_with_gaps_is_averaged_over_what_has_it(copied_run: RunDirectory, ask: Ask) -> None:
+def test_a_metric_is_averaged_without_missing_values(copied_run: RunDirectory, ask: Ask) -> None:
     import pyarrow.parquet
 
     grades = [float(i) if i % 3 else None for i in range(Corpus.open(copied_run.corpus).n)]
@@ -109,7 +109,7 @@ def test_a_metric_with_gaps_is_averaged_over_what_has_it(copied_run: RunDirector
     assert np.mean([i for i in ids[:BATCH] if i % 3]) == pytest.approx(float(lines[0]["mean_grade"]), abs=1e-6)
 
 
-def test_diff_says_what_the_second_read_besides(ask: Ask, tiny_run: RunDirectory) -> None:
+def test_diff_shows_what_the_second_read_in_addition(ask: Ask, tiny_run: RunDirectory) -> None:
     printed = ask("--diff", "step-4", "step-12")
     record = Record.open(tiny_run.record)
     old, new = set(record.sample_ids((0, 4)).tolist()), set(record.sample_ids((4, 12)).tolist())
@@ -165,7 +165,7 @@ def test_call_gives_one_line_per_batch(
     monkeypatch.setattr(sys, "path", [*sys.path])
     lines = [json.loads(line) for line in ask("--batch", "2:5", "--call", "my_counts:words").splitlines()]
     assert lines == [[b, sum(len(texts[i].split()) for i in history.order.batch(b))] for b in (2, 3, 4)]
-    with pytest.raises(UserError, match="batch 2: returned no JSON value"):
+    with pytest.raises(UserError, match="batch 2: did not return a JSON value"):
         ask("--batch", "2", "--call", "my_counts:bad", "--jsonl", tmp_path / "out.jsonl")
     assert not (tmp_path / "out.jsonl").exists()
     for name, error in {
@@ -192,18 +192,18 @@ def test_csv_has_one_line_per_batch(ask: Ask, tmp_path: Path, tiny_run: RunDirec
 # --- samples and rows ------------------------------------------------------------------------------------------------
 
 
-def test_sample_is_found_at_every_place_that_the_record_names(history: History, tiny_run: RunDirectory) -> None:
+def test_readings_of_a_sample_equal_the_record(history: History, tiny_run: RunDirectory) -> None:
     table = Record.open(tiny_run.record).table()
     places: dict[int, list[Any]] = {}
     for row in table.to_pylist():
         places.setdefault(row["sample_id"], []).append((row["batch_id"], row["slot"], row["epoch"], row["loss"]))
     assert len(places) > 100
     for sample_id in range(history.order.n):
-        found = [(r.batch_id, r.slot, r.epoch, r.loss) for r in history.sample(sample_id)]
-        assert found == places.get(sample_id, [])
+        readings = [(r.batch_id, r.slot, r.epoch, r.loss) for r in history.sample(sample_id)]
+        assert readings == places.get(sample_id, [])
 
 
-def test_sample_to_come_is_told_apart_from_sample_read(ask: Ask, history: History) -> None:
+def test_past_and_future_readings_are_distinguished(ask: Ask, history: History) -> None:
     sample_id = int(history.order.batch(6)[3])
     assert "read 1 time by step 12\n" in ask("--sample", sample_id)
     printed = ask("--sample", sample_id, "--checkpoint", "step-4")
@@ -213,20 +213,20 @@ def test_sample_to_come_is_told_apart_from_sample_read(ask: Ask, history: Histor
 
 def test_future_batches_come_from_the_order(copied_run: RunDirectory, ask: Ask, history: History) -> None:
     manifest = json.loads(copied_run.manifest_file.read_text())
-    manifest["identity"]["steps"] = 100  # as of a run that was stopped at step 12
+    manifest["identity"]["steps"] = 100  # as if the run was stopped at step 12
     copied_run.manifest_file.write_text(json.dumps(manifest))
     printed = ask("--batch", 99, of=copied_run.path)
     assert "not read yet" in printed.splitlines()[0]
-    shown = [int(line.split()[5]) for line in printed.splitlines() if line.startswith("batch 99 slot ")]
-    assert shown == history.order.batch(99).tolist()
-    places = [[str(x) for x in place] for place in history.order.locate(shown[0], batches=100)]
-    lines = [line.split() for line in ask("--sample", shown[0], of=copied_run.path).splitlines()[3:]]
+    sample_ids = [int(line.split()[5]) for line in printed.splitlines() if line.startswith("batch 99 slot ")]
+    assert sample_ids == history.order.batch(99).tolist()
+    places = [[str(x) for x in place] for place in history.order.locate(sample_ids[0], batches=100)]
+    lines = [line.split() for line in ask("--sample", sample_ids[0], of=copied_run.path).splitlines()[3:]]
     assert [line[:2] for line in lines] == places
     assert lines[-1][:2] == ["99", "0"]
     assert lines[-1][-3:] == ["will", "be", "read"]
 
 
-def test_sealed_sample_says_so(ask: Ask, corpus: Corpus) -> None:
+def test_sealed_samples_are_named(ask: Ask, corpus: Corpus) -> None:
     assert "sealed: never read" in ask("--sample", corpus.n - 1)
 
 
@@ -239,37 +239,37 @@ def test_row_leads_to_its_sample(ask: Ask, corpus: Corpus, name: str) -> None:
 # --- text ------------------------------------------------------------------------------------------------------------
 
 
-def test_two_hundred_pieces_of_read_rows_are_found(history: History, texts: list[str], root: Path) -> None:
-    """Pieces are cut from the source file itself, in the middle of words, and compared with a plain search."""
+def test_two_hundred_parts_of_read_rows_are_found(history: History, texts: list[str], root: Path) -> None:
+    """Parts of rows of the source file, also from the middle of words; compared with a plain search."""
     from wellread.data import sets
     from wellread.data.sources import tables
 
     rows = {row.number: row.fields for row in tables.rows(sets.find("sample").sources[0]) if row.fields}
     rng, read = random.Random(0), history.order.batches(0, STEPS).ravel().tolist()
     assert history.tokenizer is not None
-    done = 0
-    while done < 200:
+    checked = 0
+    while checked < 200:
         sample_id = rng.choice(read)
-        number = history.samples.rows(np.array([sample_id]))[0]["rows"][0]
-        text = str(rows[number]["response"])
+        row = history.samples.rows(np.array([sample_id]))[0]["rows"][0]
+        text = str(rows[row]["response"])
         start = rng.randrange(max(1, len(text) - 40))
         piece = text[start : start + rng.randrange(4, 40)]
         if not (text[max(0, start - 1)].isalpha() and piece[0].isalpha() and piece[-1].isalpha()):
             continue
         if piece not in texts[sample_id]:
-            continue  # cut off at the end of the sample
-        found = [hit.sample_id for hit in search.search(history.reader, history.tokenizer, piece)]
-        assert sample_id in found, piece
-        assert found == [i for i, whole in enumerate(texts) if piece in whole]
-        done += 1
+            continue  # truncated at the end of the sample
+        matches = [hit.sample_id for hit in search.search(history.reader, history.tokenizer, piece)]
+        assert sample_id in matches, piece
+        assert matches == [i for i, text_of_sample in enumerate(texts) if piece in text_of_sample]
+        checked += 1
 
 
 def test_occurrences_are_counted_and_overlap(history: History, texts: list[str]) -> None:
     assert history.tokenizer is not None
     for piece in ("e", "th", "\n\n###", " the ", "ess", "Response:\n", "<|endoftext|>", "é", "..."):
-        found = {hit.sample_id: hit.count for hit in search.search(history.reader, history.tokenizer, piece)}
-        counts = {i: sum(whole.startswith(piece, k) for k in range(len(whole))) for i, whole in enumerate(texts)}
-        assert found == {i: count for i, count in counts.items() if count}
+        matches = {hit.sample_id: hit.count for hit in search.search(history.reader, history.tokenizer, piece)}
+        counts = {i: sum(text.startswith(piece, k) for k in range(len(text))) for i, text in enumerate(texts)}
+        assert matches == {i: count for i, count in counts.items() if count}
 
 
 def test_no_match_spans_two_samples(history: History, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,11 +294,11 @@ def test_text_names_samples_and_readings(ask: Ask, history: History, texts: list
     (hit,) = map(json.loads, (tmp_path / "hits.jsonl").read_text().splitlines())
     assert hit["sample_id"] == sample_id
     assert [(r["batch_id"], r["slot"]) for r in hit["readings"]] == [(5, 2)]
-    assert ask("--text", "xyzzy plugh") == f"no sample holds it, of {history.reader.n} searched\n"
+    assert ask("--text", "xyzzy plugh") == f"none of {history.reader.n} samples contains it\n"
 
 
 class Samples:
-    """Token sequences as a reader, as far as a search asks."""
+    """A reader of token sequences, with the methods that a search needs."""
 
     def __init__(self, sequences: list[list[int]]) -> None:
         self.sequences = [np.array(s, dtype=np.uint16) for s in sequences]
@@ -313,7 +313,7 @@ class Samples:
 
 @pytest.mark.shared
 @pytest.mark.parametrize("kind", ["pythia", "llama2", "stories260K"])
-def test_published_tokenizers_are_searched_by_their_bytes(shared: Path, tmp_path: Path, kind: str) -> None:
+def test_search_with_published_tokenizers(shared: Path, tmp_path: Path, kind: str) -> None:
     """GPT-NeoX's byte-level BPE, and SentencePiece with byte fallback, over texts of many scripts."""
     file = {
         "pythia": "tokenizers/pythia_20B_tokenizer.json",
@@ -339,12 +339,12 @@ def test_published_tokenizers_are_searched_by_their_bytes(shared: Path, tmp_path
     pieces = ["日", "本語 🦙", "🦙", "aa", "aaaaaa", "  many  ", "\n\n  ", "é 日"]
     pieces += [stories[k : k + rng.randrange(1, 50)] for k in (rng.randrange(len(stories) - 50) for _ in range(20))]
     for piece in pieces:
-        found = {hit.sample_id: hit.count for hit in search.search(reader, decoder, piece)}
+        matches = {hit.sample_id: hit.count for hit in search.search(reader, decoder, piece)}
         expected = {i: sum(d.startswith(piece, k) for k in range(len(d))) for i, d in enumerate(decoded)}
-        assert found == {i: count for i, count in expected.items() if count}, piece
+        assert matches == {i: count for i, count in expected.items() if count}, piece
 
 
-def test_a_tokenizer_of_other_bytes_is_refused(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tokenizer_with_other_bytes_is_refused(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
     assert history.tokenizer is not None
     table = search.token_bytes(history.tokenizer)
     monkeypatch.setattr(search, "token_bytes", lambda _: [token.swapcase() for token in table])
@@ -368,7 +368,7 @@ def test_sql_joins_record_and_samples(ask: Ask, corpus: Corpus, tiny_run: RunDir
         ask("--sql", "select * from recrod")
 
 
-def test_sql_without_duckdb_says_what_to_install(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sql_without_duckdb_names_the_package_to_install(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "duckdb", None)
     with pytest.raises(UserError, match="pip install 'duckdb"):
         ask("--sql", "select 1")
@@ -379,7 +379,7 @@ def test_sql_without_duckdb_says_what_to_install(ask: Ask, monkeypatch: pytest.M
 
 @pytest.fixture
 def megatron(tmp_path: Path, corpus: Corpus) -> Path:
-    """The corpus as a Megatron set: PREFIX."""
+    """The corpus as a Megatron data set; returns its PREFIX."""
     from wellread.data.sources.megatron_write import write
 
     write(tmp_path / "document", (corpus.tokens(i) for i in range(corpus.n)))
@@ -387,22 +387,22 @@ def megatron(tmp_path: Path, corpus: Corpus) -> Path:
 
 
 def test_corpus_without_a_run(megatron: Path, ask: Ask, corpus: Corpus, tmp_path: Path, texts: list[str]) -> None:
-    asked = ("--corpus", megatron, "--order", "sequential", "--batch_size", 16)
-    printed = ask(*asked, "--batch", "3:5", of=None)
-    shown = [line for line in printed.splitlines() if " slot " in line]
-    assert [int(line.split()[5]) for line in shown] == list(range(48, 80))
+    corpus_flags = ("--corpus", megatron, "--order", "sequential", "--batch_size", 16)
+    printed = ask(*corpus_flags, "--batch", "3:5", of=None)
+    heads = [line for line in printed.splitlines() if " slot " in line]
+    assert [int(line.split()[5]) for line in heads] == list(range(48, 80))
     assert f"    {' '.join(map(str, corpus.tokens(48).tolist()))}\n" in printed
-    decoded = ask(*asked, "--batch", "3", "--tokenizer", corpus.tokenizer, of=None)
+    decoded = ask(*corpus_flags, "--batch", "3", "--tokenizer", corpus.tokenizer, of=None)
     assert all(f"    {line}".rstrip() in decoded for line in texts[50].split("\n"))
-    ask(*asked, "--batch", "3", "--save", tmp_path / "b.npy", of=None)
+    ask(*corpus_flags, "--batch", "3", "--save", tmp_path / "b.npy", of=None)
     assert (np.load(tmp_path / "b.npy")[2] >= 0).sum() == len(corpus.tokens(50))
-    found = ask(*asked, "--text", texts[50][30:60], "--tokenizer", corpus.tokenizer, of=None)
-    assert "    batch 3 slot 2  epoch 0  will be read" in found
+    printed_matches = ask(*corpus_flags, "--text", texts[50][30:60], "--tokenizer", corpus.tokenizer, of=None)
+    assert "    batch 3 slot 2  epoch 0  will be read" in printed_matches
     last = -(-corpus.n // 16) - 1
     with pytest.raises(UserError, match=rf"has batches 0 … {last}$"):
-        ask(*asked, "--batch", last + 1, of=None)
-    with pytest.raises(UserError, match="name one with --tokenizer"):
-        ask(*asked, "--text", "x", of=None)
+        ask(*corpus_flags, "--batch", last + 1, of=None)
+    with pytest.raises(UserError, match="give one with --tokenizer"):
+        ask(*corpus_flags, "--text", "x", of=None)
 
 
 def test_pythia_order_is_refused_for_other_sizes(megatron: Path, ask: Ask) -> None:
@@ -416,13 +416,13 @@ def test_pythia_order_is_refused_for_other_sizes(megatron: Path, ask: Ask) -> No
             ask("--corpus", megatron, "--order", order, *size, "--batch", 0, of=None)
 
 
-def test_pythia_shaped_set_is_read_in_pythia_order(tmp_path: Path, ask: Ask) -> None:
+def test_a_data_set_of_pythias_sizes_is_read_in_its_order(tmp_path: Path, ask: Ask) -> None:
     from wellread.data.sources.megatron_write import write
 
     sequences = np.random.default_rng(0).integers(50000, size=(2048, 2049), dtype=np.uint16)
     write(tmp_path / "document", iter(sequences))
-    asked = ("--corpus", tmp_path / "document", "--order", "pythia")
-    ask(*asked, "--batch", "1", "--save", tmp_path / "b.npy", of=None)
+    corpus_flags = ("--corpus", tmp_path / "document", "--order", "pythia")
+    ask(*corpus_flags, "--batch", "1", "--save", tmp_path / "b.npy", of=None)
     assert (np.load(tmp_path / "b.npy") == sequences[1024:]).all()
 
 
@@ -440,42 +440,42 @@ def test_pythia_shaped_set_is_read_in_pythia_order(tmp_path: Path, ask: Ask) -> 
         (["--batch", "x"], "expected a batch or a range"),
         (["--sample", "99999"], "out of range, .* has samples 0 … "),
         (["--sample", "x"], "expected a sample id, 0 … "),
-        (["--row", "dolly.jsonl:1"], "no source 'dolly.jsonl'; the corpus is made of sample"),
+        (["--row", "dolly.jsonl:1"], "no source 'dolly.jsonl'; the sources of the corpus are sample"),
         (["--row", "sample:9999"], "sample has rows 1 … "),
         (["--row", "sample"], "expected SOURCE:ROW"),
         (["--text", ""], "--text: empty"),
         (["--diff", "8", "4"], "swap them"),
         (["--save", "x.npy"], "--save goes with --batch"),
         (["--batch", "1", "--sample", "2"], "one question at a time"),
-        (["--corpus", "x"], "name a run directory, or a corpus"),
+        (["--corpus", "x"], "give a run directory, or a corpus"),
         (["--batch", "1", "--jsonl", "/nowhere/x.jsonl"], "the directory /nowhere does not exist"),
         (["--sampel", "1"], "did you mean --sample"),
     ],
 )
-def test_mistakes_get_one_clear_line(ask: Ask, words: list[str], error: str) -> None:
+def test_user_errors_are_one_line(ask: Ask, words: list[str], error: str) -> None:
     with pytest.raises(UserError, match=error) as caught:
         ask(*words)
     assert "\n" not in str(caught.value)
 
 
-def test_the_program_answers_and_exits_as_it_should(program: Any, tiny_run: RunDirectory) -> None:
-    done = program("eval", "read", tiny_run.path, "--sample", 3, check=True)
-    assert done.stdout.startswith("sample 3  sample:")
-    assert "\x1b" not in done.stdout
-    wrong = program("eval", "read", tiny_run.path, "--batch", 12)
-    assert wrong.returncode == 2
-    assert wrong.stderr.startswith("error: --batch 12: out of range")
-    assert wrong.stderr.count("\n") == 1
+def test_output_and_exit_codes_of_the_program(program: Any, tiny_run: RunDirectory) -> None:
+    process = program("eval", "read", tiny_run.path, "--sample", 3, check=True)
+    assert process.stdout.startswith("sample 3  sample:")
+    assert "\x1b" not in process.stdout
+    refused = program("eval", "read", tiny_run.path, "--batch", 12)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: --batch 12: out of range")
+    assert refused.stderr.count("\n") == 1
     assert "examples:" in program("eval", "read", "--help", check=True).stdout
 
 
-def test_control_characters_never_reach_the_terminal() -> None:
+def test_control_characters_are_escaped() -> None:
     from wellread.terminal import visible
 
     assert visible("a\x1b[2Jb\r\x9bc\td\ne") == "a\\x1b[2Jb\\x0d\\x9bc\td\ne"
 
 
-def test_index_maps_give_the_order_of_an_unshuffled_set(program: Program, tmp_path: Path) -> None:
+def test_index_maps_give_the_order_of_a_megatron_data_set(program: Program, tmp_path: Path) -> None:
     from wellread.data.sources.megatron_write import write
 
     rng = np.random.default_rng(0)

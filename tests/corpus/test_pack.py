@@ -228,11 +228,11 @@ def test_verify_finds_altered_segments(packed_run: RunDirectory, tmp_path: Path)
     meta = json.loads((run.corpus / "corpus.json").read_text())
     meta["sizes"]["segments.parquet"] = (run.corpus / "segments.parquet").stat().st_size
     (run.corpus / "corpus.json").write_text(json.dumps(meta))
-    assert [line.partition(": ")[2] for line in verify(run)] == ["sample 0: its document is not that of its segments"]
+    assert [line.partition(": ")[2] for line in verify(run)] == ["sample 0: its document does not match its segments"]
     starts = np.load(run.corpus / "segments.npy")
     starts[1] += 1
     np.save(run.corpus / "segments.npy", starts)
-    assert any("sample 0: its tokens or loss mask are not those of its digest" in line for line in verify(run))
+    assert any("sample 0: its tokens or loss mask do not match its digest" in line for line in verify(run))
 
 
 def test_membership_compares_segments(packed_run: RunDirectory, packed: Corpus) -> None:

@@ -20,7 +20,7 @@ ORDER = Order(kind="shuffle", seed=3, n=10, batch_size=4)
 START = genesis("corpus", ORDER.identity())
 
 
-def reading(batch_id: int, *, digest: bytes = b"d") -> RecordedBatch:
+def recorded_batch(batch_id: int, *, digest: bytes = b"d") -> RecordedBatch:
     ids = ORDER.batch(batch_id)
     return RecordedBatch(
         batch_id=batch_id,
@@ -32,10 +32,10 @@ def reading(batch_id: int, *, digest: bytes = b"d") -> RecordedBatch:
     )
 
 
-def written(directory: Path, *, flushes: tuple[int, ...] = (3, 5)) -> RecordWriter:
+def write_record(directory: Path, *, flushes: tuple[int, ...] = (3, 5)) -> RecordWriter:
     writer = RecordWriter(directory, start=START)
     for batch_id in range(flushes[-1]):
-        writer.append(reading(batch_id))
+        writer.append(recorded_batch(batch_id))
         if batch_id + 1 in flushes:
             writer.flush()
     return writer
@@ -59,8 +59,8 @@ def test_a_link_by_hand() -> None:
     assert link("ab" * 32, 258, np.array([7, 5]), b"x" * 32) != expected
 
 
-def test_rows_are_what_was_read(tmp_path: Path) -> None:
-    written(tmp_path)
+def test_rows_equal_the_batches_read(tmp_path: Path) -> None:
+    write_record(tmp_path)
     record = Record.open(tmp_path)
     table = record.table()
     assert tuple(table.column_names) == COLUMNS
@@ -71,12 +71,12 @@ def test_rows_are_what_was_read(tmp_path: Path) -> None:
     assert table["epoch"].to_pylist() == [0] * 10 + [1] * 10
     assert table["n_targets"].to_pylist() == (ORDER.samples(np.arange(20)) + 1).tolist()
     assert table["loss"].to_pylist() == (ORDER.samples(np.arange(20)) / 8).tolist()
-    assert table["digest"].to_pylist() == [d for i in range(5) for d in reading(i).digests]
+    assert table["digest"].to_pylist() == [d for i in range(5) for d in recorded_batch(i).digests]
     assert record.sample_ids((1, 3)).tolist() == ORDER.batches(1, 3).ravel().tolist()
 
 
-def test_the_chain_can_be_followed_from_the_rows(tmp_path: Path) -> None:
-    writer = written(tmp_path)
+def test_the_head_can_be_recomputed_from_the_rows(tmp_path: Path) -> None:
+    writer = write_record(tmp_path)
     head = START
     for i in range(5):
         table = Record.open(tmp_path).table(batches=(i, i + 1))
@@ -85,7 +85,7 @@ def test_the_chain_can_be_followed_from_the_rows(tmp_path: Path) -> None:
 
 
 def test_parts_and_head(tmp_path: Path) -> None:
-    written(tmp_path)
+    write_record(tmp_path)
     record = Record.open(tmp_path)
     assert record.batches == 5
     assert [(p["name"], p["from"], p["to"], p["rows"]) for p in record.parts] == [
@@ -100,8 +100,8 @@ def test_parts_and_head(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("flushes", [(5,), (1, 2, 3, 4, 5), (2, 5)])
-def test_where_parts_end_changes_nothing(flushes: tuple[int, ...], tmp_path: Path) -> None:
-    a, b = written(tmp_path / "a"), written(tmp_path / "b", flushes=flushes)
+def test_content_does_not_depend_on_parts(flushes: tuple[int, ...], tmp_path: Path) -> None:
+    a, b = write_record(tmp_path / "a"), write_record(tmp_path / "b", flushes=flushes)
     assert a.head == b.head
     assert Record.open(tmp_path / "a").table().equals(Record.open(tmp_path / "b").table())
     for batches in ((0, 5), (1, 4), (2, 3), (4, 5), (3, 3)):
@@ -110,21 +110,21 @@ def test_where_parts_end_changes_nothing(flushes: tuple[int, ...], tmp_path: Pat
         assert tables[0].num_rows == 4 * (batches[1] - batches[0])
 
 
-def test_losses_are_no_part_of_the_chain(tmp_path: Path) -> None:
-    """The same reading on another machine has another rounding and the same head; other tokens have another head."""
+def test_losses_are_not_part_of_the_chain(tmp_path: Path) -> None:
+    """The head depends on the tokens, not on losses, which another machine may round differently."""
     heads = []
     for name, digest in (("a", b"d"), ("b", b"d"), ("c", b"e")):
         writer = RecordWriter(tmp_path / name, start=START)
-        writer.append(reading(0, digest=digest))
+        writer.append(recorded_batch(0, digest=digest))
         heads.append(writer.head)
     assert heads[0] == heads[1] != heads[2]
 
 
-def test_long_runs_are_written_before_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_rows_are_written_before_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "ROWS_PER_PART", 8)
     writer = RecordWriter(tmp_path, start=START)
     for i in range(5):
-        writer.append(reading(i))
+        writer.append(recorded_batch(i))
     assert [part["to"] for part in Record.open(tmp_path).parts] == [2, 4]
     assert Record.open(tmp_path).batches == 4
 
@@ -139,39 +139,39 @@ def test_an_empty_record(tmp_path: Path) -> None:
     assert record.sample_ids().tolist() == []
 
 
-def test_ranges_beyond_what_was_read(tmp_path: Path) -> None:
-    written(tmp_path)
+def test_ranges_beyond_the_last_batch_are_refused(tmp_path: Path) -> None:
+    write_record(tmp_path)
     for batches in ((0, 6), (-1, 2), (3, 2)):
         with pytest.raises(UserError) as refused:
             Record.open(tmp_path).table(batches=batches)
-        assert str(refused.value) == (f"batches {batches[0]}:{batches[1]}: out of range, the record holds batches 0:5")
+        assert str(refused.value) == (f"batches {batches[0]}:{batches[1]}: out of range, the record has batches 0:5")
 
 
-def test_resuming_drops_what_no_checkpoint_names(tmp_path: Path) -> None:
-    """Killed after batch 5, resumed from step 3: each batch is there exactly once, and the head is the same."""
-    whole = written(tmp_path / "whole")
-    head = written(tmp_path / "run", flushes=(3,)).head
-    again = RecordWriter(tmp_path / "run", start=START, step=3, head=head)
-    again.append(reading(3))
-    again.flush()  # a part beyond the checkpoint
-    (tmp_path / "run" / "part-00000090-00000091.parquet").write_bytes(b"of a dead attempt")
-    resumed = RecordWriter(tmp_path / "run", start=START, step=3, head=head)
+def test_resuming_drops_batches_after_the_checkpoint(tmp_path: Path) -> None:
+    """Killed after batch 5, resumed from step 3: each batch is recorded exactly once, and the head is the same."""
+    uninterrupted = write_record(tmp_path / "uninterrupted")
+    head = write_record(tmp_path / "run", flushes=(3,)).head
+    second_attempt = RecordWriter(tmp_path / "run", start=START, step=3, head=head)
+    second_attempt.append(recorded_batch(3))
+    second_attempt.flush()  # a part beyond the checkpoint
+    (tmp_path / "run" / "part-00000090-00000091.parquet").write_bytes(b"of an attempt that was killed")
+    third_attempt = RecordWriter(tmp_path / "run", start=START, step=3, head=head)
     assert Record.open(tmp_path / "run").batches == 3
     assert len(list((tmp_path / "run").glob("part-*"))) == 1
     for i in (3, 4):
-        resumed.append(reading(i))
-    resumed.flush()
-    assert resumed.head == whole.head
-    assert Record.open(tmp_path / "run").table().equals(Record.open(tmp_path / "whole").table())
+        third_attempt.append(recorded_batch(i))
+    third_attempt.flush()
+    assert third_attempt.head == uninterrupted.head
+    assert Record.open(tmp_path / "run").table().equals(Record.open(tmp_path / "uninterrupted").table())
     assert Record.open(tmp_path / "run").damaged_parts() == []
 
 
 def test_a_crash_between_part_and_head(tmp_path: Path) -> None:
-    """The part lies there, the head does not name it yet: it is no part of the record."""
-    writer = written(tmp_path, flushes=(3,))
+    """The part exists, but the head does not name it yet: it does not belong to the record."""
+    writer = write_record(tmp_path, flushes=(3,))
     before = (tmp_path / "head.json").read_bytes()
     head = writer.head
-    writer.append(reading(3))
+    writer.append(recorded_batch(3))
     writer.flush()
     (tmp_path / "head.json").write_bytes(before)
     assert Record.open(tmp_path).batches == 3
@@ -180,27 +180,27 @@ def test_a_crash_between_part_and_head(tmp_path: Path) -> None:
 
 
 def test_a_step_without_its_part_is_refused(tmp_path: Path) -> None:
-    head = written(tmp_path).head
+    head = write_record(tmp_path).head
     with pytest.raises(UserError) as refused:
         RecordWriter(tmp_path, start=START, step=4, head=head)
     assert str(refused.value) == (f"{tmp_path}: the record has no part that ends at step 4; its files are incomplete")
-    assert Record.open(tmp_path).batches == 5  # refused before anything was dropped
+    assert Record.open(tmp_path).batches == 5  # refused before anything was deleted
 
 
 def test_only_the_next_batch_can_be_appended(tmp_path: Path) -> None:
-    writer = written(tmp_path, flushes=(2,))
+    writer = write_record(tmp_path, flushes=(2,))
     for wrong in (1, 3):
         with pytest.raises(AssertionError, match=f"batch {wrong} recorded at step 2"):
-            writer.append(reading(wrong))
+            writer.append(recorded_batch(wrong))
 
 
-def test_damage_is_named(tmp_path: Path) -> None:
-    written(tmp_path)
+def test_damaged_parts_are_named(tmp_path: Path) -> None:
+    write_record(tmp_path)
     first, second = (tmp_path / part["name"] for part in Record.open(tmp_path).parts)
-    whole = first.read_bytes()
-    first.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    content = first.read_bytes()
+    first.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert Record.open(tmp_path).damaged_parts() == [f"{first}: altered (its sha256 is not the one in head.json)"]
-    first.write_bytes(whole)
+    first.write_bytes(content)
     second.unlink()
     assert Record.open(tmp_path).damaged_parts() == [f"{second}: missing"]
     head = json.loads((tmp_path / "head.json").read_text())
@@ -211,15 +211,15 @@ def test_damage_is_named(tmp_path: Path) -> None:
 
 
 def test_skipped_batches_are_marked(tmp_path: Path) -> None:
-    """Read, in the chain, and told apart; parts from before there was the column had none."""
+    """They are in the chain and marked as skipped. Parts without the column have no skipped batches."""
     writer = RecordWriter(tmp_path, start=START)
     for batch_id in range(4):
-        writer.append(replace(reading(batch_id), skipped=batch_id in (1, 2)))
+        writer.append(replace(recorded_batch(batch_id), skipped=batch_id in (1, 2)))
         writer.flush()
-    same = RecordWriter(tmp_path / "other", start=START)
+    unskipped = RecordWriter(tmp_path / "other", start=START)
     for batch_id in range(4):
-        same.append(reading(batch_id))
-    assert same.head == writer.head
+        unskipped.append(recorded_batch(batch_id))
+    assert unskipped.head == writer.head
     record = Record.open(tmp_path)
     assert record.skipped().tolist() == [1, 2]
     assert record.skipped((2, 4)).tolist() == [2]
@@ -230,17 +230,17 @@ def test_skipped_batches_are_marked(tmp_path: Path) -> None:
     assert tuple(record.table().column_names) == COLUMNS
 
 
-def test_no_record(tmp_path: Path) -> None:
+def test_a_missing_or_damaged_head_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError) as refused:
         Record.open(tmp_path)
-    assert str(refused.value) == f"{tmp_path}: no record there (head.json is missing); has the run started?"
+    assert str(refused.value) == f"{tmp_path}: no record (head.json is missing); has the run started?"
     (tmp_path / "head.json").write_text("{")
     with pytest.raises(UserError, match=r"head\.json: damaged \(Expecting property name"):
         Record.open(tmp_path)
 
 
-def test_any_reader_of_parquet_can_read_it(tmp_path: Path) -> None:
-    written(tmp_path)
+def test_parts_are_plain_parquet_files(tmp_path: Path) -> None:
+    write_record(tmp_path)
     parts = [pyarrow.parquet.read_table(path) for path in sorted(tmp_path.glob("part-*.parquet"))]
     types = {field.name: str(field.type) for field in parts[0].schema}
     assert types == {

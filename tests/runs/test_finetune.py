@@ -315,7 +315,7 @@ def test_wrong_row_in_forward_is_caught(
     *problems, verdict = done.stdout.splitlines()
     assert problems == [
         f"batch 7 slot 2: read sample {wrong}, the order says {honest}",
-        f"batch 3 slot 5: what entered forward as sample {lying} is not that sample of the corpus",
+        f"batch 3 slot 5: the tokens read as sample {lying} are not those of the corpus",
     ]
     assert verdict == f"FAILED: 2 problems: {STEPS} batches, head {Record.open(run.record).head}"
 

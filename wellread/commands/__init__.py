@@ -1,1 +1,1 @@
-"""Commands that need a run directory and this library alone."""
+"""Commands that need only a run directory and this package, without a checkout."""

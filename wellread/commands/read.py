@@ -1,4 +1,4 @@
-"""Ask what was read when: ``python -m wellread.commands.read RUN …``, or ``python -m eval read RUN …``."""
+"""Show what was read when: ``python -m wellread.commands.read RUN …``, or ``python -m eval read RUN …``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from wellread.cli import parse, plain_parser, run_program
 from wellread.errors import UserError
 
-DESCRIPTION = "Ask what was read when: by checkpoint, batch, sample, source row or text."
+DESCRIPTION = "Show what was read when: by checkpoint, batch, sample, source row or text."
 EXAMPLES = """examples:
   {prog} runs/tiny-sample                                what the newest checkpoint has read
   {prog} runs/tiny-sample --checkpoint step-100
@@ -22,7 +22,7 @@ EXAMPLES = """examples:
   {prog} runs/tiny-sample --diff step-100 step-300
   {prog} runs/tiny-sample --sql "select epoch, avg(loss) from record group by epoch order by epoch"
 
-without a run, from a Megatron set PILE/document.bin + .idx in the order in which it lies there:
+without a run, from a Megatron data set PILE/document.bin + .idx in the order of the file:
   {prog} --corpus PILE/document --order sequential --batch_size 1024 --batch 3000:3010"""
 
 QUESTIONS = ("batch", "sample", "row", "text", "diff", "sql")
@@ -33,11 +33,11 @@ GOES_WITH = {
     "csv": ("batch", "sql"),
     "checkpoint": ("sample", "row", "text"),
 }
-"""Options that refine a question, and which; csv and checkpoint are also questions by themselves."""
+"""Option -> the questions that it refines; csv and checkpoint are also questions themselves."""
 
 
 def main(argv: list[str], prog: str = "python -m wellread.commands.read") -> int:
-    """Answer one question; return the exit code."""
+    """Answer one question about a run; return the exit code."""
     options = _parse(argv, prog)
     question = _question(options, prog)
     from wellread.record.opened import Run, open_corpus
@@ -55,32 +55,53 @@ def _parse(argv: list[str], prog: str) -> Any:
     parser = plain_parser(prog, DESCRIPTION, EXAMPLES.format(prog=prog))
     add = parser.add_argument
     add("run", nargs="?", help="Run directory.")
-    add("--checkpoint", metavar="STEP", help="What a checkpoint has read; with --sample, --row or --text: as of it.")
+    add(
+        "--checkpoint",
+        metavar="STEP",
+        help="What a checkpoint has read; with --sample, --row or --text: state at that checkpoint.",
+    )
     add("--batch", metavar="K[:L]", help="Each slot of batch K, or of batches K to L-1.")
     add("--save", metavar="FILE.npy", help="With --batch: write the token ids, a row per slot, padded with -1.")
     add("--jsonl", metavar="FILE", help="With --batch or --text: write one object per sample; - is standard output.")
-    add("--call", metavar="MODULE:FUNCTION", help="With --batch: call your function with each batch, write JSONL.")
+    add(
+        "--call",
+        metavar="MODULE:FUNCTION",
+        help="With --batch: call your function with each batch and write the results as JSONL.",
+    )
     add("--sample", metavar="ID", help="When a sample was or will be read.")
     add("--row", metavar="SOURCE:ROW", help="When a source row was or will be read; rows count from 1.")
-    add("--text", metavar="TEXT", help="Which samples hold a text, byte for byte, and when each is read.")
+    add("--text", metavar="TEXT", help="Which samples contain a text, byte for byte, and when each is read.")
     add(
-        "--csv", nargs="?", const="-", metavar="FILE", help="Table of all batches, or of those of --batch, or of --sql."
+        "--csv",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="Table of all batches, of those of --batch, or of --sql; without FILE, to standard output.",
     )
-    add("--diff", nargs=2, metavar=("STEP", "STEP"), help="What the second checkpoint read that the first had not.")
+    add(
+        "--diff",
+        nargs=2,
+        metavar=("STEP", "STEP"),
+        help="What the second checkpoint has read in addition to the first.",
+    )
     add(
         "--sql",
         metavar="QUERY",
-        help="A query over the tables record, samples and, if packed, segments (needs DuckDB).",
+        help="SQL query on the tables record, samples and, if packed, segments (needs DuckDB).",
     )
-    add("--corpus", metavar="PREFIX", help="Instead of a run: a Megatron set or a compiled corpus.")
+    add("--corpus", metavar="PREFIX", help="Instead of a run: a Megatron data set or a compiled corpus.")
     add("--order", default="sequential", help="With --corpus: sequential, pythia or megatron:DOC,SAMPLE,SHUFFLE.npy.")
     add("--batch_size", type=int, metavar="N", help="With --corpus: samples per batch.")
-    add("--tokenizer", metavar="DIR", help="With --corpus: the tokenizer; without one, token ids are shown.")
+    add(
+        "--tokenizer",
+        metavar="DIR",
+        help="With --corpus: directory of the tokenizer; without one, token ids are shown.",
+    )
     return parse(parser, argv)
 
 
 def _question(options: Any, prog: str) -> str:
-    """Name of the one question asked.
+    """Name of the question in the options.
 
     Raises
     ------
@@ -88,16 +109,16 @@ def _question(options: Any, prog: str) -> str:
         When the options do not go together.
     """
     if bool(options.run) == bool(options.corpus):
-        raise UserError(f"name a run directory, or a corpus with --corpus; see {prog} --help")
-    asked = [name for name in QUESTIONS if getattr(options, name) is not None]
-    if len(asked) > 1:
-        raise UserError(f"--{asked[0]} and --{asked[1]}: ask one question at a time")
-    question = asked[0] if asked else "csv" if options.csv is not None else "checkpoint"
+        raise UserError(f"give a run directory, or a corpus with --corpus; see {prog} --help")
+    flags = [name for name in QUESTIONS if getattr(options, name) is not None]
+    if len(flags) > 1:
+        raise UserError(f"--{flags[0]} and --{flags[1]}: ask one question at a time")
+    question = flags[0] if flags else "csv" if options.csv is not None else "checkpoint"
     for name, questions in GOES_WITH.items():
         if getattr(options, name) is not None and question not in (name, *questions):
             raise UserError(f"--{name} goes with --{' or --'.join(questions)}, not with --{question}")
     if options.corpus and question in ("checkpoint", "diff"):
-        raise UserError("--corpus: a corpus has no checkpoints; ask with --batch, --sample, --row, --text or --csv")
+        raise UserError("--corpus: a corpus has no checkpoints; use --batch, --sample, --row, --text or --csv")
     return question
 
 
@@ -120,7 +141,7 @@ def _answer(history: Any, question: str, options: Any) -> None:
 
 def _newest(history: Any) -> str:
     if not history.checkpoints:
-        raise UserError(f"{history.name}: no checkpoint yet; ask for --batch or --csv instead")
+        raise UserError(f"{history.name}: no checkpoint yet; use --batch or --csv instead")
     return f"step-{history.checkpoints[-1].step}"
 
 

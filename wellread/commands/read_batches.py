@@ -1,4 +1,4 @@
-"""Batches as they were read, or will be: on screen, as token ids, as JSONL, through a user's function, as a table."""
+"""Batches as they were or will be read: on screen, as token ids, JSONL or CSV, or passed to a user's function."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PADDING = -1
 
 
 def show_batches(history: History, start: int, stop: int) -> None:
-    """Print each slot's text, or its token ids where there is no tokenizer."""
+    """Print the text of each slot, or its token ids when there is no tokenizer."""
     for batch in history.batches(start, stop):
         n_tokens = sum(map(len, batch.tokens))
         skipped = "  skipped: not learned from" * batch.skipped
@@ -63,17 +63,17 @@ def _slot_line(batch: BatchRead, slot: int) -> str:
 
 
 def segment_line(number: int, of: int, segment: dict[str, Any]) -> str:
-    """One segment of a packed sample: its place, where it comes from, its size."""
+    """One line about a segment of a packed sample: its number, source and size."""
     size = f"{plural(segment['n_tokens'], 'token')}, {plural(segment['n_targets'], 'target')}"
     return f"  segment {number} of {of}  {where_from(segment)}  {size}"
 
 
 def where_from(row: dict[str, Any]) -> str:
-    """Source, rows, category and author of a sample in words, as far as its corpus knows them."""
+    """Source, rows, category and author of a sample as text, as far as the corpus has them."""
     rows = ",".join(map(str, row.get("rows") or []))
     source = f"{row['source']}:{rows}" if row.get("source") else ""
-    known = [f"{name} {row[name]}" for name in ("category", "author") if row.get(name)]
-    return visible("  ".join(filter(None, [source, *known])))
+    attributes = [f"{name} {row[name]}" for name in ("category", "author") if row.get(name)]
+    return visible("  ".join(filter(None, [source, *attributes])))
 
 
 # --- into files ------------------------------------------------------------------------------------------------------
@@ -81,7 +81,7 @@ def where_from(row: dict[str, Any]) -> str:
 
 @contextmanager
 def writing(path: str) -> Iterator[IO[str]]:
-    """Open a text file that appears whole or not at all; ``-`` is standard output."""
+    """Open a text file that is written completely or not at all; ``-`` is standard output."""
     if path == STDOUT:
         yield sys.stdout
         return
@@ -91,7 +91,7 @@ def writing(path: str) -> Iterator[IO[str]]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`, which takes its place when the block succeeds."""
+    """Yield a temporary path in the same directory; it replaces `path` when the block succeeds."""
     if not path.parent.is_dir():
         raise UserError(f"{path}: the directory {path.parent} does not exist; create it first")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -107,7 +107,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def save(history: History, start: int, stop: int, path: str) -> None:
-    """Write the token ids of all slots as one int32 array, (slots, longest), short samples padded with -1."""
+    """Write the token ids of all slots as one int32 array, (slots, longest sample), padded with -1."""
     width = max(int(history.reader.lengths(history.numbers(k)[0]).max()) for k in range(start, stop))
     size = history.order.batch_size
     with replacing(Path(path)) as temporary:
@@ -165,7 +165,7 @@ def call(history: History, start: int, stop: int, name: str, path: str) -> None:
     Raises
     ------
     UserError
-        When there is no such function, or it returns what JSON cannot hold.
+        When there is no such function, or it returns a value that JSON does not support.
     """
     function = find_function(name)
     with writing(path) as file:
@@ -174,14 +174,16 @@ def call(history: History, start: int, stop: int, name: str, path: str) -> None:
             try:
                 line = json.dumps(value, ensure_ascii=False)
             except (TypeError, ValueError) as error:
-                raise UserError(f"--call {name}: batch {batch.batch_id}: returned no JSON value ({error})") from None
+                raise UserError(
+                    f"--call {name}: batch {batch.batch_id}: did not return a JSON value ({error})"
+                ) from None
             file.write(line + "\n")
     if path != STDOUT:
         say(f"wrote {path}: {plural(stop - start, 'line')}, one per batch")
 
 
 def find_function(name: str) -> Callable[[BatchRead], Any]:
-    """Import ``module:function``; modules of the working directory come first."""
+    """Import ``module:function``; modules in the working directory take precedence."""
     module_name, colon, attribute = name.partition(":")
     if not (module_name and colon and attribute):
         raise UserError(f"--call {name}: expected MODULE:FUNCTION, e.g. mine:count_words")
@@ -191,13 +193,13 @@ def find_function(name: str) -> Callable[[BatchRead], Any]:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name not in (module_name, module_name.partition(".")[0]):
-            raise  # a module that the user's own module asks for
-        raise UserError(f"--call {name}: no module {module_name} in {Path.cwd()} or installed") from None
+            raise  # the user's module exists, but one of its imports does not
+        raise UserError(f"--call {name}: no module {module_name} in {Path.cwd()} or among installed packages") from None
     function = getattr(module, attribute, None)
     if not callable(function):
         raise UserError(f"--call {name}: {module_name} has no function {attribute}")
-    found: Callable[[BatchRead], Any] = function
-    return found
+    result: Callable[[BatchRead], Any] = function
+    return result
 
 
 # --- the table of batches --------------------------------------------------------------------------------------------
@@ -226,9 +228,9 @@ def _csv_row(history: History, batch_id: int, metrics: dict[str, NDArray[Any]]) 
 
 
 def _metric_columns(history: History) -> dict[str, NDArray[Any]]:
-    """Each metric of all samples: 4 or 8 bytes a sample and metric, looked up in any order."""
+    """Metric -> values of all samples, in memory for random access; 4 or 8 bytes per value."""
     columns: dict[str, NDArray[Any]] = {}
     for name in history.samples.metrics:
-        stretches = [table[name].to_numpy() for _, table in history.samples.stretches([name])]
-        columns[name] = np.concatenate(stretches)
+        chunks = [table[name].to_numpy() for _, table in history.samples.chunks([name])]
+        columns[name] = np.concatenate(chunks)
     return columns

@@ -1,4 +1,4 @@
-"""What a checkpoint has read, and what a later one read besides."""
+"""What a checkpoint has read, and what a later checkpoint has read in addition."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Total:
     tokens: int
     targets: int
     loss: float | None
-    """Mean over target tokens, as trained; skipped batches left out."""
+    """Mean over target tokens, as trained, without skipped batches."""
 
 
 def parts(history: History, start: int, stop: int, columns: list[str]) -> Iterator[tuple[int, int, pyarrow.Table]]:
-    """Yield the record of batches start … stop-1 part by part: first batch, end, rows."""
+    """Yield the record of batches start … stop-1 part by part: first batch, end (exclusive), rows."""
     assert history.record is not None
     for part in history.record.parts:
         low, high = max(start, part["from"]), min(stop, part["to"])
@@ -51,17 +51,17 @@ def times_read(history: History, start: int, stop: int) -> NDArray[np.int32]:
 
 
 def total(history: History, start: int, stop: int, counts: NDArray[np.int32]) -> Total:
-    """Sum up batches start … stop-1, which read each sample `counts` times."""
+    """Sums over batches start … stop-1, which read each sample `counts` times."""
     tokens = targets = 0
     for low in range(0, len(counts), SAMPLES_AT_ONCE):
         ids = low + np.flatnonzero(counts[low : low + SAMPLES_AT_ONCE])
         tokens += int((history.reader.lengths(ids) * counts[ids]).sum())
     weighted, learned = 0.0, 0
     for _, _, table in parts(history, start, stop, ["n_targets", "loss", "skipped"]) if history.record else ():
-        n_targets, kept = table["n_targets"].to_numpy(), ~table["skipped"].to_numpy()
+        n_targets, learned_from = table["n_targets"].to_numpy(), ~table["skipped"].to_numpy()
         targets += int(n_targets.sum())
-        learned += int(n_targets[kept].sum())
-        weighted += float((table["loss"].to_numpy().astype(np.float64) * n_targets)[kept].sum())
+        learned += int(n_targets[learned_from].sum())
+        weighted += float((table["loss"].to_numpy().astype(np.float64) * n_targets)[learned_from].sum())
     return Total(
         readings=int(counts.sum()),
         samples=int(np.count_nonzero(counts)),
@@ -72,19 +72,19 @@ def total(history: History, start: int, stop: int, counts: NDArray[np.int32]) ->
 
 
 def by_group(history: History, counts: NDArray[np.int32]) -> dict[tuple[str, ...], dict[str, int]]:
-    """Samples (of packed ones, segments), readings and tokens of each source and category, most readings first."""
+    """Samples (segments if packed), readings and tokens of each source and category, most readings first."""
     import pyarrow
 
     sums: dict[tuple[str, ...], dict[str, int]] = {}
     if not history.samples.groups:
         return sums
     names = ("samples", "readings", "tokens")
-    for table in history.samples.pieces([*history.samples.groups, "sample_id", "n_tokens"]):
-        own = counts[table["sample_id"].to_numpy()]
+    for table in history.samples.unit_chunks([*history.samples.groups, "sample_id", "n_tokens"]):
+        times = counts[table["sample_id"].to_numpy()]
         columns = [
-            (own > 0).astype(np.int64),
-            own.astype(np.int64),
-            own * table["n_tokens"].to_numpy().astype(np.int64),
+            (times > 0).astype(np.int64),
+            times.astype(np.int64),
+            times * table["n_tokens"].to_numpy().astype(np.int64),
         ]
         grouped = pyarrow.table(
             {name: table[name].cast(pyarrow.string()) for name in history.samples.groups}
@@ -99,19 +99,19 @@ def by_group(history: History, counts: NDArray[np.int32]) -> dict[tuple[str, ...
 
 
 def metric_means(history: History, counts: NDArray[np.int32]) -> dict[str, float | None]:
-    """Mean of each numeric sample metric over the readings of samples that have it; None where none has."""
+    """Mean of each sample metric over all readings, without missing values; None when all are missing."""
     sums = {name: np.zeros(2) for name in history.samples.metrics}
-    for start, table in history.samples.stretches(history.samples.metrics) if history.samples.metrics else ():
-        own = counts[start : start + table.num_rows].astype(np.float64)
+    for start, table in history.samples.chunks(history.samples.metrics) if history.samples.metrics else ():
+        times = counts[start : start + table.num_rows].astype(np.float64)
         for name in history.samples.metrics:
             values = table[name].to_numpy().astype(np.float64)
-            there = np.isfinite(values)
-            sums[name] += (values[there] * own[there]).sum(), own[there].sum()
+            finite = np.isfinite(values)
+            sums[name] += (values[finite] * times[finite]).sum(), times[finite].sum()
     return {name: float(weighted / n) if n else None for name, (weighted, n) in sums.items()}
 
 
 def show_checkpoint(history: History, name: str) -> None:
-    """Print what a checkpoint has read, and what of it since the checkpoint before."""
+    """Print what a checkpoint has read, in total and since the previous checkpoint."""
     checkpoint = history.checkpoint(name)
     start, stop = checkpoint.batches
     counts, recent = times_read(history, 0, checkpoint.step), times_read(history, start, stop)
@@ -145,35 +145,35 @@ def _sentence(of: Total) -> str:
 
 
 def _show_groups(history: History, counts: NDArray[np.int32], second: NDArray[np.int32], name: str) -> None:
-    groups, others = by_group(history, counts), by_group(history, second)
+    groups, second_groups = by_group(history, counts), by_group(history, second)
     if groups:
         say()
-        pieces = "segments" if history.samples.segments else "samples"
-        heads = [*history.samples.groups, pieces, "readings", "tokens", "share", f"{name} readings"]
+        unit = "segments" if history.samples.segments else "samples"
+        heads = [*history.samples.groups, unit, "readings", "tokens", "share", f"{name} readings"]
         readings = max(1, sum(row["readings"] for row in groups.values()))
         say_table(
             heads,
             [
-                [*key, *row.values(), f"{row['readings'] / readings:.1%}", others[key]["readings"]]
+                [*key, *row.values(), f"{row['readings'] / readings:.1%}", second_groups[key]["readings"]]
                 for key, row in groups.items()
             ],
         )
 
 
 def _show_metrics(history: History, counts: dict[str, NDArray[np.int32]]) -> None:
-    means = {name: metric_means(history, own) for name, own in counts.items()}
+    means = {name: metric_means(history, times) for name, times in counts.items()}
     if history.samples.metrics:
         say()
-        say_table(["metric", *means], [[m, *(own[m] for own in means.values())] for m in history.samples.metrics])
+        say_table(["metric", *means], [[m, *(column[m] for column in means.values())] for m in history.samples.metrics])
 
 
 def show_difference(history: History, first: str, second: str) -> None:
-    """Print what the second checkpoint had read that the first had not.
+    """Print what the second checkpoint has read in addition to the first.
 
     Raises
     ------
     UserError
-        When one is not there, or the first is not the earlier.
+        When one does not exist, or the first is not the earlier one.
     """
     before, after = history.checkpoint(first), history.checkpoint(second)
     if before.step >= after.step:
@@ -186,13 +186,13 @@ def show_difference(history: History, first: str, second: str) -> None:
     say_pairs(
         [
             ("between", f"batches {before.step}:{after.step}, {_sentence(span)}"),
-            ("new samples", f"{np.count_nonzero(fresh):,} that step-{before.step} had never read"),
+            ("new samples", f"{np.count_nonzero(fresh):,} that step-{before.step} had not read"),
             ("new tokens", f"{_distinct_tokens(history, fresh):,} in them"),
-            ("read again", f"{np.count_nonzero(between[old > 0]):,} that it had"),
+            ("read again", f"{np.count_nonzero(between[old > 0]):,} that it had read"),
         ]
     )
     _show_groups(history, between, fresh, "new")
-    n = history.reader.n_trainable  # sealed samples lie after them
+    n = history.reader.n_trainable  # sealed samples come after them
     _show_times(before.step, after.step, old[:n], (old + between)[:n])
     _show_metrics(history, {"between": between, "new": fresh})
 
@@ -203,7 +203,7 @@ def _distinct_tokens(history: History, counts: NDArray[np.int32]) -> int:
 
 
 def _show_times(before: int, after: int, old: NDArray[np.int32], new: NDArray[np.int32]) -> None:
-    """Print how many trainable samples had been read how often by either checkpoint."""
+    """Print how many trainable samples each checkpoint had read how often."""
     say()
     times: list[Any] = sorted(set(np.unique(old).tolist()) | set(np.unique(new).tolist()))
     rows = [[t, int((old == t).sum()), int((new == t).sum())] for t in times]

@@ -1,4 +1,4 @@
-"""When samples were or will be read: by id, by source row, by a text that they hold."""
+"""When samples were or will be read: by id, by source row, by text."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from wellread.record.search import Hit, search
 from wellread.terminal import cell, plural, say, say_table, visible
 
 SHOWN = 20
-"""Samples found that are listed on a terminal; all of them when piped."""
+"""Most matches listed on a terminal; all are listed when piped."""
 AROUND = 30
-"""Characters shown on either side of a text that was found."""
+"""Characters shown before and after a match."""
 
 
 def show_sample(history: History, sample_id: int, step: int) -> None:
-    """Print all readings of a sample, those that a model at `step` has behind it marked as read."""
+    """Print all readings of a sample; those before `step` are marked as read."""
     readings = history.sample(sample_id)
     rows = history.samples.rows(_one(sample_id))
     say(f"sample {sample_id}  {where_from(rows[0]) if rows else ''}".rstrip(), "bold")
@@ -55,22 +55,22 @@ def _row(reading: Reading, step: int) -> list[object]:
 
 
 def state(history: History, sample_id: int, readings: list[Reading], step: int) -> str:
-    """One line: sealed, or how often read by `step` and how often still to come."""
+    """One line: sealed, or how often the sample was read by `step` and will still be read."""
     if sample_id >= history.reader.n_trainable:
-        return "sealed: never read, it is kept for evaluation"
+        return "sealed: never read, reserved for evaluation"
     read = sum(reading.batch_id < step for reading in readings)
     coming = f", {len(readings) - read} more to come by step {history.steps}" if step < history.steps else ""
     return f"read {plural(read, 'time')} by step {step}{coming}"
 
 
 def show_row(history: History, name: str, step: int) -> None:
-    """Print all readings of the samples that hold a source row."""
+    """Print all readings of the samples that contain a source row."""
     for sample_id in history.samples.find_row(name):
         show_sample(history, sample_id, step)
 
 
 def show_text(history: History, text: str, step: int, jsonl: str | None) -> None:
-    """Print the samples that hold a text, and when each is read; with `jsonl`, write them instead.
+    """Print the samples that contain a text, and when each is read; with `jsonl`, write them to a file instead.
 
     Raises
     ------
@@ -78,7 +78,7 @@ def show_text(history: History, text: str, step: int, jsonl: str | None) -> None
         When there is no tokenizer.
     """
     if history.tokenizer is None:
-        raise UserError(f"--text: {history.name} has no tokenizer, so its text is unknown; name one with --tokenizer")
+        raise UserError(f"--text: {history.name} has no tokenizer to decode its samples; give one with --tokenizer")
     with _progress(history.units.n) as progress:
         hits = search(history.units, history.tokenizer, text, progress=progress)
     if jsonl:
@@ -90,9 +90,9 @@ def show_text(history: History, text: str, step: int, jsonl: str | None) -> None
 
 
 def _list(history: History, hits: list[Hit], text: str, step: int) -> None:
-    shown = hits[:SHOWN] if sys.stdout.isatty() else hits
-    for hit in shown:
-        sample_id, place, row = _found(history, hit)
+    listed = hits[:SHOWN] if sys.stdout.isatty() else hits
+    for hit in listed:
+        sample_id, place, row = _locate(history, hit)
         readings = history.sample(sample_id)
         say(f"sample {sample_id}{place}  {where_from(row)}  {plural(hit.count, 'occurrence')}", "cyan")
         say(f"    {_snippet(history, hit, text)}")
@@ -100,13 +100,13 @@ def _list(history: History, hits: list[Hit], text: str, step: int) -> None:
         for reading in readings:
             verb = f"loss {cell(reading.loss)}" if reading.batch_id < step else "will be read"
             say(f"    batch {reading.batch_id} slot {reading.slot}  epoch {reading.epoch}  {verb}")
-    if len(shown) < len(hits):
-        more = plural(len(hits) - len(shown), _noun(history))
+    if len(listed) < len(hits):
+        more = plural(len(hits) - len(listed), _noun(history))
         say(f"… and {more} more; pipe the output or pass --jsonl FILE to get all")
 
 
-def _found(history: History, hit: Hit) -> tuple[int, str, dict[str, Any]]:
-    """Sample of what was found, the place of its segment in words, and the row of the table that tells of it."""
+def _locate(history: History, hit: Hit) -> tuple[int, str, dict[str, Any]]:
+    """Sample id of a match, its segment in words, and its row of the samples or segments table."""
     units, sample_id = history.units, _sample_id(history, hit)
     rows = history.samples.rows(_one(sample_id))
     if not isinstance(units, Segments):
@@ -126,22 +126,22 @@ def _noun(history: History) -> str:
 
 
 def _snippet(history: History, hit: Hit, text: str) -> str:
-    """The first occurrence with what stands around it."""
+    """The first occurrence with the text around it."""
     from wellread.corpus.token_bytes import normalized
 
     assert history.tokenizer is not None
-    whole = history.tokenizer.decode(history.units.tokens(hit.sample_id).tolist())
-    wanted = normalized(text, history.tokenizer)
-    place = max(0, whole.find(wanted))
-    low, high = max(0, place - AROUND), place + len(wanted) + AROUND
-    cut = f"{'…' * (low > 0)}{whole[low:high]}{'…' * (high < len(whole))}"
-    return visible(cut.replace("\n", "⏎").replace("\t", " "))
+    decoded = history.tokenizer.decode(history.units.tokens(hit.sample_id).tolist())
+    needle = normalized(text, history.tokenizer)
+    place = max(0, decoded.find(needle))
+    low, high = max(0, place - AROUND), place + len(needle) + AROUND
+    snippet = f"{'…' * (low > 0)}{decoded[low:high]}{'…' * (high < len(decoded))}"
+    return visible(snippet.replace("\n", "⏎").replace("\t", " "))
 
 
 def _write(history: History, hits: list[Hit], step: int, path: str) -> None:
     with writing(path) as file:
         for hit in hits:
-            sample_id, place, row = _found(history, hit)
+            sample_id, place, row = _locate(history, hit)
             readings = [_object(reading, step) for reading in history.sample(sample_id)]
             segment = {"segment": hit.sample_id} if place else {}
             value = {"sample_id": sample_id, **segment, "occurrences": hit.count, **row}
@@ -159,9 +159,9 @@ def _object(reading: Reading, step: int) -> dict[str, object]:
 
 def _summary(history: History, hits: list[Hit], step: int) -> str:
     if not hits:
-        told = f"no {_noun(history)} holds it, of {history.units.n:,} searched"
-        cut = isinstance(history.units, Corpus) and history.units.meta.get("packing") == "stream"
-        return told + "; windows cut through stories: look for a part that is shorter" * cut
+        message = f"none of {history.units.n:,} {_noun(history)}s contains it"
+        is_windowed = isinstance(history.units, Corpus) and history.units.meta.get("packing") == "stream"
+        return message + "; windows split stories: search for a shorter part" * is_windowed
     ids = [_sample_id(history, hit) for hit in hits]
     trainable = history.reader.n_trainable
     sealed = sum(i >= trainable for i in ids)
@@ -169,14 +169,14 @@ def _summary(history: History, hits: list[Hit], step: int) -> str:
     batches = {batch_id for batch_id, _ in places}
     span = f", in {plural(len(batches), 'batch')} from {min(batches)} to {max(batches)}" if batches else ""
     return (
-        f"{plural(len(hits), _noun(history))} of {history.units.n:,} {'holds' if len(hits) == 1 else 'hold'} it "
+        f"{plural(len(hits), _noun(history))} of {history.units.n:,} {'contains' if len(hits) == 1 else 'contain'} it "
         f"({sealed} sealed); read {plural(len(places), 'time')} by step {step}{span}"
     )
 
 
 @contextmanager
 def _progress(n: int) -> Iterator[Callable[[int], None] | None]:
-    """A progress bar on stderr, on a terminal alone and where rich is installed."""
+    """A progress bar on stderr; only on a terminal and when rich is installed."""
     if not sys.stderr.isatty() or find_spec("rich") is None:
         yield None
         return
@@ -185,4 +185,4 @@ def _progress(n: int) -> Iterator[Callable[[int], None] | None]:
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("searching", total=n)
-        yield lambda done: bar.update(task, completed=done)
+        yield lambda n_searched: bar.update(task, completed=n_searched)

@@ -1,4 +1,4 @@
-"""SQL over the record and the table of samples, through DuckDB."""
+"""SQL queries on the record and the samples table, with DuckDB."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 ROWS_AT_ONCE = 4096
 SHOWN = 100
-"""Rows shown on a terminal; all of them when piped."""
+"""Most rows shown on a terminal; all are shown when piped."""
 
 
 def show_sql(history: History, query: str, path: str | None) -> None:
-    """Run a query over the views ``record`` and ``samples``; print its rows, or write them as CSV to `path`.
+    """Run a query on the views ``record`` and ``samples``; print its rows, or write them as CSV to `path`.
 
-    Of a packed corpus there is ``segments``, too.
+    For a packed corpus, there is also the view ``segments``.
 
     Raises
     ------
     UserError
-        When DuckDB is not installed, or does not take the query.
+        When DuckDB is not installed, or rejects the query.
     """
     connection = _connect(history)
     import duckdb
@@ -57,7 +57,8 @@ def _connect(history: History) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect()
     if history.record is not None and history.record.parts:
         files = [str(history.record.directory / part["name"]) for part in history.record.parts]
-        source = f"read_parquet([{', '.join(map(_quoted, files))}], union_by_name=true)"  # old parts lack `skipped`
+        # by name, because old parts have no column `skipped`
+        source = f"read_parquet([{', '.join(map(_quoted, files))}], union_by_name=true)"
         connection.execute(f"create view record as select * from {source}")
     for name, file in (("samples", history.samples.file), ("segments", history.samples.segments)):
         if file is not None:

@@ -1,4 +1,4 @@
-"""Prove that a run read what it says: ``python -m wellread.commands.verify RUN``, or ``python -m eval verify RUN``."""
+"""Verify what a run has read: ``python -m wellread.commands.verify RUN``, or ``python -m eval verify RUN``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from wellread.errors import FAILURE
 
 
 def main(argv: list[str], prog: str = "python -m wellread.commands.verify") -> int:
-    """Print what does not hold, and whether all does; return the exit code."""
+    """Print the problems of a run, and a verdict; return the exit code."""
     parser = plain_parser(prog, "Verify what a run claims to have read.", f"example:\n  {prog} runs/mine")
     parser.add_argument("run", help="Run directory.")
     options = parse(parser, argv)
@@ -21,8 +21,8 @@ def main(argv: list[str], prog: str = "python -m wellread.commands.verify") -> i
     for line in problems:
         print(line)
     record = Record.open(run.record)
-    held = "FAILED: " + f"{len(problems)} problem{'s' * (len(problems) > 1)}" if problems else "verified"
-    print(f"{held}: {record.batches:,} batches, head {record.head}")
+    verdict = "FAILED: " + f"{len(problems)} problem{'s' * (len(problems) > 1)}" if problems else "verified"
+    print(f"{verdict}: {record.batches:,} batches, head {record.head}")
     return FAILURE if problems else 0
 
 

@@ -1,1 +1,1 @@
-"""The reading record: what every step really read, and every question asked of it."""
+"""The reading record: what every step has read; writing it, and queries on it."""

@@ -1,4 +1,4 @@
-"""The hash chain under a record."""
+"""The hash chain of a record."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 
 def genesis(corpus_hash: str, order: dict[str, Any]) -> str:
-    """Head of an empty record: hex sha256 that binds the chain to one corpus and one order."""
+    """Head of an empty record: sha256 of corpus hash and order, in hex, so that the chain is valid only for these."""
     return hashlib.sha256(json.dumps([corpus_hash, order], sort_keys=True).encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""What was read and what will be: samples under an order, with the record of a run where there is one."""
+"""What was read and what will be read: samples, their order, and the record if there is a run."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ if TYPE_CHECKING:
     import pyarrow
 
 SHOWN = 12
-"""Names listed in an error before the list is cut."""
+"""Most names that an error lists."""
 COLUMNS = ["sample_id", "n_targets", "loss", "skipped"]
-"""Of the record: what a question about a batch or a sample needs."""
+"""Columns of the record that queries on batches and samples need."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchRead:
-    """One batch, as it was read or as it will be; all lists are in slot order. What ``--call`` is called with."""
+    """One batch, as it was read or will be read; all lists are in slot order. The argument of a ``--call`` function."""
 
     batch_id: int
     read: bool
-    """False for a batch that no recorded step has read yet."""
+    """Whether a recorded step has read it."""
     sample_ids: list[int]
     epochs: list[int]
     losses: list[float] | None
-    """Mean over each sample's target tokens, as trained; None where not recorded."""
+    """Mean over the target tokens of each sample, as trained; None when the batch is not read yet."""
     tokens: list[NDArray[Any]]
     n_targets: list[int]
     texts: list[str] | None
     """None without a tokenizer."""
     samples: list[dict[str, Any]] = field(repr=False)
-    """Row of the samples table of each sample, e.g. source, rows, category; empty without such a table.
+    """For each sample its row of the samples table, e.g. source, rows, category; empty without such a table.
 
-    That of a packed sample has `segments`: for each, its row of the segments table, and its text or tokens."""
+    The row of a packed sample has `segments`: rows of the segments table, each with its text or tokens."""
     skipped: bool = False
-    """It was read, and not learned from."""
+    """Whether it was read, but not learned from."""
 
     @property
     def step(self) -> int:
@@ -59,65 +59,65 @@ class BatchRead:
 
     @property
     def loss(self) -> float | None:
-        """Mean loss over all target tokens of the batch; None where not recorded."""
+        """Mean loss over all target tokens of the batch; None when it is not read yet."""
         return None if self.losses is None else float(np.average(self.losses, weights=self.n_targets))
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One place at which a sample is read."""
+    """One place, batch and slot, where a sample is read."""
 
     batch_id: int
     slot: int
     epoch: int
     loss: float | None
-    """As trained; None where no recorded step has read it yet."""
+    """As trained; None when no recorded step has read it yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """Samples, the order in which they are read, and what of it has happened."""
+    """Samples, the order in which they are read, and the record of what was read so far."""
 
     name: str
     reader: SampleReader
     order: Order
     steps: int
-    """Batches that are planned."""
+    """Number of planned batches."""
     tokenizer_directory: Path | None
     record: Record | None = None
     checkpoints: Sequence[Checkpoint] = ()
 
     @property
     def batches_read(self) -> int:
-        """Batches that the record holds."""
+        """Number of batches in the record."""
         return self.record.batches if self.record else 0
 
     @cached_property
     def tokenizer(self) -> Decoder | None:
-        """The corpus's tokenizer; None when none was given."""
+        """The tokenizer of the corpus; None when there is none."""
         return Decoder.load(self.tokenizer_directory) if self.tokenizer_directory else None
 
     @cached_property
     def samples(self) -> SamplesTable:
-        """What is known of the samples beside their tokens."""
+        """The samples table: source, rows, category and metrics of each sample."""
         path = self.reader.path / "samples.parquet"
         segments = path.with_name(SEGMENTS) if isinstance(self.units, Segments) else None
         return SamplesTable(path if path.is_file() else None, segments)
 
     @cached_property
     def units(self) -> SampleReader:
-        """What is read as if it stood alone: samples, of a packed corpus its segments."""
+        """Sequences that the model reads in isolation: samples; of a packed corpus, its segments."""
         return Segments(self.reader) if isinstance(self.reader, Corpus) and self.reader.packed else self.reader
 
-    # --- what is asked for ---
+    # --- queries ---
 
     def checkpoint(self, name: str) -> Checkpoint:
-        """Look a checkpoint up by ``400``, ``step-400`` or its directory's name.
+        """Find a checkpoint by ``400``, ``step-400`` or the name of its directory.
 
         Raises
         ------
         UserError
-            When there is none; names those that there are.
+            When there is none; the message lists the existing ones.
         """
         digits = Path(name).name.removeprefix("step-")
         if not digits.isdecimal():
@@ -132,12 +132,12 @@ class History:
         return by_step[int(digits)]
 
     def batch_range(self, text: str) -> tuple[int, int]:
-        """Turn ``137`` or ``100:200`` into start and stop.
+        """Parse ``137`` or ``100:200`` into start and stop.
 
         Raises
         ------
         UserError
-            When it is neither, or beyond the batches that are planned; says the range.
+            When it has another form, or goes beyond the planned batches; the message gives the range.
         """
         start, colon, stop = text.partition(":")
         if not start.isdecimal() or (colon and not stop.isdecimal()):
@@ -151,31 +151,31 @@ class History:
         return low, high
 
     def batch(self, batch_id: int) -> BatchRead:
-        """One batch: from the record when it has been read, else from the order.
+        """One batch: from the record if it has been read, otherwise from the order.
 
         Raises
         ------
         UserError
-            When no such batch is planned; says the range.
+            When no such batch is planned; the message gives the range.
         """
         (batch,) = self.batches(batch_id, batch_id + 1)
         return batch
 
     def batches(self, start: int, stop: int) -> Iterator[BatchRead]:
-        """Yield batches start … stop-1 one by one: those read from the record, those to come from the order.
+        """Yield batches start … stop-1 one by one: from the record if they have been read, otherwise from the order.
 
         Raises
         ------
         UserError
-            When they are not all planned; says the range.
+            When not all of them are planned; the message gives the range.
         """
         if not 0 <= start <= stop <= self.steps:
-            asked = f"batch {start}" if stop == start + 1 else f"batches {start}:{stop}"
-            raise UserError(f"{asked}: out of range, {self.name} has batches 0 … {self.steps - 1}")
+            name = f"batch {start}" if stop == start + 1 else f"batches {start}:{stop}"
+            raise UserError(f"{name}: out of range, {self.name} has batches 0 … {self.steps - 1}")
         return map(self._batch, range(start, stop))
 
     def numbers(self, batch_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32] | None]:
-        """Sample ids, targets and losses (None: not read yet) of one batch in slot order; no text is touched."""
+        """Sample ids, numbers of targets and losses (None: not read yet) of one batch in slot order, without texts."""
         if batch_id >= self.batches_read:
             ids = self.order.batch(batch_id)
             return ids, self.reader.n_targets(ids), None
@@ -183,7 +183,7 @@ class History:
         return rows["sample_id"].to_numpy(), rows["n_targets"].to_numpy(), rows["loss"].to_numpy()
 
     def _recorded(self, batch_id: int) -> pyarrow.Table:
-        """Rows of the record of one batch that has been read, in slot order."""
+        """Rows of the record for one batch that has been read, in slot order."""
         assert self.record is not None
         start, stop = next((p["from"], p["to"]) for p in self.record.parts if p["from"] <= batch_id < p["to"])
         size = self.order.batch_size
@@ -191,7 +191,7 @@ class History:
 
     @cached_property
     def _part(self) -> Callable[[int, int], pyarrow.Table]:
-        """Reads the part of the record that holds batches start … stop-1; the last one asked for is kept."""
+        """A function that reads the record of batches start … stop-1 and caches the last result."""
         record = self.record
         assert record is not None
         return lru_cache(maxsize=1)(lambda start, stop: record.table(COLUMNS, (start, stop)))
@@ -201,8 +201,8 @@ class History:
         places = np.arange(batch_id * len(ids), (batch_id + 1) * len(ids))
         tokens = [self.reader.tokens(i) for i in ids.tolist()]
         rows = self.samples.rows(ids)
-        for row, own in zip(rows, tokens, strict=False):
-            self._add_content(row.get("segments", []), own)
+        for row, sample_tokens in zip(rows, tokens, strict=False):
+            self._add_content(row.get("segments", []), sample_tokens)
         return BatchRead(
             batch_id=batch_id,
             read=losses is not None,
@@ -217,25 +217,25 @@ class History:
         )
 
     def _add_content(self, segments: list[dict[str, Any]], tokens: NDArray[Any]) -> None:
-        """Give each segment of a packed sample its text; its tokens where there is no tokenizer."""
+        """Add the text of each segment of a packed sample; its tokens when there is no tokenizer."""
         start = 0
         for segment in segments:
-            own = tokens[start : start + segment["n_tokens"]].tolist()
-            segment.update({"text": self.tokenizer.decode(own)} if self.tokenizer else {"tokens": own})
+            ids = tokens[start : start + segment["n_tokens"]].tolist()
+            segment.update({"text": self.tokenizer.decode(ids)} if self.tokenizer else {"tokens": ids})
             start += segment["n_tokens"]
 
     def sample(self, sample_id: int) -> list[Reading]:
-        """All readings of a sample until the planned end: from the order's inverse, without a scan of the record.
+        """All readings of a sample until the planned end, from the inverse of the order, without scanning the record.
 
         Raises
         ------
         UserError
-            When there is no such sample; says the range.
+            When there is no such sample; the message gives the range.
         """
         if not 0 <= sample_id < self.reader.n:
             raise UserError(f"sample {sample_id}: out of range, {self.name} has samples 0 … {self.reader.n - 1}")
         if sample_id >= self.reader.n_trainable:
-            return []  # sealed: in the reach of no order
+            return []  # sealed samples are in no order
         places = self.order.locate(sample_id, batches=self.steps)
         epochs = self.order.epochs(np.array([b * self.order.batch_size + s for b, s in places], dtype=np.int64))
         return [
@@ -257,7 +257,7 @@ class History:
 
 
 def _listed(steps: list[int]) -> str:
-    """Checkpoints for an error: all, or the first and last of many."""
+    """Names of checkpoints for an error: all, or the first and last if there are many."""
     names = [f"step-{step}" for step in steps]
     if len(names) > SHOWN:
         names = [*names[: SHOWN // 2], "…", *names[-SHOWN // 2 :]]

@@ -1,4 +1,4 @@
-"""A run opened for questions, and a corpus without a run."""
+"""Open a run, or a corpus without a run, to query it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """A run and what belongs to it; each part is read from disk when it is first asked for, and then kept."""
+    """A run and its parts; each part is read from disk on first access, and then cached."""
 
     directory: RunDirectory
     """Paths of its files."""
@@ -36,7 +36,7 @@ class Run:
         Raises
         ------
         UserError
-            When `path` is no directory of a run.
+            When `path` is not a run directory.
         """
         return cls(RunDirectory.open(path))
 
@@ -52,12 +52,12 @@ class Run:
 
     @cached_property
     def config(self) -> RunConfig:
-        """What the run was asked to do: config.yaml."""
+        """Settings of the run, from config.yaml."""
         return self.directory.config()
 
     @cached_property
     def plan(self) -> Plan:
-        """What was decided before its newest attempt: plan.json."""
+        """Plan of its newest attempt, from plan.json."""
         from wellread.planning.plan import Plan
 
         return Plan.open(self.directory.plan_file)
@@ -69,7 +69,7 @@ class Run:
         Raises
         ------
         UserError
-            When they are gone, or incomplete.
+            When the corpus is missing or incomplete.
         """
         return Corpus.open(self.directory.corpus)
 
@@ -80,7 +80,7 @@ class Run:
 
     @cached_property
     def record(self) -> Record:
-        """What was really read.
+        """What the run has read.
 
         Raises
         ------
@@ -96,14 +96,14 @@ class Run:
 
     @property
     def tokenizer(self) -> Decoder:
-        """The corpus's tokenizer, which turns token ids into text."""
+        """The tokenizer of the corpus, which decodes token ids into text."""
         tokenizer = self.history.tokenizer
         assert tokenizer is not None  # every corpus has one
         return tokenizer
 
     @cached_property
     def history(self) -> History:
-        """What was read and what will be, by batch and by sample."""
+        """What was read and what will be read, by batch and by sample."""
         return History(
             name=str(self.path),
             reader=self.corpus,
@@ -116,22 +116,22 @@ class Run:
 
 
 def open_corpus(prefix: str, order: str, batch_size: int | None, tokenizer: Path | None) -> History:
-    """Open a Megatron set or a compiled corpus under a named order, without a run.
+    """Open a Megatron data set or a compiled corpus with a named order, without a run.
 
     Parameters
     ----------
     prefix
-        Path of PREFIX.idx without its suffix, or the directory of a compiled corpus.
+        Path of PREFIX.idx without the suffix, or the directory of a compiled corpus.
     order
-        ``sequential``; ``pythia``, the same once every size is that of Pythia's pre-shuffled Pile; or
-        ``megatron:DOC_IDX.npy,SAMPLE_IDX.npy,SHUFFLE_IDX.npy``, index maps cached by GPT-NeoX.
+        ``sequential``; ``pythia``: sequential, after a check that all sizes are those of Pythia's pre-shuffled Pile; or
+        ``megatron:DOC_IDX.npy,SAMPLE_IDX.npy,SHUFFLE_IDX.npy``: index maps cached by GPT-NeoX.
     batch_size
-        Samples a batch; Pythia's 1,024 needs no saying with the order ``pythia``.
+        Samples per batch; may be left out with the order ``pythia``, which has 1,024.
 
     Raises
     ------
     UserError
-        When the files or the order cannot be used.
+        When the files or the order are not valid.
     """
     reader, size = _open_samples(prefix, order, batch_size)
     sequence = Order(kind="sequential", seed=0, n=reader.n_trainable, batch_size=size)
@@ -140,17 +140,17 @@ def open_corpus(prefix: str, order: str, batch_size: int | None, tokenizer: Path
 
 
 def _open_samples(prefix: str, order: str, batch_size: int | None) -> tuple[SampleReader, int]:
-    """Samples in the order that is asked for, and the batch size."""
+    """Samples in the requested order, and the batch size."""
     from wellread.data.sources.index_maps import IndexMaps
     from wellread.data.sources.megatron import PYTHIA_BATCH, Megatron
 
     if order not in ("sequential", "pythia") and not order.startswith("megatron:"):
         raise UserError(
-            f"--order {order}: choose sequential, pythia (sequential, and the sizes are checked) or "
+            f"--order {order}: choose sequential, pythia (sequential, with a check of the sizes) or "
             "megatron:DOC_IDX.npy,SAMPLE_IDX.npy,SHUFFLE_IDX.npy"
         )
     if batch_size is None and order != "pythia":
-        raise UserError(f"--batch_size is missing; name it, e.g. {PYTHIA_BATCH} for Pythia")
+        raise UserError(f"--batch_size is missing; give it, e.g. {PYTHIA_BATCH} for Pythia")
     size = PYTHIA_BATCH if batch_size is None else batch_size
     if (Path(prefix) / "corpus.json").is_file() and order == "sequential":
         return Corpus.open(prefix), size

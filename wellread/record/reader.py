@@ -1,4 +1,4 @@
-"""The reading record: what every step really read, in Parquet parts under a hash chain."""
+"""Reading the record: what every step has read, in Parquet parts with a hash chain."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Record:
-    """A record as it lies on disk."""
+    """A record on disk."""
 
     directory: Path
     info: dict[str, Any]
@@ -37,7 +37,7 @@ class Record:
         try:
             return cls(directory, read_json(directory / "head.json"))
         except FileNotFoundError:
-            raise UserError(f"{directory}: no record there (head.json is missing); has the run started?") from None
+            raise UserError(f"{directory}: no record (head.json is missing); has the run started?") from None
 
     @property
     def batches(self) -> int:
@@ -67,7 +67,7 @@ class Record:
 
         start, stop = batches or (0, self.batches)
         if not 0 <= start <= stop <= self.batches:
-            raise UserError(f"batches {start}:{stop}: out of range, the record holds batches 0:{self.batches}")
+            raise UserError(f"batches {start}:{stop}: out of range, the record has batches 0:{self.batches}")
         tables = []
         for part in self.parts:
             low, high = max(start, part["from"]), min(stop, part["to"])
@@ -85,12 +85,12 @@ class Record:
         return ids
 
     def skipped(self, batches: tuple[int, int] | None = None) -> NDArray[np.int64]:
-        """Ids of batches that were read and not learned from, ascending."""
+        """Ids of batches that were read, but not learned from, ascending."""
         table = self.table(["batch_id", "skipped"], batches)
         return np.unique(table["batch_id"].to_numpy()[table["skipped"].to_numpy()])
 
     def damaged_parts(self) -> list[str]:
-        """One line for each part that is missing, altered or leaves a gap."""
+        """One line for each part that is missing, altered, or not preceded by the previous batch."""
         problems, expected = [], 0
         for part in self.parts:
             path = self.directory / part["name"]
@@ -107,15 +107,15 @@ class Record:
 
 
 def _read_part(path: Path, columns: list[str] | None) -> pyarrow.Table:
-    """Columns of one part; in a part older than the column `skipped`, no batch was."""
+    """Read columns of one part; parts that are older than the column `skipped` have no skipped batches."""
     import pyarrow
     import pyarrow.parquet
 
     names = list(columns or COLUMNS)
     with pyarrow.parquet.ParquetFile(path) as file:
-        there = file.schema_arrow.names
-        table = file.read([name for name in names if name in there] or ["batch_id"])
-    if "skipped" in names and "skipped" not in there:
+        stored = file.schema_arrow.names
+        table = file.read([name for name in names if name in stored] or ["batch_id"])
+    if "skipped" in names and "skipped" not in stored:
         table = table.append_column("skipped", pyarrow.array(np.zeros(len(table), dtype=np.bool_)))
     return table.select(names)
 

@@ -1,4 +1,4 @@
-"""The samples table of a corpus, read in stretches: sources, rows, categories, metrics."""
+"""The samples table of a corpus, read in chunks: sources, rows, categories, metrics."""
 
 from __future__ import annotations
 
@@ -18,51 +18,51 @@ if TYPE_CHECKING:
     import pyarrow
 
 IDS = ("sample_id", "document")
-"""Numeric columns that are names, not metrics."""
+"""Numeric columns that are identifiers, not metrics."""
 HIDDEN = ("segment", "sample_id", "digest", "document")
-"""Columns that are not shown with a row."""
+"""Columns that rows leave out."""
 GROUPS = ("source", "category")
-"""Columns by which readings are counted."""
+"""Columns by which readings are grouped."""
 SHOWN = 12
-"""Sources listed in an error before the list is cut."""
+"""Most sources that an error lists."""
 
 
 @dataclass(frozen=True)
 class SamplesTable:
-    """samples.parquet; without one, every question but that for a row has an empty answer."""
+    """samples.parquet. Without the file, results are empty; only `find_row` raises an error."""
 
     file: Path | None
     segments: Path | None = None
     """segments.parquet of a packed corpus."""
 
     def rows(self, sample_ids: NDArray[np.int64]) -> list[dict[str, Any]]:
-        """Rows of the samples table in the order of `sample_ids`; those of packed samples have `segments`, theirs."""
-        rows = _taken(self.file, sample_ids)
+        """Rows of the samples table in the order of `sample_ids`; rows of packed samples include their `segments`."""
+        rows = _read_rows(self.file, sample_ids)
         if self.segments is not None:
-            for row, own in zip(rows, self._segments_of(sample_ids), strict=True):
-                row["segments"] = own
+            for row, segments in zip(rows, self._segments_of(sample_ids), strict=True):
+                row["segments"] = segments
         return rows
 
     def _segments_of(self, sample_ids: NDArray[np.int64]) -> Iterator[list[dict[str, Any]]]:
-        """Rows of the segments table, sample by sample."""
+        """Yield the rows of the segments table for each sample."""
         assert self.segments is not None
         offsets = np.load(self.segments.with_name("segment_offsets.npy"), mmap_mode="r")
         counts = (offsets[sample_ids + 1] - offsets[sample_ids]).tolist()
-        wanted = [np.arange(offsets[i], offsets[i + 1]) for i in sample_ids.tolist()]
-        rows = iter(_taken(self.segments, np.concatenate([np.empty(0, dtype=np.int64), *wanted])))
+        segment_ids = [np.arange(offsets[i], offsets[i + 1]) for i in sample_ids.tolist()]
+        rows = iter(_read_rows(self.segments, np.concatenate([np.empty(0, dtype=np.int64), *segment_ids])))
         for count in counts:
             yield list(itertools.islice(rows, count))
 
-    def stretches(self, columns: list[str]) -> Iterator[tuple[int, pyarrow.Table]]:
-        """Yield the samples table in stretches: id of the first sample, and `columns`."""
+    def chunks(self, columns: list[str]) -> Iterator[tuple[int, pyarrow.Table]]:
+        """Yield chunks of the samples table: id of the first sample, and `columns`."""
         start = 0
-        for table in _stretches(self.file, columns):
+        for table in _chunks(self.file, columns):
             yield start, table
             start += table.num_rows
 
-    def pieces(self, columns: list[str]) -> Iterator[pyarrow.Table]:
-        """Yield what samples are made of in stretches, with `columns`: packed ones have several rows each."""
-        return _stretches(self.segments or self.file, columns)
+    def unit_chunks(self, columns: list[str]) -> Iterator[pyarrow.Table]:
+        """Yield `columns` in chunks: of the segments table if the corpus is packed, otherwise of the samples table."""
+        return _chunks(self.segments or self.file, columns)
 
     @cached_property
     def metrics(self) -> list[str]:
@@ -80,7 +80,7 @@ class SamplesTable:
 
     @cached_property
     def groups(self) -> list[str]:
-        """Those of source and category that the samples table has."""
+        """Columns of `GROUPS` that the samples table has."""
         if self.file is None:
             return []
         import pyarrow.parquet
@@ -88,12 +88,12 @@ class SamplesTable:
         return [name for name in GROUPS if name in pyarrow.parquet.read_schema(self.file).names]
 
     def find_row(self, text: str) -> list[int]:
-        """Samples that hold a source row, written ``sample.jsonl:55`` or ``sample:55``.
+        """Ids of the samples that contain a source row, written ``sample.jsonl:55`` or ``sample:55``.
 
         Raises
         ------
         UserError
-            When there is no such source, or the row gave no sample; says the range.
+            When there is no such source, or no sample contains the row; the message gives the range.
         """
         import pyarrow
         import pyarrow.compute as pc
@@ -102,32 +102,32 @@ class SamplesTable:
         if not colon or not digits.isdecimal():
             raise UserError(f"--row {text}: expected SOURCE:ROW, e.g. sample.jsonl:55")
         if self.file is None:
-            raise UserError(f"--row {text}: this corpus has no table of samples, so no source rows are known")
-        found: list[int] = []
+            raise UserError(f"--row {text}: the corpus has no samples table, so its source rows are unknown")
+        matches: list[int] = []
         sources: set[str] = set()
         last = 0
-        for start, table in self.stretches(["source", "rows"]):
+        for start, table in self.chunks(["source", "rows"]):
             sources.update(pc.unique(table["source"].cast(pyarrow.string())).to_pylist())
-            own = pc.is_in(table["source"].cast(pyarrow.string()), pyarrow.array([source, Path(source).stem]))
+            is_source = pc.is_in(table["source"].cast(pyarrow.string()), pyarrow.array([source, Path(source).stem]))
             rows = pc.list_flatten(table["rows"]).to_numpy()
             parents = pc.list_parent_indices(table["rows"]).to_numpy()
-            mine = own.to_numpy()[parents]
-            last = max(last, int(rows[mine].max(initial=0)))
-            found += (start + np.unique(parents[mine & (rows == int(digits))])).tolist()
+            from_source = is_source.to_numpy()[parents]
+            last = max(last, int(rows[from_source].max(initial=0)))
+            matches += (start + np.unique(parents[from_source & (rows == int(digits))])).tolist()
         if not last:
             raise UserError(
-                f"--row {text}: no source {source!r}; the corpus is made of {_listed_names(sorted(sources))}"
+                f"--row {text}: no source {source!r}; the sources of the corpus are {_listed_names(sorted(sources))}"
             )
-        if not found:
+        if not matches:
             raise UserError(f"--row {text}: no sample comes from that row; {source} has rows 1 … {last}")
-        return found
+        return matches
 
 
 def _listed_names(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
-def _stretches(path: Path | None, columns: list[str]) -> Iterator[pyarrow.Table]:
+def _chunks(path: Path | None, columns: list[str]) -> Iterator[pyarrow.Table]:
     import pyarrow
     import pyarrow.parquet
 
@@ -136,8 +136,8 @@ def _stretches(path: Path | None, columns: list[str]) -> Iterator[pyarrow.Table]
         yield pyarrow.Table.from_batches([batch])
 
 
-def _taken(path: Path | None, numbers: NDArray[np.int64]) -> list[dict[str, Any]]:
-    """Rows of a table in the order of `numbers`, read one row group after the other; none without a table."""
+def _read_rows(path: Path | None, numbers: NDArray[np.int64]) -> list[dict[str, Any]]:
+    """Rows of a table in the order of `numbers`, read one row group after the other; empty without a table."""
     if path is None:
         return []
     import pyarrow
@@ -149,9 +149,9 @@ def _taken(path: Path | None, numbers: NDArray[np.int64]) -> list[dict[str, Any]
     start = 0
     for group in range(file.num_row_groups):
         stop = start + file.metadata.row_group(group).num_rows
-        wanted = np.unique(numbers[(numbers >= start) & (numbers < stop)])
-        if len(wanted):
-            taken = file.read_row_group(group, columns=columns).take(pyarrow.array(wanted - start))
-            rows.update(zip(wanted.tolist(), taken.to_pylist(), strict=True))
+        ids = np.unique(numbers[(numbers >= start) & (numbers < stop)])
+        if len(ids):
+            table = file.read_row_group(group, columns=columns).take(pyarrow.array(ids - start))
+            rows.update(zip(ids.tolist(), table.to_pylist(), strict=True))
         start = stop
     return [dict(rows[i]) for i in numbers.tolist()]

@@ -1,9 +1,9 @@
 """Search for text in tokenized samples, without decoding them.
 
-Each token has its bytes, so the text being looked for is an automaton over tokens: from "the first m bytes are
-matched", a token leads to m + its length, to the end, or nowhere. numpy runs it over millions of tokens at once, and
-only the few places that pass two table look-ups are followed further. An occurrence may begin and end in the middle
-of tokens; it never spans two samples, nor two segments of a packed one.
+Every token has known bytes, so the text can be searched with an automaton over tokens. State m means "the first m bytes
+are matched"; a token leads to state m + its length, to the final state, or nowhere. numpy applies it to millions of
+tokens at once, and follows only the few places that pass two table look-ups. An occurrence may begin and end in the
+middle of tokens; it never spans two samples, nor two segments of a packed sample.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from wellread.corpus.token_bytes import check, normalized, token_bytes
 from wellread.errors import UserError
 
 TOKENS_AT_ONCE = 1 << 21
-"""Tokens of one block: its buffers stay below 64 MiB however large the corpus is."""
+"""Tokens of one block; keeps buffers below 64 MiB for a corpus of any size."""
 CHECKED_SAMPLES = 16
-"""Samples whose decoding is compared with the tokenizer's before a search, besides every sample found."""
+"""Number of samples whose decoded bytes are compared with the tokenizer before a search; matches are compared after."""
 
 Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A sample that holds the text."""
+    """A sample that contains the text."""
 
     sample_id: int
-    """In the reader that was searched: a segment of `Segments`."""
+    """Number in the searched reader; in `Segments`, the number of a segment."""
     count: int
-    """Occurrences, overlapping ones too."""
+    """Occurrences, including overlapping ones."""
 
 
 # --- the automaton ---------------------------------------------------------------------------------------------------
@@ -47,23 +47,23 @@ class Hit:
 
 @dataclass(frozen=True, kw_only=True)
 class Pattern:
-    """What to look for, as tables over tokens. State m: the first m bytes are matched, `length`: all of them."""
+    """The text to find, as tables over tokens. In state m, the first m bytes are matched; in state `length`, all."""
 
     length: int
     vocabulary: int
     complete: NDArray[np.int64]
-    """(vocabulary,) occurrences inside the token alone."""
+    """(vocabulary,) occurrences within the single token."""
     begins: NDArray[np.bool_]
-    """(vocabulary,) whether an occurrence can begin in the token and go on in the next."""
+    """(vocabulary,) whether an occurrence can begin in the token and continue in the next."""
     entries: list[tuple[int, NDArray[np.bool_]]]
-    """For each state that a first token can lead to: the state, and (vocabulary,) which tokens lead there."""
+    """For each state that a first token can lead to: the state, and (vocabulary,) which tokens lead to it."""
     keys: Ints
-    """Sorted, state * vocabulary + token, for each pair that leads somewhere."""
+    """state * vocabulary + token of each pair that has a next state, sorted."""
     states: Ints
-    """The state that each key leads to."""
+    """Next state of each key."""
 
     def advance(self, states: Ints, tokens: Ints) -> Ints:
-        """Next state of each pair, int64, same shape; -1 where it leads nowhere."""
+        """Next state of each pair, int64, same shape; -1 for none."""
         keys = states * self.vocabulary + tokens
         place = np.minimum(np.searchsorted(self.keys, keys), max(len(self.keys) - 1, 0))
         if not len(self.keys):
@@ -106,38 +106,38 @@ def _occurrences(text: bytes, token: bytes) -> int:
 
 
 def _steps(text: bytes, table: list[bytes]) -> Iterator[tuple[int, int]]:
-    """Yield (state * vocabulary + token, next state) for each pair that leads somewhere."""
+    """Yield (state * vocabulary + token, next state) for each pair that has a next state."""
     ids: dict[bytes, list[int]] = defaultdict(list)
     for token_id, token in enumerate(table):
         ids[token].append(token_id)
     ordered = sorted(ids)
     longest = max(map(len, table))
     for m in range(1, len(text)):
-        for size in range(min(longest, len(text) - m) + 1):  # size 0: a token of no bytes leaves the state as it is
+        for size in range(min(longest, len(text) - m) + 1):  # size 0: a token without bytes keeps the state
             for token_id in ids.get(text[m : m + size], ()):
                 yield m * len(table) + token_id, m + size
-        rest = text[m:]
-        for token in itertools.takewhile(lambda t: t.startswith(rest), ordered[bisect_left(ordered, rest) :]):  # noqa: B023
+        remainder = text[m:]
+        for token in itertools.takewhile(lambda t: t.startswith(remainder), ordered[bisect_left(ordered, remainder) :]):  # noqa: B023
             for token_id in ids[token]:
                 yield m * len(table) + token_id, len(text)
 
 
 def occurrences(pattern: Pattern, tokens: NDArray[Any], offsets: Ints) -> Ints:
-    """Occurrences of the pattern in each of some samples that lie side by side.
+    """Count the occurrences of the pattern in each of several consecutive samples.
 
     Parameters
     ----------
     tokens : (length,) integers
     offsets : (samples + 1,) int64
-        Where each sample begins in `tokens`; the last is `length`.
+        Start of each sample in `tokens`; the last value is `length`.
 
     Returns
     -------
     (samples,) int64
     """
-    found = np.zeros(len(offsets) - 1, dtype=np.int64)
-    alone = np.flatnonzero(pattern.complete.take(tokens))
-    np.add.at(found, np.searchsorted(offsets, alone, "right") - 1, pattern.complete[tokens[alone]])
+    counts = np.zeros(len(offsets) - 1, dtype=np.int64)
+    in_token = np.flatnonzero(pattern.complete.take(tokens))
+    np.add.at(counts, np.searchsorted(offsets, in_token, "right") - 1, pattern.complete[tokens[in_token]])
     starts = np.flatnonzero(pattern.begins.take(tokens[:-1]))
     first, second = tokens[starts], tokens[starts + 1]
     for state, leads in pattern.entries:
@@ -146,21 +146,21 @@ def occurrences(pattern: Pattern, tokens: NDArray[Any], offsets: Ints) -> Ints:
         follows[pattern.keys[low:high] - state * pattern.vocabulary] = True
         places = starts[leads.take(first) & follows.take(second)]
         samples = np.searchsorted(offsets, places, "right") - 1
-        _follow(pattern, tokens, places, samples, offsets[samples + 1], state, found)
-    return found
+        _follow(pattern, tokens, places, samples, offsets[samples + 1], state, counts)
+    return counts
 
 
 def _follow(
-    pattern: Pattern, tokens: NDArray[Any], places: Ints, samples: Ints, ends: Ints, state: int, found: Ints
+    pattern: Pattern, tokens: NDArray[Any], places: Ints, samples: Ints, ends: Ints, state: int, counts: Ints
 ) -> None:
-    """Count the candidates that reach the end of the pattern before the end of their sample."""
+    """Add to `counts` the candidates that match the full pattern before the end of their sample."""
     states = np.full(len(places), state, dtype=np.int64)
     while len(places):
         places = places + 1
         inside = places < ends
         places, samples, ends, states = places[inside], samples[inside], ends[inside], states[inside]
         states = pattern.advance(states, tokens[places].astype(np.int64))
-        np.add.at(found, samples[states == pattern.length], 1)
+        np.add.at(counts, samples[states == pattern.length], 1)
         on = (states >= 0) & (states < pattern.length)
         places, samples, ends, states = places[on], samples[on], ends[on], states[on]
 
@@ -169,7 +169,7 @@ def _follow(
 
 
 def blocks(reader: SampleReader) -> Iterator[tuple[int, NDArray[Any], Ints]]:
-    """Yield first sample id, tokens and offsets (from 0) of stretches of whole samples, about TOKENS_AT_ONCE long."""
+    """Yield blocks of complete samples, about TOKENS_AT_ONCE tokens long: first sample id, tokens, offsets from 0."""
     if isinstance(reader, Corpus | Segments):
         yield from _mapped_blocks(reader)
         return
@@ -183,7 +183,7 @@ def blocks(reader: SampleReader) -> Iterator[tuple[int, NDArray[Any], Ints]]:
 
 
 def _mapped_blocks(reader: Corpus | Segments) -> Iterator[tuple[int, NDArray[Any], Ints]]:
-    """Map one block of tokens.bin after the other, so that resident memory stays flat too."""
+    """Yield blocks that are memory-mapped one after the other, which keeps resident memory constant."""
     corpus, name = (reader.corpus, "segments.npy") if isinstance(reader, Segments) else (reader, "offsets.npy")
     dtype = np.dtype(corpus.meta["dtype"])
     offsets = np.load(corpus.path / name, mmap_mode="r")
@@ -191,18 +191,18 @@ def _mapped_blocks(reader: Corpus | Segments) -> Iterator[tuple[int, NDArray[Any
     while start < reader.n:
         low = int(offsets[start])
         stop = max(start + 1, int(np.searchsorted(offsets, low + TOKENS_AT_ONCE, "right")) - 1)
-        own = np.array(offsets[start : stop + 1], dtype=np.int64) - low
-        shape = (int(own[-1]),)
+        block_offsets = np.array(offsets[start : stop + 1], dtype=np.int64) - low
+        shape = (int(block_offsets[-1]),)
         if shape[0]:
             place = low * dtype.itemsize
-            yield start, np.memmap(corpus.path / "tokens.bin", dtype, "r", offset=place, shape=shape), own
+            yield start, np.memmap(corpus.path / "tokens.bin", dtype, "r", offset=place, shape=shape), block_offsets
         start = stop
 
 
 def search(
     reader: SampleReader, tokenizer: Decoder, text: str, *, progress: Callable[[int], None] | None = None
 ) -> list[Hit]:
-    """Find the samples of `reader` that hold `text`, byte for byte, in ascending order.
+    """Find the samples of `reader` that contain `text`, byte for byte, in ascending order.
 
     Parameters
     ----------
@@ -212,10 +212,10 @@ def search(
     Raises
     ------
     UserError
-        When the text is empty, or the tokenizer's bytes are not known.
+        When the text is empty, or the bytes of the tokenizer's tokens are unknown.
     """
     if not text:
-        raise UserError("--text: empty; give the text to look for")
+        raise UserError("--text: empty; give the text to search for")
     table = token_bytes(tokenizer)
     for sample_id in np.unique(np.linspace(0, reader.n - 1, CHECKED_SAMPLES).astype(np.int64)).tolist():
         check(table, tokenizer, reader, sample_id)
@@ -223,8 +223,8 @@ def search(
     hits = []
     for start, tokens, offsets in blocks(reader):
         _check_ids(tokens, pattern, start)
-        found = occurrences(pattern, tokens, offsets)
-        hits += [Hit(start + i, int(found[i])) for i in np.flatnonzero(found).tolist()]
+        counts = occurrences(pattern, tokens, offsets)
+        hits += [Hit(start + i, int(counts[i])) for i in np.flatnonzero(counts).tolist()]
         if progress:
             progress(start + len(offsets) - 1)
     for hit in hits:
@@ -235,6 +235,6 @@ def search(
 def _check_ids(tokens: NDArray[Any], pattern: Pattern, start: int) -> None:
     if len(tokens) and int(tokens.max()) >= pattern.vocabulary:
         raise UserError(
-            f"--text: samples from {start} on hold token {tokens.max()}, the tokenizer has "
-            f"0 … {pattern.vocabulary - 1}; give the tokenizer that the corpus was made with"
+            f"--text: samples from {start} on contain token {tokens.max()}, but the tokenizer has only tokens "
+            f"0 … {pattern.vocabulary - 1}; give the tokenizer that the corpus was compiled with"
         )

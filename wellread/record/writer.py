@@ -1,4 +1,4 @@
-"""Writing the record: batches as they were read, in Parquet parts under a hash chain."""
+"""Writing the record: batches as they were read, in Parquet parts with a hash chain."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COLUMNS = ("step", "batch_id", "slot", "sample_id", "epoch", "n_targets", "loss"
 
 
 ROWS_PER_PART = 1 << 18
-"""A part is written when a checkpoint is saved, or when this many rows have gathered."""
+"""A part is written when a checkpoint is saved, or when this many rows are buffered."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,23 +37,23 @@ class RecordedBatch:
     """Mean over each sample's target tokens, as trained."""
     digests: list[bytes]
     skipped: bool = False
-    """It was read, but nothing was learned from it: its update was not taken."""
+    """Whether it was read, but not learned from: the optimizer did not apply its update."""
 
 
 class RecordWriter:
-    """Appends to the record of one run; one process at a time."""
+    """Appends to the record of one run. Only one process may write at a time."""
 
     def __init__(self, directory: Path, *, start: str, step: int = 0, head: str | None = None) -> None:
-        """Open the record at `step`; what was recorded beyond it was never part of a checkpoint and is dropped.
+        """Open the record at `step`, and delete later batches, which belong to no checkpoint.
 
         Parameters
         ----------
         start : str
-            Genesis head (see `genesis`).
+            Head of the empty record (see `wellread.record.chain.genesis`).
         step : int
-            Number of batches that the checkpoint resumed from has read.
+            Number of batches that the checkpoint has read from which the run resumes.
         head : str
-            Head that this checkpoint names.
+            Head of the record in this checkpoint.
 
         Raises
         ------
@@ -70,13 +70,13 @@ class RecordWriter:
             raise UserError(f"{directory}: the record has no part that ends at step {step}; its files are incomplete")
         self._rows: list[RecordedBatch] = []
         self._write_head()
-        kept = {part["name"] for part in self._parts}
+        names = {part["name"] for part in self._parts}
         for path in directory.glob("part-*.parquet"):
-            if path.name not in kept:
+            if path.name not in names:
                 path.unlink()
 
     def append(self, batch: RecordedBatch) -> None:
-        """Add the batch that was just read; call it after its optimizer step succeeded, or was skipped on purpose."""
+        """Add the batch that was just read; call it after its optimizer step succeeded or was deliberately skipped."""
         if batch.batch_id != self.step:
             raise AssertionError(f"batch {batch.batch_id} recorded at step {self.step}")
         self.head = link(self.head, batch.batch_id, batch.sample_ids, b"".join(batch.digests))
@@ -86,7 +86,7 @@ class RecordWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write what has gathered as one part, then the head that names it; durable when this returns."""
+        """Write the buffered batches as one part, then the head that names it; both are durable when this returns."""
         if not self._rows:
             return
         start, stop = self._rows[0].batch_id, self._rows[-1].batch_id + 1
@@ -111,7 +111,7 @@ def _parts(directory: Path) -> list[dict[str, Any]]:
 
 
 def to_parquet(rows: list[RecordedBatch]) -> bytes:
-    """The rows of batches as the content of a Parquet part."""
+    """Serialize batches to the content of a Parquet part."""
     import pyarrow
     import pyarrow.parquet
 
