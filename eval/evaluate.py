@@ -83,7 +83,7 @@ def parts(argv: list[str]) -> int:
     evaluation = _evaluation(find(name), {key: value for key, value in options.items() if key != "scores_only"})
     assert isinstance(evaluation, PerCheckpoint)
     if not evaluation.checkpoints:
-        raise UserError(f"{evaluation.run.path}: no checkpoint yet; let the run save one")
+        raise UserError(f"{evaluation.run.path}: no checkpoint yet; wait until the run has saved one")
     steps = [str(checkpoint.step) for checkpoint in evaluation.checkpoints]
     print(json.dumps([[*argv, "--steps", step, "--scores_only"] for step in steps]))
     return 0

@@ -26,7 +26,7 @@ def a_checkpoint(run: RunDirectory) -> None:
     from wellread.checkpoint import list_checkpoints
 
     if not list_checkpoints(run.checkpoints):
-        raise UserError(f"{run.path}: no checkpoint yet; let the run save one")
+        raise UserError(f"{run.path}: no checkpoint yet; wait until the run has saved one")
 
 
 def a_whole_record(run: RunDirectory) -> None:

@@ -37,7 +37,7 @@ def roc(members: Floats, nonmembers: Floats) -> tuple[Floats, Floats]:
 
 
 def nonmembers_needed(alpha: float) -> int:
-    """Non-members needed to report a rate at false-positive rate `alpha`: 10 / alpha."""
+    """Number of non-members needed to report the true-positive rate at false-positive rate `alpha`: 10 / alpha."""
     return math.ceil(10 / alpha - 1e-9)
 
 

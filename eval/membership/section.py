@@ -34,7 +34,7 @@ def section(run: RunDirectory, results: Sequence[Result]) -> Section:
         columns=[_column(aucs, group) for group in (READ, UNREAD)],
         commands=[
             (
-                "Evaluate every checkpoint, and write this page again",
+                "Evaluate all checkpoints and write this page again",
                 f"python -m eval membership {shlex.quote(str(run.path))}",
             )
         ],
@@ -65,7 +65,7 @@ def _remarks(run: RunDirectory, results: Sequence[Result], step: int | None) -> 
             needed = f"not reported, because it needs {nonmembers_needed(alpha):,} sealed samples"
             stated = with_interval(rate) if rate else needed
             yield f"True-positive rate at a false-positive rate of {alpha:.0%}: {stated}."
-        yield "Sealed documents are chosen at random; no other test was made that the groups have similar texts."
+        yield "No baseline without a model was computed: similar texts in both groups follow only from the random seal."
     if run.config().data.pack:
         yield "Samples are packed; their rows (segments) are compared, each scored by itself."
     kind = run.manifest()["identity"]["order"]["kind"]

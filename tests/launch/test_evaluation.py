@@ -118,7 +118,7 @@ def test_nothing_to_evaluate(tmp_path: Path) -> None:
     RunDirectory(tmp_path).config_file.touch()
     with pytest.raises(UserError) as error:
         evaluation.run(Request(command="membership", run=RunDirectory(tmp_path), cluster=LOCAL, fan_out=True))
-    assert str(error.value) == f"{tmp_path}: no checkpoint yet; let the run save one"
+    assert str(error.value) == f"{tmp_path}: no checkpoint yet; wait until the run has saved one"
 
 
 def test_the_whole_follows_the_parts(run: RunDirectory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

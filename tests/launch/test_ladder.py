@@ -226,7 +226,7 @@ def test_what_is_asked_for_is_given_up_rung_by_rung() -> None:
     other = make_plan(config(strategy="zero2"), SPEC, CLUSTER, COUNTS, failures=failed)
     assert (other.strategy, other.strategy_reason) == ("zero2", "asked for")
     tight = [replace(failed[0], needed=GIB)]
-    with pytest.raises(UserError, match="what would fit: --ladder off, which tries again"):
+    with pytest.raises(UserError, match="what would fit: --ladder off, which retries"):
         make_plan(config(strategy="ddp"), SPEC, CLUSTER, COUNTS, failures=tight)
 
 

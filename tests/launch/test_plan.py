@@ -259,7 +259,7 @@ def test_the_gate_refuses_what_cannot_fit(program, tmp_path: Path) -> None:  # t
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--gpu_mem", "0.5"], "--gpu_mem 0.5: CUDA needs 0.75 GiB itself; give the full size of a GPU"),
+        (["--gpu_mem", "0.5"], "--gpu_mem 0.5: CUDA itself needs 0.75 GiB; give the full size of a GPU"),
         (["--gpu_mem", "-1"], f"--gpu_mem -1: {NO_SIZE}"),
         (["--gpu_mem", "-1", "--cluster", "slurm"], f"--gpu_mem -1: {NO_SIZE}"),  # whose ranks are on CPUs
         (["--gpu_mem", "nan"], "--gpu_mem nan: expected float"),

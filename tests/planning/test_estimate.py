@@ -341,7 +341,7 @@ def test_states_are_memory_mapped_when_loaded(tmp_path: Path) -> None:
         ({"gpu_mem": -40.0}, {}, "--gpu_mem -40: must be above 0 GiB; leave it out if there is no such limit"),
         ({"host_mem": 0.0}, {}, "--host_mem 0: must be above 0 GiB"),
         ({"nvme": float("nan")}, {}, "--nvme nan: must be above 0 GiB"),
-        ({"gpu_mem": 0.5}, {}, "--gpu_mem 0.5: CUDA needs 0.75 GiB itself; give the full size of a GPU"),
+        ({"gpu_mem": 0.5}, {}, "--gpu_mem 0.5: CUDA itself needs 0.75 GiB; give the full size of a GPU"),
         ({}, {"micro_batch": 0}, "--micro_batch_size 0: must be at least 1"),
         ({}, {"seq_len": -5}, "--seq_len -5: must be at least 1"),
         ({}, {"lora_rank": -1}, "LoRA rank -1: must be at least 1, or 0 to train all weights"),

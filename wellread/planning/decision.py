@@ -195,6 +195,6 @@ class _Search:
         if self.failures:  # the narrowed limits would make the advice wrong
             advice = ["--ladder off, which retries the failed strategy, if more memory is free now"]
         elif self.machine.device == "cpu":
-            advice.append("GPUs: plan for GPUs that this machine does not have with --gpu_mem")
+            advice.append("GPUs that this machine does not have: plan for them with --gpu_mem")
         would = f"; what would fit: {', or '.join(advice)}" if advice else ""
         return f"{self.spec.name} on {where}: {choice.reason}{would}"

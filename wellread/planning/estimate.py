@@ -219,7 +219,7 @@ def _check(work: Work, machine: Machine) -> None:
             raise UserError(f"{name} {size:g}: must be above 0 GiB; leave it out if there is no such limit")
     if machine.device == "cuda" and machine.gpu_mem is not None and machine.gpu_mem * GIB <= CUDA_CONTEXT:
         raise UserError(
-            f"--gpu_mem {machine.gpu_mem:g}: CUDA needs {CUDA_CONTEXT / GIB:g} GiB itself; give the full size of a GPU"
+            f"--gpu_mem {machine.gpu_mem:g}: CUDA itself needs {CUDA_CONTEXT / GIB:g} GiB; give the full size of a GPU"
         )
     if work.lora_rank < 0:
         raise UserError(f"LoRA rank {work.lora_rank}: must be at least 1, or 0 to train all weights")

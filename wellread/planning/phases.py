@@ -154,7 +154,10 @@ def forward(s: Sizes) -> list[Block]:
 
 
 def first_gradients(s: Sizes) -> list[Block]:
-    """Start of backward: all activations, gradients of the logits in place of these, and of the output embedding."""
+    """Memory at the start of backward: activations, gradients of the logits and of the output embedding.
+
+    The gradients of the logits reuse the memory of the logits.
+    """
     return [*forward(s), one("gradients", s.width * s.head)]
 
 

@@ -1,0 +1,72 @@
+"""Verifying a run: problems of record, order and checkpoints, each named with its place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+from support.reading import BATCH
+
+from wellread.checkpoint import list_checkpoints
+from wellread.files import sha256_file, write_json
+from wellread.record.reader import Record
+from wellread.record.verify import verify
+from wellread.run import RunDirectory
+
+
+def rewrite_first_part(run: RunDirectory, rows: list[int]) -> None:
+    """Replace the first part by these rows of it, and name its new hash in head.json."""
+    head = json.loads((run.record / "head.json").read_text())
+    path = run.record / head["parts"][0]["name"]
+    pyarrow.parquet.write_table(pyarrow.parquet.read_table(path).take(rows), path)
+    head["parts"][0]["sha256"] = sha256_file(path)
+    write_json(run.record / "head.json", head)
+
+
+def test_a_finished_run_has_no_problems(tiny_run: RunDirectory) -> None:
+    assert verify(tiny_run) == []
+
+
+def test_swapped_rows_are_named(copied_run: RunDirectory) -> None:
+    read = Record.open(copied_run.record).sample_ids((0, 1))[:2].tolist()
+    size = Record.open(copied_run.record).parts[0]["rows"]
+    rewrite_first_part(copied_run, [1, 0, *range(2, size)])
+    problems = verify(copied_run)
+    assert problems[:4] == [
+        "batch 0 slot 0: missing, duplicate or in the wrong place",
+        "batch 0 slot 1: missing, duplicate or in the wrong place",
+        f"batch 0 slot 0: read sample {read[1]}, the order says {read[0]}",
+        f"batch 0 slot 1: read sample {read[0]}, the order says {read[1]}",
+    ]
+    assert any(line.startswith("checkpoint step-00000004: has head ") for line in problems)
+    assert any(": its chain ends at " in line for line in problems)
+
+
+def test_a_record_that_ends_before_a_checkpoint(copied_run: RunDirectory) -> None:
+    record = Record.open(copied_run.record)
+    parts = [part for part in record.parts if part["to"] <= 8]
+    head = next(checkpoint.head for checkpoint in list_checkpoints(copied_run.checkpoints) if checkpoint.step == 8)
+    write_json(copied_run.record / "head.json", record.info | {"step": 8, "head": head, "parts": parts})
+    assert verify(copied_run) == ["checkpoint step-00000012: the record ends earlier, at step 8"]
+
+
+def test_an_altered_digest_of_a_sample_is_named(copied_run: RunDirectory) -> None:
+    """The corpus no longer has the hash of the run, and the tokens do not match the new digest."""
+    path: Path = copied_run.corpus / "samples.parquet"
+    table = pyarrow.parquet.read_table(path)
+    digests = table["digest"].to_pylist()
+    digests[3] = bytes(16)
+    column = pyarrow.array(digests, table["digest"].type)
+    pyarrow.parquet.write_table(table.set_column(table.column_names.index("digest"), "digest", column), path)
+    meta = json.loads((copied_run.corpus / "corpus.json").read_text())
+    meta["sizes"]["samples.parquet"] = path.stat().st_size
+    write_json(copied_run.corpus / "corpus.json", meta)
+    problems = verify(copied_run)
+    assert problems[0].startswith(f"{copied_run.corpus}: the hash of its samples is ")
+    assert problems[1] == f"{copied_run.corpus}: sample 3: its tokens or loss mask do not match its digest"
+    ids = Record.open(copied_run.record).sample_ids()
+    places = [f"batch {place // BATCH} slot {place % BATCH}" for place in np.flatnonzero(ids == 3).tolist()]
+    assert problems[2:] == [f"{place}: the tokens read as sample 3 are not those of the corpus" for place in places]
