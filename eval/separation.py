@@ -95,7 +95,7 @@ def cluster_bootstrap(
 def permuted_auc(
     members: Floats, nonmembers: Floats, member_documents: Ints, nonmember_documents: Ints, *, draws: int, seed: int
 ) -> Floats:
-    """AUC after shuffling the labels among documents, which is the result of chance; float64[draws]."""
+    """AUC after shuffling the labels among documents: the values that chance gives; float64[draws]."""
     documents = codes_of(np.concatenate([member_documents, nonmember_documents]))
     scores = np.concatenate([members, nonmembers])
     below, up_to = _ranks(scores, np.sort(scores))

@@ -90,7 +90,7 @@ class Membership(PerCheckpoint[Scores]):
         return scores_of(self.run, checkpoint, self.groups.corpus, ids, reporter, self.device)
 
     def measure(self, checkpoint: Checkpoint, scores: Scores, reporter: Reporter) -> Iterator[Result]:
-        """Compare the groups; yields nothing when a score is not finite, after divergence."""
+        """Compare the groups; yield nothing if a score is not finite, because the run has diverged."""
         sides, step = self._sides(checkpoint, scores), checkpoint.step
         bad = sum(int((~np.isfinite(side.scores)).sum()) for side in sides.values())
         if bad:

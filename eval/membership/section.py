@@ -65,7 +65,7 @@ def _remarks(run: RunDirectory, results: Sequence[Result], step: int | None) -> 
             needed = f"not reported, because it needs {nonmembers_needed(alpha):,} sealed samples"
             stated = with_interval(rate) if rate else needed
             yield f"True-positive rate at a false-positive rate of {alpha:.0%}: {stated}."
-        yield "No baseline without a model was computed: similar texts in both groups follow only from the random seal."
+        yield "Sealed documents are random, so both groups should have similar texts; no blind baseline was computed."
     if run.config().data.pack:
         yield "Samples are packed; their rows (segments) are compared, each scored by itself."
     kind = run.manifest()["identity"]["order"]["kind"]

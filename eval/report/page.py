@@ -1,4 +1,4 @@
-"""Report of a run, `report/index.html`: what it read, its checkpoints, results of evaluations. Run with
+"""Report of a run, `report/index.html`, with what it read, its checkpoints and results of evaluations. Run with
 
     python -m eval report runs/NAME
 

@@ -334,7 +334,7 @@ def test_memory_that_runs_out_moves_the_run(
     finally:
         call("scancel", run.job, check=False)
     before, after = run.attempts()
-    assert "the kernel killed" in before["out_of_memory"]["shortage"]["evidence"]
+    assert "the OOM killer killed" in before["out_of_memory"]["shortage"]["evidence"]
     assert (before["strategy"], after["strategy"], after["exit_code"]) == ("ddp", "zero1", 0)
     assert before["out_of_memory"]["shortage"]["limit"] == pytest.approx(limit, abs=4096)  # whole pages
     assert "host memory ran out under ddp in attempt 1" in run.log(2)

@@ -1,4 +1,4 @@
-"""`read --batch` and `--csv`, compared with corpus, order or source by another computation."""
+"""`read --batch` and `--csv`: each answer is computed a second time from corpus, order or source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`read --checkpoint` and `--diff`, compared with corpus, order or source by another computation."""
+"""`read --checkpoint` and `--diff`: each answer is computed a second time from corpus, order or source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`read --sample`, `--row` and `--text`, compared with corpus, order or source by another computation."""
+"""`read --sample`, `--row` and `--text`: each answer is computed a second time from corpus, order or source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`read --sql`, compared with corpus, order or source by another computation."""
+"""`read --sql`: each answer is computed a second time from corpus, order or source."""
 
 from __future__ import annotations
 

@@ -253,7 +253,7 @@ def test_the_story_with_real_kills(root: Path, tmp_path: Path) -> None:
     assert re.search(r"^ladder +0 +[12] .* ddp -> zero1$", done.stdout, re.MULTILINE)
     moved, planned = (RunDirectory(tmp_path / "runs" / name) for name in ("ladder", "planned"))
     first, second = moved.manifest()["attempts"]
-    assert "the kernel killed" in first["out_of_memory"]["shortage"]["evidence"]
+    assert "the OOM killer killed" in first["out_of_memory"]["shortage"]["evidence"]
     assert (first["exit_code"], second["exit_code"], second["strategy"]) == (137, 0, "zero1")
     assert first["out_of_memory"]["shortage"]["limit"] == pytest.approx(4.6 * GIB, abs=4096)  # whole pages
     assert "host memory ran out under ddp" in (moved.log / "attempt-002-rank-0.log").read_text()

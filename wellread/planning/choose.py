@@ -75,14 +75,14 @@ def choose(
     """
     ways = [works] if isinstance(works, Work) else list(works)
     search = _Search(spec, strategies, (False, True) if checkpointing is None else (checkpointing,), margin)
-    ways_up = [
-        search.first_that_fits(ways, machine, strategy, again)
-        for strategy, again in search.rungs
-        if (strategy, again) not in tried
+    candidates = [
+        search.first_that_fits(ways, machine, strategy, mode)
+        for strategy, mode in search.rungs
+        if (strategy, mode) not in tried
     ]
-    fitting = [(candidate, work) for candidate, work in ways_up if candidate.fits]
+    fitting = [(candidate, work) for candidate, work in candidates if candidate.fits]
     best, work = max(fitting, key=lambda pair: pair[0].relative_speed, default=(None, ways[-1]))
-    estimates = tuple(candidate for candidate, _ in ways_up)
+    estimates = tuple(candidate for candidate, _ in candidates)
     return Choice(
         best=best,
         work=work,

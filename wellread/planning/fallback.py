@@ -15,7 +15,7 @@ from wellread.planning.machine import Machine
 from wellread.units import GIB
 
 SAME_SIZE = 1.02
-"""Ratio of two memory sizes: a failure does not count on a machine whose memory is larger by more than this."""
+"""A failure does not count on a machine that has more than this many times the memory."""
 WORDS = {"gpu": "GPU memory", "host": "host memory"}
 
 
@@ -55,9 +55,9 @@ class Failure:
         return self.strategy, self.activation_checkpointing
 
     def __str__(self) -> str:
-        again = " with activation checkpointing" * self.activation_checkpointing
+        checkpointing = " with activation checkpointing" * self.activation_checkpointing
         return (
-            f"{WORDS[self.shortage.place]} ran out under {self.strategy}{again} in attempt {self.attempt} "
+            f"{WORDS[self.shortage.place]} ran out under {self.strategy}{checkpointing} in attempt {self.attempt} "
             f"({self.shortage.evidence})"
         )
 

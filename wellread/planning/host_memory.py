@@ -39,7 +39,7 @@ def total(groups_file: Path = OWN_GROUPS, mount: Path = MOUNT) -> int:
 
 
 def private_bytes() -> int:
-    """Resident bytes of this process without shared ones and mapped files, which `available` counts as free."""
+    """Private resident memory of this process in bytes, without mapped files, which `available` counts as free."""
     import psutil
 
     memory = psutil.Process().memory_info()

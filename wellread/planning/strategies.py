@@ -25,9 +25,9 @@ class Strategy:
     stage: int
     """ZeRO stage; 0: every rank has the full state (one process, or DDP)."""
     optimizer: Where = "gpu"
-    """Where the optimizer state is; gpu: in the memory in which the rank computes, even if that is a CPU."""
+    """Location of the optimizer state; gpu means the device of the rank, which may be a CPU."""
     parameters: Where = "gpu"
-    """Where the weights are while they are not in use."""
+    """Location of the weights while they are not in use."""
     ratios: tuple[float, ...] = ()
     """Fractions of the optimizer that may be offloaded, smallest first; empty: `optimizer` applies to all of it."""
     speed: float = 0.0

@@ -137,18 +137,18 @@ def _flattening(
     """Start of the engine under ZeRO-1 and 2: the weights are flattened, then a rank's partition is copied and cast."""
     # DeepSpeed checks the free GPU memory, and flattens on the host when there is too little.
     on_host = s.gpu is not None and weights.bytes + unflattened.bytes > (1 - SPARE) * s.gpu
-    first = Phase(name="engine start", device=(weights, unflattened), first=read(s))
+    flattening = Phase(name="engine start", device=(weights, unflattened), first=read(s))
     if on_host:
-        first = Phase(name="engine start", device=(weights,), host=(unflattened, unflattened), first=read(s))
+        flattening = Phase(name="engine start", device=(weights,), host=(unflattened, unflattened), first=read(s))
     cast = one("weights before casting", s.width * s.share)
     casting = (cast,) if s.offloaded else (one("first gradients", 4 * s.share),)
-    second = Phase(
+    casting_phase = Phase(
         name="engine start",
         device=(*_started(resident), *casting),
         host=(*_started(host), *([cast] if s.offloaded else [])),
         first=read(s),
     )
-    return first, second
+    return flattening, casting_phase
 
 
 def _backward_end(s: Sizes, stage: int, carried: list[Block]) -> list[Block]:

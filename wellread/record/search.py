@@ -161,8 +161,8 @@ def _follow(
         places, samples, ends, states = places[inside], samples[inside], ends[inside], states[inside]
         states = pattern.advance(states, tokens[places].astype(np.int64))
         np.add.at(counts, samples[states == pattern.length], 1)
-        on = (states >= 0) & (states < pattern.length)
-        places, samples, ends, states = places[on], samples[on], ends[on], states[on]
+        active = (states >= 0) & (states < pattern.length)
+        places, samples, ends, states = places[active], samples[active], ends[active], states[active]
 
 
 # --- the search ------------------------------------------------------------------------------------------------------
