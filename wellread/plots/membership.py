@@ -30,7 +30,7 @@ def auc_by_step(results: Sequence[Result], *, image: Format = "svg") -> bytes:
             ends = [[r.value if end is None else end for r, end in pairs] for pairs in _ends(rows)]
             axes.fill_between(steps, *ends, color=color, alpha=0.16, linewidth=0)
         axes.axhline(0.5, color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-        axes.set(xlabel="step", ylabel="AUC against sealed")
+        axes.set_ylabel("AUC against sealed")
         step_axis(axes, sorted({r.step for r in results if r.metric == "auc"}))
         axes.margins(y=0.12)
         axes.legend(loc="upper left")

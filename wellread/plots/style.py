@@ -59,12 +59,14 @@ def render(figure: Any, image: Format) -> bytes:
 
 
 def step_axis(axes: Any, steps: Sequence[int]) -> None:
-    """Symmetric log axis: linear from step 0 to the first checkpoint, logarithmic after it."""
+    """Symmetric log axis with its label: linear from step 0 to the first checkpoint, logarithmic after it."""
     from matplotlib.ticker import NullLocator
 
+    axes.set_xlabel("step")
     positive = [step for step in steps if step > 0]
     if not positive:
         return
+    axes.set_xlabel(f"step (logarithmic from step {positive[0]:,})")
     linear_part = 0.4
     axes.set_xscale("symlog", linthresh=positive[0], linscale=linear_part)
     place = {step: linear_part + np.log10(step / positive[0]) if step else 0.0 for step in steps}
