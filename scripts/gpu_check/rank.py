@@ -122,7 +122,7 @@ def _train(
     enter("load")
     spec = find(config.model.name)
     fresh = initial(replace(spec, fresh=True), config.schedule.seed, eos=0)
-    engine = make_engine(RandomSource(fresh.config, fresh.whole), config, plan)
+    engine = make_engine(RandomSource(fresh.config, fresh.in_memory), config, plan)
     found["parameters"] = engine.parameters
     found["losses"], found["seconds"] = [], []
     for _ in range(plan.steps):

@@ -193,7 +193,7 @@ def test_print_config_gives_yaml_that_gives_the_same_plan(program, tmp_path: Pat
         (["run", "dance"], "launch run dance: unknown program; use finetune, pretrain or eval"),
         (
             ["plan", "finetune", "--model", "tinny"],
-            "--model tinny: no such directory or known model; did you mean tiny?",
+            "--model tinny: not a directory or a known model; did you mean tiny?",
         ),
         (["plan", "finetune", "--data", "x.jsonl"], "--data x.jsonl: x.jsonl does not exist"),
         (["plan", "finetune", "--seq_len", "513"], "--seq_len 513: tiny has 512 positions; choose at most that"),

@@ -1,4 +1,4 @@
-"""LoRA: every strategy trains the same adapter from the same weights, saves it in peft's layout and continues."""
+"""LoRA: all strategies train the same adapter, save it in peft's layout and resume from it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STRATEGIES = ["ddp", "zero2", "zero3", "zero2-offload", "zero3-offload", "zero3-
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose sizes no two ranks divide evenly: 331 tokens, and a width of 33 for one head."""
+    """A model with sizes that two ranks cannot divide evenly: 331 tokens, and an inner width of 63."""
     return make_model(tmp_path_factory.mktemp("small"), hidden_size=34, num_attention_heads=1, intermediate_size=63)
 
 
@@ -38,14 +38,14 @@ def adapted(model: Path, seed: int = 0, **lora: Any) -> Source:
 
 
 def saved(source: Source, directory: Path, *, trained: bool = True) -> Path:
-    """An adapter as a run saves it; trained: with some B that is not zero."""
+    """Save an adapter as a run does; if `trained`, with random weights instead of B = 0."""
     model = source.on_meta()
     read = source.reader(model)
     generator = torch.Generator().manual_seed(7)
 
     def value(name: str) -> torch.Tensor:
-        initially = read(name)
-        return torch.randn(initially.shape, generator=generator) / 10 if trained else initially
+        initial_value = read(name)
+        return torch.randn(initial_value.shape, generator=generator) / 10 if trained else initial_value
 
     source.write(model, directory, ((name, value(name)) for name in source.saved_names(model)))
     return directory
@@ -54,19 +54,21 @@ def saved(source: Source, directory: Path, *, trained: bool = True) -> Path:
 # --- the adapter
 
 
-def test_usual_targets_are_those_of_peft() -> None:
-    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as THEIRS
+def test_default_targets_are_those_of_peft() -> None:
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as TARGETS
 
-    assert {name: tuple(THEIRS[name]) for name in FAMILIES} == {name: own.lora for name, own in FAMILIES.items()}
+    assert {name: tuple(TARGETS[name]) for name in FAMILIES} == {name: each.lora for name, each in FAMILIES.items()}
 
 
-def test_initial_adapter_is_drawn_as_peft_draws_it_and_changes_nothing(small: Path, tmp_path: Path) -> None:
+def test_initial_adapter_has_the_distribution_of_peft_and_changes_nothing(small: Path, tmp_path: Path) -> None:
     directory = saved(adapted(small), tmp_path / "adapter", trained=False)
-    found = weights_in(directory)
+    weights = weights_in(directory)
     assert {p.name for p in directory.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
-    assert sum(tensor.numel() for tensor in found.values()) == 2 * PER_LAYER
-    for name, tensor in found.items():
-        bound = 1 / np.sqrt(tensor.shape[1])  # U(-1/sqrt(inputs), 1/sqrt(inputs)): its spread is bound / sqrt(3)
+    assert sum(tensor.numel() for tensor in weights.values()) == 2 * PER_LAYER
+    for name, tensor in weights.items():
+        bound = 1 / np.sqrt(
+            tensor.shape[1]
+        )  # U(-1/sqrt(inputs), 1/sqrt(inputs)): its standard deviation is bound / sqrt(3)
         if "lora_A" in name:
             assert tensor.abs().max() <= bound
             assert 0.8 < float(tensor.std()) * np.sqrt(3) / bound < 1.2
@@ -79,20 +81,20 @@ def test_initial_adapter_is_drawn_as_peft_draws_it_and_changes_nothing(small: Pa
 
 
 @pytest.mark.parametrize("kind", [{}, {"targets": "all-linear"}])
-def test_merged_is_what_peft_makes_of_it(kind: dict[str, Any], small: Path, tmp_path: Path) -> None:
+def test_merging_gives_the_weights_of_peft(kind: dict[str, Any], small: Path, tmp_path: Path) -> None:
     import peft
     from transformers import AutoModelForCausalLM
 
     directory = saved(adapted(small, **kind), tmp_path / "adapter")
-    theirs = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(small), directory).merge_and_unload()
-    ours, expected = load_model(directory).state_dict(), theirs.state_dict()
-    assert ours.keys() == expected.keys()
-    assert all(torch.allclose(ours[name], expected[name], rtol=0, atol=1e-6) for name in expected)
-    assert not torch.equal(*(m["gpt_neox.layers.1.mlp.dense_4h_to_h.weight"] for m in (ours, weights_in(small))))
+    of_peft = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(small), directory).merge_and_unload()
+    merged, expected = load_model(directory).state_dict(), of_peft.state_dict()
+    assert merged.keys() == expected.keys()
+    assert all(torch.allclose(merged[name], expected[name], rtol=0, atol=1e-6) for name in expected)
+    assert not torch.equal(*(m["gpt_neox.layers.1.mlp.dense_4h_to_h.weight"] for m in (merged, weights_in(small))))
     export(Source.of(directory), tmp_path / "whole")
     assert json.loads((tmp_path / "whole/config.json").read_text())["model_type"] == "gpt_neox"
-    whole = load_model(tmp_path / "whole").state_dict()
-    assert all(torch.equal(whole[name], ours[name]) for name in ours)
+    exported = load_model(tmp_path / "whole").state_dict()
+    assert all(torch.equal(exported[name], merged[name]) for name in merged)
     tokens = torch.arange(40).view(2, 20)
     with loaded(directory, "cpu", {"cpu": 60_000}) as (model, _), torch.no_grad():  # most of it on disk
         assert torch.allclose(model(tokens).logits, load_model(directory)(tokens).logits, atol=1e-5)
@@ -108,8 +110,8 @@ def test_gpt2_keeps_its_matrices_transposed(tmp_path: Path) -> None:
     directory = saved(adapted(tmp_path / "base", targets="c_attn,attn.c_proj"), tmp_path / "adapter")
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     expected = peft.PeftModel.from_pretrained(base, directory).merge_and_unload().state_dict()
-    ours = load_model(directory).state_dict()
-    assert all(torch.allclose(ours[name], expected[name], rtol=0, atol=1e-6) for name in expected)
+    merged = load_model(directory).state_dict()
+    assert all(torch.allclose(merged[name], expected[name], rtol=0, atol=1e-6) for name in expected)
 
 
 def test_adapter_of_another_base_model(small: Path, tmp_path: Path) -> None:
@@ -117,10 +119,10 @@ def test_adapter_of_another_base_model(small: Path, tmp_path: Path) -> None:
     base = tmp_path / "base"
     config = directory / "adapter_config.json"
     config.write_text(config.read_text().replace(str(small), str(base)))
-    with pytest.raises(UserError, match=r"base: the adapter's base model is not there; put it back"):
+    with pytest.raises(UserError, match=r"base: base model of the adapter does not exist; restore it"):
         load_model(directory)
     make_model(base, hidden_size=34, num_attention_heads=1, intermediate_size=62)
-    with pytest.raises(UserError, match=r"is the adapter of another base model than .*base, whose weights differ"):
+    with pytest.raises(UserError, match=r"was trained with another base model than .*base: the weights differ"):
         load_model(directory)
     shutil.rmtree(base)
     shutil.copytree(small, base)
@@ -130,18 +132,18 @@ def test_adapter_of_another_base_model(small: Path, tmp_path: Path) -> None:
     save_file(
         unmarked | {"base_model.model.gpt_neox.more.weight": torch.ones(1)}, directory / "adapter_model.safetensors"
     )
-    with pytest.raises(UserError, match=r"another base model than .*base, whose matrices differ"):
+    with pytest.raises(UserError, match=r"another base model than .*base: the matrices differ"):
         load_model(directory)
 
 
 def test_targets_that_match_nothing(small: Path) -> None:
     with pytest.raises(UserError, match=r"targets q_proj: matches no matrix .* choose query_key_value, dense, "):
         adapted(small, targets="q_proj").on_meta()
-    with pytest.raises(UserError, match=r"none are usual for opt; name matrices, or all-linear"):
+    with pytest.raises(UserError, match=r"no default for opt; name matrices, or all-linear"):
         targets(LoraConfig(rank=1), replace(find("pythia-70m"), family="opt"))
 
 
-def test_foreign_adapters_are_refused(small: Path, tmp_path: Path) -> None:
+def test_other_kinds_of_adapters_are_errors(small: Path, tmp_path: Path) -> None:
     directory = saved(adapted(small), tmp_path / "adapter")
     values = json.loads((directory / "adapter_config.json").read_text())
     (directory / "adapter_config.json").write_text(json.dumps(values | {"use_rslora": True}))
@@ -159,7 +161,7 @@ def test_foreign_adapters_are_refused(small: Path, tmp_path: Path) -> None:
         ({"rank": 2, "targets": "a,,b"}, "--lora.targets 'a,,b': holds an empty name"),
     ],
 )
-def test_settings_that_make_no_sense(settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
         RunConfig.of(lora=LoraConfig(**settings))
 
@@ -178,28 +180,30 @@ def test_defaults() -> None:
 
 @pytest.fixture(scope="module")
 def trained(small: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, Any]]]:
-    """Adapters of `small` under every strategy on two ranks: where they were saved, and what rank 0 measured.
+    """Adapters of `small` trained with all strategies on two ranks: folder of the checkpoints, results of rank 0.
 
-    Four steps with a save after the second, those after it again from that save, and from what ZeRO-2 saved (ZeRO-3
-    for ZeRO-2).
+    For each strategy: four steps with a checkpoint after the second; then the last two steps, resumed from this
+    checkpoint and from the checkpoint of ZeRO-2 (for ZeRO-2: of ZeRO-3).
     """
     folder = tmp_path_factory.mktemp("trained")
     (folder / "disk").mkdir()
-    usual = {"model": small, "lora": LORA | {"dropout": 0.1}, "accumulation": 2, "dtype": "fp32", "steps": 4}
-    usual |= {"config": {"nvme_path": folder / "disk/run"}, "plan": {"activation_checkpointing": True}}
+    settings = {"model": small, "lora": LORA | {"dropout": 0.1}, "accumulation": 2, "dtype": "fp32", "steps": 4}
+    settings |= {"config": {"nvme_path": folder / "disk/run"}, "plan": {"activation_checkpointing": True}}
     tasks: dict[str, dict[str, Any]] = {}
     for strategy in STRATEGIES:
-        task = usual | {"strategy": strategy}
+        task = settings | {"strategy": strategy}
         tasks[f"{strategy}-whole"] = task | {"save": folder / strategy, "save_at": [0, 2]}
-        tasks[f"{strategy}-rest"] = task | begun(folder / f"{strategy}-2") | {"save": folder / f"{strategy}-rest"}
+        tasks[f"{strategy}-rest"] = (
+            task | resumed_from(folder / f"{strategy}-2") | {"save": folder / f"{strategy}-rest"}
+        )
     for strategy in STRATEGIES:
         other = folder / ("zero3-2" if strategy == "zero2" else "zero2-2")
-        tasks[f"{strategy}-adopted"] = usual | {"strategy": strategy, "converted": True} | begun(other)
+        tasks[f"{strategy}-adopted"] = settings | {"strategy": strategy, "converted": True} | resumed_from(other)
     measured = run_ranks(folder / "tasks", list(tasks.values()))
     return folder, {name: of_task[0] for name, of_task in zip(tasks, measured, strict=True)}
 
 
-def begun(checkpoint: Path) -> dict[str, Any]:
+def resumed_from(checkpoint: Path) -> dict[str, Any]:
     return {"model": checkpoint / "model", "resume": checkpoint / "state", "first": 2}
 
 
@@ -207,18 +211,18 @@ def begun(checkpoint: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_trains_the_same_adapter(trained: Any, small: Path, tmp_path: Path, strategy: str) -> None:
     folder, measured = trained
-    found, plain = measured[f"{strategy}-whole"], measured["ddp-whole"]
+    result, plain = measured[f"{strategy}-whole"], measured["ddp-whole"]
     assert same_weights(folder / f"{strategy}-0/model", saved(adapted(small), tmp_path / "initial", trained=False))
-    assert found["parameters"] == weights_of(small) + 2 * PER_LAYER
-    assert found["losses"] == pytest.approx(plain["losses"], abs=1e-5)
-    assert found["norms"] == pytest.approx(plain["norms"], rel=1e-3)
+    assert result["parameters"] == weights_of(small) + 2 * PER_LAYER
+    assert result["losses"] == pytest.approx(plain["losses"], abs=1e-5)
+    assert result["norms"] == pytest.approx(plain["norms"], rel=1e-3)
     size = sum(p.stat().st_size for p in (folder / f"{strategy}/state").rglob("*") if p.is_file())
-    assert size < 4 * weights_of(small)  # the frozen weights are not in it
+    assert size < 4 * weights_of(small)  # it does not contain frozen weights
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_every_strategy_continues_to_the_bit(trained: Any, strategy: str) -> None:
+def test_every_strategy_resumes_bit_for_bit(trained: Any, strategy: str) -> None:
     folder, measured = trained
     assert measured[f"{strategy}-rest"]["losses"] == measured[f"{strategy}-whole"]["losses"][2:]
     assert same_weights(folder / f"{strategy}-rest/model", folder / f"{strategy}/model")
@@ -226,7 +230,7 @@ def test_every_strategy_continues_to_the_bit(trained: Any, strategy: str) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_every_strategy_continues_what_another_began(trained: Any, strategy: str) -> None:
+def test_every_strategy_resumes_from_checkpoints_of_another(trained: Any, strategy: str) -> None:
     _, measured = trained
     assert measured[f"{strategy}-adopted"]["losses"] == pytest.approx(measured["ddp-whole"]["losses"][2:], abs=1e-5)
 
@@ -243,12 +247,12 @@ def test_a_run_from_start_to_export(program: Any, small_model: Path, corpora: Pa
     run, flags = tmp_path / "run", ["--seq_len", 64, "--batch_size", 8, "--steps", 4, "--save_every", 2]
     command = ["launch", "run", "finetune", "--model", small_model, "--data", "sample", "--corpora", corpora, *flags]
     program(*command, "--out", run, "--lora.rank", 4, check=True)
-    others = {
+    conflicts = {
         (): "lora.alpha is 8",
         ("--lora.rank", 2): "lora.rank is 4 there, 2 asked for",
         ("--lora.rank", 4, "--lora.targets", "q_proj"): "small has no such matrix; choose query_key_value, dense",
     }
-    for different, message in others.items():
+    for different, message in conflicts.items():
         refused = program(*command, "--out", run, *different)
         assert refused.returncode == 2
         assert message in refused.stderr
@@ -258,11 +262,11 @@ def test_a_run_from_start_to_export(program: Any, small_model: Path, corpora: Pa
     assert Adapter.of(tmp_path / "adapter").settings.base_model_name_or_path == str(small_model)
     program("finetune", "export", run, "--merged", "--out", tmp_path / "whole", check=True)
     checkpoint = run / "checkpoints/step-00000004/model"
-    found, expected = load_model(tmp_path / "whole").state_dict(), load_model(checkpoint).state_dict()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    exported, expected = load_model(tmp_path / "whole").state_dict(), load_model(checkpoint).state_dict()
+    assert all(torch.equal(exported[name], expected[name]) for name in expected)
     assert (tmp_path / "whole/tokenizer.json").read_bytes() == (checkpoint / "tokenizer.json").read_bytes()
     again = program("finetune", "export", run, "--merged", "--out", tmp_path / "whole")
-    assert (again.returncode, "is there already" in again.stderr) == (2, True)
+    assert (again.returncode, "already exists" in again.stderr) == (2, True)
     missing = program("finetune", "export", f"{run}@step-3", "--out", tmp_path / "other")
     assert (missing.returncode, "no checkpoint step-3; available: step-0, step-2, step-4" in missing.stderr) == (
         2,

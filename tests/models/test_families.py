@@ -1,4 +1,4 @@
-"""Every family: loads, trains, saves, reloads and generates the same, whole and with LoRA; fresh and frozen weights."""
+"""All families: training, saving, reloading and generating, with and without LoRA; fresh and frozen weights."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ def small(family: str, directory: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[tuple[str, str, str], dict[str, Any]]]:
-    """A folder with every family's model, trained for three steps, whole and with LoRA; with LoRA under ZeRO-3, too."""
+    """A folder with a model of each family after three steps: all weights, LoRA, and LoRA with ZeRO-3."""
     folder = tmp_path_factory.mktemp("families")
     tasks = {}
     for family in FAMILIES:
-        usual = {"model": small(family, folder / family), "vocab": VOCAB, "dtype": "fp32", "steps": 3, "micro": 2}
+        settings = {"model": small(family, folder / family), "vocab": VOCAB, "dtype": "fp32", "steps": 3, "micro": 2}
         for kind, lora in KINDS.items():
             for strategy in ("ddp", "zero3") if lora else ("ddp",):
-                task = usual | {"strategy": strategy, "lora": lora, "save": folder / f"{family}-{kind}-{strategy}"}
+                task = settings | {"strategy": strategy, "lora": lora, "save": folder / f"{family}-{kind}-{strategy}"}
                 tasks[family, kind, strategy] = task | {"generate": strategy == "ddp"}
     measured = run_ranks(folder / "tasks", list(tasks.values()), ranks=1)
     return folder, {key: of_task[0] for key, of_task in zip(tasks, measured, strict=True)}
@@ -79,17 +79,19 @@ def test_every_family_trains_and_generates_the_same_when_reloaded(trained: Any, 
     from transformers import AutoModelForCausalLM
 
     folder, measured = trained
-    found = measured[family, kind, "ddp"]
+    result = measured[family, kind, "ddp"]
     saved = folder / f"{family}-{kind}-ddp/model"
     if kind == "lora":
-        theirs: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / family), saved)
+        by_library: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / family), saved)
     else:
-        theirs = AutoModelForCausalLM.from_pretrained(saved)
+        by_library = AutoModelForCausalLM.from_pretrained(saved)
     before = generated(load_model(folder / family), VOCAB)
-    assert max(abs(a - b) for a, b in zip(found["logits"], before["logits"], strict=True)) > 1e-3  # it has learned
-    for again in (generated(load_model(saved), VOCAB), generated(theirs, VOCAB)):
-        assert again["generated"] == found["generated"]
-        assert again["logits"] == pytest.approx(found["logits"], abs=1e-5)
+    assert (
+        max(abs(a - b) for a, b in zip(result["logits"], before["logits"], strict=True)) > 1e-3
+    )  # training has changed it
+    for again in (generated(load_model(saved), VOCAB), generated(by_library, VOCAB)):
+        assert again["generated"] == result["generated"]
+        assert again["logits"] == pytest.approx(result["logits"], abs=1e-5)
 
 
 @pytest.mark.slow
@@ -106,12 +108,12 @@ def test_every_family_trains_an_adapter_under_zero3(trained: Any, family: str) -
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_fresh_needs_the_config_alone(family: str, tmp_path: Path) -> None:
+def test_fresh_weights_need_only_the_config(family: str, tmp_path: Path) -> None:
     directory = small(family, tmp_path / "whole")
     for file in directory.glob("*.safetensors"):
         file.unlink()
     spec = find(str(directory))
-    first, again, other = (initial(spec, seed, 0, init="fresh").whole().state_dict() for seed in (0, 0, 1))
+    first, again, other = (initial(spec, seed, 0, init="fresh").in_memory().state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
     assert fingerprint(spec, "fresh").startswith("fresh:")
@@ -121,12 +123,12 @@ def test_fresh_needs_the_config_alone(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_frozen_stays_to_the_bit(tmp_path: Path) -> None:
+def test_frozen_weights_stay_bit_for_bit(tmp_path: Path) -> None:
     model = make_model(tmp_path / "model", hidden_size=34, num_attention_heads=1, intermediate_size=63)
-    usual = {"model": model, "steps": 2, "config": {"freeze": FROZEN}, "accumulation": 2}
+    settings = {"model": model, "steps": 2, "config": {"freeze": FROZEN}, "accumulation": 2}
     tasks = []
     for strategy in ("ddp", "zero2", "zero3"):
-        task = usual | {"strategy": strategy, "save": tmp_path / strategy}
+        task = settings | {"strategy": strategy, "save": tmp_path / strategy}
         checkpoint = tmp_path / f"{strategy}-1"
         later = {"model": checkpoint / "model", "resume": checkpoint / "state", "first": 1}
         tasks += [task | {"save_at": [1]}, task | later | {"save": tmp_path / f"{strategy}-rest"}]
@@ -141,7 +143,7 @@ def test_what_is_frozen_stays_to_the_bit(tmp_path: Path) -> None:
         assert same_weights(tmp_path / strategy / "model", tmp_path / f"{strategy}-rest/model"), strategy
 
 
-def test_patterns_that_freeze_nothing_or_all(tmp_path: Path) -> None:
+def test_patterns_that_freeze_no_or_all_parameters(tmp_path: Path) -> None:
     from wellread.train.engines.base import count_trained, freeze
 
     model = load_model(make_model(tmp_path / "model"))
@@ -153,7 +155,7 @@ def test_patterns_that_freeze_nothing_or_all(tmp_path: Path) -> None:
         freeze(model, "*")
 
 
-# --- weights of 4 bits
+# --- 4-bit weights
 
 
 @pytest.mark.parametrize(
@@ -168,7 +170,7 @@ def test_patterns_that_freeze_nothing_or_all(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_settings_that_make_no_sense(settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as refused:
         RunConfig.of(**settings)
     assert str(refused.value).startswith(message)
@@ -176,10 +178,10 @@ def test_settings_that_make_no_sense(settings: dict[str, Any], message: str) -> 
 
 def test_4_bits_need_a_gpu(program: Any, small_model: Path) -> None:
     flags = ["--model", small_model, "--data", "sample", "--seq_len", 64, "--lora.rank", 2, "--load_in_4bit", "true"]
-    done = program("launch", "run", "finetune", *flags)
-    assert done.returncode == 2
-    assert "--load_in_4bit: needs GPUs, but the ranks would run on CPUs; leave it out" in done.stderr
-    with pytest.raises(UserError, match="--load_in_4bit: needs a GPU, and this rank has none; leave it out"):
+    process = program("launch", "run", "finetune", *flags)
+    assert process.returncode == 2
+    assert "--load_in_4bit: needs GPUs, but the ranks would run on CPUs; leave it out" in process.stderr
+    with pytest.raises(UserError, match="--load_in_4bit: needs a GPU, but this rank has none; remove the flag"):
         check_4bit()
 
 
@@ -193,11 +195,11 @@ def test_4_bits_are_planned_for_gpus() -> None:
 
 
 @pytest.mark.parametrize("family", known.FAMILIES)
-def test_what_starts_from_nothing_and_what_does_not(family: str) -> None:
+def test_which_families_support_random_weights(family: str) -> None:
     spec = replace(find("tiny"), family=family)
     if family in known.FRESH_FAMILIES:
         model = initial(spec, seed=0, eos=0).on_meta()
         assert sum(p.numel() for p in model.parameters()) == parameters(spec).total
     else:
-        with pytest.raises(UserError, match=f"a fresh {family} is not supported; only gpt_neox and llama are"):
+        with pytest.raises(UserError, match=f"no random weights for family {family}; choose gpt_neox or llama"):
             initial(spec, seed=0, eos=0)

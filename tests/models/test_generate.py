@@ -1,4 +1,4 @@
-"""Greedy continuations: those of transformers, alone or together, in every family."""
+"""Greedy decoding gives the results of transformers in all families, for single prompts and for batches."""
 
 from collections.abc import Callable
 from functools import partial
@@ -46,30 +46,30 @@ def model_of(family: str) -> torch.nn.Module:
     model = AutoModelForCausalLM.from_config(FAMILIES[family]()).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(4)  # far from uniform: no two tokens are nearly as likely
+            parameter.mul_(4)  # large weights, so that probabilities of tokens are clearly different
     return model
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))
-def test_together_as_alone_and_as_transformers_does_it(family: str) -> None:
+def test_batches_give_the_results_of_single_prompts_and_of_transformers(family: str) -> None:
     model = model_of(family)
     prompts = [[5], list(range(20, 37)), [7, 8, 9, 10]]
     before = torch.get_rng_state()
     with torch.inference_mode():
-        written = partial(greedy, partial(next_logits, model), new_tokens=NEW, longest=64, end=None)
-        together = written(prompts)
-        assert together == [written([prompt])[0] for prompt in prompts]
-        for prompt, found in zip(prompts, together, strict=True):
+        continuations = partial(greedy, partial(next_logits, model), new_tokens=NEW, longest=64, end=None)
+        together = continuations(prompts)
+        assert together == [continuations([prompt])[0] for prompt in prompts]
+        for prompt, result in zip(prompts, together, strict=True):
             ids = torch.tensor([prompt])
             settings = {"attention_mask": torch.ones_like(ids), "do_sample": False, "pad_token_id": 0}
-            theirs = model.generate(ids, max_new_tokens=NEW, eos_token_id=None, **settings)
-            assert found == theirs[0, len(prompt) :].tolist()
+            expected = model.generate(ids, max_new_tokens=NEW, eos_token_id=None, **settings)
+            assert result == expected[0, len(prompt) :].tolist()
     assert len({tuple(row) for row in together}) == 3
     assert torch.equal(before, torch.get_rng_state())
 
 
 def counting(calls: list[int]) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """A model that says the token after the last one, up to 9, then 0."""
+    """A model that predicts the last token plus 1, modulo 10."""
 
     def logits(tokens: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
         calls.append(tokens.shape[1])
@@ -78,17 +78,17 @@ def counting(calls: list[int]) -> Callable[[torch.Tensor, torch.Tensor], torch.T
     return logits
 
 
-def test_texts_end_by_themselves_or_at_the_longest_and_passes_are_as_many_as_planned() -> None:
+def test_texts_end_with_the_end_token_or_at_the_limit_and_the_number_of_passes_is_fixed() -> None:
     calls: list[int] = []
-    found = greedy(counting(calls), [[1, 7], [3], [1, 2, 3, 4, 5]], new_tokens=6, longest=6, end=0)
-    assert found == [[8, 9, 0], [4, 5, 6, 7, 8], [6]]
+    results = greedy(counting(calls), [[1, 7], [3], [1, 2, 3, 4, 5]], new_tokens=6, longest=6, end=0)
+    assert results == [[8, 9, 0], [4, 5, 6, 7, 8], [6]]
     assert calls == [6] * 6
     assert greedy(counting(calls), [[1] * 6], new_tokens=6, longest=6, end=0) == [[]]
     assert len(calls) == 12
 
 
 def test_passes_have_few_widths() -> None:
-    """On a CPU each width costs memory and time, once: kernels are compiled for it."""
+    """On a CPU each new width costs memory and time, because kernels are compiled for it."""
     calls: list[int] = []
     greedy(counting(calls), [[1], [1] * 60], new_tokens=80, longest=150, end=None)
     assert calls == [64] * 5 + [128] * 64 + [150] * 11

@@ -1,4 +1,4 @@
-"""Fresh Llama models: their configuration and the distribution of their initial weights are those of llama2.c."""
+"""Fresh Llama models have the configuration and the distribution of initial weights of llama2.c."""
 
 import dataclasses
 
@@ -21,25 +21,25 @@ def test_the_configuration() -> None:
 
 
 def test_initial_weights() -> None:
-    """Deviation 0.02 everywhere, 0.02 / sqrt(2 * 6) where layers add to the residual; norms are ones."""
+    """Standard deviation 0.02, or 0.02 / sqrt(2 * 6) for projections to the residual stream; norms are ones."""
     spec = dataclasses.replace(find("stories-15m"), vocab=4096)
-    model = initial(spec, 3, eos=2, bos=1).whole()
-    found = dict(model.named_parameters())
-    assert "lm_head.weight" not in found  # tied
-    residual = [name for name in found if "o_proj" in name or "down_proj" in name]
+    model = initial(spec, 3, eos=2, bos=1).in_memory()
+    parameters = dict(model.named_parameters())
+    assert "lm_head.weight" not in parameters  # tied
+    residual = [name for name in parameters if "o_proj" in name or "down_proj" in name]
     assert len(residual) == 2 * 6
-    for name, weight in found.items():
+    for name, weight in parameters.items():
         if "norm" in name:
             assert bool((weight == 1).all()), name
         else:
             expected = 0.02 / 12**0.5 if name in residual else 0.02
-            # 82,944 numbers in the smallest: the deviation is known to 0.25 %, the mean to 0.0035 deviations
+            # at least 82,944 weights: standard errors are 0.25 % of the deviation, and 0.0035 deviations for the mean
             assert weight.std().item() == pytest.approx(expected, rel=0.015), name
             assert abs(weight.mean().item()) < 0.02 * expected, name
-    again = dict(initial(spec, 3, eos=2, bos=1).whole().named_parameters())
-    assert all(bool((weight == again[name]).all()) for name, weight in found.items())
-    other = dict(initial(spec, 4, eos=2, bos=1).whole().named_parameters())
-    assert not bool((found["model.embed_tokens.weight"] == other["model.embed_tokens.weight"]).all())
+    again = dict(initial(spec, 3, eos=2, bos=1).in_memory().named_parameters())
+    assert all(bool((weight == again[name]).all()) for name, weight in parameters.items())
+    other = dict(initial(spec, 4, eos=2, bos=1).in_memory().named_parameters())
+    assert not bool((parameters["model.embed_tokens.weight"] == other["model.embed_tokens.weight"]).all())
 
 
 @pytest.mark.parametrize(
@@ -47,9 +47,9 @@ def test_initial_weights() -> None:
     [
         ({"width": 100}, "--model stories-260k: 8 heads do not divide the width 100"),
         ({"kv_heads": 3}, "--model stories-260k: 3 heads of keys and values do not divide 8 heads"),
-        ({"width": 72}, "--model stories-260k: heads of width 9 cannot be rotated in pairs"),
+        ({"width": 72}, "--model stories-260k: rotary embedding needs heads of even width, not 9"),
     ],
 )
-def test_sizes_that_heads_do_not_divide(change: dict[str, int], message: str) -> None:
+def test_invalid_numbers_of_heads(change: dict[str, int], message: str) -> None:
     with pytest.raises(UserError, match=message):
         initial(dataclasses.replace(find("stories-260k"), **change), 0, eos=2)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Loading for evaluation: a model larger than the memory that it may take gives the same scores."""
+"""Loading for evaluation: an offloaded model gives the same scores; weights that do not match are errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from wellread.models.score import log_likelihoods
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """1.2 MB of weights in shards of 0.2 MB; the tokens are those of the sample corpus."""
+    """1.2 MB of weights in shards of 0.2 MB, with the vocabulary of the sample corpus."""
     from transformers import AutoModelForCausalLM, GPTNeoXConfig
 
     sizes = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 192}
@@ -34,20 +34,20 @@ def test_scores_with_weights_on_disk_are_the_same(wide: Path, corpus: Corpus) ->
     with loaded(wide, "cpu", {"cpu": 1_000_000}) as (model, where):
         places = set(model.hf_device_map.values())  # type: ignore[union-attr, operator]
         assert places == {"cpu", "disk"}
-        found, counted = log_likelihoods(model, corpus, ids, device=where)
+        scores, counted = log_likelihoods(model, corpus, ids, device=where)
     assert (counted == n_targets).all()
-    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+    assert np.abs(scores - expected).max() < 1e-4 * np.abs(expected).max()
 
 
-def test_what_fits_is_loaded_plainly(wide: Path) -> None:
+def test_a_model_that_fits_is_not_offloaded(wide: Path) -> None:
     with loaded(wide, "cpu") as (model, where):
         assert where == "cpu"
         assert not hasattr(model, "hf_device_map")
         assert next(model.parameters()).device.type == "cpu"
 
 
-def test_weights_that_are_not_those_of_the_config_are_refused(small_model: Path, tmp_path: Path) -> None:
-    """transformers draws at random what files lack, and says so in a log that nobody reads."""
+def test_weights_that_do_not_match_the_config_are_errors(small_model: Path, tmp_path: Path) -> None:
+    """transformers initializes missing weights randomly, and only logs a warning."""
     from safetensors.torch import load_file, save_file
 
     def broken(name: str, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Path:
@@ -57,13 +57,13 @@ def test_weights_that_are_not_those_of_the_config_are_refused(small_model: Path,
         return tmp_path / name
 
     lost = "gpt_neox.final_layer_norm.weight"
-    without = broken("without", lambda found: {name: value for name, value in found.items() if name != lost})
-    renamed = broken("renamed", lambda found: {f"foo.{name}": value for name, value in found.items()})
-    smaller = broken("smaller", lambda found: found | {lost: found[lost][:16].clone()})
+    without = broken("without", lambda weights: {name: value for name, value in weights.items() if name != lost})
+    renamed = broken("renamed", lambda weights: {f"foo.{name}": value for name, value in weights.items()})
+    smaller = broken("smaller", lambda weights: weights | {lost: weights[lost][:16].clone()})
     for directory, reason in {
-        without: f"its files lack {lost}; they are not the weights of its config.json",
-        renamed: r"its files lack \S+ and \d+ more \(they hold foo\.\S+\); they are not",
-        smaller: f"{lost} is 16 in its files and 32 by its config.json; they do not belong together",
+        without: f"its files do not contain {lost}; use the config.json of these weights",
+        renamed: r"its files do not contain \S+ and \d+ more \(they contain foo\.\S+\); use the",
+        smaller: f"{lost} is 16 in its files but 32 in its config.json; use the config.json of these weights",
     }.items():
         with pytest.raises(UserError, match=reason):
             load_model(directory)

@@ -1,4 +1,4 @@
-"""Per-sample losses against a plain float64 log-softmax over whole logits, for every family."""
+"""Losses per sample compared with a simple float64 log-softmax over all logits, for all families."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from wellread.models.loss import sample_losses
 
 
 def batch(lengths: tuple[int, ...] = (11, 7, 3), width: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random samples padded at the right; the first third of each is a prompt."""
+    """Random samples padded on the right; the first third of each is a prompt."""
     generator = torch.Generator().manual_seed(1)
     tokens = torch.zeros(len(lengths), width, dtype=torch.int64)
     targets = torch.zeros(len(lengths), width, dtype=torch.bool)
@@ -43,17 +43,17 @@ def test_losses_are_those_of_log_softmax(family: str) -> None:
         losses = sample_losses(model, tokens, targets)
     expected = plain(model, tokens, targets)
     assert losses.dtype == torch.float32
-    assert expected.min() > 5  # of several nats a token: no loss is 0 by accident
+    assert expected.min() > 5  # several nats per token, so no loss is 0 by accident
     torch.testing.assert_close(losses.double(), expected, rtol=2e-5, atol=0)
 
 
-def test_every_family_with_a_short_cut_is_tested() -> None:
+def test_every_family_with_a_plain_head_is_tested() -> None:
     assert {name for name, family in FAMILIES.items() if family.plain_head} < set(SIZES)
 
 
 @pytest.mark.parametrize("family", SIZES)
 def test_padding_changes_nothing(family: str) -> None:
-    """Neither its width nor what stands in it, nor the company of other samples."""
+    """Losses depend neither on the width and content of the padding nor on other samples in the batch."""
     model = tiny(family)
     tokens, targets = batch()
     with torch.no_grad():
@@ -62,8 +62,8 @@ def test_padding_changes_nothing(family: str) -> None:
         filled = tokens.clone()
         for row, length in enumerate((11, 7, 3)):
             filled[row, length:] = 99
-        alone = torch.cat([sample_losses(model, tokens[i : i + 1], targets[i : i + 1]) for i in range(3)])
-        for other in (sample_losses(model, wide, wide_targets), sample_losses(model, filled, targets), alone):
+        single = torch.cat([sample_losses(model, tokens[i : i + 1], targets[i : i + 1]) for i in range(3)])
+        for other in (sample_losses(model, wide, wide_targets), sample_losses(model, filled, targets), single):
             torch.testing.assert_close(other, losses, rtol=1e-5, atol=0)
 
 
@@ -71,30 +71,30 @@ def test_gradients_are_those_of_log_softmax() -> None:
     model = tiny("gpt_neox")
     tokens, targets = batch()
     sample_losses(model, tokens, targets).sum().backward()
-    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     logits = model(input_ids=tokens[:, :-1]).logits.log_softmax(-1)
     picked = logits.gather(-1, tokens[:, 1:, None])[..., 0]
     (-(picked * targets[:, 1:]).sum()).backward()
-    assert set(found) == {name for name, _ in model.named_parameters()}
+    assert set(gradients) == {name for name, _ in model.named_parameters()}
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=1e-4)
 
 
-def test_a_sample_without_targets_loses_nothing() -> None:
+def test_the_loss_of_a_sample_without_targets_is_0() -> None:
     model = tiny("gpt_neox")
     tokens, targets = batch()
     with torch.no_grad():
-        whole = sample_losses(model, tokens, targets)
+        complete = sample_losses(model, tokens, targets)
         targets[1] = False
         losses = sample_losses(model, tokens, targets)
         none = sample_losses(model, tokens, torch.zeros_like(targets))
     assert losses[1] == 0
-    torch.testing.assert_close(losses[[0, 2]], whole[[0, 2]])
+    torch.testing.assert_close(losses[[0, 2]], complete[[0, 2]])
     assert none.tolist() == [0, 0, 0]
 
 
-def test_a_uniform_model_loses_log_of_the_vocabulary() -> None:
+def test_the_loss_of_a_uniform_model_is_log_of_the_vocabulary_size() -> None:
     import math
 
     model = tiny("gpt_neox")
@@ -106,51 +106,53 @@ def test_a_uniform_model_loses_log_of_the_vocabulary() -> None:
     assert losses.tolist() == pytest.approx([n * math.log(VOCAB) for n in (8, 5, 2)])
 
 
-# --- over the vocabulary, in the memory of the logits ---
+# --- token losses that need no memory in addition to the logits ---
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("at_once", [1, 3 * 97, 1 << 21])
-def test_losses_of_tokens_are_torchs_own(dtype: torch.dtype, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To the bit; gradients as exactly as their type allows."""
+def test_losses_of_tokens_equal_those_of_torch(
+    dtype: torch.dtype, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses are bitwise equal, gradients within the precision of their dtype."""
     monkeypatch.setitem(LOGITS_AT_ONCE, "cpu", at_once)
-    drawn = torch.Generator().manual_seed(0)
-    logits = (torch.randn(11, 97, generator=drawn) * 5).to(dtype)
-    labels, weights = torch.randint(0, 97, (11,), generator=drawn), torch.rand(11, generator=drawn)
-    own, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    losses = token_loss.token_losses(own * 1, labels)
-    expected = F.cross_entropy(theirs.float(), labels, reduction="none")
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(11, 97, generator=generator) * 5).to(dtype)
+    labels, weights = torch.randint(0, 97, (11,), generator=generator), torch.rand(11, generator=generator)
+    inputs, reference = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    losses = token_loss.token_losses(inputs * 1, labels)
+    expected = F.cross_entropy(reference.float(), labels, reduction="none")
     assert torch.equal(losses, expected)
     (losses * weights).sum().backward()
     (expected * weights).sum().backward()
-    assert own.grad is not None
-    assert own.grad.dtype == dtype
-    torch.testing.assert_close(own.grad, theirs.grad, rtol=2**-8 if dtype == torch.bfloat16 else 1e-6, atol=1e-7)
+    assert inputs.grad is not None
+    assert inputs.grad.dtype == dtype
+    torch.testing.assert_close(inputs.grad, reference.grad, rtol=2**-8 if dtype == torch.bfloat16 else 1e-6, atol=1e-7)
 
 
-def test_the_gradient_takes_the_place_of_the_logits() -> None:
-    logits, kept, found = torch.randn(5, 97, requires_grad=True) * 1, list[int](), list[int]()
+def test_the_gradient_overwrites_the_logits() -> None:
+    logits, saved_bytes, addresses = torch.randn(5, 97, requires_grad=True) * 1, list[int](), list[int]()
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
-        kept.append(tensor.nbytes if tensor.is_floating_point() else 0)
+        saved_bytes.append(tensor.nbytes if tensor.is_floating_point() else 0)
         return tensor
 
-    logits.register_hook(lambda gradient: found.append(gradient.data_ptr()))
+    logits.register_hook(lambda gradient: addresses.append(gradient.data_ptr()))
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         token_loss.token_losses(logits, torch.arange(5)).sum().backward()
-    assert sum(kept) == logits.nbytes
-    assert found == [logits.data_ptr()]
+    assert sum(saved_bytes) == logits.nbytes
+    assert addresses == [logits.data_ptr()]
 
 
-def test_a_second_backward_is_refused() -> None:
-    """The logits are gone: it would take the gradient for them."""
+def test_a_second_backward_is_an_error() -> None:
+    """The first one has overwritten the logits with their gradient."""
     losses = token_loss.token_losses(torch.randn(5, 97, requires_grad=True) * 1, torch.arange(5)).sum()
     losses.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         losses.backward()
 
 
-def test_no_tokens_no_losses() -> None:
+def test_zero_tokens() -> None:
     logits = torch.randn(0, 97, requires_grad=True) * 1
     losses = token_loss.token_losses(logits, torch.empty(0, dtype=torch.int64))
     assert losses.shape == (0,)

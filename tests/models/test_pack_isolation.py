@@ -1,4 +1,4 @@
-"""Segments of a packed sample: losses and gradients are those of each segment alone, in every family."""
+"""Packing: losses and gradients of segments are the same as if each segment were a separate sample."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from wellread.models.loss import isolation, sample_losses
 from wellread.planning.parameters import packing_mask
 
 LENGTHS = ((9, 1, 12, 5), (3, 2), (14,), (2, 13, 7))
-"""Tokens of each segment of each packed sample; one is longer than GPT-Neo's window, one is a single token."""
+"""Lengths of the segments of each packed sample; one is longer than GPT-Neo's window, one is a single token."""
 WIDTH = 32
-"""More than any of them: each is padded."""
+"""Length of packed samples; all are padded."""
 
 
-def segments_alone() -> list[tuple[int, torch.Tensor, torch.Tensor]]:
+def separate_segments() -> list[tuple[int, torch.Tensor, torch.Tensor]]:
     """Packed sample, tokens and targets (no first token) of each segment."""
     generator = torch.Generator().manual_seed(1)
-    found = []
+    result = []
     for row, lengths in enumerate(LENGTHS):
         for length in lengths:
             targets = torch.arange(length) >= max(1, length // 3)
-            found.append((row, torch.randint(1, VOCAB, (length,), generator=generator), targets))
-    return found
+            result.append((row, torch.randint(1, VOCAB, (length,), generator=generator), targets))
+    return result
 
 
 def packed(filler: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The same as tensors: tokens, targets, segments."""
+    """The same segments packed into samples: tokens, targets, segments."""
     tokens = torch.full((len(LENGTHS), WIDTH), filler)
     targets = torch.zeros(len(LENGTHS), WIDTH, dtype=torch.bool)
     segments = torch.full((len(LENGTHS), WIDTH), -1)
     ends = [0] * len(LENGTHS)
-    for number, (row, own, scored) in enumerate(segments_alone()):
-        place = slice(ends[row], ends[row] + len(own))
-        tokens[row, place], targets[row, place], segments[row, place] = own, scored, number
+    for number, (row, segment, scored) in enumerate(separate_segments()):
+        place = slice(ends[row], ends[row] + len(segment))
+        tokens[row, place], targets[row, place], segments[row, place] = segment, scored, number
         ends[row] = place.stop
     return tokens, targets, segments
 
 
 def mode(model: nn.Module, how: str) -> nn.Module:
-    """In evaluation, in training (no family here has dropout), or in training with activations computed again."""
+    """Set evaluation, training (no family here has dropout), or training with activation checkpointing."""
     if how == "checkpointing":
         checkpointed: Any = model
         checkpointed.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -52,50 +52,52 @@ def mode(model: nn.Module, how: str) -> nn.Module:
 
 
 def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
-    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    result = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    return found
+    return result
 
 
 @pytest.mark.parametrize("how", ["evaluation", "training", "checkpointing"])
 @pytest.mark.parametrize("family", PACKED_FAMILIES)
-def test_a_packed_segment_is_read_as_if_alone(family: str, how: str) -> None:
+def test_a_packed_segment_gives_the_loss_and_gradient_of_a_separate_sample(family: str, how: str) -> None:
     model = mode(tiny(family), how)
     tokens, targets, segments = packed()
-    alone = segments_alone()
+    separate = separate_segments()
     expected = [
-        sample_losses(model, own[None], scored[None])[0] if scored.any() else torch.zeros(())
-        for _, own, scored in alone
+        sample_losses(model, segment[None], scored[None])[0] if scored.any() else torch.zeros(())
+        for _, segment, scored in separate
     ]
     torch.stack(expected).sum().backward()
-    wanted = gradients(model)
+    expected_gradients = gradients(model)
     sums = sample_losses(model, tokens, targets, segments)
     sums.sum().backward()
-    found = gradients(model)
+    packed_gradients = gradients(model)
     of_samples = torch.zeros(len(LENGTHS)).index_add(
-        0, torch.tensor([row for row, _, _ in alone]), torch.stack(expected).detach()
+        0, torch.tensor([row for row, _, _ in separate]), torch.stack(expected).detach()
     )
     torch.testing.assert_close(sums.detach(), of_samples, rtol=1e-5, atol=1e-5)
-    for number, (row, _, _) in enumerate(alone):  # each segment of the packed forward pass for itself
+    for number, (row, _, _) in enumerate(separate):  # each segment of the packed sample
         with torch.no_grad():
             losses = sample_losses(model, tokens, targets & (segments == number), segments)
         torch.testing.assert_close(losses[row], expected[number].detach(), rtol=1e-5, atol=1e-5)
-    assert wanted.keys() == found.keys() == dict(model.named_parameters()).keys()
-    for name in wanted:
-        assert wanted[name].abs().max() > 1e-3, name
-        scale = float(wanted[name].abs().max())
-        torch.testing.assert_close(found[name], wanted[name], rtol=1e-5, atol=1e-5 * max(1.0, scale))
+    assert expected_gradients.keys() == packed_gradients.keys() == dict(model.named_parameters()).keys()
+    for name in expected_gradients:
+        assert expected_gradients[name].abs().max() > 1e-3, name
+        scale = float(expected_gradients[name].abs().max())
+        torch.testing.assert_close(
+            packed_gradients[name], expected_gradients[name], rtol=1e-5, atol=1e-5 * max(1.0, scale)
+        )
 
 
 @pytest.mark.parametrize("family", PACKED_FAMILIES)
-def test_without_segments_they_would_see_one_another(family: str) -> None:
-    """Else the test above would prove nothing."""
+def test_without_segments_they_would_attend_to_each_other(family: str) -> None:
+    """Otherwise the test above would show nothing."""
     model = tiny(family)
     tokens, targets, segments = packed()
     with torch.no_grad():
-        apart, together = sample_losses(model, tokens, targets, segments), sample_losses(model, tokens, targets)
-    assert (apart - together)[[0, 1, 3]].abs().min() > 0.01
-    assert apart[2] == pytest.approx(float(together[2]), rel=1e-5)
+        isolated, mixed = sample_losses(model, tokens, targets, segments), sample_losses(model, tokens, targets)
+    assert (isolated - mixed)[[0, 1, 3]].abs().min() > 0.01
+    assert isolated[2] == pytest.approx(float(mixed[2]), rel=1e-5)
 
 
 @pytest.mark.parametrize("family", PACKED_FAMILIES)

@@ -1,4 +1,4 @@
-"""The steps of which Pythia's checkpoints are published."""
+"""Steps of Pythia's published checkpoints."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from wellread.errors import UserError
 from wellread.models.published import published_steps
 
 
-def test_published_steps_of_today() -> None:
+def test_published_steps_of_the_current_suite() -> None:
     steps = published_steps("pythia-160m", "v1")
     assert len(steps) == 154
     assert [s.step for s in steps[:12]] == [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000]
@@ -32,7 +32,7 @@ def test_first_release_of_the_other_models(model: str) -> None:
     assert (steps[0].revision, steps[0].step, steps[0].batch_size) == ("step1000", 1000, 1024)
 
 
-def test_published_steps_that_are_not_known() -> None:
+def test_unknown_models_and_suites() -> None:
     with pytest.raises(UserError, match="tiny: no steps were published"):
         published_steps("tiny", "v1")
     with pytest.raises(UserError, match="pythia-14m: not in suite v0; it is in v1"):

@@ -1,4 +1,4 @@
-"""Models by name: registry, directories, WELLREAD_MODELS, hub; and what identifies initial weights."""
+"""Models by name: registry, directories, WELLREAD_MODELS, hub; and fingerprints of initial weights."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ def directory(path: Path, config: dict[str, object], weights: bytes = b"w" * 100
 SIZES = ["14m", "31m", "70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b"]
 
 
-def test_the_registry_holds_both_pythia_suites() -> None:
+def test_the_registry_contains_both_pythia_suites() -> None:
     v1 = [f"pythia-{size}{twin}" for size in SIZES for twin in ("", "-deduped")]
     v0 = [f"pythia-{size}{twin}-v0" for size in SIZES[2:] for twin in ("", "-deduped")]
     assert {name for name in registry.registry() if name.startswith("pythia-")} == {*v1, *v0}
@@ -46,24 +46,24 @@ def test_the_registry_holds_both_pythia_suites() -> None:
 
 
 def test_published_learning_rates() -> None:
-    """Table of the suite in the Pythia paper, appendix, and the configurations of the others' own repositories."""
+    """From the appendix of the Pythia paper, and for other models from the configurations in their repositories."""
     rates = {"pythia-70m": 1e-3, "pythia-160m": 6e-4, "pythia-410m": 3e-4, "pythia-1b": 3e-4, "pythia-1.4b": 2e-4,
              "pythia-2.8b": 1.6e-4, "pythia-6.9b": 1.2e-4, "pythia-12b": 1.2e-4, "gpt-neo-1.3b": 2e-4,
              "gpt-neox-20b": 9.7e-5, "gpt-j-6b": 1.2e-4, "llama-65b": 1.5e-4}  # fmt: skip
     for name, lr in rates.items():
-        found = find(name).pretraining
-        assert found
-        assert found.lr == lr
+        pretraining = find(name).pretraining
+        assert pretraining
+        assert pretraining.lr == lr
 
 
-def test_a_fine_tune_takes_a_tenth_of_the_published_learning_rate() -> None:
-    """What docs/defaults.md says, by name and by revision."""
+def test_fine_tuning_uses_a_tenth_of_the_published_learning_rate() -> None:
+    """As docs/defaults.md says, by name and by revision."""
     rates = {"pythia-70m": 1e-4, "pythia-410m-deduped": 3e-5, "pythia-2.8b": 1.6e-5, "pythia-12b@step3000": 1.2e-5,
              "gpt-neo-125m": 6e-5, "llama-7b": 3e-5, "mpt-7b": 2e-5, "tiny": 2e-3, "stories-15m": 5e-4}  # fmt: skip
     assert {name: find(name).lr for name in rates} == rates
 
 
-def test_names_that_models_had_before() -> None:
+def test_former_names_of_models() -> None:
     assert find("pythia-13b").hub == "EleutherAI/pythia-12b"
     assert find("pythia-1.3b-deduped").name == "pythia-1.4b-deduped"
     assert find("pythia-19m@step512").revision == "step512"
@@ -77,7 +77,8 @@ def test_revisions() -> None:
     assert find("pythia-70m@main").revision == "main"
     assert find("gpt-j-6b@float16").revision == "float16"
     with pytest.raises(
-        UserError, match=r"pythia-70m@step3001: no such step was published; near are step3000, step4000, step2000"
+        UserError,
+        match=r"pythia-70m@step3001: this step was not published; the nearest are step3000, step4000, step2000",
     ):
         find("pythia-70m@step3001")
     for name in ("tiny@step3", "pythia-70m@"):
@@ -85,9 +86,11 @@ def test_revisions() -> None:
             find(name)
 
 
-def test_an_adapter_is_no_model(tmp_path: Path) -> None:
+def test_an_adapter_is_not_a_model(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(UserError, match="holds an adapter alone; merge it into its model first, with python -m finet"):
+    with pytest.raises(
+        UserError, match="contains only an adapter; merge it into its model first, with python -m finet"
+    ):
         find(str(tmp_path))
 
 
@@ -99,7 +102,7 @@ def test_a_revision_on_the_search_path(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_parameter_counts_of_the_other_families() -> None:
-    """What transformers counts in the published models; none of them is built here."""
+    """Numbers that transformers reports for the published models."""
     counts = {"gpt-neo-125m": 125_198_592, "gpt-neo-1.3b": 1_315_575_808, "gpt-neo-2.7b": 2_651_307_520,
               "gpt-neox-20b": 20_554_567_680, "gpt-j-6b": 6_050_882_784, "llama-7b": 6_738_415_616,
               "llama-13b": 13_015_864_320, "llama-33b": 32_528_943_616, "llama-65b": 65_285_660_672,
@@ -117,7 +120,7 @@ def test_parameter_counts_of_the_other_families() -> None:
     ],
 )
 def test_the_sizes_of_llama2c(name: str, sizes: tuple[int, ...], multiple_of: int, intermediate: int) -> None:
-    """The inner width as model.py of llama2.c computes it."""
+    """The inner width is computed as in llama2.c's model.py."""
     spec = find(name)
     assert (spec.width, spec.layers, spec.heads, spec.kv_heads, spec.vocab, spec.positions) == sizes
     assert spec.intermediate == -(-int(2 * 4 * spec.width / 3) // multiple_of) * multiple_of == intermediate
@@ -125,7 +128,7 @@ def test_the_sizes_of_llama2c(name: str, sizes: tuple[int, ...], multiple_of: in
 
 
 def test_parameter_counts_are_those_of_the_paper() -> None:
-    """Totals of table 1 of the Pythia paper, out of the registry's sizes: untied embeddings, biases, norms."""
+    """Totals of table 1 of the Pythia paper, computed from the registry's sizes: untied embeddings, biases, norms."""
     published = {
         "pythia-70m": 70_426_624, "pythia-160m": 162_322_944, "pythia-410m": 405_334_016, "pythia-1b": 1_011_781_632,
         "pythia-1.4b": 1_414_647_808, "pythia-2.8b": 2_775_208_960, "pythia-6.9b": 6_857_302_016,
@@ -138,7 +141,7 @@ def test_parameter_counts_are_those_of_the_paper() -> None:
         assert spec.layers * layer + 2 * spec.vocab * d + 2 * d == count
 
 
-def test_tiny_starts_from_nothing() -> None:
+def test_tiny_starts_from_random_weights() -> None:
     spec = find("tiny")
     assert (spec.fresh, spec.hub, spec.path, spec.vocab, spec.positions) == (True, None, None, 2048, 512)
     assert (spec.lr, spec.batch_size, spec.epochs, spec.seq_len) == (2e-3, 16, 8, 256)
@@ -180,7 +183,7 @@ def test_a_directory(tmp_path: Path) -> None:
         ),
     ],
 )  # fmt: skip
-def test_what_families_call_their_sizes(config: dict[str, object], expected: tuple[int, ...], tmp_path: Path) -> None:
+def test_names_of_sizes_in_each_family(config: dict[str, object], expected: tuple[int, ...], tmp_path: Path) -> None:
     spec = find(str(directory(tmp_path / "m", config)))
     assert (spec.layers, spec.width, spec.heads, spec.intermediate, spec.vocab, spec.positions) == expected
 
@@ -191,7 +194,7 @@ def test_search_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WELLREAD_MODELS", f"{tmp_path / 'a'}::{tmp_path / 'b'}")
     assert find("pythia-70m").path == path
     assert find("other").name == "other"
-    assert find("pythia-160m").path is None  # not there: the registry's
+    assert find("pythia-160m").path is None  # not in the directories, so from the registry
 
 
 def test_training_defaults_of_a_known_name_survive_the_search_path(
@@ -206,9 +209,9 @@ def test_training_defaults_of_a_known_name_survive_the_search_path(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tinny", "--model tinny: no such directory or known model; did you mean tiny?"),
-        ("pythia-70", "--model pythia-70: no such directory or known model; did you mean pythia-70m?"),
-        ("./lost", "--model ./lost: no such directory or known model; known: tiny, stories-260k,"),
+        ("tinny", "--model tinny: not a directory or a known model; did you mean tiny?"),
+        ("pythia-70", "--model pythia-70: not a directory or a known model; did you mean pythia-70m?"),
+        ("./lost", "--model ./lost: not a directory or a known model; known: tiny, stories-260k,"),
     ],
 )
 def test_unknown_names(name: str, message: str) -> None:
@@ -221,29 +224,29 @@ def test_the_hub_out_of_reach() -> None:
     with pytest.raises(UserError) as refused:
         find("someone/something")
     message = str(refused.value)
-    assert message.startswith("--model someone/something: cannot be had from the hub (")
+    assert message.startswith("--model someone/something: could not be downloaded from the hub (")
     assert message.endswith("); put it into a directory of $WELLREAD_MODELS or pass its directory")
     assert "\n" not in message
-    with pytest.raises(UserError, match=r"--model EleutherAI/pythia-70m: cannot be had from the hub \("):
+    with pytest.raises(UserError, match=r"--model EleutherAI/pythia-70m: could not be downloaded from the hub \("):
         local_directory(find("pythia-70m"), weights=True)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "--model DIR: no config.json there; a model directory needs Hugging Face layout"),
+        (None, "--model DIR: has no config.json; a model directory needs Hugging Face layout"),
         (
             "{",
             "DIR/config.json: not JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1))",
         ),
-        ("{}", "DIR/config.json: no model_type in it; is this a language model's config.json?"),
+        ("{}", "DIR/config.json: has no model_type; pass the config.json of a language model"),
         (
             '{"model_type": "bert"}',
-            "DIR/config.json: none of num_hidden_layers, n_layer, num_layers, n_layers in it; bert is not supported",
+            "DIR/config.json: has none of num_hidden_layers, n_layer, num_layers, n_layers; bert is not supported",
         ),
     ],
 )
-def test_directories_that_hold_no_model(content: str | None, message: str, tmp_path: Path) -> None:
+def test_directories_without_a_model(content: str | None, message: str, tmp_path: Path) -> None:
     path = tmp_path / "m"
     path.mkdir()
     if content is not None:
@@ -254,7 +257,7 @@ def test_directories_that_hold_no_model(content: str | None, message: str, tmp_p
 
 
 def test_fingerprints_of_weights(tmp_path: Path) -> None:
-    """A change anywhere in a small file, of the config, or of the size is seen; the folder's name is not part of it."""
+    """Any change of a small file, the config or the size changes the fingerprint; the name of the folder does not."""
     weights = bytes(range(256)) * 4096 * 3  # 3 MiB
     base = fingerprint(find(str(directory(tmp_path / "a", NEOX, weights))))
     assert base.startswith("weights:")
@@ -268,7 +271,7 @@ def test_fingerprints_of_weights(tmp_path: Path) -> None:
 
 
 def test_fingerprints_of_fresh_models() -> None:
-    """sha256 of the sizes: raised or lowered, another model; another learning rate or name, the same one."""
+    """The fingerprint depends on the sizes, not on learning rate or name."""
     assert fingerprint(find("tiny")) == "fresh:f075e05e88b3b7cc1d601ace1bcb6c17"
     spec = find("tiny")
     for name in ("layers", "width", "heads", "intermediate", "vocab", "positions"):

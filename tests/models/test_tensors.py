@@ -1,4 +1,4 @@
-"""Models written and read one tensor at a time: the same as transformers writes and reads, in a shard of memory."""
+"""Models written and read one tensor at a time have the same files and weights as with transformers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def weights_in(directory: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("family", ["gpt_neox", "llama"])
-def test_one_shard_is_what_save_pretrained_writes(tmp_path: Path, family: str, tied: bool) -> None:
+def test_one_shard_equals_the_files_of_save_pretrained(tmp_path: Path, family: str, tied: bool) -> None:
     source = model(tied, family)
     write_model(source, tmp_path / "ours", tensors_of(source))
     source.save_pretrained(tmp_path / "theirs")
@@ -47,22 +47,22 @@ def test_one_shard_is_what_save_pretrained_writes(tmp_path: Path, family: str, t
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_shards_hold_every_tensor_once_and_load(tmp_path: Path, tied: bool) -> None:
+def test_shards_contain_every_tensor_once_and_can_be_loaded(tmp_path: Path, tied: bool) -> None:
     source, largest = model(tied), 20_000
     write_model(source, tmp_path / "ours", tensors_of(source), shard_bytes=largest)
     source.save_pretrained(tmp_path / "theirs")
-    expected, found = weights_in(tmp_path / "theirs"), weights_in(tmp_path / "ours")
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    expected, written = weights_in(tmp_path / "theirs"), weights_in(tmp_path / "ours")
+    assert written.keys() == expected.keys()
+    assert all(torch.equal(written[name], expected[name]) for name in expected)
     shards = sorted((tmp_path / "ours").glob("*.safetensors"))
     assert [p.name for p in shards] == [
         f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))
     ]
     assert len(shards) >= 5
     per_shard = [load_file(path) for path in shards]
-    assert all(sum(t.nbytes for t in held.values()) <= largest for held in per_shard)
+    assert all(sum(t.nbytes for t in shard.values()) <= largest for shard in per_shard)
     index = json.loads((tmp_path / "ours/model.safetensors.index.json").read_text())
-    places = {name: path.name for path, held in zip(shards, per_shard, strict=True) for name in held}
+    places = {name: path.name for path, shard in zip(shards, per_shard, strict=True) for name in shard}
     assert index["weight_map"] == places
     assert index["metadata"]["total_size"] == sum(t.nbytes for t in expected.values())
     loaded = load_model(tmp_path / "ours").state_dict()

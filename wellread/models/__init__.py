@@ -1,1 +1,1 @@
-"""Models: names, loading, losses."""
+"""Models: registry, loading, writing, generation, losses."""

@@ -1,4 +1,4 @@
-"""LoRA adapters beside a model's matrices: made by peft, saved in its layout, read, and merged into the weights."""
+"""LoRA adapters: created by peft, saved in its layout, loaded, and merged into the weights of the base model."""
 
 from __future__ import annotations
 
@@ -22,48 +22,48 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ALL = "all-linear"
-"""Instead of names of matrices: all of the layers'."""
+"""Value of ``--lora.targets`` for all matrices of the layers."""
 BASE = "base"
-"""Key in the metadata of an adapter's file: the fingerprint of the weights that it was trained beside."""
+"""Key in the metadata of an adapter's file: the fingerprint of the base model with which it was trained."""
 PREFIX, MARK = "base_model.model.", ".lora_"
 
 
 def targets(lora: LoraConfig, spec: ModelSpec) -> tuple[str, ...]:
-    """Names of the matrices with an adapter; none: all of the layers'.
+    """Names of the matrices that get an adapter; empty for all matrices of the layers.
 
     Raises
     ------
     UserError
-        When none are named and none are usual in the model's family.
+        When none are named and the model's family has no default.
     """
     if lora.targets == ALL:
         return ()
     if lora.targets:
         return tuple(name.strip() for name in lora.targets.split(","))
     if spec.family not in FAMILIES:
-        raise UserError(f"--lora.targets: none are usual for {spec.family}; name matrices, or {ALL}")
+        raise UserError(f"--lora.targets: no default for {spec.family}; name matrices, or {ALL}")
     return FAMILIES[spec.family].lora
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """The adapter of a model: its shape, and where its weights come from."""
+    """The adapter of a model: its configuration, and the source of its weights."""
 
     settings: Any
     """Its peft.LoraConfig."""
     seed: int = 0
-    """Fixes the initial weights."""
+    """Seed of the initial weights."""
     directory: Path | None = None
-    """Where its weights are; None: initial ones."""
+    """Directory with its weights; None for initial weights."""
 
     @classmethod
     def fresh(cls, lora: LoraConfig, spec: ModelSpec, seed: int) -> Adapter:
-        """An adapter that is not trained yet: as peft makes it, the model's outputs are still those of its weights."""
+        """Create an adapter with peft's initial weights, which do not change the outputs of the model."""
         from peft import LoraConfig
 
         settings = LoraConfig(
             r=lora.rank,
-            lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft says int, and takes any
+            lora_alpha=lora.alpha,  # type: ignore[arg-type]  # declared as int by peft, but accepts float
             lora_dropout=lora.dropout,
             target_modules=list(targets(lora, spec)) or ALL,
             fan_in_fan_out=spec.family in FAMILIES and FAMILIES[spec.family].transposed,
@@ -75,19 +75,19 @@ class Adapter:
 
     @classmethod
     def of(cls, directory: Path) -> Adapter:
-        """The adapter that a directory holds.
+        """Open the adapter in a directory.
 
         Raises
         ------
         UserError
-            When it is none that is made here.
+            When there is none, or it uses options other than plain LoRA.
         """
         from peft import LoraConfig, PeftConfig
 
         try:
             settings = PeftConfig.from_pretrained(str(directory))
         except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{directory / CONFIG}: no adapter of peft's ({str(error).splitlines()[0]})") from None
+            raise UserError(f"{directory / CONFIG}: not a peft adapter ({str(error).splitlines()[0]})") from None
         plain = isinstance(settings, LoraConfig) and settings.bias == "none" and not settings.modules_to_save
         if not plain or settings.use_dora or settings.use_rslora or settings.rank_pattern or settings.alpha_pattern:
             raise UserError(
@@ -96,39 +96,41 @@ class Adapter:
         return cls(settings, directory=directory)
 
     def inject(self, model: nn.Module) -> None:
-        """Put the adapter, without weights, beside the matrices of a model on the meta device, and freeze the rest.
+        """Add the adapter, without weights, to a model on the meta device, and freeze all other parameters.
 
         Raises
         ------
         UserError
-            When a target matches no matrix; lists those there are.
+            When a target matches no matrix; lists the names of matrices.
         """
         from dataclasses import replace
 
         import peft
 
-        there = _matrices(model)
-        wanted = sorted(there if self.settings.target_modules == ALL else self.settings.target_modules)
+        matrices = _matrices(model)
+        names = sorted(matrices if self.settings.target_modules == ALL else self.settings.target_modules)
         modules = [name for name, _ in model.named_modules()]
-        for target in wanted:
+        for target in names:
             if not any(name == target or name.endswith(f".{target}") for name in modules):
-                raise UserError(f"--lora.targets {target}: matches no matrix of the model; choose {', '.join(there)}")
-        settings = replace(self.settings, target_modules=wanted, inference_mode=False)
+                raise UserError(
+                    f"--lora.targets {target}: matches no matrix of the model; choose {', '.join(matrices)}"
+                )
+        settings = replace(self.settings, target_modules=names, inference_mode=False)
         peft.inject_adapter_in_model(settings, model, low_cpu_mem_usage=True)
 
     def tensors(self, model: nn.Module, base: Path | None) -> dict[str, torch.Tensor]:
-        """Every tensor of the adapter by its name in `model`, in fp32.
+        """All tensors of the adapter in fp32, by their name in `model`.
 
         Parameters
         ----------
         model : transformers model with the adapter injected
         base : Path
-            Directory of the weights that it stands beside.
+            Directory of the base model.
 
         Raises
         ------
         UserError
-            When it is the adapter of another model.
+            When it is the adapter of another base model.
         """
         if self.directory is None:
             return _initial(model, self.seed)
@@ -137,19 +139,19 @@ class Adapter:
         path = self.directory / WEIGHTS
         try:
             with safe_open(path, "pt") as file:
-                trained_beside = (file.metadata() or {}).get(BASE)
-                found = {_in_module(key): file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
+                fingerprint = (file.metadata() or {}).get(BASE)
+                loaded = {_in_module(key): file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: the adapter cannot be loaded ({error})") from None
         expected = {name: p.shape for name, p in model.named_parameters() if MARK in name}
-        if trained_beside and base and trained_beside != fingerprint_directory(base):
-            raise UserError(f"{path}: is the adapter of another base model than {base}, whose weights differ")
-        if {name: tensor.shape for name, tensor in found.items()} != expected:
-            raise UserError(f"{path}: is the adapter of another base model than {base}, whose matrices differ")
-        return found
+        if fingerprint and base and fingerprint != fingerprint_directory(base):
+            raise UserError(f"{path}: was trained with another base model than {base}: the weights differ")
+        if {name: tensor.shape for name, tensor in loaded.items()} != expected:
+            raise UserError(f"{path}: was trained with another base model than {base}: the matrices differ")
+        return loaded
 
     def merge(self, name: str, value: torch.Tensor, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        """A parameter of the model with what its adapter adds, (alpha / rank) B A (Hu et al. 2021, section 4.1)."""
+        """A parameter of the model plus its adapter, (alpha / rank) B A (Hu et al. 2021, section 4.1)."""
         stem = name.removesuffix(".weight")
         low = tensors.get(f"{stem}.lora_A.default.weight")
         if low is None or not name.endswith(".weight"):
@@ -164,9 +166,9 @@ class Adapter:
         Parameters
         ----------
         tensors
-            Name in the module and fp32 value of all of its tensors (`names`).
+            Name in the module and fp32 value of all its tensors (`names`).
         base : Path
-            Directory of the weights that it stands beside.
+            Directory of the base model.
         """
         from safetensors.torch import save_file
 
@@ -176,14 +178,14 @@ class Adapter:
         values = self.settings.to_dict() | {"inference_mode": True}
         values = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
         (directory / CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
-        held = {_in_file(name): value.contiguous() for name, value in tensors}
+        stored = {_in_file(name): value.contiguous() for name, value in tensors}
         metadata = {"format": "pt"} | ({BASE: fingerprint_directory(base)} if base else {})
-        save_file(held, directory / WEIGHTS, metadata=metadata)
+        save_file(stored, directory / WEIGHTS, metadata=metadata)
         open_to_readers(directory / WEIGHTS)
 
 
 def is_adapter(directory: Path) -> bool:
-    """Whether a directory holds an adapter instead of a whole model."""
+    """Whether a directory contains an adapter instead of a complete model."""
     return (directory / CONFIG).is_file()
 
 
@@ -193,32 +195,32 @@ def names(model: nn.Module) -> list[str]:
 
 
 def of_model(name: str) -> str:
-    """What the model without adapter calls a parameter of the model with one."""
+    """Convert the name of a parameter in a model with adapter to its name in the base model."""
     return name.replace(".base_layer.", ".")
 
 
 def _matrices(model: Any) -> list[str]:
-    """Last parts of the names of all matrices of the layers: what targets can be."""
+    """Last parts of the names of all matrices of the layers: the possible targets."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings()
-    found = (name for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head)
-    return list(dict.fromkeys(name.rpartition(".")[2] for name in found))
+    names = (name for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head)
+    return list(dict.fromkeys(name.rpartition(".")[2] for name in names))
 
 
 def _initial(model: nn.Module, seed: int) -> dict[str, torch.Tensor]:
-    """Weights before training as peft draws them: A uniform, B zero (`LoraLayer.reset_lora_parameters`)."""
+    """Initial weights as in peft: A uniform, B zero (`LoraLayer.reset_lora_parameters`)."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    found = {}
+    values = {}
     for name, parameter in model.named_parameters():
         if MARK in name:
-            found[name] = torch.zeros(parameter.shape)
+            values[name] = torch.zeros(parameter.shape)
             if ".lora_A." in name:
-                torch.nn.init.kaiming_uniform_(found[name], a=math.sqrt(5), generator=generator)
-    return found
+                torch.nn.init.kaiming_uniform_(values[name], a=math.sqrt(5), generator=generator)
+    return values
 
 
 def _in_file(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The files of a model: where they are, fetched from the hub when they are not here; and the fingerprint of weights."""
+"""Directories of models, downloaded from the hub if they are not on this machine; fingerprints of weights."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from wellread.errors import UserError
 from wellread.models.spec import ModelSpec
 
 SEARCH_PATH = "WELLREAD_MODELS"
-"""Environment variable: directories (separated as in PATH) that hold models by registry name."""
+"""Environment variable with directories (separated as in PATH) that contain models by registry name."""
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a name is that of a repository of the hub, as OWNER/NAME."""
+    """Whether a name has the form OWNER/NAME of a repository of the hub."""
     return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
 def hub_file(repository: str, filename: str, revision: str | None) -> Path:
-    """One file of a repository of the hub, downloaded when it is not on this machine.
+    """Path of one file of a repository of the hub, downloaded if it is not on this machine.
 
     Raises
     ------
@@ -38,18 +38,18 @@ def hub_file(repository: str, filename: str, revision: str | None) -> Path:
 def _unreachable(repository: str, error: Exception) -> UserError:
     reason = type(error).__name__ if not str(error) else str(error).strip().splitlines()[0]
     return UserError(
-        f"--model {repository}: cannot be had from the hub ({reason}); put it into a directory of ${SEARCH_PATH} "
-        "or pass its directory"
+        f"--model {repository}: could not be downloaded from the hub ({reason}); put it into a directory of "
+        f"${SEARCH_PATH} or pass its directory"
     )
 
 
 def local_directory(spec: ModelSpec, *, weights: bool) -> Path:
-    """Directory with the model's files; downloaded from the hub when it is not on this machine.
+    """Directory with the model's files, downloaded from the hub if they are not on this machine.
 
     Parameters
     ----------
     weights : bool
-        Also the weights, not only the configuration and the tokenizer.
+        Whether to include the weights; otherwise only configuration and tokenizer.
 
     Raises
     ------
@@ -60,18 +60,18 @@ def local_directory(spec: ModelSpec, *, weights: bool) -> Path:
 
 
 def named_directory(name: str, revision: str | None) -> Path:
-    """Directory of a model that an adapter names: a path, or a repository of the hub.
+    """Directory of the base model that an adapter names by path or by repository of the hub.
 
     Raises
     ------
     UserError
-        When it is not there.
+        When it does not exist.
     """
     if Path(name).is_dir():
         return Path(name)
     if is_hub_name(name):
         return _from_cache(name, revision, weights=True)
-    raise UserError(f"{name}: the adapter's base model is not there; put it back, or mend adapter_config.json")
+    raise UserError(f"{name}: base model of the adapter does not exist; restore it, or fix adapter_config.json")
 
 
 def _from_cache(repository: str, revision: str | None, *, weights: bool) -> Path:
@@ -85,14 +85,14 @@ def _from_cache(repository: str, revision: str | None, *, weights: bool) -> Path
 
 
 BLOCK = 1 << 20
-"""Bytes hashed at each place of a weight file."""
+"""Bytes hashed at each position of a weight file."""
 
 
 def fingerprint(spec: ModelSpec, init: Init = "pretrained") -> str:
-    """Identify initial weights: of a fresh model by its sizes or config, of any other by its config and weights.
+    """Identify initial weights: a fresh model by its sizes or config, any other model by its config and weights.
 
-    A weight file is hashed whole up to 64 MiB, beyond that at 64 evenly spaced blocks of 1 MiB, together with its size:
-    two different trainings differ in every block, and a 24 GB model still answers within a second.
+    Weight files of up to 64 MiB are hashed completely, larger ones by their size and 64 evenly spaced blocks of 1 MiB:
+    weights from different trainings differ in every block, and a 24 GB model takes less than a second.
     """
     if spec.fresh:
         sizes: tuple[Any, ...] = (

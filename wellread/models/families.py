@@ -1,7 +1,7 @@
-"""Model families: everything that differs from one to the next, an entry each. Imports neither torch nor transformers.
+"""Model families: everything that differs between families. Imports neither torch nor transformers.
 
-A family is named as `model_type` in config.json. A model of a family without entry can still be trained: its memory is
-not predicted, its loss comes from whole logits, samples are not packed, and LoRA needs names of matrices.
+The name of a family is the `model_type` in config.json. Models of other families can also be trained, but their memory
+is not estimated, their loss needs the logits of all tokens, samples cannot be packed, and LoRA needs names of matrices.
 """
 
 from __future__ import annotations
@@ -18,52 +18,52 @@ if TYPE_CHECKING:
     from torch import nn
 
 Compute = Literal["bf16", "autocast", "fp32"]
-"""bf16: weights and activations in bf16 (DeepSpeed); autocast: fp32 weights, products in bf16 (plain engine)."""
+"""bf16: weights and activations in bf16 (DeepSpeed); autocast: fp32 weights, matrix products in bf16 (torch engine)."""
 
 
 @dataclass(frozen=True)
 class Saved:
-    """Bytes that one layer keeps for its backward pass, per token, as multiples of the model's widths."""
+    """Bytes per token that one layer saves for its backward pass, as multiples of the model's widths."""
 
     width: float
     intermediate: float
     keys: float = 0
-    """Of the width of keys and values, where they have fewer heads than the queries."""
+    """Multiple of the width of keys and values, if they have fewer heads than the queries."""
     scores: float = 0
-    """Of heads times sequence length: attention that writes its matrix of scores (eager); 0 for sdpa."""
+    """Multiple of heads times sequence length, for eager attention, which stores its matrix of scores; 0 for SDPA."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fresh:
-    """How a model of the family starts from nothing."""
+    """How a model of the family is created with random weights."""
 
     configuration: Callable[[ModelSpec, int, int], Any]
-    """Its transformers configuration, from sizes and the ids of the tokens that begin and end a sequence."""
+    """Function from sizes and the ids of the BOS and EOS tokens to a transformers configuration."""
     adjust: Callable[[nn.Module], None] | None = None
-    """Changes the initial weights that transformers draws, in place."""
+    """Modifies the initial weights of transformers, in place."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """What is known of an architecture family."""
+    """Properties of an architecture family."""
 
     layout: Callable[[ModelSpec], Layout]
     saved: dict[Compute, Saved]
-    """What a layer keeps for backward (`wellread.planning.parameters.layer_activations` says how it was found)."""
+    """Memory that a layer saves for backward (measured as `wellread.planning.parameters.layer_activations` says)."""
     plain_head: bool = False
-    """The logits are the output embedding applied to the last hidden state, and nothing else."""
+    """Whether the logits are exactly the output embedding applied to the last hidden state."""
     packed: bool = False
-    """Segments of a packed sample are proven not to see one another: tests compare losses and gradients."""
+    """Whether packing is supported: tests show that segments of a packed sample do not attend to each other."""
     lora: tuple[str, ...]
-    """Matrices with an adapter where none are named: those that peft takes (tests compare them)."""
+    """Default matrices for LoRA: the same as in peft (tests compare them)."""
     transposed: bool = False
-    """Its matrices are stored as (inputs, outputs)."""
+    """Whether its matrices are stored as (inputs, outputs)."""
     fresh: Fresh | None = None
-    """None: a model of the family is not started from nothing."""
+    """None if models with random weights are not supported."""
 
     @property
     def sdpa(self) -> bool:
-        """Whether transformers has the family's attention in torch's fused form, linear in the sequence length."""
+        """Whether transformers supports SDPA for the family; its memory is linear in the sequence length."""
         return not self.saved["bf16"].scores
 
 
@@ -121,7 +121,7 @@ FAMILIES: dict[str, Family] = {
         lora=("Wqkv",),
     ),
 }
-"""Every family of which something is known; a new one is one entry."""
+"""All known families; to support a new one, add an entry."""
 
 PACKED_FAMILIES = tuple(name for name, family in FAMILIES.items() if family.packed)
 FRESH_FAMILIES = tuple(name for name, family in FAMILIES.items() if family.fresh)
@@ -133,7 +133,7 @@ KEYS = {
     "vocab": ("vocab_size",),
     "positions": ("max_position_embeddings", "n_positions", "max_seq_len"),
 }
-"""What config.json calls the same number, in one family or another."""
+"""Field of ModelSpec -> its names in config.json, which differ between families."""
 OPTIONAL_KEYS = {
     "kv_heads": "num_key_value_heads",
     "head_size": "head_dim",
@@ -141,4 +141,4 @@ OPTIONAL_KEYS = {
     "attention_bias": "attention_bias",
 }
 INNER_KEYS = ("intermediate_size", "n_inner", "ffn_dim")
-"""The inner width; without any, or null: four times the width."""
+"""Names of the inner width in config.json; if none is set, it is four times the width."""

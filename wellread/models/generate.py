@@ -1,4 +1,4 @@
-"""Text that a model writes after prompts."""
+"""Text generation: continuing prompts with a model."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     import torch
 
 WIDTH = 64
-"""Passes are as wide as a multiple of so many tokens: a CPU's kernels are compiled for each width, and kept."""
+"""Forward passes use multiples of this length: on a CPU, kernels are compiled and cached for each length."""
 NextLogits = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
-"""(tokens, last) -> logits after each place marked in `last`: `wellread.models.loss.next_logits` with a model."""
+"""(tokens, last) -> logits after each position marked in `last`: `wellread.models.loss.next_logits` with a model."""
 
 
 def greedy(
@@ -23,31 +23,31 @@ def greedy(
     end: int | None,
     device: torch.device | str = "cpu",
 ) -> list[list[int]]:
-    """Continue prompts with the most likely token, one after the other. No randomness is used or disturbed.
+    """Continue prompts token by token, always with the most likely token. Random generators are not used or changed.
 
-    All prompts share each forward pass. Padding stands at the right, where a causal model cannot see it, and every
-    pass reads the text from its start: so positions are right in every family, whatever a text is batched with. There
-    are exactly `new_tokens` passes, however early the texts end: ranks that divide a model stay together.
+    All prompts share each forward pass. Padding is on the right, where a causal model does not attend to it, and each
+    pass reads the text from its start. So positions are correct in all families, whatever texts are in the batch.
+    There are exactly `new_tokens` passes, even if all texts end earlier: ranks that share a model stay synchronized.
 
     Parameters
     ----------
     prompts : sequences of token ids, none empty
     new_tokens : int
-        Most tokens that each is continued with.
+        Maximum number of new tokens.
     longest : int
-        Tokens, prompt included, beyond which none grows.
+        Maximum length of a text, including its prompt.
     end : int or None
         Token that ends a text.
 
     Returns
     -------
     list of lists of token ids
-        The continuation of each prompt, with `end` as its last token when it ended by itself.
+        The continuation of each prompt; its last token is `end` if the model ended the text.
     """
     import torch
 
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    begun = lengths.clone()
+    starts = lengths.clone()
     most = max(int(lengths.max()), longest)
     tokens = torch.zeros((len(prompts), int(lengths.max()) + new_tokens + WIDTH), dtype=torch.int64, device=device)
     for row, prompt in enumerate(prompts):
@@ -58,8 +58,8 @@ def greedy(
         last = torch.zeros_like(part, dtype=torch.bool)
         rows = torch.arange(len(prompts), device=device)
         last[rows, lengths - 1] = True
-        chosen = next_logits(part, last).argmax(-1)
-        tokens[rows[growing], lengths[growing]] = chosen[growing]
+        likeliest = next_logits(part, last).argmax(-1)
+        tokens[rows[growing], lengths[growing]] = likeliest[growing]
         lengths += growing
-        growing = growing & (lengths < longest) & (chosen != (-1 if end is None else end))
-    return [row[a:b].tolist() for row, a, b in zip(tokens, begun.tolist(), lengths.tolist(), strict=True)]
+        growing = growing & (lengths < longest) & (likeliest != (-1 if end is None else end))
+    return [row[a:b].tolist() for row, a, b in zip(tokens, starts.tolist(), lengths.tolist(), strict=True)]

@@ -1,4 +1,4 @@
-"""GPT-NeoX models that start from nothing: their configuration."""
+"""Configuration of GPT-NeoX models with random weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from wellread.models.spec import ModelSpec
 
 
 def configuration(spec: ModelSpec, bos: int, eos: int) -> Any:
-    """Configuration of a GPT-NeoX of this shape.
+    """Configuration of a GPT-NeoX model with these sizes.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What the layers of each model family are made of: matrices, norms and embeddings, in closed form."""
+"""Matrices, norms and embeddings of each model family, computed from the sizes of a model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from wellread.models.spec import ModelSpec
 
 @dataclass(frozen=True)
 class Linear:
-    """A matrix of one layer: what goes in, what comes out, and whether it adds a bias."""
+    """A matrix of one layer: number of inputs and outputs, and whether it has a bias."""
 
     inputs: int
     outputs: int
@@ -17,23 +17,23 @@ class Linear:
 
     @property
     def size(self) -> int:
-        """Elements of weight and bias."""
+        """Number of elements of weight and bias."""
         return self.outputs * (self.inputs + self.bias)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What one architecture family is made of."""
+    """Components of a model."""
 
     linears: dict[str, Linear]
-    """Matrices of one layer, under the names that LoRA's target modules have."""
+    """Matrices of one layer, by the names of LoRA's target modules."""
     norms: int
-    """Vectors as wide as the model in one layer."""
+    """Number of vectors with the width of the model in one layer."""
     final_norms: int
     positions: int = 0
-    """Rows of a table of learned positions."""
+    """Rows of the table of learned positions; 0 without one."""
     tied: bool = False
-    """The output embedding is the input embedding."""
+    """Whether the output embedding is the input embedding."""
     head_bias: bool = False
 
 
@@ -50,7 +50,7 @@ def gpt_neox(spec: ModelSpec) -> Layout:
 
 
 def llama(spec: ModelSpec, *, bias_in: bool = False) -> Layout:
-    """Llama and Mistral; `bias_in`: queries, keys and values have a bias."""
+    """Llama and Mistral; with `bias_in`, queries, keys and values have a bias."""
     h, inner = spec.width, spec.intermediate
     head = spec.head_size or h // spec.heads
     query, keys = spec.heads * head, (spec.kv_heads or spec.heads) * head
@@ -68,7 +68,7 @@ def llama(spec: ModelSpec, *, bias_in: bool = False) -> Layout:
 
 
 def qwen2(spec: ModelSpec) -> Layout:
-    """Qwen 2: a Llama whose queries, keys and values have a bias."""
+    """Qwen 2: a Llama in which queries, keys and values have a bias."""
     return llama(spec, bias_in=True)
 
 

@@ -1,5 +1,5 @@
-"""How much of something is in memory at a time: sizes that the plan counts with. Imports no torch."""
+"""Limits on memory that the plan also uses for its estimate. Does not import torch."""
 
 LOGITS_AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 24}
-"""Logits that the loss has in fp32 at a time, twice: 16 MiB on a CPU, for its caches; 128 on a GPU, which wants much to
-do at once."""
+"""Number of logits that the loss converts to fp32 at once, in two copies: 16 MiB on a CPU, which fits its caches, and
+128 MiB on a GPU, which needs more parallel work."""

@@ -1,4 +1,4 @@
-"""Llama models that start from nothing, as llama2.c makes them: configuration and initial weights."""
+"""Configuration and initial weights of Llama models with random weights, as in llama2.c."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ if TYPE_CHECKING:
     from torch import nn
 
 EPSILON = 1e-5
-"""Of the norms; llama2.c's C programs have it built in."""
+"""Epsilon of the norms; a constant in llama2.c's C programs."""
 THETA = 10000.0
-"""Base of the rotary frequencies; llama2.c's C programs have it built in."""
+"""Base of the rotary frequencies; a constant in llama2.c's C programs."""
 
 
 def configuration(spec: ModelSpec, bos: int, eos: int) -> Any:
-    """Configuration of a Llama of this shape: what llama2.c's programs can run, see model.py there.
+    """Configuration of a Llama with these sizes that llama2.c's programs can run (source: its model.py).
 
     Parameters
     ----------
     bos, eos : int
-        Ids of the tokens that begin and end a sequence. Generation ends at either: llama2.c's models put the one
-        that begins the next sequence after the last word.
+        Ids of the tokens that begin and end a sequence. Generation stops at both: llama2.c's models end a text with the
+        token that begins the next sequence.
 
     Raises
     ------
     UserError
-        When the heads do not divide the width evenly.
+        When the width is not divisible by the number of heads.
     """
     from transformers import LlamaConfig
 
@@ -50,12 +50,12 @@ def configuration(spec: ModelSpec, bos: int, eos: int) -> Any:
 
 
 def scale_residual_projections(model: nn.Module) -> None:
-    """Divide the initial weights of what is added to the residual by sqrt(2 layers), in place.
+    """Divide the initial weights of projections to the residual stream by sqrt(2 layers), in place.
 
-    All matrices and the embedding are drawn with a standard deviation of 0.02, as transformers does; this is GPT-2's
-    scaling (section 2.3 of its paper), which llama2.c takes over. Each layer adds to the residual twice: o_proj
-    after attention, down_proj after the inner layer. (llama2.c's code scales w3, the up_proj, in place of the latter;
-    its comment says residual projections, and so it is here.)
+    transformers initializes all matrices and the embedding with a standard deviation of 0.02. The scaling is GPT-2's
+    (section 2.3 of its paper), also used in llama2.c. Each layer adds to the residual stream twice: o_proj after
+    attention, down_proj after the inner layer. (The code of llama2.c scales w3, the up_proj, instead of down_proj; its
+    comment says "residual projections", which is followed here.)
     """
     import torch
 

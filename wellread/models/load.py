@@ -1,4 +1,4 @@
-"""Loading models: fresh from a spec, or from a directory in Hugging Face layout."""
+"""Loading models: with random weights from a spec, or from a directory in Hugging Face layout."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """A model that is not in memory yet: engines take what they need of it, a tensor at a time."""
+    """A model that is not in memory; engines read the tensors that they need, one at a time."""
 
     config: Any
     """Its transformers configuration."""
-    whole: Callable[[], nn.Module]
-    """Makes it in memory: fp32, on the CPU."""
+    in_memory: Callable[[], nn.Module]
+    """Creates the complete model in memory: fp32, on the CPU."""
     directory: Path | None = None
-    """Where its files are; None for a fresh one."""
+    """Directory with its files; None for a fresh model."""
     adapter: Adapter | None = None
-    """Stands beside its weights, and is trained instead of them."""
+    """Adapter that is trained instead of the weights."""
 
     @classmethod
     def of(cls, directory: Path) -> Source:
-        """The model that a directory holds; for that of an adapter, its base model with the adapter.
+        """Open the model in a directory; for a directory of an adapter, the base model with the adapter.
 
         Raises
         ------
         UserError
-            When there is no model that can be loaded.
+            When the model cannot be loaded.
         """
         import torch
 
@@ -63,7 +63,7 @@ class Source:
 
         with init_empty_weights(include_buffers=False):
             model: Any = AutoModelForCausalLM.from_config(self.config, dtype=torch.float32)
-        model.tie_weights()  # moving to the meta device has torn tied weights apart
+        model.tie_weights()  # moving to the meta device has untied weights
         if self.directory and (self.directory / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(self.directory)
         if self.adapter:
@@ -72,9 +72,9 @@ class Source:
         return empty
 
     def in_4bit(self, device: torch.device, dtype: Dtype) -> nn.Module:
-        """The model on a device, its matrices in 4 bits, with its adapter in fp32 (Dettmers et al. 2023, QLoRA).
+        """The model on a device, with 4-bit matrices and the adapter in fp32 (Dettmers et al. 2023, QLoRA).
 
-        Source: https://arxiv.org/abs/2305.14314, section 3: NF4, with the constants of its blocks quantized too.
+        Source: https://arxiv.org/abs/2305.14314, section 3: NF4 with double quantization.
         """
         import torch
         from transformers import BitsAndBytesConfig
@@ -91,8 +91,8 @@ class Source:
         self.adapter.inject(model)
         values = self.adapter.tensors(model, self.directory)
         for name, value in values.items():
-            owner, _, key = name.rpartition(".")
-            model.get_submodule(owner).register_parameter(key, torch.nn.Parameter(value.to(device)))
+            module, _, key = name.rpartition(".")
+            model.get_submodule(module).register_parameter(key, torch.nn.Parameter(value.to(device)))
         return model
 
     @property
@@ -101,19 +101,19 @@ class Source:
         return replace(self, adapter=None)
 
     def reader(self, model: nn.Module) -> tensors.Reader:
-        """How to read the tensors of `model`, made by `on_meta`: from its files, else from all of it in memory."""
+        """Return a function that reads single tensors of `model`, which `on_meta` has created."""
         if self.adapter:
             added = self.adapter.tensors(model, self.directory)
-            of_base = self.base.reader(self.base.on_meta())
-            return lambda name: added[name] if name in added else of_base(adapters.of_model(name))
+            read_base = self.base.reader(self.base.on_meta())
+            return lambda name: added[name] if name in added else read_base(adapters.of_model(name))
         read = tensors.reader(model, self.directory) if self.directory else None
         if read:
             return read
-        values = tensors.saved_tensors(self.whole())
+        values = tensors.saved_tensors(self.in_memory())
         return lambda name: values[name].detach()
 
     def merged(self) -> tuple[nn.Module, tensors.Reader]:
-        """The model without weights, and how to read these: with what the adapter adds to them."""
+        """The model without weights, and a function that reads its weights with the adapter merged into them."""
         model = self.base.on_meta()
         read = self.base.reader(model)
         if self.adapter is None:
@@ -122,11 +122,11 @@ class Source:
         return model, lambda name: adapter.merge(name, read(name), added)
 
     def saved_names(self, model: nn.Module) -> list[str]:
-        """Names in `model` of what its directory holds once it is trained: everything, or the adapter alone."""
+        """Names in `model` of the tensors that are saved after training: all, or only those of the adapter."""
         return adapters.names(model) if self.adapter else list(tensors.saved_sizes(model))
 
     def write(self, model: nn.Module, directory: Path, values: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Write a model that came from here, or its adapter.
+        """Write a model created by `on_meta`, or only its adapter.
 
         Parameters
         ----------
@@ -152,20 +152,20 @@ def initial(
     Parameters
     ----------
     seed : int
-        Fixes the weights of a fresh model, and of a fresh adapter.
+        Seed for the weights of a fresh model or a fresh adapter.
     eos : int
-        End-of-sequence id of the tokenizer, written into a fresh model's configuration.
+        EOS token id of the tokenizer, stored in the configuration of a fresh model.
     lora : LoraConfig, optional
-        With a rank, an adapter is trained instead of the weights.
+        If its rank is not 0, an adapter is trained instead of the weights.
     init : str
-        fresh: random weights for a model that has others.
+        fresh: ignore pretrained weights and start from random ones.
     bos : int, optional
-        Its beginning-of-sequence id (default: `eos`, one token for both).
+        BOS token id of the tokenizer (default: `eos`, one token for both).
 
     Raises
     ------
     UserError
-        When the model cannot be had, or cannot start from nothing.
+        When the model could not be downloaded, or random weights are not supported for its family.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -178,32 +178,32 @@ def initial(
     else:
         config = configuration_in(local_directory(spec, weights=False))
 
-    def whole() -> nn.Module:
+    def build() -> nn.Module:
         torch.manual_seed(seed)
         model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         if spec.fresh and (adjust := _fresh(spec).adjust):
             adjust(model)
         return model
 
-    return Source(config, whole)
+    return Source(config, build)
 
 
 def _fresh(spec: ModelSpec) -> Fresh:
     fresh = FAMILIES[spec.family].fresh if spec.family in FAMILIES else None
     if fresh is None:
         raise UserError(
-            f"--model {spec.name}: a fresh {spec.family} is not supported; only {' and '.join(FRESH_FAMILIES)} are"
+            f"--model {spec.name}: no random weights for family {spec.family}; choose {' or '.join(FRESH_FAMILIES)}"
         )
     return fresh
 
 
 def load_model(directory: str | Path, dtype: Dtype = "fp32") -> nn.Module:
-    """Return a saved model in evaluation mode, on the CPU; an adapter is merged into its base model's weights.
+    """Load a saved model in evaluation mode, on the CPU; an adapter is merged into the weights of its base model.
 
     Raises
     ------
     UserError
-        When `directory` holds no model that can be loaded.
+        When the model in `directory` cannot be loaded.
     """
     import torch
 
@@ -213,14 +213,14 @@ def load_model(directory: str | Path, dtype: Dtype = "fp32") -> nn.Module:
     source = Source.of(Path(directory))
     assert source.adapter
     added = source.adapter.tensors(source.on_meta(), source.directory)
-    model = source.whole()
+    model = source.in_memory()
     for name, parameter in model.named_parameters():
         parameter.data = source.adapter.merge(name, parameter.data, added)
     return model.to(kind).eval()
 
 
 def check_4bit() -> None:
-    """Refuse weights of 4 bits where they cannot be.
+    """Check whether 4-bit weights are possible on this rank.
 
     Raises
     ------
@@ -232,65 +232,65 @@ def check_4bit() -> None:
     import torch
 
     if not torch.cuda.is_available():
-        raise UserError("--load_in_4bit: needs a GPU, and this rank has none; leave it out")
+        raise UserError("--load_in_4bit: needs a GPU, but this rank has none; remove the flag")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError("--load_in_4bit: bitsandbytes is not installed; pip install bitsandbytes, or leave it out")
+        raise UserError("--load_in_4bit: bitsandbytes is not installed; pip install bitsandbytes, or remove the flag")
 
 
 def export(source: Source, directory: Path) -> None:
-    """Write a model in Hugging Face layout, its adapter merged into its weights, a shard of it in memory at a time."""
+    """Write a model in Hugging Face layout, with its adapter merged; only one shard is in memory at a time."""
     model, read = source.merged()
     tensors.write_model(model, directory, ((name, read(name)) for name in tensors.saved_sizes(model)))
 
 
 SHARE_FOR_WEIGHTS = 0.8
-"""Of the free memory of a device; the rest is for activations and for what is brought in."""
+"""Fraction of a device's free memory; the rest is for activations and offloaded layers while they run."""
 
 
 @contextmanager
 def loaded(
     directory: Path, device: str, max_memory: dict[int | str, int] | None = None
 ) -> Iterator[tuple[nn.Module, str]]:
-    """A saved model in fp32 and evaluation mode, and where its inputs go.
+    """Load a saved model in fp32 and evaluation mode; yield it and the device of its inputs.
 
-    One that is larger than the GPU is spread by accelerate: what does not fit stays in host memory, the rest in the
-    files (or a temporary folder), and each layer is brought in when it runs. Its losses are the same.
+    A model that is larger than the GPU is offloaded by accelerate: to host memory, and if this is also too small, to
+    disk. Each layer is copied to the GPU when it runs. The losses are the same.
 
     Parameters
     ----------
     device : str
         cpu, cuda or cuda:N.
     max_memory : dict, optional
-        Bytes per GPU number and for "cpu" that weights may take (default: from what is free).
+        Maximum bytes of weights per GPU number and for "cpu" (default: a fraction of the free memory).
     """
     import torch
 
-    room = max_memory or _room(torch.device(device))
-    first = next(iter(room))
-    if 4 * _weights(directory) <= room[first]:
+    limits = max_memory or _memory_limits(torch.device(device))
+    first = next(iter(limits))
+    if 4 * _n_weights(directory) <= limits[first]:
         yield load_model(directory).to(device), device
         return
     with tempfile.TemporaryDirectory(prefix="wellread-offload-") as folder:
-        spread = {"device_map": "auto", "max_memory": room, "offload_folder": folder}
+        settings = {"device_map": "auto", "max_memory": limits, "offload_folder": folder}
         if adapters.is_adapter(directory):
             export(Source.of(directory), Path(folder) / "merged")
             directory = Path(folder) / "merged"
-        yield model_in(directory, torch.float32, **spread).eval(), device
+        yield model_in(directory, torch.float32, **settings).eval(), device
 
 
-def _room(device: torch.device) -> dict[int | str, int]:
-    """Bytes that weights may take, the device's first."""
+def _memory_limits(device: torch.device) -> dict[int | str, int]:
+    """Maximum bytes of weights per device; `device` is the first key."""
     import psutil
     import torch
 
-    room: dict[int | str, int] = {}
+    limits: dict[int | str, int] = {}
     if device.type == "cuda":
-        room[device.index or 0] = int(SHARE_FOR_WEIGHTS * torch.cuda.mem_get_info(device)[0])
-    room["cpu"] = int(SHARE_FOR_WEIGHTS * psutil.virtual_memory().available)
-    return room
+        limits[device.index or 0] = int(SHARE_FOR_WEIGHTS * torch.cuda.mem_get_info(device)[0])
+    limits["cpu"] = int(SHARE_FOR_WEIGHTS * psutil.virtual_memory().available)
+    return limits
 
 
-def _weights(directory: Path) -> int:
-    """Number of a saved model's weights."""
+def _n_weights(directory: Path) -> int:
+    """Number of weights of a saved model."""
     model = Source.of(directory).on_meta()
     return sum(parameter.numel() for parameter in model.parameters())

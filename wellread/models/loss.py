@@ -1,4 +1,4 @@
-"""Losses per sample, from one forward pass, with logits only where a token is scored."""
+"""Losses per sample from one forward pass, with logits only for target tokens."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ def sample_losses(
 ) -> torch.Tensor:
     """Sum of negative log-likelihoods over the target tokens of each sample, in nats.
 
-    Padding stands at the right, where a causal model cannot see it, so without segments no attention mask is needed
-    and the fastest attention is used. The vocabulary projection runs for scored positions alone.
+    Padding is on the right, where a causal model does not attend to it. So without segments no attention mask is needed
+    and the fastest attention is used. Logits are computed only at positions that predict a target token.
 
     Parameters
     ----------
     model : transformers causal language model
-    tokens : (batch, length) int64, padded at the right
-    targets : (batch, length) bool, True where the token is scored; never for the first token of a segment
+    tokens : (batch, length) int64, padded on the right
+    targets : (batch, length) bool, True for target tokens; never for the first token of a segment
     segments : (batch, length) int64, optional
-        Number of the segment that each token belongs to; padding has one of its own. Segments do not see one another.
+        Number of the segment of each token; padding has a separate number. Segments do not attend to each other.
 
     Returns
     -------
@@ -37,7 +37,7 @@ def sample_losses(
     from wellread.models.token_loss import token_losses
 
     inputs, scored, isolating = tokens[:, :-1], targets[:, 1:], dict[str, torch.Tensor]()
-    if segments is not None:  # of the whole width: on a GPU, each layer would copy a mask whose rows are not aligned
+    if segments is not None:  # full length: on a GPU, each layer would copy a mask with unaligned rows
         inputs, scored, isolating = tokens, F.pad(scored, (0, 1)), isolation(model, segments)
     logits = _logits(model, inputs, scored, isolating)
     losses = token_losses(logits, tokens[:, 1:][targets[:, 1:]])
@@ -46,26 +46,26 @@ def sample_losses(
 
 
 def next_logits(model: nn.Module, tokens: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-    """Logits of the token that follows each place where `last` is True, in order of rows.
+    """Logits of the token after each position where `last` is True, in order of rows.
 
     Parameters
     ----------
-    tokens : (batch, length) int64, padded at the right
+    tokens : (batch, length) int64, padded on the right
     last : (batch, length) bool
 
     Returns
     -------
-    (places, vocabulary)
+    (positions, vocabulary)
     """
     return _logits(model, tokens, last, {})
 
 
 def isolation(model: nn.Module, segments: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What forward is given so that each segment is read as if it stood alone: mask and positions.
+    """Arguments of forward that isolate segments from each other: attention mask and positions.
 
-    An additive mask is right under every attention: eager code adds it, where a boolean one would be taken for
-    numbers; fused attention adds it, too; and MPT, whose ALiBi depends on distances alone, takes what is not 0 as
-    masked. It has the type of the scores, so that no layer makes a copy of its own.
+    An additive mask is correct for all attention implementations. Eager attention adds it, but would treat a boolean
+    mask as numbers. Fused attention also adds it. MPT masks all entries that are not 0; its ALiBi depends only on
+    distances. The mask has the dtype of the scores, so that layers do not copy it.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def isolation(model: nn.Module, segments: torch.Tensor) -> dict[str, torch.Tenso
     Returns
     -------
     dict
-        ``attention_mask``, (batch, 1, length, length), 0 where a token sees another and the lowest number elsewhere;
+        ``attention_mask``, (batch, 1, length, length), 0 where a token attends to another, elsewhere the lowest number;
         ``position_ids``, (batch, length) int64, from 0 in each segment.
     """
     import torch
@@ -85,15 +85,17 @@ def isolation(model: nn.Module, segments: torch.Tensor) -> dict[str, torch.Tenso
     begins = segments != segments.roll(1, dims=1)
     begins[:, 0] = True
     positions = places - torch.where(begins, places, 0).cummax(dim=1).values
-    seen = (segments[:, :, None] == segments[:, None, :]) & (places[:, None] >= places)
-    mask = torch.zeros(seen.shape, dtype=dtype, device=segments.device).masked_fill_(~seen, torch.finfo(dtype).min)
+    visible = (segments[:, :, None] == segments[:, None, :]) & (places[:, None] >= places)
+    mask = torch.zeros(visible.shape, dtype=dtype, device=segments.device).masked_fill_(
+        ~visible, torch.finfo(dtype).min
+    )
     return {"attention_mask": mask[:, None], "position_ids": positions}
 
 
 def _logits(
     model: nn.Module, inputs: torch.Tensor, scored: torch.Tensor, isolating: dict[str, torch.Tensor]
 ) -> torch.Tensor:
-    """Logits (scored tokens, vocabulary) that predict the tokens where `scored` is True."""
+    """Logits at the positions where `scored` is True, (positions, vocabulary): they predict the next tokens."""
     causal_lm = cast(Any, model)
     family = FAMILIES.get(causal_lm.config.model_type)
     if family is None or not family.plain_head:

@@ -1,4 +1,4 @@
-"""A directory in Hugging Face layout, read by transformers: what it cannot read becomes one line."""
+"""Loading a directory in Hugging Face layout with transformers; its errors become one-line messages."""
 
 from __future__ import annotations
 
@@ -13,44 +13,45 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def model_in(directory: Path, dtype: Any, **spread: Any) -> nn.Module:
-    """The model that a directory holds, its weights in a torch dtype.
+def model_in(directory: Path, dtype: Any, **options: Any) -> nn.Module:
+    """Load the model in a directory, with weights in a torch dtype.
 
     Parameters
     ----------
-    **spread
-        What else `from_pretrained` is told: quantization, or where the layers go.
+    **options
+        Other arguments of `from_pretrained`: quantization, or devices of the layers.
 
     Raises
     ------
     UserError
-        When it cannot be loaded, or its files and its config.json do not belong together.
+        When it cannot be loaded, or its weights do not match its config.json.
     """
     from transformers import AutoModelForCausalLM
 
     _hide_bars()
     settings = {"dtype": dtype, "local_files_only": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
     with _one_line(directory):
-        model, found = AutoModelForCausalLM.from_pretrained(directory, **settings, **spread)
-    _refuse_gaps(directory, found)
-    whole: nn.Module = model
-    return whole
+        model, loading_info = AutoModelForCausalLM.from_pretrained(directory, **settings, **options)
+    _check_weights(directory, loading_info)
+    result: nn.Module = model
+    return result
 
 
-def _refuse_gaps(directory: Path, found: dict[str, Any]) -> None:
-    """Refuse weights that are not the model's: transformers draws at random what it does not find."""
-    missing, wrong = sorted(found["missing_keys"]), sorted(found["mismatched_keys"])
+def _check_weights(directory: Path, loading_info: dict[str, Any]) -> None:
+    """Raise an error if weights do not match the model; transformers would initialize missing ones randomly."""
+    missing, wrong = sorted(loading_info["missing_keys"]), sorted(loading_info["mismatched_keys"])
     if wrong:
-        name, there, wanted = wrong[0]
+        name, stored, expected = wrong[0]
         raise UserError(
-            f"{directory}: {name} is {_shape(there)} in its files and {_shape(wanted)} by its config.json"
-            f"{_others(wrong)}; they do not belong together"
+            f"{directory}: {name} is {_shape(stored)} in its files but {_shape(expected)} in its config.json"
+            f"{_and_more(wrong)}; use the config.json of these weights"
         )
     if missing:
-        other = f" (they hold {sorted(found['unexpected_keys'])[0]})" if found["unexpected_keys"] else ""
+        unexpected = loading_info["unexpected_keys"]
+        other = f" (they contain {sorted(unexpected)[0]})" if unexpected else ""
         raise UserError(
-            f"{directory}: its files lack {missing[0]}{_others(missing)}{other}; "
-            "they are not the weights of its config.json"
+            f"{directory}: its files do not contain {missing[0]}{_and_more(missing)}{other}; "
+            "use the config.json of these weights"
         )
 
 
@@ -58,13 +59,13 @@ def _shape(size: Iterable[int]) -> str:
     return " x ".join(map(str, size))
 
 
-def _others(names: list[Any]) -> str:
+def _and_more(names: list[Any]) -> str:
     return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
 @contextmanager
 def _one_line(directory: Path) -> Iterator[None]:
-    """Turn what transformers raises for an unusable directory into our one line."""
+    """Convert errors that transformers raises for an invalid directory to a one-line UserError."""
     from safetensors import SafetensorError
 
     try:
@@ -75,14 +76,14 @@ def _one_line(directory: Path) -> Iterator[None]:
 
 
 def _hide_bars() -> None:
-    """Transformers' own bars: one per load or save between our own lines helps nobody."""
+    """Disable transformers' progress bars, which would appear between our messages."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
 
 
 def configuration_in(directory: Path) -> Any:
-    """The transformers configuration of the model that a directory holds.
+    """The transformers configuration of the model in a directory.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What was published of models: configs/models.yaml, and the checkpoints of whole pretraining runs in it."""
+"""Published models (configs/models.yaml), and the published checkpoints of their pretraining."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ class PublishedStep:
     """One published checkpoint of a pretraining run."""
 
     revision: str
-    """Branch of the hub repository; in suite v0 its number is not always the step's."""
+    """Branch of the hub repository; in suite v0 its number is not always the step."""
     step: int
-    """Batches read, counted in the run's own batches."""
+    """Number of batches read."""
     batch_size: int
-    """Samples of one batch, 2,049 tokens each."""
+    """Samples per batch, each with 2,049 tokens."""
 
     @property
     def samples(self) -> int:
-        """Samples read: rows 0 … samples - 1 of Pythia's pre-shuffled Pile."""
+        """Number of samples read: sequences 0 … samples - 1 of Pythia's pre-shuffled Pile."""
         return self.step * self.batch_size
 
 
 def models_file() -> dict[str, dict[str, Any]]:
-    """Everything that configs/models.yaml says: models by name, their aliases, and the published suites."""
+    """Content of configs/models.yaml: models by name, their aliases, and the published suites."""
     import yaml
 
     content: dict[str, dict[str, Any]] = yaml.load((CONFIGS / "models.yaml").read_text(), Loader=_yaml_loader())
@@ -41,7 +41,7 @@ def _yaml_loader() -> Any:
 
 
 def steps_of(name: str) -> list[PublishedStep]:
-    """Published checkpoints of a registry model, whichever variant; none where it is of no suite."""
+    """Published checkpoints of a registry model of any variant; empty if it does not belong to a suite."""
     suite, plain = "v0" if name.endswith("-v0") else "v1", name.removesuffix("-v0").removesuffix("-deduped")
     return published_steps(plain, suite) if plain in models_file()["published"][suite]["models"] else []
 
@@ -52,9 +52,9 @@ def published_steps(model: str, suite: str = "v1") -> list[PublishedStep]:
     Parameters
     ----------
     model : str
-        Registry name without variant, e.g. pythia-160m; its -deduped twin has the same steps.
+        Registry name without variant, e.g. pythia-160m; its -deduped variant has the same steps.
     suite : str
-        v1: today's hub models; v0: the first release (hub names end in -v0).
+        v1: the current hub models; v0: the first release (hub names end in -v0).
 
     Raises
     ------
@@ -64,12 +64,12 @@ def published_steps(model: str, suite: str = "v1") -> list[PublishedStep]:
     suites = models_file()["published"]
     if suite not in suites:
         raise UserError(f"suite {suite}: unknown; known: {', '.join(sorted(suites))}")
-    found = suites[suite]
-    if model not in found["models"]:
-        others = sorted(name for name, other in suites.items() if model in other["models"])
-        known = f"not in suite {suite}; it is in {', '.join(others)}" if others else "no steps were published"
-        raise UserError(f"{model}: {known}")
-    # Where batches were of twice the size, the revision's number is twice the step: it stands for the same samples.
-    fold = 2 if model in found["doubled"] else 1
-    numbers = [*found["early"], *range(found["every"], found["last"] + 1, found["every"])]
-    return [PublishedStep(f"step{number}", number // fold, fold * found["batch_size"]) for number in numbers]
+    entry = suites[suite]
+    if model not in entry["models"]:
+        with_model = sorted(name for name, other in suites.items() if model in other["models"])
+        reason = f"not in suite {suite}; it is in {', '.join(with_model)}" if with_model else "no steps were published"
+        raise UserError(f"{model}: {reason}")
+    # For models with doubled batches, the number of a revision is twice the step, so it refers to the same samples.
+    fold = 2 if model in entry["doubled"] else 1
+    numbers = [*entry["early"], *range(entry["every"], entry["last"] + 1, entry["every"])]
+    return [PublishedStep(f"step{number}", number // fold, fold * entry["batch_size"]) for number in numbers]

@@ -1,4 +1,4 @@
-"""Models by name: registry entry, directory or hub name -> spec. Reads small JSON files only, never weights."""
+"""Look up models by name: registry entry, directory or hub name -> spec. Reads only small JSON files, never weights."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from wellread.models.spec import ModelSpec, Pretraining, check_heads
 
 
 def registry() -> dict[str, dict[str, Any]]:
-    """Models known by name (configs/models.yaml), those of a suite in all of its variants."""
+    """Models known by name (configs/models.yaml), including all variants of models in a suite."""
     content = models_file()
     suites, plain = content["published"], {k: v for k, v in content.items() if k not in ("published", "aliases")}
-    known = {}
+    entries = {}
     for name, entry in plain.items():
-        known[name] = entry
-        for suite, twin in ((suite, twin) for suite in suites for twin in ("", "-deduped")):
+        entries[name] = entry
+        for suite, deduped in ((suite, deduped) for suite in suites for deduped in ("", "-deduped")):
             if name in suites[suite]["models"]:
-                variant = twin + ("" if suite == "v1" else f"-{suite}")
-                known[name + variant] = entry | _variant(name, variant, entry, suites[suite])
-    return known
+                variant = deduped + ("" if suite == "v1" else f"-{suite}")
+                entries[name + variant] = entry | _variant(name, variant, entry, suites[suite])
+    return entries
 
 
 def _variant(name: str, variant: str, entry: dict[str, Any], suite: dict[str, Any]) -> dict[str, Any]:
@@ -37,44 +37,44 @@ def _variant(name: str, variant: str, entry: dict[str, Any], suite: dict[str, An
 
 
 def find(name: str) -> ModelSpec:
-    """Look a model up: a directory, then the directories of WELLREAD_MODELS, then the registry and the hub.
+    """Find a model: first as a directory, then in the directories of WELLREAD_MODELS, the registry and the hub.
 
     Parameters
     ----------
     name : str
-        NAME@REVISION is that revision of the hub, as pythia-70m@step3000.
+        May be NAME@REVISION for a revision of the hub, e.g. pythia-70m@step3000.
 
     Raises
     ------
     UserError
-        When the name is none of these; names the nearest known one.
+        When the model is unknown; suggests a similar name.
     """
-    known = registry()
+    entries = registry()
     if Path(name).expanduser().is_dir():
         return _from_directory(Path(name).expanduser(), Path(name).expanduser().resolve().name)
     plain, at, revision = name.partition("@")
     plain = _canonical(plain)
     for directory in filter(None, os.environ.get(SEARCH_PATH, "").split(os.pathsep)):
-        for called in dict.fromkeys((name, plain + at + revision)):
-            path = Path(directory) / called
+        for folder in dict.fromkeys((name, plain + at + revision)):
+            path = Path(directory) / folder
             if (path / "config.json").is_file():
                 spec = _from_directory(path, plain + at + revision)
-                return replace(spec, **_training_defaults(known.get(plain, {})))
+                return replace(spec, **_training_defaults(entries.get(plain, {})))
     if at:
-        return _at_revision(name, plain, revision, known)
-    if plain in known:
-        return _from_entry(plain, known[plain])
+        return _at_revision(name, plain, revision, entries)
+    if plain in entries:
+        return _from_entry(plain, entries[plain])
     if sizes := re.fullmatch(r"stories-(\d+)x(\d+)x(\d+)(?:x(\d+))?", plain):
         return _of_sizes(plain, *(int(size) for size in sizes.groups() if size))
     if is_hub_name(name):
         return _from_hub(name)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-    raise UserError(f"--model {name}: no such directory or known model; {hint}")
+    near = difflib.get_close_matches(name, entries, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(entries)}"
+    raise UserError(f"--model {name}: not a directory or a known model; {hint}")
 
 
 def _canonical(name: str) -> str:
-    """The name that a model has today."""
+    """Replace an alias by the current name of a model."""
     for old, new in models_file()["aliases"].items():
         if name == old or name.startswith(f"{old}-"):
             return str(new) + name.removeprefix(old)
@@ -87,9 +87,9 @@ def _from_entry(name: str, entry: dict[str, Any]) -> ModelSpec:
 
 
 def _of_sizes(name: str, width: int, layers: int, heads: int, kv_heads: int | None = None) -> ModelSpec:
-    """A Llama of these sizes, everything else as the largest of llama2.c's has it (its inner width: see model.py)."""
+    """A Llama with these sizes; other settings as in llama2.c's largest model (inner width: see its model.py)."""
     if not width or not layers or not heads or kv_heads == 0:
-        raise UserError(f"--model {name}: no size may be 0; write stories-WIDTHxLAYERSxHEADS, as stories-288x6x6")
+        raise UserError(f"--model {name}: sizes must not be 0; write stories-WIDTHxLAYERSxHEADS, e.g. stories-288x6x6")
     check_heads(f"--model {name}", width, heads, kv_heads or heads)
     usual = registry()["stories-110m"]
     inner = -(-(8 * width // 3) // 32) * 32
@@ -97,18 +97,18 @@ def _of_sizes(name: str, width: int, layers: int, heads: int, kv_heads: int | No
     return _from_entry(name, usual | sizes | {"seq_len": 256})
 
 
-def _at_revision(asked: str, name: str, revision: str, known: dict[str, dict[str, Any]]) -> ModelSpec:
-    if not revision or Path(name).is_dir() or known.get(name, {}).get("fresh"):
-        raise UserError(f"--model {asked}: only models of the hub have revisions; leave the @ out")
-    if name not in known:
+def _at_revision(argument: str, name: str, revision: str, entries: dict[str, dict[str, Any]]) -> ModelSpec:
+    if not revision or Path(name).is_dir() or entries.get(name, {}).get("fresh"):
+        raise UserError(f"--model {argument}: only models of the hub have revisions; remove the @")
+    if name not in entries:
         if is_hub_name(name):
             return _from_hub(name, revision)
-        raise UserError(f"--model {asked}: {name} is no known model; known: {', '.join(known)}")
+        raise UserError(f"--model {argument}: {name} is not a known model; known: {', '.join(entries)}")
     steps = [published.revision for published in steps_of(name)]
     if steps and revision.startswith("step") and revision not in steps:
         near = sorted(steps, key=lambda step: abs(_number(step) - _number(revision)))[:3]
-        raise UserError(f"--model {asked}: no such step was published; near are {', '.join(near)}")
-    return replace(_from_entry(f"{name}@{revision}", known[name]), revision=revision)
+        raise UserError(f"--model {argument}: this step was not published; the nearest are {', '.join(near)}")
+    return replace(_from_entry(f"{name}@{revision}", entries[name]), revision=revision)
 
 
 def _number(revision: str) -> int:
@@ -117,7 +117,7 @@ def _number(revision: str) -> int:
 
 
 def _training_defaults(entry: dict[str, Any]) -> dict[str, Any]:
-    """Defaults of a fine-tune; the learning rate is a tenth of the peak in pretraining where that is known."""
+    """Defaults for fine-tuning; the learning rate is a tenth of pretraining's peak, if it is known."""
     usual = {"lr": round(entry["pretraining"]["lr"] / 10, 12)} if "pretraining" in entry else {}
     return usual | {key: entry[key] for key in ("lr", "batch_size", "epochs", "seq_len") if key in entry}
 
@@ -128,10 +128,10 @@ def _from_directory(path: Path, name: str) -> ModelSpec:
     except FileNotFoundError:
         if (path / "adapter_config.json").is_file():
             raise UserError(
-                f"--model {path}: holds an adapter alone; merge it into its model first, with "
+                f"--model {path}: contains only an adapter; merge it into its model first, with "
                 "python -m finetune export RUN --merged --out DIR"
             ) from None
-        raise UserError(f"--model {path}: no config.json there; a model directory needs Hugging Face layout") from None
+        raise UserError(f"--model {path}: has no config.json; a model directory needs Hugging Face layout") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path / 'config.json'}: not JSON ({error})") from None
     return replace(_from_config(config, name, str(path / "config.json")), path=path.resolve())
@@ -145,13 +145,13 @@ def _from_hub(name: str, revision: str | None = None) -> ModelSpec:
 
 def _from_config(config: dict[str, Any], name: str, where: str) -> ModelSpec:
     if "model_type" not in config:
-        raise UserError(f"{where}: no model_type in it; is this a language model's config.json?")
-    found: dict[str, int] = {}
+        raise UserError(f"{where}: has no model_type; pass the config.json of a language model")
+    numbers: dict[str, int] = {}
     for field, keys in KEYS.items():
         values = [config[key] for key in keys if isinstance(config.get(key), int)]
         if not values:
-            raise UserError(f"{where}: none of {', '.join(keys)} in it; {config['model_type']} is not supported")
-        found[field] = values[0]
-    inner = next((config[key] for key in INNER_KEYS if config.get(key)), 4 * found["width"])
-    known = {field: config[key] for field, key in OPTIONAL_KEYS.items() if config.get(key) is not None}
-    return ModelSpec(name=name, family=config["model_type"], intermediate=int(inner), **cast(Any, found | known))
+            raise UserError(f"{where}: has none of {', '.join(keys)}; {config['model_type']} is not supported")
+        numbers[field] = values[0]
+    inner = next((config[key] for key in INNER_KEYS if config.get(key)), 4 * numbers["width"])
+    optional = {field: config[key] for field, key in OPTIONAL_KEYS.items() if config.get(key) is not None}
+    return ModelSpec(name=name, family=config["model_type"], intermediate=int(inner), **cast(Any, numbers | optional))

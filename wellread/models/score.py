@@ -1,4 +1,4 @@
-"""Log-likelihoods of samples under a model: the ground of every score."""
+"""Log-likelihoods of samples under a model, from which scores are computed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def log_likelihoods(
     progress: Callable[[int], None] | None = None,
     device: str | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Score samples on the exact token windows that training reads.
+    """Compute log-likelihoods of samples, with exactly the tokens that training reads.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def log_likelihoods(
     progress : callable, optional
         Called with the number of samples scored so far.
     device : str, optional
-        Where the model takes its inputs (default: where its first parameter is).
+        Device for the model's inputs (default: device of its first parameter).
 
     Returns
     -------
@@ -49,23 +49,23 @@ def log_likelihoods(
     from wellread.corpus.batch import collate
     from wellread.models.loss import sample_losses
 
-    where = device or next(model.parameters()).device
+    target_device = device or next(model.parameters()).device
     total, counts = np.zeros(len(ids)), np.zeros(len(ids), dtype=np.int64)
-    done = 0
+    n_scored = 0
     for places in _by_length(corpus.lengths(ids), max_tokens):
-        batch = collate(corpus, ids[places]).to(where)
+        batch = collate(corpus, ids[places]).to(target_device)
         with torch.inference_mode():
             losses = sample_losses(model, *batch.inputs)
         total[places] = -losses.double().cpu().numpy()
         counts[places] = batch.targets.sum(1).cpu().numpy()
-        done += len(places)
+        n_scored += len(places)
         if progress:
-            progress(done)
+            progress(n_scored)
     return total, counts
 
 
 def _by_length(lengths: NDArray[np.int64], max_tokens: int) -> list[NDArray[np.int64]]:
-    """Split indices into groups of similar length whose padded size stays within `max_tokens`."""
+    """Split indices into groups of similar length; each has at most `max_tokens` tokens including padding."""
     groups: list[NDArray[np.int64]] = []
     order = np.argsort(-lengths, kind="stable")
     while len(order):

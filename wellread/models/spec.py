@@ -1,4 +1,4 @@
-"""What is known of a model before it is loaded."""
+"""Description of a model that is not loaded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from wellread.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Pretraining:
-    """What was published of a model's own training."""
+    """Published settings of a model's pretraining."""
 
     batch_size: int
     """Samples per batch."""
@@ -20,7 +20,7 @@ class Pretraining:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """Where a model is and what is known of it before it is loaded."""
+    """Location and sizes of a model, and default settings for its training."""
 
     name: str
     family: str
@@ -31,20 +31,20 @@ class ModelSpec:
     vocab: int
     positions: int
     kv_heads: int | None = None
-    """Heads of keys and values, where they are fewer than the others."""
+    """Number of heads of keys and values, if it is different from `heads`."""
     head_size: int | None = None
-    """Width of a head, where it is not width / heads."""
+    """Width of a head, if it is not width / heads."""
     tied: bool | None = None
-    """Whether the output embedding is the input embedding (None: as is usual in the family)."""
+    """Whether the output embedding is the input embedding (None: default of the family)."""
     attention_bias: bool | None = None
-    """Whether the projections of attention add a bias (None: as is usual in the family)."""
+    """Whether the attention projections have a bias (None: default of the family)."""
     path: Path | None = None
     """Local directory in Hugging Face layout."""
     hub: str | None = None
     revision: str | None = None
-    """Branch, tag or commit of the hub repository, such as step3000 of a Pythia model."""
+    """Branch, tag or commit of the hub repository, e.g. step3000 of a Pythia model."""
     fresh: bool = False
-    """Starts from random weights; its tokenizer is trained on the data."""
+    """Whether it starts from random weights; its tokenizer is then trained on the data."""
     pretraining: Pretraining | None = None
     lr: float = 2e-5
     batch_size: int = 32
@@ -53,16 +53,18 @@ class ModelSpec:
 
 
 def check_heads(where: str, width: int, heads: int, kv_heads: int) -> None:
-    """Refuse heads that do not divide the width, or groups of them that do not come out even.
+    """Check that heads divide the width, KV heads divide the heads, and the width of a head is even.
 
     Raises
     ------
     UserError
-        One line that begins with `where`.
+        When they do not; the message begins with `where`.
     """
     if width % heads:
         raise UserError(f"{where}: {heads} heads do not divide the width {width}; choose a multiple of {heads}")
     if heads % kv_heads:
-        raise UserError(f"{where}: {kv_heads} heads of keys and values do not divide {heads} heads")
+        raise UserError(f"{where}: {kv_heads} heads of keys and values do not divide {heads} heads; choose a divisor")
     if width // heads % 2:
-        raise UserError(f"{where}: heads of width {width // heads} cannot be rotated in pairs; make it even")
+        raise UserError(
+            f"{where}: rotary embedding needs heads of even width, not {width // heads}; change the width or the heads"
+        )

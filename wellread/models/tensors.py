@@ -1,4 +1,4 @@
-"""Model directories in Hugging Face layout, one tensor at a time: no more than a shard is ever in memory."""
+"""Reading and writing model directories in Hugging Face layout, with at most one shard in memory."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ Reader = Callable[[str], "torch.Tensor"]
 """Name of a parameter or saved buffer, as in the module -> its value in fp32, on the CPU."""
 
 SHARD_BYTES = 1 << 30
-"""Largest shard of a model; a tensor that is larger has one of its own."""
+"""Maximum size of a shard; a larger tensor gets a separate shard."""
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def saved_tensors(model: Any) -> dict[str, torch.Tensor]:
-    """Everything that a model's directory holds, by its name in the module: parameters, tied ones once, some buffers.
+    """All tensors that are saved, by name in the module: parameters (tied ones once) and persistent buffers.
 
     Parameters
     ----------
-    model : transformers model; under ZeRO-3 its parameters are empty and know their shape
+    model : transformers model; under ZeRO-3 its parameters are empty, but have a shape
     """
-    kept = model.state_dict().keys() - set(model._keys_to_ignore_on_save or ())
-    buffers = {name: buffer for name, buffer in model.named_buffers() if name in kept}
+    persistent = model.state_dict().keys() - set(model._keys_to_ignore_on_save or ())
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in persistent}
     return dict(model.named_parameters()) | buffers
 
 
 def saved_sizes(model: Any) -> dict[str, int]:
-    """Bytes of each of the `saved_tensors`: parameters in fp32, buffers as they are."""
+    """Bytes of each of the `saved_tensors`: parameters in fp32, buffers in their dtype."""
     parameters = {name: 4 * int(getattr(p, "ds_numel", p.numel())) for name, p in model.named_parameters()}
     return {name: parameters.get(name, tensor.nbytes) for name, tensor in saved_tensors(model).items()}
 
 
 def reader(model: Any, directory: Path) -> Reader | None:
-    """How to read a model's tensors one by one; None when its files do not hold exactly these.
+    """Return a function that reads single tensors from a model's files; None if `from_pretrained` is needed.
 
-    Files of other kinds, or with tensors that have to be put together, are for `from_pretrained`.
+    It is needed for files that are not in safetensors, and for tensors that are stored in several parts.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def reader(model: Any, directory: Path) -> Reader | None:
 
     def read(name: str) -> torch.Tensor:
         path, key = places[name]
-        with safe_open(path, "pt") as file:  # opened for each: what is read stays mapped until it is closed
+        with safe_open(path, "pt") as file:  # opened for each tensor, because pages stay mapped until it is closed
             tensor: torch.Tensor = file.get_tensor(key)
         return tensor.float()
 
@@ -78,7 +78,7 @@ def reader(model: Any, directory: Path) -> Reader | None:
 
 
 def _files(directory: Path) -> list[Path]:
-    """Files of a model's weights; none when they are not in safetensors."""
+    """Files of a model's weights; empty if they are not in safetensors."""
     if (directory / WEIGHTS).is_file():
         return [directory / WEIGHTS]
     if not (directory / INDEX).is_file():
@@ -92,7 +92,7 @@ def _shapes(path: Path) -> Iterator[tuple[str, list[int]]]:
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
-        for key in file.keys():  # noqa: SIM118 (it is no dict)
+        for key in file.keys():  # noqa: SIM118 (not a dict)
             yield key, file.get_slice(key).get_shape()
 
 
@@ -103,40 +103,40 @@ def write_model(
     *,
     shard_bytes: int | None = None,
 ) -> None:
-    """Write a model as `save_pretrained` does, holding one shard of its tensors at a time.
+    """Write a model as `save_pretrained` does, but with only one shard in memory at a time.
 
     Parameters
     ----------
     tensors
-        Name and fp32 value of everything in `saved_sizes`, in that order.
+        Name and fp32 value of all tensors in `saved_sizes`, in that order.
     shard_bytes
-        Largest shard (default: `SHARD_BYTES`).
+        Maximum size of a shard (default: `SHARD_BYTES`).
     """
     directory.mkdir(parents=True, exist_ok=True)
     _write_configs(model, directory)
     sizes = saved_sizes(model)
     shards = divide(sizes, shard_bytes or SHARD_BYTES)
     names = [WEIGHTS] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(len(shards))]
-    waiting = iter(tensors)
+    remaining = iter(tensors)
     places: dict[str, str] = {}
     for file, shard in zip(names, shards, strict=True):
-        places |= dict.fromkeys(_write_shard(model, directory / file, shard, waiting), file)
-    assert next(waiting, None) is None
+        places |= dict.fromkeys(_write_shard(model, directory / file, shard, remaining), file)
+    assert next(remaining, None) is None
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(places.items()))}
         (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def divide(sizes: dict[str, int], shard_bytes: int) -> list[list[str]]:
-    """Names of each shard: in order, each as full as `shard_bytes` allows."""
+    """Names of the tensors in each shard: in order, each shard with as many as fit into `shard_bytes`."""
     shards: list[list[str]] = []
-    room = 0
+    free = 0
     for name, size in sizes.items():
-        if not shards or size > room:
+        if not shards or size > free:
             shards.append([])
-            room = shard_bytes
+            free = shard_bytes
         shards[-1].append(name)
-        room -= size
+        free -= size
     return shards
 
 
@@ -144,29 +144,29 @@ def _shard_name(number: int, count: int) -> str:
     return f"model-{number + 1:05d}-of-{count:05d}.safetensors"
 
 
-def _write_shard(model: Any, path: Path, names: list[str], waiting: Iterator[tuple[str, torch.Tensor]]) -> list[str]:
-    """Write the next tensors; return their names in the file."""
+def _write_shard(model: Any, path: Path, names: list[str], remaining: Iterator[tuple[str, torch.Tensor]]) -> list[str]:
+    """Write one shard with the next tensors; return their names in the file."""
     from safetensors.torch import save_file
 
-    held: dict[str, torch.Tensor] = {}
+    stored: dict[str, torch.Tensor] = {}
     for name in names:
-        given, value = next(waiting)
-        assert given == name, (given, name)
-        held |= {key: part.contiguous() for key, part in _as_saved(model, name, value).items()}
-    save_file(held, path, metadata={"format": "pt"})
+        next_name, value = next(remaining)
+        assert next_name == name, (next_name, name)
+        stored |= {key: part.contiguous() for key, part in _as_saved(model, name, value).items()}
+    save_file(stored, path, metadata={"format": "pt"})
     open_to_readers(path)
-    return list(held)
+    return list(stored)
 
 
 def open_to_readers(path: Path) -> None:
-    """Give a file the rights that new files have; safetensors keeps its own for the user alone."""
+    """Set the default permissions of new files; safetensors creates files that only their owner can read."""
     mask = os.umask(0)
     os.umask(mask)
     path.chmod(0o666 & ~mask)
 
 
 def _as_saved(model: Any, name: str, value: torch.Tensor) -> dict[str, torch.Tensor]:
-    """A tensor of a module as its files hold it: some families have other names there, or parts instead of a whole."""
+    """Names and values with which a tensor is saved: some families use other names, or split a tensor into parts."""
     from transformers.core_model_loading import revert_weight_conversion
 
     saved: dict[str, torch.Tensor] = revert_weight_conversion(model, {name: value})
@@ -175,7 +175,7 @@ def _as_saved(model: Any, name: str, value: torch.Tensor) -> dict[str, torch.Ten
 
 def _write_configs(model: Any, directory: Path) -> None:
     config = copy.deepcopy(model.config)
-    config.dtype = "float32"  # of the files; the module itself may be in bf16
+    config.dtype = "float32"  # dtype of the files; the module may be in bf16
     config.architectures = [type(model).__name__]
     config.save_pretrained(directory)
     if model.can_generate():

@@ -1,9 +1,9 @@
-"""Cross-entropy over a vocabulary in the memory of the logits alone.
+"""Cross-entropy over a vocabulary that needs no memory in addition to the logits.
 
-torch's own keeps, beside logits in bf16, the same in fp32 and the logarithms of all probabilities, and in backward the
-gradients of both: 16 bytes for each token and word where two are needed, and time, for no cache holds them. Here a few
-rows at a time are in fp32, forward keeps nothing, and backward writes the gradient where the logits were, as
-Liger-Kernel does on GPUs (Hsu et al. 2024, https://arxiv.org/abs/2410.10989). The numbers are torch's own.
+For logits in bf16, torch's implementation saves the logits in fp32 and the log-probabilities, and in backward the
+gradients of both. That is 16 bytes per token and vocabulary entry instead of 2, and slow, because it does not fit into
+caches. Here only a few rows at a time are in fp32, forward saves nothing, and backward overwrites the logits with their
+gradient, as in Liger-Kernel (Hsu et al. 2024, https://arxiv.org/abs/2410.10989). The results equal those of torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     Parameters
     ----------
     logits : (tokens, vocabulary), floating point
-        Of no further use after backward, which overwrites them.
+        Must not be used after backward, which overwrites them.
     labels : (tokens,) int64
 
     Returns
@@ -34,19 +34,19 @@ def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     IndexError
         When a label is not in the vocabulary.
     """
-    found: torch.Tensor = _TokenLosses.apply(logits, labels)  # type: ignore[no-untyped-call]
-    return found
+    losses: torch.Tensor = _TokenLosses.apply(logits, labels)  # type: ignore[no-untyped-call]
+    return losses
 
 
 class _TokenLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(logits, labels)
-        found = [logits.new_empty(0, dtype=torch.float32)]
+        losses = [logits.new_empty(0, dtype=torch.float32)]
         for part in _parts(logits):
             rows = logits[part].log_softmax(dim=1, dtype=torch.float32)
-            found.append(rows.gather(1, labels[part, None])[:, 0].neg_())
-        return torch.cat(found)
+            losses.append(rows.gather(1, labels[part, None])[:, 0].neg_())
+        return torch.cat(losses)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:

@@ -1,4 +1,4 @@
-"""llama2.c's formats: what is written is read by a reader of the tests' own, which shares no code with the library."""
+"""llama2.c's formats, checked with a separate reader in this file that shares no code with the library."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from wellread.models.loss import sample_losses
 
 Array = Any
 SIZES = b"\x40\0\0\0\xac\0\0\0\x05\0\0\0\x08\0\0\0\x04\0\0\0\x00\x02\0\0\x00\x02\0\0"
-"""64, 172, 5, 8, 4, 512, 512"""
+"""The seven numbers 64, 172, 5, 8, 4, 512, 512."""
 BEGINNING = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "
     "One day, she saw a big, red ball."
@@ -31,7 +31,7 @@ BEGINNING = (
 
 @dataclass
 class Reader:
-    """A model file in numpy: weights[name] is one array over all layers."""
+    """A model file in numpy; weights[name] is an array with all layers."""
 
     sizes: tuple[int, ...]
     weights: dict[str, Array]
@@ -76,21 +76,21 @@ class Reader:
         return cls((dim, hidden, layers, heads, kv_heads, vocab, length), weights)
 
     def greedy(self, tokens: list[int], count: int) -> list[int]:
-        """The `count` tokens that follow, as run.c computes them: one position at a time, neighbors rotated."""
+        """The next `count` tokens, computed as in run.c: one position at a time, rotating pairs of neighbors."""
         dim, _, layers, heads, kv_heads, _, _ = self.sizes
-        w, head, found = self.weights, dim // heads, list(tokens)
+        w, head, ids = self.weights, dim // heads, list(tokens)
         frequencies = np.float32(1) / np.float32(10000) ** (np.arange(0, head, 2, dtype=np.float32) / np.float32(head))
-        kept: list[list[tuple[Array, Array]]] = [[] for _ in range(layers)]
+        cache: list[list[tuple[Array, Array]]] = [[] for _ in range(layers)]
         for position in range(len(tokens) + count - 1):
             turn = np.exp(1j * (np.float32(position) * frequencies)).astype(np.complex64)
-            x = w["embed"][0][found[position]]
+            x = w["embed"][0][ids[position]]
             for layer in range(layers):
                 y = normed(x, w["norm1"][layer])
                 q = rotated(w["wq"][layer] @ y, heads, turn)
                 k = rotated(w["wk"][layer] @ y, kv_heads, turn)
-                kept[layer].append((k, (w["wv"][layer] @ y).reshape(kv_heads, head)))
+                cache[layer].append((k, (w["wv"][layer] @ y).reshape(kv_heads, head)))
                 keys, values = (
-                    np.stack(each).repeat(heads // kv_heads, axis=1) for each in zip(*kept[layer], strict=True)
+                    np.stack(each).repeat(heads // kv_heads, axis=1) for each in zip(*cache[layer], strict=True)
                 )
                 scores = np.einsum("hd,thd->ht", q, keys) / np.sqrt(np.float32(head))
                 scores = np.exp(scores - scores.max(axis=1, keepdims=True))
@@ -99,9 +99,9 @@ class Reader:
                 y = normed(x, w["norm2"][layer])
                 gate = w["w1"][layer] @ y
                 x = x + w["w2"][layer] @ (gate / (1 + np.exp(-gate)) * (w["w3"][layer] @ y))
-            if position == len(found) - 1:
-                found.append(int(np.argmax(w["out"][0] @ normed(x, w["norm"][0]))))
-        return found[len(tokens) :]
+            if position == len(ids) - 1:
+                ids.append(int(np.argmax(w["out"][0] @ normed(x, w["norm"][0]))))
+        return ids[len(tokens) :]
 
 
 def normed(x: Array, weight: Array) -> Array:
@@ -131,7 +131,7 @@ def imported(stories: Path, program: Any, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three heads share each head of keys; output embedding of its own; weights so large that no two words tie."""
+    """Three heads share each KV head, the output embedding is not tied, and large weights prevent equal logits."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(5)
@@ -154,8 +154,8 @@ def written(model: Path, form: writer.Format, folder: Path) -> Path:
 def greedy_of_transformers(directory: Path, prompt: list[int], count: int) -> list[int]:
     model: Any = load_model(directory)
     model.generation_config.eos_token_id = None
-    found = model.generate(torch.tensor([prompt]), max_new_tokens=count, do_sample=False, pad_token_id=0)
-    return list(map(int, found[0, len(prompt) :]))
+    output = model.generate(torch.tensor([prompt]), max_new_tokens=count, do_sample=False, pad_token_id=0)
+    return list(map(int, output[0, len(prompt) :]))
 
 
 # --- greedy text -----------------------------------------------------------------------------------------------------
@@ -205,16 +205,18 @@ def test_headers(imported: Path, tmp_path: Path) -> None:
     second = written(imported, "llama2c-int8", tmp_path).read_bytes()
     assert second[:256] == b"24ka\x02\0\0\0" + SIZES + b"\x01" + b"\x04\0\0\0" + bytes(215)
     norms = 11 * 64
-    assert len(second) == 256 + 4 * norms + 2 * (260_032 - norms)  # a byte, and a quarter of four
+    assert len(second) == 256 + 4 * norms + 2 * (
+        260_032 - norms
+    )  # one byte per weight, plus a scale of 4 bytes per 4 weights
 
 
 @pytest.mark.shared
-def test_the_real_checkpoint_comes_back_byte_for_byte(
+def test_importing_and_exporting_gives_the_same_bytes(
     imported: Path, stories: Path, program: Any, tmp_path: Path
 ) -> None:
     out = tmp_path / "again.bin"
-    done = program("pretrain", "export", imported, "--format", "llama2c-v0", "--out", out, check=True)
-    assert f"{out}: 1,056,540 bytes, llama2c-v0" in done.stdout
+    process = program("pretrain", "export", imported, "--format", "llama2c-v0", "--out", out, check=True)
+    assert f"{out}: 1,056,540 bytes, llama2c-v0" in process.stdout
     assert out.read_bytes() == (stories / "stories260K.bin").read_bytes()
     assert (tmp_path / "tokenizer.bin").read_bytes() == (stories / "tok512.bin").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again.bin", "tokenizer.bin"]
@@ -237,7 +239,7 @@ def test_int8_is_within_half_a_step(random_model: Path, tmp_path: Path) -> None:
         error = np.abs(rough.weights[name].reshape(-1, 16) - groups)
         assert (error <= bound).all(), name
         if "norm" not in name:
-            assert error.max() > 0.8 * bound.max(), name  # it is int8, and uses its range
+            assert error.max() > 0.8 * bound.max(), name  # the error is not much smaller, so int8 was used
 
 
 def test_a_group_of_zeros_stays_zero() -> None:
@@ -246,7 +248,7 @@ def test_a_group_of_zeros_stays_zero() -> None:
     assert scales.tolist() == [0, 1]
 
 
-# --- what the models say ---------------------------------------------------------------------------------------------
+# --- losses and tokenizer --------------------------------------------------------------------------------------------
 
 
 def nats_per_token(directory: Path, texts: list[str]) -> float:
@@ -274,15 +276,15 @@ def test_the_loss_of_stories260k(imported: Path, shared: Path, tmp_path: Path) -
     assert len(texts) == 2317
     few = texts[::10]
     exact = nats_per_token(imported, few)
-    assert exact == pytest.approx(1.466, abs=0.002)  # of all of them: 1.464
+    assert exact == pytest.approx(1.466, abs=0.002)  # 1.464 for all texts
     checkpoint = reader.Llama2cFile.open(written(imported, "llama2c-int8", tmp_path))
     reader.write_model(checkpoint, imported.parent / "int8", 1, 2)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (imported.parent / "int8" / name).write_bytes((imported / name).read_bytes())
     assert 0 < abs(nats_per_token(imported.parent / "int8", few) - exact) < 0.005
     prompt = [1]
-    found = Reader.of(tmp_path / "llama2c-int8.bin").greedy(prompt, 200)
-    assert found[:50] == greedy_of_transformers(imported, prompt, 50)
+    generated = Reader.of(tmp_path / "llama2c-int8.bin").greedy(prompt, 200)
+    assert generated[:50] == greedy_of_transformers(imported, prompt, 50)
 
 
 @pytest.mark.shared
@@ -290,13 +292,13 @@ def test_the_imported_tokenizer_is_sentencepiece(imported: Path, stories: Path, 
     from sentencepiece import SentencePieceProcessor
     from transformers import AutoTokenizer
 
-    theirs: Any = SentencePieceProcessor(model_file=str(stories / "tok512.model"))
-    ours: Any = AutoTokenizer.from_pretrained(imported)
+    original: Any = SentencePieceProcessor(model_file=str(stories / "tok512.model"))
+    converted: Any = AutoTokenizer.from_pretrained(imported)
     text = (shared / "tinystories" / "train_head_2MiB.txt").read_text(errors="ignore")
     texts = [*text.split("<|endoftext|>")[:150], "", " ", "a  b ", "\n \n", "é漢😀\t", "<0x0A>", "!!!!!", "1234", "▁a"]
     for each in texts:
-        assert ours(each, verbose=False)["input_ids"] == [1, *theirs.encode(each)], each
-    assert (ours.bos_token_id, ours.eos_token_id, len(ours)) == (1, 2, 512)
+        assert converted(each, verbose=False)["input_ids"] == [1, *original.encode(each)], each
+    assert (converted.bos_token_id, converted.eos_token_id, len(converted)) == (1, 2, 512)
     assert json.loads((imported / "config.json").read_text())["eos_token_id"] == [1, 2]
 
 
@@ -311,29 +313,29 @@ def change(data: bytes, at: int, number: int) -> bytes:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda data: data[:-4], "has 1,056,536 bytes, its header calls for 1,056,540; fetch it again"),
-        (lambda data: data + b"\0", "has 1,056,541 bytes, its header calls for 1,056,540; fetch it again"),
-        (lambda data: data[:20], "has 20 bytes, not even a header; fetch it again"),
-        (lambda data: b"", "has 0 bytes, not even a header; fetch it again"),
-        (lambda data: change(data, 0, 0), "its header says dim 0; this is no checkpoint of llama2.c"),
-        (lambda data: change(data, 8, -5), "its header says n_layers -5; this is no checkpoint of llama2.c"),
-        (lambda data: change(data, 24, 1 << 30), "its header says max_seq_len 1073741824"),
+        (lambda data: data[:-4], "has 1,056,536 bytes, but its header needs 1,056,540; download it again"),
+        (lambda data: data + b"\0", "has 1,056,541 bytes, but its header needs 1,056,540; download it again"),
+        (lambda data: data[:20], "has 20 bytes, less than a header; download it again"),
+        (lambda data: b"", "has 0 bytes, less than a header; download it again"),
+        (lambda data: change(data, 0, 0), "its header has dim 0; this is not a checkpoint of llama2.c"),
+        (lambda data: change(data, 8, -5), "its header has n_layers -5; this is not a checkpoint of llama2.c"),
+        (lambda data: change(data, 24, 1 << 30), "its header has max_seq_len 1073741824"),
         (lambda data: change(data, 12, 7), "7 heads do not divide the width 64"),
         (lambda data: change(data, 16, 3), "3 heads of keys and values do not divide 8 heads"),
-        (lambda data: change(data, 20, -512), "has 1,056,540 bytes, its header calls for 1,187,612"),
-        (lambda data: b"24ka\3\0\0\0" + data, "version 3 of llama2.c's format; 0, 1 and 2 (int8) are known"),
-        (lambda data: b"24ka\1\0\0\0" + data[:28], "has 36 bytes, not even a header"),
+        (lambda data: change(data, 20, -512), "has 1,056,540 bytes, but its header needs 1,187,612"),
+        (lambda data: b"24ka\3\0\0\0" + data, "version 3 of llama2.c's format; only 0, 1 and 2 (int8) are supported"),
+        (lambda data: b"24ka\1\0\0\0" + data[:28], "has 36 bytes, less than a header"),
         (
             lambda data: b"24ka\2\0\0\0" + SIZES + b"\1" + struct.pack("<i", 7) + bytes(300),
-            "its header says groups of 7, which do not divide its tensors",
+            "its header has groups of 7, which do not divide its tensors",
         ),
         (
             lambda data: data[: -2 * 512 * 4 * 4] + bytes(2 * 512 * 4 * 4),
-            "its rotary tables are not those of base 10,000",
+            "its rotary tables do not have base 10,000",
         ),
     ],
 )  # fmt: skip
-def test_impossible_checkpoints(damage: Any, message: str, stories: Path, tmp_path: Path) -> None:
+def test_invalid_checkpoints(damage: Any, message: str, stories: Path, tmp_path: Path) -> None:
     path = tmp_path / "damaged.bin"
     path.write_bytes(damage((stories / "stories260K.bin").read_bytes()))
     with pytest.raises(UserError) as caught:
@@ -344,14 +346,16 @@ def test_impossible_checkpoints(damage: Any, message: str, stories: Path, tmp_pa
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rms_norm_eps": 1e-6}, "its epsilon of the norms is 1e-06; llama2.c's programs compute with 1e-05"),
+        ({"rms_norm_eps": 1e-6}, "its epsilon of the norms is 1e-06; llama2.c's programs support only 1e-05"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "its base of the rotary embedding is 5"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "its rotary embedding is"),
         ({"attention_bias": True}, "its bias of attention is True"),
-        ({"head_dim": 16}, "its width of a head is 16; llama2.c's programs compute with 8"),
+        ({"head_dim": 16}, "its width of a head is 16; llama2.c's programs support only 8"),
     ],
 )  # fmt: skip
-def test_models_that_the_programs_would_run_as_others(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_models_with_constants_that_llama2c_does_not_support(
+    settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     small = {"vocab_size": 16, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
@@ -362,6 +366,6 @@ def test_models_that_the_programs_would_run_as_others(settings: dict[str, Any], 
     assert str(caught.value).startswith(f"{tmp_path}: {message}")
 
 
-def test_other_families_have_no_place_in_the_formats(small_model: Path) -> None:
-    with pytest.raises(UserError, match=r"a gpt_neox; llama2\.c's formats hold Llama models alone"):
+def test_other_families_are_not_supported(small_model: Path) -> None:
+    with pytest.raises(UserError, match=r"model type gpt_neox; llama2\.c's formats support only Llama"):
         writer.weights(small_model)

@@ -87,7 +87,7 @@ def test_fresh_model_starts_the_same_whatever_the_strategy(unchanged: Path, tmp_
     from wellread.models.load import initial
     from wellread.models.registry import find
 
-    initial(find("tiny"), 0, 0).whole().save_pretrained(tmp_path / "whole")  # type: ignore[operator]
+    initial(find("tiny"), 0, 0).in_memory().save_pretrained(tmp_path / "whole")  # type: ignore[operator]
     assert same_weights(unchanged / f"{strategy}-fresh" / "model", tmp_path / "whole")
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of llama2.c (.bin: legacy v0, v1, int8 v2) become model directories in Hugging Face layout.
+"""Converting checkpoints of llama2.c (.bin: legacy v0, v1, int8 v2) to model directories in Hugging Face layout.
 
 Formats: checkpoint_init_weights in run.c and memory_map_weights in runq.c of llama2.c.
 """
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 NUMBERS = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "max_seq_len")
-"""What a header says, in its own words."""
+"""Numbers in a header, with their names in llama2.c."""
 LARGEST = 1 << 24
-"""No number of a header is above this."""
+"""Largest valid number in a header."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a checkpoint says of itself."""
+    """Content of a checkpoint's header."""
 
     version: int
     spec: ModelSpec
     group: int = 0
-    """Weights that share one scale, in int8."""
+    """Number of weights that share one scale, for int8."""
 
     @property
     def start(self) -> int:
@@ -44,49 +44,49 @@ class Header:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the elements of a tensor are in the file."""
+    """Position of a tensor in the file."""
 
     offset: int
     shape: tuple[int, ...]
     quantized: bool
 
     def size(self, group: int) -> int:
-        """Bytes that it takes."""
+        """Size in bytes, with `group` weights per scale."""
         count = int(np.prod(self.shape))
         return count + 4 * (count // group) if self.quantized else 4 * count
 
 
 @dataclass(frozen=True)
 class Llama2cFile:
-    """An open checkpoint of llama2.c, whose tensors are read when they are asked for."""
+    """An open checkpoint of llama2.c; tensors are read on request."""
 
     path: Path
     header: Header
     places: dict[str, Place]
-    """By the names that transformers gives them."""
+    """Name of the tensor in transformers -> its position."""
 
     @classmethod
     def open(cls, path: Path) -> Llama2cFile:
-        """Read the header, and see whether the file has the length that it calls for.
+        """Read the header, and check the size of the file.
 
         Raises
         ------
         UserError
-            When either is impossible, or the rotary tables are not those of base 10,000.
+            When the header is invalid, the size does not match, or the rotary tables do not have base 10,000.
         """
         header = _header(path)
         places = _places(header)
         last = next(reversed(places.values()))
-        needed, found = last.offset + last.size(header.group), path.stat().st_size
-        if needed != found:
-            raise UserError(f"{path}: has {found:,} bytes, its header calls for {needed:,}; fetch it again")
+        expected, size = last.offset + last.size(header.group), path.stat().st_size
+        if expected != size:
+            raise UserError(f"{path}: has {size:,} bytes, but its header needs {expected:,}; download it again")
         checkpoint = cls(path, header, places)
         if header.version == 0:
             checkpoint._check_rotary()
         return checkpoint
 
     def read(self, name: str) -> NDArray[np.float32]:
-        """A tensor in fp32, with queries and keys in Hugging Face's order."""
+        """Read a tensor in fp32, with queries and keys in the order of Hugging Face."""
         place, group = self.places[name], self.header.group
         data = np.fromfile(self.path, np.uint8, place.size(group), offset=place.offset)
         if place.quantized:
@@ -98,7 +98,7 @@ class Llama2cFile:
         return self._halved(name, values.reshape(place.shape))
 
     def _halved(self, name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """llama2.c rotates neighbors of a head together; in Hugging Face's files they are half a head apart."""
+        """Reorder queries and keys: llama2.c rotates pairs of neighboring rows, Hugging Face rows half a head apart."""
         spec = self.header.spec
         heads = spec.heads if "q_proj" in name else spec.kv_heads if "k_proj" in name else None
         if heads is None:
@@ -107,12 +107,14 @@ class Llama2cFile:
         return values.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
     def _check_rotary(self) -> None:
-        """Other tables than those of base 10,000 make another model, which the configuration would not be of."""
+        """Check that the rotary tables have base 10,000, because the configuration always has this base."""
         positions, half = self.places["cos"].shape
         angles = np.outer(np.arange(positions), llama.THETA ** (-np.arange(half) / half))
         for name, expected in (("cos", np.cos(angles)), ("sin", np.sin(angles))):
             if not np.allclose(self.read(name), expected, rtol=0, atol=1e-6 * (1000 + positions)):
-                raise UserError(f"{self.path}: its rotary tables are not those of base {llama.THETA:,.0f}")
+                raise UserError(
+                    f"{self.path}: its rotary tables do not have base {llama.THETA:,.0f}, the only one supported"
+                )
 
 
 def _header(path: Path) -> Header:
@@ -122,14 +124,14 @@ def _header(path: Path) -> Header:
         return _checked(path, 0, data, 0)
     (version,) = struct.unpack_from("<i", data.ljust(8, b"\0"), 4)
     if version not in (1, 2):
-        raise UserError(f"{path}: version {version} of llama2.c's format; 0, 1 and 2 (int8) are known")
+        raise UserError(f"{path}: version {version} of llama2.c's format; only 0, 1 and 2 (int8) are supported")
     return _checked(path, version, data, 8)
 
 
 def _checked(path: Path, version: int, data: bytes, start: int) -> Header:
     header_bytes = 256 if version else 28
     if len(data) < header_bytes:
-        raise UserError(f"{path}: has {len(data)} bytes, not even a header; fetch it again")
+        raise UserError(f"{path}: has {len(data)} bytes, less than a header; download it again")
     numbers = dict(zip(NUMBERS, struct.unpack_from("<7i", data, start), strict=True))
     tied, group = numbers["vocab_size"] > 0, 0
     if version:
@@ -138,13 +140,15 @@ def _checked(path: Path, version: int, data: bytes, start: int) -> Header:
         numbers["vocab_size"] = abs(numbers["vocab_size"])
     for name, number in numbers.items():
         if not 0 < number <= LARGEST:
-            raise UserError(f"{path}: its header says {name} {number}; this is no checkpoint of llama2.c")
+            raise UserError(f"{path}: its header has {name} {number}; this is not a checkpoint of llama2.c")
     dim, hidden, layers, heads, kv_heads, words, positions = numbers.values()
     check_heads(str(path), dim, heads, kv_heads)
     if version == 2:
         (group,) = struct.unpack_from("<i", data, 37)
         if group < 1 or any(size % group for size in (words * dim, dim * dim // heads * kv_heads, dim * hidden)):
-            raise UserError(f"{path}: its header says groups of {group}, which do not divide its tensors")
+            raise UserError(
+                f"{path}: its header has groups of {group}, which do not divide its tensors; download it again"
+            )
     spec = ModelSpec(
         name=path.name, family="llama", layers=layers, width=dim, heads=heads, kv_heads=kv_heads,
         intermediate=hidden, vocab=words, positions=positions, tied=tied,
@@ -153,7 +157,7 @@ def _checked(path: Path, version: int, data: bytes, start: int) -> Header:
 
 
 def _places(header: Header) -> dict[str, Place]:
-    """Where each tensor is, in the order of the file."""
+    """Position of each tensor, in the order of the file."""
     places: dict[str, Place] = {}
     offset = header.start
     for name, shape in _order(header):
@@ -202,7 +206,7 @@ def _order(header: Header) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def write_model(checkpoint: Llama2cFile, directory: Path, bos: int, eos: int) -> None:
-    """Write the model in Hugging Face layout, fp32, with one shard of it in memory.
+    """Write the model in Hugging Face layout in fp32; only one shard is in memory at a time.
 
     Parameters
     ----------
@@ -217,7 +221,7 @@ def write_model(checkpoint: Llama2cFile, directory: Path, bos: int, eos: int) ->
 
 
 def _never() -> Any:
-    raise AssertionError("this model is only written, never made in memory")
+    raise AssertionError("this model is only written, never created in memory")
 
 
 def _in_order(checkpoint: Llama2cFile, names: dict[str, int]) -> Iterator[tuple[str, torch.Tensor]]:

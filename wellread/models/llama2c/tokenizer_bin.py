@@ -1,4 +1,4 @@
-"""Tokenizers of llama2.c's models: a SentencePiece model, and the tokenizer.bin that its programs read."""
+"""Tokenizers of llama2.c's models: a SentencePiece model, and the tokenizer.bin for its programs."""
 
 from __future__ import annotations
 
@@ -12,40 +12,42 @@ from wellread.errors import UserError
 FILE = "tokenizer.model"
 """Name of the SentencePiece model in a model's directory."""
 BIN = "tokenizer.bin"
-"""Where llama2.c's programs look for theirs, unless they are told."""
+"""Default file name of the tokenizer in llama2.c's programs."""
 
 
 def read(path: Path, words: int) -> Pieces:
-    """Read the SentencePiece model of a model with so many words.
+    """Read the SentencePiece model for a model with a vocabulary of size `words`.
 
     Raises
     ------
     UserError
-        When it is none, is of another kind than llama2.c's, or is not of this model.
+        When the file is invalid, is not supported by llama2.c, or does not belong to this model.
     """
     try:
         pieces = Pieces(load(path))
     except UserError as error:
         raise UserError(str(error).removeprefix("--vocab ")) from None
     if not pieces.by_word:
-        raise UserError(f"{path}: not a tokenizer that llama2.c knows, which is BPE with identity normalization")
+        raise UserError(f"{path}: not supported by llama2.c; use a BPE tokenizer with identity normalization")
     if pieces.size != words:
-        raise UserError(f"{path}: has {pieces.size:,} pieces, the model {words:,} words; name the model's own")
+        raise UserError(
+            f"{path}: has {pieces.size:,} pieces, but the model has {words:,}; pass the tokenizer of the model"
+        )
     if eos(pieces) < 0:
-        raise UserError(f"{path}: has no piece that ends a sequence")
+        raise UserError(f"{path}: has no end-of-sequence piece; pass the tokenizer of the model")
     return pieces
 
 
 def eos(pieces: Pieces) -> int:
-    """Id of the piece that ends a sequence; -1 without one."""
+    """Id of the end-of-sequence piece; -1 without one."""
     return int(_processor(pieces).eos_id())
 
 
 def to_bin(pieces: Pieces) -> bytes:
-    """Content of tokenizer.bin: bytes of the longest piece; then score, length in bytes and text of each.
+    """Content of tokenizer.bin: length of the longest piece in bytes; then score, length in bytes and text of each.
 
-    Source: tokenizer.py of llama2.c. Its programs print pieces as they stand, so blanks are blanks here; the marks of
-    a sequence have line feeds around them, so that no text can spell them.
+    Source: tokenizer.py of llama2.c. Its programs print pieces unchanged, so pieces contain real spaces here. The BOS
+    and EOS pieces get line feeds around them, so that they never match a text.
     """
     processor = _processor(pieces)
     texts = [str(processor.id_to_piece(i)).replace(SPACE, " ").encode() for i in range(pieces.size)]

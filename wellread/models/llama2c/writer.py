@@ -1,4 +1,4 @@
-"""Models as llama2.c's programs read them: its legacy format (v0), v1, and int8 (v2), a tensor at a time.
+"""Writing models in the formats of llama2.c: legacy (v0), v1, and int8 (v2), one tensor at a time.
 
 Formats: legacy_export, version1_export and version2_export in export.py of llama2.c.
 """
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 Format = Literal["llama2c-v0", "llama2c-v1", "llama2c-int8"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 MAGIC = b"24ka"
-"""0x616b3432, "ak42", as a little-endian number."""
+"""0x616b3432, "ak42", as a little-endian integer."""
 HEADER_BYTES = 256
 GROUP = 64
-"""Weights that share one scale in int8, where rows divide into such groups."""
+"""Number of weights that share one scale in int8, if it divides the rows."""
 
 NORMS = ("input_layernorm", "post_attention_layernorm")
 ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
@@ -35,7 +35,7 @@ INNER = ("mlp.gate_proj", "mlp.down_proj", "mlp.up_proj")
 
 @dataclass(frozen=True)
 class Weights:
-    """A Llama whose tensors are read when they are asked for."""
+    """A Llama model; tensors are read on request."""
 
     config: Any
     read: Callable[[str], torch.Tensor]
@@ -47,7 +47,7 @@ class Weights:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The seven numbers of every header: width, inner width, layers, heads, heads of keys, words, positions."""
+        """The seven numbers of a header: width, inner width, layers, heads, KV heads, vocabulary size, positions."""
         c = self.config
         return (
             c.hidden_size, c.intermediate_size, c.num_hidden_layers, c.num_attention_heads, c.num_key_value_heads,
@@ -55,27 +55,26 @@ class Weights:
         )  # fmt: skip
 
     def embedding(self) -> torch.Tensor:
-        """(words, width)."""
+        """Input embedding: (vocabulary size, width)."""
         return self.read("model.embed_tokens.weight")
 
     def norm(self) -> torch.Tensor:
-        """The last one: (width,)."""
+        """Final norm: (width,)."""
         return self.read("model.norm.weight")
 
     def outputs(self) -> Iterator[torch.Tensor]:
-        """The output embedding, where it is one of its own."""
+        """The output embedding, if it is not tied."""
         if not self.tied:
             yield self.read("lm_head.weight")
 
     def layers(self, *names: str) -> Iterator[torch.Tensor]:
-        """A tensor of all layers, then the next one of all layers."""
+        """For each name, the tensors of all layers."""
         for name in names:
             for layer in range(self.config.num_hidden_layers):
                 yield self._paired(name, self.read(f"model.layers.{layer}.{name}.weight"))
 
     def _paired(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """Queries and keys with the two numbers that are rotated together side by side; in Hugging Face's files
-        they are half a head apart."""
+        """Reorder queries and keys: llama2.c rotates pairs of neighboring rows, Hugging Face rows half a head apart."""
         heads = {ATTENTION[0]: self.config.num_attention_heads, ATTENTION[1]: self.config.num_key_value_heads}
         if name not in heads:
             return weight
@@ -88,7 +87,7 @@ def weights(directory: Path) -> Weights:
     Raises
     ------
     UserError
-        When it cannot be loaded, or is not what llama2.c's programs compute.
+        When it cannot be loaded, or is not supported by llama2.c's programs.
     """
     source = Source.of(directory)
     _check(directory, source.config)
@@ -96,9 +95,9 @@ def weights(directory: Path) -> Weights:
 
 
 def _check(directory: Path, config: Any) -> None:
-    """Refuse a model that llama2.c's programs would run, if at all, as another one."""
+    """Raise an error for a model that llama2.c's programs cannot run, or would run with other constants."""
     if config.model_type != "llama":
-        raise UserError(f"{directory}: a {config.model_type}; llama2.c's formats hold Llama models alone")
+        raise UserError(f"{directory}: model type {config.model_type}; llama2.c's formats support only Llama")
     check_heads(str(directory), config.hidden_size, config.num_attention_heads, config.num_key_value_heads)
     rope = config.rope_parameters
     built_in = {
@@ -110,13 +109,13 @@ def _check(directory: Path, config: Any) -> None:
         "bias of attention": (config.attention_bias, False),
         "bias of the inner layer": (config.mlp_bias, False),
     }
-    for what, (found, needed) in built_in.items():
-        if found != needed:
-            raise UserError(f"{directory}: its {what} is {found}; llama2.c's programs compute with {needed}")
+    for what, (value, supported) in built_in.items():
+        if value != supported:
+            raise UserError(f"{directory}: its {what} is {value}; llama2.c's programs support only {supported}")
 
 
 def write(model: Weights, file: IO[bytes], form: Format) -> None:
-    """Write a model, with no more than one tensor of it in memory."""
+    """Write a model; only one tensor is in memory at a time."""
     {"llama2c-v0": _write_v0, "llama2c-v1": _write_v1, "llama2c-int8": _write_int8}[form](model, file)
 
 
@@ -135,9 +134,9 @@ def _v0_tensors(model: Weights) -> Iterator[torch.Tensor]:
 
 
 def rotary_tables(head: int, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines (positions, head / 2), to the last bit those of precompute_freqs_cis in model.py of llama2.c.
+    """Cosines and sines (positions, head / 2), bitwise equal to precompute_freqs_cis in model.py of llama2.c.
 
-    Its programs compute their own by now, but the format has a place for them.
+    Current versions of its programs compute them, but the format still contains them.
     """
     import torch
 
@@ -163,8 +162,8 @@ def _write_int8(model: Weights, file: IO[bytes]) -> None:
 
 
 def _header(version: int, model: Weights, more: bytes = b"") -> bytes:
-    known = struct.pack("<4si7i?", MAGIC, version, *model.sizes, model.tied) + more
-    return known.ljust(HEADER_BYTES, b"\0")
+    fields = struct.pack("<4si7i?", MAGIC, version, *model.sizes, model.tied) + more
+    return fields.ljust(HEADER_BYTES, b"\0")
 
 
 def _norms(model: Weights) -> Iterator[torch.Tensor]:
@@ -184,10 +183,10 @@ def _write_floats(file: IO[bytes], tensors: Iterator[torch.Tensor]) -> None:
 
 
 def group_size(width: int, inner: int) -> int:
-    """Weights per scale: 64, halved until rows of both widths divide into groups.
+    """Weights per scale: 64, halved until it divides both widths.
 
-    llama2.c's export.py looks at the width alone; where the inner width then does not come out even (260K, 42M), its
-    runq.c, which takes groups row by row, leaves the last weights of a row out.
+    llama2.c's export.py considers only the width. If the group size does not divide the inner width (260K, 42M), its
+    runq.c, which reads groups row by row, ignores the last weights of each row.
     """
     group = GROUP
     while width % group or inner % group:
@@ -196,13 +195,13 @@ def group_size(width: int, inner: int) -> int:
 
 
 def quantized(matrix: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Q8_0: int8 numbers from -127 to 127 (groups, group), and the scale of each group, its largest weight / 127.
+    """Q8_0: int8 numbers from -127 to 127 (groups, group), and the scale of each group: its largest magnitude / 127.
 
-    A weight is off by half a scale at most.
+    The error of a weight is at most half a scale.
     """
     import torch
 
     groups = matrix.reshape(-1, group)
     scales = groups.abs().amax(dim=1) / 127.0
-    numbers = torch.where(scales[:, None] > 0, groups / scales[:, None], 0.0)  # a group of zeros has no scale
+    numbers = torch.where(scales[:, None] > 0, groups / scales[:, None], 0.0)  # avoid 0 / 0 for a group of zeros
     return torch.round(numbers).to(torch.int8), scales
