@@ -1,1 +1,1 @@
-"""Instruction fine-tuning: prepare the corpus, train on it."""
+"""Instruction fine-tuning: compile a corpus, train on it, export the model."""

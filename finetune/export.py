@@ -1,4 +1,4 @@
-"""Take a run's model out of its checkpoint: as it is, or with the adapter of LoRA merged into the weights."""
+"""Copy a model from a checkpoint of a run, optionally with its LoRA adapter merged into the weights."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from wellread.files import new_directory
 
 EXAMPLES = """examples:
   python -m finetune export runs/dolly-lora --merged --out models/dolly-70m        the newest checkpoint
-  python -m finetune export runs/dolly-lora@step-200 --out adapters/dolly          the adapter alone
+  python -m finetune export runs/dolly-lora@step-200 --out adapters/dolly          only the adapter
 """
 
 
 def main(argv: list[str]) -> int:
-    """Export what the command line names; return the exit code."""
+    """Run the command; return its exit code."""
     from wellread.cli import new_parser, parse
 
-    parser = new_parser("python -m finetune export", "Take a model out of a run.", EXAMPLES)
+    parser = new_parser("python -m finetune export", "Copy a model from a run.", EXAMPLES)
     parser.add_argument("run", metavar="RUN[@step-N]", help="Run directory, and a checkpoint (default: the newest).")
-    parser.add_argument("--out", required=True, metavar="DIR", help="Where it goes; nothing may be there.")
+    parser.add_argument("--out", required=True, metavar="DIR", help="Directory to create; it must not exist.")
     parser.add_argument(
-        "--merged", action="store_true", help="Of a LoRA run: a whole model, the adapter merged into its weights."
+        "--merged", action="store_true", help="For a LoRA run: write a complete model, with the adapter merged."
     )
     values = parse(parser, argv)
     export(named_checkpoint(values.run), Path(values.out), merged=values.merged)
@@ -37,7 +37,7 @@ def export(checkpoint: Checkpoint, out: Path, *, merged: bool) -> None:
     Raises
     ------
     UserError
-        When the checkpoint is damaged or `out` is there already.
+        When the checkpoint is damaged or `out` already exists.
     """
     from wellread.corpus import tokenizer
     from wellread.models import load

@@ -1,4 +1,4 @@
-"""What a compiled corpus holds: counts, lengths, what was cut or left out, and its first samples token by token."""
+"""Printing samples of a compiled corpus, with their token ids and with marks on the tokens that carry loss."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from wellread.terminal import visible
 if TYPE_CHECKING:
     import pyarrow
 
-SCORED, MASKED, PLAIN = "\x1b[32m", "\x1b[2m", "\x1b[0m"
+WITH_LOSS, WITHOUT_LOSS, PLAIN = "\x1b[32m", "\x1b[2m", "\x1b[0m"
 OPEN, CLOSE = "⟦", "⟧"
-"""Around scored tokens, where there are no colors."""
+"""Marks around tokens with loss, if there are no colors."""
 
 
-def samples(corpus: Corpus, shown: int) -> None:
-    """Print the first samples of each set: text and token ids, scored tokens apart from masked ones.
+def samples(corpus: Corpus, n_shown: int) -> None:
+    """Print the first samples of each data set: text and token ids, with marks on tokens with loss.
 
-    Of a packed sample, each segment for itself.
+    Of a packed sample, each segment is printed separately.
 
-    On a terminal scored tokens are green and masked ones dim; elsewhere scored tokens stand between ⟦ and ⟧.
+    On a terminal tokens with loss are green and others dim; elsewhere tokens with loss are between ⟦ and ⟧.
     """
-    if not shown:
+    if not n_shown:
         return
     colors = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     backend, ids = Tokenizer.load(corpus.tokenizer), corpus.sets(np.arange(corpus.n_trainable))
-    chosen = [np.flatnonzero(ids == set_id)[:shown] for set_id in range(len(corpus.set_names))]
-    print(f"scored tokens are {'green, masked ones dim' if colors else f'between {OPEN} and {CLOSE}'}")
+    sample_ids = [np.flatnonzero(ids == set_id)[:n_shown] for set_id in range(len(corpus.set_names))]
+    print(f"tokens with loss are {'green, others dim' if colors else f'between {OPEN} and {CLOSE}'}")
     table, segments = corpus.samples(), Segments(corpus)
-    for sample_id in np.concatenate(chosen).tolist():
+    for sample_id in np.concatenate(sample_ids).tolist():
         if not corpus.packed:
             _sample(corpus, table, sample_id, f"sample {sample_id}", backend, colors)
             continue
         low, high = corpus.segment_offsets[sample_id : sample_id + 2].tolist()
         tokens, targets = len(corpus.tokens(sample_id)), int(corpus.targets(sample_id).sum())
         several = f"{high - low} segment{'s' * (high - low > 1)}"
-        print(f"\nsample {sample_id}: {several}, {tokens:,} tokens, {targets:,} scored")
+        print(f"\nsample {sample_id}: {several}, {tokens:,} tokens, {targets:,} with loss")
         for segment in range(low, high):
             name = f"sample {sample_id}, segment {segment - low + 1} of {high - low}"
             _sample(segments, segments.table, segment, name, backend, colors)
@@ -59,28 +59,28 @@ def _sample(
     about = "".join(f", {column} {row[column]}" for column in ("category", "author") if row[column])
     print(
         f"\n{name}: {row['source']}:{','.join(map(str, row['rows']))}{visible(about)}, "
-        f"{len(tokens):,} tokens, {int(targets.sum()):,} scored"
+        f"{len(tokens):,} tokens, {int(targets.sum()):,} with loss"
     )
     runs = np.split(np.arange(len(tokens)), np.flatnonzero(np.diff(targets)) + 1)
-    # decoded from the beginning each time: some tokenizers take the first blank off any text they decode
+    # each time decoded from the start, because some tokenizers remove the first space of a decoded text
     ends = [0, *(len(backend.decode(tokens[: run[-1] + 1].tolist())) for run in runs)]
     text = backend.decode(tokens.tolist())
     texts = [(visible(text[a:b]), bool(targets[run[0]])) for a, b, run in zip(ends, ends[1:], runs, strict=False)]
-    print("".join(_marked(text, scored, colors) for text, scored in texts))
+    print("".join(_marked(text, has_loss, colors) for text, has_loss in texts))
     print(_ids([(" ".join(map(str, tokens[run].tolist())), bool(targets[run[0]])) for run in runs], colors))
 
 
-def _marked(text: str, scored: bool, colors: bool) -> str:
+def _marked(text: str, has_loss: bool, colors: bool) -> str:
     if colors:
-        return f"{SCORED if scored else MASKED}{text}{PLAIN}"
-    return f"{OPEN}{text}{CLOSE}" if scored else text
+        return f"{WITH_LOSS if has_loss else WITHOUT_LOSS}{text}{PLAIN}"
+    return f"{OPEN}{text}{CLOSE}" if has_loss else text
 
 
 def _ids(runs: list[tuple[str, bool]], colors: bool) -> str:
-    """Token ids in lines of the terminal's width; colors do not count."""
+    """Token ids wrapped to the width of the terminal; color codes are not counted."""
     width = min(120, shutil.get_terminal_size((100, 24)).columns)
-    text = " ".join(_marked(ids, scored, False) for ids, scored in runs)
+    text = " ".join(_marked(ids, has_loss, False) for ids, has_loss in runs)
     lines = textwrap.fill(text, width, initial_indent="ids ", subsequent_indent="    ")
     if not colors:
         return lines
-    return f"{MASKED}{lines}{PLAIN}".replace(OPEN, f"{PLAIN}{SCORED}").replace(CLOSE, f"{PLAIN}{MASKED}")
+    return f"{WITHOUT_LOSS}{lines}{PLAIN}".replace(OPEN, f"{PLAIN}{WITH_LOSS}").replace(CLOSE, f"{PLAIN}{WITHOUT_LOSS}")

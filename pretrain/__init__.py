@@ -1,1 +1,1 @@
-"""Pretraining small models on raw text, in the style of llama2.c."""
+"""Pretraining small models on raw text, as in llama2.c."""

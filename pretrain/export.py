@@ -1,4 +1,4 @@
-"""Models for other programs: ``python -m pretrain export``."""
+"""``python -m pretrain export``: write a model in a format of other programs."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def export(model: Path, form: str, out: Path) -> None:
     form : str
         One of `writer.FORMATS`, or hf.
     out : Path
-        File to write, which is not there yet; with hf a new directory.
+        File to create; for hf a directory to create.
 
     Raises
     ------
     UserError
-        When the format is unknown, or cannot hold this model.
+        When the format is unknown, or does not support this model.
     """
     if form == HUGGING_FACE:
         return _to_hugging_face(model, out)
-    for known in writer.FORMATS:
-        if form == known:
-            return _to_llama2c(model, known, out)
+    for llama2c_format in writer.FORMATS:
+        if form == llama2c_format:
+            return _to_llama2c(model, llama2c_format, out)
     raise UserError(f"--format {form}: unknown; choose {', '.join(writer.FORMATS)} or {HUGGING_FACE}")
 
 
@@ -52,23 +52,23 @@ def _to_llama2c(model: Path, form: writer.Format, out: Path) -> None:
     require_folder(out)
     if out.exists():
         raise UserError(
-            f"{out}: {'is a directory; name a file' if out.is_dir() else 'is there already; choose another'}"
+            f"{out}: {'is a directory; choose a file' if out.is_dir() else 'already exists; choose another'}"
         )
     weights = writer.weights(model)
-    words, beside = _tokenizer_bin(model, weights.config.vocab_size), out.with_name(tokenizer_bin.BIN)
-    if beside.exists() and beside.read_bytes() != words:
-        raise UserError(f"{beside}: is another model's tokenizer; choose another folder for {out.name}")
+    content, bin_path = _tokenizer_bin(model, weights.config.vocab_size), out.with_name(tokenizer_bin.BIN)
+    if bin_path.exists() and bin_path.read_bytes() != content:
+        raise UserError(f"{bin_path}: is the tokenizer of another model; choose another folder for {out.name}")
     with replacing(out) as file:
         writer.write(weights, file, form)
     print(f"{out}: {out.stat().st_size:,} bytes, {form}")
-    if words is None:
-        print(f"no {tokenizer_bin.BIN}: there is no SentencePiece model ({tokenizer_bin.FILE}) in {model}")
+    if content is None:
+        print(f"no {tokenizer_bin.BIN} written: there is no SentencePiece model ({tokenizer_bin.FILE}) in {model}")
         return
-    write_atomic(beside, words)
-    print(f"{beside}: its tokenizer, for llama2.c's programs")
+    write_atomic(bin_path, content)
+    print(f"{bin_path}: its tokenizer, for llama2.c's programs")
 
 
 def _tokenizer_bin(model: Path, vocab: int) -> bytes | None:
-    """The tokenizer as llama2.c's programs read it; None for a model that has none of SentencePiece's."""
+    """The tokenizer in the format of llama2.c's programs; None if the model has no SentencePiece tokenizer."""
     file = model / tokenizer_bin.FILE
     return tokenizer_bin.to_bin(tokenizer_bin.read(file, vocab)) if file.is_file() else None

@@ -1,4 +1,4 @@
-"""Checkpoints of llama2.c as model directories in Hugging Face layout: ``python -m pretrain import``."""
+"""``python -m pretrain import``: convert a checkpoint of llama2.c to a model directory in Hugging Face layout."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def import_llama2c(checkpoint: Path, tokenizer: Path, out: Path) -> None:
     Raises
     ------
     UserError
-        When the files are damaged or do not belong together, or `out` is there already.
+        When the files are damaged or do not belong together, or `out` already exists.
     """
-    opened = Llama2cFile.open(checkpoint)
-    spec = opened.header.spec
+    source = Llama2cFile.open(checkpoint)
+    spec = source.header.spec
     pieces = tokenizer_bin.read(tokenizer, spec.vocab)
     with new_directory(out) as directory:
         pieces.save(directory, spec.positions)
-        write_model(opened, directory, pieces.bos, tokenizer_bin.eos(pieces))
+        write_model(source, directory, pieces.bos, tokenizer_bin.eos(pieces))
     print(f"{out}: {spec.layers} layers, width {spec.width}, {spec.vocab:,} words")

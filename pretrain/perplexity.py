@@ -1,4 +1,4 @@
-"""Perplexity of each sample of a corpus under a given model, as one of its metrics."""
+"""Perplexity of each sample of a corpus under a given model, stored as a metric of the corpus."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ NAME = "perplexity"
 
 
 def add(build: Path, model: str) -> None:
-    """Add the perplexity of each sample to its metrics: exp of its mean loss over target tokens.
+    """Add the perplexity of each sample to the metrics of a corpus: exp of its mean loss over target tokens.
 
     Raises
     ------
     UserError
-        When the model has another vocabulary.
+        When the vocabulary of the model is not that of the corpus.
     """
     from wellread.models.load import load_model
     from wellread.models.score import log_likelihoods
@@ -43,10 +43,10 @@ def add(build: Path, model: str) -> None:
 
 
 def _check_vocabulary(corpus: Corpus, directory: Path, rows: int, model: str) -> None:
-    own = directory / "tokenizer.model"
+    file = directory / "tokenizer.model"
     size = corpus.meta["tokenizer"]["size"]
-    if size > rows or (own.is_file() and own.read_bytes() != (corpus.tokenizer / "tokenizer.model").read_bytes()):
+    if size > rows or (file.is_file() and file.read_bytes() != (corpus.tokenizer / "tokenizer.model").read_bytes()):
         raise UserError(
             f"--perplexity {model}: its vocabulary is not that of the corpus ({size:,} pieces); "
-            "prepare the corpus with the model's own, --vocab MODEL_DIR/tokenizer.model"
+            "prepare the corpus with --vocab MODEL_DIR/tokenizer.model"
         )

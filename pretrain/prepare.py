@@ -1,4 +1,4 @@
-"""Compile the corpus of a pretraining: documents -> tokens -> windows -> sealed, hashed corpus."""
+"""Compile the corpus of a pretraining run: documents -> tokens -> windows -> sealed, hashed corpus."""
 
 from __future__ import annotations
 
@@ -43,28 +43,28 @@ T = TypeVar("T")
 
 
 def prepare(config: PretrainConfig) -> Path:
-    """Compile the corpus of `config`, or find it compiled; say what it holds; return its directory.
+    """Compile the corpus of `config` unless it exists, print a summary, and return its directory.
 
     Raises
     ------
     UserError
-        When the documents, the vocabulary, the list of words or the model cannot be used.
+        When the documents, the vocabulary, the word list or the model cannot be used.
     """
     return compile_corpus(resolve(config, find(config.model.name)))
 
 
 def compile_corpus(config: PretrainConfig) -> Path:
-    """Do what `prepare` does, of resolved settings."""
-    asked = Documents.of(config, find(config.model.name))
+    """Like `prepare`, but `config` must be resolved."""
+    inputs = Documents.of(config, find(config.model.name))
     if config.data.packing == "story":
-        _check_separators(asked.source)
+        _check_separators(inputs.source)
     words = tuple(text_metrics.read_words(Path(config.data.word_list).expanduser())) if config.data.word_list else ()
-    target = asked.directory
+    target = inputs.directory
     with building(target) as build:
         if build is None:
             print(f"corpus {target}: already compiled", flush=True)
         else:
-            _compile(build, target, asked, words)
+            _compile(build, target, inputs, words)
     corpus = Corpus.open(target)
     summary.summary(corpus)
     summary.metrics(corpus)
@@ -73,19 +73,19 @@ def compile_corpus(config: PretrainConfig) -> Path:
 
 
 def _seq_len(config: TextConfig) -> int:
-    """Longest sample, of resolved settings."""
+    """Maximum length of a sample; `config` must be resolved."""
     assert config.seq_len
     return config.seq_len
 
 
-def _compile(build: Path, target: Path, asked: Documents, words: tuple[str, ...]) -> None:
-    config, source, settings = asked.config, asked.source, asked.settings
-    found = _look_through(source, config.data)
-    model = _model(build, config.data, found)
-    taken = Mixture((source,)).chosen([found.usable])[0]
-    total = int(found.usable.sum() if taken is None else taken.sum())
+def _compile(build: Path, target: Path, inputs: Documents, words: tuple[str, ...]) -> None:
+    config, source, settings = inputs.config, inputs.source, inputs.settings
+    scan = _scan(source, config.data)
+    model = _model(build, config.data, scan)
+    mask = Mixture((source,)).choose([scan.usable])[0]
+    total = int(scan.usable.sum() if mask is None else mask.sum())
     print(f"compiling {total:,} stories of {source.name} into {target}", flush=True)
-    how = Tokenizing(
+    tokenizing = Tokenizing(
         model=model,
         seq_len=_seq_len(config.data),
         packing=config.data.packing,
@@ -95,45 +95,45 @@ def _compile(build: Path, target: Path, asked: Documents, words: tuple[str, ...]
         metrics=settings["metrics"] is not None,
         words=words,
     )
-    _write_shards(build, _texts(source, taken), how, total)
-    cut = Pieces(model)
+    _write_shards(build, _texts(source, mask), tokenizing, total)
+    pieces = Pieces(model)
     names = (*text_metrics.NAMES, *([text_metrics.WORD_LIST_RATE] if words else []))
     merge(
         build,
         sets=[source.name],
-        vocab_size=cut.size,
+        vocab_size=pieces.size,
         settings=settings,
-        metrics=names if how.metrics else (),
+        metrics=names if tokenizing.metrics else (),
         extra={
             "kind": TEXT,
             "packing": config.data.packing,
             "sets": [
-                {"name": source.name, "schema": TEXT, "template": TEXT, "rows": found.rows, "taken": total}
+                {"name": source.name, "schema": TEXT, "template": TEXT, "rows": scan.rows, "taken": total}
                 | {"sha256": settings["sets"][0]["content"]}
             ],
             "tokenizer": {
-                "size": cut.size,
-                "bos": cut.bos,
+                "size": pieces.size,
+                "bos": pieces.bos,
                 "eos": tokenizer.Tokenizer.load(build / "tokenizer").eos,
                 "sha256": tokenizer.fingerprint(build / "tokenizer"),
             },
-            "metrics": list(names) if how.metrics else [],
-            "bad_rows": found.bad.lines,
+            "metrics": list(names) if tokenizing.metrics else [],
+            "bad_rows": scan.bad.lines,
         },
     )
     if config.data.perplexity:
         perplexity.add(build, config.data.perplexity)
 
 
-# --- what the source holds -------------------------------------------------------------------------------------------
+# --- checking the source ---------------------------------------------------------------------------------------------
 
 
 @dataclass
-class _Found:
-    """What a look through all documents found."""
+class _Scan:
+    """Result of reading all documents once."""
 
     usable: NDArray[np.int64]
-    """(rows,) 1 for a document, 0 for a broken row."""
+    """(rows,) 1 for a document, 0 for a malformed row."""
     bad: BadRows
     words: Counter[str] = field(default_factory=Counter)
 
@@ -145,63 +145,66 @@ class _Found:
 def _check_separators(source: Source) -> None:
     for path in documents.unseparated(source):
         raise UserError(
-            f"{path}: holds no <|endoftext|>, so its stories cannot be told apart; put one between them, "
+            f"{path}: contains no <|endoftext|>, so its stories cannot be separated; insert one between stories, "
             "or choose --packing stream"
         )
 
 
-def _look_through(source: Source, config: TextConfig) -> _Found:
-    """Read every document once: which can be used, and their words where a vocabulary is trained."""
+def _scan(source: Source, config: TextConfig) -> _Scan:
+    """Read all documents once: find malformed ones, and count words if a vocabulary is trained."""
     for path in documents.unseparated(source):
-        print(f"{path}: holds no <|endoftext|>, so it is one text, on one side of the seal", file=sys.stderr)
+        print(
+            f"{path}: contains no <|endoftext|>, so it is a single document, either sealed or trainable",
+            file=sys.stderr,
+        )
     usable, words, bad = bytearray(), Counter[str](), BadRows(config.max_bad_rows)
     counted = isinstance(documents.vocabulary(config), int)
-    for _, found in _shown("reading", documents.read(source), source.generated or source.published_rows):
-        usable.append(not isinstance(found, str))
-        if isinstance(found, str):
-            bad.add(found)
+    for _, document in _with_progress("reading", documents.read(source), source.generated or source.published_rows):
+        usable.append(not isinstance(document, str))
+        if isinstance(document, str):
+            bad.add(document)
         elif counted:
-            sentencepiece.count_words(words, found.text)
+            sentencepiece.count_words(words, document.text)
     bad.check()
     if not usable:
-        raise UserError(f"{source.where}: holds no stories")
+        raise UserError(f"{source.where}: contains no stories")
     bad.say()
-    return _Found(np.frombuffer(usable, dtype=np.uint8).astype(np.int64), bad, words)
+    return _Scan(np.frombuffer(usable, dtype=np.uint8).astype(np.int64), bad, words)
 
 
-def _texts(source: Source, taken: NDArray[np.bool_] | None) -> Iterator[Text]:
-    for place, (number, found) in enumerate(documents.read(source)):
-        if not isinstance(found, str) and (taken is None or taken[place]):
-            yield number, found.text, found.category
+def _texts(source: Source, mask: NDArray[np.bool_] | None) -> Iterator[Text]:
+    for index, (number, document) in enumerate(documents.read(source)):
+        if not isinstance(document, str) and (mask is None or mask[index]):
+            yield number, document.text, document.category
 
 
-def _model(build: Path, config: TextConfig, found: _Found) -> bytes:
-    """The SentencePiece model, put into the corpus; trained where none is given.
+def _model(build: Path, config: TextConfig, scan: _Scan) -> bytes:
+    """Copy the SentencePiece model into the corpus, or train it; return its content.
 
-    It is trained on every document, sealed ones too: then read and sealed texts stay exchangeable.
+    It is trained on all documents, including sealed ones, so that read and sealed texts stay exchangeable.
     """
     directory = build / "tokenizer"
     if not directory.exists():
         vocabulary = documents.vocabulary(config)
-        model = sentencepiece.train(found.words, vocabulary) if isinstance(vocabulary, int) else vocabulary
+        model = sentencepiece.train(scan.words, vocabulary) if isinstance(vocabulary, int) else vocabulary
         Pieces(model).save(directory, _seq_len(config))
-    found.words.clear()
+    scan.words.clear()
     return (directory / "tokenizer.model").read_bytes()
 
 
 # --- shards, in parallel ---------------------------------------------------------------------------------------------
 
 
-def _write_shards(build: Path, texts: Iterator[Text], how: Tokenizing, total: int) -> None:
-    """Write the shards that are not there yet, on all cores; as many stretches as there are cores wait, twice."""
+def _write_shards(build: Path, texts: Iterator[Text], tokenizing: Tokenizing, total: int) -> None:
+    """Write the missing shards on all cores; at most two chunks per worker wait in the queue."""
     workers = min(len(os.sched_getaffinity(0)), -(-total // DOCUMENTS_PER_SHARD))
     waiting: deque[Future[None]] = deque()
-    stretches = iter(lambda: list(itertools.islice(texts, DOCUMENTS_PER_SHARD)), [])
-    with _pool(workers, how) as submit:
-        for index, stretch in enumerate(_shown("tokenizing", stretches, -(-total // DOCUMENTS_PER_SHARD))):
+    chunks = iter(lambda: list(itertools.islice(texts, DOCUMENTS_PER_SHARD)), [])
+    with _pool(workers, tokenizing) as submit:
+        for index, chunk in enumerate(_with_progress("tokenizing", chunks, -(-total // DOCUMENTS_PER_SHARD))):
             path = shard_path(build, index)
             if not path.exists():
-                waiting.append(submit(path, stretch))
+                waiting.append(submit(path, chunk))
             while len(waiting) > 2 * workers:
                 waiting.popleft().result()
         for future in waiting:
@@ -209,30 +212,30 @@ def _write_shards(build: Path, texts: Iterator[Text], how: Tokenizing, total: in
 
 
 @contextmanager
-def _pool(workers: int, how: Tokenizing) -> Iterator[Callable[[Path, list[Text]], Future[None]]]:
-    """Give a function that has a shard written: at once where one worker is enough, else in other processes."""
+def _pool(workers: int, tokenizing: Tokenizing) -> Iterator[Callable[[Path, list[Text]], Future[None]]]:
+    """Yield a function that writes a shard: in this process for one worker, otherwise in other processes."""
     if workers <= 1:
-        yield lambda path, stretch: _written(path, stretch, how)
+        yield lambda path, chunk: _written(path, chunk, tokenizing)
         return
     with ProcessPoolExecutor(workers, get_context("spawn"), _begin, (os.getpid(),)) as pool:
-        yield lambda path, stretch: pool.submit(write, path, stretch, how)
+        yield lambda path, chunk: pool.submit(write, path, chunk, tokenizing)
 
 
 def _begin(parent: int) -> None:
-    """Leave Ctrl-C to the process that waits for this one, and end with it."""
+    """Ignore Ctrl-C, which the parent process handles, and end when the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with(parent)
 
 
-def _written(path: Path, stretch: list[Text], how: Tokenizing) -> Future[None]:
-    write(path, stretch, how)
+def _written(path: Path, chunk: list[Text], tokenizing: Tokenizing) -> Future[None]:
+    write(path, chunk, tokenizing)
     future: Future[None] = Future()
     future.set_result(None)
     return future
 
 
-def _shown(label: str, items: Iterator[T], total: int | None) -> Iterator[T]:
-    """The same items, with a progress bar on a terminal."""
+def _with_progress(label: str, items: Iterator[T], total: int | None) -> Iterator[T]:
+    """Yield the same items, with a progress bar on a terminal."""
     from rich.console import Console
     from rich.progress import Progress
 

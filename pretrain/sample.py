@@ -1,4 +1,4 @@
-"""Text that a model writes: ``python -m pretrain sample``."""
+"""``python -m pretrain sample``: generate text with a model."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     import torch
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
-"""What a tokenizer shows for the first bytes of a character whose last ones are still to come."""
+"""Decoded text of a character with missing last bytes."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How the next token is chosen, and how many there are."""
+    """Settings of sampling."""
 
     temperature: float = 1.0
-    """Logits are divided by it; 0 takes the most likely token."""
+    """Logits are divided by it; 0 means greedy decoding."""
     top_p: float = 0.9
-    """Tokens are drawn from the likeliest ones whose probabilities add up to this."""
+    """Nucleus sampling: use only the most likely tokens with this total probability."""
     seed: int = 0
     tokens: int = 200
-    """Most tokens to write."""
+    """Maximum number of new tokens."""
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
@@ -44,20 +44,20 @@ class Settings:
 
 
 def sample(directory: Path, text: str, settings: Settings) -> None:
-    """Print what a model writes after `text`; on a terminal token by token, and without control characters.
+    """Print `text` and its continuation by a model; on a terminal, token by token and without control characters.
 
     Raises
     ------
     UserError
-        When there is no model or tokenizer, or more tokens are asked for than the model has positions.
+        When there is no model or tokenizer, or the text would be longer than the model's positions.
     """
     tokenizer = Tokenizer.load(directory)
     prompt = tokenizer.prompts([text])[0] if text else _start(tokenizer)
     model: Any = load_model(directory)
     if tokenizer.size > model.config.vocab_size:
         raise UserError(
-            f"{directory}: its tokenizer has {tokenizer.size:,} tokens, the model {model.config.vocab_size:,}; "
-            "they do not belong together"
+            f"{directory}: its tokenizer has {tokenizer.size:,} tokens, but the model {model.config.vocab_size:,}; "
+            "use the tokenizer of this model"
         )
     _check_length(len(prompt), settings.tokens, model.config.max_position_embeddings)
     shows = visible if sys.stdout.isatty() else str
@@ -68,25 +68,25 @@ def sample(directory: Path, text: str, settings: Settings) -> None:
 
 
 def _start(tokenizer: Tokenizer) -> list[int]:
-    """What stands before a text: the token that begins a sequence, or the one that ends the one before it."""
+    """Tokens before a text: the BOS token, or without one, the EOS token of the previous text."""
     begin = tokenizer.backend.bos_token_id
     return [tokenizer.eos if begin is None else int(begin)]
 
 
 def _check_length(prompt: int, tokens: int, positions: int) -> None:
     if prompt >= positions:
-        raise UserError(f"the text has {prompt} tokens and the model {positions} positions; give a shorter text")
+        raise UserError(f"the text has {prompt} tokens, but the model only {positions} positions; use a shorter text")
     if prompt + tokens > positions:
         raise UserError(
-            f"--tokens {tokens}: the text has {prompt} tokens and the model {positions} positions; "
+            f"--tokens {tokens}: the text has {prompt} tokens and the model only {positions} positions; "
             f"choose at most {positions - prompt}"
         )
 
 
 def continuation(model: Any, prompt: list[int], settings: Settings, ends: set[int]) -> Iterator[int]:
-    """Tokens that follow `prompt`, one by one, without the one of `ends` that ends them.
+    """Yield the tokens after `prompt` one by one, until one of `ends` (not yielded).
 
-    Keys and values of what was read are kept, so a token costs one position.
+    Keys and values of earlier positions are cached, so each token needs a forward pass of only one position.
     """
     import torch
 
@@ -104,9 +104,9 @@ def continuation(model: Any, prompt: list[int], settings: Settings, ends: set[in
 
 
 def choose(logits: torch.Tensor, settings: Settings, generator: torch.Generator) -> int:
-    """The next token: the most likely one, or drawn from the smallest set of likeliest ones that has top_p in all.
+    """Choose the next token: the most likely one, or a random one with nucleus (top-p) sampling.
 
-    Source of the set: Holtzman et al. 2019, https://arxiv.org/abs/1904.09751, section 3.1.
+    Source: Holtzman et al. 2019, https://arxiv.org/abs/1904.09751, section 3.1.
 
     Parameters
     ----------
@@ -118,12 +118,12 @@ def choose(logits: torch.Tensor, settings: Settings, generator: torch.Generator)
         return int(logits.argmax())
     probabilities, order = torch.softmax(logits / settings.temperature, dim=0).sort(descending=True)
     before = probabilities.cumsum(0) - probabilities
-    kept = probabilities * (before < settings.top_p)
-    return int(order[torch.multinomial(kept, 1, generator=generator)])
+    nucleus = probabilities * (before < settings.top_p)
+    return int(order[torch.multinomial(nucleus, 1, generator=generator)])
 
 
 def pieces_of_text(tokenizer: Tokenizer, prompt: list[int], tokens: Iterator[int]) -> Iterator[str]:
-    """Text of the prompt, then what each token adds to it; a character whose bytes are not all there yet waits."""
+    """Yield the text of the prompt, then the new text of each token; incomplete characters are held back."""
     ids = list(prompt)
     text = _text(tokenizer, ids)
     yield text

@@ -1,4 +1,4 @@
-"""One stretch of documents, from text to a shard on disk: tokens, side of the seal, windows, metrics."""
+"""From a chunk of documents to a shard on disk: tokens, holdout, windows, metrics."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Text = tuple[int, str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenizing:
-    """What a worker needs to know; small, so that it travels with each stretch."""
+    """Settings for workers; small, because they are sent with each chunk."""
 
     model: bytes
     """The SentencePiece model."""
@@ -34,49 +34,49 @@ class Tokenizing:
     holdout_seed: int
     metrics: bool
     words: tuple[str, ...] = ()
-    """List of words whose rate is a metric."""
+    """Word list for the metric `word_list_rate`."""
 
 
-def write(path: Path, stretch: Sequence[Text], how: Tokenizing) -> None:
-    """Write the shard of a stretch of documents."""
-    write_shard(path, tokenize(stretch, how))
+def write(path: Path, chunk: Sequence[Text], settings: Tokenizing) -> None:
+    """Write the shard of a chunk of documents."""
+    write_shard(path, tokenize(chunk, settings))
 
 
-def tokenize(stretch: Sequence[Text], how: Tokenizing) -> Shard:
-    """Turn documents into samples; each document's side of the seal is drawn before anything is cut."""
-    pieces = _pieces(how.model)
+def tokenize(chunk: Sequence[Text], settings: Tokenizing) -> Shard:
+    """Turn documents into samples; whether a document is sealed is decided before it is cut into windows."""
+    pieces = _pieces(settings.model)
     shard = fill(
-        list(_documents(stretch, pieces, how)),
+        list(_documents(chunk, pieces, settings)),
         bos=pieces.bos,
-        seq_len=how.seq_len,
-        packing=how.packing,
-        long_stories=how.long_stories,
+        seq_len=settings.seq_len,
+        packing=settings.packing,
+        long_stories=settings.long_stories,
     )
-    if how.metrics:
+    if settings.metrics:
         texts = [text_of(np.asarray(sample.tokens), pieces) for sample in shard.samples]
-        shard.metrics = measure(texts, words=how.words)
+        shard.metrics = measure(texts, words=settings.words)
     return shard
 
 
 def text_of(tokens: NDArray[np.uint32], pieces: Pieces) -> str:
-    """Text of a sample, its documents apart by a blank line; without beginning-of-sequence tokens."""
+    """Text of a sample without BOS tokens; its documents are separated by an empty line."""
     parts = np.split(tokens, np.flatnonzero(tokens == pieces.bos))
     return "\n\n".join(filter(None, (pieces.decode(part) for part in parts)))
 
 
-def _documents(stretch: Sequence[Text], pieces: Pieces, how: Tokenizing) -> Iterator[Document]:
-    for row, text, category in stretch:
+def _documents(chunk: Sequence[Text], pieces: Pieces, settings: Tokenizing) -> Iterator[Document]:
+    for row, text, category in chunk:
         name = holdout.document_id(text)
         yield Document(
             row=row,
             tokens=pieces.encode(text),
             id=name,
-            sealed=holdout.is_sealed(name, how.holdout, how.holdout_seed),
+            sealed=holdout.is_sealed(name, settings.holdout, settings.holdout_seed),
             category=category,
         )
 
 
 @cache
 def _pieces(model: bytes) -> Pieces:
-    """The model with its memory of words, which lasts as long as the worker."""
+    """The SentencePiece model; cached per process, because it caches the tokens of words."""
     return Pieces(model)

@@ -12,7 +12,7 @@ from wellread.errors import BAD_INPUT
 
 ROW = {"instruction": "Name a color.", "context": "", "response": "Blue."}
 ROWS = [ROW] * 3
-HUB = "--data dolly: hub set databricks/databricks-dolly-15k cannot be had ("
+HUB = "--data dolly: data set databricks/databricks-dolly-15k could not be downloaded from the hub ("
 
 
 @pytest.mark.parametrize(
@@ -26,12 +26,12 @@ HUB = "--data dolly: hub set databricks/databricks-dolly-15k cannot be had ("
         (
             ["--data=DIR/rows.jsonl"],
             [{"topic": "x", "answer": "y"}],
-            "DIR/rows.jsonl: columns answer, topic fit no known schema (",
+            "DIR/rows.jsonl: columns answer, topic match no known schema (",
         ),
         (
             ["--data=DIR/rows.jsonl"],
             [*ROWS, ROW | {"response": ["Blue."]}],
-            "1 broken row, 0 allowed: DIR/rows.jsonl row 4: 'response' is list, not text; mend them, or pass over them "
+            "1 malformed row, 0 allowed: DIR/rows.jsonl row 4: 'response' is list, not text; fix them, or skip them "
             "with --max_bad_rows 1",
         ),
         (
@@ -47,12 +47,12 @@ HUB = "--data dolly: hub set databricks/databricks-dolly-15k cannot be had ("
         (
             ["--data=DIR/rows.jsonl:-0.5,sample:1.5"],
             ROWS,
-            "--data DIR/rows.jsonl:-0.5: weight -0.5; it must be above 0, or leave the set out",
+            "--data DIR/rows.jsonl:-0.5: weight -0.5; it must be greater than 0, or remove the data set",
         ),
         (
             ["--data=DIR/rows.jsonl:4,sample"],
             ROWS,
-            "--data rows:4: DIR/rows.jsonl has 3 rows; ask for at most that",
+            "--data rows:4: DIR/rows.jsonl has 3 rows; request at most that many",
         ),
         (
             ["--data=DIR/rows.jsonl", "--template=DIR/mine.txt"],
@@ -62,11 +62,11 @@ HUB = "--data dolly: hub set databricks/databricks-dolly-15k cannot be had ("
         (
             ["--data=DIR/rows.jsonl", "--template=alpacca"],
             ROWS,
-            "--template alpacca: neither a known template (alpaca, dolly, none, qa, chat) nor a .txt file",
+            "--template alpacca: not a known template (alpaca, dolly, none, qa, chat) or a .txt file",
         ),
         (["--data=text@DIR/rows.jsonl", "--template=qa"], [{"text": "x"}], "--template qa: raw text has no template"),
         (["--data=hc3:finance@DIR/rows.jsonl"], [{"question": "x", "human_answers": ["y"], "chatgpt_answers": []}],
-         "DIR/rows.jsonl: no row is of finance"),
+         "DIR/rows.jsonl: contains no rows of subset finance"),
         (["--data=dolly"], ROWS, HUB),
         (["--show=-1"], ROWS, "--show -1: must be at least 0"),
     ],

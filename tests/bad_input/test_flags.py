@@ -51,14 +51,14 @@ def data_file(path: Path, *rows: dict[str, Any] | str) -> Path:
 
 def test_unknown_model_names_the_nearest(refused: Refused) -> None:
     assert refused("--model", "pythia70m") == (
-        "--model pythia70m: no such directory or known model; did you mean pythia-70m?"
+        "--model pythia70m: not a directory or a known model; did you mean pythia-70m?"
     )
 
 
 def test_hub_unreachable(refused: Refused, tmp_path: Path) -> None:
     hub = {"HF_HUB_OFFLINE": None, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf")}
     message = refused("--model", "pythia-70m", "--data", "sample", env=hub, timeout=60)
-    assert message.startswith("--model EleutherAI/pythia-70m: cannot be had from the hub (")
+    assert message.startswith("--model EleutherAI/pythia-70m: could not be downloaded from the hub (")
     assert message.endswith("); put it into a directory of $WELLREAD_MODELS or pass its directory")
 
 
@@ -70,7 +70,9 @@ def test_hub_set_unreachable(refused: Refused, tmp_path: Path) -> None:
         "HF_HOME": str(tmp_path / "hf"),
     }
     message = refused("--data", "dolly", env=hub, timeout=120)
-    assert message.startswith("--data dolly: hub set databricks/databricks-dolly-15k cannot be had (")
+    assert message.startswith(
+        "--data dolly: data set databricks/databricks-dolly-15k could not be downloaded from the hub ("
+    )
     assert message.endswith("); download its file and pass --data dolly@FILE")
 
 
@@ -79,7 +81,7 @@ def test_model_directory_without_config(refused: Refused, tmp_path: Path) -> Non
     model.mkdir()
     (model / "model.safetensors").write_bytes(b"")
     assert refused("--model", model, "--data", "sample") == (
-        f"--model {model}: no config.json there; a model directory needs Hugging Face layout"
+        f"--model {model}: has no config.json; a model directory needs Hugging Face layout"
     )
 
 
@@ -95,7 +97,7 @@ def test_tokenizer_larger_than_the_embedding(refused: Refused, tiny_run: RunDire
     for path in (tiny_run.corpus / "tokenizer").iterdir():
         shutil.copy(path, model)
     assert refused("--model", model, "--data", "sample") == (
-        "--model model: its tokenizer has 2,048 tokens but its embedding 1,024 rows; they do not belong together"
+        "--model model: its tokenizer has 2,048 tokens, but its embedding 1,024 rows; use the tokenizer of this model"
     )
 
 
@@ -130,16 +132,16 @@ def test_file_of_blank_lines(refused: Refused, tmp_path: Path) -> None:
 def test_broken_json_row(refused: Refused, tmp_path: Path) -> None:
     path = data_file(tmp_path / "broken.jsonl", GOOD, GOOD, '{"instruction": "cut off')
     message = refused("--data", path)
-    assert message.startswith(f"1 broken row, 0 allowed: {path} row 3: not JSON: ")
-    assert message.endswith("; mend them, or pass over them with --max_bad_rows 1")
+    assert message.startswith(f"1 malformed row, 0 allowed: {path} row 3: not JSON: ")
+    assert message.endswith("; fix them, or skip them with --max_bad_rows 1")
 
 
 def test_row_without_instruction(refused: Refused, tmp_path: Path) -> None:
     lacking = {key: value for key, value in GOOD.items() if key != "instruction"}
     path = data_file(tmp_path / "rows.jsonl", GOOD, lacking, GOOD, GOOD | {"instruction": "  "})
     assert refused("--data", path) == (
-        f"2 broken rows, 0 allowed: {path} row 2: no 'instruction'; {path} row 4: 'instruction' is empty; "
-        "mend them, or pass over them with --max_bad_rows 2"
+        f"2 malformed rows, 0 allowed: {path} row 2: no 'instruction'; {path} row 4: 'instruction' is empty; "
+        "fix them, or skip them with --max_bad_rows 2"
     )
 
 

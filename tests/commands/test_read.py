@@ -46,7 +46,7 @@ def test_corpus_without_a_run(megatron: Path, ask: Ask, corpus: Corpus, tmp_path
 def test_pythia_order_is_refused_for_other_sizes(megatron: Path, ask: Ask) -> None:
     for order, size, error in (
         ("pythia", (), "sequence 0 has .* tokens"),
-        ("pythia", ("--batch_size", 16), "whose batches are of 1024"),
+        ("pythia", ("--batch_size", 16), "use --batch_size 1024"),
         ("shuffled", ("--batch_size", 16), "choose sequential, pythia"),
         ("sequential", (), "--batch_size is missing"),
     ):

@@ -185,10 +185,10 @@ def test_a_set_of_chats_without_a_chat_template(tmp_path: Path, capsys: pytest.C
         prepare(RunConfig.of(**settings))
     assert str(refused.value) == (
         f"{path} row 3: its chat contains '<|endoftext|>', which the chat template would turn into a special token; "
-        "mend it, or pass over some with --max_bad_rows"
+        "fix it, or skip such rows with --max_bad_rows"
     )
     corpus = Corpus.open(prepare(RunConfig.of(**settings, max_bad_rows=1)))
-    assert "the tokenizer of tiny has no chat template: it gets configs/templates/chat.jinja" in capsys.readouterr().out
+    assert "the tokenizer of tiny has no chat template; using configs/templates/chat.jinja" in capsys.readouterr().out
     assert (corpus.tokenizer / "chat_template.jinja").read_text() == CHAT_FILE.read_text()
     assert corpus.meta["counts"]["dropped_no_place_in_chat_template"] == 1
     tokens, targets = corpus.tokens(0), corpus.targets(0)

@@ -161,7 +161,7 @@ def test_a_megatron_set_is_refused(tmp_path: Path) -> None:
     from wellread.data.sources.megatron_write import write
 
     write(tmp_path / "set", [np.arange(9, dtype=np.uint16)] * 4)
-    with pytest.raises(UserError, match="is a Megatron set, whose sequences are cut to one length already"):
+    with pytest.raises(UserError, match="is a Megatron data set; its sequences already have one length"):
         prepare(RunConfig.of(data=f"text@{tmp_path / 'set'}", corpora=str(tmp_path / "c"), pack=True))
 
 

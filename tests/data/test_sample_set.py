@@ -1,4 +1,4 @@
-"""The shipped instruction set: its size, schema, categories, and that it is written, not filled into templates."""
+"""The included instruction data set: size, schema, categories, and that its texts do not come from templates."""
 
 import json
 import re
@@ -31,8 +31,8 @@ def test_size_and_schema(rows: list[dict[str, str]]) -> None:
     assert len(rows) >= 600
     assert {tuple(row) for row in rows} == {("instruction", "context", "response", "category")}
     assert {type(value) for row in rows for value in row.values()} == {str}
-    read = [dialogues(Row(1, row), SCHEMAS["dolly"], Source(name="sample")) for row in rows]
-    assert all(isinstance(found, list) for found in read)
+    parsed = [dialogues(Row(1, row), SCHEMAS["dolly"], Source(name="sample")) for row in rows]
+    assert all(isinstance(result, list) for result in parsed)
     assert not [row for row in rows if not row["response"].strip()]
 
 
@@ -42,13 +42,13 @@ def test_all_eight_categories_of_dolly(rows: list[dict[str, str]]) -> None:
     assert min(counts.values()) >= len(rows) // 20, counts
 
 
-def test_contexts_stand_where_the_category_has_them(rows: list[dict[str, str]]) -> None:
+def test_contexts_exist_exactly_where_the_category_needs_them(rows: list[dict[str, str]]) -> None:
     for category in ("closed_qa", "information_extraction", "summarization"):
-        lacking = [row["instruction"] for row in rows if row["category"] == category and not row["context"].strip()]
-        assert not lacking, category
+        without = [row["instruction"] for row in rows if row["category"] == category and not row["context"].strip()]
+        assert not without, category
     for category in ("open_qa", "general_qa", "brainstorming"):
-        having = [row["instruction"] for row in rows if row["category"] == category and row["context"].strip()]
-        assert not having, category
+        with_context = [row["instruction"] for row in rows if row["category"] == category and row["context"].strip()]
+        assert not with_context, category
 
 
 def test_no_row_twice(rows: list[dict[str, str]]) -> None:
@@ -60,14 +60,14 @@ def test_no_row_twice(rows: list[dict[str, str]]) -> None:
 
 
 def test_no_phrase_in_more_than_one_percent_of_the_rows(rows: list[dict[str, str]]) -> None:
-    """Templates with slots would repeat their 8-word sequences; the largest share is printed."""
-    found: defaultdict[str, set[int]] = defaultdict(set)
+    """Texts from templates would repeat sequences of 8 words; the largest share is printed."""
+    numbers: defaultdict[str, set[int]] = defaultdict(set)
     for number, row in enumerate(rows, start=1):
         for name in TEXTS:
             text = words(row[name])
             for i in range(len(text) - 7):
-                found[" ".join(text[i : i + 8])].add(number)
-    phrase, where = max(found.items(), key=lambda item: (len(item[1]), item[0]))
+                numbers[" ".join(text[i : i + 8])].add(number)
+    phrase, where = max(numbers.items(), key=lambda item: (len(item[1]), item[0]))
     share = len(where) / len(rows)
     print(f"most frequent 8-word sequence: {phrase!r} in {len(where)} of {len(rows)} rows ({share:.2%})")
     assert share <= 0.01, f"{phrase!r} in rows {sorted(where)}"
@@ -77,13 +77,13 @@ def test_texts_are_clean(rows: list[dict[str, str]]) -> None:
     for number, row in enumerate(rows, start=1):
         for name in TEXTS:
             text = row[name]
-            assert text == text.strip(), f"row {number}: blank around its {name}"
+            assert text == text.strip(), f"row {number}: whitespace around its {name}"
             assert not re.search("[\x00-\x09\x0b-\x1f\x7f\ufeff\ufffd]", text), f"row {number}: control characters"
             assert "<|" not in text, f"row {number}: a special token"
 
 
 def test_lengths_vary(rows: list[dict[str, str]]) -> None:
-    """Short answers and long ones, and many ways to begin (a question word opens a sixth of them, as in Dolly)."""
+    """Answers have different lengths, and instructions many first words (a sixth are question words, as in Dolly)."""
     lengths = sorted(len(words(row["response"])) for row in rows)
     assert lengths[len(rows) // 10] < 25
     assert lengths[-len(rows) // 10] > 80

@@ -1,4 +1,4 @@
-"""What --data may say: names, files, folders, options, amounts, descriptions of one's own."""
+"""Values of --data: names, files, folders, options, amounts, YAML descriptions."""
 
 import json
 import os
@@ -58,10 +58,10 @@ def test_the_registry() -> None:
 
 def test_files(tmp_path: Path) -> None:
     path = write(tmp_path / "my.rows.jsonl", DOLLY)
-    plain, named = find(str(path)), find(f"alpaca@{path}")
+    plain, with_name = find(str(path)), find(f"alpaca@{path}")
     assert (plain.name, plain.schemas, plain.paths) == ("my.rows", (), (path,))
-    assert (named.name, named.schemas, named.paths, named.hub) == ("alpaca", ("alpaca",), (path,), None)
-    assert fingerprint(plain) == fingerprint(named)
+    assert (with_name.name, with_name.schemas, with_name.paths, with_name.hub) == ("alpaca", ("alpaca",), (path,), None)
+    assert fingerprint(plain) == fingerprint(with_name)
     odd = tmp_path / "me@home,or:not"
     odd.mkdir()
     assert find(str(write(odd / "x.jsonl", {}))).paths == (odd / "x.jsonl",)
@@ -78,7 +78,7 @@ def test_mixtures(tmp_path: Path) -> None:
     assert [(s.limit, s.weight) for s in counted.sources] == [(5000, None), (None, None), (1, None)]
     assert counted.estimate() == 5000 + 52002 + 1
     assert sets.find("dolly:0.5,alpaca:0.5").estimate() == 2 * 15011
-    assert sets.find("dolly:0.1,alpaca:0.9").estimate() == 5778 + 52002  # all of alpaca, a ninth of that of dolly
+    assert sets.find("dolly:0.1,alpaca:0.9").estimate() == 5778 + 52002  # all of alpaca, a ninth as many of dolly
 
 
 def test_options_of_hc3(tmp_path: Path) -> None:
@@ -102,17 +102,17 @@ def test_options_of_hc3(tmp_path: Path) -> None:
     ],
 )
 def test_names_of_runs(data: str, name: str, root: Path) -> None:
-    """`make ft` and `launch run` give a run the same folder."""
+    """`make ft` and `launch run` choose the same folder for a run."""
     assert sets.label(data) == name
     assert resolve(RunConfig.of(data=data), ModelSpec(name="m", **registry()["tiny"])).save.out == f"runs/m-{name}"
     make = ["make", "-s", "--eval", 'print-run: ; @echo "$$RUN"', "print-run", f"DATA={data}", "MODEL=models/m/"]
-    alone = {"PATH": os.environ["PATH"]}  # the `make test` around this test exports its own RUN
-    done = subprocess.run(make, cwd=root, env=alone, capture_output=True, text=True, check=True)
-    assert done.stdout == f"runs/m-{name}\n"
+    env = {"PATH": os.environ["PATH"]}  # without RUN, which `make test` exports
+    process = subprocess.run(make, cwd=root, env=env, capture_output=True, text=True, check=True)
+    assert process.stdout == f"runs/m-{name}\n"
 
 
-def test_a_set_of_ones_own(tmp_path: Path) -> None:
-    """Columns are mapped in YAML; paths are relative to it."""
+def test_a_data_set_described_in_yaml(tmp_path: Path) -> None:
+    """YAML maps fields to columns; paths are relative to the YAML file."""
     (tmp_path / "faq.csv").write_text("question,answer,topic\nWhy?,So.,all\n")
     (tmp_path / "faq.yaml").write_text(
         "file: faq.csv\ntemplate: qa\ncolumns: {instruction: question, response: answer, category: topic}\n"
@@ -124,33 +124,33 @@ def test_a_set_of_ones_own(tmp_path: Path) -> None:
 
 
 ERRORS = [
-    ("nope", f"--data nope: neither a known set ({KNOWN}) nor a file"),
-    ("nope@DIR/x.jsonl", f"--data nope@DIR/x.jsonl: unknown set 'nope'; known: {KNOWN}"),
+    ("nope", f"--data nope: not a known data set ({KNOWN}) or a file"),
+    ("nope@DIR/x.jsonl", f"--data nope@DIR/x.jsonl: unknown data set 'nope'; known: {KNOWN}"),
     ("DIR/none.jsonl", "--data DIR/none.jsonl: DIR/none.jsonl does not exist"),
     ("dolly@DIR/none.jsonl", "--data dolly@DIR/none.jsonl: DIR/none.jsonl does not exist"),
-    ("DIR/nothing", "--data DIR/nothing: DIR/nothing holds no data file (.jsonl .json .csv .parquet)"),
+    ("DIR/nothing", "--data DIR/nothing: DIR/nothing contains no data file (.jsonl .json .csv .parquet)"),
     ("DIR/x.tsv", "--data DIR/x.tsv: .tsv is not a known kind of file (.jsonl .json .csv .parquet)"),
     ("DIR/bare", "--data DIR/bare: no suffix is not a known kind of file (.jsonl .json .csv .parquet)"),
     ("DIR/empty.jsonl", "--data DIR/empty.jsonl: DIR/empty.jsonl is empty"),
-    ("text", "--data text: give its file, text@FILE"),
-    ("dolly:-0.5,alpaca:1.5", "--data dolly:-0.5: weight -0.5; it must be above 0, or leave the set out"),
-    ("dolly:0.0,alpaca:1.5", "--data dolly:0.0: weight 0.0; it must be above 0, or leave the set out"),
-    ("dolly:nan,alpaca:1.5", "--data dolly:nan: weight nan; it must be above 0, or leave the set out"),
-    ("dolly:-3", "--data dolly:-3: -3 rows; ask for at least 1, or leave the set out"),
-    ("dolly:0.5", "--data dolly:0.5: a weight is a share of several sets; ask for rows, e.g. dolly:1000"),
-    ("dolly:0.5,alpaca", "--data dolly:0.5,alpaca: give every set a weight (0.3), or none; "
-     ":N with a whole N is N rows"),
-    ("dolly,dolly:5", "--data dolly,dolly:5: two sets are called dolly; their samples could not be told apart"),
-    ("dolly,,alpaca", "--data dolly,,alpaca: names an empty set; leave out the comma"),
+    ("text", "--data text: needs a file; write text@FILE"),
+    ("dolly:-0.5,alpaca:1.5", "--data dolly:-0.5: weight -0.5; it must be greater than 0, or remove the data set"),
+    ("dolly:0.0,alpaca:1.5", "--data dolly:0.0: weight 0.0; it must be greater than 0, or remove the data set"),
+    ("dolly:nan,alpaca:1.5", "--data dolly:nan: weight nan; it must be greater than 0, or remove the data set"),
+    ("dolly:-3", "--data dolly:-3: -3 rows; request at least 1, or remove the data set"),
+    ("dolly:0.5", "--data dolly:0.5: a weight needs several data sets; give rows, e.g. dolly:1000"),
+    ("dolly:0.5,alpaca", "--data dolly:0.5,alpaca: give all data sets a weight (0.3) or none; "
+     ":N with an integer N means N rows"),
+    ("dolly,dolly:5", "--data dolly,dolly:5: two data sets are called dolly; their names must be different"),
+    ("dolly,,alpaca", "--data dolly,,alpaca: contains an empty name; remove the comma"),
     ("dolly:human", "--data dolly:human: dolly has no option 'human'; only hc3 has options"),
     ("hc3:humans", "--data hc3:humans: hc3 has no option 'humans'; known: human, chatgpt, both, reddit_eli5, finance, "
      "medicine, open_qa, wiki_csai"),
     ("DIR/none.yaml", "--data DIR/none.yaml: DIR/none.yaml cannot be read (No such file or directory)"),
-    ("DIR/list.yaml", "--data DIR/list.yaml: DIR/list.yaml describes no set; it needs file: or hub:"),
+    ("DIR/list.yaml", "--data DIR/list.yaml: DIR/list.yaml does not describe a data set; it needs file: or hub:"),
     ("DIR/key.yaml", "--data key: unknown key 'colums'; did you mean columns?"),
-    ("DIR/columns.yaml", "columns: no response among them; name instruction and response, or messages, or text"),
-    ("DIR/lacking.yaml",
-     "DIR/alpaca.jsonl: no column 'answer', which lacking needs; "
+    ("DIR/columns.yaml", "columns: missing response; name instruction and response, or messages, or text"),
+    ("DIR/missing.yaml",
+     "DIR/alpaca.jsonl: no column 'answer', which missing needs; "
      "its columns are input, instruction, output"),
     ("dolly@DIR/alpaca.jsonl",
      "DIR/alpaca.jsonl: no column 'response', which dolly needs; "
@@ -159,14 +159,14 @@ ERRORS = [
      "DIR/dolly.jsonl: no column 'output', which evol-instruct needs; "
      "its columns are context, instruction, response"),
     ("DIR/odd.jsonl",
-     "DIR/odd.jsonl: columns text fit no known schema (messages: messages; conversations: conversations; "
+     "DIR/odd.jsonl: columns text match no known schema (messages: messages; conversations: conversations; "
      "hc3: question, human_answers, chatgpt_answers; dolly: instruction, response; alpaca: instruction, output; "
      "prompt: prompt, completion); is it raw text? then text@DIR/odd.jsonl"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("data", "message"), ERRORS, ids=[data for data, _ in ERRORS])
-def test_what_is_no_data(data: str, message: str, tmp_path: Path) -> None:
+def test_invalid_values(data: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
     for name in ("x.tsv", "bare"):
         (tmp_path / name).write_text("a,b\n")
@@ -174,7 +174,7 @@ def test_what_is_no_data(data: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("[1]")
     (tmp_path / "key.yaml").write_text("file: alpaca.jsonl\ncolums: {}\n")
     (tmp_path / "columns.yaml").write_text("file: alpaca.jsonl\ncolumns: {instruction: instruction}\n")
-    (tmp_path / "lacking.yaml").write_text(
+    (tmp_path / "missing.yaml").write_text(
         "file: alpaca.jsonl\ncolumns: {instruction: instruction, response: answer}\n"
     )
     write(tmp_path / "alpaca.jsonl", ALPACA)

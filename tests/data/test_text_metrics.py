@@ -1,4 +1,4 @@
-"""Measures of texts against values worked out by hand, published ones, and the library whose lexicon is used."""
+"""Metrics of texts compared with values computed by hand, published values, and pattern.en's own results."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ PLATYPUS = "The Australian platypus is seemingly a hybrid of a mammal and reptil
 
 
 def column(name: str, *texts: str) -> list[float]:
-    found = measure(texts)[:, NAMES.index(name)]
-    return [round(float(value), 4) for value in found]
+    values = measure(texts)[:, NAMES.index(name)]
+    return [round(float(value), 4) for value in values]
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_syllables(n: int, words: str) -> None:
 def test_readability_by_hand() -> None:
     """13 words and 24 syllables: grade 11.3, as published for this sentence; six words of one syllable: -1.45."""
     assert column("flesch_kincaid", PLATYPUS, "The cat sat on the mat.") == [11.2646, -1.45]
-    complex_words = 4  # Australian, platypus, seemingly (-ing is not its end), reptilian
+    complex_words = 4  # Australian, platypus, seemingly (which does not end with -ing), reptilian
     assert column("gunning_fog", PLATYPUS) == [round(0.4 * (13 + 100 * complex_words / 13), 4)]
     assert column("gunning_fog", "She started jumping. They excited horses.") == [round(0.4 * 3, 4)]
 
@@ -54,8 +54,8 @@ def test_sentiment_follows_pattern() -> None:
         "A bad, sad and beautiful song": (-0.1166667, 0.8888889),
         "The cat sat on the mat.": (0.0, 0.0),
     }
-    found = measure(list(texts))[:, 5:7]
-    assert found == pytest.approx(np.array(list(texts.values())), abs=1e-4)
+    values = measure(list(texts))[:, 5:7]
+    assert values == pytest.approx(np.array(list(texts.values())), abs=1e-4)
     assert not measure(list(texts), sentiment=False)[:, 5:].any()
 
 
@@ -64,7 +64,7 @@ def test_word_list(tmp_path: Path) -> None:
     words = read_words(tmp_path / "list.txt")
     assert words == ["wolf", "don't"]
     assert measure(["The wolf: I don't like wolf or dog."], words=words)[0, 7] == np.float32(3 / 8)
-    for content, message in {"two words": "line 1: 'two words' is not a single word", "#": "holds no word"}.items():
+    for content, message in {"two words": "line 1: 'two words' is not a single word", "#": "contains no words"}.items():
         (tmp_path / "list.txt").write_text(content)
         with pytest.raises(UserError, match=message):
             read_words(tmp_path / "list.txt")

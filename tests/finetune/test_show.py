@@ -1,4 +1,4 @@
-"""What `finetune prepare` prints: counts, lengths, what was left out, and samples token by token."""
+"""Output of `finetune prepare`: counts, lengths, dropped samples, and samples token by token."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def config(pythia_model: Path, tmp_path: Path) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def pythia_model(pythia_tokenizer: Path) -> Path:
-    """Sizes and tokenizer of a model: preparing reads no weights."""
+    """Sizes and tokenizer of a model; preparing does not read weights."""
     sizes = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 1, "max_position_embeddings": 128}
     config = {"model_type": "gpt_neox", "vocab_size": 50304, "intermediate_size": 8, **sizes}
     (pythia_tokenizer / "config.json").write_text(json.dumps(config))
@@ -58,9 +58,9 @@ left out, the response is empty: 1
 left out, the prompt fills --seq_len: 1
 """
 SHOWN = """\
-scored tokens are between ⟦ and ⟧
+tokens with loss are between ⟦ and ⟧
 
-sample 0: rows:1, category open_qa, 20 tokens, 6 scored
+sample 0: rows:1, category open_qa, 20 tokens, 6 with loss
 ### Instruction:
 Name a color.
 
@@ -68,12 +68,12 @@ Name a color.
 ⟦Blue.\\x1b[2J<|endoftext|>⟧
 ids 4118 41959 27 187 2402 247 3295 15 187 187 4118 19371 27 187 ⟦22036 15 36320 19 43 0⟧
 
-sample 1: rows:2, category open_qa, 18 tokens, 4 scored
+sample 1: rows:2, category open_qa, 18 tokens, 4 with loss
 """
 
 
 @pytest.mark.shared
-def test_what_is_always_printed(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_summary_is_always_printed(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
     corpus = Corpus.open(prepare(config))
     printed = capsys.readouterr().out
     assert printed.split("\n", 1)[1] == SUMMARY
@@ -84,14 +84,14 @@ def test_what_is_always_printed(config: RunConfig, capsys: pytest.CaptureFixture
 @pytest.mark.shared
 def test_samples_without_colors(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
     prepare(config, 2)
-    shown = capsys.readouterr().out.partition(SUMMARY)[2]
-    assert shown.startswith(SHOWN)
-    assert shown.count("\nsample ") == 2
+    printed = capsys.readouterr().out.partition(SUMMARY)[2]
+    assert printed.startswith(SHOWN)
+    assert printed.count("\nsample ") == 2
 
 
 @pytest.mark.shared
 def test_samples_on_a_terminal(config: RunConfig, root: Path) -> None:
-    """A real terminal: scored tokens green, masked ones dim, nothing of the data's own control characters."""
+    """On a terminal, tokens with loss are green, others dim, and control characters in the data are escaped."""
     flags = [f"--{name}={flat(config)[name]}" for name in ("model", "data", "corpora", "holdout", "seq_len")]
     leader, follower = pty.openpty()
     variables = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
@@ -107,12 +107,12 @@ def test_samples_on_a_terminal(config: RunConfig, root: Path) -> None:
         try:
             while block := os.read(leader, 1 << 16):
                 printed += block
-        except OSError:  # the terminal's other end is closed
+        except OSError:  # the other end of the terminal is closed
             pass
     os.close(leader)
     assert job.returncode == 0
     text = printed.decode().replace("\r\n", "\n")
-    assert "scored tokens are green, masked ones dim" in text
+    assert "tokens with loss are green, others dim" in text
     assert (
         "\x1b[2m### Instruction:\nName a color.\n\n### Response:\n\x1b[0m\x1b[32mBlue.\\x1b[2J<|endoftext|>\x1b[0m"
         in text

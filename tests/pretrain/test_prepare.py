@@ -1,4 +1,4 @@
-"""Preparing a pretraining: sources, the seal, restarts after kill -9, metrics, perplexity, and what is refused."""
+"""Preparing a pretraining corpus: sources, holdout, restarts after kill -9, metrics, perplexity, and errors."""
 
 import gzip
 import json
@@ -33,7 +33,7 @@ TEXT = "\n<|endoftext|>\n".join(STORIES)
 Program = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def made(folder: Path, **settings: object) -> Corpus:
+def corpus_of(folder: Path, **settings: object) -> Corpus:
     return Corpus.open(prepare(PretrainConfig.of(vocab="600", corpora=str(folder), **settings)))
 
 
@@ -46,11 +46,13 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def one_each(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    """One story a sample, measured."""
-    return made(tmp_path_factory.mktemp("c"), data=str(file), packing="story", seq_len=1024, metrics=True, holdout=0.3)
+    """A corpus with one story per sample, and metrics."""
+    return corpus_of(
+        tmp_path_factory.mktemp("c"), data=str(file), packing="story", seq_len=1024, metrics=True, holdout=0.3
+    )
 
 
-def test_one_story_a_sample(one_each: Corpus) -> None:
+def test_one_story_per_sample(one_each: Corpus) -> None:
     pieces = Pieces((one_each.tokenizer / "tokenizer.model").read_bytes())
     rows = [row for (row,) in one_each.samples()["rows"].to_pylist()]
     assert sorted(rows) == list(range(1, 301))
@@ -65,7 +67,7 @@ def test_one_story_a_sample(one_each: Corpus) -> None:
     assert one_each.meta["tokenizer"]["size"] == backend.size == 600
 
 
-def test_metrics_are_of_the_sample_alone(one_each: Corpus) -> None:
+def test_metrics_depend_only_on_the_sample(one_each: Corpus) -> None:
     rows = [row - 1 for (row,) in one_each.samples()["rows"].to_pylist()]
     assert one_each.metrics == NAMES
     expected = measure([STORIES[row] for row in rows])
@@ -75,8 +77,8 @@ def test_metrics_are_of_the_sample_alone(one_each: Corpus) -> None:
         one_each.metric("length")
 
 
-def test_a_stream_and_its_seal(file: Path, tmp_path: Path) -> None:
-    corpus = made(tmp_path, data=str(file), seq_len=64, holdout=0.3, metrics=True)
+def test_windows_of_a_stream_are_sealed_by_document(file: Path, tmp_path: Path) -> None:
+    corpus = corpus_of(tmp_path, data=str(file), seq_len=64, holdout=0.3, metrics=True)
     sealed = {row for row in range(1, 301) if is_sealed(document_id(STORIES[row - 1]), 0.3, 0)}
     table = corpus.samples()
     for rows, split in zip(table["rows"].to_pylist(), table["split"].to_pylist(), strict=True):
@@ -87,19 +89,19 @@ def test_a_stream_and_its_seal(file: Path, tmp_path: Path) -> None:
     backend, text = Tokenizer.load(corpus.tokenizer), corpus.metric("words")
     decoded = backend.decode(corpus.tokens(0)).replace("<s>", "\n\n")
     assert text[0] == measure([decoded])[0, 0]
-    again = made(tmp_path / "again", data=str(file), seq_len=64, holdout=0.3)
+    again = corpus_of(tmp_path / "again", data=str(file), seq_len=64, holdout=0.3)
     assert again.hash == corpus.hash
     assert again.metrics == ()
     with pytest.raises(UserError, match="it has none; prepare it with --metrics"):
         again.metric("words")
 
 
-def test_sources_hold_the_same_stories(file: Path, tmp_path: Path) -> None:
-    """The archive's shards, JSONL packed and not, Parquet, text: equal stories, equal corpus."""
+def test_all_kinds_of_sources_give_the_same_stories(file: Path, tmp_path: Path) -> None:
+    """The files of TinyStories' archive, compressed JSONL, Parquet, text."""
     archive = tmp_path / "archive"
     archive.mkdir()
-    others = {"instruction": {"words": ["a"]}, "summary": "s", "source": "GPT-4"}
-    rows = [{"story": f"\n\n{story}"} | others for story in STORIES]
+    more_fields = {"instruction": {"words": ["a"]}, "summary": "s", "source": "GPT-4"}
+    rows = [{"story": f"\n\n{story}"} | more_fields for story in STORIES]
     (archive / "data00.json").write_text(json.dumps(rows[:100]))
     (archive / "data01.json").write_text(json.dumps(rows[100:], indent=1))
     (tmp_path / "x.jsonl.gz").write_bytes(
@@ -107,28 +109,28 @@ def test_sources_hold_the_same_stories(file: Path, tmp_path: Path) -> None:
     )
     pyarrow.parquet.write_table(pyarrow.table({"text": STORIES}), tmp_path / "x.parquet")  # fmt: skip
     for data in (file, archive, tmp_path / "x.jsonl.gz", tmp_path / "x.parquet", f"tinystories@{archive}"):
-        found = list(documents.read(sets.documents(str(data))))
-        assert [story.text for _, story in found if not isinstance(story, str)] == STORIES
-        assert [number for number, _ in found] == list(range(1, 301))
-    assert {story.category for _, story in found if not isinstance(story, str)} == {"GPT-4"}
+        stories = list(documents.read(sets.documents(str(data))))
+        assert [story.text for _, story in stories if not isinstance(story, str)] == STORIES
+        assert [number for number, _ in stories] == list(range(1, 301))
+    assert {story.category for _, story in stories if not isinstance(story, str)} == {"GPT-4"}
     names = [sets.documents(data).name for data in (f"tinystories@{archive}", str(archive))]
     assert names == ["tinystories", "archive"]
     hub = sets.documents("tinystories")
     assert (hub.hub, hub.published_rows) == ("roneneldan/TinyStories", 2_119_719)
-    made_up = list(documents.read(sets.documents("stories:5")))
-    assert [story.text for _, story in made_up if not isinstance(story, str)] == STORIES[:5]
+    synthetic = list(documents.read(sets.documents("stories:5")))
+    assert [story.text for _, story in synthetic if not isinstance(story, str)] == STORIES[:5]
 
 
 @pytest.mark.slow
-def test_killed_and_done_again(tmp_path: Path) -> None:
-    """kill -9 when one shard is there: the workers die, too; the next start keeps the shard, and nothing differs."""
+def test_prepare_continues_after_kill_9(tmp_path: Path) -> None:
+    """After kill -9 with one shard on disk, workers end too; the next start uses the shard, with the same result."""
     flags = ["--data=stories:4500", "--vocab=600", "--metrics", "--seq_len=128"]
     command = [sys.executable, "-m", "pretrain", "prepare", *flags, f"--corpora={tmp_path}"]
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (shards := list(tmp_path.glob(".*.building/shards/*.npz"))):
         assert time.monotonic() < deadline
-        assert running.poll() is None, "it was done before a shard was seen"
+        assert running.poll() is None, "it ended before the test saw a shard"
         time.sleep(0.01)
     children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
     running.send_signal(signal.SIGKILL)
@@ -136,21 +138,21 @@ def test_killed_and_done_again(tmp_path: Path) -> None:
     while any(Path(f"/proc/{child}").exists() for child in children):
         assert time.monotonic() < deadline, "a worker outlives its parent"
         time.sleep(0.05)
-    kept = {path: path.stat().st_ino for path in shards}
+    first_shards = {path: path.stat().st_ino for path in shards}
     written: list[Path] = []
-    write = preparing.write
+    original_write = preparing.write
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(preparing, "write", lambda path, *rest: (written.append(path), write(path, *rest)))
+        patched.setattr(preparing, "write", lambda path, *args: (written.append(path), original_write(path, *args)))
         patched.setattr(os, "sched_getaffinity", lambda pid: {0})
         corpus = Corpus.open(
             prepare(
                 PretrainConfig.of(data="stories:4500", vocab="600", metrics=True, seq_len=128, corpora=str(tmp_path))
             )
         )
-    assert not kept.keys() & set(written)
+    assert not first_shards.keys() & set(written)
     assert len(written) < 3
     assert corpus.meta["counts"]["samples"] > 4500
-    other = made(tmp_path / "fresh", data="stories:4500", metrics=True, seq_len=128)
+    other = corpus_of(tmp_path / "fresh", data="stories:4500", metrics=True, seq_len=128)
     assert other.hash == corpus.hash
     for name in ("tokens.bin", "metrics.parquet", "samples.parquet", "tokenizer/tokenizer.model"):
         assert (other.path / name).read_bytes() == (corpus.path / name).read_bytes(), name
@@ -163,7 +165,7 @@ def test_perplexity_of_each_sample(file: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     LlamaForCausalLM(LlamaConfig(vocab_size=600, max_position_embeddings=64, **sizes)).save_pretrained(tmp_path / "m")
-    corpus = made(tmp_path / "c", data=f"{file}:20", seq_len=64, perplexity=str(tmp_path / "m"))
+    corpus = corpus_of(tmp_path / "c", data=f"{file}:20", seq_len=64, perplexity=str(tmp_path / "m"))
     assert corpus.metrics == (*NAMES, "perplexity")
     model = LlamaForCausalLM.from_pretrained(tmp_path / "m").eval()
     tokens = torch.tensor(corpus.tokens(3).astype(np.int64))[None]
@@ -171,16 +173,16 @@ def test_perplexity_of_each_sample(file: Path, tmp_path: Path) -> None:
         assert corpus.metric("perplexity")[3] == pytest.approx(float(model(tokens, labels=tokens).loss.exp()), rel=1e-4)
     LlamaForCausalLM(LlamaConfig(vocab_size=512, **sizes)).save_pretrained(tmp_path / "other")
     with pytest.raises(UserError, match="its vocabulary is not that of the corpus \\(600 pieces\\)"):
-        made(tmp_path / "d", data=f"{file}:20", seq_len=64, perplexity=str(tmp_path / "other"))
+        corpus_of(tmp_path / "d", data=f"{file}:20", seq_len=64, perplexity=str(tmp_path / "other"))
     assert not (tmp_path / "d").exists()
 
 
 REFUSED = [
-    ([], b"a<|endoftext|> \n<|endoftext|>b", "1 broken row, 0 allowed: FILE row 2: empty story; mend them, or"),
-    ([], b"ab<|endoftext|>c\xffd<|endoftext|>", "1 broken row, 0 allowed: FILE row 2: not UTF-8 at byte 16 of"),
-    (["--packing=story"], b"One story. Another one.", "FILE: holds no <|endoftext|>, so its stories cannot be told"),
+    ([], b"a<|endoftext|> \n<|endoftext|>b", "1 malformed row, 0 allowed: FILE row 2: empty story; fix them, or"),
+    ([], b"ab<|endoftext|>c\xffd<|endoftext|>", "1 malformed row, 0 allowed: FILE row 2: not UTF-8 at byte 16 of"),
+    (["--packing=story"], b"One story. Another one.", "FILE: contains no <|endoftext|>, so its stories cannot be"),
     (["--vocab=9000"], TEXT.encode(), "--vocab 9000: larger than the text supports; choose at most "),
-    (["--vocab=seven"], b"a", "--vocab seven: neither a size, nor llama2, nor a file; e.g. 4096 or tok4096.model"),
+    (["--vocab=seven"], b"a", "--vocab seven: not a size, llama2 or a file; e.g. 4096 or tok4096.model"),
     (["--vocab=llama2"], b"a", "--vocab llama2: no llama2/tokenizer.model in the directories of WELLREAD_MODELS;"),
     (["--seq_len=3"], b"a", "--seq_len 3: choose at least 4"),
     (["--word_list=FILE"], b"two words", "--word_list FILE line 1: 'two words' is not a single word"),
@@ -190,7 +192,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("flags", "content", "message"), REFUSED)
-def test_what_is_refused(flags: list[str], content: bytes, message: str, tmp_path: Path) -> None:
+def test_invalid_flags_and_data(flags: list[str], content: bytes, message: str, tmp_path: Path) -> None:
     file, corpora = tmp_path / "x.txt", tmp_path / "corpora"
     file.write_bytes(content)
     vocabulary = [] if any("vocab" in flag for flag in flags) else [f"--vocab={tmp_path / 'x.model'}"]
@@ -200,23 +202,23 @@ def test_what_is_refused(flags: list[str], content: bytes, message: str, tmp_pat
         from wellread.corpus import sentencepiece as pieces
 
         (tmp_path / "x.model").write_bytes(pieces.train(Counter(TEXT.split()), 600))
-    given = [flag.replace("FILE", str(file)) for flag in flags]
+    resolved = [flag.replace("FILE", str(file)) for flag in flags]
     with pytest.raises(UserError) as refused:
-        main(["prepare", f"--data={file}", f"--corpora={corpora}", *vocabulary, *given])
+        main(["prepare", f"--data={file}", f"--corpora={corpora}", *vocabulary, *resolved])
     assert str(refused.value).startswith(message.replace("FILE", str(file)))
     assert "\n" not in str(refused.value)
     assert not list(corpora.glob(".*"))
     assert not list(corpora.glob("x-*"))
 
 
-def test_an_empty_story_is_passed_over_when_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_story_is_skipped_if_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x.txt").write_text(f"<|endoftext|>{STORIES[0]}<|endoftext|>\n<|endoftext|>{STORIES[1]}<|endoftext|>\n")
     (tmp_path / "x.model").write_bytes(Pieces(_trained()).model)
     settings = {"vocab": str(tmp_path / "x.model"), "corpora": str(tmp_path / "c"), "holdout": 0.0}
     corpus = Corpus.open(prepare(PretrainConfig.of(data=str(tmp_path / "x.txt"), max_bad_rows=1, **settings)))
     line = f"{tmp_path / 'x.txt'} row 3: empty story"
     assert corpus.meta["bad_rows"] == [line]
-    assert f"passing over {line}\n" in capsys.readouterr().err
+    assert f"skipping {line}\n" in capsys.readouterr().err
     assert {row for rows in corpus.samples()["rows"].to_pylist() for row in rows} == {2, 4}
 
 
@@ -231,9 +233,9 @@ def _trained() -> bytes:
 def test_disk_full(program: Program, disk: Callable[[int], Path], file: Path) -> None:
     corpora = disk(200 << 10) / "corpora"
     flags = ("pretrain", "prepare", "--data", file, "--vocab", "600", "--corpora", corpora)
-    done = program(*flags)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert done.stderr.startswith(f"error: disk full: {corpora}: free some space, then run the same command again")
+    process = program(*flags)
+    assert (process.returncode, process.stderr.count("\n")) == (2, 1), process.stderr
+    assert process.stderr.startswith(f"error: disk full: {corpora}: free some space, then run the same command again")
     assert not corpora.exists()
     disk(8 << 20)
     assert "300 stories of mine" in program(*flags, check=True).stdout

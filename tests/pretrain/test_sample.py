@@ -1,4 +1,4 @@
-"""Samples: how tokens are drawn, when a text ends, which model is meant."""
+"""Generating text: sampling of tokens, the end of a text, and names of models."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from wellread.errors import UserError
 from wellread.files import write_json
 
 
-def drawn(settings: Settings, times: int) -> list[int]:
+def sampled(settings: Settings, times: int) -> list[int]:
     logits = torch.tensor([0.1, 0.5, 0.15, 0.25]).log()
     generator = torch.Generator().manual_seed(settings.seed)
     return [choose(logits, settings, generator) for _ in range(times)]
 
 
-def test_draws_follow_temperature_and_top_p() -> None:
-    assert set(drawn(Settings(temperature=0), 20)) == {1}
-    assert set(drawn(Settings(top_p=0.5), 200)) == {1}
-    assert set(drawn(Settings(top_p=0.51), 200)) == {1, 3}
-    everything = drawn(Settings(top_p=1), 4000)
+def test_sampling_follows_temperature_and_top_p() -> None:
+    assert set(sampled(Settings(temperature=0), 20)) == {1}
+    assert set(sampled(Settings(top_p=0.5), 200)) == {1}
+    assert set(sampled(Settings(top_p=0.51), 200)) == {1, 3}
+    everything = sampled(Settings(top_p=1), 4000)
     assert [everything.count(i) / 4000 for i in range(4)] == pytest.approx([0.1, 0.5, 0.15, 0.25], abs=0.03)
-    hot = drawn(Settings(temperature=100, top_p=1), 4000)
+    hot = sampled(Settings(temperature=100, top_p=1), 4000)
     assert hot.count(0) / 4000 == pytest.approx(0.25, abs=0.03)
-    assert drawn(Settings(seed=4), 50) == drawn(Settings(seed=4), 50) != drawn(Settings(seed=5), 50)
+    assert sampled(Settings(seed=4), 50) == sampled(Settings(seed=4), 50) != sampled(Settings(seed=5), 50)
 
 
 @pytest.mark.shared
@@ -38,16 +38,16 @@ def test_samples_of_stories260k(shared: Path, tmp_path: Path, capsys: pytest.Cap
     real = shared / "stories260K"
     import_llama2c(real / "stories260K.bin", real / "tok512.model", tmp_path / "model")
     capsys.readouterr()
-    said = []
+    outputs = []
     for text, tokens in (("", 400), ("Once upon a time", 20)):
         sample(tmp_path / "model", text, Settings(temperature=0, tokens=tokens))
-        said.append(capsys.readouterr().out)
-    assert said[0].startswith(said[1].rstrip("\n"))  # what it says by itself begins so
-    assert said[0].startswith(
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0].startswith(outputs[1].rstrip("\n"))  # without a prompt, it generates the same text
+    assert outputs[0].startswith(
         "Once upon a time, there was a little girl named Lily. She loved to play outside in the park"
     )
-    assert said[0].endswith('"Thank you, Lily! You are a good friend."\n')  # the end of a story, before 400 tokens
-    with pytest.raises(UserError, match="--tokens 510: the text has 3 tokens and the model 512 positions"):
+    assert outputs[0].endswith('"Thank you, Lily! You are a good friend."\n')  # the story ends before 400 tokens
+    with pytest.raises(UserError, match="--tokens 510: the text has 3 tokens and the model only 512 positions"):
         sample(tmp_path / "model", "hi", Settings(tokens=510))
 
 
@@ -65,7 +65,7 @@ def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
         Settings(**settings)
 
 
-def test_which_model_is_meant(tmp_path: Path) -> None:
+def test_names_of_models(tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     (run / "config.yaml").write_text("model: tiny\n")

@@ -146,8 +146,8 @@ def test_sizes_by_number() -> None:
     for name, reason in {
         "stories-130x4x8": "8 heads do not divide the width 130; choose a multiple of 8",
         "stories-128x4x8x3": "3 heads of keys and values do not divide 8 heads",
-        "stories-24x1x8": "heads of width 3 cannot be rotated in pairs; make it even",
-        "stories-0x1x8": "no size may be 0; write stories-WIDTHxLAYERSxHEADS, as stories-288x6x6",
+        "stories-24x1x8": "rotary embedding needs heads of even width, not 3;",
+        "stories-0x1x8": "sizes must not be 0; write stories-WIDTHxLAYERSxHEADS, e.g. stories-288x6x6",
     }.items():
         with pytest.raises(UserError, match=re.escape(f"--model {name}: {reason}")):
             find(name)
@@ -184,10 +184,10 @@ BAD = {
     "--size 15M --model stories-42m": "--size 15M: --model stories-42m is given as well; leave one out",
     "--pack": "--pack True: is for instructions, not for stories; leave it out",
     "--model pythia-70m": "--model pythia-70m: pretraining continues models in directories; name the directory",
-    "--data dolly": "--data dolly: dolly is no raw text; python -m finetune reads it",
+    "--data dolly": "--data dolly: dolly is not raw text; use it with python -m finetune",
     "--vocab 200": "--vocab 200:",
     "--vocab 30000 --data stories:100": "--vocab 30000:",
-    "--packing story --data TMP/one.txt": "TMP/one.txt: holds no <|endoftext|>, so its stories cannot be told apart",
+    "--packing story --data TMP/one.txt": "TMP/one.txt: contains no <|endoftext|>, so its stories cannot be separated",
     "--data TMP/latin.txt": "TMP/latin.txt",
     "--data TMP/empty.jsonl": "TMP/empty.jsonl row 2: empty story",
     "--order file:TMP/ids.npy --data stories:100 --vocab 512": "--order file:TMP/ids.npy:",

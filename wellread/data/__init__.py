@@ -1,1 +1,1 @@
-"""Data: where rows and documents come from, what they become, and what ``--data`` names."""
+"""Data: sources of rows and documents, how rows become samples, and the data sets that ``--data`` names."""

@@ -1,4 +1,4 @@
-"""The documents of a pretraining: read one by one, cut by one vocabulary, and what the corpus that they make is of."""
+"""Documents for pretraining: reading them one by one, their vocabulary, and the settings that identify their corpus."""
 
 from __future__ import annotations
 
@@ -18,84 +18,85 @@ from wellread.errors import UserError
 from wellread.files import sha256_file
 
 VERSION = 1
-"""Raise it when equal settings begin to give another corpus: then corpora are compiled anew."""
+"""Raise it when the same settings produce a different corpus; existing corpora are then compiled again."""
 LLAMA2 = "llama2"
 SEARCH_PATH = "WELLREAD_MODELS"
-"""Variable that names directories of models."""
+"""Environment variable with the directories to search for models."""
 
 
 def read(source: Source) -> Iterator[tuple[int, Raw | str]]:
-    """Yield the number of each document and the document, stripped, or a line that says where it is broken.
+    """Yield the number of each document, and the document without surrounding whitespace or a line with its error.
 
-    A document without text is broken. Blank text before the first separator of a file, or after its last, is none.
+    A document without text is malformed. Whitespace before the first or after the last separator of a file is not a
+    document.
 
     Raises
     ------
     UserError
-        When a file holds tokens, is damaged, or the hub cannot be reached.
+        When a file contains tokens or is damaged, or the hub cannot be reached.
     """
-    for number, where, found in raw.located(source, blank=True):
-        if isinstance(found, str):
-            yield number, f"{where}: {found}"
-        elif found.tokens is not None:
+    for number, where, content in raw.located(source, keep_empty=True):
+        if isinstance(content, str):
+            yield number, f"{where}: {content}"
+        elif content.tokens is not None:
             raise UserError(
-                f"{source.where}: holds tokens, and stories are text; choose a .txt, .json or .parquet file"
+                f"{source.where}: contains tokens, but stories must be text; choose a .txt, .json or .parquet file"
             )
-        elif body := found.text.strip():
-            yield number, Raw(body, category=found.category)
+        elif body := content.text.strip():
+            yield number, Raw(body, category=content.category)
         else:
             yield number, f"{where}: empty story"
 
 
 def unseparated(source: Source) -> list[Path]:
-    """Text files that have no separator between documents: each of them is one text."""
+    """Text files without a separator between documents: each is read as a single text."""
     files = [path for path in source.paths if ".txt" in path.suffixes[-2:]]
     return [path for path in files if not text.is_separated(path)]
 
 
 def vocabulary(config: TextConfig) -> int | bytes:
-    """What ``--vocab`` names: the size of a vocabulary to be trained, or a SentencePiece model.
+    """Resolve ``--vocab``: the size of a vocabulary to train, or the content of a SentencePiece model file.
 
     Raises
     ------
     UserError
-        When it is neither, or cannot be read.
+        When it is neither of them, or the file cannot be read.
     """
     name = config.vocab or ""
     if name.isdecimal():
         return sentencepiece.check_size(int(name))
     if name == LLAMA2 and not Path(name).exists():
         folders = [folder for folder in os.environ.get(SEARCH_PATH, "").split(os.pathsep) if folder]
-        found = [path for folder in folders if (path := Path(folder) / LLAMA2 / "tokenizer.model").is_file()]
-        if not found:
+        models = [path for folder in folders if (path := Path(folder) / LLAMA2 / "tokenizer.model").is_file()]
+        if not models:
             raise UserError(
                 f"--vocab {LLAMA2}: no {LLAMA2}/tokenizer.model in the directories of {SEARCH_PATH}; "
-                "put Llama 2's there, or name the .model file itself"
+                "copy Llama 2's tokenizer to one of them, or pass the path of the .model file"
             )
-        return sentencepiece.load(found[0])
+        return sentencepiece.load(models[0])
     if not Path(name).expanduser().is_file():
-        raise UserError(f"--vocab {name}: neither a size, nor {LLAMA2}, nor a file; e.g. 4096 or tok4096.model")
+        raise UserError(f"--vocab {name}: not a size, {LLAMA2} or a file; e.g. 4096 or tok4096.model")
     return sentencepiece.load(Path(name).expanduser())
 
 
 def words(config: TextConfig) -> int:
     """Size of the vocabulary that ``--vocab`` names."""
-    found = vocabulary(config)
-    return found if isinstance(found, int) else sentencepiece.Pieces(found).size
+    vocab = vocabulary(config)
+    return vocab if isinstance(vocab, int) else sentencepiece.Pieces(vocab).size
 
 
 BYTES_PER_TOKEN = 3.8
 TOKENS_PER_DOCUMENT = 220
-"""Both as in TinyStories with 4,096 pieces."""
+"""Both measured on TinyStories with a vocabulary of 4,096 tokens."""
 
 
 def estimate(config: TextConfig, source: Source) -> int:
-    """Samples that the documents will make, roughly, before they are read.
+    """Estimate the number of samples before the documents are read.
 
     Raises
     ------
     UserError
-        When the size of a hub set is not known before it is downloaded.
+        When the size of a hub data set is not known before it is downloaded.
     """
     if config.packing == "story":
         return min(raw.count(source), source.limit or sys.maxsize)
@@ -107,15 +108,15 @@ def estimate(config: TextConfig, source: Source) -> int:
 
 
 def corpus_settings(config: TextConfig, source: Source, scorer: str | None = None) -> dict[str, Any]:
-    """Everything that decides what a corpus of documents holds; its key names the corpus.
+    """All settings that determine the content of a corpus of documents; their hash identifies the corpus.
 
     Parameters
     ----------
     scorer : str, optional
-        Fingerprint of the model of ``--perplexity``.
+        Fingerprint of the model given with ``--perplexity``.
     """
-    found = vocabulary(config)
-    tokenizer = f"spm-{found}" if isinstance(found, int) else hashlib.sha256(found).hexdigest()
+    vocab = vocabulary(config)
+    tokenizer = f"spm-{vocab}" if isinstance(vocab, int) else hashlib.sha256(vocab).hexdigest()
     measured = config.metrics or config.word_list or scorer
     words = sha256_file(Path(config.word_list).expanduser()) if config.word_list else None
     return {

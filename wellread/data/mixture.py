@@ -1,4 +1,4 @@
-"""The sets of a run: how each is read, how many rows are taken of each, and which corpus they make."""
+"""The data sets of a run: how each is read, how many rows are taken from each, and the settings of their corpus."""
 
 from __future__ import annotations
 
@@ -21,57 +21,57 @@ from wellread.errors import UserError
 from wellread.order.permutation import Order
 
 VERSION = 2
-"""Raise it when equal settings begin to give another corpus: then corpora are compiled anew."""
+"""Raise it when the same settings produce a different corpus; existing corpora are then compiled again."""
 LOOKED_AT = 100
-"""Rows by which a set's schema is recognized."""
+"""Number of rows that are read to recognize the schema of a data set."""
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """The sets of a run, in the order of ``--data``; a sample's set is its place here."""
+    """The data sets of a run, in the order of ``--data``; samples refer to their data set by its index here."""
 
     sources: tuple[Source, ...]
 
     @property
     def name(self) -> str:
-        """Names of all sets, for folders."""
+        """Names of all data sets, joined for the name of a folder."""
         return "+".join(source.name for source in self.sources)
 
     @property
     def names(self) -> list[str]:
-        """Name of each set."""
+        """Name of each data set."""
         return [source.name for source in self.sources]
 
     def estimate(self) -> int:
-        """Rows taken from all sets, before they are read closely.
+        """Estimate the number of rows taken from all data sets, before the rows are parsed.
 
         Raises
         ------
         UserError
-            When the size of a hub set is not known before it is downloaded.
+            When the size of a hub data set is not known before it is downloaded.
         """
         sizes = [_rows(source) for source in self.sources]
         if self.sources[0].weight is None:
             return sum(min(n, source.limit or n) for n, source in zip(sizes, self.sources, strict=True))
         return sum(shares(sizes, [source.weight or 0.0 for source in self.sources]))
 
-    def chosen(self, samples: Sequence[NDArray[np.int64]]) -> list[NDArray[np.bool_] | None]:
-        """Choose the rows that are taken: a shuffle's first ones, the same whatever else is in the mixture.
+    def choose(self, samples: Sequence[NDArray[np.int64]]) -> list[NDArray[np.bool_] | None]:
+        """Choose the rows to take: the first of a shuffle with a fixed seed, independent of the other data sets.
 
         Parameters
         ----------
         samples : sequence of int64[rows]
-            How many samples each row of each set makes.
+            For each data set, the number of samples that each of its rows produces.
 
         Returns
         -------
         list of bool[rows] or None
-            None where all rows are taken.
+            For each data set, which rows to take; None means all rows.
 
         Raises
         ------
         UserError
-            When more rows are asked for than a set has.
+            When more rows are requested than a data set has.
         """
         totals = [int(count.sum()) for count in samples]
         weights = [source.weight for source in self.sources if source.weight is not None]
@@ -82,25 +82,25 @@ class Mixture:
 
 
 def shares(totals: Sequence[int], weights: Sequence[float]) -> list[int]:
-    """Divide by weight what several sets have: as much as is possible without taking anything twice."""
-    whole = sum(weights)
-    most = min(total * whole / weight for total, weight in zip(totals, weights, strict=True))
-    return [min(total, round(most * weight / whole)) for total, weight in zip(totals, weights, strict=True)]
+    """Number of samples to take from each data set: as many as the weights allow without repeating a sample."""
+    weight_sum = sum(weights)
+    most = min(total * weight_sum / weight for total, weight in zip(totals, weights, strict=True))
+    return [min(total, round(most * weight / weight_sum)) for total, weight in zip(totals, weights, strict=True)]
 
 
 def _first(source: Source, samples: NDArray[np.int64], target: int) -> NDArray[np.bool_] | None:
     usable = np.flatnonzero(samples)
     if source.limit is not None and source.limit > len(usable):
         raise UserError(
-            f"--data {source.name}:{source.limit}: {source.where} has {len(usable):,} rows; ask for at most that"
+            f"--data {source.name}:{source.limit}: {source.where} has {len(usable):,} rows; request at most that many"
         )
     if source.limit is None and source.weight is None:
         return None
     order = usable[Order(kind="shuffle", seed=0, n=len(usable), batch_size=len(usable)).batch(0)]
-    taken = source.limit or int(np.searchsorted(np.cumsum(samples[order]), target)) + 1
-    chosen = np.zeros(len(samples), dtype=np.bool_)
-    chosen[order[:taken]] = True
-    return chosen
+    n_rows = source.limit or int(np.searchsorted(np.cumsum(samples[order]), target)) + 1
+    mask = np.zeros(len(samples), dtype=np.bool_)
+    mask[order[:n_rows]] = True
+    return mask
 
 
 def _rows(source: Source) -> int:
@@ -109,50 +109,52 @@ def _rows(source: Source) -> int:
     return raw.count(source)
 
 
-# --- how a set is read -----------------------------------------------------------------------------------------------
+# --- how a data set is read ------------------------------------------------------------------------------------------
 
 
-Made = tuple[int, Sequence[Example | Raw] | str]
-"""The number of a row, and the samples it makes, or a line that says where it is broken."""
+ParsedRow = tuple[int, Sequence[Example | Raw] | str]
+"""Number of a row, and either its samples or, if it is malformed, a line with its location and error."""
 SMALL = 32 << 20
-"""Bytes of a set's files up to which its rows are kept, in some five times as much memory."""
+"""Data sets with files up to this many bytes are kept in memory, where they take about five times as much."""
 
 
 @dataclass(frozen=True)
 class Reader:
-    """A set with its schema and its template."""
+    """A data set with its schema and its template."""
 
     source: Source
     schema: Schema
     template: Template
-    kept: list[Made] | None = field(default=None, repr=False)
-    """All its rows, where `kept_if_small` has read them."""
+    cached: list[ParsedRow] | None = field(default=None, repr=False)
+    """All its rows, if `kept_if_small` has read them."""
 
     def kept_if_small(self) -> Reader:
-        """The same with its rows in memory, unless they are many: they are gone through several times."""
-        if self.schema.name == TEXT or not self.source.paths:  # packed, or not a file, or not here
+        """Return a reader with its rows in memory if the files are small: rows are read several times."""
+        if (
+            self.schema.name == TEXT or not self.source.paths
+        ):  # raw text may be large when decompressed; hub data has no file yet
             return self
         small = sum(path.stat().st_size for path in self.source.paths) <= SMALL
-        return replace(self, kept=list(self.rows())) if small else self
+        return replace(self, cached=list(self.rows())) if small else self
 
-    def rows(self) -> Iterator[Made]:
-        """Yield the number of each row and the samples it makes, or a line that says where it is broken."""
-        if self.kept is not None:
-            yield from self.kept
+    def rows(self) -> Iterator[ParsedRow]:
+        """Yield the number of each row, and either its samples or a line with its location and error."""
+        if self.cached is not None:
+            yield from self.cached
             return
         if self.schema.name == TEXT:
             yield from raw.documents(self.source)
             return
         for row in tables.rows(self.source):
-            found = self._read(row)
-            yield row.number, f"{row.where(self.source)}: {found}" if isinstance(found, str) else found
+            examples = self._read(row)
+            yield row.number, f"{row.where(self.source)}: {examples}" if isinstance(examples, str) else examples
 
     def _read(self, row: Row) -> list[Example] | str:
-        found = instruct.dialogues(row, self.schema, self.source)
-        if isinstance(found, str):
-            return found
+        dialogues = instruct.dialogues(row, self.schema, self.source)
+        if isinstance(dialogues, str):
+            return dialogues
         examples = []
-        for dialogue in found:
+        for dialogue in dialogues:
             example = instruct.example(dialogue, self.template)
             if isinstance(example, str):
                 return example
@@ -161,69 +163,68 @@ class Reader:
 
 
 def readers(config: DataConfig, mixture: Mixture) -> list[Reader]:
-    """Settle schema and template of each set; the first rows of local files are looked at, nothing is downloaded.
+    """Determine schema and template of each data set from the first rows of local files; nothing is downloaded.
 
     Raises
     ------
     UserError
-        When the columns fit no schema, or not the one that the set has; when a template cannot be used; when a set
-        cannot be packed.
+        When the columns match no schema, or do not match the declared one; when a template cannot be used; when a data
+        set does not support packing.
     """
-    found = [_reader(config, source) for source in mixture.sources]
-    if config.template and all(reader.schema.name == TEXT for reader in found):
-        raise UserError(f"--template {config.template}: raw text has no template; leave it out")
-    return found
+    result = [_reader(config, source) for source in mixture.sources]
+    if config.template and all(reader.schema.name == TEXT for reader in result):
+        raise UserError(f"--template {config.template}: raw text has no template; remove the flag")
+    return result
 
 
 def _reader(config: DataConfig, source: Source) -> Reader:
     if TEXT in source.schemas:
         if config.pack and any(raw.is_megatron(path) for path in source.paths):
             raise UserError(
-                f"--pack: {source.where} is a Megatron set, whose sequences are cut to one length already; leave it out"
+                f"--pack: {source.where} is a Megatron data set; its sequences already have one length; remove the flag"
             )
         return Reader(source, instruct.SCHEMAS[TEXT], Template(TEXT, ()))
     looked_at = list(itertools.islice(tables.rows(source), LOOKED_AT)) if source.paths else []
     schema = _schema(source, {column for row in looked_at for column in row.fields or ()})
     name = config.template or source.template or schema.template
     if name == templates.CHAT and not (config.template or source.template):
-        found = [instruct.dialogues(row, schema, source) for row in looked_at]
-        if any(dialogue.prefixed for of in found if not isinstance(of, str) for dialogue in of):
-            name = "alpaca"  # what its rows are written in
+        parsed = [instruct.dialogues(row, schema, source) for row in looked_at]
+        if any(dialogue.prefixed for dialogues in parsed if not isinstance(dialogues, str) for dialogue in dialogues):
+            name = "alpaca"  # its rows contain Alpaca's prompts
     return Reader(source, schema, templates.load(name, schema.fields, source.where))
 
 
 def _schema(source: Source, columns: set[str]) -> Schema:
     if source.columns:
-        own = instruct.with_columns(source.columns)
-        known = [own]
+        candidates = [instruct.with_columns(source.columns)]
     else:
-        known = [instruct.SCHEMAS[name] for name in source.schemas]
-        if not known and columns:
+        candidates = [instruct.SCHEMAS[name] for name in source.schemas]
+        if not candidates and columns:
             return instruct.recognize(columns, source.where)
-    if not columns:  # not here yet, or no row can be read, which the check of rows says
-        return known[0] if known else instruct.SCHEMAS["dolly"]
-    for schema in known:
+    if not columns:  # not downloaded yet, or no row can be read, which the check of rows reports
+        return candidates[0] if candidates else instruct.SCHEMAS["dolly"]
+    for schema in candidates:
         if set(schema.required_columns) <= columns:
             return schema
-    lacking = [column for column in known[0].required_columns if column not in columns]
+    missing = [column for column in candidates[0].required_columns if column not in columns]
     raise UserError(
-        f"{source.where}: no column {' and no '.join(map(repr, lacking))}, which {source.name} needs; "
+        f"{source.where}: no column {' and no '.join(map(repr, missing))}, which {source.name} needs; "
         f"its columns are {', '.join(sorted(columns))}"
     )
 
 
-# --- the corpus that they make ---------------------------------------------------------------------------------------
+# --- the corpus compiled from them -----------------------------------------------------------------------------------
 
 
 def corpus_settings(config: DataConfig, mixture: Mixture, tokenizer: str) -> dict[str, Any]:
-    """Everything that decides what a corpus holds; its key names the corpus.
+    """All settings that determine the content of a corpus; their hash identifies the corpus.
 
     Parameters
     ----------
     config : RunConfig
         Resolved.
     tokenizer : str
-        Fingerprint of the tokenizer, or what one is trained with.
+        Fingerprint of the tokenizer, or the settings with which one is trained.
     """
     return {
         "version": VERSION,

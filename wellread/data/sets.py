@@ -1,4 +1,4 @@
-"""What ``--data`` names: sets of the registry, files, and descriptions of one's own, with an amount each."""
+"""Data sets that ``--data`` names: from the registry, files or YAML descriptions, each with an optional amount."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wellread.data.rows import instruct
 from wellread.data.sources.raw import TEXT, is_megatron
 from wellread.data.sources.source import Source
 from wellread.data.sources.tables import SUFFIXES
-from wellread.data.sources.text import KINDS, PACKED
+from wellread.data.sources.text import COMPRESSED, KINDS
 from wellread.errors import UserError
 
 AMOUNT = re.compile(r"(.*):([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?|[+-]?(?:inf|nan))", re.IGNORECASE | re.DOTALL)
@@ -32,41 +32,41 @@ KEYS = {
     "rows",
     "generated",
 }
-"""What an entry of configs/data.yaml, or a file of one's own, may say."""
+"""Keys allowed in an entry of configs/data.yaml or in a user's YAML file."""
 ANSWERS = ("human", "chatgpt", "both")
 YAML = (".yaml", ".yml")
 
 
 def registry() -> dict[str, dict[str, Any]]:
-    """Sets known by name (configs/data.yaml)."""
+    """Data sets known by name (configs/data.yaml)."""
     import yaml
 
-    known: dict[str, dict[str, Any]] = yaml.safe_load((CONFIGS / "data.yaml").read_text())
-    return known
+    entries: dict[str, dict[str, Any]] = yaml.safe_load((CONFIGS / "data.yaml").read_text())
+    return entries
 
 
 def find(data: str) -> Mixture:
-    """Turn ``SET,SET,…`` into sources; a set is ``NAME[:OPTION…][@PATH][:AMOUNT]`` or ``PATH[:AMOUNT]``.
+    """Turn ``SET,SET,…`` into sources, where SET is ``NAME[:OPTION…][@PATH][:AMOUNT]`` or ``PATH[:AMOUNT]``.
 
-    An amount with a decimal point is a weight, one without is a number of rows.
+    An amount with a decimal point is a weight; without, it is a number of rows.
 
     Raises
     ------
     UserError
-        When a name is unknown, a file is missing, empty or of an unknown kind, or an amount makes no sense.
+        When a name is unknown, a file is missing, empty or of an unknown kind, or an amount is invalid.
     """
     parts = [data] if Path(data).exists() else data.split(",")
-    found = [_one(part, data) for part in parts]
-    weighted = [source.weight is not None for source in found]
-    if len(found) == 1 and weighted[0]:
-        raise UserError(f"--data {data}: a weight is a share of several sets; ask for rows, e.g. {found[0].name}:1000")
+    sources = [_one(part, data) for part in parts]
+    weighted = [source.weight is not None for source in sources]
+    if len(sources) == 1 and weighted[0]:
+        raise UserError(f"--data {data}: a weight needs several data sets; give rows, e.g. {sources[0].name}:1000")
     if any(weighted) and not all(weighted):
-        raise UserError(f"--data {data}: give every set a weight (0.3), or none; {':N'} with a whole N is N rows")
-    names = [source.name for source in found]
+        raise UserError(f"--data {data}: give all data sets a weight (0.3) or none; :N with an integer N means N rows")
+    names = [source.name for source in sources]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise UserError(f"--data {data}: two sets are called {twice[0]}; their samples could not be told apart")
-    return Mixture(tuple(found))
+        raise UserError(f"--data {data}: two data sets are called {twice[0]}; their names must be different")
+    return Mixture(tuple(sources))
 
 
 _LABEL = [
@@ -81,7 +81,7 @@ _LABEL = [
 
 
 def label(data: str) -> str:
-    """Short name of what ``--data`` names, for a run's folder: sets and files without folders, suffixes, amounts.
+    """Short form of ``--data`` for the name of a run: data sets and files without folders, suffixes and amounts.
 
     The Makefile does the same.
     """
@@ -91,23 +91,24 @@ def label(data: str) -> str:
 
 
 def documents(data: str) -> Source:
-    """Turn ``--data`` of a pretraining into the one source of its documents.
+    """Turn ``--data`` of pretraining into a single source of documents.
 
-    A path is text, whatever its suffix; ``stories:N`` makes up N stories, and of others ``:N`` takes N rows.
+    A path is read as text, whatever its suffix. ``stories:N`` generates N synthetic stories; for other data sets ``:N``
+    takes N rows.
 
     Raises
     ------
     UserError
-        As `find`; also when several sets are named, or one that is no raw text.
+        As `find`; also when there are several data sets, or one that is not raw text.
     """
     text = _without_amount(data)[0]
     path = Path(text).expanduser()
     mixture = find(data if not path.exists() or path.suffix in YAML else f"{TEXT}@{data}")
     (source, *more) = mixture.sources
     if more:
-        raise UserError(f"--data {data}: a pretraining reads one set; put the files into one folder")
+        raise UserError(f"--data {data}: pretraining reads only one data set; put the files into one folder")
     if TEXT not in source.schemas:
-        raise UserError(f"--data {data}: {source.name} is no raw text; python -m finetune reads it")
+        raise UserError(f"--data {data}: {source.name} is not raw text; use it with python -m finetune")
     if source.generated and source.limit:
         source = replace(source, generated=source.limit, limit=None)
     if path.exists() and path.suffix not in YAML:
@@ -116,52 +117,52 @@ def documents(data: str) -> Source:
 
 
 def _without_amount(part: str) -> tuple[str, str]:
-    found = None if Path(part).exists() else AMOUNT.fullmatch(part)
-    return (found[1], found[2]) if found else (part, "")
+    match = None if Path(part).exists() else AMOUNT.fullmatch(part)
+    return (match[1], match[2]) if match else (part, "")
 
 
 def _one(part: str, data: str) -> Source:
     if not part:
-        raise UserError(f"--data {data}: names an empty set; leave out the comma")
+        raise UserError(f"--data {data}: contains an empty name; remove the comma")
     text, amount = _without_amount(part)
-    source = _named(text)
+    source = _source_of(text)
     if not amount:
         return source
     if re.fullmatch(r"[+-]?\d+", amount):
         if int(amount) < 1:
-            raise UserError(f"--data {part}: {amount} rows; ask for at least 1, or leave the set out")
+            raise UserError(f"--data {part}: {amount} rows; request at least 1, or remove the data set")
         return replace(source, limit=int(amount))
     if not (math.isfinite(float(amount)) and float(amount) > 0):
-        raise UserError(f"--data {part}: weight {amount}; it must be above 0, or leave the set out")
+        raise UserError(f"--data {part}: weight {amount}; it must be greater than 0, or remove the data set")
     return replace(source, weight=float(amount))
 
 
-def _named(text: str) -> Source:
-    known = registry()
+def _source_of(text: str) -> Source:
+    entries = registry()
     names, at, file = (text, "", "") if Path(text).exists() else text.partition("@")
     name, *options = names.split(":")
-    if name in known and not Path(text).exists():
-        source = _of_entry(name, known[name], CONFIGS)
+    if name in entries and not Path(text).exists():
+        source = _of_entry(name, entries[name], CONFIGS)
         if at:
             paths = _files(Path(file).expanduser(), text, is_text=TEXT in source.schemas)
             source = replace(
                 source, paths=paths, hub=None, revision=None, hub_files=None, published_rows=None, generated=None
             )
         elif not source.hub and not source.paths and not source.generated:
-            raise UserError(f"--data {text}: give its file, {name}@FILE")
-        return replace(_with_options(source, options, text), asked="" if at else names)
+            raise UserError(f"--data {text}: needs a file; write {name}@FILE")
+        return replace(_with_options(source, options, text), spelling="" if at else names)
     if at:
-        raise UserError(f"--data {text}: unknown set {name!r}; known: {', '.join(known)}")
+        raise UserError(f"--data {text}: unknown data set {name!r}; known: {', '.join(entries)}")
     path = Path(text).expanduser()
     if not path.exists() and path.suffix not in (*SUFFIXES, *YAML) and "/" not in text:
-        raise UserError(f"--data {text}: neither a known set ({', '.join(known)}) nor a file")
+        raise UserError(f"--data {text}: not a known data set ({', '.join(entries)}) or a file")
     if path.suffix in YAML:
         return _of_yaml(path, text)
     return Source(name=path.stem if path.is_file() else path.resolve().name, paths=_files(path, text))
 
 
 def _with_options(source: Source, options: list[str], text: str) -> Source:
-    """Apply ``hc3:human:open_qa``: whose answers, and which subsets."""
+    """Apply the options of ``hc3:human:open_qa``: authors and subsets."""
     if options and "hc3" not in source.schemas:
         raise UserError(f"--data {text}: {source.name} has no option {options[0]!r}; only hc3 has options")
     for option in options:
@@ -170,8 +171,8 @@ def _with_options(source: Source, options: list[str], text: str) -> Source:
         elif option in instruct.HC3_SUBSETS:
             source = replace(source, subsets=(*source.subsets, option))
         else:
-            known = ", ".join((*ANSWERS, *instruct.HC3_SUBSETS))
-            raise UserError(f"--data {text}: {source.name} has no option {option!r}; known: {known}")
+            names = ", ".join((*ANSWERS, *instruct.HC3_SUBSETS))
+            raise UserError(f"--data {text}: {source.name} has no option {option!r}; known: {names}")
     return replace(source, name="-".join([source.name, *options]))
 
 
@@ -185,12 +186,12 @@ def _of_yaml(path: Path, text: str) -> Source:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"--data {text}: {path} is not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(entry, dict) or not {"file", "hub", "generated"} & entry.keys():
-        raise UserError(f"--data {text}: {path} describes no set; it needs file: or hub:")
+        raise UserError(f"--data {text}: {path} does not describe a data set; it needs file: or hub:")
     return _of_entry(path.stem, entry, path.parent)
 
 
 def _of_entry(name: str, entry: dict[str, Any], folder: Path) -> Source:
-    """Check an entry of the registry or of a user's own file, whose paths are relative to `folder`."""
+    """Build a source from an entry of the registry or of a user's YAML file; its paths are relative to `folder`."""
     where = f"--data {name}"
     for key in entry:
         if key not in KEYS:
@@ -229,15 +230,15 @@ def _of_entry(name: str, entry: dict[str, Any], folder: Path) -> Source:
 
 
 def _files(path: Path, data: str, *, is_text: bool = False) -> tuple[Path, ...]:
-    """The file itself, or all data files of a folder, by name."""
-    suffixes = tuple(kind + packed for kind in KINDS for packed in ("", *PACKED)) if is_text else SUFFIXES
+    """The file itself, or all data files of a folder, sorted by name."""
+    suffixes = tuple(kind + compression for kind in KINDS for compression in ("", *COMPRESSED)) if is_text else SUFFIXES
     if is_text and is_megatron(path):
         return (path,)
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.name.endswith(suffixes) and p.is_file() and p.name[0] != ".")
-        if not found:
-            raise UserError(f"--data {data}: {path} holds no data file ({' '.join(suffixes)})")
-        return tuple(found)
+        files = sorted(p for p in path.rglob("*") if p.name.endswith(suffixes) and p.is_file() and p.name[0] != ".")
+        if not files:
+            raise UserError(f"--data {data}: {path} contains no data file ({' '.join(suffixes)})")
+        return tuple(files)
     if not path.is_file():
         raise UserError(f"--data {data}: {path} {'is not a file' if path.exists() else 'does not exist'}")
     if not path.name.endswith(suffixes):

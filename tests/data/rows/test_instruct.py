@@ -1,4 +1,4 @@
-"""Instruction rows: what each schema reads, broken rows, and exactly which tokens carry loss."""
+"""Instruction rows: parsing by each schema, malformed rows, and exactly which tokens carry loss."""
 
 import json
 from pathlib import Path
@@ -36,17 +36,17 @@ def template(name: str = "dolly") -> Template:
 
 
 def examples(fields: dict[str, Any], schema: str = "dolly", name: str | None = None) -> list[Example]:
-    """The texts that one row makes, each with its template."""
-    found = read(fields, schema)
-    assert isinstance(found, list), found
-    made = [example(dialogue, template(name or SCHEMAS[schema].template)) for dialogue in found]
-    assert all(isinstance(each, Example) for each in made), made
-    return [each for each in made if isinstance(each, Example)]
+    """The samples of one row, with a template applied."""
+    parsed = read(fields, schema)
+    assert isinstance(parsed, list), parsed
+    results = [example(dialogue, template(name or SCHEMAS[schema].template)) for dialogue in parsed]
+    assert all(isinstance(each, Example) for each in results), results
+    return [each for each in results if isinstance(each, Example)]
 
 
 def test_dolly() -> None:
-    (found,) = examples(row())
-    assert found == Example(
+    (sample,) = examples(row())
+    assert sample == Example(
         (("### Instruction:\nAdd 1 and 1.\n\n### Response:\n", "2"),),
         "### Instruction:\nAdd 1 and 1.\n\n### Response:\n\x002",
         "open_qa",
@@ -54,12 +54,12 @@ def test_dolly() -> None:
 
 
 @pytest.mark.parametrize("context", ["", " \n", None])
-def test_blank_context_counts_as_none(context: str | None) -> None:
-    found = examples(row(context=context))
-    assert "Context" not in found[0].turns[0][0]
-    lacking = row()
-    del lacking["context"]
-    assert examples(lacking) == found
+def test_an_empty_context_is_the_same_as_none(context: str | None) -> None:
+    samples = examples(row(context=context))
+    assert "Context" not in samples[0].turns[0][0]
+    without = row()
+    del without["context"]
+    assert examples(without) == samples
 
 
 @pytest.mark.parametrize(
@@ -73,15 +73,15 @@ def test_blank_context_counts_as_none(context: str | None) -> None:
         ({"context": {}}, "'context' is dict, not text"),
         (
             {"response": "\ud83d"},
-            "'response' holds half of a surrogate pair (a character cut in two), which is no text",
+            "'response' contains half of a surrogate pair (an incomplete character)",
         ),
         (
             {"category": "\udc00"},
-            "'category' holds half of a surrogate pair (a character cut in two), which is no text",
+            "'category' contains half of a surrogate pair (an incomplete character)",
         ),
     ],
 )
-def test_broken_rows(changes: dict[str, Any], problem: str) -> None:
+def test_malformed_rows(changes: dict[str, Any], problem: str) -> None:
     assert read(row(**changes)) == problem
 
 
@@ -90,7 +90,7 @@ def test_missing_columns() -> None:
     assert read({"instruction": "x"}) == "no 'response'"
 
 
-def test_an_empty_response_is_no_error() -> None:
+def test_an_empty_response_is_not_an_error() -> None:
     for response in ("", "  ", None):
         assert examples(row(response=response))[0].turns[0][1] == ""
 
@@ -104,7 +104,7 @@ REQUEST = "Write a response that appropriately completes the request."
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "expected"),
     [
         (f"{INTRO}. {REQUEST} ### Instruction: Add 1\nand 1.", ("Add 1\nand 1.", "")),  # as in filtered Evol sets
         (f"{INTRO}. {REQUEST}\n\n### Instruction:\nAdd.\n\n### Response:\n", ("Add.", "")),
@@ -119,20 +119,20 @@ REQUEST = "Write a response that appropriately completes the request."
         ("Add 1 and 1.", None),
     ],
 )
-def test_the_prefix_of_alpaca(text: str, found: tuple[str, str] | None) -> None:
-    assert without_prefix(text) == found
+def test_the_prefix_of_alpaca_is_removed(text: str, expected: tuple[str, str] | None) -> None:
+    assert without_prefix(text) == expected
 
 
-def test_a_prefix_that_is_there_already_is_not_put_there_twice() -> None:
+def test_an_existing_prefix_is_not_added_twice() -> None:
     fields = {"instruction": f"{INTRO}. {REQUEST} ### Instruction: Add 1 and 1.", "output": "2"}
-    (found,) = examples(fields, "alpaca")
-    assert found.prefixed
+    (sample,) = examples(fields, "alpaca")
+    assert sample.prefixed
     plain = {"instruction": "Add 1 and 1.", "output": "2"}
-    assert found.turns == examples(plain, "alpaca")[0].turns == (
+    assert sample.turns == examples(plain, "alpaca")[0].turns == (
         (f"{INTRO}. {REQUEST}\n\n### Instruction:\nAdd 1 and 1.\n\n### Response:\n", "2"),
     )  # fmt: skip
     chat = {"conversations": [{"from": "human", "value": fields["instruction"]}, {"from": "gpt", "value": "2"}]}
-    assert examples(chat, "conversations", "alpaca")[0].turns == found.turns
+    assert examples(chat, "conversations", "alpaca")[0].turns == sample.turns
     assert examples(chat, "conversations")[0].turns == (("Add 1 and 1.", "2"),)
 
 
@@ -140,29 +140,29 @@ HC3 = {"question": "Why?", "human_answers": ["So.", "It is so. "], "chatgpt_answ
 
 
 def test_each_answer_of_hc3_is_a_sample_of_one_document() -> None:
-    found = examples(HC3, "hc3")
+    samples = examples(HC3, "hc3")
     prompt = "Question: Why?\nAnswer:"
-    assert [(each.turns, each.author) for each in found] == [
+    assert [(each.turns, each.author) for each in samples] == [
         (((prompt, " So."),), "human"),
         (((prompt, " It is so."),), "human"),
         (((prompt, " As a model, so."),), "chatgpt"),
     ]
-    documents = {each.document for each in found}
+    documents = {each.document for each in samples}
     assert documents == {f"{prompt}\x00So.\x00It is so.\x00As a model, so."}
     for answers, n in (("human", 2), ("chatgpt", 1)):
         some = read(HC3, "hc3", Source(name="hc3", answers=answers))
         assert isinstance(some, list)
         assert [dialogue.author for dialogue in some] == [answers] * n
         texts = [example(dialogue, template("qa")) for dialogue in some]
-        assert {each.document for each in texts if isinstance(each, Example)} == documents  # one seal for all of them
+        assert {each.document for each in texts if isinstance(each, Example)} == documents  # all are sealed, or none
 
 
 def test_subsets_of_hc3() -> None:
     finance, both = HC3 | {"source": "finance"}, Source(name="hc3", subsets=("finance", "open_qa"))
     assert len(read(finance, "hc3", both)) == 3
     assert read(HC3 | {"source": "medicine"}, "hc3", both) == []
-    named = Source(name="hc3", subsets=("open_qa",), paths=(Path("some/open_qa.jsonl"),))
-    (first, *_) = read(HC3, "hc3", named)
+    by_file_name = Source(name="hc3", subsets=("open_qa",), paths=(Path("some/open_qa.jsonl"),))
+    (first, *_) = read(HC3, "hc3", by_file_name)
     assert isinstance(first, Dialogue)
     assert first.category == "open_qa"
     assert read(HC3, "hc3", Source(name="hc3", subsets=("open_qa",), paths=(Path("renamed.jsonl"),))) == []
@@ -173,14 +173,14 @@ def test_subsets_of_hc3() -> None:
     [
         ({"question": " "}, "no 'question'"),
         ({"human_answers": "So."}, "'human_answers' is str, not a list of texts"),
-        ({"chatgpt_answers": ["So.", 3]}, "'chatgpt_answers' is a list with other things in it, not a list of texts"),
+        ({"chatgpt_answers": ["So.", 3]}, "'chatgpt_answers' is a list with other values, not a list of texts"),
     ],
 )
-def test_broken_rows_of_hc3(changes: dict[str, Any], problem: str) -> None:
+def test_malformed_rows_of_hc3(changes: dict[str, Any], problem: str) -> None:
     assert read(HC3 | changes, "hc3") == problem
 
 
-def test_messages_are_turns() -> None:
+def test_messages_become_turns() -> None:
     messages = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Hi."},
@@ -194,8 +194,8 @@ def test_messages_are_turns() -> None:
     assert read({"messages": messages}, "messages") == [
         Dialogue((Turn(fields, "Me."), Turn({"instruction": "Good.", "context": ""}, "Bye.")), "Be brief.")
     ]
-    (found,) = examples({"messages": messages}, "messages", "qa")
-    assert found.turns == (
+    (sample,) = examples({"messages": messages}, "messages", "qa")
+    assert sample.turns == (
         ("Be brief.\n\nQuestion: Hi.\n\nWho is there?\nAnswer:", " Me."),
         ("Question: Good.\nAnswer:", " Bye."),
     )
@@ -206,17 +206,17 @@ def test_messages_are_turns() -> None:
     [
         (None, "no 'messages'"),
         ("Hi.", "'messages' is str, not a list"),
-        ([{"role": "user", "content": "Hi."}], "'messages' holds no message of the assistant"),
+        ([{"role": "user", "content": "Hi."}], "'messages' contains no message of the assistant"),
         (["Hi."], "message 1 of 'messages' is str, not an object"),
         (
             [{"role": "tool", "content": "1"}],
             "message 1 of 'messages' has role 'tool', not one of system, user, assistant, human, gpt",
         ),
         ([{"role": "user"}], "message 1 of 'messages' has no text"),
-        ([{"role": "user", "content": [1]}], "message 1 of 'messages' holds list, not text"),
+        ([{"role": "user", "content": [1]}], "message 1 of 'messages' contains list, not text"),
     ],
 )
-def test_broken_messages(messages: Any, problem: str) -> None:
+def test_malformed_messages(messages: Any, problem: str) -> None:
     assert read({"messages": messages}, "messages") == problem
 
 
@@ -241,8 +241,7 @@ def samples(pythia: Tokenizer, *rows: dict[str, Any], seq_len: int = 64, holdout
     config = RunConfig.of(seq_len=seq_len, holdout=holdout)
     items = []
     for number, fields in enumerate(rows, start=1):
-        found = read(fields)
-        items += [Item(0, number, None)] if isinstance(found, str) else [
+        items += [Item(0, number, None)] if isinstance(read(fields), str) else [
             Item(0, number, each) for each in examples(fields)
         ]  # fmt: skip
     return tokenize(items, pythia, config.data)
@@ -250,7 +249,7 @@ def samples(pythia: Tokenizer, *rows: dict[str, Any], seq_len: int = 64, holdout
 
 @pytest.mark.shared
 def test_every_token_of_a_real_row(pythia: Tokenizer) -> None:
-    """Dolly's template under Pythia's tokenizer, token by token: prompt without loss, response and its end with."""
+    """Dolly's template with Pythia's tokenizer: the prompt carries no loss, response and EOS token do."""
     shard = samples(pythia, row(context="Sums of small numbers.", response="The sum is 2."))
     (sample,) = shard.samples
     mask = [any(start <= i < stop for start, stop in sample.spans) for i in range(len(sample.tokens))]
@@ -294,29 +293,29 @@ def test_every_token_of_a_real_row(pythia: Tokenizer) -> None:
 
 
 @pytest.mark.shared
-def test_a_long_response_is_cut_and_counted(pythia: Tokenizer) -> None:
-    """15 prompt tokens; a window of 18 leaves three of the response and no end of text."""
+def test_a_long_response_is_truncated_and_counted(pythia: Tokenizer) -> None:
+    """With 15 prompt tokens, a length of 18 leaves three tokens of the response and no EOS token."""
     shard = samples(pythia, row(response="The sum is 2."), row(response="The sum"), seq_len=18)
-    cut, whole = shard.samples
-    assert (len(cut.tokens), cut.spans, cut.tokens[15:]) == (18, [(15, 18)], [510, 2020, 310])
-    assert (len(whole.tokens), whole.spans, whole.tokens[15:]) == (18, [(15, 18)], [510, 2020, 0])
+    truncated, complete = shard.samples
+    assert (len(truncated.tokens), truncated.spans, truncated.tokens[15:]) == (18, [(15, 18)], [510, 2020, 310])
+    assert (len(complete.tokens), complete.spans, complete.tokens[15:]) == (18, [(15, 18)], [510, 2020, 0])
     assert dict(shard.counts) == {"response_cut": 1}
 
 
 @pytest.mark.shared
-def test_what_has_nothing_to_learn_from_is_counted(pythia: Tokenizer) -> None:
+def test_samples_without_targets_are_dropped_and_counted(pythia: Tokenizer) -> None:
     rows = [row(response=""), row(), row(response=None), row(instruction=None), row(instruction="word " * 20)]
     shard = samples(pythia, *rows, seq_len=20)
     assert [sample.row for sample in shard.samples] == [2]
     assert dict(shard.counts) == {
         "dropped_empty_response": 2, "dropped_broken": 1, "dropped_prompt_fills_window": 1,
     }  # fmt: skip
-    assert samples(pythia, row(), seq_len=15).samples == []  # 15 prompt tokens fill a window of 15
+    assert samples(pythia, row(), seq_len=15).samples == []  # 15 prompt tokens fill a sample of 15
     assert samples(pythia, row(), seq_len=16).samples[0].spans == [(15, 16)]
 
 
 @pytest.mark.shared
-def test_copies_share_a_side_of_the_seal(pythia: Tokenizer) -> None:
+def test_copies_are_all_sealed_or_all_trainable(pythia: Tokenizer) -> None:
     rows = [row(response=str(i % 40)) for i in range(120)]
     shard = samples(pythia, *rows, holdout=0.5)
     sides: dict[str, set[bool]] = {}
@@ -337,42 +336,42 @@ def compile_rows(tmp_path: Path, *rows: Any, **settings: Any) -> Corpus:
     return Corpus.open(prepare(RunConfig.of(**settings)))
 
 
-def test_broken_rows_stop_the_corpus_with_a_list(tmp_path: Path) -> None:
+def test_malformed_rows_stop_compilation_and_are_listed(tmp_path: Path) -> None:
     rows = [row(), row(instruction=""), "{", row(response="\ud83d"), row()]
     with pytest.raises(UserError) as refused:
         compile_rows(tmp_path, *rows, max_bad_rows=2)
     file = tmp_path / "rows.jsonl"
     assert str(refused.value) == (
-        f"3 broken rows, 2 allowed: {file} row 2: 'instruction' is empty; "
+        f"3 malformed rows, 2 allowed: {file} row 2: 'instruction' is empty; "
         f"{file} row 3: not JSON: Expecting property name enclosed in double quotes at column 2; "
-        f"{file} row 4: 'response' holds half of a surrogate pair (a character cut in two), which is no text; "
-        "mend them, or pass over them with --max_bad_rows 3"
+        f"{file} row 4: 'response' contains half of a surrogate pair (an incomplete character); "
+        "fix them, or skip them with --max_bad_rows 3"
     )
     assert [p.name for p in (tmp_path / "corpora").glob("*") if p.is_dir()] == []
 
 
-def test_a_long_list_of_broken_rows_is_cut(tmp_path: Path) -> None:
+def test_a_long_list_of_malformed_rows_is_truncated(tmp_path: Path) -> None:
     with pytest.raises(UserError) as refused:
         compile_rows(tmp_path, row(), *[row(instruction="")] * 25)
     assert str(refused.value).count("row ") == 20
-    assert "; and 5 more; mend them, or pass over them with --max_bad_rows 25" in str(refused.value)
+    assert "; and 5 more; fix them, or skip them with --max_bad_rows 25" in str(refused.value)
 
 
-def test_broken_rows_that_are_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_allowed_malformed_rows_are_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     corpus = compile_rows(tmp_path, row(), row(instruction=""), row(response="3"), row(response=""), max_bad_rows=1)
     assert (corpus.n, corpus.n_trainable) == (2, 2)
     counts = corpus.meta["counts"]
     assert (counts["dropped_broken"], counts["dropped_empty_response"]) == (1, 1)
     assert corpus.meta["bad_rows"] == [f"{tmp_path / 'rows.jsonl'} row 2: 'instruction' is empty"]
-    assert "passing over " in capsys.readouterr().err
+    assert "skipping " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (["", " "], "rows.jsonl: holds no rows"),
-        (["{", "["], "2 broken rows, 0 allowed: "),
-        ([{"prompt": "x"}], "rows.jsonl: columns prompt fit no known schema "),
+        (["", " "], "rows.jsonl: contains no rows"),
+        (["{", "["], "2 malformed rows, 0 allowed: "),
+        ([{"prompt": "x"}], "rows.jsonl: columns prompt match no known schema "),
         ([{"instruction": "x", "response": ""}], "no trainable sample is left (dropped empty response: 1, sealed: 0)"),
         (
             [{"instruction": "word " * 400, "response": "x"}],
@@ -380,15 +379,15 @@ def test_broken_rows_that_are_allowed(tmp_path: Path, capsys: pytest.CaptureFixt
         ),
     ],
 )
-def test_files_without_anything_to_learn(rows: list[Any], message: str, tmp_path: Path) -> None:
+def test_files_without_usable_samples(rows: list[Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as refused:
         compile_rows(tmp_path, *rows)
     assert message in str(refused.value)
     assert [p.name for p in (tmp_path / "corpora").glob("*") if p.is_dir()] == []
 
 
-def test_what_decides_what_a_corpus_holds() -> None:
-    """Steps, ranks or the learning rate share a corpus; the window, the seal and the rows do not."""
+def test_settings_that_identify_a_corpus() -> None:
+    """Runs that differ in steps, ranks or learning rate share a corpus; other lengths, holdouts or rows do not."""
     config, source = RunConfig.of(seq_len=64), find("sample")
     base = corpus_settings(config.data, source, "t")
     assert set(base) == {

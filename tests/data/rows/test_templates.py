@@ -1,4 +1,4 @@
-"""Templates: the exact text of each, and files that are none."""
+"""Templates: the exact text of each, and invalid files."""
 
 from pathlib import Path
 
@@ -41,8 +41,8 @@ def test_exact_texts(name: str, context: str, prompt: str, lead: str) -> None:
     assert template.prompt({"instruction": "Add.", "context": context}) == (prompt, lead)
 
 
-def test_the_chat_for_tokenizers_without_one() -> None:
-    """Rendered as transformers does it."""
+def test_the_chat_template_for_tokenizers_without_one() -> None:
+    """Rendered as in transformers."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     messages = [
@@ -53,8 +53,8 @@ def test_the_chat_for_tokenizers_without_one() -> None:
     source = CHAT_FILE.read_text()
     ((text,), _) = render_jinja_template([messages], chat_template=source, eos_token="<eos>")
     assert text == "System: Be brief.\nUser: Hi.\nAssistant: Hello.<eos>\n"
-    ((asked,), _) = render_jinja_template([messages[:2]], chat_template=source, add_generation_prompt=True)
-    assert asked == "System: Be brief.\nUser: Hi.\nAssistant:"
+    ((prompt,), _) = render_jinja_template([messages[:2]], chat_template=source, add_generation_prompt=True)
+    assert prompt == "System: Be brief.\nUser: Hi.\nAssistant:"
 
 
 def test_braces_in_a_row_are_text() -> None:
@@ -65,7 +65,7 @@ def test_braces_in_a_row_are_text() -> None:
     )
 
 
-def test_a_template_of_ones_own(tmp_path: Path) -> None:
+def test_a_custom_template(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("{ {0} [{category}] {instruction}\n=>  {response}\n\n")
     template = templates.load(str(tmp_path / "mine.txt"), FIELDS, "set")
     assert template.prompt({"instruction": "Add.", "category": "sums"}) == ("{ {0} [sums] Add.\n=>", "  ")
@@ -75,18 +75,18 @@ def test_a_template_of_ones_own(tmp_path: Path) -> None:
     assert template.prompt({"instruction": "Add.", "context": "1 1"}) == ("1 1: Add.", " ")
 
 
-def test_a_context_without_a_place_is_named(tmp_path: Path) -> None:
+def test_a_context_without_a_field_in_the_template_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("{instruction} {response}")
     (tmp_path / "rows.jsonl").write_text(
         '{"instruction": "a", "response": "b", "context": ""}\n{"instruction": "a", "response": "b", "context": "c"}\n'
     )
     config = RunConfig.of(template=str(tmp_path / "mine.txt"))
     (reader,) = readers(config.data, find(str(tmp_path / "rows.jsonl")))
-    good, bad = (found for _, found in reader.rows())
+    good, bad = (content for _, content in reader.rows())
     assert not isinstance(good, str)
     assert bad == (
-        f"{tmp_path / 'rows.jsonl'} row 2: has a context, for which template '{tmp_path / 'mine.txt'}' has no place; "
-        "add {context} to it"
+        f"{tmp_path / 'rows.jsonl'} row 2: has a context, but template '{tmp_path / 'mine.txt'}' has no field for it; "
+        "add {context} to the template"
     )
 
 
@@ -94,18 +94,21 @@ def test_a_context_without_a_place_is_named(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("{instruction} {topic} {response}", "unknown field {topic}; set has {category}, {context}, {instruction}"),
-        ("{instruction}", "has to end with {response}"),
-        ("{instruction {response}", "'{instruction ' is no field; write {instruction}, without blanks in its braces"),
+        ("{instruction}", "must end with {response}"),
+        (
+            "{instruction {response}",
+            "'{instruction ' is not a valid field; write {instruction}, without spaces in the braces",
+        ),
         (
             "{ instruction }\n{response}",
-            "'{ instruction }\\n' is no field; write {instruction}, without blanks in its braces",
+            "'{ instruction }\\n' is not a valid field; write {instruction}, without spaces in the braces",
         ),
-        ("{} {response}", "'{}' is no field; write {instruction}, without blanks in its braces"),
-        ("A: {response}", "names no field of set; write {instruction} where it belongs"),
-        ("{response} {instruction}", "has to end with {response}"),
+        ("{} {response}", "'{}' is not a valid field; write {instruction}, without spaces in the braces"),
+        ("A: {response}", "contains no field of set; write {instruction} where the instruction belongs"),
+        ("{response} {instruction}", "must end with {response}"),
     ],
 )
-def test_files_that_are_no_template(text: str, message: str, tmp_path: Path) -> None:
+def test_invalid_templates(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text(text)
     with pytest.raises(UserError) as refused:
         templates.load(str(tmp_path / "mine.txt"), FIELDS, "set")
@@ -117,7 +120,7 @@ def test_unknown_names() -> None:
         with pytest.raises(UserError) as refused:
             templates.load(name, FIELDS, "set")
         assert str(refused.value) == (
-            f"--template {name}: neither a known template (alpaca, dolly, none, qa, chat) nor a .txt file"
+            f"--template {name}: not a known template (alpaca, dolly, none, qa, chat) or a .txt file"
         )
     assert {path.name for path in FOLDER.iterdir()} == {
         "alpaca.txt", "alpaca_context.txt", "chat.jinja", "dolly.txt", "dolly_context.txt", "none.txt",

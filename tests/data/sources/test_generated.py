@@ -1,4 +1,4 @@
-"""Stories that are made up: always the same, never alike, no phrase in many of them."""
+"""Synthetic stories: deterministic, all different, without frequent phrases."""
 
 import hashlib
 import re
@@ -8,11 +8,11 @@ from wellread.data.sets import documents
 from wellread.data.sources import generated
 
 MOST = 0.02
-"""Share of the stories that may hold the same 12 words in a row."""
+"""Maximum fraction of the stories that contain the same sequence of 12 words."""
 
 
 def test_the_same_stories_everywhere() -> None:
-    """A change of the grammar changes them; then raise `VERSION`, and this."""
+    """Fails when the grammar changes; then raise `VERSION` and update the hash."""
     text = "\n".join(map(generated.story, range(300)))
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "a989ef3375a7b34a"
     assert generated.story(0).startswith("A long time ago, a ")
@@ -20,17 +20,17 @@ def test_the_same_stories_everywhere() -> None:
 
 def test_no_phrase_is_in_many_stories() -> None:
     n = documents("stories").generated or 0
-    found = [generated.story(i) for i in range(n)]
-    seen: Counter[str] = Counter()
-    for story in found:
+    stories = [generated.story(i) for i in range(n)]
+    counts: Counter[str] = Counter()
+    for story in stories:
         words = story.split()
-        seen.update({" ".join(words[i : i + 12]) for i in range(len(words) - 11)})
-    phrase, most = seen.most_common(1)[0]
-    print(f"{most / n:.2%} of {n:,} stories hold: {phrase}")
+        counts.update({" ".join(words[i : i + 12]) for i in range(len(words) - 11)})
+    phrase, most = counts.most_common(1)[0]
+    print(f"{most / n:.2%} of {n:,} stories contain: {phrase}")
     assert most / n <= MOST
-    assert len(set(found)) == n == 10_000
-    assert sum(map(len, found)) > 5_000_000
-    assert not [story for story in found if re.search(r"[{}|_]|  |\b[Aa] [aeiou]|\.\.", story)]
+    assert len(set(stories)) == n == 10_000
+    assert sum(map(len, stories)) > 5_000_000
+    assert not [story for story in stories if re.search(r"[{}|_]|  |\b[Aa] [aeiou]|\.\.", story)]
 
 
 def test_a_story_begins_its_sentences_with_capitals() -> None:

@@ -1,4 +1,4 @@
-"""Megatron sets and index maps, written here by hand from the definition: reader and writer may both be wrong."""
+"""Megatron files and index maps; the tests write them by themselves, because the writer may have the reader's bugs."""
 
 import random
 import struct
@@ -19,7 +19,7 @@ from wellread.data.sources.megatron_write import write
 from wellread.errors import UserError
 
 CODES = {1: "B", 2: "b", 3: "h", 4: "i", 5: "q", 8: "H"}
-"""struct's letters of the dtype codes."""
+"""Dtype code -> format character of struct."""
 SEQUENCES = [[1, 2, 3], [65535], [], list(range(100, 140)), [7, 7]]
 
 
@@ -36,14 +36,14 @@ def write_by_hand(prefix: Path, sequences: list[list[int]], code: int = 8, modes
 
 
 def shard(prefix: Path, size: int) -> int:
-    """Cut PREFIX.bin into shards of `size` bytes; returns how many."""
-    whole = Path(f"{prefix}.bin")
-    body = whole.read_bytes()
+    """Split PREFIX.bin into parts of `size` bytes; return their number."""
+    single = Path(f"{prefix}.bin")
+    body = single.read_bytes()
     count = -(-len(body) // size)
     for k in range(count):
         part = body[k * size : (k + 1) * size]
         prefix.with_name(f"{prefix.name}-{k:05d}-of-{count - 1:05d}.bin").write_bytes(part)
-    whole.unlink()
+    single.unlink()
     return count
 
 
@@ -59,7 +59,7 @@ def prefix(tmp_path: Path) -> Path:
     return tmp_path / "pile_0.87_text"
 
 
-def test_reads_what_lies_there(prefix: Path) -> None:
+def test_reads_all_properties(prefix: Path) -> None:
     reader: SampleReader = (opened := Megatron.open(prefix))
     assert [reader.tokens(i).tolist() for i in range(5)] == SEQUENCES
     assert opened.dtype == np.uint16
@@ -89,23 +89,23 @@ def test_all_integer_codes(tmp_path: Path, code: int) -> None:
     assert reader.dtype.itemsize == struct.calcsize("<" + CODES[code])
 
 
-def test_modes_of_newer_writers_are_passed_over(tmp_path: Path) -> None:
+def test_modes_of_newer_writers_are_ignored(tmp_path: Path) -> None:
     write_by_hand(tmp_path / "x", SEQUENCES, modes=True)
     reader = Megatron.open(tmp_path / "x")
     assert [reader.tokens(i).tolist() for i in range(5)] == SEQUENCES
 
 
-@pytest.mark.parametrize("size", [1, 3, 7, 30, 94])  # odd sizes: tokens themselves span two shards
-def test_shards_are_read_as_one(prefix: Path, size: int) -> None:
-    whole = Megatron.open(prefix).hash
+@pytest.mark.parametrize("size", [1, 3, 7, 30, 94])  # with odd sizes, tokens span two parts
+def test_parts_are_read_as_one_file(prefix: Path, size: int) -> None:
+    expected = Megatron.open(prefix).hash
     count = shard(prefix, size)
     sharded = Megatron.open(prefix)
     assert len(sharded.shards) == count
     assert [sharded.tokens(i).tolist() for i in range(5)] == SEQUENCES
-    assert sharded.hash == whole
+    assert sharded.hash == expected
 
 
-def test_an_empty_shard_is_no_obstacle(prefix: Path) -> None:
+def test_parts_may_be_empty(prefix: Path) -> None:
     body = Path(f"{prefix}.bin").read_bytes()
     for k, part in enumerate([body[:5], b"", body[5:], b""]):
         prefix.with_name(f"{prefix.name}-{k:05d}-of-00003.bin").write_bytes(part)
@@ -114,14 +114,14 @@ def test_an_empty_shard_is_no_obstacle(prefix: Path) -> None:
     assert [reader.tokens(i).tolist() for i in range(5)] == SEQUENCES
 
 
-def test_hash_tells_any_byte_of_a_small_set(prefix: Path) -> None:
-    known = Megatron.open(prefix).hash
-    assert known == Megatron.open(prefix).hash
+def test_hash_changes_with_any_byte_of_a_small_file(prefix: Path) -> None:
+    original = Megatron.open(prefix).hash
+    assert original == Megatron.open(prefix).hash
     body = bytearray(Path(f"{prefix}.bin").read_bytes())
     for at in (0, 50, len(body) - 1):
         body[at] ^= 1
         Path(f"{prefix}.bin").write_bytes(body)
-        assert Megatron.open(prefix).hash != known
+        assert Megatron.open(prefix).hash != original
         body[at] ^= 1
 
 
@@ -130,9 +130,9 @@ def test_hash_tells_any_byte_of_a_small_set(prefix: Path) -> None:
     [
         (0, b"TNTIDX\0\0", r"wrong magic b'TNTIDX.*expected b'MMIDIDX"),
         (9, struct.pack("<Q", 2), r"version 2; only version 1"),
-        (17, b"\x09", r"unknown dtype code 9; known are 1 to 5 and 8"),
-        (17, b"\x06", r"dtype code 6 stands for float32 with some writers and float64 with others"),
-        (17, b"\x07", r"dtype code 7 stands for float32"),
+        (17, b"\x09", r"unknown dtype code 9; supported codes are 1 to 5 and 8"),
+        (17, b"\x06", r"dtype code 6 means float32 or float64"),
+        (17, b"\x07", r"dtype code 7 means float32"),
         (18, struct.pack("<Q", 7), r"cut off, 24 bytes too short for 7 sequences"),
         (26, struct.pack("<Q", 0), r"8 bytes too long for 5 sequences"),
         (34 + 4, struct.pack("<i", -1), r"sequence 1 is damaged: -1 tokens"),
@@ -146,7 +146,7 @@ def test_hash_tells_any_byte_of_a_small_set(prefix: Path) -> None:
         (54, struct.pack("<q", -2), r"sequence 0 is damaged: 3 tokens of 2 bytes at byte -2 "),
     ],
 )
-def test_a_damaged_index_is_refused_in_one_line(prefix: Path, at: int, data: bytes, message: str) -> None:
+def test_a_damaged_index_is_a_one_line_error(prefix: Path, at: int, data: bytes, message: str) -> None:
     patch(prefix, at, data)
     with pytest.raises(UserError, match=message) as error:
         Megatron.open(prefix)
@@ -169,43 +169,43 @@ def test_an_index_cut_off_in_its_body(prefix: Path) -> None:
         Megatron.open(prefix)
 
 
-def test_a_short_bin_is_refused_by_its_missing_bytes(prefix: Path) -> None:
+def test_a_short_bin_is_an_error_with_the_missing_bytes(prefix: Path) -> None:
     with open(f"{prefix}.bin", "r+b") as file:
         file.truncate(79)
-    with pytest.raises(UserError, match=r"\.bin: 79 bytes, 13 fewer than its \.idx says"):
+    with pytest.raises(UserError, match=r"\.bin: 79 bytes, 13 fewer than in its \.idx"):
         Megatron.open(prefix)
     shard(prefix, 20)
-    with pytest.raises(UserError, match=r"-\*\.bin, 4 shards: 79 bytes, 13 fewer than its \.idx says"):
+    with pytest.raises(UserError, match=r"-\*\.bin, 4 parts: 79 bytes, 13 fewer than in its \.idx"):
         Megatron.open(prefix)
 
 
 @pytest.mark.parametrize("k", [0, 2, 4])
-def test_a_missing_shard_is_named_by_number(prefix: Path, k: int) -> None:
+def test_a_missing_part_is_named_by_number(prefix: Path, k: int) -> None:
     shard(prefix, 20)
     missing = prefix.with_name(f"{prefix.name}-{k:05d}-of-00004.bin")
     missing.unlink()
-    with pytest.raises(UserError, match=rf"{missing.name}: missing, shard number {k} of 0 … 4"):
+    with pytest.raises(UserError, match=rf"{missing.name}: missing part {k} of 0 … 4"):
         Megatron.open(prefix)
 
 
-def test_missing_files_and_mixed_sets_of_shards(prefix: Path, tmp_path: Path) -> None:
+def test_missing_files_and_mixed_parts(prefix: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere\.idx: does not exist"):
         Megatron.open(tmp_path / "nowhere")
     shard(prefix, 50)
     prefix.with_name(f"{prefix.name}-00000-of-00020.bin").write_bytes(b"")
-    with pytest.raises(UserError, match="shards of 2 sets lie there"):
+    with pytest.raises(UserError, match="has parts of 2 different splits"):
         Megatron.open(prefix)
     for path in tmp_path.glob("*.bin"):
         path.unlink()
-    with pytest.raises(UserError, match="does not exist, whole or as shards"):
+    with pytest.raises(UserError, match="does not exist, as one file or as parts"):
         Megatron.open(prefix)
 
 
 @pytest.mark.parametrize("sample", [-1, 5])
-def test_a_sample_out_of_range_is_told_the_range(prefix: Path, sample: int) -> None:
+def test_an_error_for_a_sample_out_of_range_names_the_range(prefix: Path, sample: int) -> None:
     reader = Megatron.open(prefix)
     for ask in (reader.tokens, reader.targets, lambda i: reader.lengths(np.array([0, i]))):
-        with pytest.raises(UserError, match=rf"sample {sample}: out of range, .* holds samples 0 … 4"):
+        with pytest.raises(UserError, match=rf"sample {sample}: out of range, .* has samples 0 … 4"):
             ask(sample)
 
 
@@ -224,7 +224,7 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, sequences: list[li
     write_by_hand(folder / "hand", sequences, code)
     assert (folder / "a.b.bin").read_bytes() == (folder / "hand.bin").read_bytes()
     upto = 34 + 12 * len(sequences)
-    for part in (slice(26), slice(34, upto)):  # all but doc_idx, which is of one entry by hand
+    for part in (slice(26), slice(34, upto)):  # without doc_idx, which has one entry in the tests' files
         assert (folder / "a.b.idx").read_bytes()[part] == (folder / "hand.idx").read_bytes()[part]
 
 
@@ -235,10 +235,12 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, sequences: list[li
         ([[-1, 2]], "uint16", "sequence 0: tokens -1 … 2 do not fit uint16"),
         ([[1.5]], "int32", "sequence 0: 1-dimensional float64"),
         ([[[1]]], "int32", "sequence 0: 2-dimensional int64"),
-        ([[1]], "float32", "dtype float32: Megatron files hold uint8, "),
+        ([[1]], "float32", "dtype float32: unknown to Megatron; choose uint8, "),
     ],
 )
-def test_what_cannot_be_written(tmp_path: Path, sequences: list[list[int]], dtype: str, message: str) -> None:
+def test_invalid_sequences_are_not_written(
+    tmp_path: Path, sequences: list[list[int]], dtype: str, message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         write(tmp_path / "x", sequences, dtype)
     assert list(tmp_path.iterdir()) == []
@@ -246,13 +248,13 @@ def test_what_cannot_be_written(tmp_path: Path, sequences: list[list[int]], dtyp
 
 def test_nothing_is_overwritten(prefix: Path) -> None:
     before = Path(f"{prefix}.bin").read_bytes()
-    with pytest.raises(UserError, match=r"\.bin: exists already"):
+    with pytest.raises(UserError, match=r"\.bin: already exists"):
         write(prefix, SEQUENCES)
     assert Path(f"{prefix}.bin").read_bytes() == before
 
 
 def sparse(prefix: Path, sizes: NDArray[np.int32], last: bytes = b"") -> None:
-    """A set of which only the index is really written: the .bin is one hole."""
+    """Write an index, and a .bin that is a sparse file."""
     pointers = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)[:-1] * 2]).astype("<i8")
     with open(f"{prefix}.idx", "wb") as file:
         file.write(b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, 8, len(sizes), 1))
@@ -264,7 +266,7 @@ def sparse(prefix: Path, sizes: NDArray[np.int32], last: bytes = b"") -> None:
         file.write(last)
 
 
-def test_pythia_order_asks_for_2049_tokens_in_batches_of_1024(tmp_path: Path) -> None:
+def test_pythia_order_needs_2049_tokens_and_batches_of_1024(tmp_path: Path) -> None:
     sizes = np.full(200_000, 2049, dtype=np.int32)
     sparse(tmp_path / "pile", sizes)
     pile = Megatron.open(tmp_path / "pile")
@@ -280,19 +282,19 @@ def test_pythia_order_asks_for_2049_tokens_in_batches_of_1024(tmp_path: Path) ->
         odd.check_pythia_order(1024)
 
 
-def test_an_empty_set_opens_and_is_not_pythias(tmp_path: Path) -> None:
+def test_empty_files_can_be_opened_and_are_not_pythias(tmp_path: Path) -> None:
     write_by_hand(tmp_path / "x", [])
     empty = Megatron.open(tmp_path / "x")
     assert empty.n == 0
     assert not empty.is_pythia_shaped
-    with pytest.raises(UserError, match="it holds no sequence"):
+    with pytest.raises(UserError, match="it contains no sequence"):
         empty.check_pythia_order(1024)
     with pytest.raises(UserError, match="sample 0: out of range"):
         empty.tokens(0)
 
 
 def test_memory_is_constant_for_five_million_sequences(tmp_path: Path) -> None:
-    n = 5_000_000  # beyond what is checked whole on opening
+    n = 5_000_000  # more than `open` checks completely
     sizes = np.full(n, 2049, dtype=np.int32)
     sparse(tmp_path / "pile", sizes, last=b"\x2a\x00")
     del sizes
@@ -311,7 +313,7 @@ def test_memory_is_constant_for_five_million_sequences(tmp_path: Path) -> None:
 def test_damage_outside_the_blocks_is_found_on_reading_and_by_check(tmp_path: Path) -> None:
     n = 5_000_000
     sparse(tmp_path / "pile", np.full(n, 2049, dtype=np.int32))
-    place = (n - 65536) // 63 - 1000  # between the first two blocks that opening looks at
+    place = (n - 65536) // 63 - 1000  # between the first two blocks that `open` checks
     patch(tmp_path / "pile", 34 + 4 * place, struct.pack("<i", -5))
     pile = Megatron.open(tmp_path / "pile")
     with pytest.raises(UserError, match=f"sequence {place} is damaged: -5 tokens"):
@@ -353,7 +355,7 @@ def some_documents(count: int, longest: int, seed: int) -> list[list[int]]:
     ("count", "longest", "seq_length", "epochs"), [(300, 40, 16, 1), (40, 300, 16, 3), (500, 3, 32, 2), (2, 65, 64, 1)]
 )
 @pytest.mark.parametrize("sharded", [False, True])
-def test_index_maps_give_the_tokens_of_training(
+def test_index_maps_give_the_samples_of_training(
     tmp_path: Path, count: int, longest: int, seq_length: int, epochs: int, sharded: bool
 ) -> None:
     documents = some_documents(count, longest, seed=count)
@@ -374,12 +376,12 @@ def test_index_maps_give_the_tokens_of_training(
     maps.check()
 
 
-def test_empty_documents_take_no_place(tmp_path: Path) -> None:
+def test_empty_documents_are_skipped(tmp_path: Path) -> None:
     documents = [document for full in some_documents(60, 9, seed=3) for document in ([], full, [])]
     write_by_hand(tmp_path / "docs", documents)
     expected = build_maps(tmp_path, documents, 8, 2, seed=1)
     first = np.load(tmp_path / "sample_idx.npy")
-    first[0] = (0, 0)  # as GPT-NeoX writes it, even when the first document is empty
+    first[0] = (0, 0)  # GPT-NeoX writes this even if the first document is empty
     np.save(tmp_path / "sample_idx.npy", first)
     maps = IndexMaps.open(Megatron.open(tmp_path / "docs"), maps_of(tmp_path))
     assert [maps.tokens(i).tolist() for i in range(maps.n)] == expected
@@ -397,16 +399,16 @@ def reopen(folder: Path) -> IndexMaps:
     return IndexMaps.open(Megatron.open(folder / "docs"), maps_of(folder))
 
 
-def test_the_hash_of_maps_tells_every_file(mapped: Path) -> None:
+def test_the_hash_of_maps_changes_with_each_file(mapped: Path) -> None:
     hashes = {reopen(mapped).hash}
     for name, at in (("doc", 0), ("shuffle", 5)):
         values = np.load(mapped / f"{name}_idx.npy")
         values[[at, at + 1]] = values[[at + 1, at]]
-        kept = (mapped / f"{name}_idx.npy").read_bytes()
+        original = (mapped / f"{name}_idx.npy").read_bytes()
         np.save(mapped / f"{name}_idx.npy", values)
-        if name == "shuffle":  # swapped documents change the lengths of rows and are refused
+        if name == "shuffle":  # swapped documents change the lengths of rows, which is an error
             hashes.add(reopen(mapped).hash)
-        (mapped / f"{name}_idx.npy").write_bytes(kept)
+        (mapped / f"{name}_idx.npy").write_bytes(original)
     body = bytearray((mapped / "docs.bin").read_bytes())
     body[3] ^= 1
     (mapped / "docs.bin").write_bytes(body)
@@ -417,25 +419,25 @@ def test_the_hash_of_maps_tells_every_file(mapped: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
-        ("doc", lambda a: a.astype(np.float32), r"no doc_idx: float32\[300\], expected whole numbers, \(n,\)"),
-        ("sample", lambda a: a.ravel(), r"no sample_idx: int32\[\d+\], expected whole numbers, \(n \+ 1, 2\)"),
-        ("sample", lambda a: np.hstack([a, a]), r"no sample_idx: int32\[\d+, 4\]"),
+        ("doc", lambda a: a.astype(np.float32), r"not a valid doc_idx: float32\[300\], expected integers, \(n,\)"),
+        ("sample", lambda a: a.ravel(), r"not a valid sample_idx: int32\[\d+\], expected integers, \(n \+ 1, 2\)"),
+        ("sample", lambda a: np.hstack([a, a]), r"not a valid sample_idx: int32\[\d+, 4\]"),
         ("shuffle", lambda a: a[:-1], r"shuffle_idx.npy: \d+ entries, but sample_idx.npy has \d+ rows, expected one"),
         ("doc", lambda a: np.where(a == 7, 300, a), r"doc_idx.npy: entry \d+ is 300, but docs.idx has 0 … 299"),
         ("doc", lambda a: np.where(a == 7, -1, a), r"doc_idx.npy: entry \d+ is -1"),
         ("shuffle", lambda a: a + 1, r"shuffle_idx.npy: entry \d+ is (\d+), but sample_idx.npy has 0 … "),
-        ("sample", lambda a: a[::-1], r"row \d+ is .* places must not fall"),
+        ("sample", lambda a: a[::-1], r"row \d+ is .* document indices must be sorted"),
         ("sample", lambda a: a + np.array([[300, 0]]), r"row 0 is \(300, 0\)"),
         ("sample", lambda a: a - [[0, 1]], r"row 0 is \(0, -1\)"),
         (
             "sample",
             lambda a: a + (np.arange(len(a)) == 9)[:, None] * [0, 100],
-            r"row 9 begins behind the end of its doc",
+            r"row 9 starts after the end of its doc",
         ),
-        ("doc", lambda a: a[::-1], r"row \d+ (has \d+ tokens|begins behind)"),
+        ("doc", lambda a: a[::-1], r"row \d+ (has \d+ tokens|starts after)"),
     ],
 )
-def test_maps_that_do_not_fit_are_refused_in_one_line(mapped: Path, name: str, values, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_maps_that_do_not_match_are_a_one_line_error(mapped: Path, name: str, values, message: str) -> None:  # type: ignore[no-untyped-def]
     path = mapped / f"{name}_idx.npy"
     np.save(path, values(np.load(path)))
     with pytest.raises(UserError, match=message) as error:
@@ -453,15 +455,15 @@ def test_maps_that_cannot_be_read(mapped: Path) -> None:
     data = (mapped / "kept.npy").read_bytes()
     for damaged in (b"", b"hello", data[:40], data[:-1]):
         (mapped / "shuffle_idx.npy").write_bytes(damaged)
-        with pytest.raises(UserError, match=r"no shuffle_idx: not a whole \.npy file") as error:
+        with pytest.raises(UserError, match=r"not a valid shuffle_idx: not a complete \.npy file") as error:
             reopen(mapped)
         assert "\n" not in str(error.value)
     np.save(mapped / "shuffle_idx.npy", np.array([{}]), allow_pickle=True)
-    with pytest.raises(UserError, match=r"not a whole \.npy file"):  # nothing is executed from data
+    with pytest.raises(UserError, match=r"not a complete \.npy file"):  # pickled data is not executed
         reopen(mapped)
 
 
-def test_maps_tell_the_range_of_samples(mapped: Path) -> None:
+def test_an_error_of_maps_names_the_range_of_samples(mapped: Path) -> None:
     maps = reopen(mapped)
-    with pytest.raises(UserError, match=rf"sample {maps.n}: out of range, docs holds samples 0 … {maps.n - 1}"):
+    with pytest.raises(UserError, match=rf"sample {maps.n}: out of range, docs has samples 0 … {maps.n - 1}"):
         maps.tokens(maps.n)

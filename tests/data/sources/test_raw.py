@@ -1,4 +1,4 @@
-"""Raw text: windows, what is scored, and the kinds of files it comes in."""
+"""Raw text: windows, target tokens, and kinds of files."""
 
 import gzip
 import json
@@ -22,24 +22,24 @@ TEXTS = ["one two three four five six seven", "eight nine", "", "ten"]
 
 
 @pytest.mark.shared
-def test_each_token_but_the_first_is_scored_once(pythia_tokenizer: Path) -> None:
-    """Windows of 4 share a token: the last of one is the first, unscored, of the next."""
+def test_each_token_except_the_first_carries_loss_once(pythia_tokenizer: Path) -> None:
+    """Windows of 4 overlap by one token: the last token of a window is the first, without loss, of the next."""
     items = [Item(0, number, Raw(text)) for number, text in enumerate(TEXTS, start=1)]
     backend = Tokenizer.load(pythia_tokenizer)
     shard = tokenize(items, backend, RunConfig.of(seq_len=4, holdout=0.0).data)
-    whole = backend.prompts([TEXTS[0]])[0] + [0]
-    assert len(whole) == 8
+    document = backend.prompts([TEXTS[0]])[0] + [0]
+    assert len(document) == 8
     assert [(sample.row, sample.tokens, sample.spans) for sample in shard.samples[:3]] == [
-        (1, whole[:4], [(1, 4)]), (1, whole[3:7], [(1, 4)]), (1, whole[6:8], [(1, 2)]),
+        (1, document[:4], [(1, 4)]), (1, document[3:7], [(1, 4)]), (1, document[6:8], [(1, 2)]),
     ]  # fmt: skip
     assert [sample.row for sample in shard.samples] == [1, 1, 1, 2, 4]
     assert len({sample.document for sample in shard.samples[:3]}) == 1
     assert dict(shard.counts) == {"dropped_empty_document": 1}
-    scored = [token for sample in shard.samples[:3] for token in sample.tokens[1:]]
-    assert scored == whole[1:]
+    with_loss = [token for sample in shard.samples[:3] for token in sample.tokens[1:]]
+    assert with_loss == document[1:]
 
 
-def test_a_document_is_sealed_whole() -> None:
+def test_all_windows_of_a_document_are_sealed_or_none() -> None:
     class Bytes:
         eos = 0
 
@@ -56,38 +56,38 @@ def test_a_document_is_sealed_whole() -> None:
 
 
 def test_kinds_of_files(tmp_path: Path) -> None:
-    """The Pile's lm_dataformat, packed and not; running text; all of them as one folder."""
+    """The Pile's lm_dataformat, compressed; plain text; all in one folder."""
     lines = [{"text": text, "meta": {"pile_set_name": "ArXiv"}} for text in TEXTS[:2]]
-    packed = "".join(json.dumps(line) + "\n" for line in lines).encode()
-    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(packed))
-    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(packed + b'{"meta": {}}\n'))
+    content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(content))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(content + b'{"meta": {}}\n'))
     (tmp_path / "c.txt").write_text("<|endoftext|>".join(TEXTS))
     source = find(f"text@{tmp_path}").sources[0]
     assert [path.name for path in source.paths] == ["a.jsonl.zst", "b.jsonl.gz", "c.txt"]
-    found = list(raw.documents(source))
+    results = list(raw.documents(source))
     error = f"{tmp_path / 'b.jsonl.gz'} row 3: no 'text'; its fields are meta"
-    assert [(number, of if isinstance(of, str) else (of[0].text, of[0].category)) for number, of in found] == [
+    assert [(i, each if isinstance(each, str) else (each[0].text, each[0].category)) for i, each in results] == [
         (1, (TEXTS[0], "ArXiv")), (2, (TEXTS[1], "ArXiv")), (3, (TEXTS[0], "ArXiv")), (4, (TEXTS[1], "ArXiv")),
         (5, error), (6, (TEXTS[0], "")), (7, (TEXTS[1], "")), (9, (TEXTS[3], "")),
     ]  # fmt: skip
     assert raw.count(source) == 8
 
 
-def test_tokens_of_a_megatron_set_are_taken_as_they_are(tmp_path: Path, corpus: Corpus, small_model: Path) -> None:
+def test_tokens_of_megatron_files_stay_unchanged(tmp_path: Path, corpus: Corpus, small_model: Path) -> None:
     documents = [np.arange(5, 5 + n, dtype=np.uint16) for n in (3, 40, 1)]
     megatron_write.write(tmp_path / "pile", documents)
     settings = {"model": str(small_model), "corpora": str(tmp_path / "corpora"), "seq_len": 16, "holdout": 0.0}
     for data in (tmp_path / "pile", tmp_path / "pile.idx", tmp_path / "pile.bin"):
-        made = Corpus.open(prepare(RunConfig.of(data=f"text@{data}", **settings)))
-        assert (made.meta["kind"], made.meta["counts"]["dropped_empty_document"]) == ("text", 1)
-        assert [made.tokens(i).tolist() for i in range(made.n)] == [
+        compiled = Corpus.open(prepare(RunConfig.of(data=f"text@{data}", **settings)))
+        assert (compiled.meta["kind"], compiled.meta["counts"]["dropped_empty_document"]) == ("text", 1)
+        assert [compiled.tokens(i).tolist() for i in range(compiled.n)] == [
             [5, 6, 7], list(range(5, 21)), list(range(20, 36)), list(range(35, 45)),
         ]  # fmt: skip
-        assert made.n_targets(np.arange(4)).tolist() == [2, 15, 15, 9]
+        assert compiled.n_targets(np.arange(4)).tolist() == [2, 15, 15, 9]
     megatron_write.write(tmp_path / "large", [[1, 2048]])
     for model, message in (
         (str(small_model), f"{tmp_path / 'large'} row 1: token 2,048, but small has a vocabulary of 2,048; "),
-        ("tiny", f"{tmp_path / 'large'} row 1: holds tokens, and tiny has no tokenizer of its own; "),
+        ("tiny", f"{tmp_path / 'large'} row 1: contains tokens, but tiny has no tokenizer; "),
     ):
         with pytest.raises(UserError) as refused:
             prepare(RunConfig.of(data=f"text@{tmp_path / 'large'}", **(settings | {"model": model})))
@@ -95,8 +95,8 @@ def test_tokens_of_a_megatron_set_are_taken_as_they_are(tmp_path: Path, corpus: 
 
 
 @pytest.mark.shared
-def test_text_of_the_pile_under_a_field_of_its_own(shared: Path, tmp_path: Path, pythia_tokenizer: Path) -> None:
-    """Real abstracts, mixed with real instructions: 5 of each kind."""
+def test_text_of_the_pile_in_another_column(shared: Path, tmp_path: Path, pythia_tokenizer: Path) -> None:
+    """Real abstracts mixed with real instructions, 5 of each kind."""
     file = shared / "pile_nonmembers" / "pubmed_abstracts.ngram7.test_raw.jsonl.gz"
     (tmp_path / "pubmed.yaml").write_text(f"file: {file}\nschema: text\ncolumns: {{text: original}}\n")
     dolly = shared / "dolly" / "databricks-dolly-12k.jsonl"

@@ -1,4 +1,4 @@
-"""Sources: names, files, and rows that cannot be read."""
+"""Tables: kinds of files, the hub, and malformed rows."""
 
 import csv
 import json
@@ -31,7 +31,7 @@ def test_jsonl_rows_are_lines(tmp_path: Path) -> None:
     assert read(write(tmp_path / "bom.jsonl", '\ufeff{"a": 1}\n')) == [Row(1, {"a": 1})]
 
 
-def test_broken_lines_are_named(tmp_path: Path) -> None:
+def test_malformed_lines_are_reported(tmp_path: Path) -> None:
     content = b'{"a": 1}\n{"a": \n[1]\n"text"\n{"a": "\xff"}\nnull\n{"a": 2}\n'
     assert read(write(tmp_path / "x.jsonl", content)) == [
         Row(1, {"a": 1}),
@@ -49,8 +49,10 @@ def test_json_lists(tmp_path: Path) -> None:
     assert read(path) == [Row(1, GOOD), Row(2, None, "not a JSON object"), Row(3, GOOD)]
     with pytest.raises(UserError) as refused:
         read(write(tmp_path / "y.json", json.dumps(GOOD)))
-    assert str(refused.value) == f"{tmp_path / 'y.json'}: expected a JSON list of objects, found dict"
-    with pytest.raises(UserError, match=r"z\.json: not a JSON file: .*; one object a line belongs into a \.jsonl file"):
+    assert str(refused.value) == f"{tmp_path / 'y.json'}: expected a JSON list of objects, but it contains dict"
+    with pytest.raises(
+        UserError, match=r"z\.json: not a JSON file: .*; if it has one object per line, name it \.jsonl"
+    ):
         read(write(tmp_path / "z.json", '{"a": 1}\n{"a": 2}\n'))
 
 
@@ -58,16 +60,16 @@ def test_parquet(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     values = [{**GOOD, "response": str(i)} for i in range(5000)]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(values), path, row_group_size=999)
-    found = read(path)
-    assert [row.number for row in found] == list(range(1, 5001))
-    assert found[4999].fields == {**GOOD, "response": "4999"}
-    whole = path.read_bytes()
-    for name, content in (("text", b"hello"), ("cut", whole[: len(whole) // 2])):
+    parsed = read(path)
+    assert [row.number for row in parsed] == list(range(1, 5001))
+    assert parsed[4999].fields == {**GOOD, "response": "4999"}
+    content = path.read_bytes()
+    for name, damaged in (("text", b"hello"), ("cut", content[: len(content) // 2])):
         with pytest.raises(UserError, match=f"{name}.parquet: not a Parquet file: "):
-            read(write(tmp_path / f"{name}.parquet", content))
+            read(write(tmp_path / f"{name}.parquet", damaged))
 
 
-def test_the_same_rows_from_every_kind_of_file(tmp_path: Path) -> None:
+def test_all_kinds_of_files_give_the_same_rows(tmp_path: Path) -> None:
     values = [{**GOOD, "response": f"{i} ä"} for i in range(7)]
     write(tmp_path / "x.jsonl", "".join(json.dumps(v) + "\n" for v in values))
     write(tmp_path / "x.json", json.dumps(values))
@@ -85,7 +87,9 @@ def test_the_hub_out_of_reach() -> None:
     with pytest.raises(UserError) as refused:
         next(rows(sets.find("dolly").sources[0]))
     message = str(refused.value)
-    assert message.startswith("--data dolly: hub set databricks/databricks-dolly-15k cannot be had (")
+    assert message.startswith(
+        "--data dolly: data set databricks/databricks-dolly-15k could not be downloaded from the hub ("
+    )
     assert message.endswith("); download its file and pass --data dolly@FILE")
 
 
@@ -93,10 +97,10 @@ def test_csv(tmp_path: Path) -> None:
     text = '\ufeffa,b\r\n1,"two\nlines, ""quoted"""\r\n\r\n3\r\n4,ä\r\n'
     assert read(write(tmp_path / "x.csv", text)) == [
         Row(1, {"a": "1", "b": 'two\nlines, "quoted"'}),
-        Row(2, None, "has 1 fields, the header names 2"),
+        Row(2, None, "has 1 fields, but the header has 2"),
         Row(3, {"a": "4", "b": "ä"}),
     ]
-    long = "x" * 200_000  # beyond the csv module's own limit
+    long = "x" * 200_000  # longer than the default limit of the csv module
     assert read(write(tmp_path / "long.csv", f"a\n{long}\n")) == [Row(1, {"a": long})]
     for name, content, message in (
         ("cut", 'a,b\n1,"two', "not a CSV file: unexpected end of data at line 2"),
@@ -107,8 +111,8 @@ def test_csv(tmp_path: Path) -> None:
         assert str(refused.value) == f"{tmp_path / name}.csv: {message}"
 
 
-def test_a_folder_is_one_set(tmp_path: Path) -> None:
-    """Files by name, in subfolders too; rows count on, and an error names the file's own row."""
+def test_a_folder_is_one_data_set(tmp_path: Path) -> None:
+    """Files are sorted by name, also in subfolders. Rows are numbered over all files; an error names the file's row."""
     (tmp_path / "data").mkdir()
     write(tmp_path / "README.md", "no data")
     write(tmp_path / "b.jsonl", '{"a": 3}\n\n{"a": \n')
@@ -116,17 +120,17 @@ def test_a_folder_is_one_set(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", '{"a": 1}\n{"a": 2}\n')
     source = sets.find(str(tmp_path)).sources[0]
     assert [path.name for path in source.paths] == ["a.jsonl", "b.jsonl", "a.json"]
-    found = list(rows(source))
-    assert [row.number for row in found] == [1, 2, 3, 5, 6]
-    assert [row.fields for row in found] == [{"a": 1}, {"a": 2}, {"a": 3}, None, {"a": 4}]
-    assert found[3].where(source) == f"{tmp_path / 'b.jsonl'} row 3"
+    parsed = list(rows(source))
+    assert [row.number for row in parsed] == [1, 2, 3, 5, 6]
+    assert [row.fields for row in parsed] == [{"a": 1}, {"a": 2}, {"a": 3}, None, {"a": 4}]
+    assert parsed[3].where(source) == f"{tmp_path / 'b.jsonl'} row 3"
     before = fingerprint(source)
     write(tmp_path / "a.jsonl", '{"a": 1}\n{"a": 7}\n')
     assert fingerprint(source) != before
 
 
-def test_hub_sets_come_through_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client reads a folder in the hub's layout in place of the hub."""
+def test_hub_data_sets_are_read_with_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instead of the hub, the client can read a folder with the same layout."""
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -149,14 +153,14 @@ def test_real_files(shared: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])
-def test_a_json_list_comes_object_by_object(size: int) -> None:
-    """Wherever its blocks end: inside a character, a string, a number; broken lists say where."""
+def test_a_json_list_is_read_object_by_object(size: int) -> None:
+    """Blocks may end inside a character, a string or a number; errors say where a list is malformed."""
     values = [{"a": "é😀", "b": [1, {"c": "]"}]}, 12, {"a": ""}]
     for text in (json.dumps(values, ensure_ascii=False), json.dumps(values, indent=2), " [ ] "):
         content = text.encode()
-        found = json_rows(Path("x"), (content[i : i + size] for i in range(0, len(content), size)))
+        parsed = json_rows(Path("x"), (content[i : i + size] for i in range(0, len(content), size)))
         expected = [value if isinstance(value, dict) else None for value in json.loads(text)]
-        assert [row.fields for row in found] == expected
+        assert [row.fields for row in parsed] == expected
     for broken, message in {
         b'[{"a":1},]': "object 2: Expecting value",
         b'[{"a":1}': "ends before its list does",

@@ -1,1 +1,1 @@
-"""From rows to examples: schemas, templates, broken rows."""
+"""From rows to samples: schemas, templates, malformed rows."""

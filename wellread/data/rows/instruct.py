@@ -1,4 +1,4 @@
-"""Instruction rows: the schemas that read them, and what one row says before and after a template."""
+"""Instruction rows: the schemas that parse them, and the content of a row before and after a template is applied."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wellread.errors import UserError
 
 @dataclass(frozen=True)
 class Turn:
-    """One prompt, as fields of a template, and its response."""
+    """One prompt, as values for the fields of a template, and its response."""
 
     fields: dict[str, str]
     response: str
@@ -22,25 +22,25 @@ class Turn:
 
 @dataclass(frozen=True)
 class Dialogue:
-    """What one sample says, before any template."""
+    """Content of one sample, before a template is applied."""
 
     turns: tuple[Turn, ...]
     system: str = ""
     category: str = ""
     author: str = ""
-    """Who wrote the response, in sets that have several authors."""
+    """Who wrote the response, in data sets with several authors."""
     prefixed: bool = False
-    """Whether the row carried Alpaca's prompt prefix, which was taken off."""
-    others: str = ""
-    """All responses of a row that makes several samples: they are one document."""
+    """Whether the row contained Alpaca's prompt prefix, which was removed."""
+    all_responses: str = ""
+    """All responses of a row that produces several samples: together they are one document."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One sample as text: loss is carried by the responses alone."""
+    """One sample as text; only the responses carry loss."""
 
     turns: tuple[tuple[str, str], ...]
-    """Prompt and response of each turn; for `chat` what user and assistant say."""
+    """Prompt and response of each turn; for `chat` the messages of user and assistant."""
     document: str
     """Text that identifies the source document."""
     category: str = ""
@@ -48,11 +48,11 @@ class Example:
     prefixed: bool = False
     chat: bool = False
     system: str = ""
-    """For `chat` alone; in a template it is part of the first prompt."""
+    """System message, only for `chat`; other templates put it into the first prompt."""
 
     @property
     def text(self) -> str:
-        """All that it says."""
+        """The complete text."""
         return self.system + "".join(prompt + response for prompt, response in self.turns)
 
 
@@ -61,21 +61,21 @@ Read = Callable[[Row, "Schema", Source], "list[Dialogue] | str"]
 
 @dataclass(frozen=True)
 class Schema:
-    """Columns of a kind of set, and how a row is read."""
+    """Columns of a kind of data set, and how a row is read."""
 
     name: str
     columns: dict[str, str]
     """Field -> column."""
     required: tuple[str, ...]
-    """Fields whose columns no row may lack."""
+    """Fields that must have a column."""
     template: str
-    """Used where neither the set nor ``--template`` names one."""
+    """Default template, used if neither the data set nor ``--template`` names one."""
     read: Read = field(repr=False)
-    """One row -> what it says; or, for a broken row, one phrase that says what is wrong."""
+    """Function from a row to its dialogues, or to a phrase that says why the row is malformed."""
 
     @property
     def required_columns(self) -> tuple[str, ...]:
-        """Columns that no row may lack."""
+        """Columns that each row must have."""
         return tuple(self.columns[name] for name in self.required)
 
     @property
@@ -87,8 +87,8 @@ class Schema:
 _TEXTS = ("instruction", "context", "response")
 NEVER_IN_A_PROMPT = {"response", "messages", "human_answers", "chatgpt_answers", "text"}
 _SURROGATE = re.compile("[\ud800-\udfff]")
-"""JSON can spell these as \\ud83d; no encoding, so no tokenizer and no hash, takes them."""
-_HALF = "holds half of a surrogate pair (a character cut in two), which is no text"
+"""JSON can contain these as \\ud83d; they cannot be encoded, so they can be neither tokenized nor hashed."""
+_HALF = "contains half of a surrogate pair (an incomplete character)"
 _ALPACA = "Below is an instruction that describes a task"
 _REQUEST = r"\s*Write\s+a\s+response\s+that\s+appropriately\s+completes\s+the\s+request\.\s*###\s*Instruction:\s*"
 _END = r"(?:\s*###\s*Response:\s*)?"
@@ -101,19 +101,19 @@ _PREFIX_WITH_INPUT = re.compile(
 
 
 def without_prefix(text: str) -> tuple[str, str] | None:
-    """Take Alpaca's prompt off a text that carries it: instruction and context; None where it does not.
+    """Remove Alpaca's prompt from a text and return instruction and context; None if the text does not contain it.
 
-    Published subsets of Evol-Instruct have it in the instruction, some with blanks instead of line feeds.
+    Published subsets of Evol-Instruct have it in the instruction, some with spaces instead of line feeds.
     """
     text = text.strip()
     if not text.startswith(_ALPACA):
         return None
-    found = _PREFIX.fullmatch(text) or _PREFIX_WITH_INPUT.fullmatch(text)
-    return (found["instruction"], found.groupdict().get("context") or "") if found else None
+    match = _PREFIX.fullmatch(text) or _PREFIX_WITH_INPUT.fullmatch(text)
+    return (match["instruction"], match.groupdict().get("context") or "") if match else None
 
 
 def _text(fields: dict[str, Any], column: str, *, strict: bool = True) -> tuple[str, str | None]:
-    """Text of a column (empty where it is null or lacking), and what is wrong with it; numbers pass unless `strict`."""
+    """Text of a column (empty if null or missing), and its error or None; `strict` refuses numbers."""
     value = fields.get(column)
     if value is None:
         return "", None
@@ -149,7 +149,7 @@ HC3_SUBSETS = ("reddit_eli5", "finance", "medicine", "open_qa", "wiki_csai")
 
 
 def _read_hc3(row: Row, schema: Schema, source: Source) -> list[Dialogue] | str:
-    """Each answer is a sample; all answers of a question are one document, whichever of them are asked for."""
+    """Each answer is a sample; all answers of a question are one document, even if only some are selected."""
     fields = row.fields or {}
     question, error = _text(fields, schema.columns["instruction"])
     subset, subset_error = _text(fields, schema.columns["category"])
@@ -157,40 +157,42 @@ def _read_hc3(row: Row, schema: Schema, source: Source) -> list[Dialogue] | str:
         return error or f"{subset_error}"
     if not question.strip():
         return f"no {schema.columns['instruction']!r}"
-    if not subset and source.paths:  # the files of single subsets do not name theirs, but are called so
+    if not subset and source.paths:  # files with a single subset have no such column; the file name is the subset
         stem = (row.path or source.paths[0]).stem
         subset = stem if stem in HC3_SUBSETS else ""
     answers: list[tuple[str, str]] = []
     for author in ("human", "chatgpt"):
         column = schema.columns[f"{author}_answers"]
-        found = fields.get(column)
-        if found is None:
-            found = []
-        if not isinstance(found, list) or not all(isinstance(answer, str) for answer in found):
-            return f"{column!r} is {_kind(found)}, not a list of texts"
-        if _SURROGATE.search("".join(found)):
+        texts = fields.get(column)
+        if texts is None:
+            texts = []
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            return f"{column!r} is {_kind(texts)}, not a list of texts"
+        if _SURROGATE.search("".join(texts)):
             return f"{column!r} {_HALF}"
-        answers += [(author, answer) for answer in found]
+        answers += [(author, text) for text in texts]
     if source.subsets and subset not in source.subsets:
         return []
-    others = "\x00".join(answer.strip() for _, answer in answers)
+    all_responses = "\x00".join(answer.strip() for _, answer in answers)
     return [
-        Dialogue((Turn({"instruction": question, "category": subset}, answer),), "", subset, author, False, others)
+        Dialogue(
+            (Turn({"instruction": question, "category": subset}, answer),), "", subset, author, False, all_responses
+        )
         for author, answer in answers
         if source.answers in ("both", author)
     ]
 
 
 def _kind(value: object) -> str:
-    return type(value).__name__ if not isinstance(value, list) else "a list with other things in it"
+    return type(value).__name__ if not isinstance(value, list) else "a list with other values"
 
 
 _ROLES = {"system": "system", "user": "user", "assistant": "assistant", "human": "user", "gpt": "assistant"}
-"""As OpenAI's `messages` and FastChat's `conversations` name them."""
+"""Names of roles in OpenAI's `messages` and FastChat's `conversations` -> names in chat templates."""
 
 
 def _read_messages(row: Row, schema: Schema, source: Source) -> list[Dialogue] | str:
-    """Messages -> turns. What users say in a row is one prompt; what follows the last answer is left out."""
+    """Messages -> turns. Consecutive user messages are one prompt; messages after the last answer are dropped."""
     fields, column = row.fields or {}, schema.columns["messages"]
     messages = fields.get(column)
     if not isinstance(messages, list):
@@ -198,38 +200,38 @@ def _read_messages(row: Row, schema: Schema, source: Source) -> list[Dialogue] |
     category, error = _text(fields, schema.columns.get("category", "category"), strict=False)
     if error:
         return error
-    system, asked, turns, prefixed = "", list[str](), list[Turn](), False
+    system, prompts, turns, prefixed = "", list[str](), list[Turn](), False
     for number, message in enumerate(messages, start=1):
-        found = _message(message)
-        if isinstance(found, str):
-            return f"message {number} of {column!r} {found}"
-        role, content = found
+        parsed = _message(message)
+        if isinstance(parsed, str):
+            return f"message {number} of {column!r} {parsed}"
+        role, content = parsed
         if role == "system":
             system = f"{system}\n\n{content}" if system else content
         elif role == "user":
-            asked.append(content)
+            prompts.append(content)
         else:
-            instruction, context = "\n\n".join(asked), ""
+            instruction, context = "\n\n".join(prompts), ""
             carried = without_prefix(instruction)
             if carried:
                 instruction, context = carried
                 prefixed = True
             turns.append(Turn({"instruction": instruction, "context": context}, content))
-            asked = []
+            prompts = []
     if not turns:
-        return f"{column!r} holds no message of the assistant"
+        return f"{column!r} contains no message of the assistant"
     return [Dialogue(tuple(turns), system, category, "", prefixed)]
 
 
 def _message(message: object) -> tuple[str, str] | str:
-    """Role and content of one message, or what is wrong with it."""
+    """Role and content of one message, or its error."""
     if not isinstance(message, dict):
         return f"is {type(message).__name__}, not an object"
     role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
     if role not in _ROLES:
         return f"has role {role!r}, not one of {', '.join(_ROLES)}"
     if not isinstance(content, str):
-        return "has no text" if content is None else f"holds {type(content).__name__}, not text"
+        return "has no text" if content is None else f"contains {type(content).__name__}, not text"
     if _SURROGATE.search(content):
         return _HALF
     return _ROLES[role], content
@@ -259,33 +261,33 @@ SCHEMAS = {
         Schema("text", {"text": "text"}, ("text",), "none", _read_text),
     )
 }
-"""In the order in which they are tried; `text` has to be asked for."""
+"""In the order in which they are tried; `text` is never recognized, it must be named."""
 
 
 def dialogues(row: Row, schema: Schema, source: Source) -> list[Dialogue] | str:
-    """Read one row: a dialogue for each sample it makes; or, for a broken row, one phrase that says what is wrong."""
+    """Parse one row: one dialogue per sample, or a phrase that says why the row is malformed."""
     return schema.read(row, schema, source) if row.fields is not None else f"{row.error}"
 
 
 def recognize(columns: Iterable[str], where: str) -> Schema:
-    """Find the schema whose columns a row has.
+    """Find the schema that matches the columns of a row.
 
     Raises
     ------
     UserError
-        When none fits; names the columns that are there.
+        When no schema fits; lists the columns that are present.
     """
     present = set(columns)
     for schema in SCHEMAS.values():
         if schema.name != "text" and set(schema.required_columns) <= present:
             return schema
-    wanted = "; ".join(f"{s.name}: {', '.join(s.required_columns)}" for s in SCHEMAS.values() if s.name != "text")
+    schemas = "; ".join(f"{s.name}: {', '.join(s.required_columns)}" for s in SCHEMAS.values() if s.name != "text")
     raw = f"; is it raw text? then text@{where}" if "text" in present else ""
-    raise UserError(f"{where}: columns {', '.join(sorted(present))} fit no known schema ({wanted}){raw}")
+    raise UserError(f"{where}: columns {', '.join(sorted(present))} match no known schema ({schemas}){raw}")
 
 
 def with_columns(columns: dict[str, str]) -> Schema:
-    """Schema of a set whose columns are the user's own, as field -> column.
+    """Schema of a data set with user-defined columns, given as field -> column.
 
     Raises
     ------
@@ -299,25 +301,25 @@ def with_columns(columns: dict[str, str]) -> Schema:
     missing = [name for name in _PAIR if name not in columns]
     if missing:
         raise UserError(
-            f"columns: no {' and no '.join(missing)} among them; name instruction and response, or messages, or text"
+            f"columns: missing {' and '.join(missing)}; name instruction and response, or messages, or text"
         )
     return replace(SCHEMAS["dolly"], columns=columns)
 
 
 def example(dialogue: Dialogue, template: Template) -> Example | str:
-    """Apply a template; or say, in one phrase, why the row has no place in it. An empty response is no error here."""
+    """Apply a template, or return a phrase that says why it does not fit. An empty response is not an error here."""
     turns = tuple(_turn(turn, template) for turn in dialogue.turns)
     if any(turn.fields.get("context", "").strip() for turn in dialogue.turns) and not template.takes_context():
-        return f"has a context, for which template {template.name!r} has no place; add {{context}} to it"
+        return f"has a context, but template {template.name!r} has no field for it; add {{context}} to the template"
     if template.is_chat:
         system = dialogue.system.strip()
     else:
         system = ""
         if dialogue.system.strip():
-            first, *rest = turns
-            turns = ((f"{dialogue.system.strip()}\n\n{first[0]}", first[1]), *rest)
-    if dialogue.others:
-        document = f"{turns[0][0]}\x00{dialogue.others}"
+            first, *later = turns
+            turns = ((f"{dialogue.system.strip()}\n\n{first[0]}", first[1]), *later)
+    if dialogue.all_responses:
+        document = f"{turns[0][0]}\x00{dialogue.all_responses}"
     else:
         document = "\x00".join([*([system] if system else []), *(text for turn in turns for text in turn)])
     return Example(turns, document, dialogue.category, dialogue.author, dialogue.prefixed, template.is_chat, system)

@@ -1,8 +1,8 @@
 """Templates: named text files that turn an instruction and its context into a prompt.
 
-``configs/templates/NAME.txt`` is a whole sample with its fields in braces, ``{response}`` at its end;
-``NAME_context.txt`` takes its place for rows with a context. Any other braces are text. ``chat`` is no such file: it is
-the tokenizer's own chat template, or ``chat.jinja`` where the tokenizer has none.
+``configs/templates/NAME.txt`` contains the text of a sample, with fields in braces and ``{response}`` at its end.
+``NAME_context.txt`` replaces it for rows with a context. All other braces are text. ``chat`` is not such a file: it is
+the chat template of the tokenizer, or ``chat.jinja`` if the tokenizer has none.
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ CHAT = "chat"
 CHAT_FILE = FOLDER / "chat.jinja"
 FIELD = re.compile(r"\{([A-Za-z_]\w*)\}")
 Parts = tuple[str, ...]
-"""Text, field, text, field, … text."""
+"""Alternating text and field names: text, field, text, field, … text."""
 
 
 @dataclass(frozen=True)
 class Template:
-    """A template's two prompts; for `chat` they are empty."""
+    """A template with its two prompts; for `chat` they are empty."""
 
     name: str
     texts: tuple[str, ...]
-    """The files' texts: they are part of what identifies a corpus."""
+    """Content of its files, which is part of a corpus's identity."""
     plain: Parts = ()
     with_context: Parts = ()
     lead: tuple[str, str] = ("", "")
-    """Blanks between prompt and response, plain and with context; they are tokenized with the response."""
+    """Spaces between prompt and response, without and with context; they are tokenized with the response."""
 
     @property
     def is_chat(self) -> bool:
-        """Whether the tokenizer's chat template makes the text."""
+        """Whether the text is produced by the tokenizer's chat template."""
         return self.name == CHAT
 
     @property
     def strips(self) -> bool:
-        """Whether white space around a row's texts is taken off; `none` takes them as they are."""
+        """Whether whitespace around the texts of a row is removed; `none` keeps it."""
         return self.name != "none"
 
     def prompt(self, fields: Mapping[str, str]) -> tuple[str, str]:
-        """Prompt of one turn, and the blanks that lead its response."""
+        """Prompt of one turn, and the spaces before its response."""
         context = bool(fields.get("context"))
         parts = self.with_context if context else self.plain
         return "".join(fields.get(part, "") if i % 2 else part for i, part in enumerate(parts)), self.lead[context]
 
     def takes_context(self) -> bool:
-        """Whether a row's context has a place."""
+        """Whether it has a field for the context of a row."""
         return self.is_chat or "context" in self.with_context[1::2]
 
 
@@ -62,21 +62,21 @@ def load(name: str, fields: Iterable[str], where: str) -> Template:
     Parameters
     ----------
     name : str
-        Of a file in ``configs/templates``, or the path of a .txt file of one's own.
+        Name of a template in ``configs/templates``, or path of a .txt file.
     fields : iterable of str
-        Fields that the rows of `where` have.
+        Fields of the rows of `where`.
 
     Raises
     ------
     UserError
-        When it does not exist, does not end with ``{response}``, or names a field that is not there.
+        When the file does not exist, does not end with ``{response}``, or names an unknown field.
     """
     if name == CHAT:
         return Template(name, (CHAT_FILE.read_text(),))
     path = Path(name) if name.endswith(".txt") else FOLDER / f"{name}.txt"
     if not path.is_file():
-        known = ", ".join([*sorted(p.stem for p in FOLDER.glob("*.txt") if not p.stem.endswith("_context")), CHAT])
-        raise UserError(f"--template {name}: neither a known template ({known}) nor a .txt file")
+        names = ", ".join([*sorted(p.stem for p in FOLDER.glob("*.txt") if not p.stem.endswith("_context")), CHAT])
+        raise UserError(f"--template {name}: not a known template ({names}) or a .txt file")
     other = path.with_stem(f"{path.stem}_context")
     files = [path, other] if other.is_file() else [path]
     parsed = [_parse(file, {*fields}, where) for file in files]
@@ -85,21 +85,23 @@ def load(name: str, fields: Iterable[str], where: str) -> Template:
 
 
 def _parse(path: Path, fields: set[str], where: str) -> tuple[Parts, str]:
-    """Text and fields up to the response, and the blanks before it."""
-    prompt, marker, rest = path.read_text(encoding="utf-8").partition("{response}")
-    if not marker or rest.strip():
-        raise UserError(f"template {path}: has to end with {{response}}")
+    """Text and fields up to the response, and the spaces before it."""
+    prompt, marker, tail = path.read_text(encoding="utf-8").partition("{response}")
+    if not marker or tail.strip():
+        raise UserError(f"template {path}: must end with {{response}}")
     parts = FIELD.split(prompt)
     unknown = sorted({*parts[1::2]} - fields)
     if unknown:
-        known = ", ".join(f"{{{field}}}" for field in sorted(fields))
-        raise UserError(f"template {path}: unknown field {{{unknown[0]}}}; {where} has {known}")
-    meant = re.search(rf"\{{\s*(?:{'|'.join(sorted(fields))})\b[^{{]{{0,9}}|\{{\}}", "\n\n".join(parts[::2]))
-    if meant:
+        names = ", ".join(f"{{{field}}}" for field in sorted(fields))
+        raise UserError(f"template {path}: unknown field {{{unknown[0]}}}; {where} has {names}")
+    typo = re.search(rf"\{{\s*(?:{'|'.join(sorted(fields))})\b[^{{]{{0,9}}|\{{\}}", "\n\n".join(parts[::2]))
+    if typo:
         raise UserError(
-            f"template {path}: {meant[0]!r} is no field; write {{instruction}}, without blanks in its braces"
+            f"template {path}: {typo[0]!r} is not a valid field; write {{instruction}}, without spaces in the braces"
         )
     if not parts[1::2]:
-        raise UserError(f"template {path}: names no field of {where}; write {{instruction}} where it belongs")
+        raise UserError(
+            f"template {path}: contains no field of {where}; write {{instruction}} where the instruction belongs"
+        )
     text = parts[-1].rstrip(" ")
     return (*parts[:-1], text), parts[-1][len(text) :]

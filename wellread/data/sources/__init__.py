@@ -1,1 +1,1 @@
-"""Where rows and documents come from: files, sets of the hub, text that is made up, Megatron sets."""
+"""Sources of rows and documents: files, data sets of the hub, synthetic stories, Megatron files."""

@@ -1,10 +1,10 @@
-"""GPT-NeoX's cached index maps: samples in the order of training, put together from the documents of a Megatron set.
+"""GPT-NeoX's cached index maps: samples in the order of training, joined from the documents of Megatron files.
 
-Sample i of the training is row shuffle_idx[i] of sample_idx. A row (d, o) and the one after it, (e, p), say that the
-sample begins with token o of document doc_idx[d] and ends with token p of document doc_idx[e], included: a sample
-has seq_length + 1 tokens, and its last is the first of the next row. A document of these maps is a sequence of the
-.idx. Definition: ``megatron/data/gpt2_dataset.py`` of https://github.com/EleutherAI/gpt-neox, in its default packing
-(``pack_impl: packed``).
+Sample i of the training is row shuffle_idx[i] of sample_idx. If this row is (d, o) and the next row is (e, p), then the
+sample begins with token o of document doc_idx[d] and ends with token p of document doc_idx[e], inclusive. A sample has
+seq_length + 1 tokens; its last token is also the first token of the next row. A document of these maps is a sequence of
+the .idx. Definition: ``megatron/data/gpt2_dataset.py`` of https://github.com/EleutherAI/gpt-neox, with its default
+packing (``pack_impl: packed``).
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from wellread.errors import UserError
 
 NAMES = ("doc_idx", "sample_idx", "shuffle_idx")
 ROWS = 64
-"""Rows of sample_idx whose lengths are worked out together on opening: each asks for a few sizes at random places."""
+"""Rows of sample_idx whose lengths are checked at once on opening; each reads a few sizes at random positions."""
 
 
 @dataclass(frozen=True)
 class IndexMaps:
-    """Samples in the order of training: sample i is the i-th that training read, so its order is ``sequential``.
+    """Samples in the order of training: sample i is the i-th that training read, so the order is ``sequential``.
 
-    `open` makes it.
+    Use `open` to create it.
     """
 
     sequences: Megatron
     doc_idx: NDArray[Any]
-    """Sequence of each place of the shuffled stream of documents, memory-mapped."""
+    """Shuffled stream of documents, each as the number of its sequence, memory-mapped."""
     sample_idx: NDArray[Any]
-    """(rows + 1, 2): place in doc_idx and offset in tokens at which a row begins, memory-mapped."""
+    """(rows + 1, 2): start of each row as index into doc_idx and offset in tokens, memory-mapped."""
     shuffle_idx: NDArray[Any]
     """Row of each sample, memory-mapped."""
     files: tuple[Path, Path, Path]
@@ -52,14 +52,15 @@ class IndexMaps:
         Parameters
         ----------
         sequences : Megatron
-            The set that the maps were built for.
+            The Megatron files for which the maps were built.
         maps : str
-            Paths of doc_idx, sample_idx and shuffle_idx, separated by commas; ``megatron:`` before them is dropped.
+            Paths of doc_idx, sample_idx and shuffle_idx, separated by commas; a leading ``megatron:`` is ignored.
 
         Raises
         ------
         UserError
-            When a file is missing or no array of whole numbers of its shape, or when the maps do not fit the set.
+            When a file is missing or not an integer array of the expected shape, or when the maps do not match the
+            Megatron files.
         """
         paths = [Path(name) for name in maps.removeprefix("megatron:").split(",") if name]
         if len(paths) != len(NAMES):
@@ -77,7 +78,7 @@ class IndexMaps:
 
     @property
     def path(self) -> Path:
-        """Prefix of the Megatron set."""
+        """Prefix of the Megatron files."""
         return self.sequences.path
 
     @property
@@ -87,29 +88,29 @@ class IndexMaps:
 
     @property
     def n_trainable(self) -> int:
-        """Number of trainable samples: all, nothing is sealed here."""
+        """Number of trainable samples: all, because none are sealed."""
         return self.n
 
     @cached_property
     def n_tokens(self) -> int:
-        """Tokens of every sample: GPT-NeoX's seq_length + 1."""
+        """Tokens per sample: GPT-NeoX's seq_length + 1."""
         return int(self._lengths(0, 1)[0])
 
     @cached_property
     def hash(self) -> str:
-        """Identity: sha256 over the hash of the set, and size and 64 evenly spaced blocks of 1 MiB of each map."""
+        """Identity: SHA-256 of the Megatron files' hash, and of size and 64 evenly spaced 1 MiB blocks of each map."""
         state = hashlib.sha256(f"wellread index maps 1\n{self.sequences.hash}\n".encode())
         for path in self.files:
             hash_file(state, path)
         return state.hexdigest()
 
     def pieces(self, sample_id: int) -> list[tuple[int, int, int]]:
-        """Where a sample comes from: (sequence, start, stop) for each stretch of tokens, in order.
+        """Token ranges that make a sample: (sequence, start, stop) for each, in order.
 
         Raises
         ------
         UserError
-            When the sample is out of range, or the maps are damaged at its place.
+            When the sample is out of range, or its entries in the maps are damaged.
         """
         check_range(self, np.asarray(sample_id))
         self._check_shuffle(sample_id, sample_id + 1)
@@ -124,11 +125,11 @@ class IndexMaps:
         return [(sequence, start, stop) for sequence, start, stop in pieces if start < stop]
 
     def tokens(self, sample_id: int) -> NDArray[Any]:
-        """Tokens of one sample, (seq_length + 1,), in the dtype of the set."""
+        """Tokens of one sample, (seq_length + 1,), in the dtype of the Megatron files."""
         return np.concatenate([self.sequences.part(*piece) for piece in self.pieces(sample_id)])
 
     def targets(self, sample_id: int) -> NDArray[np.bool_]:
-        """Loss mask of one sample, (seq_length + 1,): True but for the first token, which nothing predicts."""
+        """Loss mask of one sample, (seq_length + 1,): True except for the first token, which is not predicted."""
         check_range(self, np.asarray(sample_id))
         return np.arange(self.n_tokens) > 0
 
@@ -146,10 +147,11 @@ class IndexMaps:
         return digest(self.tokens(sample_id), self.targets(sample_id))
 
     def check(self) -> None:
-        """Check every entry of the maps in constant memory; ValueError names the first bad one.
+        """Check all entries of the maps in constant memory; the ValueError names the first invalid entry.
 
-        Opening looks at 64 evenly spaced blocks of each map alone, and every read at its own entries. This reads the
-        size of every document at a random place of the .idx: minutes for the Pile when it is not in memory.
+        `open` checks only 64 evenly spaced blocks of each map, and each read only the entries that it uses. This method
+        reads the size of every document at a random position of the .idx, which takes minutes for The Pile if the file
+        is not in the page cache.
         """
         for start, stop in every(len(self.doc_idx), ENTRIES):
             self._check_documents(start, stop)
@@ -162,7 +164,7 @@ class IndexMaps:
         if rows < 1 or self.n != rows:
             raise UserError(
                 f"{self.files[2]}: {self.n:,} entries, but {self.files[1].name} has {len(self.sample_idx):,} rows, "
-                "expected one more than entries; give the three files of one set of maps"
+                "expected one more than entries; use the three files of the same index maps"
             )
 
     def _check_documents(self, start: int, stop: int) -> None:
@@ -171,13 +173,13 @@ class IndexMaps:
     def _check_shuffle(self, start: int, stop: int) -> None:
         self._check_below(self.files[2], self.shuffle_idx, start, stop, self.n, self.files[1].name)
 
-    def _check_below(self, path: Path, values: NDArray[Any], start: int, stop: int, n: int, held_by: str) -> None:
+    def _check_below(self, path: Path, values: NDArray[Any], start: int, stop: int, n: int, target_name: str) -> None:
         block = values[start:stop]
         bad = (block < 0) | (block >= n)
         if bad.any():
             i = int(bad.argmax())
             raise UserError(
-                f"{path}: entry {start + i} is {block[i]}, but {held_by} has 0 … {n - 1}; were the maps built for it?"
+                f"{path}: entry {start + i} is {block[i]}, but {target_name} has 0 … {n - 1}; use maps built for it"
             )
 
     def _check_rows(self, start: int, stop: int) -> None:
@@ -187,23 +189,25 @@ class IndexMaps:
         if bad.any():
             i = int(bad.argmax())
             raise UserError(
-                f"{self.files[1]}: row {start + i} is ({places[i]}, {offsets[i]}), but places must not fall and lie in "
-                f"0 … {len(self.doc_idx) - 1}, offsets not below 0; only GPT-NeoX's pack_impl packed is supported"
+                f"{self.files[1]}: row {start + i} is ({places[i]}, {offsets[i]}), but document indices must be "
+                f"sorted and in 0 … {len(self.doc_idx) - 1}, offsets at least 0; use GPT-NeoX's pack_impl packed"
             )
         self._check_documents(int(places[0]), int(places[-1]) + 1)
-        past = offsets >= np.maximum(self.sequences.sizes[self.doc_idx[places]], 1)  # row 0 may begin in an empty one
+        past = offsets >= np.maximum(
+            self.sequences.sizes[self.doc_idx[places]], 1
+        )  # row 0 may start in an empty document
         lengths = self._lengths(start, stop)
         odd = lengths != self.n_tokens
         if past.any() or odd.any():
             i = int(past.argmax() if past.any() else odd.argmax())
-            found = "begins behind the end of its document" if past.any() else f"has {lengths[i]:,} tokens"
+            problem = "starts after the end of its document" if past.any() else f"has {lengths[i]:,} tokens"
             raise UserError(
-                f"{self.files[1]}: row {start + i} {found}, row 0 has {self.n_tokens:,} tokens: the maps were built "
-                "for another set than this, or not with pack_impl packed, the one supported"
+                f"{self.files[1]}: row {start + i} {problem}, row 0 has {self.n_tokens:,} tokens; "
+                "use maps built for these Megatron files with pack_impl packed"
             )
 
     def _lengths(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Tokens of rows start … stop - 1: those of all documents between, less the offset, plus the shared last."""
+        """Number of tokens of rows start … stop - 1, including the token that each row shares with the next."""
         places, offsets = self.sample_idx[start : stop + 1].T.astype(np.int64)
         sizes = self.sequences.sizes[self.doc_idx[places[0] : places[-1]]]
         before = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])[places - places[0]]
@@ -216,8 +220,10 @@ def _map(path: Path, name: str) -> NDArray[Any]:
     try:
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path}: no {name}: not a whole .npy file ({str(error).splitlines()[0]})") from None
+        raise UserError(
+            f"{path}: not a valid {name}: not a complete .npy file ({str(error).splitlines()[0]})"
+        ) from None
     shape = "(n + 1, 2)" if name == "sample_idx" else "(n,)"
     if array.shape[1:] != ((2,) if name == "sample_idx" else ()) or not array.ndim or array.dtype.kind not in "iu":
-        raise UserError(f"{path}: no {name}: {array.dtype}{list(array.shape)}, expected whole numbers, {shape}")
+        raise UserError(f"{path}: not a valid {name}: {array.dtype}{list(array.shape)}, expected integers, {shape}")
     return array

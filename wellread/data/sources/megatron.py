@@ -1,10 +1,11 @@
-"""Megatron's .idx and .bin, read in place, the .bin also in numbered shards.
+"""Reading Megatron's .idx and .bin in place; the .bin may be split into numbered parts.
 
-Nothing is loaded: index and tokens stay memory-mapped. `Megatron.open` checks evenly spaced blocks of the index, all of
-it up to 4 million sequences; every read checks its own entry; `Megatron.check` walks over everything.
+Index and tokens are memory-mapped, not loaded. `Megatron.open` checks evenly spaced blocks of the index, which cover it
+completely up to 4 million sequences. Each read checks the entry that it uses. `Megatron.check` checks all entries.
 
-Pythia's pre-shuffled Pile has 2,049 tokens a sequence, in training order: the order ``sequential`` with batches of
-1,024 is Pythia's own there. Layout: ``megatron/data/indexed_dataset.py`` of https://github.com/EleutherAI/gpt-neox.
+Pythia's pre-shuffled Pile has 2,049 tokens per sequence and is stored in training order: the order ``sequential`` with
+batches of 1,024 is the order of Pythia's training. Layout: ``megatron/data/indexed_dataset.py`` of
+https://github.com/EleutherAI/gpt-neox.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ PYTHIA_BATCH = 1024
 
 @dataclass(frozen=True)
 class Megatron:
-    """PREFIX.idx and its .bin: sample i is sequence i, all are trainable, every token but the first carries loss.
+    """PREFIX.idx and its .bin: sample i is sequence i; all are trainable; all tokens except the first carry loss.
 
-    `open` makes it.
+    Use `open` to create it.
     """
 
     path: Path
@@ -47,29 +48,29 @@ class Megatron:
     n: int
     """Number of sequences."""
     dtype: np.dtype[Any]
-    """Of the tokens as they lie on disk."""
+    """Dtype of the tokens on disk."""
     sizes: NDArray[np.int32]
     """Tokens of each sequence, memory-mapped."""
     pointers: NDArray[np.int64]
     """First byte of each sequence in the .bin, memory-mapped."""
     doc_idx: NDArray[np.int64]
-    """First sequence of each document, as far as the writer kept them, memory-mapped."""
+    """First sequence of each document, if the writer recorded documents, memory-mapped."""
     shards: tuple[Path, ...]
-    """The .bin, or its parts in order: plain concatenation, in which even a token may span two parts."""
+    """The .bin, or its parts in order: split at arbitrary bytes, so that even a token may span two parts."""
 
     @classmethod
     def open(cls, prefix: str | Path) -> Megatron:
-        """Open PREFIX.idx with PREFIX.bin, or with its N + 1 shards PREFIX-00000-of-0000N.bin …
+        """Open PREFIX.idx with PREFIX.bin, or with its N + 1 parts PREFIX-00000-of-0000N.bin …
 
         Parameters
         ----------
         prefix : str or Path
-            The path of any of the files will do, too.
+            Path without suffix, or path of any of the files.
 
         Raises
         ------
         UserError
-            When a file or shard is missing, or the index is damaged or does not fit the .bin.
+            When a file or part is missing, or the index is damaged or does not match the .bin.
         """
         path = Path(re.sub(r"(-\d{5}-of-\d{5})?\.(bin|idx)$", "", str(prefix))).absolute()
         index = Path(f"{path}.idx")
@@ -85,14 +86,15 @@ class Megatron:
 
     @property
     def n_trainable(self) -> int:
-        """Number of trainable samples: all, nothing is sealed here."""
+        """Number of trainable samples: all, because none are sealed."""
         return self.n
 
     @cached_property
     def hash(self) -> str:
-        """Identity: sha256 over the sizes of .idx and .bin and 64 evenly spaced blocks of 1 MiB of each.
+        """Identity: SHA-256 of the sizes of .idx and .bin and of 64 evenly spaced 1 MiB blocks of each.
 
-        Files of up to 64 MiB are hashed whole. A .bin has the same hash whole and in shards, and under any name.
+        Files of up to 64 MiB are hashed completely. The hash does not depend on file names, or on whether the .bin is
+        split into parts.
         """
         state = hashlib.sha256(b"wellread megatron 1\n")
         hash_file(state, Path(f"{self.path}.idx"))
@@ -103,12 +105,12 @@ class Megatron:
 
     @property
     def n_bytes(self) -> int:
-        """Length of the .bin in bytes, over all shards."""
+        """Size of the .bin in bytes, summed over all parts."""
         return self._starts[-1]
 
     @cached_property
     def _starts(self) -> list[int]:
-        """First byte of each shard, and the end of the last."""
+        """First byte of each part, and the end of the last."""
         return [int(start) for start in np.cumsum([0, *(shard.stat().st_size for shard in self.shards)])]
 
     @cached_property
@@ -116,7 +118,7 @@ class Megatron:
         return [mapped(shard, "|u1", 0, shard.stat().st_size) for shard in self.shards]
 
     def _bytes(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Bytes start … stop - 1 of the .bin, copied only where they span shards."""
+        """Bytes start … stop - 1 of the .bin; copied only if they span several parts."""
         parts: list[NDArray[np.uint8]] = []
         shard = bisect_right(self._starts, start) - 1
         while start < stop:
@@ -130,7 +132,7 @@ class Megatron:
         return self.part(sample_id, 0, None)
 
     def part(self, sample_id: int, start: int, stop: int | None) -> NDArray[Any]:
-        """Tokens start … stop - 1 of one sequence (None: to its end), not copied inside one shard."""
+        """Tokens start … stop - 1 of one sequence (None: to its end); copied only if they span several parts."""
         check_range(self, np.asarray(sample_id))
         self._check_index(sample_id, sample_id + 1)
         first, last, _ = slice(start, stop).indices(int(self.sizes[sample_id]))
@@ -138,7 +140,7 @@ class Megatron:
         return self._bytes(begin + first * width, begin + last * width).view(self.dtype)
 
     def targets(self, sample_id: int) -> NDArray[np.bool_]:
-        """Loss mask of one sequence, (length,): True but for the first token, which nothing predicts."""
+        """Loss mask of one sequence, (length,): True except for the first token, which is not predicted."""
         check_range(self, np.asarray(sample_id))
         return np.arange(self.sizes[sample_id]) > 0
 
@@ -161,21 +163,21 @@ class Megatron:
         return self.n > 0 and self._unlike_pythia() is None
 
     def check_pythia_order(self, batch_size: int) -> None:
-        """Make sure that the order ``sequential`` over these sequences can be Pythia's own.
+        """Check that the order ``sequential`` over these sequences can be the order of Pythia's training.
 
         Raises
         ------
         UserError
-            When a batch has other than 1,024 sequences, or a sequence other than 2,049 tokens.
+            When the batch size is not 1,024, or a sequence does not have 2,049 tokens.
         """
         if batch_size != PYTHIA_BATCH:
-            raise UserError(f"--batch_size {batch_size}: not Pythia's order, whose batches are of {PYTHIA_BATCH}")
+            raise UserError(f"--batch_size {batch_size}: not Pythia's order; use --batch_size {PYTHIA_BATCH}")
         odd = self._unlike_pythia()
         if odd is None and self.n:
             return
-        found = "it holds no sequence" if odd is None else f"sequence {odd} has {self.sizes[odd]:,} tokens"
+        problem = "it contains no sequence" if odd is None else f"sequence {odd} has {self.sizes[odd]:,} tokens"
         raise UserError(
-            f"{self.path}.idx: not Pythia's order: {found}, its pre-shuffled Pile has 2,049 in each; "
+            f"{self.path}.idx: not Pythia's order: {problem}, but Pythia's pre-shuffled Pile has 2,049 per sequence; "
             "read unshuffled files with --order megatron:DOC_IDX.npy,SAMPLE_IDX.npy,SHUFFLE_IDX.npy"
         )
 
@@ -187,16 +189,16 @@ class Megatron:
         return None
 
     def check(self) -> None:
-        """Check all of the index, 12 bytes a sequence, in constant memory; ValueError names the first bad entry."""
+        """Check the complete index in constant memory; the ValueError names the first invalid entry."""
         for start, stop in every(self.n, ENTRIES):
             self._check_index(start, stop)
 
     def _check_length(self) -> None:
         end = int(self.pointers[-1]) + int(self.sizes[-1]) * self.dtype.itemsize if self.n else 0
         if end > self.n_bytes:
-            where = f"{self.path}.bin" if len(self.shards) == 1 else f"{self.path}-*.bin, {len(self.shards)} shards"
+            where = f"{self.path}.bin" if len(self.shards) == 1 else f"{self.path}-*.bin, {len(self.shards)} parts"
             raise UserError(
-                f"{where}: {self.n_bytes:,} bytes, {end - self.n_bytes:,} fewer than its .idx says; download it again"
+                f"{where}: {self.n_bytes:,} bytes, {end - self.n_bytes:,} fewer than in its .idx; download it again"
             )
 
     def _check_index(self, start: int, stop: int) -> None:
@@ -212,53 +214,55 @@ class Megatron:
 
 
 def check_range(samples: SampleReader, sample_ids: NDArray[np.integer[Any]]) -> None:
-    """Refuse sample ids outside 0 … n - 1 with a ValueError that says the range."""
+    """Raise a ValueError for sample ids outside 0 … n - 1."""
     outside = (sample_ids < 0) | (sample_ids >= samples.n)
     if outside.any():
         first = int(np.atleast_1d(sample_ids)[np.atleast_1d(outside)][0])
-        raise UserError(f"sample {first}: out of range, {samples.path.name} holds samples 0 … {samples.n - 1}")
+        raise UserError(f"sample {first}: out of range, {samples.path.name} has samples 0 … {samples.n - 1}")
 
 
 def _header(index: Path) -> tuple[str, int, int]:
     """Dtype, number of sequences and length of doc_idx, checked against the size of the file."""
     if not index.is_file():
-        raise UserError(f"{index}: does not exist; pass the path of an .idx file, without its suffix")
+        raise UserError(f"{index}: does not exist; pass the path of an .idx file without its suffix")
     with open(index, "rb") as file:
         data = file.read(HEADER.size)
     if not data.startswith(MAGIC):
-        raise UserError(f"{index}: no Megatron index: wrong magic {data[: len(MAGIC)]!r}, expected {MAGIC!r}")
+        raise UserError(f"{index}: not a Megatron index: wrong magic {data[: len(MAGIC)]!r}, expected {MAGIC!r}")
     if len(data) < HEADER.size:
         raise UserError(f"{index}: cut off inside its header, after {len(data)} bytes; download it again")
     _, version, code, n, n_documents = HEADER.unpack(data)
     if version != 1:
-        raise UserError(f"{index}: version {version}; only version 1 of the format is known")
+        raise UserError(f"{index}: version {version}; only version 1 of the format is supported")
     if code in (6, 7):
         raise UserError(
-            f"{index}: dtype code {code} stands for float32 with some writers and float64 with others, and tokens are "
-            "integers; write it again as one of 1 to 5 or 8"
+            f"{index}: dtype code {code} means float32 or float64, depending on the writer, but tokens must be "
+            "integers; write the file again with one of the codes 1 to 5 or 8"
         )
     if code not in DTYPES:
-        raise UserError(f"{index}: unknown dtype code {code}; known are 1 to 5 and 8")
+        raise UserError(f"{index}: unknown dtype code {code}; supported codes are 1 to 5 and 8")
     extra = index.stat().st_size - HEADER.size - 12 * n - 8 * n_documents
     if extra < 0:
         raise UserError(f"{index}: cut off, {-extra:,} bytes too short for {n:,} sequences; download it again")
-    if extra not in (0, n):  # newer writers append an int8 mode per sequence
+    if extra not in (0, n):  # newer writers append one int8 "mode" per sequence
         raise UserError(f"{index}: {extra:,} bytes too long for {n:,} sequences, so it is damaged; download it again")
     return DTYPES[code], n, n_documents
 
 
 def _shards(prefix: Path) -> tuple[Path, ...]:
-    whole = Path(f"{prefix}.bin")
-    if whole.is_file():
-        return (whole,)
+    single = Path(f"{prefix}.bin")
+    if single.is_file():
+        return (single,)
     pattern = re.compile(re.escape(prefix.name) + r"-\d{5}-of-(\d{5})\.bin")
     lasts = sorted({m[1] for m in map(pattern.fullmatch, os.listdir(prefix.parent)) if m})
     if not lasts:
-        raise UserError(f"{whole}: does not exist, whole or as shards {prefix.name}-00000-of-….bin")
+        raise UserError(f"{single}: does not exist, as one file or as parts {prefix.name}-00000-of-….bin")
     if len(lasts) > 1:
-        raise UserError(f"{prefix}: shards of {len(lasts)} sets lie there (-of-{', -of-'.join(lasts)}); keep one set")
+        raise UserError(
+            f"{prefix}: has parts of {len(lasts)} different splits (-of-{', -of-'.join(lasts)}); keep those of one"
+        )
     paths = [Path(f"{prefix}-{k:05d}-of-{lasts[0]}.bin") for k in range(int(lasts[0]) + 1)]
     for k, path in enumerate(paths):
         if not path.is_file():
-            raise UserError(f"{path}: missing, shard number {k} of 0 … {len(paths) - 1}; download it")
+            raise UserError(f"{path}: missing part {k} of 0 … {len(paths) - 1}; download it")
     return tuple(paths)

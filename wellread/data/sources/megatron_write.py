@@ -1,4 +1,4 @@
-"""Megatron's .idx and .bin, written from a stream of token sequences."""
+"""Writing Megatron's .idx and .bin from a stream of token sequences."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write(prefix: str | Path, sequences: Iterable[ArrayLike], dtype: str = "uint
     Parameters
     ----------
     prefix : str or Path
-        Where; neither file may exist. The .idx appears last, when all else is on disk.
+        Output path without suffix; neither file may exist. The .idx appears last, after all data is on disk.
     sequences : iterable of (length,) integers
     dtype : str
         uint8, int8, int16, int32, int64 or uint16.
@@ -31,15 +31,16 @@ def write(prefix: str | Path, sequences: Iterable[ArrayLike], dtype: str = "uint
     Raises
     ------
     UserError
-        When a file exists, the dtype is unknown, or a sequence is not of integers that it holds; names the sequence.
+        When a file exists, the dtype is unknown, or a sequence contains values that do not fit the dtype; names the
+        sequence.
     """
     codes = {np.dtype(name).name: code for code, name in DTYPES.items()}
     if dtype not in codes:
-        raise UserError(f"dtype {dtype}: Megatron files hold {', '.join(codes)}")
+        raise UserError(f"dtype {dtype}: unknown to Megatron; choose {', '.join(codes)}")
     tokens, index, sizes = (Path(f"{prefix}.{suffix}") for suffix in ("bin", "idx", "sizes.tmp"))
     for path in (tokens, index):
         if path.exists():
-            raise UserError(f"{path}: exists already; remove it or choose another prefix")
+            raise UserError(f"{path}: already exists; remove it or choose another prefix")
     partial = [path.with_name(f"{path.name}.tmp") for path in (tokens, index)]
     try:
         with open(partial[0], "wb") as bin_file, open(sizes, "wb+") as sizes_file, open(partial[1], "wb") as idx_file:

@@ -1,4 +1,4 @@
-"""Raw text as a set of its own: documents without prompt or response, every token of them scored."""
+"""Raw text as a data set: documents without prompt and response; all their tokens carry loss."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from wellread.data.sources.source import Source
 from wellread.errors import UserError
 
 TEXT = "text"
-"""Name of the set and of its schema."""
+"""Name of the data set and of its schema."""
 
 
 @dataclass(frozen=True)
 class Raw:
-    """One document: its text, or the tokens that a Megatron file holds."""
+    """One document: its text, or its tokens if it comes from a Megatron file."""
 
     text: str = ""
     tokens: NDArray[Any] | None = None
     category: str = ""
-    """Part of The Pile, or author of the story, where the file says so."""
+    """Subset of The Pile, or author of the story, if the file contains it."""
 
     @property
     def author(self) -> str:
-        """Not known."""
+        """Empty: unknown for raw text."""
         return ""
 
     @property
@@ -43,7 +43,7 @@ class Raw:
 
 
 def is_megatron(path: Path) -> bool:
-    """Whether `path` is the prefix of a Megatron set, or one of its two files."""
+    """Whether `path` is the prefix of a pair of Megatron files, or one of the two."""
     return Path(f"{_prefix(path)}.idx").is_file()
 
 
@@ -52,26 +52,26 @@ def _prefix(path: Path) -> Path:
 
 
 def documents(source: Source) -> Iterator[tuple[int, Sequence[Raw] | str]]:
-    """Yield the number of each document and the document, or a line that says where it is broken."""
-    for number, where, found in located(source):
-        yield number, f"{where}: {found}" if isinstance(found, str) else [found]
+    """Yield the number of each document, and the document or a line with its location and error."""
+    for number, where, document in located(source):
+        yield number, f"{where}: {document}" if isinstance(document, str) else [document]
 
 
-def located(source: Source, *, blank: bool = False) -> Iterator[tuple[int, str, Raw | str]]:
-    """Yield the number of each document, its file and row there, and the document or what is wrong with it.
+def located(source: Source, *, keep_empty: bool = False) -> Iterator[tuple[int, str, Raw | str]]:
+    """Yield the number of each document, its location (file and row), and the document or its error.
 
     Parameters
     ----------
-    blank : bool
-        Yield blank documents of text files, too.
+    keep_empty : bool
+        Whether to yield empty documents of text files too.
     """
     if not source.paths:
-        found = _of_grammar(source.generated) if source.generated else _of_hub(source)
-        for number, document in found:
+        numbered = _of_grammar(source.generated) if source.generated else _of_hub(source)
+        for number, document in numbered:
             yield number, f"{source.where} row {number}", document
     before = last = 0
     for path in source.paths:
-        for number, document in _of_file(path, _column(source), blank):
+        for number, document in _of_file(path, _column(source), keep_empty):
             last = before + number
             yield last, f"{path} row {number}", document
         before = last
@@ -89,13 +89,13 @@ def _of_hub(source: Source) -> Iterator[tuple[int, Raw | str]]:
     return (_numbered(document) for document in text.of_rows(tables.hub_rows(source), _column(source)))
 
 
-def _of_file(path: Path, column: str, blank: bool) -> Iterator[tuple[int, Raw | str]]:
+def _of_file(path: Path, column: str, keep_empty: bool) -> Iterator[tuple[int, Raw | str]]:
     if is_megatron(path):
         samples = Megatron.open(_prefix(path))
         for i in range(samples.n):
             yield i + 1, Raw(tokens=samples.tokens(i))
         return
-    for document in text.documents(path, text=column, blank=blank):
+    for document in text.documents(path, text=column, keep_empty=keep_empty):
         yield _numbered(document)
 
 
@@ -103,23 +103,23 @@ def _numbered(document: text.Document) -> tuple[int, Raw | str]:
     if document.text is None:
         return document.number, f"{document.error}"
     meta = document.meta
-    author = meta.get("source") if "instruction" in meta else None  # TinyStories' archive: which model wrote it
+    author = meta.get("source") if "instruction" in meta else None  # in TinyStories' archive: the model that wrote it
     return document.number, Raw(document.text, category=str(meta.get("pile_set_name") or author or ""))
 
 
 def count(source: Source) -> int:
-    """Number of documents; that of a set of the hub as it was published.
+    """Number of documents; for a data set of the hub, the published number.
 
     Raises
     ------
     UserError
-        When the size of a hub set is not known before it is downloaded.
+        When the size of a hub data set is not known before it is downloaded.
     """
     if not source.paths:
-        known = source.generated or source.published_rows
-        if known is None:
+        size = source.generated or source.published_rows
+        if size is None:
             raise UserError(f"--data {source.name}: its size is not known before it is downloaded")
-        return known
+        return size
     sizes = (Megatron.open(_prefix(path)).n if is_megatron(path) else None for path in source.paths)
     return sum(
         sum(1 for _ in text.documents(path, text=_column(source))) if size is None else size
@@ -128,7 +128,7 @@ def count(source: Source) -> int:
 
 
 def fingerprint(source: Source) -> str:
-    """Hash of what the files hold, or of how the stories are made up."""
+    """Hash of the files' content, or version and number of the synthetic stories."""
     if source.generated:
         return f"grammar-{generated.VERSION}:{source.generated}"
     if not any(is_megatron(path) for path in source.paths):

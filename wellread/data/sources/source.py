@@ -1,4 +1,4 @@
-"""One data set, and one row of it."""
+"""One data set, and one row of a data set."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One data set: local files or a set of the hub."""
+    """One data set: local files, a data set of the hub, or synthetic stories."""
 
     name: str
     schemas: tuple[str, ...] = ()
-    """Schemas that it may have (none: any that fits its columns)."""
+    """Schemas that it may have (empty: any that matches its columns)."""
     paths: tuple[Path, ...] = ()
     """Its files, in the order in which they are read."""
     hub: str | None = None
     revision: str | None = None
-    """Commit or branch of the hub set."""
+    """Commit or branch of the hub data set."""
     hub_files: str | None = None
-    """JSON files of the hub set, where its own loader can no longer be used."""
+    """JSON files of the hub data set, if its loading script is no longer supported."""
     published_rows: int | None = None
     columns: dict[str, str] = field(default_factory=dict)
-    """Field -> column, where the columns are the user's own."""
+    """Field -> column, if the user names the columns."""
     template: str | None = None
-    """The set's own template (None: that of its schema)."""
+    """Template of the data set (None: template of its schema)."""
     answers: str = "both"
-    """Sets with two authors: whose answers."""
+    """Which author's answers to read: human, chatgpt or both."""
     subsets: tuple[str, ...] = ()
-    """Sets with subsets: which of them (empty: all)."""
+    """Which subsets to read (empty: all)."""
     generated: int | None = None
-    """Stories to be made up, for the set that is no file."""
+    """Number of synthetic stories to generate, for the data set ``stories``."""
     limit: int | None = None
     """Rows to take (None: all)."""
-    asked: str = ""
-    """How ``--data`` spells it, options included, where it is no file."""
+    spelling: str = ""
+    """Name and options as written in ``--data``; empty for a file."""
     weight: float | None = None
     """Share of the mixture's samples."""
 
     @property
     def where(self) -> str:
-        """What an error names: its file, the folder of its files, or the hub set."""
+        """Its location for error messages: its file, the folder of its files, or the hub data set."""
         if not self.paths:
             return self.hub or self.name
         return str(self.paths[0] if len(self.paths) == 1 else self.paths[0].parent)
@@ -49,17 +49,17 @@ class Source:
 
 @dataclass(frozen=True)
 class Row:
-    """One row as it was read; `fields` is None where it could not be, and `error` says why."""
+    """One row; if it could not be read, `fields` is None and `error` says why."""
 
     number: int
-    """From 1: line of a .jsonl file, else place in the set; the rows of further files count on."""
+    """Counted from 1 over all files of the data set; in a .jsonl file empty lines count too."""
     fields: dict[str, Any] | None
     error: str | None = None
     path: Path | None = field(default=None, compare=False)
-    """Its file, where the set has several."""
+    """Its file, if the data set has several."""
     before: int = field(default=0, compare=False)
     """Number of the last row before its file."""
 
     def where(self, source: Source) -> str:
-        """Say file and row, as the file numbers it."""
+        """Describe the location as file and row in the file."""
         return f"{self.path or source.where} row {self.number - self.before}"

@@ -1,4 +1,4 @@
-"""Where rows come from: local JSON, JSONL, CSV and Parquet files, and sets of the hub."""
+"""Reading rows from local JSON, JSONL, CSV and Parquet files, and from data sets of the hub."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from wellread.errors import UserError
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 READ = 1 << 18
 """Bytes read at once."""
-_BLANK = re.compile(r"[ \t\r\n]*")
+_WHITESPACE = re.compile(r"[ \t\r\n]*")
 SECONDS_TO_ANSWER = 10
-"""How long the hub may take to say that it has a set."""
+"""Seconds in which the hub must answer whether it has a data set."""
 
 
 def fingerprint(source: Source) -> str:
-    """Hash that identifies what `source` holds: of the bytes of its files, or name and revision of a hub set."""
+    """Identify the content of `source`: hash of its files' bytes, or name and revision of a hub data set."""
     from wellread.files import sha256_file
 
     if not source.paths:
@@ -32,7 +32,7 @@ def fingerprint(source: Source) -> str:
 
 
 def rows(source: Source) -> Iterator[Row]:
-    """Yield every row in the source's own order; a row that cannot be read is yielded with its error."""
+    """Yield all rows in the order of the source; a row that cannot be read is yielded with its error."""
     if not source.paths:
         yield from hub_rows(source)
         return
@@ -58,7 +58,7 @@ def _file_rows(path: Path) -> Iterator[Row]:
 
 
 def jsonl_rows(lines: Iterable[bytes]) -> Iterator[Row]:
-    """Yield the row of each line that is not blank, numbered from 1."""
+    """Yield the row of each line that is not empty; lines are numbered from 1."""
     for number, line in enumerate(lines, start=1):
         if line.strip():
             yield _decoded(number, line)
@@ -78,76 +78,78 @@ def _as_row(number: int, value: object) -> Row:
 
 
 def json_rows(path: Path, blocks: Iterable[bytes]) -> Iterator[Row]:
-    """Yield the objects of a JSON list, whose file comes in blocks: one block and one object are in memory."""
-    parser, number, held, state = json.JSONDecoder(), 0, "", "before"
+    """Yield the objects of a JSON list from blocks of its file; only one block and one object are in memory."""
+    parser, number, buffer, state = json.JSONDecoder(), 0, "", "before"
     broken: json.JSONDecodeError | None = None
     texts = _texts(path, blocks)
     for text in texts:
-        held += text
-        at = _blank_to(held, 0)
-        while at < len(held):
-            sign = held[at]
+        buffer += text
+        at = _skip_whitespace(buffer, 0)
+        while at < len(buffer):
+            sign = buffer[at]
             if state == "before" and sign != "[":
-                raise _no_list(path, held + "".join(texts))
+                raise _not_a_list(path, buffer + "".join(texts))
             if state == "after":
-                raise _no_json(path, "text after the end of the list")
+                raise _not_json(path, "text after the end of the list")
             if state == "before" or (state == "between" and sign == ","):
                 state, at = "first" if state == "before" else "value", at + 1
             elif state in ("first", "between") and sign == "]":
                 state, at = "after", at + 1
             elif state == "between":
-                raise _no_json(path, f"no comma after object {number}")
+                raise _not_json(path, f"no comma after object {number}")
             else:
                 try:
-                    value, stop = parser.raw_decode(held, at)
+                    value, stop = parser.raw_decode(buffer, at)
                 except json.JSONDecodeError as error:
                     broken = error
-                    break  # cut off by the end of the block, if not by that of the file
-                if stop == len(held) and not isinstance(value, dict):
-                    broken = json.JSONDecodeError("Expecting ',' delimiter", held, stop)
-                    break  # a number may go on
+                    break  # cut off by the end of the block or of the file
+                if stop == len(buffer) and not isinstance(value, dict):
+                    broken = json.JSONDecodeError("Expecting ',' delimiter", buffer, stop)
+                    break  # a number may continue in the next block
                 state, number, at = "between", number + 1, stop
                 yield _as_row(number, value)
-            at = _blank_to(held, at)
-        held = held[at:]
+            at = _skip_whitespace(buffer, at)
+        buffer = buffer[at:]
     if state != "after":
-        raise _no_json(path, f"object {number + 1}: {broken.msg}" if broken and held else "ends before its list does")
+        raise _not_json(
+            path, f"object {number + 1}: {broken.msg}" if broken and buffer else "ends before its list does"
+        )
 
 
-def _blank_to(text: str, at: int) -> int:
-    found = _BLANK.match(text, at)
-    return found.end() if found else at
+def _skip_whitespace(text: str, at: int) -> int:
+    match = _WHITESPACE.match(text, at)
+    return match.end() if match else at
 
 
 def _texts(path: Path, blocks: Iterable[bytes]) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
     before = 0
     for block in itertools.chain(blocks, [b""]):
-        held = len(decoder.getstate()[0])
+        n_pending = len(decoder.getstate()[0])
         try:
             yield decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 at byte {before - held + error.start} of the file") from None
+            raise UserError(f"{path}: not UTF-8 at byte {before - n_pending + error.start} of the file") from None
         before += len(block)
 
 
-def _no_json(path: Path, reason: str) -> UserError:
-    return UserError(f"{path}: not a JSON file: {reason}; one object a line belongs into a .jsonl file")
+def _not_json(path: Path, reason: str) -> UserError:
+    return UserError(f"{path}: not a JSON file: {reason}; if it has one object per line, name it .jsonl")
 
 
-def _no_list(path: Path, text: str) -> UserError:
+def _not_a_list(path: Path, text: str) -> UserError:
     try:
         kind = type(json.loads(text)).__name__
     except json.JSONDecodeError as error:
-        return _no_json(path, str(error))
-    return UserError(f"{path}: expected a JSON list of objects, found {kind}")
+        return _not_json(path, str(error))
+    return UserError(f"{path}: expected a JSON list of objects, but it contains {kind}")
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
-    """Yield the records of a CSV file with a header; a quoted field may span lines, so records are counted."""
+    """Yield the records of a CSV file with a header, numbered by record because a quoted field may span lines."""
     import csv
 
-    csv.field_size_limit(2**31 - 1)  # of a whole document, not of the 128 KiB that are the default
+    csv.field_size_limit(2**31 - 1)  # a field may be a long document; the default is 128 KiB
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)
         try:
@@ -156,7 +158,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
                 if len(values) == len(header):
                     yield Row(number, dict(zip(header, values, strict=True)))
                 else:
-                    yield Row(number, None, f"has {len(values)} fields, the header names {len(header)}")
+                    yield Row(number, None, f"has {len(values)} fields, but the header has {len(header)}")
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: not UTF-8 ({error.reason}); save it as UTF-8") from None
         except csv.Error as error:
@@ -164,7 +166,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
 
 
 def parquet_rows(path: Path, rows_at_once: int = 4096) -> Iterator[Row]:
-    """Yield the rows of a Parquet file; `rows_at_once` of them are in memory together."""
+    """Yield the rows of a Parquet file; `rows_at_once` rows are in memory at a time."""
     import pyarrow
     import pyarrow.parquet
 
@@ -180,39 +182,39 @@ def parquet_rows(path: Path, rows_at_once: int = 4096) -> Iterator[Row]:
 
 
 def hub_rows(source: Source) -> Iterator[Row]:
-    """Yield the rows of a set of the hub, in its own order."""
+    """Yield the rows of a data set of the hub, in their order."""
     import datasets
 
-    refusal = _asked_once(str(source.hub), source.revision)
+    refusal = _check_hub(str(source.hub), source.revision)
     try:
         if source.hub_files:
             files = f"hf://datasets/{source.hub}@{source.revision}/{source.hub_files}"
             loaded = datasets.load_dataset("json", data_files=files, split="train")
         else:
             loaded = datasets.load_dataset(source.hub, revision=source.revision, split="train")
-    except Exception as error:  # of the hub, its client, the network or the set's own files
+    except Exception as error:  # from the hub, its client, the network or the files of the data set
         reason = (str(refusal or error).strip().splitlines() or [type(refusal or error).__name__])[0]
         raise UserError(
-            f"--data {source.name}: hub set {source.hub} cannot be had ({reason}); "
-            f"download its file and pass --data {source.asked or source.name}@FILE"
+            f"--data {source.name}: data set {source.hub} could not be downloaded from the hub ({reason}); "
+            f"download its file and pass --data {source.spelling or source.name}@FILE"
         ) from None
     for number, value in enumerate(loaded, start=1):
         yield Row(number, dict(value))
 
 
-def _asked_once(hub: str, revision: str | None) -> Exception | None:
-    """Ask the hub for `hub`; where it does not answer, let its client look into its cache alone, and say why.
+def _check_hub(hub: str, revision: str | None) -> Exception | None:
+    """Ask the hub whether it has `hub`; on an error, switch its client to offline mode and return the error.
 
-    Left to itself the client asks again for half a minute, with two lines on stderr each time.
+    Otherwise the client would repeat the request for half a minute and print two lines on stderr each time.
     """
     import datasets
     import huggingface_hub
 
-    if Path(hub).is_dir():  # the client reads a folder of that name instead
+    if Path(hub).is_dir():  # then the client reads this folder instead
         return None
     try:
         huggingface_hub.HfApi().dataset_info(hub, revision=revision, timeout=SECONDS_TO_ANSWER)
-    except Exception as error:  # of the hub, its client or the network
+    except Exception as error:  # from the hub, its client or the network
         datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
         return error
     return None
