@@ -23,4 +23,4 @@ def import_llama2c(checkpoint: Path, tokenizer: Path, out: Path) -> None:
     with new_directory(out) as directory:
         pieces.save(directory, spec.positions)
         write_model(source, directory, pieces.bos, tokenizer_bin.eos(pieces))
-    print(f"{out}: {spec.layers} layers, width {spec.width}, {spec.vocab:,} words")
+    print(f"{out}: {spec.layers} layers, width {spec.width}, vocabulary {spec.vocab:,}")

@@ -37,7 +37,7 @@ HUB = "--data dolly: data set databricks/databricks-dolly-15k could not be downl
         (
             ["--data=DIR/rows.jsonl"],
             [ROW | {"response": " "}] * 2,
-            "rows: no trainable sample is left (dropped empty response: 2, sealed: 0); give rows with something to",
+            "rows: no trainable sample is left (dropped empty response: 2, sealed: 0); provide rows with tokens to",
         ),
         (
             ["--data=DIR/rows.jsonl", "--seq_len=4"],

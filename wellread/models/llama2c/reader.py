@@ -141,17 +141,17 @@ def _checked(path: Path, version: int, data: bytes, start: int) -> Header:
     for name, number in numbers.items():
         if not 0 < number <= LARGEST:
             raise UserError(f"{path}: its header has {name} {number}; this is not a checkpoint of llama2.c")
-    dim, hidden, layers, heads, kv_heads, words, positions = numbers.values()
+    dim, hidden, layers, heads, kv_heads, vocab, positions = numbers.values()
     check_heads(str(path), dim, heads, kv_heads)
     if version == 2:
         (group,) = struct.unpack_from("<i", data, 37)
-        if group < 1 or any(size % group for size in (words * dim, dim * dim // heads * kv_heads, dim * hidden)):
+        if group < 1 or any(size % group for size in (vocab * dim, dim * dim // heads * kv_heads, dim * hidden)):
             raise UserError(
                 f"{path}: its header has groups of {group}, which do not divide its tensors; download it again"
             )
     spec = ModelSpec(
         name=path.name, family="llama", layers=layers, width=dim, heads=heads, kv_heads=kv_heads,
-        intermediate=hidden, vocab=words, positions=positions, tied=tied,
+        intermediate=hidden, vocab=vocab, positions=positions, tied=tied,
     )  # fmt: skip
     return Header(version, spec, group)
 

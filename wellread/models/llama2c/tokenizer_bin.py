@@ -15,8 +15,8 @@ BIN = "tokenizer.bin"
 """Default file name of the tokenizer in llama2.c's programs."""
 
 
-def read(path: Path, words: int) -> Pieces:
-    """Read the SentencePiece model for a model with a vocabulary of size `words`.
+def read(path: Path, vocab: int) -> Pieces:
+    """Read the SentencePiece model for a model with a vocabulary of size `vocab`.
 
     Raises
     ------
@@ -29,9 +29,9 @@ def read(path: Path, words: int) -> Pieces:
         raise UserError(str(error).removeprefix("--vocab ")) from None
     if not pieces.by_word:
         raise UserError(f"{path}: not supported by llama2.c; use a BPE tokenizer with identity normalization")
-    if pieces.size != words:
+    if pieces.size != vocab:
         raise UserError(
-            f"{path}: has {pieces.size:,} pieces, but the model has {words:,}; pass the tokenizer of the model"
+            f"{path}: has {pieces.size:,} pieces, but the model has {vocab:,}; pass the tokenizer of the model"
         )
     if eos(pieces) < 0:
         raise UserError(f"{path}: has no end-of-sequence piece; pass the tokenizer of the model")

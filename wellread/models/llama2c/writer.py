@@ -120,8 +120,8 @@ def write(model: Weights, file: IO[bytes], form: Format) -> None:
 
 
 def _write_v0(model: Weights, file: IO[bytes]) -> None:
-    *sizes, words, positions = model.sizes
-    file.write(struct.pack("<7i", *sizes, words if model.tied else -words, positions))
+    *sizes, vocab, positions = model.sizes
+    file.write(struct.pack("<7i", *sizes, vocab if model.tied else -vocab, positions))
     _write_floats(file, _v0_tensors(model))
 
 
