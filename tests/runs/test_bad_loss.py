@@ -70,7 +70,7 @@ def test_run_stops_and_names_the_samples(train: Train, poison: tuple[Path, Corpu
     done = train(tmp_path / "run", "--strategy", "zero2")
     assert done.returncode == 1
     line = next(line for line in done.stderr.splitlines() if line.startswith("error:"))
-    assert f"batch {BAD}: loss is not finite (nan); the step was not taken (--on_bad_loss skip would pass" in line
+    assert f"batch {BAD}: loss is not finite (nan); the weights were not updated (--on_bad_loss skip" in line
     assert named(corpus, sample) in line
     assert line.count(", loss ") == BATCH_SIZE
     assert Record.open(tmp_path / "run/record").batches == 3  # what the last checkpoint names

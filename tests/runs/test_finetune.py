@@ -453,8 +453,8 @@ def test_killed_run_continues(
     size = truncated.stat().st_size
     os.truncate(truncated, size // 2)
     resumed = finetune(run.path, *flags, check=True)
-    passed_over = f"passed over a damaged checkpoint: {truncated}: {size // 2:,} bytes, the manifest says {size:,}\n"
-    assert passed_over in resumed.stdout
+    skipped = f"skipped a damaged checkpoint: {truncated}: {size // 2:,} bytes, the manifest says {size:,}\n"
+    assert skipped in resumed.stdout
     assert "continuing from step-00000004\n" in resumed.stdout
     assert_bit_equal(run, uninterrupted)
     assert_verified(program, run)

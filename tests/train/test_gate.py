@@ -1,6 +1,6 @@
-"""The gate: numbers compared by hand, and a real run in a control group that is too small.
+"""The memory check: numbers computed by hand, and a real run in a control group that is too small.
 
-A disk that is too small: test_full_disk.py.
+For a disk that is too small see test_full_disk.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from wellread.planning.machine import Machine
 from wellread.planning.plan import Counts, Plan
 from wellread.run import RunDirectory
 from wellread.train import gate
-from wellread.train.gate import Room, shortages
+from wellread.train.gate import FreeSpace, shortages
 from wellread.units import GIB, MIB
 
 NEEDS = {
@@ -34,19 +34,19 @@ PLAN = Plan(
     dtype="bf16", engine="deepspeed", strategy="zero3-nvme", strategy_reason="", strategies=(NEEDS,), seq_len=8,
     steps=1, epochs=1.0, warmup_steps=0, save_steps=(0, 1),
 )  # fmt: skip
-ROOMS = [
-    Room(node="n1", host_free=38 * GIB, host_held=GIB, gpu_free=18 * GIB, disk_free=90 * GIB, disk_held=10 * GIB,
-         nvme_free=60 * GIB),
-    Room(node="n1", host_free=39 * GIB, host_held=GIB, gpu_free=18 * GIB),
-    Room(node="n2", host_free=38 * GIB, host_held=GIB, gpu_free=18 * GIB, nvme_free=60 * GIB),
-    Room(node="n2", host_free=39 * GIB, host_held=GIB, gpu_free=18 * GIB),
+ENOUGH = [
+    FreeSpace(node="n1", host_free=38 * GIB, host_held=GIB, gpu_free=18 * GIB, disk_free=90 * GIB,
+              disk_held=10 * GIB, nvme_free=60 * GIB),
+    FreeSpace(node="n1", host_free=39 * GIB, host_held=GIB, gpu_free=18 * GIB),
+    FreeSpace(node="n2", host_free=38 * GIB, host_held=GIB, gpu_free=18 * GIB, nvme_free=60 * GIB),
+    FreeSpace(node="n2", host_free=39 * GIB, host_held=GIB, gpu_free=18 * GIB),
 ]  # fmt: skip
-"""Just enough of everything: of GPUs less the context, of host memory with what two ranks hold, of disk with what is
-saved."""
+"""Exactly enough of everything: GPU memory without the CUDA context, host memory with what two ranks already use, and
+disk with what is saved."""
 
 
-def with_room(rank: int, **changed: Any) -> list[Room]:
-    return [replace(room, **changed) if number == rank else room for number, room in enumerate(ROOMS)]
+def with_rank(rank: int, **changed: Any) -> list[FreeSpace]:
+    return [replace(free, **changed) if number == rank else free for number, free in enumerate(ENOUGH)]
 
 
 @pytest.mark.parametrize(
@@ -63,41 +63,41 @@ def with_room(rank: int, **changed: Any) -> list[Room]:
         (0, {"nvme_free": 90 * GIB, "nvme_is_disk": True}, ["n1 has 90.00 GiB of NVMe, 150.00 are needed"]),
     ],
 )
-def test_what_is_short(rank: int, changed: dict[str, Any], expected: list[str]) -> None:
-    assert shortages(PLAN, with_room(rank, **changed)) == expected
+def test_shortages_of_each_kind(rank: int, changed: dict[str, Any], expected: list[str]) -> None:
+    assert shortages(PLAN, with_rank(rank, **changed)) == expected
 
 
 @pytest.fixture
-def heard(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Room]], None]:
-    """Let the ranks find this room; the exchange between them is tested by the runs below."""
+def measure(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[FreeSpace]], None]:
+    """Set what the ranks measure; the runs below test the exchange between them."""
 
-    def hear(rooms: list[Room]) -> None:
+    def patch(measured: list[FreeSpace]) -> None:
         monkeypatch.setattr(gate, "look", lambda *_: None)
-        monkeypatch.setattr("wellread.train.ranks.gather_objects", lambda _: rooms)
+        monkeypatch.setattr("wellread.train.ranks.gather_objects", lambda _: measured)
 
-    return hear
+    return patch
 
 
-def test_the_refusal_is_one_line_that_names_the_first_shortages(heard: Callable[[list[Room]], None]) -> None:
-    heard([replace(room, gpu_free=GIB) for room in ROOMS])
-    with pytest.raises(UserError, match="too little is free for zero3-nvme") as caught:
+def test_the_error_is_one_line_with_the_first_shortages(measure: Callable[[list[FreeSpace]], None]) -> None:
+    measure([replace(free, gpu_free=GIB) for free in ENOUGH])
+    with pytest.raises(UserError, match="not enough free memory or disk for zero3-nvme") as caught:
         gate.check(RunDirectory(Path("run")), RunConfig().cluster, PLAN)
     text = str(caught.value)
     assert re.findall(r"n\d has 1.00 GiB of GPU \d", text) == [f"n{n} has 1.00 GiB of GPU {k}" for n, k in
                                                               ((1, 0), (1, 1), (2, 0))]  # fmt: skip
-    assert ", and 1 more. Free it, choose another --strategy" in text
+    assert ", and 1 more. Free some, choose another --strategy" in text
     assert text.endswith("with --force")
     assert "\n" not in text
 
 
-def test_nothing_is_compared_where_nothing_is_predicted_or_it_is_forced(heard: Callable[[list[Room]], None]) -> None:
-    heard([replace(room, host_free=0) for room in ROOMS])
+def test_a_forced_plan_or_one_without_estimate_is_not_checked(measure: Callable[[list[FreeSpace]], None]) -> None:
+    measure([replace(free, host_free=0) for free in ENOUGH])
     for plan in (replace(PLAN, forced=True), replace(PLAN, strategies=())):
         gate.check(RunDirectory(Path("run")), RunConfig().cluster, plan)
 
 
-def test_what_a_rank_finds(disk: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What lies in the run's own NVMe folder is cleared by the engine; what its checkpoints hold is counted."""
+def test_what_a_rank_measures(disk: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files in the run's NVMe folder count as free, because the engine clears it; checkpoints are counted."""
     nvme = disk(8 * MIB) / "wellread-run"
     nvme.mkdir()
     (nvme / "left").write_bytes(bytes(3 * MIB))
@@ -107,8 +107,8 @@ def test_what_a_rank_finds(disk: Callable[[int], Path], tmp_path: Path, monkeypa
     (saved / "model.safetensors").write_bytes(bytes(MIB))
     monkeypatch.setenv("LOCAL_RANK", "0")
     config, plan = RunConfig.of(nvme_path=str(nvme)), replace(PLAN, machine=replace(PLAN.machine, device="cpu"))
-    found = gate.look(run, config.cluster, plan)
-    assert (found.disk_held, found.nvme_free, found.nvme_is_disk, found.gpu_free) == (MIB, 8 * MIB, False, None)
+    free = gate.look(run, config.cluster, plan)
+    assert (free.disk_held, free.nvme_free, free.nvme_is_disk, free.gpu_free) == (MIB, 8 * MIB, False, None)
     assert gate.look(RunDirectory(nvme.parent), config.cluster, plan).nvme_is_disk
     assert gate.look(run, config.cluster, replace(plan, strategy="zero3")).nvme_free is None
     monkeypatch.setenv("RANK", "2")
@@ -117,22 +117,22 @@ def test_what_a_rank_finds(disk: Callable[[int], Path], tmp_path: Path, monkeypa
 
 
 @pytest.mark.slow
-def test_a_run_is_refused_in_a_small_control_group(
+def test_a_run_is_rejected_in_a_small_control_group(
     corpora: Path, root: Path, tmp_path: Path, memory_group: Callable[[int], Path]
 ) -> None:
-    """The launcher is told that the node has 64 GiB; the ranks see the limit that the kernel holds them to."""
+    """The launcher assumes 64 GiB because of --host_mem; the ranks see the limit that the kernel enforces."""
     group = memory_group(1200 * MIB)
     flags = ["--corpora", corpora, "--out", tmp_path / "run", "--ranks_per_node", 2, "--steps", 2, "--host_mem", 64]
     size = ["--batch_size", 64, "--micro_batch_size", 32, "--seq_len", 512]
     command = [sys.executable, "-m", "launch", "run", "finetune", *map(str, [*flags, *size])]
     enter = f'echo 0 > {group}/cgroup.procs && exec "$@"'
-    done = subprocess.run(
+    process = subprocess.run(
         ["sh", "-c", enter, "sh", *command], cwd=root, capture_output=True, text=True, timeout=120, check=False
     )
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.count("\n") == 1
-    found = re.search(r"ddp: \S+ has ([\d.]+) GiB of host memory, ([\d.]+) are needed", done.stderr)
-    assert found, done.stderr
-    assert 0.8 < float(found[1]) < 1.17  # of 1.17; the launcher takes some
-    assert 2.0 < float(found[2]) < 2.4
+    assert process.returncode == 2, process.stderr
+    assert process.stderr.count("\n") == 1
+    match = re.search(r"ddp: \S+ has ([\d.]+) GiB of host memory, ([\d.]+) are needed", process.stderr)
+    assert match, process.stderr
+    assert 0.8 < float(match[1]) < 1.17  # of 1.17; the launcher uses some
+    assert 2.0 < float(match[2]) < 2.4
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []

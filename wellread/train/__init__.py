@@ -1,1 +1,1 @@
-"""The one training loop and its two engines."""
+"""The training loop and its two engines."""

@@ -1,7 +1,7 @@
-"""What the ranks tell one another of each step: which samples entered forward, and how each rank is.
+"""What the ranks exchange in each step: which samples entered the forward pass, and each rank's status.
 
-Both travel in one collective, as bytes: of each rank `RANK`, then `SAMPLE` for each of its samples. Their layout is
-the same on every machine: little-endian, nothing between the fields.
+One collective carries both, as bytes. A rank's message is one `RANK`, then one `SAMPLE` for each of its samples. The
+layout is the same on every machine: little-endian, without padding between the fields.
 """
 
 from __future__ import annotations
@@ -33,34 +33,34 @@ SAMPLE = np.dtype(
         ("digest", "u1", DIGEST_BYTES),
     ]
 )
-"""One sample, from the tensors that entered forward."""
+"""One sample, measured on the tensors that entered the forward pass."""
 
 RANK = np.dtype(
     [
-        ("stop_signal", "<i8"),  # that it was sent, 0 for none
-        ("host_peak", "<i8"),  # bytes that it has held at most, of host memory
-        ("gpu_peak", "<i8"),  # and of its GPU
+        ("stop_signal", "<i8"),  # number of the signal that it received, 0 for none
+        ("host_peak", "<i8"),  # its peak host memory, bytes
+        ("gpu_peak", "<i8"),  # its peak GPU memory, bytes
     ]
 )
-"""One rank."""
+"""Status of one rank."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What all ranks told of one step."""
+    """What all ranks reported about one step."""
 
     samples: NDArray[np.void]
     """(batch_size,) `SAMPLE`, in slot order."""
     ranks: NDArray[np.void]
-    """(ranks,) `RANK`, in order of rank."""
+    """(ranks,) `RANK`, in rank order."""
 
     @property
     def stop_signal(self) -> int:
-        """The signal that asks the run to stop, 0 for none; all ranks see the same."""
+        """The signal that asks the run to stop, 0 for none; the same on all ranks."""
         return int(self.ranks["stop_signal"].max())
 
     def reading(self, batch_id: int, order: Order) -> RecordedBatch:
-        """The batch as the record keeps it."""
+        """The batch in the form that the record stores."""
         samples = self.samples
         return RecordedBatch(
             batch_id=batch_id,
@@ -73,7 +73,7 @@ class Evidence:
 
 
 def of_micro_batch(slots: NDArray[np.int64], batch: Batch, losses: torch.Tensor) -> NDArray[np.void]:
-    """What a rank tells of one micro-batch. Waits for the device.
+    """Report of one rank about one micro-batch. Waits for the device.
 
     Parameters
     ----------
@@ -85,24 +85,24 @@ def of_micro_batch(slots: NDArray[np.int64], batch: Batch, losses: torch.Tensor)
     (samples,) `SAMPLE`
     """
     n_targets = batch.targets.sum(1)
-    told = np.empty(len(slots), SAMPLE)
-    told["slot"] = slots
-    told["sample_id"] = batch.sample_ids.cpu().numpy()
-    told["n_tokens"] = batch.lengths.cpu().numpy()
-    told["n_targets"] = n_targets.cpu().numpy()
-    told["width"] = batch.tokens.shape[1]
-    told["loss"] = (losses.float() / n_targets).cpu().numpy()
-    told["digest"] = np.frombuffer(b"".join(batch.digests()), np.uint8).reshape(-1, DIGEST_BYTES)
-    return told
+    rows = np.empty(len(slots), SAMPLE)
+    rows["slot"] = slots
+    rows["sample_id"] = batch.sample_ids.cpu().numpy()
+    rows["n_tokens"] = batch.lengths.cpu().numpy()
+    rows["n_targets"] = n_targets.cpu().numpy()
+    rows["width"] = batch.tokens.shape[1]
+    rows["loss"] = (losses.float() / n_targets).cpu().numpy()
+    rows["digest"] = np.frombuffer(b"".join(batch.digests()), np.uint8).reshape(-1, DIGEST_BYTES)
+    return rows
 
 
 def of_rank(stop_signal: int, peaks: tuple[int, int]) -> NDArray[np.void]:
-    """What a rank tells of itself: () `RANK`, its `peaks` as of `wellread.train.watch.throughput.memory_peaks`."""
+    """Report of a rank about itself, () `RANK`; `peaks` come from `wellread.train.watch.throughput.memory_peaks`."""
     return np.array((stop_signal, *peaks), RANK)
 
 
 def gather(rank: NDArray[np.void], samples: NDArray[np.void], *, batch_size: int) -> Evidence:
-    """Tell the others, and hear of them. Collective.
+    """Exchange the reports of all ranks. Collective.
 
     Parameters
     ----------
@@ -112,27 +112,27 @@ def gather(rank: NDArray[np.void], samples: NDArray[np.void], *, batch_size: int
     import torch
 
     share = batch_size // ranks.world_size()
-    if len(samples) != share:  # the others would wait for its bytes, or take them for something else
+    if len(samples) != share:  # the other ranks would wait for missing bytes, or misread the message
         raise AssertionError(f"rank {ranks.rank()} read {len(samples)} samples, its share of the batch is {share}")
-    told = torch.from_numpy(encode(rank, samples)[None])
-    return decode(ranks.gather(told).numpy())
+    message = torch.from_numpy(serialize(rank, samples)[None])
+    return deserialize(ranks.gather(message).numpy())
 
 
-def encode(rank: NDArray[np.void], samples: NDArray[np.void]) -> NDArray[np.uint8]:
-    """One rank's message: the bytes of `rank`, then those of `samples`."""
-    message = np.empty((), _message(len(samples)))
+def serialize(rank: NDArray[np.void], samples: NDArray[np.void]) -> NDArray[np.uint8]:
+    """Message of one rank: the bytes of `rank`, then those of `samples`."""
+    message = np.empty((), _message_type(len(samples)))
     message["rank"], message["samples"] = rank, samples
     return message.reshape(1).view(np.uint8)
 
 
-def decode(messages: NDArray[np.uint8]) -> Evidence:
-    """The messages of all ranks, (ranks, bytes), in order of rank."""
-    share, rest = divmod(messages.shape[1] - RANK.itemsize, SAMPLE.itemsize)
-    assert rest == 0, f"messages of {messages.shape[1]} bytes"
-    told = messages.view(_message(share))[:, 0]
-    samples = told["samples"].ravel()
-    return Evidence(samples[np.argsort(samples["slot"])], told["rank"])
+def deserialize(messages: NDArray[np.uint8]) -> Evidence:
+    """The evidence in the messages of all ranks, (ranks, bytes), in rank order."""
+    share, remainder = divmod(messages.shape[1] - RANK.itemsize, SAMPLE.itemsize)
+    assert remainder == 0, f"messages of {messages.shape[1]} bytes"
+    fields = messages.view(_message_type(share))[:, 0]
+    samples = fields["samples"].ravel()
+    return Evidence(samples[np.argsort(samples["slot"])], fields["rank"])
 
 
-def _message(samples: int) -> np.dtype[Any]:
+def _message_type(samples: int) -> np.dtype[Any]:
     return np.dtype([("rank", RANK), ("samples", SAMPLE, (samples,))])

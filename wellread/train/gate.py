@@ -1,6 +1,6 @@
-"""The gate: before anything is loaded, what the plan needs is compared with what is really free, on every node.
+"""The memory check: before anything is loaded, compare what the plan needs with what is free, on every node.
 
-The plan knows how much memory there is; this knows how much of it others have taken.
+The plan knows the total memory; this check also sees what other processes use.
 """
 
 from __future__ import annotations
@@ -20,38 +20,41 @@ from wellread.train import ranks
 from wellread.units import GIB
 
 MOST_NAMED = 3
-"""Shortages that the message names; on a large cluster there may be one per GPU."""
+"""Maximum number of shortages in the message; on a large cluster there can be one per GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Room:
-    """What one rank finds, in bytes; None where another rank looks, or there is nothing to look at."""
+class FreeSpace:
+    """Free memory and disk as one rank measures it, in bytes.
+
+    None where another rank measures it, or the device is not used.
+    """
 
     node: str
     """Host name."""
     host_free: int
-    """Host memory that can still be taken, within the rank's control group."""
+    """Host memory that can still be allocated, within the rank's control group."""
     host_held: int
-    """Host memory that this rank holds already; the prediction counts it too."""
+    """Host memory that this rank already uses; the estimate includes it."""
     gpu_free: int | None = None
-    """Of this rank's GPU, what its allocator holds included."""
+    """Memory of this rank's GPU, including what PyTorch's allocator has reserved."""
     disk_free: int | None = None
-    """Where the run directory is; rank 0 alone."""
+    """Space on the disk with the run directory; only on rank 0."""
     disk_held: int = 0
-    """Taken by the run's checkpoints; the prediction counts them too."""
+    """Size of the run's checkpoints; the estimate includes them."""
     nvme_free: int | None = None
-    """At --nvme_path, what a killed attempt of this run left there included; the first rank of each node."""
+    """Space at --nvme_path, including what a killed attempt of this run left; only on the first rank of a node."""
     nvme_is_disk: bool = False
-    """Whether both are one filesystem."""
+    """Whether the run directory and --nvme_path are on the same filesystem."""
 
 
 def check(run: RunDirectory, config: ClusterConfig, plan: Plan) -> None:
-    """Refuse a plan that what is free cannot hold. Collective: every rank calls it, and all raise the same.
+    """Reject a plan that does not fit into free memory and disk. Collective: all ranks raise the same error.
 
     Raises
     ------
     UserError
-        One line: which nodes are short of what. Never for a plan that is forced, or predicts nothing.
+        One line: which node has too little of what. Never for a plan that is forced or has no estimate.
     """
     if plan.forced or plan.needs is None:
         return
@@ -59,23 +62,23 @@ def check(run: RunDirectory, config: ClusterConfig, plan: Plan) -> None:
     if short:
         more = f", and {len(short) - MOST_NAMED} more" * (len(short) > MOST_NAMED)
         raise UserError(
-            f"too little is free for {plan.strategy}: {'; '.join(short[:MOST_NAMED])}{more}. Free it, choose another "
-            "--strategy (launch plan compares them), or start all the same with --force"
+            f"not enough free memory or disk for {plan.strategy}: {'; '.join(short[:MOST_NAMED])}{more}. Free some, "
+            "choose another --strategy (launch plan compares them), or start anyway with --force"
         )
 
 
-def look(run: RunDirectory, config: ClusterConfig, plan: Plan) -> Room:
-    """What this rank finds free.
+def look(run: RunDirectory, config: ClusterConfig, plan: Plan) -> FreeSpace:
+    """Measure what is free for this rank.
 
     Parameters
     ----------
     config : RunConfig
-        `nvme_path` is the run's own folder there, which the engine clears before it begins.
+        `nvme_path` is the run's folder on the NVMe disk, which the engine clears before it starts.
     """
     first, nvme = ranks.rank() == 0, None
     if plan.rung.on_nvme and config.nvme_path and ranks.local_rank() == 0:
         nvme = Path(config.nvme_path)
-    return Room(
+    return FreeSpace(
         node=socket.gethostname(),
         host_free=host_memory.available(),
         host_held=host_memory.private_bytes(),
@@ -98,38 +101,38 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def shortages(plan: Plan, rooms: list[Room]) -> list[str]:
-    """What is missing for the strategy of `plan`, in words, node by node.
+def shortages(plan: Plan, measured: list[FreeSpace]) -> list[str]:
+    """What is missing for the strategy of `plan`, one text per shortage, node by node.
 
-    Host memory is predicted for the node with rank 0, and is asked of all: the others need a little less.
+    Host memory is estimated for the node with rank 0 and required on all nodes: the other nodes need a little less.
 
     Parameters
     ----------
-    rooms : list of Room
-        One per rank, in their order.
+    measured : list of FreeSpace
+        One per rank, in rank order.
     """
     needs = plan.needs
     assert needs is not None
-    # The context and NCCL's buffers are there before the first number is taken, so no longer free.
+    # The CUDA context and NCCL's buffers exist before free memory is measured, so they are not counted again.
     on_gpu = needs["gpu_bytes"] - needs["parts"]["gpu"].get("CUDA context", 0)
-    found = []
+    texts = []
     for start in range(0, plan.ranks, plan.machine.ranks_per_node):
-        node = rooms[start : start + plan.machine.ranks_per_node]
+        node = measured[start : start + plan.machine.ranks_per_node]
         first = node[0]
-        host_free = min(room.host_free for room in node) + sum(room.host_held for room in node)
+        host_free = min(rank.host_free for rank in node) + sum(rank.host_held for rank in node)
         disk = max(0, needs["disk_bytes"] - first.disk_held)
         compared: list[tuple[str, int | None, int]] = [
             ("host memory", host_free, needs["host_bytes"]),
-            *((f"GPU {number}", room.gpu_free, on_gpu) for number, room in enumerate(node)),
+            *((f"GPU {number}", rank.gpu_free, on_gpu) for number, rank in enumerate(node)),
             ("disk for checkpoints", first.disk_free, disk),
             ("NVMe", first.nvme_free, needs["nvme_bytes"] + disk * first.nvme_is_disk),
         ]
-        found += [
+        texts += [
             f"{first.node} has {_gib(free)} GiB of {place}, {_gib(needed)} are needed"
             for place, free, needed in compared
             if free is not None and free < needed
         ]
-    return found
+    return texts
 
 
 def _gib(size: float) -> str:

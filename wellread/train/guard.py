@@ -1,4 +1,4 @@
-"""Bad batches: a loss that is not finite or far above the recent ones; and whose samples they are."""
+"""Bad losses: detect a loss that is not finite or far above recent losses, and name the samples of the batch."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     from wellread.record.writer import RecordedBatch
 
 WINDOW = 64
-"""Batches that a loss is compared with: the last ones that were read."""
+"""Number of recent batches that a loss is compared with."""
 LEAST = 8
-"""Of these, batches that must have been learned from before a loss counts as a spike."""
+"""Minimum number of them that the model was trained on before a loss can count as a spike."""
 IN_A_ROW = 10
-"""So many skipped batches, one after the other, stop a run: then it is not the batches."""
+"""A run stops after this many consecutive skipped batches: then the batches are not the cause."""
 NAMED = 8
-"""Samples of a bad batch that are named."""
+"""Maximum number of samples of a bad batch in a message."""
 
 Past = list[tuple[float, bool]]
 """Loss of each batch, and whether it was skipped."""
 
 
 class Guard:
-    """Judges the batches of a run by their loss; the ranks judge alike, for they see the same losses.
+    """Decides from its loss whether a batch is bad; all ranks decide the same, because they see the same losses.
 
-    What it remembers can be read from the record, so a run that was interrupted judges as if it had not been.
+    Its memory can be restored from the record, so a resumed run decides as an uninterrupted one.
     """
 
     def __init__(self, spike_factor: float | None, past: Iterable[tuple[float, bool]] = ()) -> None:
@@ -39,16 +39,16 @@ class Guard:
         self._past: deque[tuple[float, bool]] = deque(past, maxlen=WINDOW)
 
     def verdict(self, loss: float) -> str | None:
-        """What is wrong with a batch of this mean loss; None when nothing is."""
+        """What is wrong with a batch of this mean loss; None if it is not bad."""
         if not math.isfinite(loss):
             return f"loss is not finite ({loss})"
-        learned = [past for past, skipped in self._past if not skipped]
-        if self._factor is None or len(learned) < LEAST:
+        trained = [past for past, skipped in self._past if not skipped]
+        if self._factor is None or len(trained) < LEAST:
             return None
-        usual = median(learned)
+        usual = median(trained)
         if loss <= self._factor * usual:
             return None
-        return f"loss {loss:.4f} is above {self._factor:g} x {usual:.4f}, the median of the last {len(learned)} batches"
+        return f"loss {loss:.4f} is above {self._factor:g} x {usual:.4f}, the median of the last {len(trained)} batches"
 
     def note(self, loss: float, skipped: bool) -> None:
         """Remember a batch.
@@ -56,19 +56,19 @@ class Guard:
         Raises
         ------
         FloatingPointError
-            When too many in a row were skipped.
+            When too many consecutive batches were skipped.
         """
         self._past.append((loss, skipped))
         last = list(self._past)[-IN_A_ROW:]
         if len(last) == IN_A_ROW and all(skipped for _, skipped in last):
             raise FloatingPointError(
-                f"{IN_A_ROW} batches in a row would have been skipped, so it is not the batches that are bad; "
-                "begin a new run with a lower --optim.lr"
+                f"{IN_A_ROW} consecutive batches would have been skipped, so the batches are not the cause; "
+                "start a new run with a lower --optim.lr"
             )
 
 
 def past_of(record: Record, step: int) -> Past:
-    """What a guard at `step` remembers."""
+    """What a guard remembers at `step`."""
     start = max(0, step - WINDOW)
     table = record.table(["batch_id", "loss", "n_targets", "skipped"], (start, step))
     _, loss, n, skipped = (table[name].to_numpy() for name in table.column_names)
@@ -84,14 +84,14 @@ def mean_loss(losses: np.ndarray, n_targets: np.ndarray) -> float:
     return float((losses.astype(np.float64) * n_targets).sum() / n_targets.sum())
 
 
-def named(corpus: Corpus, reading: RecordedBatch) -> str:
-    """The samples of a batch, largest loss first, each with its set and rows: at most 8, and how many more."""
+def name_samples(corpus: Corpus, reading: RecordedBatch) -> str:
+    """Up to 8 samples of a batch, largest loss first, each with its data set and rows, and the number of others."""
     ranked = np.argsort(-np.nan_to_num(reading.losses, nan=np.inf), kind="stable")
-    shown = reading.sample_ids[ranked[:NAMED]].tolist()
-    about = corpus.samples().select(["source", "rows"]).take(shown).to_pylist()
-    words = [
+    sample_ids = reading.sample_ids[ranked[:NAMED]].tolist()
+    origins = corpus.samples().select(["source", "rows"]).take(sample_ids).to_pylist()
+    texts = [
         f"{sample} ({row['source']}:{','.join(map(str, row['rows']))}, loss {loss:.4g})"
-        for sample, row, loss in zip(shown, about, reading.losses[ranked].tolist(), strict=False)
+        for sample, row, loss in zip(sample_ids, origins, reading.losses[ranked].tolist(), strict=False)
     ]
     more = f" and {len(ranked) - NAMED} more" if len(ranked) > NAMED else ""
-    return f"samples, largest loss first: {', '.join(words)}{more}"
+    return f"samples, largest loss first: {', '.join(texts)}{more}"

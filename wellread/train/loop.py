@@ -1,4 +1,4 @@
-"""The one training loop: read a batch, step, record what was read, save."""
+"""The training loop: read a batch, update the weights, record what was read, save."""
 
 from __future__ import annotations
 
@@ -40,40 +40,40 @@ from wellread.train.watch.throughput import Cost
 
 
 def train(run: RunDirectory, initial: Callable[[], Source], log: Path) -> int:
-    """Train until the last step or a request to stop; every rank calls it.
+    """Train until the last step or a request to stop. Every rank calls it.
 
     Parameters
     ----------
     initial : callable
-        Finds the transformers causal language model that training starts from.
+        Returns the causal language model of transformers that training starts from.
     log : Path
         This rank's log file.
 
     Returns
     -------
     int
-        Exit code: 0 when the run is finished, 128 + S when signal S stopped it (after a save).
+        Exit code: 0 when the run is finished, 128 + S when signal S stopped it (after saving).
     """
     config, corpus = nvme.with_own_folder(run), Corpus.open(run.corpus)
     plan, order = Plan.open(run.plan_file), open_order(run)
-    found, passed_over = resume.newest_checkpoint(run)
+    newest, damaged = resume.newest_checkpoint(run)
     gate.check(run, config.cluster, plan)
     trackers.check(config.watch)
-    engine = make_engine(Source.of(found.model) if found else initial(), config, plan)
+    engine = make_engine(Source.of(newest.model) if newest else initial(), config, plan)
     saver = Saver(run.checkpoints, engine, corpus.tokenizer, config.save.keep_states)
     loop = TrainingLoop(
         run, config, plan, corpus, order, engine, saver, StopRequest(), Guard(config.watch.spike_factor)
     )
     if ranks.rank() == 0:
-        record = open_record(run, corpus, order, found)
-        monitor = open_monitor(run, config, plan, engine, found.step if found else 0, log)
+        record = open_record(run, corpus, order, newest)
+        monitor = open_monitor(run, config, plan, engine, newest.step if newest else 0, log)
         loop.outputs = Outputs(record, monitor)
-    for line in passed_over:
-        loop.say(f"passed over a damaged checkpoint: {line}")
+    for line in damaged:
+        loop.say(f"skipped a damaged checkpoint: {line}")
     part = f" ({engine.trained:,} of them trained)" * (engine.trained < engine.parameters)
     loop.say(f"{plan.model}: {engine.parameters:,} parameters{part}, {corpus.n_trainable:,} trainable samples")
-    if found:
-        loop.continue_from(found)
+    if newest:
+        loop.continue_from(newest)
     else:
         loop.save()
     stop = loop.train()
@@ -87,7 +87,7 @@ def train(run: RunDirectory, initial: Callable[[], Source], log: Path) -> int:
 
 @dataclass
 class TrainingLoop:
-    """One rank's part in training, and how far it is."""
+    """Training on one rank, and its progress."""
 
     run: RunDirectory
     config: RunConfig
@@ -99,20 +99,20 @@ class TrainingLoop:
     stop: StopRequest
     guard: Guard
     outputs: Outputs | None = None
-    """On rank 0 alone."""
+    """Only on rank 0."""
     step: int = 0
     skipped: int = 0
-    """Batches that were read and not learned from; the optimizer has taken ``step - skipped`` steps."""
+    """Number of batches that were read but not trained on; the optimizer has taken ``step - skipped`` steps."""
     tokens: int = 0
     saved_step: int = 0
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """That of the corpus."""
+        """The tokenizer of the corpus."""
         return Tokenizer.load(self.corpus.tokenizer)
 
     def train(self) -> int:
-        """Read batches until the last step or a request to stop; return the signal that asked, 0 for none."""
+        """Read batches until the last step or a request to stop; return the stop signal, 0 for none."""
         stop = 0
         while self.step < self.plan.steps and not stop:
             stop = self.take_step()
@@ -124,17 +124,17 @@ class TrainingLoop:
         return stop
 
     def take_step(self) -> int:
-        """Read one batch, learn from it unless it is bad, record it; return the signal that asks to stop, 0 for none.
+        """Read one batch, train on it unless it is bad, record it; return the stop signal, 0 for none.
 
         Raises
         ------
         FloatingPointError
-            When the batch is bad, and such batches are not to be skipped; or when too many in a row were.
+            When the batch is bad and bad batches are not skipped, or when too many consecutive batches were skipped.
         """
         self.saver.check()
         began = time.perf_counter()
-        told = self._forward_backward()
-        reading, cost = told.reading(self.step, self.order), Cost.of(told, self.plan)
+        report = self._forward_backward()
+        reading, cost = report.reading(self.step, self.order), Cost.of(report, self.plan)
         loss = guards.mean_loss(reading.losses, reading.n_targets)
         lr = self._learning_rate()
         fault, grad_norm = self._update(loss, lr)
@@ -158,10 +158,10 @@ class TrainingLoop:
                 set_losses=_set_losses(self.corpus, reading),
             )
             self.outputs.monitor.step(stats)
-        return told.stop_signal
+        return report.stop_signal
 
     def _forward_backward(self) -> Evidence:
-        """Run the next batch through the model, forward and backward; what all ranks tell of it. Collective."""
+        """Run the next batch forward and backward; return the evidence of all ranks. Collective."""
         plan, sample_ids = self.plan, self.order.batch(self.step)
         total_targets = int(self.corpus.n_targets(sample_ids).sum())
         _seed(self.config.schedule.seed, self.step)
@@ -169,11 +169,11 @@ class TrainingLoop:
         read = []
         for number, slots in enumerate(micro_slots):
             batch = collate(self.corpus, sample_ids[slots]).to(self.engine.device)
-            # The engines average gradients over ranks; times ranks / targets: the mean over all target tokens.
+            # The engines average gradients over ranks; ranks / targets turns that into a mean over all target tokens.
             scale, last = plan.ranks / total_targets, number == len(micro_slots) - 1
             read.append((slots, batch, self.engine.forward_backward(batch, scale, last=last)))
-        # Only now: it waits for the device.
-        samples = np.concatenate([evidence.of_micro_batch(*each) for each in read])
+        # After all micro-batches are queued, because it waits for the device.
+        samples = np.concatenate([evidence.of_micro_batch(*micro_batch) for micro_batch in read])
         rank = evidence.of_rank(self.stop.signal, throughput.memory_peaks())
         return evidence.gather(rank, samples, batch_size=plan.batch_size)
 
@@ -183,7 +183,7 @@ class TrainingLoop:
         return learning_rate(self.step, peak=peak, warmup=warmup, steps=plan.steps, floor=optim.min_lr)
 
     def _update(self, loss: float, lr: float) -> tuple[str | None, float]:
-        """Update the weights, unless the batch is bad; what is wrong with it, and the norm of its gradient."""
+        """Update the weights unless the batch is bad; return what is wrong with it, and its gradient norm."""
         fault = self.guard.verdict(loss)
         if fault is None:
             norm = self.engine.step(lr)
@@ -193,17 +193,17 @@ class TrainingLoop:
         return fault, float("nan")
 
     def _skip(self, fault: str, reading: RecordedBatch) -> None:
-        """Say whose samples a bad batch holds; end the run unless such batches are to be passed over."""
+        """Report the samples of a bad batch; end the run unless bad batches are skipped."""
         if self.config.watch.on_bad_loss == "stop":
             raise FloatingPointError(
-                f"batch {reading.batch_id}: {fault}; the step was not taken (--on_bad_loss skip would pass over it); "
-                + guards.named(self.corpus, reading)
+                f"batch {reading.batch_id}: {fault}; the weights were not updated (--on_bad_loss skip skips such "
+                f"batches); {guards.name_samples(self.corpus, reading)}"
             )
         if self.outputs:
-            self.say(f"skipped batch {reading.batch_id}: {fault}; {guards.named(self.corpus, reading)}")
+            self.say(f"skipped batch {reading.batch_id}: {fault}; {guards.name_samples(self.corpus, reading)}")
 
     def evaluate(self, *, texts: bool) -> tuple[float | None, list[dict[str, Any]]]:
-        """Loss on sealed samples and, with `texts`, what the model writes after some of their prompts. Collective."""
+        """Loss on sealed samples and, with `texts`, what the model generates for some of their prompts. Collective."""
         began = time.perf_counter()
         holdout = sealed.holdout_loss(self.engine, self.corpus, self.plan)
         measured = time.perf_counter()
@@ -215,7 +215,7 @@ class TrainingLoop:
         return holdout, rows
 
     def save(self) -> None:
-        """Save a checkpoint; the record is durable before the checkpoint that names it. Collective."""
+        """Save a checkpoint; the record is on disk before the checkpoint that refers to it. Collective."""
         step, outputs = self.step, self.outputs
         holdout, rows = self.evaluate(texts=True)
         manifest: dict[str, Any] = {}
@@ -223,7 +223,7 @@ class TrainingLoop:
             outputs.record.flush()
             manifest = self._manifest(outputs.record.head, holdout)
 
-        def done(stall: float, seconds: float) -> None:
+        def committed(stall: float, seconds: float) -> None:
             if outputs:
                 outputs.monitor.saved(step, holdout, stall, seconds)
 
@@ -232,7 +232,7 @@ class TrainingLoop:
                 outputs.monitor.note(f"saving step-{step:08d}")
 
         texts = {sealed.GENERATIONS: sealed.as_jsonl(rows)} if rows else {}
-        self.saver.save(step, manifest, texts, saving, done)
+        self.saver.save(step, manifest, texts, saving, committed)
         self.saved_step = step
 
     def _manifest(self, head: str, holdout: float | None) -> dict[str, Any]:
@@ -249,19 +249,19 @@ class TrainingLoop:
             "holdout_loss": holdout,
         }
 
-    def continue_from(self, found: Checkpoint) -> None:
-        """Go on from a checkpoint, whichever strategy and however many ranks saved it. Collective."""
-        self.step = self.saved_step = found.step
-        self.tokens = found.tokens
-        self.skipped = found.manifest.get("skipped", 0)  # older ones know of none
-        self.guard = resume.restored_guard(self.run, found.step, self.config.watch.spike_factor)
-        self.say(f"continuing from {found.path.name}")
-        updates = found.step - self.skipped
-        if updates > 0:  # no optimizer has a state before its first step
-            resume.restore(self.engine, found, updates, self.plan, self.say)
+    def continue_from(self, checkpoint: Checkpoint) -> None:
+        """Resume from a checkpoint that any strategy saved on any number of ranks. Collective."""
+        self.step = self.saved_step = checkpoint.step
+        self.tokens = checkpoint.tokens
+        self.skipped = checkpoint.manifest.get("skipped", 0)  # not in checkpoints of older versions
+        self.guard = resume.restored_guard(self.run, checkpoint.step, self.config.watch.spike_factor)
+        self.say(f"continuing from {checkpoint.path.name}")
+        updates = checkpoint.step - self.skipped
+        if updates > 0:  # an optimizer has no state before its first step
+            resume.restore(self.engine, checkpoint, updates, self.plan, self.say)
 
     def say(self, line: str) -> None:
-        """Show a line, on rank 0."""
+        """Print a line on rank 0."""
         if self.outputs:
             self.outputs.monitor.line(line)
 
@@ -269,25 +269,25 @@ class TrainingLoop:
 def divide(lengths: NDArray[np.int64], plan: Plan, rank: int) -> list[NDArray[np.int64]]:
     """Slots of a batch that `rank` reads, one array per micro-batch.
 
-    Samples of similar length share a micro-batch, and ranks that work at the same time get similar lengths, so
-    little is padding and nobody waits. What is read by the batch as a whole does not depend on it.
+    Samples of similar length share a micro-batch, and ranks that compute at the same time get similar lengths. This
+    keeps padding and waiting low. It does not change which samples a batch contains.
 
     Parameters
     ----------
-    lengths : (batch_size,) tokens of the sample in each slot
+    lengths : (batch_size,) number of tokens of the sample in each slot
     """
     slots = np.argsort(-lengths, kind="stable").reshape(plan.accumulation, plan.ranks, plan.micro_batch_size)
     return list(slots[:, rank])
 
 
 def _seed(seed: int, batch_id: int) -> None:
-    """Randomness of a step derives from (seed, step, rank): there is no generator state to lose."""
+    """Seed torch from (seed, step, rank), so that resuming needs no saved generator state."""
     state = np.random.SeedSequence((seed, batch_id, ranks.rank())).generate_state(1, np.uint64)
     torch.manual_seed(int(state[0] >> np.uint64(1)))
 
 
 def _set_losses(corpus: Corpus, reading: RecordedBatch) -> dict[str, float]:
-    """Mean loss per target token of each set in the batch; nothing where all samples are of one set."""
+    """Mean loss per target token of each data set in the batch; empty if the corpus has a single data set."""
     if len(corpus.set_names) < 2:
         return {}
     number, size = corpus.sets(reading.sample_ids), len(corpus.set_names)

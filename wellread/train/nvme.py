@@ -1,4 +1,4 @@
-"""A run's own folder on the NVMe disk that it was given."""
+"""The run's folder on the NVMe disk."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from wellread.train import ranks
 
 
 def with_own_folder(run: RunDirectory) -> RunConfig:
-    """The run's settings, with a folder of its own in what it was given of the NVMe disk.
+    """The run's settings, with `nvme_path` changed to a subfolder that only this run uses.
 
     Raises
     ------
     UserError
-        When that is no folder that can be written to.
+        When `nvme_path` is not a writable folder.
     """
     config = run.config()
     if config.cluster.nvme_path is None:
         return config
     check_nvme(config.cluster.nvme_path)
     name = hashlib.sha256(str(run.path.resolve()).encode()).hexdigest()[:16]
-    own = Path(config.cluster.nvme_path).resolve() / f"wellread-{name}"
-    if ranks.local_rank() == 0:  # what an attempt with another strategy left there
-        shutil.rmtree(own, ignore_errors=True)
-    return config.replace(nvme_path=str(own))
+    folder = Path(config.cluster.nvme_path).resolve() / f"wellread-{name}"
+    if ranks.local_rank() == 0:  # files of an earlier attempt with another strategy
+        shutil.rmtree(folder, ignore_errors=True)
+    return config.replace(nvme_path=str(folder))

@@ -1,4 +1,4 @@
-"""What rank 0 writes and shows while a run trains."""
+"""What rank 0 writes and displays during training."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from wellread.train.watch.monitor import Monitor, Speedometer
 
 @dataclass(frozen=True)
 class Outputs:
-    """The record, and what shows the run."""
+    """The record, and the monitor that displays the run."""
 
     record: RecordWriter
     monitor: Monitor
 
 
-def open_record(run: RunDirectory, corpus: Corpus, order: Order, found: Checkpoint | None) -> RecordWriter:
-    """The record of a run that begins, or goes on from the checkpoint `found`."""
+def open_record(run: RunDirectory, corpus: Corpus, order: Order, checkpoint: Checkpoint | None) -> RecordWriter:
+    """The record of a run that starts, or resumes from `checkpoint`."""
     start = genesis(corpus.hash, order.identity())
-    if found is None:
+    if checkpoint is None:
         return RecordWriter(run.record, start=start)
-    return RecordWriter(run.record, start=start, step=found.step, head=found.head)
+    return RecordWriter(run.record, start=start, step=checkpoint.step, head=checkpoint.head)
 
 
 def open_monitor(run: RunDirectory, config: RunConfig, plan: Plan, engine: Engine, step: int, log: Path) -> Monitor:
-    """What shows a run from `step` on; says which strategies it has moved on from."""
+    """The monitor of a run from `step` on; prints which strategies ran out of memory before this attempt."""
     monitor = Monitor(
         run=run,
         trackers=trackers.open_trackers(config, run.path, step),

@@ -1,4 +1,4 @@
-"""One rank of a run: what ``python -m finetune train RUN`` and ``python -m pretrain train RUN`` do."""
+"""The training process of one rank: ``python -m finetune train RUN`` and ``python -m pretrain train RUN``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LAUNCHER = "WELLREAD_LAUNCHER"
 
 
 def run_rank(path: str) -> NoReturn:
-    """Train this rank of the run at `path` and end the process."""
+    """Train this rank of the run at `path`, then end the process."""
     die_with_launcher()
     leave(main(path))
 
@@ -45,12 +45,12 @@ def main(path: str) -> int:
         users = user_message(error)
         message = users or f"{type(error).__name__}: {error}"
         note: dict[str, Any] = {"time": time.time(), "rank": rank, "error": message, "trace": text}
-        if found := shortage.shown_by(error, text):
-            note["shortage"] = asdict(found)
+        if shortfall := shortage.shown_by(error, text):
+            note["shortage"] = asdict(shortfall)
         write_json(log.with_suffix(".error.json"), note)
-        if users and LAUNCHER in os.environ:  # which shows it, once for all ranks
+        if users and LAUNCHER in os.environ:  # the launcher prints it once for all ranks
             return BAD_INPUT
-        if isinstance(error, FloatingPointError) and LAUNCHER in os.environ:  # as asked for: no fault of the code
+        if isinstance(error, FloatingPointError) and LAUNCHER in os.environ:  # --on_bad_loss stop: not a bug
             return FAILURE
         raise
 
@@ -61,11 +61,11 @@ def _train(run: RunDirectory, log: Path, rank: int) -> int:
     provenance.check_code_root()
     import warnings
 
-    # torch's own deprecations inside DeepSpeed and DDP: nothing that the user of a run can mend
+    # Deprecations of torch inside DeepSpeed and DDP, which the user cannot fix.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 
     with importing():
-        import transformers.modeling_utils  # noqa: F401 (what AutoModel imports later)
+        import transformers.modeling_utils  # noqa: F401 (AutoModel imports it later)
 
         from wellread.train import ranks
         from wellread.train.loop import train
@@ -97,9 +97,10 @@ def _redirect(log: Path) -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process at once: the end of the interpreter now and then finds a thread of torch that is still there.
+    """End this process without finalizing the interpreter.
 
-    That aborts ("terminate called without an active exception"), and a finished run would count as failed.
+    Finalizing sometimes aborts ("terminate called without an active exception") when a thread of torch still runs,
+    and a finished run would count as failed.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -107,7 +108,7 @@ def leave(code: int) -> NoReturn:
 
 
 def die_with_launcher() -> None:
-    """Ask the kernel to end this process when the launcher that started it dies, whatever kills it."""
+    """Ask the kernel to end this process when the launcher that started it dies for any reason."""
     launcher = os.environ.get(LAUNCHER)
     if launcher is not None:
         die_with(int(launcher))

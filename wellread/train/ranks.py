@@ -24,9 +24,9 @@ def start() -> None:
 
 
 def stop() -> None:
-    """Leave the process group, when all ranks are here; the process is expected to end.
+    """Leave the process group once all ranks have called this; the process must end afterwards.
 
-    gloo's group is left to that end: its destructor has been seen to wait for ever for a peer that was gone.
+    A gloo group is not destroyed, because its destructor can wait forever for a peer that has already ended.
     """
     import torch.distributed as dist
 
@@ -36,17 +36,17 @@ def stop() -> None:
 
 
 def rank() -> int:
-    """Number of this process over all nodes."""
+    """Number of this process among those of all nodes."""
     return int(os.environ.get("RANK", 0))
 
 
 def local_rank() -> int:
-    """Number of this process on its node."""
+    """Number of this process among those of its node."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def world_size() -> int:
-    """Number of processes over all nodes."""
+    """Number of processes on all nodes."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
@@ -65,7 +65,7 @@ def barrier() -> None:
 
 
 def from_rank0(value: int) -> int:
-    """The value that rank 0 has."""
+    """`value` of rank 0, on every rank."""
     import torch
     import torch.distributed as dist
 
@@ -75,7 +75,7 @@ def from_rank0(value: int) -> int:
 
 
 def gather(rows: torch.Tensor) -> torch.Tensor:
-    """Concatenate every rank's `rows` (same shape on all) along the first axis, in order of rank."""
+    """Concatenate every rank's `rows` (same shape on all) along the first axis, in rank order."""
     import torch
     import torch.distributed as dist
 
@@ -86,7 +86,7 @@ def gather(rows: torch.Tensor) -> torch.Tensor:
 
 
 def gather_objects(value: T) -> list[T]:
-    """Every rank's `value`, in order of rank."""
+    """Every rank's `value`, in rank order."""
     import torch.distributed as dist
 
     gathered: list[T] = [value] * world_size()

@@ -1,4 +1,4 @@
-"""Continuing from a checkpoint: finding it, and giving the engine and the guard what they had there."""
+"""Resume from a checkpoint: find it, and restore the engine and the guard."""
 
 from __future__ import annotations
 
@@ -17,47 +17,48 @@ from wellread.train.guard import Guard
 
 
 def newest_checkpoint(run: RunDirectory) -> tuple[Checkpoint | None, list[str]]:
-    """Newest valid checkpoint, and a line about each newer one that is damaged. Collective.
+    """Newest valid checkpoint, and a line for each newer one that is damaged. Collective.
 
-    Rank 0 finds it, and clears up after interrupted saves; the others are told which it is, and no lines.
+    Rank 0 searches for it, and removes the files of interrupted saves. The other ranks return the same checkpoint and
+    no lines.
     """
-    found: Checkpoint | None = None
-    passed_over: list[str] = []
+    newest: Checkpoint | None = None
+    damaged: list[str] = []
     if ranks.rank() == 0:
         run.checkpoints.mkdir(exist_ok=True)
         checkpoints.clear_staging(run.checkpoints)
-        found, passed_over = checkpoints.newest_valid(run.checkpoints)
-    step = ranks.from_rank0(found.step if found else -1)
-    return (checkpoints.open_checkpoint(run.checkpoints, step) if step >= 0 else None), passed_over
+        newest, damaged = checkpoints.newest_valid(run.checkpoints)
+    step = ranks.from_rank0(newest.step if newest else -1)
+    return (checkpoints.open_checkpoint(run.checkpoints, step) if step >= 0 else None), damaged
 
 
 def restored_guard(run: RunDirectory, step: int, spike_factor: float | None) -> Guard:
-    """The guard as it was at `step`, from what rank 0 reads in the record. Collective."""
+    """The guard as it was at `step`; rank 0 reads it from the record. Collective."""
     past = guards.past_of(Record.open(run.record), step) if ranks.rank() == 0 else []
     return Guard(spike_factor, ranks.gather_objects(past)[0])
 
 
-def restore(engine: Engine, found: Checkpoint, updates: int, plan: Plan, say: Callable[[str], None]) -> None:
-    """Give the engine the optimizer's state, whichever strategy and however many ranks saved it. Collective.
+def restore(engine: Engine, checkpoint: Checkpoint, updates: int, plan: Plan, say: Callable[[str], None]) -> None:
+    """Load the optimizer state into the engine; any strategy and number of ranks may have saved it. Collective.
 
     Parameters
     ----------
     updates : int
-        Steps that the optimizer had taken; at least 1.
+        Number of steps that the optimizer had taken; at least 1.
     say : callable
-        Called with a line when the state has to be converted.
+        Called with a line if the state must be converted.
     """
-    if engine.fits(found.state):
-        engine.load(found.state, updates)
+    if engine.fits(checkpoint.state):
+        engine.load(checkpoint.state, updates)
         return
-    saved_by = f"{found.manifest['strategy']} on {found.manifest['ranks']} ranks"
+    saved_by = f"{checkpoint.manifest['strategy']} on {checkpoint.manifest['ranks']} ranks"
     say(f"its state was saved by {saved_by}: converting it for {plan.strategy} on {plan.ranks}")
-    directory = found.path.parent
-    converted = directory / f".{found.path.name}.converted"
-    if ranks.rank() == 0 and (found.state / moments.ZERO).is_dir():
-        moments.convert(found.state, converted)
+    directory = checkpoint.path.parent
+    converted = directory / f".{checkpoint.path.name}.converted"
+    if ranks.rank() == 0 and (checkpoint.state / moments.ZERO).is_dir():
+        moments.convert(checkpoint.state, converted)
     ranks.barrier()
-    engine.adopt(found.model, moments.read(found.state, converted), updates)
+    engine.adopt(checkpoint.model, moments.read(checkpoint.state, converted), updates)
     ranks.barrier()
     if ranks.rank() == 0:
         checkpoints.clear_staging(directory)

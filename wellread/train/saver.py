@@ -1,4 +1,4 @@
-"""Saving checkpoints: off the critical path where memory allows, one at a time, errors never lost."""
+"""Save checkpoints, in the background where memory allows; one at a time, and errors stop the training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wellread.train.engines.base import Engine, Write
 
 
 class Saver:
-    """Saves the checkpoints of one run; every rank has one."""
+    """Saves the checkpoints of one run; every rank has its saver."""
 
     def __init__(self, directory: Path, engine: Engine, tokenizer_files: Path, keep_states: int) -> None:
         self._directory, self._engine, self._keep = directory, engine, keep_states
@@ -29,19 +29,19 @@ class Saver:
         manifest: dict[str, Any],
         texts: dict[str, str],
         saving: Callable[[], None],
-        done: Callable[[float, float], None],
+        committed: Callable[[float, float], None],
     ) -> None:
-        """Save a checkpoint; the record must be durable by now. Collective.
+        """Save a checkpoint; the record must already be on disk. Collective.
 
         Parameters
         ----------
         texts : dict
-            Name and content of text files that it has besides.
+            Name and content of additional text files.
         saving : callable
-            Called when it begins.
-        done : callable
-            Called on rank 0 when the checkpoint is committed, with the seconds that training stood still for it
-            and the seconds that writing took.
+            Called when saving starts.
+        committed : callable
+            Called on rank 0 when the checkpoint is committed, with the seconds that training was paused and the
+            seconds that writing took.
         """
         self.wait()
         saving()
@@ -51,20 +51,20 @@ class Saver:
         if write is None:
             self._write_together(step, manifest, texts, staging)
             if ranks.rank() == 0:
-                done(time.perf_counter() - began, time.perf_counter() - began)
+                committed(time.perf_counter() - began, time.perf_counter() - began)
         elif ranks.rank() == 0:
             stall = time.perf_counter() - began
-            arguments = (step, manifest, texts, staging, write, lambda seconds: done(stall, seconds))
-            self._thread = threading.Thread(target=self._write_alone, args=arguments, name=f"save-{step}")
+            arguments = (step, manifest, texts, staging, write, lambda seconds: committed(stall, seconds))
+            self._thread = threading.Thread(target=self._write_in_background, args=arguments, name=f"save-{step}")
             self._thread.start()
 
     def check(self) -> None:
-        """Raise what went wrong in the background, if anything did."""
+        """Raise the error of the background thread, if it has failed."""
         if self._error is not None:
             raise self._error
 
     def wait(self) -> None:
-        """Wait until the checkpoint that is being written is committed."""
+        """Wait until the current checkpoint is committed."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -81,14 +81,14 @@ class Saver:
                 self._commit(step, manifest, texts, staging)
         ranks.barrier()
 
-    def _write_alone(
+    def _write_in_background(
         self,
         step: int,
         manifest: dict[str, Any],
         texts: dict[str, str],
         staging: Path,
         write: Write,
-        done: Callable[[float], None],
+        committed: Callable[[float], None],
     ) -> None:
         began = time.perf_counter()
         try:
@@ -96,9 +96,9 @@ class Saver:
                 staging.mkdir()
                 write(staging)
                 self._commit(step, manifest, texts, staging)
-            done(time.perf_counter() - began)
+            committed(time.perf_counter() - began)
         except BaseException as error:
-            self._error = error  # raised by the training thread, at its next step
+            self._error = error  # the training thread raises it at its next step
 
     def _cleared_on_error(self) -> Any:
         return checkpoints.cleared_on_error(self._directory)

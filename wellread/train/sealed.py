@@ -1,4 +1,4 @@
-"""What a model makes of samples that it never trains on: its loss there, and what it writes after their prompts."""
+"""Evaluate a model on sealed samples: its loss on them, and the text that it generates for their prompts."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from wellread.train import ranks
 from wellread.train.engines.base import Engine
 
 GENERATIONS = "generations.jsonl"
-"""In a checkpoint: what its model writes after the prompts of some sealed samples."""
+"""File in a checkpoint: the text that its model generates for the prompts of some sealed samples."""
 HOLDOUT_SAMPLES = 256
-"""Sealed samples whose loss is measured."""
+"""Maximum number of sealed samples for the holdout loss."""
 NEW_TOKENS = 48
-"""Most tokens that a prompt is continued with."""
+"""Maximum number of tokens generated for a prompt."""
 
 
 def holdout_loss(engine: Engine, corpus: Corpus, plan: Plan) -> float | None:
-    """Mean loss per target token over up to 256 sealed samples; None without any. Every rank calls it."""
+    """Mean loss per target token over up to 256 sealed samples; None if there are none. Every rank calls it."""
     sealed = np.arange(corpus.n_trainable, corpus.n)
     if not len(sealed):
         return None
-    chosen = np.sort(np.random.default_rng(0).permutation(sealed)[:HOLDOUT_SAMPLES])
-    chosen = chosen[np.argsort(-corpus.lengths(chosen), kind="stable")]
-    mine, counted = _share(chosen, plan.ranks)
+    sample_ids = np.sort(np.random.default_rng(0).permutation(sealed)[:HOLDOUT_SAMPLES])
+    sample_ids = sample_ids[np.argsort(-corpus.lengths(sample_ids), kind="stable")]
+    share, counted = _share(sample_ids, plan.ranks)
     sums = np.zeros(2)
-    for start in range(0, len(mine), plan.micro_batch_size):
+    for start in range(0, len(share), plan.micro_batch_size):
         part = slice(start, start + plan.micro_batch_size)
-        batch = collate(corpus, mine[part]).to(engine.device)
+        batch = collate(corpus, share[part]).to(engine.device)
         losses = engine.evaluate(batch).float().cpu().numpy()
         sums += (losses * counted[part]).sum(), (batch.targets.sum(1).cpu().numpy() * counted[part]).sum()
     total = ranks.gather(torch.from_numpy(sums[None])).numpy().sum(0)
@@ -46,26 +46,28 @@ def holdout_loss(engine: Engine, corpus: Corpus, plan: Plan) -> float | None:
 def _share(ids: NDArray[np.int64], n_ranks: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """This rank's share of some samples, and which of them count.
 
-    Every rank gets as many as the others, if need be one again: under ZeRO-3 a forward pass gathers weights from all.
+    Every rank gets the same number, because under ZeRO-3 all ranks take part in each forward pass. Some samples may be
+    repeated for this; repetitions do not count.
     """
     per_rank = -(-len(ids) // n_ranks)
-    mine = np.resize(ids, per_rank * n_ranks).reshape(per_rank, n_ranks)[:, ranks.rank()]
-    return mine, (np.arange(per_rank) * n_ranks + ranks.rank()) < len(ids)
+    share = np.resize(ids, per_rank * n_ranks).reshape(per_rank, n_ranks)[:, ranks.rank()]
+    return share, (np.arange(per_rank) * n_ranks + ranks.rank()) < len(ids)
 
 
 def generations(engine: Engine, corpus: Corpus, tokenizer: Tokenizer, plan: Plan, count: int) -> list[dict[str, Any]]:
-    """What the model writes after the prompts of the first `count` sealed samples. Every rank calls it.
+    """Text that the model generates for the prompts of the first `count` sealed samples. Every rank calls it.
 
     Returns
     -------
     list of dict
-        `sample_id`; `prompt`, `generated`, `reference`, as text; `ended`, whether by itself. By sample id.
+        `sample_id`; `prompt`, `generated` and `reference`, as text; `ended`, whether the model ended its text. Sorted
+        by sample id.
     """
     ids = np.arange(corpus.n_trainable, min(corpus.n, corpus.n_trainable + count))
     if not len(ids):
         return []
-    mine, counted = _share(ids, plan.ranks)
-    parts = [_prompt_and_reference(corpus, int(i)) for i in mine]
+    share, counted = _share(ids, plan.ranks)
+    parts = [_prompt_and_reference(corpus, int(i)) for i in share]
     written = generate.greedy(
         engine.next_logits,
         [prompt for prompt, _ in parts],
@@ -82,28 +84,28 @@ def generations(engine: Engine, corpus: Corpus, tokenizer: Tokenizer, plan: Plan
             "reference": tokenizer.decode([token for token in reference if token != tokenizer.eos]),
             "ended": tokenizer.eos in tokens,
         }
-        for i, (prompt, reference), tokens, own in zip(mine, parts, written, counted, strict=True)
-        if own
+        for i, (prompt, reference), tokens, counts in zip(share, parts, written, counted, strict=True)
+        if counts
     ]
-    gathered = [row for each in ranks.gather_objects(rows) for row in each]
+    gathered = [row for rows_of_rank in ranks.gather_objects(rows) for row in rows_of_rank]
     return sorted(gathered, key=lambda row: int(row["sample_id"]))
 
 
 def _prompt_and_reference(corpus: Corpus, sample_id: int) -> tuple[list[int], list[int]]:
-    """Tokens of a sample before its first response, and that response.
+    """Tokens of a sample before its first response, and tokens of that response.
 
-    Where all tokens are targets, as in raw text, they are the two halves of the sample.
+    If all tokens are targets, as in raw text, the two halves of the sample.
     """
     tokens, targets = corpus.tokens(sample_id), corpus.targets(sample_id)
     start = int(targets.argmax())
     if start <= 1:
         half = max(1, len(tokens) // 2)
         return tokens[:half].tolist(), tokens[half:].tolist()
-    rest = targets[start:]
-    stop = start + (len(rest) if rest.all() else int(rest.argmin()))
+    from_start = targets[start:]
+    stop = start + (len(from_start) if from_start.all() else int(from_start.argmin()))
     return tokens[:start].tolist(), tokens[start:stop].tolist()
 
 
 def as_jsonl(rows: list[dict[str, Any]]) -> str:
-    """One JSON object a line."""
+    """The rows as JSON Lines."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -1,4 +1,4 @@
-"""Which errors of a rank show that memory ran out."""
+"""Recognize errors of a rank that mean out of memory."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from wellread.planning.fallback import Shortage
 
 ON_GPU = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 ON_HOST = ("DefaultCPUAllocator", "not enough memory", "Cannot allocate memory", "std::bad_alloc")
-"""In the text of an error: host memory ran out."""
+"""Parts of error messages that mean out of host memory."""
 PINNED, LAST_FRAME = "pin_memory", 4
-"""In the last lines of the trace of CUDA's error: page-locked host memory ran out, not the GPU's."""
+"""If the last lines of a CUDA error's traceback contain this, pinned host memory ran out, not GPU memory."""
 
 
 def shown_by(error: BaseException, trace: str) -> Shortage | None:
-    """What an error says of memory that ran out; None when it is of another kind.
+    """Which memory ran out according to an error; None for any other error.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _gpu_limit() -> int | None:
-    """Bytes of this rank's GPU that it could have: all but what other processes hold."""
+    """Bytes of its GPU that this rank can use: all except those that other processes use."""
     import torch
 
     if not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: it saves at the next step boundary and ends."""
+"""Signals that ask a run to stop: it finishes the current step, saves and ends."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import signal
 import types
 
 STOP_CODE = 128
-"""Exit code of a run that stopped on signal S: 128 + S, as a shell reports it."""
+"""A run that signal S stopped exits with 128 + S, as a shell reports it."""
 
 
 class StopRequest:
@@ -16,7 +16,7 @@ class StopRequest:
         self.signal = 0
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, self._remember)
-        # A launcher may have held it back until somebody listens.
+        # A launcher may have blocked SIGUSR2 until this handler exists.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
 
     def _remember(self, number: int, frame: types.FrameType | None) -> None:
@@ -24,5 +24,5 @@ class StopRequest:
 
 
 def stopped(step: int, number: int) -> str:
-    """What is said of a run that signal `number` stopped at `step`."""
+    """Last line of a run that signal `number` stopped at `step`."""
     return f"stopped by {signal.Signals(number).name} at step {step}, saved; the same command continues"

@@ -1,4 +1,4 @@
-"""Engines on two ranks: memory while loading and saving, offload, activation checkpointing, NVMe; figures, not runs."""
+"""Engines on two ranks, without runs: memory while loading and saving, offload, activation checkpointing, NVMe."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ Start = Callable[..., Results]
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose sizes no two ranks divide evenly: 331 tokens, and a width of 33 for one head."""
+    """A model with sizes that two ranks cannot divide evenly: 331 tokens, and a width of 33 for one head."""
     return make_model(tmp_path_factory.mktemp("small"), hidden_size=34, num_attention_heads=1, intermediate_size=63)
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """56 million parameters in 12 shards or so."""
+    """56 million parameters in about 12 shards."""
     sizes = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "intermediate_size": 2048}
     return make_model(tmp_path_factory.mktemp("large"), vocab_size=VOCAB, **sizes)
 
@@ -45,7 +45,7 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Start:
-    """Run a task on some ranks (`engine_ranks.one_rank`); what each of them measured."""
+    """Run a task on some ranks (`engine_ranks.one_rank`); returns what each rank measured."""
     return partial(run_task, tmp_path)
 
 
@@ -54,9 +54,9 @@ def run_task(place: Path, task: dict[str, Any], ranks: int = 2) -> Results:
 
 
 def per_parameter(result: dict[str, Any], phase: str, key: str = "peak") -> float:
-    """Bytes per parameter above what the process had before the phase."""
-    found: float = (result[phase][key] - result[phase]["before"]) / result["parameters"]
-    return found
+    """Memory per parameter, bytes, in addition to what the process used before the phase."""
+    size: float = (result[phase][key] - result[phase]["before"]) / result["parameters"]
+    return size
 
 
 # --- loading
@@ -64,7 +64,7 @@ def per_parameter(result: dict[str, Any], phase: str, key: str = "peak") -> floa
 
 @pytest.fixture(scope="module")
 def unchanged(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the ranks saved, under STRATEGY-DTYPE or STRATEGY-fresh, what they had loaded or begun. Read only."""
+    """Folder of models that were loaded or initialized, then saved: STRATEGY-DTYPE or STRATEGY-fresh. Read only."""
     place = tmp_path_factory.mktemp("unchanged")
     tasks = [
         {"model": small, "strategy": strategy, "dtype": dtype, "save": place / f"{strategy}-{dtype}"}
@@ -78,7 +78,7 @@ LOADED = [(s, dtype) for s in ("zero1", "zero2", "zero3", "zero3-offload") for d
 
 
 @pytest.mark.parametrize(("strategy", "dtype"), LOADED)
-def test_weights_are_those_of_the_files_to_the_bit(unchanged: Path, small: Path, strategy: str, dtype: str) -> None:
+def test_loaded_weights_are_bit_exact(unchanged: Path, small: Path, strategy: str, dtype: str) -> None:
     assert same_weights(unchanged / f"{strategy}-{dtype}" / "model", small)
 
 
@@ -91,7 +91,7 @@ def test_fresh_model_starts_the_same_whatever_the_strategy(unchanged: Path, tmp_
     assert same_weights(unchanged / f"{strategy}-fresh" / "model", tmp_path / "whole")
 
 
-def test_files_that_are_no_safetensors_load_from_rank_0(start: Start, small: Path, tmp_path: Path) -> None:
+def test_weights_without_safetensors_are_loaded_by_rank_0(start: Start, small: Path, tmp_path: Path) -> None:
     old = tmp_path / "old"
     shutil.copytree(small, old, ignore=shutil.ignore_patterns("*.safetensors"))
     torch.save(weights_in(small), old / "pytorch_model.bin")
@@ -101,7 +101,7 @@ def test_files_that_are_no_safetensors_load_from_rank_0(start: Start, small: Pat
 
 @pytest.fixture(scope="module")
 def loaded(large: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Results, Path]]:
-    """The large model, loaded and saved once by the ranks of a strategy; what they measured, and where it is."""
+    """Load and save the large model once per strategy; returns what the ranks measured, and the saved folder."""
     place = tmp_path_factory.mktemp("loaded")
 
     @cache
@@ -113,13 +113,13 @@ def loaded(large: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
 
 
 @pytest.mark.parametrize(("strategy", "before"), [("zero1", 11.4), ("zero3", 11.7)])
-def test_load_holds_no_whole_copy_beside_the_engines_state(
+def test_load_allocates_no_second_copy_of_the_model(
     loaded: Callable[[str], tuple[Results, Path]], strategy: str, before: float
 ) -> None:
-    """Bytes per parameter. `before` is what this model took when every rank built it in fp32 and kept a copy.
+    """Bytes per parameter. `before` is the peak when every rank built the model in fp32 and kept a copy.
 
-    What is left beside the state is one tensor (the embedding: 1.1 in fp32, and as much while it is converted), and
-    in stages 1 and 2 the flat buffer that DeepSpeed makes of the bf16 weights.
+    In addition to the state, the peak contains one tensor (the embedding: 1.1 in fp32, twice during conversion) and,
+    in stages 1 and 2, the flat buffer that DeepSpeed makes of the bf16 weights.
     """
     for result in loaded(strategy)[0]:
         assert result["parameters"] == 55_940_096
@@ -131,12 +131,12 @@ def test_load_holds_no_whole_copy_beside_the_engines_state(
 # --- saving
 
 
-def test_save_holds_one_shard(loaded: Callable[[str], tuple[Results, Path]], large: Path) -> None:
+def test_save_needs_memory_for_one_shard(loaded: Callable[[str], tuple[Results, Path]], large: Path) -> None:
     (first, second), saved = loaded("zero3")
     assert same_weights(saved / "model", large)
     shards = list((saved / "model").glob("model-*-of-*.safetensors"))
     assert len(shards) >= 8
-    # The state of zero3 is written from where it is; the whole model would take 4 bytes per parameter beyond.
+    # zero3 writes its state without a copy; a copy of the complete model would take 4 more bytes per parameter.
     assert per_parameter(first, "save") < 3.4
     assert per_parameter(second, "save") < 3.4
 
@@ -145,11 +145,12 @@ def test_save_holds_one_shard(loaded: Callable[[str], tuple[Results, Path]], lar
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_offload_learns_what_its_stage_does(small: Path, tmp_path: Path, stage: int) -> None:
-    """100 steps of accumulation 4 with clipping that bites; bf16 weights, whose rounding the two kernels differ in.
+def test_offload_learns_the_same_as_its_stage(small: Path, tmp_path: Path, stage: int) -> None:
+    """100 steps of accumulation 4 with many clipped gradients, and bf16 weights, which the two kernels round
+    differently.
 
-    Three of them are dropped, and one has an infinite gradient: weights stay where they are, and nothing of their
-    gradients is left to the next.
+    Three steps are dropped, and one has an infinite gradient: these change no weights, and the next step contains
+    nothing of their gradients.
     """
     task = {"model": small, "steps": 100, "accumulation": 4, "micro": 2, "optim": {"clip": 0.3}, "drop": [0, 40, 41]}
     task |= {"infinite": [60]}
@@ -172,7 +173,7 @@ def four_steps(small: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 
 @pytest.mark.parametrize("strategy", ["zero3-partial", "zero3-nvme"])
-def test_rare_offloads_train_and_resume_to_the_bit(
+def test_partial_and_nvme_offload_train_and_resume_bit_exactly(
     start: Start,
     small: Path,
     four_steps: dict[str, Any],
@@ -185,25 +186,25 @@ def test_rare_offloads_train_and_resume_to_the_bit(
     disk.mkdir()
     task = {"model": small, "strategy": strategy, "config": {"nvme_path": disk / "run"}, "accumulation": 2}
     task |= {"drop": [1]}
-    begun = [task | {"steps": steps, "save": tmp_path / name} for name, steps in (("whole", 4), ("half", 2))]
-    (whole, _), (half, _) = run_ranks(tmp_path / "begun", begun)
-    assert np.abs(np.subtract(whole["losses"], four_steps["losses"])).max() < OFFLOAD_TOLERANCE
-    assert len(whole["norms"]) == 3
-    assert max(whole["moved"] + four_steps["moved"]) < 1e-5
-    assert half["losses"] == whole["losses"][:2]
+    tasks = [task | {"steps": steps, "save": tmp_path / name} for name, steps in (("full", 4), ("half", 2))]
+    (full, _), (half, _) = run_ranks(tmp_path / "tasks", tasks)
+    assert np.abs(np.subtract(full["losses"], four_steps["losses"])).max() < OFFLOAD_TOLERANCE
+    assert len(full["norms"]) == 3
+    assert max(full["moved"] + four_steps["moved"]) < 1e-5
+    assert half["losses"] == full["losses"][:2]
     later = {"first": 2, "updates": 1, "steps": 4, "model": tmp_path / "half/model", "resume": tmp_path / "half/state"}
-    rest = start(task | later | {"save": tmp_path / "rest"})[0]
-    assert rest["losses"] == whole["losses"][2:]
-    assert same_weights(tmp_path / "rest/model", tmp_path / "whole/model")
-    assert list(disk.iterdir()) == []  # nothing is left there
+    resumed = start(task | later | {"save": tmp_path / "resumed"})[0]
+    assert resumed["losses"] == full["losses"][2:]
+    assert same_weights(tmp_path / "resumed/model", tmp_path / "full/model")
+    assert list(disk.iterdir()) == []
 
 
 # --- activation checkpointing
 
 
 @pytest.mark.parametrize(("strategy", "dtype"), [("ddp", "bf16"), ("zero2", "bf16"), ("zero3", "fp32")])
-def test_activation_checkpointing_changes_memory_alone(start: Start, deep: Path, strategy: str, dtype: str) -> None:
-    """12 layers of width 64, 9,216 tokens: activations dominate. What is computed again is the same."""
+def test_activation_checkpointing_only_changes_memory(start: Start, deep: Path, strategy: str, dtype: str) -> None:
+    """12 layers of width 64, 9,216 tokens: activations need most memory. Recomputing gives equal results."""
     task = {"model": deep, "strategy": strategy, "dtype": dtype, "steps": 2, "micro": 18, "seq_len": 512}
     without, with_it = (start(task | {"plan": {"activation_checkpointing": on}})[0] for on in (False, True))
     assert without["losses"] == pytest.approx(with_it["losses"], rel=1e-6)

@@ -1,4 +1,4 @@
-"""What a batch needs of arithmetic and memory, by hand; what devices can do, by their real names."""
+"""Arithmetic and memory of a batch, computed by hand; peak arithmetic of devices, by their real names."""
 
 import numpy as np
 import pytest
@@ -17,8 +17,8 @@ def cost(**values: int) -> Cost:
     return Cost(**(dict.fromkeys(("tokens", "targets", "squares", "padded", "host_bytes", "gpu_bytes"), 0) | values))
 
 
-def test_arithmetic_of_a_batch_as_torch_counts_it() -> None:
-    """One sample, all of it scored: what torch's own counter sees in the products of forward and backward."""
+def test_arithmetic_of_a_batch_equals_what_torch_counts() -> None:
+    """One sample, all tokens are targets; torch's counter counts the matrix products of forward and backward."""
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import AutoModelForCausalLM, GPTNeoXConfig
 
@@ -32,21 +32,21 @@ def test_arithmetic_of_a_batch_as_torch_counts_it() -> None:
     )
     with FlopCounterMode(display=False) as counted:
         model(torch.arange(length)[None]).logits.sum().backward()
-    found = training_flops(spec, 0, cost(tokens=length, targets=length, squares=length**2))
-    assert found == pytest.approx(counted.get_total_flops(), rel=0.01)
+    flops = training_flops(spec, 0, cost(tokens=length, targets=length, squares=length**2))
+    assert flops == pytest.approx(counted.get_total_flops(), rel=0.01)
 
 
 def test_frozen_weights_have_no_gradient() -> None:
-    """A hundredth is trained: two products of three, and a hundredth of the third."""
+    """1% of the weights is trained: two of three products are needed, and 1% of the third."""
     spec, batch = find("pythia-70m"), cost(tokens=100, targets=10)
     assert training_flops(spec, 0, batch, 0.01) == pytest.approx(training_flops(spec, 0, batch) * 4.02 / 6)
 
 
-def test_output_embedding_counts_for_targets_alone() -> None:
+def test_output_embedding_counts_only_for_targets() -> None:
     spec = find("pythia-70m")
     body = parameters(spec).products - spec.vocab * spec.width
-    found = training_flops(spec, 0, cost(tokens=100, targets=10, squares=1000))
-    assert found == 6 * body * 100 + 6 * spec.vocab * spec.width * 10 + 12 * 6 * 512 * 1000
+    flops = training_flops(spec, 0, cost(tokens=100, targets=10, squares=1000))
+    assert flops == 6 * body * 100 + 6 * spec.vocab * spec.width * 10 + 12 * 6 * 512 * 1000
 
 
 def test_unknown_family_counts_all_parameters() -> None:
@@ -74,7 +74,7 @@ def test_peaks_of_known_devices(name: str, bf16: float | None, fp32: float | Non
 
 
 def test_cost_of_a_batch_on_two_nodes(tiny_plan: Plan) -> None:
-    """Memory: of a node's ranks together on the host, of one rank on its GPU."""
+    """Host memory is the sum over a node's ranks, GPU memory that of one rank."""
     ranks = np.array([(0, 10, 1), (0, 20, 4), (0, 25, 2), (0, 1, 3)], RANK)
     samples = np.zeros(4, SAMPLE)
     samples["n_tokens"] = [3, 5, 2, 7]
@@ -98,8 +98,8 @@ def tiny_plan() -> Plan:
     return make_plan(resolve(RunConfig.of(batch_size=4), spec), spec, cluster, counts)
 
 
-def test_peak_of_host_memory_is_at_least_what_is_held() -> None:
+def test_peak_of_host_memory_is_at_least_what_is_allocated() -> None:
     before = host_memory.peak()
-    held = np.ones(8 << 20)
+    allocated = np.ones(8 << 20)
     assert host_memory.peak() >= before
-    assert host_memory.peak() >= held.nbytes
+    assert host_memory.peak() >= allocated.nbytes

@@ -1,4 +1,4 @@
-"""Trackers: what is not installed is named before anything starts; TensorBoard takes steps out of turn."""
+"""Trackers: one that is not installed is an error before anything starts; TensorBoard takes steps out of order."""
 
 import importlib.util
 from pathlib import Path
@@ -19,7 +19,7 @@ def test_missing_tracker_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch
     assert str(refused.value) == expected
 
 
-def test_tensorboard_alone_by_default_and_what_lies_beyond_a_resume_is_purged(tmp_path: Path) -> None:
+def test_tensorboard_is_the_default_and_purges_steps_after_a_resume(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     (first,) = open_trackers(RunConfig(), tmp_path, 0)

@@ -1,1 +1,1 @@
-"""What runs forward, backward and the optimizer: torch (one process or DDP), and DeepSpeed ZeRO."""
+"""Engines, which run forward, backward and the optimizer: torch (one process or DDP), and DeepSpeed ZeRO."""

@@ -1,4 +1,4 @@
-"""What the loop asks of an engine, and what engines share."""
+"""The interface of engines, and functions that both engines use."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ Write = Callable[[Path], None]
 
 
 class Engine(Protocol):
-    """What the loop asks of an engine. All methods are collective: every rank calls them in the same order."""
+    """Interface of an engine. All methods are collective: every rank calls them in the same order."""
 
     device: torch.device
     parameters: int
-    """How many the model has."""
+    """Number of parameters of the model."""
     trained: int
-    """How many of them are trained."""
+    """Number of parameters that are trained."""
 
     def forward_backward(self, batch: Batch, scale: float, last: bool) -> torch.Tensor:
         """Run forward and backward of ``scale * sum of losses``; return each sample's summed loss, (samples,)."""
@@ -40,41 +40,41 @@ class Engine(Protocol):
         """Each sample's summed loss, (samples,), without gradients."""
 
     def next_logits(self, tokens: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-        """Logits of the token after each place marked in `last` (see `wellread.models.loss.next_logits`)."""
+        """Logits of the token after each position marked in `last` (see `wellread.models.loss.next_logits`)."""
 
     def step(self, lr: float) -> float:
         """Update the weights; return the 2-norm of the gradient before clipping.
 
-        When that is not finite nothing is updated, and the gradients are dropped.
+        If the norm is not finite, the gradients are dropped and the weights do not change.
         """
 
     def drop(self) -> None:
         """Drop the gradients of this step instead of updating the weights."""
 
     def save(self, directory: Path) -> None:
-        """Write ``model/`` (Hugging Face layout, fp32 master weights) and ``state/`` (what resuming needs beyond)."""
+        """Write ``model/`` (Hugging Face layout, fp32 master weights) and ``state/`` (what resuming also needs)."""
 
     def snapshot(self) -> Write | None:
-        """Copy what a checkpoint needs to host memory; return what writes it later, on rank 0 and without the others.
+        """Copy what a checkpoint needs to host memory; return a function that rank 0 calls later to write it.
 
-        None when every rank has to take part in writing, or when the copy would not fit.
+        None if every rank must take part in writing, or if the copy does not fit.
         """
 
     def fits(self, state: Path) -> bool:
-        """Whether `load` can read this state: it was saved by the same engine, for as many ranks and the same stage."""
+        """Whether `load` can read this state: the same engine, number of ranks and stage saved it."""
 
     def load(self, state: Path, step: int) -> None:
-        """Continue exactly from a state that fits, saved after `step` updates; the model has its weights already."""
+        """Resume exactly from a state that fits, saved after `step` updates; the model already has its weights."""
 
     def close(self) -> None:
-        """Remove what only a running engine needs."""
+        """Remove temporary files of the engine."""
 
     def adopt(self, model: Path, moments: Moments, step: int) -> None:
-        """Continue from the moments of a state that does not fit; the model has the weights of directory `model`."""
+        """Resume from the moments of a state that does not fit; the model has the weights of directory `model`."""
 
 
 class LossModule(nn.Module):
-    """The model with its loss, so that hooks of DDP and ZeRO see one forward pass."""
+    """A model together with its loss, so that hooks of DDP and ZeRO see one forward pass."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -83,47 +83,47 @@ class LossModule(nn.Module):
     def forward(
         self, tokens: torch.Tensor, places: torch.Tensor, segments: torch.Tensor | None = None, loss: bool = True
     ) -> torch.Tensor:
-        """Each sample's summed loss on the targets `places`, (samples,) float32; or the logits that follow `places`."""
+        """Each sample's summed loss on the targets `places`, (samples,) float32; or the logits after `places`."""
         if not loss:
             return next_logits(self.model, tokens, places)
         return sample_losses(self.model, tokens, places, segments)
 
 
 def freeze(model: nn.Module, patterns: str | None) -> None:
-    """Freeze the parameters whose names match a pattern, as in a shell: ``*.layers.[0-3].*``.
+    """Freeze the parameters with names that match one of the shell patterns, such as ``*.layers.[0-3].*``.
 
     Raises
     ------
     UserError
-        When a pattern matches none, or all are frozen; lists the names there are, without the layers' numbers.
+        When a pattern matches no parameter (lists the names of parameters, without layer numbers), or all match.
     """
     names = [name for name, _ in model.named_parameters()]
     frozen: set[str] = set()
     for pattern in (part.strip() for part in patterns.split(",")) if patterns else ():
         matched = fnmatch.filter(names, pattern)
         if not matched:
-            there = dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names)
-            raise UserError(f"--freeze {pattern}: matches no parameter; there are {', '.join(there)}")
+            available = dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names)
+            raise UserError(f"--freeze {pattern}: matches no parameter; the parameters are {', '.join(available)}")
         frozen.update(matched)
     if frozen == set(names):
-        raise UserError(f"--freeze {patterns}: freezes all parameters, so nothing is left to train; name fewer")
+        raise UserError(f"--freeze {patterns}: freezes all parameters, so nothing can be trained; freeze fewer")
     for name, parameter in model.named_parameters():
         if name in frozen:
             parameter.requires_grad_(False)
 
 
 def count_trained(model: nn.Module) -> int:
-    """How many parameters are not frozen."""
+    """Number of parameters that are not frozen."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def in_training(model: nn.Module, plan: Plan) -> LossModule:
-    """The model with its loss, in training mode, with activation checkpointing where the plan wants it."""
+    """The model with its loss, in training mode, with activation checkpointing if the plan has it."""
     if plan.activation_checkpointing:
         causal_lm = cast(Any, model)
         if not causal_lm.supports_gradient_checkpointing:
             kind = causal_lm.config.model_type
-            raise UserError(f"--activation_checkpointing on: {kind} has none in transformers; choose off")
-        # Not the reentrant kind: that one needs inputs with gradients, and DDP's hooks would fire twice.
+            raise UserError(f"--activation_checkpointing on: transformers has none for {kind}; choose off")
+        # The reentrant kind needs inputs with gradients, and would call DDP's hooks twice.
         causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return LossModule(model).train()

@@ -1,4 +1,4 @@
-"""The engines by name, and making the one that a plan chose."""
+"""Create the engine that a plan chose."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ ENGINES = {
     "torch": "wellread.train.engines.torch_engine:TorchEngine",
     "deepspeed": "wellread.train.engines.deepspeed_engine:DeepSpeedEngine",
 }
-"""`Plan.engine` -> where its class is; only the chosen one is imported."""
+"""`Plan.engine` -> module and class; only the chosen one is imported."""
 
 
 def make_engine(source: Source, config: RunConfig, plan: Plan) -> Engine:
-    """Build the engine that the plan chose, and the model in it. Collective."""
+    """Create the engine that the plan chose, with its model. Collective."""
     module, name = ENGINES[plan.engine].split(":")
     engine: Engine = getattr(import_module(module), name)(source, config, plan)
     return engine

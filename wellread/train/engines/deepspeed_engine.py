@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     from wellread.planning.plan import Plan
 
 STRATEGY_FILE = "strategy.json"
-"""Beside a ZeRO state: what it fits."""
+"""Next to a ZeRO state: strategy, ranks and dtype that can load it."""
 BUFFER_MULTIPLE = 1 << 20
-"""Elements; room for the alignment of direct I/O."""
+"""The NVMe buffer is a multiple of this many elements, so that it can be aligned for direct I/O."""
 
 
 class DeepSpeedEngine:
-    """ZeRO: optimizer state (1), gradients (2) and weights (3) divided over the ranks."""
+    """ZeRO: optimizer state (1), gradients (2) and weights (3) partitioned over the ranks."""
 
     def __init__(self, source: Source, config: RunConfig, plan: Plan) -> None:
         os.environ["PATH"] = own_path()  # before DeepSpeed loads its ops
@@ -55,7 +55,7 @@ class DeepSpeedEngine:
         self._plan, self._source = plan, source
         settings = deepspeed_settings(config, plan)
         self._nvme = Path(config.cluster.nvme_path) if config.cluster.nvme_path and plan.rung.on_nvme else None
-        self._clear_nvme()  # of what an attempt that was killed left there
+        self._clear_nvme()  # an attempt that was killed may have left files
         model, dtype = source.on_meta(), torch.bfloat16 if config.model.dtype == "bf16" else torch.float32
         self.parameters = sum(p.numel() for p in model.parameters())
         if offload_devices(settings).get("offload_param") == "nvme":
@@ -65,7 +65,7 @@ class DeepSpeedEngine:
         freeze(model, config.model.freeze)
         self.trained = count_trained(model)
         weights = Weights(source, model)
-        # DeepSpeed keeps no fp32 of what is frozen: it is saved from where it was read.
+        # DeepSpeed has no fp32 copy of frozen weights, so they are saved from the files that they were read from.
         self._frozen = None if self.trained == self.parameters or source.adapter else weights
         if settings["zero_optimization"]["stage"] == 3:
             fill_divided(model, weights, dtype, self.device, settings)
@@ -83,13 +83,13 @@ class DeepSpeedEngine:
             set_master(model, weights, self.device)
 
     def _share_state(self) -> None:
-        """Let the optimizer of what is not offloaded (a ratio) keep its state with the other's.
+        """Let both optimizers of a partial offload (a ratio) share one state.
 
-        DeepSpeed saves and loads the state of the one on the host alone, and would begin the other's anew.
+        DeepSpeed saves and loads only the state of the optimizer on the host; the GPU optimizer would lose its state.
         """
-        other = getattr(self._engine.optimizer, "backup_optimizer", None)
-        if other is not None:
-            other.state = self._engine.optimizer.optimizer.state
+        on_gpu = getattr(self._engine.optimizer, "backup_optimizer", None)
+        if on_gpu is not None:
+            on_gpu.state = self._engine.optimizer.optimizer.state
 
     def _clear_nvme(self) -> None:
         if self._nvme and ranks.local_rank() == 0:
@@ -108,7 +108,7 @@ class DeepSpeedEngine:
         losses: torch.Tensor = self._engine(*batch.inputs)
         self._engine.backward(losses.sum() * scale, scale_wrt_gas=False)
         if not last:
-            self._engine.step()  # only moves its count of micro-batches
+            self._engine.step()  # only increments its counter of micro-batches
         return losses.detach()
 
     def evaluate(self, batch: Batch) -> torch.Tensor:
@@ -128,41 +128,41 @@ class DeepSpeedEngine:
         return logits
 
     def step(self, lr: float) -> float:
-        """See `Engine`; DeepSpeed itself drops gradients whose norm is not finite, in every stage."""
+        """See `Engine`; in every stage, DeepSpeed itself drops gradients if their norm is not finite."""
         zero = self._engine.optimizer
-        others = zero.backup_optimizer.param_groups if hasattr(zero, "backup_optimizer") else []
-        for group in (*zero.param_groups, *others):
+        not_offloaded = zero.backup_optimizer.param_groups if hasattr(zero, "backup_optimizer") else []
+        for group in (*zero.param_groups, *not_offloaded):
             group["lr"] = lr
         self._engine.step()
         return float(self._engine.get_global_grad_norm())
 
     def drop(self) -> None:
-        """See `Engine`; no other way clears gradients in every stage and offload than a norm that is not finite."""
+        """See `Engine`; only a norm that is not finite clears gradients in every stage and with every offload."""
         zero = self._engine.optimizer
         norm = torch.tensor(float("nan"), device=self.device)
         divided = self._engine.zero_optimization_stage() == 3
         name = "_get_norm_groups" if divided else "scaled_global_norm"
-        setattr(zero, name, lambda: [norm] if divided else norm)  # on the instance: the class keeps its own
+        setattr(zero, name, lambda: [norm] if divided else norm)  # on the instance; the class does not change
         self._engine.step()
         delattr(zero, name)
         assert zero.overflow, "DeepSpeed took a step with a norm that is not finite"
 
     def snapshot(self) -> Write | None:
-        """See `Engine`; gathering the weights takes every rank."""
+        """See `Engine`; None, because gathering the weights needs every rank."""
         return None
 
     def save(self, directory: Path) -> None:
-        """See `Engine`; the fp32 master weights are gathered one parameter at a time, and written shard by shard."""
+        """See `Engine`; gathers the fp32 master weights one parameter at a time, and writes shard by shard."""
         if ranks.rank() == 0:
             self._source.write(self._engine.module.model, directory / "model", self._saved())
         else:
-            for _ in self._saved():  # gathering takes every rank
+            for _ in self._saved():  # gathering needs every rank
                 pass
         if self._nvme:
             if ranks.rank() == 0:
                 (directory / "state").mkdir()
             ranks.barrier()
-            write_parts(directory / "state", ranks.rank(), self._own_moments(), tensors.SHARD_BYTES)
+            write_parts(directory / "state", ranks.rank(), self._local_moments(), tensors.SHARD_BYTES)
         else:
             self._engine.save_checkpoint(str(directory / "state"), tag=ZERO, exclude_frozen_parameters=True)
         if ranks.rank() == 0:
@@ -171,7 +171,7 @@ class DeepSpeedEngine:
                 script.unlink()
 
     def _saved(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Name and fp32 value of what the model's directory holds, gathered one at a time. Collective."""
+        """Name and fp32 value of each tensor in the model's directory, gathered one at a time. Collective."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         model = self._engine.module.model
@@ -185,20 +185,20 @@ class DeepSpeedEngine:
             full = safe_get_full_fp32_param(tensors[name])
             yield name, (tensors[name] if full is None else full).detach().cpu().clone()
 
-    def _own_moments(self) -> Iterator[tuple[str, str, torch.Tensor]]:
-        """This rank's part of the moments, from wherever they are."""
+    def _local_moments(self) -> Iterator[tuple[str, str, torch.Tensor]]:
+        """Parameter name, key and this rank's part of each moment, read from wherever it is offloaded to."""
         from deepspeed.utils import safe_get_local_optimizer_state
 
-        begun = bool(self._engine.optimizer.optimizer.state)
+        has_state = bool(self._engine.optimizer.optimizer.state)
         for name, parameter in trained(self._engine.module):
             for key in KEYS:
                 zeros = torch.zeros(parameter.ds_tensor.ds_numel)
-                moment = safe_get_local_optimizer_state(parameter, key) if begun else zeros
+                moment = safe_get_local_optimizer_state(parameter, key) if has_state else zeros
                 yield name, key, unpadded(parameter, moment)
 
     def _marker(self) -> dict[str, Any]:
-        own = {"ds_config": self._plan.ds_config} if self._plan.ds_config else {}
-        return {"strategy": self._plan.strategy, "ranks": self._plan.ranks, "dtype": self._plan.dtype} | own
+        users = {"ds_config": self._plan.ds_config} if self._plan.ds_config else {}
+        return {"strategy": self._plan.strategy, "ranks": self._plan.ranks, "dtype": self._plan.dtype} | users
 
     def fits(self, state: Path) -> bool:
         """See `Engine`."""
@@ -207,19 +207,19 @@ class DeepSpeedEngine:
 
     def load(self, state: Path, step: int) -> None:
         """See `Engine`."""
-        if self._nvme:  # DeepSpeed's load would lose the steps, and the moments of groups too small to be swapped
+        if self._nvme:  # DeepSpeed's load would lose the step counts, and the moments of groups too small to swap
             self._set_moments(read(state, state), step)
             return
-        with mapped_files():  # else every rank reads its file whole, and rank 0's weights too
-            # What is frozen is not in the state.
-            whole = self.trained == self.parameters
-            self._engine.load_checkpoint(str(state), tag=ZERO, load_module_strict=whole)
+        with mapped_files():  # else every rank reads its complete file, and that with rank 0's weights
+            # The state does not contain frozen weights.
+            all_trained = self.trained == self.parameters
+            self._engine.load_checkpoint(str(state), tag=ZERO, load_module_strict=all_trained)
         self._keep_state()
         self._share_state()
         self._replay(step)
 
     def _keep_state(self) -> None:
-        """Copy moments that are still parts of a mapped file, which would stay on disk after it is deleted."""
+        """Copy moments that are views of a memory-mapped file: they would keep its disk space after it is deleted."""
         for state in self._engine.optimizer.optimizer.state.values():
             for key, value in state.items():
                 if torch.is_tensor(value) and value.device.type == "cpu":
@@ -231,7 +231,7 @@ class DeepSpeedEngine:
             replay_beta_powers(optimizer, step)
 
     def adopt(self, model: Path, moments: Moments, step: int) -> None:
-        """See `Engine`; master weights and moments are set through DeepSpeed's own access functions."""
+        """See `Engine`; sets master weights and moments through DeepSpeed's access functions."""
         self._set_moments(moments, step)
         source = Source.of(model)
         set_master(self._engine.module.model, Weights(source, source.on_meta()), self.device)
@@ -249,7 +249,7 @@ class DeepSpeedEngine:
             state["step"] = torch.full_like(state["step"], step) if torch.is_tensor(state["step"]) else step
 
     def _empty_step(self) -> None:
-        """Take a step with zero gradients at learning rate 0: it changes no weight and makes the optimizer's state."""
+        """Take a step with zero gradients at learning rate 0, which creates the optimizer state, changing no weight."""
         tokens = torch.zeros((self._plan.micro_batch_size, 8), dtype=torch.int64, device=self.device)
         targets = torch.ones_like(tokens, dtype=torch.bool)
         targets[:, 0] = False
@@ -261,15 +261,16 @@ class DeepSpeedEngine:
         self.step(lr=0.0)
         zero = self._engine.optimizer
         if hasattr(zero, "_hp_optimizer_states_linked"):
-            # Stages 1 and 2 link moments to parameters after the step of the first group, when the others have none.
+            # Stages 1 and 2 link moments to parameters after the first group's step, before the other groups have any.
             zero._hp_optimizer_states_linked = False
             zero._lazy_init_hp_params_optimizer_state()
 
 
 def _import_muon() -> None:
-    """Import DeepSpeed's Muon without torch.compile, as all stages do with it, to see that the optimizer is none.
+    """Import DeepSpeed's Muon with torch.compile disabled.
 
-    What it would compile is never called, and to say so loads torch's inductor, for a second on every rank.
+    All stages import it to check whether the optimizer is Muon. The functions that it compiles are never called here,
+    but the call to torch.compile loads torch's inductor, which takes a second on every rank.
     """
     compiler = torch.compile
     torch.compile = lambda function: function  # type: ignore[assignment]
@@ -280,7 +281,7 @@ def _import_muon() -> None:
 
 
 def deepspeed_settings(config: RunConfig, plan: Plan) -> dict[str, Any]:
-    """What DeepSpeed is told: the user's file or that of the strategy (configs/ds), and what the plan owns."""
+    """Settings for DeepSpeed: the user's file or that of the strategy (configs/ds), and the values of the plan."""
     settings: dict[str, Any] = plan.ds_config or json.loads((CONFIGS / "ds" / f"{plan.strategy}.json").read_text())
     zero = dict(settings["zero_optimization"])
     if plan.offload_ratio is not None and not plan.ds_config:

@@ -1,4 +1,4 @@
-"""The optimizer state of a checkpoint, parameter by parameter, whichever engine and however many ranks saved it."""
+"""Read the optimizer state of a checkpoint by parameter, for any engine and number of ranks that saved it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Moments = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
 """Name of a parameter (as in `LossModule`) -> its first and second moment, flat fp32."""
 
 OPTIMIZER_FILE = "optimizer.pt"
-"""What the torch engine saves."""
+"""File that the torch engine saves."""
 KEYS = ("exp_avg", "exp_avg_sq")
 PARTS = "parts"
-"""Folder in which every rank saves its part of the moments, where DeepSpeed's own files would lack some (NVMe)."""
+"""Folder in which every rank saves its part of the moments with NVMe, where DeepSpeed's files would miss some."""
 ZERO = "zero"
 """Folder in which DeepSpeed saves, one file per rank."""
 
@@ -30,11 +30,11 @@ from torch.utils.serialization import config
 config.load.mmap = True
 runpy.run_module("deepspeed.checkpoint.ds_to_universal", run_name="__main__", alter_sys=True)
 """
-"""DeepSpeed's converter, with `mapped_files`: without, it holds a rank's file in memory."""
+"""DeepSpeed's converter with memory-mapped files; otherwise it reads the complete file of a rank into memory."""
 
 
 def mapped_files() -> AbstractContextManager[None]:
-    """Let torch.load, whoever calls it, map files into memory instead of reading them whole."""
+    """Make all calls of torch.load map files into memory instead of reading them completely."""
     mapped: AbstractContextManager[None] = cast(Any, torch_files).patch("load.mmap", True)
     return mapped
 
@@ -47,7 +47,7 @@ def read(state: Path, converted: Path) -> Moments:
     state : Path
         ``state/`` of the checkpoint.
     converted : Path
-        Where `convert` has put a ZeRO state.
+        Folder where `convert` has written a ZeRO state.
     """
     if (state / OPTIMIZER_FILE).is_file():
         return _of_torch(state / OPTIMIZER_FILE)
@@ -55,26 +55,26 @@ def read(state: Path, converted: Path) -> Moments:
 
 
 def write_parts(state: Path, rank: int, parts: Iterable[tuple[str, str, torch.Tensor]], shard_bytes: int) -> None:
-    """Save a rank's part of the moments, with no more than about `shard_bytes` of them in memory.
+    """Save a rank's part of the moments, with at most about `shard_bytes` of them in memory.
 
     Parameters
     ----------
     parts
-        Name of a parameter, key of its moment, and this rank's flat part, without padding; the ranks' parts stand
-        one after the other.
+        Name of a parameter, key of its moment, and this rank's flat part without padding. Concatenating the parts in
+        rank order gives the moment.
     """
     from safetensors.torch import save_file
 
     folder = state / PARTS
     folder.mkdir(exist_ok=True)
-    held: dict[str, torch.Tensor] = {}
+    shard: dict[str, torch.Tensor] = {}
     number = 0
     for name, key, part in parts:
-        held[f"{name}/{key}"] = part.clone()
-        if sum(tensor.nbytes for tensor in held.values()) >= shard_bytes:
-            save_file(held, folder / f"rank-{rank:05d}-{number:05d}.safetensors")
-            held, number = {}, number + 1
-    save_file(held, folder / f"rank-{rank:05d}-{number:05d}.safetensors")
+        shard[f"{name}/{key}"] = part.clone()
+        if sum(tensor.nbytes for tensor in shard.values()) >= shard_bytes:
+            save_file(shard, folder / f"rank-{rank:05d}-{number:05d}.safetensors")
+            shard, number = {}, number + 1
+    save_file(shard, folder / f"rank-{rank:05d}-{number:05d}.safetensors")
 
 
 def _of_parts(folder: Path) -> Moments:
@@ -83,35 +83,35 @@ def _of_parts(folder: Path) -> Moments:
     places: dict[str, list[Path]] = {}
     for path in sorted(folder.glob("rank-*.safetensors")):  # a rank's parts come before the next rank's
         with safe_open(path, "pt") as file:
-            for key in file.keys():  # noqa: SIM118 (it is no dict)
+            for key in file.keys():  # noqa: SIM118 (not a dict)
                 places.setdefault(key, []).append(path)
 
     def load(key: str) -> torch.Tensor:
-        found = []
+        parts = []
         for path in places[key]:
             with safe_open(path, "pt") as file:
-                found.append(file.get_tensor(key))
-        return torch.cat(found)
+                parts.append(file.get_tensor(key))
+        return torch.cat(parts)
 
     return lambda name: (load(f"{name}/{KEYS[0]}"), load(f"{name}/{KEYS[1]}"))
 
 
 def convert(state: Path, converted: Path) -> None:
-    """Turn a ZeRO state into DeepSpeed's universal layout, which fits any number of ranks. One rank calls it.
+    """Convert a ZeRO state to DeepSpeed's universal layout, which fits any number of ranks. One rank calls it.
 
     Raises
     ------
     RuntimeError
-        When DeepSpeed's converter fails; carries what it printed.
+        When DeepSpeed's converter fails; contains its output.
     """
     shutil.rmtree(converted, ignore_errors=True)
-    # Workers of 1 keep the converter in one process; missing state is injected for stages 1 and 2, which save none.
+    # With one worker, the converter runs in one process. Stages 1 and 2 save less than it needs; it adds the rest.
     options = ["--num_extract_workers=1", "--num_merge_workers=1", "--inject_missing_state"]
     command = [sys.executable, "-c", CONVERTER, *options]
     folders = [f"--input_folder={state / ZERO}", f"--output_folder={converted}"]
-    done = subprocess.run([*command, *folders], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{state}: DeepSpeed's converter failed:\n{done.stdout}{done.stderr}")
+    process = subprocess.run([*command, *folders], capture_output=True, text=True, check=False)
+    if process.returncode:
+        raise RuntimeError(f"{state}: DeepSpeed's converter failed:\n{process.stdout}{process.stderr}")
 
 
 def _of_torch(path: Path) -> Moments:
@@ -127,8 +127,8 @@ def _of_torch(path: Path) -> Moments:
 
 def _of_universal(folder: Path) -> Moments:
     def load(name: str, key: str) -> torch.Tensor:
-        found = torch.load(folder / ZERO / name / f"{key}.pt", map_location="cpu", weights_only=True)
-        tensor: torch.Tensor = found["param"] if isinstance(found, dict) else found
+        saved = torch.load(folder / ZERO / name / f"{key}.pt", map_location="cpu", weights_only=True)
+        tensor: torch.Tensor = saved["param"] if isinstance(saved, dict) else saved
         return tensor.flatten().float()
 
     return lambda name: (load(name, "exp_avg"), load(name, "exp_avg_sq"))

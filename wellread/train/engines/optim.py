@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def learning_rate(batch_id: int, *, peak: float, warmup: int, steps: int, floor: float) -> float:
     """Learning rate of one batch: linear warm-up over `warmup` batches, then cosine decay to ``floor * peak``.
 
-    A function of the batch alone, so that resuming needs no scheduler state.
+    It depends only on the batch, so that resuming needs no scheduler state.
     """
     if batch_id < warmup:
         return peak * (batch_id + 1) / warmup
@@ -24,12 +24,12 @@ def learning_rate(batch_id: int, *, peak: float, warmup: int, steps: int, floor:
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig, *, on_host: bool = False) -> torch.optim.Optimizer:
-    """AdamW; weight decay on matrices alone, never on norms and biases (parameters with fewer than two axes).
+    """AdamW; weight decay only on matrices, not on norms and biases (parameters with fewer than two axes).
 
     Parameters
     ----------
     on_host : bool
-        DeepSpeed's AdamW for states that are offloaded to host memory, else torch's fused one.
+        Use DeepSpeed's AdamW for optimizer state in host memory, instead of torch's fused AdamW.
     """
     import torch
 
@@ -49,10 +49,11 @@ def make_optimizer(model: nn.Module, config: OptimConfig, *, on_host: bool = Fal
 
 
 def replay_beta_powers(optimizer: Any, steps: int) -> None:
-    """Bring DeepSpeedCPUAdam's running powers of beta to where `steps` steps leave them.
+    """Set DeepSpeedCPUAdam's running powers of beta to their values after `steps` steps.
 
-    Its kernel multiplies beta^t step by step, but computes pow(beta, t) when it meets a step out of turn, as after
-    a load; in float32 the two differ. Stepping a single element from 1 to `steps` makes resuming bit-exact.
+    Its kernel updates beta^t by one multiplication per step. When step numbers are not consecutive, as after loading,
+    it computes pow(beta, t) instead, which differs in float32. Stepping a single element from 1 to `steps` makes
+    resuming bit-exact.
     """
     import torch
 

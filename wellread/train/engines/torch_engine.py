@@ -49,14 +49,14 @@ class TorchEngine:
                 self._module,
                 device_ids=[self.device.index] if self.device.type == "cuda" else None,
                 init_sync=False,  # the ranks have the same weights, from rank 0
-                gradient_as_bucket_view=True,  # else DDP holds all gradients twice
+                gradient_as_bucket_view=True,  # else DDP stores all gradients twice
             )
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self._config.model.dtype == "bf16" else nullcontext()
 
     def forward_backward(self, batch: Batch, scale: float, last: bool) -> torch.Tensor:
-        """See `Engine`; gradients travel between ranks with the last micro-batch alone."""
+        """See `Engine`; ranks exchange gradients only with the last micro-batch."""
         ddp: Any = self._parallel
         quiet = isinstance(ddp, nn.parallel.DistributedDataParallel) and not last
         with ddp.no_sync() if quiet else nullcontext():
@@ -94,11 +94,11 @@ class TorchEngine:
 
     def drop(self) -> None:
         """See `Engine`."""
-        # DDP's gradients lie in its buckets: kept there, the next ones are added in place.
+        # DDP's gradients are views of its buckets: zeroed instead of removed, they are accumulated in place.
         self._optimizer.zero_grad(set_to_none=self._parallel is self._module)
 
     def save(self, directory: Path) -> None:
-        """See `Engine`; the optimizer's state holds no weights, they are those of the model directory."""
+        """See `Engine`; the optimizer state contains no weights, those are in the model directory."""
         if ranks.rank() == 0:
             self._write(directory, self._weights(), self._optimizer.state_dict())
 
@@ -113,7 +113,7 @@ class TorchEngine:
         return lambda directory: self._write(directory, *copies)
 
     def _weights(self) -> dict[str, torch.Tensor]:
-        """What the model's directory is to hold, by its name in the module."""
+        """Tensors to save in the model's directory, by their name in the module."""
         model = self._module.model
         values = model.state_dict()
         return {name: values[name] for name in self._source.saved_names(model)}
@@ -124,16 +124,16 @@ class TorchEngine:
         torch.save({"optimizer": optimizer, "names": self._names()}, directory / "state" / OPTIMIZER_FILE)
 
     def _names(self) -> list[str]:
-        """Names of the parameters in the optimizer's own order."""
+        """Names of the parameters in the optimizer's order."""
         names = {id(parameter): name for name, parameter in self._module.named_parameters()}
         return [names[id(p)] for group in self._optimizer.param_groups for p in group["params"]]
 
     def fits(self, state: Path) -> bool:
-        """See `Engine`; any number of ranks will do."""
+        """See `Engine`; fits any number of ranks."""
         return (state / OPTIMIZER_FILE).is_file()
 
     def load(self, state: Path, step: int) -> None:
-        """See `Engine`; the saved state knows its step."""
+        """See `Engine`; the saved state contains its step."""
         saved = torch.load(state / OPTIMIZER_FILE, map_location=self.device, weights_only=True)
         self._optimizer.load_state_dict(saved["optimizer"])
 
@@ -151,7 +151,7 @@ class TorchEngine:
 
 
 def _as_written() -> AbstractContextManager[Any]:
-    """Nothing compiled: what is looked at now and then comes in many lengths, each of which would be compiled."""
+    """Disable torch.compile: evaluation inputs have many lengths, and each would be compiled."""
     stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return stance
 

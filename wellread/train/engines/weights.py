@@ -1,6 +1,7 @@
-"""Giving a model on the meta device its weights, one tensor at a time, so that no rank holds a second copy.
+"""Load weights into a model on the meta device, one tensor at a time, so that no rank needs memory for a second copy.
 
-Rank 0 alone reads; the others receive. A host needs memory for one tensor, beside what the engine keeps.
+Rank 0 reads the tensors and sends them to the other ranks. A node needs memory for one tensor in addition to what the
+engine allocates.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from wellread.models.tensors import Reader, saved_tensors
 from wellread.train import ranks
 
 Make = Callable[[str, "torch.Size"], torch.Tensor]
-"""Name and shape of a parameter -> its value, as this rank is to keep it."""
+"""Name and shape of a parameter -> the value that this rank stores."""
 
 
 class Weights:
@@ -27,7 +28,7 @@ class Weights:
         self._read: Reader | None = source.reader(model) if ranks.rank() == 0 else None
 
     def on_rank0(self, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        """The value on rank 0, and room for it on the others."""
+        """The value on rank 0; an uninitialized tensor on the other ranks."""
         value = torch.empty(shape, dtype=dtype, device=device)
         if self._read:
             value.copy_(self._read(name))
@@ -37,53 +38,53 @@ class Weights:
         """The value on every rank."""
         value = self.on_rank0(name, shape, dtype, device)
         if ranks.world_size() > 1:
-            dist.broadcast(value.view(-1).view(torch.uint8), src=0)  # as bytes: gloo knows few types
+            dist.broadcast(value.view(-1).view(torch.uint8), src=0)  # as bytes: gloo supports few types
         return value
 
 
 def fill(model: nn.Module, weights: Weights, dtype: torch.dtype, device: torch.device) -> None:
-    """Give every parameter its value, on every rank."""
+    """Set every parameter to its value, on every rank."""
     _replace(model, lambda name, shape: weights.everywhere(name, shape, dtype, device))
     _fill_buffers(model, weights, device)
 
 
 def fill_divided(model: nn.Module, weights: Weights, dtype: torch.dtype, device: torch.device, settings: Any) -> None:
-    """Give every rank its part of each parameter, as ZeRO-3 with these DeepSpeed settings divides them."""
+    """Give every rank its part of each parameter, partitioned by ZeRO-3 with these DeepSpeed settings."""
     import deepspeed
 
-    deepspeed.init_distributed(dist_init_required=False)  # takes the process group that is there; Init needs it
+    deepspeed.init_distributed(dist_init_required=False)  # zero.Init needs it; uses the existing process group
     first: list[Any] = []
 
     def divided(name: str, shape: torch.Size) -> torch.Tensor:
         parameter: Any = nn.Parameter(weights.on_rank0(name, shape, dtype, device))
-        # Both send rank 0's value to all and keep a part of it; made once, Init's settings go with its parameters.
+        # Both broadcast rank 0's value and keep one part. Init runs once; the first parameter carries its settings.
         if first:
             first[0].convert_to_zero_parameters(param_list=[parameter])
         else:
             deepspeed.zero.Init(module=nn.ParameterList([parameter]), config_dict_or_path=settings, dtype=dtype)
             first.append(parameter)
-        made: torch.Tensor = parameter
-        return made
+        partitioned: torch.Tensor = parameter
+        return partitioned
 
     _replace(model, divided)
     _fill_buffers(model, weights, device)
 
 
 def _replace(model: nn.Module, make: Make) -> None:
-    made: dict[nn.Parameter, nn.Parameter] = {}  # what is tied stays tied
+    filled: dict[nn.Parameter, nn.Parameter] = {}  # so that tied parameters stay tied
     for prefix, module in model.named_modules():
         for key, meta in list(module._parameters.items()):
             if meta is None:
                 continue
-            if meta not in made:
+            if meta not in filled:
                 value = make(f"{prefix}.{key}".lstrip("."), meta.shape)
-                made[meta] = value if isinstance(value, nn.Parameter) else nn.Parameter(value)
-                made[meta].requires_grad_(meta.requires_grad)
-            module._parameters[key] = made[meta]
+                filled[meta] = value if isinstance(value, nn.Parameter) else nn.Parameter(value)
+                filled[meta].requires_grad_(meta.requires_grad)
+            module._parameters[key] = filled[meta]
 
 
 def _fill_buffers(model: nn.Module, weights: Weights, device: torch.device) -> None:
-    """Move all buffers to the device, and give those their values that a model's files hold."""
+    """Move all buffers to the device, and set those that the model's files contain."""
     for module in model.modules():
         for key, buffer in module._buffers.items():
             module._buffers[key] = buffer if buffer is None else buffer.to(device)
@@ -94,7 +95,7 @@ def _fill_buffers(model: nn.Module, weights: Weights, device: torch.device) -> N
 
 
 def set_master(model: nn.Module, weights: Weights, device: torch.device) -> None:
-    """Set ZeRO's fp32 master weights, which DeepSpeed makes from weights that are rounded already."""
+    """Set ZeRO's fp32 master weights to the exact values; DeepSpeed creates them from rounded weights."""
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
     for name, parameter in trained(model):
@@ -106,12 +107,12 @@ def set_master(model: nn.Module, weights: Weights, device: torch.device) -> None
 
 
 def trained(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Parameters that are not frozen, by name: DeepSpeed has master weights and moments of these alone."""
+    """Parameters that are not frozen, by name; DeepSpeed has master weights and moments only for these."""
     return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
 def set_moment(parameter: nn.Parameter, key: str, moment: torch.Tensor) -> None:
-    """Set one of ZeRO's moments of a parameter; `moment` is flat and whole."""
+    """Set one of ZeRO's moments of a parameter; `moment` is flat and complete."""
     from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
     if is_padded(parameter):
@@ -121,26 +122,27 @@ def set_moment(parameter: nn.Parameter, key: str, moment: torch.Tensor) -> None:
 
 
 def is_padded(parameter: Any) -> bool:
-    """Whether ZeRO-3 divides a parameter over ranks that do not divide its size.
+    """Whether ZeRO-3 partitions a parameter over a number of ranks that does not divide its size.
 
-    DeepSpeed's functions for whole values fail there, those for parts where a weight is on NVMe.
+    DeepSpeed's functions for complete values fail for such a parameter; its functions for parts fail for a weight on
+    NVMe.
     """
     return hasattr(parameter, "ds_id") and parameter.ds_numel % parameter.ds_zero_partition_world_size != 0
 
 
 def shape_of(parameter: nn.Parameter) -> torch.Size:
-    """Shape of a whole parameter, divided or not."""
+    """Shape of the complete parameter, partitioned or not."""
     return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def padded_part(parameter: Any, value: torch.Tensor) -> torch.Tensor:
-    """What of `value` this rank keeps of a divided parameter, flat; the last rank's is padded."""
+    """This rank's part of the complete `value` of a partitioned parameter, flat; the last rank's part is padded."""
     size, number = parameter.ds_tensor.ds_numel, parameter.ds_zero_partition_rank
-    mine = value.flatten()[number * size : (number + 1) * size]
-    return nn.functional.pad(mine, (0, size - mine.numel()))
+    part = value.flatten()[number * size : (number + 1) * size]
+    return nn.functional.pad(part, (0, size - part.numel()))
 
 
-def unpadded(parameter: Any, mine: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a divided parameter without the padding."""
+def unpadded(parameter: Any, part: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a partitioned parameter, without padding."""
     before = parameter.ds_zero_partition_rank * parameter.ds_tensor.ds_numel
-    return mine.flatten()[: max(0, int(parameter.ds_numel) - before)]
+    return part.flatten()[: max(0, int(parameter.ds_numel) - before)]

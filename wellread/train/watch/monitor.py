@@ -1,4 +1,4 @@
-"""What is shown and logged while a run trains: TensorBoard, a progress bar on a terminal, plain lines elsewhere."""
+"""Display and log training: TensorBoard, a progress bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from wellread.planning.plan import Plan
 
 PROGRESS_SECONDS = 1.0
-"""Least time between two writes of the progress file."""
+"""Minimum time between two writes of the progress file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +36,13 @@ class StepStats:
     """Mean over all target tokens of the batch, nats."""
     lr: float
     grad_norm: float
-    """2-norm before clipping; nan where a skipped batch has none."""
+    """2-norm before clipping; nan if a batch was skipped before it was computed."""
     cost: Cost
     seconds: float
     skipped: bool = False
-    """The batch was read, and not learned from."""
+    """The batch was read but not trained on."""
     set_losses: dict[str, float] = field(default_factory=dict)
-    """The loss of each set of a mixture that is in the batch."""
+    """Mean loss of each data set of a mixture in this batch."""
 
     @property
     def tokens(self) -> int:
@@ -52,17 +52,17 @@ class StepStats:
 
 @dataclass(frozen=True, kw_only=True)
 class Speedometer:
-    """Turns the cost of steps into the share of what the devices could do (MFU)."""
+    """Computes model FLOPs utilization (MFU) from the cost of a step."""
 
     spec: ModelSpec
     parameters: int
     trained: int
-    """How many of them are."""
+    """Number of parameters that are trained."""
     peak: float | None
-    """Operations per second of all ranks at best; None when not known."""
+    """Peak floating-point operations per second of all ranks together; None if unknown."""
 
     def utilization(self, stats: StepStats) -> float | None:
-        """Share of the peak that the batch's own arithmetic makes up."""
+        """Share of the peak that the batch's arithmetic used; None if the peak is unknown."""
         if self.peak is None:
             return None
         share = self.trained / self.parameters
@@ -70,7 +70,7 @@ class Speedometer:
 
 
 class Monitor:
-    """Shows the run; rank 0 alone has one."""
+    """Displays and logs the run; exists only on rank 0."""
 
     def __init__(
         self,
@@ -94,11 +94,11 @@ class Monitor:
             self._bar, self._task = _progress_bar(plan.steps, start)
 
     def note(self, text: str) -> None:
-        """Write one line into the log alone."""
+        """Write one line only to the log."""
         self._log.write(text + "\n")
 
     def line(self, text: str) -> None:
-        """Print one line above the progress bar, and into the log."""
+        """Print one line above the progress bar, and write it to the log."""
         self.note(text)
         if self._bar is not None:
             self._bar.console.print(text, highlight=False, markup=False)
@@ -106,7 +106,7 @@ class Monitor:
             print(f"{text}\n", end="", flush=True)  # in one write: a background save speaks too
 
     def moved(self, text: str, step: int) -> None:
-        """Say that memory ran out before `step`, and what the run goes on with."""
+        """Log that memory ran out before `step`, and which strategy the run continues with."""
         self.line(text)
         self._text("ladder", text, step)
 
@@ -139,18 +139,18 @@ class Monitor:
 
     def _step_line(self, stats: StepStats, rate: float) -> None:
         per_step = sum(s.seconds for s in self._recent) / len(self._recent)
-        left = time.strftime("%H:%M:%S", time.gmtime(per_step * (self._plan.steps - stats.step)))
+        remaining = time.strftime("%H:%M:%S", time.gmtime(per_step * (self._plan.steps - stats.step)))
         width = len(str(self._plan.steps))
         text = (
             f"step {stats.step:>{width}}/{self._plan.steps}  loss {stats.loss:.4f}  lr {stats.lr:.2e}  "
-            f"grad {stats.grad_norm:.3f}  {rate:,.0f} tokens/s  {per_step:.2f} s/step  left {left}"
+            f"grad {stats.grad_norm:.3f}  {rate:,.0f} tokens/s  {per_step:.2f} s/step  left {remaining}"
         )
         if self._bar is None:
             print(f"{text}\n", end="", flush=True)  # in one write: a background save speaks too
         self.note(text)
 
     def _scalars(self, values: Mapping[str, float | None], step: int) -> None:
-        """Log what is a number."""
+        """Log the values that are finite numbers."""
         numbers = {name: value for name, value in values.items() if value is not None and isfinite(value)}
         for tracker in self._trackers:
             tracker.scalars(numbers, step)
@@ -162,7 +162,7 @@ class Monitor:
     def evaluated(
         self, step: int, holdout: float | None, seconds: float, rows: list[dict[str, Any]], writing: float | None
     ) -> None:
-        """Log what sealed samples show, and the seconds that it took: to measure the loss, and to write texts."""
+        """Log the holdout loss and generated texts; `seconds` is the time for the loss, `writing` for the texts."""
         self._scalars({"holdout/loss": holdout, "speed/holdout_seconds": seconds}, step)
         if not rows:
             if holdout is not None:
@@ -173,9 +173,9 @@ class Monitor:
             self._text(f"generations/{number}", as_markdown(row), step)
 
     def saved(self, step: int, holdout: float | None, stall: float, seconds: float) -> None:
-        """Say that a checkpoint is committed, how long training stood still for it and how long writing took."""
-        shown = "" if holdout is None else f"  holdout loss {holdout:.4f}"
-        self.line(f"saved step-{step:08d}{shown}  ({stall:.2f} s standing still, {seconds:.2f} s in all)")
+        """Report that a checkpoint is committed, with the time that training was paused and the time for writing."""
+        loss = "" if holdout is None else f"  holdout loss {holdout:.4f}"
+        self.line(f"saved step-{step:08d}{loss}  (training paused for {stall:.2f} s, {seconds:.2f} s in total)")
         self._progress.saved = step
         self._scalars({"save/stall_seconds": stall, "save/write_seconds": seconds}, step)
 
@@ -190,7 +190,7 @@ class Monitor:
 
 
 class Progress:
-    """How far the run is, in RUN/log/progress.json: what ``launch status`` shows. It is no evidence of anything."""
+    """Progress of the run in RUN/log/progress.json, for ``launch status``; only a display, not part of the record."""
 
     def __init__(self, run: RunDirectory, plan: Plan, start: int) -> None:
         self._path = run.log / "progress.json"
@@ -203,7 +203,7 @@ class Progress:
         self._written = float("-inf")
 
     def step(self, stats: StepStats, recent: list[StepStats]) -> None:
-        """Note a step; write at the first one, then at most once a second."""
+        """Take note of a step; write the file at the first one, then at most once a second."""
         seconds = sum(s.seconds for s in recent)
         self._tokens += stats.tokens
         self._now = {
@@ -218,12 +218,12 @@ class Progress:
             self.write()
 
     def write(self) -> None:
-        """Write the last step that was noted, if any was."""
+        """Write the last noted step, if there is one."""
         if not self._now:
             return
         about = {"attempt": self._attempt, "steps": self._steps, "last_saved": self.saved}
         temporary = self._path.with_name(f".{self._path.name}.tmp")
-        with suppress(OSError):  # a run goes on without it; a full disk is reported by what has to be written
+        with suppress(OSError):  # a run continues without it; a full disk fails the next checkpoint or record
             temporary.write_text(json.dumps(about | self._now))
             os.replace(temporary, self._path)
         self._written = time.monotonic()
@@ -245,7 +245,7 @@ def _progress_bar(steps: int, start: int) -> tuple[Any, Any]:
 
 
 def as_markdown(row: dict[str, Any]) -> str:
-    """What a model wrote, as TensorBoard shows it: indented text is shown as it is."""
+    """Generated text as Markdown for TensorBoard; indented, so that it is shown unchanged."""
     parts = [(name, str(row[name])) for name in ("prompt", "generated", "reference")]
     return "\n\n".join(
         f"**{name}**\n\n" + "\n".join(f"    {line}" for line in text.split("\n")) for name, text in parts

@@ -1,4 +1,4 @@
-"""What steps cost: tokens, padding, arithmetic, memory; and how much of the devices' arithmetic that is."""
+"""Cost of steps: tokens, padding, arithmetic, memory; and the peak arithmetic of devices."""
 
 from __future__ import annotations
 
@@ -36,31 +36,31 @@ PEAKS: tuple[tuple[str, float, float], ...] = (
     ("MI300X", 1307.4, 163.4),
     ("MI250X", 191.5, 47.9),
 )
-"""Words of a device's name (the first line that fits counts), TFLOP/s in bf16 and in fp32, dense; from the makers' data
-sheets. fp32 is without TF32, which torch does not use for matrix products unless told to. MI250X: of one of its two
-dies, which are two devices."""
+"""Words of a device's name (the first matching line counts), dense TFLOP/s in bf16 and in fp32, from the vendors' data
+sheets. fp32 excludes TF32, which torch does not use for matrix products by default. MI250X: one of its two dies, each
+of which is a device."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one batch cost, over all ranks."""
+    """Cost of one batch, over all ranks."""
 
     tokens: int
-    """Tokens read, padding not counted."""
+    """Tokens read, without padding."""
     targets: int
-    """Of these, those that carry loss."""
+    """Number of them that carry loss."""
     squares: int
     """Sum of the squares of the samples' lengths."""
     padded: int
-    """Positions computed, padding counted."""
+    """Tokens computed, with padding."""
     host_bytes: int
-    """Most host memory that the ranks of one node have held so far; what they share counts for each."""
+    """Peak host memory of the ranks of one node so far, largest of the nodes; shared memory counts once per rank."""
     gpu_bytes: int
-    """Most that any rank has held on its GPU so far, as torch's allocator sees it; 0 without GPUs."""
+    """Peak GPU memory of one rank so far, largest of the ranks, as torch's allocator measures it; 0 without GPUs."""
 
     @classmethod
     def of(cls, evidence: Evidence, plan: Plan) -> Cost:
-        """From what the ranks told of the batch."""
+        """Cost according to the ranks' reports about the batch."""
         samples, host = evidence.samples, evidence.ranks["host_peak"]
         return cls(
             tokens=int(samples["n_tokens"].sum()),
@@ -73,7 +73,7 @@ class Cost:
 
 
 def memory_peaks() -> tuple[int, int]:
-    """Bytes that this process has held at most: of host memory, and of its GPU (0 without one)."""
+    """Peak host memory and peak GPU memory (0 without one) of this process, bytes."""
     import torch
 
     gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
@@ -81,18 +81,18 @@ def memory_peaks() -> tuple[int, int]:
 
 
 def training_flops(spec: ModelSpec, total: int, cost: Cost, trained: float = 1.0) -> float:
-    """Floating-point operations that a batch needs, forward and backward, whatever is computed besides.
+    """Floating-point operations that a batch needs, forward and backward.
 
-    6 N for a token and 12 layers x width x length for its attention (PaLM, arXiv:2204.02311, appendix B), with N the
-    parameters that enter a product. Of these the output embedding is needed where a token is predicted, alone.
-    Activations computed again do not count. A frozen weight needs 4, for it has no gradient.
+    6 N for a token and 12 layers x width x length for its attention (PaLM, arXiv:2204.02311, appendix B), where N is
+    the number of parameters that enter a matrix product. The output embedding counts only for target tokens.
+    Recomputed activations do not count. A frozen weight needs 4 instead of 6, because it has no gradient.
 
     Parameters
     ----------
     total : int
-        Parameters of the model, which stand for N in a family that `wellread.planning.parameters` does not know.
+        Number of parameters of the model, used as N in families that `wellread.planning.parameters` does not know.
     trained : float
-        Share of the parameters that is trained.
+        Share of the parameters that are trained.
     """
     attention = 12 * spec.layers * (spec.head_size or spec.width // spec.heads) * spec.heads * cost.squares
     each = 4 + 2 * trained
@@ -103,9 +103,9 @@ def training_flops(spec: ModelSpec, total: int, cost: Cost, trained: float = 1.0
 
 
 def peak_flops(device: str, dtype: str) -> float | None:
-    """Operations per second that a device could do at best, by its name; None when it is not in the table."""
-    found = set(re.split(r"[\s-]+", device))
+    """Peak floating-point operations per second of a device, by its name; None if it is not in `PEAKS`."""
+    name = set(re.split(r"[\s-]+", device))
     for words, bf16, fp32 in PEAKS:
-        if set(words.split()) <= found and "Laptop" not in found:
+        if set(words.split()) <= name and "Laptop" not in name:
             return (bf16 if dtype == "bf16" else fp32) * 1e12
     return None

@@ -1,4 +1,4 @@
-"""Where numbers and texts of a run go: TensorBoard's files, and what else `--tracker` names, through accelerate."""
+"""Trackers, which log the numbers and texts of a run: TensorBoard files and, through accelerate, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from wellread.errors import UserError
 
 
 class Tracker(Protocol):
-    """What the monitor tells."""
+    """A destination for numbers and texts of a run."""
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Log numbers of a step; steps may come out of turn."""
+        """Log numbers of a step; steps may come out of order."""
 
     def text(self, name: str, text: str, step: int) -> None:
         """Log a text, in Markdown."""
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write what is buffered, and close."""
 
 
 class TensorBoard:
@@ -48,19 +48,19 @@ class TensorBoard:
 
 
 class WandB:
-    """Weights & Biases, whose own variables apply (WANDB_MODE=offline, WANDB_PROJECT, ...)."""
+    """Weights & Biases; its environment variables apply (WANDB_MODE=offline, WANDB_PROJECT, ...)."""
 
     def __init__(self, directory: Path, config: RunConfig) -> None:
         from accelerate import PartialState
         from accelerate.tracking import WandBTracker
 
-        PartialState()  # accelerate's trackers ask it; the process group is there already
+        PartialState()  # accelerate's trackers need it; it uses the existing process group
         name = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16]
         where = {"dir": str(directory), "name": directory.resolve().name}
         self._tracker: Any = WandBTracker("wellread", id=name, resume="allow", **where)
         self._tracker.start()
         self._tracker.store_init_configuration(to_dict(config))
-        # Its own count of steps only goes up, and what a save took is known some steps later.
+        # W&B's step counter only increases, but the duration of a save is logged some steps late.
         self._tracker.tracker.define_metric("*", step_metric="step")
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
@@ -77,22 +77,22 @@ class WandB:
 
 
 def check(config: WatchConfig) -> None:
-    """Make sure that what `--tracker` names is installed.
+    """Check that the packages of the trackers are installed.
 
     Raises
     ------
     UserError
-        When it is not; names the extra.
+        When one is not; names the extra to install.
     """
     if "wandb" in config.trackers and importlib.util.find_spec("wandb") is None:
         raise UserError("--tracker wandb: is not installed; run: pip install 'wellread[wandb]', or leave wandb out")
 
 
 def open_trackers(config: RunConfig, directory: Path, start: int) -> list[Tracker]:
-    """The trackers of a run that begins, or goes on, at step `start`."""
-    found: list[Tracker] = []
+    """The trackers of a run that starts or resumes at step `start`."""
+    trackers: list[Tracker] = []
     if "tensorboard" in config.watch.trackers:
-        found.append(TensorBoard(directory / "tb", start))
+        trackers.append(TensorBoard(directory / "tb", start))
     if "wandb" in config.watch.trackers:
-        found.append(WandB(directory, config))
-    return found
+        trackers.append(WandB(directory, config))
+    return trackers
