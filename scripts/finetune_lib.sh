@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# What every ft-*.sh does. Sourced by them, never run.
+# The function that every ft-*.sh calls. The scripts source this file; it is not run directly.
 
-# finetune DEFAULTS -- [plan] FLAGS: start the fine-tune, or, where the first word is `plan`, print what it would do.
-# FLAGS come last, so they win over the defaults. It runs in the repository's root, and so do relative paths.
+# finetune DEFAULTS -- [plan] FLAGS: start fine-tuning, or, if the first word is `plan`, print what it would do.
+# FLAGS come last, so they override the defaults. It runs in the repository's root; paths are relative to that.
 finetune() {
     local defaults=() verb=run python=.venv/bin/python
     while [[ $1 != -- ]]; do

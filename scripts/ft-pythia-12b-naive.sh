@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Fine-tune pythia-12b on Dolly the way that everyone starts: plain data parallelism. It runs OUT OF MEMORY on every GPU
-# below 200 GiB: 16 bytes a parameter, 177 GiB on each, before any activation. The plan says so beforehand; --force starts it
-# all the same, and --ladder off leaves it dead. scripts/ft-pythia-12b.sh is the same run with a plan.
+# Fine-tune pythia-12b on Dolly with plain data parallelism, the usual first attempt. It runs OUT OF MEMORY on every GPU
+# with less than 200 GiB: 16 bytes per parameter are 177 GiB per GPU, without activations. The plan rejects it; --force
+# starts it anyway, and --ladder off disables the fallback. scripts/ft-pythia-12b.sh is the same run with a plan.
 #
 #   scripts/ft-pythia-12b-naive.sh [plan] [FLAGS]
 set -euo pipefail

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fine-tune pythia-12b on Dolly on one node, the way that the plan finds: the fastest strategy that fits. Needs 8 GPUs of
-# 80 GiB, 1,000 GiB of host memory and 500 GiB of disk. On other nodes, ask it first: scripts/ft-pythia-12b.sh plan
+# Fine-tune pythia-12b on Dolly on one node, with the fastest strategy that fits, which the plan chooses. Needs 8 GPUs
+# of 80 GiB, 1,000 GiB of host memory and 500 GiB of disk. For other nodes, see the plan: scripts/ft-pythia-12b.sh plan
 #
 #   scripts/ft-pythia-12b.sh [plan] [FLAGS]
 set -euo pipefail

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fine-tune pythia-70m on Dolly. Needs one GPU of 8 GiB; hours on a CPU.
+# Fine-tune pythia-70m on Dolly. Needs one GPU of 8 GiB, or takes hours on a CPU.
 #
 #   scripts/ft-pythia-70m.sh [plan] [FLAGS]
 set -euo pipefail

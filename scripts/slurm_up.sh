@@ -1,25 +1,25 @@
 #!/usr/bin/env bash
 # Start a SLURM cluster for development on this machine: controller, accounting database and two nodes, n1 and n2.
 #
-#   eval "$(make -s slurm-up)"      then sbatch, srun, squeue, sacct … talk to this cluster; again: says it is up
-#   make slurm-down                 stops it and removes all of it
+#   eval "$(make -s slurm-up)"      then sbatch, srun, squeue, sacct … use this cluster; can be repeated
+#   make slurm-down                 stop the cluster and remove its files
 #   scripts/slurm_up.sh [--yes]     --yes: install missing Debian packages without asking, as CI=true does
 #
-# As root each node is a host of its own: a host name, an address, and a cable that scripts/slurm_node.sh can cut.
-# Without root or network namespaces both nodes share the machine's name and network.
-# Everything lies in WELLREAD_SLURM_DIR (default /var/tmp/wellread-slurm); /etc/slurm and the services of the machine
-# stay as they are, only /etc/hosts gets two marked lines until slurm-down.
+# As root, each node is a separate host: it has a host name, an address, and a network cable that
+# scripts/slurm_node.sh can cut. Without root or network namespaces, both nodes share the machine's name and network.
+# All files are in WELLREAD_SLURM_DIR (default /var/tmp/wellread-slurm). /etc/slurm and the services of the machine do
+# not change; /etc/hosts gets two marked lines, which slurm-down removes.
 set -euo pipefail
-here=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
+scripts=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
 # shellcheck source=slurm_lib.sh
-source "$here/slurm_lib.sh"
+source "$scripts/slurm_lib.sh"
 
 PACKAGES=(slurm-wlm munge mariadb-server slurmdbd iproute2)
 COMMANDS=(munged mariadbd mariadb-install-db slurmdbd slurmctld slurmd sbatch sacctmgr ip)
 SERVICES=(slurmctld slurmd slurmdbd mariadb munge)
-CONTROLLER_PORT=16817  # SLURM's own ports plus 10000: a SLURM that runs here already keeps its own
+CONTROLLER_PORT=16817  # SLURM's default ports plus 10000, which a SLURM already on this machine does not use
 DATABASE_PORT=16819
-NODE_PORT=16820        # plus the node's number where both share an address
+NODE_PORT=16820        # plus the node's number if both nodes share an address
 CPUS=4
 WAIT_S=90
 
@@ -36,22 +36,22 @@ install_missing() {
     have_all && return
     local remedy="apt-get install ${PACKAGES[*]}"
     command -v apt-get >/dev/null || die "SLURM is not installed; on Debian: $remedy" 2
-    ((EUID == 0)) || die "SLURM is not installed, and only root can: $remedy" 2
+    ((EUID == 0)) || die "SLURM is not installed; run as root: $remedy" 2
     consent "$remedy"
     say "installing ${PACKAGES[*]}"
     local before
-    before=$(known_services)
+    before=$(existing_services)
     without_starting_services install_packages
     disable_services_except "$before"
-    have_all || die "packages installed, but one of these commands is missing: ${COMMANDS[*]}"
+    have_all || die "the packages are installed, but one of these commands is missing: ${COMMANDS[*]}"
 }
 
 consent() {
     [[ ${CI:-} == true || $yes == 1 ]] && return
-    [[ -t 0 ]] || die "SLURM is not installed and there is no terminal to ask: pass --yes, or set CI=true, for $1" 2
+    [[ -t 0 ]] || die "SLURM is not installed, and there is no terminal to ask: pass --yes or set CI=true to run $1" 2
     local answer
     read -r -p "${0##*/}: SLURM is not installed. Run $1? [y/N] " answer
-    [[ $answer == [yY]* ]] || die "nothing installed, nothing started" 2
+    [[ $answer == [yY]* ]] || die "nothing was installed or started" 2
 }
 
 install_packages() {
@@ -60,7 +60,7 @@ install_packages() {
     apt-get install -y -qq --no-install-recommends --no-upgrade "${PACKAGES[@]}" </dev/null >/dev/null
 }
 
-# Debian starts the services of new packages unless this file forbids it; one that is there already is left alone.
+# Debian starts the services of new packages unless this file forbids it; an existing file is not changed.
 without_starting_services() {
     local policy=/usr/sbin/policy-rc.d
     if [[ -e $policy ]]; then "$@"; return; fi
@@ -73,17 +73,17 @@ without_starting_services() {
     trap - EXIT
 }
 
-known_services() {
+existing_services() {
     local service
     for service in "${SERVICES[@]}"; do
         if [[ -e /etc/init.d/$service || -e /lib/systemd/system/$service.service ]]; then echo "$service"; fi
     done
 }
 
-# Nor shall a database and a munged nobody asked for appear with the machine's next start.
+# The new services, such as a database and munged, must not start when the machine boots.
 disable_services_except() {
     local service
-    for service in $(known_services); do
+    for service in $(existing_services); do
         grep -qx "$service" <<<"$1" && continue
         service "$service" stop >/dev/null 2>&1 || true
         update-rc.d "$service" disable >/dev/null 2>&1 || true
@@ -92,18 +92,18 @@ disable_services_except() {
 
 # ---- network
 
-# A bridge, and for each node a network of its own with a cable to it; fails where namespaces are missing.
-plug_network() {
+# Create a bridge and, for each node, a network namespace with a cable to the bridge; fails without namespaces.
+create_network() {
     local node
     unshare --uts --net true &&
         ip link add "$BRIDGE" type bridge &&
         ip link set "$BRIDGE" alias "$DIR" &&
         ip address add "$NETWORK.1/24" dev "$BRIDGE" &&
         ip link set "$BRIDGE" up || return 1
-    for node in "${NODES[@]}"; do plug_node "$node" || return 1; done
+    for node in "${NODES[@]}"; do connect_node "$node" || return 1; done
 }
 
-plug_node() {
+connect_node() {
     local space cable
     space=$(namespace "$1") cable=$(veth "$1")
     ip netns add "$space" &&
@@ -114,32 +114,32 @@ plug_node() {
         ip -n "$space" link set eth0 up
 }
 
-nodes_meet() {
+nodes_connected() {
     [[ $(form) != hosts ]] ||
         timeout 5 nsenter --net="/run/netns/$(namespace n1)" bash -c "</dev/tcp/$(address n2)/$NODE_PORT" 2>/dev/null
 }
 
-# Jobs look up each other's host name, and SLURM leaves that to the machine.
-name_nodes() {
+# Jobs resolve the nodes' host names, for which SLURM relies on the machine.
+add_host_names() {
     local node
-    [[ -z $(tail -c 1 /etc/hosts) ]] || echo >>/etc/hosts  # its last line may lack an end
+    [[ -z $(tail -c 1 /etc/hosts) ]] || echo >>/etc/hosts  # its last line may have no line break
     for node in "${NODES[@]}"; do
         echo "$(address "$node") $node $HOSTS_MARK" >>/etc/hosts
     done
     for node in "${NODES[@]}"; do
         [[ $(getent hosts "$node" | cut -d' ' -f1) == "$(address "$node")" ]] ||
-            die "the name $node already means something else on this machine: $(getent hosts "$node")"
+            die "the host name $node already has another address on this machine: $(getent hosts "$node")"
     done
 }
 
 choose_form() {
-    if ((EUID == 0)) && plug_network 2>>"$DIR/log/network.out"; then
+    if ((EUID == 0)) && create_network 2>>"$DIR/log/network.out"; then
         echo hosts >"$STAMP"
-        name_nodes
+        add_host_names
     else
         say "both nodes share this machine's name and network: $(tail -n 1 "$DIR/log/network.out" 2>/dev/null ||
-            echo "only root can give them their own")"
-        unplug_network
+            echo "separate networks need root")"
+        remove_network
         echo simple >"$STAMP"
     fi
 }
@@ -161,7 +161,7 @@ make_folder() {
 write_slurm_conf() {
     local controller=127.0.0.1 memory nodes="" node
     [[ $(form) == hosts ]] && controller=$NETWORK.1
-    # Both slurmd share the machine's memory: 45 % each leaves a tenth to everything else.
+    # Both nodes share the machine's memory: 45 % each leaves 10 % for other processes.
     memory=$(awk '/^MemTotal:/ {print int($2 / 1024 * 0.45)}' /proc/meminfo)
     for node in "${NODES[@]}"; do
         nodes+="NodeName=$node $(node_place "$node") CPUs=$CPUS Sockets=1 CoresPerSocket=$CPUS ThreadsPerCore=1"
@@ -178,21 +178,21 @@ AuthType=auth/munge
 AuthInfo=socket=$DIR/munge/socket
 StateSaveLocation=$DIR/state
 SlurmdSpoolDir=$DIR/spool-%n
-# Not in run/: a daemon empties its file before it writes it, which would look like a daemon that stopped.
+# Not in run/: a daemon empties its file before writing it, and would look as if it had stopped.
 SlurmctldPidFile=$DIR/state/slurmctld.pid
 SlurmdPidFile=$DIR/spool-%n/slurmd.pid
 SlurmctldLogFile=$DIR/log/slurmctld.log
 SlurmdLogFile=$DIR/log/slurmd-%n.log
 MailProg=/bin/true
 
-# Containers seldom have cgroups to give away: processes are found by their parents, and nothing is pinned.
+# Containers often have no writable cgroups: processes are tracked by their parents, and tasks are not pinned to CPUs.
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
-# Otherwise a job that asks for no memory gets all of a node's.
+# Otherwise a job that requests no memory gets all memory of a node.
 DefMemPerCPU=$((memory / CPUS))
-# A node has as many CPUs as written below, however few the machine has.
+# A node has the number of CPUs below, even if the machine has fewer.
 SlurmdParameters=config_overrides
 
 JobRequeue=1
@@ -210,7 +210,7 @@ SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=$controller
 AccountingStoragePort=$DATABASE_PORT
-# Not a password: the munge socket to use towards slurmdbd.
+# Not a password: the munge socket for connections to slurmdbd.
 AccountingStoragePass=$DIR/munge/socket
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=5
@@ -219,8 +219,8 @@ ${nodes}PartitionName=dev Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 END
 }
 
-# Nothing here uses cgroups, but slurmd stops when it finds none, or version 2 without systemd. Told that there is
-# version 1, it looks no further.
+# This cluster uses no cgroups, but slurmd exits if it finds none, or version 2 without systemd. With version 1
+# configured, it does not check.
 write_cgroup_conf() { echo "CgroupPlugin=cgroup/v1" >"$DIR/cgroup.conf"; }
 
 node_place() {
@@ -249,31 +249,31 @@ END
 
 # ---- daemons
 
-# The words that make root start a program as another user; none for anybody else.
+# Command prefix with which root starts a program as another user; empty for other users.
 as() { ((EUID != 0)) || echo setpriv "--reuid=$1" "--regid=$1" --clear-groups; }
 
-# shellcheck disable=SC2046  # the words of `as` are to be split
+# shellcheck disable=SC2046  # the output of `as` must be split into words
 start_munged() {
-    local own="$DIR/munge"
-    # The key's secrecy is what keeps other users of this machine from posing as root in the cluster.
-    (umask 077 && head -c 128 /dev/urandom >"$own/key")
-    ((EUID != 0)) || chown munge: "$own/key"
-    start munged $(as munge) munged --foreground --key-file="$own/key" --socket="$own/socket" \
-        --pid-file="$own/pid" --log-file="$own/munged.log" --seed-file="$own/seed"
-    await 10 munged test -S "$own/socket"
+    local folder="$DIR/munge"
+    # With the key, another user of this machine could act as root in the cluster, so it is secret.
+    (umask 077 && head -c 128 /dev/urandom >"$folder/key")
+    ((EUID != 0)) || chown munge: "$folder/key"
+    start munged $(as munge) munged --foreground --key-file="$folder/key" --socket="$folder/socket" \
+        --pid-file="$folder/pid" --log-file="$folder/munged.log" --seed-file="$folder/seed"
+    await 10 munged test -S "$folder/socket"
 }
 
 # shellcheck disable=SC2046
 start_mariadbd() {
-    local own="$DIR/mariadb"
-    $(as mysql) mariadb-install-db --no-defaults --datadir="$own/data" --skip-test-db \
+    local folder="$DIR/mariadb"
+    $(as mysql) mariadb-install-db --no-defaults --datadir="$folder/data" --skip-test-db \
         --auth-root-authentication-method=socket --auth-root-socket-user="$(id -un)" \
         >"$DIR/log/mariadb-install.out" 2>&1 || fail "mariadb-install-db failed" mariadb-install.out
-    # Waiting for the disk at each job's end buys nothing: slurm-down removes the database anyway.
-    start mariadbd $(as mysql) mariadbd --no-defaults --datadir="$own/data" --socket="$own/socket" \
-        --pid-file="$own/pid" --skip-networking --innodb-buffer-pool-size=64M \
+    # Flushing to disk at each job's end is not needed, because slurm-down removes the database.
+    start mariadbd $(as mysql) mariadbd --no-defaults --datadir="$folder/data" --socket="$folder/socket" \
+        --pid-file="$folder/pid" --skip-networking --innodb-buffer-pool-size=64M \
         --innodb-flush-log-at-trx-commit=0 --innodb-lock-wait-timeout=900
-    await 30 mariadbd mariadb --no-defaults --socket="$own/socket" -e 'CREATE DATABASE IF NOT EXISTS slurm'
+    await 30 mariadbd mariadb --no-defaults --socket="$folder/socket" -e 'CREATE DATABASE IF NOT EXISTS slurm'
 }
 
 start_slurmdbd() {
@@ -287,7 +287,7 @@ start_slurmctld() {
     await 30 slurmctld scontrol ping
 }
 
-# Repeat a command until it succeeds, at most SECONDS, while the daemon lives: await SECONDS DAEMON COMMAND…
+# Repeat a command until it succeeds, for at most SECONDS while the daemon runs: await SECONDS DAEMON COMMAND…
 await() {
     local end=$((SECONDS + $1)) daemon=$2
     shift 2
@@ -298,7 +298,7 @@ await() {
     done
 }
 
-# Stop with a message and the last lines of the logs that may say why; the daemons stay, to be looked at.
+# Exit with a message and the last lines of some logs; the daemons keep running, so that they can be examined.
 fail() {
     local log
     say "$1; the logs are in $DIR/log"
@@ -311,7 +311,7 @@ fail() {
 
 # ---- health
 
-# Up means that a job could start there now or after the jobs before it; a star is a node that does not answer.
+# A node is ready if a job can start on it now or after other jobs; a state with a star means that it does not answer.
 nodes_ready() {
     local states
     states=$(SLURM_CONF="$CONF" timeout 15 sinfo --noheader --Node --format=%T 2>/dev/null) || return 1
@@ -333,22 +333,22 @@ all_alive() {
     done
 }
 
-# A test may have left a node cut off, killed or drained: that needs no new cluster.
+# A test may have left a node disconnected, killed or drained; restoring it is faster than a new cluster.
 recover() {
     all_alive munged mariadbd slurmdbd slurmctld || return 1
     all_alive "${NODES[@]/#/slurmd-}" && nodes_ready && return
-    say "a node is out of service: mending it"
+    say "a node is out of service; restoring it"
     local node
-    for node in "${NODES[@]}"; do "$here/slurm_node.sh" mend "$node" || true; done
+    for node in "${NODES[@]}"; do "$scripts/slurm_node.sh" restore "$node" || true; done
     await_nodes 30
 }
 
-# Addresses and ports are fixed, so that there is one such cluster on a machine.
+# Addresses and ports are fixed, so only one such cluster can run on a machine.
 check_bridge() {
     local alias=/sys/class/net/$BRIDGE/ifalias other
     [[ -e $alias ]] || return 0
     other=$(cat "$alias")
-    die "another cluster is up; stop it first: make slurm-down WELLREAD_SLURM_DIR=$other" 2
+    die "another cluster is running; stop it first: make slurm-down WELLREAD_SLURM_DIR=$other" 2
 }
 
 bring_up() {
@@ -367,8 +367,8 @@ bring_up() {
     for node in "${NODES[@]}"; do start_node "$node"; done
     await_nodes "$WAIT_S" ||
         fail "${NODES[*]} are not idle after $WAIT_S s" slurmctld.log slurmd-n{1,2}.log slurmd-n{1,2}.out
-    # A firewall that also filters bridges (Docker's) lets the nodes reach the controller, but not each other.
-    nodes_meet || fail "n1 does not reach n2; with Docker: sysctl net.bridge.bridge-nf-call-iptables=0"
+    # A firewall that also filters bridges, such as Docker's, blocks traffic between nodes, but not to the controller.
+    nodes_connected || fail "n1 cannot connect to n2; with Docker, run: sysctl net.bridge.bridge-nf-call-iptables=0"
 }
 
 main() {
@@ -383,11 +383,11 @@ main() {
     install_missing
     lock
     if recover; then
-        say "already up in $DIR: ${NODES[*]}"
+        say "already running in $DIR: ${NODES[*]}"
     else
-        "$here/slurm_down.sh" --locked
+        "$scripts/slurm_down.sh" --locked
         bring_up
-        say "up after $SECONDS s: ${NODES[*]}, $CPUS CPUs each"
+        say "running after $SECONDS s: ${NODES[*]}, $CPUS CPUs each"
     fi
     echo "export SLURM_CONF=$CONF"
 }

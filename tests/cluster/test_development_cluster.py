@@ -215,7 +215,7 @@ def test_a_cut_cable_loses_a_node_until_it_is_mended(hosts: None) -> None:
         wait_for("n2 does not answer", lambda: states()["n2"].endswith("*"), 45)
         assert not states()["n1"].endswith("*")
     finally:
-        call(SCRIPTS / "slurm_node.sh", "mend", "n2")
+        call(SCRIPTS / "slurm_node.sh", "restore", "n2")
     wait_for("n2 is back", in_service, 30)
     assert call("srun", "--nodelist=n2", "hostname").strip() == "n2"
 
@@ -229,7 +229,7 @@ def test_a_killed_node_loses_its_tasks_and_is_started_again(hosts: None, submit:
         call(SCRIPTS / "slurm_node.sh", "kill", "n2")
         assert call("ip", "netns", "pids", "wellread-n2") == ""
     finally:
-        call(SCRIPTS / "slurm_node.sh", "mend", "n2")
+        call(SCRIPTS / "slurm_node.sh", "restore", "n2")
     wait_for("the job failed with its node", lambda: job_state(job) == "NODE_FAIL", 30)
     wait_for("n2 is back", in_service, 30)
 
@@ -240,4 +240,4 @@ def test_starting_a_running_cluster_again_only_names_it(cluster: None) -> None:
     done = subprocess.run([SCRIPTS / "slurm_up.sh"], capture_output=True, text=True, check=True)
     assert time.monotonic() - began < 5
     assert done.stdout == f"export SLURM_CONF={os.environ['SLURM_CONF']}\n"
-    assert "already up" in done.stderr
+    assert "already running" in done.stderr

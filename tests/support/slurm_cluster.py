@@ -133,7 +133,7 @@ def node(verb: str, name: str) -> None:
 
 
 def mend(name: str) -> None:
-    node("mend", name)
+    node("restore", name)
     until(
         f"{name} in service",
         lambda: re.search(r"State=(IDLE|MIXED|ALLOCATED)\b(?!\S*\*)", call("scontrol", "show", "node", name)),
