@@ -1,12 +1,12 @@
-"""Predicted against measured peak host memory of real runs, on CPUs, where all state is host memory.
+"""Compare predicted and measured peak host memory of real runs on CPUs, where all state is in host memory.
 
     python -m bench.memory [--quick | --cases N] [--json FILE] [--markdown FILE]
 
-Each case is a run of its own: `python -m launch run finetune` on a model made for it, loading and saving included.
-Measured is the largest sum over the ranks of private and shared memory (PSS), less that of as many idle interpreters
-with the same imports, which sleep beside the run. Private memory is read from the kernel's counter (RssAnon) 200 times
-a second: the walk of smaps takes so long that it counts what is freed and what takes its place, so it gives the
-shared pages alone. The error is predicted / measured - 1.
+Each case is a separate run: `python -m launch run finetune` on a generated model, including loading and saving.
+The measured value is the largest sum over the ranks of private and shared memory (PSS), minus that of the same number
+of idle interpreters with the same imports, which sleep during the run. Private memory is read 200 times a second from
+the kernel's counter (RssAnon). Only shared pages are read from smaps: reading it takes so long that memory which is
+freed and allocated again meanwhile would count twice. The error is predicted / measured - 1.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from wellread.processes import importing
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMITS = {"median": 0.10, "worst": 0.20, "under": 0.05}
-"""What the errors must stay within: median and worst in size, and how far the prediction may be too small."""
+"""Limits of the errors: median and largest absolute error, and the largest underestimate."""
 SECONDS_BETWEEN = 0.005
 WALKS_EVERY = 40
-"""Samples between two walks of smaps."""
+"""Number of samples between two reads of smaps."""
 STEPS = 3
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A gpt_neox made for the benchmark."""
+    """Shape of a gpt_neox model for the benchmark."""
 
     vocab: int
     width: int
@@ -75,7 +75,7 @@ class Case:
     checkpointing: bool = False
     """With activation checkpointing."""
     resumed: bool = False
-    """Measured is the run that goes on from a checkpoint."""
+    """Measure a run that resumes from a checkpoint."""
 
 
 CASES = [
@@ -106,25 +106,25 @@ CASES = [
     Case("162M", "ddp", 2, "fp32", 1, 128, resumed=True),
     Case("405M", "zero2", 1, "bf16", 1, 64),
 ]
-"""The quick ones first."""
+"""The fastest cases first."""
 QUICK = 2
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One case, predicted and measured, in MiB above idle interpreters."""
+    """Predicted and measured memory of one case, in MiB above idle interpreters."""
 
     case: Case
     parameters: int
     predicted: float
     measured: float
     phase: str
-    """In which the prediction sees the peak."""
+    """Phase with the predicted peak."""
     parts: dict[str, int]
 
     @property
     def error(self) -> float:
-        """Above 0 where too much was predicted."""
+        """Relative error; above 0 if the prediction is too large."""
         return self.predicted / self.measured - 1
 
 
@@ -132,7 +132,7 @@ class Outcome:
 
 
 def make_model(directory: Path, shape: Shape) -> None:
-    """Write a random gpt_neox in half precision, as Pythia's are published, with the sample corpus's tokenizer."""
+    """Write a random gpt_neox in half precision, as Pythia is published, with the tokenizer of the sample corpus."""
     import torch
     from transformers import AutoModelForCausalLM, GPTNeoXConfig
 
@@ -153,7 +153,7 @@ def make_model(directory: Path, shape: Shape) -> None:
 
 
 def make_data(path: Path) -> None:
-    """Write rows whose responses are longer than any window here, so that every sample fills it."""
+    """Write rows with responses longer than every sequence length used here, so that all samples have full length."""
     rows = [json.loads(line) for line in (ROOT / "configs/data/sample.jsonl").read_text().splitlines()]
     words = " ".join(row["context"] for row in rows if row.get("context")).split()
     with open(path, "w") as file:
@@ -173,7 +173,7 @@ DEEPSPEED_IMPORTS = "deepspeed deepspeed.runtime.zero.stage3 deepspeed.runtime.z
 
 
 def idle(strategy: str) -> None:
-    """Import what a rank of `strategy` imports, say so, and wait until the input closes."""
+    """Import what a rank of `strategy` imports, print ready, and wait until stdin closes."""
     with importing():
         for name in f"{IMPORTS} {DEEPSPEED_IMPORTS if strategy != 'ddp' else ''}".split():
             importlib.import_module(name)
@@ -182,7 +182,7 @@ def idle(strategy: str) -> None:
 
 
 def private(process: int) -> int:
-    """Bytes of memory that this process alone has; 0 when it has ended."""
+    """Private memory of a process, bytes; 0 if it has ended."""
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:
@@ -191,9 +191,9 @@ def private(process: int) -> int:
 
 
 def shared(process: int) -> int:
-    """This process's part of the pages that a file or other processes share with it, in bytes.
+    """A process's share of the pages that it shares with files or other processes, bytes.
 
-    Saved states that are mapped to be read are left out: the kernel takes their pages back when it needs memory.
+    Memory-mapped checkpoints do not count: the kernel reclaims their pages when it needs memory.
     """
     try:
         lines = Path(f"/proc/{process}/smaps").read_text().splitlines()
@@ -201,7 +201,7 @@ def shared(process: int) -> int:
         return 0
     total, counts = 0, True
     for words in map(str.split, lines):
-        if not words[0].endswith(":"):  # a mapping begins: addresses, rights, ..., file
+        if not words[0].endswith(":"):  # first line of a mapping: addresses, permissions, ..., file
             counts = "/checkpoints/" not in words[-1]
         elif counts and words[0] == "Pss:":
             total += int(words[1])
@@ -211,22 +211,22 @@ def shared(process: int) -> int:
 
 
 def ranks_of(launcher: int, run: Path) -> list[int]:
-    """Processes of the run's ranks."""
+    """Process ids of the run's ranks."""
     import psutil
 
-    found = []
+    pids = []
     for process in psutil.Process(launcher).children(recursive=True):
         try:
             words = process.cmdline()
         except psutil.Error:
             continue
         if "train" in words and str(run) in words:
-            found.append(process.pid)
-    return found
+            pids.append(process.pid)
+    return pids
 
 
 def watch(launcher: subprocess.Popen[bytes], run: Path, twins: list[int]) -> int:
-    """Most bytes that the ranks had at one time above their idle twins."""
+    """Peak memory of all ranks together minus that of their idle twins, bytes."""
     ranks: list[int] = []
     most, beyond, samples = 0, 0, 0
     while launcher.poll() is None:
@@ -241,7 +241,7 @@ def watch(launcher: subprocess.Popen[bytes], run: Path, twins: list[int]) -> int
 
 
 def peak(command: list[str], case: Case, run: Path, log: Path) -> int:
-    """Start a run beside its idle twins; return the most that its ranks had above them."""
+    """Start a run and its idle twins; return the peak memory of its ranks minus that of the twins, bytes."""
     twins = [start("idle", case.strategy) for _ in range(case.ranks)]
     try:
         for twin in twins:
@@ -251,7 +251,7 @@ def peak(command: list[str], case: Case, run: Path, log: Path) -> int:
             launcher = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=environment())
             most = watch(launcher, run, [twin.pid for twin in twins])
         if launcher.returncode:
-            raise RuntimeError(f"{case}: the run gave {launcher.returncode}\n{log.read_text()[-2000:]}")
+            raise RuntimeError(f"{case}: the run failed, code {launcher.returncode}\n{log.read_text()[-2000:]}")
     finally:
         for twin in twins:
             twin.communicate()
@@ -259,7 +259,7 @@ def peak(command: list[str], case: Case, run: Path, log: Path) -> int:
 
 
 def measure(case: Case, folder: Path) -> Outcome:
-    """Run one case, and predict it."""
+    """Predict and measure one case."""
     model, run = folder / case.model, folder / "run"
     if not (model / "tokenizer.json").exists():
         call("make_model", model, SHAPES[case.model])
@@ -270,7 +270,7 @@ def measure(case: Case, folder: Path) -> Outcome:
         "corpora": folder / "corpora",
         "out": run,
         "steps": STEPS,
-        "save_every": 1 if case.resumed else STEPS - (case.strategy == "ddp"),  # which trains on while it saves
+        "save_every": 1 if case.resumed else STEPS - (case.strategy == "ddp"),  # ddp saves while it trains
         "keep_states": STEPS if case.resumed else 1,
         "batch_size": case.micro_batch * case.accumulation * case.ranks,
         "micro_batch_size": case.micro_batch,
@@ -297,27 +297,27 @@ def measure(case: Case, folder: Path) -> Outcome:
         accumulation=case.accumulation,
         seq_len=case.seq_len,
     )
-    found = estimate(
+    prediction = estimate(
         spec, work, Machine(device="cpu", ranks_per_node=case.ranks), case.strategy, checkpointing=case.checkpointing
     )
-    parts = {part: size for part, size in found.parts["host"].items() if part != "interpreters"}
+    parts = {part: size for part, size in prediction.parts["host"].items() if part != "interpreters"}
     return Outcome(
         case=case,
         parameters=parameters(spec).total,
         predicted=sum(parts.values()) / 2**20,
         measured=most / 2**20,
-        phase=found.peaks["host"],
+        phase=prediction.peaks["host"],
         parts=parts,
     )
 
 
 def environment() -> dict[str, str]:
-    """Of the runs: no network, no GPU."""
+    """Environment of the runs: no network, no GPU."""
     return os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "NO_COLOR": "1"}
 
 
 def start(function: str, *arguments: Any) -> subprocess.Popen[bytes]:
-    """Start a function of this module in a process of its own."""
+    """Start a function of this module in a new process."""
     code = f"from pathlib import PosixPath; from bench.memory import *; {function}(*{arguments!r})"
     return subprocess.Popen(
         [sys.executable, "-c", code],
@@ -330,11 +330,11 @@ def start(function: str, *arguments: Any) -> subprocess.Popen[bytes]:
 
 
 def call(function: str, *arguments: Any) -> None:
-    """Run a function of this module in a process of its own."""
+    """Run a function of this module in a new process."""
     process = start(function, *arguments)
     process.communicate()
     if process.returncode:
-        raise RuntimeError(f"{function}{arguments}: failed with {process.returncode}")
+        raise RuntimeError(f"{function}{arguments}: failed, code {process.returncode}")
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -358,23 +358,23 @@ def markdown(outcomes: list[Outcome]) -> str:
 
 
 def summary(outcomes: list[Outcome]) -> str:
-    """One line: the errors, each beside its limit."""
+    """One line: each error with its limit."""
     errors = [o.error for o in outcomes]
-    found = {
+    values = {
         "median": statistics.median(map(abs, errors)),
         "worst": max(map(abs, errors)),
         "under": max(0.0, -min(errors)),
     }
-    return ", ".join(f"{name} {found[name]:.1%} (limit {limit:.0%})" for name, limit in LIMITS.items())
+    return ", ".join(f"{name} {values[name]:.1%} (limit {limit:.0%})" for name, limit in LIMITS.items())
 
 
 def main() -> None:
-    """Measure, and print a line per case and the table."""
+    """Measure all cases; print a line per case, then the table."""
     parser = argparse.ArgumentParser(prog="python -m bench.memory", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--cases", type=int, default=len(CASES), help="run the first N cases alone")
-    parser.add_argument("--quick", action="store_true", help=f"run the first {QUICK} cases alone")
-    parser.add_argument("--only", help="run cases of one strategy alone")
-    parser.add_argument("--json", type=Path, help="write what was found to this file")
+    parser.add_argument("--cases", type=int, default=len(CASES), help="run only the first N cases")
+    parser.add_argument("--quick", action="store_true", help=f"run only the first {QUICK} cases")
+    parser.add_argument("--only", help="run only cases of this strategy")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     parser.add_argument("--markdown", type=Path, help="write the table to this file")
     options = parser.parse_args()
     if options.cases < 1:
@@ -385,10 +385,11 @@ def main() -> None:
         make_data(Path(name) / "long.jsonl")
         for number, case in enumerate(cases, start=1):
             outcomes.append(measure(case, Path(name)))
-            found = outcomes[-1]
+            outcome = outcomes[-1]
             print(
                 f"{number:2}/{len(cases)} {case.model:>5} {case.strategy:14} {case.ranks} {case.dtype}"
-                f"  predicted {found.predicted:7,.0f} MiB  measured {found.measured:7,.0f} MiB  {found.error:+.1%}",
+                f"  predicted {outcome.predicted:7,.0f} MiB  measured {outcome.measured:7,.0f} MiB"
+                f"  {outcome.error:+.1%}",
                 flush=True,
             )
     print(f"\n{markdown(outcomes)}\n\n{summary(outcomes)}")

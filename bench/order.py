@@ -1,8 +1,8 @@
-"""Speed of the order, beside numpy.random.Generator.permutation, which must store what the order computes.
+"""Speed of the order, compared with numpy.random.Generator.permutation, which stores what the order computes.
 
     python -m bench.order [--json]
 
-Forward and inverse take up to 8 million consecutive positions or random samples; the peer permutes all n at once.
+Forward and inverse are measured on 8 million consecutive positions or random samples; numpy permutes all n at once.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def throughput(n: int) -> dict[str, float]:
-    """Positions per second both ways; time, memory and rate of the peer; the ratio of the rates."""
+    """Positions per second, forward and inverse; time, memory and rate of numpy; the ratio of the rates."""
     order = Order(kind="shuffle", seed=0, n=n, batch_size=BATCH_SIZE)
     positions = np.arange(POSITIONS, dtype=np.int64)
     samples = np.random.default_rng(0).integers(n, size=POSITIONS)
@@ -50,7 +50,7 @@ def throughput(n: int) -> dict[str, float]:
 
 
 def latency(n: int) -> dict[str, float]:
-    """Median microseconds of one batch and of one locate over EPOCHS epochs, over 1000 calls."""
+    """Median time of `batch` and of `locate` over EPOCHS epochs, 1000 calls each, microseconds."""
     order = Order(kind="shuffle", seed=0, n=n, batch_size=BATCH_SIZE)
     batches = order.steps(EPOCHS)
     rng = np.random.default_rng(0)

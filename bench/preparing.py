@@ -1,10 +1,10 @@
-"""Speed of preparing the 12,000 rows of Dolly, beside datasets.map with a function of one row.
+"""Speed of preparing the 12,000 rows of Dolly, compared with datasets.map and a function of one row.
 
     python -m bench.preparing [--repeats 3] [--json FILE]
 
-One process on each side, in turns. `compiling` is the work alone, without imports and without loading a tokenizer: of
-wellread all it does with rows, from reading and checking them to the hashed corpus on disk; of the other side the call
-of map, without the reading of the file. `preparing` is each command whole.
+Each side uses one process; the sides take turns. `compiling` measures only the work, without imports and without
+loading a tokenizer: for wellread, from reading and checking the rows to the hashed corpus on disk; for the peer, the
+call of map, without reading the file. `preparing` measures the complete commands.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from wellread.config import RunConfig
 from wellread.data.rows import templates
 
 LONGEST = 512
-"""Tokens of the longest sample."""
+"""Maximum length of a sample, tokens."""
 SECONDS = "seconds"
-"""File in which a process leaves how long its work took."""
+"""File to which a process writes the seconds that its work took."""
 GOALS = {"compiling": 3.0}
-"""Least ratio peer / wellread."""
+"""Minimum ratio peer / wellread."""
 
 
 def prepare_command(data: Path, folder: Path) -> list[str]:
@@ -40,18 +40,18 @@ def prepare_command(data: Path, folder: Path) -> list[str]:
 
 def all_settings(data: Path, folder: Path) -> dict[str, Any]:
     """Settings of the corpus of all rows."""
-    own = {"model": folder / "model", "data": f"dolly@{data}", "corpora": folder / "all"}
-    return {name: str(value) for name, value in own.items()} | {"seq_len": LONGEST}
+    paths = {"model": folder / "model", "data": f"dolly@{data}", "corpora": folder / "all"}
+    return {name: str(value) for name, value in paths.items()} | {"seq_len": LONGEST}
 
 
 def child_command(what: str, data: Path, folder: Path) -> list[str]:
-    """The command of a process that writes how long its work took, imports and loading left out."""
+    """The command of a process that measures its work without imports and loading, and writes the seconds to a file."""
     return [sys.executable, "-m", "bench.preparing", what, str(data), str(folder)]
 
 
 def compile_rows(data: Path, folder: Path) -> None:
-    """Compile all rows: read and check them, template, tokenize, mask, seal, hash and write."""
-    import torch  # noqa: F401 - what the tokenizer's library would import
+    """Compile all rows: read, check, apply the template, tokenize, mask, seal, hash and write."""
+    import torch  # noqa: F401 - the tokenizer's library would import it
     from transformers import AutoTokenizer
 
     from finetune.prepare import prepare
@@ -63,9 +63,9 @@ def compile_rows(data: Path, folder: Path) -> None:
 
 
 def map_rows(data: Path, folder: Path) -> None:
-    """Template, tokenize and label each row with a Python function of one row, as examples for the Trainer do.
+    """Apply the template, tokenize and label each row with a Python function, as examples for the Trainer do.
 
-    The prompt is tokenized alone and with its response, to know where labels begin, as TRL's SFTTrainer does it.
+    The prompt is tokenized by itself and with its response, to find where labels begin, as in TRL's SFTTrainer.
     """
     from datasets import load_dataset
     from transformers import AutoTokenizer
@@ -87,27 +87,27 @@ def map_rows(data: Path, folder: Path) -> None:
 
 
 def seconds(command: list[str], folder: Path, *, inside: bool) -> float:
-    """Seconds of a command, or of what it measured inside; what it made is removed."""
+    """Seconds of a command, or with `inside` what it measured itself; removes its output."""
     began = time.perf_counter()
     call(command)
     took = time.perf_counter() - began
-    for made in ("all", "cache"):
-        shutil.rmtree(folder / made, ignore_errors=True)
+    for output in ("all", "cache"):
+        shutil.rmtree(folder / output, ignore_errors=True)
     return float((folder / SECONDS).read_text()) if inside else took
 
 
 def measure(data: Path, folder: Path, repeats: int) -> Iterator[dict[str, Any]]:
-    """The work alone, then with all that its command does."""
-    other = child_command("map", data, folder)
+    """Compare only the work, then the complete commands."""
+    peer_command = child_command("map", data, folder)
     commands = {"compiling": child_command("compile", data, folder), "preparing": prepare_command(data, folder)}
-    for what, own in commands.items():
+    for what, command in commands.items():
         inside = what == "compiling"
-        ours, theirs = (partial(seconds, command, folder, inside=inside) for command in (own, other))
-        yield compare(what, ours, theirs, repeats, seconds=True)
+        wellread, peer = (partial(seconds, side, folder, inside=inside) for side in (command, peer_command))
+        yield compare(what, wellread, peer, repeats, seconds=True)
 
 
 def main() -> None:
-    """Measure, or be the process that is measured."""
+    """Run the benchmark, or one of the processes that it measures."""
     work = {"map": map_rows, "compile": compile_rows}
     if sys.argv[1:2] and sys.argv[1] in work:
         work[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))
@@ -116,16 +116,16 @@ def main() -> None:
 
 
 def bench() -> None:
-    """Measure; print the commands and a line for each comparison."""
+    """Measure; print the commands and a line per comparison."""
     parser = argparse.ArgumentParser(prog="python -m bench.preparing", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=3, help="turns of each side")
+    parser.add_argument("--repeats", type=int, default=3, help="measurements per side")
     parser.add_argument("--data", type=Path, default=DATA, help="rows of Dolly, as JSONL")
     parser.add_argument("--tokenizer", type=Path, default=TOKENIZER, help="Pythia's tokenizer.json")
-    parser.add_argument("--json", type=Path, help="write what was found to this file")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     options = parser.parse_args()
     for file in (options.data, options.tokenizer):
         if not file.is_file():
-            parser.error(f"{file}: is no file; name your own with --data and --tokenizer")
+            parser.error(f"{file}: not found; pass files with --data and --tokenizer")
     with tempfile.TemporaryDirectory(prefix="wellread-preparing-") as name:
         folder = Path(name)
         make_model(folder / "model", "tiny", options.tokenizer)

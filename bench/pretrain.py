@@ -1,11 +1,12 @@
-"""Speed of a pretraining beside plain transformers in fp32, and beside what the processor's bf16 products allow.
+"""Speed of pretraining, compared with plain transformers in fp32 and with the processor's peak in bf16.
 
     python -m bench.pretrain [--size 15M] [--vocab 4096] [--batch_size 32] [--json FILE]
-    python -m bench.pretrain --loss                     bf16 beside fp32 after 300 steps
+    python -m bench.pretrain --loss                     compare bf16 with fp32 after 300 steps
 
-The peer is the same step as one would write it down: transformers' model in fp32, mean cross-entropy over all tokens,
-AdamW, clipping. Both sides train the same sizes on the same corpus with the same batch and threads, and take turns. The
-peak is that of square bf16 products, measured in the same run; model FLOPs are counted as in the run's own MFU.
+The peer is a plain implementation of the same step: transformers' model in fp32, mean cross-entropy over all tokens,
+AdamW, clipping. Both sides train a model of the same size on the same corpus, with the same batch and threads, and take
+turns. The peak is that of square bf16 matrix products, measured in the same run; model FLOPs are counted as for the
+run's MFU.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ GOALS = {"tokens/s": 4.0, "share of peak": 0.4}
 STEPS = WARM + 6
 LOSS_STEPS, LOSS_BATCH = 300, 8
 SIDE = 2048
-"""Of the square matrices by whose product the peak is measured."""
+"""Side of the square matrices for measuring the peak."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What both sides do."""
+    """Sizes that both sides use."""
 
     size: str
     vocab: int
@@ -52,7 +53,7 @@ class Work:
 
     @property
     def config(self) -> PretrainConfig:
-        """As of a run, without its folders."""
+        """Settings of a run, without its folders."""
         return PretrainConfig.of(model=f"stories-{self.size.lower()}", vocab=str(self.vocab), seq_len=self.seq_len)
 
     @property
@@ -61,9 +62,9 @@ class Work:
         return model_of(find(self.config.model.name), self.vocab, self.config)
 
 
-def settings(work: Work, folder: Path, **own: Any) -> dict[str, Any]:
-    """Settings of a run that saves at its ends alone."""
-    steps = own.get("steps", STEPS)
+def settings(work: Work, folder: Path, **overrides: Any) -> dict[str, Any]:
+    """Settings of a run that saves only at its start and end."""
+    steps = overrides.get("steps", STEPS)
     return {
         "model": work.config.model.name,
         "vocab": work.vocab,
@@ -77,23 +78,23 @@ def settings(work: Work, folder: Path, **own: Any) -> dict[str, Any]:
         "save_every": steps,
         "log_every": steps,
         "generations": 0,
-    } | own
+    } | overrides
 
 
 def corpus_of(folder: Path) -> Corpus:
-    """The one corpus that the runs have compiled."""
-    (found,) = (path.parent for path in (folder / "corpora").glob("*/corpus.json"))
-    return Corpus.open(found)
+    """The only corpus that the runs have compiled."""
+    (directory,) = (path.parent for path in (folder / "corpora").glob("*/corpus.json"))
+    return Corpus.open(directory)
 
 
 def plain(work: Work, folder: Path) -> float:
     """Tokens per second of the peer."""
     call([sys.executable, "-m", "bench.pretrain", "plain", json.dumps(asdict(work)), str(folder)])
-    return rate([Step(*each) for each in json.loads((folder / "plain.json").read_text())])
+    return rate([Step(*values) for values in json.loads((folder / "plain.json").read_text())])
 
 
 def train_plainly(work: Work, folder: Path) -> None:
-    """The same steps, written plainly; leaves when each ended, and its tokens."""
+    """Train the same steps with plain code; write the end time and number of tokens of each to plain.json."""
     import torch
     import torch.nn.functional as F
     from transformers import AutoModelForCausalLM
@@ -119,14 +120,14 @@ def train_plainly(work: Work, folder: Path) -> None:
 
 
 def peak() -> float:
-    """Operations per second of square bf16 products, in a process of its own."""
+    """Operations per second of square bf16 matrix products, measured in a new process."""
     with tempfile.TemporaryDirectory() as folder:
         call([sys.executable, "-m", "bench.pretrain", "peak", folder])
         return float((Path(folder) / "peak").read_text())
 
 
 def multiply(folder: Path) -> None:
-    """Leave what the best of ten products reached."""
+    """Write the operations per second of the fastest of ten products to the file peak."""
     import torch
 
     a, b = (torch.randn(SIDE, SIDE, dtype=torch.bfloat16) for _ in range(2))
@@ -139,7 +140,7 @@ def multiply(folder: Path) -> None:
 
 
 def flops_per_token(work: Work) -> float:
-    """Operations that a token of a full window needs, forward and backward."""
+    """Floating-point operations per token of a full window, forward and backward."""
     n, length = work.batch_size, work.seq_len
     cost = Cost(tokens=n * length, targets=n * (length - 1), squares=n * length**2, padded=0, host_bytes=0, gpu_bytes=0)
     return training_flops(work.spec, 0, cost) / cost.tokens
@@ -147,38 +148,38 @@ def flops_per_token(work: Work) -> float:
 
 def speed(work: Work, folder: Path, repeats: int) -> list[dict[str, Any]]:
     """Both rows of the table."""
-    own = settings(work, folder)
-    call(run_command(own | {"out": folder / "first"}, "pretrain"))  # compiles the corpus
-    found = compare("tokens/s", lambda: wellread(own, 1, "pretrain"), lambda: plain(work, folder), repeats)
-    print(line(found, GOALS), flush=True)
+    run_settings = settings(work, folder)
+    call(run_command(run_settings | {"out": folder / "first"}, "pretrain"))  # compiles the corpus
+    speeds = compare("tokens/s", lambda: wellread(run_settings, 1, "pretrain"), lambda: plain(work, folder), repeats)
+    print(line(speeds, GOALS), flush=True)
     best = statistics.median(peak() for _ in range(repeats))
-    reached = found["wellread"] * flops_per_token(work)
+    reached = speeds["wellread"] * flops_per_token(work)
     share = {"what": "share of peak", "tflops": reached / 1e12, "peak": best / 1e12, "ratio": reached / best}
     print(
         f"{'share of peak':<18}{reached / 1e12:>12.3f}{best / 1e12:>12.3f}{reached / best:>10.2f}"
         f"   (TFLOP/s of bf16; goal: {GOALS['share of peak']:g})"
     )
-    return [found, share]
+    return [speeds, share]
 
 
 def losses(work: Work, folder: Path) -> list[dict[str, Any]]:
-    """Loss on what is read, mean of the last tenth, and on sealed stories, in bf16 and in fp32."""
+    """Training loss (mean over the last 10% of the samples) and loss on sealed stories, in bf16 and in fp32."""
     rows = []
     for dtype in ("bf16", "fp32"):
         out = folder / dtype
-        own = settings(work, folder, steps=LOSS_STEPS, batch_size=LOSS_BATCH, dtype=dtype, out=out)
-        call(run_command(own, "pretrain"))
+        run_settings = settings(work, folder, steps=LOSS_STEPS, batch_size=LOSS_BATCH, dtype=dtype, out=out)
+        call(run_command(run_settings, "pretrain"))
         run = RunDirectory.open(out)
         read = Record.open(run.record).table().column("loss").to_numpy()
         sealed = list_checkpoints(run.checkpoints)[-1].manifest["holdout_loss"]
         rows.append({"dtype": dtype, "read": float(read[-len(read) // 10 :].mean()), "sealed": sealed})
-        print(f"{dtype}: {rows[-1]['read']:.4f} on the last tenth of what was read, {sealed:.4f} on sealed stories")
+        print(f"{dtype}: {rows[-1]['read']:.4f} on the last 10% of the samples, {sealed:.4f} on sealed stories")
     print(f"bf16 - fp32: {rows[0]['read'] - rows[1]['read']:+.4f}, {rows[0]['sealed'] - rows[1]['sealed']:+.4f} nats")
     return rows
 
 
 def main() -> None:
-    """Measure, or be a process of the other side."""
+    """Run the benchmark, or one of the processes that it measures."""
     if sys.argv[1:2] == ["plain"]:
         train_plainly(Work(**json.loads(sys.argv[2])), Path(sys.argv[3]))
     elif sys.argv[1:2] == ["peak"]:
@@ -188,15 +189,15 @@ def main() -> None:
 
 
 def bench() -> None:
-    """Print the table, the commands first."""
+    """Print the commands, then the table."""
     parser = argparse.ArgumentParser(prog="python -m bench.pretrain", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--size", default="15M")
     parser.add_argument("--vocab", type=int, default=4096)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--seq_len", type=int, default=256)
-    parser.add_argument("--repeats", type=int, default=3, help="turns of each side")
-    parser.add_argument("--loss", action="store_true", help=f"losses of bf16 and fp32 after {LOSS_STEPS} steps")
-    parser.add_argument("--json", type=Path, help="write what was found to this file")
+    parser.add_argument("--repeats", type=int, default=3, help="measurements per side")
+    parser.add_argument("--loss", action="store_true", help=f"compare losses of bf16 and fp32 after {LOSS_STEPS} steps")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     options = parser.parse_args()
     stories = 3000 if options.loss else max(500, 2 * STEPS * options.batch_size)
     work = Work(options.size, options.vocab, options.batch_size, options.seq_len, stories)

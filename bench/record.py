@@ -1,10 +1,10 @@
-"""Cost of the reading record: per training step, per look-up, per verified sample, per byte on disk.
+"""Cost of the record: time per training step, per look-up and per verified sample, and bytes on disk.
 
     python -m bench.record [--json] [--samples 10000000]
 
-Each figure stands beside a limit that is named with it. The step is a real one of the tiny model, the smallest
-sensible: digests, gathering, chain and append are timed inside it, and the writing of a part is shared out over its
-batches. The look-ups run over a corpus header of 146 million samples, Pythia's size, in a sparse file.
+Some values are printed with a limit. The step is a real one of the tiny model, so the record's share is close to its
+maximum: digests, gathering, chain and append are timed inside it, and the time for writing a part is divided by its
+number of batches. The look-ups use a corpus header of 146 million samples, Pythia's size, in a sparse file.
 """
 
 import argparse
@@ -38,7 +38,7 @@ LIMITS = {
     "lookup_growth_mib": 16.0,
     "verify_s": 60.0,
 }
-"""What each figure must stay below: a share of the step, milliseconds, MiB, seconds."""
+"""Maximum values: a share of the step's time, milliseconds, MiB, seconds."""
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -52,7 +52,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def step_overhead(directory: Path) -> dict[str, float]:
-    """Time of a step of the tiny model on one rank, and of all that the record adds to it."""
+    """Time of a step of the tiny model on one rank, and the time that the record adds to it."""
     from finetune.prepare import prepare
     from wellread.config import RunConfig
     from wellread.corpus.read import Corpus
@@ -77,9 +77,9 @@ def step_overhead(directory: Path) -> dict[str, float]:
     engine = make_engine(initial(spec, 0, 0), config, plan)
     writer = RecordWriter(directory / "step-record", start=genesis(corpus.hash, order.identity()))
     loop = SimpleNamespace(plan=plan, order=order, corpus=corpus, engine=engine, step=0)
-    whole, record = zip(*(_step(loop, writer) for _ in range(STEPS)), strict=True)
+    total, record = zip(*(_step(loop, writer) for _ in range(STEPS)), strict=True)
     flush = seconds(writer.flush) / STEPS
-    step, added = statistics.median(whole[WARM_UP:]), statistics.median(record[WARM_UP:]) + flush
+    step, added = statistics.median(total[WARM_UP:]), statistics.median(record[WARM_UP:]) + flush
     return {
         "step_ms": step * 1e3,
         "record_ms": added * 1e3,
@@ -89,7 +89,7 @@ def step_overhead(directory: Path) -> dict[str, float]:
 
 
 def _step(loop: Any, writer: Any) -> tuple[float, float]:
-    """One batch as the loop reads it; seconds of the whole, and of what only the record needs."""
+    """One batch as the loop reads it; total seconds, and seconds that only the record needs."""
     from wellread.corpus.batch import collate
     from wellread.train import evidence
     from wellread.train.loop import divide
@@ -105,9 +105,9 @@ def _step(loop: Any, writer: Any) -> tuple[float, float]:
     if loop.engine.device.type == "cuda":
         read[-1][2].sum().item()  # wait for the device, or its work would count as the record's
     start = time.perf_counter()
-    samples = np.concatenate([evidence.of_micro_batch(*each) for each in read])
-    told = evidence.gather(evidence.of_rank(0, memory_peaks()), samples, batch_size=loop.plan.batch_size)
-    reading, _ = told.reading(loop.step, loop.order), Cost.of(told, loop.plan)
+    samples = np.concatenate([evidence.of_micro_batch(*micro_batch) for micro_batch in read])
+    gathered = evidence.gather(evidence.of_rank(0, memory_peaks()), samples, batch_size=loop.plan.batch_size)
+    reading, _ = gathered.reading(loop.step, loop.order), Cost.of(gathered, loop.plan)
     record = time.perf_counter() - start
     loop.engine.step(1e-4)
     start = time.perf_counter()
@@ -121,7 +121,7 @@ def _step(loop: Any, writer: Any) -> tuple[float, float]:
 
 
 def lookups(directory: Path) -> dict[str, float]:
-    """Median milliseconds of a batch, its samples' lengths and a sample's readings, and the memory that they took."""
+    """Median milliseconds to look up a batch, its samples' lengths and a sample's readings, and the memory for it."""
     from wellread.corpus.read import Corpus
 
     corpus = Corpus.open(sparse_corpus(directory / "corpus", PYTHIA_SAMPLES))
@@ -145,7 +145,7 @@ def lookups(directory: Path) -> dict[str, float]:
 
 
 def sparse_corpus(path: Path, n: int) -> Path:
-    """Write the header of a corpus of n empty samples: its offsets are a file with a hole, which takes no disk."""
+    """Write the header of a corpus of n empty samples; its offsets are a sparse file, which needs no disk space."""
     path.mkdir()
     for name, shape in {"offsets.npy": (n + 1,), "target_offsets.npy": (n + 1,), "targets.npy": (0, 2)}.items():
         with open(path / name, "wb") as file:
@@ -159,7 +159,7 @@ def sparse_corpus(path: Path, n: int) -> Path:
 
 
 def anonymous_mib() -> float:
-    """Resident memory of this process that no file backs."""
+    """Anonymous resident memory of this process, MiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
 
@@ -168,7 +168,7 @@ def anonymous_mib() -> float:
 
 
 def verification(directory: Path, samples: int) -> dict[str, float]:
-    """Write a record of `samples` readings, hash its parts and follow its chain: seconds, bytes, peak memory."""
+    """Write a record of `samples` readings, hash its parts and recompute its chain: seconds, bytes, peak memory."""
     from wellread.record.chain import genesis
     from wellread.record.reader import Record
     from wellread.record.verify import _walk
@@ -217,23 +217,23 @@ def _write_record(directory: Path, order: Order, digests: Any, start: str, batch
     writer.flush()
 
 
-def at_pythia_scale(found: dict[str, float]) -> dict[str, float]:
-    """What 300 billion tokens, 146 million samples of 2,049, would cost, in proportion."""
-    share = PYTHIA_SAMPLES / found["rows"]
+def at_pythia_scale(results: dict[str, float]) -> dict[str, float]:
+    """Extrapolated cost of 300 billion tokens, which are 146 million samples of 2,049."""
+    share = PYTHIA_SAMPLES / results["rows"]
     return {
-        "record_gib": found["bytes_per_sample"] * PYTHIA_SAMPLES / GIB,
-        "verify_min": (found["hash_s"] + found["walk_s"]) * share / 60,
-        "write_min": found["write_s"] * share / 60,
-        "bytes_of_token_bytes": found["bytes_per_sample"] * PYTHIA_SAMPLES / (2 * PYTHIA_TOKENS),
+        "record_gib": results["bytes_per_sample"] * PYTHIA_SAMPLES / GIB,
+        "verify_min": (results["hash_s"] + results["walk_s"]) * share / 60,
+        "write_min": results["write_s"] * share / 60,
+        "bytes_of_token_bytes": results["bytes_per_sample"] * PYTHIA_SAMPLES / (2 * PYTHIA_TOKENS),
     }
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
-def print_table(found: dict[str, float], scaled: dict[str, float]) -> None:
-    """Print each figure, and beside those with a limit how much of it they use."""
-    for name, value in found.items():
+def print_table(results: dict[str, float], scaled: dict[str, float]) -> None:
+    """Print each value and, if it has a limit, the share of the limit that it uses."""
+    for name, value in results.items():
         limit = LIMITS.get(name)
         used = "" if limit is None else f"{value / limit:8.2f} of the limit {limit:g}"
         print(f"{name:22}{value:16,.4f}{used}")
@@ -242,10 +242,10 @@ def print_table(found: dict[str, float], scaled: dict[str, float]) -> None:
         print(f"  {name:20}{value:16,.4f}")
 
 
-def _join_alone() -> None:
-    """Be the only rank of a process group, so that gathering costs what it costs in a run."""
+def _start_single_rank() -> None:
+    """Start a process group with a single rank, so that gathering costs the same as in a run."""
     import torch.distributed as dist
-    from torch._C._distributed_c10d import HashStore  # the store that needs no port
+    from torch._C._distributed_c10d import HashStore  # a store that needs no port
 
     dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
 
@@ -254,20 +254,20 @@ def main() -> None:
     """Measure, then print the table or JSON."""
     parser = argparse.ArgumentParser(prog="python -m bench.record", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
-    parser.add_argument("--samples", type=int, default=10_000_000, help="readings of the record that is verified")
+    parser.add_argument("--samples", type=int, default=10_000_000, help="number of readings in the verified record")
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        found = lookups(directory) | verification(directory, options.samples)
-        _join_alone()
-        found = step_overhead(directory) | found
-    found["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    scaled = at_pythia_scale(found)
+        results = lookups(directory) | verification(directory, options.samples)
+        _start_single_rank()
+        results = step_overhead(directory) | results
+    results["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    scaled = at_pythia_scale(results)
     if options.json:
-        print(json.dumps({"found": found, "limits": LIMITS, "at_pythia_scale": scaled}))
+        print(json.dumps({"found": results, "limits": LIMITS, "at_pythia_scale": scaled}))
     else:
-        print_table(found, scaled)
+        print_table(results, scaled)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""A model of 260 thousand parameters, pretrained on 2 MiB of TinyStories, beside llama2.c's own stories260K.
+"""Pretrain a model of 260 thousand parameters on 2 MiB of TinyStories, and compare it with llama2.c's stories260K.
 
     python -m bench.stories260k
 
-Both have the same sizes and the same vocabulary, so that their losses can be compared: nats per token on the stories
-that are sealed here. stories260K was trained on all of TinyStories, these stories probably among them.
+Both models have the same sizes and the same vocabulary, so their losses can be compared: nats per token on the stories
+that are sealed here. stories260K was trained on all of TinyStories, which probably includes these stories.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from wellread.record.reader import Record
 from wellread.run import RunDirectory
 
 SHARED = ROOT.parent / "shared/data"
-THEIRS = SHARED / "stories260K"
+REFERENCE = SHARED / "stories260K"
 
 
 def settings(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Settings of the run."""
     return {
         "size": "260K",
-        "vocab": THEIRS / "tok512.model",
+        "vocab": REFERENCE / "tok512.model",
         "data": options.data,
         "seq_len": 256,
         "batch_size": 32,
@@ -52,11 +52,11 @@ def sealed_loss(corpus: Corpus, model: Path) -> float:
 
 
 def main() -> None:
-    """Train, compare, draw."""
+    """Train, compare and draw the losses."""
     parser = argparse.ArgumentParser(prog="python -m bench.stories260k", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", type=Path, default=SHARED / "tinystories/train_head_2MiB.txt", help="stories, .txt")
-    parser.add_argument("--steps", type=int, default=1500, help="of 32 windows of 256 tokens")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs/stories260k.png", help="the picture")
+    parser.add_argument("--steps", type=int, default=1500, help="number of steps, each of 32 windows of 256 tokens")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs/stories260k.png", help="file for the picture")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="wellread-260k-") as name:
         folder = Path(name)
@@ -65,12 +65,12 @@ def main() -> None:
         began = time.perf_counter()
         call(command)
         minutes = (time.perf_counter() - began) / 60
-        theirs = folder / "stories260K"
-        imported = [THEIRS / "stories260K.bin", THEIRS / "tok512.model", "--out", theirs]
-        call([command[0], "-m", "pretrain", "import", *map(str, imported)])
+        reference_model = folder / "stories260K"
+        arguments = [REFERENCE / "stories260K.bin", REFERENCE / "tok512.model", "--out", reference_model]
+        call([command[0], "-m", "pretrain", "import", *map(str, arguments)])
         run = RunDirectory.open(folder / "run")
         corpus, record = Corpus.open(run.corpus), Record.open(run.record)
-        reference = sealed_loss(corpus, theirs)
+        reference = sealed_loss(corpus, reference_model)
         saved = {
             checkpoint.step: sealed_loss(corpus, checkpoint.model) for checkpoint in list_checkpoints(run.checkpoints)
         }
@@ -83,11 +83,11 @@ def main() -> None:
             image="png",
         )
         options.out.write_bytes(picture)
-        print(f"{options.steps:,} steps of {32 * 255:,} predicted tokens in {minutes:.1f} minutes, saving included")
+        print(f"{options.steps:,} steps of {32 * 255:,} predicted tokens in {minutes:.1f} minutes, including saving")
         print(f"{corpus.n_trainable:,} trainable and {corpus.n - corpus.n_trainable:,} sealed windows")
         print(f"sealed loss: {', '.join(f'step {step} {loss:.4f}' for step, loss in saved.items())}")
         print(f"stories260K: {reference:.4f}")
-        print(f"{options.out}: drawn")
+        print(f"{options.out}: written")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Speed beside Hugging Face's Trainer with DeepSpeed on rows of Dolly, and seconds to the first step.
+"""Speed compared with Hugging Face's Trainer with DeepSpeed on rows of Dolly, and seconds to the first step.
 
     python -m bench.trainer [--model tiny | pythia-70m] [--strategy zero2] [--only train] [--json FILE]
 
 Both sides train the same model (random weights, one file) on the same tokens and loss masks, with the same batch,
-micro-batch, dtype, strategy, optimizer, ranks and threads, and neither saves while it is measured. The Trainer is given
-what makes it fastest: samples grouped by length, dynamic padding, lengths and labels made beforehand, a worker that
-collates, no logging. Sides take turns; rates are of an epoch without its first steps, and count tokens without padding.
+micro-batch, dtype, strategy, optimizer, ranks and threads, and neither saves during the measurement. The Trainer gets
+its fastest settings: samples grouped by length, dynamic padding, precomputed lengths and labels, a worker for
+collation, no logging. The sides take turns. Rates are those of an epoch without its first steps, in tokens without
+padding.
 """
 
 from __future__ import annotations
@@ -37,18 +38,18 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared/data/dolly/databricks-dolly-12k.jsonl"
 TOKENIZER = ROOT.parent / "shared/data/tokenizers/pythia_20B_tokenizer.json"
 VOCABULARY = 50304
-"""Rows of Pythia's embedding: its tokenizer's tokens, rounded up."""
+"""Number of rows of Pythia's embedding: its number of tokens, rounded up."""
 WARM = 3
-"""First steps of an epoch that are not measured."""
+"""Number of warm-up steps of an epoch, which are not measured."""
 GOALS = {"tokens/s": 1.2, "samples/s packed": 2.0, "seconds to step 1": 10.0}
-"""Least ratios wellread / peer, and the most seconds from a command to its first step."""
+"""Minimum ratios wellread / peer, and the maximum number of seconds from a command to its first step."""
 Side = Callable[[], float]
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "datasets", "tokenizers")
 
 
 @dataclass(frozen=True)
 class Work:
-    """What both sides do."""
+    """Model and sizes that both sides use."""
 
     model: str
     strategy: str
@@ -60,7 +61,7 @@ class Work:
 
     @property
     def steps(self) -> int:
-        """Steps of an epoch."""
+        """Number of steps of an epoch."""
         return self.samples // self.batch_size
 
 
@@ -69,9 +70,9 @@ class Step:
     """One optimizer step, over all ranks."""
 
     ended: float
-    """Seconds, on a clock of its side's own."""
+    """Time of its end in seconds; each side has its clock."""
     tokens: float
-    """Without padding."""
+    """Number of tokens, without padding."""
 
 
 def rate(steps: list[Step]) -> float:
@@ -103,15 +104,15 @@ def make_model(directory: Path, name: str, tokenizer: Path) -> None:
 
 
 def make_data(work: Work, data: Path, folder: Path) -> None:
-    """Write the first rows of `data` that make `work.samples` samples to rows.jsonl; compile them."""
+    """Write the first rows of `data` that give `work.samples` samples to rows.jsonl."""
     rows = data.read_text().splitlines(keepends=True)
     file = folder / "rows.jsonl"
     file.write_text("".join(rows[: work.samples + work.samples // 4]))
-    made = np.sort([each[0] for each in compiled(work, folder).samples()["rows"].to_pylist()])
-    if len(made) < work.samples:
-        raise UserError(f"--samples {work.samples}: {data} makes no more than {len(made)}; choose fewer")
+    usable = np.sort([numbers[0] for numbers in compiled(work, folder).samples()["rows"].to_pylist()])
+    if len(usable) < work.samples:
+        raise UserError(f"--samples {work.samples}: {data} has only {len(usable)}; choose fewer")
     shutil.rmtree(folder / "corpora")
-    file.write_text("".join(rows[row - 1] for row in made[: work.samples]))
+    file.write_text("".join(rows[row - 1] for row in usable[: work.samples]))
 
 
 def compiled(work: Work, folder: Path) -> Corpus:
@@ -126,11 +127,11 @@ def compiled(work: Work, folder: Path) -> Corpus:
 
 
 RUN_DATA = ("model", "data", "corpora", "seq_len", "holdout")
-"""Settings of a run that say what it reads."""
+"""Settings of a run that define its corpus."""
 
 
 def run_settings(work: Work, folder: Path) -> dict[str, Any]:
-    """Settings of a run of one epoch, without any save but the last."""
+    """Settings of a run of one epoch that saves only at its start and end."""
     return {
         "model": str(folder / "model"),
         "data": f"dolly@{folder / 'rows.jsonl'}",
@@ -149,12 +150,12 @@ def run_settings(work: Work, folder: Path) -> dict[str, Any]:
 
 
 def packed_settings(work: Work, folder: Path) -> dict[str, Any]:
-    """The same epoch with samples packed, as many tokens a step."""
+    """The same epoch with packed samples and the same number of tokens per step."""
     tokens = work.samples * mean_length(work, folder)
     sequences = max(work.ranks, round(tokens / work.steps / work.seq_len / work.ranks) * work.ranks)
     steps = max(WARM + 1, int(tokens / work.seq_len / sequences))
-    own = {"pack": True, "steps": steps, "batch_size": sequences, "save_every": steps, "log_every": steps}
-    settings = run_settings(work, folder) | own
+    overrides = {"pack": True, "steps": steps, "batch_size": sequences, "save_every": steps, "log_every": steps}
+    settings = run_settings(work, folder) | overrides
     del settings["micro_batch_size"]
     return settings
 
@@ -166,7 +167,7 @@ def run_command(settings: dict[str, Any], program: str = "finetune") -> list[str
 
 
 def wellread(settings: dict[str, Any], ranks: int, program: str = "finetune") -> float:
-    """Tokens per second of a run, from its TensorBoard."""
+    """Tokens per second of a run, from its TensorBoard files."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = Path(settings["out"])
@@ -179,7 +180,7 @@ def wellread(settings: dict[str, Any], ranks: int, program: str = "finetune") ->
 
 
 def seconds_to_step_1(folder: Path) -> float:
-    """Seconds from the start of a command to the line of its first step."""
+    """Seconds from the start of a command to the output of its first step."""
     began = time.perf_counter()
     process = subprocess.Popen(
         start_command(folder),
@@ -194,22 +195,22 @@ def seconds_to_step_1(folder: Path) -> float:
         if line.startswith("step") and not took:
             took = time.perf_counter() - began
     if process.wait() or not took:
-        raise RuntimeError(f"the run gave {process.returncode}, and its first step after {took} s")
+        raise RuntimeError(f"the run ended with code {process.returncode}, its first step after {took} s")
     shutil.rmtree(folder / "run")
     return took
 
 
 def start_command(folder: Path) -> list[str]:
-    """The command of a run of `tiny` on the sample set, with its usual settings."""
-    own = {"model": "tiny", "corpora": folder / "corpora", "out": folder / "run"}
-    return run_command(own | {"steps": WARM, "save_every": WARM})
+    """The command of a run of `tiny` on the sample data set, with default settings."""
+    settings = {"model": "tiny", "corpora": folder / "corpora", "out": folder / "run"}
+    return run_command(settings | {"steps": WARM, "save_every": WARM})
 
 
 # --- the Trainer -----------------------------------------------------------------------------------------------------
 
 
 def trainer_command(work: Work, folder: Path) -> list[str]:
-    """The command that trains an epoch with the Trainer."""
+    """The command that trains one epoch with the Trainer."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={work.ranks}"]
     return [*torchrun, "-m", "bench.trainer", "peer", json.dumps(asdict(work)), str(folder)]
 
@@ -217,11 +218,11 @@ def trainer_command(work: Work, folder: Path) -> list[str]:
 def trainer(work: Work, folder: Path) -> float:
     """Tokens per second of the Trainer."""
     call(trainer_command(work, folder), work.ranks)
-    return rate([Step(*each) for each in json.loads((folder / "peer.json").read_text())])
+    return rate([Step(*values) for values in json.loads((folder / "peer.json").read_text())])
 
 
 def peer(work: Work, folder: Path) -> None:
-    """Train an epoch with the Trainer, in one rank of it; rank 0 leaves when each step ended, and its tokens."""
+    """Train one epoch with the Trainer on this rank; rank 0 writes each step's end and tokens to peer.json."""
     import torch
     import torch.distributed as dist
     from datasets import Dataset
@@ -245,10 +246,10 @@ def peer(work: Work, folder: Path) -> None:
             tokens = 0
 
     class Counting(Trainer):  # type: ignore[misc]
-        def training_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
+        def training_step(self, model: Any, inputs: Any, *arguments: Any, **options: Any) -> Any:
             nonlocal tokens
             tokens += int(inputs["attention_mask"].sum())
-            return super().training_step(model, inputs, *rest, **named)
+            return super().training_step(model, inputs, *arguments, **options)
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     Counting(
@@ -262,12 +263,12 @@ def peer(work: Work, folder: Path) -> None:
     if work.ranks > 1:
         dist.all_reduce(counts)
     if settings.process_index == 0:
-        found = [(ended, count) for (ended, _), count in zip(steps, counts.tolist(), strict=True)]
-        (folder / "peer.json").write_text(json.dumps(found))
+        summed = [(ended, count) for (ended, _), count in zip(steps, counts.tolist(), strict=True)]
+        (folder / "peer.json").write_text(json.dumps(summed))
 
 
 def training_arguments(work: Work, folder: Path) -> dict[str, Any]:
-    """What the Trainer is told; its defaults where nothing is said."""
+    """Arguments of the Trainer; all others have its defaults."""
     deepspeed = json.loads((CONFIGS / f"ds/{work.strategy}.json").read_text()) if work.strategy != "ddp" else None
     if deepspeed:
         automatic = "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"
@@ -301,7 +302,7 @@ def training_arguments(work: Work, folder: Path) -> dict[str, Any]:
 
 
 def labeled(corpus: Corpus) -> Iterator[dict[str, Any]]:
-    """Rows for the Trainer: the corpus's own tokens, with labels of -100 where its mask carries no loss."""
+    """Rows for the Trainer: the corpus's tokens, with label -100 for tokens without loss."""
     for sample in range(corpus.n_trainable):
         tokens = corpus.tokens(sample).astype(np.int64)
         labels = np.where(corpus.targets(sample), tokens, -100)
@@ -312,7 +313,7 @@ def labeled(corpus: Corpus) -> Iterator[dict[str, Any]]:
 
 
 def environment(ranks: int) -> dict[str, str]:
-    """Of both sides: no network, no GPU, the same threads."""
+    """Environment of both sides: no network, no GPU, the same number of threads."""
     threads = max(1, len(os.sched_getaffinity(0)) // ranks)
     return os.environ | {
         "HF_HUB_OFFLINE": "1",
@@ -325,39 +326,39 @@ def environment(ranks: int) -> dict[str, str]:
 
 
 def call(command: list[str], ranks: int = 1) -> None:
-    """Run a command to its end."""
-    done = subprocess.run(command, cwd=ROOT, env=environment(ranks), capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{shlex.join(command)}: gave {done.returncode}\n{(done.stdout + done.stderr)[-3000:]}")
+    """Run a command; raise if it fails."""
+    process = subprocess.run(command, cwd=ROOT, env=environment(ranks), capture_output=True, text=True, check=False)
+    if process.returncode:
+        output = (process.stdout + process.stderr)[-3000:]
+        raise RuntimeError(f"{shlex.join(command)}: failed, code {process.returncode}\n{output}")
 
 
 def versions() -> str:
-    """Versions of what both sides use."""
+    """Versions of the packages that both sides use."""
     return "versions: " + ", ".join(f"{package} {metadata.version(package)}" for package in PACKAGES)
 
 
 def take_turns(repeats: int, *sides: Side) -> Iterator[tuple[float, ...]]:
-    """What each side gives, in turns."""
+    """Results of the sides, which are measured in turns."""
     for _ in range(repeats):
         yield tuple(side() for side in sides)
 
 
-def compare(name: str, own: Side, others: Side, repeats: int, *, seconds: bool = False) -> dict[str, Any]:
-    """Measure both in turns: medians, and the median of the ratios, above 1 where wellread is faster."""
-    found = list(take_turns(repeats, own, others))
-    ours, theirs = ([pair[i] for pair in found] for i in (0, 1))
-    ratios = [b / a if seconds else a / b for a, b in found]
+def compare(name: str, wellread: Side, peer: Side, repeats: int, *, seconds: bool = False) -> dict[str, Any]:
+    """Measure both sides in turns: medians, and the median of the ratios, above 1 if wellread is faster."""
+    pairs = list(take_turns(repeats, wellread, peer))
+    ratios = [b / a if seconds else a / b for a, b in pairs]
     return {
         "what": name,
-        "wellread": statistics.median(ours),
-        "peer": statistics.median(theirs),
+        "wellread": statistics.median(pair[0] for pair in pairs),
+        "peer": statistics.median(pair[1] for pair in pairs),
         "ratio": statistics.median(ratios),
         "ratios": [min(ratios), max(ratios)],
     }
 
 
 def training(work: Work, folder: Path, repeats: int) -> Iterator[dict[str, Any]]:
-    """Rates of training, without and with packing."""
+    """Training speed, without and with packing."""
     mean = mean_length(work, folder)
     settings = run_settings(work, folder)
     yield compare("tokens/s", lambda: wellread(settings, work.ranks), lambda: trainer(work, folder), repeats)
@@ -371,19 +372,19 @@ def training(work: Work, folder: Path, repeats: int) -> Iterator[dict[str, Any]]
 
 
 def mean_length(work: Work, folder: Path) -> float:
-    """Tokens of a sample."""
+    """Mean number of tokens of a sample."""
     corpus = compiled(work, folder)
     return float(corpus.lengths(np.arange(corpus.n_trainable)).mean())
 
 
 def starting(folder: Path, repeats: int) -> dict[str, Any]:
-    """Seconds to the first step of a run whose corpus and whose code are in caches."""
+    """Seconds to the first step of a run when its corpus and code are cached."""
     took = [seconds_to_step_1(folder) for _ in range(repeats + 1)][1:]
     return {"what": "seconds to step 1", "wellread": statistics.median(took)}
 
 
 def commands(work: Work, folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """What is measured, by name."""
+    """Names and commands of what is measured."""
     yield "wellread", run_command(run_settings(work, folder))
     yield "packed", run_command(packed_settings(work, folder))
     yield "Trainer", trainer_command(work, folder)
@@ -404,7 +405,7 @@ def line(row: dict[str, Any], goals: dict[str, float]) -> str:
 
 
 def measure(options: argparse.Namespace, work: Work, folder: Path) -> Iterator[dict[str, Any]]:
-    """Every row of the table that is asked for."""
+    """The rows of the table, or those that --only selects."""
     if options.only in (None, "train"):
         yield from training(work, folder, options.repeats)
     if options.only in (None, "start"):
@@ -412,7 +413,7 @@ def measure(options: argparse.Namespace, work: Work, folder: Path) -> Iterator[d
 
 
 def main() -> None:
-    """Measure, or be a process of the other side."""
+    """Run the benchmark, or one of the processes that it measures."""
     if sys.argv[1:2] == ["peer"]:
         peer(Work(**json.loads(sys.argv[2])), Path(sys.argv[3]))
     else:
@@ -420,24 +421,24 @@ def main() -> None:
 
 
 def bench() -> None:
-    """Measure; print the commands and a line for each comparison."""
+    """Measure; print the commands and a line per comparison."""
     parser = argparse.ArgumentParser(prog="python -m bench.trainer", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default="tiny", choices=("tiny", "pythia-70m"), help="whose shape is trained")
+    parser.add_argument("--model", default="tiny", choices=("tiny", "pythia-70m"), help="shape of the model")
     parser.add_argument("--strategy", default="zero2", choices=("ddp", "zero1", "zero2", "zero3"))
     parser.add_argument("--ranks", type=int, default=1)
-    parser.add_argument("--batch_size", type=int, default=16, help="samples of a step, over all ranks")
-    parser.add_argument("--micro_batch_size", type=int, default=8, help="samples of a forward pass of one rank")
+    parser.add_argument("--batch_size", type=int, default=16, help="samples per step, over all ranks")
+    parser.add_argument("--micro_batch_size", type=int, default=8, help="samples per forward pass of one rank")
     parser.add_argument("--seq_len", type=int, default=512)
-    parser.add_argument("--samples", type=int, help="of the epoch (default: 320, of pythia-70m 128)")
-    parser.add_argument("--repeats", type=int, default=3, help="turns of each side")
-    parser.add_argument("--only", choices=("train", "start"), help="measure this alone")
+    parser.add_argument("--samples", type=int, help="samples of the epoch (default: 320, for pythia-70m 128)")
+    parser.add_argument("--repeats", type=int, default=3, help="measurements per side")
+    parser.add_argument("--only", choices=("train", "start"), help="measure only this")
     parser.add_argument("--data", type=Path, default=DATA, help="rows of Dolly, as JSONL")
     parser.add_argument("--tokenizer", type=Path, default=TOKENIZER, help="Pythia's tokenizer.json")
-    parser.add_argument("--json", type=Path, help="write what was found to this file")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     options = parser.parse_args()
     for file in (options.data, options.tokenizer):
         if not file.is_file():
-            parser.error(f"{file}: is no file; name your own with --data and --tokenizer")
+            parser.error(f"{file}: not found; pass files with --data and --tokenizer")
     samples = options.samples or (320 if options.model == "tiny" else 128)
     sizes = {name: getattr(options, name) for name in ("model", "strategy", "ranks", "batch_size", "micro_batch_size")}
     work = Work(**sizes, seq_len=options.seq_len, samples=samples)
@@ -448,7 +449,7 @@ def bench() -> None:
         for what, command in commands(work, folder):
             print(f"{what}: {shlex.join(command)}")
         print(versions())
-        print(f"threads of each rank: {environment(work.ranks)['OMP_NUM_THREADS']}; {work}")
+        print(f"threads per rank: {environment(work.ranks)['OMP_NUM_THREADS']}; {work}")
         print(f"{'':<18}{'wellread':>12}{'peer':>12}{'ratio':>10}", flush=True)
         rows = []
         for row in measure(options, work, folder):
