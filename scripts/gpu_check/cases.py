@@ -1,4 +1,4 @@
-"""What `make gpu-check` measures, in which order, and what is predicted for it."""
+"""The cases of `make gpu-check`, their order, and their predictions."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from wellread.recipes.registry import resolve
 from wellread.units import GIB
 
 MODELS = ("1.4b", "6.9b", "12b", "410m", "2.8b", "70m", "1b", "160m")
-"""Sizes of Pythia, the most telling first: in the middle, then where strategies begin to differ."""
+"""Sizes of Pythia, the most informative first: a medium size, then sizes where strategies begin to differ."""
 MICRO_BATCHES = (8, 4, 2, 1)
-"""Samples per forward pass that are tried: the largest that is predicted to fit is taken."""
+"""Candidates for the number of samples per forward pass; the largest one that is predicted to fit is used."""
 SEQ_LEN = 2048
 STEPS = 4
-"""The first one makes the optimizer's state, and is not timed."""
+"""Number of steps; the first one creates the optimizer state and is not timed."""
 PEAKS = {
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
@@ -40,7 +40,7 @@ PEAKS = {
     "RTX 4090": 165e12,
     "V100": 125e12,
 }
-"""Dense products per second of GPUs in bf16 (V100: fp16), of their datasheets; more specific names first."""
+"""Dense floating-point operations per second in bf16 (V100: fp16), from data sheets; more specific names first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,18 +54,18 @@ class Case:
     """None: the largest of `MICRO_BATCHES` that is predicted to fit."""
     seq_len: int = SEQ_LEN
     story: bool = False
-    """It is started whatever is predicted, and at the end."""
+    """Part of the story: run at the end, even if it is predicted not to fit."""
 
     @property
     def name(self) -> str:
-        """As people type it after --only."""
+        """Name for --only."""
         recomputed = " checkpointing" if self.checkpointing == "on" else ""
         return f"{'story ' if self.story else ''}{self.model} {self.strategy}{recomputed}"
 
 
 @dataclass(frozen=True)
 class Settled:
-    """A case as it will run, and what is predicted for it."""
+    """A case with its settings, plan and prediction."""
 
     case: Case
     config: RunConfig
@@ -74,13 +74,13 @@ class Settled:
 
 
 def cases(device: str) -> list[Case]:
-    """All cases, those that tell most first, and the story at the end."""
-    if device == "cpu":  # the same code on models that a CPU trains in a second
+    """All cases, the most informative first and the story last."""
+    if device == "cpu":  # the same code with models that a CPU trains in a second
         small = [Case(model="tiny", strategy=strategy, micro_batch=2, seq_len=64) for strategy in ("ddp", "zero2")]
-        # More bytes than an address space has, so it dies at once and harms nobody.
+        # Needs more bytes than the address space has, so it fails at once without using memory.
         naive = Case(model="tiny", strategy="ddp", micro_batch=2**40, seq_len=64, story=True)
         return [*small, naive, Case(model="tiny", strategy="auto", micro_batch=2, seq_len=64, story=True)]
-    # Both with one sample: what dies in the one is what trains in the other.
+    # Both with one sample, so that the same work fails with one strategy and trains with the other.
     naive = Case(model="pythia-12b", strategy="ddp", micro_batch=1, story=True)
     planned = Case(model="pythia-12b", strategy="auto", micro_batch=1, story=True)
     return [*_grid(), naive, planned]
@@ -93,14 +93,14 @@ def _grid() -> list[Case]:
         yield Case(model=f"pythia-{size}", strategy="ddp", checkpointing="on")
         yield Case(model=f"pythia-{size}", strategy="zero3", checkpointing="on")
 
-    first, *others = MODELS
-    plain = [Case(model=f"pythia-{size}", strategy="ddp") for size in others]
-    ordered = [*of(first), *plain, *(case for size in others for case in of(size))]
+    first, *remaining = MODELS
+    plain = [Case(model=f"pythia-{size}", strategy="ddp") for size in remaining]
+    ordered = [*of(first), *plain, *(case for size in remaining for case in of(size))]
     return list(dict.fromkeys(ordered))
 
 
 def settle(case: Case, machine: Machine, nvme: Path) -> Settled | None:
-    """Plan a case, as `launch` would; None when it is predicted not to fit, and is no part of the story.
+    """Plan a case as `launch` does; None if it is predicted not to fit and is not part of the story.
 
     Parameters
     ----------
@@ -116,18 +116,18 @@ def settle(case: Case, machine: Machine, nvme: Path) -> Settled | None:
     micros = MICRO_BATCHES if case.micro_batch is None else (case.micro_batch,)
     works = [Work(micro_batch=micro, seq_len=case.seq_len) for micro in micros]
     if case.strategy == "auto":
-        return _planned(_chosen(case, spec, works, machine), spec, machine, nvme)
-    again = case.checkpointing == "on"
-    fitting = (work for work in works if estimate(spec, work, machine, case.strategy, checkpointing=again).fits)
+        return _planned(_with_choice(case, spec, works, machine), spec, machine, nvme)
+    recompute = case.checkpointing == "on"
+    fitting = (work for work in works if estimate(spec, work, machine, case.strategy, checkpointing=recompute).fits)
     work = works[-1] if case.story else next(fitting, None)
     return _planned(replace(case, micro_batch=work.micro_batch), spec, machine, nvme) if work else None
 
 
-def _chosen(case: Case, spec: ModelSpec, works: list[Work], machine: Machine) -> Case:
-    """The case with what the plan chooses for it."""
+def _with_choice(case: Case, spec: ModelSpec, works: list[Work], machine: Machine) -> Case:
+    """The case with the strategy, checkpointing and micro-batch that the plan chooses."""
     choice = choose(spec, works, machine, strategies=[name for name, rung in LADDER.items() if not rung.on_nvme])
     if choice.best is None:
-        needs = ", ".join(f"{name_of(found)} {_gib(found)}" for found in choice.estimates)
+        needs = ", ".join(f"{name_of(candidate)} {_gib(candidate)}" for candidate in choice.estimates)
         raise UserError("; ".join([choice.reason, *choice.advice, f"needed: {needs}"]))
     return replace(
         case,
@@ -137,13 +137,13 @@ def _chosen(case: Case, spec: ModelSpec, works: list[Work], machine: Machine) ->
     )
 
 
-def _gib(found: Estimate) -> str:
-    return f"{found.gpu_bytes / GIB:,.1f} GiB per GPU and {found.host_bytes / GIB:,.1f} of host memory"
+def _gib(predicted: Estimate) -> str:
+    return f"{predicted.gpu_bytes / GIB:,.1f} GiB per GPU and {predicted.host_bytes / GIB:,.1f} of host memory"
 
 
 def _planned(case: Case, spec: ModelSpec, machine: Machine, nvme: Path) -> Settled:
     batch = (case.micro_batch or 1) * machine.ranks
-    asked = RunConfig.of(
+    flags = RunConfig.of(
         model=case.model,
         data="sample",
         steps=STEPS,
@@ -157,7 +157,7 @@ def _planned(case: Case, spec: ModelSpec, machine: Machine, nvme: Path) -> Settl
         nvme_path=str(nvme) if STRATEGIES[case.strategy].on_nvme else None,
         ranks_per_node=machine.ranks_per_node,
     )
-    config = resolve(asked, spec)
+    config = resolve(flags, spec)
     plan = make_plan(config, spec, machine, Counts(samples=batch, trainable=batch, sealed=0, exact=True))
     work = Work(micro_batch=plan.micro_batch_size, accumulation=plan.accumulation, seq_len=plan.seq_len)
     predicted = estimate(spec, work, machine, plan.strategy, checkpointing=plan.activation_checkpointing)
@@ -168,15 +168,15 @@ def _planned(case: Case, spec: ModelSpec, machine: Machine, nvme: Path) -> Settl
 
 
 def peak(gpu: str) -> float | None:
-    """Products per second of the GPU with this name; None when it is not known."""
+    """Peak floating-point operations per second of the GPU with this name; None if unknown."""
     return next((rate for name, rate in PEAKS.items() if re.search(rf"\b{name}\b", gpu)), None)
 
 
 def flops_per_token(model: str, seq_len: int) -> float:
     """Floating-point operations of forward and backward per token: 6 N + 12 layers x width x length.
 
-    N counts the weights that enter a product, so not the input embedding, which is looked up. What activation
-    checkpointing computes again does not count (Chowdhery et al. 2022, PaLM, appendix B).
+    N is the number of weights in matrix products, so without the input embedding, which is a look-up. Recomputation by
+    activation checkpointing does not count (Chowdhery et al. 2022, PaLM, appendix B).
     """
     spec = find(model)
     return 6.0 * parameters(spec).products + 12.0 * spec.layers * spec.width * seq_len

@@ -1,4 +1,4 @@
-"""What the machine has, asked in a process of its own."""
+"""Hardware and packages of this machine, measured in a separate process."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ SECONDS_TO_LOOK = 300
 
 
 @dataclass(frozen=True)
-class Found:
-    """What the machine has."""
+class Inventory:
+    """Hardware and packages of the machine."""
 
     machine: Machine
     gpus: list[str]
-    """Their names."""
+    """Names of the GPUs."""
     torch: str
     deepspeed: str | None
     why: str | None
@@ -33,23 +33,23 @@ class Found:
 
 
 def environment(device: str) -> dict[str, str]:
-    """Of every process that is started: no network; on a CPU, no GPU in sight."""
+    """Environment of all started processes: no network; on a CPU, GPUs are hidden."""
     common = {"HF_HUB_OFFLINE": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "WELLREAD_LAUNCHER": str(os.getpid())}
     hidden = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"} if device == "cpu" else {}
     return {**os.environ, **common, **hidden}
 
 
-def look(device: str, host_mem: float | None, folder: Path) -> Found:
-    """Ask a process of its own what there is: this one keeps off the GPUs.
+def look(device: str, host_mem: float | None, folder: Path) -> Inventory:
+    """Measure in a separate process, so that this one uses no GPU.
 
     Raises
     ------
     UserError
-        When torch cannot be imported, or does not answer.
+        When torch cannot be imported, or does not return in time.
     """
     command = [sys.executable, "-m", "scripts.gpu_check.rank", "probe"]
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command,
             cwd=ROOT,
             env=environment(device),
@@ -59,11 +59,11 @@ def look(device: str, host_mem: float | None, folder: Path) -> Found:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise UserError(f"gpu-check: torch has not found the GPUs in {SECONDS_TO_LOOK} s; try nvidia-smi") from None
-    if done.returncode:
-        raise UserError(f"gpu-check: {last_line(done.stderr)}; install torch, transformers and accelerate")
-    seen = json.loads(last_line(done.stdout))
-    gpus = seen["gpus"]
+        raise UserError(f"gpu-check: torch did not find the GPUs in {SECONDS_TO_LOOK} s; try nvidia-smi") from None
+    if process.returncode:
+        raise UserError(f"gpu-check: {last_line(process.stderr)}; install torch, transformers and accelerate")
+    answer = json.loads(last_line(process.stdout))
+    gpus = answer["gpus"]
     machine = Machine(
         device=device,
         ranks_per_node=len(gpus) or 1,
@@ -71,31 +71,31 @@ def look(device: str, host_mem: float | None, folder: Path) -> Found:
         host_mem=host_mem or host_memory.total() / GIB,
         nvme=shutil.disk_usage(folder).free / GIB,
     )
-    return Found(machine, [gpu["name"] for gpu in gpus], seen["torch"], seen["deepspeed"], seen["why"])
+    return Inventory(machine, [gpu["name"] for gpu in gpus], answer["torch"], answer["deepspeed"], answer["why"])
 
 
 def last_line(text: str) -> str:
-    """The last line of what a program said that is not blank."""
+    """The last line of a program's output that is not empty."""
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no output")
 
 
 def used_before() -> list[int]:
-    """Bytes in use on each GPU that can be seen, in their order; none where nvidia-smi is missing, and 0 is assumed."""
+    """Bytes in use on each visible GPU, in their order; empty if nvidia-smi is missing (the caller then assumes 0)."""
     command = ["nvidia-smi", "--query-gpu=index,uuid,memory.used", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return visible_use(done.stdout, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    return visible_use(process.stdout, os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 def visible_use(table: str, visible: str | None) -> list[int]:
-    """Bytes in use on the GPUs that CUDA_VISIBLE_DEVICES names, by number or the beginning of their UUID.
+    """Bytes in use on the GPUs in CUDA_VISIBLE_DEVICES, which contains numbers or first characters of UUIDs.
 
     Parameters
     ----------
     table : str
-        Number, UUID and MiB in use, a line per GPU.
+        Number, UUID and MiB in use, one line per GPU.
     """
     rows = [[cell.strip() for cell in line.split(",")] for line in table.splitlines()]
     used = [
@@ -103,7 +103,5 @@ def visible_use(table: str, visible: str | None) -> list[int]:
     ]
     if visible is None:
         return [size for _, _, size in used]
-    named = [part.strip() for part in visible.split(",")]
-    return [
-        next((size for n, uuid, size in used if name and (name == n or uuid.startswith(name))), 0) for name in named
-    ]
+    gpus = [part.strip() for part in visible.split(",")]
+    return [next((size for n, uuid, size in used if gpu and (gpu == n or uuid.startswith(gpu))), 0) for gpu in gpus]

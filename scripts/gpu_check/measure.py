@@ -1,4 +1,4 @@
-"""One case: its ranks started, watched and judged."""
+"""Measure one case: start its ranks, watch their memory, and summarize their results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from launch import ops
 from launch.backends import base as backends
 from launch.backends.elastic import end_children
 from scripts.gpu_check.cases import Case, Settled, flops_per_token, peak, settle
-from scripts.gpu_check.machine import ROOT, Found, environment, last_line, used_before
+from scripts.gpu_check.machine import ROOT, Inventory, environment, last_line, used_before
 from scripts.gpu_check.rows import Row
 from wellread.config import to_dict
 from wellread.errors import UserError
@@ -29,34 +29,34 @@ from wellread.planning.fallback import WORDS
 from wellread.planning.host_memory import Kills
 
 SECONDS_TO_FOLLOW = 10
-"""How long the other ranks may take to end after one has failed."""
+"""Time for the other ranks to end after one has failed."""
 SECONDS_BETWEEN = 0.01
 WALKS_EVERY = 100
-"""Samples between two walks of a process's shared pages, which hold it up."""
+"""Number of samples between two reads of smaps, which pause the process."""
 
 
-def measure(case: Case, found: Found, folder: Path, limit: float) -> Row | None:
-    """Run a case for at most `limit` seconds; None when it is predicted not to fit, and is no part of the story."""
+def measure(case: Case, inventory: Inventory, folder: Path, limit: float) -> Row | None:
+    """Run a case for at most `limit` seconds; None if it is predicted not to fit and is not part of the story."""
     try:
-        settled = settle(case, found.machine, folder / "nvme")
+        settled = settle(case, inventory.machine, folder / "nvme")
     except UserError as error:
         return Row(case.model, case.strategy, f"not run: {error}", story=case.story)
     if settled is None:
         return None
     row = _predicted(settled)
-    if settled.plan.engine == "deepspeed" and not found.deepspeed:
+    if settled.plan.engine == "deepspeed" and not inventory.deepspeed:
         row.outcome = "not run: DeepSpeed is missing"
         return row
-    variables = environment(found.machine.device) | backends.of(clusters.load("local")).environment(settled.plan)
-    refusals = [_refusal(op, frozenset(variables.items())) for op in ops.needed(settled.plan)]
-    if any(refusals):
-        row.outcome = f"not run: {next(filter(None, refusals))}"
+    variables = environment(inventory.machine.device) | backends.of(clusters.load("local")).environment(settled.plan)
+    errors = [_op_error(op, frozenset(variables.items())) for op in ops.needed(settled.plan)]
+    if any(errors):
+        row.outcome = f"not run: {next(filter(None, errors))}"
         return row
     work = folder / "case"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     (folder / "nvme").mkdir(exist_ok=True)
-    before = used_before() if found.gpus else []
+    before = used_before() if inventory.gpus else []
     task = {"plan": settled.plan.as_dict(), "config": to_dict(settled.config), "used_before": before}
     write_json(work / "task.json", task)
     port, kills = _free_port(), Kills.so_far()
@@ -66,20 +66,20 @@ def measure(case: Case, found: Found, folder: Path, limit: float) -> Row | None:
         for rank in range(settled.plan.ranks):
             processes.append(_start(work, rank, settled.plan.ranks, port, variables))
         row.host, in_time = _watch(processes, free, limit)
-        codes = [process.poll() for process in processes]  # before this check ends what is left
+        codes = [process.poll() for process in processes]  # before remaining processes are ended
     finally:
         end_children()
         for process in processes:
             process.wait()
         shutil.rmtree(folder / "nvme", ignore_errors=True)
-    _judge(row, work, codes, in_time, limit, kills)
-    _rate(row, found)
+    _summarize(row, work, codes, in_time, limit, kills)
+    _rate(row, inventory)
     return row
 
 
 @cache
-def _refusal(op: str, variables: frozenset[tuple[str, str]]) -> str | None:
-    """Why one of DeepSpeed's ops cannot be compiled here, tried once; None when it is there."""
+def _op_error(op: str, variables: frozenset[tuple[str, str]]) -> str | None:
+    """Why one of DeepSpeed's ops cannot be compiled on this machine (tried once); None if it can."""
     try:
         ops.ensure(op, dict(variables))
     except UserError as error:
@@ -107,7 +107,7 @@ def _predicted(settled: Settled) -> Row:
 
 
 def _free_port() -> int:
-    """Where the ranks of a case can meet."""
+    """A free port, on which the ranks of a case connect."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -115,7 +115,7 @@ def _free_port() -> int:
 
 
 def _start(work: Path, rank: int, ranks: int, port: int, variables: dict[str, str]) -> subprocess.Popen[bytes]:
-    own = {
+    rank_variables = {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(ranks),
@@ -127,7 +127,7 @@ def _start(work: Path, rank: int, ranks: int, port: int, variables: dict[str, st
         return subprocess.Popen(
             [sys.executable, "-m", "scripts.gpu_check.rank", str(work)],
             cwd=ROOT,
-            env=variables | own,
+            env=variables | rank_variables,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -135,44 +135,44 @@ def _start(work: Path, rank: int, ranks: int, port: int, variables: dict[str, st
 
 
 def _watch(processes: list[subprocess.Popen[bytes]], free: int, limit: float) -> tuple[dict[str, int], bool]:
-    """Wait for the ranks: the most host memory that they had together, and whether they ended in time."""
-    most = taken = beyond = samples = 0
+    """Wait for the ranks; return their peak host memory, and whether they ended in time."""
+    most = decrease = beyond = samples = 0
     until = time.monotonic() + limit
     failed = False
     while any(process.poll() is None for process in processes):
         if time.monotonic() > until:
-            return {"pss": most, "taken": taken}, failed
+            return {"pss": most, "taken": decrease}, failed
         if not failed and any(process.poll() for process in processes):
             failed, until = True, time.monotonic() + SECONDS_TO_FOLLOW
         numbers = [process.pid for process in processes]
         if samples % WALKS_EVERY == 0:
             beyond = sum(map(shared, numbers))
-            taken = max(taken, free - host_memory.available())
+            decrease = max(decrease, free - host_memory.available())
         most = max(most, sum(map(private, numbers)) + beyond)
         samples += 1
         time.sleep(SECONDS_BETWEEN)
-    return {"pss": most, "taken": taken}, True
+    return {"pss": most, "taken": decrease}, True
 
 
-def _judge(row: Row, work: Path, codes: list[int | None], in_time: bool, limit: float, kills: Kills) -> None:
-    """Say what came of the ranks: the first error of them all, else what rank 0 measured.
+def _summarize(row: Row, work: Path, codes: list[int | None], in_time: bool, limit: float, kills: Kills) -> None:
+    """Set the outcome of the row: the first error of a rank, or what rank 0 measured.
 
     Parameters
     ----------
     codes : list of int
-        Exit codes; None for a rank that had to be ended.
+        Exit codes; None for a rank that was still running at the time limit.
     """
     files = [work / f"rank-{rank}.json" for rank in range(len(codes))]
-    said = [json.loads(file.read_text()) if file.exists() else {} for file in files]
+    results = [json.loads(file.read_text()) if file.exists() else {} for file in files]
     for name in ("idle", "parameters", "losses", "seconds"):
-        setattr(row, name, said[0].get(name) or getattr(row, name))
-    row.gpu = max((of["gpu"] for of in said if of.get("gpu")), key=lambda gpu: gpu["process"], default=None)
-    wrong = next((of for of in said if of.get("error")), None)
+        setattr(row, name, results[0].get(name) or getattr(row, name))
+    row.gpu = max((of["gpu"] for of in results if of.get("gpu")), key=lambda gpu: gpu["process"], default=None)
+    broken = next((of for of in results if of.get("error")), None)
     failed = next((rank for rank, code in enumerate(codes) if code), 0)
-    phase, code = (wrong or said[failed]).get("phase", "start"), codes[failed] or 0
-    if wrong:
-        row.short = wrong["short"]
-        row.outcome = f"{f'out of {WORDS[row.short]}' if row.short else 'failed'} in {phase}: {wrong['error']}"
+    phase, code = (broken or results[failed]).get("phase", "start"), codes[failed] or 0
+    if broken:
+        row.short = broken["short"]
+        row.outcome = f"{f'out of {WORDS[row.short]}' if row.short else 'failed'} in {phase}: {broken['error']}"
     elif code == -signal.SIGKILL and (evidence := Kills.so_far().since(kills)):
         row.short = "host"
         row.outcome = f"out of {WORDS['host']} in {phase}: {evidence}"
@@ -180,17 +180,17 @@ def _judge(row: Row, work: Path, codes: list[int | None], in_time: bool, limit: 
         log = (work / f"rank-{failed}.log").read_text(errors="replace")
         row.outcome = f"failed in {phase}: " + (f"{signal.Signals(-code).name}" if code < 0 else last_line(log))
     elif not in_time:
-        row.outcome = f"ended after {limit:.0f} s in {phase}"
+        row.outcome = f"timed out after {limit:.0f} s in {phase}"
     else:
         row.trained = True
         row.outcome = f"trained, loss {row.losses[0]:.2f} to {row.losses[-1]:.2f}"
 
 
-def _rate(row: Row, found: Found) -> None:
+def _rate(row: Row, inventory: Inventory) -> None:
     if not row.trained:
         return
     tokens = row.ranks * row.micro_batch * row.seq_len
     row.tokens_per_second = tokens / statistics.median(row.seconds[1:])
-    most = peak(found.gpus[0]) if found.gpus else None
-    if most:
-        row.mfu = row.tokens_per_second * flops_per_token(row.model, row.seq_len) / (most * row.ranks)
+    best = peak(inventory.gpus[0]) if inventory.gpus else None
+    if best:
+        row.mfu = row.tokens_per_second * flops_per_token(row.model, row.seq_len) / (best * row.ranks)

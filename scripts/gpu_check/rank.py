@@ -1,9 +1,9 @@
-"""What `make gpu-check` runs in processes of their own: a look at the machine, and one rank of a case.
+"""The separate processes of `make gpu-check`: one that lists the hardware, and one per rank of a case.
 
-    python -m scripts.gpu_check.rank probe       print what there is as one line of JSON
-    python -m scripts.gpu_check.rank FOLDER      train a few steps of FOLDER/task.json; leave FOLDER/rank-R.json
+    python -m scripts.gpu_check.rank probe       print hardware and packages as one line of JSON
+    python -m scripts.gpu_check.rank FOLDER      train a few steps of FOLDER/task.json; write FOLDER/rank-R.json
 
-The real engines train a model with random weights on random tokens. Nothing is downloaded, and nothing is saved.
+The real engines train a model with random weights on random tokens. Nothing is downloaded or saved.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 
 LR = 1e-4
 TABLE = 2**24 - 3
-"""Random numbers that all weights are taken from: drawing 12 billion would take minutes. A prime, so that no row of a
-matrix equals another."""
+"""Size of the table of random numbers for all weights, because generating 12 billion would take minutes. A prime, so
+that no two rows of a matrix are equal."""
 DEVIATION = 0.02
 
 
 class RandomSource(Source):
-    """A model whose weights are made as they are asked for, so that it never lies in host memory as a whole."""
+    """A model with weights that are generated one tensor at a time, so that host memory never contains all of them."""
 
     def reader(self, model: Any) -> Callable[[str], torch.Tensor]:
         """See `Source`."""
@@ -65,90 +65,90 @@ class RandomSource(Source):
 
 
 def probe() -> None:
-    """Print what there is: GPUs, and versions of torch and DeepSpeed."""
+    """Print the GPUs, and the versions of torch and DeepSpeed."""
     import torch
 
-    found: dict[str, Any] = {"torch": torch.__version__, "gpus": [], "deepspeed": None, "why": None}
+    answer: dict[str, Any] = {"torch": torch.__version__, "gpus": [], "deepspeed": None, "why": None}
     if torch.cuda.is_available():
         every = (torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count()))
-        found["gpus"] = [{"name": gpu.name, "bytes": gpu.total_memory} for gpu in every]
-    if found["gpus"] or os.environ.get("DS_ACCELERATOR") == "cpu":
+        answer["gpus"] = [{"name": gpu.name, "bytes": gpu.total_memory} for gpu in every]
+    if answer["gpus"] or os.environ.get("DS_ACCELERATOR") == "cpu":
         try:
             import deepspeed
 
-            found["deepspeed"] = deepspeed.__version__
-        except Exception as error:  # whatever its import says: it is carried here, perhaps in part
-            found["why"] = _one_line(error)
-    print(f"\n{json.dumps(found)}", flush=True)
+            answer["deepspeed"] = deepspeed.__version__
+        except Exception as error:  # any error: DeepSpeed may be copied to this machine incompletely
+            answer["why"] = _one_line(error)
+    print(f"\n{json.dumps(answer)}", flush=True)
 
 
 def rank(folder: Path) -> int:
-    """Run this rank's part of a case; return 0 when it trained."""
+    """Run this rank's part of a case; return 0 if it trained."""
     number = int(os.environ["RANK"])
     task = json.loads((folder / "task.json").read_text())
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
 
     def enter(phase: str) -> None:
-        found["phase"] = phase
-        if not found.get("seconds"):  # later ones are timed
-            write_json(folder / f"rank-{number}.json", found)
+        result["phase"] = phase
+        if not result.get("seconds"):  # later steps are timed, so nothing is written
+            write_json(folder / f"rank-{number}.json", result)
 
     try:
-        _train(Plan.from_json(json.dumps(task["plan"])), from_dict(RunConfig, task["config"]), task, found, enter)
+        _train(Plan.from_json(json.dumps(task["plan"])), from_dict(RunConfig, task["config"]), task, result, enter)
     except Exception as error:
         from wellread.train.shortage import shown_by
 
         trace = traceback.format_exc()
         print(trace, file=sys.stderr)
         shortage = shown_by(error, trace)
-        found |= {"error": shortage.evidence if shortage else _one_line(error), "short": shortage and shortage.place}
-    if not found.get("error") or found["short"]:
-        found["gpu"] = _gpu_memory(task["used_before"])
-    write_json(folder / f"rank-{number}.json", found)
-    return 1 if found.get("error") else 0
+        result |= {"error": shortage.evidence if shortage else _one_line(error), "short": shortage and shortage.place}
+    if not result.get("error") or result["short"]:
+        result["gpu"] = _gpu_memory(task["used_before"])
+    write_json(folder / f"rank-{number}.json", result)
+    return 1 if result.get("error") else 0
 
 
 def _train(
-    plan: Plan, config: RunConfig, task: dict[str, Any], found: dict[str, Any], enter: Callable[[str], None]
+    plan: Plan, config: RunConfig, task: dict[str, Any], result: dict[str, Any], enter: Callable[[str], None]
 ) -> None:
     from wellread.train import ranks
 
     enter("start")
     ranks.start()
     _import_all(plan)
-    found["idle"] = {"host": private(os.getpid()) + shared(os.getpid()), "gpu": _gpu_memory(task["used_before"])}
+    result["idle"] = {"host": private(os.getpid()) + shared(os.getpid()), "gpu": _gpu_memory(task["used_before"])}
     from wellread.train.engines.choose import make_engine
 
     enter("load")
     spec = find(config.model.name)
     fresh = initial(replace(spec, fresh=True), config.schedule.seed, eos=0)
     engine = make_engine(RandomSource(fresh.config, fresh.in_memory), config, plan)
-    found["parameters"] = engine.parameters
-    found["losses"], found["seconds"] = [], []
+    result["parameters"] = engine.parameters
+    result["losses"], result["seconds"] = [], []
     for _ in range(plan.steps):
         began = time.perf_counter()
         loss = _step(engine, plan, spec.vocab, enter)
-        found["seconds"].append(time.perf_counter() - began)
-        found["losses"].append(loss)
+        result["seconds"].append(time.perf_counter() - began)
+        result["losses"].append(loss)
     engine.close()
     enter("end")
 
 
 def _import_all(plan: Plan) -> None:
-    """Import what a rank imports, so that what it has then is what it needs without a model."""
+    """Import what a rank imports, so that its memory can be measured without a model."""
     import accelerate  # noqa: F401
     import torch
     from transformers import GPTNeoXForCausalLM  # noqa: F401
 
     if plan.engine == "deepspeed":
         import deepspeed  # noqa: F401
-    if torch.cuda.is_available():  # the context comes with the first thing on the device
+    if torch.cuda.is_available():  # the first tensor on the device creates the CUDA context
         torch.zeros(1, device="cuda")
         torch.cuda.synchronize()
 
 
 def _step(engine: Engine, plan: Plan, vocab: int, enter: Callable[[str], None]) -> float:
-    """One optimizer step on a batch that is the same in each; mean loss of this rank's tokens, in nats."""
+    """One optimizer step, always on the same batch; returns the mean loss of this rank's tokens, nats."""
     import torch
 
     torch.manual_seed(int(os.environ["RANK"]))
@@ -171,7 +171,7 @@ def _step(engine: Engine, plan: Plan, vocab: int, enter: Callable[[str], None]) 
 
 
 def _random_batch(plan: Plan, vocab: int) -> Batch:
-    """Samples as long as they may be, in which every token is scored."""
+    """Random samples of maximum length; all tokens except the first are targets."""
     import torch
 
     from wellread.corpus.batch import Batch
@@ -184,11 +184,11 @@ def _random_batch(plan: Plan, vocab: int) -> Batch:
 
 
 def _gpu_memory(used_before: list[int]) -> dict[str, int] | None:
-    """Bytes of this rank's GPU; None on a CPU.
+    """GPU memory of this rank, bytes; None on a CPU.
 
-    What torch holds at most, and what is on the device beside it: CUDA's context, kernels, NCCL. The device counts all
-    processes together, so what was there before the rank is taken off. `pinned` is page-locked host memory at most, as
-    torch rounds it.
+    `held` is the peak that torch's allocator reserved; `outside` is other memory on the device: CUDA context, kernels,
+    NCCL. The device counts all processes together, so memory used before the rank started is subtracted. `pinned` is
+    the peak of pinned host memory, rounded by torch.
     """
     import torch
 
@@ -200,25 +200,25 @@ def _gpu_memory(used_before: list[int]) -> dict[str, int] | None:
     free, total = torch.cuda.mem_get_info(device)
     before = used_before[ranks.local_rank()] if ranks.local_rank() < len(used_before) else 0
     outside = max(0, total - free - torch.cuda.memory_reserved(device) - before)
-    held = torch.cuda.max_memory_reserved(device)
+    reserved = torch.cuda.max_memory_reserved(device)
     allocated = torch.cuda.max_memory_allocated(device)
     pinned = int(torch.cuda.host_memory_stats().get("allocated_bytes.peak", 0))
     return {
         "allocated": allocated,
-        "held": held,
+        "held": reserved,
         "outside": outside,
-        "process": held + outside,
+        "process": reserved + outside,
         "pinned": pinned,
     }
 
 
 def _one_line(error: BaseException) -> str:
-    said = next((line for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {said}".removesuffix(": ")
+    first = next((line for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {first}".removesuffix(": ")
 
 
 def main(argv: list[str]) -> None:
-    """Look, or train one rank."""
+    """Print the hardware, or train one rank."""
     die_with_launcher()
     if argv == ["probe"]:
         probe()

@@ -1,4 +1,4 @@
-"""A row of the table: what was predicted for a case, and what came of it."""
+"""Rows of the table: prediction and result of each case."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scripts.gpu_check.cases import peak
-from scripts.gpu_check.machine import Found
+from scripts.gpu_check.machine import Inventory
 from wellread.planning.estimate import CUDA_CONTEXT, INTERPRETER, NCCL
 from wellread.units import GIB
 
 WIDEST = 120
-"""Characters of an outcome in the table; the file of --json has all."""
+"""Maximum number of characters of an outcome in the table; the file of --json has the complete text."""
 NOT_RUN = ("saving", "resuming")
-"""Phases of a run that the check leaves out."""
+"""Phases of a run that the check does not execute."""
 
 
 @dataclass
 class Row:
-    """One case: what was predicted, and what came of it."""
+    """Prediction and result of one case."""
 
     model: str
     strategy: str
     outcome: str
     trained: bool = False
     short: str | None = None
-    """Where memory ran out: gpu or host."""
+    """Which memory ran out: gpu or host."""
     story: bool = False
     checkpointing: bool = False
     ratio: float | None = None
@@ -34,36 +34,36 @@ class Row:
     seq_len: int = 0
     fits: bool = False
     predicted: dict[str, int] = field(default_factory=dict)
-    """Bytes, by gpu (of each) and host."""
+    """Predicted bytes, by gpu (per GPU) and host."""
     peaks: dict[str, str] = field(default_factory=dict)
-    """Phase in which the prediction sees the peak, by gpu and host."""
+    """Phase with the predicted peak, by gpu and host."""
     parts: dict[str, dict[str, int]] = field(default_factory=dict)
     gpu: dict[str, int] | None = None
-    """Bytes measured on the fullest GPU: allocated, held, outside, process; and pinned, of its rank on the host."""
+    """Bytes on the fullest GPU: allocated, held, outside, process; and pinned, the pinned host memory of its rank."""
     host: dict[str, int] = field(default_factory=dict)
-    """Bytes measured: pss, and taken (what the machine had less to give)."""
+    """Bytes of host memory: pss, and taken (decrease of the machine's available memory)."""
     idle: dict[str, Any] = field(default_factory=dict)
-    """What rank 0 had before the model: host, gpu."""
+    """Memory of rank 0 before the model is loaded: host, gpu."""
     parameters: int | None = None
     losses: list[float] = field(default_factory=list)
-    """Nats per token, of rank 0."""
+    """Loss of rank 0 at each step, nats per token."""
     seconds: list[float] = field(default_factory=list)
-    """Of each step."""
+    """Time of each step."""
     tokens_per_second: float | None = None
     mfu: float | None = None
 
     @property
     def skipped(self) -> bool:
-        """Whether it could not even be started."""
+        """Whether the case could not be started."""
         return self.outcome.startswith("not run")
 
     @property
     def host_measured(self) -> int | None:
-        """Bytes; None when nothing was measured."""
+        """Measured host memory, bytes; None if it was not measured."""
         return (max(self.host.values()) if self.gpu else self.host["pss"]) if self.host.get("pss") else None
 
     def error(self, place: str) -> float | None:
-        """Predicted / measured - 1; None where the two cannot be compared."""
+        """Predicted / measured - 1; None if they cannot be compared."""
         measured = (
             self.gpu["process"] if place == "gpu" and self.gpu else self.host_measured if place == "host" else None
         )
@@ -76,17 +76,17 @@ class Row:
 
 
 def table(rows: list[Row]) -> str:
-    """All rows in Markdown, padded so that a terminal shows columns."""
+    """All rows as Markdown, with aligned columns for a terminal."""
     heads = ["model", "strategy", "batch", "GPU predicted", "measured", "error", "tensors"]
     heads += ["host predicted", "measured", "error", "tokens/s", "MFU", "outcome"]
     cells = [heads, *(_cells(row) for row in rows)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(heads))]
-    left = (0, 1, len(heads) - 1)
-    rule = ["-" * width if column in left else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
+    texts = (0, 1, len(heads) - 1)  # columns that are aligned to the left
+    rule = ["-" * width if column in texts else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
 
     def line(of: list[str]) -> str:
         pairs = enumerate(zip(of, widths, strict=True))
-        return f"| {' | '.join(t.ljust(w) if column in left else t.rjust(w) for column, (t, w) in pairs)} |"
+        return f"| {' | '.join(t.ljust(w) if column in texts else t.rjust(w) for column, (t, w) in pairs)} |"
 
     return "\n".join([line(heads), line(rule), *map(line, cells[1:])])
 
@@ -117,37 +117,37 @@ def _percent(part: float | None, sign: str = "") -> str:
     return "" if part is None else f"{part:{sign}.1%}"
 
 
-def remarks(rows: list[Row], found: Found, left_out: list[str], waiting: list[str]) -> list[str]:
-    """What the table does not say, a line each."""
-    lines = ["Sizes in GiB, of each GPU and of all ranks on the host; tensors: the most that torch had given out."]
+def remarks(rows: list[Row], inventory: Inventory, left_out: list[str], waiting: list[str]) -> list[str]:
+    """Lines of text above the table."""
+    lines = ["Sizes in GiB, per GPU, and of all ranks together on the host; tensors: peak of torch's allocated memory."]
     host = [row.idle["host"] for row in rows if row.idle]
     context = [row.idle["gpu"]["outside"] for row in rows if row.idle.get("gpu")]
-    beside = [row.gpu["outside"] for row in rows if row.gpu and row.trained]
+    outside = [row.gpu["outside"] for row in rows if row.gpu and row.trained]
     if host:
-        assumed = INTERPRETER[found.machine.device] / GIB
+        assumed = INTERPRETER[inventory.machine.device] / GIB
         lines.append(f"Host memory of a rank without a model: {_range(host)} GiB (predicted with {assumed:.2f}).")
-    if context and beside:
-        assumed = (CUDA_CONTEXT + NCCL * (found.machine.ranks > 1)) / GIB
+    if context and outside:
+        assumed = (CUDA_CONTEXT + NCCL * (inventory.machine.ranks > 1)) / GIB
         lines.append(
-            f"Beside what torch holds on a GPU: {_range(context)} GiB before the model, {_range(beside)} "
+            f"GPU memory outside torch's allocator: {_range(context)} GiB before the model, {_range(outside)} "
             f"after training (predicted with {assumed:.2f})."
         )
-    if found.gpus and peak(found.gpus[0]) is None:
-        lines.append(f"No MFU: the peak rate of {found.gpus[0]} is not known to scripts/gpu_check/cases.py.")
-    lines += [f"The story: {_told(row)}." for row in rows if row.story]
+    if inventory.gpus and peak(inventory.gpus[0]) is None:
+        lines.append(f"No MFU: scripts/gpu_check/cases.py has no peak rate for {inventory.gpus[0]}.")
+    lines += [f"The story: {_story(row)}." for row in rows if row.story]
     if left_out:
-        lines.append(f"Left out, for they are predicted not to fit: {', '.join(left_out)}.")
+        lines.append(f"Skipped, because they are predicted not to fit: {', '.join(left_out)}.")
     if waiting:
-        lines.append(f"Left out for want of time (--minutes): {', '.join(waiting)}.")
+        lines.append(f"Skipped, because the time ran out (--minutes): {', '.join(waiting)}.")
     return lines
 
 
-def _told(row: Row) -> str:
+def _story(row: Row) -> str:
     if not row.predicted:
         return f"{row.model}, {row.strategy}: {row.outcome}"
-    said = "predicted to fit" if row.fits else "predicted not to fit"
+    prediction = "predicted to fit" if row.fits else "predicted not to fit"
     needs = f" ({_gib(row.predicted['gpu'])} GiB per GPU)" if row.predicted["gpu"] else ""
-    return f"{row.model}, {_strategy(row)}, {said}{needs}: {row.outcome}"
+    return f"{row.model}, {_strategy(row)}, {prediction}{needs}: {row.outcome}"
 
 
 def _strategy(row: Row) -> str:
@@ -160,7 +160,7 @@ def _range(sizes: list[int]) -> str:
 
 
 def line_of(row: Row) -> str:
-    """A row as it is told while the check runs."""
+    """A row as one line, printed while the check runs."""
     pairs = [f"{key} {_gib(row.predicted.get(key))} predicted" for key in ("gpu", "host") if row.predicted.get(key)]
     measured = {"gpu": row.gpu["process"] if row.gpu else None, "host": row.host_measured}
     pairs = [f"{pair}, {_gib(measured[pair.split()[0]]) or '?'} measured" for pair in pairs]

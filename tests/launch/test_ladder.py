@@ -250,7 +250,7 @@ def test_the_story_with_real_kills(root: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "scripts.oom_demo", "--keep", str(tmp_path)]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert re.search(r"^ladder +0 +[12] .* ddp -> zero1$", done.stdout, re.MULTILINE)
+    assert re.search(r"^fallback +0 +[12] .* ddp -> zero1$", done.stdout, re.MULTILINE)
     moved, planned = (RunDirectory(tmp_path / "runs" / name) for name in ("ladder", "planned"))
     first, second = moved.manifest()["attempts"]
     assert "the OOM killer killed" in first["out_of_memory"]["shortage"]["evidence"]

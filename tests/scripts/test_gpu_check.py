@@ -20,7 +20,7 @@ from support.programs import ROOT, Program
 
 from scripts.gpu_check import rank
 from scripts.gpu_check.cases import Case, cases, flops_per_token, peak, settle
-from scripts.gpu_check.machine import Found, visible_use
+from scripts.gpu_check.machine import Inventory, visible_use
 from scripts.gpu_check.rows import Row, remarks, table
 from wellread.errors import UserError
 from wellread.planning.machine import Machine
@@ -263,9 +263,9 @@ def test_the_remarks_name_what_the_plan_assumes() -> None:
         "pythia-12b", "zero3-partial", "trained", trained=True, story=True, fits=True, ratio=0.5, gpu=gpu, idle=idle
     )
     row.predicted = {"gpu": 11 * GIB, "host": 6 * GIB}
-    said = remarks([row], Found(LARGE, ["NVIDIA B200"], "2.13.0", "0.19.8", None), ["pythia-12b zero1"], [])
+    said = remarks([row], Inventory(LARGE, ["NVIDIA B200"], "2.13.0", "0.19.8", None), ["pythia-12b zero1"], [])
     assert "Host memory of a rank without a model: 2.00 GiB (predicted with 2.50)." in said
     assert any("0.50 GiB before the model, 1.00 after training (predicted with 0.75)" in line for line in said)
-    assert any(line.startswith("No MFU: the peak rate of NVIDIA B200") for line in said)
+    assert any(line.endswith("has no peak rate for NVIDIA B200.") for line in said)
     assert "The story: pythia-12b, zero3-partial 50%, predicted to fit (11.00 GiB per GPU): trained." in said
-    assert said[-1] == "Left out, for they are predicted not to fit: pythia-12b zero1."
+    assert said[-1] == "Skipped, because they are predicted not to fit: pythia-12b zero1."
