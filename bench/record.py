@@ -103,7 +103,7 @@ def _step(loop: Any, writer: Any) -> tuple[float, float]:
         batch = collate(loop.corpus, ids[slots]).to(loop.engine.device)
         read.append((slots, batch, loop.engine.forward_backward(batch, 1 / targets, number == len(micro) - 1)))
     if loop.engine.device.type == "cuda":
-        read[-1][2].sum().item()  # wait for the device, or its work would count as the record's
+        read[-1][2].sum().item()  # wait for the device, so that its work does not count for the record
     start = time.perf_counter()
     samples = np.concatenate([evidence.of_micro_batch(*micro_batch) for micro_batch in read])
     gathered = evidence.gather(evidence.of_rank(0, memory_peaks()), samples, batch_size=loop.plan.batch_size)

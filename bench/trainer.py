@@ -70,13 +70,13 @@ class Step:
     """One optimizer step, over all ranks."""
 
     ended: float
-    """Time of its end in seconds; each side has its clock."""
+    """Time when the step ended, seconds; the two sides use different clocks."""
     tokens: float
     """Number of tokens, without padding."""
 
 
 def rate(steps: list[Step]) -> float:
-    """Tokens per second of wall time after the first steps."""
+    """Tokens per second of wall time, without the first steps."""
     return sum(step.tokens for step in steps[WARM:]) / (steps[-1].ended - steps[WARM - 1].ended)
 
 

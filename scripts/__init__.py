@@ -1,1 +1,1 @@
-"""Shell scripts that start runs and the development cluster, and the check of a machine's GPUs."""
+"""Scripts: start runs and the development cluster, check a machine's GPUs, demonstrate out-of-memory errors."""

@@ -166,8 +166,9 @@ def _summarize(row: Row, work: Path, codes: list[int | None], in_time: bool, lim
     results = [json.loads(file.read_text()) if file.exists() else {} for file in files]
     for name in ("idle", "parameters", "losses", "seconds"):
         setattr(row, name, results[0].get(name) or getattr(row, name))
-    row.gpu = max((of["gpu"] for of in results if of.get("gpu")), key=lambda gpu: gpu["process"], default=None)
-    broken = next((of for of in results if of.get("error")), None)
+    gpus = [result["gpu"] for result in results if result.get("gpu")]
+    row.gpu = max(gpus, key=lambda gpu: gpu["process"], default=None)
+    broken = next((result for result in results if result.get("error")), None)
     failed = next((rank for rank, code in enumerate(codes) if code), 0)
     phase, code = (broken or results[failed]).get("phase", "start"), codes[failed] or 0
     if broken:

@@ -90,7 +90,7 @@ def _source(run: RunDirectory) -> Source:
 
 
 def _redirect(log: Path) -> None:
-    """Send this rank's output to its log; the terminal belongs to rank 0."""
+    """Redirect stdout and stderr of this rank to its log; only rank 0 prints to the terminal."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, sys.stdout.fileno())
     os.dup2(descriptor, sys.stderr.fileno())

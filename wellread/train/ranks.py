@@ -1,4 +1,4 @@
-"""The ranks of a run: process group and gathering."""
+"""Ranks of a run: process group and collectives."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def stop() -> None:
 
 
 def rank() -> int:
-    """Number of this process among those of all nodes."""
+    """Rank of this process, counted over all nodes."""
     return int(os.environ.get("RANK", 0))
 
 
 def local_rank() -> int:
-    """Number of this process among those of its node."""
+    """Rank of this process, counted on its node."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 

@@ -44,7 +44,7 @@ def holdout_loss(engine: Engine, corpus: Corpus, plan: Plan) -> float | None:
 
 
 def _share(ids: NDArray[np.int64], n_ranks: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """This rank's share of some samples, and which of them count.
+    """This rank's share of the samples `ids`, and which of them count.
 
     Every rank gets the same number, because under ZeRO-3 all ranks take part in each forward pass. Some samples may be
     repeated for this; repetitions do not count.

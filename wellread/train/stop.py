@@ -10,7 +10,7 @@ STOP_CODE = 128
 
 
 class StopRequest:
-    """Remembers a signal that asks this rank to stop; the ranks agree on it at the next step boundary."""
+    """Remembers a signal that asks this rank to stop; the ranks exchange it in the next step."""
 
     def __init__(self) -> None:
         self.signal = 0

@@ -104,7 +104,7 @@ class DeepSpeedEngine:
             shutil.rmtree(self._nvme, ignore_errors=True)
 
     def forward_backward(self, batch: Batch, scale: float, last: bool) -> torch.Tensor:
-        """See `Engine`; DeepSpeed counts the micro-batches itself, so `last` is not needed."""
+        """See `Engine`; DeepSpeed counts the micro-batches, and `step` counts the last one."""
         losses: torch.Tensor = self._engine(*batch.inputs)
         self._engine.backward(losses.sum() * scale, scale_wrt_gas=False)
         if not last:
@@ -167,7 +167,9 @@ class DeepSpeedEngine:
             self._engine.save_checkpoint(str(directory / "state"), tag=ZERO, exclude_frozen_parameters=True)
         if ranks.rank() == 0:
             (directory / "state" / STRATEGY_FILE).write_text(json.dumps(self._marker()))
-            for script in (directory / "state").glob("zero_to_*.py"):  # DeepSpeed's; model/ needs no conversion
+            for script in (directory / "state").glob(
+                "zero_to_*.py"
+            ):  # scripts that DeepSpeed adds; model/ needs no conversion
                 script.unlink()
 
     def _saved(self) -> Iterator[tuple[str, torch.Tensor]]:

@@ -81,7 +81,7 @@ def _of_parts(folder: Path) -> Moments:
     from safetensors import safe_open
 
     places: dict[str, list[Path]] = {}
-    for path in sorted(folder.glob("rank-*.safetensors")):  # a rank's parts come before the next rank's
+    for path in sorted(folder.glob("rank-*.safetensors")):  # in rank order, then in order of writing
         with safe_open(path, "pt") as file:
             for key in file.keys():  # noqa: SIM118 (not a dict)
                 places.setdefault(key, []).append(path)
@@ -105,7 +105,7 @@ def convert(state: Path, converted: Path) -> None:
         When DeepSpeed's converter fails; contains its output.
     """
     shutil.rmtree(converted, ignore_errors=True)
-    # With one worker, the converter runs in one process. Stages 1 and 2 save less than it needs; it adds the rest.
+    # One worker makes the converter use one process. Stages 1 and 2 save less than it needs; it injects the rest.
     options = ["--num_extract_workers=1", "--num_merge_workers=1", "--inject_missing_state"]
     command = [sys.executable, "-c", CONVERTER, *options]
     folders = [f"--input_folder={state / ZERO}", f"--output_folder={converted}"]

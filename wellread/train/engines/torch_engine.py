@@ -1,4 +1,4 @@
-"""The plain torch engine: one process, or DDP."""
+"""The torch engine: one process, or DDP."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class TorchEngine:
             self._parallel = nn.parallel.DistributedDataParallel(
                 self._module,
                 device_ids=[self.device.index] if self.device.type == "cuda" else None,
-                init_sync=False,  # the ranks have the same weights, from rank 0
+                init_sync=False,  # the ranks already have the same weights
                 gradient_as_bucket_view=True,  # else DDP stores all gradients twice
             )
 

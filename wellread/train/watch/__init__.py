@@ -1,1 +1,1 @@
-"""What a run shows while it trains: lines, TensorBoard, throughput."""
+"""Display and logging of a run: progress lines, trackers such as TensorBoard, throughput."""

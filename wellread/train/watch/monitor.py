@@ -46,7 +46,7 @@ class StepStats:
 
     @property
     def tokens(self) -> int:
-        """Tokens read by this step over all ranks, padding not counted."""
+        """Tokens read by this step over all ranks, without padding."""
         return self.cost.tokens
 
 
@@ -84,7 +84,7 @@ class Monitor:
         speedometer: Speedometer,
     ) -> None:
         self._trackers, self._speedometer = trackers, speedometer
-        self._log = open(log, "a", buffering=1)  # noqa: SIM115 - lives as long as the run
+        self._log = open(log, "a", buffering=1)  # noqa: SIM115 - open until the run ends
         self._plan, self._log_every, self._start = plan, log_every, start
         self._recent: list[StepStats] = []
         self._progress = Progress(run, plan, start)
@@ -103,7 +103,7 @@ class Monitor:
         if self._bar is not None:
             self._bar.console.print(text, highlight=False, markup=False)
         else:
-            print(f"{text}\n", end="", flush=True)  # in one write: a background save speaks too
+            print(f"{text}\n", end="", flush=True)  # one write, because the thread that saves also prints
 
     def moved(self, text: str, step: int) -> None:
         """Log that memory ran out before `step`, and which strategy the run continues with."""
@@ -146,7 +146,7 @@ class Monitor:
             f"grad {stats.grad_norm:.3f}  {rate:,.0f} tokens/s  {per_step:.2f} s/step  left {remaining}"
         )
         if self._bar is None:
-            print(f"{text}\n", end="", flush=True)  # in one write: a background save speaks too
+            print(f"{text}\n", end="", flush=True)  # one write, because the thread that saves also prints
         self.note(text)
 
     def _scalars(self, values: Mapping[str, float | None], step: int) -> None:
@@ -190,7 +190,7 @@ class Monitor:
 
 
 class Progress:
-    """Progress of the run in RUN/log/progress.json, for ``launch status``; only a display, not part of the record."""
+    """Progress of the run in RUN/log/progress.json, for ``launch status``; not part of the record."""
 
     def __init__(self, run: RunDirectory, plan: Plan, start: int) -> None:
         self._path = run.log / "progress.json"

@@ -60,7 +60,7 @@ class Cost:
 
     @classmethod
     def of(cls, evidence: Evidence, plan: Plan) -> Cost:
-        """Cost according to the ranks' reports about the batch."""
+        """Cost of a batch, from the reports of its ranks."""
         samples, host = evidence.samples, evidence.ranks["host_peak"]
         return cls(
             tokens=int(samples["n_tokens"].sum()),
