@@ -117,7 +117,7 @@ def _evaluate(flags: list[str]) -> int:
     request = evaluation.Request(
         command=parsed.command,
         run=RunDirectory.open(parsed.run),
-        rest=tuple(rest),
+        flags=tuple(rest),
         cluster=options.cluster_of(parsed.cluster, parsed.time, parsed.partition),
         fan_out=parsed.fan_out,
         parallelism=parsed.array_parallelism,

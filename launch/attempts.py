@@ -59,8 +59,8 @@ def first_error(run: RunDirectory, number: int) -> dict[str, Any] | None:
 
 def errors(run: RunDirectory, number: int) -> list[dict[str, Any]]:
     """What the ranks of an attempt left when they failed, earliest first."""
-    found = [json.loads(path.read_text()) for path in run.log.glob(f"attempt-{number:03d}-rank-*.error.json")]
-    return sorted(found, key=lambda error: float(error["time"]))
+    failures = [json.loads(path.read_text()) for path in run.log.glob(f"attempt-{number:03d}-rank-*.error.json")]
+    return sorted(failures, key=lambda error: float(error["time"]))
 
 
 def note_error(run: RunDirectory, number: int, rank: int, text: str) -> None:
@@ -68,10 +68,10 @@ def note_error(run: RunDirectory, number: int, rank: int, text: str) -> None:
     _write_error(run, number, {"time": time.time(), "rank": rank, "error": text, "trace": ""})
 
 
-def note_signal(run: RunDirectory, number: int, rank: int, sent: int) -> None:
+def note_signal(run: RunDirectory, number: int, rank: int, signal_number: int) -> None:
     """Leave an error for a rank that signal `sent` ended."""
-    text = f"ended by signal {sent} ({signal.Signals(sent).name})"
-    _write_error(run, number, {"time": time.time(), "rank": rank, "error": text, "trace": "", "signal": sent})
+    text = f"ended by signal {signal_number} ({signal.Signals(signal_number).name})"
+    _write_error(run, number, {"time": time.time(), "rank": rank, "error": text, "trace": "", "signal": signal_number})
 
 
 def _write_error(run: RunDirectory, number: int, error: dict[str, Any]) -> None:

@@ -47,11 +47,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run", help="Run directory.")
     parser.add_argument("--now", action="store_true", help="End it at once, without a save.")
     parser.add_argument("--timeout", type=float, default=600.0, help="Seconds to wait for the save before it is ended.")
-    asked = parse(parser, argv)
-    if asked.timeout < 0:
-        raise UserError(f"--timeout {asked.timeout:g}: cannot be below 0; --now ends the run at once")
+    arguments = parse(parser, argv)
+    if arguments.timeout < 0:
+        raise UserError(f"--timeout {arguments.timeout:g}: cannot be below 0; --now ends the run at once")
     try:
-        return _cancel(open_run(asked.run), asked.timeout, asked.now)
+        return _cancel(open_run(arguments.run), arguments.timeout, arguments.now)
     except RuntimeError as error:  # SLURM gives no answer, or refuses
         print_error(str(error))
         return FAILURE
@@ -68,16 +68,16 @@ def _cancel(run: RunDirectory, timeout: float, now: bool) -> int:
         status = look(run, Scheduler())
         print(f"{run.path}: nothing to cancel: {status.in_words}")
         return 0
-    begun = facts(run, Scheduler())
+    at_start = facts(run, Scheduler())
     if launcher:
         _end_launcher(run, launcher, timeout, now)
     _end_jobs(run, timeout, now)
-    if not begun.under_way:
+    if not at_start.under_way:
         print(
             f"{run.path}: ended before its ranks began" if launcher else f"{run.path}: nothing of it is queued or runs"
         )
         return 0
-    _note_end(run, len(begun.attempts))
+    _note_end(run, len(at_start.attempts))
     return _report(run, now)
 
 
@@ -142,8 +142,8 @@ def _holds(run: RunDirectory, launcher: psutil.Process) -> bool:
 
 def _active(run: RunDirectory) -> list[tuple[Job, JobState]]:
     """Jobs of a run that are queued or running, oldest first."""
-    found = [(job, job.state()) for job in backends.jobs_of(run)]
-    return [(job, state) for job, state in found if state.active]
+    states = [(job, job.state()) for job in backends.jobs_of(run)]
+    return [(job, state) for job, state in states if state.active]
 
 
 def _end_jobs(run: RunDirectory, timeout: float, now: bool) -> None:
@@ -184,7 +184,7 @@ def _stop(run: RunDirectory, job: Job, timeout: float, now: bool) -> None:
             print(f"{run.path}: no save within {timeout:g} s; cancelling job {job.id}", flush=True)
     if not ended:
         job.cancel()
-        ended = _wait(lambda: not _goes_on(job), SECONDS_TO_END)
+        ended = _wait(lambda: not _is_active(job), SECONDS_TO_END)
     if not ended:
         raise RuntimeError(f"{run.path}: job {job.id} does not end; see squeue")
 
@@ -195,7 +195,7 @@ def _reminded(job: Job) -> Callable[[], bool]:
 
     def ended() -> bool:
         nonlocal last
-        if not _goes_on(job):
+        if not _is_active(job):
             return True
         if time.monotonic() > last + REMIND:
             with suppress(RuntimeError):  # it ends just now, or the controller restarts: the next answer tells
@@ -206,7 +206,7 @@ def _reminded(job: Job) -> Callable[[], bool]:
     return ended
 
 
-def _goes_on(job: Job) -> bool:
+def _is_active(job: Job) -> bool:
     try:
         state = job.state()
     except RuntimeError:  # a controller that restarts is back in a moment
@@ -221,7 +221,7 @@ def _wait(ended: Callable[[], bool], patience: float) -> bool:
     """Wait until it has ended, at most `patience` seconds; whether it has. Shows that time passes."""
     began = reported = time.monotonic()
     terminal = sys.stderr.isatty()
-    while not (done := ended()) and (now := time.monotonic()) < began + patience:
+    while not (has_ended := ended()) and (now := time.monotonic()) < began + patience:
         if terminal:
             print(f"\rwaiting, {now - began:.0f} s", end="", file=sys.stderr, flush=True)
         elif now > reported + REPORT:
@@ -230,7 +230,7 @@ def _wait(ended: Callable[[], bool], patience: float) -> bool:
         time.sleep(POLL)
     if terminal:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-    return done
+    return has_ended
 
 
 def _note_end(run: RunDirectory, number: int) -> None:
@@ -255,6 +255,6 @@ def _report(run: RunDirectory, now: bool) -> int:
     if reached > max(saved, 0):
         print(f"{run.path}: ended without a save, at step {reached} or later; the same command continues from {where}")
         return 0 if now else FAILURE
-    stood = f"stopped at step {saved}, saved" if saved >= 0 else "ended before its first step"
-    print(f"{run.path}: {stood}; the same command continues")
+    outcome = f"stopped at step {saved}, saved" if saved >= 0 else "ended before its first step"
+    print(f"{run.path}: {outcome}; the same command continues")
     return 0

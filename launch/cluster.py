@@ -97,14 +97,14 @@ class ClusterFile:
                 raise UserError(f"{name}: {value!r} holds a control character, at which a line of a script would end")
         if wrong := [key for key in self.sbatch if not re.fullmatch(r"[A-Za-z][A-Za-z_-]*", key)]:
             raise UserError(f"sbatch: {wrong[0]!r} is no option; write its long name without dashes in front")
-        if taken := [key for key in self.sbatch if key.replace("_", "-") in OWNED]:
-            raise UserError(f"sbatch: {taken[0]!r} is set by launch: from its flags, or the other keys of this file")
+        if reserved := [key for key in self.sbatch if key.replace("_", "-") in OWNED]:
+            raise UserError(f"sbatch: {reserved[0]!r} is set by launch: from its flags, or the other keys of this file")
 
     @property
     def gpus(self) -> int:
         """GPUs of a node that `gres` names."""
-        found = GPUS.search(self.gres or "")
-        return int(found["number"] or 1) if found else 0
+        match = GPUS.search(self.gres or "")
+        return int(match["number"] or 1) if match else 0
 
 
 def minutes(time: str) -> int:
@@ -146,8 +146,8 @@ def load(name: str) -> ClusterFile:
 
     path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml")))
-        raise UserError(f"--cluster {name}: unknown; choose {known}, or name a YAML file that describes yours")
+        choices = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml")))
+        raise UserError(f"--cluster {name}: unknown; choose {choices}, or name a YAML file that describes yours")
     try:
         # Every scalar as text: YAML's own rules would read 24:00:00 as the number 86,400.
         values = yaml.load(path.read_text(), Loader=yaml.BaseLoader)
@@ -157,9 +157,9 @@ def load(name: str) -> ClusterFile:
         *kinds, last = BACKENDS
         raise UserError(f"--cluster {path}: no kind; write kind: {', '.join(kinds)} or {last}")
     hints = get_type_hints(ClusterFile)
-    own = {f.name for f in fields(ClusterFile)} - {"name"}
-    if unknown := sorted(set(values) - own):
-        raise UserError(f"--cluster {path}: unknown key {unknown[0]!r}; known are {', '.join(sorted(own))}")
+    keys = {f.name for f in fields(ClusterFile)} - {"name"}
+    if unknown := sorted(set(values) - keys):
+        raise UserError(f"--cluster {path}: unknown key {unknown[0]!r}; known are {', '.join(sorted(keys))}")
     try:
         converted = {key: _field(key, value, hints[key]) for key, value in values.items()}
         return ClusterFile(**converted | {"name": path.stem})
@@ -196,12 +196,12 @@ def _converted(value: Any, hint: Any) -> Any:
             raise UserError(f"{value!r} is neither true nor false")
         return value.lower() in ("true", "yes")
     try:
-        found = None if value in ("", "null", "~") and kinds else kind(value)
+        number = None if value in ("", "null", "~") and kinds else kind(value)
     except ValueError:
-        found = float("nan")
-    if kind in (int, float) and found is not None and not isfinite(found):
+        number = float("nan")
+    if kind in (int, float) and number is not None and not isfinite(number):
         raise UserError(f"{value!r} is no {'whole number' if kind is int else 'number'}")
-    return found
+    return number
 
 
 def _text(value: Any) -> str:

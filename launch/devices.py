@@ -22,7 +22,7 @@ def gpu_mem() -> float | None:
         return None
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
-    return min((int(line) / 1024 for line in done.stdout.split() if line.isdigit()), default=None)
+    return min((int(line) / 1024 for line in result.stdout.split() if line.isdigit()), default=None)

@@ -51,36 +51,36 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--no_job", action="store_true", help="slurm, hostfile: start nothing on the nodes.")
     parser.add_argument("--runs", default="runs", help="Folder that run directories go to (default: runs).")
     parser.add_argument("--corpora", default="corpora", help="Folder of compiled corpora (default: corpora).")
-    asked = parse(parser, argv)
-    cluster = clusters.load(asked.cluster)
-    if asked.nodes is not None and asked.nodes < 1:
-        raise UserError(f"--nodes {asked.nodes}: must be at least 1")
+    arguments = parse(parser, argv)
+    cluster = clusters.load(arguments.cluster)
+    if arguments.nodes is not None and arguments.nodes < 1:
+        raise UserError(f"--nodes {arguments.nodes}: must be at least 1")
     request = doctor_node.Request(
-        runs=str(Path(asked.runs).expanduser().resolve()),
-        corpora=str(Path(asked.corpora).expanduser().resolve()),
+        runs=str(Path(arguments.runs).expanduser().resolve()),
+        corpora=str(Path(arguments.corpora).expanduser().resolve()),
         extensions=str(ops.folder(cluster).resolve()),
         device="cuda" if cluster.device == "auto" and cluster.gpus else cluster.device,
         memory=cluster.memory,
-        build=asked.build,
+        build=arguments.build,
     )
-    found = [git(), *backends.of(cluster).checks(request, asked.nodes, asked.no_job)]
-    if asked.json:
-        print(json.dumps([asdict(check) for check in found], indent=2))
+    checks = [git(), *backends.of(cluster).checks(request, arguments.nodes, arguments.no_job)]
+    if arguments.json:
+        print(json.dumps([asdict(check) for check in checks], indent=2))
     else:
-        _show(found)
-    return FAILURE * any(check.state == "failed" for check in found)
+        _show(checks)
+    return FAILURE * any(check.state == "failed" for check in checks)
 
 
 def git() -> Check:
     """Whether git can name the code of a run."""
     try:
         command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return failed("git", "not found; code snapshots are taken with it", "Debian: apt-get install git")
-    if done.returncode:
+    if result.returncode:
         return warning("git", f"{ROOT} is no repository: manifests name no commit", "work in a clone")
-    return ok("git", f"commit {done.stdout.strip()}")
+    return ok("git", f"commit {result.stdout.strip()}")
 
 
 def _show(checks: list[Check]) -> None:
@@ -127,8 +127,8 @@ def _table(checks: list[Check]) -> Table:
     for title in ("", "check", "where", "found"):
         table.add_column(title, overflow="fold")
     for check in checks:
-        found = Text(check.found)
+        cell = Text(check.found)
         if check.remedy:
-            found.append(f"\n→ {check.remedy}", style="cyan")
-        table.add_row(Text(check.state, style=STYLES[check.state]), check.check, check.where, found)
+            cell.append(f"\n→ {check.remedy}", style="cyan")
+        table.add_row(Text(check.state, style=STYLES[check.state]), check.check, check.where, cell)
     return table

@@ -16,7 +16,7 @@ INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 def variables(cluster: ClusterFile, device: str, cores: int | None) -> dict[str, str]:
     """Variables of ranks on `device`, each with so many cores (None: not known)."""
     python = Path(cluster.python).parent.parent if cluster.python else Path(sys.prefix)
-    found = {
+    values = {
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores or 1))),
         # One cache of compiled ops per environment: two that share one rebuild each other's.
         "TORCH_EXTENSIONS_DIR": os.environ.get("TORCH_EXTENSIONS_DIR", str(python / "torch_extensions")),
@@ -25,13 +25,13 @@ def variables(cluster: ClusterFile, device: str, cores: int | None) -> dict[str,
     }
     if folders := os.environ.get(SEARCH_PATH):  # made absolute: the ranks start in another folder
         paths = [str(Path(folder).expanduser().resolve()) for folder in folders.split(os.pathsep) if folder]
-        found[SEARCH_PATH] = os.pathsep.join(paths)
+        values[SEARCH_PATH] = os.pathsep.join(paths)
     if device == "cpu":
-        found["DS_ACCELERATOR"] = "cpu"
+        values["DS_ACCELERATOR"] = "cpu"
         # Threads that spin while they wait for each other take the cores from what else runs there, and are slower.
-        found["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "passive")
+        values["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "passive")
     else:  # torch would round page-locked memory up to a power of two, and keep what is freed: 44 GiB become 64
-        found["PYTORCH_ALLOC_CONF"] = os.environ.get("PYTORCH_ALLOC_CONF", "pinned_max_cached_size_mb:1")
+        values["PYTORCH_ALLOC_CONF"] = os.environ.get("PYTORCH_ALLOC_CONF", "pinned_max_cached_size_mb:1")
     if cluster.interface:
-        found |= dict.fromkeys(INTERFACE_VARIABLES, cluster.interface)
-    return found | cluster.environment
+        values |= dict.fromkeys(INTERFACE_VARIABLES, cluster.interface)
+    return values | cluster.environment

@@ -24,7 +24,7 @@ class Request:
 
     command: str
     run: RunDirectory
-    rest: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
     """Further flags of ``python -m eval COMMAND RUN``."""
     cluster: ClusterFile
     fan_out: bool = False
@@ -33,17 +33,17 @@ class Request:
 
     def arguments(self, *more: str) -> tuple[str, ...]:
         """What Python runs."""
-        return ("-m", "eval", self.command, str(self.run.path.resolve()), *self.rest, *more)
+        return ("-m", "eval", self.command, str(self.run.path.resolve()), *self.flags, *more)
 
     def parts(self) -> list[tuple[str, ...]]:
         """What Python runs for each checkpoint, as `eval` says; UserError when it cannot be fanned out."""
         command = [sys.executable, "-m", "eval", "parts", *self.arguments()[2:]]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode == BAD_INPUT:
-            raise UserError(done.stderr.strip().removeprefix("error: "))
-        if done.returncode:
-            raise RuntimeError(f"{shlex.join(command)} ended with exit code {done.returncode}:\n{done.stderr}")
-        return [("-m", "eval", *part) for part in json.loads(done.stdout)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode == BAD_INPUT:
+            raise UserError(result.stderr.strip().removeprefix("error: "))
+        if result.returncode:
+            raise RuntimeError(f"{shlex.join(command)} ended with exit code {result.returncode}:\n{result.stderr}")
+        return [("-m", "eval", *part) for part in json.loads(result.stdout)]
 
 
 def run(request: Request) -> int:
@@ -55,12 +55,12 @@ def run(request: Request) -> int:
         When it cannot be fanned out, there is nothing to evaluate, or SLURM refuses it.
     """
     parts = request.parts() if request.fan_out else []
-    asked = Evaluation(
+    evaluation = Evaluation(
         run=request.run,
         name=request.command,
-        whole=request.arguments(),
+        arguments=request.arguments(),
         parts=parts,
         parallelism=request.parallelism,
         wait=request.wait,
     )
-    return backends.of(request.cluster).evaluate(asked)
+    return backends.of(request.cluster).evaluate(evaluation)

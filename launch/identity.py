@@ -41,7 +41,7 @@ def of(config: RunConfig, spec: ModelSpec, corpus: str, order: Order, plan: Plan
     } | recipe_of(config).identity(config)
 
 
-def begin(run: RunDirectory, config: RunConfig, asked: dict[str, Any], corpus: Path, order: Built) -> bool:
+def begin(run: RunDirectory, config: RunConfig, requested: dict[str, Any], corpus: Path, order: Built) -> bool:
     """Begin the run directory, or make sure that it belongs to this very run; True when the run is finished.
 
     Parameters
@@ -58,7 +58,7 @@ def begin(run: RunDirectory, config: RunConfig, asked: dict[str, Any], corpus: P
     """
     manifest: dict[str, Any] = run.manifest() if run.manifest_file.exists() else {"version": 1, "attempts": []}
     if any(run.checkpoints.glob("step-*")):
-        refuse_other(run, asked)
+        refuse_other(run, requested)
         if config.save.resume == "never":
             raise UserError(f"{run.path}: has begun, and --resume never was asked for; choose another --out")
         try:
@@ -67,17 +67,17 @@ def begin(run: RunDirectory, config: RunConfig, asked: dict[str, Any], corpus: P
             store.keep(run, order)
     else:  # without a checkpoint nothing was read: an attempt that failed early is in nobody's way
         store.keep(run, order)
-        write_json(run.manifest_file, manifest | {"identity": asked})
+        write_json(run.manifest_file, manifest | {"identity": requested})
     link = run.path / "corpus"
     if not link.is_dir() or (link.is_symlink() and link.resolve() != corpus):
         link.unlink(missing_ok=True)
         link.symlink_to(os.path.relpath(corpus, run.path.resolve()))
     run.write_config(config)
-    last = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(run.checkpoints)}.get(asked["steps"])
+    last = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(run.checkpoints)}.get(requested["steps"])
     return last is not None and last.damage() is None
 
 
-def refuse_other(run: RunDirectory, asked: dict[str, Any]) -> None:
+def refuse_other(run: RunDirectory, requested: dict[str, Any]) -> None:
     """Refuse a run directory that holds another run than the one that is asked for.
 
     Raises
@@ -85,11 +85,11 @@ def refuse_other(run: RunDirectory, asked: dict[str, Any]) -> None:
     UserError
         Names what differs.
     """
-    there, asked = _flat(run.manifest()["identity"]), _flat(asked)
+    existing, requested = _flat(run.manifest()["identity"]), _flat(requested)
     differences = [
-        f"{key} is {_short(there.get(key))} there, {_short(asked.get(key))} asked for"
-        for key in there | asked
-        if there.get(key) != asked.get(key)
+        f"{key} is {_short(existing.get(key))} there, {_short(requested.get(key))} asked for"
+        for key in existing | requested
+        if existing.get(key) != requested.get(key)
     ]
     if differences:
         raise UserError(f"{run.path}: holds another run ({'; '.join(differences)}); choose another --out")

@@ -95,11 +95,11 @@ class Job:
     def plan(self, corpus: Corpus | None) -> Plan:
         """Plan the run; without a compiled corpus, from the rows of the source."""
         counts = _counts(corpus, self.order(corpus).order.n) if corpus else self._estimate()
-        own = deepspeed_file.read(self.config.cluster.ds_config) if self.config.cluster.ds_config else None
-        begun = self.options.ladder == "on" and not self.options.force  # by force, it begins as asked
-        failures = ladder.failures(self.run) if begun else ()
-        made = make_plan(self.config, self.spec, self.machine, counts, own, failures)
-        return replace(made, forced=self.options.force)
+        ds_config = deepspeed_file.read(self.config.cluster.ds_config) if self.config.cluster.ds_config else None
+        falls_back = self.options.ladder == "on" and not self.options.force  # by force, it begins as asked
+        failures = ladder.failures(self.run) if falls_back else ()
+        plan = make_plan(self.config, self.spec, self.machine, counts, ds_config, failures)
+        return replace(plan, forced=self.options.force)
 
     def order(self, corpus: Corpus) -> Built:
         """The order over `corpus`, built once: it may be long."""
@@ -163,13 +163,13 @@ def _sized(config: ClusterConfig, backend: Backend, options: LaunchOptions) -> M
         machine = Machine(cluster=backend.file.kind, nodes=config.nodes, ranks_per_node=ranks, device="cuda")
     else:
         machine = backend.probe(config.nodes, config.ranks_per_node)
-    found = backend.nvme(config.nvme_path) if config.nvme_path else None
+    free = backend.nvme(config.nvme_path) if config.nvme_path else None
     nvme = backend.file.nvme if options.nvme is None else options.nvme
     return replace(
         machine,
         gpu_mem=gpu_mem if options.gpu_mem is None else options.gpu_mem,
         host_mem=host_mem if options.host_mem is None else options.host_mem,
-        nvme=nvme or found,
+        nvme=nvme or free,
     )
 
 

@@ -34,14 +34,14 @@ def watched(run: RunDirectory, attempt: int, node: int = 0) -> Iterator[None]:
         yield
     finally:
         if killed := Kills.so_far().since(before):
-            found = Shortage(place="host", evidence=f"{socket.gethostname()}: {killed}", limit=host_memory.total())
-            write_json(run.log / f"attempt-{attempt:03d}-node-{node}.memory.json", asdict(found))
+            shortage = Shortage(place="host", evidence=f"{socket.gethostname()}: {killed}", limit=host_memory.total())
+            write_json(run.log / f"attempt-{attempt:03d}-node-{node}.memory.json", asdict(shortage))
 
 
 def note(run: RunDirectory, plan: Plan, attempt: int) -> Failure | None:
     """Say, and write into the manifest, that memory ran out in a failed attempt; None without evidence of it."""
-    found = _shortage(run, plan, attempt)
-    return _note(run, plan, attempt, found) if found else None
+    shortage = _shortage(run, plan, attempt)
+    return _note(run, plan, attempt, shortage) if shortage else None
 
 
 def note_job(run: RunDirectory, job_id: str, state: str) -> Failure | None:
@@ -52,8 +52,8 @@ def note_job(run: RunDirectory, job_id: str, state: str) -> Failure | None:
         return None
     plan = Plan.open(run.plan_file)
     limit = None if plan.machine.host_mem is None else int(plan.machine.host_mem * GIB)
-    found = Shortage(place="host", evidence=f"job {job_id}: SLURM says {OUT_OF_MEMORY}", limit=limit)
-    return _note(run, plan, number, found)
+    shortage = Shortage(place="host", evidence=f"job {job_id}: SLURM says {OUT_OF_MEMORY}", limit=limit)
+    return _note(run, plan, number, shortage)
 
 
 def failures(run: RunDirectory) -> tuple[Failure, ...]:
@@ -78,17 +78,19 @@ def next_plan(run: RunDirectory, plan: Plan) -> Plan | None:
     return lower
 
 
-def _note(run: RunDirectory, plan: Plan, attempt: int, found: Shortage) -> Failure | None:
+def _note(run: RunDirectory, plan: Plan, attempt: int, shortage: Shortage) -> Failure | None:
     if plan.needs is None:
-        print_error(f"memory ran out ({found.evidence}); it is not predicted for {plan.model}: name another --strategy")
+        print_error(
+            f"memory ran out ({shortage.evidence}); it is not predicted for {plan.model}: name another --strategy"
+        )
         return None
     failure = Failure(
         attempt=attempt,
         strategy=plan.strategy,
         activation_checkpointing=plan.activation_checkpointing,
-        shortage=found,
-        needed=plan.needs[f"{found.place}_bytes"],
-        believed=plan.machine.gpu_mem if found.place == "gpu" else plan.machine.host_mem,
+        shortage=shortage,
+        needed=plan.needs[f"{shortage.place}_bytes"],
+        believed=plan.machine.gpu_mem if shortage.place == "gpu" else plan.machine.host_mem,
     )
     attempts.add(run, attempt, {"out_of_memory": asdict(failure)})
     print_error(str(failure))
@@ -113,5 +115,5 @@ def _shortage(run: RunDirectory, plan: Plan, attempt: int) -> Shortage | None:
 
 
 def _read(values: dict[str, object]) -> Shortage:
-    found: Shortage = from_dict(Shortage, values)
-    return found
+    shortage: Shortage = from_dict(Shortage, values)
+    return shortage

@@ -54,43 +54,43 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--rank", type=int, help="This rank alone.")
     parser.add_argument("--errors", action="store_true", help="Only what failed, with tracebacks.")
     parser.add_argument("--attempt", type=int, help="This attempt instead of the newest; with --follow: from it on.")
-    asked = parse(parser, argv)
-    run = open_run(asked.run)
+    arguments = parse(parser, argv)
+    run = open_run(arguments.run)
     listed = attempts_of(run)
-    number = _choose(run, listed, asked.attempt)
-    _check_rank(run, listed, number, asked.rank)
-    if asked.errors:
-        if asked.follow:
+    number = _choose(run, listed, arguments.attempt)
+    _check_rank(run, listed, number, arguments.rank)
+    if arguments.errors:
+        if arguments.follow:
             raise UserError("--errors --follow: --errors shows what has failed already; leave one of them out")
-        _show_errors(run, listed, number, asked.rank)
-    elif asked.follow:
-        _follow(run, number, asked.rank)
+        _show_errors(run, listed, number, arguments.rank)
+    elif arguments.follow:
+        _follow(run, number, arguments.rank)
     else:
-        _show(run, listed, number, asked.rank)
+        _show(run, listed, number, arguments.rank)
     return 0
 
 
-def _choose(run: RunDirectory, listed: list[dict[str, Any]], asked: int | None) -> int:
+def _choose(run: RunDirectory, listed: list[dict[str, Any]], attempt: int | None) -> int:
     """Number of the attempt that is meant; 0 when there is none yet."""
-    if asked is not None and not 1 <= asked <= len(listed):
-        there = (
+    if attempt is not None and not 1 <= attempt <= len(listed):
+        available = (
             f"has attempts 1 to {len(listed)}"
             if len(listed) > 1
             else "has attempt 1 alone"
             if listed
             else "has none yet"
         )
-        raise UserError(f"--attempt {asked}: {run.path} {there}")
-    return len(listed) if asked is None else asked
+        raise UserError(f"--attempt {attempt}: {run.path} {available}")
+    return len(listed) if attempt is None else attempt
 
 
-def _check_rank(run: RunDirectory, listed: list[dict[str, Any]], number: int, asked: int | None) -> None:
-    if asked is None or not number:
+def _check_rank(run: RunDirectory, listed: list[dict[str, Any]], number: int, rank: int | None) -> None:
+    if rank is None or not number:
         return
     ranks = range(listed[number - 1]["ranks"])
-    if asked not in ranks:
-        there = f"ranks 0 to {ranks[-1]}" if len(ranks) > 1 else "rank 0 alone"
-        raise UserError(f"--rank {asked}: attempt {number} of {run.path} has {there}")
+    if rank not in ranks:
+        available = f"ranks 0 to {ranks[-1]}" if len(ranks) > 1 else "rank 0 alone"
+        raise UserError(f"--rank {rank}: attempt {number} of {run.path} has {available}")
 
 
 class Tail:
@@ -149,8 +149,8 @@ class AttemptLog:
             return
         errors = _errors(self._run, self.number)
         code = attempts_of(self._run)[self.number - 1].get("exit_code", 0)
-        told = any("signal" in error for error in errors) if code > SIGNALLED else bool(errors)
-        silent = code and code not in REQUESTS and not told
+        explained = any("signal" in error for error in errors) if code > SIGNALLED else bool(errors)
+        silent = code and code not in REQUESTS and not explained
         if silent:  # a rank that a signal ended leaves nothing itself; the others fail because it is gone
             print(_red(f"attempt {self.number} ended with {exit_in_words(code)}, of which no rank has left an error"))
         if errors:
@@ -160,8 +160,8 @@ class AttemptLog:
 
 def _errors(run: RunDirectory, number: int) -> list[dict[str, Any]]:
     """What the ranks of an attempt failed of, the earliest first; the others often fail because that one is gone."""
-    found = [json.loads(path.read_text()) for path in run.log.glob(f"attempt-{number:03d}-rank-*.error.json")]
-    return sorted(found, key=lambda error: float(error["time"]))
+    failures = [json.loads(path.read_text()) for path in run.log.glob(f"attempt-{number:03d}-rank-*.error.json")]
+    return sorted(failures, key=lambda error: float(error["time"]))
 
 
 def _show(run: RunDirectory, listed: list[dict[str, Any]], number: int, rank: int | None) -> None:
@@ -178,13 +178,13 @@ def _show(run: RunDirectory, listed: list[dict[str, Any]], number: int, rank: in
 
 def _show_errors(run: RunDirectory, listed: list[dict[str, Any]], number: int, rank: int | None) -> None:
     """Print the tracebacks of an attempt's ranks in order of time, then the last lines of its job."""
-    chosen = [error for error in _errors(run, number) if rank in (None, error["rank"])]
-    for error in chosen:
+    errors = [error for error in _errors(run, number) if rank in (None, error["rank"])]
+    for error in errors:
         moment = time.strftime("%H:%M:%S", time.localtime(error["time"]))
         print(_red(f"rank {error['rank']} at {moment}: {error['error']}"))
         if error["trace"]:  # a signal leaves none
             print(error["trace"].rstrip())
-    if not chosen:
+    if not errors:
         print(f"no rank of attempt {number} has left an error" if number else f"{run.path} has no attempt yet")
     _show_job(run, listed[number - 1].get("job") if number else None)
     if number == len(listed):
@@ -211,14 +211,14 @@ def _follow(run: RunDirectory, number: int, rank: int | None) -> None:
     log = AttemptLog(run, number, rank) if number else None
     if log:
         log.show_first_error()
-    looked, said, over = float("-inf"), "running", 0
+    looked, state, over = float("-inf"), "running", 0
     while True:
         if time.monotonic() >= looked + LOOK:
-            found = facts(run, Scheduler())
+            current = facts(run, Scheduler())
             # seen twice where there is a job: one that is queued again is nowhere for a moment
-            looked, over = time.monotonic(), 0 if found.goes_on else over + (1 if found.job else 2)
-            said = _say(run, found, said)
-            log = _advance(run, log, len(found.attempts), rank)
+            looked, over = time.monotonic(), 0 if current.active else over + (1 if current.job else 2)
+            state = _say(run, current, state)
+            log = _advance(run, log, len(current.attempts), rank)
         if log:
             log.show(last=over > 1)
         sys.stdout.flush()
@@ -227,12 +227,12 @@ def _follow(run: RunDirectory, number: int, rank: int | None) -> None:
         time.sleep(POLL)
     if log:
         log.show_first_error()
-    _show_job(run, _job_before_ranks(run, found.attempts))
+    _show_job(run, _job_before_ranks(run, current.attempts))
 
 
-def _say(run: RunDirectory, found: Facts, before: str) -> str:
+def _say(run: RunDirectory, current: Facts, before: str) -> str:
     """Tell of a new state, beside the logs; return it."""
-    state, reason = state_of(found)
+    state, reason = state_of(current)
     if state != before:
         sys.stdout.flush()
         print(f"{run.path}: {state}" + f" ({reason})" * bool(reason), file=sys.stderr, flush=True)

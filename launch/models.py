@@ -30,11 +30,11 @@ def main(argv: list[str]) -> int:
     """Print the registry; return the exit code."""
     parser = new_parser("python -m launch models", "List the models known by name.", EXAMPLES)
     parser.add_argument("--json", action="store_true", help="Print one JSON object a model, in a list.")
-    known = [describe(find(name)) for name in registry()]
+    models = [describe(find(name)) for name in registry()]
     if parse(parser, argv).json:
-        sys.stdout.write(json.dumps(known, indent=2) + "\n")
+        sys.stdout.write(json.dumps(models, indent=2) + "\n")
     else:
-        sys.stdout.write(as_text(known))
+        sys.stdout.write(as_text(models))
     return 0
 
 
@@ -62,23 +62,25 @@ def describe(spec: ModelSpec) -> dict[str, Any]:
 def _least(spec: ModelSpec, work: Work) -> dict[str, Any]:
     """The strategy that needs least of one GPU, with nothing on the host."""
     on_the_gpu = [name for name, rung in LADDER.items() if not rung.offloads]
-    found = (estimate(spec, work, Machine(device="cuda"), strategy) for strategy in on_the_gpu)
-    least = min(found, key=lambda each: each.gpu_bytes)
+    estimates = (estimate(spec, work, Machine(device="cuda"), strategy) for strategy in on_the_gpu)
+    least = min(estimates, key=lambda each: each.gpu_bytes)
     return {"strategy": least.strategy, "gpu_bytes": least.gpu_bytes}
 
 
-def as_text(known: list[dict[str, Any]]) -> str:
+def as_text(models: list[dict[str, Any]]) -> str:
     """The models as an aligned table."""
     rows = [list(HEADS)]
-    for model in known:
+    for model in models:
         sizes = [f"{model[kind]['gpu_bytes'] / GIB:,.1f}" if model[kind] else "" for kind in ("full", "lora")]
         batch, lr = model["published_batch_size"], model["published_lr"]
         published = [f"{batch:,}" if batch else "", f"{lr:g}" if lr else "", f"{model['published_steps'] or ''}"]
         rows.append([model["name"], f"{model['parameters']:,}", model["family"], *published, *sizes])
-    left = (0, 2)
+    left_aligned = (0, 2)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
-        "  ".join(f"{v:<{w}}" if c in left else f"{v:>{w}}" for c, (v, w) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            f"{v:<{w}}" if c in left_aligned else f"{v:>{w}}" for c, (v, w) in enumerate(zip(row, widths, strict=True))
+        )
         for row in rows
     ]
     note = (

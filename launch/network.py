@@ -33,6 +33,6 @@ def with_interface(variables: dict[str, str], host: str) -> dict[str, str]:
 
     if any(name in variables or name in os.environ for name in INTERFACE_VARIABLES):
         return variables
-    own = source_address(host)
-    names = [name for name, of in psutil.net_if_addrs().items() if any(a.address == own for a in of)]
+    address = source_address(host)
+    names = [name for name, of in psutil.net_if_addrs().items() if any(a.address == address for a in of)]
     return variables | (dict.fromkeys(INTERFACE_VARIABLES, names[0]) if names else {})

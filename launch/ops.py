@@ -108,12 +108,12 @@ def ensure(op: str, variables: dict[str, str]) -> None:
         When the compiler is missing or fails.
     """
     cache = Path(variables["TORCH_EXTENSIONS_DIR"])
-    left = _clear(cache)
-    if compiled(op, cache) and op not in left:  # what a killed build left may be half of it; ninja knows
+    cleared = _clear(cache)
+    if compiled(op, cache) and op not in cleared:  # what a killed build left may be half of it; ninja knows
         return
     print(f"compiling DeepSpeed's {op} (once per environment, one to four minutes)", flush=True)
-    code, words, waited_in_vain = _build(op, variables, cache)
-    if code and waited_in_vain:
+    code, words, was_blocked = _build(op, variables, cache)
+    if code and was_blocked:
         code, words, _ = _build(op, variables, cache)
     if code:
         reason = next((line for line in reversed(words.splitlines()) if line), "")
@@ -123,12 +123,12 @@ def ensure(op: str, variables: dict[str, str]) -> None:
 
 def _build(op: str, variables: dict[str, str], cache: Path) -> tuple[int, str, bool]:
     """Run the program that compiles `op`: its exit code, what it said, whether it waited for a build that died."""
-    in_vain = False
-    with tempfile.TemporaryFile("w+", errors="replace") as said:
+    was_blocked = False
+    with tempfile.TemporaryFile("w+", errors="replace") as output:
         builder = subprocess.Popen(
             [sys.executable, "-c", OPS[op]],
             env=os.environ | variables | {"PATH": own_path()},
-            stdout=said,
+            stdout=output,
             stderr=subprocess.STDOUT,
         )
         try:
@@ -136,11 +136,11 @@ def _build(op: str, variables: dict[str, str], cache: Path) -> tuple[int, str, b
                 with suppress(subprocess.TimeoutExpired):
                     code = builder.wait(SECONDS_BETWEEN_LOOKS)
                     break
-                in_vain = bool(_clear(cache)) or in_vain
+                was_blocked = bool(_clear(cache)) or was_blocked
         finally:
             builder.kill()
-        said.seek(0)
-        return code, said.read(), in_vain
+        output.seek(0)
+        return code, output.read(), was_blocked
 
 
 def _clear(cache: Path) -> list[str]:
@@ -153,8 +153,8 @@ def _clear(cache: Path) -> list[str]:
 
 def remove_stale_locks(cache: Path) -> list[Path]:
     """Remove build locks whose holder is gone, and return them: every later job would wait for them for ever."""
-    found = list(cache.glob("**/lock"))
-    suspects = {lock: number for lock in found if (number := _inode(lock)) and stale(lock)}
+    locks = list(cache.glob("**/lock"))
+    suspects = {lock: number for lock in locks if (number := _inode(lock)) and stale(lock)}
     if suspects:
         time.sleep(SECONDS_TO_SETTLE)
     removed = []
@@ -186,14 +186,14 @@ def holders(lock: Path) -> list[int]:
     import psutil
 
     path, directory = str(lock.resolve()), str(lock.parent.resolve())
-    found = []
+    pids = []
     for process in psutil.process_iter(["name"]):
         with suppress(psutil.Error, OSError):
             name = process.info["name"].partition("-")[0]  # g++-12
             compiles = name in COMPILERS and process.cwd() == directory
             if compiles or any(file.path == path for file in process.open_files()):
-                found.append(process.pid)
-    return found
+                pids.append(process.pid)
+    return pids
 
 
 def filesystem(path: Path) -> str:

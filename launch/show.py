@@ -19,7 +19,7 @@ from wellread.units import GIB
 def as_dict(job: Job) -> dict[str, Any]:
     """The plan as one JSON object, with the files that the run writes."""
     plan = job.planned()
-    started = {"command": _command(job), "environment": _environment(job, plan)} | _shown(job, plan)
+    started = {"command": _command(job), "environment": _environment(job, plan)} | _plan_files(job, plan)
     return plan.as_dict() | {"chosen": plan.strategy, "out": str(job.run.path), "files": plan.files()} | started
 
 
@@ -44,7 +44,7 @@ def as_text(job: Job) -> str:
         ("command", shlex.join(_command(job))),
         ("environment", "\n".join(f"{k}={v}" for k, v in sorted(_environment(job, plan).items()))),
     ]
-    rows += [(f"{name} file", text.rstrip()) for name, text in _shown(job, plan).items()]
+    rows += [(f"{name} file", text.rstrip()) for name, text in _plan_files(job, plan).items()]
     width = max(len(name) for name, _ in rows) + 2
     return "\n".join(f"{name:<{width}}{value}".replace("\n", "\n" + " " * width) for name, value in rows)
 
@@ -52,9 +52,9 @@ def as_text(job: Job) -> str:
 def _defaults(job: Job) -> str:
     """Which settings of the training are the model's defaults, and where it says why; empty when none is."""
     spec, config = job.spec, job.config
-    asked = {"learning rate": config.optim.lr, "batch": config.schedule.batch_size, "epochs": config.schedule.epochs}
+    settings = {"learning rate": config.optim.lr, "batch": config.schedule.batch_size, "epochs": config.schedule.epochs}
     usual = {"learning rate": spec.lr, "batch": spec.batch_size, "epochs": spec.epochs}
-    names = [name for name, value in asked.items() if value == usual[name]]
+    names = [name for name, value in settings.items() if value == usual[name]]
     names += ["schedule"] * (replace(config.optim, lr=None) == type(config)().optim)
     return f"{', '.join(names)} of {spec.name}; sources: docs/defaults.md" if names else ""
 
@@ -63,24 +63,24 @@ def _recomputing(plan: Plan) -> str:
     return " with activation checkpointing" * plan.activation_checkpointing
 
 
-def memory(strategies: Sequence[dict[str, Any]], chosen: str | None) -> str:
+def memory(strategies: Sequence[dict[str, Any]], selected: str | None) -> str:
     """What each strategy would need, as an aligned table; the chosen one is marked."""
     heads = ["strategy", "GiB per GPU", "GiB per node", "GiB on disk", "speed"]
     heads.append(f"{MARGIN:.0%} of each limit stays free")
     rows = [heads]
-    for found in strategies:
-        sizes = [f"{found[key] / GIB:,.2f}" for key in ("gpu_bytes", "host_bytes", "disk_bytes")]
-        short = [f"{size / GIB:,.2f} GiB of {place} missing" for place, size in found["short"].items()]
-        state = "chosen" if found["strategy"] == chosen else ""
-        said = ", ".join([state] * bool(state) + short) or "fits"
-        said += " with activation checkpointing" * (found["activation_checkpointing"] and not short)
-        ratio = "" if found["offload_ratio"] is None else f" {found['offload_ratio']:.0%}"
-        rows.append([found["strategy"] + ratio, *sizes, f"{found['relative_speed']:.2f}", said])
+    for strategy in strategies:
+        sizes = [f"{strategy[key] / GIB:,.2f}" for key in ("gpu_bytes", "host_bytes", "disk_bytes")]
+        short = [f"{size / GIB:,.2f} GiB of {place} missing" for place, size in strategy["short"].items()]
+        state = "chosen" if strategy["strategy"] == selected else ""
+        remark = ", ".join([state] * bool(state) + short) or "fits"
+        remark += " with activation checkpointing" * (strategy["activation_checkpointing"] and not short)
+        ratio = "" if strategy["offload_ratio"] is None else f" {strategy['offload_ratio']:.0%}"
+        rows.append([strategy["strategy"] + ratio, *sizes, f"{strategy['relative_speed']:.2f}", remark])
     widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
     lines = []
-    for name, *numbers, said in rows:
+    for name, *numbers, remark in rows:
         cells = [cell.rjust(width) for cell, width in zip(numbers, widths[1:5], strict=True)]
-        lines.append("  ".join([name.ljust(widths[0]), *cells, said]).rstrip())
+        lines.append("  ".join([name.ljust(widths[0]), *cells, remark]).rstrip())
     return "\n".join(lines)
 
 
@@ -94,16 +94,16 @@ def _environment(job: Job, plan: Plan) -> dict[str, str]:
     return job.backend.environment(plan, job.training.code)
 
 
-def _shown(job: Job, plan: Plan) -> dict[str, str]:
+def _plan_files(job: Job, plan: Plan) -> dict[str, str]:
     """What else the cluster's backend would be given: name of a file, and its text."""
-    return job.backend.shown(job.training, plan)
+    return job.backend.plan_files(job.training, plan)
 
 
 def _state(job: Job) -> str:
-    begun = [checkpoint for checkpoint in list_checkpoints(job.run.checkpoints) if checkpoint.resumable]
-    if not begun:
+    resumable = [checkpoint for checkpoint in list_checkpoints(job.run.checkpoints) if checkpoint.resumable]
+    if not resumable:
         return ""
-    step = begun[-1].step
+    step = resumable[-1].step
     return " (finished)" if step == job.planned().steps else f" (begun; it would continue from step {step})"
 
 

@@ -73,15 +73,15 @@ def refuse_dirty() -> None:
 def _files(root: Path) -> list[tuple[str, bool]]:
     """Files of the tree, and whether git tracks each."""
     if not provenance.is_repository(root):
-        found = [path for folder in SOURCES for path in sorted((root / folder).rglob("*"))]
-        return [(str(p.relative_to(root)), True) for p in found if p.is_file() and "__pycache__" not in p.parts]
+        paths = [path for folder in SOURCES for path in sorted((root / folder).rglob("*"))]
+        return [(str(p.relative_to(root)), True) for p in paths if p.is_file() and "__pycache__" not in p.parts]
     listed = [(name, True) for name in _git_names(root, "--cached")]
     listed += [(name, False) for name in _git_names(root, "--others", "--exclude-standard")]
     # A file that was deleted is still listed, and a submodule is a folder; a link may lead to one, or nowhere.
-    there = [(name, tracked) for name, tracked in dict(listed).items() if os.path.lexists(root / name)]
-    return [(name, tracked) for name, tracked in there if not (root / name).is_dir() or (root / name).is_symlink()]
+    existing = [(name, tracked) for name, tracked in dict(listed).items() if os.path.lexists(root / name)]
+    return [(name, tracked) for name, tracked in existing if not (root / name).is_dir() or (root / name).is_symlink()]
 
 
 def _git_names(root: Path, *arguments: str) -> list[str]:
-    done = subprocess.run(["git", "-C", str(root), "ls-files", "-z", *arguments], capture_output=True, check=True)
-    return [os.fsdecode(name) for name in done.stdout.split(b"\0") if name]
+    result = subprocess.run(["git", "-C", str(root), "ls-files", "-z", *arguments], capture_output=True, check=True)
+    return [os.fsdecode(name) for name in result.stdout.split(b"\0") if name]

@@ -69,7 +69,7 @@ class Status:
 
 
 @dataclass(frozen=True)
-class Seen:
+class JobView:
     """A job of a run, and its state; `now` is None where the queue gave no answer."""
 
     job: Job
@@ -99,9 +99,9 @@ class Scheduler:
     def __init__(self) -> None:
         self.refusal = ""
 
-    def jobs(self, jobs: Iterable[Job]) -> list[Seen]:
+    def jobs(self, jobs: Iterable[Job]) -> list[JobView]:
         """What SLURM knows of these jobs."""
-        return [Seen(job, self._state(job)) for job in jobs]
+        return [JobView(job, self._state(job)) for job in jobs]
 
     def _state(self, job: Job) -> JobState | None:
         if self.refusal:
@@ -121,7 +121,7 @@ class Facts:
     last_checkpoint: int | None
     attempts: list[dict[str, Any]]
     holder: Holder | None
-    job: Seen | None
+    job: JobView | None
     """The newest job that trains."""
 
     @property
@@ -140,7 +140,7 @@ class Facts:
         return self.last_checkpoint is not None and self.last_checkpoint == self.steps
 
     @property
-    def goes_on(self) -> bool:
+    def active(self) -> bool:
         """Whether something of it is queued or runs; what SLURM does not say may well."""
         if self.holder or self.job is None:
             return self.holder is not None
@@ -189,18 +189,18 @@ def last_checkpoint(run: RunDirectory) -> int | None:
     return max((int(name[5:]) for name in names if re.fullmatch(r"step-\d+", name)), default=None)
 
 
-def state_of(found: Facts) -> tuple[str, str]:
+def state_of(current: Facts) -> tuple[str, str]:
     """The state that follows from the facts, and the reason."""
-    if found.finished:
+    if current.finished:
         return "finished", ""
-    job = found.job
+    job = current.job
     if job and job.now and job.now.active:
         return _queued(job.now)
-    if found.holder:
-        return "running", "" if found.under_way else "preparing"
+    if current.holder:
+        return "running", "" if current.under_way else "preparing"
     if job and job.now is None:
         return "unknown", "SLURM cannot be asked"
-    return _ended(found)
+    return _ended(current)
 
 
 def _queued(now: JobState) -> tuple[str, str]:
@@ -209,19 +209,19 @@ def _queued(now: JobState) -> tuple[str, str]:
     return "running", "" if now.state == "RUNNING" else now.state.lower()
 
 
-def _ended(found: Facts) -> tuple[str, str]:
+def _ended(current: Facts) -> tuple[str, str]:
     """State of a run that neither waits nor runs."""
-    job = found.job
-    if job and job.now and not has_begun(job.job, found.attempts):
+    job = current.job
+    if job and job.now and not has_begun(job.job, current.attempts):
         words = {
             "CANCELLED": ("stopped", "was cancelled"),
             "UNKNOWN": ("unknown", "is forgotten by SLURM, and left no attempt"),
         }
         state, what = words.get(job.now.state, ("failed", f"{job.now.state.lower()} before its ranks began"))
         return state, f"job {job.id} {what}"
-    if not found.attempts:
+    if not current.attempts:
         return "prepared", ""
-    newest = found.attempts[-1]
+    newest = current.attempts[-1]
     if "ended" not in newest:
         of_job = job and job.now and newest.get("job") == job.id and job.now.state not in ("COMPLETED", "UNKNOWN")
         return "killed", f"job {job.id} {job.now.state.lower()}" if job and job.now and of_job else ""
@@ -252,53 +252,53 @@ def moment(text: str) -> datetime:
 def progress(run: RunDirectory, attempt: int) -> dict[str, Any]:
     """What the newest attempt's rank 0 says of itself; empty when it has said nothing yet."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        told: dict[str, Any] = json.loads((run.log / "progress.json").read_text())
-        if told["attempt"] == attempt:
-            return told
+        report: dict[str, Any] = json.loads((run.log / "progress.json").read_text())
+        if report["attempt"] == attempt:
+            return report
     return {}
 
 
 def look(run: RunDirectory, scheduler: Scheduler) -> Status:
     """What a run does now."""
     try:
-        found = facts(run, scheduler)
-        state, reason = state_of(found)
+        current = facts(run, scheduler)
+        state, reason = state_of(current)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return Status(run=str(run.path), state="unknown", reason=f"unreadable: {error}")
-    told = progress(run, len(found.attempts))
-    if state == "running" and not reason and told and found.under_way:
-        reason = _standstill(told)
-    left = told and state == "running" and found.under_way
+    report = progress(run, len(current.attempts))
+    if state == "running" and not reason and report and current.under_way:
+        reason = _standstill(report)
+    is_timed = report and state == "running" and current.under_way
     return Status(
         run=str(run.path),
         state=state,
         reason=reason,
-        step=told.get("step", found.last_checkpoint),
-        steps=found.steps,
-        tokens=told.get("tokens"),
-        loss=told.get("loss"),
-        tokens_per_second=told.get("tokens_per_second"),
-        seconds_per_step=told.get("seconds_per_step"),
-        seconds_left=(told["steps"] - told["step"]) * told["seconds_per_step"] if left else None,
-        last_checkpoint=found.last_checkpoint,
-        attempts=len(found.attempts),
-        where=_where(found),
+        step=report.get("step", current.last_checkpoint),
+        steps=current.steps,
+        tokens=report.get("tokens"),
+        loss=report.get("loss"),
+        tokens_per_second=report.get("tokens_per_second"),
+        seconds_per_step=report.get("seconds_per_step"),
+        seconds_left=(report["steps"] - report["step"]) * report["seconds_per_step"] if is_timed else None,
+        last_checkpoint=current.last_checkpoint,
+        attempts=len(current.attempts),
+        where=_where(current),
     )
 
 
-def _standstill(told: dict[str, Any]) -> str:
+def _standstill(report: dict[str, Any]) -> str:
     """That no step was made for long, where it is so: ranks that hang look alive."""
-    idle = time.time() - told["time"]
-    return f"no step for {duration(idle)}" if idle > max(60, 20 * told["seconds_per_step"]) else ""
+    idle = time.time() - report["time"]
+    return f"no step for {duration(idle)}" if idle > max(60, 20 * report["seconds_per_step"]) else ""
 
 
-def _where(found: Facts) -> str:
-    job, holder = found.job, found.holder
+def _where(current: Facts) -> str:
+    job, holder = current.job, current.holder
     if job and job.now and job.now.active:
         return f"slurm job {job.id}" + f" on {job.now.nodes}" * bool(job.now.nodes)
     if holder:
         return f"pid {holder.pid} on {holder.host}" if holder.pid else ""
-    newest = found.attempts[-1] if found.attempts else {}
+    newest = current.attempts[-1] if current.attempts else {}
     if "job" in newest:
         return f"slurm job {newest['job']}"
     return " on ".join(newest[key] for key in ("cluster", "host") if newest.get(key))

@@ -45,24 +45,24 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run", nargs="?", help="Run directory; without it, all in the folder of --runs.")
     parser.add_argument("--runs", default="runs", help="Folder whose runs are listed.")
     parser.add_argument("--json", action="store_true", help="Print a list of objects.")
-    asked = parse(parser, argv)
+    arguments = parse(parser, argv)
     scheduler = Scheduler()
-    if asked.run is None:
-        found = [look(run, scheduler) for run in _runs(Path(asked.runs))]
-        text = _json([asdict(status) for status in found]) if asked.json else _table(found, asked.runs)
+    if arguments.run is None:
+        statuses = [look(run, scheduler) for run in _runs(Path(arguments.runs))]
+        text = _json([asdict(status) for status in statuses]) if arguments.json else _table(statuses, arguments.runs)
     else:
-        run = open_run(asked.run)
+        run = open_run(arguments.run)
         about = details(run, look(run, scheduler), scheduler)
-        text = _json([about]) if asked.json else _page(about)
+        text = _json([about]) if arguments.json else _page(about)
     if text:
         print(text)
-    if scheduler.refusal and asked.run is None and not asked.json:
+    if scheduler.refusal and arguments.run is None and not arguments.json:
         print(scheduler.refusal, file=sys.stderr)
     return 0
 
 
-def _json(found: list[dict[str, Any]]) -> str:
-    return json.dumps(found, indent=2, ensure_ascii=False)
+def _json(values: list[dict[str, Any]]) -> str:
+    return json.dumps(values, indent=2, ensure_ascii=False)
 
 
 def _runs(folder: Path) -> list[RunDirectory]:
@@ -79,13 +79,13 @@ def _launched(run: RunDirectory) -> float:
     return run.config_file.stat().st_mtime if run.config_file.is_file() else float("inf")
 
 
-def _table(found: list[Status], folder: str) -> str:
+def _table(statuses: list[Status], folder: str) -> str:
     """All runs, aligned; on a terminal in color, printed here."""
-    if not found:
+    if not statuses:
         return f"no runs in {folder}"
-    rows = [_cells(status) | {"state": _short(status.in_words)} for status in found]
+    rows = [_cells(status) | {"state": _short(status.in_words)} for status in statuses]
     if sys.stdout.isatty():
-        _show_table(found, rows)
+        _show_table(statuses, rows)
         return ""
     table = [tuple(name.upper() for name in rows[0]), *(tuple(row.values()) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
@@ -97,7 +97,7 @@ def _short(state: str) -> str:
     return state if len(state) <= WIDEST_STATE else f"{state[: WIDEST_STATE - 2]}…)"
 
 
-def _show_table(found: list[Status], rows: list[dict[str, str]]) -> None:
+def _show_table(statuses: list[Status], rows: list[dict[str, str]]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -105,7 +105,7 @@ def _show_table(found: list[Status], rows: list[dict[str, str]]) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in rows[0]:
         table.add_column(name, justify="right" if name in NUMBERS else "left", overflow="fold")
-    for status, row in zip(found, rows, strict=True):
+    for status, row in zip(statuses, rows, strict=True):
         color = COLORS.get(status.state, "red")
         table.add_row(*(Text(text, style=color if name == "state" else "") for name, text in row.items()))
     Console().print(table)
@@ -141,8 +141,8 @@ def details(run: RunDirectory, status: Status, scheduler: Scheduler) -> dict[str
         "first_error": error and {key: error[key] for key in ("rank", "error", "time")},
         "history": [{key: attempt.get(key) for key in keys} for attempt in listed],
         "jobs": [
-            seen.job.note | (asdict(seen.now) if seen.now else {"state": None, "reason": scheduler.refusal})
-            for seen in jobs
+            entry.job.note | (asdict(entry.now) if entry.now else {"state": None, "reason": scheduler.refusal})
+            for entry in jobs
         ],
     }
 

@@ -51,7 +51,7 @@ class Evaluation:
 
     run: RunDirectory
     name: str
-    whole: tuple[str, ...]
+    arguments: tuple[str, ...]
     parts: list[tuple[str, ...]]
     """What comes first, at the same time; empty where it is one piece."""
     parallelism: int | None = None
@@ -145,7 +145,7 @@ class Backend(ABC):
         """Jobs that a run was handed over as, oldest first; none where launch stays with the ranks."""
         return []
 
-    def shown(self, training: Training, plan: Plan) -> dict[str, str]:
+    def plan_files(self, training: Training, plan: Plan) -> dict[str, str]:
         """What ``launch plan`` shows of it beyond command and environment: name of a file, and its text."""
         return {}
 
@@ -157,14 +157,14 @@ class Backend(ABC):
 
     def environment(self, plan: Plan, code: Path | None = None) -> dict[str, str]:
         """Variables of every rank that runs `code` (default: of what is no rank of a run)."""
-        found = environment.variables(self.file, plan.machine.device, self.cores(plan.machine.ranks_per_node))
-        return found | ({provenance.CODE_ROOT: str(code)} if code else {})
+        variables = environment.variables(self.file, plan.machine.device, self.cores(plan.machine.ranks_per_node))
+        return variables | ({provenance.CODE_ROOT: str(code)} if code else {})
 
     def _described(
-        self, nodes: int, asked: int | Literal["auto"], device: str, usual: int, most: int, limit: str
+        self, nodes: int, ranks_per_node: int | Literal["auto"], device: str, usual: int, most: int, limit: str
     ) -> Machine:
         """The plan's view; at most `most` ranks a node (0: as many as one likes), as `limit` says."""
-        ranks = (self.file.ranks_per_node or usual) if asked == "auto" else asked
+        ranks = (self.file.ranks_per_node or usual) if ranks_per_node == "auto" else ranks_per_node
         if most and ranks > most:
             raise UserError(f"--ranks_per_node {ranks}: beyond the {most} of a node ({limit}); choose at most that")
         return Machine(cluster=self.file.kind, nodes=nodes, ranks_per_node=ranks, device=device)
@@ -183,8 +183,8 @@ def of(file: ClusterFile) -> Backend:
 
 def _kind(name: str) -> type[Backend]:
     module, _, attribute = BACKENDS[name].partition(":")
-    found: type[Backend] = getattr(import_module(module), attribute)
-    return found
+    backend: type[Backend] = getattr(import_module(module), attribute)
+    return backend
 
 
 def jobs_of(run: RunDirectory) -> list[Job]:

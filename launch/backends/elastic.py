@@ -57,34 +57,34 @@ def start(arguments: list[str], ranks: int, variables: dict[str, str], code: Pat
 
     os.environ.update(variables | {"WELLREAD_LAUNCHER": str(os.getpid())})
     logging.disable(logging.ERROR)  # elastic's own lines; `launch` shows the first error of all ranks
-    by_hand, node = node is None, node or Node()
-    alone = node.nodes == 1
+    is_launcher, node = node is None, node or Node()
+    is_single = node.nodes == 1
     settings = LaunchConfig(
         min_nodes=node.nodes,
         max_nodes=node.nodes,
         nproc_per_node=ranks,
-        rdzv_backend="c10d" if alone else "static",
+        rdzv_backend="c10d" if is_single else "static",
         rdzv_endpoint=f"{node.address}:{node.port}",
-        rdzv_configs={} if alone else {"rank": node.number, "timeout": SECONDS_TO_MEET},
-        local_addr="127.0.0.1" if alone else None,
+        rdzv_configs={} if is_single else {"rank": node.number, "timeout": SECONDS_TO_MEET},
+        local_addr="127.0.0.1" if is_single else None,
         max_restarts=0,
-        run_id=f"wellread-{os.getpid()}" if alone else "wellread",
+        run_id=f"wellread-{os.getpid()}" if is_single else "wellread",
         logs_specs=DefaultLogsSpecs(),
         shutdown_timeout=SECONDS_TO_SAVE,
         signals_to_handle="SIGQUIT",  # the others are handled here: elastic's second signal only waits again
     )
-    asked = 0
+    received = 0
 
     def stop(number: int, frame: types.FrameType | None) -> None:
-        nonlocal asked
-        if asked:
+        nonlocal received
+        if received:
             end_children()  # elastic, which waits for them, returns
             return
-        asked = number
-        if by_hand:
+        received = number
+        if is_launcher:
             os.write(sys.stderr.fileno(), ASKED.encode())  # print() must not be entered twice
-        known = signal.SIGTERM if number == signal.SIGHUP else signal.Signals(number)
-        raise SignalException(f"asked to stop by {known.name}", sigval=known)  # elastic passes it on to the ranks
+        to_send = signal.SIGTERM if number == signal.SIGHUP else signal.Signals(number)
+        raise SignalException(f"asked to stop by {to_send.name}", sigval=to_send)  # elastic passes it on to the ranks
 
     try:
         with _inside(code), stop_signals(stop):
@@ -92,7 +92,7 @@ def start(arguments: list[str], ranks: int, variables: dict[str, str], code: Pat
     except ChildFailedError as error:
         return _exit_code({rank: failure.exitcode for rank, failure in error.failures.items()})
     except SignalException as error:
-        return 128 + (asked or error.sigval)
+        return 128 + (received or error.sigval)
     return 0
 
 
@@ -100,13 +100,13 @@ def start(arguments: list[str], ranks: int, variables: dict[str, str], code: Pat
 def stop_signals(handler: Callable[[int, types.FrameType | None], None]) -> Iterator[None]:
     """Let `handler` take the signals that ask for the end, save for a SIGHUP that nohup has had ignored."""
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    taken = [n for n in STOP_SIGNALS if not (n == signal.SIGHUP and before[n] == signal.SIG_IGN)]
-    for number in taken:
+    handled = [n for n in STOP_SIGNALS if not (n == signal.SIGHUP and before[n] == signal.SIG_IGN)]
+    for number in handled:
         signal.signal(number, handler)
     try:
         yield
     finally:
-        for number in taken:
+        for number in handled:
             signal.signal(number, before[number])
 
 
@@ -114,11 +114,11 @@ def end_children() -> list[psutil.Process]:
     """Kill every process that this one has started, and those that they have; return them."""
     import psutil
 
-    found = psutil.Process().children(recursive=True)
-    for process in found:
+    children = psutil.Process().children(recursive=True)
+    for process in children:
         with suppress(psutil.NoSuchProcess):
             process.kill()
-    return found
+    return children
 
 
 @contextmanager

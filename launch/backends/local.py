@@ -82,7 +82,7 @@ class Local(Attended):
             code = pool(evaluation.parts, evaluation.parallelism or max(1, devices.count_gpus()))
             if code:
                 return code
-        return subprocess.run([sys.executable, *evaluation.whole], check=False).returncode
+        return subprocess.run([sys.executable, *evaluation.arguments], check=False).returncode
 
     def checks(self, request: Request, nodes: int | None, no_job: bool) -> Iterator[Check]:
         """This machine, as one that runs ranks."""

@@ -20,16 +20,16 @@ class Check:
     remedy: str = ""
 
 
-def ok(check: str, found: str) -> Check:
+def ok(check: str, text: str) -> Check:
     """What is as it should be on this machine."""
-    return Check(check=check, state="ok", found=found)
+    return Check(check=check, state="ok", found=text)
 
 
-def warning(check: str, found: str, remedy: str) -> Check:
+def warning(check: str, text: str, remedy: str) -> Check:
     """What some jobs will stumble over."""
-    return Check(check=check, state="warning", found=found, remedy=remedy)
+    return Check(check=check, state="warning", found=text, remedy=remedy)
 
 
-def failed(check: str, found: str, remedy: str) -> Check:
+def failed(check: str, text: str, remedy: str) -> Check:
     """What no job gets past."""
-    return Check(check=check, state="failed", found=found, remedy=remedy)
+    return Check(check=check, state="failed", found=text, remedy=remedy)

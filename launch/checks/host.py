@@ -57,8 +57,8 @@ def locked_memory(on_gpu: bool) -> Check:
     soft = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     text = "unlimited" if soft == resource.RLIM_INFINITY else f"{soft >> 10:,} KiB"
     if soft != resource.RLIM_INFINITY and (on_gpu or Path("/sys/class/infiniband").is_dir()):
-        found = f"{text}; InfiniBand and zero3-nvme lock their buffers"
-        return warning("ulimit: locked memory", found, "ulimit -l unlimited, or in /etc/security/limits.conf")
+        problem = f"{text}; InfiniBand and zero3-nvme lock their buffers"
+        return warning("ulimit: locked memory", problem, "ulimit -l unlimited, or in /etc/security/limits.conf")
     return ok("ulimit: locked memory", text)
 
 
@@ -76,7 +76,7 @@ def _limit(number: int) -> str:
     return "unlimited" if number == resource.RLIM_INFINITY else str(number)
 
 
-def memory(wanted: float | None, in_job: bool) -> Check:
+def memory(required: float | None, in_job: bool) -> Check:
     """Memory of this host, and what a container or a batch system leaves of it.
 
     Parameters
@@ -93,8 +93,8 @@ def memory(wanted: float | None, in_job: bool) -> Check:
     text = f"{now.total / GIB:.1f} GiB, {now.available / GIB:.1f} GiB of it available"
     text += f"; limited to {limit / GIB:.1f} GiB by its control group" if limit and limit < now.total else ""
     most = min(now.total, limit or now.total) / GIB
-    if wanted and wanted > most:
-        return failed("memory", text, f"memory: {wanted:g} in the cluster's file is more; lower it")
+    if required and required > most:
+        return failed("memory", text, f"memory: {required:g} in the cluster's file is more; lower it")
     if min(now.available, limit or now.available) < 2 * GIB:
         return warning("memory", text, "end what else runs here, or raise the container's limit: ranks need 2 GiB each")
     return ok("memory", text)
@@ -122,15 +122,15 @@ def disk(check: str, path: Path, option: str, enough: float) -> Check:
     enough : float
         GiB; a tenth of it is too little for anything.
     """
-    there = path.expanduser().resolve()
-    while not there.is_dir() and there != there.parent:
-        there = there.parent
-    status = os.statvfs(there)
+    folder = path.expanduser().resolve()
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    status = os.statvfs(folder)
     free = status.f_bavail * status.f_frsize / GIB
-    text = f"{free:.1f} GiB free at {path} ({filesystem(there)})"
+    text = f"{free:.1f} GiB free at {path} ({filesystem(folder)})"
     other = f"choose another folder: {option}…"
-    if status.f_flag & os.ST_RDONLY or not os.access(there, os.W_OK | os.X_OK):
-        return failed(check, f"{there} cannot be written to", other)
+    if status.f_flag & os.ST_RDONLY or not os.access(folder, os.W_OK | os.X_OK):
+        return failed(check, f"{folder} cannot be written to", other)
     if status.f_files and not status.f_favail:
         return failed(check, f"{text}, but no inode", f"remove files, or {other}")
     if free < enough:

@@ -82,9 +82,9 @@ def main() -> None:
     """Look at this machine, and send what was found."""
     defaults = {"runs": "runs", "corpora": "corpora", "extensions": str(Path(sys.prefix) / "torch_extensions")}
     request = Request(**json.loads(sys.argv[1]) if len(sys.argv) > 1 else defaults)
-    found = report(request)
-    text = json.dumps(asdict(found) | {"time": time.time()})
-    mark = f"{MARK}{found.host}-{os.getpid()} "
+    answer = report(request)
+    text = json.dumps(asdict(answer) | {"time": time.time()})
+    mark = f"{MARK}{answer.host}-{os.getpid()} "
     for start in range(0, len(text), PIECE):
         print(mark + text[start : start + PIECE])
     sys.stdout.flush()
@@ -118,16 +118,16 @@ def installed(request: Request) -> list[Check]:
 def machine(request: Request, importing: dict[str, Any] | str) -> list[Check]:
     """Checks of a machine that runs ranks."""
     cache = Path(request.extensions)
-    found = [software.torch(importing)]
+    checks = [software.torch(importing)]
     if isinstance(importing, dict):
         has_driver = Path("/proc/driver/nvidia/version").exists()
-        found.append(software.device(importing, request.device, count_gpus(), has_driver))
+        checks.append(software.device(importing, request.device, count_gpus(), has_driver))
     on_gpu = isinstance(importing, dict) and bool(importing["gpus"]) and request.device != "cpu"
-    wanted = [op for op in ops.OPS if not (on_gpu and op == "deepspeed_shm_comm")]
-    ready = all(ops.compiled(op, cache) for op in wanted)
-    found += [software.compiler(ready), software.ninja(), *software.locks(cache)]
-    found += [software.op_compiled(op, cache, request.build, on_gpu) for op in wanted]
-    found += [
+    needed = [op for op in ops.OPS if not (on_gpu and op == "deepspeed_shm_comm")]
+    ready = all(ops.compiled(op, cache) for op in needed)
+    checks += [software.compiler(ready), software.ninja(), *software.locks(cache)]
+    checks += [software.op_compiled(op, cache, request.build, on_gpu) for op in needed]
+    checks += [
         software.libaio(),
         system.port(),
         system.host_name(request.several),
@@ -136,7 +136,7 @@ def machine(request: Request, importing: dict[str, Any] | str) -> list[Check]:
         system.core_files(),
     ]
     return [
-        *found,
+        *checks,
         system.memory(request.memory, request.in_job),
         system.shared_memory(),
         system.disk("disk: torch_extensions", cache, "TORCH_EXTENSIONS_DIR=", GIB_FOR_OPS),

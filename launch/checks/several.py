@@ -42,7 +42,7 @@ class Answer:
     reports: list[tuple[Report, float]]
     """Each with the time of its arrival."""
     code: int
-    said: list[str]
+    stderr: list[str]
     """Lines of stderr, ssh's or srun's among them."""
     in_time: bool
 
@@ -76,18 +76,18 @@ def of_node(report: Report, at: float, request: Request, gpus: int) -> Iterator[
 
 def _shared(report: Report, request: Request) -> Check:
     """Whether a node sees this machine's code and the file that the doctor wrote."""
-    seen = request.token is not None and report.token == Path(request.token).name
+    visible = request.token is not None and report.token == Path(request.token).name
     same = report.code == code_hash()
-    found = [
-        "a file written here is read there" if seen else f"a file written in {request.runs} does not appear there",
+    parts = [
+        "a file written here is read there" if visible else f"a file written in {request.runs} does not appear there",
         "the same code" if same else f"the code in {report.root} is not this",
     ]
     return Check(
         check="shared folder",
         where=report.host,
-        state="ok" if seen and same else "failed",
-        found=", ".join(found),
-        remedy="" if seen and same else SHARED,
+        state="ok" if visible and same else "failed",
+        found=", ".join(parts),
+        remedy="" if visible and same else SHARED,
     )
 
 
@@ -105,19 +105,19 @@ def clock(host: str, seconds: float) -> Check:
     )
 
 
-def _versions(report: Report, here: dict[str, str]) -> Check:
-    names = sorted({*here, *report.versions})
-    others = [
-        f"{name} {report.versions.get(name, 'missing')} (here {here.get(name, 'missing')})"
+def _versions(report: Report, local: dict[str, str]) -> Check:
+    names = sorted({*local, *report.versions})
+    differences = [
+        f"{name} {report.versions.get(name, 'missing')} (here {local.get(name, 'missing')})"
         for name in names
-        if report.versions.get(name) != here.get(name)
+        if report.versions.get(name) != local.get(name)
     ]
     return Check(
         check="versions",
         where=report.host,
-        state="failed" if others else "ok",
-        found=", ".join(others) or "the same as here",
-        remedy="use one environment for all: python: in the cluster's file" if others else "",
+        state="failed" if differences else "ok",
+        found=", ".join(differences) or "the same as here",
+        remedy="use one environment for all: python: in the cluster's file" if differences else "",
     )
 
 
@@ -138,14 +138,14 @@ def ask(command: list[str], seconds: float, environment: dict[str, str] | None =
     late = threading.Event()
     pieces: dict[str, str] = {}
     arrivals: dict[str, float] = {}
-    with tempfile.TemporaryFile("w+", errors="replace") as said:
+    with tempfile.TemporaryFile("w+", errors="replace") as stderr:
         process = subprocess.Popen(
             command,
             cwd=ROOT,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=said,
+            stderr=stderr,
             text=True,
             errors="replace",
             start_new_session=True,
@@ -155,22 +155,24 @@ def ask(command: list[str], seconds: float, environment: dict[str, str] | None =
         timer.start()
         try:
             for line in process.stdout:
-                mark, found, rest = line.partition(MARK)[2].partition(" ")
-                if found:
-                    pieces[mark] = pieces.get(mark, "") + rest.removesuffix("\n")
+                mark, separator, piece = line.partition(MARK)[2].partition(" ")
+                if separator:
+                    pieces[mark] = pieces.get(mark, "") + piece.removesuffix("\n")
                     arrivals[mark] = time.time()
             code = process.wait()
         finally:
             timer.cancel()
             _end(process)
             process.stdout.close()
-        said.seek(0)
-        lines = [" ".join(line.split()) for line in said if line.strip()]
+        stderr.seek(0)
+        lines = [" ".join(line.split()) for line in stderr if line.strip()]
     reports = []
     for mark, text in pieces.items():
         with suppress(ValueError):  # cut off in the middle
             reports.append((Report.of(text), arrivals[mark]))
-    return Answer(reports=sorted(reports, key=lambda it: it[0].host), code=code, said=lines, in_time=not late.is_set())
+    return Answer(
+        reports=sorted(reports, key=lambda it: it[0].host), code=code, stderr=lines, in_time=not late.is_set()
+    )
 
 
 def _give_up(process: subprocess.Popen[str], late: threading.Event) -> None:

@@ -39,11 +39,11 @@ def python(version: tuple[int, ...]) -> Check:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a run depends on; those that are missing are left out."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            installed[name] = metadata.version(name)
+    return installed
 
 
 def pinned() -> dict[str, str]:
@@ -53,18 +53,18 @@ def pinned() -> dict[str, str]:
     return {name.lower(): version for name, equal, version in (line.partition("==") for line in lines) if equal}
 
 
-def packages(found: dict[str, str], wanted: dict[str, str]) -> Check:
+def packages(installed: dict[str, str], pins: dict[str, str]) -> Check:
     """Versions of packages against constraints.txt."""
-    if missing := [name for name in PACKAGES if name not in found]:
+    if missing := [name for name in PACKAGES if name not in installed]:
         return failed("packages", f"missing: {', '.join(missing)}", SETUP)
-    others = [
-        f"{name} {version} (pinned {wanted[name]})"
-        for name, version in found.items()
-        if name in wanted and version.partition("+")[0] != wanted[name]
+    differences = [
+        f"{name} {version} (pinned {pins[name]})"
+        for name, version in installed.items()
+        if name in pins and version.partition("+")[0] != pins[name]
     ]
-    if others:
-        return warning("packages", ", ".join(others), SETUP)
-    return ok("packages", ", ".join(f"{name} {found[name]}" for name in ("torch", "deepspeed", "transformers")))
+    if differences:
+        return warning("packages", ", ".join(differences), SETUP)
+    return ok("packages", ", ".join(f"{name} {installed[name]}" for name in ("torch", "deepspeed", "transformers")))
 
 
 _IMPORT = """
@@ -86,15 +86,15 @@ print(json.dumps({
 def import_torch(seconds: float = SECONDS_TO_IMPORT) -> dict[str, Any] | str:
     """What torch says of itself and of the GPUs, or why it cannot; in a process of its own, for it may hang."""
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-c", _IMPORT], capture_output=True, text=True, timeout=seconds, check=False
         )
     except subprocess.TimeoutExpired:
         return f"hangs: no end of the import within {seconds:g} s"
-    if done.returncode:
-        told = [line for line in done.stderr.splitlines() if line.strip()]
-        return told[-1] if told else f"the import ended with code {done.returncode}"
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    if result.returncode:
+        lines = [line for line in result.stderr.splitlines() if line.strip()]
+        return lines[-1] if lines else f"the import ended with code {result.returncode}"
+    answer: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
     return answer
 
 
@@ -107,7 +107,7 @@ def torch(importing: dict[str, Any] | str) -> Check:
     return ok("torch", f"{importing['version']}, {built}")
 
 
-def device(importing: dict[str, Any], wanted: str, gpus: int, has_driver: bool) -> Check:
+def device(importing: dict[str, Any], requested: str, gpus: int, has_driver: bool) -> Check:
     """What ranks compute on; torch's build against the devices and the driver that are there.
 
     Parameters
@@ -119,7 +119,7 @@ def device(importing: dict[str, Any], wanted: str, gpus: int, has_driver: bool) 
     """
     built, usable = importing["built"], importing["gpus"]
     cores = f"CPU, {len(os.sched_getaffinity(0))} cores"
-    if wanted == "cpu":
+    if requested == "cpu":
         return ok("device", cores)
     if usable:
         kinds = ", ".join(f"{usable.count(kind)} x {kind}" for kind in dict.fromkeys(usable))
@@ -130,7 +130,7 @@ def device(importing: dict[str, Any], wanted: str, gpus: int, has_driver: bool) 
     if gpus:
         remedy = "update the driver, or install the torch build for its CUDA version (nvidia-smi shows it)"
         return failed("device", f"{gpus} GPUs, but torch for {built} cannot use them", remedy)
-    if wanted == "cuda":
+    if requested == "cuda":
         return failed("device", f"no GPU here ({cores})", "compare nvidia-smi, CUDA_VISIBLE_DEVICES and gres:")
     if built != "CPU":
         why = "CUDA_VISIBLE_DEVICES hides the GPUs" if has_driver else "there is no NVIDIA driver"
@@ -145,20 +145,20 @@ def compiler(ready: bool) -> Check:
     path = shutil.which(name)
     if path is None:
         remedy = "Debian: apt-get install g++; a cluster: a module load line under setup:"
-        found = f"{name} not found; zero1, zero2, zero3 on CPUs and all offload compile with it"
-        return warning("compiler", found, remedy) if ready else failed("compiler", found, remedy)
-    told = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
-    if told.returncode:
-        return failed("compiler", f"{path} --version ends with code {told.returncode}", "install it again")
-    return ok("compiler", f"{path}: {told.stdout.splitlines()[0]}")
+        problem = f"{name} not found; zero1, zero2, zero3 on CPUs and all offload compile with it"
+        return warning("compiler", problem, remedy) if ready else failed("compiler", problem, remedy)
+    result = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+    if result.returncode:
+        return failed("compiler", f"{path} --version ends with code {result.returncode}", "install it again")
+    return ok("compiler", f"{path}: {result.stdout.splitlines()[0]}")
 
 
 def ninja() -> Check:
     """The build tool, which torch runs even for ops that are compiled."""
     path = shutil.which("ninja")
     if path is None:
-        here = Path(sys.executable).parent
-        remedy = f"PATH={here}:$PATH" if (here / "ninja").exists() else "pip install ninja"
+        folder = Path(sys.executable).parent
+        remedy = f"PATH={folder}:$PATH" if (folder / "ninja").exists() else "pip install ninja"
         return failed("ninja", "not found; DeepSpeed's ops load through it", remedy)
     return ok("ninja", path)
 
@@ -166,19 +166,19 @@ def ninja() -> Check:
 def locks(cache: Path) -> list[Check]:
     """Build locks; the stale ones are removed."""
     removed = ops.remove_stale_locks(cache)
-    found = [
+    checks = [
         warning("build lock", f"stale, removed: {lock}", "a killed build left it; every job would have waited for it")
         for lock in removed
     ]
     for lock in cache.glob("**/lock"):
         if pids := ops.holders(lock):
             text = f"{lock}: process {', '.join(map(str, pids))} builds"
-            found.append(warning("build lock", text, "jobs wait until it is done: one to four minutes"))
+            checks.append(warning("build lock", text, "jobs wait until it is done: one to four minutes"))
         else:
             text = f"{lock}: nobody builds on this machine, but another host, user or container may"
             remedy = f"remove it if none does; it goes by itself after {ops.SECONDS_OUT_OF_SIGHT // 60} minutes"
-            found.append(warning("build lock", text, remedy))
-    return found or [ok("build lock", "none")]
+            checks.append(warning("build lock", text, remedy))
+    return checks or [ok("build lock", "none")]
 
 
 def op_compiled(op: str, cache: Path, build: bool, on_gpu: bool) -> Check:
@@ -186,8 +186,8 @@ def op_compiled(op: str, cache: Path, build: bool, on_gpu: bool) -> Check:
     if ops.compiled(op, cache):
         return ok(f"op: {op}", "compiled")
     if not build:
-        found = "not compiled; the first job that needs it does, in one to four minutes"
-        return warning(f"op: {op}", found, "python -m launch doctor --build, with the same --cluster")
+        problem = "not compiled; the first job that needs it does, in one to four minutes"
+        return warning(f"op: {op}", problem, "python -m launch doctor --build, with the same --cluster")
     began = time.monotonic()
     try:
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for the answer

@@ -26,10 +26,10 @@ PLAN = Plan(
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
-    found = RunDirectory(tmp_path)
-    found.log.mkdir()
-    write_json(found.manifest_file, {"version": 1, "identity": {"seed": 0}, "attempts": []})
-    return found
+    directory = RunDirectory(tmp_path)
+    directory.log.mkdir()
+    write_json(directory.manifest_file, {"version": 1, "identity": {"seed": 0}, "attempts": []})
+    return directory
 
 
 def note(run: RunDirectory, attempt: int, rank: int, time: float, **more: Any) -> None:
@@ -63,10 +63,10 @@ def test_the_code_is_this_one_unless_named(run: RunDirectory, tmp_path: Path) ->
     write_json(tmp_path / "code" / provenance.SNAPSHOT, {"commit": "abc", "dirty": False})
     attempts.begin(run, PLAN, {}, tmp_path / "code")
     attempts.begin(run, PLAN, {})
-    named, own = run.manifest()["attempts"]
-    assert named["code"] == {"commit": "abc", "dirty": False}
-    assert own["code"] == provenance.code(provenance.ROOT)
-    assert set(named) >= {"host", "python", "platform", "packages", "gpus", "gpu_driver"}
+    with_code, without_code = run.manifest()["attempts"]
+    assert with_code["code"] == {"commit": "abc", "dirty": False}
+    assert without_code["code"] == provenance.code(provenance.ROOT)
+    assert set(with_code) >= {"host", "python", "platform", "packages", "gpus", "gpu_driver"}
 
 
 def test_the_first_error_is_the_earliest_of_its_attempt(run: RunDirectory) -> None:
@@ -76,13 +76,13 @@ def test_the_first_error_is_the_earliest_of_its_attempt(run: RunDirectory) -> No
     note(run, 2, 10, time=102.25)
     note(run, 2, 3, time=1e3)
     (run.log / "attempt-002-rank-1.log").write_text("not JSON")
-    found = attempts.first_error(run, 2)
-    assert found is not None
-    assert (found["rank"], found["error"]) == (10, "error of 10")
+    error = attempts.first_error(run, 2)
+    assert error is not None
+    assert (error["rank"], error["error"]) == (10, "error of 10")
     attempts.note_signal(run, 2, 1, 9)  # noted later, and still the cause
-    found = attempts.first_error(run, 2)
-    assert found is not None
-    assert (found["rank"], found["error"]) == (1, "ended by signal 9 (SIGKILL)")
+    error = attempts.first_error(run, 2)
+    assert error is not None
+    assert (error["rank"], error["error"]) == (1, "ended by signal 9 (SIGKILL)")
 
 
 def test_the_first_error_is_said_in_one_line(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,9 +96,9 @@ def test_the_first_error_is_said_in_one_line(run: RunDirectory, capsys: pytest.C
 
 def test_a_signal_leaves_an_error_too(run: RunDirectory) -> None:
     attempts.note_signal(run, 3, 7, 11)
-    found = attempts.first_error(run, 3)
-    assert found is not None
-    assert (found["rank"], found["error"], found["signal"]) == (7, "ended by signal 11 (SIGSEGV)", 11)
+    error = attempts.first_error(run, 3)
+    assert error is not None
+    assert (error["rank"], error["error"], error["signal"]) == (7, "ended by signal 11 (SIGSEGV)", 11)
     assert [path.name for path in run.log.iterdir()] == ["attempt-003-rank-7.error.json"]
     assert json.loads((run.log / "attempt-003-rank-7.error.json").read_text())["trace"] == ""
 

@@ -49,8 +49,8 @@ with run.lock():
 
 def files(run: RunDirectory) -> dict[str, bytes | None]:
     """All that a run directory holds."""
-    found = sorted(run.path.rglob("*"))
-    return {str(path): path.read_bytes() if path.is_file() else None for path in found}
+    paths = sorted(run.path.rglob("*"))
+    return {str(path): path.read_bytes() if path.is_file() else None for path in paths}
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def launcher(root: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
             pass
 
 
-def said(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> list[str]:
+def printed(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> list[str]:
     return [line.removeprefix(f"{run.path}: ") for line in capsys.readouterr().out.splitlines()]
 
 
@@ -100,7 +100,7 @@ def test_what_does_not_run_is_left_as_it_is(
     run = made_up(tmp_path / "run", *attempts, saved=saved)
     before = files(run)
     assert cancel.main([str(run.path)]) == 0
-    assert said(run, capsys) == [f"nothing to cancel: {words}"]
+    assert printed(run, capsys) == [f"nothing to cancel: {words}"]
     assert files(run) == before
 
 
@@ -114,8 +114,8 @@ def test_bad_input(program: Program, tmp_path: Path) -> None:
         ([run.path, "--timeout", "-1"], "--timeout -1: cannot be below 0; --now ends the run at once"),
         ([run.path, "--timeout", "soon"], "--timeout soon: expected float"),
     ):
-        done = program("launch", "cancel", *arguments)
-        assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {message}\n")
+        result = program("launch", "cancel", *arguments)
+        assert (result.returncode, result.stdout, result.stderr) == (2, "", f"error: {message}\n")
 
 
 # --- a launch on this machine
@@ -128,7 +128,7 @@ def test_a_launcher_is_asked_once_and_waited_for(
     process = launcher(LAUNCHER, "launch", "run", str(run.path), "saves")
     assert cancel.main([str(run.path)]) == 0
     assert process.wait(PATIENCE) == 0
-    assert said(run, capsys) == [
+    assert printed(run, capsys) == [
         f"asked process {process.pid} to save and end",
         "stopped at step 30, saved; the same command continues",
     ]
@@ -148,10 +148,10 @@ def test_a_second_signal_ends_it_at_once(
     process = launcher(LAUNCHER, "launch", "run", str(run.path), "ignores")
     assert cancel.main([str(run.path), *flags]) == code
     assert process.wait(PATIENCE) == 0
-    asked, *late, told = said(run, capsys)
-    assert asked == f"asked process {process.pid} to " + ("end at once" if code == 0 else "save and end")
+    requests, *late, last = printed(run, capsys)
+    assert requests == f"asked process {process.pid} to " + ("end at once" if code == 0 else "save and end")
     assert late == ([] if code == 0 else ["no save within 0.5 s; ending it at once"])
-    assert told == (
+    assert last == (
         "ended without a save, at step 30 or later; the same command continues from step 20, its last checkpoint"
     )
     assert run.manifest()["attempts"][0]["exit_code"] == 143  # it could not note its end itself: stopped, not killed
@@ -178,7 +178,7 @@ class Cluster:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **jobs: str) -> None:
         self.states = {name.removeprefix("job_"): state for name, state in jobs.items()}
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self.on_signal: Callable[[], None] = lambda: None
         monkeypatch.setattr(slurm_queue, "state", self.state)
         monkeypatch.setattr(slurm_queue, "signal_job", self.signal)
@@ -190,11 +190,11 @@ class Cluster:
         return JobState(state=self.states[job_id])
 
     def signal(self, job_id: str, name: str) -> None:
-        self.asked.append(f"signal {name} {job_id}")
+        self.requests.append(f"signal {name} {job_id}")
         self.on_signal()
 
     def cancel(self, job_id: str) -> None:
-        self.asked.append(f"cancel {job_id}")
+        self.requests.append(f"cancel {job_id}")
         self.states[job_id] = "CANCELLED"
 
 
@@ -204,14 +204,14 @@ def test_waiting_jobs_are_cancelled_dependent_ones_first(
     cluster = Cluster(monkeypatch, job_6="COMPLETED", job_7="PENDING", job_8="PENDING")
     run = made_up(tmp_path / "run", jobs=(job(6), job(7), job(8, "eval")))
     assert cancel.main([str(run.path)]) == 0
-    assert cluster.asked == ["cancel 8", "cancel 7"]
-    assert said(run, capsys) == [
+    assert cluster.requests == ["cancel 8", "cancel 7"]
+    assert printed(run, capsys) == [
         "cancelled job 8 (eval, was pending)",
         "cancelled job 7 (finetune, was pending)",
         "nothing of it is queued or runs",
     ]
     assert cancel.main([str(run.path)]) == 0
-    assert said(run, capsys) == ["nothing to cancel: stopped (job 7 was cancelled)"]
+    assert printed(run, capsys) == ["nothing to cancel: stopped (job 7 was cancelled)"]
 
 
 def test_a_running_job_is_asked_until_it_listens(
@@ -221,14 +221,14 @@ def test_a_running_job_is_asked_until_it_listens(
     run = made_up(tmp_path / "run", QUEUED, jobs=(job(7), job(8, "eval")), saved=(0, 20), told=progress(1, 20))
 
     def listen() -> None:
-        if cluster.asked.count("signal TERM 7") == 3:
+        if cluster.requests.count("signal TERM 7") == 3:
             write_json(run.manifest_file, run.manifest() | {"attempts": [QUEUED | ENDED | {"exit_code": 143}]})
             cluster.states["7"] = "FAILED"
 
     cluster.on_signal = listen
     assert cancel.main([str(run.path)]) == 0
-    assert cluster.asked == ["cancel 8", *["signal TERM 7"] * 3]
-    assert said(run, capsys) == [
+    assert cluster.requests == ["cancel 8", *["signal TERM 7"] * 3]
+    assert printed(run, capsys) == [
         "cancelled job 8 (eval, was pending)",
         "asked job 7 to save and end",
         "stopped at step 20, saved; the same command continues",
@@ -240,17 +240,17 @@ def test_a_job_that_is_queued_again_meanwhile_is_cancelled(tmp_path: Path, monke
     run = made_up(tmp_path / "run", QUEUED, jobs=(job(7),), saved=(0, 20))
     cluster.on_signal = lambda: cluster.states.update({"7": "PENDING"})
     assert cancel.main([str(run.path)]) == 0
-    assert cluster.asked == ["signal TERM 7", "cancel 7"]
+    assert cluster.requests == ["signal TERM 7", "cancel 7"]
 
 
 @pytest.mark.parametrize(
-    ("flags", "code", "asked"),
+    ("flags", "code", "requests"),
     [(["--now"], 0, ["cancel 7"]), (["--timeout", "0"], 1, ["signal TERM 7", "cancel 7"])],
 )
 def test_a_job_without_a_save_is_cancelled(
     flags: list[str],
     code: int,
-    asked: list[str],
+    requests: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -258,8 +258,8 @@ def test_a_job_without_a_save_is_cancelled(
     cluster = Cluster(monkeypatch, job_7="RUNNING")
     run = made_up(tmp_path / "run", QUEUED, jobs=(job(7),), saved=(0, 20), told=progress(1, 30))
     assert cancel.main([str(run.path), *flags]) == code
-    assert cluster.asked == asked
-    assert said(run, capsys)[-1] == (
+    assert cluster.requests == requests
+    assert printed(run, capsys)[-1] == (
         "ended without a save, at step 30 or later; the same command continues from step 20, its last checkpoint"
     )
 
@@ -271,8 +271,8 @@ def test_a_job_whose_ranks_have_not_begun_has_nothing_to_save(
     run = made_up(tmp_path / "run", attempt(), jobs=(job(7),))
     before = run.manifest()
     assert cancel.main([str(run.path)]) == 0
-    assert cluster.asked == ["cancel 7"]
-    assert said(run, capsys)[0] == "cancelling job 7 before its ranks begin"
+    assert cluster.requests == ["cancel 7"]
+    assert printed(run, capsys)[0] == "cancelling job 7 before its ranks begin"
     assert run.manifest() == before
 
 
@@ -283,7 +283,7 @@ def test_a_run_elsewhere_keeps_its_evaluation(tmp_path: Path, monkeypatch: pytes
         (run.path / "lock").write_text("process 5 on elsewhere since today")
         with pytest.raises(UserError, match="runs on elsewhere"):
             cancel.main([str(run.path)])
-    assert cluster.asked == []
+    assert cluster.requests == []
 
 
 def test_a_silent_slurm_cancels_nothing(
@@ -329,8 +329,8 @@ def test_a_real_run_is_watched_cancelled_continued_and_killed(
 
     def reached(attempt: int, step: int) -> bool:
         path = run.log / "progress.json"
-        told = json.loads(path.read_text()) if path.exists() else {}
-        return bool(told.get("attempt") == attempt and told["step"] >= step)
+        report = json.loads(path.read_text()) if path.exists() else {}
+        return bool(report.get("attempt") == attempt and report["step"] >= step)
 
     first = launch()
     until(lambda: reached(1, 25))
@@ -342,12 +342,12 @@ def test_a_real_run_is_watched_cancelled_continued_and_killed(
     assert about["tokens_per_second"] > 0
     watching = [sys.executable, "-m", "launch", "logs", str(run.path), "--follow"]
     with subprocess.Popen(watching, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as follower:
-        done = program("launch", "cancel", run.path, check=True)
+        result = program("launch", "cancel", run.path, check=True)
         assert first.wait(PATIENCE) == 143
-        followed, told = follower.communicate(timeout=PATIENCE)
+        followed, states = follower.communicate(timeout=PATIENCE)
     about = now()
     saved = about["last_checkpoint"]
-    assert done.stdout.splitlines() == [
+    assert result.stdout.splitlines() == [
         f"{run.path}: asked process {first.pid} to save and end",
         f"{run.path}: stopped at step {saved}, saved; the same command continues",
     ]
@@ -355,7 +355,7 @@ def test_a_real_run_is_watched_cancelled_continued_and_killed(
     assert saved >= 25
     last = f"stopped by SIGTERM at step {saved}, saved; the same command continues"
     assert followed.splitlines()[-1] == last
-    assert told == f"{run.path}: stopped (by SIGTERM)\n"
+    assert states == f"{run.path}: stopped (by SIGTERM)\n"
 
     second = launch()
     until(lambda: reached(2, saved + 1))
@@ -370,6 +370,6 @@ def test_a_real_run_is_watched_cancelled_continued_and_killed(
     _, alive = psutil.wait_procs(ranks, timeout=PATIENCE)
     assert not alive
     before = files(run)
-    done = program("launch", "cancel", run.path, check=True)
-    assert done.stdout == f"{run.path}: nothing to cancel: killed\n"
+    result = program("launch", "cancel", run.path, check=True)
+    assert result.stdout == f"{run.path}: nothing to cancel: killed\n"
     assert files(run) == before

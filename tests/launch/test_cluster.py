@@ -75,8 +75,8 @@ def refused(tmp_path: Path, text: str) -> str:
 
 
 def test_every_key(tmp_path: Path) -> None:
-    found = load(written(tmp_path, EVERYTHING))
-    assert found == ClusterFile(
+    cluster = load(written(tmp_path, EVERYTHING))
+    assert cluster == ClusterFile(
         kind="slurm",
         name="mine",
         device="cuda",
@@ -105,14 +105,14 @@ def test_every_key(tmp_path: Path) -> None:
         requeues=0,
     )
     usual = ClusterFile(kind="local")
-    assert [f.name for f in fields(usual) if getattr(found, f.name) == getattr(usual, f.name)] == []  # none forgotten
+    assert [f.name for f in fields(usual) if getattr(cluster, f.name) == getattr(usual, f.name)] == []  # none forgotten
 
 
 def test_defaults(tmp_path: Path) -> None:
-    found = load(written(tmp_path, "kind: local\n"))
-    assert found == ClusterFile(kind="local", name="mine")
-    assert (found.time, found.signal_delay, found.requeues, found.device) == ("24:00:00", 90, 20, "auto")
-    assert (found.environment, found.forward, found.setup, found.srun, found.sbatch) == ({}, (), (), (), {})
+    cluster = load(written(tmp_path, "kind: local\n"))
+    assert cluster == ClusterFile(kind="local", name="mine")
+    assert (cluster.time, cluster.signal_delay, cluster.requeues, cluster.device) == ("24:00:00", 90, 20, "auto")
+    assert (cluster.environment, cluster.forward, cluster.setup, cluster.srun, cluster.sbatch) == ({}, (), (), (), {})
 
 
 def test_an_empty_value_is_none(tmp_path: Path) -> None:
@@ -122,8 +122,8 @@ def test_an_empty_value_is_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["local", "hostfile", "slurm"])
 def test_those_that_come_along(name: str) -> None:
-    found = load(name)
-    assert (found.kind, found.name) == (name, name)
+    cluster = load(name)
+    assert (cluster.kind, cluster.name) == (name, name)
 
 
 def test_an_unknown_name_says_which_there_are(tmp_path: Path) -> None:
@@ -209,8 +209,8 @@ def test_control_characters_are_refused(key: str, value: str, character: str, tm
 
 
 def test_shell_lines_may_hold_what_they_like(tmp_path: Path) -> None:
-    found = load(written(tmp_path, 'kind: slurm\nsetup: ["if true; then\\n\\techo yes\\nfi"]\n'))
-    assert found.setup == ("if true; then\n\techo yes\nfi",)
+    cluster = load(written(tmp_path, 'kind: slurm\nsetup: ["if true; then\\n\\techo yes\\nfi"]\n'))
+    assert cluster.setup == ("if true; then\n\techo yes\nfi",)
 
 
 # --- time limits
@@ -271,13 +271,13 @@ def test_gpus_of_a_node(gres: str | None, expected: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("visible", "there", "expected"),
+    ("visible", "installed", "expected"),
     [(None, 4, 4), ("", 4, 0), ("0,2", 4, 2), ("0,1,2", 2, 2), ("-1", 4, 0), ("GPU-8f2a", 4, 1), ("0", 0, 0)],
 )
 def test_gpus_of_this_process(
-    visible: str | None, there: int, expected: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    visible: str | None, installed: int, expected: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for number in range(there):
+    for number in range(installed):
         (tmp_path / f"0000:{number:02d}:00.0").mkdir()
     real = Path.glob
     monkeypatch.setattr(Path, "glob", lambda self, pattern: real(tmp_path if "nvidia" in str(self) else self, pattern))
@@ -291,16 +291,16 @@ def test_gpus_of_this_process(
 # --- what a plan asks
 
 
-def probed(file: ClusterFile, **asked: int | str) -> tuple[int, int, str]:
-    config = RunConfig.of(**asked)
-    found = of(file).probe(config.cluster.nodes, config.cluster.ranks_per_node)
-    assert found.cluster == file.kind
-    return found.nodes, found.ranks_per_node, found.device
+def probed(file: ClusterFile, **shape: int | str) -> tuple[int, int, str]:
+    config = RunConfig.of(**shape)
+    machine = of(file).probe(config.cluster.nodes, config.cluster.ranks_per_node)
+    assert machine.cluster == file.kind
+    return machine.nodes, machine.ranks_per_node, machine.device
 
 
-def not_probed(file: ClusterFile, **asked: int | str) -> str:
+def not_probed(file: ClusterFile, **shape: int | str) -> str:
     with pytest.raises(UserError) as error:
-        probed(file, **asked)
+        probed(file, **shape)
     return str(error.value)
 
 
@@ -416,10 +416,10 @@ def test_a_hostfile_that_is_not_there(tmp_path: Path) -> None:
 
 def test_flags_win_over_the_file(tmp_path: Path) -> None:
     file = written(tmp_path, "kind: slurm\ntime: 10\npartition: long\n")
-    found = cluster_of(file, None, None)
-    assert (found.time, found.partition) == ("10", "long")
-    found = cluster_of(file, "1-0", "short")
-    assert (found.time, found.partition, found.name) == ("1-0", "short", "mine")
+    cluster = cluster_of(file, None, None)
+    assert (cluster.time, cluster.partition) == ("10", "long")
+    cluster = cluster_of(file, "1-0", "short")
+    assert (cluster.time, cluster.partition, cluster.name) == ("1-0", "short", "mine")
     with pytest.raises(UserError, match="time: 'x' is no time"):
         cluster_of(file, "x", None)
     with pytest.raises(UserError, match=r"partition: .* holds a control character"):
@@ -428,8 +428,8 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
 
 def test_launch_options_are_taken_from_among_others() -> None:
     assert LaunchOptions.of({}) == LaunchOptions()
-    found = LaunchOptions.of({"wait": True, "json": True, "time": "5", "config": None, "then": "eval"})
-    assert found == LaunchOptions(wait=True, time="5", then="eval")
+    options = LaunchOptions.of({"wait": True, "json": True, "time": "5", "config": None, "then": "eval"})
+    assert options == LaunchOptions(wait=True, time="5", then="eval")
 
 
 def test_a_probe_is_what_a_plan_takes() -> None:

@@ -79,21 +79,21 @@ def request(**values: Any) -> doctor_node.Request:
 
 
 def test_a_machine_is_shown_as_aligned_text(program: Program) -> None:
-    done = program("launch", "doctor", timeout=120)
-    assert done.stderr == ""
-    *lines, last = done.stdout.splitlines()
+    result = program("launch", "doctor", timeout=120)
+    assert result.stderr == ""
+    *lines, last = result.stdout.splitlines()
     rows = [line for line in lines if not line.startswith(" ")]
     assert [row[9:].partition("  ")[0] for row in rows] == LOCAL
     states = Counter(row.split()[0] for row in rows)
     assert last == f"22 checks: {states['ok']} ok, {states['warning']} warning, {states['failed']} failed"
-    assert done.returncode == (1 if states["failed"] else 0)
-    assert "\x1b" not in done.stdout
+    assert result.returncode == (1 if states["failed"] else 0)
+    assert "\x1b" not in result.stdout
     arrows = [line.index("->") for line in lines if line.startswith(" ")]
     assert len(arrows) == states["warning"] + states["failed"]
     assert set(arrows) <= {rows[0].index("commit")}
     import torch
 
-    assert f"{torch.__version__}, CPU build, imported in" in done.stdout
+    assert f"{torch.__version__}, CPU build, imported in" in result.stdout
 
 
 def test_a_broken_machine_is_told_what_to_mend(root: Path, tmp_path: Path, full_disk: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_broken_machine_is_told_what_to_mend(root: Path, tmp_path: Path, full_
     lock.parent.mkdir(parents=True)
     lock.touch()
     (tmp_path / "bin").mkdir()
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "launch", "doctor", "--json", "--runs", full_disk, "--corpora", tmp_path],
         cwd=root,
         env=os.environ | {"PATH": str(tmp_path / "bin"), "TORCH_EXTENSIONS_DIR": str(tmp_path / "ops")},
@@ -112,24 +112,24 @@ def test_a_broken_machine_is_told_what_to_mend(root: Path, tmp_path: Path, full_
         timeout=60,
         check=False,
     )
-    assert done.returncode == 1, done.stderr
-    found = by_name(done.stdout)
-    assert set(found["git"]) == {"check", "where", "state", "found", "remedy"}
-    bad = {name: (check["state"], check["remedy"]) for name, check in found.items() if check["state"] != "ok"}
+    assert result.returncode == 1, result.stderr
+    checks = by_name(result.stdout)
+    assert set(checks["git"]) == {"check", "where", "state", "found", "remedy"}
+    bad = {name: (check["state"], check["remedy"]) for name, check in checks.items() if check["state"] != "ok"}
     assert bad["git"] == ("failed", "Debian: apt-get install git")
     assert bad["compiler"] == ("failed", "Debian: apt-get install g++; a cluster: a module load line under setup:")
     assert bad["ninja"][0] == "failed"
     assert bad["disk: runs"] == ("failed", "free some space, or choose another folder: --out…")
-    assert "0.0 GiB free" in found["disk: runs"]["found"]
-    assert "(tmpfs)" in found["disk: runs"]["found"]
+    assert "0.0 GiB free" in checks["disk: runs"]["found"]
+    assert "(tmpfs)" in checks["disk: runs"]["found"]
     assert bad["build lock"][0] == "warning"
-    assert found["build lock"]["found"] == f"stale, removed: {lock}"
+    assert checks["build lock"]["found"] == f"stale, removed: {lock}"
     assert not lock.exists()
     assert bad["op: cpu_adam"] == ("warning", "python -m launch doctor --build, with the same --cluster")
     assert bad["libaio"] == ("warning", "apt-get install libaio-dev, or yum install libaio-devel")
-    assert found["ulimit: open files"]["found"] == "1024 (at most 2048)"
+    assert checks["ulimit: open files"]["found"] == "1024 (at most 2048)"
     assert bad["ulimit: open files"][0] == "warning"
-    assert found["torch"]["state"] == "ok"
+    assert checks["torch"]["state"] == "ok"
 
 
 def test_a_torch_that_hangs_or_breaks_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +147,7 @@ def test_a_torch_that_hangs_or_breaks_is_reported(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("built", "usable", "gpus", "has_driver", "wanted", "state", "found"),
+    ("built", "usable", "gpus", "has_driver", "requested", "state", "text"),
     [
         ("CPU", [], 0, False, "auto", "ok", "CPU, "),
         ("CPU", [], 0, False, "cuda", "failed", "no GPU here"),
@@ -160,34 +160,34 @@ def test_a_torch_that_hangs_or_breaks_is_reported(tmp_path: Path, monkeypatch: p
     ],
 )
 def test_torchs_build_fits_the_devices(
-    built: str, usable: list[str], gpus: int, has_driver: bool, wanted: str, state: str, found: str
+    built: str, usable: list[str], gpus: int, has_driver: bool, requested: str, state: str, text: str
 ) -> None:
     importing = {"built": built, "gpus": usable, "version": "2.13.0"}
-    check = doctor_software.device(importing, wanted, gpus, has_driver)
+    check = doctor_software.device(importing, requested, gpus, has_driver)
     assert check.state == state
-    assert found in check.found
+    assert text in check.found
     assert bool(check.remedy) == (state != "ok")
 
 
 def test_packages_are_compared_with_the_constraints() -> None:
-    here = doctor_software.versions()
-    wanted = doctor_software.pinned()
-    assert doctor_software.packages(here, wanted).state == "ok"
-    check = doctor_software.packages(here | {"deepspeed": "0.15.0"}, wanted)
-    assert (check.state, check.found) == ("warning", f"deepspeed 0.15.0 (pinned {wanted['deepspeed']})")
-    without = {name: version for name, version in here.items() if name != "torch"}
-    check = doctor_software.packages(without, wanted)
+    installed = doctor_software.versions()
+    pins = doctor_software.pinned()
+    assert doctor_software.packages(installed, pins).state == "ok"
+    check = doctor_software.packages(installed | {"deepspeed": "0.15.0"}, pins)
+    assert (check.state, check.found) == ("warning", f"deepspeed 0.15.0 (pinned {pins['deepspeed']})")
+    without = {name: version for name, version in installed.items() if name != "torch"}
+    check = doctor_software.packages(without, pins)
     assert (check.state, check.found) == ("failed", "missing: torch")
     assert doctor_software.python((3, 10, 1)).state == "failed"
 
 
 def test_more_memory_than_a_node_has_is_refused() -> None:
-    check = doctor_host.memory(wanted=1e6, in_job=True)
+    check = doctor_host.memory(required=1e6, in_job=True)
     assert (check.state, check.remedy) == ("failed", "memory: 1e+06 in the cluster's file is more; lower it")
 
 
 @pytest.mark.parametrize(
-    ("seconds", "state", "found"),
+    ("seconds", "state", "text"),
     [
         (0.1, "ok", "within 2 s of this machine's"),
         (-1.9, "ok", "within 2 s of this machine's"),
@@ -195,9 +195,9 @@ def test_more_memory_than_a_node_has_is_refused() -> None:
         (-31, "failed", "31 s ahead of this machine's"),
     ],
 )
-def test_clocks_may_differ_a_little(seconds: float, state: str, found: str) -> None:
+def test_clocks_may_differ_a_little(seconds: float, state: str, text: str) -> None:
     check = doctor_several.clock("n1", seconds)
-    assert (check.state, check.found) == (state, found)
+    assert (check.state, check.found) == (state, text)
 
 
 def test_reports_whose_pieces_srun_mixes_are_put_together_again(tmp_path: Path) -> None:
@@ -219,9 +219,9 @@ def test_reports_whose_pieces_srun_mixes_are_put_together_again(tmp_path: Path) 
     lines = [
         f"{doctor_node.MARK}n{2 - k}-7 {piece}" for pair in zip(*pieces, strict=True) for k, piece in enumerate(pair)
     ]
-    told = tmp_path / "told"
-    told.write_text("\n".join(["a greeting of the login shell", *lines, doctor_node.MARK + 'n3-1 {"host": ', ""]))
-    answer = doctor_several.ask(["cat", str(told)], 20)
+    output = tmp_path / "told"
+    output.write_text("\n".join(["a greeting of the login shell", *lines, doctor_node.MARK + 'n3-1 {"host": ', ""]))
+    answer = doctor_several.ask(["cat", str(output)], 20)
     assert [report for report, _ in answer.reports] == reports
 
 
@@ -230,12 +230,12 @@ def test_a_command_that_hangs_is_ended_with_all_that_it_started() -> None:
     answer = doctor_several.ask(["bash", "-c", "echo oops >&2; sleep 60; true"], 0.5)
     assert time.monotonic() - began < 10
     assert not answer.in_time
-    assert answer.said == ["oops"]
+    assert answer.stderr == ["oops"]
 
 
 def test_a_node_that_sees_other_code_or_no_file_of_this_machine_is_told(tmp_path: Path) -> None:
     with doctor_several.shared_file(tmp_path / "runs") as token:
-        asked = request(runs=str(tmp_path / "runs"), token=str(token))
+        node_request = request(runs=str(tmp_path / "runs"), token=str(token))
         report = doctor_node.Report(
             host="n1",
             checks=[],
@@ -245,16 +245,16 @@ def test_a_node_that_sees_other_code_or_no_file_of_this_machine_is_told(tmp_path
             code=doctor_node.code_hash(),
             token=token.read_text(),
         )
-        found = {c.check: c for c in doctor_several.of_node(report, report.time, asked, 8)}
-        assert [found[name].state for name in ("shared folder", "clock")] == ["ok", "ok"]
-        here = doctor_software.versions()["torch"]
-        assert (found["versions"].state, found["versions"].found) == ("failed", f"torch 2.9.0 (here {here})")
-        assert (found["gpus"].state, found["gpus"].remedy[:13]) == ("failed", "correct gres:")
+        by_check = {c.check: c for c in doctor_several.of_node(report, report.time, node_request, 8)}
+        assert [by_check[name].state for name in ("shared folder", "clock")] == ["ok", "ok"]
+        version = doctor_software.versions()["torch"]
+        assert (by_check["versions"].state, by_check["versions"].found) == ("failed", f"torch 2.9.0 (here {version})")
+        assert (by_check["gpus"].state, by_check["gpus"].remedy[:13]) == ("failed", "correct gres:")
         other = replace(report, token=None, code="0")
-        found = {c.check: c for c in doctor_several.of_node(other, report.time, asked, 0)}
-        assert found["shared folder"].state == "failed"
-        assert "does not appear there, the code in /old is not this" in found["shared folder"].found
-        assert "gpus" not in found
+        by_check = {c.check: c for c in doctor_several.of_node(other, report.time, node_request, 0)}
+        assert by_check["shared folder"].state == "failed"
+        assert "does not appear there, the code in /old is not this" in by_check["shared folder"].found
+        assert "gpus" not in by_check
     assert list((tmp_path / "runs").iterdir()) == []
 
 
@@ -262,8 +262,8 @@ def test_the_small_job_asks_for_what_the_clusters_file_says() -> None:
     cluster = ClusterFile(
         kind="slurm", partition="gpu", gres="gpu:a100:8", setup=("module load cuda",), srun=("--container-image=a b",)
     )
-    asked = request(runs="/it's")
-    command = slurm_checks.srun_command(cluster, 3, asked, "x")
+    node_request = request(runs="/it's")
+    command = slurm_checks.srun_command(cluster, 3, node_request, "x")
     assert command[0] == "srun"
     assert {"--nodes=3", "--ntasks-per-node=1", "--partition=gpu", "--gres=gpu:a100:8", "--time=3"} <= set(command)
     assert "--container-image=a b" in command
@@ -272,9 +272,9 @@ def test_the_small_job_asks_for_what_the_clusters_file_says() -> None:
     assert (bash, minus_c) == ("bash", "-c")
     probe = script.replace(f"exec {sys.executable} -m launch.checks.node", "printf %s")
     module = "module() { printf '%s;' \"$*\"; }\n"
-    told = subprocess.run(["bash", "-c", module + probe], capture_output=True, text=True, check=True).stdout
-    assert told.startswith("load cuda;")
-    assert json.loads(told.partition(";")[2])["runs"] == "/it's"
+    output = subprocess.run(["bash", "-c", module + probe], capture_output=True, text=True, check=True).stdout
+    assert output.startswith("load cuda;")
+    assert json.loads(output.partition(";")[2])["runs"] == "/it's"
 
 
 def test_bad_flags_are_refused_in_one_line(program: Program) -> None:
@@ -282,9 +282,9 @@ def test_bad_flags_are_refused_in_one_line(program: Program) -> None:
         doctor.main(["--nodes", "2"])
     with pytest.raises(UserError, match=r"--nodes 0: must be at least 1"):
         doctor.main(["--cluster", "slurm", "--nodes", "0"])
-    done = program("launch", "doctor", "--cluster", "nowhere")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: --cluster nowhere: unknown; choose")
+    result = program("launch", "doctor", "--cluster", "nowhere")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: --cluster nowhere: unknown; choose")
 
 
 def test_help_imports_nothing_heavy(root: Path) -> None:
@@ -294,9 +294,9 @@ def test_help_imports_nothing_heavy(root: Path) -> None:
         "except SystemExit: pass\n"
         "print({'torch', 'deepspeed', 'transformers', 'submitit', 'rich'} & set(sys.modules))\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("set()\n")
-    assert "python -m launch doctor --cluster slurm --nodes 2" in done.stdout
+    result = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
+    assert result.stdout.endswith("set()\n")
+    assert "python -m launch doctor --cluster slurm --nodes 2" in result.stdout
 
 
 def test_equal_findings_of_several_machines_are_one_line() -> None:
@@ -316,20 +316,20 @@ def test_equal_findings_of_several_machines_are_one_line() -> None:
 
 def test_a_terminal_gets_colors(root: Path, tmp_path: Path) -> None:
     """A machine without SLURM, which is told in a second."""
-    ours, theirs = os.openpty()
+    reader, terminal = os.openpty()
     environment = {k: v for k, v in os.environ.items() if k != "NO_COLOR"} | {"PATH": str(tmp_path), "TERM": "xterm"}
     command = [sys.executable, "-m", "launch", "doctor", "--cluster", "slurm"]
-    done = subprocess.run(command, cwd=root, env=environment, stdout=theirs, stderr=subprocess.PIPE, check=False)
-    os.close(theirs)
-    told = b""
+    result = subprocess.run(command, cwd=root, env=environment, stdout=terminal, stderr=subprocess.PIPE, check=False)
+    os.close(terminal)
+    output = b""
     with contextlib.suppress(OSError):  # a terminal's end
-        while data := os.read(ours, 4096):
-            told += data
-    os.close(ours)
-    assert (done.returncode, done.stderr) == (1, b"")
-    assert b"\x1b[32mok" in told
-    assert b"\x1b[1;31mfailed" in told
-    assert "→ log in to a node of the cluster, or choose --cluster local".encode() in told
+        while data := os.read(reader, 4096):
+            output += data
+    os.close(reader)
+    assert (result.returncode, result.stderr) == (1, b"")
+    assert b"\x1b[32mok" in output
+    assert b"\x1b[1;31mfailed" in output
+    assert "→ log in to a node of the cluster, or choose --cluster local".encode() in output
 
 
 # Hosts
@@ -372,15 +372,15 @@ def test_hosts_tell_of_themselves_through_ssh(program: Program, ssh: str, tmp_pa
     (tmp_path / "hosts").write_text(f"{host} slots=2\n127.0.0.9 slots=2\n")
     about = {"kind": "hostfile", "device": "cpu", "hostfile": str(tmp_path / "hosts"), "ssh": ssh}
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(about))
-    done = program("launch", "doctor", "--cluster", tmp_path / "two.yaml", "--json", "--runs", tmp_path, timeout=120)
-    assert done.returncode == 1, done.stderr
-    checks = json.loads(done.stdout)
+    result = program("launch", "doctor", "--cluster", tmp_path / "two.yaml", "--json", "--runs", tmp_path, timeout=120)
+    assert result.returncode == 1, result.stderr
+    checks = json.loads(result.stdout)
     away = [check for check in checks if check["where"] == "127.0.0.9"]
     assert [(check["check"], check["state"]) for check in away] == [("ssh", "failed")]
     assert "Connection refused" in away[0]["found"]
     assert away[0]["remedy"].startswith("ssh 127.0.0.9 true has to work without a question")
-    there = {check["check"]: check["state"] for check in checks if check["where"] == host}
-    assert [there[name] for name in ("python", "torch", "shared folder", "clock", "versions")] == ["ok"] * 5
+    states = {check["check"]: check["state"] for check in checks if check["where"] == host}
+    assert [states[name] for name in ("python", "torch", "shared folder", "clock", "versions")] == ["ok"] * 5
     assert not list(tmp_path.glob(".doctor-*"))
 
 
@@ -412,10 +412,10 @@ def test_a_dead_controller_is_reported_soon(program: Program, tmp_path: Path) ->
     )
     began = time.monotonic()
     env = {"SLURM_CONF": str(tmp_path / "slurm.conf")}
-    done = program("launch", "doctor", "--cluster", "slurm", "--json", env=env, timeout=60)
+    result = program("launch", "doctor", "--cluster", "slurm", "--json", env=env, timeout=60)
     assert time.monotonic() - began < 25
-    assert done.returncode == 1
-    check = json.loads(done.stdout)[-1]
+    assert result.returncode == 1
+    check = json.loads(result.stdout)[-1]
     assert (check["check"], check["state"]) == ("scheduler", "failed")
     assert check["found"].endswith("is DOWN")
     assert "SLURM_CONF" in check["remedy"]
@@ -428,7 +428,7 @@ def test_a_machine_without_slurm_is_told_where_to_go(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    ("states", "wanted", "state", "found"),
+    ("states", "count", "state", "text"),
     [
         (["idle", "mixed"], 2, "ok", "2: 1 idle, 1 mixed"),
         (["idle", "allocated"], 2, "warning", "2: 1 idle, 1 allocated"),
@@ -436,36 +436,38 @@ def test_a_machine_without_slurm_is_told_where_to_go(monkeypatch: pytest.MonkeyP
         (["idle", "not responding"], 2, "failed", "2: 1 idle, 1 not responding; n1 not responding (disk)"),
     ],
 )
-def test_nodes_out_of_service_are_named(states: list[str], wanted: int, state: str, found: str) -> None:
+def test_nodes_out_of_service_are_named(states: list[str], count: int, state: str, text: str) -> None:
     usable = doctor_scheduler.USABLE
     listed = [doctor_scheduler.Node(f"n{i}", s, "" if s in usable else "disk") for i, s in enumerate(states)]
-    check = doctor_scheduler.nodes(ClusterFile(kind="slurm"), listed, wanted)
-    assert (check.state, check.found) == (state, found)
+    check = doctor_scheduler.nodes(ClusterFile(kind="slurm"), listed, count)
+    assert (check.state, check.found) == (state, text)
 
 
 @pytest.mark.slurm
 def test_both_nodes_of_the_development_cluster_are_well(program: Program, root: Path, tmp_path: Path) -> None:
     slurm()
-    done = program("launch", "doctor", "--cluster", "slurm", "--nodes", 2, "--json", "--corpora", tmp_path, timeout=120)
-    checks = json.loads(done.stdout)
+    result = program(
+        "launch", "doctor", "--cluster", "slurm", "--nodes", 2, "--json", "--corpora", tmp_path, timeout=120
+    )
+    checks = json.loads(result.stdout)
     on = {node: {c["check"]: c for c in checks if c["where"] == node} for node in ("n1", "n2")}
-    for node, found in on.items():
-        assert "torch" in found, [c for c in checks if c["state"] != "ok"]
-        assert [found[name]["state"] for name in ("torch", "shared folder", "clock", "versions")] == ["ok"] * 4
-        assert found["host name"]["found"].startswith(f"{node} is 10.77.0.")
-        assert found["clock"]["found"] == "within 2 s of this machine's"
-        assert found["device"]["found"].startswith("CPU")
-    here = {check["check"]: check for check in checks if check["where"] == "slurm"}
-    assert list(here) == ["scheduler", "partition", "nodes", "submission"]
-    assert {check["state"] for name, check in here.items() if name != "nodes"} == {"ok"}
-    assert here["nodes"]["state"] != "failed"  # a warning where other jobs run
-    assert "would take 2 x 1 ranks; it would start at" in here["submission"]["found"]
+    for node, states in on.items():
+        assert "torch" in states, [c for c in checks if c["state"] != "ok"]
+        assert [states[name]["state"] for name in ("torch", "shared folder", "clock", "versions")] == ["ok"] * 4
+        assert states["host name"]["found"].startswith(f"{node} is 10.77.0.")
+        assert states["clock"]["found"] == "within 2 s of this machine's"
+        assert states["device"]["found"].startswith("CPU")
+    by_check = {check["check"]: check for check in checks if check["where"] == "slurm"}
+    assert list(by_check) == ["scheduler", "partition", "nodes", "submission"]
+    assert {check["state"] for name, check in by_check.items() if name != "nodes"} == {"ok"}
+    assert by_check["nodes"]["state"] != "failed"  # a warning where other jobs run
+    assert "would take 2 x 1 ranks; it would start at" in by_check["submission"]["found"]
     assert not list((root / "runs").glob(".doctor-*"))
 
 
 @pytest.mark.slurm
 @pytest.mark.parametrize(
-    ("values", "name", "found"),
+    ("values", "name", "text"),
     [
         ({"partition": "gpu"}, "partition", "gpu does not exist"),
         ({"account": "nobodys"}, "account", "nobodys does not exist; accounts of"),
@@ -475,7 +477,7 @@ def test_both_nodes_of_the_development_cluster_are_well(program: Program, root: 
     ],
 )
 def test_what_slurm_would_refuse_is_told_before(
-    values: dict[str, Any], name: str, found: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    values: dict[str, Any], name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     slurm()
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"kind": "slurm"} | values))
@@ -483,7 +485,7 @@ def test_what_slurm_would_refuse_is_told_before(
     assert doctor.main(["--cluster", str(tmp_path / "mine.yaml"), *flags]) == 1
     check = by_name(capsys.readouterr().out)[name]
     assert check["state"] == "failed"
-    assert check["found"].startswith(found)
+    assert check["found"].startswith(text)
     assert check["remedy"]
 
 
@@ -491,7 +493,7 @@ def test_what_slurm_would_refuse_is_told_before(
 def test_more_nodes_than_there_are_get_no_job(capsys: pytest.CaptureFixture[str]) -> None:
     slurm()
     assert doctor.main(["--cluster", "slurm", "--nodes", "3", "--json"]) == 1
-    found = by_name(capsys.readouterr().out)
-    assert found["nodes"]["state"] == "failed"
-    assert found["nodes"]["remedy"].startswith("--nodes 3 needs as many in service")
-    assert "torch" not in found
+    checks = by_name(capsys.readouterr().out)
+    assert checks["nodes"]["state"] == "failed"
+    assert checks["nodes"]["remedy"].startswith("--nodes 3 needs as many in service")
+    assert "torch" not in checks

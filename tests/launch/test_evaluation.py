@@ -30,17 +30,17 @@ LOCAL = ClusterFile(kind="local", name="local")
 
 def test_flags_of_launch_and_of_the_evaluation() -> None:
     words = "membership runs/x --fan_out --array_parallelism 4 --steps 0,4 --cluster slurm --wait --bootstrap 200"
-    parsed, rest = evaluation_flags(words.split())
+    parsed, flags = evaluation_flags(words.split())
     assert (parsed.command, parsed.run, parsed.cluster) == ("membership", "runs/x", "slurm")
     assert (parsed.fan_out, parsed.array_parallelism, parsed.wait) == (True, 4, True)
     assert (parsed.time, parsed.partition) == (None, None)
-    assert rest == ["--steps", "0,4", "--bootstrap", "200"]
+    assert flags == ["--steps", "0,4", "--bootstrap", "200"]
 
 
 def test_flags_that_are_not_given() -> None:
-    parsed, rest = evaluation_flags(["verify", "runs/x", "--time", "5", "--partition", "short"])
+    parsed, flags = evaluation_flags(["verify", "runs/x", "--time", "5", "--partition", "short"])
     assert (parsed.cluster, parsed.fan_out, parsed.array_parallelism, parsed.wait) == ("local", False, None, False)
-    assert (parsed.time, parsed.partition, rest) == ("5", "short", [])
+    assert (parsed.time, parsed.partition, flags) == ("5", "short", [])
 
 
 @pytest.mark.parametrize(
@@ -59,8 +59,8 @@ def test_wrong_flags(words: str, message: str) -> None:
 
 
 def test_no_flag_is_abbreviated() -> None:
-    parsed, rest = evaluation_flags(["membership", "runs/x", "--fan", "--wai"])
-    assert (parsed.fan_out, parsed.wait, rest) == (False, False, ["--fan", "--wai"])
+    parsed, flags = evaluation_flags(["membership", "runs/x", "--fan", "--wai"])
+    assert (parsed.fan_out, parsed.wait, flags) == (False, False, ["--fan", "--wai"])
 
 
 # --- requests
@@ -69,17 +69,17 @@ def test_no_flag_is_abbreviated() -> None:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
     """A run with checkpoints at 0, 4 and 8."""
-    found = RunDirectory(tmp_path / "my run")
-    seem_saved(found, 0, 4, 8)
+    directory = RunDirectory(tmp_path / "my run")
+    seem_saved(directory, 0, 4, 8)
     monkeypatch.setattr(devices, "count_gpus", lambda: 0)
-    return found
+    return directory
 
 
 def test_what_python_runs(run: RunDirectory) -> None:
-    asked = Request(command="membership", run=run, rest=("--seed", "3"), cluster=LOCAL)
-    whole = ("-m", "eval", "membership", str(run.path), "--seed", "3")
-    assert asked.arguments() == whole
-    assert asked.parts() == [(*whole, "--steps", str(step), "--scores_only") for step in (0, 4, 8)]
+    request = Request(command="membership", run=run, flags=("--seed", "3"), cluster=LOCAL)
+    arguments = ("-m", "eval", "membership", str(run.path), "--seed", "3")
+    assert request.arguments() == arguments
+    assert request.parts() == [(*arguments, "--steps", str(step), "--scores_only") for step in (0, 4, 8)]
 
 
 @pytest.mark.parametrize("command", ["verify", "read", "report"])
@@ -89,10 +89,10 @@ def test_what_is_one_piece_is_not_fanned_out(command: str, run: RunDirectory) ->
     assert str(error.value) == f"--fan_out: eval {command} cannot be split by checkpoint; it works with membership"
 
 
-@pytest.mark.parametrize("rest", [("--steps", "4"), ("--steps=4",), ("--seed", "1", "--steps", "4")])
-def test_every_checkpoint_is_fanned_out(rest: tuple[str, ...], run: RunDirectory) -> None:
+@pytest.mark.parametrize("flags", [("--steps", "4"), ("--steps=4",), ("--seed", "1", "--steps", "4")])
+def test_every_checkpoint_is_fanned_out(flags: tuple[str, ...], run: RunDirectory) -> None:
     with pytest.raises(UserError) as error:
-        evaluation.run(Request(command="membership", run=run, rest=rest, cluster=LOCAL, fan_out=True))
+        evaluation.run(Request(command="membership", run=run, flags=flags, cluster=LOCAL, fan_out=True))
     assert str(error.value) == "--fan_out: evaluates all checkpoints; leave it out to evaluate only those of --steps"
 
 
@@ -104,7 +104,7 @@ def test_evaluations_do_not_go_to_a_hostfile(run: RunDirectory) -> None:
 
 def test_a_wrong_flag_is_refused_before_any_part_begins(run: RunDirectory) -> None:
     with pytest.raises(UserError) as error:
-        Request(command="membership", run=run, rest=("--bootstraps", "9"), cluster=LOCAL).parts()
+        Request(command="membership", run=run, flags=("--bootstraps", "9"), cluster=LOCAL).parts()
     assert str(error.value) == "unknown setting 'bootstraps': did you mean --bootstrap?"
 
 
@@ -178,9 +178,9 @@ def test_they_share_cores_and_gpus(run: RunDirectory, tmp_path: Path, monkeypatc
     monkeypatch.setattr(devices, "count_gpus", lambda: 2)
     log = tmp_path / "log"
     assert local.pool(parts(log, ["pass"] * 5), 5) == 0
-    begun = {event["part"]: event for event in events(log) if event["what"] == "begin"}
-    assert {part: event["gpu"] for part, event in begun.items()} == {"0": "0", "1": "1", "2": "0", "3": "1", "4": "0"}
-    assert {event["threads"] for event in begun.values()} == {"2"}
+    begins = {event["part"]: event for event in events(log) if event["what"] == "begin"}
+    assert {part: event["gpu"] for part, event in begins.items()} == {"0": "0", "1": "1", "2": "0", "3": "1", "4": "0"}
+    assert {event["threads"] for event in begins.values()} == {"2"}
 
 
 def test_a_failure_ends_the_others_and_its_code_comes_back(
@@ -229,7 +229,7 @@ def test_a_pool_finds_what_one_process_finds(program: Program, copied_run: RunDi
     shutil.copytree(copied_run.path, alone.path)
     threads = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // 2))}
     flags = ["--bootstrap", 200, "--max_samples", 60]
-    done = program(
+    result = program(
         "launch",
         "run",
         "eval",
@@ -241,11 +241,11 @@ def test_a_pool_finds_what_one_process_finds(program: Program, copied_run: RunDi
         *flags,
         check=True,
     )
-    assert f"all results: {copied_run.eval / 'membership.parquet'}\n" in done.stdout
+    assert f"all results: {copied_run.eval / 'membership.parquet'}\n" in result.stdout
     program("eval", "membership", alone.path, *flags, env=threads, check=True)
-    ours, expected = (pq.read_table(run.eval / "membership.parquet") for run in (copied_run, alone))
-    assert ours.equals(expected)
-    assert set(ours.column("step").to_pylist()) == {0, 4, 8, 12}
+    table, expected = (pq.read_table(run.eval / "membership.parquet") for run in (copied_run, alone))
+    assert table.equals(expected)
+    assert set(table.column("step").to_pylist()) == {0, 4, 8, 12}
     scores = [sorted(path.name for path in (run.eval / "scores").iterdir()) for run in (copied_run, alone)]
     assert scores[0] == scores[1]
     assert len(scores[0]) == 4

@@ -54,22 +54,22 @@ def failure(of: Plan, attempt: int = 1, limit: float = 80) -> Failure:
 # --- the next rung ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("asked", ["auto", "ddp"])
-def test_each_rung_is_tried_once_and_needs_less_than_the_last(asked: Any) -> None:
-    made = make_plan(config(strategy=asked), SPEC, CLUSTER, COUNTS)
-    assert made.strategy == "ddp"
+@pytest.mark.parametrize("strategy", ["auto", "ddp"])
+def test_each_rung_is_tried_once_and_needs_less_than_the_last(strategy: Any) -> None:
+    plan = make_plan(config(strategy=strategy), SPEC, CLUSTER, COUNTS)
+    assert plan.strategy == "ddp"
     failures: list[Failure] = []
     needed = []
     while True:
-        failures.append(failure(made, len(failures) + 1))
+        failures.append(failure(plan, len(failures) + 1))
         needed.append(failures[-1].needed)
         try:
-            made = replan(config(strategy=asked), SPEC, made, failures)
+            plan = replan(config(strategy=strategy), SPEC, plan, failures)
         except ValueError as error:
             refusal = str(error)
             break
-        assert str(failures[-1]) in made.strategy_reason
-        assert made.failures == tuple(asdict(one) for one in failures)
+        assert str(failures[-1]) in plan.strategy_reason
+        assert plan.failures == tuple(asdict(one) for one in failures)
     assert f"GPU memory ran out under {failures[-1].strategy}" in refusal
     rungs = [one.rung for one in failures]
     assert len(set(rungs)) == len(rungs) > 2
@@ -77,9 +77,9 @@ def test_each_rung_is_tried_once_and_needs_less_than_the_last(asked: Any) -> Non
 
 
 def test_what_is_planned_again_is_the_same_but_for_the_strategy() -> None:
-    made = make_plan(config(strategy="ddp"), SPEC, CLUSTER, COUNTS)
-    lower = replan(config(strategy="ddp"), SPEC, made, [failure(made)]).as_dict()
-    other = {key for key, value in made.as_dict().items() if lower[key] != value}
+    plan = make_plan(config(strategy="ddp"), SPEC, CLUSTER, COUNTS)
+    lower = replan(config(strategy="ddp"), SPEC, plan, [failure(plan)]).as_dict()
+    other = {key for key, value in plan.as_dict().items() if lower[key] != value}
     assert other <= {
         "engine", "strategy", "strategy_reason", "strategies", "failures", "micro_batch_size", "accumulation",
         "activation_checkpointing", "offload_ratio",
@@ -87,8 +87,8 @@ def test_what_is_planned_again_is_the_same_but_for_the_strategy() -> None:
 
 
 def test_a_larger_machine_forgets_what_failed_on_a_smaller_one() -> None:
-    made = make_plan(config(), SPEC, CLUSTER, COUNTS)
-    failed = [failure(made, limit=24)]
+    plan = make_plan(config(), SPEC, CLUSTER, COUNTS)
+    failed = [failure(plan, limit=24)]
     assert that_count(failed, Machine(gpu_mem=24)) == tuple(failed)
     assert that_count(failed, Machine(gpu_mem=80)) == ()
     assert make_plan(config(), SPEC, CLUSTER, COUNTS, failures=failed).strategy == "ddp"
@@ -142,9 +142,9 @@ def chained() -> BaseException:
     ],
 )
 def test_errors_that_name_memory(error: BaseException, trace: str, place: str | None) -> None:
-    found = shown_by(error, trace)
-    assert (found.place if found else None) == place
-    assert found is None or found.evidence
+    shortage = shown_by(error, trace)
+    assert (shortage.place if shortage else None) == place
+    assert shortage is None or shortage.evidence
 
 
 @pytest.fixture
@@ -152,11 +152,11 @@ def failed(tmp_path: Path) -> tuple[RunDirectory, Plan]:
     """A run of two ranks with one attempt."""
     run = RunDirectory(tmp_path / "run")
     run.log.mkdir(parents=True)
-    made = make_plan(config(strategy="ddp"), SPEC, CLUSTER, COUNTS)
-    write_json(run.plan_file, made.as_dict())
+    plan = make_plan(config(strategy="ddp"), SPEC, CLUSTER, COUNTS)
+    write_json(run.plan_file, plan.as_dict())
     write_json(run.manifest_file, {"version": 1, "identity": {}, "attempts": [{"attempt": 1, "job": "7"}]})
     run.write_config(config(strategy="ddp"))
-    return run, made
+    return run, plan
 
 
 def kernel(run: RunDirectory) -> None:
@@ -165,41 +165,41 @@ def kernel(run: RunDirectory) -> None:
 
 
 def test_a_kill_by_hand_moves_nothing(failed: tuple[RunDirectory, Plan]) -> None:
-    run, made = failed
+    run, plan = failed
     attempts.note_signal(run, 1, 0, 9)
     attempts.note_signal(run, 1, 1, 9)
-    assert ladder.note(run, made, 1) is None
+    assert ladder.note(run, plan, 1) is None
     assert ladder.failures(run) == ()
 
 
 def test_a_kill_of_something_else_moves_nothing(failed: tuple[RunDirectory, Plan]) -> None:
-    run, made = failed
+    run, plan = failed
     kernel(run)
     attempts.note_error(run, 1, 0, "KeyError: 3")
     attempts.note_signal(run, 1, 1, 11)
-    assert ladder.note(run, made, 1) is None
+    assert ladder.note(run, plan, 1) is None
 
 
 @pytest.mark.parametrize("silent", [True, False])
 def test_a_kill_by_the_kernel_moves(failed: tuple[RunDirectory, Plan], silent: bool) -> None:
-    run, made = failed
+    run, plan = failed
     kernel(run)
     attempts.note_error(run, 1, 0, "Connection closed by peer")
     if not silent:
         attempts.note_signal(run, 1, 1, 9)
-    found = ladder.note(run, made, 1)
-    assert found
-    assert (found.strategy, found.shortage.place, found.shortage.limit) == ("ddp", "host", 4 * GIB)
-    assert ladder.failures(run) == (found,)
+    failure = ladder.note(run, plan, 1)
+    assert failure
+    assert (failure.strategy, failure.shortage.place, failure.shortage.limit) == ("ddp", "host", 4 * GIB)
+    assert ladder.failures(run) == (failure,)
 
 
 def test_a_rank_that_says_so_moves(failed: tuple[RunDirectory, Plan]) -> None:
-    run, made = failed
+    run, plan = failed
     shortage = Shortage(place="gpu", evidence="CUDA: out of memory", limit=40 * GIB)
     note = {"time": 1.0, "rank": 1, "error": "OutOfMemoryError", "trace": "", "shortage": asdict(shortage)}
     write_json(run.log / "attempt-001-rank-1.error.json", note)
-    assert ladder.note(run, made, 1)
-    lower = ladder.next_plan(run, made)
+    assert ladder.note(run, plan, 1)
+    lower = ladder.next_plan(run, plan)
     assert lower
     assert lower.strategy != "ddp"
     assert lower.needs["gpu_bytes"] < 0.95 * 40 * GIB  # type: ignore[index]
@@ -207,8 +207,8 @@ def test_a_rank_that_says_so_moves(failed: tuple[RunDirectory, Plan]) -> None:
 
 
 def test_a_kill_on_another_node_moves_nothing(failed: tuple[RunDirectory, Plan]) -> None:
-    run, made = failed
-    two = replace(made, machine=replace(made.machine, nodes=2, ranks_per_node=1))
+    run, plan = failed
+    two = replace(plan, machine=replace(plan.machine, nodes=2, ranks_per_node=1))
     kernel(run)  # on node 0, whose rank has failed by itself
     attempts.note_error(run, 1, 0, "Connection closed by peer")
     attempts.note_signal(run, 1, 1, 9)
@@ -219,8 +219,8 @@ def test_a_kill_on_another_node_moves_nothing(failed: tuple[RunDirectory, Plan])
 
 def test_what_is_asked_for_is_given_up_rung_by_rung() -> None:
     """ddp failed: with checkpointing, if that is asked for, it may still do, and so may another strategy."""
-    made = make_plan(config(strategy="ddp"), SPEC, CLUSTER, COUNTS)
-    failed = [replace(failure(made), needed=int(70 * GIB))]
+    plan = make_plan(config(strategy="ddp"), SPEC, CLUSTER, COUNTS)
+    failed = [replace(failure(plan), needed=int(70 * GIB))]
     again = make_plan(config(strategy="ddp", activation_checkpointing="on"), SPEC, CLUSTER, COUNTS, failures=failed)
     assert (again.strategy, again.activation_checkpointing) == ("ddp", True)
     other = make_plan(config(strategy="zero2"), SPEC, CLUSTER, COUNTS, failures=failed)
@@ -248,9 +248,9 @@ def test_the_story_with_real_kills(root: Path, tmp_path: Path) -> None:
     if not may_limit_memory():
         missing("no memory controller of control groups that may be written to")
     command = [sys.executable, "-m", "scripts.oom_demo", "--keep", str(tmp_path)]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert re.search(r"^fallback +0 +[12] .* ddp -> zero1$", done.stdout, re.MULTILINE)
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=900)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert re.search(r"^fallback +0 +[12] .* ddp -> zero1$", result.stdout, re.MULTILINE)
     moved, planned = (RunDirectory(tmp_path / "runs" / name) for name in ("ladder", "planned"))
     first, second = moved.manifest()["attempts"]
     assert "the OOM killer killed" in first["out_of_memory"]["shortage"]["evidence"]

@@ -147,12 +147,12 @@ def test_bad_input(arguments: list[str], message: str, run: RunDirectory) -> Non
 
 
 def test_bad_input_is_one_line(run: RunDirectory, program: Program, tmp_path: Path) -> None:
-    done = program("launch", "logs", run.path, "--rank", 7)
+    result = program("launch", "logs", run.path, "--rank", 7)
     message = f"error: --rank 7: attempt 2 of {run.path} has ranks 0 to 2\n"
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
-    done = program("launch", "logs", tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", message)
+    result = program("launch", "logs", tmp_path)
     message = f"error: {tmp_path}: not a run directory (it has no config.yaml); see the folder runs/ for yours\n"
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", message)
 
 
 def test_a_run_without_an_attempt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,13 +179,13 @@ def test_what_a_job_said_before_its_ranks(tmp_path: Path, capsys: pytest.Capture
     run = made_up(tmp_path / "run", jobs=(job(6), job(7), job(8, "eval")))
     for name, text in (("7_0", "module: command not found\n"), ("7_1", ""), ("6_0", "older\n"), ("8_0", "eval\n")):
         (run.submit / f"{name}_log.err").write_text(text)
-    said = f"--- {run.submit}/7_0_log.err, last lines\nmodule: command not found\n"
+    job_output = f"--- {run.submit}/7_0_log.err, last lines\nmodule: command not found\n"
     assert logs.main([str(run.path)]) == 0
     printed = capsys.readouterr()
-    assert printed.out == said
+    assert printed.out == job_output
     assert printed.err.endswith("failed (job 7 failed before its ranks began); no rank has written yet\n")
     assert logs.main([str(run.path), "--errors"]) == 0
-    assert capsys.readouterr().out == f"{run.path} has no attempt yet\n{said}"
+    assert capsys.readouterr().out == f"{run.path} has no attempt yet\n{job_output}"
 
 
 @pytest.mark.usefixtures("ended_job")
@@ -291,25 +291,25 @@ def test_following_through_attempts(growing: tuple[RunDirectory, dict[str, Any]]
     run, manifest = growing
     write(run, 1, 0, "step 1")
     follower = Follower(run, root)
-    shown = ["[rank 0] step 1"]
-    follower.until(*shown)
+    expected = ["[rank 0] step 1"]
+    follower.until(*expected)
     with open(write(run, 1, 1, "a warning"), "a") as file:
         file.write("half a li")
         file.flush()
-        shown.append("[rank 1] a warning")
-        follower.until(*shown)
+        expected.append("[rank 1] a warning")
+        follower.until(*expected)
         file.write("ne\n")
         file.flush()
-        shown.append("[rank 1] half a line")
-        assert follower.until(*shown) < 1
+        expected.append("[rank 1] half a line")
+        assert follower.until(*expected) < 1
         file.write("its last words")
     fail(run, 1, 1, 5.0, "ValueError: no")
     manifest["attempts"] = [{"attempt": 1} | attempt(**FAILED), {"attempt": 2} | attempt()]
     write_json(run.manifest_file, manifest)
-    shown += ["[rank 1] its last words", "error: rank 1 failed first: ValueError: no", "--- attempt 2"]
-    follower.until(*shown)
+    expected += ["[rank 1] its last words", "error: rank 1 failed first: ValueError: no", "--- attempt 2"]
+    follower.until(*expected)
     write(run, 2, 0, "step 2")
-    follower.until(*shown, "[rank 0] step 2")
+    follower.until(*expected, "[rank 0] step 2")
     follower.process.send_signal(signal.SIGINT)
     assert follower.end() == (130, "")
 

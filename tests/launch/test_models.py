@@ -22,11 +22,11 @@ def test_every_model_is_listed_for_machines(program: Any) -> None:
 
 def test_memory_of_a_full_and_a_lora_fine_tune() -> None:
     """Of 6.9 billion weights, in bf16 under ZeRO: 16 bytes each at the least, with LoRA little beyond 2."""
-    found = models.describe(find("pythia-6.9b"))
-    total = found["parameters"]
-    assert found["full"]["gpu_bytes"] > 16 * total
-    assert 2 * total < found["lora"]["gpu_bytes"] < 3 * total
-    assert found["lora"]["strategy"].startswith("zero")
+    model = models.describe(find("pythia-6.9b"))
+    total = model["parameters"]
+    assert model["full"]["gpu_bytes"] > 16 * total
+    assert 2 * total < model["lora"]["gpu_bytes"] < 3 * total
+    assert model["lora"]["strategy"].startswith("zero")
 
 
 def test_table(program: Any) -> None:
@@ -45,7 +45,7 @@ def test_table(program: Any) -> None:
         "GiB",
     ]
     row = next(line for line in lines if line.startswith("pythia-12b "))
-    found = models.describe(find("pythia-12b"))
-    sizes = [f"{found[kind]['gpu_bytes'] / GIB:,.1f}" for kind in ("full", "lora")]
+    model = models.describe(find("pythia-12b"))
+    sizes = [f"{model[kind]['gpu_bytes'] / GIB:,.1f}" for kind in ("full", "lora")]
     assert row.split() == ["pythia-12b", "11,846,072,320", "gpt_neox", "1,024", "0.00012", "154", *sizes]
     assert max(map(len, lines)) <= 110

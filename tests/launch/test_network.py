@@ -25,10 +25,10 @@ def test_one_node_meets_itself_on_the_loopback() -> None:
 
 
 def test_the_address_is_the_one_on_the_route_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-    monkeypatch.setattr(network, "source_address", lambda host: asked.append(host) or "192.0.2.7")
+    hosts: list[str] = []
+    monkeypatch.setattr(network, "source_address", lambda host: hosts.append(host) or "192.0.2.7")
     assert own_address(["n1", "n2", "n3"]) == "192.0.2.7"
-    assert asked == ["n2"]
+    assert hosts == ["n2"]
 
 
 def test_the_route_to_the_loopback() -> None:
@@ -41,15 +41,17 @@ def test_an_unknown_host() -> None:
 
 
 def test_the_interface_is_named_unless_somebody_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = with_interface({"A": "b"}, "127.0.0.1")
-    assert found.pop("A") == "b"
-    assert set(found) == BOTH
-    addresses = {a.address for a in psutil.net_if_addrs()[found["GLOO_SOCKET_IFNAME"]] if a.family == socket.AF_INET}
+    variables = with_interface({"A": "b"}, "127.0.0.1")
+    assert variables.pop("A") == "b"
+    assert set(variables) == BOTH
+    addresses = {
+        a.address for a in psutil.net_if_addrs()[variables["GLOO_SOCKET_IFNAME"]] if a.family == socket.AF_INET
+    }
     assert "127.0.0.1" in addresses
-    assert len(set(found.values())) == 1
+    assert len(set(variables.values())) == 1
 
-    chosen = {"NCCL_SOCKET_IFNAME": "ib0"}
-    assert with_interface(chosen, "127.0.0.1") == chosen
+    setting = {"NCCL_SOCKET_IFNAME": "ib0"}
+    assert with_interface(setting, "127.0.0.1") == setting
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")
     assert with_interface({"A": "b"}, "127.0.0.1") == {"A": "b"}
 
@@ -59,8 +61,12 @@ def test_the_interface_that_has_the_address(monkeypatch: pytest.MonkeyPatch) -> 
         return [SimpleNamespace(address=address) for address in addresses]
 
     monkeypatch.setattr(network, "source_address", lambda host: "192.0.2.7")
-    there = {"lo": interface("127.0.0.1"), "eth0": interface("198.51.100.1"), "ib0": interface("fe80::1", "192.0.2.7")}
-    monkeypatch.setattr(psutil, "net_if_addrs", lambda: there)
+    interfaces = {
+        "lo": interface("127.0.0.1"),
+        "eth0": interface("198.51.100.1"),
+        "ib0": interface("fe80::1", "192.0.2.7"),
+    }
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: interfaces)
     assert with_interface({}, "n2") == dict.fromkeys(BOTH, "ib0")
-    del there["ib0"]
+    del interfaces["ib0"]
     assert with_interface({}, "n2") == {}

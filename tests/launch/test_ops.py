@@ -184,16 +184,16 @@ def test_a_compiler_that_fails_is_named_with_its_last_line(folder: Path, monkeyp
         ops.ensure("toy", {"TORCH_EXTENSIONS_DIR": str(folder.parent)})
 
 
-@pytest.mark.parametrize("own", [{}, {"TORCH_EXTENSIONS_DIR": "/scratch/ops"}])
+@pytest.mark.parametrize("environment", [{}, {"TORCH_EXTENSIONS_DIR": "/scratch/ops"}])
 @pytest.mark.parametrize("python", [None, "/opt/env/bin/python"])
 @pytest.mark.parametrize("outside", [None, "/elsewhere"])
 def test_the_folder_is_that_of_the_ranks(
-    own: dict[str, str], python: str | None, outside: str | None, root: Path, monkeypatch: pytest.MonkeyPatch
+    environment: dict[str, str], python: str | None, outside: str | None, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
     if outside:
         monkeypatch.setenv("TORCH_EXTENSIONS_DIR", outside)
-    cluster = ClusterFile(kind="local", environment=own, python=python)
+    cluster = ClusterFile(kind="local", environment=environment, python=python)
     variables = of(cluster).environment(a_plan())
     assert str(ops.folder(cluster)) == variables["TORCH_EXTENSIONS_DIR"]
 

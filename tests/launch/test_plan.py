@@ -43,11 +43,11 @@ PLAN = (
 def imported(root: Path, *argv: str) -> tuple[set[str], str]:
     """Top-level packages that `python -m launch ARGV` imports, and what it prints."""
     command = [sys.executable, "-X", "importtime", "-m", "launch", *argv]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    names = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
-    assert done.returncode == 0, done.stderr[-2000:]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    names = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines() if line.startswith("import time:")}
+    assert result.returncode == 0, result.stderr[-2000:]
     assert "runpy" in names or "encodings" in names  # what is read here is the list of imports
-    return {name.partition(".")[0] for name in names}, done.stdout
+    return {name.partition(".")[0] for name in names}, result.stdout
 
 
 @pytest.mark.parametrize(
@@ -77,8 +77,8 @@ def test_help_names_every_command_and_an_example(root: Path) -> None:
     _, text = imported(root, "--help")
     assert text.startswith("usage: python -m launch COMMAND")
     listed = text.partition("commands:\n")[2].partition("\n\n")[0]
-    found = re.findall(r"^  ([a-z]+(?: [a-z]+)?)(?: [A-Z\[].*?)?  +\S", listed, re.MULTILINE)
-    assert sorted(found) == sorted(COMMANDS)
+    commands = re.findall(r"^  ([a-z]+(?: [a-z]+)?)(?: [A-Z\[].*?)?  +\S", listed, re.MULTILINE)
+    assert sorted(commands) == sorted(COMMANDS)
     assert len(re.findall(r"^  python -m launch ", text, re.MULTILINE)) >= 3
     _, flags = imported(root, "run", "finetune", "--help")
     for flag in FLAGS.split():
@@ -87,25 +87,25 @@ def test_help_names_every_command_and_an_example(root: Path) -> None:
 
 def plan(program, *argv: object) -> dict[str, object]:  # type: ignore[no-untyped-def]
     flags = ("--json", "--corpora", "tests/golden/none", *argv)
-    done = program("launch", "plan", "finetune", *flags, env=SETTINGS, check=True)
-    assert done.stderr == ""
-    values = json.loads(done.stdout)
+    result = program("launch", "plan", "finetune", *flags, env=SETTINGS, check=True)
+    assert result.stderr == ""
+    values = json.loads(result.stdout)
     assert isinstance(values, dict)
     return values
 
 
 @pytest.mark.parametrize("name", ["finetune", "pretrain"])
 def test_no_flag_is_needed(program, name: str) -> None:  # type: ignore[no-untyped-def]
-    done = program("launch", "plan", name, check=True)
-    assert done.stdout.startswith("run  ")
+    result = program("launch", "plan", name, check=True)
+    assert result.stdout.startswith("run  ")
 
 
 def test_json_keys_and_arithmetic(program, root: Path) -> None:  # type: ignore[no-untyped-def]
     values = plan(program, "--ranks_per_node", 2, "--batch_size", 24, "--out", "runs/x", "--host_mem", 16)
     strategies = values.pop("strategies")
-    assert [found["strategy"] for found in strategies] == list(LADDER)
-    for found in strategies:
-        assert {"strategy", "fits", "gpu_bytes", "host_bytes", "disk_bytes", "nvme_bytes"} <= set(found)
+    assert [strategy["strategy"] for strategy in strategies] == list(LADDER)
+    for strategy in strategies:
+        assert {"strategy", "fits", "gpu_bytes", "host_bytes", "disk_bytes", "nvme_bytes"} <= set(strategy)
     files, command, variables = (values.pop(name) for name in ("files", "command", "environment"))
     assert command == [sys.executable, "-u", "-m", "finetune", "train", str(root / "runs/x")]
     assert variables == {
@@ -148,8 +148,8 @@ def test_a_compiled_corpus_gives_exact_counts(program, corpus, corpora) -> None:
 
 
 def test_the_text_plan(program, root: Path, golden: Callable[[str, str], None]) -> None:  # type: ignore[no-untyped-def]
-    done = program("launch", *PLAN.split(), env=SETTINGS, check=True)
-    golden("plan.txt", done.stdout.replace(sys.executable, "PYTHON").replace(str(root), "ROOT"))
+    result = program("launch", *PLAN.split(), env=SETTINGS, check=True)
+    golden("plan.txt", result.stdout.replace(sys.executable, "PYTHON").replace(str(root), "ROOT"))
 
 
 @pytest.mark.slow
@@ -226,8 +226,8 @@ def test_print_config_gives_yaml_that_gives_the_same_plan(program, tmp_path: Pat
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(argv: list[str], message: str, program) -> None:  # type: ignore[no-untyped-def]
-    done = program("launch", *argv)
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {message}\n")
+    result = program("launch", *argv)
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", f"error: {message}\n")
 
 
 def test_strategies_for_gpus_that_are_not_here(program) -> None:  # type: ignore[no-untyped-def]
@@ -236,24 +236,24 @@ def test_strategies_for_gpus_that_are_not_here(program) -> None:  # type: ignore
     one = plan(program, *shape, "--host_mem", 500)
     eight = plan(program, *shape, "--host_mem", 1000, "--ranks_per_node", 8)
     assert (one["device"], one["chosen"], eight["chosen"]) == ("cuda", "zero2-offload", "zero2")
-    nothing = program("launch", "plan", "finetune", *shape, "--host_mem", 128)
-    assert nothing.returncode == 2
-    assert "pythia-12b on 1 x 1 ranks: no strategy fits; the nearest, " in nothing.stderr
-    assert "what would fit: LoRA: --lora.rank 16 --lora.targets all-linear, " in nothing.stderr
-    assert ", or --nodes " in nothing.stderr
-    assert nothing.stderr.count("\n") == 1
+    too_small = program("launch", "plan", "finetune", *shape, "--host_mem", 128)
+    assert too_small.returncode == 2
+    assert "pythia-12b on 1 x 1 ranks: no strategy fits; the nearest, " in too_small.stderr
+    assert "what would fit: LoRA: --lora.rank 16 --lora.targets all-linear, " in too_small.stderr
+    assert ", or --nodes " in too_small.stderr
+    assert too_small.stderr.count("\n") == 1
     refused = program("launch", "run", "finetune", *shape, "--host_mem", 500)
     assert refused.stderr.startswith("error: --gpu_mem: no GPU is here")
 
 
 def test_the_gate_refuses_what_cannot_fit(program, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    asked = ["--model", "pythia-1.4b", "--strategy", "ddp", "--host_mem", 4, "--out", tmp_path / "run"]
-    shown = program("launch", "plan", "finetune", *asked, check=True)
-    assert re.search(r"ddp .* GiB|ddp  .*chosen, [\d.]+ GiB of host missing", shown.stdout)
-    done = program("launch", "run", "finetune", *asked)
-    assert (done.returncode, list(tmp_path.iterdir())) == (2, [])
-    assert "--strategy ddp: does not fit, it is short of " in done.stderr
-    assert "--force" in done.stderr
+    flags = ["--model", "pythia-1.4b", "--strategy", "ddp", "--host_mem", 4, "--out", tmp_path / "run"]
+    planned = program("launch", "plan", "finetune", *flags, check=True)
+    assert re.search(r"ddp .* GiB|ddp  .*chosen, [\d.]+ GiB of host missing", planned.stdout)
+    result = program("launch", "run", "finetune", *flags)
+    assert (result.returncode, list(tmp_path.iterdir())) == (2, [])
+    assert "--strategy ddp: does not fit, it is short of " in result.stderr
+    assert "--force" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -283,8 +283,8 @@ def test_the_gate_refuses_what_cannot_fit(program, tmp_path: Path) -> None:  # t
     ],
 )
 def test_sizes_that_make_no_sense_are_one_line(flags: list[str], message: str, program) -> None:  # type: ignore[no-untyped-def]
-    done = program("launch", "plan", "finetune", *flags)
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {message}\n")
+    result = program("launch", "plan", "finetune", *flags)
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", f"error: {message}\n")
 
 
 @pytest.fixture
@@ -305,23 +305,23 @@ def test_an_nvme_path_that_is_no_use_is_refused(program, read_only: Path, tmp_pa
         tmp_path / "file": "no such directory; create it on the NVMe disk of every node",
     }
     for path, message in cases.items():
-        done = program("launch", "run", "finetune", "--nvme_path", path, "--out", tmp_path / "run")
-        assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: --nvme_path {path}: {message}\n")
+        result = program("launch", "run", "finetune", "--nvme_path", path, "--out", tmp_path / "run")
+        assert (result.returncode, result.stdout, result.stderr) == (2, "", f"error: --nvme_path {path}: {message}\n")
     assert not (tmp_path / "run").exists()
 
 
 def test_what_nothing_fits_is_shown_all_the_same(program) -> None:  # type: ignore[no-untyped-def]
     """Exit code 2 and one line, and the numbers on stdout for whoever wants to know how far it is."""
-    asked = ["launch", "plan", "finetune", "--model", "pythia-12b", "--gpu_mem", 24, "--host_mem", 64]
-    text, values = program(*asked), program(*asked, "--json")
+    command = ["launch", "plan", "finetune", "--model", "pythia-12b", "--gpu_mem", 24, "--host_mem", 64]
+    text, values = program(*command), program(*command, "--json")
     assert (text.returncode, values.returncode) == (2, 2)
     assert text.stderr == values.stderr
     assert text.stderr.count("\n") == 1
     assert "what would fit: " in text.stderr
-    found = json.loads(values.stdout)
-    assert found["chosen"] is None
-    assert [each["strategy"] for each in found["strategies"]] == list(LADDER)
-    assert not any(each["fits"] for each in found["strategies"])
+    plan = json.loads(values.stdout)
+    assert plan["chosen"] is None
+    assert [each["strategy"] for each in plan["strategies"]] == list(LADDER)
+    assert not any(each["fits"] for each in plan["strategies"])
     assert text.stdout.splitlines()[1].endswith("of gpu missing")
 
 
@@ -329,14 +329,14 @@ def test_nvme_that_is_not_here_is_planned_and_not_run(program, tmp_path: Path) -
     """Pythia-12b on a GPU of 24 GiB: 16 bytes of each of 11,846,072,320 weights go to NVMe, 176.5 GiB."""
     shape = ["--model", "pythia-12b", "--seq_len", 2048, "--batch_size", 32, "--gpu_mem", 24, "--host_mem", 200]
     values = plan(program, *shape, "--nvme", 2000)
-    (chosen,) = (found for found in values["strategies"] if found["strategy"] == values["chosen"])  # type: ignore[attr-defined]
-    assert (values["chosen"], chosen["fits"], chosen["nvme_bytes"]) == ("zero3-nvme", True, 18 * 11_846_072_320)
+    (strategy,) = (each for each in values["strategies"] if each["strategy"] == values["chosen"])  # type: ignore[attr-defined]
+    assert (values["chosen"], strategy["fits"], strategy["nvme_bytes"]) == ("zero3-nvme", True, 18 * 11_846_072_320)
     assert "of 2,000 GiB of NVMe per node" in str(values["strategy_reason"])
     small = program("launch", "plan", "finetune", *shape, "--nvme", 190)
     assert small.returncode == 2
     assert "zero3-nvme, is short of 18.1 GiB of NVMe per node, as 5% of" in small.stderr  # 198.6 - 95% of 190
-    asked = ("--host_mem", 64, "--nvme", 100, "--strategy", "zero3-nvme", "--out", tmp_path / "run")
-    refused = program("launch", "run", "finetune", *asked)
+    flags = ("--host_mem", 64, "--nvme", 100, "--strategy", "zero3-nvme", "--out", tmp_path / "run")
+    refused = program("launch", "run", "finetune", *flags)
     assert refused.returncode == 2
     assert refused.stderr == ("error: --strategy zero3-nvme: needs --nvme_path, a directory on each node's NVMe disk\n")
     assert not (tmp_path / "run").exists()
@@ -349,8 +349,8 @@ def test_without_libaio_nothing_is_started(program, tmp_path: Path) -> None:  # 
     compiler.chmod(0o755)
     flags = ("--strategy", "zero3-nvme", "--nvme_path", tmp_path, "--out", tmp_path / "run", "--host_mem", 64)
     for command in ("plan", "run"):
-        done = program("launch", command, "finetune", *flags, env={"CXX": str(compiler)})
-        assert (done.returncode, done.stdout, done.stderr) == (
+        result = program("launch", command, "finetune", *flags, env={"CXX": str(compiler)})
+        assert (result.returncode, result.stdout, result.stderr) == (
             2,
             "",
             "error: --strategy zero3-nvme: needs libaio, and no program can be built with it here; "
@@ -367,7 +367,7 @@ true
 
 
 @pytest.mark.parametrize(
-    ("file", "given", "expected"),
+    ("file", "sizes", "expected"),
     [
         ({}, {}, (None, 47.0)),  # of the default partition's smallest node
         ({"partition": "gpu"}, {}, (None, 503.0)),
@@ -377,11 +377,11 @@ true
     ],
 )
 def test_sizes_of_a_slurm_cluster(
-    file: dict[str, Any], given: dict[str, float], expected: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    file: dict[str, Any], sizes: dict[str, float], expected: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sinfo").write_text(SINFO)
     (tmp_path / "sinfo").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    options = LaunchOptions(**given)  # type: ignore[arg-type]
-    found = job._sized(RunConfig().cluster, backends.of(ClusterFile(kind="slurm", **file)), options)
-    assert (found.gpu_mem, found.host_mem) == expected
+    options = LaunchOptions(**sizes)  # type: ignore[arg-type]
+    machine = job._sized(RunConfig().cluster, backends.of(ClusterFile(kind="slurm", **file)), options)
+    assert (machine.gpu_mem, machine.host_mem) == expected

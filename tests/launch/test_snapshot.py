@@ -30,9 +30,9 @@ MARKER = "the-marker-of-this-test"
 
 def git(folder: Path, *arguments: str) -> str:
     who = ("-c", "user.name=Ada", "-c", "user.email=ada@example.org", "-c", "commit.gpgsign=false")
-    done = subprocess.run(["git", "-C", str(folder), *who, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    result = subprocess.run(["git", "-C", str(folder), *who, *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def commit(folder: Path) -> str:
@@ -49,8 +49,8 @@ def write(folder: Path, texts: dict[str, str]) -> None:
 
 
 def files(folder: Path) -> list[str]:
-    found = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
-    return sorted(str(path.relative_to(folder)) for path in found)
+    paths = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    return sorted(str(path.relative_to(folder)) for path in paths)
 
 
 @pytest.fixture
@@ -71,12 +71,12 @@ def run(tmp_path: Path) -> RunDirectory:
     return RunDirectory(tmp_path / "run")
 
 
-def taken(run: RunDirectory, corpora: Path | None = None) -> list[str]:
+def take(run: RunDirectory, corpora: Path | None = None) -> list[str]:
     """Files of a fresh snapshot, without the one about where it is from."""
     assert snapshot.take(run, corpora or run.path.parent / "corpora") == []
-    found = files(run.code)
-    found.remove(provenance.SNAPSHOT)
-    return found
+    copied = files(run.code)
+    copied.remove(provenance.SNAPSHOT)
+    return copied
 
 
 # --- what is copied
@@ -87,7 +87,7 @@ def test_what_belongs_to_the_tree(tree: Path, run: RunDirectory) -> None:
     (tree / "gone.py").unlink()
     (tree / "ünïcode \n\"name'.py").write_text("7\n")
     (tree / "kept.py").chmod(0o755)
-    assert taken(run) == sorted([".gitignore", "a/b/deep.py", "kept.py", "new/mine.py", "ünïcode \n\"name'.py"])
+    assert take(run) == sorted([".gitignore", "a/b/deep.py", "kept.py", "new/mine.py", "ünïcode \n\"name'.py"])
     assert (run.code / "kept.py").read_text() == "changed\n"
     assert os.access(run.code / "kept.py", os.X_OK)
     assert not os.access(run.code / "a" / "b" / "deep.py", os.X_OK)
@@ -99,7 +99,7 @@ def test_links_stay_links(tree: Path, run: RunDirectory) -> None:
     (tree / "to-nowhere").symlink_to("/nowhere/at/all")
     commit(tree)
     (tree / "untracked").symlink_to("a")
-    assert {"to-file", "to-folder", "to-nowhere", "untracked"} <= set(taken(run))
+    assert {"to-file", "to-folder", "to-nowhere", "untracked"} <= set(take(run))
     assert [os.readlink(run.code / name) for name in ("to-file", "to-folder", "to-nowhere", "untracked")] == [
         "kept.py", "a/b", "/nowhere/at/all", "a",
     ]  # fmt: skip
@@ -125,22 +125,22 @@ def test_ten_megabytes_are_data() -> None:
 def test_neither_the_run_nor_the_corpora_are_copied(tree: Path) -> None:
     write(tree, {"mine/run/config.yaml": "x", "mine/other.py": "y", "compiled/c/tokens.bin": "z"})
     run = RunDirectory(tree / "mine" / "run")
-    assert "mine/other.py" in (first := taken(run, tree / "compiled"))
+    assert "mine/other.py" in (first := take(run, tree / "compiled"))
     assert not [name for name in first if name.startswith(("mine/run", "compiled"))]
     write(tree, {"mine/run/log/rank.txt": "x"})
-    assert taken(run, tree / "compiled") == first  # nor the snapshot of before
+    assert take(run, tree / "compiled") == first  # nor the snapshot of before
 
 
 def test_a_folder_of_corpora_around_the_tree_excludes_nothing(tree: Path, run: RunDirectory) -> None:
     expected = [".gitignore", "a/b/deep.py", "gone.py", "kept.py"]
-    assert taken(run, tree) == expected
-    assert taken(run, tree.parent) == expected
+    assert take(run, tree) == expected
+    assert take(run, tree.parent) == expected
 
 
 def test_a_relative_run_in_the_tree(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tree)
     write(tree, {"mine/config.yaml": "x"})
-    assert taken(RunDirectory(Path("mine")), Path("corpora")) == [".gitignore", "a/b/deep.py", "gone.py", "kept.py"]
+    assert take(RunDirectory(Path("mine")), Path("corpora")) == [".gitignore", "a/b/deep.py", "gone.py", "kept.py"]
 
 
 def test_a_submodule_is_left_out(tree: Path, run: RunDirectory, tmp_path: Path) -> None:
@@ -151,29 +151,29 @@ def test_a_submodule_is_left_out(tree: Path, run: RunDirectory, tmp_path: Path) 
     commit(other)
     git(tree, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(other), "sub")
     commit(tree)
-    assert taken(run) == [".gitignore", ".gitmodules", "a/b/deep.py", "gone.py", "kept.py"]
+    assert take(run) == [".gitignore", ".gitmodules", "a/b/deep.py", "gone.py", "kept.py"]
 
 
 def test_a_second_snapshot_takes_the_place_of_the_first(tree: Path, run: RunDirectory) -> None:
-    taken(run)
+    take(run)
     (run.code / "stray.py").write_text("not of the tree")
     write(tree, {"kept.py": "newer\n"})
     (tree / "gone.py").unlink()
-    assert taken(run) == [".gitignore", "a/b/deep.py", "kept.py"]
+    assert take(run) == [".gitignore", "a/b/deep.py", "kept.py"]
     assert (run.code / "kept.py").read_text() == "newer\n"
     assert sorted(path.name for path in run.path.iterdir()) == ["code"]
 
 
 def test_what_a_kill_left_is_cleared(tree: Path, run: RunDirectory) -> None:
     write(run.path, {".code.new/half.py": "x", ".code.old/past.py": "x"})
-    assert "half.py" not in taken(run)
+    assert "half.py" not in take(run)
     assert sorted(path.name for path in run.path.iterdir()) == ["code"]
 
 
 def test_a_failure_in_between_leaves_the_old_one(
     tree: Path, run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken(run)
+    take(run)
     write(tree, {"kept.py": "newer\n"})
     copied: list[object] = []
 
@@ -187,7 +187,7 @@ def test_a_failure_in_between_leaves_the_old_one(
         with pytest.raises(OSError, match="No space left"):
             snapshot.take(run, tree / "corpora")
     assert (run.code / "kept.py").read_text() == "1\n"
-    assert "gone.py" in taken(run)
+    assert "gone.py" in take(run)
 
 
 def test_a_tree_without_git(tmp_path: Path, run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +195,7 @@ def test_a_tree_without_git(tmp_path: Path, run: RunDirectory, monkeypatch: pyte
     write(folder, {"wellread/a.py": "1", "launch/__pycache__/x.pyc": "2", "configs/ds/z.json": "{}"})
     write(folder, {"thesis.tex": "years of work", "corpora/x": "1", "tests/t.py": "1"})
     monkeypatch.setattr(provenance, "ROOT", folder)
-    assert taken(run) == ["configs/ds/z.json", "wellread/a.py"]
+    assert take(run) == ["configs/ds/z.json", "wellread/a.py"]
     assert json.loads((run.code / provenance.SNAPSHOT).read_text()) == {"commit": None}
 
 
@@ -204,7 +204,7 @@ def test_a_folder_in_another_projects_repository_is_a_tree_without_git(
 ) -> None:
     write(tree, {"vendor/wellread/a.py": "1", "vendor/other.py": "2"})
     monkeypatch.setattr(provenance, "ROOT", tree / "vendor")
-    assert taken(run) == ["wellread/a.py"]
+    assert take(run) == ["wellread/a.py"]
     assert json.loads((run.code / provenance.SNAPSHOT).read_text()) == {"commit": None}
 
 
@@ -225,19 +225,19 @@ def test_a_changed_tree(tree: Path) -> None:
     (tree / "gone.py").unlink()
     (tree / 'ü "x".py').write_text("")
     git(tree, "add", "kept.py")  # staged or not is the same
-    found = provenance.code(tree)
-    assert (found["dirty"], found["untracked"]) == (True, ["new.py", 'ü "x".py'])
+    code = provenance.code(tree)
+    assert (code["dirty"], code["untracked"]) == (True, ["new.py", 'ü "x".py'])
     diff = git(tree, "diff", "HEAD")
-    assert found["diff"] == diff
+    assert code["diff"] == diff
     assert "-1\n+one\n" in diff
     assert "deleted file" in diff
-    assert found["diff_sha256"] == hashlib.sha256(diff.encode()).hexdigest()
+    assert code["diff_sha256"] == hashlib.sha256(diff.encode()).hexdigest()
 
 
 def test_untracked_files_alone_make_it_dirty(tree: Path) -> None:
     write(tree, {"new.py": "4\n"})
-    found = provenance.code(tree)
-    assert (found["dirty"], found["diff"], found["diff_sha256"], found["untracked"]) == (True, None, None, ["new.py"])
+    code = provenance.code(tree)
+    assert (code["dirty"], code["diff"], code["diff_sha256"], code["untracked"]) == (True, None, None, ["new.py"])
 
 
 def test_the_diff_is_gits_own_whatever_the_user_has_set(tree: Path, tmp_path: Path) -> None:
@@ -251,17 +251,17 @@ def test_the_diff_is_gits_own_whatever_the_user_has_set(tree: Path, tmp_path: Pa
 
 def test_a_long_diff_is_cut_and_its_hash_is_of_the_whole(tree: Path) -> None:
     write(tree, {"kept.py": "line of text\n" * 20_000})
-    found = provenance.code(tree)
-    whole = git(tree, "diff", "HEAD")
-    assert len(whole) > 200_000
-    assert found["diff"] == whole[:100_000]
-    assert found["diff_sha256"] == hashlib.sha256(whole.encode()).hexdigest()
+    code = provenance.code(tree)
+    diff = git(tree, "diff", "HEAD")
+    assert len(diff) > 200_000
+    assert code["diff"] == diff[:100_000]
+    assert code["diff_sha256"] == hashlib.sha256(diff.encode()).hexdigest()
 
 
 def test_a_snapshot_says_what_its_tree_was(tree: Path, run: RunDirectory) -> None:
     write(tree, {"kept.py": "one\n"})
     expected = provenance.code(tree)
-    taken(run)
+    take(run)
     write(tree, {"kept.py": "two\n"})
     assert provenance.code(run.code) == expected
     assert expected["dirty"]
@@ -282,7 +282,7 @@ def test_without_git_installed(tree: Path, run: RunDirectory, monkeypatch: pytes
     monkeypatch.setenv("PATH", "/nowhere")
     assert provenance.code(tree) == {"commit": None}
     write(tree, {"wellread/a.py": "1"})
-    assert taken(run) == ["wellread/a.py"]
+    assert take(run) == ["wellread/a.py"]
 
 
 def test_code_from_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -350,9 +350,9 @@ def test_a_secret_within_another_is_blacked_out_whole(monkeypatch: pytest.Monkey
 def test_no_variable_gets_into_the_description(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
-    found = provenance.describe()
-    assert set(found) == {"code", "host", "python", "platform", "packages", "gpus", "gpu_driver"}
-    text = json.dumps(found)
+    description = provenance.describe()
+    assert set(description) == {"code", "host", "python", "platform", "packages", "gpus", "gpu_driver"}
+    text = json.dumps(description)
     assert not [value for value in SECRETS.values() if value in text]
 
 
@@ -384,8 +384,8 @@ def test_strict_refuses_what_no_commit_names(clone: Path, tmp_path: Path, monkey
     snapshot.refuse_dirty()  # clean: nothing to say
     write(clone, {"new.py": "1\n"})
     process = launched(clone, "--strict", "--out", tmp_path / "run", "--corpora", tmp_path / "corpora")
-    told, complained = process.communicate(timeout=120)
-    assert (process.returncode, told) == (2, "")
+    output, complained = process.communicate(timeout=120)
+    assert (process.returncode, output) == (2, "")
     assert complained == f"error: --strict: the working tree differs from commit {head[:12]}; commit or stash first\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clone"]
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
@@ -410,8 +410,8 @@ def test_a_run_runs_its_snapshot(clone: Path, corpora: Path, corpus: Any, tmp_pa
     head = git(clone, "rev-parse", "HEAD").strip()
     train, run = clone / "wellread" / "train" / "rank.py", RunDirectory(tmp_path / "runs" / "it's mine")
     secret = SECRETS["WANDB_API_KEY"]
-    told = f"import wellread\nprint('{MARKER}', wellread.__file__, __file__, flush=True)  # {secret}\n"
-    changed = train.read_text().replace("def _train(", f"{told}\n\ndef _train(")
+    program_text = f"import wellread\nprint('{MARKER}', wellread.__file__, __file__, flush=True)  # {secret}\n"
+    changed = train.read_text().replace("def _train(", f"{program_text}\n\ndef _train(")
     train.write_text(changed)
     write(clone, {"notes/large.bin": "x" * (11 << 20)})
     flags = ["--steps", 2, "--out", run.path, "--corpora", corpora, "--ranks_per_node", 2]
@@ -448,8 +448,10 @@ def test_a_run_runs_its_snapshot(clone: Path, corpora: Path, corpus: Any, tmp_pa
 def test_without_a_snapshot_the_tree_itself_runs(clone: Path, corpora: Path, corpus: Any, tmp_path: Path) -> None:
     train, run = clone / "wellread" / "train" / "rank.py", RunDirectory(tmp_path / "run")
     secret = SECRETS["HF_TOKEN"]
-    told = f"import wellread\nprint('{MARKER} ' + wellread.__file__ + chr(10), end='', flush=True)  # {secret}\n"
-    train.write_text(train.read_text().replace("def _train(", f"{told}\n\ndef _train("))
+    program_text = (
+        f"import wellread\nprint('{MARKER} ' + wellread.__file__ + chr(10), end='', flush=True)  # {secret}\n"
+    )
+    train.write_text(train.read_text().replace("def _train(", f"{program_text}\n\ndef _train("))
     flags = ["--steps", 1, "--out", run.path, "--corpora", corpora, "--ranks_per_node", 2, "--snapshot", "off"]
     process = launched(clone, *flags, env=SECRETS)
     out, complaints = process.communicate(timeout=300)

@@ -38,10 +38,10 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> dict[str, JobState | str]:
 
     def answer(job_id: str, folder: str | None = None) -> JobState:
         assert folder == "/code"
-        known = answers.get(job_id, JobState(state="UNKNOWN"))
-        if isinstance(known, str):
-            raise RuntimeError(known)
-        return known
+        job_state = answers.get(job_id, JobState(state="UNKNOWN"))
+        if isinstance(job_state, str):
+            raise RuntimeError(job_state)
+        return job_state
 
     monkeypatch.setattr(slurm_queue, "state", answer)
     return answers
@@ -187,9 +187,9 @@ def test_the_newest_job_counts_and_evaluations_do_not(queue: dict[str, JobState 
 
 def test_numbers_before_a_requeue_are_no_rate_of_now(queue: dict[str, JobState | str], tmp_path: Path) -> None:
     run = made_up(tmp_path / "run", QUEUED, jobs=(job(7),), saved=(0,), told=progress(1, 9))
-    for restarts, left in ((0, 15.5), (1, None)):  # the job runs again, and has not begun its next attempt
+    for restarts, seconds in ((0, 15.5), (1, None)):  # the job runs again, and has not begun its next attempt
         queue["7"] = JobState(state="RUNNING", restarts=restarts)
-        assert (looked(run).state, looked(run).seconds_left) == ("running", left)
+        assert (looked(run).state, looked(run).seconds_left) == ("running", seconds)
 
 
 def test_what_slurm_does_not_say_is_not_guessed(queue: dict[str, JobState | str], tmp_path: Path) -> None:
@@ -205,10 +205,10 @@ def test_what_slurm_does_not_say_is_not_guessed(queue: dict[str, JobState | str]
 def test_a_silent_slurm_is_asked_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = []
+    requests = []
 
     def silent(job_id: str, folder: str | None = None) -> JobState:
-        asked.append(job_id)
+        requests.append(job_id)
         raise RuntimeError("SLURM cannot be asked: no route")
 
     monkeypatch.setattr(slurm_queue, "state", silent)
@@ -218,7 +218,7 @@ def test_a_silent_slurm_is_asked_once(
     printed = capsys.readouterr()
     assert printed.out.count("unknown (SLURM cannot be asked)") == 3
     assert printed.err == "SLURM cannot be asked: no route\n"
-    assert asked == ["7"]
+    assert requests == ["7"]
     assert status.main([str(tmp_path / "a")]) == 0
     assert "job 8  " in (page := capsys.readouterr().out)
     assert page.count("state unknown: SLURM cannot be asked: no route") == 2
@@ -328,9 +328,9 @@ def test_a_folder_without_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str
     ],
 )
 def test_bad_input(arguments: list[str], message: str, program: Program, tmp_path: Path) -> None:
-    done = program("launch", "status", *(argument.replace("TMP", str(tmp_path)) for argument in arguments))
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.replace(str(tmp_path), "TMP") == f"error: {message}\n"
+    result = program("launch", "status", *(argument.replace("TMP", str(tmp_path)) for argument in arguments))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.replace(str(tmp_path), "TMP") == f"error: {message}\n"
 
 
 def test_it_answers_without_torch(tiny_run: RunDirectory, root: Path) -> None:
@@ -338,8 +338,8 @@ def test_it_answers_without_torch(tiny_run: RunDirectory, root: Path) -> None:
         "import sys; from launch import status; assert status.main(sys.argv[1:]) == 0; "
         "assert not {'torch', 'transformers', 'pyarrow', 'submitit'} & set(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tiny_run.path)], cwd=root, capture_output=True, check=True)
-    assert b"finished" in done.stdout
+    result = subprocess.run([sys.executable, "-c", code, str(tiny_run.path)], cwd=root, capture_output=True, check=True)
+    assert b"finished" in result.stdout
 
 
 def test_the_lock_of_another_process_is_seen(tmp_path: Path, root: Path) -> None:
@@ -363,16 +363,18 @@ def stats(step: int, seconds: float = 0.5) -> StepStats:
 
 
 def test_a_real_run_tells_its_progress(tiny_run: RunDirectory) -> None:
-    told = json.loads((tiny_run.log / "progress.json").read_text())
+    progress = json.loads((tiny_run.log / "progress.json").read_text())
     (last,) = [checkpoint for checkpoint in list_checkpoints(tiny_run.checkpoints) if checkpoint.step == 12]
-    assert {name: told[name] for name in ("attempt", "step", "steps", "last_saved", "tokens")} == {
+    assert {name: progress[name] for name in ("attempt", "step", "steps", "last_saved", "tokens")} == {
         "attempt": 1,
         "step": 12,
         "steps": 12,
         "last_saved": 12,
         "tokens": last.tokens,
     }
-    assert told["tokens_per_second"] == pytest.approx(last.tokens / 12 / told["seconds_per_step"])  # 20 steps hold all
+    assert progress["tokens_per_second"] == pytest.approx(
+        last.tokens / 12 / progress["seconds_per_step"]
+    )  # 20 steps hold all
     assert [path.name for path in tiny_run.log.glob(".*")] == []
     about = looked(tiny_run)
     assert (about.state, about.step, about.tokens) == ("finished", 12, last.tokens)
@@ -389,8 +391,8 @@ def test_progress_is_written_at_first_and_then_once_a_second(
     at_8 = {checkpoint.step: checkpoint.tokens for checkpoint in list_checkpoints(copied_run.checkpoints)}[8]
 
     def written() -> dict[str, Any]:
-        told: dict[str, Any] = json.loads(path.read_text())
-        return {name: told[name] for name in ("attempt", "step", "tokens", "last_saved")}
+        progress: dict[str, Any] = json.loads(path.read_text())
+        return {name: progress[name] for name in ("attempt", "step", "tokens", "last_saved")}
 
     progress = Progress(copied_run, plan, start=8)
     before = path.read_text()

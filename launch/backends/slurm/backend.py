@@ -77,8 +77,8 @@ class Slurm(Backend):
             if isinstance(plan, int):
                 return plan
             last = job_id = self._submit(training, plan) if plan else None
-            wanted = training.then and not jobs.active(run, "eval")
-            if wanted and (job_id or not _is_reported(run)):
+            evaluates = training.then and not jobs.active(run, "eval")
+            if evaluates and (job_id or not _is_reported(run)):
                 last = self._submit_then(training, job_id)
                 print(f"submitted its evaluation as job {last}" + f", after job {job_id}" * bool(job_id), flush=True)
         return self._followed(training, job_id, last, settle, refuse_changed)
@@ -101,21 +101,21 @@ class Slurm(Backend):
         return jobs.follow(run, last, show_log=False) if last and last != job_id and code == 0 else code
 
     def _submit(self, training: Training, plan: Plan) -> str:
-        wanted = self._wanted(training, plan)
+        parameters = self._job_parameters(training, plan)
         task = RankTask(
             run=str(training.run.path.resolve()),
             arguments=tuple(training.arguments),
             variables=self.environment(plan, training.code),
             requeues=self.file.requeues,
-            limit=60 * int(wanted["time"]),
+            limit=60 * int(parameters["time"]),
             ladder=training.fall_back,
         )
-        job_id = jobs.submit(self.file, training.run, [task], wanted, training.program)
+        job_id = jobs.submit(self.file, training.run, [task], parameters, training.program)
         print(f"submitted {training.run.path} as job {job_id}: {summary(plan)}", flush=True)
         jobs.warn_if_stuck(job_id)
         return job_id
 
-    def _wanted(self, training: Training, plan: Plan) -> dict[str, Any]:
+    def _job_parameters(self, training: Training, plan: Plan) -> dict[str, Any]:
         """What the run's job asks of SLURM."""
         ranks = plan.machine.ranks_per_node
         return jobs.parameters(
@@ -125,32 +125,32 @@ class Slurm(Backend):
     def _submit_then(self, training: Training, after: str | None) -> str:
         """Hand over what follows a run, to start when job `after` has ended well; return its id."""
         run = training.run
-        wanted = self._wanted_once(f"{run.name} eval", after)
-        wanted["additional_parameters"]["chdir"] = str(training.code)
-        return jobs.submit(self.file, run, [self._command(run, training.then)], wanted, "eval")
+        parameters = self._command_parameters(f"{run.name} eval", after)
+        parameters["additional_parameters"]["chdir"] = str(training.code)
+        return jobs.submit(self.file, run, [self._command(run, training.then)], parameters, "eval")
 
     def evaluate(self, evaluation: Evaluation) -> int:
         """Submit an evaluation: its parts as an array of jobs, and the whole after them."""
         run = evaluation.run
         jobs.check(run)
-        if going := jobs.active(run, "eval"):
-            raise UserError(f"{run.path}: job {going[-1][0]['id']} evaluates it already; wait for it, or make cancel")
+        if running := jobs.active(run, "eval"):
+            raise UserError(f"{run.path}: job {running[-1][0]['id']} evaluates it already; wait for it, or make cancel")
         first = None
         if parts := evaluation.parts:
-            wanted = self._wanted_once(f"{run.name} eval parts")
+            parameters = self._command_parameters(f"{run.name} eval parts")
             if len(parts) > 1:
-                wanted["array_parallelism"] = evaluation.parallelism or len(parts)
-            first = jobs.submit(self.file, run, [self._command(run, part) for part in parts], wanted, "eval")
+                parameters["array_parallelism"] = evaluation.parallelism or len(parts)
+            first = jobs.submit(self.file, run, [self._command(run, part) for part in parts], parameters, "eval")
             print(f"submitted {len(parts)} evaluations as job {first}", flush=True)
-        wanted = self._wanted_once(f"{run.name} eval", first)
-        job_id = jobs.submit(self.file, run, [self._command(run, evaluation.whole)], wanted, "eval")
+        parameters = self._command_parameters(f"{run.name} eval", first)
+        job_id = jobs.submit(self.file, run, [self._command(run, evaluation.arguments)], parameters, "eval")
         print(f"submitted eval {evaluation.name} as job {job_id}" + f", after job {first}" * bool(first), flush=True)
         if not evaluation.wait:
             return 0
         code = jobs.follow(run, first, show_log=False) if first else 0
         return code or jobs.follow(run, job_id, show_log=False)
 
-    def _wanted_once(self, name: str, after: str | None = None) -> dict[str, Any]:
+    def _command_parameters(self, name: str, after: str | None = None) -> dict[str, Any]:
         """What the job of one command asks of SLURM."""
         return jobs.parameters(self.file, name=name, nodes=1, ranks_per_node=1, code=provenance.ROOT, after=after)
 
@@ -163,9 +163,9 @@ class Slurm(Backend):
         """The jobs that RUN/submit tells of."""
         return [jobs.SlurmJob(note) for note in jobs.jobs_of(run)]
 
-    def shown(self, training: Training, plan: Plan) -> dict[str, str]:
+    def plan_files(self, training: Training, plan: Plan) -> dict[str, str]:
         """The file that sbatch would get."""
-        return {"sbatch": jobs.sbatch_text(self.file, training.run, self._wanted(training, plan))}
+        return {"sbatch": jobs.sbatch_text(self.file, training.run, self._job_parameters(training, plan))}
 
     def checks(self, request: Request, nodes: int | None, no_job: bool) -> Iterator[Check]:
         """What this machine needs, what the scheduler says, and what each node of a small job tells of itself."""

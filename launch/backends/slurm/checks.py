@@ -34,37 +34,37 @@ def checks(cluster: ClusterFile, request: Request, nodes: int | None, no_job: bo
     if any(check.state == "failed" for check in members):
         return
     listed = scheduler.nodes_of(cluster)
-    wanted = nodes or max(1, min(several.MOST_NODES, sum(node.free for node in listed)))
-    yield (states := scheduler.nodes(cluster, listed, wanted))
+    count = nodes or max(1, min(several.MOST_NODES, sum(node.free for node in listed)))
+    yield (states := scheduler.nodes(cluster, listed, count))
     if states.state == "failed":
         return
-    yield (taken := scheduler.submission(cluster, wanted, Path(request.runs)))
-    if no_job or taken.state == "failed":
+    yield (accepted := scheduler.submission(cluster, count, Path(request.runs)))
+    if no_job or accepted.state == "failed":
         return
-    several.say(f"running a small job on {wanted} node{'s' * (wanted > 1)}")
+    several.say(f"running a small job on {count} node{'s' * (count > 1)}")
     with several.shared_file(Path(request.runs)) as token:
-        asked = replace(request, several=wanted > 1, token=str(token))
-        yield from ask_slurm(cluster, wanted, asked)
+        node_request = replace(request, several=count > 1, token=str(token))
+        yield from ask_slurm(cluster, count, node_request)
 
 
 def ask_slurm(cluster: ClusterFile, nodes: int, request: Request) -> list[Check]:
     """Run the node part as a small job on `nodes` nodes, and compare what they tell."""
     name = f"wellread-doctor-{secrets.token_hex(6)}"
     command = srun_command(cluster, nodes, replace(request, in_job=True), name)
-    own = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_")) or k == "SLURM_CONF"}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_")) or k == "SLURM_CONF"}
     seconds = SECONDS_IN_QUEUE + several.SECONDS_PER_NODE + several.SECONDS_TO_BUILD * request.build
-    done = False
+    answered = False
     try:
-        answer = several.ask(command, seconds, own)
-        done = answer.in_time
+        answer = several.ask(command, seconds, environment)
+        answered = answer.in_time
     finally:
-        if not done:  # the name is this job's alone
+        if not answered:  # the name is this job's alone
             with suppress(OSError, subprocess.TimeoutExpired):
                 subprocess.run(["scancel", "--name", name, "--user", getpass.getuser()], timeout=20, check=False)
-    found = [check for report, at in answer.reports for check in several.of_node(report, at, request, cluster.gpus)]
+    results = [check for report, at in answer.reports for check in several.of_node(report, at, request, cluster.gpus)]
     if len(answer.reports) < nodes:
-        found.append(_missing(cluster, nodes, answer, seconds))
-    return found
+        results.append(_missing(cluster, nodes, answer, seconds))
+    return results
 
 
 def srun_command(cluster: ClusterFile, nodes: int, request: Request, name: str) -> list[str]:
@@ -88,14 +88,14 @@ def srun_command(cluster: ClusterFile, nodes: int, request: Request, name: str) 
     part = several.node_command(cluster, request)
     if cluster.setup:
         part = ["bash", "-c", "\n".join([*cluster.setup, f"exec {shlex.join(part)}"])]
-    asked = [f"--{option}={value}" for option, value in options.items() if value is not None]
-    return ["srun", *asked, *cluster.srun, *part]
+    flags = [f"--{option}={value}" for option, value in options.items() if value is not None]
+    return ["srun", *flags, *cluster.srun, *part]
 
 
 def _missing(cluster: ClusterFile, nodes: int, answer: several.Answer, seconds: int) -> Check:
     """Why fewer nodes than asked for have told of themselves."""
     where = cluster.name
-    errors = [line.partition("error:")[2].strip() or line for line in answer.said if "queued and waiting" not in line]
+    errors = [line.partition("error:")[2].strip() or line for line in answer.stderr if "queued and waiting" not in line]
     text = f"{len(answer.reports)} of {nodes} nodes answered"
     if not answer.in_time:
         return Check(
@@ -105,7 +105,7 @@ def _missing(cluster: ClusterFile, nodes: int, answer: several.Answer, seconds: 
             found=f"{text} within {seconds} s",
             remedy="sinfo -R tells of nodes in trouble; a network filesystem that hangs looks like this",
         )
-    if any("nodes are busy" in line or "Immediate execution" in line for line in answer.said):
+    if any("nodes are busy" in line or "Immediate execution" in line for line in answer.stderr):
         return Check(
             check="job",
             where=where,
@@ -113,7 +113,9 @@ def _missing(cluster: ClusterFile, nodes: int, answer: several.Answer, seconds: 
             found=f"no {nodes} free nodes within {SECONDS_IN_QUEUE} s: what runs there was not looked at",
             remedy="try again later, with fewer --nodes, or with --no_job",
         )
-    remedy = several.SHARED if any("No module named" in line or "No such file" in line for line in answer.said) else ""
+    remedy = (
+        several.SHARED if any("No module named" in line or "No such file" in line for line in answer.stderr) else ""
+    )
     remedy = remedy or "compare the cluster's file with sinfo and scontrol show partition"
     reason = errors[-1] if errors else f"srun ended with code {answer.code}"
     return Check(check="job", where=where, state="failed", found=f"{text}: {reason}", remedy=remedy)

@@ -66,7 +66,7 @@ def parameters(
     after : str
         Id of a job that must end well before this one starts.
     """
-    wanted = {
+    options = {
         "job_name": name,
         "nodes": nodes,
         "ntasks_per_node": ranks_per_node,
@@ -88,23 +88,23 @@ def parameters(
     additional: dict[str, Any] = {"chdir": str(code), "requeue": True}
     if after:
         additional["kill-on-invalid-dep"] = "yes"
-    return {k: v for k, v in wanted.items() if v is not None} | {"additional_parameters": additional | cluster.sbatch}
+    return {k: v for k, v in options.items() if v is not None} | {"additional_parameters": additional | cluster.sbatch}
 
 
 def _gres(cluster: ClusterFile, ranks_per_node: int) -> str | None:
     """The cluster's resources with as many GPUs as there are ranks on a node."""
     if not cluster.gpus:
         return cluster.gres
-    return GPUS.sub(lambda found: f"gpu{found['type'] or ''}:{ranks_per_node}", cluster.gres or "")
+    return GPUS.sub(lambda match: f"gpu{match['type'] or ''}:{ranks_per_node}", cluster.gres or "")
 
 
-def sbatch_text(cluster: ClusterFile, run: RunDirectory, wanted: dict[str, Any]) -> str:
+def sbatch_text(cluster: ClusterFile, run: RunDirectory, options: dict[str, Any]) -> str:
     """The file that would be handed to sbatch."""
     from submitit.slurm.slurm import _make_sbatch_string
 
     folder = run.submit.resolve()
     command = f"{_python(cluster)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
-    text: str = _make_sbatch_string(command=command, folder=folder, **wanted)
+    text: str = _make_sbatch_string(command=command, folder=folder, **options)
     return text
 
 
@@ -116,7 +116,7 @@ def submit(
     cluster: ClusterFile,
     run: RunDirectory,
     tasks: list[RankTask] | list[CommandTask],
-    wanted: dict[str, Any],
+    options: dict[str, Any],
     kind: str,
 ) -> str:
     """Hand a job over, an array where there are several tasks; note its id in RUN/submit/jobs.json and return it.
@@ -131,14 +131,14 @@ def submit(
     if not queue.available():
         raise UserError("--cluster slurm: no sbatch here; log in to a node of the cluster, or choose --cluster local")
     run.submit.mkdir(exist_ok=True)
-    known, before = jobs_of(run), set(run.submit.iterdir())
+    earlier, before = jobs_of(run), set(run.submit.iterdir())
     note = {"id": "", "kind": kind, "submitted": attempts.now(), "tasks": len(tasks)}
-    note["folder"] = str(wanted["additional_parameters"]["chdir"])
+    note["folder"] = str(options["additional_parameters"]["chdir"])
     write_json(run.submit / INTENT, note)  # should this process die before it has noted the job
     executor = submitit.AutoExecutor(
         run.submit.resolve(), cluster="slurm", slurm_max_num_timeout=cluster.requeues, slurm_python=_python(cluster)
     )
-    executor.update_parameters(**{f"slurm_{name}": value for name, value in wanted.items()})
+    executor.update_parameters(**{f"slurm_{name}": value for name, value in options.items()})
     try:
         with redirect_stderr(StringIO()):  # submitit repeats there what the error says
             if len(tasks) == 1:
@@ -152,7 +152,7 @@ def submit(
             leftover.unlink(missing_ok=True)
         raise UserError(f"SLURM refuses the job: {_reason(str(error))}; see --help and {cluster.name}.yaml") from None
     job_id = str(job_id)
-    write_json(_jobs_file(run), [*known, note | {"id": job_id}])
+    write_json(_jobs_file(run), [*earlier, note | {"id": job_id}])
     (run.submit / INTENT).unlink()
     return job_id
 
@@ -182,9 +182,9 @@ def jobs_of(run: RunDirectory) -> list[dict[str, Any]]:
     jobs: list[dict[str, Any]] = _noted(_jobs_file(run)) if _jobs_file(run).exists() else []
     if (run.submit / INTENT).exists():  # a launcher died while it handed a job over
         note = _noted(run.submit / INTENT)
-        known = {job["id"] for job in jobs}
+        noted = {job["id"] for job in jobs}
         ids = {path.name.partition("_")[0] for path in run.submit.glob("[0-9]*_submission.sh")}
-        jobs += [note | {"id": job_id} for job_id in sorted(ids - known, key=int)]
+        jobs += [note | {"id": job_id} for job_id in sorted(ids - noted, key=int)]
     return jobs
 
 
@@ -219,8 +219,8 @@ class SlurmJob(Job):
 
 def active(run: RunDirectory, kind: str | None = None) -> list[tuple[dict[str, Any], JobState]]:
     """Jobs of a run that are queued or running, oldest first."""
-    found = [(job, state_of(job)) for job in jobs_of(run) if kind in (None, job["kind"])]
-    return [(job, state) for job, state in found if state.active]
+    states = [(job, state_of(job)) for job in jobs_of(run) if kind in (None, job["kind"])]
+    return [(job, state) for job, state in states if state.active]
 
 
 def follow(run: RunDirectory, job_id: str, show_log: bool = True) -> int:
@@ -228,7 +228,7 @@ def follow(run: RunDirectory, job_id: str, show_log: bool = True) -> int:
 
     Ctrl-C stops the following alone: the job goes on.
     """
-    shown, log = "", _Tail(run)
+    printed, log = "", _Tail(run)
     try:
         while True:
             try:
@@ -241,9 +241,9 @@ def follow(run: RunDirectory, job_id: str, show_log: bool = True) -> int:
             text += f" on {job.nodes}" * bool(job.nodes) + f" ({job.reason})" * bool(job.reason)
             if show_log:
                 log.show()
-            if text != shown:
+            if text != printed:
                 print(text, file=sys.stderr, flush=True)
-                shown = text
+                printed = text
             if not job.active:
                 if not show_log:
                     sys.stdout.write(_printed(run, job_id))
@@ -276,9 +276,9 @@ class _Tail:
             with open(path, "rb") as file:
                 file.seek(self._read.get(path, 0))
                 text = file.read()
-            whole = text[: text.rfind(b"\n") + 1]
-            self._read[path] = self._read.get(path, 0) + len(whole)
-            lines = whole.decode(errors="replace").splitlines(keepends=True)
+            complete = text[: text.rfind(b"\n") + 1]
+            self._read[path] = self._read.get(path, 0) + len(complete)
+            lines = complete.decode(errors="replace").splitlines(keepends=True)
             # That a save begins is for the log alone, as in a local run.
             sys.stdout.write("".join(line for line in lines if not line.startswith("saving step-")))
             sys.stdout.flush()

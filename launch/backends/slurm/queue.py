@@ -31,15 +31,15 @@ def state(job_id: str, folder: str | None = None) -> JobState:
     RuntimeError
         When the scheduler cannot be reached: that a job is unknown can then not be said.
     """
-    done = _ask("scontrol", "show", "job", "--oneliner", job_id)
-    if done.returncode == 0 and done.stdout.strip():
-        lines = [line for line in done.stdout.split("\n") if line.strip()]
+    answer = _ask("scontrol", "show", "job", "--oneliner", job_id)
+    if answer.returncode == 0 and answer.stdout.strip():
+        lines = [line for line in answer.stdout.split("\n") if line.strip()]
         if folder is not None and not all(f" WorkDir={folder} " in f"{line} " for line in lines):
             return JobState(state="UNKNOWN")
         return _together([_of_scontrol(line) for line in lines])
-    told = done.stderr.strip()
-    if "Invalid job id" not in told:
-        raise RuntimeError(f"SLURM cannot be asked about job {job_id}: {' '.join(told.split())}")
+    error = answer.stderr.strip()
+    if "Invalid job id" not in error:
+        raise RuntimeError(f"SLURM cannot be asked about job {job_id}: {' '.join(error.split())}")
     return _of_sacct(job_id, folder)
 
 
@@ -56,8 +56,8 @@ def _together(tasks: list[JobState]) -> JobState:
 
 def _of_scontrol(line: str) -> JobState:
     # Nothing is quoted: the name in front of these and the paths behind them may hold anything.
-    known = re.split(r" UserId=.*?\(\d+\) GroupId=", line, maxsplit=1)[-1].partition(" Command=")[0]
-    values = dict(re.findall(r"(?:^|\s)([\w:/]+)=(\S*)", known))
+    fields = re.split(r" UserId=.*?\(\d+\) GroupId=", line, maxsplit=1)[-1].partition(" Command=")[0]
+    values = dict(re.findall(r"(?:^|\s)([\w:/]+)=(\S*)", fields))
     code, _, number = values.get("ExitCode", "0:0").partition(":")
     return JobState(
         state=values.get("JobState", "UNKNOWN"),
@@ -71,8 +71,8 @@ def _of_scontrol(line: str) -> JobState:
 
 def _of_sacct(job_id: str, folder: str | None) -> JobState:
     fields = "State,ExitCode,NodeList,ElapsedRaw,WorkDir"
-    done = _ask("sacct", "--allocations", "--noheader", "--parsable2", "--jobs", job_id, "--format", fields)
-    rows = [line.split("|", 4) for line in done.stdout.split("\n") if line] if done.returncode == 0 else []
+    answer = _ask("sacct", "--allocations", "--noheader", "--parsable2", "--jobs", job_id, "--format", fields)
+    rows = [line.split("|", 4) for line in answer.stdout.split("\n") if line] if answer.returncode == 0 else []
     # Without accounting SLURM forgets a job minutes after its end; one that never started has no folder there.
     if not rows or (folder is not None and any(row[4] not in ("", folder) for row in rows)):
         return JobState(state="UNKNOWN")
@@ -80,10 +80,10 @@ def _of_sacct(job_id: str, folder: str | None) -> JobState:
 
 
 def _of_sacct_row(word: str, code: str, nodes: str, seconds: str, _: str) -> JobState:
-    number, _, sent = code.partition(":")
+    number, _, signal_number = code.partition(":")
     return JobState(
         state=word.split()[0],  # "CANCELLED by 0"
-        exit_code=128 + int(sent) if int(sent or 0) else int(number),
+        exit_code=128 + int(signal_number) if int(signal_number or 0) else int(number),
         nodes="" if nodes == "None assigned" else nodes,
         seconds=int(seconds or 0),
     )
@@ -124,16 +124,16 @@ def cancel(job_id: str) -> None:
 
 
 def _demand(*command: str) -> None:
-    done = _ask(*command)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed: {' '.join(done.stderr.split())}")
+    answer = _ask(*command)
+    if answer.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed: {' '.join(answer.stderr.split())}")
 
 
 def node_memory(partition: str | None) -> float | None:
     """GiB of the smallest node of a partition (default: the one that sinfo marks with a star); None: not known."""
     only = ["--partition", partition] if partition else []
     try:
-        done = subprocess.run(
+        answer = subprocess.run(
             ["sinfo", "--noheader", "--Node", *only, "--format", "%P %m"],
             capture_output=True,
             text=True,
@@ -142,6 +142,6 @@ def node_memory(partition: str | None) -> float | None:
         )
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
-    named = r"\S+" if partition else r"\S+\*"
-    found = re.findall(rf"^{named} (\d+)\+?$", done.stdout, re.MULTILINE)
-    return min((int(size) / 1024 for size in found), default=None)
+    pattern = r"\S+" if partition else r"\S+\*"
+    sizes = re.findall(rf"^{pattern} (\d+)\+?$", answer.stdout, re.MULTILINE)
+    return min((int(size) / 1024 for size in sizes), default=None)

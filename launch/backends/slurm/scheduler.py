@@ -41,74 +41,76 @@ class Node:
 def ask(*command: str) -> tuple[int, str, str]:
     """Exit code, output and last error of one of SLURM's commands."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_TO_ANSWER, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_TO_ANSWER, check=False)
     except FileNotFoundError:
         return 127, "", f"{command[0]} is not installed here"
     except subprocess.TimeoutExpired:
         return 124, "", f"{command[0]} gave no answer within {SECONDS_TO_ANSWER} s"
-    errors = [re.sub(r"^\w+: ((error|fatal): )?", "", line) for line in done.stderr.splitlines() if line.strip()]
-    return done.returncode, done.stdout.strip(), " ".join(errors[-1:])
+    errors = [re.sub(r"^\w+: ((error|fatal): )?", "", line) for line in result.stderr.splitlines() if line.strip()]
+    return result.returncode, result.stdout.strip(), " ".join(errors[-1:])
 
 
 def scheduler(where: str) -> Check:
     """Whether the controller answers."""
-    code, told, error = ask("scontrol", "ping")
+    code, output, error = ask("scontrol", "ping")
     if code == 127:
         remedy = "log in to a node of the cluster, or choose --cluster local"
         return Check(check="scheduler", where=where, state="failed", found=error, remedy=remedy)
-    if code or "is UP" not in told:
-        found = error or told.splitlines()[0]
+    if code or "is UP" not in output:
+        problem = error or output.splitlines()[0]
         remedy = "systemctl status slurmctld there; SLURM_CONF has to name the cluster's slurm.conf"
-        return Check(check="scheduler", where=where, state="failed", found=found, remedy=remedy)
-    return Check(check="scheduler", where=where, state="ok", found=told.splitlines()[0])
+        return Check(check="scheduler", where=where, state="failed", found=problem, remedy=remedy)
+    return Check(check="scheduler", where=where, state="ok", found=output.splitlines()[0])
 
 
 def membership(cluster: ClusterFile) -> list[Check]:
     """Whether partition, account and QOS of the cluster's file exist."""
-    found = [_partition(cluster)]
+    checks = [_partition(cluster)]
     user = getpass.getuser()
     if cluster.account:
         command = ("sacctmgr", "-nP", "list", "associations", f"user={user}", "format=account")
-        found.append(_named(cluster, "account", cluster.account, command, f"accounts of {user}"))
+        checks.append(_in_accounting(cluster, "account", cluster.account, command, f"accounts of {user}"))
     if cluster.qos:
-        found.append(_named(cluster, "qos", cluster.qos, ("sacctmgr", "-nP", "list", "qos", "format=name"), "known"))
-    return found
+        checks.append(
+            _in_accounting(cluster, "qos", cluster.qos, ("sacctmgr", "-nP", "list", "qos", "format=name"), "known")
+        )
+    return checks
 
 
 def _partition(cluster: ClusterFile) -> Check:
-    code, told, error = ask("sinfo", "--noheader", "--format=%P|%a|%l")
-    rows = [line.split("|") for line in told.splitlines()]
-    known = {name.rstrip("*"): (up, limit) for name, up, limit in rows}
+    code, output, error = ask("sinfo", "--noheader", "--format=%P|%a|%l")
+    rows = [line.split("|") for line in output.splitlines()]
+    partitions = {name.rstrip("*"): (up, limit) for name, up, limit in rows}
     default = next((name.rstrip("*") for name, _, _ in rows if name.endswith("*")), None)
     name = cluster.partition or default
-    found, remedy = "", ""
+    problem, remedy = "", ""
     if code:
-        found, remedy = error, "sinfo has to work here"
+        problem, remedy = error, "sinfo has to work here"
     elif name is None:
-        found = "none in the cluster's file, and the cluster has no default one"
-        remedy = f"partition: one of {', '.join(known)}"
-    elif name not in known:
-        found, remedy = f"{name} does not exist", f"partition: one of {', '.join(known)}"
-    elif known[name][0] != "up":
-        found, remedy = f"{name} is {known[name][0]}", "ask the cluster's administrators"
+        problem = "none in the cluster's file, and the cluster has no default one"
+        remedy = f"partition: one of {', '.join(partitions)}"
+    elif name not in partitions:
+        problem, remedy = f"{name} does not exist", f"partition: one of {', '.join(partitions)}"
+    elif partitions[name][0] != "up":
+        problem, remedy = f"{name} is {partitions[name][0]}", "ask the cluster's administrators"
     if remedy:
-        return Check(check="partition", where=cluster.name, state="failed", found=found, remedy=remedy)
+        return Check(check="partition", where=cluster.name, state="failed", found=problem, remedy=remedy)
     assert name
-    text = f"{name}{' (default)' * (name == default)}, jobs up to {known[name][1]}"
+    text = f"{name}{' (default)' * (name == default)}, jobs up to {partitions[name][1]}"
     return Check(check="partition", where=cluster.name, state="ok", found=text)
 
 
-def _named(cluster: ClusterFile, key: str, name: str, command: tuple[str, ...], whose: str) -> Check:
+def _in_accounting(cluster: ClusterFile, key: str, name: str, command: tuple[str, ...], kind: str) -> Check:
     """Whether accounting knows a name."""
-    code, told, error = ask(*command)
-    known = sorted(set(told.split()))
-    state: State = "warning" if code else "ok" if name in known else "failed"
-    found = {
+    code, output, error = ask(*command)
+    names = sorted(set(output.split()))
+    state: State = "warning" if code else "ok" if name in names else "failed"
+    text = {
         "warning": f"{name} cannot be looked up: {error}",
-        "failed": f"{name} does not exist; {whose}: {', '.join(known) or 'none'}",
+        "failed": f"{name} does not exist; {kind}: {', '.join(names) or 'none'}",
     }.get(state, name)
     remedy = {"warning": "ask the cluster's administrators", "failed": f"correct {key}: in the cluster's file"}
-    return Check(check=key, where=cluster.name, state=state, found=found, remedy=remedy.get(state, ""))
+    return Check(check=key, where=cluster.name, state=state, found=text, remedy=remedy.get(state, ""))
 
 
 def nodes_of(cluster: ClusterFile) -> list[Node]:
@@ -117,17 +119,17 @@ def nodes_of(cluster: ClusterFile) -> list[Node]:
     default = next((name.rstrip("*") for name in partitions.split() if name.endswith("*")), None)
     partition = cluster.partition or default
     only = [f"--partition={partition}"] if partition else []
-    _, told, _ = ask("sinfo", "--noheader", "--Node", "--format=%N|%T|%E", *only)
-    found = {}
-    for line in told.splitlines():
+    _, output, _ = ask("sinfo", "--noheader", "--Node", "--format=%N|%T|%E", *only)
+    by_name = {}
+    for line in output.splitlines():
         name, state, reason = line.split("|", 2)
         # A star is for a node that does not answer; other marks (~ # % …) for one that sleeps or starts.
         word = "not responding" if state.endswith("*") else state.rstrip("~#!%$@^-+")
-        found[name] = Node(name, word, "" if reason.lower() in ("none", word) else reason)
-    return list(found.values())
+        by_name[name] = Node(name, word, "" if reason.lower() in ("none", word) else reason)
+    return list(by_name.values())
 
 
-def nodes(cluster: ClusterFile, listed: list[Node], wanted: int) -> Check:
+def nodes(cluster: ClusterFile, listed: list[Node], count: int) -> Check:
     """States of the nodes."""
     counts = Counter(node.state for node in listed)
     text = f"{len(listed)}: " + ", ".join(f"{number} {state}" for state, number in counts.most_common())
@@ -135,22 +137,22 @@ def nodes(cluster: ClusterFile, listed: list[Node], wanted: int) -> Check:
     text += "".join(f"; {node.name} {node.state}" + f" ({node.reason})" * bool(node.reason) for node in out[:3])
     state: State = "ok"
     remedy = ""
-    if len(listed) - len(out) < wanted:
-        state, remedy = "failed", f"--nodes {wanted} needs as many in service: scontrol update NodeName=… State=RESUME"
+    if len(listed) - len(out) < count:
+        state, remedy = "failed", f"--nodes {count} needs as many in service: scontrol update NodeName=… State=RESUME"
     elif out:
         state, remedy = "warning", "sinfo -R says why; scontrol update NodeName=… State=RESUME brings one back"
-    elif sum(node.free for node in listed) < wanted:
+    elif sum(node.free for node in listed) < count:
         state, remedy = "warning", "jobs wait until others end"
     return Check(check="nodes", where=cluster.name, state=state, found=text, remedy=remedy)
 
 
-def submission(cluster: ClusterFile, wanted: int, runs: Path) -> Check:
+def submission(cluster: ClusterFile, count: int, runs: Path) -> Check:
     """Whether SLURM would take a job with all that the cluster's file asks for; none is submitted."""
     ranks = cluster.ranks_per_node or cluster.gpus or 1
-    asked = jobs.parameters(cluster, name="wellread-doctor", nodes=wanted, ranks_per_node=ranks, code=ROOT)
-    text = jobs.sbatch_text(cluster, RunDirectory(runs / "doctor"), asked)
+    options = jobs.parameters(cluster, name="wellread-doctor", nodes=count, ranks_per_node=ranks, code=ROOT)
+    text = jobs.sbatch_text(cluster, RunDirectory(runs / "doctor"), options)
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             ["sbatch", "--test-only"],
             input=text,
             capture_output=True,
@@ -158,16 +160,16 @@ def submission(cluster: ClusterFile, wanted: int, runs: Path) -> Check:
             timeout=SECONDS_TO_ANSWER,
             check=False,
         )
-        code, told = done.returncode, done.stderr
+        code, errors = result.returncode, result.stderr
     except subprocess.TimeoutExpired:
-        code, told = 1, f"sbatch gave no answer within {SECONDS_TO_ANSWER} s"
-    words = " ".join(line.split(":", 1)[-1].strip() for line in told.splitlines()[-1:])
+        code, errors = 1, f"sbatch gave no answer within {SECONDS_TO_ANSWER} s"
+    words = " ".join(line.split(":", 1)[-1].strip() for line in errors.splitlines()[-1:])
     if code:
         remedy = "compare memory, gres, time, constraint … of the cluster's file with sinfo --Node --long"
-        found = f"SLURM would refuse {wanted} nodes x {ranks} ranks: {words}"
-        return Check(check="submission", where=cluster.name, state="failed", found=found, remedy=remedy)
+        problem = f"SLURM would refuse {count} nodes x {ranks} ranks: {words}"
+        return Check(check="submission", where=cluster.name, state="failed", found=problem, remedy=remedy)
     when = re.search(r"to start at (\S+).* on nodes? (\S+)", words)
     about = f"; it would start at {when[1]} on {when[2]}" if when else ""
     return Check(
-        check="submission", where=cluster.name, state="ok", found=f"SLURM would take {wanted} x {ranks} ranks{about}"
+        check="submission", where=cluster.name, state="ok", found=f"SLURM would take {count} x {ranks} ranks{about}"
     )

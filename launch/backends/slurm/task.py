@@ -91,11 +91,11 @@ class RankTask:
     def _follow(self, child: Child) -> int:
         """Any rank but the first: run it where rank 0 says."""
         code = child.run(_await_meeting(self._meeting_file(child.job)))
-        if child.asked.number:
+        if child.signals.number:
             return 0  # a failure of this task would end the step before rank 0 has saved, or queued the job again
         if code:  # the same; rank 0 ends soon, its task says whether the job goes on, and srun ends this one
             deadline = time.monotonic() + GRACE + 60
-            while not child.asked.number and time.monotonic() < deadline:
+            while not child.signals.number and time.monotonic() < deadline:
                 time.sleep(0.1)
         return code
 
@@ -115,8 +115,8 @@ class RankTask:
             write_json(self._meeting_file(job), vars(meeting))
             code = child.run(meeting)
             attempts.end(run, attempt, code)
-            again = code != 0 and child.asked.number == signal.SIGUSR2
-            if code and not child.asked.number:
+            again = code != 0 and child.signals.number == signal.SIGUSR2
+            if code and not child.signals.number:
                 time.sleep(SECONDS_FOR_NOTES)
                 attempts.show_first_error(run, attempt)
                 lost = attempts.lost_ranks(run, attempt, plan.ranks)
@@ -130,7 +130,7 @@ class RankTask:
                 print_error(f"stopped, and queued again {restarts} times already; launch it again to continue")
                 again = False
         if again:
-            child.asked.hand_back()  # submitit's own handler: it queues the job again and leaves
+            child.signals.hand_back()  # submitit's own handler: it queues the job again and leaves
         return code
 
     def _meeting_file(self, job: JobEnvironment) -> Path:
@@ -140,8 +140,8 @@ class RankTask:
 class Child:
     """The process of a rank, and what its task does meanwhile."""
 
-    def __init__(self, task: RankTask, job: JobEnvironment, asked: Signals) -> None:
-        self.job, self.asked = job, asked
+    def __init__(self, task: RankTask, job: JobEnvironment, signals: Signals) -> None:
+        self.job, self.signals = job, signals
         self._task, self._began, self._parent = task, time.monotonic(), os.getppid()
 
     def run(self, meeting: Meeting) -> int:
@@ -155,14 +155,14 @@ class Child:
             env=os.environ | self._variables(meeting),
             preexec_fn=_hold_back_usr2,
         )
-        passed, deadline, looked, waited_in_vain = 0, float("inf"), 0.0, False
+        passed, deadline, looked, timed_out = 0, float("inf"), 0.0, False
         while process.poll() is None:
             time.sleep(0.1)
             now = time.monotonic()
             if os.getppid() != self._parent:  # SLURM's own process is gone, and with it who would end this one
                 process.kill()
-            elif self.asked.number != passed:
-                passed = self.asked.number
+            elif self.signals.number != passed:
+                passed = self.signals.number
                 process.send_signal(passed)
                 deadline = now + SECONDS_TO_SAVE
                 if passed == signal.SIGUSR2:  # near the time limit the job must be queued again, saved or not
@@ -172,13 +172,13 @@ class Child:
                 if attempts.first_error(self._run, meeting.attempt):  # it may wait for the failed one for ever
                     deadline = now + GRACE
             if now > deadline:
-                waited_in_vain = not passed
+                timed_out = not passed
                 process.kill()
         if process.returncode >= 0:
             return process.returncode
-        if waited_in_vain:
+        if timed_out:
             attempts.note_error(self._run, meeting.attempt, self.job.global_rank, "waited in vain for a failed rank")
-        elif not self.asked.number:
+        elif not self.signals.number:
             attempts.note_signal(self._run, meeting.attempt, self.job.global_rank, -process.returncode)
         return 128 - process.returncode
 

@@ -32,14 +32,16 @@ def checks(cluster: ClusterFile, request: Request, nodes: int | None, no_job: bo
     if not no_job:
         several.say(f"asking {len(listed)} host{'s' * (len(listed) > 1)} through {cluster.ssh.split()[0]}")
         with several.shared_file(Path(request.runs)) as token:
-            asked = replace(request, several=len(listed) > 1, token=str(token))
-            yield from ask_hosts(cluster, listed, asked)
+            node_request = replace(request, several=len(listed) > 1, token=str(token))
+            yield from ask_hosts(cluster, listed, node_request)
 
 
 def ask_hosts(cluster: ClusterFile, listed: list[Host], request: Request) -> list[Check]:
     """Run the node part on each host through ssh, all at once, and compare what they tell."""
     with ThreadPoolExecutor(len(listed)) as pool:
-        return [check for found in pool.map(lambda host: _ask_host(cluster, host, request), listed) for check in found]
+        return [
+            check for results in pool.map(lambda host: _ask_host(cluster, host, request), listed) for check in results
+        ]
 
 
 def _ask_host(cluster: ClusterFile, host: Host, request: Request) -> list[Check]:
@@ -50,9 +52,9 @@ def _ask_host(cluster: ClusterFile, host: Host, request: Request) -> list[Check]
         return [_unreached(host.name, f"{error.filename} not found", "name the command that reaches a host as ssh:")]
     if answer.reports:
         report, at = answer.reports[0]
-        own = several.of_node(report, at, request, host.slots if report.gpus or cluster.device == "cuda" else 0)
-        return [replace(check, where=host.name) for check in own]
-    reason = answer.said[-1] if answer.said else f"ssh ended with code {answer.code}"
+        results = several.of_node(report, at, request, host.slots if report.gpus or cluster.device == "cuda" else 0)
+        return [replace(check, where=host.name) for check in results]
+    reason = answer.stderr[-1] if answer.stderr else f"ssh ended with code {answer.code}"
     if not answer.in_time:
         return [_unreached(host.name, f"no answer within {seconds} s", "a filesystem that hangs looks like this")]
     if answer.code == 255:  # ssh's own
@@ -65,11 +67,11 @@ def _ask_host(cluster: ClusterFile, host: Host, request: Request) -> list[Check]
 
 def ssh_command(cluster: ClusterFile, host: str, request: Request) -> list[str]:
     """What starts the node part on `host`."""
-    asked = SSH_OPTIONS | {"ConnectTimeout": str(SECONDS_TO_CONNECT)}
-    options = [word for name, value in asked.items() for word in ("-o", f"{name}={value}")]
+    settings = SSH_OPTIONS | {"ConnectTimeout": str(SECONDS_TO_CONNECT)}
+    options = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
     line = f"cd {shlex.quote(str(ROOT))} && exec {shlex.join(several.node_command(cluster, request))}"
     return [*shlex.split(cluster.ssh), *options, "-T", host, line]
 
 
-def _unreached(host: str, found: str, remedy: str) -> Check:
-    return Check(check="ssh", where=host, state="failed", found=found, remedy=remedy)
+def _unreached(host: str, problem: str, remedy: str) -> Check:
+    return Check(check="ssh", where=host, state="failed", found=problem, remedy=remedy)

@@ -59,8 +59,8 @@ def start(
     SIGTERM, SIGINT and SIGHUP ask the ranks to save and to end; a second one ends them at once. So does the end of this
     process, whatever ends it. When one node fails, all are ended.
     """
-    if len(hosts) > 1 and (own := [host for host in hosts if address(host) in LOOPBACK]):
-        print_error(f"hostfile: {own[0]} is another machine for each node; write its name")
+    if len(hosts) > 1 and (loopback := [host for host in hosts if address(host) in LOOPBACK]):
+        print_error(f"hostfile: {loopback[0]} is another machine for each node; write its name")
         return BAD_INPUT
     forwarded = {name: os.environ[name] for name in cluster.forward if name in os.environ}
     requests = [
@@ -106,10 +106,10 @@ class _Launch:
         self._waiting = requests
         """Not yet started: node 0 comes first, and says which port the others meet it at."""
         self._agents: list[_Agent] = []
-        self._heard: _Heard = queue.SimpleQueue()
+        self._news: _News = queue.SimpleQueue()
         self._ended: dict[int, int] = {}
         """Node -> exit code, in the order in which they ended."""
-        self._asked = 0
+        self._stop_signal = 0
         self._deadline = float("inf")
         """When those that are left are no longer waited for."""
         self._beat = time.monotonic()
@@ -119,7 +119,7 @@ class _Launch:
         try:
             with elastic.stop_signals(self._signal):
                 self._connect(self._waiting.pop(0))
-                while self._left():
+                while self._remaining():
                     self._hear()
                     self._see_to_the_time()
         except FileNotFoundError as error:
@@ -133,24 +133,24 @@ class _Launch:
             for agent in self._agents:
                 agent.close()
         failed = {number: code for number, code in self._ended.items() if code}
-        if self._asked:
-            return 128 + self._asked
+        if self._stop_signal:
+            return 128 + self._stop_signal
         return elastic.likely_cause(failed)[1] if failed else 0
 
-    def _left(self) -> list[_Agent]:
+    def _remaining(self) -> list[_Agent]:
         return [agent for agent in self._agents if agent.number not in self._ended]
 
     def _connect(self, request: Request) -> None:
         command = ssh_command(self._cluster, request.host, self._code)
-        self._agents.append(_Agent(request, command, self._heard))
+        self._agents.append(_Agent(request, command, self._news))
 
     def _signal(self, number: int, frame: types.FrameType | None) -> None:
-        self._heard.put((None, "signal", number))
+        self._news.put((None, "signal", number))
 
     def _hear(self) -> None:
         """Wait up to a second for news, and act on it."""
         try:
-            agent, what, value = self._heard.get(timeout=1)
+            agent, what, value = self._news.get(timeout=1)
         except queue.Empty:
             return
         if agent is None:
@@ -163,10 +163,10 @@ class _Launch:
             self._note_end(agent, value if what == "exit" else self._lost(agent, value))
 
     def _ask_to_stop(self, number: int) -> None:
-        if self._asked:
+        if self._stop_signal:
             self._deadline = time.monotonic()
             return
-        self._asked = number
+        self._stop_signal = number
         print(elastic.ASKED, end="", file=sys.stderr, flush=True)
         self._end(signal.Signals(number), elastic.SECONDS_TO_SAVE + SECONDS_TO_END)
 
@@ -178,7 +178,7 @@ class _Launch:
     def _end(self, number: signal.Signals, patience: float) -> None:
         """Ask all that are left to end; those that have not begun have nothing to save."""
         self._deadline = time.monotonic() + patience
-        for agent in self._left():
+        for agent in self._remaining():
             if agent.answered:
                 agent.send(f"stop {'TERM' if number == signal.SIGHUP else number.name.removeprefix('SIG')}")
             else:
@@ -207,7 +207,7 @@ class _Launch:
             self._beat = now
             for agent in self._agents:  # node 0's stays until all have ended
                 agent.send("")
-        for agent in self._left():
+        for agent in self._remaining():
             if not agent.answered and now > agent.began + SECONDS_TO_ANSWER:
                 agent.kill(f"no answer within {SECONDS_TO_ANSWER} s")
             if now > self._deadline:
@@ -219,10 +219,10 @@ class _Launch:
 class _Agent:
     """One node's agent, at the other end of an ssh."""
 
-    def __init__(self, request: Request, command: list[str], heard: _Heard) -> None:
+    def __init__(self, request: Request, command: list[str], news: _News) -> None:
         self.host, self.number, self.began = request.host, request.number, time.monotonic()
         self.answered = False
-        self._heard = heard
+        self._news = news
         self._words = {"": "", "stdout": "", "stderr": ""}
         pipe = subprocess.PIPE
         self._ssh = subprocess.Popen(
@@ -286,8 +286,8 @@ class _Agent:
                 if mark:
                     self.answered = True
                     for what, value in json.loads(message).items():
-                        self._heard.put((self, what, value))
-        self._heard.put((self, "gone", self._ssh.wait()))
+                        self._news.put((self, what, value))
+        self._news.put((self, "gone", self._ssh.wait()))
 
     def _pass_on_stderr(self, stream: IO[str]) -> None:
         with stream:
@@ -307,5 +307,5 @@ def _show(text: str, stream: IO[str]) -> None:
         stream.flush()
 
 
-_Heard = queue.SimpleQueue[tuple[_Agent | None, str, int]]
+_News = queue.SimpleQueue[tuple[_Agent | None, str, int]]
 """News: of which agent (None: of this process), what (port, exit, gone, signal), and its value."""

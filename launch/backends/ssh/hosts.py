@@ -31,7 +31,7 @@ def hosts(cluster: ClusterFile) -> list[Host]:
         raise UserError(
             f"hostfile {path}: not found; write one 'host slots=N' a line, or name it in the cluster's file"
         )
-    found: list[Host] = []
+    listed: list[Host] = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
         text = line.partition("#")[0].strip()
         if not text:
@@ -39,9 +39,9 @@ def hosts(cluster: ClusterFile) -> list[Host]:
         match = re.fullmatch(r"([\w.@:\[\]-]+)(?:\s+slots\s*=\s*([1-9]\d*))?", text)
         if not match or match.group(1).startswith("-"):
             raise UserError(f"hostfile {path} line {number}: {text!r} is no host; write host slots=N")
-        if match.group(1) in {host.name for host in found}:
+        if match.group(1) in {host.name for host in listed}:
             raise UserError(f"hostfile {path} line {number}: {match.group(1)} is there twice; raise its slots instead")
-        found.append(Host(match.group(1), int(match.group(2) or 1)))
-    if not found:
+        listed.append(Host(match.group(1), int(match.group(2) or 1)))
+    if not listed:
         raise UserError(f"hostfile {path}: lists no hosts; write one 'host slots=N' a line")
-    return found
+    return listed

@@ -65,11 +65,11 @@ def main() -> int:
     obeying = threading.Thread(target=_obey, args=(lines,), daemon=True)
     with _reserved_port() as free:
         port = request.port or free
-        _tell({"port": port})
+        _send({"port": port})
         obeying.start()
         with _meeting_place(request, port):
             code = _run(request, port)
-            _tell({"exit": code})
+            _send({"exit": code})
             obeying.join()
     return code
 
@@ -120,19 +120,19 @@ def _reach(address: str, port: int) -> None:
 
 def _take_stdin() -> int:
     """A descriptor of stdin that the ranks do not inherit; theirs is empty."""
-    taken = os.dup(sys.stdin.fileno())
+    copy = os.dup(sys.stdin.fileno())
     empty = os.open(os.devnull, os.O_RDONLY)
     os.dup2(empty, sys.stdin.fileno())
     os.close(empty)
-    return taken
+    return copy
 
 
 def _lines(descriptor: int) -> Iterator[str]:
     """Lines of `descriptor`, until its end or long silence."""
-    rest = b""
+    pending = b""
     while select.select([descriptor], [], [], SILENCE)[0] and (data := os.read(descriptor, 1 << 16)):
-        *whole, rest = (rest + data).split(b"\n")
-        for line in whole:
+        *complete, pending = (pending + data).split(b"\n")
+        for line in complete:
             yield line.decode()
 
 
@@ -157,6 +157,6 @@ def _reserved_port() -> Iterator[int]:
         yield holder.getsockname()[1]
 
 
-def _tell(message: dict[str, int]) -> None:
+def _send(message: dict[str, int]) -> None:
     sys.stdout.write(f"{MARK}{json.dumps(message)}\n")
     sys.stdout.flush()

@@ -38,8 +38,8 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def test_the_ranks_get_these_variables_and_no_others(bare: pytest.MonkeyPatch) -> None:
     bare.setenv("HF_TOKEN", "not for the ranks' list")
     bare.setenv("AWS_SECRET_ACCESS_KEY", "nor this")
-    found = environment(PLAN, replace(LOCAL, python="/opt/venv/bin/python"))
-    assert found == {
+    variables = environment(PLAN, replace(LOCAL, python="/opt/venv/bin/python"))
+    assert variables == {
         "OMP_NUM_THREADS": "4",
         "TORCH_EXTENSIONS_DIR": "/opt/venv/torch_extensions",
         "TOKENIZERS_PARALLELISM": "false",
@@ -81,5 +81,9 @@ def test_folders_of_models_are_made_absolute(bare: pytest.MonkeyPatch, tmp_path:
 
 def test_the_cluster_file_has_the_last_word(bare: pytest.MonkeyPatch) -> None:
     file = replace(LOCAL, interface="eth1", environment={"OMP_NUM_THREADS": "2", "NCCL_SOCKET_IFNAME": "ib0"})
-    found = environment(PLAN, file)
-    assert (found["OMP_NUM_THREADS"], found["GLOO_SOCKET_IFNAME"], found["NCCL_SOCKET_IFNAME"]) == ("2", "eth1", "ib0")
+    variables = environment(PLAN, file)
+    assert (variables["OMP_NUM_THREADS"], variables["GLOO_SOCKET_IFNAME"], variables["NCCL_SOCKET_IFNAME"]) == (
+        "2",
+        "eth1",
+        "ib0",
+    )

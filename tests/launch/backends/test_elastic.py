@@ -91,8 +91,8 @@ def ranks(folder: Path) -> list[psutil.Process]:
 def test_one_signal_lets_the_ranks_save(number: signal.Signals, passed_on: str, tmp_path: Path) -> None:
     launcher = launched(tmp_path, SAVING, READY, WAITING)
     launcher.send_signal(number)
-    _, told = launcher.communicate(timeout=PATIENCE)
-    assert (launcher.returncode, told) == (128 + number, ASKED)
+    _, errors = launcher.communicate(timeout=PATIENCE)
+    assert (launcher.returncode, errors) == (128 + number, ASKED)
     assert [(tmp_path / f"saved-{rank}").read_text() for rank in (0, 1)] == [passed_on] * 2
 
 
@@ -106,8 +106,8 @@ def test_a_second_signal_ends_deaf_ranks_at_once(tmp_path: Path) -> None:
     assert all(victim.is_running() for victim in victims)
     began = time.monotonic()
     launcher.send_signal(signal.SIGINT)
-    _, told = launcher.communicate(timeout=PATIENCE)
-    assert (launcher.returncode, told) == (130, ASKED)
+    _, errors = launcher.communicate(timeout=PATIENCE)
+    assert (launcher.returncode, errors) == (130, ASKED)
     assert time.monotonic() - began < 10
     assert not any(victim.is_running() for victim in victims)
 
@@ -125,10 +125,10 @@ def test_a_killed_rank_ends_its_peer_in_a_collective(deaf: str, seconds: float, 
     time.sleep(0.5)
     began = time.monotonic()
     victims[1].kill()
-    _, told = launcher.communicate(timeout=PATIENCE)
+    _, errors = launcher.communicate(timeout=PATIENCE)
     print(f"ended after {time.monotonic() - began:.1f} s")
     assert launcher.returncode == 128 + signal.SIGKILL
-    assert "rank 1 was ended by signal 9 (SIGKILL)" in told
+    assert "rank 1 was ended by signal 9 (SIGKILL)" in errors
     assert time.monotonic() - began < seconds
     assert not any(victim.is_running() for victim in victims)
 
@@ -158,5 +158,5 @@ with local.stop_signals(lambda number, frame: print(number)):
     os.kill(os.getpid(), signal.SIGTERM)
 print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
 """
-    done = subprocess.run(["nohup", sys.executable, "-c", text], stdout=subprocess.PIPE, text=True, env=os.environ)
-    assert done.stdout.split() == [str(int(signal.SIGTERM)), "True"]
+    result = subprocess.run(["nohup", sys.executable, "-c", text], stdout=subprocess.PIPE, text=True, env=os.environ)
+    assert result.stdout.split() == [str(int(signal.SIGTERM)), "True"]

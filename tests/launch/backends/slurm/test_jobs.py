@@ -69,10 +69,10 @@ class Scheduler:
 
 @pytest.fixture
 def scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scheduler:
-    found = Scheduler(tmp_path)
-    for name, value in found.env.items():
+    fake = Scheduler(tmp_path)
+    for name, value in fake.env.items():
         monkeypatch.setenv(name, value)
-    return found
+    return fake
 
 
 @pytest.fixture
@@ -90,9 +90,9 @@ def test_what_is_submitted_is_what_a_plan_shows(run: RunDirectory, scheduler: Sc
         kind="slurm", python="/opt/my venv/bin/python", gres="gpu:2", memory=1.5, cpus_per_rank=3, exclusive=True,
         setup=("module load x",), srun=("--mpi=none",), sbatch={"comment": "a b"}, requeues=3, signal_delay=7,
     )  # fmt: skip
-    wanted = slurm.parameters(cluster, name=run.name, nodes=2, ranks_per_node=2, code=run.code, after="17")
-    assert slurm.submit(cluster, run, [TASK], wanted, "finetune") == "101"
-    assert scheduler.submitted() == [slurm.sbatch_text(cluster, run, wanted)]
+    options = slurm.parameters(cluster, name=run.name, nodes=2, ranks_per_node=2, code=run.code, after="17")
+    assert slurm.submit(cluster, run, [TASK], options, "finetune") == "101"
+    assert scheduler.submitted() == [slurm.sbatch_text(cluster, run, options)]
     assert flags(scheduler.submitted()[0])["--dependency"] == "afterok:17"
     (job,) = slurm.jobs_of(run)
     assert job.pop("submitted").startswith("20")
@@ -104,11 +104,11 @@ def test_what_is_submitted_is_what_a_plan_shows(run: RunDirectory, scheduler: Sc
 
 def test_an_array_runs_some_at_a_time(run: RunDirectory, scheduler: Scheduler) -> None:
     cluster = ClusterFile(kind="slurm", python="/opt/my venv/bin/python")
-    wanted = slurm.parameters(cluster, name="parts", nodes=1, ranks_per_node=1, code=run.code) | {
+    options = slurm.parameters(cluster, name="parts", nodes=1, ranks_per_node=1, code=run.code) | {
         "array_parallelism": 2
     }
     tasks = [CommandTask(("-c", str(number)), {}) for number in range(5)]
-    assert slurm.submit(cluster, run, tasks, wanted, "eval") == "101"
+    assert slurm.submit(cluster, run, tasks, options, "eval") == "101"
     (text,) = scheduler.submitted()
     assert flags(text)["--array"] == "0-4%2"
     assert flags(text)["--output"] == f"{run.submit}/%A_%a_0_log.out"
@@ -122,8 +122,8 @@ def test_an_array_runs_some_at_a_time(run: RunDirectory, scheduler: Scheduler) -
 def test_jobs_are_noted_one_after_the_other(run: RunDirectory, scheduler: Scheduler) -> None:
     assert slurm.jobs_of(run) == []
     for kind in ("finetune", "eval"):
-        wanted = slurm.parameters(PLAIN, name="x", nodes=1, ranks_per_node=1, code=run.code)
-        slurm.submit(PLAIN, run, [TASK], wanted, kind)
+        options = slurm.parameters(PLAIN, name="x", nodes=1, ranks_per_node=1, code=run.code)
+        slurm.submit(PLAIN, run, [TASK], options, kind)
     assert [(job["id"], job["kind"]) for job in slurm.jobs_of(run)] == [("101", "finetune"), ("102", "eval")]
     assert slurm.active(run) == []
     scheduler.has(run.code, "PENDING")
@@ -137,12 +137,12 @@ def test_jobs_are_noted_one_after_the_other(run: RunDirectory, scheduler: Schedu
 
 @pytest.mark.parametrize("tasks", [1, 3])
 def test_a_refused_job_leaves_nothing(tasks: int, run: RunDirectory, scheduler: Scheduler) -> None:
-    wanted = slurm.parameters(PLAIN, name="x", nodes=1, ranks_per_node=1, code=run.code)
-    slurm.submit(PLAIN, run, [TASK], wanted, "finetune")
+    options = slurm.parameters(PLAIN, name="x", nodes=1, ranks_per_node=1, code=run.code)
+    slurm.submit(PLAIN, run, [TASK], options, "finetune")
     before, noted = sorted(run.submit.iterdir()), slurm.jobs_of(run)
     scheduler.answers("sbatch", REFUSING)
     with pytest.raises(UserError) as error:
-        slurm.submit(PLAIN, run, [TASK] * tasks, wanted, "finetune")
+        slurm.submit(PLAIN, run, [TASK] * tasks, options, "finetune")
     assert str(error.value) == (
         "SLURM refuses the job: invalid partition specified: nope; "
         "Batch job submission failed: Invalid partition name specified; see --help and slurm.yaml"
@@ -174,9 +174,9 @@ def test_a_run_is_handed_over_once(program, corpora: Path, scheduler: Scheduler,
     def launch() -> str:
         return str(program("launch", *command, "--corpora", corpora, env=scheduler.env | secrets, check=True).stdout)
 
-    told = launch()
-    assert f"submitted {out} as job 101: 4 steps of 16 samples on 2 cpu ranks, ddp, bf16\n" in told
-    assert told.endswith("submitted its evaluation as job 102, after job 101\n")
+    output = launch()
+    assert f"submitted {out} as job 101: 4 steps of 16 samples on 2 cpu ranks, ddp, bf16\n" in output
+    assert output.endswith("submitted its evaluation as job 102, after job 101\n")
     first, second = map(flags, scheduler.submitted())
     assert (first["--job-name"], first["--nodes"], first["--chdir"]) == ("mine", "2", f"{out}/code")
     assert (second["--job-name"], second["--nodes"], second["--chdir"]) == ("mine eval", "1", f"{out}/code")
@@ -204,14 +204,14 @@ def test_a_run_is_handed_over_once(program, corpora: Path, scheduler: Scheduler,
     assert [job["id"] for job in slurm.jobs_of(RunDirectory(out))] == ["101", "102", "103", "104"]
 
 
-def evaluation_request(run: RunDirectory, steps: int, **asked: Any) -> Request:
+def evaluation_request(run: RunDirectory, steps: int, **settings: Any) -> Request:
     """An evaluation of a run with so many checkpoints."""
     plan = dict.fromkeys(KEYS, 1) | {"device": "cpu", "ranks_per_node": 2, "cluster": "local"}
     plan |= {"save_steps": [], "strategies": [], "failures": []}
     write_json(run.plan_file, plan)
     seem_saved(run, *range(0, 4 * steps, 4))
     cluster = ClusterFile(kind="slurm", python="/opt/venv/bin/python", cpus_per_rank=3)
-    return Request(command="membership", run=run, cluster=cluster, **asked)
+    return Request(command="membership", run=run, cluster=cluster, **settings)
 
 
 def tasks_of(run: RunDirectory, job: str, parts: int = 0) -> list[CommandTask]:
@@ -223,8 +223,8 @@ def test_an_evaluation_is_fanned_out_and_compared_afterwards(
     run: RunDirectory, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # or the one of the tests would be taken over
-    asked = evaluation_request(run, steps=8, fan_out=True, parallelism=2, rest=("--max_samples", "50"))
-    assert evaluation.run(asked) == 0
+    request = evaluation_request(run, steps=8, fan_out=True, parallelism=2, flags=("--max_samples", "50"))
+    assert evaluation.run(request) == 0
     assert capsys.readouterr().out == (
         "submitted 8 evaluations as job 101\nsubmitted eval membership as job 102, after job 101\n"
     )
@@ -233,12 +233,12 @@ def test_an_evaluation_is_fanned_out_and_compared_afterwards(
     assert (second["--dependency"], second["--kill-on-invalid-dep"]) == ("afterok:101", "yes")
     assert (second["--job-name"], second["--ntasks-per-node"]) == (f"{run.name} eval", "1")
     assert "--array" not in second
-    whole = ("-m", "eval", "membership", str(run.path), "--max_samples", "50")
+    comparison = ("-m", "eval", "membership", str(run.path), "--max_samples", "50")
     parts = tasks_of(run, "101", parts=8)
     assert [task.arguments for task in parts] == [
-        (*whole, "--steps", str(step), "--scores_only") for step in range(0, 32, 4)
+        (*comparison, "--steps", str(step), "--scores_only") for step in range(0, 32, 4)
     ]
-    assert [task.arguments for task in tasks_of(run, "102")] == [whole]
+    assert [task.arguments for task in tasks_of(run, "102")] == [comparison]
     assert parts[0].variables["OMP_NUM_THREADS"] == "3"
     assert [(job["id"], job["kind"], job["tasks"]) for job in slurm.jobs_of(run)] == [
         ("101", "eval", 8), ("102", "eval", 1),
@@ -284,9 +284,9 @@ def test_a_refused_run_is_one_line_and_exit_code_2(
 ) -> None:  # type: ignore[no-untyped-def]
     scheduler.answers("sbatch", REFUSING)
     flags = ["--cluster", "slurm", "--partition", "nope", "--steps", 4, "--out", tmp_path / "run", "--corpora", corpora]
-    done = program("launch", "run", "finetune", *flags, env=scheduler.env)
-    assert done.returncode == 2
-    assert done.stderr.endswith(
+    result = program("launch", "run", "finetune", *flags, env=scheduler.env)
+    assert result.returncode == 2
+    assert result.stderr.endswith(
         "error: SLURM refuses the job: invalid partition specified: nope; "
         "Batch job submission failed: Invalid partition name specified; see --help and slurm.yaml\n"
     )

@@ -51,17 +51,17 @@ USUAL = {
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Any:
+def slurm(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Let scontrol and sacct answer: ``asked(scontrol=text, sacct=text)``; without text, they know no job."""
 
-    def answer(scontrol: str = "", sacct: str = "", told: str = UNKNOWN, sacct_code: int = 0) -> list[tuple[str, ...]]:
+    def answer(scontrol: str = "", sacct: str = "", error: str = UNKNOWN, sacct_code: int = 0) -> list[tuple[str, ...]]:
         commands: list[tuple[str, ...]] = []
 
         def ask(*command: str) -> subprocess.CompletedProcess[str]:
             commands.append(command)
             if command[0] == "sacct":
                 return subprocess.CompletedProcess(command, sacct_code, sacct, "")
-            return subprocess.CompletedProcess(command, 0 if scontrol else 1, scontrol, "" if scontrol else told)
+            return subprocess.CompletedProcess(command, 0 if scontrol else 1, scontrol, "" if scontrol else error)
 
         monkeypatch.setattr(slurm_queue, "_ask", ask)
         return commands
@@ -77,8 +77,8 @@ def lines(line: str, *values: dict[str, str]) -> str:
 
 
 @LINES
-def test_a_running_job(line: str, asked: Any) -> None:
-    commands = asked(lines(line, {"run_time": "1-02:03:04", "restarts": "2"}))
+def test_a_running_job(line: str, slurm: Any) -> None:
+    commands = slurm(lines(line, {"run_time": "1-02:03:04", "restarts": "2"}))
     assert state("28") == JobState(state="RUNNING", nodes="n[1-2]", restarts=2, seconds=93_784)
     assert state("28").active
     assert set(commands) == {("scontrol", "show", "job", "--oneliner", "28")}
@@ -100,8 +100,8 @@ def test_a_running_job(line: str, asked: Any) -> None:
         ({"run_time": "UNLIMITED", "reason": ""}, JobState(state="RUNNING", nodes="n[1-2]")),
     ],
 )
-def test_states(line: str, values: dict[str, str], expected: JobState, asked: Any) -> None:
-    asked(lines(line, values))
+def test_states(line: str, values: dict[str, str], expected: JobState, slurm: Any) -> None:
+    slurm(lines(line, values))
     assert state("28") == expected
 
 
@@ -113,10 +113,10 @@ HOSTILE = [
 
 @LINES
 @pytest.mark.parametrize("name", HOSTILE)
-def test_names_and_paths_with_anything_in_them(line: str, name: str, asked: Any) -> None:
+def test_names_and_paths_with_anything_in_them(line: str, name: str, slurm: Any) -> None:
     folder = f"/srv/my runs/{name}/code"
     values = {"name": name, "folder": folder, "comment": f" Comment={name}", "state": "FAILED", "code": "3:0"}
-    asked(lines(line, values))
+    slurm(lines(line, values))
     expected = JobState(state="FAILED", exit_code=3, nodes="n[1-2]")
     assert state("28") == expected
     assert state("28", folder) == expected
@@ -126,13 +126,13 @@ def test_names_and_paths_with_anything_in_them(line: str, name: str, asked: Any)
 @LINES
 @given(name=st.text(st.characters(blacklist_categories=["Cc", "Cs"], blacklist_characters="/"), max_size=30))
 def test_any_name_at_all(line: str, name: str) -> None:
-    told = line.format(**USUAL | {"name": name, "folder": f"/srv/{name}/code", "state": "TIMEOUT", "nodes": "n7"})
-    assert slurm_queue._of_scontrol(told) == JobState(state="TIMEOUT", nodes="n7")
+    output = line.format(**USUAL | {"name": name, "folder": f"/srv/{name}/code", "state": "TIMEOUT", "nodes": "n7"})
+    assert slurm_queue._of_scontrol(output) == JobState(state="TIMEOUT", nodes="n7")
 
 
 @LINES
-def test_users_and_groups_of_a_directory_service(line: str, asked: Any) -> None:
-    asked(lines(line, {"user": "DOMAIN\\ada lovelace", "group": "domain users", "name": "x JobState=PENDING"}))
+def test_users_and_groups_of_a_directory_service(line: str, slurm: Any) -> None:
+    slurm(lines(line, {"user": "DOMAIN\\ada lovelace", "group": "domain users", "name": "x JobState=PENDING"}))
     assert state("28", "/srv/runs/tiny/code").state == "RUNNING"
 
 
@@ -144,20 +144,20 @@ def test_users_and_groups_of_a_directory_service(line: str, asked: Any) -> None:
         ("/runs/tiny/code", False), ("", False),
     ],
 )  # fmt: skip
-def test_another_cluster_begins_with_the_same_ids(line: str, folder: str | None, same: bool, asked: Any) -> None:
-    asked(lines(line, {}), sacct="COMPLETED|0:0|n1|5|/srv/runs/tiny/code\n")
+def test_another_cluster_begins_with_the_same_ids(line: str, folder: str | None, same: bool, slurm: Any) -> None:
+    slurm(lines(line, {}), sacct="COMPLETED|0:0|n1|5|/srv/runs/tiny/code\n")
     assert state("28", folder) == (JobState(state="RUNNING", nodes="n[1-2]") if same else JobState(state="UNKNOWN"))
 
 
-def test_what_was_started_by_srun_has_no_log_files(asked: Any) -> None:
+def test_what_was_started_by_srun_has_no_log_files(slurm: Any) -> None:
     line = lines(LINE_2205, {}).partition(" StdErr=")[0]
     for end in (" Power= \n", "\n", " \n"):
-        asked(line + end)
+        slurm(line + end)
         assert state("28", "/srv/runs/tiny/code").state == "RUNNING"
 
 
 @pytest.mark.parametrize(
-    "told",
+    "message",
     [
         "slurm_load_jobs error: Unable to contact slurm controller (connect failure)",
         "scontrol: error: resolve_ctls_from_dns_srv: res_nsearch error: Unknown host\nscontrol: fatal: Could not "
@@ -166,11 +166,11 @@ def test_what_was_started_by_srun_has_no_log_files(asked: Any) -> None:
         "",
     ],
 )
-def test_a_scheduler_that_cannot_be_asked_says_nothing_of_a_job(told: str, asked: Any) -> None:
-    commands = asked(told=told, sacct="COMPLETED|0:0|n1|5|/x\n")
+def test_a_scheduler_that_cannot_be_asked_says_nothing_of_a_job(message: str, slurm: Any) -> None:
+    commands = slurm(error=message, sacct="COMPLETED|0:0|n1|5|/x\n")
     with pytest.raises(RuntimeError) as error:
         state("28")
-    assert str(error.value) == f"SLURM cannot be asked about job 28: {' '.join(told.split())}"
+    assert str(error.value) == f"SLURM cannot be asked about job 28: {' '.join(message.split())}"
     assert [command[0] for command in commands] == ["scontrol"]
 
 
@@ -194,15 +194,15 @@ def test_a_scheduler_that_cannot_be_asked_says_nothing_of_a_job(told: str, asked
         (["TIMEOUT 0:0", "COMPLETED 0:0"], ("TIMEOUT", 124, "")),
     ],
 )
-def test_an_array_as_a_whole(line: str, tasks: list[str], expected: tuple[str, int, str], asked: Any) -> None:
+def test_an_array_as_a_whole(line: str, tasks: list[str], expected: tuple[str, int, str], slurm: Any) -> None:
     parts = [dict(zip(("state", "code"), task.split(), strict=True)) for task in tasks]
-    asked(lines(line, *parts))
-    found = state("28", "/srv/runs/tiny/code")
-    assert (found.state, 0 if found.active else found.result, found.reason) == expected
+    slurm(lines(line, *parts))
+    job = state("28", "/srv/runs/tiny/code")
+    assert (job.state, 0 if job.active else job.result, job.reason) == expected
     sacct = "".join(f"{part['state']}|{part['code']}|n1|5|/srv/runs/tiny/code\n" for part in parts)
-    asked(sacct=sacct)
-    found = state("28", "/srv/runs/tiny/code")
-    assert (found.state, 0 if found.active else found.result, found.reason) == expected
+    slurm(sacct=sacct)
+    job = state("28", "/srv/runs/tiny/code")
+    assert (job.state, 0 if job.active else job.result, job.reason) == expected
 
 
 # --- sacct
@@ -221,25 +221,25 @@ def test_an_array_as_a_whole(line: str, tasks: list[str], expected: tuple[str, i
         ("OUT_OF_MEMORY|0:125|n1||/srv/x", JobState(state="OUT_OF_MEMORY", exit_code=253, nodes="n1")),
     ],
 )
-def test_a_row_of_the_accounting(row: str, expected: JobState, asked: Any) -> None:
-    commands = asked(sacct=f"{row}\n")
+def test_a_row_of_the_accounting(row: str, expected: JobState, slurm: Any) -> None:
+    commands = slurm(sacct=f"{row}\n")
     assert state("28") == state("28", "/srv/x") == expected
     assert commands[1][:1] == ("sacct",)
     assert commands[1][-4:] == ("--jobs", "28", "--format", "State,ExitCode,NodeList,ElapsedRaw,WorkDir")
 
 
-def test_folders_in_the_accounting_may_hold_bars(asked: Any) -> None:
-    asked(sacct="COMPLETED|0:0|n1|5|/srv/a|b\u2028c/code\n")
+def test_folders_in_the_accounting_may_hold_bars(slurm: Any) -> None:
+    slurm(sacct="COMPLETED|0:0|n1|5|/srv/a|b\u2028c/code\n")
     assert state("28", "/srv/a|b\u2028c/code").state == "COMPLETED"
     assert state("28", "/srv/a").state == "UNKNOWN"
 
 
-def test_a_job_that_nothing_remembers(asked: Any) -> None:
+def test_a_job_that_nothing_remembers(slurm: Any) -> None:
     for answer in ({}, {"sacct_code": 1}, {"sacct": "garbage", "sacct_code": 1}):
-        asked(**answer)
-        found = state("28")
-        assert found == JobState(state="UNKNOWN")
-        assert (found.active, found.result) == (False, 1)
+        slurm(**answer)
+        job = state("28")
+        assert job == JobState(state="UNKNOWN")
+        assert (job.active, job.result) == (False, 1)
 
 
 # --- exit codes
@@ -254,8 +254,8 @@ def test_a_job_that_nothing_remembers(asked: Any) -> None:
     ],
 )  # fmt: skip
 def test_only_what_was_completed_gives_0(word: str, code: int, expected: int) -> None:
-    found = JobState(state=word, exit_code=code)
-    assert (found.active, found.result) == (False, expected)
+    job = JobState(state=word, exit_code=code)
+    assert (job.active, job.result) == (False, expected)
 
 
 def test_what_is_queued_or_runs_is_active() -> None:

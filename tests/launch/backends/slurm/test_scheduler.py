@@ -54,30 +54,30 @@ signal_delay: 300
 def text_of(cluster: ClusterFile, path: Path, **options: Any) -> str:
     """The sbatch file of the run at `path`."""
     run = RunDirectory(path)
-    asked = {"name": run.name, "nodes": 1, "ranks_per_node": 1, "code": run.code.resolve()} | options
-    return slurm.sbatch_text(cluster, run, slurm.parameters(cluster, **asked))
+    settings = {"name": run.name, "nodes": 1, "ranks_per_node": 1, "code": run.code.resolve()} | options
+    return slurm.sbatch_text(cluster, run, slurm.parameters(cluster, **settings))
 
 
 def sbatch_words(line: str) -> list[str]:
     """Words of a line as sbatch itself reads them (`_get_argument` in its opt.c), where a backslash always escapes."""
-    words, word, quote, escaped, begun = [], "", "", False, False
+    words, word, quote, escaped, in_word = [], "", "", False, False
     for character in line:
         if escaped:
             word, escaped = word + character, False
         elif character == "\\":
-            escaped = begun = True
+            escaped = in_word = True
         elif quote:
             word, quote = (word, "") if character == quote else (word + character, quote)
         elif character in "'\"":
-            quote, begun = character, True
+            quote, in_word = character, True
         elif character == "#":
             break
         elif character.isspace():
-            words += [word] * begun
-            word, begun = "", False
+            words += [word] * in_word
+            word, in_word = "", False
         else:
-            word, begun = word + character, True
-    return words + [word] * begun
+            word, in_word = word + character, True
+    return words + [word] * in_word
 
 
 # --- golden files
@@ -97,7 +97,7 @@ def test_the_file_of_a_cluster_with_gpus(golden: Callable[[str, str], None], tmp
 
 
 @pytest.mark.parametrize(
-    ("gres", "ranks", "asked"),
+    ("gres", "ranks", "expected"),
     [
         (None, 2, None), ("shard:2", 2, "shard:2"), ("gpu", 2, "gpu:2"), ("gpu:8", 4, "gpu:4"),
         ("gpu:a100:8", 1, "gpu:a100:1"), ("gpu:h100", 4, "gpu:h100:4"), ("shard:2,gpu:h100:8", 4, "shard:2,gpu:h100:4"),
@@ -105,9 +105,9 @@ def test_the_file_of_a_cluster_with_gpus(golden: Callable[[str, str], None], tmp
         ("gpu:1g.10gb:7", 3, "gpu:1g.10gb:3"), ("gpumem:80", 2, "gpumem:80"), ("gpumem:80,gpu:4", 2, "gpumem:80,gpu:2"),
     ],
 )  # fmt: skip
-def test_as_many_gpus_as_ranks(gres: str | None, ranks: int, asked: str | None) -> None:
+def test_as_many_gpus_as_ranks(gres: str | None, ranks: int, expected: str | None) -> None:
     text = text_of(ClusterFile(kind="slurm", gres=gres), Path("/srv/runs/x"), ranks_per_node=ranks)
-    assert flags(text).get("--gres") == asked
+    assert flags(text).get("--gres") == expected
 
 
 # --- nothing breaks out
@@ -145,8 +145,8 @@ def executed(bench: Path, text: str) -> list[str]:
     work.mkdir()
     (bench / "script.sh").write_text(text)
     env = {"PATH": f"{bench / 'bin'}:{os.environ['PATH']}", "HOME": str(work), "LC_ALL": "C.UTF-8"}
-    done = subprocess.run(["bash", str(bench / "script.sh")], cwd=work, env=env, capture_output=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    result = subprocess.run(["bash", str(bench / "script.sh")], cwd=work, env=env, capture_output=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
     assert sorted(path.name for path in work.iterdir()) == ["argv", "executor"]
     assert (work / "executor").read_text() == "slurm"
     *arguments, last = (work / "argv").read_bytes().split(b"\0")
@@ -214,10 +214,10 @@ def test_what_slurm_reads_as_something_else_is_refused(name: str, tmp_path: Path
 
 def test_a_refused_path_is_one_line_and_exit_code_2(program, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     for command in ("plan", "run"):
-        done = program("launch", command, "finetune", "--cluster", "slurm", "--out", tmp_path / "100%#SBATCH")
-        assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr.startswith(f"error: --out '{tmp_path}/100%#SBATCH': SLURM reads % and \\ in the names")
-        assert done.stderr.count("\n") == 1
+        result = program("launch", command, "finetune", "--cluster", "slurm", "--out", tmp_path / "100%#SBATCH")
+        assert (result.returncode, result.stdout) == (2, "")
+        assert result.stderr.startswith(f"error: --out '{tmp_path}/100%#SBATCH': SLURM reads % and \\ in the names")
+        assert result.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
@@ -225,16 +225,16 @@ def test_a_refused_path_is_one_line_and_exit_code_2(program, tmp_path: Path) -> 
 
 
 def test_a_plan_holds_the_file_and_needs_no_slurm(program, tmp_path: Path, root: Path) -> None:  # type: ignore[no-untyped-def]
-    out, nothing = tmp_path / "my run", tmp_path / "bin"
-    nothing.mkdir()
+    out, empty = tmp_path / "my run", tmp_path / "bin"
+    empty.mkdir()
     (tmp_path / "big.yaml").write_text(
         "kind: slurm\nranks_per_node: 2\ncpus_per_rank: 4\npython: /opt/venv/bin/python\n"
     )
-    asked = ["--cluster", tmp_path / "big.yaml", "--nodes", 2, "--time", "1:00:00", "--partition", "long"]
-    env = {"PATH": str(nothing), "OMP_NUM_THREADS": None, "TORCH_EXTENSIONS_DIR": None}
-    others = ["--out", out, "--corpora", tmp_path / "corpora", "--json"]
-    done = program("launch", "plan", "finetune", *asked, *others, env=env, check=True)
-    values = json.loads(done.stdout)
+    cluster_flags = ["--cluster", tmp_path / "big.yaml", "--nodes", 2, "--time", "1:00:00", "--partition", "long"]
+    env = {"PATH": str(empty), "OMP_NUM_THREADS": None, "TORCH_EXTENSIONS_DIR": None}
+    other_flags = ["--out", out, "--corpora", tmp_path / "corpora", "--json"]
+    result = program("launch", "plan", "finetune", *cluster_flags, *other_flags, env=env, check=True)
+    values = json.loads(result.stdout)
     assert values["command"] == ["/opt/venv/bin/python", "-u", "-m", "finetune", "train", str(out)]
     assert values["environment"] == {
         "DS_ACCELERATOR": "cpu",
@@ -246,12 +246,14 @@ def test_a_plan_holds_the_file_and_needs_no_slurm(program, tmp_path: Path, root:
         "WELLREAD_CODE": f"{out}/code",
     }
     assert (values["cluster"], values["nodes"], values["ranks_per_node"], values["ranks"]) == ("slurm", 2, 2, 4)
-    found = flags(values["sbatch"])
+    options = flags(values["sbatch"])
     names = ("--nodes", "--ntasks-per-node", "--cpus-per-task", "--time", "--partition", "--job-name", "--chdir")
-    assert [found[name] for name in names] == ["2", "2", "4", "60", "long", "my run", f"{out}/code"]
+    assert [options[name] for name in names] == ["2", "2", "4", "60", "long", "my run", f"{out}/code"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["big.yaml", "bin"]
 
-    done = program("launch", "plan", "finetune", *asked, "--out", out, "--snapshot", "off", env=env, check=True)
-    assert f"\nsbatch file    #!/bin/bash\n{' ' * 15}\n{' ' * 15}# Parameters\n" in done.stdout
-    assert f"#SBATCH --chdir={root}\n" in done.stdout
-    assert f"WELLREAD_CODE={root}\n" in done.stdout
+    result = program(
+        "launch", "plan", "finetune", *cluster_flags, "--out", out, "--snapshot", "off", env=env, check=True
+    )
+    assert f"\nsbatch file    #!/bin/bash\n{' ' * 15}\n{' ' * 15}# Parameters\n" in result.stdout
+    assert f"#SBATCH --chdir={root}\n" in result.stdout
+    assert f"WELLREAD_CODE={root}\n" in result.stdout

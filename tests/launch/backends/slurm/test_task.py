@@ -45,15 +45,15 @@ def test_the_port_follows_from_the_job() -> None:
 @pytest.mark.parametrize("address", ["", "127.0.0.1"])
 @pytest.mark.parametrize("listening", [True, False])
 def test_a_port_that_is_taken_is_passed_over(address: str, listening: bool) -> None:
-    taken = free_port("4711", 0)
+    first = free_port("4711", 0)
     with socket.socket() as other:
-        other.bind((address, taken))
+        other.bind((address, first))
         if listening:
             other.listen()
-        found = free_port("4711", 0)
-        assert found != taken
-        assert distance(found, 4711) in range(1, 12)
-    assert free_port("4711", 0) == taken
+        second = free_port("4711", 0)
+        assert second != first
+        assert distance(second, 4711) in range(1, 12)
+    assert free_port("4711", 0) == first
 
 
 def test_the_last_port_is_followed_by_the_first() -> None:
@@ -97,13 +97,13 @@ def handlers() -> Iterator[None]:
 def test_signals_are_remembered_and_handed_back(handlers: None) -> None:
     called: list[tuple[int, object]] = []
     signal.signal(signal.SIGUSR2, lambda number, frame: called.append((number, frame)))
-    asked = Signals()
-    assert asked.number == 0
+    signals = Signals()
+    assert signals.number == 0
     os.kill(os.getpid(), signal.SIGUSR2)
-    assert (asked.number, called) == (signal.SIGUSR2, [])  # submitit would act at once
+    assert (signals.number, called) == (signal.SIGUSR2, [])  # submitit would act at once
     os.kill(os.getpid(), signal.SIGTERM)
-    assert asked.number == signal.SIGTERM
-    asked.hand_back()
+    assert signals.number == signal.SIGTERM
+    signals.hand_back()
     assert called == [(signal.SIGUSR2, None)]
 
 
@@ -163,9 +163,9 @@ MEETING = Meeting(address="127.0.0.1", port=21_000, attempt=2)
 
 def child(run: RunDirectory, text: str, rank: int = 0, limit: int = 3600) -> tuple[Child, SimpleNamespace]:
     """A rank that runs this text, and what it is asked for."""
-    asked = SimpleNamespace(number=0)
+    signals = SimpleNamespace(number=0)
     task = RankTask(str(run.path), ("-c", text, str(run.path)), {"EXTRA": "a b"}, 3, limit)
-    return Child(task, job(rank), asked), asked  # type: ignore[arg-type]
+    return Child(task, job(rank), signals), signals  # type: ignore[arg-type]
 
 
 def notes(run: RunDirectory) -> dict[str, dict[str, Any]]:
@@ -192,8 +192,8 @@ def test_a_rank_knows_its_place(run: RunDirectory, monkeypatch: pytest.MonkeyPat
         monkeypatch.delenv(name, raising=False)
     rank, _ = child(run, TELL, rank=3)
     assert rank.run(MEETING) == 3
-    found = json.loads((run.path / "env.json").read_text())
-    assert {name: found.get(name) for name in slurm_variables()} == slurm_variables()
+    environment = json.loads((run.path / "env.json").read_text())
+    assert {name: environment.get(name) for name in slurm_variables()} == slurm_variables()
     assert notes(run) == {}  # the rank leaves its own
 
 
@@ -238,11 +238,11 @@ while True:
     ids=["USR2 before it listens", "USR2", "TERM"],
 )
 def test_a_rank_is_told_what_slurm_asks(number: int, at: str, run: RunDirectory) -> None:
-    rank, asked = child(run, LISTENS)
+    rank, signals = child(run, LISTENS)
 
     def ask() -> None:
         until(run.path / at)
-        asked.number = number
+        signals.number = number
 
     threading.Thread(target=ask).start()
     assert rank.run(MEETING) == 128 + number
@@ -262,11 +262,11 @@ time.sleep(120)
 @pytest.mark.slow
 def test_a_save_that_takes_too_long_leaves_time_to_queue_again(run: RunDirectory) -> None:
     """The limit is near: what matters then is that the job is queued again, saved or not."""
-    rank, asked = child(run, DEAF, limit=12)
+    rank, signals = child(run, DEAF, limit=12)
 
     def ask() -> None:
         until(run.path / "started")
-        asked.number = signal.SIGUSR2
+        signals.number = signal.SIGUSR2
 
     threading.Thread(target=ask).start()
     began = time.monotonic()
@@ -305,9 +305,9 @@ def test_a_job_is_queued_again_a_bounded_number_of_times(
     (run.path / "config.yaml").write_text("{}")
     monkeypatch.setattr("submitit.JobEnvironment", job)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "4")
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exit_error:
         RankTask(str(run.path), ("-c", "1/0"), {}, requeues=3, limit=60)()
-    assert left.value.code == 2
+    assert exit_error.value.code == 2
     assert capsys.readouterr().err == ("error: queued again 4 times, 3 allowed; launch it again to continue\n")
     assert [path.name for path in run.path.iterdir() if path.name not in ("config.yaml", "log")] == []
 
@@ -332,9 +332,9 @@ def test_an_evaluation_ends_with_its_exit_code(text: str, code: int) -> None:
     if code == 0:
         assert task() == 0
         return
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exit_error:
         task()
-    assert left.value.code == code
+    assert exit_error.value.code == code
 
 
 def test_tasks_travel_as_pickles() -> None:
