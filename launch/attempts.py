@@ -1,4 +1,4 @@
-"""Attempts of a run: each start of its ranks, written into the manifest, and the first error of each."""
+"""Attempts of a run: entries in the manifest, one per start of the ranks, and the errors of failed ranks."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 
 
 def begin(run: RunDirectory, plan: Plan, layout: dict[str, Any], code: Path | None = None) -> int:
-    """Note that an attempt begins; return its number, from 1.
+    """Add an attempt to the manifest; return its number, which starts at 1.
 
     Parameters
     ----------
     layout : dict
-        Where its ranks run, e.g. the hosts, and the job's id on SLURM.
+        Where the ranks run: the host names and, on SLURM, the job id.
     code : Path, optional
-        What its ranks run (default: the code that calls this); a tree may have changed since its snapshot was taken.
+        Folder of the code that the ranks run (default: the code that calls this). A snapshot can differ from the
+        working tree, which may have changed since.
     """
     manifest = run.manifest()
     number = len(manifest["attempts"]) + 1
@@ -38,38 +39,39 @@ def begin(run: RunDirectory, plan: Plan, layout: dict[str, Any], code: Path | No
 
 
 def end(run: RunDirectory, number: int, code: int) -> None:
-    """Note how an attempt ended."""
+    """Write the end time and the exit code of an attempt into the manifest."""
     add(run, number, {"ended": now(), "exit_code": code})
 
 
 def add(run: RunDirectory, number: int, values: dict[str, Any]) -> None:
-    """Write more about an attempt into the manifest."""
+    """Add values to an attempt in the manifest."""
     manifest = run.manifest()
     manifest["attempts"][number - 1] |= values
     write_json(run.manifest_file, manifest)
 
 
 def first_error(run: RunDirectory, number: int) -> dict[str, Any] | None:
-    """The error of an attempt's ranks that explains the others, which often fail only because one is gone.
+    """Return the error that most likely caused the other errors of an attempt; None without any error.
 
-    That is a rank that a signal ended: its last words come late, from whoever watched it. Else it is the earliest.
+    Ranks often fail only because another rank is gone. An error of a rank that was ended by a signal comes first: the
+    process that watched the rank writes it, so it is written late. Otherwise the earliest error is returned.
     """
     return min(errors(run, number), key=lambda error: "signal" not in error, default=None)
 
 
 def errors(run: RunDirectory, number: int) -> list[dict[str, Any]]:
-    """What the ranks of an attempt left when they failed, earliest first."""
+    """Return the error files of an attempt's ranks, earliest first."""
     failures = [json.loads(path.read_text()) for path in run.log.glob(f"attempt-{number:03d}-rank-*.error.json")]
     return sorted(failures, key=lambda error: float(error["time"]))
 
 
 def note_error(run: RunDirectory, number: int, rank: int, text: str) -> None:
-    """Leave an error for a rank that can leave none itself."""
+    """Write an error file for a rank that cannot write its own."""
     _write_error(run, number, {"time": time.time(), "rank": rank, "error": text, "trace": ""})
 
 
 def note_signal(run: RunDirectory, number: int, rank: int, signal_number: int) -> None:
-    """Leave an error for a rank that signal `sent` ended."""
+    """Write an error file for a rank that was ended by signal `signal_number`."""
     text = f"ended by signal {signal_number} ({signal.Signals(signal_number).name})"
     _write_error(run, number, {"time": time.time(), "rank": rank, "error": text, "trace": "", "signal": signal_number})
 
@@ -79,7 +81,7 @@ def _write_error(run: RunDirectory, number: int, error: dict[str, Any]) -> None:
 
 
 def lost_ranks(run: RunDirectory, number: int, ranks: int) -> list[int]:
-    """Ranks of a failed attempt that a signal ended, or that are gone without a word, as when their node is."""
+    """Return the ranks of a failed attempt that a signal ended, or that left no error file, e.g. on a failed node."""
     lost = []
     for rank in range(ranks):
         path = run.log / f"attempt-{number:03d}-rank-{rank}.error.json"
@@ -89,11 +91,11 @@ def lost_ranks(run: RunDirectory, number: int, ranks: int) -> list[int]:
 
 
 def show_first_error(run: RunDirectory, number: int) -> None:
-    """Say which rank failed first, and why."""
+    """Print which rank failed first and why."""
     if first := first_error(run, number):
         print_error(f"rank {first['rank']} failed first: {first['error']} (log: {run.log})")
 
 
 def now() -> str:
-    """This moment, as manifests have it."""
+    """Return the current time in the format of manifests."""
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")

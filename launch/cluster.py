@@ -1,9 +1,9 @@
-"""Clusters: what there is to run on, read from configs/clusters/ or a file of one's own."""
+"""Cluster files: descriptions of where runs start, read from configs/clusters/ or a user's file."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -16,15 +16,15 @@ BACKENDS = {
     "hostfile": "launch.backends.ssh.backend:Ssh",
     "slurm": "launch.backends.slurm.backend:Slurm",
 }
-"""Kind of a cluster -> the `launch.backends.base.Backend` that serves it, imported when it is asked for."""
+"""Kind of cluster -> the `launch.backends.base.Backend` for it, imported on first use."""
 FOLDER = CONFIGS / "clusters"
 OWNED = {
     "array", "chdir", "dependency", "error", "job-name", "kill-on-invalid-dep", "no-requeue", "nodes", "ntasks",
     "ntasks-per-node", "open-mode", "output", "requeue", "signal", "time",
 }  # fmt: skip
-"""Options of sbatch that a cluster's file may not give: ranks, paths and signals would not be what launch relies on."""
+"""Options of sbatch that a cluster file must not set: launch sets them, and relies on their values."""
 GPUS = re.compile(r"(?:^|(?<=,))gpu(?P<type>:[^:,(]+(?=:)|:[^:,(]*[^:,(\d][^:,(]*)?(?::(?P<number>\d+))?(?=[,(]|$)")
-"""The GPUs in a gres: gpu, gpu:8, gpu:a100:8; a type may begin with a digit, as in gpu:2080ti:4."""
+"""The GPUs in a gres: gpu, gpu:8, gpu:a100:8. A type may start with a digit, as in gpu:2080ti:4."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,23 +34,25 @@ class ClusterFile:
     kind: str
     """One of `BACKENDS`."""
     name: str = ""
-    """Stem of the file."""
+    """Name of the file without its suffix."""
+    path: str = field(default="", compare=False, repr=False)
+    """Path of the file, for messages; empty for a cluster that was not read from a file."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: on slurm, cuda when `gres` asks for GPUs; elsewhere, when this machine has one."""
+    """auto: on slurm, cuda when `gres` requests GPUs; otherwise cuda when this machine has a GPU."""
     ranks_per_node: int | None = None
-    """What `--ranks_per_node auto` means (default: the GPUs or slots of a node, or 1)."""
+    """Value of `--ranks_per_node auto` (default: number of GPUs or slots of a node, else 1)."""
     python: str | None = None
-    """Interpreter on the nodes (default: the one that runs launch)."""
+    """Python interpreter on the nodes (default: the one that runs launch)."""
     environment: dict[str, str] = field(default_factory=dict)
-    """Variables that every rank gets."""
+    """Environment variables of every rank."""
     interface: str | None = None
     """Network interface between the nodes (default: the one on the route to rank 0)."""
     hostfile: str = "hostfile"
     """hostfile: path of the list of hosts."""
     ssh: str = "ssh"
-    """hostfile: command that reaches a host, options included."""
+    """hostfile: command that connects to a host, with its options."""
     forward: tuple[str, ...] = ()
-    """hostfile: variables of this shell that the ranks get too; nothing else of it goes over."""
+    """hostfile: variables of this shell that the ranks also get; no other variable is copied."""
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
@@ -58,29 +60,29 @@ class ClusterFile:
     gres: str | None = None
     """slurm: resources of a whole node, e.g. gpu:a100:8."""
     time: str = "24:00:00"
-    """slurm: limit of one job: minutes, HH:MM:SS or D-HH:MM:SS."""
+    """slurm: time limit of one job: minutes, HH:MM:SS or D-HH:MM:SS."""
     memory: float | None = None
-    """GiB of host memory per node; a SLURM job asks for it."""
+    """GiB of host memory per node; a SLURM job requests it."""
     gpu_mem: float | None = None
-    """GiB of each GPU, where launch cannot ask the devices."""
+    """GiB of each GPU, for clusters on which launch cannot query the devices."""
     nvme: float | None = None
-    """GiB that `--nvme_path` has on each node, where launch cannot look."""
+    """GiB at `--nvme_path` on each node, for clusters on which launch cannot measure it."""
     cpus_per_rank: int | None = None
     exclusive: bool = False
     setup: tuple[str, ...] = ()
-    """slurm: shell lines before the ranks start, e.g. module load cuda."""
+    """slurm: shell lines that run before the ranks start, e.g. module load cuda."""
     srun: tuple[str, ...] = ()
-    """slurm: further arguments of srun, e.g. --container-image=…"""
+    """slurm: more arguments of srun, e.g. --container-image=…"""
     sbatch: dict[str, str] = field(default_factory=dict)
-    """slurm: any further options of sbatch."""
+    """slurm: any other options of sbatch."""
     signal_delay: int = 90
-    """slurm: seconds before the time limit at which the ranks are asked to save."""
+    """slurm: how many seconds before the time limit the ranks are asked to save."""
     requeues: int = 20
-    """slurm: how often a run may be queued again by itself."""
+    """slurm: how often a job may requeue itself."""
 
     def __post_init__(self) -> None:
         if self.kind not in BACKENDS:
-            raise UserError(f"kind: {self.kind!r} is none of {', '.join(BACKENDS)}")
+            raise UserError(f"kind: {self.kind!r} is not one of {', '.join(BACKENDS)}")
         for name in ("requeues", "signal_delay"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}: {getattr(self, name)} must be at least 0")
@@ -88,40 +90,43 @@ class ClusterFile:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"{name}: {value} must be above 0")
-        minutes(self.time)
+        try:
+            minutes(self.time)
+        except UserError as error:
+            raise UserError(f"time {self.time!r}: {error}") from None
         for name, value in {f.name: getattr(self, f.name) for f in fields(self) if f.name != "setup"}.items():
             texts = (
                 [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, tuple) else [value]
             )
             if any(re.search(r"[\x00-\x1f\x7f]", str(text)) for text in texts):
-                raise UserError(f"{name}: {value!r} holds a control character, at which a line of a script would end")
+                raise UserError(f"{name}: {value!r} contains a control character, which would break the job script")
         if wrong := [key for key in self.sbatch if not re.fullmatch(r"[A-Za-z][A-Za-z_-]*", key)]:
-            raise UserError(f"sbatch: {wrong[0]!r} is no option; write its long name without dashes in front")
+            raise UserError(f"sbatch: {wrong[0]!r} is not an option; write its long name without leading dashes")
         if reserved := [key for key in self.sbatch if key.replace("_", "-") in OWNED]:
-            raise UserError(f"sbatch: {reserved[0]!r} is set by launch: from its flags, or the other keys of this file")
+            raise UserError(f"sbatch: {reserved[0]!r} is set by launch; use launch's flags or other keys of this file")
 
     @property
     def gpus(self) -> int:
-        """GPUs of a node that `gres` names."""
+        """Number of GPUs per node in `gres`."""
         match = GPUS.search(self.gres or "")
         return int(match["number"] or 1) if match else 0
 
 
 def minutes(time: str) -> int:
-    """SLURM's time limit in minutes, rounded up.
+    """Convert a SLURM time limit to minutes, rounded up.
 
     Raises
     ------
     UserError
-        When it has none of SLURM's forms.
+        When `time` has none of SLURM's formats; the caller adds where it was set.
     """
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time.strip())
     if not match:
-        raise UserError(f"time: {time!r} is no time; write minutes, HH:MM:SS or D-HH:MM:SS")
+        raise UserError("not a valid time; use minutes, HH:MM:SS or D-HH:MM:SS")
     days, *parts = match.groups()
     numbers = [int(part) for part in parts if part is not None]
     if any(number > 59 for number in numbers[1:]):
-        raise UserError(f"time: {time!r} has more than 59 behind a colon; write minutes, HH:MM:SS or D-HH:MM:SS")
+        raise UserError("more than 59 after a colon; use minutes, HH:MM:SS or D-HH:MM:SS")
     if days is not None:  # D-HH[:MM[:SS]]
         hours, mins, seconds = (*numbers, 0, 0)[:3]
         total = ((int(days) * 24 + hours) * 60 + mins) * 60 + seconds
@@ -130,41 +135,57 @@ def minutes(time: str) -> int:
     else:  # MM[:SS]
         total = numbers[0] * 60 + (numbers[1] if len(numbers) == 2 else 0)
     if total < 60:
-        raise UserError(f"time: {time!r} is below a minute, the least that SLURM can limit; write at least 1")
+        raise UserError("shorter than one minute, SLURM's smallest limit; use at least 1")
     return -(-total // 60)
 
 
 def load(name: str) -> ClusterFile:
-    """Read configs/clusters/NAME.yaml, or the file that `name` is the path of.
+    """Read configs/clusters/NAME.yaml, or the file at path `name` when it ends in .yaml or .yml.
 
     Raises
     ------
     UserError
-        When there is none, or it holds something unknown; names the file and the key.
+        When the file is missing or contains an unknown key or an invalid value; says the file and the key.
     """
     import yaml
 
     path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.is_file():
         choices = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml")))
-        raise UserError(f"--cluster {name}: unknown; choose {choices}, or name a YAML file that describes yours")
+        raise UserError(f"--cluster {name}: unknown; choose {choices} or the path of a YAML file")
     try:
-        # Every scalar as text: YAML's own rules would read 24:00:00 as the number 86,400.
+        # Read every scalar as text: YAML's own rules would read 24:00:00 as the number 86,400.
         values = yaml.load(path.read_text(), Loader=yaml.BaseLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"--cluster {path}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict) or "kind" not in values:
         *kinds, last = BACKENDS
-        raise UserError(f"--cluster {path}: no kind; write kind: {', '.join(kinds)} or {last}")
+        raise UserError(f"--cluster {path}: has no kind; write kind: {', '.join(kinds)} or {last}")
     hints = get_type_hints(ClusterFile)
-    keys = {f.name for f in fields(ClusterFile)} - {"name"}
+    keys = {f.name for f in fields(ClusterFile)} - {"name", "path"}
     if unknown := sorted(set(values) - keys):
-        raise UserError(f"--cluster {path}: unknown key {unknown[0]!r}; known are {', '.join(sorted(keys))}")
+        raise UserError(f"--cluster {path}: unknown key {unknown[0]!r}; use one of {', '.join(sorted(keys))}")
     try:
         converted = {key: _field(key, value, hints[key]) for key, value in values.items()}
-        return ClusterFile(**converted | {"name": path.stem})
+        return ClusterFile(**converted | {"name": path.stem, "path": str(path)})
     except UserError as error:
         raise UserError(f"--cluster {path}: {error}") from None
+
+
+def with_flags(file: ClusterFile, time: str | None, partition: str | None) -> ClusterFile:
+    """Return `file` with the values of ``--time`` and ``--partition``, where they are set.
+
+    Raises
+    ------
+    UserError
+        When a value is invalid; says the flag.
+    """
+    if time is not None:
+        try:
+            minutes(time)
+        except UserError as error:
+            raise UserError(f"--time {time}: {error}") from None
+    return replace(file, time=time or file.time, partition=partition or file.partition)
 
 
 def _field(key: str, value: Any, hint: Any) -> Any:
@@ -175,20 +196,20 @@ def _field(key: str, value: Any, hint: Any) -> Any:
 
 
 def _converted(value: Any, hint: Any) -> Any:
-    """Text of a YAML file as the type that a field has."""
+    """Convert text from a YAML file to the type of a field."""
     kinds = [kind for kind in get_args(hint) if kind is not type(None)]
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
-            raise UserError(f"{value!r} is none of {', '.join(get_args(hint))}")
+            raise UserError(f"{value!r} is not one of {', '.join(get_args(hint))}")
         return value
     if get_origin(hint) is dict:
         if not isinstance(value or {}, dict):
-            raise UserError(f"{value!r} is no mapping; write NAME: value, a line each")
+            raise UserError(f"{value!r} is not a mapping; write NAME: value, one per line")
         return {str(key): _text(item) for key, item in (value or {}).items()}
     if get_origin(hint) is tuple:
         items = [value] if isinstance(value, str) and value else value or []
         if not isinstance(items, list):
-            raise UserError(f"{value!r} is no list; write - value, a line each")
+            raise UserError(f"{value!r} is not a list; write - value, one per line")
         return tuple(_text(item) for item in items)
     kind, value = kinds[0] if kinds else hint, _text(value)
     if kind is bool:
@@ -200,11 +221,11 @@ def _converted(value: Any, hint: Any) -> Any:
     except ValueError:
         number = float("nan")
     if kind in (int, float) and number is not None and not isfinite(number):
-        raise UserError(f"{value!r} is no {'whole number' if kind is int else 'number'}")
+        raise UserError(f"{value!r} is not a {'whole number' if kind is int else 'number'}")
     return number
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise UserError(f"{value!r} where one value is expected; put it in quotes")
+        raise UserError(f"{value!r}: expected a single value; put it in quotes")
     return value

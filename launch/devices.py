@@ -1,4 +1,4 @@
-"""What this machine has: its GPUs, and the memory of the smallest of them; nothing heavy is imported to ask."""
+"""The number of GPUs of this machine and the memory of the smallest one, found without importing torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def count_gpus() -> int:
-    """GPUs that this process may use, counted without importing torch."""
+    """Count the GPUs that this process may use, without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     devices = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
     if visible is None or not devices:
@@ -17,7 +17,7 @@ def count_gpus() -> int:
 
 
 def gpu_mem() -> float | None:
-    """GiB of the smallest GPU; None without one, and where nvidia-smi does not say."""
+    """Return the GiB of the smallest GPU; None without a GPU or when nvidia-smi gives no answer."""
     if not count_gpus():
         return None
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]

@@ -1,4 +1,4 @@
-"""``python -m launch doctor``: checks before a job does."""
+"""``python -m launch doctor``: check a machine or a cluster before a job starts."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
 EXAMPLES = """examples:
   python -m launch doctor                                     this machine
-  python -m launch doctor --build                             and compile DeepSpeed's ops now, once
+  python -m launch doctor --build                             also compile DeepSpeed's ops, once
   python -m launch doctor --cluster slurm --nodes 2           the scheduler, and a small job on two nodes
-  python -m launch doctor --cluster my-cluster.yaml --no_job  what can be said without starting anything
+  python -m launch doctor --cluster my-cluster.yaml --no_job  only checks that start nothing on the nodes
   python -m launch doctor --cluster hostfile --json           every host, through ssh
 
-The exit code is 1 when a check has failed, else 0.
+The exit code is 1 when a check fails, else 0.
 """
 
 
 def main(argv: list[str]) -> int:
-    """Run all checks and show them; 1 when one has failed."""
-    parser = new_parser("python -m launch doctor", "Check this machine, or a cluster, before a job does.", EXAMPLES)
+    """Run all checks and print them; return 1 when one failed, else 0."""
+    parser = new_parser("python -m launch doctor", "Check this machine or a cluster before a job starts.", EXAMPLES)
     parser.add_argument("--cluster", default="local", help="local, hostfile, slurm, or a cluster's YAML file.")
     parser.add_argument(
         "--nodes",
         type=int | None,
         default=None,
-        help=f"How many to look at (default: hostfile: all; slurm: the free ones, at most {MOST_NODES}).",
+        help=f"Number of nodes to check (default: hostfile: all; slurm: the free ones, at most {MOST_NODES}).",
     )
     parser.add_argument("--json", action="store_true", help="Print a list of {check, where, state, found, remedy}.")
     parser.add_argument("--build", action="store_true", help="Compile DeepSpeed's ops where they are missing.")
     parser.add_argument("--no_job", action="store_true", help="slurm, hostfile: start nothing on the nodes.")
-    parser.add_argument("--runs", default="runs", help="Folder that run directories go to (default: runs).")
+    parser.add_argument("--runs", default="runs", help="Folder of run directories (default: runs).")
     parser.add_argument("--corpora", default="corpora", help="Folder of compiled corpora (default: corpora).")
     arguments = parse(parser, argv)
     cluster = clusters.load(arguments.cluster)
@@ -72,19 +72,19 @@ def main(argv: list[str]) -> int:
 
 
 def git() -> Check:
-    """Whether git can name the code of a run."""
+    """Check that git can identify the code of a run."""
     try:
         command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        return failed("git", "not found; code snapshots are taken with it", "Debian: apt-get install git")
+        return failed("git", "not found; code snapshots need it", "Debian: apt-get install git")
     if result.returncode:
-        return warning("git", f"{ROOT} is no repository: manifests name no commit", "work in a clone")
+        return warning("git", f"{ROOT} is not a repository; manifests contain no commit", "work in a clone")
     return ok("git", f"commit {result.stdout.strip()}")
 
 
 def _show(checks: list[Check]) -> None:
-    """Print a table on a terminal, aligned text elsewhere; what several machines share is one line."""
+    """Print a table on a terminal, else aligned text; equal results of several machines are one line."""
     merged = _merged(checks)
     if sys.stdout.isatty():
         from rich.console import Console
@@ -97,7 +97,7 @@ def _show(checks: list[Check]) -> None:
 
 
 def _merged(checks: list[Check]) -> list[Check]:
-    """One check where several machines have found the very same; those of one name stand together."""
+    """Merge equal results of several machines into one check; keep checks of the same name together."""
     places: dict[Check, list[str]] = {}
     for check in checks:
         places.setdefault(replace(check, where=""), []).append(check.where)
@@ -107,9 +107,10 @@ def _merged(checks: list[Check]) -> list[Check]:
 
 
 def as_text(checks: list[Check]) -> str:
-    """The table as aligned lines, a remedy below what it is for."""
+    """Return the table as aligned lines, each remedy below its check."""
     rows = [(check.state, check.check, check.where, check.found) for check in checks]
-    widths = [len("warning"), *(max(len(row[column]) for row in rows) for column in (1, 2))]  # the same, well or not
+    # "warning" is the longest state: the width does not depend on the results.
+    widths = [len("warning"), *(max(len(row[column]) for row in rows) for column in (1, 2))]
     lines = []
     for check, row in zip(checks, rows, strict=True):
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]

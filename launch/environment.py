@@ -1,4 +1,4 @@
-"""Variables that ranks need beyond those of the launcher, the same for all."""
+"""Environment variables that all ranks get in addition to those of the launcher."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from launch.cluster import ClusterFile
 from wellread.models.directories import SEARCH_PATH
 
 INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-"""What gloo and NCCL take the network interface from."""
+"""Variables from which Gloo and NCCL read the network interface."""
 
 
 def variables(cluster: ClusterFile, device: str, cores: int | None) -> dict[str, str]:
-    """Variables of ranks on `device`, each with so many cores (None: not known)."""
+    """Return the variables of ranks on `device` with `cores` cores each (None: unknown)."""
     python = Path(cluster.python).parent.parent if cluster.python else Path(sys.prefix)
     values = {
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores or 1))),
-        # One cache of compiled ops per environment: two that share one rebuild each other's.
+        # One cache of compiled ops per environment: two environments that share a cache rebuild each other's ops.
         "TORCH_EXTENSIONS_DIR": os.environ.get("TORCH_EXTENSIONS_DIR", str(python / "torch_extensions")),
         "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONFAULTHANDLER": "1",  # a rank that crashes outside Python leaves its stack in its log
+        "PYTHONFAULTHANDLER": "1",  # a rank that crashes outside Python writes its stack to its log
     }
-    if folders := os.environ.get(SEARCH_PATH):  # made absolute: the ranks start in another folder
+    if folders := os.environ.get(SEARCH_PATH):  # absolute paths, since the ranks start in another folder
         paths = [str(Path(folder).expanduser().resolve()) for folder in folders.split(os.pathsep) if folder]
         values[SEARCH_PATH] = os.pathsep.join(paths)
     if device == "cpu":
         values["DS_ACCELERATOR"] = "cpu"
-        # Threads that spin while they wait for each other take the cores from what else runs there, and are slower.
+        # Threads that spin while they wait take cores from other processes, and are slower.
         values["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "passive")
-    else:  # torch would round page-locked memory up to a power of two, and keep what is freed: 44 GiB become 64
+    else:  # by default torch rounds pinned memory up to a power of two and caches freed blocks: 44 GiB become 64
         values["PYTORCH_ALLOC_CONF"] = os.environ.get("PYTORCH_ALLOC_CONF", "pinned_max_cached_size_mb:1")
     if cluster.interface:
         values |= dict.fromkeys(INTERFACE_VARIABLES, cluster.interface)

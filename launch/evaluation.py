@@ -1,4 +1,4 @@
-"""Evaluations started from launch: here or as SLURM jobs, and one task per checkpoint where they can be fanned out."""
+"""Evaluations started by launch, on this machine or as SLURM jobs; optionally with one task per checkpoint."""
 
 from __future__ import annotations
 
@@ -25,18 +25,24 @@ class Request:
     command: str
     run: RunDirectory
     flags: tuple[str, ...] = ()
-    """Further flags of ``python -m eval COMMAND RUN``."""
+    """More flags of ``python -m eval COMMAND RUN``."""
     cluster: ClusterFile
     fan_out: bool = False
     parallelism: int | None = None
     wait: bool = False
 
     def arguments(self, *more: str) -> tuple[str, ...]:
-        """What Python runs."""
+        """Return the arguments of the Python interpreter."""
         return ("-m", "eval", self.command, str(self.run.path.resolve()), *self.flags, *more)
 
     def parts(self) -> list[tuple[str, ...]]:
-        """What Python runs for each checkpoint, as `eval` says; UserError when it cannot be fanned out."""
+        """Return Python's arguments for each checkpoint, as listed by ``eval parts``.
+
+        Raises
+        ------
+        UserError
+            When this evaluation cannot be split by checkpoint.
+        """
         command = [sys.executable, "-m", "eval", "parts", *self.arguments()[2:]]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode == BAD_INPUT:
@@ -47,12 +53,12 @@ class Request:
 
 
 def run(request: Request) -> int:
-    """Start an evaluation; return its exit code, or 0 once it is handed over.
+    """Start an evaluation; return its exit code, or 0 after it was submitted.
 
     Raises
     ------
     UserError
-        When it cannot be fanned out, there is nothing to evaluate, or SLURM refuses it.
+        When it cannot be split by checkpoint, there is nothing to evaluate, or SLURM rejects the job.
     """
     parts = request.parts() if request.fan_out else []
     evaluation = Evaluation(

@@ -1,4 +1,4 @@
-"""What makes a run this run: its directory is begun with it, and refused when it holds something else."""
+"""The identity of a run: the settings that define what is learned. A run directory never changes its identity."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from wellread.run import RunDirectory
 
 
 def of(config: RunConfig, spec: ModelSpec, corpus: str, order: Order, plan: Plan) -> dict[str, Any]:
-    """What makes a run this run: a change of any of it is refused at resume.
+    """Return the identity of a run; a resume with another identity is refused.
 
     Parameters
     ----------
@@ -42,30 +42,30 @@ def of(config: RunConfig, spec: ModelSpec, corpus: str, order: Order, plan: Plan
 
 
 def begin(run: RunDirectory, config: RunConfig, requested: dict[str, Any], corpus: Path, order: Built) -> bool:
-    """Begin the run directory, or make sure that it belongs to this very run; True when the run is finished.
+    """Create the run directory, or check that an existing one contains the same run; return True when it is finished.
 
     Parameters
     ----------
-    asked : dict
-        The identity of what is asked for.
+    requested : dict
+        The identity of the run to start.
     corpus : Path
-        The compiled corpus, which the run links to.
+        The compiled corpus; the run directory gets a link to it.
 
     Raises
     ------
     UserError
-        When it holds another run, or has begun and was not to be resumed.
+        When the directory contains another run, or a started run and ``--resume never`` is set.
     """
     manifest: dict[str, Any] = run.manifest() if run.manifest_file.exists() else {"version": 1, "attempts": []}
     if any(run.checkpoints.glob("step-*")):
         refuse_other(run, requested)
         if config.save.resume == "never":
-            raise UserError(f"{run.path}: has begun, and --resume never was asked for; choose another --out")
+            raise UserError(f"{run.path}: already started, and --resume is never; choose another --out")
         try:
             store.open_order(run)
         except UserError:  # lost or altered
             store.keep(run, order)
-    else:  # without a checkpoint nothing was read: an attempt that failed early is in nobody's way
+    else:  # without a checkpoint nothing was read: an attempt that failed early may be overwritten
         store.keep(run, order)
         write_json(run.manifest_file, manifest | {"identity": requested})
     link = run.path / "corpus"
@@ -78,25 +78,25 @@ def begin(run: RunDirectory, config: RunConfig, requested: dict[str, Any], corpu
 
 
 def refuse_other(run: RunDirectory, requested: dict[str, Any]) -> None:
-    """Refuse a run directory that holds another run than the one that is asked for.
+    """Refuse a run directory that contains another run than the requested one.
 
     Raises
     ------
     UserError
-        Names what differs.
+        Lists the differences.
     """
     existing, requested = _flat(run.manifest()["identity"]), _flat(requested)
     differences = [
-        f"{key} is {_short(existing.get(key))} there, {_short(requested.get(key))} asked for"
+        f"{key} is {_short(existing.get(key))}, requested {_short(requested.get(key))}"
         for key in existing | requested
         if existing.get(key) != requested.get(key)
     ]
     if differences:
-        raise UserError(f"{run.path}: holds another run ({'; '.join(differences)}); choose another --out")
+        raise UserError(f"{run.path}: contains another run ({'; '.join(differences)}); choose another --out")
 
 
 def _flat(identity: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, with dotted keys."""
+    """Flatten nested dicts to one dict with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in identity.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -104,13 +104,13 @@ def _flat(identity: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _short(value: object) -> str:
-    """A value, or the beginning of a hash."""
+    """Shorten long values, e.g. hashes."""
     text = str(value)
     return text if len(text) <= 40 else f"{text[:20]}…"
 
 
 def refuse_foreign(run: RunDirectory) -> None:
-    """Refuse a place that holds something else, before anything is written there."""
+    """Refuse an output path that contains something other than a run, before anything is written there."""
     if run.manifest_file.exists() or not run.path.exists():
         return
     if not run.path.is_dir():
@@ -120,4 +120,4 @@ def refuse_foreign(run: RunDirectory) -> None:
         for p in run.path.iterdir()
         if p.name not in ("lock", "corpus", "order.npy", "order.json") and p.name[0] != "."
     ]:
-        raise UserError(f"{run.path}: holds {', '.join(sorted(unknown)[:3])} but no run; choose another --out")
+        raise UserError(f"{run.path}: contains {', '.join(sorted(unknown)[:3])} but no run; choose another --out")

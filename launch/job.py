@@ -1,4 +1,4 @@
-"""One launch: resolve the request, plan it, and let the cluster's backend train it."""
+"""One launch: resolve the settings, plan the run, and let the cluster's backend train it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from wellread.units import GIB
 
 @dataclass(frozen=True)
 class Job:
-    """A resolved request: what to run, and on what."""
+    """A resolved launch: what to run and on which machines."""
 
     config: RunConfig
     samples: Samples
@@ -65,7 +65,7 @@ class Job:
 
     @property
     def run(self) -> RunDirectory:
-        """The run directory, whether or not it is there."""
+        """The run directory; it may not exist yet."""
         return RunDirectory(Path(self.config.save.out or ""))
 
     @property
@@ -75,8 +75,8 @@ class Job:
 
     @property
     def training(self) -> Training:
-        """What the backend is asked to train."""
-        # Of the folder, not of what is there now: the snapshot is yet to be taken.
+        """The training that the backend starts."""
+        # Only the path of the snapshot: it is created later.
         code = self.run.path.resolve() / self.run.code.name if self.options.snapshot == "on" else provenance.ROOT
         then = Request(command=AFTER_A_RUN, run=self.run, cluster=self.backend.file)
         return Training(
@@ -89,20 +89,20 @@ class Job:
         )
 
     def corpus_directory(self) -> Path:
-        """Where the corpus is compiled to."""
+        """Return the directory of the compiled corpus."""
         return self.samples.directory
 
     def plan(self, corpus: Corpus | None) -> Plan:
-        """Plan the run; without a compiled corpus, from the rows of the source."""
+        """Plan the run; without a compiled corpus, estimate its size from the rows of the source."""
         counts = _counts(corpus, self.order(corpus).order.n) if corpus else self._estimate()
         ds_config = deepspeed_file.read(self.config.cluster.ds_config) if self.config.cluster.ds_config else None
-        falls_back = self.options.ladder == "on" and not self.options.force  # by force, it begins as asked
+        falls_back = self.options.ladder == "on" and not self.options.force  # --force starts the requested strategy
         failures = ladder.failures(self.run) if falls_back else ()
         plan = make_plan(self.config, self.spec, self.machine, counts, ds_config, failures)
         return replace(plan, forced=self.options.force)
 
     def order(self, corpus: Corpus) -> Built:
-        """The order over `corpus`, built once: it may be long."""
+        """Return the order over `corpus`, built once, since building can take long."""
         if corpus.path not in self._orders:
             self._orders[corpus.path] = build(self.config.schedule, corpus)
         return self._orders[corpus.path]
@@ -114,7 +114,7 @@ class Job:
         return Counts(samples=rows, trainable=rows - sealed, sealed=sealed, exact=False, pass_samples=read)
 
     def planned(self) -> Plan:
-        """The plan as far as it is known without starting or downloading anything."""
+        """Return the plan as far as possible without starting or downloading anything."""
         local = self.spec.fresh or self.spec.path is not None
         directory = self.corpus_directory() if local else None
         compiled = directory is not None and (directory / "corpus.json").is_file()
@@ -124,15 +124,21 @@ class Job:
         return plan
 
     def settle(self) -> Plan | int | None:
-        """Compile the corpus and begin the run directory: the plan, an exit code, or None for a finished run."""
+        """Compile the corpus and create the run directory.
+
+        Returns
+        -------
+        Plan, int or None
+            The plan; an exit code when preparing failed; None when the run is finished.
+        """
         code = _prepare(self)
         if code:
             return code
         corpus = Corpus.open(self.corpus_directory())
-        if corpus.words > self.spec.vocab:  # compiled for another model with the same tokenizer
+        if corpus.words > self.spec.vocab:  # the corpus was compiled for another model with the same tokenizer
             raise UserError(
-                f"--model {self.spec.name}: its tokenizer has {corpus.words:,} tokens but its embedding "
-                f"{self.spec.vocab:,} rows; they do not belong together"
+                f"--model {self.spec.name}: the tokenizer has {corpus.words:,} tokens, but the embedding only "
+                f"{self.spec.vocab:,} rows; use the tokenizer of this model"
             )
         plan = self.plan(corpus)
         if identity.begin(self.run, self.config, self._identity(corpus, plan), corpus.path, self.order(corpus)):
@@ -141,22 +147,22 @@ class Job:
         write_json(self.run.plan_file, plan.as_dict())
         if self.options.snapshot == "on":
             for name in snapshot.take(self.run, Path(self.config.data.corpora)):
-                print(f"not in the code snapshot, since untracked and large: {name}", file=sys.stderr)
+                print(f"not in the code snapshot, because untracked and large: {name}", file=sys.stderr)
         return plan
 
     def refuse_changed(self) -> None:
-        """Refuse settings that would make another run of the one that is queued or running."""
+        """Refuse settings that would change the identity of a queued or running run."""
         if self.run.corpus.is_dir() and (self.corpus_directory() / "corpus.json").is_file():
             corpus = Corpus.open(self.corpus_directory())
             identity.refuse_other(self.run, self._identity(corpus, self.plan(corpus)))
 
     def _identity(self, corpus: Corpus, plan: Plan) -> dict[str, Any]:
-        """What makes this run itself, over a compiled corpus."""
+        """Return the identity of this run with a compiled corpus."""
         return identity.of(self.config, self.spec, corpus.hash, self.order(corpus).order, plan)
 
 
 def _sized(config: ClusterConfig, backend: Backend, options: LaunchOptions) -> Machine:
-    """What the ranks run on, with the sizes of its memory as far as they are known."""
+    """Return the machine that the ranks run on, with the sizes of its memory as far as known."""
     gpu_mem, host_mem = backend.sizes()
     if _imagined(backend, options):
         ranks = 1 if config.ranks_per_node == "auto" else config.ranks_per_node
@@ -174,18 +180,18 @@ def _sized(config: ClusterConfig, backend: Backend, options: LaunchOptions) -> M
 
 
 def _imagined(backend: Backend, options: LaunchOptions) -> bool:
-    """Whether a plan is asked for GPUs that are not here, or not asked of SLURM."""
+    """Return whether the plan is for GPUs that this machine does not have, or that no SLURM job requests."""
     return options.gpu_mem is not None and backend.file.device != "cuda" and bool(backend.lacks_gpus())
 
 
 def _refuse_unfit(plan: Plan) -> None:
-    """The gate: refuse a strategy that was asked for and cannot fit."""
+    """Memory check: refuse a requested strategy that cannot fit."""
     if plan.needs and not plan.needs["fits"]:
         short = plan.needs["short"].items()
         missing = " and ".join(f"{size / GIB:,.1f} GiB {WORDS[place]}" for place, size in short)
         raise UserError(
-            f"--strategy {plan.strategy}: does not fit, it is short of {missing}; leave it to auto, see launch plan, "
-            "or start it all the same with --force"
+            f"--strategy {plan.strategy}: does not fit, {missing} missing; use --strategy auto, see launch plan, "
+            "or start it anyway with --force"
         )
 
 
@@ -200,15 +206,15 @@ def _counts(corpus: Corpus, pass_samples: int) -> Counts:
 
 
 def run(config: RunConfig, options: LaunchOptions) -> int:
-    """Prepare, plan and train; return the job's exit code."""
+    """Prepare, plan and train; return the exit code."""
     job = Job.resolve(config, options)
-    planned = job.planned()  # what cannot be planned, or cannot fit, is refused before anything is written
+    planned = job.planned()  # refuses what cannot be planned or cannot fit, before anything is written
     if _imagined(job.backend, options):
-        raise UserError(f"--gpu_mem: {job.backend.lacks_gpus()}; launch plan tells what a run on such GPUs would need")
+        raise UserError(f"--gpu_mem: {job.backend.lacks_gpus()}; launch plan shows what a run on such GPUs would need")
     if not config.cluster.nvme_path:
         if planned.rung.on_nvme:
             raise UserError(f"--strategy {planned.strategy}: needs --nvme_path, a directory on each node's NVMe disk")
-        job = replace(job, machine=replace(job.machine, nvme=None))  # its size alone is for launch plan
+        job = replace(job, machine=replace(job.machine, nvme=None))  # a size without a path is only for launch plan
     if not options.force:
         _refuse_unfit(planned)
     identity.refuse_foreign(job.run)

@@ -1,4 +1,4 @@
-"""What follows when memory ran out: the evidence of an attempt, and the plan of the next rung."""
+"""Out-of-memory errors: find the evidence of an attempt, and plan the fallback, the next strategy."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from wellread.run import RunDirectory
 from wellread.units import GIB
 
 OUT_OF_MEMORY = "OUT_OF_MEMORY"
-"""SLURM's state of a job that it ended for want of memory."""
+"""SLURM's state of a job that exceeded its memory."""
 
 
 @contextmanager
 def watched(run: RunDirectory, attempt: int, node: int = 0) -> Iterator[None]:
-    """Note what the kernel kills on this node for want of memory, while ranks run here."""
+    """Record what the OOM killer kills on this node while ranks run here."""
     before = Kills.so_far()
     try:
         yield
@@ -39,13 +39,13 @@ def watched(run: RunDirectory, attempt: int, node: int = 0) -> Iterator[None]:
 
 
 def note(run: RunDirectory, plan: Plan, attempt: int) -> Failure | None:
-    """Say, and write into the manifest, that memory ran out in a failed attempt; None without evidence of it."""
+    """Print, and write into the manifest, that a failed attempt ran out of memory; None without evidence for that."""
     shortage = _shortage(run, plan, attempt)
     return _note(run, plan, attempt, shortage) if shortage else None
 
 
 def note_job(run: RunDirectory, job_id: str, state: str) -> Failure | None:
-    """The same by SLURM's word, where a job's last attempt left nobody who could have noted it."""
+    """Do the same based on SLURM's state, for a job that ended before it could write any evidence."""
     number = len(run.manifest()["attempts"])
     last = run.manifest()["attempts"][-1] if number else {}
     if state != OUT_OF_MEMORY or last.get("job") != job_id or "out_of_memory" in last:
@@ -57,7 +57,7 @@ def note_job(run: RunDirectory, job_id: str, state: str) -> Failure | None:
 
 
 def failures(run: RunDirectory) -> tuple[Failure, ...]:
-    """Attempts of a run whose memory ran out, oldest first."""
+    """Return the attempts of a run that ran out of memory, oldest first."""
     if not run.manifest_file.exists():
         return ()
     noted = (attempt.get("out_of_memory") for attempt in run.manifest()["attempts"])
@@ -65,7 +65,7 @@ def failures(run: RunDirectory) -> tuple[Failure, ...]:
 
 
 def next_plan(run: RunDirectory, plan: Plan) -> Plan | None:
-    """Write the plan of the next rung that fits; None, with a line that says so, when none is left."""
+    """Write the plan of the next strategy that fits; print an error and return None when there is none."""
     config = run.config()
     try:
         lower = replan(config, model_of_run(run), plan, failures(run))
@@ -74,15 +74,13 @@ def next_plan(run: RunDirectory, plan: Plan) -> Plan | None:
         return None
     write_json(run.plan_file, lower.as_dict())
     again = " with activation checkpointing" * lower.activation_checkpointing
-    print(f"going on with {lower.strategy}{again}, micro-batch {lower.micro_batch_size}", flush=True)
+    print(f"continuing with {lower.strategy}{again}, micro-batch {lower.micro_batch_size}", flush=True)
     return lower
 
 
 def _note(run: RunDirectory, plan: Plan, attempt: int, shortage: Shortage) -> Failure | None:
     if plan.needs is None:
-        print_error(
-            f"memory ran out ({shortage.evidence}); it is not predicted for {plan.model}: name another --strategy"
-        )
+        print_error(f"out of memory ({shortage.evidence}); no estimate for {plan.model}, so choose another --strategy")
         return None
     failure = Failure(
         attempt=attempt,
@@ -98,9 +96,10 @@ def _note(run: RunDirectory, plan: Plan, attempt: int, shortage: Shortage) -> Fa
 
 
 def _shortage(run: RunDirectory, plan: Plan, attempt: int) -> Shortage | None:
-    """Evidence that an attempt left: an error of a rank that names memory, or the kernel's count of its kills.
+    """Return evidence that an attempt ran out of memory: a rank's out-of-memory error, or kills by the OOM killer.
 
-    The count alone moves nothing, for it may be of other processes: a rank of that node must have been killed, too.
+    The kernel's count of kills is not enough, since it includes other processes: a rank of that node must also have
+    been killed.
     """
     errors = attempts.errors(run, attempt)
     for error in errors:

@@ -1,4 +1,4 @@
-"""Print the logs of all ranks in one: ``python -m launch logs RUN [--follow] [--rank K] [--errors] [--attempt N]``."""
+"""``python -m launch logs RUN [--follow] [--rank K] [--errors] [--attempt N]``: print the logs of all ranks."""
 
 from __future__ import annotations
 
@@ -29,31 +29,35 @@ from wellread.errors import UserError
 from wellread.run import RunDirectory
 
 EXAMPLES = """examples:
-  python -m launch logs runs/tiny-sample              newest attempt: the first error, the other ranks, rank 0
-  python -m launch logs runs/tiny-sample --follow     what is added, through all attempts, until the run ends
-  python -m launch logs runs/tiny-sample --rank 3     one rank alone
-  python -m launch logs runs/tiny-sample --errors     all ranks' tracebacks in order of time, and what SLURM's jobs said
+  python -m launch logs runs/tiny-sample              newest attempt: first error, other ranks, rank 0
+  python -m launch logs runs/tiny-sample --follow     new lines of all following attempts, until the run ends
+  python -m launch logs runs/tiny-sample --rank 3     only one rank
+  python -m launch logs runs/tiny-sample --errors     tracebacks of all ranks by time, and output of the SLURM job
 """
 POLL = 0.3
-"""Seconds between two looks for new lines."""
+"""Seconds between two checks for new lines."""
 LOOK = 1.0
-"""Seconds between two looks at whether the run goes on."""
+"""Seconds between two checks whether the run is still active."""
 SIGNALLED = 128
-"""Above it, an exit code tells of a signal."""
+"""An exit code above this means that a signal ended the process."""
 LAST_LINES = 20
-"""How much of a job's own output is shown."""
+"""Number of lines of a job's output that are shown."""
 COLORS = (36, 33, 35, 32, 34, 96, 93, 95, 92, 94)
-"""Of ranks 1, 2, …, on a terminal; rank 0 keeps the terminal's own."""
+"""ANSI colors of ranks 1, 2, …, on a terminal; rank 0 has the default color."""
 
 
 def main(argv: list[str]) -> int:
-    """Answer ``launch logs``; return the exit code."""
-    parser = new_parser("python -m launch logs", "Print the logs of all ranks in one, the first error first.", EXAMPLES)
+    """Run ``launch logs``; return the exit code."""
+    parser = new_parser(
+        "python -m launch logs", "Print the logs of all ranks, starting with the first error.", EXAMPLES
+    )
     parser.add_argument("run", help="Run directory.")
-    parser.add_argument("--follow", action="store_true", help="Print what is added, until the run ends or Ctrl-C.")
-    parser.add_argument("--rank", type=int, help="This rank alone.")
-    parser.add_argument("--errors", action="store_true", help="Only what failed, with tracebacks.")
-    parser.add_argument("--attempt", type=int, help="This attempt instead of the newest; with --follow: from it on.")
+    parser.add_argument("--follow", action="store_true", help="Print new lines until the run ends or Ctrl-C.")
+    parser.add_argument("--rank", type=int, help="Only this rank (default: all ranks).")
+    parser.add_argument("--errors", action="store_true", help="Only errors, with tracebacks.")
+    parser.add_argument(
+        "--attempt", type=int, help="Attempt (default: the newest); with --follow: start with this one."
+    )
     arguments = parse(parser, argv)
     run = open_run(arguments.run)
     listed = attempts_of(run)
@@ -61,7 +65,7 @@ def main(argv: list[str]) -> int:
     _check_rank(run, listed, number, arguments.rank)
     if arguments.errors:
         if arguments.follow:
-            raise UserError("--errors --follow: --errors shows what has failed already; leave one of them out")
+            raise UserError("--errors --follow: cannot be combined; use only one of them")
         _show_errors(run, listed, number, arguments.rank)
     elif arguments.follow:
         _follow(run, number, arguments.rank)
@@ -71,14 +75,14 @@ def main(argv: list[str]) -> int:
 
 
 def _choose(run: RunDirectory, listed: list[dict[str, Any]], attempt: int | None) -> int:
-    """Number of the attempt that is meant; 0 when there is none yet."""
+    """Return the number of the attempt to show; 0 when there is none yet."""
     if attempt is not None and not 1 <= attempt <= len(listed):
         available = (
             f"has attempts 1 to {len(listed)}"
             if len(listed) > 1
-            else "has attempt 1 alone"
+            else "has only attempt 1"
             if listed
-            else "has none yet"
+            else "has no attempt yet"
         )
         raise UserError(f"--attempt {attempt}: {run.path} {available}")
     return len(listed) if attempt is None else attempt
@@ -89,26 +93,26 @@ def _check_rank(run: RunDirectory, listed: list[dict[str, Any]], number: int, ra
         return
     ranks = range(listed[number - 1]["ranks"])
     if rank not in ranks:
-        available = f"ranks 0 to {ranks[-1]}" if len(ranks) > 1 else "rank 0 alone"
+        available = f"ranks 0 to {ranks[-1]}" if len(ranks) > 1 else "only rank 0"
         raise UserError(f"--rank {rank}: attempt {number} of {run.path} has {available}")
 
 
 class Tail:
-    """Lines that are added to a file, each once, whatever happens to the file."""
+    """Reads the new lines of a file, each once, even when the file is truncated or replaced."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._inode, self._offset = -1, 0
 
     def lines(self, last: bool = False) -> Iterator[str]:
-        """Lines since the last call; one that is not whole yet only when it is the `last` call."""
+        """Yield the lines since the last call; an incomplete line only in the `last` call."""
         try:
-            file = open(self._path, "rb")  # noqa: SIM115 - closed below, whichever way it goes
+            file = open(self._path, "rb")  # noqa: SIM115 - closed by the with statement below
         except FileNotFoundError:
             return
         with file:
             now = os.fstat(file.fileno())
-            if now.st_ino != self._inode or now.st_size < self._offset:  # another file of that name, or cut off
+            if now.st_ino != self._inode or now.st_size < self._offset:  # the file was replaced or truncated
                 self._inode, self._offset = now.st_ino, 0
             file.seek(self._offset)
             for line in file:
@@ -119,12 +123,12 @@ class Tail:
 
 
 def _overwritten(line: str) -> str:
-    """A line as a terminal would leave it: progress bars go back to its beginning with each new state."""
+    """Return a line as a terminal shows it: text after the last carriage return, as progress bars use them."""
     return line.rstrip("\r\n").rpartition("\r")[2]
 
 
 class AttemptLog:
-    """What the ranks of one attempt write."""
+    """Prints the logs of the ranks of one attempt."""
 
     def __init__(self, run: RunDirectory, number: int, rank: int | None) -> None:
         self.number = number
@@ -134,7 +138,7 @@ class AttemptLog:
         self._error_shown = False
 
     def show(self, last: bool = False) -> None:
-        """Print what is new: rank 0, whose lines tell the story, after the others."""
+        """Print new lines; rank 0 comes last, since its lines show the progress of the run."""
         for path in self._run.log.glob(f"attempt-{self.number:03d}-rank-*.log"):
             rank = int(path.stem.rpartition("-")[2])
             if self._rank in (None, rank) and rank not in self._tails:
@@ -144,28 +148,30 @@ class AttemptLog:
                 print(_colored(rank, f"[rank {rank}] {line}") if self._prefixed else line)
 
     def show_first_error(self) -> None:
-        """Print which rank failed first, and why, once; where a signal left no error behind, say so."""
+        """Print, once, which rank failed first and why; also print when a signal ended a rank without an error file."""
         if self._error_shown:
             return
         errors = _errors(self._run, self.number)
         code = attempts_of(self._run)[self.number - 1].get("exit_code", 0)
         explained = any("signal" in error for error in errors) if code > SIGNALLED else bool(errors)
         silent = code and code not in REQUESTS and not explained
-        if silent:  # a rank that a signal ended leaves nothing itself; the others fail because it is gone
-            print(_red(f"attempt {self.number} ended with {exit_in_words(code)}, of which no rank has left an error"))
+        if silent:  # a rank that was ended by a signal writes no error; the other ranks fail because it is gone
+            print(
+                _red(f"attempt {self.number} ended with {exit_in_words(code)}; no rank has written an error about it")
+            )
         if errors:
             print(_red(f"rank {errors[0]['rank']} failed first: {errors[0]['error']}"))
         self._error_shown = bool(silent or errors)
 
 
 def _errors(run: RunDirectory, number: int) -> list[dict[str, Any]]:
-    """What the ranks of an attempt failed of, the earliest first; the others often fail because that one is gone."""
+    """Return the errors of an attempt's ranks, earliest first: later ones often only follow from it."""
     failures = [json.loads(path.read_text()) for path in run.log.glob(f"attempt-{number:03d}-rank-*.error.json")]
     return sorted(failures, key=lambda error: float(error["time"]))
 
 
 def _show(run: RunDirectory, listed: list[dict[str, Any]], number: int, rank: int | None) -> None:
-    """Print one attempt as it is now, after what a newer job said that made none."""
+    """Print the logs of one attempt, after the output of a newer job that has not started an attempt."""
     if number == len(listed):
         _show_job(run, _job_before_ranks(run, listed))
     if number:
@@ -177,28 +183,28 @@ def _show(run: RunDirectory, listed: list[dict[str, Any]], number: int, rank: in
 
 
 def _show_errors(run: RunDirectory, listed: list[dict[str, Any]], number: int, rank: int | None) -> None:
-    """Print the tracebacks of an attempt's ranks in order of time, then the last lines of its job."""
+    """Print the tracebacks of an attempt's ranks by time, then the last lines of its job."""
     errors = [error for error in _errors(run, number) if rank in (None, error["rank"])]
     for error in errors:
         moment = time.strftime("%H:%M:%S", time.localtime(error["time"]))
         print(_red(f"rank {error['rank']} at {moment}: {error['error']}"))
-        if error["trace"]:  # a signal leaves none
+        if error["trace"]:  # empty when a signal ended the rank
             print(error["trace"].rstrip())
     if not errors:
-        print(f"no rank of attempt {number} has left an error" if number else f"{run.path} has no attempt yet")
+        print(f"no rank of attempt {number} has written an error" if number else f"{run.path} has no attempt yet")
     _show_job(run, listed[number - 1].get("job") if number else None)
     if number == len(listed):
         _show_job(run, _job_before_ranks(run, listed))
 
 
 def _job_before_ranks(run: RunDirectory, listed: list[dict[str, Any]]) -> str | None:
-    """Id of the newest job when it has made no attempt: it waits, prepares, or has died of its setup."""
+    """Return the id of the newest job if it has not started an attempt: it waits, prepares or failed in its setup."""
     training = [job for job in backends.jobs_of(run) if job.kind != EVALUATION]
     return training[-1].id if training and not has_begun(training[-1], listed) else None
 
 
 def _show_job(run: RunDirectory, job_id: str | None) -> None:
-    """Print the last lines of what a job wrote beside its ranks' logs: there it says why these never began."""
+    """Print the last lines of a job's own log, which shows why its ranks did not start."""
     for path in sorted(run.submit.glob(f"{job_id}_*_log.err")) if job_id else ():
         lines = path.read_text(errors="replace").splitlines()[-LAST_LINES:]
         if lines:
@@ -207,7 +213,7 @@ def _show_job(run: RunDirectory, job_id: str | None) -> None:
 
 
 def _follow(run: RunDirectory, number: int, rank: int | None) -> None:
-    """Print what is added, attempt after attempt, until nothing of the run is queued or runs."""
+    """Print new lines of one attempt after the other, until no part of the run is queued or running."""
     log = AttemptLog(run, number, rank) if number else None
     if log:
         log.show_first_error()
@@ -215,7 +221,7 @@ def _follow(run: RunDirectory, number: int, rank: int | None) -> None:
     while True:
         if time.monotonic() >= looked + LOOK:
             current = facts(run, Scheduler())
-            # seen twice where there is a job: one that is queued again is nowhere for a moment
+            # With a job, check twice: a job that is being requeued is briefly in no list.
             looked, over = time.monotonic(), 0 if current.active else over + (1 if current.job else 2)
             state = _say(run, current, state)
             log = _advance(run, log, len(current.attempts), rank)
@@ -231,7 +237,7 @@ def _follow(run: RunDirectory, number: int, rank: int | None) -> None:
 
 
 def _say(run: RunDirectory, current: Facts, before: str) -> str:
-    """Tell of a new state, beside the logs; return it."""
+    """Print a new state to stderr; return the state."""
     state, reason = state_of(current)
     if state != before:
         sys.stdout.flush()
@@ -240,7 +246,7 @@ def _say(run: RunDirectory, current: Facts, before: str) -> str:
 
 
 def _advance(run: RunDirectory, log: AttemptLog | None, newest: int, rank: int | None) -> AttemptLog | None:
-    """Go on to the newest attempt, by way of those between."""
+    """Advance to the newest attempt, printing those in between."""
     while newest > (log.number if log else 0):
         if log:
             log.show(last=True)

@@ -1,4 +1,4 @@
-"""Known models, with the memory that fine-tuning them needs: ``python -m launch models``."""
+"""``python -m launch models``: list the known models and the memory that fine-tuning needs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from wellread.units import GIB
 EXAMPLES = """examples:
   python -m launch models
   python -m launch models --json
-  python -m launch plan finetune --model pythia-2.8b --gpu_mem 80 --ranks_per_node 8      what a run of yours would need
+  python -m launch plan finetune --model pythia-2.8b --gpu_mem 80 --ranks_per_node 8      what your run would need
 """
 LORA_RANK = 16
 TOKENS = 512
@@ -29,7 +29,7 @@ HEADS = ("model", "parameters", "family", "batch", "peak lr", "steps", "full, Gi
 def main(argv: list[str]) -> int:
     """Print the registry; return the exit code."""
     parser = new_parser("python -m launch models", "List the models known by name.", EXAMPLES)
-    parser.add_argument("--json", action="store_true", help="Print one JSON object a model, in a list.")
+    parser.add_argument("--json", action="store_true", help="Print a list with one JSON object per model.")
     models = [describe(find(name)) for name in registry()]
     if parse(parser, argv).json:
         sys.stdout.write(json.dumps(models, indent=2) + "\n")
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
 
 
 def describe(spec: ModelSpec) -> dict[str, Any]:
-    """What is known of a model, and the GPU memory of a full and of a LoRA fine-tune of it."""
+    """Describe a model, with the GPU memory of a full and of a LoRA fine-tuning."""
     full, lora = Work(seq_len=TOKENS), Work(seq_len=TOKENS, lora_rank=LORA_RANK)
     return {
         "name": spec.name,
@@ -60,7 +60,7 @@ def describe(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _least(spec: ModelSpec, work: Work) -> dict[str, Any]:
-    """The strategy that needs least of one GPU, with nothing on the host."""
+    """Return the strategy that needs the least GPU memory without offloading."""
     on_the_gpu = [name for name, rung in LADDER.items() if not rung.offloads]
     estimates = (estimate(spec, work, Machine(device="cuda"), strategy) for strategy in on_the_gpu)
     least = min(estimates, key=lambda each: each.gpu_bytes)
@@ -68,7 +68,7 @@ def _least(spec: ModelSpec, work: Work) -> dict[str, Any]:
 
 
 def as_text(models: list[dict[str, Any]]) -> str:
-    """The models as an aligned table."""
+    """Return the models as an aligned table."""
     rows = [list(HEADS)]
     for model in models:
         sizes = [f"{model[kind]['gpu_bytes'] / GIB:,.1f}" if model[kind] else "" for kind in ("full", "lora")]
@@ -84,7 +84,7 @@ def as_text(models: list[dict[str, Any]]) -> str:
         for row in rows
     ]
     note = (
-        "batch, peak lr: of the published pretraining. steps: published checkpoints, as NAME@stepN.\n"
-        f"GiB: of one GPU, nothing offloaded, 1 x {TOKENS} tokens, bf16; LoRA of rank {LORA_RANK} on all matrices.\n"
+        "batch, peak lr: of the published pretraining. steps: number of published checkpoints, NAME@stepN.\n"
+        f"GiB: on one GPU, nothing offloaded, 1 x {TOKENS} tokens, bf16; LoRA of rank {LORA_RANK} on all matrices.\n"
     )
     return "\n".join(line.rstrip() for line in lines) + f"\n\n{note}"

@@ -1,4 +1,4 @@
-"""Addresses and network interfaces between the nodes of a run."""
+"""Network addresses and interfaces between the nodes of a run."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from launch.environment import INTERFACE_VARIABLES
 
 
 def own_address(hosts: list[str]) -> str:
-    """Address of this machine, the first of the job's `hosts`, on the route to the others."""
+    """Return the address of this machine, the first of the job's `hosts`, on the route to the other hosts."""
     return "127.0.0.1" if len(hosts) == 1 else source_address(hosts[1])
 
 
 def source_address(host: str) -> str:
-    """Address (IPv4) that this machine has on the route to `host`.
+    """Return the IPv4 address of this machine on the route to `host`.
 
     Raises
     ------
     OSError
-        When the name is unknown here or no route leads there.
+        When the name does not resolve or there is no route.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((host, 9))  # sends nothing: it only makes the kernel choose a route
+        probe.connect((host, 9))  # sends nothing: the kernel only chooses a route
         address: str = probe.getsockname()[0]
         return address
 
 
 def with_interface(variables: dict[str, str], host: str) -> dict[str, str]:
-    """`variables`, and where nobody has named the interface between the nodes, the one on the route to `host`."""
+    """Add the interface on the route to `host` to `variables`, unless an interface is already set."""
     import psutil
 
     if any(name in variables or name in os.environ for name in INTERFACE_VARIABLES):

@@ -1,7 +1,8 @@
-"""DeepSpeed's compiled ops: built once before ranks start, and stale build locks removed.
+"""Compile DeepSpeed's ops before ranks start, and remove stale build locks.
 
-torch's FileBaton makes the lock, a file named ``lock`` in the op's folder, and keeps it open until it is removed; each
-load takes it, not only a build. A process killed in between leaves it, and all that come later wait for ever.
+torch's FileBaton creates the lock, a file named ``lock`` in the op's folder, and keeps it open until it removes it.
+Every load takes the lock, not only a build. If a process is killed in between, the lock remains and all later processes
+wait without end.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ OPS = {
     "cpu_adam": "from deepspeed.ops.op_builder import CPUAdamBuilder; CPUAdamBuilder().load()",
     "async_io": "from deepspeed.ops.op_builder import AsyncIOBuilder; AsyncIOBuilder().load()",
 }
-"""Op -> program that compiles it."""
+"""Op -> Python program that compiles it."""
 COMPILERS = {
     "ninja",
     "c++",
@@ -41,13 +42,13 @@ COMPILERS = {
     "ld",
     "as",
 }
-"""What goes on writing to an op's folder when the Python that started it was killed."""
+"""Programs that can still write to an op's folder after the Python process that started them was killed."""
 LOCAL_FILESYSTEMS = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "ramfs", "overlay", "apfs", "hfs"}
-"""Filesystems of one machine: whoever holds a lock there runs here."""
+"""Filesystems of one machine: the process that holds a lock there runs on this machine."""
 SECONDS_OUT_OF_SIGHT = 1800
-"""Age, of the newest file beside it, at which a lock counts as stale where its holder may run out of sight."""
+"""Age at which a lock is stale if its process cannot be seen from here; the newest file in its folder counts."""
 SECONDS_TO_SETTLE = 0.5
-"""FileBaton closes its lock a moment before it removes it."""
+"""FileBaton closes its lock shortly before it removes it."""
 SECONDS_BETWEEN_LOOKS = 10
 
 
@@ -55,9 +56,9 @@ LIBAIO = "apt-get install libaio-dev, or yum install libaio-devel"
 
 
 def has_libaio() -> bool:
-    """Whether a program that uses libaio can be built, as DeepSpeed tries whenever it loads async_io.
+    """Return whether a program that uses libaio can be built; DeepSpeed tests the same whenever it loads async_io.
 
-    Folders elsewhere are named by CFLAGS and LDFLAGS (AsyncIOBuilder.is_compatible).
+    CFLAGS and LDFLAGS can add folders (AsyncIOBuilder.is_compatible).
     """
     flags = [flag for name in ("CFLAGS", "LDFLAGS") for flag in shlex.split(os.environ.get(name, ""))]
     with tempfile.TemporaryDirectory() as folder:
@@ -70,37 +71,37 @@ def has_libaio() -> bool:
 
 
 def check_libaio(strategy: str) -> None:
-    """Make sure that offload to NVMe can work here.
+    """Check that offload to NVMe can work on this machine.
 
     Raises
     ------
     UserError
-        When nothing can be built with libaio.
+        When no program can be built with libaio.
     """
     if not has_libaio():
-        raise UserError(f"--strategy {strategy}: needs libaio, and no program can be built with it here; {LIBAIO}")
+        raise UserError(f"--strategy {strategy}: needs libaio, but no program can be built with it; {LIBAIO}")
 
 
 def needed(plan: Plan) -> list[str]:
-    """Ops that a plan uses: communication between ranks on CPUs, the optimizer of offloaded states, NVMe's (libaio)."""
+    """List the ops of a plan: CPU communication, the optimizer of offloaded states, asynchronous I/O for NVMe."""
     on_cpu = ["deepspeed_shm_comm"] if plan.machine.device == "cpu" and plan.engine == "deepspeed" else []
     return on_cpu + plan.rung.ops
 
 
 def folder(cluster: ClusterFile) -> Path:
-    """Where the ops of a cluster's ranks are kept: what `launch.environment` sets TORCH_EXTENSIONS_DIR to."""
+    """Return the folder of compiled ops of a cluster's ranks: the TORCH_EXTENSIONS_DIR of `launch.environment`."""
     python = Path(cluster.python).parent.parent if cluster.python else Path(sys.prefix)
     usual = os.environ.get("TORCH_EXTENSIONS_DIR", str(python / "torch_extensions"))
     return Path(cluster.environment.get("TORCH_EXTENSIONS_DIR", usual))
 
 
 def compiled(op: str, cache: Path) -> bool:
-    """Whether `op` lies ready in `cache`."""
+    """Return whether `op` is compiled in `cache`."""
     return any(cache.glob(f"**/{op}.so"))
 
 
 def ensure(op: str, variables: dict[str, str]) -> None:
-    """Compile `op`, unless it is there.
+    """Compile `op`, unless it is already compiled.
 
     Raises
     ------
@@ -109,7 +110,7 @@ def ensure(op: str, variables: dict[str, str]) -> None:
     """
     cache = Path(variables["TORCH_EXTENSIONS_DIR"])
     cleared = _clear(cache)
-    if compiled(op, cache) and op not in cleared:  # what a killed build left may be half of it; ninja knows
+    if compiled(op, cache) and op not in cleared:  # after a killed build the file may be incomplete; ninja checks it
         return
     print(f"compiling DeepSpeed's {op} (once per environment, one to four minutes)", flush=True)
     code, words, was_blocked = _build(op, variables, cache)
@@ -118,11 +119,21 @@ def ensure(op: str, variables: dict[str, str]) -> None:
     if code:
         reason = next((line for line in reversed(words.splitlines()) if line), "")
         needs = "a C++ compiler and ninja" + f", and libaio ({LIBAIO})" * (op == "async_io")
-        raise UserError(f"DeepSpeed's ops cannot be compiled ({reason}); install {needs}")
+        raise UserError(f"DeepSpeed's {op} cannot be compiled ({reason}); install {needs}")
 
 
 def _build(op: str, variables: dict[str, str], cache: Path) -> tuple[int, str, bool]:
-    """Run the program that compiles `op`: its exit code, what it said, whether it waited for a build that died."""
+    """Run the program that compiles `op`.
+
+    Returns
+    -------
+    code : int
+        Its exit code.
+    text : str
+        Its output.
+    was_blocked : bool
+        Whether it waited for the lock of a dead build.
+    """
     was_blocked = False
     with tempfile.TemporaryFile("w+", errors="replace") as output:
         builder = subprocess.Popen(
@@ -144,7 +155,7 @@ def _build(op: str, variables: dict[str, str], cache: Path) -> tuple[int, str, b
 
 
 def _clear(cache: Path) -> list[str]:
-    """Remove stale locks with a message; names of the ops whose locks they were."""
+    """Remove stale locks and print each; return the names of their ops."""
     removed = remove_stale_locks(cache)
     for lock in removed:
         print(f"removed {lock}: the build that held it is gone", flush=True)
@@ -152,7 +163,7 @@ def _clear(cache: Path) -> list[str]:
 
 
 def remove_stale_locks(cache: Path) -> list[Path]:
-    """Remove build locks whose holder is gone, and return them: every later job would wait for them for ever."""
+    """Remove build locks of dead processes, on which every later job would wait without end; return them."""
     locks = list(cache.glob("**/lock"))
     suspects = {lock: number for lock in locks if (number := _inode(lock)) and stale(lock)}
     if suspects:
@@ -166,23 +177,23 @@ def remove_stale_locks(cache: Path) -> list[Path]:
 
 
 def stale(lock: Path) -> bool:
-    """Whether nobody holds a lock any more.
+    """Return whether no process holds a lock any more.
 
-    Exact where its holder could be seen: on a filesystem of this machine, for root or the lock's owner. A builder on
-    another host, of another user or in another container cannot be; the lock's age decides there.
+    This is exact if every possible holder is visible: on a local filesystem, for root or the owner of the lock.
+    A process on another host, of another user or in another container is not visible; the age of the lock then decides.
     """
     if holders(lock):
         return False
     try:
         in_sight = filesystem(lock) in LOCAL_FILESYSTEMS and os.geteuid() in (0, lock.stat().st_uid)
         newest = max(path.stat().st_mtime for path in lock.parent.iterdir())
-    except (FileNotFoundError, ValueError):  # it was removed just now
+    except (FileNotFoundError, ValueError):  # removed in the meantime
         return False
     return in_sight or time.time() - newest > SECONDS_OUT_OF_SIGHT
 
 
 def holders(lock: Path) -> list[int]:
-    """Processes on this machine that have a lock open, or compile in its folder."""
+    """Return the ids of processes on this machine that have the lock open or compile in its folder."""
     import psutil
 
     path, directory = str(lock.resolve()), str(lock.parent.resolve())
@@ -197,7 +208,7 @@ def holders(lock: Path) -> list[int]:
 
 
 def filesystem(path: Path) -> str:
-    """Kind of the filesystem that `path` lies on, e.g. ext4 or nfs4."""
+    """Return the type of the filesystem of `path`, e.g. ext4 or nfs4."""
     import psutil
 
     resolved = path.resolve()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from math import inf
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
@@ -90,7 +90,7 @@ def cluster_of(name: str, time: str | None, partition: str | None) -> ClusterFil
     from launch import cluster
 
     file = cluster.load(name)
-    return replace(file, time=time or file.time, partition=partition or file.partition)
+    return cluster.with_flags(file, time, partition)
 
 
 def evaluation_flags(argv: list[str]) -> tuple[Namespace, list[str]]:

@@ -1,4 +1,4 @@
-"""A plan for people, and for machines."""
+"""Print a plan as text or as JSON."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from wellread.units import GIB
 
 
 def as_dict(job: Job) -> dict[str, Any]:
-    """The plan as one JSON object, with the files that the run writes."""
+    """Return the plan as one JSON object, with the files that the run writes."""
     plan = job.planned()
     started = {"command": _command(job), "environment": _environment(job, plan)} | _plan_files(job, plan)
     return plan.as_dict() | {"chosen": plan.strategy, "out": str(job.run.path), "files": plan.files()} | started
 
 
 def as_text(job: Job) -> str:
-    """The plan as aligned lines."""
+    """Return the plan as aligned lines."""
     plan = job.planned()
     machine = plan.machine
     rows = [
@@ -50,7 +50,7 @@ def as_text(job: Job) -> str:
 
 
 def _defaults(job: Job) -> str:
-    """Which settings of the training are the model's defaults, and where it says why; empty when none is."""
+    """List the training settings that are the model's defaults, and their source; empty without any."""
     spec, config = job.spec, job.config
     settings = {"learning rate": config.optim.lr, "batch": config.schedule.batch_size, "epochs": config.schedule.epochs}
     usual = {"learning rate": spec.lr, "batch": spec.batch_size, "epochs": spec.epochs}
@@ -64,7 +64,7 @@ def _recomputing(plan: Plan) -> str:
 
 
 def memory(strategies: Sequence[dict[str, Any]], selected: str | None) -> str:
-    """What each strategy would need, as an aligned table; the chosen one is marked."""
+    """Return the memory of each strategy as an aligned table; mark the selected one."""
     heads = ["strategy", "GiB per GPU", "GiB per node", "GiB on disk", "speed"]
     heads.append(f"{MARGIN:.0%} of each limit stays free")
     rows = [heads]
@@ -85,17 +85,17 @@ def memory(strategies: Sequence[dict[str, Any]], selected: str | None) -> str:
 
 
 def _command(job: Job) -> list[str]:
-    """What each rank runs."""
+    """Return the command of each rank."""
     return [job.backend.file.python or sys.executable, "-u", *job.training.arguments]
 
 
 def _environment(job: Job, plan: Plan) -> dict[str, str]:
-    """Variables of each rank."""
+    """Return the environment variables of each rank."""
     return job.backend.environment(plan, job.training.code)
 
 
 def _plan_files(job: Job, plan: Plan) -> dict[str, str]:
-    """What else the cluster's backend would be given: name of a file, and its text."""
+    """Return other files for the cluster's backend: name -> text."""
     return job.backend.plan_files(job.training, plan)
 
 
@@ -104,7 +104,7 @@ def _state(job: Job) -> str:
     if not resumable:
         return ""
     step = resumable[-1].step
-    return " (finished)" if step == job.planned().steps else f" (begun; it would continue from step {step})"
+    return " (finished)" if step == job.planned().steps else f" (started; would resume from step {step})"
 
 
 def _counts(plan: Plan, packed: bool) -> str:
@@ -119,7 +119,7 @@ def _order(plan: Plan) -> str:
     control = ", control arm: the same readings in random order" * plan.order_control
     rough = "at most about " if kind in ("filter", "curriculum") else "about "
     about = "" if plan.counts.exact or kind == "file" else rough
-    return f"{plan.order}{control}; {about}{plan.counts.in_pass:,} samples a pass"
+    return f"{plan.order}{control}; {about}{plan.counts.in_pass:,} samples per pass"
 
 
 def _batch(plan: Plan) -> str:

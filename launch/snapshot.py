@@ -1,4 +1,4 @@
-"""The code that a run runs: a copy of the working tree in RUN/code, so that later edits do not reach a queued job."""
+"""The code snapshot: a copy of the working tree in RUN/code, so that later edits do not change a queued job."""
 
 from __future__ import annotations
 
@@ -14,23 +14,25 @@ from wellread.recipes.registry import RECIPES
 from wellread.run import RunDirectory
 
 LARGEST_UNTRACKED = 10 * 2**20
-"""Bytes; an untracked file beyond it is data rather than code."""
+"""Bytes; a larger untracked file is treated as data, not code."""
 SOURCES = ("wellread", "launch", *RECIPES, "eval", "configs")
-"""What is copied where git does not say what belongs to the tree."""
+"""Folders that are copied when the tree is not a git repository."""
 
 
 def take(run: RunDirectory, corpora: Path) -> list[str]:
-    """Copy tracked and untracked files, ignored ones left out, to RUN/code; it is there whole or as before.
+    """Copy tracked and untracked files, without ignored ones, to RUN/code.
+
+    The folder is replaced only after the copy is complete.
 
     Parameters
     ----------
     corpora : Path
-        Folder of compiled corpora; like the run itself, never part of the code.
+        Folder of compiled corpora; it is never part of the code, nor is the run directory.
 
     Returns
     -------
     list of str
-        Untracked files left out because they are too large, relative to the tree.
+        Untracked files that were too large to copy, relative to the tree.
     """
     root = provenance.ROOT
     fresh, old = run.path / ".code.new", run.path / ".code.old"
@@ -56,28 +58,28 @@ def take(run: RunDirectory, corpora: Path) -> list[str]:
 
 
 def refuse_dirty() -> None:
-    """Refuse code that no commit names.
+    """Refuse code that does not match a commit.
 
     Raises
     ------
     UserError
-        When the tree is no clone, or differs from its commit.
+        When the tree is not a git repository or differs from its commit.
     """
     code = provenance.code(provenance.ROOT)
     if code["commit"] is None:
-        raise UserError("--strict: the code is no git repository, so no commit can name it; run it from a clone")
+        raise UserError("--strict: the code is not in a git repository and has no commit; run it from a clone")
     if code["dirty"]:
         raise UserError(f"--strict: the working tree differs from commit {code['commit'][:12]}; commit or stash first")
 
 
 def _files(root: Path) -> list[tuple[str, bool]]:
-    """Files of the tree, and whether git tracks each."""
+    """List the files of the tree, and whether git tracks each."""
     if not provenance.is_repository(root):
         paths = [path for folder in SOURCES for path in sorted((root / folder).rglob("*"))]
         return [(str(p.relative_to(root)), True) for p in paths if p.is_file() and "__pycache__" not in p.parts]
     listed = [(name, True) for name in _git_names(root, "--cached")]
     listed += [(name, False) for name in _git_names(root, "--others", "--exclude-standard")]
-    # A file that was deleted is still listed, and a submodule is a folder; a link may lead to one, or nowhere.
+    # git also lists deleted files and submodules, which are folders; a link may point to a folder or be broken.
     existing = [(name, tracked) for name, tracked in dict(listed).items() if os.path.lexists(root / name)]
     return [(name, tracked) for name, tracked in existing if not (root / name).is_dir() or (root / name).is_symlink()]
 

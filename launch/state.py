@@ -1,17 +1,17 @@
-"""What a run does, from its directory and SLURM's queue.
+"""The state of a run, from its directory and SLURM's queue.
 
-A run is in one of these states:
+A run has one of these states:
 
 =========  =============================================================================================================
-finished   the checkpoint of its last step is there
+finished   the checkpoint of its last step exists
 running    a launch holds its lock, or its SLURM job runs
 pending    its SLURM job waits in the queue
-requeued   the same, after that job has run before
-stopped    its newest attempt was ended by a request (SIGTERM, SIGINT, SIGHUP, SIGUSR2); the same command continues
-failed     its newest attempt, or its job before the ranks began, ended with another exit code
-killed     its newest attempt has no end, nobody holds the lock, and no SLURM job of it is active
-prepared   it has had no attempt yet
-unknown    SLURM would have to be asked and gives no answer, or the run's files cannot be read
+requeued   its SLURM job waits in the queue again, after it has run
+stopped    its newest attempt was ended on request (SIGTERM, SIGINT, SIGHUP, SIGUSR2); the same command resumes it
+failed     its newest attempt, or its job before the ranks started, ended with another exit code
+killed     its newest attempt has no end in the manifest, no process holds the lock, and no SLURM job of it is active
+prepared   it has no attempt yet
+unknown    SLURM gives no answer, or the run's files cannot be read
 =========  =============================================================================================================
 """
 
@@ -35,54 +35,55 @@ from wellread.run import Holder, RunDirectory
 
 REQUEST_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 REQUESTS = {128 + number: number.name for number in REQUEST_SIGNALS}
-"""Exit codes of an attempt that ended because it was asked to."""
+"""Exit code of an attempt that ended on request -> name of the signal."""
 EVALUATION = "eval"
-"""Kind of the jobs that do not train."""
+"""Kind of jobs that evaluate; all other jobs train."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """One run, now."""
+    """The current state of one run."""
 
     run: str
     state: str
     reason: str
-    """Why it is in this state, in a few words; empty where there is nothing to say."""
+    """Short reason for the state; may be empty."""
     step: int | None = None
-    """Where its newest attempt is or was, else its last checkpoint."""
+    """Last step that the newest attempt reported, else the step of the last checkpoint."""
     steps: int | None = None
     tokens: int | None = None
     loss: float | None = None
     tokens_per_second: float | None = None
-    """Like the next, over the newest attempt's last 20 steps."""
+    """Mean over the last 20 steps of the newest attempt."""
     seconds_per_step: float | None = None
+    """Mean over the same steps."""
     seconds_left: float | None = None
     last_checkpoint: int | None = None
     attempts: int = 0
     where: str = ""
-    """Process and host, or SLURM job and nodes."""
+    """Process id and host, or SLURM job and nodes."""
 
     @property
     def in_words(self) -> str:
-        """The state, and the reason where there is one."""
+        """The state, with its reason if there is one."""
         return self.state + f" ({self.reason})" * bool(self.reason)
 
 
 @dataclass(frozen=True)
 class JobView:
-    """A job of a run, and its state; `now` is None where the queue gave no answer."""
+    """A job of a run and its current state; `now` is None when the queue gave no answer."""
 
     job: Job
     now: JobState | None
 
     @property
     def id(self) -> str:
-        """The queue's number."""
+        """The job id."""
         return self.job.id
 
 
 def open_run(path: str | Path) -> RunDirectory:
-    """Open a run, or what a launch is just preparing to be one.
+    """Open a run directory, also one that a launch is preparing.
 
     Raises
     ------
@@ -94,13 +95,13 @@ def open_run(path: str | Path) -> RunDirectory:
 
 
 class Scheduler:
-    """Asks SLURM about jobs; once it gave no answer, it is not asked again."""
+    """Queries SLURM about jobs; after a query without an answer it makes no more queries."""
 
     def __init__(self) -> None:
         self.refusal = ""
 
     def jobs(self, jobs: Iterable[Job]) -> list[JobView]:
-        """What SLURM knows of these jobs."""
+        """Return these jobs with their states in SLURM."""
         return [JobView(job, self._state(job)) for job in jobs]
 
     def _state(self, job: Job) -> JobState | None:
@@ -115,18 +116,18 @@ class Scheduler:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the state of a run follows from."""
+    """The facts that determine the state of a run."""
 
     steps: int | None
     last_checkpoint: int | None
     attempts: list[dict[str, Any]]
     holder: Holder | None
     job: JobView | None
-    """The newest job that trains."""
+    """The newest training job."""
 
     @property
     def under_way(self) -> bool:
-        """Whether the newest attempt is what runs now, not one before it."""
+        """Whether the newest attempt is running now."""
         if not self.attempts or "ended" in self.attempts[-1]:
             return False
         newest, job = self.attempts[-1], self.job
@@ -136,22 +137,22 @@ class Facts:
 
     @property
     def finished(self) -> bool:
-        """Whether the checkpoint of the last step is there; whether it is undamaged takes long to tell."""
+        """Whether the checkpoint of the last step exists; damage is not checked, since this takes long."""
         return self.last_checkpoint is not None and self.last_checkpoint == self.steps
 
     @property
     def active(self) -> bool:
-        """Whether something of it is queued or runs; what SLURM does not say may well."""
+        """Whether a part of the run is queued or running, or could be because SLURM gives no answer."""
         if self.holder or self.job is None:
             return self.holder is not None
         return self.job.now is None or self.job.now.active
 
 
 def facts(run: RunDirectory, scheduler: Scheduler) -> Facts:
-    """Read the run's files, try its lock, and ask SLURM about its newest job, where the run is not finished.
+    """Read the run's files, test its lock, and query SLURM about its newest job unless the run is finished.
 
-    The manifest is read after SLURM has answered, and the lock is tried before and after: what begins or ends meanwhile
-    must not look killed.
+    The manifest is read after SLURM has answered, and the lock is tested before and after: otherwise an attempt that
+    starts or ends in between would look killed.
     """
     holder = run.holder()
     training = [job for job in backends.jobs_of(run) if job.kind != EVALUATION]
@@ -176,7 +177,7 @@ def _is_finished(run: RunDirectory) -> bool:
 
 
 def attempts_of(run: RunDirectory) -> list[dict[str, Any]]:
-    """Attempts in the manifest, oldest first; none where it is not there yet, or damaged."""
+    """Return the attempts in the manifest, oldest first; none if the manifest is missing or damaged."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         listed: list[dict[str, Any]] = run.manifest()["attempts"]
         return listed
@@ -184,13 +185,13 @@ def attempts_of(run: RunDirectory) -> list[dict[str, Any]]:
 
 
 def last_checkpoint(run: RunDirectory) -> int | None:
-    """Step of the newest committed checkpoint."""
+    """Return the step of the newest complete checkpoint; None without any."""
     names = [path.parent.name for path in run.checkpoints.glob(f"step-*/{MANIFEST}")]
     return max((int(name[5:]) for name in names if re.fullmatch(r"step-\d+", name)), default=None)
 
 
 def state_of(current: Facts) -> tuple[str, str]:
-    """The state that follows from the facts, and the reason."""
+    """Return the state that follows from the facts, and its reason."""
     if current.finished:
         return "finished", ""
     job = current.job
@@ -199,7 +200,7 @@ def state_of(current: Facts) -> tuple[str, str]:
     if current.holder:
         return "running", "" if current.under_way else "preparing"
     if job and job.now is None:
-        return "unknown", "SLURM cannot be asked"
+        return "unknown", "no answer from SLURM"
     return _ended(current)
 
 
@@ -210,14 +211,14 @@ def _queued(now: JobState) -> tuple[str, str]:
 
 
 def _ended(current: Facts) -> tuple[str, str]:
-    """State of a run that neither waits nor runs."""
+    """Return the state of a run that is neither queued nor running, and its reason."""
     job = current.job
     if job and job.now and not has_begun(job.job, current.attempts):
         words = {
-            "CANCELLED": ("stopped", "was cancelled"),
-            "UNKNOWN": ("unknown", "is forgotten by SLURM, and left no attempt"),
+            "CANCELLED": ("stopped", "was canceled"),
+            "UNKNOWN": ("unknown", "is no longer known to SLURM and has no attempt"),
         }
-        state, what = words.get(job.now.state, ("failed", f"{job.now.state.lower()} before its ranks began"))
+        state, what = words.get(job.now.state, ("failed", f"{job.now.state.lower()} before its ranks started"))
         return state, f"job {job.id} {what}"
     if not current.attempts:
         return "prepared", ""
@@ -228,29 +229,29 @@ def _ended(current: Facts) -> tuple[str, str]:
     code = newest["exit_code"]
     if code in REQUESTS:
         return "stopped", f"by {REQUESTS[code]}"
-    return ("failed", exit_in_words(code)) if code else ("stopped", "its last checkpoint is gone")
+    return ("failed", exit_in_words(code)) if code else ("stopped", "the last checkpoint is missing")
 
 
 def exit_in_words(code: int) -> str:
-    """An exit code, and the signal that it stands for."""
+    """Return an exit code in words, with the name of the signal that it means."""
     names = {128 + number: number.name for number in signal.Signals}
     return f"exit code {code}" + (f", {names[code]}" if code in names else "")
 
 
 def has_begun(job: Job, listed: list[dict[str, Any]]) -> bool:
-    """Whether a job has made an attempt, or a later attempt has made it a thing of the past."""
+    """Return whether a job has started an attempt, or is older than the newest attempt."""
     if any(attempt.get("job") == job.id for attempt in listed):
         return True
     return bool(listed) and moment(listed[-1]["started"]) > moment(job.note["submitted"])
 
 
 def moment(text: str) -> datetime:
-    """A time of day as `attempts.now` writes it."""
+    """Parse a time as written by `attempts.now`."""
     return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S%z")
 
 
 def progress(run: RunDirectory, attempt: int) -> dict[str, Any]:
-    """What the newest attempt's rank 0 says of itself; empty when it has said nothing yet."""
+    """Return the progress report of rank 0 in attempt `attempt`; empty without one."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         report: dict[str, Any] = json.loads((run.log / "progress.json").read_text())
         if report["attempt"] == attempt:
@@ -259,7 +260,7 @@ def progress(run: RunDirectory, attempt: int) -> dict[str, Any]:
 
 
 def look(run: RunDirectory, scheduler: Scheduler) -> Status:
-    """What a run does now."""
+    """Determine the current state of a run."""
     try:
         current = facts(run, scheduler)
         state, reason = state_of(current)
@@ -287,7 +288,7 @@ def look(run: RunDirectory, scheduler: Scheduler) -> Status:
 
 
 def _standstill(report: dict[str, Any]) -> str:
-    """That no step was made for long, where it is so: ranks that hang look alive."""
+    """Return a reason when there was no step for a long time, since hanging ranks look alive; else an empty text."""
     idle = time.time() - report["time"]
     return f"no step for {duration(idle)}" if idle > max(60, 20 * report["seconds_per_step"]) else ""
 
@@ -305,5 +306,5 @@ def _where(current: Facts) -> str:
 
 
 def duration(seconds: float) -> str:
-    """H:MM:SS, with days in front where there are any."""
+    """Format seconds as H:MM:SS, with days in front if there are any."""
     return str(timedelta(seconds=round(seconds)))

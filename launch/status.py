@@ -1,4 +1,4 @@
-"""Say what runs do: ``python -m launch status [RUN] [--runs runs] [--json]``; launch.state explains the states."""
+"""``python -m launch status [RUN] [--runs runs] [--json]``: show the state of runs, as defined in launch.state."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from wellread.errors import UserError
 from wellread.run import RunDirectory
 
 EXAMPLES = """examples:
-  python -m launch status                        all runs in runs/, the one launched last first
+  python -m launch status                        all runs in runs/, the most recently launched first
   python -m launch status runs/tiny-sample       one run: its attempts, SLURM jobs, first error
   python -m launch status --json | jq -r '.[] | select(.state == "failed").run'
 
 states:
-  finished, running, pending (in SLURM's queue), requeued (the same, after the job has run before), failed (exit code),
-  stopped (by a request: the same command continues), killed (ended without a word), prepared (no attempt yet),
-  unknown (SLURM cannot be asked)
+  finished, running, pending (in SLURM's queue), requeued (pending again, after the job has run), failed (exit code),
+  stopped (on request: the same command resumes it), killed (ended without an exit code), prepared (no attempt yet),
+  unknown (SLURM gives no answer)
 """
 COLORS = {
     "finished": "green",
@@ -34,16 +34,16 @@ COLORS = {
     "stopped": "magenta",
     "prepared": "dim",
 }
-"""Of states on a terminal; the others are red."""
+"""Colors of states on a terminal; other states are red."""
 WIDEST_STATE = 40
 NUMBERS = ("step", "rate", "left", "saved", "attempts")
 
 
 def main(argv: list[str]) -> int:
-    """Answer ``launch status``; return the exit code."""
-    parser = new_parser("python -m launch status", "Say what runs do.", EXAMPLES)
-    parser.add_argument("run", nargs="?", help="Run directory; without it, all in the folder of --runs.")
-    parser.add_argument("--runs", default="runs", help="Folder whose runs are listed.")
+    """Run ``launch status``; return the exit code."""
+    parser = new_parser("python -m launch status", "Show the state of runs.", EXAMPLES)
+    parser.add_argument("run", nargs="?", help="Run directory (default: all runs in the folder --runs).")
+    parser.add_argument("--runs", default="runs", help="Folder of run directories.")
     parser.add_argument("--json", action="store_true", help="Print a list of objects.")
     arguments = parse(parser, argv)
     scheduler = Scheduler()
@@ -66,21 +66,21 @@ def _json(values: list[dict[str, Any]]) -> str:
 
 
 def _runs(folder: Path) -> list[RunDirectory]:
-    """Runs in a folder, the one launched last first."""
+    """List the runs in a folder, the most recently launched first."""
     if not folder.is_dir():
-        raise UserError(f"--runs {folder}: no such folder; name the one that your runs are in")
+        raise UserError(f"--runs {folder}: no such folder; give the folder of your runs")
     runs = [RunDirectory(path) for path in folder.iterdir() if path.is_dir()]
     runs = [run for run in runs if run.config_file.is_file() or run.holder()]
     return sorted(runs, key=lambda run: (-_launched(run), run.path))
 
 
 def _launched(run: RunDirectory) -> float:
-    """When it was last launched, which writes its configuration again; one being prepared has none yet."""
+    """Return the time of the last launch, which writes the configuration; infinity for a run that is being prepared."""
     return run.config_file.stat().st_mtime if run.config_file.is_file() else float("inf")
 
 
 def _table(statuses: list[Status], folder: str) -> str:
-    """All runs, aligned; on a terminal in color, printed here."""
+    """Return all runs as an aligned table; on a terminal, print it in color and return an empty string."""
     if not statuses:
         return f"no runs in {folder}"
     rows = [_cells(status) | {"state": _short(status.in_words)} for status in statuses]
@@ -93,7 +93,7 @@ def _table(statuses: list[Status], folder: str) -> str:
 
 
 def _short(state: str) -> str:
-    """The state, its reason cut where it is one of SLURM's long ones."""
+    """Truncate a state with a long reason, as SLURM has some."""
     return state if len(state) <= WIDEST_STATE else f"{state[: WIDEST_STATE - 2]}…)"
 
 
@@ -112,7 +112,7 @@ def _show_table(statuses: list[Status], rows: list[dict[str, str]]) -> None:
 
 
 def _page(about: dict[str, Any]) -> str:
-    """One run at length, aligned."""
+    """Return the details of one run as aligned lines."""
     lines = _lines(about)
     width = max(len(name) for name, _ in lines) + 2
     dim, plain = ("\x1b[2m", "\x1b[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
@@ -120,7 +120,7 @@ def _page(about: dict[str, Any]) -> str:
 
 
 def details(run: RunDirectory, status: Status, scheduler: Scheduler) -> dict[str, Any]:
-    """The status of one run, its attempts, its first error where it failed, and all its SLURM jobs."""
+    """Return the status of one run, its attempts, its first error if it failed, and all its SLURM jobs."""
     keys = (
         "attempt",
         "started",
@@ -148,7 +148,7 @@ def details(run: RunDirectory, status: Status, scheduler: Scheduler) -> dict[str
 
 
 def _cells(status: Status) -> dict[str, str]:
-    """What the table says of a run, by column."""
+    """Return the cells of a run in the table, by column."""
     step = "-" if status.step is None else str(status.step)
     return {
         "run": status.run,
@@ -163,11 +163,11 @@ def _cells(status: Status) -> dict[str, str]:
 
 
 def _lines(about: dict[str, Any]) -> list[tuple[str, str]]:
-    """What is said of one run at length: name and value of each line."""
+    """Return the details of one run: name and value of each line."""
     status = Status(**{field.name: about[field.name] for field in fields(Status)})
     cells = _cells(status)
     if status.state in ("stopped", "failed", "killed"):
-        cells["state"] += "; the same command continues" + f" from step {cells['saved']}" * (cells["saved"] != "-")
+        cells["state"] += "; the same command resumes" + f" from step {cells['saved']}" * (cells["saved"] != "-")
     if error := about["first_error"]:
         cells["first error"] = f"rank {error['rank']}: {error['error']}"
     if status.tokens is not None:
@@ -186,9 +186,9 @@ def _attempt_line(attempt: dict[str, Any], running: bool) -> str:
     ended = (
         f"to {_clock(attempt['ended'])}, {exit_in_words(code)}"
         if attempt["ended"]
-        else "on"
+        else "until now"
         if running
-        else "to no end"
+        else "without an end"
     )
     parts = [
         f"{_clock(attempt['started'])} {ended}",

@@ -203,6 +203,8 @@ def _explain(message: str, keys: list[str]) -> str:
         return f"unknown setting {name!r}: {hint}"
     if plain := re.fullmatch(r"argument (--[\w.]+): invalid (\w+) value: '(.*)'", line):
         return f"{plain.group(1)} {plain.group(3)}: expected {plain.group(2)}"
+    if choice := re.fullmatch(r"argument (--[\w.]+): invalid choice: '?(.*?)'? \(choose from (.*)\)", line):
+        return f"{choice.group(1)} {choice.group(2)}: not a valid value; choose {_plain(choice.group(3))}"
     wrong = re.search(r'Parser key "([\w.]+)":(.*)', line)
     if wrong:
         given = re.search(r"(?:Given value|Got value): (\S+)", line)

@@ -1,1 +1,1 @@
-"""Kinds of clusters, one backend each: a new one is a module or folder here, and one entry in launch/cluster.py."""
+"""One backend per kind of cluster. A new backend is a module or folder here and an entry in launch/cluster.py."""

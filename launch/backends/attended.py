@@ -1,4 +1,4 @@
-"""Backends whose launcher stays with the ranks: it starts them, waits, and goes on when their memory ran out."""
+"""Backends with a launcher that runs as long as the ranks: it starts them, waits, and handles out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from wellread.run import RunDirectory
 
 
 class Attended(Backend):
-    """A backend whose ranks end with their launcher."""
+    """A backend with ranks that end when the launcher ends."""
 
     @abstractmethod
     def hosts(self, nodes: int) -> list[str]:
-        """Names of the nodes that take part."""
+        """Return the names of the first `nodes` nodes."""
 
     @abstractmethod
     def start(
@@ -31,7 +31,7 @@ class Attended(Backend):
         """Start the ranks of an attempt as ``python ARGUMENTS`` in folder `code`, wait, and return the exit code."""
 
     def train(self, training: Training, settle: Settle, refuse_changed: Callable[[], None]) -> int:
-        """Train here and now, then run what follows; return the exit code."""
+        """Train, then run the command that follows, if any; return the exit code."""
         with training.run.lock():
             plan = settle()
             if isinstance(plan, int):
@@ -42,7 +42,7 @@ class Attended(Backend):
         return code
 
     def _train(self, training: Training, plan: Plan) -> int:
-        """Run the ranks; when their memory ran out, go on with the next strategy that fits."""
+        """Run the ranks; after an out-of-memory error, continue with the next strategy that fits."""
         while True:
             attempt, code = self._attempt(training, plan)
             failure = ladder.note(training.run, plan, attempt) if code else None
@@ -62,12 +62,12 @@ class Attended(Backend):
         code = FAILURE
         try:
             code = self.start(run, training.arguments, plan, variables, training.code, attempt)
-        except KeyboardInterrupt:  # before the backend listens: nothing runs yet
+        except KeyboardInterrupt:  # before the backend handles signals: no rank runs yet
             code = 128 + signal.SIGINT
         finally:
             attempts.end(run, attempt, code)
         if code > 128 and code - 128 not in elastic.STOP_SIGNALS:
-            for rank in attempts.lost_ranks(run, attempt, plan.ranks):  # which the backend has named
+            for rank in attempts.lost_ranks(run, attempt, plan.ranks):  # the backend has already printed them
                 attempts.note_signal(run, attempt, rank, code - 128)
         elif code:
             attempts.show_first_error(run, attempt)

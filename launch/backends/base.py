@@ -1,4 +1,4 @@
-"""What launch asks of a kind of cluster, whatever the kind."""
+"""The interface of all backends, one per kind of cluster."""
 
 from __future__ import annotations
 
@@ -31,42 +31,43 @@ class Training:
     program: str
     """finetune or pretrain."""
     code: Path
-    """Folder whose code the ranks run."""
+    """Folder with the code that the ranks run."""
     fall_back: bool = True
-    """When memory ran out, go on with the next strategy that fits."""
+    """After an out-of-memory error, continue with the next strategy that fits."""
     wait: bool = False
-    """Follow what was handed over to its end."""
+    """Follow submitted jobs until they end."""
     then: tuple[str, ...] = ()
-    """What Python runs after a finished run; empty: nothing."""
+    """Arguments of Python for a command after the finished run; empty: no command."""
 
     @property
     def arguments(self) -> list[str]:
-        """What Python runs as each rank; the path is absolute, for the ranks start in the folder of the code."""
+        """Arguments of Python for each rank; the path is absolute, since ranks start in the folder of the code."""
         return ["-m", self.program, "train", str(self.run.path.resolve())]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """An evaluation to start, as what Python runs."""
+    """An evaluation to start."""
 
     run: RunDirectory
     name: str
     arguments: tuple[str, ...]
+    """Arguments of Python for the evaluation, or for the last step after all parts."""
     parts: list[tuple[str, ...]]
-    """What comes first, at the same time; empty where it is one piece."""
+    """Arguments of Python for each part; parts run first, in parallel. Empty for an evaluation without parts."""
     parallelism: int | None = None
-    """Parts at a time (default: the backend's choice)."""
+    """Number of parts that run at the same time (default: the backend's choice)."""
     wait: bool = False
 
 
 Settle = Callable[[], Plan | int | None]
-"""Under the run's lock: compile the corpus and begin the run directory. The plan to start, an exit code, or None where
-the run is finished."""
+"""Compiles the corpus and creates the run directory, under the run's lock. Returns the plan to start, an exit code, or
+None when the run is finished."""
 
 
 @dataclass(frozen=True)
 class Backend(ABC):
-    """One cluster of a kind: what it has, and how ranks start there."""
+    """A cluster: its resources, and how ranks start there."""
 
     file: ClusterFile
 
@@ -74,34 +75,34 @@ class Backend(ABC):
 
     @abstractmethod
     def probe(self, nodes: int, ranks_per_node: int | Literal["auto"]) -> Machine:
-        """So many nodes and ranks of it, as far as a plan needs them.
+        """Return the requested nodes and ranks as the machine of a plan.
 
         Raises
         ------
         UserError
-            When it cannot give that many.
+            When the cluster does not have that many.
         """
 
     def sizes(self) -> tuple[float | None, float | None]:
-        """GiB of each GPU and of each node; None where nobody says."""
+        """Return GiB of each GPU and of each node; None where unknown."""
         return self.file.gpu_mem, self.file.memory
 
     def lacks_gpus(self) -> str:
-        """Why no rank gets a GPU; empty where one does, or may."""
+        """Return why no rank gets a GPU; empty when ranks get or may get one."""
         return ""
 
     def nvme(self, path: str) -> float | None:
-        """GiB free where `path` lies; None where launch cannot look, which leaves it to the ranks.
+        """Return the free GiB at `path`; None when launch cannot measure it and the ranks must.
 
         Raises
         ------
         UserError
-            When `path` is no place to offload to.
+            When `path` cannot be used for offloading.
         """
         return None
 
     def check_nvme(self, strategy: str) -> None:  # noqa: B027 - most leave it to the ranks
-        """Refuse a strategy that offloads to NVMe where that is known not to work.
+        """Refuse a strategy that offloads to NVMe when this is known not to work.
 
         Raises
         ------
@@ -111,12 +112,12 @@ class Backend(ABC):
 
     @abstractmethod
     def cores(self, ranks_per_node: int) -> int | None:
-        """Cores of each rank; None where nobody says."""
+        """Return the number of cores of each rank; None where unknown."""
 
-    # what runs there
+    # starting and following
 
-    def check(self, run: RunDirectory) -> None:  # noqa: B027 - most take any
-        """Refuse a run directory that it cannot take.
+    def check(self, run: RunDirectory) -> None:  # noqa: B027 - most accept any
+        """Refuse a run directory that the backend cannot use.
 
         Raises
         ------
@@ -126,57 +127,57 @@ class Backend(ABC):
 
     @abstractmethod
     def train(self, training: Training, settle: Settle, refuse_changed: Callable[[], None]) -> int:
-        """Start the ranks, or hand them over; return the exit code, 0 for what goes on without launch.
+        """Start the ranks or submit a job; return the exit code, 0 for a job that continues without launch.
 
         Parameters
         ----------
         settle : callable
             To be called once under the run's lock, before anything starts.
         refuse_changed : callable
-            To be called where the run waits or runs already: it refuses settings that would make another run of it.
+            To be called when the run is already queued or running: it refuses settings that change its identity.
         """
 
     @abstractmethod
     def evaluate(self, evaluation: Evaluation) -> int:
-        """Start an evaluation, or hand it over; return the exit code, 0 for what goes on without launch."""
+        """Start an evaluation or submit it; return the exit code, 0 for a job that continues without launch."""
 
     @staticmethod
     def jobs_of(run: RunDirectory) -> list[Job]:
-        """Jobs that a run was handed over as, oldest first; none where launch stays with the ranks."""
+        """Return the submitted jobs of a run, oldest first; none for backends that do not submit."""
         return []
 
     def plan_files(self, training: Training, plan: Plan) -> dict[str, str]:
-        """What ``launch plan`` shows of it beyond command and environment: name of a file, and its text."""
+        """Return what ``launch plan`` shows in addition to command and environment: name of a file -> its text."""
         return {}
 
     @abstractmethod
     def checks(self, request: Request, nodes: int | None, no_job: bool) -> Iterator[Check]:
-        """What the doctor looks at: this machine, and so many nodes (None: as many as make sense)."""
+        """Yield the doctor's checks of this machine and of `nodes` nodes (None: the backend's choice)."""
 
     # shared by all
 
     def environment(self, plan: Plan, code: Path | None = None) -> dict[str, str]:
-        """Variables of every rank that runs `code` (default: of what is no rank of a run)."""
+        """Return the environment variables of a rank that runs `code` (default: of another process)."""
         variables = environment.variables(self.file, plan.machine.device, self.cores(plan.machine.ranks_per_node))
         return variables | ({provenance.CODE_ROOT: str(code)} if code else {})
 
     def _described(
         self, nodes: int, ranks_per_node: int | Literal["auto"], device: str, usual: int, most: int, limit: str
     ) -> Machine:
-        """The plan's view; at most `most` ranks a node (0: as many as one likes), as `limit` says."""
+        """Return the machine of a plan; refuse more than `most` ranks per node (0: no limit) because of `limit`."""
         ranks = (self.file.ranks_per_node or usual) if ranks_per_node == "auto" else ranks_per_node
         if most and ranks > most:
-            raise UserError(f"--ranks_per_node {ranks}: beyond the {most} of a node ({limit}); choose at most that")
+            raise UserError(f"--ranks_per_node {ranks}: a node has {most} ({limit}); choose at most {most}")
         return Machine(cluster=self.file.kind, nodes=nodes, ranks_per_node=ranks, device=device)
 
 
 def of(file: ClusterFile) -> Backend:
-    """The backend of a cluster.
+    """Return the backend of a cluster.
 
     Raises
     ------
     UserError
-        When a key of the file cannot be what it is on such a cluster.
+        When a value in the file is not possible with this backend.
     """
     return _kind(file.kind)(file)
 
@@ -188,11 +189,11 @@ def _kind(name: str) -> type[Backend]:
 
 
 def jobs_of(run: RunDirectory) -> list[Job]:
-    """Jobs of a run on clusters of all kinds, of each oldest first."""
+    """Return the submitted jobs of a run from all backends, for each backend oldest first."""
     return [job for name in BACKENDS for job in _kind(name).jobs_of(run)]
 
 
 def summary(plan: Plan) -> str:
-    """One line about a plan."""
+    """Describe a plan in one line."""
     ranks = f"{plan.ranks} {plan.machine.device} rank{'s' * (plan.ranks > 1)}"
     return f"{plan.steps} steps of {plan.batch_size} samples on {ranks}, {plan.strategy}, {plan.dtype}"

@@ -1,4 +1,4 @@
-"""Ranks on one machine, started and watched by torch's elastic launch API."""
+"""Start and watch the ranks of one machine with torch's elastic launch API."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import psutil
 
 SECONDS_TO_SAVE = 600
-"""How long a stopped run may take to save before it is killed."""
+"""How long a stopping run may take to save before it is killed."""
 SECONDS_TO_MEET = 900
 """How long the agents of several nodes wait for each other."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -34,20 +34,21 @@ class Node:
     nodes: int = 1
     number: int = 0
     address: str = "127.0.0.1"
-    """Where node 0 can be reached."""
+    """Address of node 0."""
     port: int = 0
-    """Where the nodes meet; 0 takes any free port, for one node alone."""
+    """Port of the rendezvous on node 0; 0: any free port, only for a single node."""
 
 
 def start(arguments: list[str], ranks: int, variables: dict[str, str], code: Path, node: Node | None = None) -> int:
     """Start `ranks` processes of ``python ARGUMENTS`` in folder `code`, wait for them, and return the exit code.
 
-    SIGTERM, SIGINT and SIGHUP ask the ranks to save and to end; a second one ends them at once.
+    SIGTERM, SIGINT and SIGHUP ask the ranks to save and end; a second signal ends them at once.
 
     Parameters
     ----------
     node : Node, optional
-        This machine's part in a run of several, whose launcher is elsewhere (default: the run is this machine's alone).
+        This machine's part in a run on several nodes, started by a launcher on another machine (default: the run uses
+        only this machine).
     """
     with importing():
         from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
@@ -56,7 +57,7 @@ def start(arguments: list[str], ranks: int, variables: dict[str, str], code: Pat
         from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.update(variables | {"WELLREAD_LAUNCHER": str(os.getpid())})
-    logging.disable(logging.ERROR)  # elastic's own lines; `launch` shows the first error of all ranks
+    logging.disable(logging.ERROR)  # hides elastic's messages: `launch` shows the first error of all ranks
     is_launcher, node = node is None, node or Node()
     is_single = node.nodes == 1
     settings = LaunchConfig(
@@ -71,18 +72,18 @@ def start(arguments: list[str], ranks: int, variables: dict[str, str], code: Pat
         run_id=f"wellread-{os.getpid()}" if is_single else "wellread",
         logs_specs=DefaultLogsSpecs(),
         shutdown_timeout=SECONDS_TO_SAVE,
-        signals_to_handle="SIGQUIT",  # the others are handled here: elastic's second signal only waits again
+        signals_to_handle="SIGQUIT",  # other signals are handled here: with elastic, a second signal only waits again
     )
     received = 0
 
     def stop(number: int, frame: types.FrameType | None) -> None:
         nonlocal received
         if received:
-            end_children()  # elastic, which waits for them, returns
+            end_children()  # elastic waits for them and then returns
             return
         received = number
         if is_launcher:
-            os.write(sys.stderr.fileno(), ASKED.encode())  # print() must not be entered twice
+            os.write(sys.stderr.fileno(), ASKED.encode())  # print() is not reentrant
         to_send = signal.SIGTERM if number == signal.SIGHUP else signal.Signals(number)
         raise SignalException(f"asked to stop by {to_send.name}", sigval=to_send)  # elastic passes it on to the ranks
 
@@ -98,7 +99,7 @@ def start(arguments: list[str], ranks: int, variables: dict[str, str], code: Pat
 
 @contextmanager
 def stop_signals(handler: Callable[[int, types.FrameType | None], None]) -> Iterator[None]:
-    """Let `handler` take the signals that ask for the end, save for a SIGHUP that nohup has had ignored."""
+    """Install `handler` for the signals that ask a run to stop, except for a SIGHUP that nohup has set to ignore."""
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     handled = [n for n in STOP_SIGNALS if not (n == signal.SIGHUP and before[n] == signal.SIG_IGN)]
     for number in handled:
@@ -111,7 +112,7 @@ def stop_signals(handler: Callable[[int, types.FrameType | None], None]) -> Iter
 
 
 def end_children() -> list[psutil.Process]:
-    """Kill every process that this one has started, and those that they have; return them."""
+    """Kill all child processes of this process, also indirect ones; return them."""
     import psutil
 
     children = psutil.Process().children(recursive=True)
@@ -123,7 +124,7 @@ def end_children() -> list[psutil.Process]:
 
 @contextmanager
 def _inside(folder: Path) -> Iterator[None]:
-    """Work in another folder: what is started there imports the code that lies there."""
+    """Change to another folder, so that processes started there import the code in it."""
     before = Path.cwd()
     os.chdir(folder)
     try:
@@ -133,7 +134,7 @@ def _inside(folder: Path) -> Iterator[None]:
 
 
 def _exit_code(codes: dict[int, int]) -> int:
-    """The job's exit code from those of the ranks that failed (-S: signal S); says so where a signal was the cause."""
+    """Return the run's exit code from those of the failed ranks (-S: signal S); print when a signal was the cause."""
     rank, code = likely_cause(codes)
     if code > 0:
         return code
@@ -142,10 +143,15 @@ def _exit_code(codes: dict[int, int]) -> int:
 
 
 def likely_cause(codes: dict[int, int]) -> tuple[int, int]:
-    """Which of several exit codes, none of them 0 (-S or 128 + S: signal S), tells why all ended; with its key.
+    """Return the exit code that most likely caused the others, with its key.
 
-    What a signal ended leaves no error behind, and the others fail, with code 1, because it is gone: it comes first.
-    SIGTERM comes last: it is sent to the others when one has failed. Among equals the first wins.
+    A process that was ended by a signal comes first: it reports no error, and the other ranks fail with code 1 because
+    it is gone. SIGTERM comes last: it is sent to the other ranks when one has failed. Of equal codes the first wins.
+
+    Parameters
+    ----------
+    codes : dict of int to int
+        Exit codes, none of them 0; -S or 128 + S means signal S.
     """
     signals = {key: 128 - code if code < 0 else code for key, code in codes.items()}
     stopped = 128 + signal.SIGTERM

@@ -1,4 +1,4 @@
-"""Jobs that a run was handed over as: they go on without launch, and whoever asks for their state finds them here."""
+"""Submitted jobs of a run, which continue without launch, and their states."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ ACTIVE = WAITING | {
 
 @dataclass(frozen=True, kw_only=True)
 class JobState:
-    """One job, as its queue sees it."""
+    """The state of one job in its queue."""
 
     state: str
-    """SLURM's word, e.g. PENDING, RUNNING, COMPLETED, FAILED; UNKNOWN when the queue has forgotten the job."""
+    """SLURM's name, e.g. PENDING, RUNNING, COMPLETED, FAILED; UNKNOWN when the queue does not know the job any more."""
     exit_code: int = 0
-    """The batch script's; 128 + S when signal S ended it."""
+    """Exit code of the batch script; 128 + S when signal S ended it."""
     reason: str = ""
     nodes: str = ""
     restarts: int = 0
@@ -40,7 +40,7 @@ class JobState:
 
     @property
     def result(self) -> int:
-        """Exit code of the ended job as a shell would report it, never 0 unless it was completed."""
+        """Exit code of the ended job as a shell reports it; 0 only when the job was completed."""
         special = {"COMPLETED": 0, "CANCELLED": 143, "TIMEOUT": 124, "DEADLINE": 124, "OUT_OF_MEMORY": 137}
         if self.state == "FAILED" or self.state not in special:
             return self.exit_code or 1
@@ -49,30 +49,30 @@ class JobState:
 
 @dataclass(frozen=True)
 class Job(ABC):
-    """One job of a run; its queue is asked, and may not answer.
+    """One job of a run; its methods query or command the queue.
 
     Raises
     ------
     RuntimeError
-        Each method: when the queue gives no answer, or refuses.
+        In each method: when the queue gives no answer or rejects the command.
     """
 
     note: dict[str, Any]
-    """What was noted when it was handed over: `id`, `kind`, `submitted`, `tasks`, `folder`."""
+    """Entry written when the job was submitted: `id`, `kind`, `submitted`, `tasks`, `folder`."""
 
     @property
     def id(self) -> str:
-        """The queue's number."""
+        """The job id."""
         return str(self.note["id"])
 
     @property
     def kind(self) -> str:
-        """What it does: finetune, pretrain or eval."""
+        """finetune, pretrain or eval."""
         return str(self.note["kind"])
 
     @abstractmethod
     def state(self) -> JobState:
-        """What the queue knows of it."""
+        """Return its state in the queue."""
 
     @abstractmethod
     def signal(self, name: str) -> None:
@@ -80,4 +80,4 @@ class Job(ABC):
 
     @abstractmethod
     def cancel(self) -> None:
-        """End it, whether it waits or runs."""
+        """End it, whether it is queued or running."""

@@ -1,4 +1,4 @@
-"""This machine."""
+"""The local cluster: all ranks run on this machine."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Local(Attended):
     """All ranks on this machine."""
 
     def probe(self, nodes: int, ranks_per_node: int | Literal["auto"]) -> Machine:
-        """This machine's GPUs, or as many ranks on its CPUs as one likes."""
+        """Return this machine with one rank per GPU, or any number of ranks on its CPUs."""
         self._check_nodes(nodes)
         gpus = 0 if self.file.device == "cpu" else devices.count_gpus()
         if self.file.device == "cuda" and not gpus:
-            raise UserError(f"--cluster {self.file.name}: asks for device cuda, but this machine has no GPU")
+            raise UserError(f"--cluster {self.file.name}: device is cuda, but this machine has no GPU")
         device = "cuda" if gpus else "cpu"
         return self._described(nodes, ranks_per_node, device, gpus or 1, gpus, "this machine's GPUs")
 
@@ -45,28 +45,28 @@ class Local(Attended):
             raise UserError(f"--nodes {nodes}: the local cluster is one machine; choose 1, or --cluster slurm")
 
     def sizes(self) -> tuple[float | None, float | None]:
-        """What the file says, else what the devices say."""
+        """Return the sizes in the cluster file, else those of this machine's devices."""
         return self.file.gpu_mem or devices.gpu_mem(), self.file.memory or host_memory.total() / GIB
 
     def lacks_gpus(self) -> str:
-        """Whether a GPU is here."""
-        return "" if devices.count_gpus() else "no GPU is here"
+        """Return a reason when this machine has no GPU."""
+        return "" if devices.count_gpus() else "this machine has no GPU"
 
     def nvme(self, path: str) -> float | None:
-        """GiB free where `path` lies."""
+        """Return the free GiB at `path`."""
         deepspeed_file.check_nvme(path)
         return shutil.disk_usage(path).free / GIB
 
     def check_nvme(self, strategy: str) -> None:
-        """Whether libaio is here."""
+        """Refuse the strategy when libaio is missing."""
         ops.check_libaio(strategy)
 
     def cores(self, ranks_per_node: int) -> int:
-        """An even share of this process's cores."""
+        """Return an equal share of this process's cores."""
         return len(os.sched_getaffinity(0)) // ranks_per_node
 
     def hosts(self, nodes: int) -> list[str]:
-        """This machine."""
+        """Return the name of this machine."""
         return ["localhost"]
 
     def start(
@@ -77,7 +77,7 @@ class Local(Attended):
             return elastic.start(arguments, plan.machine.ranks_per_node, variables, code)
 
     def evaluate(self, evaluation: Evaluation) -> int:
-        """Evaluate here and now, the parts first."""
+        """Run an evaluation and wait for it; its parts run first."""
         if evaluation.parts:
             code = pool(evaluation.parts, evaluation.parallelism or max(1, devices.count_gpus()))
             if code:
@@ -85,7 +85,7 @@ class Local(Attended):
         return subprocess.run([sys.executable, *evaluation.arguments], check=False).returncode
 
     def checks(self, request: Request, nodes: int | None, no_job: bool) -> Iterator[Check]:
-        """This machine, as one that runs ranks."""
+        """Yield the checks of this machine."""
         from launch.checks import node
 
         self._check_nodes(nodes or 1)
@@ -93,7 +93,7 @@ class Local(Attended):
 
 
 def pool(parts: list[tuple[str, ...]], parallelism: int) -> int:
-    """Run the parts as processes, `parallelism` at a time; the first failure ends the others and is returned."""
+    """Run the parts as processes, `parallelism` at a time; the first failure ends all and its exit code is returned."""
     cores, gpus = len(os.sched_getaffinity(0)), devices.count_gpus()
     running: dict[int, subprocess.Popen[bytes]] = {}
     stopped = threading.Event()
@@ -105,7 +105,7 @@ def pool(parts: list[tuple[str, ...]], parallelism: int) -> int:
         if gpus:
             share["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
         running[number] = subprocess.Popen([sys.executable, *parts[number]], env=os.environ | share)
-        if stopped.is_set():  # while it was started
+        if stopped.is_set():  # stopped in the meantime
             running[number].terminate()
         code = running[number].wait()
         if code and not stopped.is_set():

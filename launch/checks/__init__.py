@@ -1,1 +1,1 @@
-"""Checks before a job does: of this machine, and of the nodes of a cluster."""
+"""The doctor's checks of this machine and of the nodes of a cluster."""

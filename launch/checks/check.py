@@ -1,4 +1,4 @@
-"""One finding of the doctor: a check, where it was made, its state, and the remedy."""
+"""One result of the doctor: the check, where it ran, its state and what to do."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class Check:
 
 
 def ok(check: str, text: str) -> Check:
-    """What is as it should be on this machine."""
+    """Return a check of this machine that passed."""
     return Check(check=check, state="ok", found=text)
 
 
 def warning(check: str, text: str, remedy: str) -> Check:
-    """What some jobs will stumble over."""
+    """Return a check of this machine for a problem that stops some jobs."""
     return Check(check=check, state="warning", found=text, remedy=remedy)
 
 
 def failed(check: str, text: str, remedy: str) -> Check:
-    """What no job gets past."""
+    """Return a check of this machine for a problem that stops every job."""
     return Check(check=check, state="failed", found=text, remedy=remedy)

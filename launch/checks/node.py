@@ -1,9 +1,9 @@
-"""What the doctor looks at on each machine.
+"""The doctor's checks of one machine.
 
     python -m launch.checks.node [REQUEST]
 
-prints one JSON object, a `Report`, so that srun and ssh can carry it home. It goes out in marked pieces: srun hands
-on long lines in parts, and mixes those of several tasks.
+prints one JSON object, a `Report`, to stdout, so that srun or ssh can return it. The report is printed in marked
+pieces: srun splits long lines and mixes the lines of several tasks.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from wellread import provenance
 
 MARK = "\x1ewellread-doctor "
 PIECE = 800
-"""Bytes of a report per line; srun keeps a line of up to 1,024 whole."""
+"""Bytes of a report per line; srun splits lines longer than 1,024 bytes."""
 GIB_FOR_RUNS, GIB_FOR_CORPORA, GIB_FOR_OPS = 10, 2, 1
-"""A checkpoint of a model of a billion parameters takes 15; the compiled ops take 0.02."""
+"""A checkpoint of a model with a billion parameters takes 15 GiB; the compiled ops take 0.02 GiB."""
 SECONDS_TO_SEE_A_FILE = 5
-"""How long a file written elsewhere may take to appear: NFS remembers for a while what was not there."""
+"""How long a file written by another machine may take to appear: NFS caches missing files for some seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to look at."""
+    """What to check on a machine."""
 
     runs: str
     corpora: str
@@ -45,19 +45,19 @@ class Request:
     """TORCH_EXTENSIONS_DIR."""
     device: str = "auto"
     several: bool = False
-    """Whether this is one node of several."""
+    """Whether several nodes are checked together."""
     in_job: bool = False
-    """Whether it runs in a small SLURM job, whose own limit of memory says nothing."""
+    """Whether the checks run in the doctor's small SLURM job; its memory limit is then ignored."""
     memory: float | None = None
-    """GiB that the cluster's file asks for."""
+    """GiB that the cluster file requests."""
     build: bool = False
     token: str | None = None
-    """File that the doctor wrote for all nodes to read."""
+    """Path of a file that the doctor wrote; each node tries to read it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a machine tells the doctor."""
+    """The doctor's results from one machine."""
 
     host: str
     checks: list[Check]
@@ -65,21 +65,21 @@ class Report:
     versions: dict[str, str]
     root: str
     code: str
-    """Hash of the code of launch and wellread that ran."""
+    """Hash of the code of launch and wellread on this machine."""
     token: str | None
-    """What it read in the request's file."""
+    """Content of the request's file; None when it is not visible."""
     time: float = 0
-    """Its clock, as the report left."""
+    """Time on this machine when the report was sent, in seconds since the epoch."""
 
     @classmethod
     def of(cls, text: str) -> Report:
-        """The report in a node's answer."""
+        """Parse a report from JSON."""
         values = json.loads(text)
         return cls(**values | {"checks": [Check(**check) for check in values["checks"]]})
 
 
 def main() -> None:
-    """Look at this machine, and send what was found."""
+    """Check this machine and print the report."""
     defaults = {"runs": "runs", "corpora": "corpora", "extensions": str(Path(sys.prefix) / "torch_extensions")}
     request = Request(**json.loads(sys.argv[1]) if len(sys.argv) > 1 else defaults)
     answer = report(request)
@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def report(request: Request) -> Report:
-    """All checks of this machine, and what to compare with other machines."""
+    """Run all checks of this machine; add what is compared between machines."""
     importing = software.import_torch()
     gpus = importing["gpus"] if isinstance(importing, dict) else []
     return Report(
@@ -106,7 +106,7 @@ def report(request: Request) -> Report:
 
 
 def installed(request: Request) -> list[Check]:
-    """Checks of whatever machine starts or runs a job."""
+    """Checks for every machine that starts or runs a job."""
     return [
         software.python(sys.version_info[:3]),
         software.packages(software.versions(), software.pinned()),
@@ -116,7 +116,7 @@ def installed(request: Request) -> list[Check]:
 
 
 def machine(request: Request, importing: dict[str, Any] | str) -> list[Check]:
-    """Checks of a machine that runs ranks."""
+    """Checks for a machine that runs ranks."""
     cache = Path(request.extensions)
     checks = [software.torch(importing)]
     if isinstance(importing, dict):
@@ -144,7 +144,7 @@ def machine(request: Request, importing: dict[str, Any] | str) -> list[Check]:
 
 
 def code_hash() -> str:
-    """Hash of the code of launch and wellread that this process runs."""
+    """Hash the code of launch and wellread that this process runs."""
     total = hashlib.sha256()
     for folder in ("launch", "wellread"):
         for path in sorted((provenance.ROOT / folder).rglob("*.py")):

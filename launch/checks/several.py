@@ -1,6 +1,6 @@
-"""What the doctor checks of several machines: each tells of itself, through srun or ssh, and they have to agree.
+"""The doctor's checks of several machines: each sends a report through srun or ssh, and the reports are compared.
 
-How they are reached is told by their backend (`launch.backends`).
+The backend of the cluster starts the checks on the nodes (`launch.backends`).
 """
 
 from __future__ import annotations
@@ -26,39 +26,39 @@ from launch.cluster import ClusterFile
 from wellread.provenance import ROOT
 
 MOST_NODES = 8
-"""How many nodes of a queue are looked at, unless --nodes says otherwise."""
+"""Largest number of nodes that are checked when --nodes is not set."""
 SECONDS_PER_NODE = 150
-"""How long one node may look at itself; torch from a cold network filesystem takes its time."""
+"""How long the checks of one node may take; importing torch from a cold network filesystem is slow."""
 SECONDS_TO_BUILD = 1800
 SKEW, WORST_SKEW = 2.0, 30.0
-"""Seconds between two clocks: ninja and make compare file times; logs and leases bear somewhat more."""
-SHARED = f"{ROOT}, its runs/ and its Python have to lie where all nodes see them, under the same path"
+"""Seconds of difference between two clocks that give a warning, and a failure: ninja and make compare file times."""
+SHARED = f"put {ROOT}, its runs/ and its Python on a filesystem that all nodes mount at the same path"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What came back from a command that ran the node part somewhere."""
+    """Output of a command that ran the checks on one or more nodes."""
 
     reports: list[tuple[Report, float]]
-    """Each with the time of its arrival."""
+    """Each with the time when it arrived."""
     code: int
     stderr: list[str]
-    """Lines of stderr, ssh's or srun's among them."""
+    """Lines of stderr, including those of ssh or srun."""
     in_time: bool
 
 
 def say(text: str) -> None:
-    """Tell what takes a while."""
+    """Print progress to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def node_command(cluster: ClusterFile, request: Request) -> list[str]:
-    """What runs the node part on a machine of `cluster`."""
+    """Return the command that runs the checks on a node of `cluster`."""
     return [cluster.python or sys.executable, "-m", "launch.checks.node", json.dumps(asdict(request))]
 
 
 def of_node(report: Report, at: float, request: Request, gpus: int) -> Iterator[Check]:
-    """Checks that a node made itself, and comparisons with this machine."""
+    """Yield the checks in a node's report and the comparisons with this machine."""
     yield from report.checks
     yield _shared(report, request)
     yield clock(report.host, at - report.time)
@@ -69,18 +69,18 @@ def of_node(report: Report, at: float, request: Request, gpus: int) -> Iterator[
             check="gpus",
             where=report.host,
             state="ok" if enough else "failed",
-            found=f"{report.gpus} of {gpus} that the cluster's file or hostfile names",
-            remedy="" if enough else "correct gres: or slots=, or look at nvidia-smi there",
+            found=f"{report.gpus} of {gpus} in the cluster file or hostfile",
+            remedy="" if enough else "correct gres: or slots=, or check nvidia-smi on that node",
         )
 
 
 def _shared(report: Report, request: Request) -> Check:
-    """Whether a node sees this machine's code and the file that the doctor wrote."""
+    """Check that a node sees this machine's code and the file that the doctor wrote."""
     visible = request.token is not None and report.token == Path(request.token).name
     same = report.code == code_hash()
     parts = [
-        "a file written here is read there" if visible else f"a file written in {request.runs} does not appear there",
-        "the same code" if same else f"the code in {report.root} is not this",
+        "sees files written here" if visible else f"does not see a file written to {request.runs}",
+        "same code" if same else f"the code in {report.root} differs",
     ]
     return Check(
         check="shared folder",
@@ -92,7 +92,13 @@ def _shared(report: Report, request: Request) -> Check:
 
 
 def clock(host: str, seconds: float) -> Check:
-    """A node's clock against this machine's; `seconds` is how far it is behind, the way home included."""
+    """Compare a node's clock with this machine's.
+
+    Parameters
+    ----------
+    seconds : float
+        How far the node's clock is behind, including the transfer time of the report.
+    """
     off = abs(seconds)
     if off < SKEW:
         return Check(check="clock", where=host, state="ok", found=f"within {SKEW:g} s of this machine's")
@@ -116,14 +122,14 @@ def _versions(report: Report, local: dict[str, str]) -> Check:
         check="versions",
         where=report.host,
         state="failed" if differences else "ok",
-        found=", ".join(differences) or "the same as here",
-        remedy="use one environment for all: python: in the cluster's file" if differences else "",
+        found=", ".join(differences) or "same as here",
+        remedy="use one environment on all nodes: python: in the cluster file" if differences else "",
     )
 
 
 @contextmanager
 def shared_file(runs: Path) -> Iterator[Path]:
-    """A new file in the folder of the runs that holds its own name."""
+    """Create a file in the folder of runs that contains its own name; remove it at the end."""
     runs.mkdir(parents=True, exist_ok=True)
     path = runs / f".doctor-{secrets.token_hex(8)}"
     try:
@@ -134,7 +140,7 @@ def shared_file(runs: Path) -> Iterator[Path]:
 
 
 def ask(command: list[str], seconds: float, environment: dict[str, str] | None = None) -> Answer:
-    """Run a command that brings node reports home, for at most so many seconds."""
+    """Run a command that prints reports of nodes, for at most `seconds`."""
     late = threading.Event()
     pieces: dict[str, str] = {}
     arrivals: dict[str, float] = {}
@@ -168,7 +174,7 @@ def ask(command: list[str], seconds: float, environment: dict[str, str] | None =
         lines = [" ".join(line.split()) for line in stderr if line.strip()]
     reports = []
     for mark, text in pieces.items():
-        with suppress(ValueError):  # cut off in the middle
+        with suppress(ValueError):  # incomplete
             reports.append((Report.of(text), arrivals[mark]))
     return Answer(
         reports=sorted(reports, key=lambda it: it[0].host), code=code, stderr=lines, in_time=not late.is_set()

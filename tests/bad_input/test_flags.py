@@ -195,7 +195,7 @@ def test_output_directory_of_something_else(program: Program, tmp_path: Path) ->
     (tmp_path / "thesis.tex").write_text("mine")
     done = program("launch", "run", "finetune", "--out", tmp_path, "--corpora", tmp_path / "corpora")
     assert done.returncode == 2
-    assert done.stderr == f"error: {tmp_path}: holds thesis.tex but no run; choose another --out\n"
+    assert done.stderr == f"error: {tmp_path}: contains thesis.tex but no run; choose another --out\n"
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -240,4 +240,4 @@ def test_a_start_that_failed_is_in_nobodys_way(
     manifest = RunDirectory.open(tmp_path / "run").manifest()
     assert manifest["identity"]["freeze"] == "gpt_neox.embed_in.*"
     assert [attempt["exit_code"] for attempt in manifest["attempts"]] == [2, 0]
-    assert "holds another run" in program(*start).stderr
+    assert "contains another run" in program(*start).stderr

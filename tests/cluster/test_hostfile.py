@@ -385,7 +385,7 @@ def test_a_folder_that_is_not_there_is_one_line(
     assert refused(cluster, tmp_path / "none") == 2
     _, told = capfd.readouterr()
     assert re.fullmatch(
-        rf"error: {NODES[0]}: .*cd: .*none: No such file or directory; the nodes have to share .*\n", told
+        rf"error: {NODES[0]}: .*cd: .*none: No such file or directory; put .* on a filesystem .*\n", told
     )
 
 

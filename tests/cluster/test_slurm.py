@@ -146,7 +146,7 @@ def test_pending_running_requeued_done(start: Callable[..., Launched], tmp_path:
     own.write_text(json.dumps(noted))
     assert run.status()["state"] == "pending"
     again = run.launch()
-    assert "is pending already; nothing to submit" in again.stdout
+    assert "is already pending; nothing to submit" in again.stdout
     follower = subprocess.Popen(
         [sys.executable, "-m", "launch", "run", "finetune", *map(str, run.flags), "--wait"],
         cwd=ROOT,
@@ -162,7 +162,7 @@ def test_pending_running_requeued_done(start: Callable[..., Launched], tmp_path:
     status = run.status()
     assert (status["state"], status["steps"]) == ("running", 1500)
     assert run.job in status["where"]
-    assert "is running already; nothing to submit" in run.launch().stdout
+    assert "is already running; nothing to submit" in run.launch().stdout
     other = run.launch("--steps", 1501, check=False)
     assert (other.returncode, "steps is 1500 there, 1501 asked for" in other.stderr) == (2, True)
     call("scancel", "--signal=USR2", run.job)
@@ -229,7 +229,7 @@ def test_refused_by_slurm(program: Program, small_model: Path, corpora: Path, tm
     done = program("launch", "run", "finetune", *flags, "--cluster", "slurm", "--partition", "nowhere")
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert "SLURM refuses the job: invalid partition specified: nowhere" in line
+    assert "SLURM rejected the job (invalid partition specified: nowhere); choose another --partition" in line
     assert not list((tmp_path / "run" / "submit").iterdir())
 
 

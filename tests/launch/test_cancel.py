@@ -111,7 +111,7 @@ def test_bad_input(program: Program, tmp_path: Path) -> None:
             [tmp_path / "no"],
             f"{tmp_path}/no: not a run directory (it has no config.yaml); see the folder runs/ for yours",
         ),
-        ([run.path, "--timeout", "-1"], "--timeout -1: cannot be below 0; --now ends the run at once"),
+        ([run.path, "--timeout", "-1"], "--timeout -1: must not be negative; use --now to end the run at once"),
         ([run.path, "--timeout", "soon"], "--timeout soon: expected float"),
     ):
         result = program("launch", "cancel", *arguments)
@@ -130,7 +130,7 @@ def test_a_launcher_is_asked_once_and_waited_for(
     assert process.wait(PATIENCE) == 0
     assert printed(run, capsys) == [
         f"asked process {process.pid} to save and end",
-        "stopped at step 30, saved; the same command continues",
+        "stopped at step 30, saved; the same command resumes",
     ]
 
 
@@ -152,7 +152,7 @@ def test_a_second_signal_ends_it_at_once(
     assert requests == f"asked process {process.pid} to " + ("end at once" if code == 0 else "save and end")
     assert late == ([] if code == 0 else ["no save within 0.5 s; ending it at once"])
     assert last == (
-        "ended without a save, at step 30 or later; the same command continues from step 20, its last checkpoint"
+        "ended without a save, at step 30 or later; the same command resumes from step 20, its last checkpoint"
     )
     assert run.manifest()["attempts"][0]["exit_code"] == 143  # it could not note its end itself: stopped, not killed
 
@@ -162,7 +162,9 @@ def test_another_process_is_not_signalled(
 ) -> None:
     run = made_up(tmp_path / "run", attempt())
     process = launcher(HELD, str(run.path))
-    with pytest.raises(UserError, match=f"held by process {process.pid}, which is no `launch run` of this machine"):
+    with pytest.raises(
+        UserError, match=f"in use by process {process.pid}, which is not a `launch run` of this machine"
+    ):
         cancel.main([str(run.path), "--now"])
     (run.path / "lock").write_text(f"process {process.pid} on elsewhere since today")
     with pytest.raises(UserError, match=f"runs on elsewhere; run `python -m launch cancel {run.path}` there"):
@@ -206,12 +208,12 @@ def test_waiting_jobs_are_cancelled_dependent_ones_first(
     assert cancel.main([str(run.path)]) == 0
     assert cluster.requests == ["cancel 8", "cancel 7"]
     assert printed(run, capsys) == [
-        "cancelled job 8 (eval, was pending)",
-        "cancelled job 7 (finetune, was pending)",
-        "nothing of it is queued or runs",
+        "canceled job 8 (eval, was pending)",
+        "canceled job 7 (finetune, was pending)",
+        "no job is queued or running",
     ]
     assert cancel.main([str(run.path)]) == 0
-    assert printed(run, capsys) == ["nothing to cancel: stopped (job 7 was cancelled)"]
+    assert printed(run, capsys) == ["nothing to cancel: stopped (job 7 was canceled)"]
 
 
 def test_a_running_job_is_asked_until_it_listens(
@@ -229,9 +231,9 @@ def test_a_running_job_is_asked_until_it_listens(
     assert cancel.main([str(run.path)]) == 0
     assert cluster.requests == ["cancel 8", *["signal TERM 7"] * 3]
     assert printed(run, capsys) == [
-        "cancelled job 8 (eval, was pending)",
+        "canceled job 8 (eval, was pending)",
         "asked job 7 to save and end",
-        "stopped at step 20, saved; the same command continues",
+        "stopped at step 20, saved; the same command resumes",
     ]
 
 
@@ -260,7 +262,7 @@ def test_a_job_without_a_save_is_cancelled(
     assert cancel.main([str(run.path), *flags]) == code
     assert cluster.requests == requests
     assert printed(run, capsys)[-1] == (
-        "ended without a save, at step 30 or later; the same command continues from step 20, its last checkpoint"
+        "ended without a save, at step 30 or later; the same command resumes from step 20, its last checkpoint"
     )
 
 
@@ -272,7 +274,7 @@ def test_a_job_whose_ranks_have_not_begun_has_nothing_to_save(
     before = run.manifest()
     assert cancel.main([str(run.path)]) == 0
     assert cluster.requests == ["cancel 7"]
-    assert printed(run, capsys)[0] == "cancelling job 7 before its ranks begin"
+    assert printed(run, capsys)[0] == "canceling job 7 before its ranks start"
     assert run.manifest() == before
 
 
@@ -290,12 +292,12 @@ def test_a_silent_slurm_cancels_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def silent(job_id: str, folder: str) -> JobState:
-        raise RuntimeError("SLURM cannot be asked about job 7: no route")
+        raise RuntimeError("no answer from SLURM about job 7: no route")
 
     monkeypatch.setattr(slurm_queue, "state", silent)
     run = made_up(tmp_path / "run", QUEUED, jobs=(job(7),))
     assert cancel.main([str(run.path)]) == 1
-    assert capsys.readouterr() == ("", "error: SLURM cannot be asked about job 7: no route\n")
+    assert capsys.readouterr() == ("", "error: no answer from SLURM about job 7: no route\n")
 
 
 # --- a real run
@@ -349,7 +351,7 @@ def test_a_real_run_is_watched_cancelled_continued_and_killed(
     saved = about["last_checkpoint"]
     assert result.stdout.splitlines() == [
         f"{run.path}: asked process {first.pid} to save and end",
-        f"{run.path}: stopped at step {saved}, saved; the same command continues",
+        f"{run.path}: stopped at step {saved}, saved; the same command resumes",
     ]
     assert (about["state"], about["reason"], about["step"]) == ("stopped", "by SIGTERM", saved)
     assert saved >= 25

@@ -129,9 +129,7 @@ def test_those_that_come_along(name: str) -> None:
 def test_an_unknown_name_says_which_there_are(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         load("nope")
-    assert str(error.value) == (
-        "--cluster nope: unknown; choose hostfile, local, slurm, or name a YAML file that describes yours"
-    )
+    assert str(error.value) == ("--cluster nope: unknown; choose hostfile, local, slurm or the path of a YAML file")
     with pytest.raises(UserError, match=r"absent\.yaml: unknown; choose hostfile, local, slurm"):
         load(str(tmp_path / "absent.yaml"))
 
@@ -144,36 +142,42 @@ def test_no_name_leads_out_of_the_folder() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("kind: slurm\npartion: gpu\n", "unknown key 'partion'; known are account, "),
-        ("kind: slurm\nname: x\n", "unknown key 'name'; known are account, "),
-        ("kind: kubernetes\n", "kind: 'kubernetes' is none of local, hostfile, slurm"),
-        ("partition: gpu\n", "no kind; write kind: local, hostfile or slurm"),
-        ("", "no kind; write kind: local, hostfile or slurm"),
-        ("- kind: slurm\n", "no kind; write kind: local, hostfile or slurm"),
+        ("kind: slurm\npartion: gpu\n", "unknown key 'partion'; use one of account, "),
+        ("kind: slurm\nname: x\n", "unknown key 'name'; use one of account, "),
+        ("kind: kubernetes\n", "kind: 'kubernetes' is not one of local, hostfile, slurm"),
+        ("partition: gpu\n", "has no kind; write kind: local, hostfile or slurm"),
+        ("", "has no kind; write kind: local, hostfile or slurm"),
+        ("- kind: slurm\n", "has no kind; write kind: local, hostfile or slurm"),
         ("kind: [slurm\n", "not YAML (while parsing"),
-        ("kind: slurm\ndevice: tpu\n", "device: 'tpu' is none of auto, cpu, cuda"),
-        ("kind: slurm\nranks_per_node: many\n", "ranks_per_node: 'many' is no whole number"),
-        ("kind: slurm\nranks_per_node: 1.5\n", "ranks_per_node: '1.5' is no whole number"),
-        ("kind: slurm\nsignal_delay: 90s\n", "signal_delay: '90s' is no whole number"),
-        ("kind: slurm\nsignal_delay:\n", "signal_delay: '' is no whole number"),
-        ("kind: slurm\nmemory: 64G\n", "memory: '64G' is no number"),
+        ("kind: slurm\ndevice: tpu\n", "device: 'tpu' is not one of auto, cpu, cuda"),
+        ("kind: slurm\nranks_per_node: many\n", "ranks_per_node: 'many' is not a whole number"),
+        ("kind: slurm\nranks_per_node: 1.5\n", "ranks_per_node: '1.5' is not a whole number"),
+        ("kind: slurm\nsignal_delay: 90s\n", "signal_delay: '90s' is not a whole number"),
+        ("kind: slurm\nsignal_delay:\n", "signal_delay: '' is not a whole number"),
+        ("kind: slurm\nmemory: 64G\n", "memory: '64G' is not a number"),
         ("kind: slurm\nexclusive: maybe\n", "exclusive: 'maybe' is neither true nor false"),
-        ("kind: slurm\npartition: [a, b]\n", "partition: ['a', 'b'] where one value is expected"),
-        ("kind: slurm\nenvironment: A=1\n", "environment: 'A=1' is no mapping; write NAME: value, a line each"),
-        ("kind: slurm\nenvironment: {A: [1, 2]}\n", "environment: ['1', '2'] where one value is expected"),
-        ("kind: slurm\nsetup:\n- echo a: b\n", "setup: {'echo a': 'b'} where one value is expected; put it in quotes"),
-        ("kind: slurm\nsetup: {a: b}\n", "setup: {'a': 'b'} is no list; write - value, a line each"),
+        ("kind: slurm\npartition: [a, b]\n", "partition: ['a', 'b']: expected a single value"),
+        ("kind: slurm\nenvironment: A=1\n", "environment: 'A=1' is not a mapping; write NAME: value, one per line"),
+        ("kind: slurm\nenvironment: {A: [1, 2]}\n", "environment: ['1', '2']: expected a single value"),
+        ("kind: slurm\nsetup:\n- echo a: b\n", "setup: {'echo a': 'b'}: expected a single value; put it in quotes"),
+        ("kind: slurm\nsetup: {a: b}\n", "setup: {'a': 'b'} is not a list; write - value, one per line"),
         ("kind: slurm\nrequeues: -1\n", "requeues: -1 must be at least 0"),
         ("kind: slurm\nsignal_delay: -1\n", "signal_delay: -1 must be at least 0"),
         ("kind: slurm\nranks_per_node: 0\n", "ranks_per_node: 0 must be above 0"),
         ("kind: slurm\ncpus_per_rank: -2\n", "cpus_per_rank: -2 must be above 0"),
         ("kind: slurm\nnvme: 0\n", "nvme: 0.0 must be above 0"),
         ("kind: slurm\nmemory: -0.5\n", "memory: -0.5 must be above 0"),
-        ("kind: slurm\nmemory: nan\n", "memory: 'nan' is no number"),
-        ("kind: slurm\nmemory: inf\n", "memory: 'inf' is no number"),
-        ("kind: slurm\ntime: soon\n", "time: 'soon' is no time; write minutes, HH:MM:SS or D-HH:MM:SS"),
-        ("kind: slurm\nsbatch: {--comment: x}\n", "sbatch: '--comment' is no option; write its long name without dash"),
-        ("kind: slurm\nsbatch: {'comment x': y}\n", "sbatch: 'comment x' is no option; write its long name without d"),
+        ("kind: slurm\nmemory: nan\n", "memory: 'nan' is not a number"),
+        ("kind: slurm\nmemory: inf\n", "memory: 'inf' is not a number"),
+        ("kind: slurm\ntime: soon\n", "time 'soon': not a valid time; use minutes, HH:MM:SS or D-HH:MM:SS"),
+        (
+            "kind: slurm\nsbatch: {--comment: x}\n",
+            "sbatch: '--comment' is not an option; write its long name without lead",
+        ),
+        (
+            "kind: slurm\nsbatch: {'comment x': y}\n",
+            "sbatch: 'comment x' is not an option; write its long name without l",
+        ),
     ],
 )
 def test_mistakes_name_file_and_key(text: str, message: str, tmp_path: Path) -> None:
@@ -205,7 +209,7 @@ def test_nothing_of_a_cluster_file_is_executed(tmp_path: Path) -> None:
 def test_control_characters_are_refused(key: str, value: str, character: str, tmp_path: Path) -> None:
     text = value.format(f'"a{character}#SBATCH --uid=0"')
     assert f"{key}: " in (message := refused(tmp_path, f"kind: slurm\n{key}: {text}\n"))
-    assert "holds a control character" in message
+    assert "contains a control character" in message
 
 
 def test_shell_lines_may_hold_what_they_like(tmp_path: Path) -> None:
@@ -230,13 +234,13 @@ def test_minutes_of_each_form(text: str, expected: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "soon", "-5", "1h", "1:2:3:4", "1-", "-", "1.5", ":30", "1-2-3", "1:-30", "∞"])
 def test_what_is_no_time(text: str) -> None:
-    with pytest.raises(UserError, match="is no time; write minutes, HH:MM:SS or D-HH:MM:SS"):
+    with pytest.raises(UserError, match="not a valid time; use minutes, HH:MM:SS or D-HH:MM:SS"):
         minutes(text)
 
 
 @pytest.mark.parametrize("text", ["0", "0:59", "0:00:59", "0-0", "0-00:00:00"])
 def test_less_than_a_minute_is_no_limit(text: str) -> None:
-    with pytest.raises(UserError, match="is below a minute"):
+    with pytest.raises(UserError, match="shorter than one minute"):
         minutes(text)
 
 
@@ -318,7 +322,7 @@ def test_slurm_gives_what_its_file_says() -> None:
 
 def test_slurm_gives_no_more_ranks_than_gpus() -> None:
     assert not_probed(ClusterFile(kind="slurm", gres="gpu:4"), ranks_per_node=5) == (
-        "--ranks_per_node 5: beyond the 4 of a node (gres: gpu:4); choose at most that"
+        "--ranks_per_node 5: a node has 4 (gres: gpu:4); choose at most 4"
     )
 
 
@@ -329,15 +333,13 @@ def test_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert probed(local, ranks_per_node=7) == (1, 7, "cpu")
     assert probed(replace(local, ranks_per_node=3)) == (1, 3, "cpu")
     assert not_probed(local, nodes=2) == ("--nodes 2: the local cluster is one machine; choose 1, or --cluster slurm")
-    assert not_probed(replace(local, device="cuda")) == (
-        "--cluster local: asks for device cuda, but this machine has no GPU"
-    )
+    assert not_probed(replace(local, device="cuda")) == ("--cluster local: device is cuda, but this machine has no GPU")
     monkeypatch.setattr(devices, "count_gpus", lambda: 4)
     assert probed(local) == (1, 4, "cuda")
     assert probed(local, ranks_per_node=2) == (1, 2, "cuda")
     assert probed(replace(local, device="cpu")) == (1, 1, "cpu")
     assert not_probed(local, ranks_per_node=5) == (
-        "--ranks_per_node 5: beyond the 4 of a node (this machine's GPUs); choose at most that"
+        "--ranks_per_node 5: a node has 4 (this machine's GPUs); choose at most 4"
     )
 
 
@@ -349,9 +351,9 @@ def test_hosts_give_their_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert probed(file, nodes=2) == (2, 2, "cpu")  # the least of those that take part
     assert probed(replace(file, device="cuda"), nodes=3, ranks_per_node=1) == (3, 1, "cuda")
     assert probed(replace(file, ranks_per_node=2), nodes=3) == (3, 2, "cpu")
-    assert not_probed(file, nodes=4) == f"--nodes 4: {tmp_path}/hosts lists 3; choose at most that"
+    assert not_probed(file, nodes=4) == f"--nodes 4: {tmp_path}/hosts has 3; choose at most 3"
     assert not_probed(file, nodes=3, ranks_per_node=3) == (
-        f"--ranks_per_node 3: beyond the 2 of a node (slots in {tmp_path}/hosts); choose at most that"
+        f"--ranks_per_node 3: a node has 2 (slots in {tmp_path}/hosts); choose at most 2"
     )
     monkeypatch.setattr(devices, "count_gpus", lambda: 2)
     assert probed(file, nodes=2) == (2, 2, "cuda")
@@ -384,17 +386,20 @@ plain
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a slots=2\nb slots=none\n", " line 2: 'b slots=none' is no host; write host slots=N"),
-        ("a slots=0\n", " line 1: 'a slots=0' is no host; write host slots=N"),
-        ("a slots=-1\n", " line 1: 'a slots=-1' is no host; write host slots=N"),
-        ("# x\n\na 8\n", " line 3: 'a 8' is no host; write host slots=N"),
-        ("a slots=2 b slots=2\n", " line 1: 'a slots=2 b slots=2' is no host; write host slots=N"),
-        ("-oProxyCommand=reboot slots=1\n", " line 1: '-oProxyCommand=reboot slots=1' is no host; write host slots=N"),
-        ("-lroot\n", " line 1: '-lroot' is no host; write host slots=N"),
-        ("$(reboot) slots=1\n", " line 1: '$(reboot) slots=1' is no host; write host slots=N"),
-        ("a;reboot slots=1\n", " line 1: 'a;reboot slots=1' is no host; write host slots=N"),
-        ("a slots=2\nb\na slots=4\n", " line 3: a is there twice; raise its slots instead"),
-        ("# nothing\n\n", ": lists no hosts; write one 'host slots=N' a line"),
+        ("a slots=2\nb slots=none\n", " line 2: 'b slots=none' is not a host; write host slots=N"),
+        ("a slots=0\n", " line 1: 'a slots=0' is not a host; write host slots=N"),
+        ("a slots=-1\n", " line 1: 'a slots=-1' is not a host; write host slots=N"),
+        ("# x\n\na 8\n", " line 3: 'a 8' is not a host; write host slots=N"),
+        ("a slots=2 b slots=2\n", " line 1: 'a slots=2 b slots=2' is not a host; write host slots=N"),
+        (
+            "-oProxyCommand=reboot slots=1\n",
+            " line 1: '-oProxyCommand=reboot slots=1' is not a host; write host slots=N",
+        ),
+        ("-lroot\n", " line 1: '-lroot' is not a host; write host slots=N"),
+        ("$(reboot) slots=1\n", " line 1: '$(reboot) slots=1' is not a host; write host slots=N"),
+        ("a;reboot slots=1\n", " line 1: 'a;reboot slots=1' is not a host; write host slots=N"),
+        ("a slots=2\nb\na slots=4\n", " line 3: a appears twice; raise its slots instead"),
+        ("# nothing\n\n", ": contains no hosts; write 'host slots=N', one per line"),
     ],
 )
 def test_mistakes_name_file_and_line(text: str, message: str, tmp_path: Path) -> None:
@@ -407,7 +412,8 @@ def test_a_hostfile_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         hosts(ClusterFile(kind="hostfile", hostfile=str(tmp_path / "hosts")))
     assert str(error.value) == (
-        f"hostfile {tmp_path}/hosts: not found; write one 'host slots=N' a line, or name it in the cluster's file"
+        f"hostfile {tmp_path}/hosts: not found; "
+        "write 'host slots=N', one per line, or set hostfile: in the cluster file"
     )
 
 
@@ -420,9 +426,9 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
     assert (cluster.time, cluster.partition) == ("10", "long")
     cluster = cluster_of(file, "1-0", "short")
     assert (cluster.time, cluster.partition, cluster.name) == ("1-0", "short", "mine")
-    with pytest.raises(UserError, match="time: 'x' is no time"):
+    with pytest.raises(UserError, match="--time x: not a valid time"):
         cluster_of(file, "x", None)
-    with pytest.raises(UserError, match=r"partition: .* holds a control character"):
+    with pytest.raises(UserError, match=r"partition: .* contains a control character"):
         cluster_of(file, None, "short\n#SBATCH --uid=0")
 
 
@@ -441,8 +447,8 @@ def test_a_probe_is_what_a_plan_takes() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"time": "1"}, "time: '1' is not above the signal_delay of 90 s; raise it"),
-        ({"time": "99:99"}, "time: '99:99' has more than 59 behind a colon"),
+        ({"time": "1"}, "time '1': not longer than signal_delay (90 s); use a longer --time"),
+        ({"time": "99:99"}, "time '99:99': more than 59 after a colon"),
         ({"sbatch": {"nodes": "2"}}, "sbatch: 'nodes' is set by launch"),
         ({"sbatch": {"job_name": "x"}}, "sbatch: 'job_name' is set by launch"),
         ({"sbatch": {"no-requeue": "true"}}, "sbatch: 'no-requeue' is set by launch"),

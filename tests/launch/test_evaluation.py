@@ -99,7 +99,7 @@ def test_every_checkpoint_is_fanned_out(flags: tuple[str, ...], run: RunDirector
 def test_evaluations_do_not_go_to_a_hostfile(run: RunDirectory) -> None:
     with pytest.raises(UserError) as error:
         evaluation.run(Request(command="membership", run=run, cluster=ClusterFile(kind="hostfile", name="mine")))
-    assert str(error.value) == "--cluster mine: evaluations run on local or slurm; choose one of these"
+    assert str(error.value) == "--cluster mine: not possible for evaluations; choose local or slurm"
 
 
 def test_a_wrong_flag_is_refused_before_any_part_begins(run: RunDirectory) -> None:

@@ -82,7 +82,7 @@ def test_one_rank_alone_is_as_it_wrote(printed: Printed) -> None:
 
 def test_an_older_attempt(printed: Printed) -> None:
     assert printed("--attempt", "1") == "[rank 0] old story\n"
-    assert printed("--attempt", "1", "--errors") == "no rank of attempt 1 has left an error\n"
+    assert printed("--attempt", "1", "--errors") == "no rank of attempt 1 has written an error\n"
 
 
 def test_errors_in_order_of_time(printed: Printed) -> None:
@@ -98,7 +98,7 @@ def test_an_end_without_an_error_is_told(tmp_path: Path, capsys: pytest.CaptureF
     run = made_up(tmp_path / "run", attempt(exit_code=137, ranks=1, **ENDED))
     write(run, 1, 0, "step 1")
     assert logs.main([str(run.path)]) == 0
-    silent = "error: attempt 1 ended with exit code 137, SIGKILL, of which no rank has left an error\n"
+    silent = "error: attempt 1 ended with exit code 137, SIGKILL; no rank has written an error about it\n"
     assert capsys.readouterr().out == f"{silent}step 1\n"
     fail(run, 1, 0, 1.0, "RuntimeError: connection closed by peer")
     assert logs.main([str(run.path)]) == 0
@@ -136,7 +136,7 @@ def test_progress_bars_leave_what_a_terminal_would_show(run: RunDirectory, print
         (["--rank", "x"], "--rank x: expected int"),
         (["--attempt", "3"], "--attempt 3: RUN has attempts 1 to 2"),
         (["--attempt", "0"], "--attempt 0: RUN has attempts 1 to 2"),
-        (["--errors", "--follow"], "--errors --follow: --errors shows what has failed already; leave one of them out"),
+        (["--errors", "--follow"], "--errors --follow: cannot be combined; use only one of them"),
         (["--folow"], "unknown setting 'folow': did you mean --follow?"),
     ],
 )
@@ -162,7 +162,7 @@ def test_a_run_without_an_attempt(tmp_path: Path, capsys: pytest.CaptureFixture[
     printed = capsys.readouterr()
     assert printed.out == f"{run.path} has no attempt yet\n"
     assert printed.err == f"{run.path}: prepared; no rank has written yet\n"
-    with pytest.raises(UserError, match="has none yet"):
+    with pytest.raises(UserError, match="has no attempt yet"):
         logs.main([str(run.path), "--attempt", "1"])
 
 
@@ -183,7 +183,7 @@ def test_what_a_job_said_before_its_ranks(tmp_path: Path, capsys: pytest.Capture
     assert logs.main([str(run.path)]) == 0
     printed = capsys.readouterr()
     assert printed.out == job_output
-    assert printed.err.endswith("failed (job 7 failed before its ranks began); no rank has written yet\n")
+    assert printed.err.endswith("failed (job 7 failed before its ranks started); no rank has written yet\n")
     assert logs.main([str(run.path), "--errors"]) == 0
     assert capsys.readouterr().out == f"{run.path} has no attempt yet\n{job_output}"
 
@@ -200,7 +200,7 @@ def test_a_job_that_died_early_comes_before_the_attempt_of_an_older_one(
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [f"--- {run.submit}/9_0_log.err, last lines", "no such module"]
     assert lines[2:] == [
-        "error: attempt 1 ended with exit code 1, of which no rank has left an error",
+        "error: attempt 1 ended with exit code 1; no rank has written an error about it",
         "[rank 0] step 1",
     ]
     assert logs.main([str(run.path), "--errors"]) == 0
@@ -373,7 +373,7 @@ def test_following_a_job_from_the_queue_through_a_requeue(
         "[rank 0] step of 0",
         "--- attempt 2",
         "[rank 0] step of 1",
-        "error: attempt 2 ended with exit code 1, of which no rank has left an error",
+        "error: attempt 2 ended with exit code 1; no rank has written an error about it",
     ]
     states = [line.removeprefix(f"{run.path}: ") for line in printed.err.splitlines()]
     assert states == ["pending (Priority)", "running", "killed", "requeued", "running", "failed (exit code 1)"]

@@ -160,7 +160,7 @@ def test_a_plan_says_how_far_its_run_is(program, copied_run: RunDirectory, corpo
 
     assert first_line() == f"run            {copied_run.path} (finished)"
     shutil.rmtree(copied_run.checkpoints / "step-00000012")
-    assert first_line() == f"run            {copied_run.path} (begun; it would continue from step 8)"
+    assert first_line() == f"run            {copied_run.path} (started; would resume from step 8)"
     shutil.rmtree(copied_run.checkpoints)
     assert first_line() == f"run            {copied_run.path}"
 
@@ -207,11 +207,11 @@ def test_print_config_gives_yaml_that_gives_the_same_plan(program, tmp_path: Pat
         ),
         (
             ["plan", "finetune", "--cluster", "moon"],
-            "--cluster moon: unknown; choose hostfile, local, slurm, or name a YAML file that describes yours",
+            "--cluster moon: unknown; choose hostfile, local, slurm or the path of a YAML file",
         ),
         (
             ["plan", "finetune", "--time", "soon"],
-            "time: 'soon' is no time; write minutes, HH:MM:SS or D-HH:MM:SS",
+            "--time soon: not a valid time; use minutes, HH:MM:SS or D-HH:MM:SS",
         ),
         (["run", "eval", "membership"], "the following arguments are required: run"),
         (
@@ -243,7 +243,7 @@ def test_strategies_for_gpus_that_are_not_here(program) -> None:  # type: ignore
     assert ", or --nodes " in too_small.stderr
     assert too_small.stderr.count("\n") == 1
     refused = program("launch", "run", "finetune", *shape, "--host_mem", 500)
-    assert refused.stderr.startswith("error: --gpu_mem: no GPU is here")
+    assert refused.stderr.startswith("error: --gpu_mem: this machine has no GPU")
 
 
 def test_the_gate_refuses_what_cannot_fit(program, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -252,7 +252,7 @@ def test_the_gate_refuses_what_cannot_fit(program, tmp_path: Path) -> None:  # t
     assert re.search(r"ddp .* GiB|ddp  .*chosen, [\d.]+ GiB of host missing", planned.stdout)
     result = program("launch", "run", "finetune", *flags)
     assert (result.returncode, list(tmp_path.iterdir())) == (2, [])
-    assert "--strategy ddp: does not fit, it is short of " in result.stderr
+    assert "--strategy ddp: does not fit, " in result.stderr
     assert "--force" in result.stderr
 
 
@@ -353,7 +353,7 @@ def test_without_libaio_nothing_is_started(program, tmp_path: Path) -> None:  # 
         assert (result.returncode, result.stdout, result.stderr) == (
             2,
             "",
-            "error: --strategy zero3-nvme: needs libaio, and no program can be built with it here; "
+            "error: --strategy zero3-nvme: needs libaio, but no program can be built with it; "
             "apt-get install libaio-dev, or yum install libaio-devel\n",
         )
     assert not (tmp_path / "run").exists()

@@ -389,7 +389,7 @@ def test_strict_refuses_what_no_commit_names(clone: Path, tmp_path: Path, monkey
     assert complained == f"error: --strict: the working tree differs from commit {head[:12]}; commit or stash first\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clone"]
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
-    with pytest.raises(UserError, match="--strict: the code is no git repository, so no commit can name it"):
+    with pytest.raises(UserError, match="--strict: the code is not in a git repository and has no commit"):
         snapshot.refuse_dirty()
 
 
@@ -427,7 +427,7 @@ def test_a_run_runs_its_snapshot(clone: Path, corpora: Path, corpus: Any, tmp_pa
     finally:
         process.kill()
     assert process.returncode == 0, out + complaints
-    assert "not in the code snapshot, since untracked and large: notes/large.bin\n" in complaints
+    assert "not in the code snapshot, because untracked and large: notes/large.bin\n" in complaints
     assert not (run.code / "notes").exists()
     printed = f"{MARKER} {run.code}/wellread/__init__.py {run.code}/wellread/train/rank.py\n"
     assert printed in out

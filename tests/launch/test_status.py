@@ -153,10 +153,10 @@ def test_a_damaged_progress_file_is_none(text: str, tmp_path: Path) -> None:
         ([QUEUED], JobState(state="PENDING", restarts=1, reason="BeginTime"), "requeued (BeginTime)", "slurm job 7"),
         ([QUEUED | ENDED | {"exit_code": 140}], JobState(state="REQUEUED", restarts=1), "requeued", "slurm job 7"),
         ([attempt(exit_code=1, **ENDED)], JobState(state="PENDING"), "pending", "slurm job 7"),
-        ([], JobState(state="FAILED"), "failed (job 7 failed before its ranks began)", ""),
-        ([], JobState(state="TIMEOUT"), "failed (job 7 timeout before its ranks began)", ""),
-        ([], JobState(state="CANCELLED"), "stopped (job 7 was cancelled)", ""),
-        ([], JobState(state="UNKNOWN"), "unknown (job 7 is forgotten by SLURM, and left no attempt)", ""),
+        ([], JobState(state="FAILED"), "failed (job 7 failed before its ranks started)", ""),
+        ([], JobState(state="TIMEOUT"), "failed (job 7 timeout before its ranks started)", ""),
+        ([], JobState(state="CANCELLED"), "stopped (job 7 was canceled)", ""),
+        ([], JobState(state="UNKNOWN"), "unknown (job 7 is no longer known to SLURM and has no attempt)", ""),
         ([QUEUED], JobState(state="NODE_FAIL"), "killed (job 7 node_fail)", "slurm job 7"),
         ([QUEUED], JobState(state="UNKNOWN"), "killed", "slurm job 7"),
         ([QUEUED | ENDED | {"exit_code": 1}], JobState(state="FAILED"), "failed (exit code 1)", "slurm job 7"),
@@ -193,9 +193,9 @@ def test_numbers_before_a_requeue_are_no_rate_of_now(queue: dict[str, JobState |
 
 
 def test_what_slurm_does_not_say_is_not_guessed(queue: dict[str, JobState | str], tmp_path: Path) -> None:
-    queue["7"] = "SLURM cannot be asked about job 7: Connection refused"
+    queue["7"] = "no answer from SLURM about job 7: Connection refused"
     run = made_up(tmp_path / "run", QUEUED, jobs=(job(7),), saved=(0,))
-    assert looked(run).in_words == "unknown (SLURM cannot be asked)"
+    assert looked(run).in_words == "unknown (no answer from SLURM)"
     with run.lock():  # on a shared filesystem rank 0's lock is seen from here
         assert looked(run).state == "running"
     finished = made_up(tmp_path / "finished", QUEUED, jobs=(job(7),), saved=(STEPS,))
@@ -209,19 +209,19 @@ def test_a_silent_slurm_is_asked_once(
 
     def silent(job_id: str, folder: str | None = None) -> JobState:
         requests.append(job_id)
-        raise RuntimeError("SLURM cannot be asked: no route")
+        raise RuntimeError("no answer from SLURM: no route")
 
     monkeypatch.setattr(slurm_queue, "state", silent)
     for name in ("a", "b", "c"):
         made_up(tmp_path / name, QUEUED, jobs=(job(7), job(8, "eval")))
     assert status.main(["--runs", str(tmp_path)]) == 0
     printed = capsys.readouterr()
-    assert printed.out.count("unknown (SLURM cannot be asked)") == 3
-    assert printed.err == "SLURM cannot be asked: no route\n"
+    assert printed.out.count("unknown (no answer from SLURM)") == 3
+    assert printed.err == "no answer from SLURM: no route\n"
     assert requests == ["7"]
     assert status.main([str(tmp_path / "a")]) == 0
     assert "job 8  " in (page := capsys.readouterr().out)
-    assert page.count("state unknown: SLURM cannot be asked: no route") == 2
+    assert page.count("state unknown: no answer from SLURM: no route") == 2
 
 
 # --- what is printed
@@ -262,7 +262,7 @@ def test_one_run_at_length(runs: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert status.main([str(runs / "failed")]) == 0
     assert capsys.readouterr().out.replace(str(runs), "RUNS") == (
         "run          RUNS/failed\n"
-        "state        failed (exit code 1); the same command continues from step 8\n"
+        "state        failed (exit code 1); the same command resumes from step 8\n"
         "first error  rank 1: ValueError: rank 1's\n"
         "step         9/40, 9,000 tokens read, loss 2.5000\n"
         "rate         2,000 tokens/s, 0.5 s/step\n"
@@ -323,7 +323,7 @@ def test_a_folder_without_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str
     [
         (["TMP/nowhere"], "TMP/nowhere: not a run directory (it has no config.yaml); see the folder runs/ for yours"),
         (["TMP"], "TMP: not a run directory (it has no config.yaml); see the folder runs/ for yours"),
-        (["--runs", "TMP/nowhere"], "--runs TMP/nowhere: no such folder; name the one that your runs are in"),
+        (["--runs", "TMP/nowhere"], "--runs TMP/nowhere: no such folder; give the folder of your runs"),
         (["--jason"], "unknown setting 'jason': did you mean --json?"),
     ],
 )

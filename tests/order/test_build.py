@@ -400,7 +400,7 @@ def test_a_curriculum_through_the_launcher(program: Program, corpora: Path, smal
     assert history.sample(history.reader.n - 1) == []
     other = program(*launch, "--out", run.path, "--order_control", "true")
     assert other.returncode == 2
-    assert "holds another run (order.pass is sequential there, shuffle asked for)" in other.stderr
+    assert "contains another run (order.pass is sequential, requested shuffle)" in other.stderr
     np.save(run.order_file, np.zeros(64, dtype=np.int64))
     verification = program("eval", "verify", run.path)
     assert verification.returncode == 1

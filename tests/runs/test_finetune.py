@@ -213,7 +213,7 @@ def test_other_config_into_a_run_is_refused(
     before = snapshot(uninterrupted.path)
     done = finetune(uninterrupted.path, *DIVISIONS["2 ranks x 4"], *flags)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {uninterrupted.path}: holds another run (")
+    assert done.stderr.startswith(f"error: {uninterrupted.path}: contains another run (")
     assert done.stderr.count("\n") == 1
     assert difference in done.stderr
     assert done.stderr.endswith("; choose another --out\n")

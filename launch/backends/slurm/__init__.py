@@ -1,1 +1,1 @@
-"""Clusters whose queue is SLURM."""
+"""Clusters with SLURM."""

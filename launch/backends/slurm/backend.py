@@ -1,4 +1,4 @@
-"""A SLURM cluster: runs and evaluations are handed over as jobs, which go on without launch."""
+"""The backend for SLURM: runs and evaluations are submitted as jobs, which continue without launch."""
 
 from __future__ import annotations
 
@@ -26,48 +26,48 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Slurm(Backend):
-    """Nodes that SLURM gives to jobs."""
+    """Submits jobs to SLURM."""
 
     def __post_init__(self) -> None:
         file = self.file
         if file.signal_delay >= minutes(file.time) * 60:
-            where = f"--cluster {file.name}: " * bool(file.name)
+            where = f"--cluster {file.path}: " * bool(file.path)
             raise UserError(
-                f"{where}time: {file.time!r} is not above the signal_delay of {file.signal_delay} s; raise it"
+                f"{where}time {file.time!r}: not longer than signal_delay ({file.signal_delay} s); use a longer --time"
             )
 
     def probe(self, nodes: int, ranks_per_node: int | Literal["auto"]) -> Machine:
-        """What the cluster's file says; SLURM is not asked."""
+        """Return the machine described by the cluster file, without a query to SLURM."""
         file = self.file
         device = ("cuda" if file.gpus else "cpu") if file.device == "auto" else file.device
         most = file.gpus if device == "cuda" else 0
         return self._described(nodes, ranks_per_node, device, file.gpus or 1, most, f"gres: {file.gres}")
 
     def sizes(self) -> tuple[float | None, float | None]:
-        """What the file says, else the memory that SLURM knows of."""
+        """Return the sizes in the cluster file, else the node memory that SLURM reports."""
         memory = self.file.memory
         return self.file.gpu_mem, queue.node_memory(self.file.partition) if memory is None else memory
 
     def lacks_gpus(self) -> str:
-        """Whether its jobs ask for GPUs."""
-        return "" if self.file.gpus else "the cluster's file asks for no GPU (gres: gpu:8)"
+        """Return a reason when jobs request no GPUs."""
+        return "" if self.file.gpus else "the cluster file requests no GPU (gres: gpu:8)"
 
     def cores(self, ranks_per_node: int) -> int | None:
-        """What the file says; this machine's cores say nothing of the nodes'."""
+        """Return the value in the cluster file; nodes may have more or fewer cores than this machine."""
         return self.file.cpus_per_rank
 
     def check(self, run: RunDirectory) -> None:
-        """Refuse a path that SLURM would misread."""
+        """Refuse a path that SLURM would misinterpret."""
         jobs.check(run)
 
     def train(self, training: Training, settle: Settle, refuse_changed: Callable[[], None]) -> int:
-        """Submit the run and what follows it, unless they are there already."""
+        """Submit the run and the evaluation after it, unless they are already queued or running."""
         run = training.run
-        queued = jobs.active(run, training.program)  # asked before the run's lock, which a running job holds
+        queued = jobs.active(run, training.program)  # before taking the run's lock, which a running job holds
         if queued:
             refuse_changed()
             job_id = queued[-1][0]["id"]
-            print(f"{run.path}: job {job_id} is {queued[-1][1].state.lower()} already; nothing to submit", flush=True)
+            print(f"{run.path}: job {job_id} is already {queued[-1][1].state.lower()}; nothing to submit", flush=True)
             last = next((note["id"] for note, _ in reversed(jobs.active(run, "eval"))), job_id)
             return self._followed(training, job_id, last, settle, refuse_changed)
         with run.lock():
@@ -91,7 +91,7 @@ class Slurm(Backend):
         settle: Settle,
         refuse_changed: Callable[[], None],
     ) -> int:
-        """With --wait, the exit code of the run's job, or of the evaluation after it; else 0."""
+        """With --wait, follow the run's job and the evaluation after it, and return the exit code; else return 0."""
         run = training.run
         if not training.wait:
             return 0
@@ -116,25 +116,25 @@ class Slurm(Backend):
         return job_id
 
     def _job_parameters(self, training: Training, plan: Plan) -> dict[str, Any]:
-        """What the run's job asks of SLURM."""
+        """Return the SLURM parameters of the run's job."""
         ranks = plan.machine.ranks_per_node
         return jobs.parameters(
             self.file, name=training.run.name, nodes=plan.machine.nodes, ranks_per_node=ranks, code=training.code
         )
 
     def _submit_then(self, training: Training, after: str | None) -> str:
-        """Hand over what follows a run, to start when job `after` has ended well; return its id."""
+        """Submit the command after a run, to start when job `after` has succeeded; return its job id."""
         run = training.run
         parameters = self._command_parameters(f"{run.name} eval", after)
         parameters["additional_parameters"]["chdir"] = str(training.code)
         return jobs.submit(self.file, run, [self._command(run, training.then)], parameters, "eval")
 
     def evaluate(self, evaluation: Evaluation) -> int:
-        """Submit an evaluation: its parts as an array of jobs, and the whole after them."""
+        """Submit an evaluation: its parts as a job array, and the last step after them."""
         run = evaluation.run
         jobs.check(run)
         if running := jobs.active(run, "eval"):
-            raise UserError(f"{run.path}: job {running[-1][0]['id']} evaluates it already; wait for it, or make cancel")
+            raise UserError(f"{run.path}: job {running[-1][0]['id']} already evaluates it; wait for it, or make cancel")
         first = None
         if parts := evaluation.parts:
             parameters = self._command_parameters(f"{run.name} eval parts")
@@ -151,7 +151,7 @@ class Slurm(Backend):
         return code or jobs.follow(run, job_id, show_log=False)
 
     def _command_parameters(self, name: str, after: str | None = None) -> dict[str, Any]:
-        """What the job of one command asks of SLURM."""
+        """Return the SLURM parameters of a job that runs one command."""
         return jobs.parameters(self.file, name=name, nodes=1, ranks_per_node=1, code=provenance.ROOT, after=after)
 
     def _command(self, run: RunDirectory, arguments: tuple[str, ...]) -> CommandTask:
@@ -160,28 +160,28 @@ class Slurm(Backend):
 
     @staticmethod
     def jobs_of(run: RunDirectory) -> list[Job]:
-        """The jobs that RUN/submit tells of."""
+        """Return the jobs listed in RUN/submit."""
         return [jobs.SlurmJob(note) for note in jobs.jobs_of(run)]
 
     def plan_files(self, training: Training, plan: Plan) -> dict[str, str]:
-        """The file that sbatch would get."""
+        """Return the script for sbatch."""
         return {"sbatch": jobs.sbatch_text(self.file, training.run, self._job_parameters(training, plan))}
 
     def checks(self, request: Request, nodes: int | None, no_job: bool) -> Iterator[Check]:
-        """What this machine needs, what the scheduler says, and what each node of a small job tells of itself."""
+        """Yield the checks of this machine, of the scheduler, and of each node of a small job."""
         from launch.backends.slurm import checks
 
         return checks.checks(self.file, request, nodes, no_job)
 
 
 def _note_jobs(run: RunDirectory) -> bool:
-    """Whether SLURM ended the run's last job for want of memory, which is then noted."""
+    """Return whether the run's last job exceeded its memory according to SLURM; if so, write it into the manifest."""
     last = run.manifest()["attempts"][-1:] if run.manifest_file.exists() else []
     job_id = last[0].get("job") if last else None
     return bool(job_id and ladder.note_job(run, job_id, queue.state(job_id).state))
 
 
 def _is_reported(run: RunDirectory) -> bool:
-    """Whether the report is there, and newer than the last checkpoint."""
+    """Return whether the report exists and is newer than all checkpoints."""
     report, checkpoints = run.report / "index.html", list_checkpoints(run.checkpoints)
     return report.exists() and all(report.stat().st_mtime > c.path.stat().st_mtime for c in checkpoints)

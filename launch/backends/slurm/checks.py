@@ -1,4 +1,4 @@
-"""What the doctor looks at on a SLURM cluster: the scheduler, then a small job in which each node tells of itself."""
+"""The doctor's checks of a SLURM cluster: the scheduler, then a small job that runs the checks on each node."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MEMORY_OF_JOB = "2G"
 
 
 def checks(cluster: ClusterFile, request: Request, nodes: int | None, no_job: bool) -> Iterator[Check]:
-    """What this machine needs, then the scheduler, then a small job on `nodes` nodes (None: the free ones)."""
+    """Yield the checks of this machine, of the scheduler, and of a small job on `nodes` nodes (None: the free ones)."""
     yield from installed(request)
     reached = scheduler.scheduler(cluster.name)
     yield reached
@@ -48,7 +48,7 @@ def checks(cluster: ClusterFile, request: Request, nodes: int | None, no_job: bo
 
 
 def ask_slurm(cluster: ClusterFile, nodes: int, request: Request) -> list[Check]:
-    """Run the node part as a small job on `nodes` nodes, and compare what they tell."""
+    """Run the checks as a small job on `nodes` nodes, and compare the reports."""
     name = f"wellread-doctor-{secrets.token_hex(6)}"
     command = srun_command(cluster, nodes, replace(request, in_job=True), name)
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_")) or k == "SLURM_CONF"}
@@ -58,7 +58,7 @@ def ask_slurm(cluster: ClusterFile, nodes: int, request: Request) -> list[Check]
         answer = several.ask(command, seconds, environment)
         answered = answer.in_time
     finally:
-        if not answered:  # the name is this job's alone
+        if not answered:  # no other job has this name
             with suppress(OSError, subprocess.TimeoutExpired):
                 subprocess.run(["scancel", "--name", name, "--user", getpass.getuser()], timeout=20, check=False)
     results = [check for report, at in answer.reports for check in several.of_node(report, at, request, cluster.gpus)]
@@ -68,7 +68,7 @@ def ask_slurm(cluster: ClusterFile, nodes: int, request: Request) -> list[Check]
 
 
 def srun_command(cluster: ClusterFile, nodes: int, request: Request, name: str) -> list[str]:
-    """What starts the node part on `nodes` nodes."""
+    """Return the command that runs the checks on `nodes` nodes."""
     seconds = several.SECONDS_PER_NODE + several.SECONDS_TO_BUILD * request.build
     options = {
         "job-name": name,
@@ -93,7 +93,7 @@ def srun_command(cluster: ClusterFile, nodes: int, request: Request, name: str) 
 
 
 def _missing(cluster: ClusterFile, nodes: int, answer: several.Answer, seconds: int) -> Check:
-    """Why fewer nodes than asked for have told of themselves."""
+    """Return a check that explains why fewer nodes than requested have sent a report."""
     where = cluster.name
     errors = [line.partition("error:")[2].strip() or line for line in answer.stderr if "queued and waiting" not in line]
     text = f"{len(answer.reports)} of {nodes} nodes answered"
@@ -103,19 +103,19 @@ def _missing(cluster: ClusterFile, nodes: int, answer: several.Answer, seconds: 
             where=where,
             state="failed",
             found=f"{text} within {seconds} s",
-            remedy="sinfo -R tells of nodes in trouble; a network filesystem that hangs looks like this",
+            remedy="check sinfo -R for failed nodes; a hanging network filesystem has the same effect",
         )
     if any("nodes are busy" in line or "Immediate execution" in line for line in answer.stderr):
         return Check(
             check="job",
             where=where,
             state="warning",
-            found=f"no {nodes} free nodes within {SECONDS_IN_QUEUE} s: what runs there was not looked at",
+            found=f"no {nodes} free nodes within {SECONDS_IN_QUEUE} s; the nodes were not checked",
             remedy="try again later, with fewer --nodes, or with --no_job",
         )
     remedy = (
         several.SHARED if any("No module named" in line or "No such file" in line for line in answer.stderr) else ""
     )
-    remedy = remedy or "compare the cluster's file with sinfo and scontrol show partition"
+    remedy = remedy or "compare the cluster file with sinfo and scontrol show partition"
     reason = errors[-1] if errors else f"srun ended with code {answer.code}"
     return Check(check="job", where=where, state="failed", found=f"{text}: {reason}", remedy=remedy)

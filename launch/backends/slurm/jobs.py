@@ -1,4 +1,4 @@
-"""SLURM: jobs handed over through submitit, and followed until their end."""
+"""SLURM jobs: submit them through submitit, and follow them until they end."""
 
 from __future__ import annotations
 
@@ -24,47 +24,58 @@ from wellread.run import RunDirectory
 
 FOLLOW_SECONDS = 2.0
 SECONDS_FOR_A_REASON = 2.0
-"""How long SLURM's scheduler may take to say why a job waits."""
+"""How long SLURM's scheduler may take to give the reason why a job waits."""
 STUCK = {
-    "PartitionNodeLimit": "the partition has fewer nodes than were asked for: cancel it, and lower --nodes",
-    "PartitionTimeLimit": "the partition's time limit is lower: cancel it, and lower --time",
-    "BadConstraints": "no node satisfies what the cluster's file asks for: cancel it, and mend the file",
-    "AssocMaxNodePerJobLimit": "your account may not have that many nodes: cancel it, and lower --nodes",
-    "QOSMaxNodePerJobLimit": "the QOS allows fewer nodes: cancel it, and lower --nodes",
-    "QOSMaxWallDurationPerJobLimit": "the QOS allows less time: cancel it, and lower --time",
+    "PartitionNodeLimit": "the partition has fewer nodes; cancel the job and lower --nodes",
+    "PartitionTimeLimit": "the partition has a lower time limit; cancel the job and lower --time",
+    "BadConstraints": "no node has what the cluster file requests; cancel the job and correct the file",
+    "AssocMaxNodePerJobLimit": "your account allows fewer nodes; cancel the job and lower --nodes",
+    "QOSMaxNodePerJobLimit": "the QOS allows fewer nodes; cancel the job and lower --nodes",
+    "QOSMaxWallDurationPerJobLimit": "the QOS has a lower time limit; cancel the job and lower --time",
 }
-"""Reasons of SLURM for which no waiting helps, and what does."""
+"""SLURM's reason for a job that will never start -> explanation and what to do."""
+REMEDIES = {
+    r"partition": "choose another --partition, or correct partition: in the cluster file; sinfo lists partitions",
+    r"account": "correct account: in the cluster file; sacctmgr show associations lists yours",
+    r"qos": "correct qos: in the cluster file; sacctmgr show qos lists them",
+    r"time limit": "lower --time; sinfo shows the limits of partitions",
+    r"node count|node configuration": "lower --nodes, gres: or memory:; sinfo --Node --long shows what nodes have",
+    r"memory": "lower memory: in the cluster file; sinfo --Node --long shows what nodes have",
+    r"generic resource|gres": "correct gres: in the cluster file; sinfo --format=%G lists what nodes have",
+    r"contact|connect|timed out": "try again later; scontrol ping shows whether the controller answers",
+}
+"""Pattern in SLURM's error when it rejects a job -> what to do; the first match counts."""
 INTENT = "intent.json"
-"""In RUN/submit while a job is handed over: what will be noted of it."""
+"""File in RUN/submit while a job is being submitted: its future entry in jobs.json."""
 
 
 def check(run: RunDirectory) -> None:
-    """Refuse what cannot be handed to SLURM safely.
+    """Refuse a run directory that cannot be passed to SLURM safely.
 
     Raises
     ------
     UserError
-        When the run's path holds what SLURM or a shell script's comment lines would read as something else.
+        When its path contains characters with a special meaning in SLURM or in the comment lines of a shell script.
     """
     path = str(run.path.resolve())
     if re.search(r"[\x00-\x1f\x7f%\\]", path):
         raise UserError(
-            f"--out {path!r}: SLURM reads % and \\ in the names of its log files, and a line ends at control "
-            "characters; choose a path without them"
+            f"--out {path!r}: %, \\ and control characters have a special meaning in SLURM scripts; "
+            "choose a path without them"
         )
 
 
 def parameters(
     cluster: ClusterFile, *, name: str, nodes: int, ranks_per_node: int, code: Path, after: str | None = None
 ) -> dict[str, Any]:
-    """What a job asks of SLURM, in submitit's words.
+    """Return the SLURM parameters of a job, with submitit's names.
 
     Parameters
     ----------
     code : Path
-        Folder that the tasks start in, so that their code is imported from it.
+        Folder in which tasks start, so that they import the code in it.
     after : str
-        Id of a job that must end well before this one starts.
+        Id of a job that must succeed before this one starts.
     """
     options = {
         "job_name": name,
@@ -82,7 +93,7 @@ def parameters(
         "exclusive": cluster.exclusive or None,
         "setup": list(cluster.setup) or None,
         "dependency": f"afterok:{after}" if after else None,
-        # A rank that fails takes the others with it, whatever they wait for.
+        # When one rank fails, srun ends the others, also those that wait in a collective.
         "srun_args": ["--kill-on-bad-exit=1", *cluster.srun],
     }
     additional: dict[str, Any] = {"chdir": str(code), "requeue": True}
@@ -92,14 +103,14 @@ def parameters(
 
 
 def _gres(cluster: ClusterFile, ranks_per_node: int) -> str | None:
-    """The cluster's resources with as many GPUs as there are ranks on a node."""
+    """Return the cluster's resources with one GPU per rank on a node."""
     if not cluster.gpus:
         return cluster.gres
     return GPUS.sub(lambda match: f"gpu{match['type'] or ''}:{ranks_per_node}", cluster.gres or "")
 
 
 def sbatch_text(cluster: ClusterFile, run: RunDirectory, options: dict[str, Any]) -> str:
-    """The file that would be handed to sbatch."""
+    """Return the script that would be passed to sbatch."""
     from submitit.slurm.slurm import _make_sbatch_string
 
     folder = run.submit.resolve()
@@ -119,28 +130,29 @@ def submit(
     options: dict[str, Any],
     kind: str,
 ) -> str:
-    """Hand a job over, an array where there are several tasks; note its id in RUN/submit/jobs.json and return it.
+    """Submit a job, or a job array for several tasks; write its id to RUN/submit/jobs.json and return it.
 
     Raises
     ------
     UserError
-        When SLURM refuses it; its own words, in one line.
+        When SLURM rejects the job; one line with SLURM's reason and what to do.
     """
     import submitit
 
     if not queue.available():
-        raise UserError("--cluster slurm: no sbatch here; log in to a node of the cluster, or choose --cluster local")
+        where = f"--cluster {cluster.path or cluster.name}"
+        raise UserError(f"{where}: sbatch not found; log in to a node of the cluster, or use --cluster local")
     run.submit.mkdir(exist_ok=True)
     earlier, before = jobs_of(run), set(run.submit.iterdir())
     note = {"id": "", "kind": kind, "submitted": attempts.now(), "tasks": len(tasks)}
     note["folder"] = str(options["additional_parameters"]["chdir"])
-    write_json(run.submit / INTENT, note)  # should this process die before it has noted the job
+    write_json(run.submit / INTENT, note)  # in case this process dies before it writes the job's id
     executor = submitit.AutoExecutor(
         run.submit.resolve(), cluster="slurm", slurm_max_num_timeout=cluster.requeues, slurm_python=_python(cluster)
     )
     executor.update_parameters(**{f"slurm_{name}": value for name, value in options.items()})
     try:
-        with redirect_stderr(StringIO()):  # submitit repeats there what the error says
+        with redirect_stderr(StringIO()):  # submitit also prints the error
             if len(tasks) == 1:
                 job_id = executor.submit(tasks[0]).job_id
             else:
@@ -150,7 +162,7 @@ def submit(
     except (submitit.core.utils.FailedJobError, subprocess.CalledProcessError) as error:
         for leftover in {*run.submit.iterdir(), run.submit / INTENT} - before | {run.submit / INTENT}:
             leftover.unlink(missing_ok=True)
-        raise UserError(f"SLURM refuses the job: {_reason(str(error))}; see --help and {cluster.name}.yaml") from None
+        raise UserError(_rejection(cluster, str(error))) from None
     job_id = str(job_id)
     write_json(_jobs_file(run), [*earlier, note | {"id": job_id}])
     (run.submit / INTENT).unlink()
@@ -158,19 +170,22 @@ def submit(
 
 
 def warn_if_stuck(job_id: str) -> None:
-    """Say so when a job that was just handed over waits for what will not come by itself."""
+    """Warn when a job that was just submitted waits for something that will never happen."""
     deadline = time.monotonic() + SECONDS_FOR_A_REASON
     while (job := queue.state(job_id)).state == "PENDING" and time.monotonic() < deadline:
         if job.reason in STUCK:
-            print(f"warning: job {job_id} will not start: {job.reason}, {STUCK[job.reason]}", file=sys.stderr)
+            print(f"warning: job {job_id} will not start ({job.reason}): {STUCK[job.reason]}", file=sys.stderr)
             return
         time.sleep(0.3)
 
 
-def _reason(text: str) -> str:
-    """The line in which sbatch says why."""
+def _rejection(cluster: ClusterFile, text: str) -> str:
+    """Return one line about a rejected job: where it was submitted, SLURM's reason, and what to do."""
     lines = [line.partition("error:")[2].strip() for line in text.splitlines() if "error:" in line]
-    return "; ".join(dict.fromkeys(lines)) or " ".join(text.split())
+    reason = next(iter(lines), " ".join(text.split())).removeprefix("Batch job submission failed: ")
+    remedy = next((hint for pattern, hint in REMEDIES.items() if re.search(pattern, reason, re.IGNORECASE)), None)
+    remedy = remedy or "compare the cluster file with sinfo and scontrol show partition"
+    return f"--cluster {cluster.path or cluster.name}: SLURM rejected the job ({reason}); {remedy}"
 
 
 def _jobs_file(run: RunDirectory) -> Path:
@@ -178,9 +193,9 @@ def _jobs_file(run: RunDirectory) -> Path:
 
 
 def jobs_of(run: RunDirectory) -> list[dict[str, Any]]:
-    """Jobs that were handed over for a run, oldest first: `id`, `kind`, `submitted`, `tasks`, `folder`."""
+    """Return the submitted jobs of a run, oldest first: `id`, `kind`, `submitted`, `tasks`, `folder`."""
     jobs: list[dict[str, Any]] = _noted(_jobs_file(run)) if _jobs_file(run).exists() else []
-    if (run.submit / INTENT).exists():  # a launcher died while it handed a job over
+    if (run.submit / INTENT).exists():  # a launcher died while it submitted a job
         note = _noted(run.submit / INTENT)
         noted = {job["id"] for job in jobs}
         ids = {path.name.partition("_")[0] for path in run.submit.glob("[0-9]*_submission.sh")}
@@ -189,23 +204,23 @@ def jobs_of(run: RunDirectory) -> list[dict[str, Any]]:
 
 
 def _noted(path: Path) -> Any:
-    """What a JSON file of RUN/submit holds."""
+    """Return the content of a JSON file in RUN/submit."""
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); look at squeue for what runs, then remove the file") from None
+        raise UserError(f"{path}: damaged ({error}); check squeue for running jobs, then remove the file") from None
 
 
 def state_of(job: dict[str, Any]) -> JobState:
-    """What SLURM knows of one of these."""
+    """Return the state of one of these jobs in SLURM."""
     return queue.state(job["id"], job["folder"])
 
 
 class SlurmJob(Job):
-    """A job of SLURM."""
+    """A job in SLURM."""
 
     def state(self) -> JobState:
-        """What SLURM knows of it."""
+        """Return its state in SLURM."""
         return state_of(self.note)
 
     def signal(self, name: str) -> None:
@@ -213,28 +228,28 @@ class SlurmJob(Job):
         queue.signal_job(self.id, name)
 
     def cancel(self) -> None:
-        """SIGTERM, and after the cluster's KillWait SIGKILL."""
+        """End it with SIGTERM and, after the cluster's KillWait, SIGKILL."""
         queue.cancel(self.id)
 
 
 def active(run: RunDirectory, kind: str | None = None) -> list[tuple[dict[str, Any], JobState]]:
-    """Jobs of a run that are queued or running, oldest first."""
+    """Return the jobs of a run that are queued or running, oldest first."""
     states = [(job, state_of(job)) for job in jobs_of(run) if kind in (None, job["kind"])]
     return [(job, state) for job, state in states if state.active]
 
 
 def follow(run: RunDirectory, job_id: str, show_log: bool = True) -> int:
-    """Show a job's states until it ends, and its run's log or else what it has printed; return its exit code.
+    """Print the state of a job until it ends, with the log of its run or else its output; return its exit code.
 
-    Ctrl-C stops the following alone: the job goes on.
+    Ctrl-C only stops following: the job continues.
     """
     printed, log = "", _Tail(run)
     try:
         while True:
             try:
                 job = queue.state(job_id)
-            except RuntimeError as error:  # a controller that restarts is back in a moment
-                print(f"{error}; asking again", file=sys.stderr, flush=True)
+            except RuntimeError as error:  # a restarting controller answers again soon
+                print(f"{error}; trying again", file=sys.stderr, flush=True)
                 time.sleep(5 * FOLLOW_SECONDS)
                 continue
             text = f"job {job_id}: {job.state.lower()}"
@@ -250,19 +265,19 @@ def follow(run: RunDirectory, job_id: str, show_log: bool = True) -> int:
                 return job.result
             time.sleep(FOLLOW_SECONDS)
     except KeyboardInterrupt:
-        print_error(f"stopped following; job {job_id} goes on: make status, logs or cancel RUN={run.path}")
+        print_error(f"stopped following; job {job_id} continues: make status, logs or cancel RUN={run.path}")
         return 130
 
 
 def _printed(run: RunDirectory, job_id: str) -> str:
-    """What a job of one task has printed, without submitit's own lines."""
+    """Return the output of a job with one task, without submitit's own lines."""
     path = run.submit / f"{job_id}_0_log.out"
     lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
     return "".join(line for line in lines if not line.startswith("submitit "))
 
 
 class _Tail:
-    """Prints what rank 0 of each attempt adds to its log."""
+    """Prints new lines in the log of rank 0 of each attempt."""
 
     def __init__(self, run: RunDirectory) -> None:
         self._log = run.log
@@ -279,6 +294,6 @@ class _Tail:
             complete = text[: text.rfind(b"\n") + 1]
             self._read[path] = self._read.get(path, 0) + len(complete)
             lines = complete.decode(errors="replace").splitlines(keepends=True)
-            # That a save begins is for the log alone, as in a local run.
+            # As in a local run, the start of a save is only in the log.
             sys.stdout.write("".join(line for line in lines if not line.startswith("saving step-")))
             sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""What SLURM says of jobs: scontrol while it remembers them, the accounting's sacct after that."""
+"""Query and command SLURM jobs: scontrol for recent jobs, sacct (accounting) for older ones."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from dataclasses import replace
 from launch.backends.jobs import JobState
 
 PATIENCE = 60
-"""Seconds for one answer of SLURM; a busy controller is slow."""
+"""Seconds to wait for one answer of SLURM; a busy controller is slow."""
 
 
 def available() -> bool:
-    """Whether SLURM's commands are installed here."""
+    """Return whether SLURM's commands are installed on this machine."""
     return shutil.which("scontrol") is not None
 
 
 def state(job_id: str, folder: str | None = None) -> JobState:
-    """What SLURM knows of one job, or of an array as a whole.
+    """Return the state of one job, or one state for a job array.
 
     Parameters
     ----------
     folder : str
-        Where the job was told to start: another job of that id is not it, and ids begin anew with a new cluster.
+        Working directory of the job. Ids start at 1 again in a new cluster, so a job with the same id in another
+        folder is another job.
 
     Raises
     ------
     RuntimeError
-        When the scheduler cannot be reached: that a job is unknown can then not be said.
+        When the scheduler cannot be reached, so that it is not known whether the job exists.
     """
     answer = _ask("scontrol", "show", "job", "--oneliner", job_id)
     if answer.returncode == 0 and answer.stdout.strip():
@@ -39,23 +40,23 @@ def state(job_id: str, folder: str | None = None) -> JobState:
         return _together([_of_scontrol(line) for line in lines])
     error = answer.stderr.strip()
     if "Invalid job id" not in error:
-        raise RuntimeError(f"SLURM cannot be asked about job {job_id}: {' '.join(error.split())}")
+        raise RuntimeError(f"no answer from SLURM about job {job_id}: {' '.join(error.split())}")
     return _of_sacct(job_id, folder)
 
 
 def _together(tasks: list[JobState]) -> JobState:
-    """One state for the tasks of an array: active while one is, else the worst."""
+    """Return one state for the tasks of a job array: active while one task is active, else the worst state."""
     if len(tasks) == 1:
         return tasks[0]
     active = [task for task in tasks if task.active]
     first = next((task for task in active if task.state == "RUNNING"), active[0] if active else None)
     if first:
-        return replace(first, reason=f"{len(tasks) - len(active)} parts of the array have ended")
+        return replace(first, reason=f"{len(tasks) - len(active)} tasks of the array have ended")
     return max(tasks, key=lambda task: (task.result != 0, task.result))
 
 
 def _of_scontrol(line: str) -> JobState:
-    # Nothing is quoted: the name in front of these and the paths behind them may hold anything.
+    # scontrol quotes nothing: the job name before these fields and the paths after them may contain anything.
     fields = re.split(r" UserId=.*?\(\d+\) GroupId=", line, maxsplit=1)[-1].partition(" Command=")[0]
     values = dict(re.findall(r"(?:^|\s)([\w:/]+)=(\S*)", fields))
     code, _, number = values.get("ExitCode", "0:0").partition(":")
@@ -73,7 +74,7 @@ def _of_sacct(job_id: str, folder: str | None) -> JobState:
     fields = "State,ExitCode,NodeList,ElapsedRaw,WorkDir"
     answer = _ask("sacct", "--allocations", "--noheader", "--parsable2", "--jobs", job_id, "--format", fields)
     rows = [line.split("|", 4) for line in answer.stdout.split("\n") if line] if answer.returncode == 0 else []
-    # Without accounting SLURM forgets a job minutes after its end; one that never started has no folder there.
+    # Without accounting, SLURM forgets a job minutes after its end; sacct has no folder for jobs that never started.
     if not rows or (folder is not None and any(row[4] not in ("", folder) for row in rows)):
         return JobState(state="UNKNOWN")
     return _together([_of_sacct_row(*row) for row in rows])
@@ -90,7 +91,7 @@ def _of_sacct_row(word: str, code: str, nodes: str, seconds: str, _: str) -> Job
 
 
 def _seconds(text: str) -> int:
-    """D-HH:MM:SS in seconds."""
+    """Convert D-HH:MM:SS to seconds."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
     if not match:
         return 0
@@ -113,7 +114,7 @@ def signal_job(job_id: str, name: str) -> None:
     Raises
     ------
     RuntimeError
-        When SLURM refuses.
+        When SLURM rejects the command.
     """
     _demand("scancel", "--signal", name, job_id)
 
@@ -130,7 +131,7 @@ def _demand(*command: str) -> None:
 
 
 def node_memory(partition: str | None) -> float | None:
-    """GiB of the smallest node of a partition (default: the one that sinfo marks with a star); None: not known."""
+    """Return the GiB of the smallest node of a partition (default: the cluster's default partition); None: unknown."""
     only = ["--partition", partition] if partition else []
     try:
         answer = subprocess.run(

@@ -1,4 +1,4 @@
-"""What the doctor asks SLURM itself, before it starts a job there."""
+"""The doctor's checks of SLURM itself, before it starts a job."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ USABLE = {"idle", "mixed", "allocated", "completing", "planned"}
 
 @dataclass(frozen=True)
 class Node:
-    """A node as sinfo tells of it."""
+    """A node as reported by sinfo."""
 
     name: str
     state: str
@@ -39,7 +39,7 @@ class Node:
 
 
 def ask(*command: str) -> tuple[int, str, str]:
-    """Exit code, output and last error of one of SLURM's commands."""
+    """Run one of SLURM's commands; return its exit code, output and last error line."""
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_TO_ANSWER, check=False)
     except FileNotFoundError:
@@ -51,20 +51,20 @@ def ask(*command: str) -> tuple[int, str, str]:
 
 
 def scheduler(where: str) -> Check:
-    """Whether the controller answers."""
+    """Check that the controller answers."""
     code, output, error = ask("scontrol", "ping")
     if code == 127:
-        remedy = "log in to a node of the cluster, or choose --cluster local"
+        remedy = "log in to a node of the cluster, or use --cluster local"
         return Check(check="scheduler", where=where, state="failed", found=error, remedy=remedy)
     if code or "is UP" not in output:
         problem = error or output.splitlines()[0]
-        remedy = "systemctl status slurmctld there; SLURM_CONF has to name the cluster's slurm.conf"
+        remedy = "check systemctl status slurmctld on its node, and that SLURM_CONF is the path of slurm.conf"
         return Check(check="scheduler", where=where, state="failed", found=problem, remedy=remedy)
     return Check(check="scheduler", where=where, state="ok", found=output.splitlines()[0])
 
 
 def membership(cluster: ClusterFile) -> list[Check]:
-    """Whether partition, account and QOS of the cluster's file exist."""
+    """Check that partition, account and QOS of the cluster file exist."""
     checks = [_partition(cluster)]
     user = getpass.getuser()
     if cluster.account:
@@ -85,12 +85,12 @@ def _partition(cluster: ClusterFile) -> Check:
     name = cluster.partition or default
     problem, remedy = "", ""
     if code:
-        problem, remedy = error, "sinfo has to work here"
+        problem, remedy = error, "make sinfo work on this machine"
     elif name is None:
-        problem = "none in the cluster's file, and the cluster has no default one"
-        remedy = f"partition: one of {', '.join(partitions)}"
+        problem = "not set in the cluster file, and the cluster has no default partition"
+        remedy = f"set partition: to one of {', '.join(partitions)}"
     elif name not in partitions:
-        problem, remedy = f"{name} does not exist", f"partition: one of {', '.join(partitions)}"
+        problem, remedy = f"{name} does not exist", f"set partition: to one of {', '.join(partitions)}"
     elif partitions[name][0] != "up":
         problem, remedy = f"{name} is {partitions[name][0]}", "ask the cluster's administrators"
     if remedy:
@@ -101,7 +101,7 @@ def _partition(cluster: ClusterFile) -> Check:
 
 
 def _in_accounting(cluster: ClusterFile, key: str, name: str, command: tuple[str, ...], kind: str) -> Check:
-    """Whether accounting knows a name."""
+    """Check that a name exists in SLURM's accounting."""
     code, output, error = ask(*command)
     names = sorted(set(output.split()))
     state: State = "warning" if code else "ok" if name in names else "failed"
@@ -109,12 +109,12 @@ def _in_accounting(cluster: ClusterFile, key: str, name: str, command: tuple[str
         "warning": f"{name} cannot be looked up: {error}",
         "failed": f"{name} does not exist; {kind}: {', '.join(names) or 'none'}",
     }.get(state, name)
-    remedy = {"warning": "ask the cluster's administrators", "failed": f"correct {key}: in the cluster's file"}
+    remedy = {"warning": "ask the cluster's administrators", "failed": f"correct {key}: in the cluster file"}
     return Check(check=key, where=cluster.name, state=state, found=text, remedy=remedy.get(state, ""))
 
 
 def nodes_of(cluster: ClusterFile) -> list[Node]:
-    """Nodes of the cluster file's partition, or of the default one."""
+    """Return the nodes of the cluster file's partition, else of the default partition."""
     _, partitions, _ = ask("sinfo", "--noheader", "--format=%P")
     default = next((name.rstrip("*") for name in partitions.split() if name.endswith("*")), None)
     partition = cluster.partition or default
@@ -123,14 +123,14 @@ def nodes_of(cluster: ClusterFile) -> list[Node]:
     by_name = {}
     for line in output.splitlines():
         name, state, reason = line.split("|", 2)
-        # A star is for a node that does not answer; other marks (~ # % …) for one that sleeps or starts.
+        # A star marks a node that does not respond; other marks (~ # % …) nodes that are powered down or starting.
         word = "not responding" if state.endswith("*") else state.rstrip("~#!%$@^-+")
         by_name[name] = Node(name, word, "" if reason.lower() in ("none", word) else reason)
     return list(by_name.values())
 
 
 def nodes(cluster: ClusterFile, listed: list[Node], count: int) -> Check:
-    """States of the nodes."""
+    """Check the states of the nodes."""
     counts = Counter(node.state for node in listed)
     text = f"{len(listed)}: " + ", ".join(f"{number} {state}" for state, number in counts.most_common())
     out = [node for node in listed if not node.usable]
@@ -138,16 +138,16 @@ def nodes(cluster: ClusterFile, listed: list[Node], count: int) -> Check:
     state: State = "ok"
     remedy = ""
     if len(listed) - len(out) < count:
-        state, remedy = "failed", f"--nodes {count} needs as many in service: scontrol update NodeName=… State=RESUME"
+        state, remedy = "failed", f"--nodes {count} needs more usable nodes: scontrol update NodeName=… State=RESUME"
     elif out:
-        state, remedy = "warning", "sinfo -R says why; scontrol update NodeName=… State=RESUME brings one back"
+        state, remedy = "warning", "sinfo -R shows why; scontrol update NodeName=… State=RESUME enables a node again"
     elif sum(node.free for node in listed) < count:
-        state, remedy = "warning", "jobs wait until others end"
+        state, remedy = "warning", "wait: jobs start when others end"
     return Check(check="nodes", where=cluster.name, state=state, found=text, remedy=remedy)
 
 
 def submission(cluster: ClusterFile, count: int, runs: Path) -> Check:
-    """Whether SLURM would take a job with all that the cluster's file asks for; none is submitted."""
+    """Check that SLURM would accept a job with the settings of the cluster file, without submitting one."""
     ranks = cluster.ranks_per_node or cluster.gpus or 1
     options = jobs.parameters(cluster, name="wellread-doctor", nodes=count, ranks_per_node=ranks, code=ROOT)
     text = jobs.sbatch_text(cluster, RunDirectory(runs / "doctor"), options)
@@ -165,11 +165,11 @@ def submission(cluster: ClusterFile, count: int, runs: Path) -> Check:
         code, errors = 1, f"sbatch gave no answer within {SECONDS_TO_ANSWER} s"
     words = " ".join(line.split(":", 1)[-1].strip() for line in errors.splitlines()[-1:])
     if code:
-        remedy = "compare memory, gres, time, constraint … of the cluster's file with sinfo --Node --long"
-        problem = f"SLURM would refuse {count} nodes x {ranks} ranks: {words}"
+        remedy = "compare memory, gres, time, constraint … in the cluster file with sinfo --Node --long"
+        problem = f"SLURM would reject {count} nodes x {ranks} ranks: {words}"
         return Check(check="submission", where=cluster.name, state="failed", found=problem, remedy=remedy)
     when = re.search(r"to start at (\S+).* on nodes? (\S+)", words)
     about = f"; it would start at {when[1]} on {when[2]}" if when else ""
     return Check(
-        check="submission", where=cluster.name, state="ok", found=f"SLURM would take {count} x {ranks} ranks{about}"
+        check="submission", where=cluster.name, state="ok", found=f"SLURM would accept {count} x {ranks} ranks{about}"
     )

@@ -1,4 +1,4 @@
-"""What runs inside a SLURM job: one of these per task, started by srun through submitit."""
+"""The tasks of SLURM jobs: callables that submitit serializes and srun starts."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
 LOCK_PATIENCE = 300.0
-"""Seconds that a job that was queued again waits for its predecessor's last processes to go."""
+"""Seconds that a requeued job waits until the last processes of its previous start are gone."""
 FIRST_PORT, PORTS = 20_000, 20_000
 GRACE = 20.0
 """Seconds that rank 0 has to end by itself after another rank has failed."""
 SECONDS_FOR_NOTES = 3.0
-"""How long the other ranks' last words may take to become visible on a shared filesystem."""
+"""How long the error files of other ranks may take to become visible on a shared filesystem."""
 MARGIN = 10
-"""Seconds before the time limit at which waiting for a save ends, for queueing again must still be done."""
+"""Seconds before the time limit at which waiting for a save ends, so that the job can still be requeued."""
 
 
 @dataclass(frozen=True)
 class Meeting:
-    """Where the ranks of one start meet, as rank 0 tells the others in the run directory."""
+    """The rendezvous of the ranks of one start; rank 0 writes it to the run directory for the other ranks."""
 
     address: str
     port: int
@@ -51,21 +51,21 @@ class Meeting:
 
 @dataclass(frozen=True)
 class RankTask:
-    """Runs one rank of a training run as a child process, and queues the job again when SLURM asks for its end."""
+    """Runs one rank of a training run as a child process, and requeues the job when its time limit is near."""
 
     run: str
     """Absolute path of the run directory."""
     arguments: tuple[str, ...]
-    """What Python runs, as ``-m finetune train RUN``."""
+    """Arguments of Python, e.g. ``-m finetune train RUN``."""
     variables: dict[str, str]
     requeues: int
     limit: int
-    """Seconds that the job may run."""
+    """Time limit of the job in seconds."""
     ladder: bool = True
-    """When memory ran out, go on with the next strategy that fits."""
+    """After an out-of-memory error, continue with the next strategy that fits."""
 
     def __call__(self) -> int:
-        """Run the rank; leave with its exit code."""
+        """Run the rank; exit with its exit code."""
         from submitit import JobEnvironment
 
         job = JobEnvironment()
@@ -83,28 +83,28 @@ class RankTask:
         return 0
 
     def checkpoint(self) -> DelayedSubmission:
-        """What submitit queues again: the same."""
+        """Return what submitit requeues: the same task."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
     def _follow(self, child: Child) -> int:
-        """Any rank but the first: run it where rank 0 says."""
+        """Run a rank other than 0, with the rendezvous that rank 0 has written."""
         code = child.run(_await_meeting(self._meeting_file(child.job)))
         if child.signals.number:
-            return 0  # a failure of this task would end the step before rank 0 has saved, or queued the job again
-        if code:  # the same; rank 0 ends soon, its task says whether the job goes on, and srun ends this one
+            return 0  # a failure of this task would end the job step before rank 0 has saved or requeued the job
+        if code:  # for the same reason wait: rank 0 ends soon and decides about requeueing, then srun ends this task
             deadline = time.monotonic() + GRACE + 60
             while not child.signals.number and time.monotonic() < deadline:
                 time.sleep(0.1)
         return code
 
     def _lead(self, child: Child) -> int:
-        """Rank 0: keep the manifest, compile ops, choose the meeting place, run the rank, queue again when asked to."""
+        """Run rank 0: also write the manifest, compile ops, choose the rendezvous, and requeue the job if necessary."""
         run, job = RunDirectory.open(self.run), child.job
         restarts = _restarts()
         if restarts > self.requeues:
-            raise UserError(f"queued again {restarts} times, {self.requeues} allowed; launch it again to continue")
+            raise UserError(f"requeued {restarts} times, {self.requeues} allowed; launch it again to resume")
         with run.lock(LOCK_PATIENCE):
             plan, before = Plan.open(run.plan_file), _last_step(run)
             for op in ops.needed(plan):
@@ -121,16 +121,16 @@ class RankTask:
                 attempts.show_first_error(run, attempt)
                 lost = attempts.lost_ranks(run, attempt, plan.ranks)
                 failure = ladder.note(run, plan, attempt)
-                # A rank that was lost before anything new was saved would be lost again, as on a bad node.
+                # Requeue only after a new save: otherwise the rank would be lost again, e.g. on a broken node.
                 lost_once = failure is None and bool(lost) and _last_step(run) > before
                 again = lost_once or bool(failure and self.ladder and ladder.next_plan(run, plan))
                 if lost_once:
-                    print(f"lost rank {', '.join(map(str, lost))}: going on from step {_last_step(run)}", flush=True)
+                    print(f"lost rank {', '.join(map(str, lost))}: resuming from step {_last_step(run)}", flush=True)
             if again and restarts >= self.requeues:
-                print_error(f"stopped, and queued again {restarts} times already; launch it again to continue")
+                print_error(f"stopped: already requeued {restarts} times; launch it again to resume")
                 again = False
         if again:
-            child.signals.hand_back()  # submitit's own handler: it queues the job again and leaves
+            child.signals.hand_back()  # submitit's own handler: it requeues the job and exits
         return code
 
     def _meeting_file(self, job: JobEnvironment) -> Path:
@@ -138,14 +138,14 @@ class RankTask:
 
 
 class Child:
-    """The process of a rank, and what its task does meanwhile."""
+    """The process of a rank; its task watches it."""
 
     def __init__(self, task: RankTask, job: JobEnvironment, signals: Signals) -> None:
         self.job, self.signals = job, signals
         self._task, self._began, self._parent = task, time.monotonic(), os.getppid()
 
     def run(self, meeting: Meeting) -> int:
-        """Run the rank, pass signals on to it, and return its exit code: 128 + S when signal S ended it."""
+        """Run the rank, forward signals to it, and return its exit code: 128 + S when signal S ended it."""
         with ladder.watched(self._run, meeting.attempt, self.job.node):
             return self._run_rank(meeting)
 
@@ -159,17 +159,17 @@ class Child:
         while process.poll() is None:
             time.sleep(0.1)
             now = time.monotonic()
-            if os.getppid() != self._parent:  # SLURM's own process is gone, and with it who would end this one
+            if os.getppid() != self._parent:  # SLURM's process is gone, so nothing else would end this rank
                 process.kill()
             elif self.signals.number != passed:
                 passed = self.signals.number
                 process.send_signal(passed)
                 deadline = now + SECONDS_TO_SAVE
-                if passed == signal.SIGUSR2:  # near the time limit the job must be queued again, saved or not
+                if passed == signal.SIGUSR2:  # near the time limit the job must be requeued, saved or not
                     deadline = max(now + 5, min(deadline, self._began + self._task.limit - MARGIN))
             elif self.job.global_rank == 0 and deadline == float("inf") and now > looked + 1:
                 looked = now
-                if attempts.first_error(self._run, meeting.attempt):  # it may wait for the failed one for ever
+                if attempts.first_error(self._run, meeting.attempt):  # rank 0 may wait for the failed rank forever
                     deadline = now + GRACE
             if now > deadline:
                 timed_out = not passed
@@ -177,7 +177,7 @@ class Child:
         if process.returncode >= 0:
             return process.returncode
         if timed_out:
-            attempts.note_error(self._run, meeting.attempt, self.job.global_rank, "waited in vain for a failed rank")
+            attempts.note_error(self._run, meeting.attempt, self.job.global_rank, "timed out waiting for a failed rank")
         elif not self.signals.number:
             attempts.note_signal(self._run, meeting.attempt, self.job.global_rank, -process.returncode)
         return 128 - process.returncode
@@ -209,7 +209,7 @@ class CommandTask:
     variables: dict[str, str]
 
     def __call__(self) -> int:
-        """Run it; leave with its exit code."""
+        """Run the command; exit with its exit code."""
         code = subprocess.run(
             [sys.executable, *self.arguments], env=os.environ | self.variables, check=False
         ).returncode
@@ -219,7 +219,7 @@ class CommandTask:
 
 
 class Signals:
-    """Remembers what SLURM asks for; submitit's own handlers act at once, in the middle of whatever runs."""
+    """Stores the last signal from SLURM, to be handled later; submitit's own handlers would act at once."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -233,18 +233,18 @@ class Signals:
         self.number = number
 
     def hand_back(self) -> None:
-        """Let submitit do what it does on SIGUSR2."""
+        """Call submitit's own handler of SIGUSR2."""
         assert self._requeue, "submitit installs its handler before it calls a task"
         self._requeue(signal.SIGUSR2, None)
 
 
 def _hold_back_usr2() -> None:
-    """In the child: keep SIGUSR2 pending until the rank listens to it; before that, its default is to kill."""
+    """In the child: keep SIGUSR2 pending until the rank handles it; its default action is to kill the process."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
 
 
 def _last_step(run: RunDirectory) -> int:
-    """Step of the newest checkpoint; 0 without any."""
+    """Return the step of the newest checkpoint; 0 without any."""
     return max((checkpoint.step for checkpoint in list_checkpoints(run.checkpoints)), default=0)
 
 
@@ -253,7 +253,7 @@ def _restarts() -> int:
 
 
 def free_port(job_id: str, restart: int) -> int:
-    """A port derived from the job's id, or the next one that is free on this machine."""
+    """Return a port derived from the job id, or the next free port on this machine."""
     number = int("".join(filter(str.isdigit, job_id)) or 0)
     for step in range(100):
         port = FIRST_PORT + (number * 31 + restart + step) % PORTS
@@ -270,5 +270,5 @@ def _await_meeting(path: Path) -> Meeting:
             return Meeting(**json.loads(path.read_text()))
         time.sleep(0.2)
     raise RuntimeError(
-        f"{path} did not appear within {SECONDS_TO_MEET} s: is the run directory on a shared filesystem?"
+        f"{path} did not appear within {SECONDS_TO_MEET} s; put the run directory on a shared filesystem"
     )

@@ -1,1 +1,1 @@
-"""Machines that are reached by ssh."""
+"""Machines that are reached through ssh."""

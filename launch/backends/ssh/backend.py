@@ -1,4 +1,4 @@
-"""Machines of a hostfile."""
+"""The backend for a hostfile: ranks on machines that are reached through ssh."""
 
 from __future__ import annotations
 
@@ -23,38 +23,38 @@ if TYPE_CHECKING:
 
 
 class Ssh(Attended):
-    """Ranks on the first machines of a hostfile."""
+    """Starts ranks on the first hosts of a hostfile."""
 
     def probe(self, nodes: int, ranks_per_node: int | Literal["auto"]) -> Machine:
-        """The slots of its hosts; without a device in the cluster's file they are taken to be like this machine."""
+        """Return the slots of the hosts; without `device` in the cluster file, they have the device of this machine."""
         listed = hosts(self.file)
         if nodes > len(listed):
-            raise UserError(f"--nodes {nodes}: {self.file.hostfile} lists {len(listed)}; choose at most that")
+            raise UserError(f"--nodes {nodes}: {self.file.hostfile} has {len(listed)}; choose at most {len(listed)}")
         slots = min(host.slots for host in listed[:nodes])
         device = ("cuda" if devices.count_gpus() else "cpu") if self.file.device == "auto" else self.file.device
         return self._described(nodes, ranks_per_node, device, slots, slots, f"slots in {self.file.hostfile}")
 
     def cores(self, ranks_per_node: int) -> int:
-        """An even share of the cores, as if the nodes had as many as this machine."""
+        """Return an equal share of the cores, assuming that nodes have as many cores as this machine."""
         return len(os.sched_getaffinity(0)) // ranks_per_node
 
     def hosts(self, nodes: int) -> list[str]:
-        """The first of the hostfile."""
+        """Return the first names in the hostfile."""
         return [host.name for host in hosts(self.file)[:nodes]]
 
     def start(
         self, run: RunDirectory, arguments: list[str], plan: Plan, variables: dict[str, str], code: Path, attempt: int
     ) -> int:
-        """Start an agent on each host, which starts the ranks there."""
+        """Start an agent on each host; the agent starts the ranks."""
         names = self.hosts(plan.machine.nodes)
         return connections.start(self.file, names, run.path, arguments, plan.machine.ranks_per_node, variables, code)
 
     def evaluate(self, evaluation: Evaluation) -> int:
-        """Refused: an evaluation wants one machine."""
-        raise UserError(f"--cluster {self.file.name}: evaluations run on local or slurm; choose one of these")
+        """Refuse: an evaluation needs only one machine."""
+        raise UserError(f"--cluster {self.file.name}: not possible for evaluations; choose local or slurm")
 
     def checks(self, request: Request, nodes: int | None, no_job: bool) -> Iterator[Check]:
-        """What this machine needs, and each host tells of itself."""
+        """Yield the checks of this machine and of each host."""
         from launch.backends.ssh import checks
 
         return checks.checks(self.file, request, nodes, no_job)

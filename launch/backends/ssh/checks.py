@@ -1,4 +1,4 @@
-"""What the doctor looks at on the hosts of a hostfile: each runs the node part, and tells of itself through ssh."""
+"""The doctor's checks of the hosts of a hostfile: each host runs `launch.checks.node` through ssh."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ SECONDS_TO_CONNECT = 10
 
 
 def checks(cluster: ClusterFile, request: Request, nodes: int | None, no_job: bool) -> Iterator[Check]:
-    """What this machine needs; then, unless nothing is to be started, all of `nodes` hosts (None: every one)."""
+    """Yield the checks of this machine and, without `no_job`, of the first `nodes` hosts (None: all hosts)."""
     yield from installed(request)
     listed = hosts(cluster)
     if nodes and nodes > len(listed):
-        raise UserError(f"--nodes {nodes}: {cluster.hostfile} lists {len(listed)}; choose at most that")
+        raise UserError(f"--nodes {nodes}: {cluster.hostfile} has {len(listed)}; choose at most {len(listed)}")
     listed = listed[:nodes]
     text = f"{len(listed)} hosts, {sum(host.slots for host in listed)} slots"
     yield Check(check="hostfile", where=cluster.name, state="ok", found=text)
     if not no_job:
-        several.say(f"asking {len(listed)} host{'s' * (len(listed) > 1)} through {cluster.ssh.split()[0]}")
+        several.say(f"checking {len(listed)} host{'s' * (len(listed) > 1)} through {cluster.ssh.split()[0]}")
         with several.shared_file(Path(request.runs)) as token:
             node_request = replace(request, several=len(listed) > 1, token=str(token))
             yield from ask_hosts(cluster, listed, node_request)
 
 
 def ask_hosts(cluster: ClusterFile, listed: list[Host], request: Request) -> list[Check]:
-    """Run the node part on each host through ssh, all at once, and compare what they tell."""
+    """Run the checks on all hosts at the same time through ssh, and compare the reports."""
     with ThreadPoolExecutor(len(listed)) as pool:
         return [
             check for results in pool.map(lambda host: _ask_host(cluster, host, request), listed) for check in results
@@ -49,24 +49,24 @@ def _ask_host(cluster: ClusterFile, host: Host, request: Request) -> list[Check]
     try:
         answer = several.ask(ssh_command(cluster, host.name, request), seconds)
     except FileNotFoundError as error:
-        return [_unreached(host.name, f"{error.filename} not found", "name the command that reaches a host as ssh:")]
+        return [_unreached(host.name, f"{error.filename} not found", "correct ssh: in the cluster file")]
     if answer.reports:
         report, at = answer.reports[0]
         results = several.of_node(report, at, request, host.slots if report.gpus or cluster.device == "cuda" else 0)
         return [replace(check, where=host.name) for check in results]
     reason = answer.stderr[-1] if answer.stderr else f"ssh ended with code {answer.code}"
     if not answer.in_time:
-        return [_unreached(host.name, f"no answer within {seconds} s", "a filesystem that hangs looks like this")]
-    if answer.code == 255:  # ssh's own
-        remedy = f"ssh {host.name} true has to work without a question (ssh: in the cluster's file)"
+        return [_unreached(host.name, f"no answer within {seconds} s", "check for a hanging filesystem")]
+    if answer.code == 255:  # an error of ssh itself
+        remedy = f"make `ssh {host.name} true` work without a prompt (ssh: in the cluster file)"
         return [_unreached(host.name, reason, remedy)]
     if answer.code in (126, 127):
-        return [_unreached(host.name, reason, "name the interpreter of the nodes as python: in the cluster's file")]
+        return [_unreached(host.name, reason, "set python: in the cluster file to the interpreter of the nodes")]
     return [_unreached(host.name, reason, several.SHARED)]
 
 
 def ssh_command(cluster: ClusterFile, host: str, request: Request) -> list[str]:
-    """What starts the node part on `host`."""
+    """Return the command that runs the checks on `host`."""
     settings = SSH_OPTIONS | {"ConnectTimeout": str(SECONDS_TO_CONNECT)}
     options = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
     line = f"cd {shlex.quote(str(ROOT))} && exec {shlex.join(several.node_command(cluster, request))}"

@@ -1,6 +1,6 @@
-"""Ranks on machines reached by ssh: one connection per node, and at its other end an agent (node.py).
+"""Ranks on machines reached through ssh: one connection per node, to an agent (node.py) on that node.
 
-What the agents get goes over the connections' stdin, for command lines can be read by everybody on a machine.
+Requests are sent through the stdin of the connection, since every user of a machine can read command lines.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from launch.cluster import ClusterFile
 from wellread.errors import BAD_INPUT, FAILURE, print_error
 
 SSH_OPTIONS = {
-    "BatchMode": "yes",  # a question would wait for an answer for ever
-    "LogLevel": "ERROR",  # no greetings: what it says is what failed
+    "BatchMode": "yes",  # otherwise a prompt would wait without end
+    "LogLevel": "ERROR",  # no banners: output of ssh then means an error
     "ConnectTimeout": "15",
     "ServerAliveInterval": "15",
     "ServerAliveCountMax": "4",
-    "ControlMaster": "no",  # one that became a master would outlive its session, and keep its output open
+    "ControlMaster": "no",  # a master connection would outlive its session and keep its output open
 }
-"""What is asked of ssh after the options in the cluster's file, of which ssh takes the first."""
+"""Options of ssh, after those in the cluster file; of repeated options, ssh uses the first."""
 SECONDS_TO_ANSWER = 120
-"""How long an agent may take until its first line: ssh, the login shell, and Python from a slow filesystem."""
+"""How long an agent may take until its first line: ssh, the login shell, and Python on a slow filesystem."""
 SECONDS_TO_END = 10
-"""How long the other nodes may take when one has failed, and any node once its connection is closed."""
+"""How long other nodes may take to end after one failed, and a node after its connection was closed."""
 BEAT = 15
-"""Seconds between two signs of life."""
+"""Seconds between two heartbeats."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 ENDED = 128 + signal.SIGTERM
-"""Exit code of a node that ends because it was asked to."""
+"""Exit code of a node that ends on request."""
 
 
 def start(
@@ -56,11 +56,11 @@ def start(
 ) -> int:
     """Start `ranks` processes of ``python ARGUMENTS`` in folder `code` on each of `hosts`; return the exit code.
 
-    SIGTERM, SIGINT and SIGHUP ask the ranks to save and to end; a second one ends them at once. So does the end of this
-    process, whatever ends it. When one node fails, all are ended.
+    SIGTERM, SIGINT and SIGHUP ask the ranks to save and end; a second signal ends them at once, and so does any end of
+    this process. When one node fails, all nodes are ended.
     """
     if len(hosts) > 1 and (loopback := [host for host in hosts if address(host) in LOOPBACK]):
-        print_error(f"hostfile: {loopback[0]} is another machine for each node; write its name")
+        print_error(f"hostfile: {loopback[0]} is a different machine on each node; write the host name instead")
         return BAD_INPUT
     forwarded = {name: os.environ[name] for name in cluster.forward if name in os.environ}
     requests = [
@@ -82,19 +82,19 @@ def start(
 
 
 def address(host: str) -> str:
-    """Name of a host without the user that logs in there."""
+    """Return the name of a host without the user name in front."""
     return host.rpartition("@")[2]
 
 
 def ssh_command(cluster: ClusterFile, host: str, code: Path) -> list[str]:
-    """What starts the agent on `host`."""
+    """Return the command that starts the agent on `host`."""
     options = [word for name, value in SSH_OPTIONS.items() for word in ("-o", f"{name}={value}")]
     reach = [os.path.expanduser(word) for word in shlex.split(cluster.ssh)]
     return [*reach, *options, "-T", host, agent_command(code, cluster.python or sys.executable)]
 
 
 def agent_command(code: Path, python: str) -> str:
-    """The agent's start as a line of shell."""
+    """Return the shell command line that starts the agent."""
     return f"cd {shlex.quote(str(code))} && exec {shlex.quote(python)} -m launch node"
 
 
@@ -104,18 +104,18 @@ class _Launch:
     def __init__(self, cluster: ClusterFile, code: Path, requests: list[Request]) -> None:
         self._cluster, self._code = cluster, code
         self._waiting = requests
-        """Not yet started: node 0 comes first, and says which port the others meet it at."""
+        """Requests that are not sent yet: node 0 comes first, and reports the port for the other nodes."""
         self._agents: list[_Agent] = []
         self._news: _News = queue.SimpleQueue()
         self._ended: dict[int, int] = {}
-        """Node -> exit code, in the order in which they ended."""
+        """Node -> exit code, in the order in which the nodes ended."""
         self._stop_signal = 0
         self._deadline = float("inf")
-        """When those that are left are no longer waited for."""
+        """Time after which the remaining nodes are ended."""
         self._beat = time.monotonic()
 
     def follow(self) -> int:
-        """Start all, wait for all, and return the exit code."""
+        """Start all agents, wait for them, and return the exit code."""
         try:
             with elastic.stop_signals(self._signal):
                 self._connect(self._waiting.pop(0))
@@ -124,7 +124,7 @@ class _Launch:
                     self._see_to_the_time()
         except FileNotFoundError as error:
             print_error(
-                f"{error.filename}: not found; name the command that reaches a host as ssh: in the cluster's file"
+                f"{error.filename}: not found; correct ssh: in the cluster file, the command that connects to a host"
             )
             return BAD_INPUT
         finally:
@@ -148,7 +148,7 @@ class _Launch:
         self._news.put((None, "signal", number))
 
     def _hear(self) -> None:
-        """Wait up to a second for news, and act on it."""
+        """Wait up to a second for a message, and handle it."""
         try:
             agent, what, value = self._news.get(timeout=1)
         except queue.Empty:
@@ -176,7 +176,7 @@ class _Launch:
             self._end(signal.SIGTERM, SECONDS_TO_END)
 
     def _end(self, number: signal.Signals, patience: float) -> None:
-        """Ask all that are left to end; those that have not begun have nothing to save."""
+        """Ask the remaining agents to end; kill those that have not answered yet, since they have nothing to save."""
         self._deadline = time.monotonic() + patience
         for agent in self._remaining():
             if agent.answered:
@@ -185,7 +185,7 @@ class _Launch:
                 agent.kill()
 
     def _lost(self, agent: _Agent, code: int) -> int:
-        """Exit code of an agent that has gone, ssh ending with `code`, without having told one."""
+        """Return the exit code for an agent that ended without reporting one; `code` is that of ssh."""
         if self._deadline < float("inf"):
             return ENDED
         if agent.answered:
@@ -196,16 +196,16 @@ class _Launch:
 
     def _remedy(self, code: int) -> str:
         if code in (126, 127):
-            return "name the interpreter of the nodes as python: in the cluster's file"
+            return "set python: in the cluster file to the interpreter of the nodes"
         if code == 255 or code < 0:
-            return "what is named as ssh: in the cluster's file has to reach it without a question"
-        return f"the nodes have to share {self._code} and its Python"
+            return "make the command in ssh: in the cluster file work without a prompt"
+        return f"put {self._code} and its Python on a filesystem that all nodes share"
 
     def _see_to_the_time(self) -> None:
         now = time.monotonic()
         if now > self._beat + BEAT:
             self._beat = now
-            for agent in self._agents:  # node 0's stays until all have ended
+            for agent in self._agents:  # the agent of node 0 stays until all have ended
                 agent.send("")
         for agent in self._remaining():
             if not agent.answered and now > agent.began + SECONDS_TO_ANSWER:
@@ -217,7 +217,7 @@ class _Launch:
 
 
 class _Agent:
-    """One node's agent, at the other end of an ssh."""
+    """The connection to the agent on one node."""
 
     def __init__(self, request: Request, command: list[str], news: _News) -> None:
         self.host, self.number, self.began = request.host, request.number, time.monotonic()
@@ -233,9 +233,9 @@ class _Agent:
             text=True,
             encoding="utf-8",
             errors="replace",
-            start_new_session=True,  # Ctrl-C is for this process, not for its connections
+            start_new_session=True,  # Ctrl-C must reach only this process, not its connections
         )
-        assert self._ssh.stdin, "as asked of Popen"
+        assert self._ssh.stdin, "stdin=PIPE"
         self._stdin = self._ssh.stdin
         self._complaints = threading.Thread(target=self._pass_on_stderr, args=(self._ssh.stderr,), daemon=True)
         self._complaints.start()
@@ -244,7 +244,7 @@ class _Agent:
         self.send(json.dumps(asdict(request)))
 
     def send(self, line: str) -> None:
-        """Send one line; an agent that is gone is told of by the listener."""
+        """Send one line; when the agent is gone, the listener reports it."""
         with suppress(BrokenPipeError):
             if not self._stdin.closed:
                 self._stdin.write(f"{line}\n")
@@ -261,17 +261,17 @@ class _Agent:
         self._ssh.kill()
 
     def close(self) -> None:
-        """Leave nothing behind, after hanging up: neither ssh nor unread output."""
+        """End ssh and read its remaining output, after hanging up."""
         try:
             self._ssh.wait(SECONDS_TO_END)
-        except subprocess.TimeoutExpired:  # something that a rank has started keeps the session's output open
+        except subprocess.TimeoutExpired:  # a process started by a rank keeps the session's output open
             self._ssh.kill()
             self._ssh.wait()
         for thread in (self._listener, self._complaints):
             thread.join(SECONDS_TO_END)
 
     def last_words(self) -> str:
-        """Last line that came from ssh or the login shell."""
+        """Return the last line from ssh or the login shell."""
         self._complaints.join(1)
         return self._words[""] or self._words["stderr"] or self._words["stdout"]
 
@@ -302,10 +302,10 @@ class _Agent:
 
 
 def _show(text: str, stream: IO[str]) -> None:
-    with suppress(BrokenPipeError):  # nobody looks; the run goes on
+    with suppress(BrokenPipeError):  # the reader is gone; the run continues
         stream.write(text)
         stream.flush()
 
 
 _News = queue.SimpleQueue[tuple[_Agent | None, str, int]]
-"""News: of which agent (None: of this process), what (port, exit, gone, signal), and its value."""
+"""Messages: the agent (None: this process), the kind (port, exit, gone, signal), and the value."""

@@ -1,4 +1,4 @@
-"""Hosts of a hostfile, in DeepSpeed's form: one ``host slots=N`` a line."""
+"""Hosts of a hostfile in DeepSpeed's format: one ``host slots=N`` per line."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class Host:
 
 
 def hosts(cluster: ClusterFile) -> list[Host]:
-    """Hosts of a hostfile, in its order.
+    """Return the hosts of a hostfile, in its order.
 
     Raises
     ------
     UserError
-        When the file is missing or a line is none; names file and line.
+        When the file is missing or a line is invalid; says the file and the line.
     """
     path = Path(cluster.hostfile).expanduser()
     if not path.is_file():
         raise UserError(
-            f"hostfile {path}: not found; write one 'host slots=N' a line, or name it in the cluster's file"
+            f"hostfile {path}: not found; write 'host slots=N', one per line, or set hostfile: in the cluster file"
         )
     listed: list[Host] = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
@@ -38,10 +38,10 @@ def hosts(cluster: ClusterFile) -> list[Host]:
             continue
         match = re.fullmatch(r"([\w.@:\[\]-]+)(?:\s+slots\s*=\s*([1-9]\d*))?", text)
         if not match or match.group(1).startswith("-"):
-            raise UserError(f"hostfile {path} line {number}: {text!r} is no host; write host slots=N")
+            raise UserError(f"hostfile {path} line {number}: {text!r} is not a host; write host slots=N")
         if match.group(1) in {host.name for host in listed}:
-            raise UserError(f"hostfile {path} line {number}: {match.group(1)} is there twice; raise its slots instead")
+            raise UserError(f"hostfile {path} line {number}: {match.group(1)} appears twice; raise its slots instead")
         listed.append(Host(match.group(1), int(match.group(2) or 1)))
     if not listed:
-        raise UserError(f"hostfile {path}: lists no hosts; write one 'host slots=N' a line")
+        raise UserError(f"hostfile {path}: contains no hosts; write 'host slots=N', one per line")
     return listed

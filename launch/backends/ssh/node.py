@@ -1,8 +1,8 @@
 """The agent on one node of a hostfile: ``python -m launch node``, started by connections.py through ssh.
 
-stdin tells it what to do: one line of JSON, a `Request`; later ``stop TERM`` asks for a save and a clean end, and an
-empty line is a sign of life. Its end, or long silence, means that the launcher is gone: the ranks are ended at once.
-stdout carries what rank 0 prints, and the agent's own two lines, marked: the port it has chosen, and the exit code.
+The agent reads from stdin: first one line of JSON, a `Request`; later ``stop TERM``, which asks for a save and a clean
+end; an empty line is a heartbeat. End of file or a long silence means that the launcher is gone: the ranks are then
+ended at once. The agent writes to stdout what rank 0 prints, and two marked lines: its port and the exit code.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from wellread.errors import BAD_INPUT, FAILURE, UserError, print_error
 from wellread.run import RunDirectory
 
 MARK = "\x1ewellread-node "
-"""Begins the agent's own lines; a login shell's greeting has no such character."""
+"""Prefix of the agent's own lines; the banner of a login shell does not contain this character."""
 SILENCE = 120
-"""Seconds without a sign of life after which the launcher counts as gone: a cut network ends no connection."""
+"""Seconds without a heartbeat after which the launcher is gone: a broken network does not close connections."""
 
 
 SECONDS_TO_REACH = 15
-"""How long node 0 may take to answer another node; a firewall that drops packets never does."""
+"""How long node 0 may take to answer another node; with a firewall that drops packets there is no answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a node is asked to run."""
+    """What a node runs."""
 
     host: str
     """Name of this node in the hostfile."""
@@ -50,17 +50,17 @@ class Request:
     address: str
     """Name of node 0."""
     port: int
-    """Where node 0 is met; 0: choose, this is node 0."""
+    """Port of the rendezvous on node 0; 0 on node 0 itself, which chooses a port."""
     peer: str
-    """Name of another node, to find the interface between them; empty for one node alone."""
+    """Name of another node, to find the interface between them; empty for a single node."""
 
 
 def main() -> int:
-    """Run this node's ranks, tell their exit code, and stay until the launcher has heard from all nodes."""
+    """Run this node's ranks, report their exit code, and stay until the launcher has the exit codes of all nodes."""
     lines = _lines(_take_stdin())
     first = next(lines, "")
     if not first.startswith("{"):
-        raise UserError("launch node: is started by launch run --cluster hostfile, not by hand")
+        raise UserError("launch node: internal command; use launch run --cluster hostfile")
     request = Request(**json.loads(first))
     obeying = threading.Thread(target=_obey, args=(lines,), daemon=True)
     with _reserved_port() as free:
@@ -76,10 +76,10 @@ def main() -> int:
 
 @contextmanager
 def _meeting_place(request: Request, port: int) -> Iterator[None]:
-    """On node 0 of several: the store in which the nodes meet.
+    """On node 0 of several nodes: host the store of the rendezvous.
 
-    Elastic shares it, but would take it away with the end of node 0's ranks; agents of other nodes that still wait in
-    it would then end a finished run with a warning and a stack of C++.
+    Elastic uses this store. If elastic hosted it, the store would end together with the ranks of node 0, and agents
+    that still wait in it would end a finished run with a warning and a C++ stack trace.
     """
     if request.number or request.nodes == 1:
         yield
@@ -100,26 +100,26 @@ def _run(request: Request, port: int) -> int:
     except OSError as error:
         reason = error.strerror or str(error)
         print_error(
-            f"{request.host}: cannot reach {request.peer} ({reason}); the nodes have to reach each other by name"
+            f"{request.host}: cannot reach {request.peer} ({reason}); check that nodes reach each other by host name"
         )
         return BAD_INPUT
     node = elastic.Node(nodes=request.nodes, number=request.number, address=request.address, port=port)
     try:
         with ladder.watched(RunDirectory(Path(request.run)), int(variables["WELLREAD_ATTEMPT"]), request.number):
             return elastic.start(request.arguments, request.ranks, variables, Path.cwd(), node)
-    except (OSError, RuntimeError) as error:  # torch's errors of a meeting that fails are among the latter
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError when the rendezvous fails
         print_error(f"{request.host}: {' '.join(str(error).split())}")
         return FAILURE
 
 
 def _reach(address: str, port: int) -> None:
-    """Make sure that node 0 answers: torch would try for a quarter of an hour, without a word."""
-    with suppress(ConnectionRefusedError):  # the machine does, and its torch is still being loaded
+    """Check that node 0 answers: torch would silently try for 15 minutes."""
+    with suppress(ConnectionRefusedError):  # the machine answers, but its torch is still loading
         socket.create_connection((address, port), timeout=SECONDS_TO_REACH).close()
 
 
 def _take_stdin() -> int:
-    """A descriptor of stdin that the ranks do not inherit; theirs is empty."""
+    """Return a descriptor of stdin that ranks do not inherit; the stdin of ranks is empty."""
     copy = os.dup(sys.stdin.fileno())
     empty = os.open(os.devnull, os.O_RDONLY)
     os.dup2(empty, sys.stdin.fileno())
@@ -128,7 +128,7 @@ def _take_stdin() -> int:
 
 
 def _lines(descriptor: int) -> Iterator[str]:
-    """Lines of `descriptor`, until its end or long silence."""
+    """Yield lines from `descriptor` until end of file or a long silence."""
     pending = b""
     while select.select([descriptor], [], [], SILENCE)[0] and (data := os.read(descriptor, 1 << 16)):
         *complete, pending = (pending + data).split(b"\n")
@@ -137,7 +137,7 @@ def _lines(descriptor: int) -> Iterator[str]:
 
 
 def _obey(lines: Iterator[str]) -> None:
-    """Do what the launcher asks for, and end with it, whatever ends it."""
+    """Execute the launcher's commands; end this process when the launcher ends for any reason."""
     import psutil
 
     for line in lines:
@@ -150,7 +150,7 @@ def _obey(lines: Iterator[str]) -> None:
 
 @contextmanager
 def _reserved_port() -> Iterator[int]:
-    """A free port, bound so that nobody else gets it before torch, which may share it, listens there."""
+    """Yield a free port and keep it bound, so that no other process uses it before torch listens on it."""
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         holder.bind(("", 0))

@@ -144,8 +144,8 @@ def test_a_refused_job_leaves_nothing(tasks: int, run: RunDirectory, scheduler: 
     with pytest.raises(UserError) as error:
         slurm.submit(PLAIN, run, [TASK] * tasks, options, "finetune")
     assert str(error.value) == (
-        "SLURM refuses the job: invalid partition specified: nope; "
-        "Batch job submission failed: Invalid partition name specified; see --help and slurm.yaml"
+        "--cluster slurm: SLURM rejected the job (invalid partition specified: nope); choose another --partition, or "
+        "correct partition: in the cluster file; sinfo lists partitions"
     )
     assert sorted(run.submit.iterdir()) == before
     assert slurm.jobs_of(run) == noted
@@ -156,7 +156,7 @@ def test_without_slurm_it_says_so(run: RunDirectory, tmp_path: Path, monkeypatch
     with pytest.raises(UserError) as error:
         slurm.submit(PLAIN, run, [TASK], {}, "finetune")
     assert str(error.value) == (
-        "--cluster slurm: no sbatch here; log in to a node of the cluster, or choose --cluster local"
+        "--cluster slurm: sbatch not found; log in to a node of the cluster, or use --cluster local"
     )
     assert not run.submit.exists()
 
@@ -196,7 +196,7 @@ def test_a_run_is_handed_over_once(program, corpora: Path, scheduler: Scheduler,
     assert holding == []
 
     scheduler.has(out / "code", "PENDING")
-    assert launch() == f"{out}: job 101 is pending already; nothing to submit\n"
+    assert launch() == f"{out}: job 101 is already pending; nothing to submit\n"
     assert len(scheduler.submitted()) == 2
 
     scheduler.forgets()  # both have ended, and what they saved is not all: the run goes on
@@ -274,7 +274,7 @@ def test_an_evaluation_from_a_path_that_slurm_misreads_is_refused(
 ) -> None:
     run = RunDirectory(tmp_path / "100%")
     run.path.mkdir()
-    with pytest.raises(UserError, match="SLURM reads % and"):
+    with pytest.raises(UserError, match="and control characters have a special meaning"):
         evaluation.run(evaluation_request(run, steps=3))
     assert scheduler.submitted() == []
 
@@ -287,8 +287,8 @@ def test_a_refused_run_is_one_line_and_exit_code_2(
     result = program("launch", "run", "finetune", *flags, env=scheduler.env)
     assert result.returncode == 2
     assert result.stderr.endswith(
-        "error: SLURM refuses the job: invalid partition specified: nope; "
-        "Batch job submission failed: Invalid partition name specified; see --help and slurm.yaml\n"
+        "clusters/slurm.yaml: SLURM rejected the job (invalid partition specified: nope); choose another --partition, "
+        "or correct partition: in the cluster file; sinfo lists partitions\n"
     )
 
 

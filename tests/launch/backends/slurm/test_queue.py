@@ -170,7 +170,7 @@ def test_a_scheduler_that_cannot_be_asked_says_nothing_of_a_job(message: str, sl
     commands = slurm(error=message, sacct="COMPLETED|0:0|n1|5|/x\n")
     with pytest.raises(RuntimeError) as error:
         state("28")
-    assert str(error.value) == f"SLURM cannot be asked about job 28: {' '.join(message.split())}"
+    assert str(error.value) == f"no answer from SLURM about job 28: {' '.join(message.split())}"
     assert [command[0] for command in commands] == ["scontrol"]
 
 
@@ -183,10 +183,10 @@ def test_a_scheduler_that_cannot_be_asked_says_nothing_of_a_job(message: str, sl
     [
         (
             ["RUNNING 0:0", "COMPLETED 0:0", "FAILED 1:0", "PENDING 0:0"],
-            ("RUNNING", 0, "2 parts of the array have ended"),
+            ("RUNNING", 0, "2 tasks of the array have ended"),
         ),
-        (["PENDING 0:0", "COMPLETED 0:0"], ("PENDING", 0, "1 parts of the array have ended")),
-        (["PENDING 0:0", "COMPLETING 0:0"], ("PENDING", 0, "0 parts of the array have ended")),
+        (["PENDING 0:0", "COMPLETED 0:0"], ("PENDING", 0, "1 tasks of the array have ended")),
+        (["PENDING 0:0", "COMPLETING 0:0"], ("PENDING", 0, "0 tasks of the array have ended")),
         (["COMPLETED 0:0", "COMPLETED 0:0"], ("COMPLETED", 0, "")),
         (["COMPLETED 0:0", "FAILED 1:0", "FAILED 3:0", "COMPLETED 0:0"], ("FAILED", 3, "")),
         (["FAILED 2:0", "FAILED 0:9"], ("FAILED", 137, "")),

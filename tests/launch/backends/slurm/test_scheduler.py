@@ -208,7 +208,7 @@ def test_what_slurm_reads_as_something_else_is_refused(name: str, tmp_path: Path
     for path in (tmp_path / name, tmp_path / name / "run"):
         with pytest.raises(UserError) as error:
             slurm.check(RunDirectory(path))
-        assert str(error.value).startswith(f"--out {str(path)!r}: SLURM reads % and \\ in ")
+        assert str(error.value).startswith(f"--out {str(path)!r}: %, \\ and control characters ")
         assert "\n" not in str(error.value)
 
 
@@ -216,7 +216,7 @@ def test_a_refused_path_is_one_line_and_exit_code_2(program, tmp_path: Path) -> 
     for command in ("plan", "run"):
         result = program("launch", command, "finetune", "--cluster", "slurm", "--out", tmp_path / "100%#SBATCH")
         assert (result.returncode, result.stdout) == (2, "")
-        assert result.stderr.startswith(f"error: --out '{tmp_path}/100%#SBATCH': SLURM reads % and \\ in the names")
+        assert result.stderr.startswith(f"error: --out '{tmp_path}/100%#SBATCH': %, \\ and control characters ")
         assert result.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
 

@@ -129,7 +129,7 @@ def test_a_meeting_that_nobody_calls(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(RuntimeError) as error:
         slurm_task._await_meeting(tmp_path / "x.json")
     assert str(error.value) == (
-        f"{tmp_path}/x.json did not appear within 0.3 s: is the run directory on a shared filesystem?"
+        f"{tmp_path}/x.json did not appear within 0.3 s; put the run directory on a shared filesystem"
     )
 
 
@@ -308,7 +308,7 @@ def test_a_job_is_queued_again_a_bounded_number_of_times(
     with pytest.raises(SystemExit) as exit_error:
         RankTask(str(run.path), ("-c", "1/0"), {}, requeues=3, limit=60)()
     assert exit_error.value.code == 2
-    assert capsys.readouterr().err == ("error: queued again 4 times, 3 allowed; launch it again to continue\n")
+    assert capsys.readouterr().err == ("error: requeued 4 times, 3 allowed; launch it again to resume\n")
     assert [path.name for path in run.path.iterdir() if path.name not in ("config.yaml", "log")] == []
 
 
