@@ -292,7 +292,7 @@ sys.exit(3)
 
 
 @pytest.mark.slow
-def test_a_second_signal_ends_deaf_ranks_at_once(ssh: str, root: Path, tmp_path: Path) -> None:
+def test_a_second_signal_ends_ranks_that_ignore_signals(ssh: str, root: Path, tmp_path: Path) -> None:
     text = """
 signal.signal(signal.SIGINT, lambda number, frame: (folder / f"asked-{rank}").touch())
 ready(str(os.getpid()))

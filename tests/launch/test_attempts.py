@@ -1,4 +1,4 @@
-"""Attempts: what the manifest says of each start, and which rank failed first."""
+"""Attempts: the manifest's entry of each start, and which rank failed first."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def note(run: RunDirectory, attempt: int, rank: int, time: float, **more: Any) -
     write_json(run.log / f"attempt-{attempt:03d}-rank-{rank}.error.json", error | more)
 
 
-def test_each_start_is_written_down(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_start_is_in_the_manifest(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provenance, "describe", lambda code: {"code": str(code), "host": "n1"})
     assert attempts.begin(run, PLAN, {"job": "28", "restart": 0, "hosts": ["n1", "n2"]}, Path("/runs/x/code")) == 1
     (first,) = run.manifest()["attempts"]
@@ -58,7 +58,7 @@ def test_each_start_is_written_down(run: RunDirectory, monkeypatch: pytest.Monke
     assert run.manifest()["identity"] == {"seed": 0}
 
 
-def test_the_code_is_this_one_unless_named(run: RunDirectory, tmp_path: Path) -> None:
+def test_the_default_code_is_the_callers(run: RunDirectory, tmp_path: Path) -> None:
     (tmp_path / "code").mkdir()
     write_json(tmp_path / "code" / provenance.SNAPSHOT, {"commit": "abc", "dirty": False})
     attempts.begin(run, PLAN, {}, tmp_path / "code")
@@ -79,13 +79,13 @@ def test_the_first_error_is_the_earliest_of_its_attempt(run: RunDirectory) -> No
     error = attempts.first_error(run, 2)
     assert error is not None
     assert (error["rank"], error["error"]) == (10, "error of 10")
-    attempts.note_signal(run, 2, 1, 9)  # noted later, and still the cause
+    attempts.note_signal(run, 2, 1, 9)  # written later, but still the cause
     error = attempts.first_error(run, 2)
     assert error is not None
     assert (error["rank"], error["error"]) == (1, "ended by signal 9 (SIGKILL)")
 
 
-def test_the_first_error_is_said_in_one_line(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_first_error_is_printed_in_one_line(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
     attempts.show_first_error(run, 1)
     assert capsys.readouterr() == ("", "")
     note(run, 1, 1, time=2.0)
@@ -94,7 +94,7 @@ def test_the_first_error_is_said_in_one_line(run: RunDirectory, capsys: pytest.C
     assert capsys.readouterr() == ("", f"error: rank 1 failed first: error of 1 (log: {run.log})\n")
 
 
-def test_a_signal_leaves_an_error_too(run: RunDirectory) -> None:
+def test_a_signal_has_an_error_file(run: RunDirectory) -> None:
     attempts.note_signal(run, 3, 7, 11)
     error = attempts.first_error(run, 3)
     assert error is not None
@@ -103,7 +103,7 @@ def test_a_signal_leaves_an_error_too(run: RunDirectory) -> None:
     assert json.loads((run.log / "attempt-003-rank-7.error.json").read_text())["trace"] == ""
 
 
-def test_lost_are_those_that_a_signal_ended_or_that_said_nothing(run: RunDirectory) -> None:
+def test_ranks_without_an_error_or_with_a_signal_are_lost(run: RunDirectory) -> None:
     assert attempts.lost_ranks(run, 1, 3) == [0, 1, 2]
     note(run, 1, 0, time=1.0)
     note(run, 1, 2, time=1.0, signal=9)

@@ -1,4 +1,4 @@
-"""Cancelling: local launches by their lock, SLURM jobs by their ids, and nothing else; then one real run."""
+"""Canceling local launches by their lock and SLURM jobs by their ids, and nothing else; also with one real run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from support.programs import Program
-from support.run_folders import ENDED, HELD, QUEUED, STEPS, attempt, job, made_up, progress
+from support.run_folders import ENDED, HELD, QUEUED, STEPS, attempt, job, run_folder, progress
 
 from launch import cancel
 from launch.backends.jobs import JobState
@@ -44,18 +44,18 @@ with run.lock():
         manifest["attempts"][-1] |= {"ended": "2026-11-21T06:50:00+0000", "exit_code": 143}
         write_json(run.manifest_file, manifest)
 """
-"""Stands for ``launch run``: it holds the run, and saves when asked, or ends without a word when asked twice."""
+"""A fake ``launch run``: it holds the run's lock, saves after a first signal, and ends at once after a second one."""
 
 
 def files(run: RunDirectory) -> dict[str, bytes | None]:
-    """All that a run directory holds."""
+    """Return the content of all files of a run directory."""
     paths = sorted(run.path.rglob("*"))
     return {str(path): path.read_bytes() if path.is_file() else None for path in paths}
 
 
 @pytest.fixture
 def launcher(root: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start what holds a run."""
+    """Start a process that holds the lock of a run."""
     started: list[subprocess.Popen[str]] = []
 
     def start(code: str, *arguments: str) -> subprocess.Popen[str]:
@@ -90,14 +90,14 @@ def printed(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> list[str]:
         ([attempt()], (0,), "killed"),
     ],
 )
-def test_what_does_not_run_is_left_as_it_is(
+def test_a_run_that_is_not_active_is_unchanged(
     attempts: list[dict[str, Any]],
     saved: tuple[int, ...],
     words: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = made_up(tmp_path / "run", *attempts, saved=saved)
+    run = run_folder(tmp_path / "run", *attempts, saved=saved)
     before = files(run)
     assert cancel.main([str(run.path)]) == 0
     assert printed(run, capsys) == [f"nothing to cancel: {words}"]
@@ -105,7 +105,7 @@ def test_what_does_not_run_is_left_as_it_is(
 
 
 def test_bad_input(program: Program, tmp_path: Path) -> None:
-    run = made_up(tmp_path / "run")
+    run = run_folder(tmp_path / "run")
     for arguments, message in (
         (
             [tmp_path / "no"],
@@ -121,10 +121,10 @@ def test_bad_input(program: Program, tmp_path: Path) -> None:
 # --- a launch on this machine
 
 
-def test_a_launcher_is_asked_once_and_waited_for(
+def test_a_launcher_gets_one_signal_and_time_to_save(
     launcher: Callable[..., subprocess.Popen[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = made_up(tmp_path / "run", attempt(), saved=(0, 20), told=progress(1, 30))
+    run = run_folder(tmp_path / "run", attempt(), saved=(0, 20), report=progress(1, 30))
     process = launcher(LAUNCHER, "launch", "run", str(run.path), "saves")
     assert cancel.main([str(run.path)]) == 0
     assert process.wait(PATIENCE) == 0
@@ -135,7 +135,7 @@ def test_a_launcher_is_asked_once_and_waited_for(
 
 
 @pytest.mark.parametrize(("flags", "code"), [(["--now"], 0), (["--timeout", "0.5"], 1)])
-def test_a_second_signal_ends_it_at_once(
+def test_a_second_signal_ends_the_launcher_at_once(
     flags: list[str],
     code: int,
     launcher: Callable[..., subprocess.Popen[str]],
@@ -144,7 +144,7 @@ def test_a_second_signal_ends_it_at_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(cancel, "GAP", 0.5)
-    run = made_up(tmp_path / "run", attempt(), saved=(0, 20), told=progress(1, 30))
+    run = run_folder(tmp_path / "run", attempt(), saved=(0, 20), report=progress(1, 30))
     process = launcher(LAUNCHER, "launch", "run", str(run.path), "ignores")
     assert cancel.main([str(run.path), *flags]) == code
     assert process.wait(PATIENCE) == 0
@@ -154,13 +154,15 @@ def test_a_second_signal_ends_it_at_once(
     assert last == (
         "ended without a save, at step 30 or later; the same command resumes from step 20, its last checkpoint"
     )
-    assert run.manifest()["attempts"][0]["exit_code"] == 143  # it could not note its end itself: stopped, not killed
+    assert (
+        run.manifest()["attempts"][0]["exit_code"] == 143
+    )  # `cancel` has written its end: the run is stopped, not killed
 
 
-def test_another_process_is_not_signalled(
+def test_another_process_gets_no_signal(
     launcher: Callable[..., subprocess.Popen[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = made_up(tmp_path / "run", attempt())
+    run = run_folder(tmp_path / "run", attempt())
     process = launcher(HELD, str(run.path))
     with pytest.raises(
         UserError, match=f"in use by process {process.pid}, which is not a `launch run` of this machine"
@@ -176,7 +178,7 @@ def test_another_process_is_not_signalled(
 
 
 class Cluster:
-    """Jobs in a dictionary, and what is asked of them."""
+    """A fake cluster: jobs in a dictionary, and the commands sent to them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **jobs: str) -> None:
         self.states = {name.removeprefix("job_"): state for name, state in jobs.items()}
@@ -200,11 +202,11 @@ class Cluster:
         self.states[job_id] = "CANCELLED"
 
 
-def test_waiting_jobs_are_cancelled_dependent_ones_first(
+def test_waiting_jobs_are_canceled_dependent_ones_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cluster = Cluster(monkeypatch, job_6="COMPLETED", job_7="PENDING", job_8="PENDING")
-    run = made_up(tmp_path / "run", jobs=(job(6), job(7), job(8, "eval")))
+    run = run_folder(tmp_path / "run", jobs=(job(6), job(7), job(8, "eval")))
     assert cancel.main([str(run.path)]) == 0
     assert cluster.requests == ["cancel 8", "cancel 7"]
     assert printed(run, capsys) == [
@@ -216,11 +218,11 @@ def test_waiting_jobs_are_cancelled_dependent_ones_first(
     assert printed(run, capsys) == ["nothing to cancel: stopped (job 7 was canceled)"]
 
 
-def test_a_running_job_is_asked_until_it_listens(
+def test_a_running_job_is_signaled_until_it_reacts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cluster = Cluster(monkeypatch, job_7="RUNNING", job_8="PENDING")
-    run = made_up(tmp_path / "run", QUEUED, jobs=(job(7), job(8, "eval")), saved=(0, 20), told=progress(1, 20))
+    run = run_folder(tmp_path / "run", QUEUED, jobs=(job(7), job(8, "eval")), saved=(0, 20), report=progress(1, 20))
 
     def listen() -> None:
         if cluster.requests.count("signal TERM 7") == 3:
@@ -237,9 +239,9 @@ def test_a_running_job_is_asked_until_it_listens(
     ]
 
 
-def test_a_job_that_is_queued_again_meanwhile_is_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_requeued_in_the_meantime_is_canceled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster(monkeypatch, job_7="RUNNING")
-    run = made_up(tmp_path / "run", QUEUED, jobs=(job(7),), saved=(0, 20))
+    run = run_folder(tmp_path / "run", QUEUED, jobs=(job(7),), saved=(0, 20))
     cluster.on_signal = lambda: cluster.states.update({"7": "PENDING"})
     assert cancel.main([str(run.path)]) == 0
     assert cluster.requests == ["signal TERM 7", "cancel 7"]
@@ -249,7 +251,7 @@ def test_a_job_that_is_queued_again_meanwhile_is_cancelled(tmp_path: Path, monke
     ("flags", "code", "requests"),
     [(["--now"], 0, ["cancel 7"]), (["--timeout", "0"], 1, ["signal TERM 7", "cancel 7"])],
 )
-def test_a_job_without_a_save_is_cancelled(
+def test_a_job_without_a_save_is_canceled(
     flags: list[str],
     code: int,
     requests: list[str],
@@ -258,7 +260,7 @@ def test_a_job_without_a_save_is_cancelled(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     cluster = Cluster(monkeypatch, job_7="RUNNING")
-    run = made_up(tmp_path / "run", QUEUED, jobs=(job(7),), saved=(0, 20), told=progress(1, 30))
+    run = run_folder(tmp_path / "run", QUEUED, jobs=(job(7),), saved=(0, 20), report=progress(1, 30))
     assert cancel.main([str(run.path), *flags]) == code
     assert cluster.requests == requests
     assert printed(run, capsys)[-1] == (
@@ -266,11 +268,11 @@ def test_a_job_without_a_save_is_cancelled(
     )
 
 
-def test_a_job_whose_ranks_have_not_begun_has_nothing_to_save(
+def test_a_job_without_started_ranks_is_canceled_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cluster = Cluster(monkeypatch, job_7="RUNNING")
-    run = made_up(tmp_path / "run", attempt(), jobs=(job(7),))
+    run = run_folder(tmp_path / "run", attempt(), jobs=(job(7),))
     before = run.manifest()
     assert cancel.main([str(run.path)]) == 0
     assert cluster.requests == ["cancel 7"]
@@ -278,9 +280,9 @@ def test_a_job_whose_ranks_have_not_begun_has_nothing_to_save(
     assert run.manifest() == before
 
 
-def test_a_run_elsewhere_keeps_its_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_on_another_machine_keeps_its_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster(monkeypatch, job_7="COMPLETED", job_8="PENDING")
-    run = made_up(tmp_path / "run", attempt(), jobs=(job(7), job(8, "eval")))
+    run = run_folder(tmp_path / "run", attempt(), jobs=(job(7), job(8, "eval")))
     with run.lock():
         (run.path / "lock").write_text("process 5 on elsewhere since today")
         with pytest.raises(UserError, match="runs on elsewhere"):
@@ -288,14 +290,14 @@ def test_a_run_elsewhere_keeps_its_evaluation(tmp_path: Path, monkeypatch: pytes
     assert cluster.requests == []
 
 
-def test_a_silent_slurm_cancels_nothing(
+def test_without_an_answer_of_slurm_nothing_is_canceled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def silent(job_id: str, folder: str) -> JobState:
         raise RuntimeError("no answer from SLURM about job 7: no route")
 
     monkeypatch.setattr(slurm_queue, "state", silent)
-    run = made_up(tmp_path / "run", QUEUED, jobs=(job(7),))
+    run = run_folder(tmp_path / "run", QUEUED, jobs=(job(7),))
     assert cancel.main([str(run.path)]) == 1
     assert capsys.readouterr() == ("", "error: no answer from SLURM about job 7: no route\n")
 
@@ -312,7 +314,7 @@ def until(holds: Callable[[], object]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_real_run_is_watched_cancelled_continued_and_killed(
+def test_a_real_run_is_followed_canceled_resumed_and_killed(
     program: Program, small_model: Path, corpora: Path, root: Path, tmp_path: Path
 ) -> None:
     run = RunDirectory(tmp_path / "run")

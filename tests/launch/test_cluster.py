@@ -1,4 +1,4 @@
-"""Cluster files and hostfiles: every key, every mistake named; what a plan needs of a cluster."""
+"""Cluster files and hostfiles: all keys, all mistakes; and the machine of a plan."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def written(tmp_path: Path, text: str) -> str:
 
 
 def refused(tmp_path: Path, text: str) -> str:
-    """What is wrong with the text of a cluster file, without the label that names the file."""
+    """Return the error about the text of a cluster file, without the part that names the file."""
     file = written(tmp_path, text)
     with pytest.raises(UserError) as error:
         load(file)
@@ -121,12 +121,12 @@ def test_an_empty_value_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["local", "hostfile", "slurm"])
-def test_those_that_come_along(name: str) -> None:
+def test_the_cluster_files_of_the_repository(name: str) -> None:
     cluster = load(name)
     assert (cluster.kind, cluster.name) == (name, name)
 
 
-def test_an_unknown_name_says_which_there_are(tmp_path: Path) -> None:
+def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         load("nope")
     assert str(error.value) == ("--cluster nope: unknown; choose hostfile, local, slurm or the path of a YAML file")
@@ -134,7 +134,7 @@ def test_an_unknown_name_says_which_there_are(tmp_path: Path) -> None:
         load(str(tmp_path / "absent.yaml"))
 
 
-def test_no_name_leads_out_of_the_folder() -> None:
+def test_a_name_cannot_contain_a_path() -> None:
     with pytest.raises(UserError, match="unknown"):
         load("../models/../clusters/local/../nope")
 
@@ -184,14 +184,14 @@ def test_mistakes_name_file_and_key(text: str, message: str, tmp_path: Path) -> 
     assert refused(tmp_path, text).startswith(message)
 
 
-def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_bytes(b"kind: \xff\n")
     with pytest.raises(UserError, match=r"mine\.yaml: not YAML \("):
         load(str(file))
 
 
-def test_nothing_of_a_cluster_file_is_executed(tmp_path: Path) -> None:
+def test_yaml_tags_are_not_executed(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     refused(tmp_path, f"kind: !!python/object/apply:os.mkdir ['{trace}']\n")
     assert not trace.exists()
@@ -212,7 +212,7 @@ def test_control_characters_are_refused(key: str, value: str, character: str, tm
     assert "contains a control character" in message
 
 
-def test_shell_lines_may_hold_what_they_like(tmp_path: Path) -> None:
+def test_setup_lines_may_contain_control_characters(tmp_path: Path) -> None:
     cluster = load(written(tmp_path, 'kind: slurm\nsetup: ["if true; then\\n\\techo yes\\nfi"]\n'))
     assert cluster.setup == ("if true; then\n\techo yes\nfi",)
 
@@ -228,24 +228,24 @@ def test_shell_lines_may_hold_what_they_like(tmp_path: Path) -> None:
         ("7-23:59:59", 11_520), (" 10 ", 10),
     ],
 )  # fmt: skip
-def test_minutes_of_each_form(text: str, expected: int) -> None:
+def test_minutes_of_each_format(text: str, expected: int) -> None:
     assert minutes(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "soon", "-5", "1h", "1:2:3:4", "1-", "-", "1.5", ":30", "1-2-3", "1:-30", "∞"])
-def test_what_is_no_time(text: str) -> None:
+def test_invalid_times_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="not a valid time; use minutes, HH:MM:SS or D-HH:MM:SS"):
         minutes(text)
 
 
 @pytest.mark.parametrize("text", ["0", "0:59", "0:00:59", "0-0", "0-00:00:00"])
-def test_less_than_a_minute_is_no_limit(text: str) -> None:
+def test_less_than_a_minute_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="shorter than one minute"):
         minutes(text)
 
 
 @given(st.integers(0, 30), st.integers(0, 23), st.integers(0, 59), st.integers(0, 59))
-def test_minutes_agree_with_the_clock(days: int, hours: int, mins: int, seconds: int) -> None:
+def test_minutes_agree_with_timedelta(days: int, hours: int, mins: int, seconds: int) -> None:
     total = ((days * 24 + hours) * 60 + mins) * 60 + seconds
     if total >= 60:
         assert minutes(f"{days}-{hours:02d}:{mins:02d}:{seconds:02d}") == -(-total // 60)
@@ -253,7 +253,7 @@ def test_minutes_agree_with_the_clock(days: int, hours: int, mins: int, seconds:
         assert minutes(f"{total // 60}:{seconds:02d}") == -(-total // 60)
 
 
-def test_a_time_without_quotes_is_no_number_of_base_60(tmp_path: Path) -> None:
+def test_a_time_without_quotes_is_read_as_text(tmp_path: Path) -> None:
     assert load(written(tmp_path, "kind: slurm\ntime: 24:00:00\n")).time == "24:00:00"
     assert minutes(load(written(tmp_path, "kind: slurm\ntime: 1:30\n")).time) == 2
     assert minutes(load(written(tmp_path, "kind: slurm\ntime: 0090\n")).time) == 90
@@ -292,7 +292,7 @@ def test_gpus_of_this_process(
     assert devices.count_gpus() == expected
 
 
-# --- what a plan asks
+# --- machines of plans
 
 
 def probed(file: ClusterFile, **shape: int | str) -> tuple[int, int, str]:
@@ -308,7 +308,7 @@ def not_probed(file: ClusterFile, **shape: int | str) -> str:
     return str(error.value)
 
 
-def test_slurm_gives_what_its_file_says() -> None:
+def test_a_slurm_machine_is_what_its_file_says() -> None:
     assert probed(ClusterFile(kind="slurm"), nodes=3) == (3, 1, "cpu")
     assert probed(ClusterFile(kind="slurm"), nodes=2, ranks_per_node=5) == (2, 5, "cpu")
     assert probed(ClusterFile(kind="slurm", ranks_per_node=4)) == (1, 4, "cpu")
@@ -320,7 +320,7 @@ def test_slurm_gives_what_its_file_says() -> None:
     assert probed(ClusterFile(kind="slurm", device="cuda"), ranks_per_node=2) == (1, 2, "cuda")
 
 
-def test_slurm_gives_no_more_ranks_than_gpus() -> None:
+def test_more_ranks_than_gpus_are_refused() -> None:
     assert not_probed(ClusterFile(kind="slurm", gres="gpu:4"), ranks_per_node=5) == (
         "--ranks_per_node 5: a node has 4 (gres: gpu:4); choose at most 4"
     )
@@ -343,12 +343,12 @@ def test_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_hosts_give_their_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_are_the_slots_of_the_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "count_gpus", lambda: 0)
     (tmp_path / "hosts").write_text("a slots=4\nb slots=2\nc slots=8\n")
     file = ClusterFile(kind="hostfile", hostfile=str(tmp_path / "hosts"))
     assert probed(file) == (1, 4, "cpu")
-    assert probed(file, nodes=2) == (2, 2, "cpu")  # the least of those that take part
+    assert probed(file, nodes=2) == (2, 2, "cpu")  # the smallest number of the hosts in use
     assert probed(replace(file, device="cuda"), nodes=3, ranks_per_node=1) == (3, 1, "cuda")
     assert probed(replace(file, ranks_per_node=2), nodes=3) == (3, 2, "cpu")
     assert not_probed(file, nodes=4) == f"--nodes 4: {tmp_path}/hosts has 3; choose at most 3"
@@ -408,7 +408,7 @@ def test_mistakes_name_file_and_line(text: str, message: str, tmp_path: Path) ->
     assert str(error.value) == f"hostfile {tmp_path}/hosts{message}"
 
 
-def test_a_hostfile_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_hostfile(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         hosts(ClusterFile(kind="hostfile", hostfile=str(tmp_path / "hosts")))
     assert str(error.value) == (
@@ -417,7 +417,7 @@ def test_a_hostfile_that_is_not_there(tmp_path: Path) -> None:
     )
 
 
-# --- flags in the place of the file's own
+# --- flags that override the file
 
 
 def test_flags_win_over_the_file(tmp_path: Path) -> None:
@@ -432,13 +432,13 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         cluster_of(file, None, "short\n#SBATCH --uid=0")
 
 
-def test_launch_options_are_taken_from_among_others() -> None:
+def test_launch_options_are_selected_from_all_flags() -> None:
     assert LaunchOptions.of({}) == LaunchOptions()
     options = LaunchOptions.of({"wait": True, "json": True, "time": "5", "config": None, "then": "eval"})
     assert options == LaunchOptions(wait=True, time="5", then="eval")
 
 
-def test_a_probe_is_what_a_plan_takes() -> None:
+def test_a_probe_returns_the_machine_of_a_plan() -> None:
     assert of(ClusterFile(kind="slurm", gres="gpu:2")).probe(2, "auto") == Machine(
         cluster="slurm", nodes=2, ranks_per_node=2, device="cuda"
     )
@@ -454,7 +454,7 @@ def test_a_probe_is_what_a_plan_takes() -> None:
         ({"sbatch": {"no-requeue": "true"}}, "sbatch: 'no-requeue' is set by launch"),
     ],
 )
-def test_what_would_break_a_job_is_refused(values: dict[str, Any], message: str) -> None:
+def test_settings_that_break_a_job_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as error:
         of(ClusterFile(kind="slurm", **values))
     assert str(error.value).startswith(message)

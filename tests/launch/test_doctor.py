@@ -1,4 +1,4 @@
-"""`launch doctor` on machines that are really broken, on hosts behind a real sshd, and on the development cluster."""
+"""`launch doctor` on really broken machines, on hosts behind a real sshd, and on the development cluster."""
 
 import contextlib
 import getpass
@@ -96,8 +96,8 @@ def test_a_machine_is_shown_as_aligned_text(program: Program) -> None:
     assert f"{torch.__version__}, CPU build, imported in" in result.stdout
 
 
-def test_a_broken_machine_is_told_what_to_mend(root: Path, tmp_path: Path, full_disk: Path) -> None:
-    """No compiler and no ninja, a full disk, a lock left by a killed build, few open files: all in one go."""
+def test_a_broken_machine_gets_remedies(root: Path, tmp_path: Path, full_disk: Path) -> None:
+    """No compiler and no ninja, a full disk, a lock left by a killed build, few open files: all at the same time."""
     lock = tmp_path / "ops" / "cpu_adam" / "lock"
     lock.parent.mkdir(parents=True)
     lock.touch()
@@ -159,7 +159,7 @@ def test_a_torch_that_hangs_or_breaks_is_reported(tmp_path: Path, monkeypatch: p
         ("CUDA 13.0", ["H200, 139 GiB"] * 2, 2, True, "auto", "ok", "2 x H200, 139 GiB, torch for CUDA 13.0"),
     ],
 )
-def test_torchs_build_fits_the_devices(
+def test_torchs_build_is_compared_with_the_devices(
     built: str, usable: list[str], gpus: int, has_driver: bool, requested: str, state: str, text: str
 ) -> None:
     importing = {"built": built, "gpus": usable, "version": "2.13.0"}
@@ -195,13 +195,13 @@ def test_more_memory_than_a_node_has_is_refused() -> None:
         (-31, "failed", "31 s ahead of this machine's"),
     ],
 )
-def test_clocks_may_differ_a_little(seconds: float, state: str, text: str) -> None:
+def test_clocks_may_differ_slightly(seconds: float, state: str, text: str) -> None:
     check = doctor_several.clock("n1", seconds)
     assert (check.state, check.found) == (state, text)
 
 
-def test_reports_whose_pieces_srun_mixes_are_put_together_again(tmp_path: Path) -> None:
-    """Seen on the development cluster: long lines of two tasks arrive in parts, in any order."""
+def test_mixed_pieces_of_reports_are_sorted(tmp_path: Path) -> None:
+    """As on the development cluster: long lines of two tasks arrive in pieces, in any order."""
     reports = [
         doctor_node.Report(
             host=host,
@@ -225,7 +225,7 @@ def test_reports_whose_pieces_srun_mixes_are_put_together_again(tmp_path: Path) 
     assert [report for report, _ in answer.reports] == reports
 
 
-def test_a_command_that_hangs_is_ended_with_all_that_it_started() -> None:
+def test_a_hanging_command_is_ended_with_its_children() -> None:
     began = time.monotonic()
     answer = doctor_several.ask(["bash", "-c", "echo oops >&2; sleep 60; true"], 0.5)
     assert time.monotonic() - began < 10
@@ -233,7 +233,7 @@ def test_a_command_that_hangs_is_ended_with_all_that_it_started() -> None:
     assert answer.stderr == ["oops"]
 
 
-def test_a_node_that_sees_other_code_or_no_file_of_this_machine_is_told(tmp_path: Path) -> None:
+def test_a_node_without_the_shared_folder_fails(tmp_path: Path) -> None:
     with doctor_several.shared_file(tmp_path / "runs") as token:
         node_request = request(runs=str(tmp_path / "runs"), token=str(token))
         report = doctor_node.Report(
@@ -258,7 +258,7 @@ def test_a_node_that_sees_other_code_or_no_file_of_this_machine_is_told(tmp_path
     assert list((tmp_path / "runs").iterdir()) == []
 
 
-def test_the_small_job_asks_for_what_the_clusters_file_says() -> None:
+def test_the_small_job_has_the_options_of_the_cluster_file() -> None:
     cluster = ClusterFile(
         kind="slurm", partition="gpu", gres="gpu:a100:8", setup=("module load cuda",), srun=("--container-image=a b",)
     )
@@ -299,7 +299,7 @@ def test_help_imports_nothing_heavy(root: Path) -> None:
     assert "python -m launch doctor --cluster slurm --nodes 2" in result.stdout
 
 
-def test_equal_findings_of_several_machines_are_one_line() -> None:
+def test_equal_results_of_several_machines_are_one_line() -> None:
     checks = [
         Check(check="python", where="vm", state="ok", found="3.11"),
         Check(check="clock", where="n1", state="failed", found="40 s behind", remedy="synchronize"),
@@ -315,14 +315,14 @@ def test_equal_findings_of_several_machines_are_one_line() -> None:
 
 
 def test_a_terminal_gets_colors(root: Path, tmp_path: Path) -> None:
-    """A machine without SLURM, which is told in a second."""
+    """A machine without SLURM, which is reported in a second."""
     reader, terminal = os.openpty()
     environment = {k: v for k, v in os.environ.items() if k != "NO_COLOR"} | {"PATH": str(tmp_path), "TERM": "xterm"}
     command = [sys.executable, "-m", "launch", "doctor", "--cluster", "slurm"]
     result = subprocess.run(command, cwd=root, env=environment, stdout=terminal, stderr=subprocess.PIPE, check=False)
     os.close(terminal)
     output = b""
-    with contextlib.suppress(OSError):  # a terminal's end
+    with contextlib.suppress(OSError):  # the end of a terminal's output
         while data := os.read(reader, 4096):
             output += data
     os.close(reader)
@@ -351,7 +351,7 @@ def ssh(tmp_path: Path) -> Iterator[str]:
         "PidFile none\nStrictModes no\nPermitRootLogin yes\nUsePAM no\nPasswordAuthentication no\n"
     )
     if os.geteuid() == 0:
-        Path("/run/sshd").mkdir(exist_ok=True)  # where it confines itself before a login
+        Path("/run/sshd").mkdir(exist_ok=True)  # sshd changes to this folder before a login
     process = subprocess.Popen([daemon, "-D", "-f", tmp_path / "config", "-E", tmp_path / "log"])
     try:
         deadline = time.monotonic() + 20
@@ -367,7 +367,7 @@ def ssh(tmp_path: Path) -> Iterator[str]:
         process.wait()
 
 
-def test_hosts_tell_of_themselves_through_ssh(program: Program, ssh: str, tmp_path: Path) -> None:
+def test_hosts_send_reports_through_ssh(program: Program, ssh: str, tmp_path: Path) -> None:
     host = f"{getpass.getuser()}@127.0.0.1"
     (tmp_path / "hosts").write_text(f"{host} slots=2\n127.0.0.9 slots=2\n")
     about = {"kind": "hostfile", "device": "cpu", "hostfile": str(tmp_path / "hosts"), "ssh": ssh}
@@ -384,7 +384,7 @@ def test_hosts_tell_of_themselves_through_ssh(program: Program, ssh: str, tmp_pa
     assert not list(tmp_path.glob(".doctor-*"))
 
 
-def test_hosts_with_another_interpreter_are_told_how_to_name_it(ssh: str, tmp_path: Path) -> None:
+def test_a_missing_interpreter_on_a_host_has_a_remedy(ssh: str, tmp_path: Path) -> None:
     (tmp_path / "hosts").write_text("127.0.0.1\n")
     cluster = ClusterFile(kind="hostfile", hostfile=str(tmp_path / "hosts"), ssh=ssh, python="/no/python")
     from launch.backends.ssh.hosts import hosts
@@ -421,7 +421,7 @@ def test_a_dead_controller_is_reported_soon(program: Program, tmp_path: Path) ->
     assert "SLURM_CONF" in check["remedy"]
 
 
-def test_a_machine_without_slurm_is_told_where_to_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_machine_without_slurm_has_a_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     check = doctor_scheduler.scheduler("slurm")
     assert (check.state, check.found) == ("failed", "scontrol is not installed here")
@@ -436,7 +436,7 @@ def test_a_machine_without_slurm_is_told_where_to_go(monkeypatch: pytest.MonkeyP
         (["idle", "not responding"], 2, "failed", "2: 1 idle, 1 not responding; n1 not responding (disk)"),
     ],
 )
-def test_nodes_out_of_service_are_named(states: list[str], count: int, state: str, text: str) -> None:
+def test_unusable_nodes_are_listed(states: list[str], count: int, state: str, text: str) -> None:
     usable = doctor_scheduler.USABLE
     listed = [doctor_scheduler.Node(f"n{i}", s, "" if s in usable else "disk") for i, s in enumerate(states)]
     check = doctor_scheduler.nodes(ClusterFile(kind="slurm"), listed, count)
@@ -444,7 +444,7 @@ def test_nodes_out_of_service_are_named(states: list[str], count: int, state: st
 
 
 @pytest.mark.slurm
-def test_both_nodes_of_the_development_cluster_are_well(program: Program, root: Path, tmp_path: Path) -> None:
+def test_both_nodes_of_the_development_cluster_pass(program: Program, root: Path, tmp_path: Path) -> None:
     slurm()
     result = program(
         "launch", "doctor", "--cluster", "slurm", "--nodes", 2, "--json", "--corpora", tmp_path, timeout=120
@@ -476,7 +476,7 @@ def test_both_nodes_of_the_development_cluster_are_well(program: Program, root: 
         ({"memory": 5000}, "submission", "SLURM would refuse 1 nodes x 1 ranks: "),
     ],
 )
-def test_what_slurm_would_refuse_is_told_before(
+def test_a_job_that_slurm_would_reject_fails_the_check(
     values: dict[str, Any], name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     slurm()
@@ -490,7 +490,7 @@ def test_what_slurm_would_refuse_is_told_before(
 
 
 @pytest.mark.slurm
-def test_more_nodes_than_there_are_get_no_job(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_job_starts_for_more_nodes_than_exist(capsys: pytest.CaptureFixture[str]) -> None:
     slurm()
     assert doctor.main(["--cluster", "slurm", "--nodes", "3", "--json"]) == 1
     checks = by_name(capsys.readouterr().out)

@@ -1,4 +1,4 @@
-"""`launch run eval`: its flags, and a pool of processes. What goes to SLURM: backends/slurm/test_jobs.py."""
+"""`launch run eval`: its flags and its pool of processes. Jobs on SLURM: backends/slurm/test_jobs.py."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_flags_of_launch_and_of_the_evaluation() -> None:
     assert flags == ["--steps", "0,4", "--bootstrap", "200"]
 
 
-def test_flags_that_are_not_given() -> None:
+def test_defaults_of_flags() -> None:
     parsed, flags = evaluation_flags(["verify", "runs/x", "--time", "5", "--partition", "short"])
     assert (parsed.cluster, parsed.fan_out, parsed.array_parallelism, parsed.wait) == ("local", False, None, False)
     assert (parsed.time, parsed.partition, flags) == ("5", "short", [])
@@ -75,7 +75,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
     return directory
 
 
-def test_what_python_runs(run: RunDirectory) -> None:
+def test_arguments_of_python(run: RunDirectory) -> None:
     request = Request(command="membership", run=run, flags=("--seed", "3"), cluster=LOCAL)
     arguments = ("-m", "eval", "membership", str(run.path), "--seed", "3")
     assert request.arguments() == arguments
@@ -83,7 +83,7 @@ def test_what_python_runs(run: RunDirectory) -> None:
 
 
 @pytest.mark.parametrize("command", ["verify", "read", "report"])
-def test_what_is_one_piece_is_not_fanned_out(command: str, run: RunDirectory) -> None:
+def test_evaluations_without_parts_are_not_fanned_out(command: str, run: RunDirectory) -> None:
     with pytest.raises(UserError) as error:
         evaluation.run(Request(command=command, run=run, cluster=LOCAL, fan_out=True))
     assert str(error.value) == f"--fan_out: eval {command} cannot be split by checkpoint; it works with membership"
@@ -108,7 +108,7 @@ def test_a_wrong_flag_is_refused_before_any_part_begins(run: RunDirectory) -> No
     assert str(error.value) == "unknown setting 'bootstraps': did you mean --bootstrap?"
 
 
-def test_a_bug_in_an_evaluation_is_no_mistake_of_the_user(run: RunDirectory) -> None:
+def test_a_bug_in_an_evaluation_is_not_bad_input(run: RunDirectory) -> None:
     (run.checkpoints / "step-00000004" / "checkpoint.json").write_text("{}")
     with pytest.raises(RuntimeError, match=r"ended with exit code 1:\nTraceback(.|\n)*KeyError: 'step'"):
         Request(command="membership", run=run, cluster=LOCAL).parts()
@@ -121,7 +121,7 @@ def test_nothing_to_evaluate(tmp_path: Path) -> None:
     assert str(error.value) == f"{tmp_path}: no checkpoint yet; wait until the run has saved one"
 
 
-def test_the_whole_follows_the_parts(run: RunDirectory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_comparison_follows_the_parts(run: RunDirectory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     log = tmp_path / "log"
     monkeypatch.setattr(Request, "parts", lambda self: parts(log, ["pass"] * 3))
     monkeypatch.setattr(Request, "arguments", lambda self: parts(log, ["import sys; sys.exit(5)"])[0])
@@ -148,7 +148,7 @@ finally:
 
 
 def parts(log: Path, texts: list[str]) -> list[tuple[str, ...]]:
-    """Programs that note when they begin and end."""
+    """Programs that write when they start and end."""
     return [("-c", PART, str(log), str(number), text) for number, text in enumerate(texts)]
 
 
@@ -165,7 +165,7 @@ def most_at_a_time(log: Path) -> int:
     return most
 
 
-def test_some_run_at_a_time(run: RunDirectory, tmp_path: Path) -> None:
+def test_the_pool_limits_how_many_parts_run(run: RunDirectory, tmp_path: Path) -> None:
     for parallelism in (1, 2):
         log = tmp_path / f"log-{parallelism}"
         assert local.pool(parts(log, ["time.sleep(0.4)"] * 4), parallelism) == 0
@@ -173,7 +173,7 @@ def test_some_run_at_a_time(run: RunDirectory, tmp_path: Path) -> None:
         assert most_at_a_time(log) == parallelism
 
 
-def test_they_share_cores_and_gpus(run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_share_cores_and_gpus(run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
     monkeypatch.setattr(devices, "count_gpus", lambda: 2)
     log = tmp_path / "log"
@@ -183,7 +183,7 @@ def test_they_share_cores_and_gpus(run: RunDirectory, tmp_path: Path, monkeypatc
     assert {event["threads"] for event in begins.values()} == {"2"}
 
 
-def test_a_failure_ends_the_others_and_its_code_comes_back(
+def test_a_failure_ends_all_parts_and_is_returned(
     run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = tmp_path / "log"
@@ -193,12 +193,12 @@ def test_a_failure_ends_the_others_and_its_code_comes_back(
     began = time.monotonic()
     assert evaluation.run(Request(command="membership", run=run, cluster=LOCAL, fan_out=True, parallelism=2)) == 3
     assert time.monotonic() - began < 30
-    assert {event["part"] for event in events(log)} <= {"0", "1", "2"}  # the third had perhaps begun
+    assert {event["part"] for event in events(log)} <= {"0", "1", "2"}  # the third part may have started
     assert {event["part"] for event in events(log)} >= {"0", "1"}
     assert not (tmp_path / "whole").exists()
 
 
-def test_a_killed_part_gives_the_code_of_a_shell(run: RunDirectory, tmp_path: Path) -> None:
+def test_a_killed_part_has_the_exit_code_of_a_shell(run: RunDirectory, tmp_path: Path) -> None:
     texts = ["pass", "import signal; os.kill(os.getpid(), signal.SIGKILL)"]
     assert local.pool(parts(tmp_path / "log", texts), 1) == 128 + signal.SIGKILL
 
@@ -217,12 +217,12 @@ def test_ctrl_c_leaves_no_part_behind(tmp_path: Path, root: Path) -> None:
     assert "2" not in {event["part"] for event in events(log)}
 
 
-# --- the whole of it
+# --- a complete evaluation
 
 
 @pytest.mark.slow
-def test_a_pool_finds_what_one_process_finds(program: Program, copied_run: RunDirectory, tmp_path: Path) -> None:
-    """Two processes over the checkpoints, and the comparison after them: the same table, to the last bit."""
+def test_a_pool_has_the_results_of_one_process(program: Program, copied_run: RunDirectory, tmp_path: Path) -> None:
+    """Two processes over the checkpoints and the comparison after them give the same table, bit for bit."""
     import pyarrow.parquet as pq
 
     alone = RunDirectory(tmp_path / "alone" / "run")

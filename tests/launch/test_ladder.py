@@ -1,4 +1,4 @@
-"""The ladder: only evidence moves a run, each rung is tried once, and what is learned stays the same."""
+"""Fallbacks after out-of-memory errors: only with evidence, each strategy once, with the same training."""
 
 import errno
 import json
@@ -51,11 +51,11 @@ def failure(of: Plan, attempt: int = 1, limit: float = 80) -> Failure:
     )
 
 
-# --- the next rung ----------------------------------------------------------------------------------------------------
+# --- the next strategy ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("strategy", ["auto", "ddp"])
-def test_each_rung_is_tried_once_and_needs_less_than_the_last(strategy: Any) -> None:
+def test_each_fallback_is_tried_once_and_needs_less_memory(strategy: Any) -> None:
     plan = make_plan(config(strategy=strategy), SPEC, CLUSTER, COUNTS)
     assert plan.strategy == "ddp"
     failures: list[Failure] = []
@@ -76,7 +76,7 @@ def test_each_rung_is_tried_once_and_needs_less_than_the_last(strategy: Any) -> 
     assert all(after < 0.951 * before for before, after in pairwise(needed))
 
 
-def test_what_is_planned_again_is_the_same_but_for_the_strategy() -> None:
+def test_a_new_plan_changes_only_the_strategy() -> None:
     plan = make_plan(config(strategy="ddp"), SPEC, CLUSTER, COUNTS)
     lower = replan(config(strategy="ddp"), SPEC, plan, [failure(plan)]).as_dict()
     other = {key for key, value in plan.as_dict().items() if lower[key] != value}
@@ -86,7 +86,7 @@ def test_what_is_planned_again_is_the_same_but_for_the_strategy() -> None:
     }  # fmt: skip
 
 
-def test_a_larger_machine_forgets_what_failed_on_a_smaller_one() -> None:
+def test_a_larger_machine_ignores_failures_on_a_smaller_one() -> None:
     plan = make_plan(config(), SPEC, CLUSTER, COUNTS)
     failed = [failure(plan, limit=24)]
     assert that_count(failed, Machine(gpu_mem=24)) == tuple(failed)
@@ -95,7 +95,7 @@ def test_a_larger_machine_forgets_what_failed_on_a_smaller_one() -> None:
     assert make_plan(config(), SPEC, replace(CLUSTER, gpu_mem=24), COUNTS, failures=failed).strategy != "ddp"
 
 
-def test_the_limit_is_what_there_was_and_what_was_predicted() -> None:
+def test_the_limit_combines_memory_and_estimate() -> None:
     one = Failure(
         attempt=1,
         strategy="ddp",
@@ -113,7 +113,7 @@ def test_the_limit_is_what_there_was_and_what_was_predicted() -> None:
 
 
 class OutOfMemoryError(RuntimeError):
-    """As torch's, by its name."""
+    """An error with the name of torch's."""
 
 
 def chained() -> BaseException:
@@ -141,7 +141,7 @@ def chained() -> BaseException:
         (FloatingPointError("loss is not finite"), "", None),
     ],
 )
-def test_errors_that_name_memory(error: BaseException, trace: str, place: str | None) -> None:
+def test_errors_that_mean_out_of_memory(error: BaseException, trace: str, place: str | None) -> None:
     shortage = shown_by(error, trace)
     assert (shortage.place if shortage else None) == place
     assert shortage is None or shortage.evidence
@@ -164,7 +164,7 @@ def kernel(run: RunDirectory) -> None:
     write_json(run.log / "attempt-001-node-0.memory.json", values)
 
 
-def test_a_kill_by_hand_moves_nothing(failed: tuple[RunDirectory, Plan]) -> None:
+def test_a_kill_by_a_user_has_no_fallback(failed: tuple[RunDirectory, Plan]) -> None:
     run, plan = failed
     attempts.note_signal(run, 1, 0, 9)
     attempts.note_signal(run, 1, 1, 9)
@@ -172,7 +172,7 @@ def test_a_kill_by_hand_moves_nothing(failed: tuple[RunDirectory, Plan]) -> None
     assert ladder.failures(run) == ()
 
 
-def test_a_kill_of_something_else_moves_nothing(failed: tuple[RunDirectory, Plan]) -> None:
+def test_a_kill_of_another_process_has_no_fallback(failed: tuple[RunDirectory, Plan]) -> None:
     run, plan = failed
     kernel(run)
     attempts.note_error(run, 1, 0, "KeyError: 3")
@@ -181,7 +181,7 @@ def test_a_kill_of_something_else_moves_nothing(failed: tuple[RunDirectory, Plan
 
 
 @pytest.mark.parametrize("silent", [True, False])
-def test_a_kill_by_the_kernel_moves(failed: tuple[RunDirectory, Plan], silent: bool) -> None:
+def test_a_kill_by_the_oom_killer_has_a_fallback(failed: tuple[RunDirectory, Plan], silent: bool) -> None:
     run, plan = failed
     kernel(run)
     attempts.note_error(run, 1, 0, "Connection closed by peer")
@@ -193,7 +193,7 @@ def test_a_kill_by_the_kernel_moves(failed: tuple[RunDirectory, Plan], silent: b
     assert ladder.failures(run) == (failure,)
 
 
-def test_a_rank_that_says_so_moves(failed: tuple[RunDirectory, Plan]) -> None:
+def test_an_out_of_memory_error_has_a_fallback(failed: tuple[RunDirectory, Plan]) -> None:
     run, plan = failed
     shortage = Shortage(place="gpu", evidence="CUDA: out of memory", limit=40 * GIB)
     note = {"time": 1.0, "rank": 1, "error": "OutOfMemoryError", "trace": "", "shortage": asdict(shortage)}
@@ -206,10 +206,10 @@ def test_a_rank_that_says_so_moves(failed: tuple[RunDirectory, Plan]) -> None:
     assert Plan.open(run.plan_file) == lower
 
 
-def test_a_kill_on_another_node_moves_nothing(failed: tuple[RunDirectory, Plan]) -> None:
+def test_a_kill_on_another_node_has_no_fallback(failed: tuple[RunDirectory, Plan]) -> None:
     run, plan = failed
     two = replace(plan, machine=replace(plan.machine, nodes=2, ranks_per_node=1))
-    kernel(run)  # on node 0, whose rank has failed by itself
+    kernel(run)  # on node 0, on which the rank has failed by itself
     attempts.note_error(run, 1, 0, "Connection closed by peer")
     attempts.note_signal(run, 1, 1, 9)
     assert ladder.note(run, two, 1) is None
@@ -217,8 +217,8 @@ def test_a_kill_on_another_node_moves_nothing(failed: tuple[RunDirectory, Plan])
     assert ladder.note(run, two, 1)
 
 
-def test_what_is_asked_for_is_given_up_rung_by_rung() -> None:
-    """ddp failed: with checkpointing, if that is asked for, it may still do, and so may another strategy."""
+def test_requested_settings_are_changed_one_by_one() -> None:
+    """After ddp failed, a request for activation checkpointing or for another strategy can still be met."""
     plan = make_plan(config(strategy="ddp"), SPEC, CLUSTER, COUNTS)
     failed = [replace(failure(plan), needed=int(70 * GIB))]
     again = make_plan(config(strategy="ddp", activation_checkpointing="on"), SPEC, CLUSTER, COUNTS, failures=failed)
@@ -233,18 +233,18 @@ def test_what_is_asked_for_is_given_up_rung_by_rung() -> None:
 @pytest.mark.parametrize(
     ("job", "state", "moves"), [("7", "OUT_OF_MEMORY", True), ("7", "FAILED", False), ("8", "OUT_OF_MEMORY", False)]
 )
-def test_slurm_says_so(failed: tuple[RunDirectory, Plan], job: str, state: str, moves: bool) -> None:
+def test_out_of_memory_reported_by_slurm(failed: tuple[RunDirectory, Plan], job: str, state: str, moves: bool) -> None:
     run, _ = failed
     assert bool(ladder.note_job(run, job, state)) is moves
-    assert not ladder.note_job(run, job, state)  # once is enough
+    assert not ladder.note_job(run, job, state)  # only once
 
 
-# --- for real ---------------------------------------------------------------------------------------------------------
+# --- a real kill ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_the_story_with_real_kills(root: Path, tmp_path: Path) -> None:
-    """Refused, killed, moved, planned: a real limit, a real kill; the record is that of a run that was planned well."""
+def test_fallbacks_after_real_kills(root: Path, tmp_path: Path) -> None:
+    """With a real limit and a real kill, the record equals that of a run with the right strategy from the start."""
     if not may_limit_memory():
         missing("no memory controller of control groups that may be written to")
     command = [sys.executable, "-m", "scripts.oom_demo", "--keep", str(tmp_path)]
@@ -255,7 +255,7 @@ def test_the_story_with_real_kills(root: Path, tmp_path: Path) -> None:
     first, second = moved.manifest()["attempts"]
     assert "the OOM killer killed" in first["out_of_memory"]["shortage"]["evidence"]
     assert (first["exit_code"], second["exit_code"], second["strategy"]) == (137, 0, "zero1")
-    assert first["out_of_memory"]["shortage"]["limit"] == pytest.approx(4.6 * GIB, abs=4096)  # whole pages
+    assert first["out_of_memory"]["shortage"]["limit"] == pytest.approx(4.6 * GIB, abs=4096)  # complete pages
     assert "host memory ran out under ddp" in (moved.log / "attempt-002-rank-0.log").read_text()
     assert any(b"ran out under ddp" in path.read_bytes() for path in moved.tb.iterdir())
     heads = [

@@ -1,4 +1,4 @@
-"""The logs of all ranks in one: what comes first, what can be had alone, what --follow prints while files grow."""
+"""The logs of all ranks: their order, selection by flags, and what --follow prints while files grow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from support.programs import Program
-from support.run_folders import ENDED, QUEUED, attempt, job, made_up
+from support.run_folders import ENDED, QUEUED, attempt, job, run_folder
 
 from launch import logs
 from launch.backends.jobs import JobState
@@ -42,9 +42,9 @@ def fail(run: RunDirectory, number: int, rank: int, when: float, error: str) -> 
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
-    """Two attempts of three ranks; in the newer one rank 2 fails first, and the others for it."""
+    """Two attempts of three ranks; in the newer one rank 2 fails first, and the others because of it."""
     three = {"ranks": 3, "ranks_per_node": 3}
-    run = made_up(tmp_path / "run", attempt(exit_code=143, **three, **ENDED), attempt(**three, **FAILED), saved=(0,))
+    run = run_folder(tmp_path / "run", attempt(exit_code=143, **three, **ENDED), attempt(**three, **FAILED), saved=(0,))
     write(run, 1, 0, "old story")
     write(run, 2, 0, "step 1", "step 2")
     write(run, 2, 1, "a warning")
@@ -60,7 +60,7 @@ Printed = Callable[..., str]
 
 @pytest.fixture
 def printed(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> Printed:
-    """What ``launch logs RUN …`` prints."""
+    """Return what ``launch logs RUN …`` prints."""
 
     def show(*arguments: str) -> str:
         assert logs.main([str(run.path), *arguments]) == 0
@@ -75,7 +75,7 @@ def test_the_first_error_comes_first_and_rank_0_last(printed: Printed) -> None:
     )
 
 
-def test_one_rank_alone_is_as_it_wrote(printed: Printed) -> None:
+def test_one_rank_has_no_prefix(printed: Printed) -> None:
     assert printed("--rank", "0") == "error: rank 2 failed first: ValueError: the cause\nstep 1\nstep 2\n"
     assert printed("--rank", "2") == "error: rank 2 failed first: ValueError: the cause\n"
 
@@ -85,7 +85,7 @@ def test_an_older_attempt(printed: Printed) -> None:
     assert printed("--attempt", "1", "--errors") == "no rank of attempt 1 has written an error\n"
 
 
-def test_errors_in_order_of_time(printed: Printed) -> None:
+def test_errors_are_ordered_by_time(printed: Printed) -> None:
     def block(rank: int, second: int, error: str) -> str:
         return f"error: rank {rank} at 00:00:{second}: {error}\nTraceback of rank {rank}\n  …\n{error}\n"
 
@@ -94,8 +94,8 @@ def test_errors_in_order_of_time(printed: Printed) -> None:
     assert printed("--errors", "--rank", "1") == causes[1]
 
 
-def test_an_end_without_an_error_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = made_up(tmp_path / "run", attempt(exit_code=137, ranks=1, **ENDED))
+def test_an_end_without_an_error_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_folder(tmp_path / "run", attempt(exit_code=137, ranks=1, **ENDED))
     write(run, 1, 0, "step 1")
     assert logs.main([str(run.path)]) == 0
     silent = "error: attempt 1 ended with exit code 137, SIGKILL; no rank has written an error about it\n"
@@ -105,12 +105,12 @@ def test_an_end_without_an_error_is_told(tmp_path: Path, capsys: pytest.CaptureF
     consequence = "error: rank 0 failed first: RuntimeError: connection closed by peer\n"
     assert capsys.readouterr().out == f"{silent}{consequence}step 1\n"
     error = {"time": 0.5, "rank": 1, "error": "ended by signal 9 (SIGKILL)", "trace": "", "signal": 9}
-    write_json(run.log / "attempt-001-rank-1.error.json", error)  # SLURM's tasks note it for their ranks
+    write_json(run.log / "attempt-001-rank-1.error.json", error)  # SLURM's tasks write it for their ranks
     assert logs.main([str(run.path)]) == 0
     assert capsys.readouterr().out == "error: rank 1 failed first: ended by signal 9 (SIGKILL)\nstep 1\n"
 
 
-def test_ranks_in_color_on_a_terminal_alone(
+def test_ranks_have_colors_only_on_a_terminal(
     printed: Printed, run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "\x1b" not in printed()
@@ -123,7 +123,7 @@ def test_ranks_in_color_on_a_terminal_alone(
     )
 
 
-def test_progress_bars_leave_what_a_terminal_would_show(run: RunDirectory, printed: Printed) -> None:
+def test_progress_bars_are_shown_as_on_a_terminal(run: RunDirectory, printed: Printed) -> None:
     write(run, 2, 2, "loading 1%\rloading 50%\rloading 100%\r", "and a half line ends")
     assert "[rank 2] loading 100%\n[rank 2] and a half line ends\n" in printed()
 
@@ -156,7 +156,7 @@ def test_bad_input_is_one_line(run: RunDirectory, program: Program, tmp_path: Pa
 
 
 def test_a_run_without_an_attempt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = made_up(tmp_path / "run")
+    run = run_folder(tmp_path / "run")
     assert logs.main([str(run.path)]) == 0
     assert logs.main([str(run.path), "--errors"]) == 0
     printed = capsys.readouterr()
@@ -175,8 +175,8 @@ def ended_job(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("ended_job")
-def test_what_a_job_said_before_its_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = made_up(tmp_path / "run", jobs=(job(6), job(7), job(8, "eval")))
+def test_output_of_a_job_without_ranks_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_folder(tmp_path / "run", jobs=(job(6), job(7), job(8, "eval")))
     for name, text in (("7_0", "module: command not found\n"), ("7_1", ""), ("6_0", "older\n"), ("8_0", "eval\n")):
         (run.submit / f"{name}_log.err").write_text(text)
     job_output = f"--- {run.submit}/7_0_log.err, last lines\nmodule: command not found\n"
@@ -189,10 +189,8 @@ def test_what_a_job_said_before_its_ranks(tmp_path: Path, capsys: pytest.Capture
 
 
 @pytest.mark.usefixtures("ended_job")
-def test_a_job_that_died_early_comes_before_the_attempt_of_an_older_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = made_up(tmp_path / "run", QUEUED | FAILED, jobs=(job(7), job(9, submitted="2026-11-21T08:00:00+0000")))
+def test_a_failed_newer_job_comes_before_an_older_attempt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_folder(tmp_path / "run", QUEUED | FAILED, jobs=(job(7), job(9, submitted="2026-11-21T08:00:00+0000")))
     write(run, 1, 0, "step 1")
     (run.submit / "7_0_log.err").write_text("".join(f"line {n}\n" for n in range(100)))
     (run.submit / "9_0_log.err").write_text("no such module\n")
@@ -212,7 +210,7 @@ def test_a_job_that_died_early_comes_before_the_attempt_of_an_older_one(
 # --- files that grow
 
 
-def test_lines_come_whole_and_once(tmp_path: Path) -> None:
+def test_each_line_is_read_complete_and_once(tmp_path: Path) -> None:
     path = tmp_path / "log"
     tail = logs.Tail(path)
     assert list(tail.lines()) == []
@@ -229,7 +227,7 @@ def test_lines_come_whole_and_once(tmp_path: Path) -> None:
     assert list(tail.lines(last=True)) == []
 
 
-def test_files_that_are_cut_off_or_replaced(tmp_path: Path) -> None:
+def test_truncated_and_replaced_files(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_text("one\ntwo\n")
     tail = logs.Tail(path)
@@ -247,7 +245,7 @@ def test_files_that_are_cut_off_or_replaced(tmp_path: Path) -> None:
 
 
 class Follower:
-    """``launch logs RUN --follow`` in a process of its own."""
+    """``launch logs RUN --follow`` in another process."""
 
     def __init__(self, run: RunDirectory, root: Path, *arguments: str) -> None:
         command = [sys.executable, "-m", "launch", "logs", str(run.path), "--follow", *arguments]
@@ -262,7 +260,7 @@ class Follower:
         self.lines.extend(iter(self.process.stdout.readline, ""))
 
     def until(self, *lines: str) -> float:
-        """Wait until all that was printed is `lines`; return the seconds that it took."""
+        """Wait until the printed lines are `lines`; return how many seconds it took."""
         began = time.monotonic()
         while self.lines != [f"{line}\n" for line in lines]:
             assert time.monotonic() < began + PATIENCE, self.lines
@@ -270,7 +268,7 @@ class Follower:
         return time.monotonic() - began
 
     def end(self) -> tuple[int, str]:
-        """Wait for its end; return its exit code and what it said on stderr."""
+        """Wait for its end; return its exit code and its stderr."""
         code = self.process.wait(PATIENCE)
         self._reader.join(PATIENCE)
         assert self.process.stderr
@@ -281,8 +279,8 @@ class Follower:
 
 @pytest.fixture
 def growing(tmp_path: Path) -> Iterator[tuple[RunDirectory, dict[str, Any]]]:
-    """A run that this process holds, and its manifest."""
-    run = made_up(tmp_path / "run", attempt())
+    """A run whose lock this process holds, and its manifest."""
+    run = run_folder(tmp_path / "run", attempt())
     with run.lock():
         yield run, run.manifest()
 
@@ -315,7 +313,7 @@ def test_following_through_attempts(growing: tuple[RunDirectory, dict[str, Any]]
 
 
 def test_following_ends_with_the_run(tmp_path: Path, root: Path) -> None:
-    run = made_up(tmp_path / "run", attempt(), saved=(0,))
+    run = run_folder(tmp_path / "run", attempt(), saved=(0,))
     with run.lock():
         write(run, 1, 0, "step 1")
         follower = Follower(run, root, "--rank", "0")
@@ -332,7 +330,7 @@ def test_following_ends_with_the_run(tmp_path: Path, root: Path) -> None:
 def test_following_a_job_from_the_queue_through_a_requeue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = made_up(tmp_path / "run", jobs=(job(7),), saved=(0,))
+    run = run_folder(tmp_path / "run", jobs=(job(7),), saved=(0,))
     manifest = run.manifest()
 
     def begin(restart: int) -> None:
@@ -351,7 +349,7 @@ def test_following_a_job_from_the_queue_through_a_requeue(
         [
             lambda: JobState(state="PENDING", reason="Priority"),
             lambda: begin(0) or JobState(state="RUNNING"),
-            lambda: JobState(state="UNKNOWN"),  # for a moment SLURM knows nothing of a job that it queues again
+            lambda: JobState(state="UNKNOWN"),  # SLURM briefly does not list a job that it requeues
             lambda: JobState(state="PENDING", restarts=1),
             lambda: begin(1) or JobState(state="RUNNING", restarts=1),
             end,

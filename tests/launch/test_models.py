@@ -1,4 +1,4 @@
-"""``python -m launch models``: what it lists, for people and for machines."""
+"""``python -m launch models``: its table and its JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from wellread.models.registry import find, registry
 from wellread.units import GIB
 
 
-def test_every_model_is_listed_for_machines(program: Any) -> None:
+def test_every_model_is_in_the_json(program: Any) -> None:
     listed = json.loads(program("launch", "models", "--json", check=True).stdout)
     assert [model["name"] for model in listed] == list(registry())
     by_name = {model["name"]: model for model in listed}
@@ -21,7 +21,7 @@ def test_every_model_is_listed_for_machines(program: Any) -> None:
 
 
 def test_memory_of_a_full_and_a_lora_fine_tune() -> None:
-    """Of 6.9 billion weights, in bf16 under ZeRO: 16 bytes each at the least, with LoRA little beyond 2."""
+    """For 6.9 billion weights in bf16 with ZeRO: at least 16 bytes per weight, with LoRA a little more than 2."""
     model = models.describe(find("pythia-6.9b"))
     total = model["parameters"]
     assert model["full"]["gpu_bytes"] > 16 * total

@@ -1,4 +1,4 @@
-"""Addresses and interfaces between nodes; the loopback stands for a network."""
+"""Addresses and interfaces between nodes, with the loopback as the network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def unset(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def test_one_node_meets_itself_on_the_loopback() -> None:
+def test_a_single_node_uses_the_loopback() -> None:
     assert own_address(["a-host-that-nobody-knows.invalid"]) == "127.0.0.1"
 
 
@@ -40,7 +40,7 @@ def test_an_unknown_host() -> None:
         source_address("a-host-that-nobody-knows.invalid")
 
 
-def test_the_interface_is_named_unless_somebody_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_interface_is_set_unless_already_set(monkeypatch: pytest.MonkeyPatch) -> None:
     variables = with_interface({"A": "b"}, "127.0.0.1")
     assert variables.pop("A") == "b"
     assert set(variables) == BOTH

@@ -1,4 +1,4 @@
-"""Build locks of DeepSpeed's ops, made by torch's own FileBaton: a killed builder's goes, what is held stays."""
+"""Build locks of DeepSpeed's ops, created by torch's FileBaton: only locks of killed builds are removed."""
 
 import os
 import shutil
@@ -74,7 +74,7 @@ def kill(process: "subprocess.Popen[str]") -> None:
     process.wait()
 
 
-def test_a_held_lock_stays_and_one_of_a_killed_builder_goes(folder: Path, builder: "subprocess.Popen[str]") -> None:
+def test_only_the_lock_of_a_killed_build_is_removed(folder: Path, builder: "subprocess.Popen[str]") -> None:
     lock = folder / "lock"
     assert ops.holders(lock) == [builder.pid]
     assert ops.remove_stale_locks(folder.parent) == []
@@ -85,7 +85,7 @@ def test_a_held_lock_stays_and_one_of_a_killed_builder_goes(folder: Path, builde
     assert not lock.exists()
 
 
-def test_another_ops_builder_holds_no_lock_but_its_own(folder: Path, builder: "subprocess.Popen[str]") -> None:
+def test_a_build_holds_only_the_lock_of_its_op(folder: Path, builder: "subprocess.Popen[str]") -> None:
     other = folder.parent / "other" / "lock"
     other.parent.mkdir()
     other.touch()
@@ -93,10 +93,10 @@ def test_another_ops_builder_holds_no_lock_but_its_own(folder: Path, builder: "s
     assert (folder / "lock").exists()
 
 
-def test_compilers_of_a_killed_builder_hold_its_lock_until_they_end(
+def test_compilers_of_a_killed_build_hold_its_lock_until_they_end(
     folder: Path, builder: "subprocess.Popen[str]"
 ) -> None:
-    """A real ninja: it outlives the Python that started it, and still writes there."""
+    """A real ninja continues to write after the Python process that started it was killed."""
     ninja = shutil.which("ninja", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if ninja is None:
         missing("ninja is missing; pip install ninja")
@@ -113,10 +113,10 @@ def test_compilers_of_a_killed_builder_hold_its_lock_until_they_end(
 
 
 @pytest.mark.parametrize(("minutes", "goes"), [(1, False), (29, False), (31, True)])
-def test_on_a_shared_filesystem_age_decides(
+def test_on_a_shared_filesystem_the_age_of_a_lock_decides(
     folder: Path, monkeypatch: pytest.MonkeyPatch, minutes: int, goes: bool
 ) -> None:
-    """A builder on another host cannot be seen; while it lives, it writes object files beside the lock."""
+    """A build on another host cannot be seen; while it runs, it writes object files to the folder of the lock."""
     monkeypatch.setattr(ops, "filesystem", lambda path: "nfs4")
     lock, written = folder / "lock", time.time() - 60 * minutes
     for path in (lock, folder / "a.o"):
@@ -127,15 +127,15 @@ def test_on_a_shared_filesystem_age_decides(
     assert lock.exists() is not goes
 
 
-def test_a_lock_of_another_user_is_judged_by_age(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody but root sees which files another user's processes have open."""
+def test_for_locks_of_other_users_the_age_decides(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only root sees which files another user's processes have open."""
     lock = folder / "lock"
     lock.touch()
     monkeypatch.setattr(os, "geteuid", lambda: lock.stat().st_uid + 1)
     assert ops.remove_stale_locks(folder.parent) == []
 
 
-def test_an_op_that_is_there_is_not_compiled_again(
+def test_a_compiled_op_is_not_compiled_again(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(ops.OPS, "toy", TOY)
@@ -145,20 +145,20 @@ def test_an_op_that_is_there_is_not_compiled_again(
     assert capsys.readouterr().out == "compiling DeepSpeed's toy (once per environment, one to four minutes)\n"
 
 
-def test_a_lock_left_beside_a_compiled_op_goes_too(
+def test_a_stale_lock_of_a_compiled_op_is_removed(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Loading takes the lock as well: a rank killed while it loads would make all later ones wait."""
+    """Loading also takes the lock: after a rank is killed while loading, all later ranks would wait."""
     monkeypatch.setitem(ops.OPS, "toy", TOY)
     (folder / "toy.so").touch()
     (folder / "lock").touch()
     ops.ensure("toy", {"TORCH_EXTENSIONS_DIR": str(folder.parent)})
     assert not (folder / "lock").exists()
-    assert (folder / "builds").read_text() == "x"  # what lies there may be half of it
+    assert (folder / "builds").read_text() == "x"  # the file may be incomplete
     assert f"removed {folder / 'lock'}: the build that held it is gone" in capsys.readouterr().out
 
 
-def test_a_builder_that_dies_while_it_is_waited_for_hangs_nobody(
+def test_a_build_that_dies_during_waiting_is_started_again(
     folder: Path, builder: "subprocess.Popen[str]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(ops.OPS, "toy", TOY)
@@ -178,7 +178,7 @@ def test_a_builder_that_dies_while_it_is_waited_for_hangs_nobody(
     assert not (folder / "lock").exists()
 
 
-def test_a_compiler_that_fails_is_named_with_its_last_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_error_contains_its_last_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ops.OPS, "toy", "raise SystemExit('c++: fatal error: no space')")
     with pytest.raises(UserError, match=r"cannot be compiled \(c\+\+: fatal error: no space\)"):
         ops.ensure("toy", {"TORCH_EXTENSIONS_DIR": str(folder.parent)})
@@ -187,7 +187,7 @@ def test_a_compiler_that_fails_is_named_with_its_last_line(folder: Path, monkeyp
 @pytest.mark.parametrize("environment", [{}, {"TORCH_EXTENSIONS_DIR": "/scratch/ops"}])
 @pytest.mark.parametrize("python", [None, "/opt/env/bin/python"])
 @pytest.mark.parametrize("outside", [None, "/elsewhere"])
-def test_the_folder_is_that_of_the_ranks(
+def test_the_folder_of_ops_is_that_of_the_ranks(
     environment: dict[str, str], python: str | None, outside: str | None, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)

@@ -41,12 +41,12 @@ PLAN = (
 
 
 def imported(root: Path, *argv: str) -> tuple[set[str], str]:
-    """Top-level packages that `python -m launch ARGV` imports, and what it prints."""
+    """Return the top-level packages that `python -m launch ARGV` imports, and its output."""
     command = [sys.executable, "-X", "importtime", "-m", "launch", *argv]
     result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     names = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines() if line.startswith("import time:")}
     assert result.returncode == 0, result.stderr[-2000:]
-    assert "runpy" in names or "encodings" in names  # what is read here is the list of imports
+    assert "runpy" in names or "encodings" in names  # prints the list of imports
     return {name.partition(".")[0] for name in names}, result.stdout
 
 
@@ -120,7 +120,7 @@ def test_json_keys_and_arithmetic(program, root: Path) -> None:  # type: ignore[
         "chosen": "ddp", "strategy_reason": "the fastest that fits (1.2 of 16 GiB of host memory per node)",
         "seq_len": 256, "samples": 664, "trainable": 498, "sealed": 166, "counts_exact": False,
         "order": "shuffle", "order_control": False, "pass_samples": 498,
-        "steps": 166,  # 8 epochs of 498 samples, 24 a step
+        "steps": 166,  # 8 epochs of 498 samples, 24 per step
         "epochs": 8.0, "warmup_steps": 5,
         "save_steps": [0, 50, 100, 150, 166],
         "gpu_mem": None, "host_mem": 16.0, "nvme": None, "forced": False,
@@ -133,7 +133,7 @@ def test_json_keys_and_arithmetic(program, root: Path) -> None:  # type: ignore[
     ]  # fmt: skip
 
 
-def test_a_published_set_is_planned_before_it_is_downloaded(program) -> None:  # type: ignore[no-untyped-def]
+def test_a_published_data_set_is_planned_without_a_download(program) -> None:  # type: ignore[no-untyped-def]
     values = plan(program, "--model", "pythia-2.8b", "--holdout", 0.1, "--strategy", "zero3", "--epochs", 1)
     names = ("samples", "trainable", "sealed", "counts_exact", "batch_size", "steps", "engine", "out")
     assert [values[name] for name in names] == [
@@ -153,7 +153,7 @@ def test_the_text_plan(program, root: Path, golden: Callable[[str, str], None]) 
 
 
 @pytest.mark.slow
-def test_a_plan_says_how_far_its_run_is(program, copied_run: RunDirectory, corpora: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_plan_shows_the_state_of_its_run(program, copied_run: RunDirectory, corpora: Path) -> None:  # type: ignore[no-untyped-def]
     def first_line() -> str:
         flags = ("--steps", 12, "--out", copied_run.path, "--corpora", corpora)
         return str(program("launch", "plan", "finetune", *flags, check=True).stdout.partition("\n")[0])
@@ -230,8 +230,8 @@ def test_bad_input_is_one_line_and_exit_code_2(argv: list[str], message: str, pr
     assert (result.returncode, result.stdout, result.stderr) == (2, "", f"error: {message}\n")
 
 
-def test_strategies_for_gpus_that_are_not_here(program) -> None:  # type: ignore[no-untyped-def]
-    """Pythia-12b on GPUs of 80 GiB: one leaves the optimizer to the host, eight divide it (docs/memory.md)."""
+def test_strategies_for_gpus_of_other_machines(program) -> None:  # type: ignore[no-untyped-def]
+    """Pythia-12b on GPUs of 80 GiB: one GPU offloads the optimizer to the host, eight partition it (docs/memory.md)."""
     shape = ["--model", "pythia-12b", "--seq_len", 2048, "--batch_size", 32, "--gpu_mem", 80]
     one = plan(program, *shape, "--host_mem", 500)
     eight = plan(program, *shape, "--host_mem", 1000, "--ranks_per_node", 8)
@@ -246,7 +246,7 @@ def test_strategies_for_gpus_that_are_not_here(program) -> None:  # type: ignore
     assert refused.stderr.startswith("error: --gpu_mem: this machine has no GPU")
 
 
-def test_the_gate_refuses_what_cannot_fit(program, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_memory_check_refuses_what_cannot_fit(program, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     flags = ["--model", "pythia-1.4b", "--strategy", "ddp", "--host_mem", 4, "--out", tmp_path / "run"]
     planned = program("launch", "plan", "finetune", *flags, check=True)
     assert re.search(r"ddp .* GiB|ddp  .*chosen, [\d.]+ GiB of host missing", planned.stdout)
@@ -261,7 +261,7 @@ def test_the_gate_refuses_what_cannot_fit(program, tmp_path: Path) -> None:  # t
     [
         (["--gpu_mem", "0.5"], "--gpu_mem 0.5: CUDA itself needs 0.75 GiB; give the full size of a GPU"),
         (["--gpu_mem", "-1"], f"--gpu_mem -1: {NO_SIZE}"),
-        (["--gpu_mem", "-1", "--cluster", "slurm"], f"--gpu_mem -1: {NO_SIZE}"),  # whose ranks are on CPUs
+        (["--gpu_mem", "-1", "--cluster", "slurm"], f"--gpu_mem -1: {NO_SIZE}"),  # its ranks run on CPUs
         (["--gpu_mem", "nan"], "--gpu_mem nan: expected float"),
         (["--host_mem", "inf"], "--host_mem inf: expected float"),
         (["--host_mem", "1e400"], f"--host_mem inf: {NO_SIZE}"),
@@ -282,14 +282,14 @@ def test_the_gate_refuses_what_cannot_fit(program, tmp_path: Path) -> None:  # t
         ),
     ],
 )
-def test_sizes_that_make_no_sense_are_one_line(flags: list[str], message: str, program) -> None:  # type: ignore[no-untyped-def]
+def test_invalid_sizes_are_one_line(flags: list[str], message: str, program) -> None:  # type: ignore[no-untyped-def]
     result = program("launch", "plan", "finetune", *flags)
     assert (result.returncode, result.stdout, result.stderr) == (2, "", f"error: {message}\n")
 
 
 @pytest.fixture
 def read_only(tmp_path: Path) -> Iterator[Path]:
-    """A disk that nobody may write to, root included."""
+    """A read-only filesystem, on which also root cannot write."""
     path = tmp_path / "disk"
     path.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", str(path)], check=False).returncode:
@@ -298,7 +298,7 @@ def read_only(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", path], check=True)
 
 
-def test_an_nvme_path_that_is_no_use_is_refused(program, read_only: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_an_unusable_nvme_path_is_refused(program, read_only: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "file").touch()
     cases = {
         read_only: "not writable; choose a directory that you may write to",
@@ -310,8 +310,8 @@ def test_an_nvme_path_that_is_no_use_is_refused(program, read_only: Path, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-def test_what_nothing_fits_is_shown_all_the_same(program) -> None:  # type: ignore[no-untyped-def]
-    """Exit code 2 and one line, and the numbers on stdout for whoever wants to know how far it is."""
+def test_sizes_are_shown_even_if_nothing_fits(program) -> None:  # type: ignore[no-untyped-def]
+    """Exit code 2 and one line, and on stdout how much memory is missing."""
     command = ["launch", "plan", "finetune", "--model", "pythia-12b", "--gpu_mem", 24, "--host_mem", 64]
     text, values = program(*command), program(*command, "--json")
     assert (text.returncode, values.returncode) == (2, 2)
@@ -325,7 +325,7 @@ def test_what_nothing_fits_is_shown_all_the_same(program) -> None:  # type: igno
     assert text.stdout.splitlines()[1].endswith("of gpu missing")
 
 
-def test_nvme_that_is_not_here_is_planned_and_not_run(program, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_nvme_of_other_machines_is_planned_but_not_run(program, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """Pythia-12b on a GPU of 24 GiB: 16 bytes of each of 11,846,072,320 weights go to NVMe, 176.5 GiB."""
     shape = ["--model", "pythia-12b", "--seq_len", 2048, "--batch_size", 32, "--gpu_mem", 24, "--host_mem", 200]
     values = plan(program, *shape, "--nvme", 2000)
@@ -342,8 +342,8 @@ def test_nvme_that_is_not_here_is_planned_and_not_run(program, tmp_path: Path) -
     assert not (tmp_path / "run").exists()
 
 
-def test_without_libaio_nothing_is_started(program, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    """A compiler that knows no libaio stands for a machine without it."""
+def test_without_libaio_no_run_starts(program, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """A compiler without libaio simulates a machine without it."""
     compiler = tmp_path / "c++"
     compiler.write_text('#!/bin/sh\nfor word; do [ "$word" = -laio ] && exit 1; done\nexec c++ "$@"\n')
     compiler.chmod(0o755)

@@ -1,4 +1,4 @@
-"""The snapshot of the code, what a manifest says of it, and that no secret gets into a run."""
+"""The snapshot of the code, its description in the manifest, and that a run contains no secrets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from wellread import provenance
 from wellread.errors import UserError
 from wellread.run import RunDirectory
 
-SECRETS = {  # spelled in pieces, so that this file holds none of their forms
+SECRETS = {  # written in pieces, so that this file does not contain them
     "HF_TOKEN": "hf_" + "Qx7" * 11,
     "WANDB_API_KEY": "5e3d" * 10,
     "AWS_SECRET_ACCESS_KEY": "wJalr/" + "Kb+7" * 8,
@@ -55,7 +55,7 @@ def files(folder: Path) -> list[str]:
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small repository with a commit, in the place of this one."""
+    """A small repository with a commit, used instead of this one."""
     folder = tmp_path / "tree"
     folder.mkdir()
     git(folder, "init", "--quiet")
@@ -72,7 +72,7 @@ def run(tmp_path: Path) -> RunDirectory:
 
 
 def take(run: RunDirectory, corpora: Path | None = None) -> list[str]:
-    """Files of a fresh snapshot, without the one about where it is from."""
+    """Take a snapshot; return its files except the description of its origin."""
     assert snapshot.take(run, corpora or run.path.parent / "corpora") == []
     copied = files(run.code)
     copied.remove(provenance.SNAPSHOT)
@@ -82,7 +82,7 @@ def take(run: RunDirectory, corpora: Path | None = None) -> list[str]:
 # --- what is copied
 
 
-def test_what_belongs_to_the_tree(tree: Path, run: RunDirectory) -> None:
+def test_files_of_the_snapshot(tree: Path, run: RunDirectory) -> None:
     write(tree, {"kept.py": "changed\n", "new/mine.py": "4\n", "ignored/x.py": "5\n", "a/b/c.log": "6\n"})
     (tree / "gone.py").unlink()
     (tree / "ünïcode \n\"name'.py").write_text("7\n")
@@ -93,7 +93,7 @@ def test_what_belongs_to_the_tree(tree: Path, run: RunDirectory) -> None:
     assert not os.access(run.code / "a" / "b" / "deep.py", os.X_OK)
 
 
-def test_links_stay_links(tree: Path, run: RunDirectory) -> None:
+def test_links_are_copied_as_links(tree: Path, run: RunDirectory) -> None:
     (tree / "to-file").symlink_to("kept.py")
     (tree / "to-folder").symlink_to("a/b")
     (tree / "to-nowhere").symlink_to("/nowhere/at/all")
@@ -106,7 +106,7 @@ def test_links_stay_links(tree: Path, run: RunDirectory) -> None:
     assert (run.code / "to-folder" / "deep.py").read_text() == "3\n"
 
 
-def test_large_untracked_files_are_left_out_and_named(
+def test_large_untracked_files_are_listed_but_not_copied(
     tree: Path, run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(snapshot, "LARGEST_UNTRACKED", 100)
@@ -128,7 +128,7 @@ def test_neither_the_run_nor_the_corpora_are_copied(tree: Path) -> None:
     assert "mine/other.py" in (first := take(run, tree / "compiled"))
     assert not [name for name in first if name.startswith(("mine/run", "compiled"))]
     write(tree, {"mine/run/log/rank.txt": "x"})
-    assert take(run, tree / "compiled") == first  # nor the snapshot of before
+    assert take(run, tree / "compiled") == first  # nor is the previous snapshot
 
 
 def test_a_folder_of_corpora_around_the_tree_excludes_nothing(tree: Path, run: RunDirectory) -> None:
@@ -154,7 +154,7 @@ def test_a_submodule_is_left_out(tree: Path, run: RunDirectory, tmp_path: Path) 
     assert take(run) == [".gitignore", ".gitmodules", "a/b/deep.py", "gone.py", "kept.py"]
 
 
-def test_a_second_snapshot_takes_the_place_of_the_first(tree: Path, run: RunDirectory) -> None:
+def test_a_second_snapshot_replaces_the_first(tree: Path, run: RunDirectory) -> None:
     take(run)
     (run.code / "stray.py").write_text("not of the tree")
     write(tree, {"kept.py": "newer\n"})
@@ -164,13 +164,13 @@ def test_a_second_snapshot_takes_the_place_of_the_first(tree: Path, run: RunDire
     assert sorted(path.name for path in run.path.iterdir()) == ["code"]
 
 
-def test_what_a_kill_left_is_cleared(tree: Path, run: RunDirectory) -> None:
+def test_leftovers_of_a_killed_launch_are_removed(tree: Path, run: RunDirectory) -> None:
     write(run.path, {".code.new/half.py": "x", ".code.old/past.py": "x"})
     assert "half.py" not in take(run)
     assert sorted(path.name for path in run.path.iterdir()) == ["code"]
 
 
-def test_a_failure_in_between_leaves_the_old_one(
+def test_after_a_failure_the_old_snapshot_remains(
     tree: Path, run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     take(run)
@@ -208,7 +208,7 @@ def test_a_folder_in_another_projects_repository_is_a_tree_without_git(
     assert json.loads((run.code / provenance.SNAPSHOT).read_text()) == {"commit": None}
 
 
-# --- what is said of it
+# --- the description of the code
 
 
 def test_a_clean_tree(tree: Path) -> None:
@@ -224,7 +224,7 @@ def test_a_changed_tree(tree: Path) -> None:
     write(tree, {"kept.py": "one\n", "new.py": "4\n"})
     (tree / "gone.py").unlink()
     (tree / 'ü "x".py').write_text("")
-    git(tree, "add", "kept.py")  # staged or not is the same
+    git(tree, "add", "kept.py")  # staged or not gives the same result
     code = provenance.code(tree)
     assert (code["dirty"], code["untracked"]) == (True, ["new.py", 'ü "x".py'])
     diff = git(tree, "diff", "HEAD")
@@ -234,13 +234,13 @@ def test_a_changed_tree(tree: Path) -> None:
     assert code["diff_sha256"] == hashlib.sha256(diff.encode()).hexdigest()
 
 
-def test_untracked_files_alone_make_it_dirty(tree: Path) -> None:
+def test_untracked_files_make_a_tree_dirty(tree: Path) -> None:
     write(tree, {"new.py": "4\n"})
     code = provenance.code(tree)
     assert (code["dirty"], code["diff"], code["diff_sha256"], code["untracked"]) == (True, None, None, ["new.py"])
 
 
-def test_the_diff_is_gits_own_whatever_the_user_has_set(tree: Path, tmp_path: Path) -> None:
+def test_the_diff_ignores_the_users_git_settings(tree: Path, tmp_path: Path) -> None:
     write(tree, {"kept.py": "one\n"})
     expected = provenance.code(tree)
     git(tree, "config", "color.ui", "always")
@@ -249,7 +249,7 @@ def test_the_diff_is_gits_own_whatever_the_user_has_set(tree: Path, tmp_path: Pa
     assert "\x1b" not in expected["diff"]
 
 
-def test_a_long_diff_is_cut_and_its_hash_is_of_the_whole(tree: Path) -> None:
+def test_a_long_diff_is_truncated_but_hashed_completely(tree: Path) -> None:
     write(tree, {"kept.py": "line of text\n" * 20_000})
     code = provenance.code(tree)
     diff = git(tree, "diff", "HEAD")
@@ -258,7 +258,7 @@ def test_a_long_diff_is_cut_and_its_hash_is_of_the_whole(tree: Path) -> None:
     assert code["diff_sha256"] == hashlib.sha256(diff.encode()).hexdigest()
 
 
-def test_a_snapshot_says_what_its_tree_was(tree: Path, run: RunDirectory) -> None:
+def test_a_snapshot_describes_its_tree(tree: Path, run: RunDirectory) -> None:
     write(tree, {"kept.py": "one\n"})
     expected = provenance.code(tree)
     take(run)
@@ -267,7 +267,7 @@ def test_a_snapshot_says_what_its_tree_was(tree: Path, run: RunDirectory) -> Non
     assert expected["dirty"]
 
 
-def test_what_is_a_repository(tree: Path, tmp_path: Path) -> None:
+def test_trees_that_are_repositories(tree: Path, tmp_path: Path) -> None:
     assert provenance.is_repository(tree)
     assert not provenance.is_repository(tree / "a")
     assert not provenance.is_repository(tmp_path)
@@ -302,11 +302,11 @@ def test_code_from_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_pat
 # --- secrets
 
 
-def test_secrets_of_the_environment_are_blacked_out(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_of_the_environment_are_masked(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("KEYBOARD", "a-fine-keyboard")  # no secret, by its name
-    monkeypatch.setenv("API_KEY", "short")  # too short to tell apart from code
+    monkeypatch.setenv("KEYBOARD", "a-fine-keyboard")  # not a secret according to its name
+    monkeypatch.setenv("API_KEY", "short")  # too short to distinguish from code
     write(tree, {"kept.py": "\n".join([*SECRETS.values(), "a-fine-keyboard", "short"])})
     diff = provenance.code(tree)["diff"]
     assert not [value for value in SECRETS.values() if value in diff]
@@ -319,18 +319,18 @@ def test_secrets_of_the_environment_are_blacked_out(tree: Path, monkeypatch: pyt
     ["hf_" + "aB3" * 10, "ghp_" + "x1" * 18, "AKIA" + "ABCD" * 4, "ASIA" + "ABCD" * 4, "sk-" + "a1-" * 10,
      "xoxb-" + "123456789012"],
 )  # fmt: skip
-def test_known_forms_are_blacked_out_wherever_they_come_from(secret: str) -> None:
+def test_known_forms_of_secrets_are_masked(secret: str) -> None:
     assert provenance.without_secrets(f"token = '{secret}'  # mine") == "token = '[secret]'  # mine"
 
 
 @pytest.mark.parametrize(
     "text", ["hf_hub_download", "task-oriented", "AKIAN", "sk-learn", "ghp_x", "risk-averse-people"]
 )
-def test_ordinary_words_stay(text: str) -> None:
+def test_ordinary_words_are_not_masked(text: str) -> None:
     assert provenance.without_secrets(text) == text
 
 
-def test_a_secret_at_the_cut_is_not_kept_in_part(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_secret_is_masked_before_truncation(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     secret = SECRETS["WANDB_API_KEY"]
     monkeypatch.setenv("WANDB_API_KEY", secret)
     write(tree, {"kept.py": ""})
@@ -341,13 +341,13 @@ def test_a_secret_at_the_cut_is_not_kept_in_part(tree: Path, monkeypatch: pytest
         assert secret[:8] not in diff[-len(secret) - 60 :], shift
 
 
-def test_a_secret_within_another_is_blacked_out_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overlapping_secrets_are_masked_completely(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_TOKEN", "abcdefgh")
     monkeypatch.setenv("B_TOKEN", "abcdefgh-and-more")
     assert provenance.without_secrets("x abcdefgh-and-more y abcdefgh z") == "x [secret] y [secret] z"
 
 
-def test_no_variable_gets_into_the_description(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_description_contains_no_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     description = provenance.describe()
@@ -356,7 +356,7 @@ def test_no_variable_gets_into_the_description(monkeypatch: pytest.MonkeyPatch) 
     assert not [value for value in SECRETS.values() if value in text]
 
 
-# --- this repository, in a copy of its own
+# --- a copy of this repository
 
 
 @pytest.fixture
@@ -378,10 +378,10 @@ def launched(clone: Path, *flags: object, env: dict[str, str] | None = None) -> 
     return subprocess.Popen(command, cwd=clone, env=os.environ | (env or {}), stdout=pipe, stderr=pipe, text=True)
 
 
-def test_strict_refuses_what_no_commit_names(clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strict_refuses_uncommitted_code(clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     head = git(clone, "rev-parse", "HEAD").strip()
     monkeypatch.setattr(provenance, "ROOT", clone)
-    snapshot.refuse_dirty()  # clean: nothing to say
+    snapshot.refuse_dirty()  # clean: no error
     write(clone, {"new.py": "1\n"})
     process = launched(clone, "--strict", "--out", tmp_path / "run", "--corpora", tmp_path / "corpora")
     output, complained = process.communicate(timeout=120)
@@ -394,7 +394,7 @@ def test_strict_refuses_what_no_commit_names(clone: Path, tmp_path: Path, monkey
 
 
 def holding(folder: Path, texts: list[str]) -> list[str]:
-    """Files that hold one of the texts."""
+    """Return the files that contain one of the texts."""
     paths = [path for path in folder.rglob("*") if path.is_file()]
     assert len(paths) > 10
     return [
@@ -406,7 +406,7 @@ def holding(folder: Path, texts: list[str]) -> list[str]:
 
 @pytest.mark.slow
 def test_a_run_runs_its_snapshot(clone: Path, corpora: Path, corpus: Any, tmp_path: Path) -> None:
-    """An uncommitted change runs, one that comes after the launch has begun does not, and no secret is kept."""
+    """An uncommitted change runs, a change after the start of the launch does not, and no secret is stored."""
     head = git(clone, "rev-parse", "HEAD").strip()
     train, run = clone / "wellread" / "train" / "rank.py", RunDirectory(tmp_path / "runs" / "it's mine")
     secret = SECRETS["WANDB_API_KEY"]
@@ -441,11 +441,11 @@ def test_a_run_runs_its_snapshot(clone: Path, corpora: Path, corpus: Any, tmp_pa
     assert (attempt["ranks"], attempt["nodes"], attempt["ranks_per_node"], attempt["device"]) == (2, 1, 2, "cpu")
     assert (attempt["cluster"], attempt["hosts"], attempt["exit_code"]) == ("local", ["localhost"], 0)
     assert attempt["packages"]["torch"].startswith("2.")
-    assert holding(run.path, list(SECRETS.values())) == ["code/wellread/train/rank.py"]  # the change itself is what ran
+    assert holding(run.path, list(SECRETS.values())) == ["code/wellread/train/rank.py"]  # the change has run
 
 
 @pytest.mark.slow
-def test_without_a_snapshot_the_tree_itself_runs(clone: Path, corpora: Path, corpus: Any, tmp_path: Path) -> None:
+def test_without_a_snapshot_the_working_tree_runs(clone: Path, corpora: Path, corpus: Any, tmp_path: Path) -> None:
     train, run = clone / "wellread" / "train" / "rank.py", RunDirectory(tmp_path / "run")
     secret = SECRETS["HF_TOKEN"]
     program_text = (

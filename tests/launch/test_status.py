@@ -1,4 +1,4 @@
-"""What runs are said to do: each state from files, the lock and SLURM's answers; the table, the page, the objects."""
+"""The status of runs: states from files, the lock and SLURM's answers; the table, the details, the JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from support.programs import Program
-from support.run_folders import ENDED, HELD, QUEUED, STEPS, attempt, job, made_up, progress
+from support.run_folders import ENDED, HELD, QUEUED, STEPS, attempt, job, run_folder, progress
 
 from launch import state, status
 from launch.backends.jobs import JobState
@@ -33,7 +33,7 @@ def looked(run: RunDirectory) -> state.Status:
 
 @pytest.fixture
 def queue(monkeypatch: pytest.MonkeyPatch) -> dict[str, JobState | str]:
-    """What SLURM answers, by job id; a string is why it does not."""
+    """SLURM's answers by job id; a text is the reason why there is no answer."""
     answers: dict[str, JobState | str] = {}
 
     def answer(job_id: str, folder: str | None = None) -> JobState:
@@ -55,7 +55,7 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> dict[str, JobState | str]:
     [
         ([], (), "prepared"),
         ([attempt(exit_code=0, **ENDED)], (0, 20, STEPS), "finished"),
-        ([attempt(exit_code=1, **ENDED)], (0, STEPS), "finished"),  # the last checkpoint counts, not what came after it
+        ([attempt(exit_code=1, **ENDED)], (0, STEPS), "finished"),  # the last checkpoint counts, not a later failure
         ([attempt(exit_code=143, **ENDED)], (0, 20), "stopped (by SIGTERM)"),
         ([attempt(exit_code=130, **ENDED)], (0, 20), "stopped (by SIGINT)"),
         ([attempt(exit_code=140, **ENDED)], (0, 20), "stopped (by SIGUSR2)"),
@@ -66,26 +66,26 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> dict[str, JobState | str]:
         ([attempt(), attempt(exit_code=143, **ENDED)], (0,), "stopped (by SIGTERM)"),
     ],
 )
-def test_states_of_what_does_not_run(
+def test_states_of_inactive_runs(
     attempts: list[dict[str, Any]], saved: tuple[int, ...], words: str, tmp_path: Path
 ) -> None:
-    about = looked(made_up(tmp_path / "run", *attempts, saved=saved))
+    about = looked(run_folder(tmp_path / "run", *attempts, saved=saved))
     assert about.in_words == words
     assert about.attempts == len(attempts)
     assert (about.last_checkpoint, about.step) == ((saved[-1],) * 2 if saved else (None, None))
     assert about.seconds_left is None
 
 
-def test_half_a_checkpoint_does_not_count(tmp_path: Path) -> None:
-    run = made_up(tmp_path / "run", attempt(), saved=(20,))
+def test_an_incomplete_checkpoint_does_not_count(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run", attempt(), saved=(20,))
     (run.checkpoints / f"step-{STEPS:08d}").mkdir()
     (run.checkpoints / f".step-{STEPS:08d}.tmp").mkdir()
     (run.checkpoints / f".step-{STEPS:08d}.tmp" / "checkpoint.json").touch()
     assert looked(run).last_checkpoint == 20
 
 
-def test_whoever_holds_the_lock_runs(tmp_path: Path) -> None:
-    run = made_up(tmp_path / "run", attempt(exit_code=1, **ENDED), attempt(), saved=(0, 20), told=progress(2, 30))
+def test_a_run_with_a_held_lock_is_running(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run", attempt(exit_code=1, **ENDED), attempt(), saved=(0, 20), report=progress(2, 30))
     with run.lock():
         about = looked(run)
         assert (about.state, about.reason) == ("running", "")
@@ -96,15 +96,17 @@ def test_whoever_holds_the_lock_runs(tmp_path: Path) -> None:
     assert (about.state, about.seconds_left, about.step) == ("killed", None, 30)
 
 
-def test_progress_of_an_older_attempt_is_none(tmp_path: Path) -> None:
-    run = made_up(tmp_path / "run", attempt(exit_code=143, **ENDED), attempt(), saved=(0, 20), told=progress(1, 25))
+def test_progress_of_an_older_attempt_is_ignored(tmp_path: Path) -> None:
+    run = run_folder(
+        tmp_path / "run", attempt(exit_code=143, **ENDED), attempt(), saved=(0, 20), report=progress(1, 25)
+    )
     with run.lock():
         about = looked(run)
     assert (about.state, about.step, about.tokens, about.tokens_per_second) == ("running", 20, None, None)
 
 
-def test_a_launch_that_prepares(tmp_path: Path) -> None:
-    run = made_up(tmp_path / "run", attempt(exit_code=143, **ENDED), saved=(20,), told=progress(1, 20))
+def test_a_launch_that_is_preparing(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run", attempt(exit_code=143, **ENDED), saved=(20,), report=progress(1, 20))
     with run.lock():
         assert (looked(run).in_words, looked(run).seconds_left) == ("running (preparing)", None)
     empty = RunDirectory(tmp_path / "new")
@@ -114,19 +116,21 @@ def test_a_launch_that_prepares(tmp_path: Path) -> None:
         assert looked(state.open_run(empty.path)).in_words == "running (preparing)"
 
 
-def test_ranks_that_hang_are_told_of(tmp_path: Path) -> None:
-    run = made_up(tmp_path / "run", attempt(), told=progress(1, 5, ago=3600))
+def test_ranks_that_hang_are_reported(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run", attempt(), report=progress(1, 5, ago=3600))
     with run.lock():
         assert looked(run).in_words == "running (no step for 1:00:00)"
-    run = made_up(tmp_path / "slow", attempt(), told=progress(1, 5, ago=3600, seconds_per_step=600))
+    run = run_folder(tmp_path / "slow", attempt(), report=progress(1, 5, ago=3600, seconds_per_step=600))
     with run.lock():
         assert looked(run).in_words == "running"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"identity": {}}'])
-def test_a_damaged_manifest_hides_no_other_run(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made_up(tmp_path / "runs" / "good", saved=(STEPS,))
-    made_up(tmp_path / "runs" / "bad").manifest_file.write_text(text)
+def test_a_damaged_manifest_does_not_hide_other_runs(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_folder(tmp_path / "runs" / "good", saved=(STEPS,))
+    run_folder(tmp_path / "runs" / "bad").manifest_file.write_text(text)
     assert status.main(["--runs", str(tmp_path / "runs"), "--json"]) == 0
     states = {Path(about["run"]).name: about["state"] for about in json.loads(capsys.readouterr().out)}
     assert states == {"good": "finished", "bad": "unknown"}
@@ -135,8 +139,8 @@ def test_a_damaged_manifest_hides_no_other_run(text: str, tmp_path: Path, capsys
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null"])
-def test_a_damaged_progress_file_is_none(text: str, tmp_path: Path) -> None:
-    run = made_up(tmp_path / "run", attempt(), saved=(0,))
+def test_a_damaged_progress_file_is_ignored(text: str, tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run", attempt(), saved=(0,))
     (run.log / "progress.json").write_text(text)
     assert (looked(run).state, looked(run).step) == ("killed", 0)
 
@@ -161,7 +165,7 @@ def test_a_damaged_progress_file_is_none(text: str, tmp_path: Path) -> None:
         ([QUEUED], JobState(state="UNKNOWN"), "killed", "slurm job 7"),
         ([QUEUED | ENDED | {"exit_code": 1}], JobState(state="FAILED"), "failed (exit code 1)", "slurm job 7"),
         ([QUEUED | ENDED | {"exit_code": 143}], JobState(state="FAILED"), "stopped (by SIGTERM)", "slurm job 7"),
-        # a local attempt that is younger than the job
+        # a local attempt that is newer than the job
         ([attempt(started="2026-11-21T07:00:00+0000", exit_code=1, **ENDED)], JobState(state="CANCELLED"),
          "failed (exit code 1)", "local on here"),
     ],
@@ -175,34 +179,34 @@ def test_states_of_jobs(
     tmp_path: Path,
 ) -> None:
     queue["7"] = now
-    about = looked(made_up(tmp_path / "run", *attempts, jobs=(job(3), job(7), job(8, "eval")), saved=(0,)))
+    about = looked(run_folder(tmp_path / "run", *attempts, jobs=(job(3), job(7), job(8, "eval")), saved=(0,)))
     assert (about.in_words, about.where) == (words, where)
 
 
 def test_the_newest_job_counts_and_evaluations_do_not(queue: dict[str, JobState | str], tmp_path: Path) -> None:
     queue |= {"3": JobState(state="RUNNING"), "8": JobState(state="RUNNING")}
     queue["7"] = JobState(state="PENDING")
-    assert looked(made_up(tmp_path / "run", jobs=(job(3), job(7), job(8, "eval")))).state == "pending"
+    assert looked(run_folder(tmp_path / "run", jobs=(job(3), job(7), job(8, "eval")))).state == "pending"
 
 
-def test_numbers_before_a_requeue_are_no_rate_of_now(queue: dict[str, JobState | str], tmp_path: Path) -> None:
-    run = made_up(tmp_path / "run", QUEUED, jobs=(job(7),), saved=(0,), told=progress(1, 9))
-    for restarts, seconds in ((0, 15.5), (1, None)):  # the job runs again, and has not begun its next attempt
+def test_numbers_from_before_a_requeue_are_not_used(queue: dict[str, JobState | str], tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run", QUEUED, jobs=(job(7),), saved=(0,), report=progress(1, 9))
+    for restarts, seconds in ((0, 15.5), (1, None)):  # the job runs again, but its next attempt has not started
         queue["7"] = JobState(state="RUNNING", restarts=restarts)
         assert (looked(run).state, looked(run).seconds_left) == ("running", seconds)
 
 
-def test_what_slurm_does_not_say_is_not_guessed(queue: dict[str, JobState | str], tmp_path: Path) -> None:
+def test_without_an_answer_of_slurm_the_state_is_unknown(queue: dict[str, JobState | str], tmp_path: Path) -> None:
     queue["7"] = "no answer from SLURM about job 7: Connection refused"
-    run = made_up(tmp_path / "run", QUEUED, jobs=(job(7),), saved=(0,))
+    run = run_folder(tmp_path / "run", QUEUED, jobs=(job(7),), saved=(0,))
     assert looked(run).in_words == "unknown (no answer from SLURM)"
-    with run.lock():  # on a shared filesystem rank 0's lock is seen from here
+    with run.lock():  # on a shared filesystem the lock of rank 0 is visible
         assert looked(run).state == "running"
-    finished = made_up(tmp_path / "finished", QUEUED, jobs=(job(7),), saved=(STEPS,))
+    finished = run_folder(tmp_path / "finished", QUEUED, jobs=(job(7),), saved=(STEPS,))
     assert looked(finished).state == "finished"
 
 
-def test_a_silent_slurm_is_asked_once(
+def test_slurm_gets_one_query_if_it_does_not_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     requests = []
@@ -213,7 +217,7 @@ def test_a_silent_slurm_is_asked_once(
 
     monkeypatch.setattr(slurm_queue, "state", silent)
     for name in ("a", "b", "c"):
-        made_up(tmp_path / name, QUEUED, jobs=(job(7), job(8, "eval")))
+        run_folder(tmp_path / name, QUEUED, jobs=(job(7), job(8, "eval")))
     assert status.main(["--runs", str(tmp_path)]) == 0
     printed = capsys.readouterr()
     assert printed.out.count("unknown (no answer from SLURM)") == 3
@@ -229,15 +233,15 @@ def test_a_silent_slurm_is_asked_once(
 
 @pytest.fixture
 def runs(queue: dict[str, JobState | str], tmp_path: Path) -> Path:
-    """A folder of runs, and what is no run."""
+    """A folder with runs and other files."""
     queue["7"] = JobState(state="PENDING", restarts=2, reason="Nodes_required_for_job_are_DOWN,_DRAINED_or_reserved")
     queue["8"] = JobState(state="PENDING", reason="Dependency")
     folder = tmp_path / "runs"
-    failed = made_up(folder / "failed", attempt(exit_code=1, **ENDED), saved=(0, 8), told=progress(1, 9))
+    failed = run_folder(folder / "failed", attempt(exit_code=1, **ENDED), saved=(0, 8), report=progress(1, 9))
     for rank, moment in ((0, 20.0), (1, 10.0)):
         error = {"time": moment, "rank": rank, "error": f"ValueError: rank {rank}'s", "trace": "…"}
         write_json(failed.log / f"attempt-001-rank-{rank}.error.json", error)
-    made_up(folder / "queued [b]", QUEUED | ENDED | {"exit_code": 140}, jobs=(job(7), job(8, "eval")), saved=(16,))
+    run_folder(folder / "queued [b]", QUEUED | ENDED | {"exit_code": 140}, jobs=(job(7), job(8, "eval")), saved=(16,))
     for number, name in enumerate(("queued [b]", "failed")):
         os.utime(folder / name / "config.yaml", (1000 - number, 1000 - number))
     (folder / "no run").mkdir()
@@ -258,7 +262,7 @@ def test_the_table_is_plain_and_aligned(runs: Path, capsys: pytest.CaptureFixtur
     assert "\x1b" not in "".join(lines)
 
 
-def test_one_run_at_length(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_details_of_one_run(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status.main([str(runs / "failed")]) == 0
     assert capsys.readouterr().out.replace(str(runs), "RUNS") == (
         "run          RUNS/failed\n"
@@ -280,7 +284,7 @@ def test_one_run_at_length(runs: Path, capsys: pytest.CaptureFixture[str]) -> No
     ]
 
 
-def test_objects_for_machines(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_as_json(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status.main(["--runs", str(runs), "--json"]) == 0
     queued, failed = json.loads(capsys.readouterr().out)
     assert set(queued) == {field.name for field in dataclasses.fields(state.Status)}
@@ -298,7 +302,7 @@ def test_objects_for_machines(runs: Path, capsys: pytest.CaptureFixture[str]) ->
     ]
 
 
-def test_color_on_a_terminal_alone(
+def test_colors_only_on_a_terminal(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
@@ -308,7 +312,7 @@ def test_color_on_a_terminal_alone(
     status.main(["--runs", str(runs)])
     printed = capsys.readouterr().out
     assert "\x1b[31mfailed (exit code 1)" in printed
-    assert "queued [b]" in printed  # not read as a style
+    assert "queued [b]" in printed  # not interpreted as a style
 
 
 def test_a_folder_without_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -343,7 +347,7 @@ def test_it_answers_without_torch(tiny_run: RunDirectory, root: Path) -> None:
 
 
 def test_the_lock_of_another_process_is_seen(tmp_path: Path, root: Path) -> None:
-    run = made_up(tmp_path / "run", attempt())
+    run = run_folder(tmp_path / "run", attempt())
     command = [sys.executable, "-c", HELD, str(run.path)]
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout
@@ -362,7 +366,7 @@ def stats(step: int, seconds: float = 0.5) -> StepStats:
     return StepStats(step=step, loss=2.0, lr=1e-3, grad_norm=1.0, cost=cost, seconds=seconds)
 
 
-def test_a_real_run_tells_its_progress(tiny_run: RunDirectory) -> None:
+def test_a_real_run_writes_its_progress(tiny_run: RunDirectory) -> None:
     progress = json.loads((tiny_run.log / "progress.json").read_text())
     (last,) = [checkpoint for checkpoint in list_checkpoints(tiny_run.checkpoints) if checkpoint.step == 12]
     assert {name: progress[name] for name in ("attempt", "step", "steps", "last_saved", "tokens")} == {
@@ -374,13 +378,13 @@ def test_a_real_run_tells_its_progress(tiny_run: RunDirectory) -> None:
     }
     assert progress["tokens_per_second"] == pytest.approx(
         last.tokens / 12 / progress["seconds_per_step"]
-    )  # 20 steps hold all
+    )  # of the last 20 steps, so of all
     assert [path.name for path in tiny_run.log.glob(".*")] == []
     about = looked(tiny_run)
     assert (about.state, about.step, about.tokens) == ("finished", 12, last.tokens)
 
 
-def test_progress_is_written_at_first_and_then_once_a_second(
+def test_progress_is_written_first_at_once_then_every_second(
     copied_run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
@@ -397,7 +401,7 @@ def test_progress_is_written_at_first_and_then_once_a_second(
     progress = Progress(copied_run, plan, start=8)
     before = path.read_text()
     progress.write()
-    assert path.read_text() == before  # nothing to tell yet
+    assert path.read_text() == before  # no numbers yet
     progress.step(stats(9), [stats(9)])
     assert written() == {"attempt": 3, "step": 9, "tokens": at_8 + 100, "last_saved": 8}
     now += 0.9
@@ -414,7 +418,7 @@ def test_progress_is_written_at_first_and_then_once_a_second(
     assert written()["step"] == 12
 
 
-def test_progress_that_cannot_be_written_ends_no_run(copied_run: RunDirectory) -> None:
+def test_an_unwritable_progress_file_does_not_end_a_run(copied_run: RunDirectory) -> None:
     progress = Progress(copied_run, Plan.open(copied_run.plan_file), start=0)
     (copied_run.log / "progress.json").unlink()
     (copied_run.log / "progress.json").mkdir()

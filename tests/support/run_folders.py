@@ -1,4 +1,4 @@
-"""Run directories as launch and the ranks leave them, without a run."""
+"""Run directories as launch and the ranks write them, without a run."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def job(number: int, kind: str = "finetune", submitted: str = "2026-11-21T06:49:
     return {"id": str(number), "kind": kind, "submitted": submitted, "tasks": 1, "folder": "/code"}
 
 
-def made_up(
+def run_folder(
     path: Path,
     *attempts: dict[str, Any],
     saved: tuple[int, ...] = (),
     jobs: tuple[dict[str, Any], ...] = (),
-    told: dict[str, Any] | None = None,
+    report: dict[str, Any] | None = None,
 ) -> RunDirectory:
-    """A run directory as launch and the ranks leave it, without a run."""
+    """Create a run directory as launch and the ranks write it, without a run."""
     run = RunDirectory(path)
     for folder in (run.log, run.checkpoints, run.submit):
         folder.mkdir(parents=True)
@@ -52,8 +52,8 @@ def made_up(
         write_json(run.checkpoints / f"step-{step:08d}" / "checkpoint.json", {"step": step})
     if jobs:
         write_json(run.submit / "jobs.json", list(jobs))
-    if told:
-        write_json(run.log / "progress.json", told)
+    if report:
+        write_json(run.log / "progress.json", report)
     return run
 
 

@@ -1,4 +1,4 @@
-"""Environment variables that the ranks get, and no others."""
+"""The environment variables of ranks."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def environment(plan: Plan, file: ClusterFile) -> dict[str, str]:
 
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Nothing set that the ranks' variables depend on; eight cores."""
+    """An environment without variables that affect those of the ranks, and eight cores."""
     for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "TORCH_EXTENSIONS_DIR", "WELLREAD_MODELS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     return monkeypatch
 
 
-def test_the_ranks_get_these_variables_and_no_others(bare: pytest.MonkeyPatch) -> None:
+def test_the_ranks_get_exactly_these_variables(bare: pytest.MonkeyPatch) -> None:
     bare.setenv("HF_TOKEN", "not for the ranks' list")
     bare.setenv("AWS_SECRET_ACCESS_KEY", "nor this")
     variables = environment(PLAN, replace(LOCAL, python="/opt/venv/bin/python"))
@@ -49,7 +49,7 @@ def test_the_ranks_get_these_variables_and_no_others(bare: pytest.MonkeyPatch) -
     }
 
 
-def test_the_accelerator_is_named_on_cpu_alone(bare: pytest.MonkeyPatch) -> None:
+def test_the_accelerator_is_set_only_on_cpus(bare: pytest.MonkeyPatch) -> None:
     assert environment(PLAN, LOCAL)["DS_ACCELERATOR"] == "cpu"
     bare.setenv("OMP_WAIT_POLICY", "active")
     assert environment(PLAN, LOCAL)["OMP_WAIT_POLICY"] == "active"
@@ -63,7 +63,7 @@ def test_threads_share_the_cores(bare: pytest.MonkeyPatch) -> None:
         return environment(replace(PLAN, machine=Machine(device="cpu", ranks_per_node=ranks)), file)["OMP_NUM_THREADS"]
 
     assert [threads(n, LOCAL) for n in (1, 3, 8, 9)] == ["8", "2", "1", "1"]
-    assert threads(2, ClusterFile(kind="slurm")) == "1"  # this machine's cores say nothing of the nodes'
+    assert threads(2, ClusterFile(kind="slurm")) == "1"  # nodes may have more or fewer cores than this machine
     assert threads(2, ClusterFile(kind="slurm", cpus_per_rank=12)) == "12"
     bare.setenv("OMP_NUM_THREADS", "5")
     assert threads(1, LOCAL) == threads(1, ClusterFile(kind="slurm", cpus_per_rank=12)) == "5"
@@ -79,7 +79,7 @@ def test_folders_of_models_are_made_absolute(bare: pytest.MonkeyPatch, tmp_path:
     ]  # fmt: skip
 
 
-def test_the_cluster_file_has_the_last_word(bare: pytest.MonkeyPatch) -> None:
+def test_the_cluster_file_overrides_variables(bare: pytest.MonkeyPatch) -> None:
     file = replace(LOCAL, interface="eth1", environment={"OMP_NUM_THREADS": "2", "NCCL_SOCKET_IFNAME": "ib0"})
     variables = environment(PLAN, file)
     assert (variables["OMP_NUM_THREADS"], variables["GLOO_SOCKET_IFNAME"], variables["NCCL_SOCKET_IFNAME"]) == (

@@ -1,4 +1,4 @@
-"""`launch.backends.elastic`: real ranks under torch's elastic agent; how they are asked to stop, and ended."""
+"""`launch.backends.elastic`: real ranks under torch's elastic agent, and how they stop."""
 
 import os
 import signal
@@ -58,7 +58,7 @@ if rank == "0":
 
 
 def launched(folder: Path, *rank: str) -> subprocess.Popen[str]:
-    """Two ranks that run this text, once both are ready."""
+    """Start two ranks that run this text; wait until both are ready."""
     command = [sys.executable, "-c", LAUNCHER, str(folder), BEGIN + "".join(rank)]
     pipe = subprocess.PIPE
     launcher = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, preexec_fn=hear_hang_ups)
@@ -67,7 +67,7 @@ def launched(folder: Path, *rank: str) -> subprocess.Popen[str]:
 
 
 def hear_hang_ups() -> None:
-    """Undo what nohup around these tests has done."""
+    """Undo the effect of nohup on these tests."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
@@ -86,7 +86,7 @@ def ranks(folder: Path) -> list[psutil.Process]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "passed_on"),
-    [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT"), (signal.SIGHUP, "SIGTERM")],  # ranks know no SIGHUP
+    [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT"), (signal.SIGHUP, "SIGTERM")],  # ranks do not handle SIGHUP
 )
 def test_one_signal_lets_the_ranks_save(number: signal.Signals, passed_on: str, tmp_path: Path) -> None:
     launcher = launched(tmp_path, SAVING, READY, WAITING)
@@ -97,7 +97,7 @@ def test_one_signal_lets_the_ranks_save(number: signal.Signals, passed_on: str, 
 
 
 @pytest.mark.slow
-def test_a_second_signal_ends_deaf_ranks_at_once(tmp_path: Path) -> None:
+def test_a_second_signal_ends_ranks_that_ignore_signals(tmp_path: Path) -> None:
     launcher = launched(tmp_path, DEAF, READY, WAITING)
     victims = ranks(tmp_path)
     launcher.send_signal(signal.SIGINT)
@@ -115,7 +115,7 @@ def test_a_second_signal_ends_deaf_ranks_at_once(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("deaf", "seconds"),
-    [("", 15), (DEAF, 60)],  # deaf, like a rank that waits inside NCCL: elastic kills it 30 s after it has asked
+    [("", 15), (DEAF, 60)],  # ignores signals like a rank that waits inside NCCL: elastic kills it after 30 s
     ids=["gloo", "deaf"],
 )
 def test_a_killed_rank_ends_its_peer_in_a_collective(deaf: str, seconds: float, tmp_path: Path) -> None:
@@ -136,16 +136,16 @@ def test_a_killed_rank_ends_its_peer_in_a_collective(deaf: str, seconds: float, 
 @pytest.mark.parametrize(
     ("codes", "cause"),
     [
-        ({0: 1, 1: -9}, 1),  # killed; the other fails because it is gone
-        ({0: -15, 1: 1}, 1),  # asked to end because the other failed
-        ({0: 1, 1: 2}, 1),  # what a user can mend was no consequence
+        ({0: 1, 1: -9}, 1),  # killed; the other rank fails because it is gone
+        ({0: -15, 1: 1}, 1),  # ended on request because the other rank failed
+        ({0: 1, 1: 2}, 1),  # bad input is not a consequence of another failure
         ({0: -15, 1: -6}, 1),
         ({0: 1, 1: 1}, 0),
-        ({0: 143, 1: 137}, 1),  # as a node's agent tells it
+        ({0: 143, 1: 137}, 1),  # as reported by a node's agent
         ({1: 1, 0: 143}, 1),
     ],
 )
-def test_the_code_that_tells_why(codes: dict[int, int], cause: int) -> None:
+def test_the_exit_code_of_the_likely_cause(codes: dict[int, int], cause: int) -> None:
     assert likely_cause(codes) == (cause, codes[cause])
 
 

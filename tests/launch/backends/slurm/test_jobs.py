@@ -1,6 +1,6 @@
-"""What is handed to sbatch, when, and what is noted of a job.
+"""What is submitted with sbatch and when, and what is written about a job.
 
-No SLURM is needed: what is submitted goes to an `sbatch` that keeps it.
+No SLURM is needed: a fake `sbatch` stores what is submitted.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ exit 1
 
 
 class Scheduler:
-    """Commands of SLURM that keep what they are given."""
+    """Fake commands of SLURM that store their input."""
 
     def __init__(self, folder: Path) -> None:
         self._bin, self._kept = folder / "slurm" / "bin", folder / "slurm" / "kept"
@@ -53,12 +53,12 @@ class Scheduler:
         (self._bin / command).chmod(0o755)
 
     def forgets(self) -> None:
-        """No job is known."""
+        """Let SLURM know no job."""
         self.answers("scontrol", '#!/bin/sh\necho "slurm_load_jobs error: Invalid job id specified" >&2\nexit 1\n')
         self.answers("sacct", "#!/bin/sh\nexit 0\n")
 
     def has(self, folder: Path, state: str) -> None:
-        """Whatever is asked for, a job that was told to start in `folder` is in this state."""
+        """Let every job have this state and start in `folder`."""
         about = f"JobName=x UserId=a(1) GroupId=a(1) JobState={state} Reason=None Command=x WorkDir={folder} Power="
         line = f"JobId=101 {about}"
         self.answers("scontrol", f"#!/bin/sh\necho {shlex.quote(line)}\n")
@@ -85,7 +85,7 @@ def run(tmp_path: Path) -> RunDirectory:
 TASK = RankTask(run="/r", arguments=("-m", "x"), variables={"A": "b"}, requeues=3, limit=60)
 
 
-def test_what_is_submitted_is_what_a_plan_shows(run: RunDirectory, scheduler: Scheduler) -> None:
+def test_a_plan_shows_the_submitted_script(run: RunDirectory, scheduler: Scheduler) -> None:
     cluster = ClusterFile(
         kind="slurm", python="/opt/my venv/bin/python", gres="gpu:2", memory=1.5, cpus_per_rank=3, exclusive=True,
         setup=("module load x",), srun=("--mpi=none",), sbatch={"comment": "a b"}, requeues=3, signal_delay=7,
@@ -102,7 +102,7 @@ def test_what_is_submitted_is_what_a_plan_shows(run: RunDirectory, scheduler: Sc
     assert (delayed.function, delayed._timeout_min, delayed._timeout_countdown) == (TASK, 1440, 3)
 
 
-def test_an_array_runs_some_at_a_time(run: RunDirectory, scheduler: Scheduler) -> None:
+def test_an_array_limits_how_many_tasks_run_at_a_time(run: RunDirectory, scheduler: Scheduler) -> None:
     cluster = ClusterFile(kind="slurm", python="/opt/my venv/bin/python")
     options = slurm.parameters(cluster, name="parts", nodes=1, ranks_per_node=1, code=run.code) | {
         "array_parallelism": 2
@@ -119,7 +119,7 @@ def test_an_array_runs_some_at_a_time(run: RunDirectory, scheduler: Scheduler) -
             assert pickle.load(file).function == tasks[number]
 
 
-def test_jobs_are_noted_one_after_the_other(run: RunDirectory, scheduler: Scheduler) -> None:
+def test_jobs_are_listed_in_order_of_submission(run: RunDirectory, scheduler: Scheduler) -> None:
     assert slurm.jobs_of(run) == []
     for kind in ("finetune", "eval"):
         options = slurm.parameters(PLAIN, name="x", nodes=1, ranks_per_node=1, code=run.code)
@@ -129,14 +129,14 @@ def test_jobs_are_noted_one_after_the_other(run: RunDirectory, scheduler: Schedu
     scheduler.has(run.code, "PENDING")
     assert [(job["id"], state.state) for job, state in slurm.active(run)] == [("101", "PENDING"), ("102", "PENDING")]
     assert [job["id"] for job, _ in slurm.active(run, "eval")] == ["102"]
-    scheduler.has(run.code.with_name("another"), "RUNNING")  # the ids began anew: this is somebody else's job
+    scheduler.has(run.code.with_name("another"), "RUNNING")  # ids have started at 1 again: this is another user's job
     assert slurm.active(run) == []
     scheduler.has(run.code, "COMPLETED")
     assert slurm.active(run) == []
 
 
 @pytest.mark.parametrize("tasks", [1, 3])
-def test_a_refused_job_leaves_nothing(tasks: int, run: RunDirectory, scheduler: Scheduler) -> None:
+def test_a_rejected_job_leaves_no_files(tasks: int, run: RunDirectory, scheduler: Scheduler) -> None:
     options = slurm.parameters(PLAIN, name="x", nodes=1, ranks_per_node=1, code=run.code)
     slurm.submit(PLAIN, run, [TASK], options, "finetune")
     before, noted = sorted(run.submit.iterdir()), slurm.jobs_of(run)
@@ -151,7 +151,9 @@ def test_a_refused_job_leaves_nothing(tasks: int, run: RunDirectory, scheduler: 
     assert slurm.jobs_of(run) == noted
 
 
-def test_without_slurm_it_says_so(run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_sbatch_submitting_is_refused(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     with pytest.raises(UserError) as error:
         slurm.submit(PLAIN, run, [TASK], {}, "finetune")
@@ -161,7 +163,7 @@ def test_without_slurm_it_says_so(run: RunDirectory, tmp_path: Path, monkeypatch
     assert not run.submit.exists()
 
 
-def test_a_run_is_handed_over_once(program, corpora: Path, scheduler: Scheduler, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_run_is_submitted_once(program, corpora: Path, scheduler: Scheduler, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """With `--then eval`: the run, and its evaluation after it; the same command again submits neither."""
     out = tmp_path / "runs" / "mine"
     command = ["run", "finetune", "--cluster", "slurm", "--nodes", 2, "--steps", 4, "--then", "eval", "--out", out]
@@ -199,13 +201,13 @@ def test_a_run_is_handed_over_once(program, corpora: Path, scheduler: Scheduler,
     assert launch() == f"{out}: job 101 is already pending; nothing to submit\n"
     assert len(scheduler.submitted()) == 2
 
-    scheduler.forgets()  # both have ended, and what they saved is not all: the run goes on
+    scheduler.forgets()  # both have ended before the last step: the run is submitted again
     assert f"submitted {out} as job 103: " in launch()
     assert [job["id"] for job in slurm.jobs_of(RunDirectory(out))] == ["101", "102", "103", "104"]
 
 
 def evaluation_request(run: RunDirectory, steps: int, **settings: Any) -> Request:
-    """An evaluation of a run with so many checkpoints."""
+    """An evaluation of a run with `steps` checkpoints."""
     plan = dict.fromkeys(KEYS, 1) | {"device": "cpu", "ranks_per_node": 2, "cluster": "local"}
     plan |= {"save_steps": [], "strategies": [], "failures": []}
     write_json(run.plan_file, plan)
@@ -219,10 +221,10 @@ def tasks_of(run: RunDirectory, job: str, parts: int = 0) -> list[CommandTask]:
     return [pickle.loads((run.submit / f"{name}_submitted.pkl").read_bytes()).function for name in names]
 
 
-def test_an_evaluation_is_fanned_out_and_compared_afterwards(
+def test_an_evaluation_is_an_array_and_a_comparison_after_it(
     run: RunDirectory, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # or the one of the tests would be taken over
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # otherwise the variable of the tests would be used
     request = evaluation_request(run, steps=8, fan_out=True, parallelism=2, flags=("--max_samples", "50"))
     assert evaluation.run(request) == 0
     assert capsys.readouterr().out == (
@@ -245,7 +247,7 @@ def test_an_evaluation_is_fanned_out_and_compared_afterwards(
     ]  # fmt: skip
 
 
-def test_all_parts_run_at_once_unless_told(
+def test_all_parts_run_at_once_by_default(
     run: RunDirectory, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert evaluation.run(evaluation_request(run, steps=3, fan_out=True)) == 0
@@ -260,7 +262,7 @@ def test_one_checkpoint_needs_no_array(
     assert tasks_of(run, "101")[0].arguments[-3:] == ("--steps", "0", "--scores_only")
 
 
-def test_an_evaluation_in_one_piece(
+def test_an_evaluation_without_parts(
     run: RunDirectory, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert evaluation.run(evaluation_request(run, steps=3)) == 0
@@ -269,7 +271,7 @@ def test_an_evaluation_in_one_piece(
     assert len(slurm.jobs_of(run)) == 1
 
 
-def test_an_evaluation_from_a_path_that_slurm_misreads_is_refused(
+def test_an_evaluation_in_a_path_with_special_characters_is_refused(
     tmp_path: Path, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = RunDirectory(tmp_path / "100%")
@@ -279,7 +281,7 @@ def test_an_evaluation_from_a_path_that_slurm_misreads_is_refused(
     assert scheduler.submitted() == []
 
 
-def test_a_refused_run_is_one_line_and_exit_code_2(
+def test_a_rejected_run_is_one_line_and_exit_code_2(
     program, corpora: Path, scheduler: Scheduler, tmp_path: Path
 ) -> None:  # type: ignore[no-untyped-def]
     scheduler.answers("sbatch", REFUSING)
@@ -292,8 +294,8 @@ def test_a_refused_run_is_one_line_and_exit_code_2(
     )
 
 
-def test_a_job_that_was_not_noted_is_found(run: RunDirectory) -> None:
-    """The launcher died between handing a job over and noting it."""
+def test_a_job_whose_id_was_not_written_is_found(run: RunDirectory) -> None:
+    """The launcher died after it submitted a job and before it wrote its id."""
     noted = {"id": "7", "kind": "finetune", "submitted": "then", "tasks": 1, "folder": "/code"}
     run.submit.mkdir(exist_ok=True)
     write_json(run.submit / "jobs.json", [noted])
@@ -304,7 +306,7 @@ def test_a_job_that_was_not_noted_is_found(run: RunDirectory) -> None:
     assert slurm.jobs_of(run) == [noted, noted | {"id": "31", "kind": "eval"}]
 
 
-def test_damaged_notes_of_jobs_are_one_line(run: RunDirectory) -> None:
+def test_a_damaged_list_of_jobs_is_one_line(run: RunDirectory) -> None:
     run.submit.mkdir(exist_ok=True)
     (run.submit / "jobs.json").write_text("{")
     with pytest.raises(UserError) as error:

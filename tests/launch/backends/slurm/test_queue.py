@@ -1,4 +1,4 @@
-"""What SLURM's own lines say of a job: scontrol's and sacct's, as versions 22.05 and 23.11 print them."""
+"""States of jobs from the output of scontrol and sacct, as printed by versions 22.05 and 23.11."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ USUAL = {
 
 @pytest.fixture
 def slurm(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Let scontrol and sacct answer: ``asked(scontrol=text, sacct=text)``; without text, they know no job."""
+    """Let scontrol and sacct print texts: ``slurm(scontrol=text, sacct=text)``; without text, they know no job."""
 
     def answer(scontrol: str = "", sacct: str = "", error: str = UNKNOWN, sacct_code: int = 0) -> list[tuple[str, ...]]:
         commands: list[tuple[str, ...]] = []
@@ -113,7 +113,7 @@ HOSTILE = [
 
 @LINES
 @pytest.mark.parametrize("name", HOSTILE)
-def test_names_and_paths_with_anything_in_them(line: str, name: str, slurm: Any) -> None:
+def test_names_and_paths_may_contain_field_names(line: str, name: str, slurm: Any) -> None:
     folder = f"/srv/my runs/{name}/code"
     values = {"name": name, "folder": folder, "comment": f" Comment={name}", "state": "FAILED", "code": "3:0"}
     slurm(lines(line, values))
@@ -125,7 +125,7 @@ def test_names_and_paths_with_anything_in_them(line: str, name: str, slurm: Any)
 
 @LINES
 @given(name=st.text(st.characters(blacklist_categories=["Cc", "Cs"], blacklist_characters="/"), max_size=30))
-def test_any_name_at_all(line: str, name: str) -> None:
+def test_names_and_paths_may_contain_any_text(line: str, name: str) -> None:
     output = line.format(**USUAL | {"name": name, "folder": f"/srv/{name}/code", "state": "TIMEOUT", "nodes": "n7"})
     assert slurm_queue._of_scontrol(output) == JobState(state="TIMEOUT", nodes="n7")
 
@@ -144,12 +144,12 @@ def test_users_and_groups_of_a_directory_service(line: str, slurm: Any) -> None:
         ("/runs/tiny/code", False), ("", False),
     ],
 )  # fmt: skip
-def test_another_cluster_begins_with_the_same_ids(line: str, folder: str | None, same: bool, slurm: Any) -> None:
+def test_a_job_in_another_folder_is_another_job(line: str, folder: str | None, same: bool, slurm: Any) -> None:
     slurm(lines(line, {}), sacct="COMPLETED|0:0|n1|5|/srv/runs/tiny/code\n")
     assert state("28", folder) == (JobState(state="RUNNING", nodes="n[1-2]") if same else JobState(state="UNKNOWN"))
 
 
-def test_what_was_started_by_srun_has_no_log_files(slurm: Any) -> None:
+def test_a_job_started_by_srun_has_no_log_files(slurm: Any) -> None:
     line = lines(LINE_2205, {}).partition(" StdErr=")[0]
     for end in (" Power= \n", "\n", " \n"):
         slurm(line + end)
@@ -166,7 +166,7 @@ def test_what_was_started_by_srun_has_no_log_files(slurm: Any) -> None:
         "",
     ],
 )
-def test_a_scheduler_that_cannot_be_asked_says_nothing_of_a_job(message: str, slurm: Any) -> None:
+def test_a_query_without_an_answer_is_an_error(message: str, slurm: Any) -> None:
     commands = slurm(error=message, sacct="COMPLETED|0:0|n1|5|/x\n")
     with pytest.raises(RuntimeError) as error:
         state("28")
@@ -194,7 +194,9 @@ def test_a_scheduler_that_cannot_be_asked_says_nothing_of_a_job(message: str, sl
         (["TIMEOUT 0:0", "COMPLETED 0:0"], ("TIMEOUT", 124, "")),
     ],
 )
-def test_an_array_as_a_whole(line: str, tasks: list[str], expected: tuple[str, int, str], slurm: Any) -> None:
+def test_states_of_an_array_are_combined(
+    line: str, tasks: list[str], expected: tuple[str, int, str], slurm: Any
+) -> None:
     parts = [dict(zip(("state", "code"), task.split(), strict=True)) for task in tasks]
     slurm(lines(line, *parts))
     job = state("28", "/srv/runs/tiny/code")
@@ -221,20 +223,20 @@ def test_an_array_as_a_whole(line: str, tasks: list[str], expected: tuple[str, i
         ("OUT_OF_MEMORY|0:125|n1||/srv/x", JobState(state="OUT_OF_MEMORY", exit_code=253, nodes="n1")),
     ],
 )
-def test_a_row_of_the_accounting(row: str, expected: JobState, slurm: Any) -> None:
+def test_a_row_of_sacct(row: str, expected: JobState, slurm: Any) -> None:
     commands = slurm(sacct=f"{row}\n")
     assert state("28") == state("28", "/srv/x") == expected
     assert commands[1][:1] == ("sacct",)
     assert commands[1][-4:] == ("--jobs", "28", "--format", "State,ExitCode,NodeList,ElapsedRaw,WorkDir")
 
 
-def test_folders_in_the_accounting_may_hold_bars(slurm: Any) -> None:
+def test_folders_in_sacct_may_contain_bars(slurm: Any) -> None:
     slurm(sacct="COMPLETED|0:0|n1|5|/srv/a|b\u2028c/code\n")
     assert state("28", "/srv/a|b\u2028c/code").state == "COMPLETED"
     assert state("28", "/srv/a").state == "UNKNOWN"
 
 
-def test_a_job_that_nothing_remembers(slurm: Any) -> None:
+def test_a_job_that_slurm_does_not_know(slurm: Any) -> None:
     for answer in ({}, {"sacct_code": 1}, {"sacct": "garbage", "sacct_code": 1}):
         slurm(**answer)
         job = state("28")
@@ -253,20 +255,20 @@ def test_a_job_that_nothing_remembers(slurm: Any) -> None:
         ("NODE_FAIL", 0, 1), ("PREEMPTED", 0, 1), ("BOOT_FAIL", 0, 1), ("UNKNOWN", 0, 1), ("REVOKED", 5, 5),
     ],
 )  # fmt: skip
-def test_only_what_was_completed_gives_0(word: str, code: int, expected: int) -> None:
+def test_only_a_completed_job_has_result_0(word: str, code: int, expected: int) -> None:
     job = JobState(state=word, exit_code=code)
     assert (job.active, job.result) == (False, expected)
 
 
-def test_what_is_queued_or_runs_is_active() -> None:
+def test_queued_and_running_jobs_are_active() -> None:
     words = "PENDING CONFIGURING RUNNING COMPLETING SUSPENDED REQUEUED REQUEUE_HOLD SPECIAL_EXIT STAGE_OUT SIGNALING"
     assert [word for word in words.split() if not JobState(state=word).active] == []
 
 
-# --- asking
+# --- commands
 
 
-def test_a_missing_or_silent_command_is_an_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+def test_a_missing_or_hanging_command_is_an_error_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert not slurm_queue.available()
     with pytest.raises(RuntimeError, match="job 28: scontrol is not installed here"):

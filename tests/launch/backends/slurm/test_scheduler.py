@@ -1,6 +1,6 @@
-"""The text of sbatch files: exact, and nothing breaks out of it.
+"""The exact text of job scripts, and that no name can inject commands.
 
-No SLURM is needed: the scripts run under bash with an `srun` that notes its arguments.
+No SLURM is needed: the scripts run in bash with a fake `srun` that stores its arguments.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ signal_delay: 300
 
 
 def text_of(cluster: ClusterFile, path: Path, **options: Any) -> str:
-    """The sbatch file of the run at `path`."""
+    """Return the job script of the run at `path`."""
     run = RunDirectory(path)
     settings = {"name": run.name, "nodes": 1, "ranks_per_node": 1, "code": run.code.resolve()} | options
     return slurm.sbatch_text(cluster, run, slurm.parameters(cluster, **settings))
 
 
 def sbatch_words(line: str) -> list[str]:
-    """Words of a line as sbatch itself reads them (`_get_argument` in its opt.c), where a backslash always escapes."""
+    """Split a line as sbatch does (`_get_argument` in its opt.c), in which a backslash always escapes."""
     words, word, quote, escaped, in_word = [], "", "", False, False
     for character in line:
         if escaped:
@@ -93,7 +93,7 @@ def test_the_file_of_a_cluster_with_gpus(golden: Callable[[str, str], None], tmp
     (tmp_path / "gpu.yaml").write_text(GPU)
     text = text_of(load(str(tmp_path / "gpu.yaml")), Path("/srv/my runs/dolly"), nodes=4, ranks_per_node=2, after="17")
     golden("sbatch-gpu.sh", text)
-    assert flags(text)["--gres"] == "gpu:a100:2"  # as many as there are ranks, not the whole node's
+    assert flags(text)["--gres"] == "gpu:a100:2"  # one GPU per rank, not all GPUs of the node
 
 
 @pytest.mark.parametrize(
@@ -105,12 +105,12 @@ def test_the_file_of_a_cluster_with_gpus(golden: Callable[[str, str], None], tmp
         ("gpu:1g.10gb:7", 3, "gpu:1g.10gb:3"), ("gpumem:80", 2, "gpumem:80"), ("gpumem:80,gpu:4", 2, "gpumem:80,gpu:2"),
     ],
 )  # fmt: skip
-def test_as_many_gpus_as_ranks(gres: str | None, ranks: int, expected: str | None) -> None:
+def test_a_job_requests_one_gpu_per_rank(gres: str | None, ranks: int, expected: str | None) -> None:
     text = text_of(ClusterFile(kind="slurm", gres=gres), Path("/srv/runs/x"), ranks_per_node=ranks)
     assert flags(text).get("--gres") == expected
 
 
-# --- nothing breaks out
+# --- no injection
 
 PIECES = st.one_of(
     st.sampled_from(
@@ -128,7 +128,7 @@ VALUES = NAMES.map(lambda text: text.replace("\\", ""))
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an srun that writes its arguments, each ended by a zero byte, to ./argv of where it is started."""
+    """A folder with an srun that writes its arguments, each followed by a zero byte, to argv where it runs."""
     folder = tmp_path_factory.mktemp("bench")
     (folder / "bin").mkdir()
     (folder / "bin" / "srun").write_text(
@@ -139,7 +139,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def executed(bench: Path, text: str) -> list[str]:
-    """What srun is given by a script; fails when anything else leaves a trace or complains."""
+    """Run a script and return the arguments of srun; fail on any other file or output."""
     work = bench / "work"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
@@ -159,7 +159,7 @@ def executed(bench: Path, text: str) -> list[str]:
 @example("a b", "it's", 'py"th', "$(touch broken-out)", "`touch broken-out`", "x #y")
 @example("$(touch broken-out)", ";touch broken-out", "a b", "--x='y'", "' --uid=0 '", '"')
 @example("#", "-n", "~", "*", "", "\u2028")
-def test_no_name_or_path_breaks_out(
+def test_no_name_or_path_injects_commands(
     bench: Path, parent: str, name: str, python: str, argument: str, comment: str, partition: str
 ) -> None:
     path = Path("/nowhere", parent, name)
@@ -200,11 +200,11 @@ def test_the_parser_of_the_tests_is_strict() -> None:
     with pytest.raises(ValueError, match="unpack"):
         flags("#SBATCH --a=b --c=d\n")
     assert sbatch_words(r""" --a='b c'"'"d --e\ f#g""") == ["--a=b c'd", "--e f"]
-    assert sbatch_words(r"'a\b'") == ["ab"]  # which is why slurm.check refuses a backslash
+    assert sbatch_words(r"'a\b'") == ["ab"]  # therefore slurm.check refuses a backslash
 
 
 @pytest.mark.parametrize("name", ["a%j", "100%", "a\\b", "a\nb", "a\tb", "a\x7fb", "a\x1bb"])
-def test_what_slurm_reads_as_something_else_is_refused(name: str, tmp_path: Path) -> None:
+def test_paths_with_special_characters_are_refused(name: str, tmp_path: Path) -> None:
     for path in (tmp_path / name, tmp_path / name / "run"):
         with pytest.raises(UserError) as error:
             slurm.check(RunDirectory(path))
@@ -224,7 +224,7 @@ def test_a_refused_path_is_one_line_and_exit_code_2(program, tmp_path: Path) -> 
 # --- plans
 
 
-def test_a_plan_holds_the_file_and_needs_no_slurm(program, tmp_path: Path, root: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_plan_contains_the_script_and_needs_no_slurm(program, tmp_path: Path, root: Path) -> None:  # type: ignore[no-untyped-def]
     out, empty = tmp_path / "my run", tmp_path / "bin"
     empty.mkdir()
     (tmp_path / "big.yaml").write_text(

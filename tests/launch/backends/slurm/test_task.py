@@ -1,4 +1,4 @@
-"""The parts of a SLURM task that need no SLURM: its port, its signals, where ranks meet, and the process of a rank."""
+"""The parts of a SLURM task that need no SLURM: port, signals, rendezvous, and the process of a rank."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from wellread.run import RunDirectory
 
 
 def distance(port: int, job: int, restart: int = 0) -> int:
-    """How far a port lies behind the first one of a job; other programs on this machine may hold some in between."""
+    """Distance of a port from the first port of a job; other programs on this machine may use ports in between."""
     return (port - FIRST_PORT - job * 31 - restart) % PORTS
 
 
-def test_the_port_follows_from_the_job() -> None:
+def test_the_port_is_derived_from_the_job_id() -> None:
     for job in (1, 4711, 10**9):
         assert free_port(str(job), 0) >= FIRST_PORT
         assert free_port(str(job), 0) < FIRST_PORT + PORTS
         assert distance(free_port(str(job), 0), job) < 9
         assert distance(free_port(str(job), 3), job, restart=3) < 9
     assert free_port("4711", 0) == free_port("4711", 0)
-    assert abs(free_port("4711", 0) - free_port("4712", 0)) > 9  # neighbors in the queue do not meet
+    assert abs(free_port("4711", 0) - free_port("4712", 0)) > 9  # jobs with neighboring ids have distant ports
     assert distance(free_port("58_3", 0), 583) < 9
 
 
 @pytest.mark.parametrize("address", ["", "127.0.0.1"])
 @pytest.mark.parametrize("listening", [True, False])
-def test_a_port_that_is_taken_is_passed_over(address: str, listening: bool) -> None:
+def test_a_port_in_use_is_skipped(address: str, listening: bool) -> None:
     first = free_port("4711", 0)
     with socket.socket() as other:
         other.bind((address, first))
@@ -59,12 +59,12 @@ def test_a_port_that_is_taken_is_passed_over(address: str, listening: bool) -> N
 def test_the_last_port_is_followed_by_the_first() -> None:
     job = 19_999 * pow(31, -1, PORTS) % PORTS
     with socket.socket() as other:
-        with suppress(OSError):  # taken by somebody else, which is as good
+        with suppress(OSError):  # in use by another program, which is as good
             other.bind(("", FIRST_PORT + PORTS - 1))
         assert free_port(str(job), 0) - FIRST_PORT in range(9)
 
 
-def test_no_free_port(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_free_port_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[int] = []
 
     def bind(_: socket.socket, address: tuple[str, int]) -> None:
@@ -78,7 +78,7 @@ def test_no_free_port(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(st.integers(0, 2**32), st.integers(0, 50))
-def test_any_job_has_a_port(job: int, restart: int) -> None:
+def test_every_job_id_has_a_port(job: int, restart: int) -> None:
     assert free_port(str(job), restart) in range(FIRST_PORT, FIRST_PORT + PORTS)
 
 
@@ -87,36 +87,36 @@ def test_any_job_has_a_port(job: int, restart: int) -> None:
 
 @pytest.fixture
 def handlers() -> Iterator[None]:
-    """This process's own handlers are back afterwards."""
+    """Restore the signal handlers of this process at the end."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-def test_signals_are_remembered_and_handed_back(handlers: None) -> None:
+def test_signals_are_stored_and_passed_to_submitit(handlers: None) -> None:
     called: list[tuple[int, object]] = []
     signal.signal(signal.SIGUSR2, lambda number, frame: called.append((number, frame)))
     signals = Signals()
     assert signals.number == 0
     os.kill(os.getpid(), signal.SIGUSR2)
-    assert (signals.number, called) == (signal.SIGUSR2, [])  # submitit would act at once
+    assert (signals.number, called) == (signal.SIGUSR2, [])  # submitit's own handler would act at once
     os.kill(os.getpid(), signal.SIGTERM)
     assert signals.number == signal.SIGTERM
     signals.hand_back()
     assert called == [(signal.SIGUSR2, None)]
 
 
-def test_without_submitit_there_is_nobody_to_hand_back_to(handlers: None) -> None:
+def test_without_submitits_handler_requeueing_fails(handlers: None) -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_DFL)
     with pytest.raises(AssertionError, match="submitit installs its handler"):
         Signals().hand_back()
 
 
-# --- meeting
+# --- rendezvous
 
 
-def test_ranks_wait_for_the_meeting_place(tmp_path: Path) -> None:
+def test_ranks_wait_for_the_rendezvous_file(tmp_path: Path) -> None:
     meeting, file = Meeting(address="127.0.0.1", port=21_000, attempt=3), tmp_path / "meeting.json"
     later = threading.Timer(0.4, write_json, (file, vars(meeting)))
     later.start()
@@ -124,7 +124,7 @@ def test_ranks_wait_for_the_meeting_place(tmp_path: Path) -> None:
     later.join()
 
 
-def test_a_meeting_that_nobody_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_the_rendezvous_file_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm_task, "SECONDS_TO_MEET", 0.3)
     with pytest.raises(RuntimeError) as error:
         slurm_task._await_meeting(tmp_path / "x.json")
@@ -133,7 +133,7 @@ def test_a_meeting_that_nobody_calls(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
 
 
-def test_each_start_meets_in_a_file_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_start_has_another_rendezvous_file(monkeypatch: pytest.MonkeyPatch) -> None:
     task = RankTask(run="/runs/x", arguments=(), variables={}, requeues=0, limit=60)
     monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
     assert str(task._meeting_file(job())) == "/runs/x/submit/77-0.meeting.json"
@@ -145,7 +145,7 @@ def test_each_start_meets_in_a_file_of_its_own(monkeypatch: pytest.MonkeyPatch) 
 
 
 def job(rank: int = 0) -> Any:
-    """What submitit says of a job with two ranks on each of two nodes."""
+    """Submitit's environment of a job with two ranks on each of two nodes."""
     hosts = ["n1", "n2"]
     return SimpleNamespace(
         node=0, job_id="77", global_rank=rank, local_rank=rank % 2, num_tasks=4, num_nodes=2, hostnames=hosts
@@ -162,7 +162,7 @@ MEETING = Meeting(address="127.0.0.1", port=21_000, attempt=2)
 
 
 def child(run: RunDirectory, text: str, rank: int = 0, limit: int = 3600) -> tuple[Child, SimpleNamespace]:
-    """A rank that runs this text, and what it is asked for."""
+    """A rank that runs this text, and the signals that it gets."""
     signals = SimpleNamespace(number=0)
     task = RankTask(str(run.path), ("-c", text, str(run.path)), {"EXTRA": "a b"}, 3, limit)
     return Child(task, job(rank), signals), signals  # type: ignore[arg-type]
@@ -187,14 +187,14 @@ sys.exit(3)
 """
 
 
-def test_a_rank_knows_its_place(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_gets_the_variables_of_its_place(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         monkeypatch.delenv(name, raising=False)
     rank, _ = child(run, TELL, rank=3)
     assert rank.run(MEETING) == 3
     environment = json.loads((run.path / "env.json").read_text())
     assert {name: environment.get(name) for name in slurm_variables()} == slurm_variables()
-    assert notes(run) == {}  # the rank leaves its own
+    assert notes(run) == {}  # the rank writes its own error
 
 
 def slurm_variables() -> dict[str, str]:
@@ -205,7 +205,7 @@ def slurm_variables() -> dict[str, str]:
     }  # fmt: skip
 
 
-def test_a_killed_rank_is_noted(run: RunDirectory) -> None:
+def test_a_killed_rank_has_an_error_file(run: RunDirectory) -> None:
     rank, _ = child(run, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)", rank=1)
     assert rank.run(MEETING) == 137
     ((name, note),) = notes(run).items()
@@ -237,7 +237,7 @@ while True:
     [(signal.SIGUSR2, "started"), (signal.SIGUSR2, "listening"), (signal.SIGTERM, "listening")],
     ids=["USR2 before it listens", "USR2", "TERM"],
 )
-def test_a_rank_is_told_what_slurm_asks(number: int, at: str, run: RunDirectory) -> None:
+def test_signals_are_forwarded_to_the_rank(number: int, at: str, run: RunDirectory) -> None:
     rank, signals = child(run, LISTENS)
 
     def ask() -> None:
@@ -247,7 +247,7 @@ def test_a_rank_is_told_what_slurm_asks(number: int, at: str, run: RunDirectory)
     threading.Thread(target=ask).start()
     assert rank.run(MEETING) == 128 + number
     assert (run.path / "saved").read_text() == signal.Signals(number).name
-    assert notes(run) == {}  # it was asked to
+    assert notes(run) == {}  # it ended on request
 
 
 DEAF = """
@@ -260,8 +260,8 @@ time.sleep(120)
 
 
 @pytest.mark.slow
-def test_a_save_that_takes_too_long_leaves_time_to_queue_again(run: RunDirectory) -> None:
-    """The limit is near: what matters then is that the job is queued again, saved or not."""
+def test_a_slow_save_is_killed_in_time_to_requeue(run: RunDirectory) -> None:
+    """Near the time limit the job must be requeued, saved or not."""
     rank, signals = child(run, DEAF, limit=12)
 
     def ask() -> None:
@@ -275,13 +275,11 @@ def test_a_save_that_takes_too_long_leaves_time_to_queue_again(run: RunDirectory
     assert notes(run) == {}
 
 
-def test_the_first_rank_waits_for_a_failed_one_no_longer_than_grace(
-    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rank_0_is_killed_after_the_grace_period(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm_task, "GRACE", 0.5)
     rank, _ = child(run, DEAF)
     error = {"time": time.time(), "rank": 2, "error": "bad data", "trace": ""}
-    for attempt, delay in ((1, 0.0), (2, 1.0)):  # an error of the attempt before is old news
+    for attempt, delay in ((1, 0.0), (2, 1.0)):  # an error of an older attempt does not count
         name = f"attempt-{attempt:03d}-rank-2.error.json"
         threading.Timer(delay, write_json, (run.log / name, error)).start()
     began = time.monotonic()
@@ -289,7 +287,7 @@ def test_the_first_rank_waits_for_a_failed_one_no_longer_than_grace(
     assert 1.4 < time.monotonic() - began < 30
 
 
-def test_another_rank_leaves_that_to_the_first(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_ranks_do_not_check_for_errors(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm_task, "GRACE", 0.0)
     write_json(run.log / "attempt-002-rank-2.error.json", {"time": 0, "rank": 2, "error": "bad data", "trace": ""})
     rank, _ = child(run, "import time; time.sleep(2.5)", rank=1)
@@ -299,7 +297,7 @@ def test_another_rank_leaves_that_to_the_first(run: RunDirectory, monkeypatch: p
 # --- the task around it
 
 
-def test_a_job_is_queued_again_a_bounded_number_of_times(
+def test_the_number_of_requeues_is_limited(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], handlers: None
 ) -> None:
     (run.path / "config.yaml").write_text("{}")
@@ -312,7 +310,7 @@ def test_a_job_is_queued_again_a_bounded_number_of_times(
     assert [path.name for path in run.path.iterdir() if path.name not in ("config.yaml", "log")] == []
 
 
-def test_what_is_queued_again_is_the_same_task() -> None:
+def test_the_requeued_task_is_the_same() -> None:
     task = RankTask("/runs/x", ("-m", "x"), {"A": "b"}, 3, 60)
     again = task.checkpoint()
     assert (again.function, again.args, again.kwargs) == (task, (), {})
@@ -337,7 +335,7 @@ def test_an_evaluation_ends_with_its_exit_code(text: str, code: int) -> None:
     assert exit_error.value.code == code
 
 
-def test_tasks_travel_as_pickles() -> None:
+def test_tasks_can_be_pickled() -> None:
     import pickle
 
     for task in (RankTask("/runs/x", ("-m", "x"), {"A": "b"}, 3, 60), CommandTask(("-c", "pass"), {})):
