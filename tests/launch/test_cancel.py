@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from support.programs import Program
-from support.run_folders import ENDED, HELD, QUEUED, STEPS, attempt, job, run_folder, progress
+from support.run_folders import ENDED, HELD, QUEUED, STEPS, attempt, job, progress, run_folder
 
 from launch import cancel
 from launch.backends.jobs import JobState

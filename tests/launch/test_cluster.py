@@ -458,3 +458,10 @@ def test_settings_that_break_a_job_are_refused(values: dict[str, Any], message: 
     with pytest.raises(UserError) as error:
         of(ClusterFile(kind="slurm", **values))
     assert str(error.value).startswith(message)
+
+
+def test_a_short_time_limit_names_the_path_of_the_file(tmp_path: Path) -> None:
+    file = written(tmp_path, "kind: slurm\ntime: 1\n")
+    with pytest.raises(UserError) as error:
+        of(load(file))
+    assert str(error.value).startswith(f"--cluster {file}: time '1': not longer than signal_delay (90 s)")

@@ -219,7 +219,7 @@ def test_mixed_pieces_of_reports_are_sorted(tmp_path: Path) -> None:
     lines = [
         f"{doctor_node.MARK}n{2 - k}-7 {piece}" for pair in zip(*pieces, strict=True) for k, piece in enumerate(pair)
     ]
-    output = tmp_path / "told"
+    output = tmp_path / "output"
     output.write_text("\n".join(["a greeting of the login shell", *lines, doctor_node.MARK + 'n3-1 {"host": ', ""]))
     answer = doctor_several.ask(["cat", str(output)], 20)
     assert [report for report, _ in answer.reports] == reports

@@ -213,6 +213,7 @@ def test_print_config_gives_yaml_that_gives_the_same_plan(program, tmp_path: Pat
             ["plan", "finetune", "--time", "soon"],
             "--time soon: not a valid time; use minutes, HH:MM:SS or D-HH:MM:SS",
         ),
+        (["run", "finetune", "--then", "evel"], "--then evel: not a valid value; choose none, eval"),
         (["run", "eval", "membership"], "the following arguments are required: run"),
         (
             ["run", "eval", "membership", "nowhere"],

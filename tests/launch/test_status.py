@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from support.programs import Program
-from support.run_folders import ENDED, HELD, QUEUED, STEPS, attempt, job, run_folder, progress
+from support.run_folders import ENDED, HELD, QUEUED, STEPS, attempt, job, progress, run_folder
 
 from launch import state, status
 from launch.backends.jobs import JobState

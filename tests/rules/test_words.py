@@ -94,6 +94,8 @@ NAMES = {
     ),
 }
 """Names that say nothing of the thing: variables, parameters and functions are nouns or verbs."""
+KEYS = {"launch/checks/check.py": {"found"}}
+"""Fields of dataclasses that are keys of a file or of JSON, by module: they keep their names."""
 
 
 def files(root: Path) -> list[Path]:
@@ -154,7 +156,7 @@ def test_names_are_of_things(root: Path) -> None:
         for path in files(root)
         if path.suffix == ".py"
         for number, name in names(path)
-        if name.strip("_") in NAMES
+        if name.strip("_") in NAMES - KEYS.get(str(path.relative_to(root)), set())
     ]
     assert not wrong
 

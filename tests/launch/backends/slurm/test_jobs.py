@@ -151,6 +151,27 @@ def test_a_rejected_job_leaves_no_files(tasks: int, run: RunDirectory, scheduler
     assert slurm.jobs_of(run) == noted
 
 
+@pytest.mark.parametrize(
+    ("error", "reason", "remedy"),
+    [
+        (
+            "Requested node configuration is not available",
+            "Requested node configuration is not available",
+            "lower --nod",
+        ),
+        ("Requested time limit is invalid (missing or exceeds some limit)", "Requested time limit", "lower --time"),
+        ("Invalid qos specification", "Invalid qos", "correct qos:"),
+        ("Unable to contact slurm controller (connect failure)", "Unable to contact", "try again later"),
+        ("Some new error", "Some new error", "compare the cluster file with sinfo"),
+    ],
+)
+def test_a_rejection_is_one_line_with_a_remedy(error: str, reason: str, remedy: str) -> None:
+    message = slurm._rejection(PLAIN, f"sbatch: error: Batch job submission failed: {error}\n")
+    assert message.startswith(f"--cluster slurm: SLURM rejected the job ({reason}")
+    assert f"); {remedy}" in message
+    assert "\n" not in message
+
+
 def test_without_sbatch_submitting_is_refused(
     run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
