@@ -251,8 +251,10 @@ def _report(run: RunDirectory, now: bool) -> int:
     reached = progress(run, status.attempts).get("step", saved)
     where = f"step {saved}, its last checkpoint" if saved >= 0 else "the beginning"
     if reached > max(saved, 0):
-        print(f"{run.path}: ended without a save, at step {reached} or later; the same command resumes from {where}")
+        print(
+            f"{run.path}: ended without a save, at step {reached} or later; run the same command to resume from {where}"
+        )
         return 0 if now else FAILURE
     outcome = f"stopped at step {saved}, saved" if saved >= 0 else "ended before its first step"
-    print(f"{run.path}: {outcome}; the same command resumes")
+    print(f"{run.path}: {outcome}; run the same command to resume")
     return 0

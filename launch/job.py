@@ -46,7 +46,7 @@ class Job:
 
     @classmethod
     def resolve(cls, config: RunConfig, options: LaunchOptions) -> Job:
-        """Look up everything that needs no heavy import.
+        """Resolve the model, the data set and the cluster, without importing torch.
 
         Raises
         ------

@@ -213,7 +213,7 @@ def _show_job(run: RunDirectory, job_id: str | None) -> None:
 
 
 def _follow(run: RunDirectory, number: int, rank: int | None) -> None:
-    """Print new lines of one attempt after the other, until no part of the run is queued or running."""
+    """Print new lines, attempt by attempt, until the run is neither queued nor running."""
     log = AttemptLog(run, number, rank) if number else None
     if log:
         log.show_first_error()

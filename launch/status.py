@@ -167,7 +167,7 @@ def _lines(about: dict[str, Any]) -> list[tuple[str, str]]:
     status = Status(**{field.name: about[field.name] for field in fields(Status)})
     cells = _cells(status)
     if status.state in ("stopped", "failed", "killed"):
-        cells["state"] += "; the same command resumes" + f" from step {cells['saved']}" * (cells["saved"] != "-")
+        cells["state"] += "; run the same command to resume" + f" from step {cells['saved']}" * (cells["saved"] != "-")
     if error := about["first_error"]:
         cells["first error"] = f"rank {error['rank']}: {error['error']}"
     if status.tokens is not None:

@@ -302,12 +302,6 @@ def test_a_packed_run_is_not_continued_unpacked(program: Program, packed_run: Ru
         "--out",
         packed_run.path,
     ]
-<<<<<<< HEAD
     process = program("launch", "run", "finetune", *flags)
     assert process.returncode == 2
-    assert "holds another run (" in process.stderr
-=======
-    done = program("launch", "run", "finetune", *flags)
-    assert done.returncode == 2
-    assert "contains another run (" in done.stderr
->>>>>>> 55b81c9 (Write launch's docstrings, comments and messages in plain English)
+    assert "contains another run (" in process.stderr

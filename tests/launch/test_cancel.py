@@ -130,7 +130,7 @@ def test_a_launcher_gets_one_signal_and_time_to_save(
     assert process.wait(PATIENCE) == 0
     assert printed(run, capsys) == [
         f"asked process {process.pid} to save and end",
-        "stopped at step 30, saved; the same command resumes",
+        "stopped at step 30, saved; run the same command to resume",
     ]
 
 
@@ -152,7 +152,7 @@ def test_a_second_signal_ends_the_launcher_at_once(
     assert requests == f"asked process {process.pid} to " + ("end at once" if code == 0 else "save and end")
     assert late == ([] if code == 0 else ["no save within 0.5 s; ending it at once"])
     assert last == (
-        "ended without a save, at step 30 or later; the same command resumes from step 20, its last checkpoint"
+        "ended without a save, at step 30 or later; run the same command to resume from step 20, its last checkpoint"
     )
     assert (
         run.manifest()["attempts"][0]["exit_code"] == 143
@@ -235,7 +235,7 @@ def test_a_running_job_is_signaled_until_it_reacts(
     assert printed(run, capsys) == [
         "canceled job 8 (eval, was pending)",
         "asked job 7 to save and end",
-        "stopped at step 20, saved; the same command resumes",
+        "stopped at step 20, saved; run the same command to resume",
     ]
 
 
@@ -264,7 +264,7 @@ def test_a_job_without_a_save_is_canceled(
     assert cancel.main([str(run.path), *flags]) == code
     assert cluster.requests == requests
     assert printed(run, capsys)[-1] == (
-        "ended without a save, at step 30 or later; the same command resumes from step 20, its last checkpoint"
+        "ended without a save, at step 30 or later; run the same command to resume from step 20, its last checkpoint"
     )
 
 
@@ -353,7 +353,7 @@ def test_a_real_run_is_followed_canceled_resumed_and_killed(
     saved = about["last_checkpoint"]
     assert result.stdout.splitlines() == [
         f"{run.path}: asked process {first.pid} to save and end",
-        f"{run.path}: stopped at step {saved}, saved; the same command resumes",
+        f"{run.path}: stopped at step {saved}, saved; run the same command to resume",
     ]
     assert (about["state"], about["reason"], about["step"]) == ("stopped", "by SIGTERM", saved)
     assert saved >= 25

@@ -266,7 +266,7 @@ def test_details_of_one_run(runs: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert status.main([str(runs / "failed")]) == 0
     assert capsys.readouterr().out.replace(str(runs), "RUNS") == (
         "run          RUNS/failed\n"
-        "state        failed (exit code 1); the same command resumes from step 8\n"
+        "state        failed (exit code 1); run the same command to resume from step 8\n"
         "first error  rank 1: ValueError: rank 1's\n"
         "step         9/40, 9,000 tokens read, loss 2.5000\n"
         "rate         2,000 tokens/s, 0.5 s/step\n"
