@@ -2,7 +2,7 @@
 
     python -m bench.memory [--quick | --cases N] [--json FILE] [--markdown FILE]
 
-Each case is a separate run: `python -m launch run finetune` on a generated model, including loading and saving.
+Each case is a separate run: `wellread run finetune` on a generated model, including loading and saving.
 The measured value is the largest sum over the ranks of private and shared memory (PSS), minus that of the same number
 of idle interpreters with the same imports, which sleep during the run. Private memory is read 200 times a second from
 the kernel's counter (RssAnon). Only shared pages are read from smaps: reading it takes so long that memory which is

@@ -87,7 +87,7 @@ def measuring(texts: Sequence[str]) -> dict[str, float]:
 def main() -> None:
     """Measure, then print the results as text or JSON."""
     parser = argparse.ArgumentParser(prog="python -m bench.stories", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", default="stories", help="data set or file, as for python -m pretrain prepare")
+    parser.add_argument("--data", default="stories", help="data set or file, as for wellread prepare pretrain")
     parser.add_argument("--vocab", help="SentencePiece model (default: 4,096 pieces trained on the data)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     options = parser.parse_args()

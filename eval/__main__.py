@@ -1,4 +1,4 @@
-"""Questions asked of a run's checkpoints and of its record."""
+"""Questions about a run's checkpoints and its record."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from eval.registry import EVALUATIONS
 from wellread.cli import new_parser, parse, run_program
 from wellread.errors import UserError
 
-USAGE = """usage: python -m eval COMMAND RUN ...
+USAGE = """usage: wellread COMMAND RUN ...
 
-Ask a run what its checkpoints know, and what they have read.
+Ask what the checkpoints of a run know, and what they have read.
 
 commands:
   read RUN          what a checkpoint has read; which batch read a sample, a source row or a text; tables, SQL
 {evaluations}
-  verify RUN        recompute the record's hash chain; compare it with corpus, order and every checkpoint
-  report RUN        write RUN/report/index.html from what has been evaluated
+  verify RUN        recompute the record's hash chain; compare it with corpus, order and all checkpoints
+  report RUN        write RUN/report/index.html from all results
 
 examples:
-  python -m eval membership runs/tiny-sample
-  python -m eval read runs/tiny-sample --checkpoint step-100
-  python -m eval verify runs/tiny-sample && echo all of it holds
+  wellread membership runs/tiny-sample
+  wellread read runs/tiny-sample --checkpoint step-100
+  wellread verify runs/tiny-sample && echo verified
 """
 
 
@@ -28,15 +28,15 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage(), end="")
         return 0
-    command, *rest = argv
-    if command == "parts":  # not for people: launch/evaluation.py asks what it can fan out
-        return _parts(rest)
+    command, *arguments = argv
+    if command == "parts":  # not for users: launch/evaluation.py asks for the parts of a fan-out
+        return _parts(arguments)
     if command in EVALUATIONS:
-        return _evaluate(command, rest)
+        return _evaluate(command, arguments)
     commands = {"read": _read, "verify": _verify, "report": _report}
     if command not in commands:
         raise UserError(f"eval {command}: unknown command; use {', '.join([*commands, *EVALUATIONS])}")
-    return commands[command](rest)
+    return commands[command](arguments)
 
 
 def _usage() -> str:
@@ -62,19 +62,17 @@ def _parts(argv: list[str]) -> int:
 def _read(argv: list[str]) -> int:
     from wellread.commands.read import main as read
 
-    return read(argv, "python -m eval read")
+    return read(argv)
 
 
 def _verify(argv: list[str]) -> int:
     from wellread.commands.verify import main as verify
 
-    return verify(argv, "python -m eval verify")
+    return verify(argv)
 
 
 def _report(argv: list[str]) -> int:
-    parser = new_parser(
-        "python -m eval report", "Write the report of a run.", "example:\n  python -m eval report runs/mine"
-    )
+    parser = new_parser("wellread report", "Write the report of a run.", "example:\n  wellread report runs/mine")
     parser.add_argument("run", help="Run directory.")
     options = parse(parser, argv)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def main(kind: type[Evaluation], argv: list[str]) -> int:
-    """``python -m eval NAME RUN``: evaluate, write table and report, print an overview."""
+    """``wellread NAME RUN``: evaluate, write table and report, print an overview."""
     options = _parse(kind, argv)
     only_scores, evaluation = options.pop("scores_only", False), _evaluation(kind, options)
     if only_scores:
@@ -92,8 +92,8 @@ def parts(argv: list[str]) -> int:
 def _parse(kind: type[Evaluation], argv: list[str]) -> dict[str, Any]:
     """Name -> value of the run and all flags."""
     fans_out = issubclass(kind, PerCheckpoint)
-    example = f"example:\n  python -m eval {kind.name} runs/tiny-sample" + " --steps 0,100,200" * fans_out
-    parser = new_parser(f"python -m eval {kind.name}", kind.summary, example)
+    example = f"example:\n  wellread {kind.name} runs/tiny-sample" + " --steps 0,100,200" * fans_out
+    parser = new_parser(f"wellread {kind.name}", kind.summary, example)
     parser.add_argument("run", help="Run directory.")
     if fans_out:
         parser.add_argument("--steps", help="Checkpoints by step, e.g. 0,100 (default: all).")

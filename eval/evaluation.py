@@ -26,7 +26,7 @@ ScoresType = TypeVar("ScoresType")
 class Evaluation(ABC):
     """An evaluation of a run.
 
-    Its fields are settings. Each becomes a flag of `python -m eval NAME`, with the docstring below it as help, except
+    Its fields are settings. Each becomes a flag of `wellread NAME`, with the docstring below it as help, except
     those in `NO_FLAGS`.
     """
 

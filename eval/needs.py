@@ -36,4 +36,6 @@ def a_whole_record(run: RunDirectory) -> None:
 
     record, last = Record.open(run.record), list_checkpoints(run.checkpoints)[-1].step
     if record.batches < last:
-        raise UserError(f"{run.record}: has {record.batches} batches, but step-{last} has read {last}; run eval verify")
+        raise UserError(
+            f"{run.record}: has {record.batches} batches, but step-{last} has read {last}; run wellread verify"
+        )

@@ -1,4 +1,4 @@
-"""Copy a model from a checkpoint of a run, optionally with its LoRA adapter merged into the weights."""
+"""Write the model of a run: as it is in the checkpoint, or with the LoRA adapter merged into the weights."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from wellread.errors import UserError
 from wellread.files import new_directory
 
 EXAMPLES = """examples:
-  python -m finetune export runs/dolly-lora --merged --out models/dolly-70m        the newest checkpoint
-  python -m finetune export runs/dolly-lora@step-200 --out adapters/dolly          only the adapter
+  wellread export runs/dolly-lora --merged --out models/dolly-70m        the newest checkpoint
+  wellread export runs/dolly-lora@step-200 --out adapters/dolly          only the adapter
 """
 
 
 def main(argv: list[str]) -> int:
-    """Run the command; return its exit code."""
+    """Run ``wellread export`` for a fine-tuning run; return the exit code."""
     from wellread.cli import new_parser, parse
 
-    parser = new_parser("python -m finetune export", "Copy a model from a run.", EXAMPLES)
+    parser = new_parser("wellread export", "Write the model of a run to a directory.", EXAMPLES)
     parser.add_argument("run", metavar="RUN[@step-N]", help="Run directory, and a checkpoint (default: the newest).")
-    parser.add_argument("--out", required=True, metavar="DIR", help="Directory to create; it must not exist.")
+    parser.add_argument("--out", required=True, metavar="DIR", help="New directory.")
     parser.add_argument(
-        "--merged", action="store_true", help="For a LoRA run: write a complete model, with the adapter merged."
+        "--merged", action="store_true", help="For a LoRA run: merge the adapter into the weights of the model."
     )
     values = parse(parser, argv)
     export(named_checkpoint(values.run), Path(values.out), merged=values.merged)

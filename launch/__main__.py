@@ -10,47 +10,47 @@ from wellread.cli import new_parser, run_program
 from wellread.errors import UserError
 from wellread.recipes.registry import RECIPES
 
-USAGE = """usage: python -m launch COMMAND ...
+USAGE = """usage: wellread COMMAND ...
 
 Launch LLM training, and know exactly what every checkpoint has read.
 
 commands:
 {runs}
-  run eval COMMAND RUN     evaluate, here or as SLURM jobs; --fan_out takes one task per checkpoint
+  run eval EVALUATION RUN  evaluate, here or as SLURM jobs; --fan_out starts one task per checkpoint
 {plans}
-  status [RUN]             queue and run state, step, rate, time left, last checkpoint, attempts
-  logs RUN                 logs of all ranks in one, the first error first; --follow, --rank, --errors
-  cancel RUN               ask for a save, then end it
+  status [RUN]             queue and run state, step, speed, time left, last checkpoint, attempts
+  logs RUN                 logs of all ranks, the first error first; --follow, --rank, --errors
+  cancel RUN               save a checkpoint, then end the run
   models                   known models, and the memory that fine-tuning them needs; --json
-  doctor                   check this machine, or a cluster's nodes, before a job does
+  doctor                   check this machine, or the nodes of a cluster, before a job does
 
 examples:
-  python -m launch run finetune                                        tiny model, sample data
-  python -m launch run finetune --model ~/models/pythia-70m --data dolly@databricks-dolly-15k.jsonl \\
+  wellread run finetune                                        tiny model, sample data
+  wellread run finetune --model ~/models/pythia-70m --data dolly@databricks-dolly-15k.jsonl \\
       --ranks_per_node 2 --strategy zero2 --optim.lr 1e-5 --out runs/dolly-70m
-  python -m launch run finetune --cluster slurm --nodes 2 --then eval --wait
-  python -m launch plan finetune --model pythia-70m --batch_size 64 --json
-  python -m launch run pretrain --size 15M --vocab 4096 --data tinystories --cluster slurm --nodes 2
-  python -m launch run finetune --help                                 all flags
+  wellread run finetune --cluster slurm --nodes 2 --then eval --wait
+  wellread plan finetune --model pythia-70m --batch_size 64 --json
+  wellread run pretrain --size 15M --vocab 4096 --data tinystories --cluster slurm --nodes 2
+  wellread run finetune --help                                 all flags
 """
 
 
 def usage() -> str:
-    """What ``--help`` says."""
+    """Text of ``--help``."""
     runs = (f"  {f'run {name} [FLAGS]':24} {recipe.usage}" for name, recipe in RECIPES.items())
-    what = "print what run would do, and start nothing; --json for machines"
-    plans = (f"  {f'plan {name} [FLAGS]':24} {'the same' if i else what}" for i, name in enumerate(RECIPES))
+    text = "show what run would do, and start nothing; --json for programs"
+    plans = (f"  {f'plan {name} [FLAGS]':24} {'the same' if i else text}" for i, name in enumerate(RECIPES))
     return USAGE.format(runs="\n".join(runs), plans="\n".join(plans))
 
 
-OTHERS = {
+MODULES = {
     "status": "launch.status",
     "logs": "launch.logs",
     "cancel": "launch.cancel",
     "doctor": "launch.doctor",
     "models": "launch.models",
 }
-"""Command -> module whose ``main(argv)`` it is."""
+"""Command -> module whose ``main(argv)`` runs it."""
 
 
 def main(argv: list[str]) -> int:
@@ -58,52 +58,50 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(usage(), end="")
         return 0
-    command, *rest = argv
-    if command == "node":  # not for people: the ssh backend starts it on each node
+    command, *arguments = argv
+    if command == "node":  # not for users: the ssh backend starts it on each node
         return int(import_module("launch.backends.ssh.node").main())
-    if command in OTHERS:
-        return int(import_module(OTHERS[command]).main(rest))
+    if command in MODULES:
+        return int(import_module(MODULES[command]).main(arguments))
     if command not in ("run", "plan"):
-        raise UserError(
-            f"launch {command}: unknown command; use run, plan, {', '.join(OTHERS)}, see python -m launch --help"
-        )
-    if not rest or rest[0] in ("-h", "--help"):
+        raise UserError(f"launch {command}: unknown command; use run, plan, {', '.join(MODULES)}, see wellread --help")
+    if not arguments or arguments[0] in ("-h", "--help"):
         print(usage(), end="")
         return 0
-    program, *flags = rest
+    program, *flags = arguments
     if program in RECIPES:
         return _train(command, program, flags)
     if program == "eval" and command == "run":
         return _evaluate(flags)
-    *known, last = [*RECIPES, *(["eval"] if command == "run" else [])]
-    raise UserError(f"launch {command} {program}: unknown program; use {', '.join(known)} or {last}")
+    *first, last = [*RECIPES, *(["eval"] if command == "run" else [])]
+    raise UserError(f"wellread {command} {program}: unknown program; use {', '.join(first)} or {last}")
 
 
 def _train(command: str, program: str, flags: list[str]) -> int:
     from launch import options
 
     recipe = RECIPES[program]
-    description = recipe.description if command == "run" else "Print what `run` would do, and start nothing."
+    description = recipe.description if command == "run" else "Show what `run` would do, and start nothing."
     examples = recipe.examples.replace("{command}", command)
-    parser = new_parser(f"python -m launch {command} {program}", description, examples)
+    parser = new_parser(f"wellread {command} {program}", description, examples)
     recipe.add_flags(parser)
     options.add(parser)
     if command == "plan":
         parser.add_argument("--json", action="store_true", help="Print one JSON object.")
-    config, others = recipe.parse(parser, flags)
-    chosen = options.LaunchOptions.of(others)
+    config, extra = recipe.parse(parser, flags)
+    launch_options = options.LaunchOptions.of(extra)
 
     from launch import job, show
     from wellread.planning.decision import NothingFits
 
     if command == "run":
-        return job.run(config, chosen)
-    plan, as_json = job.Job.resolve(config, chosen), others.get("json")
+        return job.run(config, launch_options)
+    plan, as_json = job.Job.resolve(config, launch_options), extra.get("json")
     try:
         text = json.dumps(show.as_dict(plan), indent=2) if as_json else show.as_text(plan)
     except NothingFits as error:
-        nothing = {"chosen": None, "strategies": error.strategies}
-        print(json.dumps(nothing, indent=2) if as_json else show.memory(error.strategies, None))
+        answer = {"chosen": None, "strategies": error.strategies}
+        print(json.dumps(answer, indent=2) if as_json else show.memory(error.strategies, None))
         raise
     sys.stdout.write(text + "\n")
     return 0
@@ -113,11 +111,11 @@ def _evaluate(flags: list[str]) -> int:
     from launch import evaluation, options
     from wellread.run import RunDirectory
 
-    parsed, rest = options.evaluation_flags(flags)
+    parsed, of_evaluation = options.evaluation_flags(flags)
     request = evaluation.Request(
         command=parsed.command,
         run=RunDirectory.open(parsed.run),
-        flags=tuple(rest),
+        rest=tuple(of_evaluation),
         cluster=options.cluster_of(parsed.cluster, parsed.time, parsed.partition),
         fan_out=parsed.fan_out,
         parallelism=parsed.array_parallelism,

@@ -1,4 +1,4 @@
-"""``python -m launch cancel RUN [--now] [--timeout SECONDS]``: ask a run to save, then end it."""
+"""``wellread cancel RUN [--now] [--timeout SECONDS]``: ask a run to save, then end it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import pairwise
+from pathlib import Path
 
 import psutil
 
@@ -21,9 +22,9 @@ from wellread.errors import FAILURE, UserError, print_error
 from wellread.run import Holder, RunDirectory
 
 EXAMPLES = """examples:
-  python -m launch cancel runs/tiny-sample                   save, then end; the same `launch run` resumes it
-  python -m launch cancel runs/tiny-sample --timeout 60      end after a minute, saved or not
-  python -m launch cancel runs/tiny-sample --now             end at once; the last checkpoint remains
+  wellread cancel runs/tiny-sample                   save, then end; the same `wellread run` resumes it
+  wellread cancel runs/tiny-sample --timeout 60      end after a minute, saved or not
+  wellread cancel runs/tiny-sample --now             end at once; the last checkpoint remains
 
 The exit code is 1 when the run ended without a save and lost steps, unless --now was set.
 """
@@ -42,8 +43,8 @@ SECONDS_TO_LET_GO = 5.0
 
 
 def main(argv: list[str]) -> int:
-    """Run ``launch cancel``; return the exit code."""
-    parser = new_parser("python -m launch cancel", "Ask a run to save, then end it.", EXAMPLES)
+    """Run ``wellread cancel``; return the exit code."""
+    parser = new_parser("wellread cancel", "Ask a run to save, then end it.", EXAMPLES)
     parser.add_argument("run", help="Run directory.")
     parser.add_argument("--now", action="store_true", help="End the run at once, without a save.")
     parser.add_argument("--timeout", type=float, default=600.0, help="Seconds to wait for the save, then end the run.")
@@ -83,13 +84,13 @@ def _cancel(run: RunDirectory, timeout: float, now: bool) -> int:
 
 
 def _launcher(holder: Holder | None) -> psutil.Process | None:
-    """Return the process that holds the run's lock if it is a ``launch run`` on this machine."""
+    """Return the process that holds the run's lock if it is a ``wellread run`` on this machine."""
     if holder is None or holder.host != socket.gethostname():
         return None
     with suppress(psutil.Error):
         process = psutil.Process(holder.pid)
         words = process.cmdline()
-        if ("launch", "run") in pairwise(words):
+        if any(Path(program).name in ("wellread", "launch") and word == "run" for program, word in pairwise(words)):
             return process
     return None
 
@@ -97,8 +98,10 @@ def _launcher(holder: Holder | None) -> psutil.Process | None:
 def _foreign(run: RunDirectory, holder: Holder) -> str:
     """Return the reason why the process that holds a run cannot be ended from here."""
     if holder.host and holder.host != socket.gethostname():
-        return f"{run.path}: runs on {holder.host}; run `python -m launch cancel {run.path}` there"
-    return f"{run.path}: in use by process {holder.pid}, which is not a `launch run` of this machine; nothing was ended"
+        return f"{run.path}: runs on {holder.host}; run `wellread cancel {run.path}` there"
+    return (
+        f"{run.path}: in use by process {holder.pid}, which is not a `wellread run` of this machine; nothing was ended"
+    )
 
 
 def _end_launcher(run: RunDirectory, launcher: psutil.Process, timeout: float, now: bool) -> None:
@@ -246,7 +249,7 @@ def _report(run: RunDirectory, now: bool) -> int:
         print(f"{run.path}: finished at step {saved}, before it could be stopped")
         return 0
     if status.state == "failed":
-        print(f"{run.path}: failed while stopping ({status.reason}); see python -m launch logs {run.path}")
+        print(f"{run.path}: failed while stopping ({status.reason}); see wellread logs {run.path}")
         return FAILURE
     reached = progress(run, status.attempts).get("step", saved)
     where = f"step {saved}, its last checkpoint" if saved >= 0 else "the beginning"

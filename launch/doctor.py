@@ -1,4 +1,4 @@
-"""``python -m launch doctor``: check a machine or a cluster before a job starts."""
+"""``wellread doctor``: check a machine or a cluster before a job starts."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
 EXAMPLES = """examples:
-  python -m launch doctor                                     this machine
-  python -m launch doctor --build                             also compile DeepSpeed's ops, once
-  python -m launch doctor --cluster slurm --nodes 2           the scheduler, and a small job on two nodes
-  python -m launch doctor --cluster my-cluster.yaml --no_job  only checks that start nothing on the nodes
-  python -m launch doctor --cluster hostfile --json           every host, through ssh
+  wellread doctor                                     this machine
+  wellread doctor --build                             also compile DeepSpeed's ops, once
+  wellread doctor --cluster slurm --nodes 2           the scheduler, and a small job on two nodes
+  wellread doctor --cluster my-cluster.yaml --no_job  only checks that start nothing on the nodes
+  wellread doctor --cluster hostfile --json           every host, through ssh
 
 The exit code is 1 when a check fails, else 0.
 """
@@ -38,7 +38,7 @@ The exit code is 1 when a check fails, else 0.
 
 def main(argv: list[str]) -> int:
     """Run all checks and print them; return 1 when one failed, else 0."""
-    parser = new_parser("python -m launch doctor", "Check this machine or a cluster before a job starts.", EXAMPLES)
+    parser = new_parser("wellread doctor", "Check this machine or a cluster before a job starts.", EXAMPLES)
     parser.add_argument("--cluster", default="local", help="local, hostfile, slurm, or a cluster's YAML file.")
     parser.add_argument(
         "--nodes",

@@ -25,7 +25,7 @@ class Request:
     command: str
     run: RunDirectory
     flags: tuple[str, ...] = ()
-    """More flags of ``python -m eval COMMAND RUN``."""
+    """More flags of ``wellread COMMAND RUN``."""
     cluster: ClusterFile
     fan_out: bool = False
     parallelism: int | None = None

@@ -190,7 +190,7 @@ def _refuse_unfit(plan: Plan) -> None:
         short = plan.needs["short"].items()
         missing = " and ".join(f"{size / GIB:,.1f} GiB {WORDS[place]}" for place, size in short)
         raise UserError(
-            f"--strategy {plan.strategy}: does not fit, {missing} missing; use --strategy auto, see launch plan, "
+            f"--strategy {plan.strategy}: does not fit, {missing} missing; use --strategy auto, see wellread plan, "
             "or start it anyway with --force"
         )
 
@@ -210,11 +210,13 @@ def run(config: RunConfig, options: LaunchOptions) -> int:
     job = Job.resolve(config, options)
     planned = job.planned()  # refuses what cannot be planned or cannot fit, before anything is written
     if _imagined(job.backend, options):
-        raise UserError(f"--gpu_mem: {job.backend.lacks_gpus()}; launch plan shows what a run on such GPUs would need")
+        raise UserError(
+            f"--gpu_mem: {job.backend.lacks_gpus()}; wellread plan shows what a run on such GPUs would need"
+        )
     if not config.cluster.nvme_path:
         if planned.rung.on_nvme:
             raise UserError(f"--strategy {planned.strategy}: needs --nvme_path, a directory on each node's NVMe disk")
-        job = replace(job, machine=replace(job.machine, nvme=None))  # a size without a path is only for launch plan
+        job = replace(job, machine=replace(job.machine, nvme=None))  # a size without a path is only for wellread plan
     if not options.force:
         _refuse_unfit(planned)
     identity.refuse_foreign(job.run)

@@ -1,4 +1,4 @@
-"""``python -m launch logs RUN [--follow] [--rank K] [--errors] [--attempt N]``: print the logs of all ranks."""
+"""``wellread logs RUN [--follow] [--rank K] [--errors] [--attempt N]``: print the logs of all ranks."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from wellread.errors import UserError
 from wellread.run import RunDirectory
 
 EXAMPLES = """examples:
-  python -m launch logs runs/tiny-sample              newest attempt: first error, other ranks, rank 0
-  python -m launch logs runs/tiny-sample --follow     new lines of all following attempts, until the run ends
-  python -m launch logs runs/tiny-sample --rank 3     only one rank
-  python -m launch logs runs/tiny-sample --errors     tracebacks of all ranks by time, and output of the SLURM job
+  wellread logs runs/tiny-sample              newest attempt: first error, other ranks, rank 0
+  wellread logs runs/tiny-sample --follow     new lines of all following attempts, until the run ends
+  wellread logs runs/tiny-sample --rank 3     only one rank
+  wellread logs runs/tiny-sample --errors     tracebacks of all ranks by time, and output of the SLURM job
 """
 POLL = 0.3
 """Seconds between two checks for new lines."""
@@ -47,10 +47,8 @@ COLORS = (36, 33, 35, 32, 34, 96, 93, 95, 92, 94)
 
 
 def main(argv: list[str]) -> int:
-    """Run ``launch logs``; return the exit code."""
-    parser = new_parser(
-        "python -m launch logs", "Print the logs of all ranks, starting with the first error.", EXAMPLES
-    )
+    """Run ``wellread logs``; return the exit code."""
+    parser = new_parser("wellread logs", "Print the logs of all ranks, starting with the first error.", EXAMPLES)
     parser.add_argument("run", help="Run directory.")
     parser.add_argument("--follow", action="store_true", help="Print new lines until the run ends or Ctrl-C.")
     parser.add_argument("--rank", type=int, help="Only this rank (default: all ranks).")

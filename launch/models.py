@@ -1,4 +1,4 @@
-"""``python -m launch models``: list the known models and the memory that fine-tuning needs."""
+"""``wellread models``: list the known models and the memory that fine-tuning needs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from wellread.planning.strategies import LADDER
 from wellread.units import GIB
 
 EXAMPLES = """examples:
-  python -m launch models
-  python -m launch models --json
-  python -m launch plan finetune --model pythia-2.8b --gpu_mem 80 --ranks_per_node 8      what your run would need
+  wellread models
+  wellread models --json
+  wellread plan finetune --model pythia-2.8b --gpu_mem 80 --ranks_per_node 8      what your run would need
 """
 LORA_RANK = 16
 TOKENS = 512
@@ -28,7 +28,7 @@ HEADS = ("model", "parameters", "family", "batch", "peak lr", "steps", "full, Gi
 
 def main(argv: list[str]) -> int:
     """Print the registry; return the exit code."""
-    parser = new_parser("python -m launch models", "List the models known by name.", EXAMPLES)
+    parser = new_parser("wellread models", "List the models known by name.", EXAMPLES)
     parser.add_argument("--json", action="store_true", help="Print a list with one JSON object per model.")
     models = [describe(find(name)) for name in registry()]
     if parse(parser, argv).json:

@@ -1,4 +1,4 @@
-"""``python -m launch status [RUN] [--runs runs] [--json]``: show the state of runs, as defined in launch.state."""
+"""``wellread status [RUN] [--runs runs] [--json]``: show the state of runs, as defined in launch.state."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from wellread.errors import UserError
 from wellread.run import RunDirectory
 
 EXAMPLES = """examples:
-  python -m launch status                        all runs in runs/, the most recently launched first
-  python -m launch status runs/tiny-sample       one run: its attempts, SLURM jobs, first error
-  python -m launch status --json | jq -r '.[] | select(.state == "failed").run'
+  wellread status                        all runs in runs/, the most recently launched first
+  wellread status runs/tiny-sample       one run: its attempts, SLURM jobs, first error
+  wellread status --json | jq -r '.[] | select(.state == "failed").run'
 
 states:
   finished, running, pending (in SLURM's queue), requeued (pending again, after the job has run), failed (exit code),
@@ -40,8 +40,8 @@ NUMBERS = ("step", "rate", "left", "saved", "attempts")
 
 
 def main(argv: list[str]) -> int:
-    """Run ``launch status``; return the exit code."""
-    parser = new_parser("python -m launch status", "Show the state of runs.", EXAMPLES)
+    """Run ``wellread status``; return the exit code."""
+    parser = new_parser("wellread status", "Show the state of runs.", EXAMPLES)
     parser.add_argument("run", nargs="?", help="Run directory (default: all runs in the folder --runs).")
     parser.add_argument("--runs", default="runs", help="Folder of run directories.")
     parser.add_argument("--json", action="store_true", help="Print a list of objects.")

@@ -1,27 +1,28 @@
-"""Pretraining on raw text, and what comes of it: samples, exports."""
+"""Pretraining on raw text, and what its models are used for: samples, exports."""
 
 from __future__ import annotations
 
 from wellread.cli import new_parser, parse, run_program
 from wellread.errors import UserError
 
-USAGE = """usage: python -m pretrain COMMAND ...
+USAGE = """usage: wellread COMMAND ...
 
 Pretrain small Llama models, and exchange them with llama2.c.
 
 commands:
-  prepare                   compile the corpus: stories, vocabulary, windows, metrics
-  train RUN                 train one rank; the launcher starts it
-  sample MODEL [TEXT]       text that a model writes; MODEL is RUN, RUN@step-N or a model directory
-  export MODEL              a model as llama2.c's programs read it, or as a Hugging Face directory
-  import FILE.bin FILE.model    a checkpoint of llama2.c as a Hugging Face directory
+  prepare pretrain              compile the corpus: stories, vocabulary, windows, metrics
+  sample MODEL [TEXT]           continue a text; MODEL is RUN, RUN@step-N or a model directory
+  export MODEL                  write a model for llama2.c's programs, or as a Hugging Face directory
+  import FILE.bin FILE.model    turn a checkpoint of llama2.c into a Hugging Face directory
+
+python -m pretrain train RUN    train one rank; the launcher starts it
 
 examples:
-  python -m pretrain prepare                                     stories made up here: needs no hub
-  python -m pretrain prepare --data tinystories --vocab 4096 --seq_len 256 --metrics
-  python -m pretrain sample runs/stories "Once upon a time" --temperature 0
-  python -m pretrain export runs/stories@step-1000 --format llama2c-v0 --out stories.bin
-  python -m pretrain import stories260K.bin tok512.model --out models/stories260K
+  wellread prepare pretrain                                     synthetic stories: needs no hub
+  wellread prepare pretrain --data tinystories --vocab 4096 --seq_len 256 --metrics
+  wellread sample runs/stories "Once upon a time" --temperature 0
+  wellread export runs/stories@step-1000 --format llama2c-v0 --out stories.bin
+  wellread import stories260K.bin tok512.model --out models/stories260K
 """
 
 
@@ -30,30 +31,30 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0
-    command, *rest = argv
-    if command == "train" and len(rest) == 1 and not rest[0].startswith("-"):
+    command, *arguments = argv
+    if command == "train" and len(arguments) == 1 and not arguments[0].startswith("-"):
         from wellread.train.rank import run_rank
 
-        run_rank(rest[0])
+        run_rank(arguments[0])
     commands = {"prepare": _prepare, "sample": _sample, "export": _export, "import": _import}
     if command not in commands:
         raise UserError(f"pretrain {command}: unknown command; use {', '.join(commands)} or train RUN")
-    return commands[command](rest)
+    return commands[command](arguments)
 
 
 def _prepare(argv: list[str]) -> int:
     from wellread.recipes.registry import RECIPES, RESOLVED, received
 
-    if argv == [RESOLVED]:  # of launch, which has resolved the settings
+    if argv == [RESOLVED]:  # from the launcher, which has resolved the settings
         from pretrain.prepare import compile_corpus
 
         compile_corpus(received("pretrain"))
         return 0
     recipe = RECIPES["pretrain"]
     parser = new_parser(
-        "python -m pretrain prepare",
+        "wellread prepare pretrain",
         "Compile the corpus of a pretraining.",
-        "example:\n  python -m pretrain prepare --data tinystories --vocab 4096 --metrics",
+        "example:\n  wellread prepare pretrain --data tinystories --vocab 4096 --metrics",
     )
     recipe.add_flags(parser)
     config, _ = recipe.parse(parser, argv)
@@ -69,16 +70,18 @@ MODEL = "RUN (its newest checkpoint), RUN@step-N, or a model directory in Huggin
 
 def _sample(argv: list[str]) -> int:
     parser = new_parser(
-        "python -m pretrain sample",
-        "Write text with a model, up to its end of a story.",
-        'example:\n  python -m pretrain sample runs/stories "Once upon a time" --temperature 0 --tokens 200',
+        "wellread sample",
+        "Continue a text with a model, up to the end of a story.",
+        'example:\n  wellread sample runs/stories "Once upon a time" --temperature 0 --tokens 200',
     )
     parser.add_argument("model", help=MODEL)
-    parser.add_argument("text", nargs="?", default="", help="What the text begins with (default: nothing).")
+    parser.add_argument("text", nargs="?", default="", help="Beginning of the text (default: empty).")
     parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the most likely token each time.")
-    parser.add_argument("--top_p", type=float, default=0.9, help="Draw from the likeliest tokens of this probability.")
+    parser.add_argument(
+        "--top_p", type=float, default=0.9, help="Draw from the most likely tokens with this total probability."
+    )
     parser.add_argument("--seed", type=int, default=0, help="The same seed gives the same text.")
-    parser.add_argument("--tokens", type=int, default=200, help="Most tokens to write.")
+    parser.add_argument("--tokens", type=int, default=200, help="Maximum number of tokens to write.")
     options = parse(parser, argv)
 
     from pretrain.sample import Settings, sample
@@ -91,9 +94,9 @@ def _sample(argv: list[str]) -> int:
 
 def _export(argv: list[str]) -> int:
     parser = new_parser(
-        "python -m pretrain export",
+        "wellread export",
         "Write a model for llama2.c's programs, or for Hugging Face's.",
-        "example:\n  python -m pretrain export runs/stories --format llama2c-v0 --out stories.bin",
+        "example:\n  wellread export runs/stories --format llama2c-v0 --out stories.bin",
     )
     parser.add_argument("model", help=MODEL)
     parser.add_argument("--format", required=True, help="llama2c-v0, llama2c-v1, llama2c-int8 or hf.")
@@ -111,12 +114,12 @@ def _export(argv: list[str]) -> int:
 
 def _import(argv: list[str]) -> int:
     parser = new_parser(
-        "python -m pretrain import",
+        "wellread import",
         "Turn a checkpoint of llama2.c into a model directory in Hugging Face layout.",
-        "example:\n  python -m pretrain import stories260K.bin tok512.model --out models/stories260K",
+        "example:\n  wellread import stories260K.bin tok512.model --out models/stories260K",
     )
     parser.add_argument("checkpoint", help="The .bin file: v0, v1 or int8.")
-    parser.add_argument("tokenizer", help="Its SentencePiece model.")
+    parser.add_argument("tokenizer", help="Its tokenizer, a SentencePiece model.")
     parser.add_argument("--out", required=True, help="Directory to write.")
     options = parse(parser, argv)
 

@@ -1,4 +1,4 @@
-"""``python -m pretrain export``: write a model in a format of other programs."""
+"""``wellread export``: write a model in a format of other programs."""
 
 from __future__ import annotations
 

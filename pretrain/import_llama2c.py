@@ -1,4 +1,4 @@
-"""``python -m pretrain import``: convert a checkpoint of llama2.c to a model directory in Hugging Face layout."""
+"""``wellread import``: convert a checkpoint of llama2.c to a model directory in Hugging Face layout."""
 
 from __future__ import annotations
 

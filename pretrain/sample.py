@@ -1,4 +1,4 @@
-"""``python -m pretrain sample``: generate text with a model."""
+"""``wellread sample``: generate text with a model."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def launched(title: str, group: Group, place: Path, run: str, *flags: str) -> Ra
         str(out),
         *flags,
     ]
-    print(f"\n== {title}\n$ python -m launch run finetune ... {' '.join(flags)}", flush=True)
+    print(f"\n== {title}\n$ wellread run finetune ... {' '.join(flags)}", flush=True)
     before = group.kills
     code = subprocess.run(command, cwd=ROOT, preexec_fn=group.enter, check=False).returncode
     print(f"-> exit code {code}, {group.kills - before} processes killed by the OOM killer", flush=True)

@@ -1,4 +1,4 @@
-"""Command lines: YAML first, then flags; mistakes are one line that names what is meant; exit codes."""
+"""Command lines: YAML first, then flags; a mistake is one line that names the nearest valid flag; exit codes."""
 
 import errno
 import os
@@ -27,7 +27,7 @@ def refused(*argv: object) -> str:
     return str(error.value)
 
 
-def test_flags_win_over_yaml_wherever_they_stand(tmp_path: Path) -> None:
+def test_flags_override_yaml_in_any_position(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("steps: 7\nseed: 3\noptim:\n  lr: 0.5\n  clip: 0.25\n")
     for argv in (["--config", file, "--steps", 9], ["--steps", 9, "--config", file], ["--steps=9", f"--config={file}"]):
@@ -35,7 +35,7 @@ def test_flags_win_over_yaml_wherever_they_stand(tmp_path: Path) -> None:
         assert (config.schedule.steps, config.schedule.seed, config.optim.lr, config.optim.clip) == (9, 3, 0.5, 2.0)
 
 
-def test_the_later_yaml_wins(tmp_path: Path) -> None:
+def test_the_last_yaml_file_overrides_the_others(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("steps: 1\nseed: 5\n")
     (tmp_path / "b.yaml").write_text("steps: 2\n")
     config = parsed("--config", tmp_path / "a.yaml", "--config", tmp_path / "b.yaml")
@@ -52,7 +52,7 @@ def test_scientific_notation_and_nothing(tmp_path: Path) -> None:
     ("argv", "message"),
     [
         (["--stpes", "3"], "unknown setting 'stpes': did you mean --steps?"),
-        (["--step", "3"], "unknown setting 'step': did you mean --steps?"),  # no silent abbreviation
+        (["--step", "3"], "unknown setting 'step': did you mean --steps?"),  # flags cannot be abbreviated
         (["--optim.lrr=3"], "unknown setting 'optim.lrr': did you mean --optim.lr?"),
         (["--xyzzy", "3"], "unknown setting 'xyzzy': see --help for the valid ones"),
         (["extra"], "unknown setting 'extra': see --help for the valid ones"),
@@ -65,7 +65,7 @@ def test_scientific_notation_and_nothing(tmp_path: Path) -> None:
         (["--steps", "0"], "--steps 0: must be at least 1"),
     ],
 )
-def test_mistakes_name_the_remedy(argv: list[str], message: str) -> None:
+def test_errors_say_what_to_write(argv: list[str], message: str) -> None:
     assert refused(*argv) == message
 
 
@@ -76,8 +76,8 @@ def test_mistakes_name_the_remedy(argv: list[str], message: str) -> None:
         ("optim:\n  lrr: 0.5\n", "unknown setting 'optim.lrr': did you mean --optim.lr?"),
         ("steps: many\n", "--steps many: expected int"),
         ("steps: 0\n", "--steps 0: must be at least 1"),
-        ("", "--config FILE: holds no settings; write one a line, e.g. steps: 200"),
-        ("- 1\n", "--config FILE: holds no settings; write one a line, e.g. steps: 200"),
+        ("", "--config FILE: contains no settings; write one per line, e.g. steps: 200"),
+        ("- 1\n", "--config FILE: contains no settings; write one per line, e.g. steps: 200"),
     ],
 )
 def test_mistakes_in_yaml(text: str, message: str, tmp_path: Path) -> None:
@@ -86,19 +86,19 @@ def test_mistakes_in_yaml(text: str, message: str, tmp_path: Path) -> None:
     assert refused("--config", file) == message.replace("FILE", str(file))
 
 
-def test_yaml_that_is_none(tmp_path: Path) -> None:
+def test_files_that_are_not_yaml(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("steps: [1\n")
     assert refused("--config", file).startswith(f"--config {file}: not YAML (")
     file.write_bytes(b"steps: \xff\n")
     assert refused(f"--config={file}").startswith(f"--config {file}: not YAML (")
-    lost = tmp_path / "lost.yaml"
-    assert refused("--config", lost) == (
-        f"--config {lost}: cannot be read (No such file or directory); name a YAML file"
+    missing = tmp_path / "lost.yaml"
+    assert refused("--config", missing) == (
+        f"--config {missing}: cannot be read (No such file or directory); name a YAML file"
     )
 
 
-def test_nothing_of_a_yaml_file_is_executed(tmp_path: Path) -> None:
+def test_yaml_files_are_not_executed(tmp_path: Path) -> None:
     file, trace = tmp_path / "run.yaml", tmp_path / "trace"
     file.write_text(f"data: !!python/object/apply:os.mkdir ['{trace}']\n")
     assert "not YAML" in refused("--config", file)
@@ -115,20 +115,20 @@ class Toy:
     """Nested."""
 
 
-def test_further_arguments_stay_apart() -> None:
+def test_arguments_that_are_not_settings_are_separate() -> None:
     parser = new_parser("prog", "", "")
     add_dataclass(parser, Toy)
     parser.add_argument("--json", action="store_true")
-    toy, others = parse_dataclass(parser, Toy, ["--size=3", "--json"])
+    toy, extra = parse_dataclass(parser, Toy, ["--size=3", "--json"])
     assert toy == Toy(size=3)
-    assert others == {"config": None, "json": True}
+    assert extra == {"config": None, "json": True}
 
 
 def test_help_ends_with_the_examples() -> None:
     parser = new_parser("prog", "What it does.", "examples:\n  prog --size 3\n")
     add_dataclass(parser, Toy)
     text = parser.format_help()
-    assert "How big." in text
+    assert "--size N How big (default: 1)." in " ".join(text.split())
     assert text.rstrip().endswith("examples:\n  prog --size 3")
     assert parse(parser, []).size == 1
 
@@ -138,45 +138,48 @@ def test_help_ends_with_the_examples() -> None:
     [
         (UserError("a\n  b"), "a b"),
         (ValueError("shapes differ"), None),
-        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "x"), None),  # of a library: ours to mend, so with a traceback
+        (
+            UnicodeDecodeError("utf-8", b"\xff", 0, 1, "x"),
+            None,
+        ),  # raised by a library: a fault of the program, so with a traceback
         (KeyError("x"), None),
         (
             OSError(errno.ENOSPC, "No space left on device", "runs/x"),
-            "disk full: runs/x: free some space, then run the same command again; what was saved before is intact",
+            "disk full: runs/x: free some space, then run the same command again; earlier checkpoints are intact",
         ),
         (PermissionError(errno.EACCES, "Permission denied", "x"), "not allowed to write: x: choose another directory"),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "x"), "No such file or directory: x"),
         (OSError(errno.EIO, "Input/output error"), None),
     ],
 )
-def test_whose_fault_an_error_is(error: BaseException, line: str | None) -> None:
+def test_only_errors_of_the_user_become_a_line(error: BaseException, line: str | None) -> None:
     assert user_message(error) == line
 
 
 def exit_code(main, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:  # type: ignore[no-untyped-def]
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exited:
         run_program(main)
-    assert isinstance(left.value.code, int)
-    return left.value.code, capsys.readouterr().err
+    assert isinstance(exited.value.code, int)
+    return exited.value.code, capsys.readouterr().err
 
 
 def test_exit_codes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def user_error(_: list[str]) -> int:
-        raise UserError("row 3: no 'instruction'; mend it")
+        raise UserError("row 3: no 'instruction'; add one")
 
     def interrupted(_: list[str]) -> int:
         raise KeyboardInterrupt
 
     assert exit_code(lambda _: None, capsys) == (0, "")
     assert exit_code(lambda _: 143, capsys) == (143, "")
-    assert exit_code(user_error, capsys) == (BAD_INPUT, "error: row 3: no 'instruction'; mend it\n")
+    assert exit_code(user_error, capsys) == (BAD_INPUT, "error: row 3: no 'instruction'; add one\n")
     assert exit_code(interrupted, capsys) == (130, "")
     monkeypatch.setenv("WELLREAD_DEBUG", "1")
     with pytest.raises(UserError, match="row 3"):
         run_program(user_error)
 
 
-def test_our_own_errors_keep_their_traceback() -> None:
+def test_faults_of_the_program_keep_their_traceback() -> None:
     def broken(_: list[str]) -> int:
         raise KeyError("x")
 
@@ -184,20 +187,20 @@ def test_our_own_errors_keep_their_traceback() -> None:
         run_program(broken)
 
 
-def test_no_color_where_nobody_sees_it(program) -> None:  # type: ignore[no-untyped-def]
-    done = program("launch", "fly")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: launch fly: unknown command; use run, plan, ")
+def test_no_color_in_a_pipe(program) -> None:  # type: ignore[no-untyped-def]
+    result = program("launch", "fly")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: launch fly: unknown command; use run, plan, ")
 
 
-def test_a_closed_pipe_is_no_error(root: Path) -> None:
+def test_a_closed_pipe_is_not_an_error(root: Path) -> None:
     import subprocess
     import sys
 
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "w") as pipe:
-        done = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-m", "launch", "--help"], cwd=root, stdout=pipe, stderr=subprocess.PIPE, check=False
         )
-    assert (done.returncode, done.stderr) == (0, b"")
+    assert (result.returncode, result.stderr) == (0, b"")

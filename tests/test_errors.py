@@ -368,7 +368,7 @@ class Refused(UserError):
         (AssertionError(), None),
         (
             OSError(errno.EDQUOT, "Disk quota exceeded", "runs/x"),
-            "disk full: runs/x: free some space, then run the same command again; what was saved before is intact",
+            "disk full: runs/x: free some space, then run the same command again; earlier checkpoints are intact",
         ),
         (OSError(errno.EROFS, "Read-only file system", "x"), "not allowed to write: x: choose another directory"),
         (PermissionError(errno.EPERM, "not permitted", "x"), "not allowed to write: x: choose another directory"),

@@ -1,4 +1,4 @@
-"""Command lines of the programs: one parser builder, one place where errors become exit codes."""
+"""Command lines: how parsers are built, and where errors become exit codes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
@@ -20,39 +21,29 @@ if TYPE_CHECKING:
 
 
 def new_parser(prog: str, description: str, examples: str) -> ArgumentParser:
-    """Return a parser whose errors are UserErrors and whose help ends with `examples`."""
+    """Return a parser that raises UserError for mistakes and that ends its help with `examples`."""
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    return ArgumentParser(prog=prog, description=description, epilog=examples, **_manners())
+    return ArgumentParser(prog=prog, description=description, epilog=examples, **_common())
 
 
 def plain_parser(prog: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """Return such a parser for commands that work without jsonargparse; it knows no dataclasses and no YAML."""
+    """Return such a parser for commands that work without jsonargparse: without dataclasses and YAML."""
     from argparse import ArgumentError, ArgumentParser
 
     class Parser(ArgumentParser):
         def error(self, message: str) -> NoReturn:
-            raise ArgumentError(None, message)  # which `parse` expects; argparse would print its usage and exit
+            raise ArgumentError(None, message)  # `parse` expects it; argparse would print the usage and exit
 
-    return Parser(prog=prog, description=description, epilog=examples, **_manners())
+    return Parser(prog=prog, description=description, epilog=examples, **_common())
 
 
-def _manners() -> dict[str, Any]:
-    """What all parsers have in common: mistakes are raised, no flag may be shortened, the help fits the terminal."""
-    from argparse import RawDescriptionHelpFormatter
-
-    class Formatter(RawDescriptionHelpFormatter):
-        def __init__(self, prog: str) -> None:
-            super().__init__(prog, max_help_position=30, width=min(120, _terminal_width()))
+def _common() -> dict[str, Any]:
+    """What all parsers share: mistakes are raised, no flag may be shortened, one layout of the help."""
+    from wellread.help import Formatter
 
     return {"exit_on_error": False, "allow_abbrev": False, "formatter_class": Formatter}
-
-
-def _terminal_width() -> int:
-    import shutil
-
-    return shutil.get_terminal_size((100, 24)).columns
 
 
 def add_dataclass(parser: ArgumentParser, kind: type[Any], hidden: Sequence[str] = ()) -> None:
@@ -61,13 +52,14 @@ def add_dataclass(parser: ArgumentParser, kind: type[Any], hidden: Sequence[str]
     Parameters
     ----------
     hidden : sequence of str
-        Keys that the help leaves out; `kind` refuses what is given for them.
+        Keys that the help does not list; `kind` refuses values for them.
     """
     from argparse import SUPPRESS
 
     from wellread.config.flat import sections_of
+    from wellread.help import describe
 
-    parser.add_argument("--config", action="config", help="YAML file with values for these flags; flags win over it.")
+    parser.add_argument("--config", action="config", help="YAML file with values for these flags; flags override it.")
     sections = sections_of(kind)
     for name, section in sections.items():
         hints = get_type_hints(section)
@@ -79,18 +71,19 @@ def add_dataclass(parser: ArgumentParser, kind: type[Any], hidden: Sequence[str]
     for action in parser._actions:
         if action.dest in hidden:
             action.help = SUPPRESS
+    describe(parser, kind)
 
 
 def _add_fields(parser: ArgumentParser, kind: type[Any], without: set[str]) -> None:
     parser.add_class_arguments(kind, nested_key=None, as_group=False, skip=without)
     switches = {f"--{name}" for name, hint in get_type_hints(kind).items() if hint is bool}
     for action in parser._actions:
-        if switches & {*action.option_strings}:  # --pack says what --pack=true says
+        if switches & {*action.option_strings}:  # --pack is short for --pack=true
             action.nargs, action.const = "?", True
 
 
 def _documented(kind: type[Any], name: str) -> str:
-    """The text under a field of a dataclass."""
+    """The docstring under a field of a dataclass."""
     import ast
     import inspect
 
@@ -99,7 +92,7 @@ def _documented(kind: type[Any], name: str) -> str:
     for field, text in pairwise(class_.body):
         if isinstance(field, ast.AnnAssign) and ast.unparse(field.target) == name:
             return inspect.cleandoc(ast.literal_eval(ast.unparse(text)))
-    raise AssertionError(f"{kind.__name__}.{name} says nothing of itself")
+    raise AssertionError(f"{kind.__name__}.{name} has no docstring")
 
 
 def parse_dataclass(parser: ArgumentParser, kind: type[Any], argv: Sequence[str]) -> tuple[Any, dict[str, Any]]:
@@ -107,13 +100,13 @@ def parse_dataclass(parser: ArgumentParser, kind: type[Any], argv: Sequence[str]
 
     Returns
     -------
-    config : an instance of `kind`, which `add_dataclass` added
-    others : values of the parser's further arguments
+    config : an instance of `kind`, whose flags `add_dataclass` added
+    extra : values of the parser's other arguments
 
     Raises
     ------
     UserError
-        One line; an unknown key is named together with the nearest valid one.
+        One line; for an unknown key it names the nearest valid one.
     """
     from wellread.config.flat import from_dict, hints_of
 
@@ -123,19 +116,35 @@ def parse_dataclass(parser: ArgumentParser, kind: type[Any], argv: Sequence[str]
         typed |= _config_file(path)
     typed |= _flags(ordered)
     values = parse(parser, ordered).as_dict()
-    # What is a text is none of the words that mean nothing in YAML, as null and ~; the parser takes it for one.
+    # The parser reads texts as YAML, in which null and ~ mean nothing; a setting that is a text keeps them as text.
     hints = hints_of(kind)
     values |= {k: typed[k] for k in typed if hints.get(k) == str | None and values[k] is None}
-    own = {k: v for k, v in values.items() if k in hints}
-    return from_dict(kind, own), {k: v for k, v in values.items() if k not in hints}
+    settings = {k: v for k, v in values.items() if k in hints}
+    return from_dict(kind, settings), {k: v for k, v in values.items() if k not in hints}
 
 
 def parse(parser: ArgumentParser | argparse.ArgumentParser, argv: Sequence[str]) -> Any:
     """Parse `argv`; a mistake is a one-line UserError that names the nearest valid flag."""
+    with _explained(parser):
+        return parser.parse_args(list(argv))
+
+
+def parse_known(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """As `parse`; arguments that the parser does not know are returned, for another parser."""
+    with _explained(parser):
+        return parser.parse_known_args(list(argv))
+
+
+@contextmanager
+def _explained(parser: ArgumentParser | argparse.ArgumentParser) -> Iterator[None]:
     from argparse import ArgumentError
 
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what could come next
+        from wellread.completion import complete
+
+        complete(parser)
     try:
-        return parser.parse_args(list(argv))
+        yield
     except (ArgumentError, TypeError, KeyError) as error:
         raise UserError(_explain(str(error), _keys(parser))) from error
 
@@ -146,7 +155,7 @@ def _keys(parser: ArgumentParser | argparse.ArgumentParser) -> list[str]:
 
 def _config_first(argv: Sequence[str]) -> list[str]:
     first: list[str] = []
-    rest: list[str] = []
+    last: list[str] = []
     arguments = iter(argv)
     for argument in arguments:
         if argument == "--config":
@@ -154,28 +163,28 @@ def _config_first(argv: Sequence[str]) -> list[str]:
         elif argument.startswith("--config="):
             first.append(argument)
         else:
-            rest.append(argument)
-    return first + rest
+            last.append(argument)
+    return first + last
 
 
 def _config_files(argv: Sequence[str]) -> list[str]:
-    """Values of ``--config`` among `argv`, in which they come first."""
-    apart = [argv[i + 1] for i, argument in enumerate(argv[:-1]) if argument == "--config"]
-    return apart + [argument.partition("=")[2] for argument in argv if argument.startswith("--config=")]
+    """Values of ``--config`` in `argv`, where they come first."""
+    separate = [argv[i + 1] for i, argument in enumerate(argv[:-1]) if argument == "--config"]
+    return separate + [argument.partition("=")[2] for argument in argv if argument.startswith("--config=")]
 
 
 def _flags(argv: Sequence[str]) -> dict[str, str]:
-    """Flags among `argv` with the text that was given for each."""
-    found = {}
-    for argument, following in zip(argv, [*argv[1:], ""], strict=False):  # without any argument there is no following
+    """Flags in `argv` with the text of their values."""
+    texts = {}
+    for argument, following in zip(argv, [*argv[1:], ""], strict=False):  # not strict: `argv` may be empty
         flag, equals, value = argument.partition("=")
         if flag.startswith("--"):
-            found[flag[2:]] = value if equals else following
-    return found
+            texts[flag[2:]] = value if equals else following
+    return texts
 
 
 def _config_file(path: str) -> dict[str, Any]:
-    """What is in a file of settings; refuse what is no YAML mapping, naming the file: the parser's messages do not."""
+    """Settings in a YAML file; errors name the file, which the parser's own messages do not."""
     import yaml
 
     try:
@@ -185,12 +194,12 @@ def _config_file(path: str) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):
-        raise UserError(f"--config {path}: holds no settings; write one a line, e.g. steps: 200")
+        raise UserError(f"--config {path}: contains no settings; write one per line, e.g. steps: 200")
     return values
 
 
 def _explain(message: str, keys: list[str]) -> str:
-    """One line out of a parser's message, with the nearest valid key where one was unknown."""
+    """A parser's message as one line, with the nearest valid key if a key is unknown."""
     line = " ".join(message.split())
     unknown = re.search(r"[Uu]nrecognized arguments:? (?:--)?([\w.]+)", line) or re.search(
         r"(?:Option|Key) '([\w.]+)' (?:is not accepted|is not expected|does not exist)", line
@@ -207,16 +216,16 @@ def _explain(message: str, keys: list[str]) -> str:
         return f"{choice.group(1)} {choice.group(2)}: not a valid value; choose {_plain(choice.group(3))}"
     wrong = re.search(r'Parser key "([\w.]+)":(.*)', line)
     if wrong:
-        given = re.search(r"(?:Given value|Got value): (\S+)", line)
+        value = re.search(r"(?:Given value|Got value): (\S+)", line)
         kinds = re.findall(r"Expected a (?:<class ')?(?:typing\.)?([^'>]+?(?:\[.*?\])?)['. ]", line)
         expected = [kind for kind in dict.fromkeys(kinds) if kind != "NoneType"]
-        if given and expected:
-            return f"--{wrong.group(1)} {given.group(1)}: expected {' or '.join(map(_plain, expected))}"
+        if value and expected:
+            return f"--{wrong.group(1)} {value.group(1)}: expected {' or '.join(map(_plain, expected))}"
     return line
 
 
 def _plain(kind: str) -> str:
-    """A type for people: ``Literal['bf16', 'fp32']`` -> ``bf16, fp32``."""
+    """A type in words: ``Literal['bf16', 'fp32']`` -> ``bf16, fp32``."""
     return kind.removeprefix("Literal[").removesuffix("]").replace("'", "")
 
 
@@ -225,7 +234,7 @@ def run_program(main: Callable[[list[str]], int | None]) -> None:
     try:
         code = main(sys.argv[1:]) or 0
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader of a pipe went away, as in `… | head`
+    except BrokenPipeError:  # the reader of the pipe has closed it, as in `… | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""The one error that is the user's mistake, exit codes, and how an error reads on one line."""
+"""The error for mistakes of the user, exit codes, and errors as one line."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import os
 import sys
 
 BAD_INPUT = 2
-"""Exit code of a mistake of the user's."""
+"""Exit code after a mistake of the user."""
 FAILURE = 1
-"""Exit code of everything else that went wrong."""
+"""Exit code after any other failure."""
 
 
 class UserError(ValueError):
-    """A mistake of the user's: one line that says what is wrong, where, and what to do; exit code 2.
+    """A mistake of the user: one line that says what is wrong, where, and what to do; exit code 2.
 
-    Every other exception is a fault of the program or of its surroundings, and shows its traceback.
+    Any other exception is a fault of the program or its environment, and shows its traceback.
     """
 
 
 def user_message(error: BaseException) -> str | None:
-    """One line for an error that the user can put right, else None.
+    """One line for an error that the user can fix, otherwise None.
 
-    These are `UserError`, and what the operating system says of a path: a full disk, missing permission, no such file.
+    These are `UserError`, and errors of the operating system about a path: full disk, missing permission, no such file.
     """
     if isinstance(error, OSError):
         return _os_message(error)
@@ -32,7 +32,7 @@ def user_message(error: BaseException) -> str | None:
 def _os_message(error: OSError) -> str | None:
     where = f": {error.filename}" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"disk full{where}: free some space, then run the same command again; what was saved before is intact"
+        return f"disk full{where}: free some space, then run the same command again; earlier checkpoints are intact"
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return f"not allowed to write{where}: choose another directory"
     if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):

@@ -1,4 +1,4 @@
-"""Printing answers: with rich (an extra) on a terminal, plain lines that grep and cut understand when piped."""
+"""Printing answers: with rich (an extra) on a terminal; in a pipe as plain lines, for grep and cut."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 
 NARROW = 4
-"""Blanks before a sample's text."""
+"""Spaces before a sample's text."""
 
 
 def say(line: str = "", style: str = "") -> None:
-    """Print one line; `style` is rich's, used on a terminal alone."""
+    """Print one line; `style` is a style of rich, used only on a terminal."""
     if style and _styled():
         from rich.console import Console
         from rich.text import Text
@@ -23,12 +23,12 @@ def say(line: str = "", style: str = "") -> None:
 
 
 def _styled() -> bool:
-    """Whether lines are styled: on a terminal, where rich is installed."""
+    """Whether lines are styled: on a terminal, if rich is installed."""
     return sys.stdout.isatty() and find_spec("rich") is not None
 
 
 def say_pairs(pairs: Iterable[tuple[str, str]]) -> None:
-    """Print names and what they stand for, one a line, aligned."""
+    """Print names and their values, one per line, aligned."""
     pairs = list(pairs)
     width = max(len(name) for name, _ in pairs)
     for name, value in pairs:
@@ -36,13 +36,13 @@ def say_pairs(pairs: Iterable[tuple[str, str]]) -> None:
 
 
 def say_text(text: str) -> None:
-    """Print a sample's text, indented, control characters made visible."""
+    """Print a sample's text, indented, with visible control characters."""
     for line in visible(text).split("\n"):
         say(f"{'':{NARROW}}{line}".rstrip())
 
 
 def say_table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table; columns of numbers are flushed right."""
+    """Print a table; columns of numbers are aligned right."""
     cells = [[cell(value) for value in row] for row in rows]
     numbers = [all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(heads))]
     if _styled():
@@ -68,7 +68,7 @@ def _say_rich(heads: Sequence[str], cells: list[list[str]], numbers: list[bool])
 
 
 def cell(value: object) -> str:
-    """A value for people: whole numbers with thousands separators, others with four decimals, None as a dash."""
+    """A value as text: integers with thousands separators, floats with four decimals, None as a dash."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -85,5 +85,5 @@ def plural(count: int, noun: str) -> str:
 
 
 def visible(text: str) -> str:
-    """The text with control characters other than line feed and tab spelled out: data must not drive the terminal."""
+    """The text with control characters (except line feed and tab) as escapes: data must not control the terminal."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)

@@ -1,6 +1,6 @@
 """Can the loss of a checkpoint distinguish read samples from sealed ones? Run with
 
-    python -m eval membership runs/NAME
+    wellread membership runs/NAME
 
 What a checkpoint has read is known from the record. A score is the mean log-likelihood over a sample's
 target tokens, and a higher one means "more likely a member".

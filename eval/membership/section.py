@@ -35,7 +35,7 @@ def section(run: RunDirectory, results: Sequence[Result]) -> Section:
         commands=[
             (
                 "Evaluate all checkpoints and write this page again",
-                f"python -m eval membership {shlex.quote(str(run.path))}",
+                f"wellread membership {shlex.quote(str(run.path))}",
             )
         ],
     )

@@ -1,6 +1,6 @@
 """Report of a run, `report/index.html`, with what it read, its checkpoints and results of evaluations. Run with
 
-    python -m eval report runs/NAME
+    wellread report runs/NAME
 
 The page is self-contained: images are embedded, there are no scripts, and all text from the run is escaped. Each
 evaluation of `eval/registry.py` adds its section.
@@ -166,7 +166,7 @@ def _row(checkpoint: Checkpoint, read: RecordSummary, columns: Iterable[Column])
 def _commands(run: RunDirectory, checkpoints: list[Checkpoint]) -> list[tuple[str, str]]:
     path = shlex.quote(str(run.path))
     commands = [
-        ("Verify that the record matches the order", f"python -m eval verify {path}"),
+        ("Verify that the record matches the order", f"wellread verify {path}"),
         ("Watch the curves", f"tensorboard --logdir {shlex.quote(str(run.tb))}"),
     ]
     if checkpoints:

@@ -147,7 +147,7 @@ class Backend(ABC):
         return []
 
     def plan_files(self, training: Training, plan: Plan) -> dict[str, str]:
-        """Return what ``launch plan`` shows in addition to command and environment: name of a file -> its text."""
+        """Return what ``wellread plan`` shows in addition to command and environment: name of a file -> its text."""
         return {}
 
     @abstractmethod

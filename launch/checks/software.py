@@ -193,7 +193,7 @@ def op_compiled(op: str, cache: Path, build: bool, on_gpu: bool) -> Check:
         return ok(f"op: {op}", "compiled")
     if not build:
         problem = "not compiled; the first job that needs it compiles it in one to four minutes"
-        return warning(f"op: {op}", problem, "python -m launch doctor --build, with the same --cluster")
+        return warning(f"op: {op}", problem, "wellread doctor --build, with the same --cluster")
     began = time.monotonic()
     try:
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for the report

@@ -1,4 +1,4 @@
-"""Configuration: defaults, ranges, and the ways a config travels (dict, YAML, flags)."""
+"""Configuration: defaults, ranges, and conversion to and from a dict, YAML and flags."""
 
 import dataclasses
 import io
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from wellread.cli import add_dataclass, new_parser, parse_dataclass
@@ -17,7 +17,7 @@ from wellread.errors import UserError
 from wellread.recipes.registry import handed_over, received
 
 
-def test_defaults_are_those_that_the_documents_promise() -> None:
+def test_defaults_are_as_documented() -> None:
     config = RunConfig()
     assert (config.model.name, config.model.dtype, config.data.holdout) == ("tiny", "bf16", 0.25)
     assert (config.schedule.seed, config.watch.log_every, config.cluster.name) == (0, 10, "local")
@@ -38,13 +38,13 @@ def test_a_config_cannot_be_changed() -> None:
 
 
 def test_every_field_is_documented() -> None:
-    """The text under a field is the help of its flag."""
+    """The docstring of a field is the help of its flag."""
     for kind in (RunConfig, OptimConfig):
         parser = new_parser("x", "", "")
         add_dataclass(parser, kind)
         text = " ".join(parser.format_help().split())
-        lacking = [key for key in keys_of(kind) if f"--{key} " not in text and key != "optim"]
-        assert not lacking
+        missing = [key for key in keys_of(kind) if f"--{key} " not in text and key != "optim"]
+        assert not missing
         helps = {action.dest: action.help for action in parser._actions}
         assert not [key for key in keys_of(kind) if not helps.get(key)]
 
@@ -77,9 +77,9 @@ def test_every_field_is_documented() -> None:
             "--tracker tensorboard,comet: unknown: comet; choose from tensorboard, wandb",
         ),
         ({"optim": {"lr": float("nan")}}, "--optim.lr nan: must be above 0"),
-        ({"optim": {"beta2": 1.5}}, "--optim.beta2 1.5: must lie between 0 and 1"),
-        ({"optim": {"warmup": -0.5}}, "--optim.warmup -0.5: must lie between 0 and 1"),
-        ({"optim": {"min_lr": 2.0}}, "--optim.min_lr 2.0: must lie between 0 and 1"),
+        ({"optim": {"beta2": 1.5}}, "--optim.beta2 1.5: must be between 0 and 1"),
+        ({"optim": {"warmup": -0.5}}, "--optim.warmup -0.5: must be between 0 and 1"),
+        ({"optim": {"min_lr": 2.0}}, "--optim.min_lr 2.0: must be between 0 and 1"),
         ({"optim": {"clip": -1.0}}, "--optim.clip -1.0: must be at least 0"),
         ({"optim": {"weight_decay": -0.1}}, "--optim.weight_decay -0.1: must be at least 0"),
         ({"optim": {"eps": 0.0}}, "--optim.eps 0.0: must be above 0"),
@@ -91,7 +91,7 @@ def test_values_out_of_range_are_refused(values: dict[str, object], message: str
     assert str(refused.value) == message
 
 
-def test_values_at_the_edge_are_taken() -> None:
+def test_limits_are_accepted() -> None:
     config = RunConfig.of(
         holdout=0.0, seed=2**64 - 1, max_bad_rows=0, optim=OptimConfig(clip=0.0, warmup=1.0, min_lr=0.0)
     )
@@ -106,6 +106,8 @@ def test_unknown_keys_of_a_saved_config_are_named() -> None:
         from_dict(RunConfig, {"optim": {"momentum": 0.9}})
 
 
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""A busy machine may take a second for the first example."""
 words = st.text(string.ascii_letters + string.digits + "-_./@ ", min_size=1, max_size=12).filter(
     lambda t: t.strip() == t
 )
@@ -128,6 +130,7 @@ configs = st.builds(
 )
 
 
+@PATIENT
 @given(configs)
 def test_dict_and_yaml_round_trip(config: RunConfig) -> None:
     assert from_dict(RunConfig, to_dict(config)) == config
@@ -136,41 +139,43 @@ def test_dict_and_yaml_round_trip(config: RunConfig) -> None:
 
 @pytest.fixture(scope="module")
 def parser():  # type: ignore[no-untyped-def]
-    made = new_parser("x", "", "")
-    add_dataclass(made, RunConfig)
-    return made
+    parser = new_parser("x", "", "")
+    add_dataclass(parser, RunConfig)
+    return parser
 
 
 def to_argv(config: RunConfig) -> list[str]:
-    """Flags that rebuild `config`; those at their default are left out."""
+    """Flags that rebuild `config`; without those at their default."""
     values, usual = dotted(to_dict(config)), dotted(to_dict(RunConfig()))
     return [f"--{name}={value}" for name, value in values.items() if value != usual[name]]
 
 
 def dotted(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    made: dict[str, Any] = {}
+    flags: dict[str, Any] = {}
     for name, value in values.items():
-        made |= dotted(value, f"{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return made
+        flags |= dotted(value, f"{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flags
 
 
+@PATIENT
 @given(config=configs)
-def test_settings_travel_to_prepare(config: RunConfig) -> None:
-    """What launch hands over to `finetune prepare` is what launch was asked for, to the last digit."""
+def test_settings_handed_over_to_prepare_are_exact(config: RunConfig) -> None:
+    """`finetune prepare` receives the settings of the launcher, to the last digit."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.stdin", io.StringIO(handed_over(config)))
         assert received("finetune") == config
 
 
+@PATIENT
 @given(config=configs)
 def test_flags_round_trip(parser, config: RunConfig) -> None:  # type: ignore[no-untyped-def]
-    """What is typed is what is taken, to the last digit."""
+    """Flags become settings without loss, to the last digit."""
     assert parse_dataclass(parser, RunConfig, to_argv(config)) == (config, {"config": None})
 
 
 @pytest.mark.parametrize("word", ["null", "NULL", "~", "# x", "true", "1e3"])
-def test_a_text_is_taken_as_it_is_typed(parser, word: str) -> None:  # type: ignore[no-untyped-def]
-    """Also where YAML reads something else, as nothing in null: a run would silently go to the default folder."""
+def test_texts_are_not_converted(parser, word: str) -> None:  # type: ignore[no-untyped-def]
+    """YAML reads null as nothing; then a run would silently use the default directory."""
     for argv in ([f"--out={word}", f"--model={word}"], ["--out", word, "--model", word], ["--out=x", "--out", word]):
         config, _ = parse_dataclass(parser, RunConfig, argv)
         assert config.save.out == word
@@ -186,7 +191,7 @@ def test_null_in_a_file_is_the_default(parser, tmp_path) -> None:  # type: ignor
 
 
 def test_settings_belong_to_the_recipe_that_has_their_keys() -> None:
-    """Also those of an older version, which lack some, and of a newer one, whose keys no recipe has."""
+    """Also with missing keys, from an older version, and with unknown keys, from a newer one."""
     for kind in (RunConfig, PretrainConfig):
         values = to_dict(kind())
         assert kind_of(values) is kind

@@ -102,13 +102,13 @@ def test_options_of_hc3(tmp_path: Path) -> None:
     ],
 )
 def test_names_of_runs(data: str, name: str, root: Path) -> None:
-    """`make ft` and `launch run` choose the same folder for a run."""
+    """`make ft` and `wellread run` choose the same folder for a run."""
     assert sets.label(data) == name
     assert resolve(RunConfig.of(data=data), ModelSpec(name="m", **registry()["tiny"])).save.out == f"runs/m-{name}"
-    make = ["make", "-s", "--eval", 'print-run: ; @echo "$$RUN"', "print-run", f"DATA={data}", "MODEL=models/m/"]
+    make = ["make", "-s", "--eval", "print-run: ; @echo $(THE_RUN)", "print-run", f"DATA={data}", "MODEL=tiny"]
     env = {"PATH": os.environ["PATH"]}  # without RUN, which `make test` exports
     process = subprocess.run(make, cwd=root, env=env, capture_output=True, text=True, check=True)
-    assert process.stdout == f"runs/m-{name}\n"
+    assert process.stdout == f"runs/tiny-{name}\n"
 
 
 def test_a_data_set_described_in_yaml(tmp_path: Path) -> None:

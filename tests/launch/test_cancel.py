@@ -44,7 +44,7 @@ with run.lock():
         manifest["attempts"][-1] |= {"ended": "2026-11-21T06:50:00+0000", "exit_code": 143}
         write_json(run.manifest_file, manifest)
 """
-"""A fake ``launch run``: it holds the run's lock, saves after a first signal, and ends at once after a second one."""
+"""A fake ``wellread run``: it holds the run's lock, saves after a first signal, and ends at once after a second one."""
 
 
 def files(run: RunDirectory) -> dict[str, bytes | None]:
@@ -145,7 +145,7 @@ def test_a_second_signal_ends_the_launcher_at_once(
 ) -> None:
     monkeypatch.setattr(cancel, "GAP", 0.5)
     run = run_folder(tmp_path / "run", attempt(), saved=(0, 20), report=progress(1, 30))
-    process = launcher(LAUNCHER, "launch", "run", str(run.path), "ignores")
+    process = launcher(LAUNCHER, ".venv/bin/wellread", "run", str(run.path), "ignores")
     assert cancel.main([str(run.path), *flags]) == code
     assert process.wait(PATIENCE) == 0
     requests, *late, last = printed(run, capsys)
@@ -165,11 +165,11 @@ def test_another_process_gets_no_signal(
     run = run_folder(tmp_path / "run", attempt())
     process = launcher(HELD, str(run.path))
     with pytest.raises(
-        UserError, match=f"in use by process {process.pid}, which is not a `launch run` of this machine"
+        UserError, match=f"in use by process {process.pid}, which is not a `wellread run` of this machine"
     ):
         cancel.main([str(run.path), "--now"])
     (run.path / "lock").write_text(f"process {process.pid} on elsewhere since today")
-    with pytest.raises(UserError, match=f"runs on elsewhere; run `python -m launch cancel {run.path}` there"):
+    with pytest.raises(UserError, match=f"runs on elsewhere; run `wellread cancel {run.path}` there"):
         cancel.main([str(run.path), "--now"])
     assert process.poll() is None
 

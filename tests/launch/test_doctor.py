@@ -1,4 +1,4 @@
-"""`launch doctor` on really broken machines, on hosts behind a real sshd, and on the development cluster."""
+"""`wellread doctor` on really broken machines, on hosts behind a real sshd, and on the development cluster."""
 
 import contextlib
 import getpass
@@ -125,7 +125,7 @@ def test_a_broken_machine_gets_remedies(root: Path, tmp_path: Path, full_disk: P
     assert bad["build lock"][0] == "warning"
     assert checks["build lock"]["found"] == f"stale, removed: {lock}"
     assert not lock.exists()
-    assert bad["op: cpu_adam"] == ("warning", "python -m launch doctor --build, with the same --cluster")
+    assert bad["op: cpu_adam"] == ("warning", "wellread doctor --build, with the same --cluster")
     assert bad["libaio"] == ("warning", "apt-get install libaio-dev, or yum install libaio-devel")
     assert checks["ulimit: open files"]["found"] == "1024 (at most 2048)"
     assert bad["ulimit: open files"][0] == "warning"
@@ -296,7 +296,7 @@ def test_help_imports_nothing_heavy(root: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
     assert result.stdout.endswith("set()\n")
-    assert "python -m launch doctor --cluster slurm --nodes 2" in result.stdout
+    assert "wellread doctor --cluster slurm --nodes 2" in result.stdout
 
 
 def test_equal_results_of_several_machines_are_one_line() -> None:

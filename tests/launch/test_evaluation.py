@@ -1,4 +1,4 @@
-"""`launch run eval`: its flags and its pool of processes. Jobs on SLURM: backends/slurm/test_jobs.py."""
+"""`wellread run eval`: its flags and its pool of processes. Jobs on SLURM: backends/slurm/test_jobs.py."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def test_defaults_of_flags() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("", "the following arguments are required: command, run"),
+        ("", "the following arguments are required: EVALUATION, RUN"),
         ("membership runs/x --array_parallelism 0", "--array_parallelism 0: must be at least 1"),
         ("membership runs/x --array_parallelism -3", "--array_parallelism -3: must be at least 1"),
-        ("membership runs/x --array_parallelism two", "argument --array_parallelism: invalid int value: 'two'"),
+        ("membership runs/x --array_parallelism two", "--array_parallelism two: expected int"),
     ],
 )
 def test_wrong_flags(words: str, message: str) -> None:

@@ -60,7 +60,7 @@ Printed = Callable[..., str]
 
 @pytest.fixture
 def printed(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> Printed:
-    """Return what ``launch logs RUN …`` prints."""
+    """Return what ``wellread logs RUN …`` prints."""
 
     def show(*arguments: str) -> str:
         assert logs.main([str(run.path), *arguments]) == 0
@@ -245,7 +245,7 @@ def test_truncated_and_replaced_files(tmp_path: Path) -> None:
 
 
 class Follower:
-    """``launch logs RUN --follow`` in another process."""
+    """``wellread logs RUN --follow`` in another process."""
 
     def __init__(self, run: RunDirectory, root: Path, *arguments: str) -> None:
         command = [sys.executable, "-m", "launch", "logs", str(run.path), "--follow", *arguments]

@@ -1,4 +1,4 @@
-"""``python -m launch models``: its table and its JSON."""
+"""``wellread models``: its table and its JSON."""
 
 from __future__ import annotations
 

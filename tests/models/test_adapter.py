@@ -155,10 +155,10 @@ def test_other_kinds_of_adapters_are_errors(small: Path, tmp_path: Path) -> None
     ("settings", "message"),
     [
         ({"rank": -1}, "--lora.rank -1: must be at least 1, or 0 to train all weights"),
-        ({"alpha": 8.0}, "--lora.rank: is missing, so the other settings of LoRA mean nothing"),
+        ({"alpha": 8.0}, "--lora.rank: is missing, but other settings of LoRA are set"),
         ({"rank": 2, "alpha": 0.0}, "--lora.alpha 0.0: must be above 0"),
         ({"rank": 2, "dropout": 1.0}, "--lora.dropout 1.0: must be at least 0 and below 1"),
-        ({"rank": 2, "targets": "a,,b"}, "--lora.targets 'a,,b': holds an empty name"),
+        ({"rank": 2, "targets": "a,,b"}, "--lora.targets 'a,,b': contains an empty name"),
     ],
 )
 def test_invalid_settings(settings: dict[str, Any], message: str) -> None:
@@ -171,7 +171,7 @@ def test_defaults() -> None:
     resolved = resolve(RunConfig.of(model="pythia-70m", lora=LoraConfig(rank=8)), spec)
     assert (resolved.lora.alpha, resolved.optim.lr) == (16, 10 * spec.lr)
     assert resolve(RunConfig.of(model="pythia-70m"), spec).optim.lr == spec.lr
-    with pytest.raises(UserError, match="tiny starts from random weights, which have to be trained"):
+    with pytest.raises(UserError, match="tiny starts from random weights, so all of them have to be trained"):
         resolve(RunConfig.of(lora=LoraConfig(rank=8)), find("tiny"))
 
 

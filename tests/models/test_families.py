@@ -161,12 +161,12 @@ def test_patterns_that_freeze_no_or_all_parameters(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"freeze": "a,,b"}, "--freeze 'a,,b': holds an empty pattern"),
-        ({"freeze": "*.bias", "lora": LoraConfig(rank=2)}, "--freeze: LoRA freezes all weights of the model already"),
-        ({"load_in_4bit": True}, "--load_in_4bit: weights of 4 bits cannot be trained; add adapters with --lora.rank"),
+        ({"freeze": "a,,b"}, "--freeze 'a,,b': contains an empty pattern"),
+        ({"freeze": "*.bias", "lora": LoraConfig(rank=2)}, "--freeze: LoRA already freezes all weights of the model"),
+        ({"load_in_4bit": True}, "--load_in_4bit: 4-bit weights cannot be trained; add adapters with --lora.rank"),
         (
             {"load_in_4bit": True, "lora": LoraConfig(rank=2), "strategy": "zero3"},
-            "--load_in_4bit: ZeRO does not divide",
+            "--load_in_4bit: ZeRO cannot partition",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""The bare wheel: built, installed into an empty environment, and asked what a run has read."""
+"""The wheel without extras: built, installed into an empty environment, and used to read a run."""
 
 import re
 import subprocess
@@ -29,25 +29,25 @@ print(batch.texts[0])
 
 def run(python: Path, *arguments: object, cwd: Path, check: bool = True) -> "subprocess.CompletedProcess[str]":
     command = [str(python), *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-    assert not check or done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
-    return done
+    process = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert not check or process.returncode == 0, f"{' '.join(command)}\n{process.stdout}\n{process.stderr}"
+    return process
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, here = tmp_path_factory.mktemp("wheel"), Path(sys.executable)
+    folder, python = tmp_path_factory.mktemp("wheel"), Path(sys.executable)
     probe = ("-m", "pip", "download", "--no-deps", "-q", "-c", CONSTRAINTS, "-d", folder / "probe", "pyyaml")
-    if run(here, *probe, cwd=folder, check=False).returncode:
+    if run(python, *probe, cwd=folder, check=False).returncode:
         missing("no package index can be reached from here")
-    run(here, "-m", "pip", "wheel", "--no-deps", "-q", "-c", CONSTRAINTS, "-w", folder, ROOT, cwd=folder)
+    run(python, "-m", "pip", "wheel", "--no-deps", "-q", "-c", CONSTRAINTS, "-w", folder, ROOT, cwd=folder)
     (built,) = folder.glob("wellread-*.whl")
     return built
 
 
 @pytest.fixture(scope="module")
 def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Python of an environment that holds the wheel and what it brings."""
+    """Python of an environment that contains only the wheel and its dependencies."""
     folder = tmp_path_factory.mktemp("bare")
     run(Path(sys.executable), "-m", "venv", "env", cwd=folder)
     python = folder / "env" / "bin" / "python"
@@ -56,12 +56,12 @@ def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_the_wheel_is_typed_and_brings_four_packages(wheel: Path) -> None:
+def test_the_wheel_is_typed_and_requires_five_packages(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as content:
         assert "wellread/py.typed" in content.namelist()
         (metadata,) = [name for name in content.namelist() if name.endswith(".dist-info/METADATA")]
-        wanted = re.findall(r"^Requires-Dist: ([\w-]+)[^;\n]*$", content.read(metadata).decode(), re.MULTILINE)
-    assert wanted == ["numpy", "pyarrow", "pyyaml", "tokenizers"]
+        required = re.findall(r"^Requires-Dist: ([\w-]+)[^;\n]*$", content.read(metadata).decode(), re.MULTILINE)
+    assert required == ["argcomplete", "numpy", "pyarrow", "pyyaml", "tokenizers"]
 
 
 @pytest.mark.slow
@@ -70,12 +70,25 @@ def test_a_run_is_read_and_verified_from_the_bare_wheel(bare: Path, copied_run: 
     ids, text = run(bare, "-c", OPENS, path, cwd=tmp_path).stdout.split("\n", 1)
     assert ids == str(record.sample_ids((3, 4)).tolist())
     assert "### Response:" in text
-    proof = run(bare, "-m", "wellread.commands.verify", path, cwd=tmp_path)
+    proof = run(bare, "-m", "wellread", "verify", path, cwd=tmp_path)
     assert proof.stdout == f"verified: 12 batches, head {record.head}\n"
-    printed = run(bare, "-m", "wellread.commands.read", path, "--batch", 3, cwd=tmp_path).stdout
+    printed = run(bare, "-m", "wellread", "read", path, "--batch", 3, cwd=tmp_path).stdout
     assert printed.startswith("batch 3  step 4  16 samples, ")
     assert all(f"    {line}".rstrip() in printed for line in text.rstrip("\n").split("\n"))
-    assert "--batch" in run(bare, "-m", "wellread.commands.read", "--help", cwd=tmp_path).stdout
+    assert "--batch" in run(bare, "-m", "wellread", "read", "--help", cwd=tmp_path).stdout
+
+
+@pytest.mark.slow
+def test_commands_that_need_a_checkout_say_so(bare: Path, copied_run: RunDirectory, tmp_path: Path) -> None:
+    script = bare.with_name("wellread")
+    assert run(script, "--help", cwd=tmp_path).stdout.startswith("usage: wellread COMMAND")
+    assert run(script, "--version", cwd=tmp_path).stdout.startswith("wellread ")
+    assert run(script, "verify", copied_run.path, cwd=tmp_path).stdout.startswith("verified: ")
+    for command in ("run finetune", "status", "doctor", "membership RUN", "report RUN", "sample RUN x", "import a b"):
+        words = [str(copied_run.path) if word == "RUN" else word for word in command.split()]
+        refused = run(script, *words, cwd=tmp_path, check=False)
+        assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
+        assert refused.stderr.startswith(f"error: wellread {words[0]}: needs a checkout of wellread")
 
 
 @pytest.mark.slow

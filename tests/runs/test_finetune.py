@@ -49,7 +49,7 @@ Finetune = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="module")
 def finetune(program: Finetune, corpora: Path) -> Finetune:
-    """Run ``python -m launch run finetune`` with `FLAGS` into `out`; later flags win."""
+    """Run ``wellread run finetune`` with `FLAGS` into `out`; later flags win."""
 
     def run(
         out: Path, *flags: object, env: dict[str, str] | None = None, **options: Any
@@ -361,7 +361,7 @@ Launch = Callable[..., Launched]
 
 @pytest.fixture
 def launch(root: Path, corpora: Path) -> Iterator[Launch]:
-    """Start ``python -m launch run finetune`` and return at once; whatever still runs after the test is killed."""
+    """Start ``wellread run finetune`` and return at once; whatever still runs after the test is killed."""
     started: list[Launched] = []
 
     def start(out: Path, *flags: object) -> Launched:

@@ -108,7 +108,9 @@ def test_a_model_is_trained_on_with_its_own_vocabulary(
     assert fingerprint(find(str(first))) == fingerprint(find(str(model)))
     done = program("launch", "plan", "pretrain", "--model", model, *flags, "--vocab", "600", "--corpora", corpora)
     assert done.returncode == 2
-    assert "--vocab 600: has 600 pieces, model 512 words; leave it out for the model's own" in done.stderr
+    assert (
+        "--vocab 600: has 600 tokens, but model has 512; leave it out to use the vocabulary of the model" in done.stderr
+    )
 
 
 @pytest.mark.slow
@@ -124,7 +126,7 @@ def test_compiled_layers_learn_the_same(program: Program, corpora: Path, tmp_pat
     assert not np.array_equal(losses["plain"], losses["compiled"])  # other kernels: it was compiled
     assert np.abs(losses["plain"] - losses["compiled"]).max() < 1e-4
     done = program("launch", "plan", "pretrain", "--compile", "--strategy", "zero1")
-    assert (done.returncode, "--compile: is for ddp" in done.stderr) == (2, True)
+    assert (done.returncode, "--compile: works only with ddp" in done.stderr) == (2, True)
 
 
 @pytest.mark.slow
@@ -173,18 +175,20 @@ def test_settings_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for written in (config, RunConfig.of(out=str(tmp_path))):
         run.write_config(written)
         assert run.config() == written
-    with pytest.raises(UserError, match="--template dolly: is for instructions, not for stories; leave it out"):
+    with pytest.raises(
+        UserError, match="--template dolly: is a setting for instructions, not for stories; leave it out"
+    ):
         PretrainConfig.of(template="dolly")
     assert set(TextConfig.unused) < keys_of(RunConfig).keys()
 
 
 BAD = {
     "--size 100x2x3": "--model stories-100x2x3: 3 heads do not divide the width 100; choose a multiple of 3",
-    "--size 16M": "--size 16M: choose 260K, 15M, 42M, 110M, or WIDTHxLAYERSxHEADS, as 128x4x4",
-    "--size 15M --model stories-42m": "--size 15M: --model stories-42m is given as well; leave one out",
-    "--pack": "--pack True: is for instructions, not for stories; leave it out",
-    "--model pythia-70m": "--model pythia-70m: pretraining continues models in directories; name the directory",
-    "--data dolly": "--data dolly: dolly is not raw text; use it with python -m finetune",
+    "--size 16M": "--size 16M: choose 260K, 15M, 42M, 110M, or WIDTHxLAYERSxHEADS, e.g. 128x4x4",
+    "--size 15M --model stories-42m": "--size 15M: --model stories-42m is also set; leave one of them out",
+    "--pack": "--pack True: is a setting for instructions, not for stories; leave it out",
+    "--model pythia-70m": "--model pythia-70m: pretraining can only continue a model in a directory",
+    "--data dolly": "--data dolly: dolly is not raw text; use it with wellread run finetune",
     "--vocab 200": "--vocab 200:",
     "--vocab 30000 --data stories:100": "--vocab 30000:",
     "--packing story --data TMP/one.txt": "TMP/one.txt: contains no <|endoftext|>, so its stories cannot be separated",

@@ -1,4 +1,4 @@
-"""Show what was read when: ``python -m wellread.commands.read RUN …``, or ``python -m eval read RUN …``."""
+"""Show what was read when: ``wellread read RUN …``."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ GOES_WITH = {
 """Option -> the questions that it refines; csv and checkpoint are also questions themselves."""
 
 
-def main(argv: list[str], prog: str = "python -m wellread.commands.read") -> int:
+def main(argv: list[str], prog: str = "wellread read") -> int:
     """Answer one question about a run; return the exit code."""
     options = _parse(argv, prog)
     question = _question(options, prog)

@@ -132,7 +132,7 @@ def show_checkpoint(history: History, name: str) -> None:
     ]
     say_pairs(pairs)
     if everything.tokens != checkpoint.tokens:
-        say(f"tokens differ: checkpoint.json says {checkpoint.tokens:,}; run eval verify", "red")
+        say(f"tokens differ: checkpoint.json says {checkpoint.tokens:,}; run wellread verify", "red")
     _show_groups(history, counts, recent, "interval")
     _show_metrics(history, {"mean": counts, "interval": recent})
 

@@ -1,4 +1,4 @@
-"""Verify what a run has read: ``python -m wellread.commands.verify RUN``, or ``python -m eval verify RUN``."""
+"""Verify what a run has read: ``wellread verify RUN``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from wellread.cli import parse, plain_parser, run_program
 from wellread.errors import FAILURE
 
 
-def main(argv: list[str], prog: str = "python -m wellread.commands.verify") -> int:
+def main(argv: list[str], prog: str = "wellread verify") -> int:
     """Print the problems of a run, and a verdict; return the exit code."""
     parser = plain_parser(prog, "Verify what a run claims to have read.", f"example:\n  {prog} runs/mine")
     parser.add_argument("run", help="Run directory.")

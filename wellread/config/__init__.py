@@ -1,6 +1,6 @@
-"""What a run is asked to do: a frozen dataclass for each section, one field per flag.
+"""Settings of a run: a frozen dataclass for each section, one field per flag; docstrings of fields are the help.
 
-Every field left at ``None`` has a default that depends on the model or the data;
+A field that is ``None`` has a default that depends on the model or the data; its docstring names it, and
 `wellread.recipes.registry.resolve` fills it in.
 """
 

@@ -1,4 +1,4 @@
-"""Refusals that several sections share."""
+"""Checks that several sections share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from wellread.errors import UserError
 
 
 def not_empty(section: Any, **flags: str) -> None:
-    """Refuse texts that are empty; each field with its flag's name."""
+    """Refuse empty texts; `flags` gives the name of the flag for each field."""
     for name, flag in flags.items():
         if getattr(section, name) == "":
             raise UserError(f"--{flag}: is empty; leave it out for its default")

@@ -1,11 +1,12 @@
-"""Where the ranks of a run are, and how its state is spread over them."""
+"""Where the ranks of a run are, and how the training state is partitioned."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from wellread.config import check
+from wellread.config.flat import unit
 from wellread.errors import UserError
 
 Strategy = Literal[
@@ -24,26 +25,26 @@ Switch = Literal["auto", "on", "off"]
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
-    """Machines, ranks, strategy."""
+    """Nodes, ranks, strategy."""
 
     name: str = "local"
-    """Where the ranks run."""
-    nodes: int = 1
-    """Machines."""
+    """Where the ranks run: local, hostfile, slurm, or a cluster file (FILE.yaml)."""
+    nodes: int = field(default=1, metadata=unit("node"))
+    """Number of nodes."""
     ranks_per_node: int | Literal["auto"] = "auto"
-    """Processes per machine (auto: its GPUs, or 1)."""
+    """Ranks per node; auto is one per GPU, or 1 on a CPU."""
     micro_batch_size: int | None = None
     """Samples per forward pass of one rank (default: chosen by the plan)."""
     strategy: Strategy = "auto"
-    """How the model's state is spread over ranks."""
+    """How the training state is partitioned over ranks; auto: chosen by the plan."""
     ds_config: str | None = None
-    """Your own DeepSpeed file instead of the strategy's; it sets nothing that the plan owns."""
+    """Your DeepSpeed file instead of a strategy, without what the plan sets, e.g. batch sizes (default: none)."""
     nvme_path: str | None = None
-    """Directory on each node's NVMe disk, for strategies that offload there."""
+    """Directory on each node's NVMe disk, for strategies that offload to NVMe (default: none)."""
     activation_checkpointing: Switch = "auto"
-    """Compute activations again in backward instead of keeping them (auto: off)."""
+    """Recompute activations in the backward pass instead of keeping them; auto is off."""
     compile: bool = False
-    """Compile the model's layers with torch.compile: half a minute at the start, faster steps. Under ddp alone."""
+    """Compile the layers with torch.compile: half a minute at the start, then faster steps. Only with ddp."""
 
     def __post_init__(self) -> None:
         check.not_empty(self, ds_config="ds_config", nvme_path="nvme_path")
@@ -51,9 +52,9 @@ class ClusterConfig:
         if self.ranks_per_node != "auto" and self.ranks_per_node < 1:
             raise UserError(f"--ranks_per_node {self.ranks_per_node}: must be at least 1, or auto")
         if self.compile and not self.may_be_ddp:
-            raise UserError("--compile: is for ddp; leave it out, or --strategy and --ds_config")
+            raise UserError("--compile: works only with ddp; leave it out, or leave out --strategy and --ds_config")
 
     @property
     def may_be_ddp(self) -> bool:
-        """Whether nothing is asked for that would make it another strategy."""
+        """Whether the settings allow the strategy ddp."""
         return self.strategy in ("auto", "ddp") and not self.ds_config

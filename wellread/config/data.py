@@ -1,11 +1,12 @@
-"""What a run reads, and how samples are made of it."""
+"""What a run reads, and how it becomes samples."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from wellread.config import check
+from wellread.config.flat import unit
 from wellread.errors import UserError
 
 LossOn = Literal["responses", "all"]
@@ -15,32 +16,32 @@ LongStories = Literal["split", "cut"]
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Data of a fine-tuning, and what every corpus has."""
+    """Data sets, templates, holdout."""
 
     name: str | None = None
-    """NAME, PATH or NAME@PATH, e.g. dolly, my.jsonl, alpaca@my.json (default: sample for tiny, else dolly).
-    Several make a mixture: by weight, dolly:0.7,alpaca:0.3, or by rows, dolly:5000,my.jsonl."""
+    """Data set: NAME, PATH or NAME@PATH, e.g. dolly, my.jsonl, alpaca@my.json. Several are a mixture: by weight,
+    dolly:0.7,alpaca:0.3, or by rows, dolly:5000,my.jsonl (default: sample for tiny, otherwise dolly)."""
     template: str | None = None
-    """Of the prompts: alpaca, dolly, qa, none, chat, or a .txt file of your own (default: the set's)."""
+    """Prompt template: alpaca, dolly, qa, none, chat, or your .txt file (default: that of the data set)."""
     loss_on: LossOn = "responses"
-    """responses, or all: prompts carry loss as well."""
+    """Tokens with loss: responses, or all (prompts too)."""
     corpora: str = "corpora"
-    """Folder in which compiled corpora are kept and shared between runs."""
+    """Folder of compiled corpora; runs share them."""
     seq_len: int | None = None
-    """Longest sample in tokens."""
+    """Maximum tokens per sample (default: that of the model in configs/models.yaml)."""
     pack: bool = False
-    """Put several samples into one sequence of seq_len tokens; none sees another. batch_size then counts sequences."""
-    holdout: float = 0.25
+    """Pack several isolated samples into one sequence of seq_len tokens; batch_size then counts sequences."""
+    holdout: float = field(default=0.25, metadata=unit("of the documents"))
     """Fraction of the source documents that is sealed: never trained on."""
     holdout_seed: int = 0
-    """Which documents are sealed; apart from the seed, so that runs of several seeds share one holdout."""
-    max_bad_rows: int = 0
-    """How many broken rows are passed over before compiling stops."""
+    """Chooses the sealed documents. It is not the seed, so that runs with different seeds share one holdout."""
+    max_bad_rows: int = field(default=0, metadata=unit("rows"))
+    """Number of malformed rows to skip; one more stops compiling."""
 
     def __post_init__(self) -> None:
         check.not_empty(self, name="data", template="template", corpora="corpora")
         if self.seq_len == 1:
-            raise UserError("--seq_len 1: a sample needs a token to predict and one before it; choose at least 2")
+            raise UserError("--seq_len 1: a sample needs at least 2 tokens, because the first one is not predicted")
         check.at_least_one(self, "seq_len")
         if not 0 <= self.holdout < 1:
             raise UserError(f"--holdout {self.holdout}: must be at least 0 and below 1 (a fraction of the documents)")
@@ -50,27 +51,27 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig(DataConfig):
-    """Data of a pretraining."""
+    """Documents, vocabulary, windows, holdout."""
 
     unused: ClassVar[tuple[str, ...]] = ("template", "loss_on", "pack")
-    """Settings that make no sense for text without roles."""
+    """Settings that have no meaning for text without prompts."""
     name: str | None = None
-    """stories (made up here, stories:N for N of them), tinystories, NAME@PATH, or a file or folder of text
+    """Data set: stories (synthetic; stories:N for N of them), tinystories, NAME@PATH, or a file or folder of text
     (default: stories)."""
     vocab: str | None = None
-    """Pieces of a vocabulary trained on the stories (512 to 32000), llama2, or a SentencePiece .model file (default:
-    4096, or the vocabulary of a model that has been trained)."""
+    """Vocabulary: its size, to train one on the stories (512 to 32000), llama2, or a SentencePiece .model file
+    (default: 4096; with pretrained weights that of the model)."""
     packing: Packing = "stream"
-    """stream (stories one after the other, cut into windows) or story (one a sample)."""
+    """stream (stories are concatenated and cut into windows) or story (one story per sample)."""
     long_stories: LongStories = "split"
-    """With packing story, a story longer than seq_len is split into several samples, or cut."""
+    """With --packing story: a story longer than seq_len is split into several samples, or cut."""
     metrics: bool = False
-    """Measure each sample: length, variety, readability, sentiment."""
+    """Measure length, variety, readability and sentiment of each sample."""
     word_list: str | None = None
-    """File of words, one a line, whose rate becomes a metric; implies metrics."""
+    """File of words, one per line; how frequent they are becomes a metric. Implies --metrics (default: none)."""
     perplexity: str | None = None
-    """Model in Hugging Face layout whose perplexity becomes a metric; implies metrics."""
-    holdout: float = 0.1
+    """Model in Hugging Face layout; its perplexity becomes a metric. Implies --metrics (default: none)."""
+    holdout: float = field(default=0.1, metadata=unit("of the stories"))
     """Fraction of the stories that is sealed: never trained on."""
 
     def __post_init__(self) -> None:
@@ -78,6 +79,8 @@ class TextConfig(DataConfig):
         check.not_empty(self, vocab="vocab", word_list="word_list", perplexity="perplexity")
         for name in self.unused:
             if getattr(self, name) != getattr(DataConfig, name):
-                raise UserError(f"--{name} {getattr(self, name)}: is for instructions, not for stories; leave it out")
+                raise UserError(
+                    f"--{name} {getattr(self, name)}: is a setting for instructions, not for stories; leave it out"
+                )
         if self.seq_len is not None and self.seq_len < 4:
             raise UserError(f"--seq_len {self.seq_len}: choose at least 4")

@@ -1,7 +1,8 @@
 """Dataclasses as dicts, ready for YAML or JSON, and back.
 
-A section is a field whose own fields are keys of the whole, as they are flags of the command line; its field `name` has
-the section's name there. Any other dataclass is a nested dict.
+A section is a field that contains a dataclass and is marked with `SECTION`. Its fields become keys of the outer dict,
+as they are flags on the command line; its field `name` becomes a key with the name of the section. Any other
+dataclass becomes a nested dict.
 """
 
 from __future__ import annotations
@@ -15,6 +16,11 @@ SECTION = {"section": True}
 """Metadata of a field that is a section."""
 
 
+def unit(name: str) -> dict[str, str]:
+    """Metadata of a field that is measured in this unit; ``--help`` shows it after the default."""
+    return {"unit": name}
+
+
 @dataclass(frozen=True)
 class Key:
     """One key of a dataclass as a dict."""
@@ -23,7 +29,7 @@ class Key:
     section: str | None
     """Which section it is in."""
     name: str
-    """The field, of the section or of the whole."""
+    """The field, of the section or of the outer dataclass."""
 
 
 def sections_of(kind: type[Any]) -> dict[str, type[Any]]:
@@ -34,25 +40,34 @@ def sections_of(kind: type[Any]) -> dict[str, type[Any]]:
 
 def keys_of(kind: type[Any]) -> dict[str, Key]:
     """The keys of a dataclass as a dict."""
-    sections, found = sections_of(kind), []
+    sections, keys = sections_of(kind), []
     for f in fields(kind):
         if f.name in sections:
             inside = fields(sections[f.name])
-            found += [Key(f.name if each.name == "name" else each.name, f.name, each.name) for each in inside]
+            keys += [Key(f.name if each.name == "name" else each.name, f.name, each.name) for each in inside]
         else:
-            found.append(Key(f.name, None, f.name))
-    return {each.key: each for each in found}
+            keys.append(Key(f.name, None, f.name))
+    return {each.key: each for each in keys}
 
 
 def hints_of(kind: type[Any]) -> dict[str, Any]:
     """The type of each key of a dataclass as a dict."""
-    whole = get_type_hints(kind)
+    outer = get_type_hints(kind)
     inside = {name: get_type_hints(section) for name, section in sections_of(kind).items()}
-    return {k: (inside[each.section] if each.section else whole)[each.name] for k, each in keys_of(kind).items()}
+    return {k: (inside[each.section] if each.section else outer)[each.name] for k, each in keys_of(kind).items()}
+
+
+def units_of(kind: type[Any]) -> dict[str, str]:
+    """The unit of each key of a dataclass as a dict that has one."""
+    sections = sections_of(kind)
+    nested = [units_of(section) for section in sections.values()]
+    return {key: name for units in nested for key, name in units.items()} | {
+        f.name: f.metadata["unit"] for f in fields(kind) if "unit" in f.metadata
+    }
 
 
 def flat(config: Any) -> dict[str, Any]:
-    """The value of each key; a nested dataclass is left as it is."""
+    """The value of each key; nested dataclasses are not converted."""
     keys = keys_of(type(config)).values()
     return {each.key: getattr(getattr(config, each.section) if each.section else config, each.name) for each in keys}
 
@@ -65,27 +80,27 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(kind: type[Any], values: dict[str, Any]) -> Any:
-    """Build dataclass `kind` from a dict, as `to_dict` made it; a nested dataclass may be one already.
+    """Build dataclass `kind` from a dict as `to_dict` returns it; nested dataclasses may be built already.
 
     Raises
     ------
     UserError
-        When a key is not one of `kind`, or a nested dataclass has no settings.
+        When a key is unknown, or a nested dataclass has no settings.
     """
-    known = keys_of(kind)
-    if unknown := sorted(values.keys() - known.keys()):
+    keys = keys_of(kind)
+    if unknown := sorted(values.keys() - keys.keys()):
         raise UserError(f"{kind.__name__}: unknown keys {', '.join(unknown)}; written by another version of wellread?")
     hints, sections = get_type_hints(kind), sections_of(kind)
-    made: dict[str, Any] = {}
+    outer: dict[str, Any] = {}
     inside: dict[str, dict[str, Any]] = {name: {} for name in sections}
     for key, value in values.items():
-        where = known[key]
+        where = keys[key]
         if where.section:
             inside[where.section][where.name] = value
         elif is_dataclass(hints[key]) and isinstance(value, dict):
-            made[key] = from_dict(hints[key], value)
+            outer[key] = from_dict(hints[key], value)
         elif is_dataclass(hints[key]) and value is None:
-            raise UserError(f"{key}: holds no settings; leave it out, or write one a line below it")
+            raise UserError(f"{key}: contains no settings; leave it out, or write one per line below it")
         else:
-            made[key] = value
-    return kind(**made, **{name: sections[name](**given) for name, given in inside.items()})
+            outer[key] = value
+    return kind(**outer, **{name: sections[name](**fields) for name, fields in inside.items()})

@@ -17,13 +17,13 @@ from wellread.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One training run; a fine-tuning, if it is of no further kind.
+    """One training run: a fine-tuning, unless a subclass says otherwise.
 
-    On the command line and in YAML the fields of all sections are side by side; optim and lora are nested.
+    On the command line and in YAML, the fields of all sections are at the top level; optim and lora are nested.
     """
 
     program: ClassVar[str] = "finetune"
-    """Which program prepares and trains it: the name of its recipe."""
+    """The program that prepares and trains it: the name of its recipe."""
     model: ModelConfig = field(default_factory=ModelConfig, metadata=SECTION)
     data: DataConfig = field(default_factory=DataConfig, metadata=SECTION)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig, metadata=SECTION)
@@ -37,24 +37,22 @@ class RunConfig:
 
     @classmethod
     def of(cls, **values: Any) -> Self:
-        """Settings by the names that they have on the command line, the others at their defaults."""
+        """Settings by their names on the command line; all others have their defaults."""
         config: Self = from_dict(cls, values)
         return config
 
     def replace(self, **values: Any) -> Self:
-        """The same with other values, by the names that they have on the command line."""
+        """A copy with other values, by their names on the command line."""
         return self.of(**flat(self) | values)
 
     def __post_init__(self) -> None:
         model, lora = self.model, self.lora
         if model.freeze is not None and lora.rank:
-            raise UserError("--freeze: LoRA freezes all weights of the model already; leave one of both out")
+            raise UserError("--freeze: LoRA already freezes all weights of the model; leave out one of the two")
         if model.load_in_4bit and not lora.rank:
-            raise UserError("--load_in_4bit: weights of 4 bits cannot be trained; add adapters with --lora.rank")
+            raise UserError("--load_in_4bit: 4-bit weights cannot be trained; add adapters with --lora.rank")
         if model.load_in_4bit and not self.cluster.may_be_ddp:
-            raise UserError(
-                "--load_in_4bit: ZeRO does not divide weights of 4 bits; leave --strategy and --ds_config out"
-            )
+            raise UserError("--load_in_4bit: ZeRO cannot partition 4-bit weights; leave out --strategy and --ds_config")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +68,9 @@ class PretrainConfig(RunConfig):
 
 
 KINDS: tuple[type[RunConfig], ...] = (RunConfig, PretrainConfig)
-"""Settings of every recipe; those with fewer keys first."""
+"""Settings of all recipes; those with fewer keys first."""
 
 
 def kind_of(values: dict[str, Any]) -> type[RunConfig]:
-    """Whose settings these are, of `config.yaml`: the first kind that has all these keys, or else most of them."""
+    """The kind of the settings in `config.yaml`: the first that has all these keys, or otherwise most of them."""
     return min(KINDS, key=lambda kind: len(values.keys() - keys_of(kind).keys()))

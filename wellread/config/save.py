@@ -1,11 +1,12 @@
-"""Where a run lies, and which checkpoints it keeps."""
+"""Where a run is stored, and which checkpoints it keeps."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from wellread.config import check
+from wellread.config.flat import unit
 from wellread.errors import UserError
 
 SaveSchedule = Literal["linear", "log"]
@@ -19,24 +20,24 @@ class SaveConfig:
     out: str | None = None
     """Run directory (default: runs/MODEL-DATA)."""
     save_every: int | None = None
-    """Steps between checkpoints (default: a round number that gives about eight)."""
+    """Steps between checkpoints (default: a round number that gives about eight checkpoints)."""
     save_schedule: SaveSchedule = "linear"
-    """linear, or log: steps 0, 1, 2, 4 ... 512, then every save_every."""
-    keep_states: int = 2
-    """Newest checkpoints that keep what resuming needs; the models of all are kept."""
+    """linear (every save_every steps), or log (steps 0, 1, 2, 4 ... 512, then every save_every steps)."""
+    keep_states: int = field(default=2, metadata=unit("checkpoints"))
+    """Number of newest checkpoints that keep their state for resuming; all checkpoints keep their model."""
     resume: Resume = "auto"
-    """auto continues from the newest valid checkpoint; never refuses a run that has begun."""
+    """auto resumes from the newest valid checkpoint; never refuses a run directory in which a run has begun."""
 
     def __post_init__(self) -> None:
         check.not_empty(self, out="out")
         if self.out and not self.out.isprintable():
-            raise UserError(f"--out {self.out!r}: holds a control character; choose a plain name")
+            raise UserError(f"--out {self.out!r}: contains a control character; choose another name")
         check.at_least_one(self, "save_every", "keep_states")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EarlySaves(SaveConfig):
-    """Checkpoints of a pretraining."""
+    """Run directory and checkpoints."""
 
     save_schedule: SaveSchedule = "log"
-    """log (steps 0, 1, 2, 4 ... 512, then every save_every), or linear."""
+    """log (steps 0, 1, 2, 4 ... 512, then every save_every steps), or linear (every save_every steps)."""

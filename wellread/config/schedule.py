@@ -1,10 +1,11 @@
-"""How long a run trains, in which order, and how its weights move."""
+"""How long a run trains, in which order, and with which optimizer."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from wellread.config import check
+from wellread.config.flat import unit
 from wellread.errors import UserError
 
 
@@ -13,18 +14,18 @@ class ScheduleConfig:
     """Steps, batches and their order."""
 
     steps: int | None = None
-    """Optimizer steps; overrides epochs."""
+    """Number of optimizer steps; overrides epochs (default: as many as the epochs have)."""
     epochs: float | None = None
-    """Passes over the trainable samples."""
+    """Number of times that all trainable samples are read (default: that of the model in configs/models.yaml)."""
     batch_size: int | None = None
-    """Samples per step, over all ranks and accumulation."""
+    """Samples per step, over all ranks and accumulation (default: that of the model in configs/models.yaml)."""
     order: str = "shuffle"
-    """shuffle, sequential, sorted:METRIC:asc, sorted:METRIC:desc, filter:METRIC>NUMBER, file:IDS.npy or
-    curriculum:FILE.yaml (docs/orders.md)."""
+    """Order of the samples: shuffle, sequential, sorted:METRIC:asc, sorted:METRIC:desc, filter:METRIC>NUMBER,
+    file:IDS.npy or curriculum:FILE.yaml (docs/orders.md)."""
     order_control: bool = False
-    """Control arm of a sorted order, a file or a curriculum: the same readings in random order."""
+    """Control experiment of a sorted order, a file or a curriculum: the same readings in random order."""
     seed: int = 0
-    """Fixes initial weights, order and dropout."""
+    """Seed of initial weights, order and dropout."""
 
     def __post_init__(self) -> None:
         check.at_least_one(self, "steps", "batch_size")
@@ -36,23 +37,23 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW with linear warm-up and cosine decay."""
+    """AdamW with linear warmup and cosine decay."""
 
     lr: float | None = None
-    """Peak learning rate (default: the model's, from configs/models.yaml; with LoRA ten times that)."""
+    """Peak learning rate (default: that of the model in configs/models.yaml; with LoRA ten times that)."""
     beta1: float = 0.9
-    """Decay of the first moment."""
+    """Decay rate of the first moment."""
     beta2: float = 0.95
-    """Decay of the second moment."""
+    """Decay rate of the second moment."""
     eps: float = 1e-8
-    """Added to the root of the second moment."""
+    """Added to the square root of the second moment."""
     weight_decay: float = 0.01
-    """Decoupled weight decay; never on norms and biases."""
+    """Decoupled weight decay; norms and biases are excluded."""
     clip: float = 1.0
-    """Largest 2-norm of the gradient; 0 leaves it unclipped."""
-    warmup: float = 0.03
-    """Warm-up as a fraction of all steps."""
-    min_lr: float = 0.1
+    """Maximum 2-norm of the gradient; 0 turns clipping off."""
+    warmup: float = field(default=0.03, metadata=unit("of the steps"))
+    """Warmup as a fraction of all steps."""
+    min_lr: float = field(default=0.1, metadata=unit("of the peak"))
     """Final learning rate as a fraction of the peak."""
 
     def __post_init__(self) -> None:
@@ -61,7 +62,7 @@ class OptimConfig:
         for name in ("beta1", "beta2", "warmup", "min_lr"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
-                raise UserError(f"--optim.{name} {value}: must lie between 0 and 1")
+                raise UserError(f"--optim.{name} {value}: must be between 0 and 1")
         for name in ("weight_decay", "clip"):
             value = getattr(self, name)
             if not value >= 0:

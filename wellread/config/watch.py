@@ -1,11 +1,12 @@
-"""What a run measures, tells and takes offence at while it trains."""
+"""What a run measures and logs while it trains, and which losses it does not accept."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from wellread.config import check
+from wellread.config.flat import unit
 from wellread.errors import UserError
 
 OnBadLoss = Literal["stop", "skip"]
@@ -16,20 +17,20 @@ TRACKERS = ("tensorboard", "wandb")
 class WatchConfig:
     """Log, measurements, trackers."""
 
-    log_every: int = 10
+    log_every: int = field(default=10, metadata=unit("steps"))
     """Steps between lines of the log."""
     eval_every: int | None = None
-    """Steps between measurements of the loss on sealed samples (default: at checkpoints alone)."""
-    generations: int = 3
-    """Sealed samples whose prompts the model continues at each checkpoint, to be looked at."""
+    """Steps between measurements of the loss on sealed samples (default: only at checkpoints)."""
+    generations: int = field(default=3, metadata=unit("samples"))
+    """Number of sealed samples with prompts that the model answers at each checkpoint (generations.jsonl)."""
     on_bad_loss: OnBadLoss = "stop"
-    """A loss or gradient that is not finite, or a spike: stop the run, or skip the batch (read, not learned from)."""
+    """After a loss or gradient that is not finite, or a spike: stop the run, or skip the update."""
     spike_factor: float | None = None
-    """A loss above this many times the median of the last 64 batches is a spike (default: none is)."""
+    """A loss above this multiple of the median of the last 64 batches is a spike (default: no spikes)."""
     tracker: str = "tensorboard"
-    """Where numbers go: tensorboard (files in the run), wandb, or both with a comma between."""
+    """Where metrics are logged: tensorboard (files in the run directory), wandb, or tensorboard,wandb."""
     peak_tflops: float | None = None
-    """TFLOP/s of one device at best, to tell which share of it is used (default: known GPUs' own)."""
+    """Peak TFLOP/s of one device, to compute the utilization (MFU) (default: that of the GPU, if it is known)."""
 
     @property
     def trackers(self) -> list[str]:

@@ -81,10 +81,7 @@ _LABEL = [
 
 
 def label(data: str) -> str:
-    """Short form of ``--data`` for the name of a run: data sets and files without folders, suffixes and amounts.
-
-    The Makefile does the same.
-    """
+    """Short form of ``--data`` for the name of a run: data sets and files without folders, suffixes and amounts."""
     for pattern, replacement in _LABEL:
         data = re.sub(pattern, replacement, data)
     return data
@@ -108,7 +105,7 @@ def documents(data: str) -> Source:
     if more:
         raise UserError(f"--data {data}: pretraining reads only one data set; put the files into one folder")
     if TEXT not in source.schemas:
-        raise UserError(f"--data {data}: {source.name} is not raw text; use it with python -m finetune")
+        raise UserError(f"--data {data}: {source.name} is not raw text; use it with wellread run finetune")
     if source.generated and source.limit:
         source = replace(source, generated=source.limit, limit=None)
     if path.exists() and path.suffix not in YAML:

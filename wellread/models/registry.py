@@ -129,7 +129,7 @@ def _from_directory(path: Path, name: str) -> ModelSpec:
         if (path / "adapter_config.json").is_file():
             raise UserError(
                 f"--model {path}: contains only an adapter; merge it into its model first, with "
-                "python -m finetune export RUN --merged --out DIR"
+                "wellread export RUN --merged --out DIR"
             ) from None
         raise UserError(f"--model {path}: has no config.json; a model directory needs Hugging Face layout") from None
     except json.JSONDecodeError as error:

@@ -1,6 +1,6 @@
-"""What a recipe is: settings and their defaults, the samples that they name, and the model that reads these.
+"""The base class of recipes: settings and their defaults, the samples, and the model that reads them.
 
-Modules of recipes are imported by ``--help``; what is slow to import they import inside functions.
+``--help`` imports the modules of recipes; so they import slow modules inside functions.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LORA_RATE = 10
 
 
 class Samples(ABC):
-    """What a run is going to read, known before it is compiled."""
+    """What a run will read; known before it is compiled."""
 
     config: RunConfig
     """Resolved."""
@@ -39,31 +39,31 @@ class Samples(ABC):
     @property
     @abstractmethod
     def spec(self) -> ModelSpec:
-        """The model that reads them, with their vocabulary.
+        """The model that reads the samples, with their vocabulary.
 
         Raises
         ------
         UserError
-            When their vocabulary is not that of the model.
+            When the vocabularies of samples and model differ.
         """
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """What the corpus's folder begins with."""
+        """First part of the name of the corpus directory."""
 
     @property
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """Everything that decides what the corpus holds; hashes the data's files, so it is found once."""
+        """All settings that determine the content of the corpus. Computed once, because it hashes the data files."""
 
     @abstractmethod
     def estimate(self) -> int:
-        """How many there will be, before they are read closely."""
+        """Estimated number of samples, without reading all data."""
 
     @cached_property
     def directory(self) -> Path:
-        """Where the corpus is compiled to; equal settings, equal folder."""
+        """Directory of the compiled corpus; equal settings give the same directory."""
         from wellread.corpus.digest import corpus_key
 
         return Path(self.config.data.corpora) / f"{self.name}-{corpus_key(self.settings)}"
@@ -76,31 +76,49 @@ class Recipe(ABC, Generic[C]):
     """``python -m NAME prepare`` compiles the corpus, ``python -m NAME train RUN`` trains a rank."""
     config: type[C]
     hidden: tuple[str, ...] = ()
-    """Settings that the help leaves out."""
+    """Settings that the help does not list."""
+    most_used: tuple[str, ...] = (
+        "model",
+        "data",
+        "out",
+        "steps",
+        "epochs",
+        "batch_size",
+        "seq_len",
+        "optim.lr",
+        "strategy",
+        "ranks_per_node",
+    )
+    """Flags that the help lists first."""
     usage: str
-    """What ``launch run NAME`` does."""
+    """What ``wellread run NAME`` does."""
     description: str
     examples: str
-    """Of ``launch``, whose command stands in them as {command}."""
+    """Examples for the help of ``wellread run`` and ``wellread plan``; {command} is replaced."""
 
     def add_flags(self, parser: ArgumentParser) -> None:
         """Give `parser` the flags of a run."""
+        from wellread.help import arrange
+
         add_dataclass(parser, self.config, self.hidden)
+        self.add_own_flags(parser)
+        arrange(parser, self.config, self.most_used)
+
+    def add_own_flags(self, parser: ArgumentParser) -> None:
+        """Give `parser` flags that are not settings; `parse` turns them into settings."""
 
     def parse(self, parser: ArgumentParser, argv: list[str]) -> tuple[C, dict[str, Any]]:
-        """Parse `argv` with a parser that has these flags: the settings, and values of its further arguments."""
+        """Parse `argv` with a parser that has these flags; return the settings, and all other values."""
         return parse_dataclass(parser, self.config, argv)
 
     def resolve(self, config: C, spec: ModelSpec) -> C:
-        """Fill in every default that depends on the model; steps are left to the plan.
+        """Fill in all defaults that depend on the model; the plan computes the steps.
 
         Raises
         ------
         UserError
-            When the sequence length is beyond the model's positions, or LoRA or the order makes no sense.
+            When the sequence length exceeds the model's positions, or LoRA or the order contradicts other settings.
         """
-        from wellread.data.sets import label
-
         seq_len = config.data.seq_len or min(spec.seq_len, spec.positions)
         if seq_len > self.positions(spec, seq_len):
             raise UserError(f"--seq_len {seq_len}: {spec.name} has {spec.positions} positions; choose at most that")
@@ -108,11 +126,12 @@ class Recipe(ABC, Generic[C]):
         data, lora = config.data.name or self.usual_data(spec), config.lora
         if lora.rank and (spec.fresh or config.model.init == "fresh"):
             raise UserError(
-                f"--lora.rank {lora.rank}: {spec.name} starts from random weights, which have to be trained"
+                f"--lora.rank {lora.rank}: {spec.name} starts from random weights, so all of them "
+                "have to be trained; leave it out"
             )
         return config.replace(
             data=data,
-            out=config.save.out or f"runs/{spec.name}-{label(data)}",
+            out=config.save.out or default_out(spec, data),
             epochs=None
             if config.schedule.steps
             else config.schedule.epochs or (1.0 if order.kind == "curriculum" else spec.epochs),
@@ -123,21 +142,21 @@ class Recipe(ABC, Generic[C]):
         )
 
     def positions(self, spec: ModelSpec, seq_len: int) -> int:
-        """How many positions the model has when it reads samples of up to `seq_len` tokens."""
+        """Number of positions of the model when samples have up to `seq_len` tokens."""
         return spec.positions
 
     @abstractmethod
     def usual_data(self, spec: ModelSpec) -> str:
-        """What is read where ``--data`` says nothing."""
+        """The data set that is read without ``--data``."""
 
     @abstractmethod
     def samples(self, config: C, spec: ModelSpec) -> Samples:
-        """What a run of resolved settings reads.
+        """The samples of a run with resolved settings.
 
         Raises
         ------
         UserError
-            When the data cannot be found.
+            When the data does not exist.
         """
 
     def model(self, config: C, spec: ModelSpec, corpus: Path) -> ModelSpec:
@@ -145,9 +164,16 @@ class Recipe(ABC, Generic[C]):
         return spec
 
     def identity(self, config: C) -> dict[str, Any]:
-        """Settings that make a run this run, beside those that every plan has; refused when they differ at resume."""
+        """Settings that a run of this recipe never changes, in addition to those of every plan."""
         lora = {"lora": to_dict(config.lora)} if config.lora.rank else {}
         return lora | ({"freeze": config.model.freeze} if config.model.freeze else {})
+
+
+def default_out(spec: ModelSpec, data: str) -> str:
+    """The run directory that is used without ``--out``."""
+    from wellread.data.sets import label
+
+    return f"runs/{spec.name}-{label(data)}"
 
 
 def _checked_order(config: RunConfig) -> OrderSpec:
@@ -155,12 +181,12 @@ def _checked_order(config: RunConfig) -> OrderSpec:
 
     order = parse(config.schedule.order)
     if config.schedule.order_control and order.kind in ("shuffle", "sequential", "filter"):
-        other = "it is random already" if order.kind != "sequential" else "--order shuffle is"
+        reason = "it is already random" if order.kind != "sequential" else "use --order shuffle"
         raise UserError(
-            f"--order_control: no control arm of --order {config.schedule.order}, for {other}; leave it out"
+            f"--order_control: --order {config.schedule.order} has no control experiment ({reason}); leave it out"
         )
     if order.kind == "curriculum" and config.schedule.epochs not in (None, 1):
         raise UserError(
-            f"--epochs {config.schedule.epochs:g}: a curriculum is read once; its phases have epochs of their own"
+            f"--epochs {config.schedule.epochs:g}: a curriculum is read once; set the epochs of its phases instead"
         )
     return order

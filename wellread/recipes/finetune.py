@@ -1,4 +1,4 @@
-"""Instruction fine-tuning: rows of several sets, or raw text, for a model with a tokenizer of its own."""
+"""Instruction fine-tuning: rows of one or several data sets, or raw text, for a model with a tokenizer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rows(Samples):
-    """Instructions, or documents, for a fine-tuning."""
+    """Instructions or documents for a fine-tuning."""
 
     config: RunConfig
     model: ModelSpec
@@ -25,24 +25,24 @@ class Rows(Samples):
 
     @classmethod
     def of(cls, config: RunConfig, spec: ModelSpec) -> Rows:
-        """What resolved settings name."""
+        """The rows that resolved settings name."""
         from wellread.data import sets
 
         return cls(config, spec, sets.find(config.data.name or ""))
 
     @property
     def spec(self) -> ModelSpec:
-        """The model as it is: its vocabulary is that of the samples."""
+        """The model itself: the samples have its vocabulary."""
         return self.model
 
     @property
     def name(self) -> str:
-        """Names of the sets."""
+        """Names of the data sets."""
         return self.mixture.name if len(self.mixture.name) <= LONGEST_NAME else "mixture"
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Everything that decides what the corpus holds."""
+        """All settings that determine the content of the corpus."""
         from wellread.corpus import tokenizer
         from wellread.data.mixture import corpus_settings
         from wellread.models.directories import local_directory
@@ -51,7 +51,7 @@ class Rows(Samples):
         return corpus_settings(self.config.data, self.mixture, tokenizer.identify(directory, self.model.vocab))
 
     def estimate(self) -> int:
-        """One sample a row."""
+        """One sample per row."""
         return self.mixture.estimate()
 
 
@@ -60,28 +60,28 @@ class Finetune(Recipe[RunConfig]):
 
     name = RunConfig.program
     config = RunConfig
-    usage = "prepare the corpus, train, return the job's exit code; again: continue"
+    usage = "prepare the corpus, train; the same command again resumes"
     description = "Fine-tune a model."
     examples = """examples:
-  python -m launch {command} finetune --model tiny --data sample
-  python -m launch {command} finetune --data my.jsonl --steps 200 --save_schedule log --out runs/mine
-  python -m launch {command} finetune --cluster my-cluster.yaml --nodes 2 --time 8:00:00
-  python -m launch {command} finetune --config run.yaml --optim.lr 1e-5       YAML first, then flags
+  wellread {command} finetune --model tiny --data sample
+  wellread {command} finetune --data my.jsonl --steps 200 --save_schedule log --out runs/mine
+  wellread {command} finetune --cluster my-cluster.yaml --nodes 2 --time 8:00:00
+  wellread {command} finetune --config run.yaml --optim.lr 1e-5       YAML first, then flags
 """
 
     def resolve(self, config: RunConfig, spec: ModelSpec) -> RunConfig:
-        """As `Recipe.resolve`; also refuse a model that cannot read packed samples."""
+        """As `Recipe.resolve`; also refuse ``--pack`` for a model that cannot isolate packed samples."""
         from wellread.models.families import PACKED_FAMILIES
 
         if config.data.pack and spec.family not in PACKED_FAMILIES:
             raise UserError(
-                f"--pack: {spec.name} is a {spec.family}, in which rows of one sequence are not known to be unseen by "
-                f"one another; that is known of {', '.join(PACKED_FAMILIES)}; leave --pack out"
+                f"--pack: {spec.name} is a {spec.family}; samples of one sequence are isolated only in "
+                f"{', '.join(PACKED_FAMILIES)}; leave --pack out"
             )
         return super().resolve(config, spec)
 
     def usual_data(self, spec: ModelSpec) -> str:
-        """The sample for tiny, else dolly."""
+        """sample for tiny, otherwise dolly."""
         return "sample" if spec.name == "tiny" else "dolly"
 
     def samples(self, config: RunConfig, spec: ModelSpec) -> Rows:
@@ -89,5 +89,5 @@ class Finetune(Recipe[RunConfig]):
         return Rows.of(config, spec)
 
     def identity(self, config: RunConfig) -> dict[str, Any]:
-        """Packing too: what a batch is of."""
+        """Also packing, which determines what a batch is."""
         return super().identity(config) | ({"pack": True} if config.data.pack else {})

@@ -1,4 +1,4 @@
-"""Pretraining on raw text: documents cut into windows, with a vocabulary of their own for a model that is fresh."""
+"""Pretraining on raw text: documents are cut into windows; a fresh model gets a vocabulary trained on them."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ class Documents(Samples):
 
     @classmethod
     def of(cls, config: PretrainConfig, spec: ModelSpec) -> Documents:
-        """What resolved settings name."""
+        """The documents that resolved settings name."""
         from wellread.data import sets
 
         return cls(config, spec, sets.documents(config.data.name or ""))
 
     @cached_property
     def spec(self) -> ModelSpec:
-        """The model; one that is fresh has the vocabulary of the documents."""
+        """The model; a fresh one has the vocabulary of the documents."""
         from wellread.data import documents
 
         words = documents.words(self.config.data)
         spec = model_of(self.model, words, self.config)
         if words != spec.vocab:
             raise UserError(
-                f"--vocab {self.config.data.vocab}: has {words:,} pieces, {spec.name} {spec.vocab:,} words; leave it "
-                "out for the model's own"
+                f"--vocab {self.config.data.vocab}: has {words:,} tokens, but {spec.name} has {spec.vocab:,}; leave it "
+                "out to use the vocabulary of the model"
             )
         return spec
 
@@ -58,32 +58,32 @@ class Documents(Samples):
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Everything that decides what the corpus holds."""
+        """All settings that determine the content of the corpus."""
         from wellread.data import documents
 
         scorer = _scorer(self.config.data.perplexity) if self.config.data.perplexity else None
         return documents.corpus_settings(self.config.data, self.source, scorer)
 
     def estimate(self) -> int:
-        """As many as the text is long."""
+        """Estimated from the length of the text."""
         from wellread.data import documents
 
         return documents.estimate(self.config.data, self.source)
 
 
 def model_of(spec: ModelSpec, words: int, config: PretrainConfig) -> ModelSpec:
-    """The model of a pretraining: a fresh one has its corpus's vocabulary, and as many positions as a sample tokens."""
+    """The model of a pretraining: a fresh one has the vocabulary of its corpus, and positions for one sample."""
     return replace(spec, vocab=words, positions=config.data.seq_len or spec.seq_len) if spec.fresh else spec
 
 
 def _scorer(model: str) -> str:
-    """Identify the weights of the model of ``--perplexity``."""
+    """Identity of the weights of the model of ``--perplexity``."""
     from wellread.models.directories import fingerprint
     from wellread.models.registry import find
 
     spec = find(model)
     if spec.fresh:
-        raise UserError(f"--perplexity {model}: has random weights; name a model that was trained")
+        raise UserError(f"--perplexity {model}: has random weights; name a trained model")
     return fingerprint(spec)
 
 
@@ -93,51 +93,64 @@ class Pretrain(Recipe[PretrainConfig]):
     name = PretrainConfig.program
     config = PretrainConfig
     hidden = TextConfig.unused
-    usage = "the same for a small Llama on stories, from nothing"
+    most_used = (
+        "size",
+        "data",
+        "vocab",
+        "out",
+        "steps",
+        "batch_size",
+        "seq_len",
+        "optim.lr",
+        "order",
+        "ranks_per_node",
+    )
+    usage = "the same for a small Llama with random weights, on stories"
     description = "Pretrain a small Llama on stories."
     examples = """examples:
-  python -m launch {command} pretrain                                          15M, on stories made up here
-  python -m launch {command} pretrain --size 260K --data tinystories --vocab 512 --steps 2000
-  python -m launch {command} pretrain --size 128x4x4 --data stories.txt --order sorted:flesch_kincaid:asc --metrics
-  python -m launch {command} pretrain --config run.yaml --cluster slurm --nodes 2
+  wellread {command} pretrain                                          15M, on synthetic stories
+  wellread {command} pretrain --size 260K --data tinystories --vocab 512 --steps 2000
+  wellread {command} pretrain --size 128x4x4 --data stories.txt --order sorted:flesch_kincaid:asc --metrics
+  wellread {command} pretrain --config run.yaml --cluster slurm --nodes 2
 """
 
-    def add_flags(self, parser: ArgumentParser) -> None:
-        """The settings, and ``--size``, which names a model by its sizes."""
-        super().add_flags(parser)
+    def add_own_flags(self, parser: ArgumentParser) -> None:
+        """Add ``--size``, which names a model by its size."""
         parser.add_argument(
-            "--size", help="In place of --model: 260K, 15M, 42M or 110M of llama2.c, or WIDTHxLAYERSxHEADS, as 128x4x4."
+            "--size",
+            help="Size of the model, instead of --model: 260K, 15M, 42M or 110M as in llama2.c, or WIDTHxLAYERSxHEADS, "
+            "e.g. 128x4x4 (default: 15M).",
         )
 
     def parse(self, parser: ArgumentParser, argv: list[str]) -> tuple[PretrainConfig, dict[str, Any]]:
         """As `Recipe.parse`; ``--size`` becomes the model."""
-        config, others = super().parse(parser, argv)
-        size = others.pop("size")
+        config, extra = super().parse(parser, argv)
+        size = extra.pop("size")
         if size is None:
-            return config, others
+            return config, extra
         if config.model.name != self.config().model.name:
-            raise UserError(f"--size {size}: --model {config.model.name} is given as well; leave one out")
+            raise UserError(f"--size {size}: --model {config.model.name} is also set; leave one of them out")
         if not re.fullmatch(r"260K|15M|42M|110M|\d+(x\d+){2,3}", size, re.IGNORECASE):
-            raise UserError(f"--size {size}: choose 260K, 15M, 42M, 110M, or WIDTHxLAYERSxHEADS, as 128x4x4")
-        return config.replace(model=f"stories-{size.lower()}"), others
+            raise UserError(f"--size {size}: choose 260K, 15M, 42M, 110M, or WIDTHxLAYERSxHEADS, e.g. 128x4x4")
+        return config.replace(model=f"stories-{size.lower()}"), extra
 
     def resolve(self, config: PretrainConfig, spec: ModelSpec) -> PretrainConfig:
-        """As `Recipe.resolve`, and the vocabulary.
+        """As `Recipe.resolve`; also fill in the vocabulary.
 
         Raises
         ------
         UserError
-            Also when the model is in no directory, where its vocabulary would be.
+            Also when the model has pretrained weights but no directory with its vocabulary.
         """
         resolved = super().resolve(config, spec)
         return resolved.replace(vocab=resolved.data.vocab or _usual_vocabulary(spec))
 
     def positions(self, spec: ModelSpec, seq_len: int) -> int:
-        """A fresh model gets as many as it needs."""
+        """A fresh model gets as many positions as a sample has tokens."""
         return seq_len if spec.fresh else spec.positions
 
     def usual_data(self, spec: ModelSpec) -> str:
-        """Stories made up here."""
+        """Synthetic stories."""
         return "stories"
 
     def samples(self, config: PretrainConfig, spec: ModelSpec) -> Documents:
@@ -145,19 +158,19 @@ class Pretrain(Recipe[PretrainConfig]):
         return Documents.of(config, spec)
 
     def model(self, config: PretrainConfig, spec: ModelSpec, corpus: Path) -> ModelSpec:
-        """A fresh model has the vocabulary of its corpus, and as many positions as a sample tokens."""
+        """A fresh model has the vocabulary of its corpus, and a position for each token of a sample."""
         from wellread.corpus.read import Corpus
 
         return model_of(spec, Corpus.open(corpus).words, config)
 
 
 def _usual_vocabulary(spec: ModelSpec) -> str:
-    """``--vocab`` where it says nothing: a new one, or that of the model."""
+    """The default of ``--vocab``: a new vocabulary, or that of the model."""
     if spec.fresh:
         return str(min(spec.vocab, USUAL_VOCABULARY))
     if spec.path is None:
         raise UserError(
-            f"--model {spec.name}: pretraining continues models in directories; name the directory, or choose one of "
-            "stories-260k, -15m, -42m and -110m, which start from nothing"
+            f"--model {spec.name}: pretraining can only continue a model in a directory; name the directory, or choose "
+            "stories-260k, -15m, -42m or -110m, which start from random weights"
         )
     return str(spec.path / "tokenizer.model")

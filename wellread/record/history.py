@@ -127,7 +127,8 @@ class History:
             raise UserError(f"{self.name}: no checkpoint step-{int(digits)}; it has {_listed(list(by_step))}")
         if int(digits) > self.batches_read:
             raise UserError(
-                f"{self.name}: the record ends at step {self.batches_read}, before step-{int(digits)}; run eval verify"
+                f"{self.name}: the record ends at step {self.batches_read}, before step-{int(digits)}; "
+                "run wellread verify"
             )
         return by_step[int(digits)]
 
@@ -250,7 +251,7 @@ class History:
         if (read := rows["sample_id"][slot].as_py()) != sample_id:
             raise UserError(
                 f"{self.name}: batch {batch_id} slot {slot} read sample {read}, its order says {sample_id}; "
-                "run eval verify"
+                "run wellread verify"
             )
         loss: float = rows["loss"][slot].as_py()
         return loss

@@ -92,7 +92,7 @@ def test_the_report_shows_the_run(tmp_path: Path, scored: list[Any]) -> None:
     finding = next(text for text in page.texts if text.startswith("At step 4, a sample that the model has read"))
     assert "with probability 1.000 [1.000, 1.000]" in finding
     assert any("not reported, because it needs 100 sealed samples" in text for text in page.texts)
-    assert any(text.startswith("python -m eval membership ") for text in page.texts)
+    assert any(text.startswith("wellread membership ") for text in page.texts)
 
 
 def test_the_report_is_self_contained(tmp_path: Path, scored: list[Any]) -> None:

@@ -190,7 +190,7 @@ class Monitor:
 
 
 class Progress:
-    """Progress of the run in RUN/log/progress.json, for ``launch status``; not part of the record."""
+    """Progress of the run in RUN/log/progress.json, for ``wellread status``; not part of the record."""
 
     def __init__(self, run: RunDirectory, plan: Plan, start: int) -> None:
         self._path = run.log / "progress.json"

@@ -1,0 +1,318 @@
+"""The command `wellread`: its table, help, flags, completion, and how it finds the program of a model."""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from support.commands import COMMANDS as COMMANDS_OF_PROGRAMS
+from support.commands import flags_of, parser_of
+
+import wellread
+from eval.registry import EVALUATIONS
+from launch.__main__ import MODULES
+from wellread import programs
+from wellread.__main__ import COMMANDS, GROUPS, main
+from wellread.completion import SHELLS
+from wellread.config import RunConfig
+from wellread.errors import UserError
+from wellread.recipes.registry import RECIPES
+
+HEAVY = {"torch", "transformers", "numpy", "pyarrow", "jsonargparse", "yaml", "argcomplete", "psutil"}
+OLD_RUN = Path("tests/fixtures/run-c5af5a2")
+ARGUMENTS = {
+    "sample finetune": ["sample", str(OLD_RUN / "finetune/run"), "text"],
+    "sample pretrain": ["sample", str(OLD_RUN / "pretrain/run")],
+    "export finetune": ["export", str(OLD_RUN / "finetune/run")],
+    "export pretrain": ["export", str(OLD_RUN / "pretrain/run")],
+}
+"""Arguments of commands for which the run determines the program."""
+NAMES = [*COMMANDS_OF_PROGRAMS, "sample finetune"]
+
+
+def arguments(name: str) -> list[str]:
+    return ARGUMENTS.get(name, name.split())
+
+
+# --- the table and the help
+
+
+def test_help_is_one_screen_that_imports_nothing_heavy(root: Path) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "wellread", "--help"]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    modules = {line.rpartition("|")[2].strip().partition(".")[0] for line in result.stderr.splitlines()}
+    assert "wellread" in modules
+    assert not modules & (HEAVY | {"launch", "eval", "finetune", "pretrain", "argparse"})
+    lines = result.stdout.splitlines()
+    assert len(lines) <= 50
+    assert max(map(len, lines)) <= 110
+    listed = re.findall(r"^  ([a-z]+)\b.*  +\S", result.stdout.partition("examples:")[0], re.MULTILINE)
+    assert list(dict.fromkeys(listed)) == list(COMMANDS)
+
+
+def test_the_table_agrees_with_the_programs() -> None:
+    assert EVALUATIONS.keys() <= GROUPS["ask"].keys()
+    assert MODULES.keys() <= COMMANDS.keys()
+    assert all(set(RECIPES) <= set(COMMANDS[name].kinds) for name in ("run", "plan", "prepare"))
+    for name, command in COMMANDS.items():
+        assert callable(programs.load(command.target, name))
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["stauts"], "wellread stauts: unknown command; did you mean status?"),
+        (["xyzzy"], "wellread xyzzy: unknown command; see wellread --help"),
+        (["--verison"], "wellread --verison: unknown command; see wellread --help"),
+        (["prepare", "dance"], "wellread prepare dance: unknown kind of training; use finetune or pretrain"),
+        (["run", "dance"], "wellread run dance: unknown program; use finetune, pretrain or eval"),
+        (["--completion", "tcsh"], "--completion tcsh: name one shell: bash, zsh, fish"),
+    ],
+)
+def test_mistakes_are_one_line(argv: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        main(argv)
+    assert str(error.value) == message
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"wellread {wellread.__version__}\n"
+
+
+def test_a_program_that_is_not_installed_needs_a_checkout() -> None:
+    with pytest.raises(UserError, match=r"^wellread logs: needs a checkout of wellread"):
+        programs.load("not_installed.__main__:main", "logs")
+    with pytest.raises(ModuleNotFoundError):  # a fault of the program
+        programs.load("launch.not_there:main", "logs")
+
+
+# --- flags
+
+
+def test_flags_are_those_of_the_golden_list(root: Path, golden, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    """Every command accepts the flags that it accepted as ``python -m PROGRAM``."""
+    monkeypatch.chdir(root)
+    text = "\n".join(
+        f"[{name}]\n" + "".join(f"{line}\n" for line in flags_of(parser_of(main, arguments(name))))
+        for name in COMMANDS_OF_PROGRAMS
+    )
+    golden("flags.txt", text)
+
+
+@pytest.mark.parametrize("name", COMMANDS_OF_PROGRAMS)
+def test_python_m_accepts_the_same_flags(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root)
+    module, *words = COMMANDS_OF_PROGRAMS[name]
+    assert flags_of(parser_of(import_module(module).main, words)) == flags_of(parser_of(main, arguments(name)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_flag_has_a_default(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root)
+    from wellread.help import with_default
+
+    parser = parser_of(main, arguments(name))
+    flags = [action for action in parser._actions if action.option_strings and not action.required]
+    flags = [action for action in flags if action.help != argparse.SUPPRESS]
+    silent = [action.dest for action in flags if "default:" not in (with_default(action) or "default:")]
+    assert set(silent) <= WITHOUT_DEFAULT
+
+
+WITHOUT_DEFAULT = {
+    *("help", "config", "print_config", "optim", "lora"),
+    # questions of `wellread read`: none of them is asked by default
+    *("batch", "save", "jsonl", "call", "sample", "row", "text", "csv", "diff", "sql", "corpus", "checkpoint"),
+    *("batch_size", "tokenizer"),  # of `wellread read --corpus`
+}
+
+
+@pytest.mark.parametrize("name", ["run finetune", "run pretrain", "plan finetune", "plan pretrain"])
+def test_ten_flags_come_first(name: str) -> None:
+    text = parser_of(main, arguments(name)).format_help()
+    usage, _, first, *_ = text.split("\n\n")
+    assert usage == f"usage: wellread {name} [FLAGS]"
+    assert first.startswith("most used:\n")
+    assert len(re.findall(r"^  --", first, re.MULTILINE)) == 10
+    titles = re.findall(r"^(\w+): .+:$", text, re.MULTILINE)
+    assert titles == ["model", "data", "schedule", "save", "watch", "cluster", "optim", "lora", "launch"]
+
+
+@pytest.mark.parametrize("name", ["", "run", "prepare", "sample", "export", *NAMES])
+def test_help_is_golden(name: str, root: Path, golden, monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("COLUMNS", "100")
+    with suppress(SystemExit):  # argparse exits after its help
+        main([*arguments(name), "--help"])
+    golden(f"help/{name.replace(' ', '-') or 'wellread'}.txt", capsys.readouterr().out)
+
+
+# --- the kind of a model
+
+
+def test_the_run_determines_the_program(root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(root)
+    for kind in ("finetune", "pretrain"):
+        assert programs.program_of(f"{OLD_RUN}/{kind}/run") == kind
+        assert programs.program_of(f"{OLD_RUN}/{kind}/run@step-8") == kind
+    assert programs.program_of(f"{OLD_RUN}/finetune/model") == "pretrain"  # a directory is exported by format
+    assert programs.program_of(str(tmp_path / "none")) == "pretrain"
+    assert programs.positionals(["--out", "a", "RUN", "--merged", "--tokens=3", "text"]) == ["RUN", "text"]
+
+
+def test_a_fine_tuned_run_is_asked_with_its_template(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from wellread.corpus.tokenizer import Tokenizer
+
+    monkeypatch.chdir(root)
+    texts: list[str] = []
+    original = Tokenizer.prompts
+
+    def prompts(tokenizer: Tokenizer, openings: list[str]) -> list[list[int]]:
+        texts.extend(openings)
+        return original(tokenizer, openings)
+
+    monkeypatch.setattr(Tokenizer, "prompts", prompts)
+    run = str(OLD_RUN / "finetune/run")
+    assert main(["sample", run, "Name three rivers.", "--tokens", "3"]) == 0
+    assert texts == ["### Instruction:\nName three rivers.\n\n### Response:\n"]
+    greedy = capsys.readouterr().out
+    assert main(["sample", run, "Name three rivers.", "--tokens", "3"]) == 0
+    assert capsys.readouterr().out == greedy
+    outputs = []
+    for seed in (0, 0, 1, 2, 3):
+        assert main(["sample", run, "x", "--tokens", "8", "--temperature", "5", "--seed", str(seed)]) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1]
+    assert len({*outputs}) > 1
+
+
+def test_a_pretrained_run_continues_a_text(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(root)
+    run = str(OLD_RUN / "pretrain/run")
+    assert main(["sample", run, "Once upon a time", "--tokens", "3", "--temperature", "0"]) == 0
+    assert capsys.readouterr().out.startswith("Once upon a time")
+
+
+def test_models_are_exported_by_kind(root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(root)
+    assert main(["export", str(OLD_RUN / "finetune/run@step-8"), "--out", str(tmp_path / "model")]) == 0
+    assert (tmp_path / "model" / "config.json").is_file()
+    pretrained = str(OLD_RUN / "pretrain/run")
+    assert main(["export", pretrained, "--format", "llama2c-v0", "--out", str(tmp_path / "model.bin")]) == 0
+    tokenizer = str(OLD_RUN / "pretrain/run/corpus/tokenizer/tokenizer.model")
+    assert main(["import", str(tmp_path / "model.bin"), tokenizer, "--out", str(tmp_path / "imported")]) == 0
+    exported = str(tmp_path / "hf")
+    assert main(["export", str(tmp_path / "imported"), "--format", "hf", "--out", exported]) == 0
+    with pytest.raises(UserError, match="unknown setting 'merged'"):
+        main(["export", pretrained, "--merged", "--out", str(tmp_path / "x")])
+
+
+# --- completion
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two runs, and a directory in runs/ that is not a run."""
+    folder = tmp_path_factory.mktemp("workplace")
+    for name in ("tiny-sample", "dolly-70m"):
+        (folder / "runs" / name).mkdir(parents=True)
+        (folder / "runs" / name / "config.yaml").write_text("steps: 3\n")
+    (folder / "runs" / "notes").mkdir()
+    return folder
+
+
+def complete(line: str, folder: Path, root: Path, shell: str = "bash") -> list[str]:
+    """Words that the completer of `wellread` prints for a line, as the shell's function asks for them."""
+    read, write = os.pipe()
+    variables = {
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_IFS": "\n",
+        "_ARGCOMPLETE_SHELL": shell,
+        "_ARGCOMPLETE_SUPPRESS_SPACE": "1",
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+        "_ARGCOMPLETE_COMP_WORDBREAKS": " \t\n\"'><=;|&(:",
+        "PYTHONPATH": str(root),
+    }
+    if shell == "fish":
+        variables["_ARGCOMPLETE_DFS"] = "\t"
+    command = f"{sys.executable} -m wellread 8>&{write} 9>&1"
+    subprocess.run(
+        ["bash", "-c", command], cwd=folder, env=os.environ | variables, pass_fds=[write], check=True, timeout=60
+    )
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        words = pipe.read().split("\n")
+    separator = {"fish": "\t", "zsh": ":"}.get(shell, "\0")
+    return [word.partition(separator)[0].rstrip() for word in words if word]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_commands_runs_and_models_are_completed(shell: str, workplace: Path, root: Path) -> None:
+    assert set(complete("wellread ", workplace, root, shell)) >= COMMANDS.keys()
+    assert complete("wellread st", workplace, root, shell) == ["status"]
+    assert complete("wellread logs runs/ti", workplace, root, shell) == ["runs/tiny-sample"]
+    assert set(complete("wellread run finetune --model pythia-1", workplace, root, shell)) > {"pythia-14m", "pythia-1b"}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("wellread plan ", {"finetune", "pretrain"}),
+        ("wellread run eval m", {"membership"}),
+        ("wellread run finetune --optim.l", {"--optim.lr"}),
+        ("wellread run finetune --data alp", {"alpaca", "alpaca-cleaned"}),
+        ("wellread run finetune --strategy=zero3-", {"zero3-partial", "zero3-offload", "zero3-nvme"}),
+        ("wellread run finetune --then ", {"none", "eval"}),
+        ("wellread run eval membership runs/d", {"runs/dolly-70m"}),
+        ("wellread sample runs/tiny-s", {"runs/tiny-sample"}),
+        ("wellread export runs/tiny-sample --m", {"--merged"}),
+        ("wellread read runs/tiny-sample --che", {"--checkpoint"}),
+        ("wellread prepare finetune --sho", {"--show"}),
+        ("wellread --completion z", {"zsh"}),
+    ],
+)
+def test_arguments_are_completed(line: str, words: set[str], workplace: Path, root: Path) -> None:
+    assert set(complete(line, workplace, root)) == words
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_completion_prints_the_code_of_each_shell(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--completion", shell])
+    code = capsys.readouterr().out
+    assert "wellread" in code
+    assert ("complete --command wellread" in code) == (shell == "fish")
+
+
+def test_bash_completes(workplace: Path, root: Path, tmp_path: Path) -> None:
+    """The function that ``--completion bash`` prints, in bash."""
+    (tmp_path / "wellread").write_text(f'#!/bin/sh\nexec {sys.executable} -m wellread "$@"\n')
+    (tmp_path / "wellread").chmod(0o755)
+    script = """
+source <(wellread --completion bash)
+COMP_LINE='wellread cancel runs/ti' COMP_POINT=23 COMP_TYPE=9 COMP_WORDS=(wellread cancel runs/ti) COMP_CWORD=2
+_python_argcomplete wellread
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+    variables = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(root)}
+    result = subprocess.run(
+        ["bash", "-c", script], cwd=workplace, env=variables, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split() == ["runs/tiny-sample"], result.stderr
+
+
+def test_units_follow_defaults() -> None:
+    parser = parser_of(main, ["run", "finetune"])
+    text = " ".join(parser.format_help().split())
+    for default in ("(default: 10 steps)", "(default: 0.25 of the documents)", "(default: 1 node)", "(default: auto)"):
+        assert default in text
+    assert str(RunConfig().watch.log_every) in text

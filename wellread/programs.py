@@ -1,0 +1,106 @@
+"""Commands of programs that are imported by name: the library imports no program.
+
+`prepare` takes the kind of training as its first argument; `sample` and `export` see it from the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+from wellread.errors import UserError
+
+WITHOUT_VALUE = {"--merged", "-h", "--help"}
+"""Flags of `sample` and `export` that take no value."""
+
+
+def load(target: str, command: str) -> Callable[[list[str]], int]:
+    """Import the function ``module:function`` of a command.
+
+    Raises
+    ------
+    UserError
+        When its program is not installed: a wheel contains only the library.
+    """
+    module, _, name = target.partition(":")
+    try:
+        function: Callable[[list[str]], int] = getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name != module.partition(".")[0]:
+            raise
+        raise UserError(
+            f"wellread {command}: needs a checkout of wellread, which is not installed here; clone the repository and "
+            "run make setup there"
+        ) from None
+    return function
+
+
+def prepare(argv: list[str]) -> int:
+    """Run ``wellread prepare finetune|pretrain``."""
+    from wellread.config.run import KINDS
+
+    programs = [kind.program for kind in KINDS]
+    if not argv or argv[0] in ("-h", "--help"):
+        print(f"usage: wellread prepare {'|'.join(programs)} [FLAGS]\n\nCompile the corpus of a run, without training.")
+        return 0
+    kind, *flags = argv
+    if kind not in programs:
+        raise UserError(f"wellread prepare {kind}: unknown kind of training; use {' or '.join(programs)}")
+    return load(f"{kind}.__main__:main", "prepare")(["prepare", *flags])
+
+
+def sample(argv: list[str]) -> int:
+    """Run ``wellread sample MODEL [TEXT]``: a fine-tuned run is asked, any other model continues the text."""
+    return _by_kind("sample", argv)
+
+
+def export(argv: list[str]) -> int:
+    """Run ``wellread export MODEL --out PATH``."""
+    return _by_kind("export", argv)
+
+
+def _by_kind(command: str, argv: list[str]) -> int:
+    models = positionals(argv)
+    if not models and {"-h", "--help"} & {*argv}:
+        return _help(command)
+    program = program_of(models[0]) if models else "pretrain"
+    return load(f"{program}.__main__:main", command)([command, *argv])
+
+
+def _help(command: str) -> int:
+    """Print the help of both programs."""
+    for title, program in (("of a fine-tuning run", "finetune"), ("of a pretraining run or a directory", "pretrain")):
+        print(f"=== {command} the model {title} ===")
+        try:
+            load(f"{program}.__main__:main", command)([command, "--help"])
+        except SystemExit:  # argparse exits after its help
+            print()
+    return 0
+
+
+def positionals(argv: list[str]) -> list[str]:
+    """Arguments of `sample` or `export` that are neither flags nor values of flags."""
+    words: list[str] = []
+    arguments = iter(argv)
+    for argument in arguments:
+        if not argument.startswith("-"):
+            words.append(argument)
+        elif "=" not in argument and argument not in WITHOUT_VALUE:
+            next(arguments, None)
+    return words
+
+
+def program_of(model: str) -> str:
+    """The program of a model: that of its run, from config.yaml; pretraining's for a model directory, which has no run.
+
+    Raises
+    ------
+    UserError
+        When the settings of the run are damaged.
+    """
+    from wellread.run import RunDirectory
+
+    path = Path(model)
+    run = RunDirectory(path if path.is_dir() else Path(model.rpartition("@")[0] or model))
+    return run.config().program if run.config_file.is_file() else "pretrain"
