@@ -115,7 +115,7 @@ def _evaluate(flags: list[str]) -> int:
     request = evaluation.Request(
         command=parsed.command,
         run=RunDirectory.open(parsed.run),
-        rest=tuple(of_evaluation),
+        flags=tuple(of_evaluation),
         cluster=options.cluster_of(parsed.cluster, parsed.time, parsed.partition),
         fan_out=parsed.fan_out,
         parallelism=parsed.array_parallelism,
