@@ -16,5 +16,5 @@ finetune() {
     fi
     cd "$(dirname "$(realpath "${BASH_SOURCE[0]}")")/.." || return
     [[ -x $python ]] || python=python3
-    exec "$python" -m launch "$verb" finetune "${defaults[@]}" "$@"
+    exec "$python" -m wellread "$verb" finetune "${defaults[@]}" "$@"
 }

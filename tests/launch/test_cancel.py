@@ -357,7 +357,7 @@ def test_a_real_run_is_followed_canceled_resumed_and_killed(
     ]
     assert (about["state"], about["reason"], about["step"]) == ("stopped", "by SIGTERM", saved)
     assert saved >= 25
-    last = f"stopped by SIGTERM at step {saved}, saved; the same command continues"
+    last = f"stopped by SIGTERM at step {saved}, saved; run the same command to resume"
     assert followed.splitlines()[-1] == last
     assert states == f"{run.path}: stopped (by SIGTERM)\n"
 

@@ -25,4 +25,4 @@ class StopRequest:
 
 def stopped(step: int, number: int) -> str:
     """Last line of a run that signal `number` stopped at `step`."""
-    return f"stopped by {signal.Signals(number).name} at step {step}, saved; the same command continues"
+    return f"stopped by {signal.Signals(number).name} at step {step}, saved; run the same command to resume"
