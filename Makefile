@@ -1,7 +1,7 @@
 # The commands of the README; `make` without a target explains them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup ft pretrain plan models status logs cancel doctor eval read verify report tb slurm-up slurm-down oom-demo test check lint bench gpu-check clean
+.PHONY: help setup ft pretrain plan models status logs cancel doctor eval read verify report tb slurm-up slurm-down oom-demo test test-long check lint bench gpu-check clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -116,10 +116,13 @@ lint: $(STAMP)  ## formatting, lint, types, import layers
 	@$(VENV)/bin/lint-imports
 
 check: lint  ## lint, and the fast tests
-	@$(PY) -m pytest -q -m "not slow"
+	@$(PY) -m pytest -q -m "not slow and not long"
 
-test: $(STAMP)  ## every test that can run on this machine, WORKERS at a time
-	@$(PY) -m pytest -n $(WORKERS)
+test: $(STAMP)  ## test every part in some minutes, WORKERS processes at a time
+	@$(PY) -m pytest -n $(WORKERS) -m "not long"
+
+test-long: $(STAMP)  ## the tests that make test leaves out: every case, many kills, simulations
+	@$(PY) -m pytest -n $(WORKERS) -m long
 
 bench: $(STAMP)  ## measure speed
 	@for bench in bench/*.py; do echo "== $$bench"; $(PY) -m bench.$$(basename $$bench .py); done

@@ -1,7 +1,7 @@
-"""Whose fault an error is: a bug shows its traceback and exits 1, a user's mistake is one line and exits 2.
+"""Bugs and mistakes: a bug shows its traceback and exits with 1, a mistake of the user is one line and exits with 2.
 
-Bugs are planted where no program looks: a module ``sitecustomize``, which Python imports first, changes a function of
-numpy or torch in every process below; the programs run as they are, from their own command lines.
+A module ``sitecustomize``, which Python imports first, replaces a function of numpy or torch with one that fails, in
+every process of a program. The programs themselves are unchanged.
 """
 
 from __future__ import annotations
@@ -9,9 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-import runpy
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from wellread.corpus.read import Corpus
 from wellread.errors import BAD_INPUT, FAILURE, UserError, print_error, user_message
 from wellread.run import RunDirectory
 
-# --- planted errors
+# --- injected errors
 
 SITECUSTOMIZE = '''
 """Put a function that fails into the place of {module}.{function}, once that module is imported."""
@@ -66,10 +64,10 @@ BUGS = {
         "ValueError: Expected input batch_size (2) to match target batch_size (3).",
     ),
 }
-"""For each library a real ValueError out of one of its operations: how to have it, and how its last line begins."""
+"""For each library a real ValueError of one of its operations: code that raises it, and the start of its last line."""
 MISTAKE = "row 3: planted; take it out"
 IN_A_RANK = "'RANK' in os.environ and __import__('torch').is_grad_enabled()"
-"""In a training step: not at start, where the sealed holdout is scored, nor in an evaluation."""
+"""In a training step: not at the start, where the holdout is scored, and not in an evaluation."""
 IN_AN_EVALUATION = "'RANK' not in os.environ"
 
 Plant = Callable[..., dict[str, str | None]]
@@ -77,14 +75,14 @@ Plant = Callable[..., dict[str, str | None]]
 
 @pytest.fixture
 def plant(tmp_path: Path) -> Plant:
-    """Plant an error into a function of a library; return the variables of programs that then fall over it."""
+    """Let a function of a library fail; return the environment variables with which programs get that error."""
 
     def into(module: str, function: str, error: str, when: str = "True") -> dict[str, str | None]:
-        here = tmp_path / "planted"
-        here.mkdir()
+        folder = tmp_path / "planted"
+        folder.mkdir()
         code = SITECUSTOMIZE.format(module=module, function=function, when=when, error=error)
-        (here / "sitecustomize.py").write_text(code)
-        return {"PYTHONPATH": os.pathsep.join(filter(None, [str(here), os.environ.get("PYTHONPATH")]))}
+        (folder / "sitecustomize.py").write_text(code)
+        return {"PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))}
 
     return into
 
@@ -98,7 +96,7 @@ def errors_in(stderr: str) -> list[str]:
 
 
 def prepares(corpora: Path) -> dict[str, list[object]]:
-    """Commands that compile a corpus, the launcher's among them, which prepares first."""
+    """Commands that compile a corpus; the launcher does that first."""
     tiny = ["--steps", 1, "--corpora", corpora, "--out", corpora / "run"]
     return {
         "finetune": ["finetune", "prepare", "--corpora", corpora],
@@ -108,24 +106,25 @@ def prepares(corpora: Path) -> dict[str, list[object]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["finetune", "pretrain", "launch"])
+@pytest.mark.parametrize(
+    "command", ["launch", *(pytest.param(command, marks=pytest.mark.long) for command in ("finetune", "pretrain"))]
+)
 def test_a_bug_in_a_prepare(command: str, program: Program, plant: Plant, tmp_path: Path) -> None:
-    """It happens where shards are written, in the midst of the rows' way into the corpus."""
+    """It occurs while shards are written."""
     cause, last = BUGS["numpy"]
-    done = program(*prepares(tmp_path / "corpora")[command], env=plant("numpy", "savez", cause))
-    assert done.returncode == FAILURE, done.stderr
-    assert "Traceback (most recent call last):" in done.stderr
-    assert f"\n{last}" in done.stderr
-    assert errors_in(done.stderr) == []
+    result = program(*prepares(tmp_path / "corpora")[command], env=plant("numpy", "savez", cause))
+    assert result.returncode == FAILURE, result.stderr
+    assert "Traceback (most recent call last):" in result.stderr
+    assert f"\n{last}" in result.stderr
+    assert errors_in(result.stderr) == []
     assert list((tmp_path / "corpora").glob("*/corpus.json")) == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["finetune", "pretrain", "launch"])
-def test_a_mistake_in_a_prepare(command: str, program: Program, plant: Plant, tmp_path: Path) -> None:
-    done = program(*prepares(tmp_path / "corpora")[command], env=plant("numpy", "savez", mistake()))
-    assert (done.returncode, errors_in(done.stderr)) == (BAD_INPUT, [f"error: {MISTAKE}"])
-    assert "Traceback" not in done.stderr
+def test_a_mistake_in_a_prepare(program: Program, plant: Plant, tmp_path: Path) -> None:
+    result = program(*prepares(tmp_path / "corpora")["launch"], env=plant("numpy", "savez", mistake()))
+    assert (result.returncode, errors_in(result.stderr)) == (BAD_INPUT, [f"error: {MISTAKE}"])
+    assert "Traceback" not in result.stderr
     assert list((tmp_path / "corpora").glob("*/corpus.json")) == []
 
 
@@ -138,61 +137,63 @@ def training(corpora: Path, out: Path) -> list[object]:
 def test_a_bug_in_a_rank(program: Program, plant: Plant, corpora: Path, corpus: Corpus, tmp_path: Path) -> None:
     cause, last = BUGS["torch"]
     fallen = plant("torch.nn.functional", "embedding", cause, IN_A_RANK)
-    done = program(*training(corpora, tmp_path / "run"), env=fallen)
-    assert done.returncode == FAILURE, done.stderr
-    assert "saved step-00000000" in done.stdout
-    trace, _, rest = done.stderr.partition(last)
+    result = program(*training(corpora, tmp_path / "run"), env=fallen)
+    assert result.returncode == FAILURE, result.stderr
+    assert "saved step-00000000" in result.stdout
+    trace, _, after = result.stderr.partition(last)
     assert "Traceback (most recent call last):" in trace
-    assert rest, done.stderr
-    (shown,) = errors_in(done.stderr)
-    assert last in shown
-    assert "rank 0" in shown
+    assert after, result.stderr
+    (line,) = errors_in(result.stderr)
+    assert last in line
+    assert "rank 0" in line
     assert last in next((tmp_path / "run" / "log").glob("*rank-0.log")).read_text()
     assert RunDirectory.open(tmp_path / "run").manifest()["attempts"][-1]["exit_code"] == FAILURE
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_mistake_in_a_rank(program: Program, plant: Plant, corpora: Path, corpus: Corpus, tmp_path: Path) -> None:
     fallen = plant("torch.nn.functional", "embedding", mistake(), IN_A_RANK)
-    done = program(*training(corpora, tmp_path / "run"), env=fallen)
-    assert done.returncode == BAD_INPUT, done.stderr
-    assert "Traceback" not in done.stderr
-    (shown,) = errors_in(done.stderr)
-    assert MISTAKE in shown
+    result = program(*training(corpora, tmp_path / "run"), env=fallen)
+    assert result.returncode == BAD_INPUT, result.stderr
+    assert "Traceback" not in result.stderr
+    (line,) = errors_in(result.stderr)
+    assert MISTAKE in line
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", [["eval", "membership"], ["launch", "run", "eval", "membership"]])
-def test_a_bug_in_an_evaluation(start: list[str], program: Program, plant: Plant, copied_run: RunDirectory) -> None:
+def test_a_bug_in_an_evaluation(program: Program, plant: Plant, copied_run: RunDirectory) -> None:
     cause, last = BUGS["torch"]
     fallen = plant("torch.nn.functional", "embedding", cause, IN_AN_EVALUATION)
-    done = program(*start, copied_run.path, "--steps", 12, env=fallen)
-    assert done.returncode == FAILURE, done.stderr
-    assert "Traceback (most recent call last):" in done.stderr
-    assert f"\n{last}" in done.stderr
-    assert errors_in(done.stderr) == []
+    result = program("eval", "membership", copied_run.path, "--steps", 12, env=fallen)
+    assert result.returncode == FAILURE, result.stderr
+    assert "Traceback (most recent call last):" in result.stderr
+    assert f"\n{last}" in result.stderr
+    assert errors_in(result.stderr) == []
     assert not (copied_run.eval / "membership.parquet").exists()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_bug_in_the_evaluation_after_a_run(
     program: Program, plant: Plant, corpora: Path, corpus: Corpus, tmp_path: Path
 ) -> None:
     cause, last = BUGS["torch"]
     fallen = plant("torch.nn.functional", "embedding", cause, IN_AN_EVALUATION)
-    done = program(*training(corpora, tmp_path / "run"), "--then", "eval", env=fallen)
-    assert done.returncode == FAILURE, done.stderr
-    assert "finished at step 2" in done.stdout
-    assert f"\n{last}" in done.stderr
-    assert errors_in(done.stderr) == []
+    result = program(*training(corpora, tmp_path / "run"), "--then", "eval", env=fallen)
+    assert result.returncode == FAILURE, result.stderr
+    assert "finished at step 2" in result.stdout
+    assert f"\n{last}" in result.stderr
+    assert errors_in(result.stderr) == []
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_mistake_in_an_evaluation(program: Program, plant: Plant, copied_run: RunDirectory) -> None:
     fallen = plant("torch.nn.functional", "embedding", mistake(), IN_AN_EVALUATION)
-    done = program("eval", "membership", copied_run.path, "--steps", 12, env=fallen)
-    assert (done.returncode, errors_in(done.stderr)) == (BAD_INPUT, [f"error: {MISTAKE}"])
-    assert "Traceback" not in done.stderr
+    result = program("eval", "membership", copied_run.path, "--steps", 12, env=fallen)
+    assert (result.returncode, errors_in(result.stderr)) == (BAD_INPUT, [f"error: {MISTAKE}"])
+    assert "Traceback" not in result.stderr
 
 
 # --- mistakes of users
@@ -249,9 +250,9 @@ MISTAKES = [
     ("eval verify", "run"),
     ("eval report DIR/thesis", "DIR/thesis"),
 ]
-"""Command, and what its one line names. DIR holds what `surroundings` puts there, RUN is a finished run."""
+"""Command, and what its one line names. DIR contains the files of `surroundings`, RUN is a finished run."""
 STARTED = [MISTAKES[i] for i in (0, 3, 12, 18, 25, 33, 39, 44, 48)]
-"""Those that are given to a new process as well; the others, for speed, to the same programs inside this one."""
+"""These run in a new process, too. In this process all run, which is faster."""
 
 
 @pytest.fixture
@@ -265,11 +266,11 @@ def surroundings(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def words(command: str, here: Path, run: Path) -> list[str]:
-    """The command's words; what it makes, it makes in DIR."""
-    found = command.replace("DIR", str(here)).replace("RUN", str(run)).split()
-    takes_corpora = found[1:2] == ["prepare"] or found[1:3] in (["run", "finetune"], ["plan", "finetune"])
-    return [*found, *(["--corpora", str(here / "corpora")] if takes_corpora else [])]
+def words(command: str, folder: Path, run: Path) -> list[str]:
+    """The words of the command. All that it creates is in DIR."""
+    arguments = command.replace("DIR", str(folder)).replace("RUN", str(run)).split()
+    takes_corpora = arguments[1:2] == ["prepare"] or arguments[1:3] in (["run", "finetune"], ["plan", "finetune"])
+    return [*arguments, *(["--corpora", str(folder / "corpora")] if takes_corpora else [])]
 
 
 def one_line(stderr: str, code: object) -> str:
@@ -281,41 +282,30 @@ def one_line(stderr: str, code: object) -> str:
     return stderr
 
 
-@pytest.mark.parametrize(("command", "named"), MISTAKES)
+@pytest.mark.parametrize(("command", "mention"), MISTAKES)
 def test_a_mistake_is_one_line(
     command: str,
-    named: str,
+    mention: str,
     surroundings: Path,
     tiny_run: RunDirectory,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    in_process: Program,
 ) -> None:
-    shown = started_here(words(command, surroundings, tiny_run.path), monkeypatch, capfd)
-    assert named.replace("DIR", str(surroundings)) in shown
+    result = in_process(*words(command, surroundings, tiny_run.path))
+    assert mention.replace("DIR", str(surroundings)) in one_line(result.stderr, result.returncode)
     assert [path.name for path in (surroundings / "thesis").iterdir()] == ["thesis.tex"]
 
 
-def started_here(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> str:
-    """Do in this process what ``python -m`` does; return the one line of error."""
-    monkeypatch.setattr(sys, "argv", list(arguments))
-    monkeypatch.delitem(sys.modules, f"{arguments[0]}.__main__", raising=False)
-    capfd.readouterr()
-    with pytest.raises(SystemExit) as left:
-        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
-    return one_line(capfd.readouterr().err, left.value.code)
-
-
-@pytest.mark.parametrize(("command", "named"), STARTED)
-def test_so_it_is_in_a_process_of_its_own(
-    command: str, named: str, surroundings: Path, tiny_run: RunDirectory, program: Program
+@pytest.mark.parametrize(("command", "mention"), STARTED)
+def test_a_mistake_is_one_line_in_a_new_process(
+    command: str, mention: str, surroundings: Path, tiny_run: RunDirectory, program: Program
 ) -> None:
-    done = program(*words(command, surroundings, tiny_run.path))
-    assert named.replace("DIR", str(surroundings)) in one_line(done.stderr, done.returncode)
+    result = program(*words(command, surroundings, tiny_run.path))
+    assert mention.replace("DIR", str(surroundings)) in one_line(result.stderr, result.returncode)
 
 
 @pytest.fixture(scope="module")
 def damageable(tiny_run: RunDirectory, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """What is small of the finished run, copied."""
+    """A copy of the small files of the finished run."""
     large = shutil.ignore_patterns("code", "state", "*.safetensors")
     copy = shutil.copytree(tiny_run.path, tmp_path_factory.mktemp("damageable") / "run", ignore=large)
     return RunDirectory.open(copy)
@@ -331,30 +321,29 @@ def damageable(tiny_run: RunDirectory, tmp_path_factory: pytest.TempPathFactory)
         ("corpus/corpus.json", "eval read RUN --batch 3"),
     ],
 )
-@pytest.mark.parametrize("cut", [True, False])
+@pytest.mark.parametrize("truncated", [True, False])
 def test_a_damaged_file_of_a_run_is_one_line(
     damaged: str,
     command: str,
-    cut: bool,
+    truncated: bool,
     damageable: RunDirectory,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    in_process: Program,
 ) -> None:
     file = damageable.path / damaged
-    whole = file.read_bytes()
-    file.write_bytes(whole[:-9] + b"{[" if cut else b"\xff" + whole)
+    content = file.read_bytes()
+    file.write_bytes(content[:-9] + b"{[" if truncated else b"\xff" + content)
     try:
-        shown = started_here(words(command, damageable.path.parent, damageable.path), monkeypatch, capfd)
+        result = in_process(*words(command, damageable.path.parent, damageable.path))
     finally:
-        file.write_bytes(whole)
-    assert file.name in shown
+        file.write_bytes(content)
+    assert file.name in one_line(result.stderr, result.returncode)
 
 
-# --- what is shown of an error
+# --- messages
 
 
 class Refused(UserError):
-    """A more particular mistake of the user's."""
+    """A subclass of UserError."""
 
 
 @pytest.mark.parametrize(
@@ -379,12 +368,12 @@ class Refused(UserError):
         (OSError("no number"), None),
     ],
 )
-def test_what_the_user_is_told(error: BaseException, line: str | None) -> None:
+def test_the_message_of_an_error(error: BaseException, line: str | None) -> None:
     assert user_message(error) == line
 
 
 def test_a_user_error_is_a_value_error() -> None:
-    """So that code from before it, and that of users, goes on catching it."""
+    """Older code and code of users catches ValueError."""
     assert issubclass(UserError, ValueError)
     with pytest.raises(ValueError, match=r"^row 3$"):
         raise UserError("row 3")

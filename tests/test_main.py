@@ -246,9 +246,7 @@ def complete(line: str, folder: Path, root: Path, shell: str = "bash") -> list[s
     if shell == "fish":
         variables["_ARGCOMPLETE_DFS"] = "\t"
     command = f"{sys.executable} -m wellread 8>&{write} 9>&1"
-    subprocess.run(
-        ["bash", "-c", command], cwd=folder, env=os.environ | variables, pass_fds=[write], check=True, timeout=60
-    )
+    subprocess.run(["bash", "-c", command], cwd=folder, env=os.environ | variables, pass_fds=[write], check=True)
     os.close(write)
     with os.fdopen(read) as pipe:
         words = pipe.read().split("\n")

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from support.waiting import PATIENCE
 
 from wellread import provenance
 from wellread.config import OptimConfig, RunConfig
@@ -119,7 +120,7 @@ def test_only_one_launch_gets_the_lock(tmp_path: Path) -> None:
 def test_a_killed_holder_frees_the_lock(tmp_path: Path, root: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from wellread.run import RunDirectory\n"
-        f"with RunDirectory(Path({str(tmp_path / 'run')!r})).lock(): print('held', flush=True); time.sleep(60)"
+        f"with RunDirectory(Path({str(tmp_path / 'run')!r})).lock(): print('held', flush=True); time.sleep(3600)"
     )
     with subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
@@ -158,20 +159,18 @@ def locked(path: Path, root: Path, seconds: float) -> Iterator["subprocess.Popen
 def test_patience_waits_for_a_holder_that_ends(tmp_path: Path, root: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     run.path.mkdir()
-    with locked(run.path, root, 1.5):
-        began = time.monotonic()
-        with run.lock(patience=60):
-            assert (run.path / "lock").read_text().startswith(f"process {os.getpid()} on ")
-        assert 1 < time.monotonic() - began < 30
+    with locked(run.path, root, 1.5) as process, run.lock(patience=PATIENCE):
+        assert (run.path / "lock").read_text().startswith(f"process {os.getpid()} on ")
+        assert process.wait(PATIENCE) == 0
 
 
 def test_patience_is_limited(tmp_path: Path, root: Path) -> None:
     run = RunDirectory(tmp_path / "run")
-    with locked(run.path, root, 60) as process:
+    with locked(run.path, root, 3600) as process:
         began = time.monotonic()
         with pytest.raises(UserError, match=f"in use by process {process.pid} "), run.lock(patience=1):
             pass
-        assert 1 <= time.monotonic() - began < 30
+        assert time.monotonic() - began >= 1
 
 
 def test_the_holder_is_named(tmp_path: Path, root: Path) -> None:

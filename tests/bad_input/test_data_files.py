@@ -1,4 +1,4 @@
-"""Data that cannot be used: one line that says what, where and what to do, exit code 2, nothing half-made."""
+"""Unusable data: one line of error that says what, where and what to do, exit code 2, and no corpus left."""
 
 import json
 import sys
@@ -81,8 +81,8 @@ def test_one_line(
 ) -> None:
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "mine.txt").write_text("{instruction} {topic} {response}")
-    here = [flag.replace("DIR", str(tmp_path)) for flag in flags]
-    monkeypatch.setattr(sys, "argv", ["finetune", "prepare", f"--corpora={tmp_path / 'corpora'}", *here])
+    arguments = [flag.replace("DIR", str(tmp_path)) for flag in flags]
+    monkeypatch.setattr(sys, "argv", ["finetune", "prepare", f"--corpora={tmp_path / 'corpora'}", *arguments])
     with pytest.raises(SystemExit) as stopped:
         run_program(main)
     printed = capsys.readouterr()

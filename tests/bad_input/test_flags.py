@@ -1,4 +1,4 @@
-"""Bad input, as a user gives it: one line that says what, where and what to do, exit code 2, nothing half-made."""
+"""Bad input: one line of error that says what, where and what to do, exit code 2, and no files left."""
 
 from __future__ import annotations
 
@@ -14,28 +14,30 @@ import pytest
 
 from wellread.run import RunDirectory
 
-pytestmark = pytest.mark.slow
-
 GOOD = {"instruction": "Name a color.", "context": "", "response": "Blue.", "category": "open_qa"}
 Program = Callable[..., "subprocess.CompletedProcess[str]"]
 Refused = Callable[..., str]
 
 
 @pytest.fixture
-def refused(program: Program, tmp_path: Path) -> Refused:
-    """Ask for a run; return its one line of error, without the label, once everything around it was checked."""
+def refused(program: Program, in_process: Program, tmp_path: Path) -> Refused:
+    """Ask for a run that is refused; check that nothing was created, and return the line of error without its label.
+
+    With `env`, variables that libraries read when they are imported, the command runs in a process of its own.
+    """
     out, corpora = tmp_path / "runs" / "refused", tmp_path / "corpora"
 
-    def run(*flags: object, **options: Any) -> str:
-        done = program("launch", "run", "finetune", "--out", out, "--corpora", corpora, "--steps", 1, *flags, **options)
-        assert done.returncode == 2, done.stdout + done.stderr
-        assert "training" not in done.stdout
+    def run(*flags: object, env: dict[str, str | None] | None = None) -> str:
+        command = ("launch", "run", "finetune", "--out", out, "--corpora", corpora, "--steps", 1, *flags)
+        result = program(*command, env=env) if env else in_process(*command)
+        assert result.returncode == 2, result.stdout + result.stderr
+        assert "training" not in result.stdout
         assert not out.exists()
-        left = [path.name for path in corpora.glob("*")]  # glob shows hidden names too
-        assert left == []
-        label, _, message = done.stderr.partition(" ")
-        assert label == "error:", done.stderr
-        assert message.count("\n") == 1, done.stderr
+        names = [path.name for path in corpora.glob("*")]  # glob shows hidden names too
+        assert names == []
+        label, _, message = result.stderr.partition(" ")
+        assert label == "error:", result.stderr
+        assert message.count("\n") == 1, result.stderr
         return message.rstrip("\n")
 
     return run
@@ -55,13 +57,15 @@ def test_unknown_model_names_the_nearest(refused: Refused) -> None:
     )
 
 
+@pytest.mark.slow
 def test_hub_unreachable(refused: Refused, tmp_path: Path) -> None:
     hub = {"HF_HUB_OFFLINE": None, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf")}
-    message = refused("--model", "pythia-70m", "--data", "sample", env=hub, timeout=60)
+    message = refused("--model", "pythia-70m", "--data", "sample", env=hub)
     assert message.startswith("--model EleutherAI/pythia-70m: could not be downloaded from the hub (")
     assert message.endswith("); put it into a directory of $WELLREAD_MODELS or pass its directory")
 
 
+@pytest.mark.slow
 def test_hub_set_unreachable(refused: Refused, tmp_path: Path) -> None:
     hub = {
         "HF_HUB_OFFLINE": None,
@@ -69,7 +73,7 @@ def test_hub_set_unreachable(refused: Refused, tmp_path: Path) -> None:
         "HF_ENDPOINT": "http://127.0.0.1:9",
         "HF_HOME": str(tmp_path / "hf"),
     }
-    message = refused("--data", "dolly", env=hub, timeout=120)
+    message = refused("--data", "dolly", env=hub)
     assert message.startswith(
         "--data dolly: data set databricks/databricks-dolly-15k could not be downloaded from the hub ("
     )
@@ -89,7 +93,7 @@ def test_model_directory_without_tokenizer(refused: Refused, tmp_path: Path) -> 
     model = model_directory(tmp_path / "model", vocab=2048)
     message = refused("--model", model, "--data", "sample")
     assert "no usable tokenizer (" in message
-    assert message.endswith("); put its tokenizer.json there")
+    assert message.endswith("); put its tokenizer.json into this directory")
 
 
 def test_tokenizer_larger_than_the_embedding(refused: Refused, tiny_run: RunDirectory, tmp_path: Path) -> None:
@@ -124,8 +128,8 @@ def test_empty_file(refused: Refused, tmp_path: Path) -> None:
     assert refused("--data", path) == f"--data {path}: {path} is empty"
 
 
-def test_file_of_blank_lines(refused: Refused, tmp_path: Path) -> None:
-    path = data_file(tmp_path / "blank.jsonl", "", "", "")
+def test_file_of_empty_lines(refused: Refused, tmp_path: Path) -> None:
+    path = data_file(tmp_path / "empty_lines.jsonl", "", "", "")
     assert str(path) in refused("--data", path)
 
 
@@ -137,8 +141,8 @@ def test_broken_json_row(refused: Refused, tmp_path: Path) -> None:
 
 
 def test_row_without_instruction(refused: Refused, tmp_path: Path) -> None:
-    lacking = {key: value for key, value in GOOD.items() if key != "instruction"}
-    path = data_file(tmp_path / "rows.jsonl", GOOD, lacking, GOOD, GOOD | {"instruction": "  "})
+    incomplete = {key: value for key, value in GOOD.items() if key != "instruction"}
+    path = data_file(tmp_path / "rows.jsonl", GOOD, incomplete, GOOD, GOOD | {"instruction": "  "})
     assert refused("--data", path) == (
         f"2 malformed rows, 0 allowed: {path} row 2: no 'instruction'; {path} row 4: 'instruction' is empty; "
         "fix them, or skip them with --max_bad_rows 2"
@@ -170,16 +174,16 @@ def test_unknown_flag_names_the_nearest(refused: Refused) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "named", "nearest"),
+    ("text", "key", "nearest"),
     [("sed_len: 128\n", "sed_len", "--seq_len"), ("optim:\n  weight_deca: 0.1\n", "weight_deca", "weight_decay")],
 )
 def test_unknown_key_in_yaml_names_the_nearest(
-    refused: Refused, tmp_path: Path, text: str, named: str, nearest: str
+    refused: Refused, tmp_path: Path, text: str, key: str, nearest: str
 ) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(text)
     message = refused("--config", path)
-    assert named in message
+    assert key in message
     assert "did you mean" in message
     assert nearest in message
 
@@ -191,51 +195,55 @@ def test_missing_yaml(refused: Refused, tmp_path: Path) -> None:
 # --- output directory
 
 
-def test_output_directory_of_something_else(program: Program, tmp_path: Path) -> None:
+def test_output_directory_of_something_else(in_process: Program, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
-    done = program("launch", "run", "finetune", "--out", tmp_path, "--corpora", tmp_path / "corpora")
-    assert done.returncode == 2
-    assert done.stderr == f"error: {tmp_path}: contains thesis.tex but no run; choose another --out\n"
+    result = in_process("launch", "run", "finetune", "--out", tmp_path, "--corpora", tmp_path / "corpora")
+    assert result.returncode == 2
+    assert result.stderr == f"error: {tmp_path}: contains thesis.tex but no run; choose another --out\n"
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_output_directory_is_a_file(program: Program, tmp_path: Path) -> None:
+def test_output_directory_is_a_file(in_process: Program, tmp_path: Path) -> None:
     path = tmp_path / "thesis.tex"
     path.write_text("mine")
-    done = program("launch", "run", "finetune", "--out", path, "--corpora", tmp_path / "corpora")
-    assert (done.returncode, done.stderr) == (2, f"error: {path}: is a file; choose another --out\n")
+    result = in_process("launch", "run", "finetune", "--out", path, "--corpora", tmp_path / "corpora")
+    assert (result.returncode, result.stderr) == (2, f"error: {path}: is a file; choose another --out\n")
     assert path.read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_second_launch_into_a_run(program: Program, corpora: Path, copied_run: RunDirectory) -> None:
-    """The lock is held by this process, as a launch would hold it; the kernel frees it with its holder."""
+    """This process takes the run's lock, as a launch does. The kernel releases a lock when its process ends."""
     flags = ("--steps", 12, "--save_every", 4, "--corpora", corpora, "--ranks_per_node", 2)
     before = sorted(copied_run.path.rglob("*"))
     with copied_run.lock():
         holder = (copied_run.path / "lock").read_text()
-        done = program("launch", "run", "finetune", "--out", copied_run.path, *flags)
-        assert done.returncode == 2
-        assert done.stderr == (f"error: {copied_run.path}: in use by {holder}; wait for it, or choose another --out\n")
+        result = program("launch", "run", "finetune", "--out", copied_run.path, *flags)
+        assert result.returncode == 2
+        assert result.stderr == (
+            f"error: {copied_run.path}: in use by {holder}; wait for it, or choose another --out\n"
+        )
     assert holder.startswith("process ")
     assert sorted(copied_run.path.rglob("*")) == before
     program("launch", "run", "finetune", "--out", copied_run.path, *flags, check=True)
 
-    # What a launch that died left written there holds nobody up.
+    # The text that a killed launch has left in the lock file blocks nobody.
     (copied_run.path / "lock").write_text(holder)
     with open(copied_run.path / "lock") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     program("launch", "run", "finetune", "--out", copied_run.path, *flags, check=True)
 
 
-def test_a_start_that_failed_is_in_nobodys_way(
+@pytest.mark.slow
+def test_the_directory_of_a_failed_start_is_used_again(
     program: Program, small_model: Path, corpora: Path, tmp_path: Path
 ) -> None:
-    """Nothing was read before its first checkpoint, so the corrected command takes the same directory."""
+    """It failed before its first checkpoint: nothing was read, and the corrected command uses the same directory."""
     flags = ["--model", small_model, "--data", "sample", "--seq_len", 64, "--steps", 1, "--generations", 0]
     start = ["launch", "run", "finetune", *flags, "--corpora", corpora, "--out", tmp_path / "run"]
-    done = program(*start, "--freeze", "no.such.*")
-    assert done.returncode == 2
-    assert "no.such.*" in done.stderr
+    result = program(*start, "--freeze", "no.such.*")
+    assert result.returncode == 2
+    assert "no.such.*" in result.stderr
     program(*start, "--freeze", "gpt_neox.embed_in.*", check=True)
     manifest = RunDirectory.open(tmp_path / "run").manifest()
     assert manifest["identity"]["freeze"] == "gpt_neox.embed_in.*"

@@ -212,7 +212,7 @@ def test_a_build_that_waited_for_one_that_failed(tmp_path: Path) -> None:
     thread = threading.Thread(target=second)
     with pytest.raises(UserError, match="first"):
         fails("first", wait)
-    thread.join(30)
+    thread.join()
     assert built == [True, True]
     assert list(tmp_path.iterdir()) == []
 
@@ -232,7 +232,7 @@ def test_a_killed_build_is_finished_by_the_next(tmp_path: Path, root: Path, monk
         "import sys, time; from finetune import prepare\n"
         "from wellread.config import RunConfig\n"
         "prepare.ROWS_PER_SHARD = 50; fast = prepare.tokenize\n"
-        "def slow(*arguments): time.sleep(0.2); return fast(*arguments)\n"
+        "def slow(*arguments): time.sleep(1); return fast(*arguments)\n"
         "prepare.tokenize = slow; prepare.prepare(RunConfig.of(corpora=sys.argv[1]))"
     )
     with subprocess.Popen(

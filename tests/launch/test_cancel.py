@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import psutil
 import pytest
 from support.programs import Program
 from support.run_folders import ENDED, HELD, QUEUED, STEPS, attempt, job, progress, run_folder
+from support.waiting import PATIENCE, wait_until
 
 from launch import cancel
 from launch.backends.jobs import JobState
@@ -24,7 +24,6 @@ from wellread.errors import UserError
 from wellread.files import write_json
 from wellread.run import RunDirectory
 
-PATIENCE = 120.0
 LAUNCHER = """
 import json, signal, sys, time
 from pathlib import Path
@@ -305,15 +304,7 @@ def test_without_an_answer_of_slurm_nothing_is_canceled(
 # --- a real run
 
 
-def until(holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-
-
 @pytest.mark.slow
-@pytest.mark.timeout(400)
 def test_a_real_run_is_followed_canceled_resumed_and_killed(
     program: Program, small_model: Path, corpora: Path, root: Path, tmp_path: Path
 ) -> None:
@@ -337,7 +328,7 @@ def test_a_real_run_is_followed_canceled_resumed_and_killed(
         return bool(report.get("attempt") == attempt and report["step"] >= step)
 
     first = launch()
-    until(lambda: reached(1, 25))
+    wait_until(lambda: reached(1, 25), "step 25", first)
     about = now()
     assert about["state"] == "running"
     assert about["where"] == f"pid {first.pid} on {os.uname().nodename}"
@@ -362,13 +353,13 @@ def test_a_real_run_is_followed_canceled_resumed_and_killed(
     assert states == f"{run.path}: stopped (by SIGTERM)\n"
 
     second = launch()
-    until(lambda: reached(2, saved + 1))
+    wait_until(lambda: reached(2, saved + 1), "a step after the resume", second)
     assert f"continuing from step-{saved:08d}" in program("launch", "logs", run.path, check=True).stdout
     ranks = [child for child in psutil.Process(second.pid).children(recursive=True) if "train" in child.cmdline()]
     assert len(ranks) == 1
     second.send_signal(signal.SIGKILL)
     second.wait(PATIENCE)
-    until(lambda: run.holder() is None)
+    wait_until(lambda: run.holder() is None, "the lock is free")
     about = now()
     assert (about["state"], about["attempts"], about["last_checkpoint"]) == ("killed", 2, saved)
     _, alive = psutil.wait_procs(ranks, timeout=PATIENCE)

@@ -9,7 +9,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 from support.programs import Program, missing
+from support.waiting import wait_until
 
 from launch import doctor
 from launch.backends.slurm import checks as slurm_checks
@@ -79,7 +79,7 @@ def request(**values: Any) -> doctor_node.Request:
 
 
 def test_a_machine_is_shown_as_aligned_text(program: Program) -> None:
-    result = program("launch", "doctor", timeout=120)
+    result = program("launch", "doctor")
     assert result.stderr == ""
     *lines, last = result.stdout.splitlines()
     rows = [line for line in lines if not line.startswith(" ")]
@@ -109,7 +109,6 @@ def test_a_broken_machine_gets_remedies(root: Path, tmp_path: Path, full_disk: P
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 2048)),
         capture_output=True,
         text=True,
-        timeout=60,
         check=False,
     )
     assert result.returncode == 1, result.stderr
@@ -135,10 +134,8 @@ def test_a_broken_machine_gets_remedies(root: Path, tmp_path: Path, full_disk: P
 def test_a_torch_that_hangs_or_breaks_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "torch.py").write_text("import time; time.sleep(60)")
-    began = time.monotonic()
+    (tmp_path / "torch.py").write_text("import time; time.sleep(3600)")
     check = doctor_software.torch(doctor_software.import_torch(seconds=1))
-    assert time.monotonic() - began < 10
     assert (check.state, check.found) == ("failed", "the import hangs: not finished after 1 s")
     (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.12: cannot open shared object file')")
     check = doctor_software.torch(doctor_software.import_torch())
@@ -226,9 +223,7 @@ def test_mixed_pieces_of_reports_are_sorted(tmp_path: Path) -> None:
 
 
 def test_a_hanging_command_is_ended_with_its_children() -> None:
-    began = time.monotonic()
-    answer = doctor_several.ask(["bash", "-c", "echo oops >&2; sleep 60; true"], 0.5)
-    assert time.monotonic() - began < 10
+    answer = doctor_several.ask(["bash", "-c", "echo oops >&2; sleep 3600; true"], 3)
     assert not answer.in_time
     assert answer.stderr == ["oops"]
 
@@ -335,6 +330,11 @@ def test_a_terminal_gets_colors(root: Path, tmp_path: Path) -> None:
 # Hosts
 
 
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.fixture
 def ssh(tmp_path: Path) -> Iterator[str]:
     """A command that reaches 127.0.0.1 through a real sshd."""
@@ -354,12 +354,7 @@ def ssh(tmp_path: Path) -> Iterator[str]:
         Path("/run/sshd").mkdir(exist_ok=True)  # sshd changes to this folder before a login
     process = subprocess.Popen([daemon, "-D", "-f", tmp_path / "config", "-E", tmp_path / "log"])
     try:
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.05)
+        wait_until(lambda: listens(port), "sshd listens", process)
         options = f"-o UserKnownHostsFile={tmp_path}/known -o StrictHostKeyChecking=no"
         yield f"ssh -F none -p {port} -i {tmp_path}/user {options}"
     finally:
@@ -372,7 +367,7 @@ def test_hosts_send_reports_through_ssh(program: Program, ssh: str, tmp_path: Pa
     (tmp_path / "hosts").write_text(f"{host} slots=2\n127.0.0.9 slots=2\n")
     about = {"kind": "hostfile", "device": "cpu", "hostfile": str(tmp_path / "hosts"), "ssh": ssh}
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(about))
-    result = program("launch", "doctor", "--cluster", tmp_path / "two.yaml", "--json", "--runs", tmp_path, timeout=120)
+    result = program("launch", "doctor", "--cluster", tmp_path / "two.yaml", "--json", "--runs", tmp_path)
     assert result.returncode == 1, result.stderr
     checks = json.loads(result.stdout)
     away = [check for check in checks if check["where"] == "127.0.0.9"]
@@ -410,10 +405,8 @@ def test_a_dead_controller_is_reported_soon(program: Program, tmp_path: Path) ->
         "ClusterName=dead\nSlurmctldHost=localhost(127.0.0.1)\nSlurmctldPort=9\nAuthType=auth/none\n"
         "NodeName=n1\nPartitionName=dev Nodes=ALL Default=YES\n"
     )
-    began = time.monotonic()
     env = {"SLURM_CONF": str(tmp_path / "slurm.conf")}
-    result = program("launch", "doctor", "--cluster", "slurm", "--json", env=env, timeout=60)
-    assert time.monotonic() - began < 25
+    result = program("launch", "doctor", "--cluster", "slurm", "--json", env=env)
     assert result.returncode == 1
     check = json.loads(result.stdout)[-1]
     assert (check["check"], check["state"]) == ("scheduler", "failed")
@@ -446,9 +439,7 @@ def test_unusable_nodes_are_listed(states: list[str], count: int, state: str, te
 @pytest.mark.slurm
 def test_both_nodes_of_the_development_cluster_pass(program: Program, root: Path, tmp_path: Path) -> None:
     slurm()
-    result = program(
-        "launch", "doctor", "--cluster", "slurm", "--nodes", 2, "--json", "--corpora", tmp_path, timeout=120
-    )
+    result = program("launch", "doctor", "--cluster", "slurm", "--nodes", 2, "--json", "--corpora", tmp_path)
     checks = json.loads(result.stdout)
     on = {node: {c["check"]: c for c in checks if c["where"] == node} for node in ("n1", "n2")}
     for node, states in on.items():

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 from support.programs import Program
 from support.run_folders import ENDED, QUEUED, attempt, job, run_folder
+from support.waiting import PATIENCE, wait_until
 
 from launch import logs
 from launch.backends.jobs import JobState
@@ -24,7 +24,6 @@ from wellread.files import write_json
 from wellread.run import RunDirectory
 
 FAILED = {"exit_code": 1, **ENDED}
-PATIENCE = 30.0
 
 
 def write(run: RunDirectory, number: int, rank: int, *lines: str) -> Path:
@@ -259,13 +258,9 @@ class Follower:
         assert self.process.stdout
         self.lines.extend(iter(self.process.stdout.readline, ""))
 
-    def until(self, *lines: str) -> float:
-        """Wait until the printed lines are `lines`; return how many seconds it took."""
-        began = time.monotonic()
-        while self.lines != [f"{line}\n" for line in lines]:
-            assert time.monotonic() < began + PATIENCE, self.lines
-            time.sleep(0.01)
-        return time.monotonic() - began
+    def until(self, *lines: str) -> None:
+        """Wait until the printed lines are `lines`."""
+        wait_until(lambda: self.lines == [f"{line}\n" for line in lines], f"prints {lines}")
 
     def end(self) -> tuple[int, str]:
         """Wait for its end; return its exit code and its stderr."""
@@ -299,7 +294,7 @@ def test_following_through_attempts(growing: tuple[RunDirectory, dict[str, Any]]
         file.write("ne\n")
         file.flush()
         expected.append("[rank 1] half a line")
-        assert follower.until(*expected) < 1
+        follower.until(*expected)
         file.write("its last words")
     fail(run, 1, 1, 5.0, "ValueError: no")
     manifest["attempts"] = [{"attempt": 1} | attempt(**FAILED), {"attempt": 2} | attempt()]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.programs import missing
+from support.waiting import wait_until
 
 from launch import ops
 from launch.backends.base import of
@@ -32,7 +33,7 @@ spec.loader.exec_module(baton)
 BUILDER = f"""{BATON}
 assert baton.FileBaton(sys.argv[1]).try_acquire()
 print("building", flush=True)
-time.sleep(60)
+time.sleep(3600)
 """
 TOY = f"""{BATON}
 from pathlib import Path
@@ -100,12 +101,10 @@ def test_compilers_of_a_killed_build_hold_its_lock_until_they_end(
     ninja = shutil.which("ninja", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if ninja is None:
         missing("ninja is missing; pip install ninja")
-    (folder / "build.ninja").write_text("rule wait\n  command = sleep 60\nbuild object: wait\n")
+    (folder / "build.ninja").write_text("rule wait\n  command = sleep 3600\nbuild object: wait\n")
     build = subprocess.Popen([ninja, "-v"], cwd=folder, stdout=subprocess.DEVNULL, text=True, start_new_session=True)
     kill(builder)
-    deadline = time.monotonic() + 10
-    while not ops.holders(folder / "lock") and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: ops.holders(folder / "lock"), "ninja's compiler works in the folder")
     assert ops.remove_stale_locks(folder.parent) == []
     os.killpg(build.pid, signal.SIGKILL)
     build.wait()

@@ -77,8 +77,8 @@ def test_help_names_every_command_and_an_example(root: Path) -> None:
     _, text = imported(root, "--help")
     assert text.startswith("usage: wellread COMMAND")
     listed = text.partition("commands:\n")[2].partition("\n\n")[0]
-    found = re.findall(r"^  ([a-z]+(?: [a-z]+)?)(?: [A-Z\[].*?)?  +\S", listed, re.MULTILINE)
-    assert sorted(found) == sorted(COMMANDS)
+    commands = re.findall(r"^  ([a-z]+(?: [a-z]+)?)(?: [A-Z\[].*?)?  +\S", listed, re.MULTILINE)
+    assert sorted(commands) == sorted(COMMANDS)
     assert len(re.findall(r"^  wellread ", text, re.MULTILINE)) >= 3
     _, flags = imported(root, "run", "finetune", "--help")
     for flag in FLAGS.split():

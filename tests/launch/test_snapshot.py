@@ -8,11 +8,11 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.waiting import PATIENCE, wait_until
 
 from launch import snapshot
 from wellread import provenance
@@ -384,7 +384,7 @@ def test_strict_refuses_uncommitted_code(clone: Path, tmp_path: Path, monkeypatc
     snapshot.refuse_dirty()  # clean: no error
     write(clone, {"new.py": "1\n"})
     process = launched(clone, "--strict", "--out", tmp_path / "run", "--corpora", tmp_path / "corpora")
-    output, complained = process.communicate(timeout=120)
+    output, complained = process.communicate(timeout=PATIENCE)
     assert (process.returncode, output) == (2, "")
     assert complained == f"error: --strict: the working tree differs from commit {head[:12]}; commit or stash first\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clone"]
@@ -417,13 +417,9 @@ def test_a_run_runs_its_snapshot(clone: Path, corpora: Path, corpus: Any, tmp_pa
     flags = ["--steps", 2, "--out", run.path, "--corpora", corpora, "--ranks_per_node", 2]
     process = launched(clone, *flags, env=SECRETS)
     try:
-        deadline = time.monotonic() + 120
-        while not run.code.exists():
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(run.code.exists, "the snapshot", process)
         write(clone, {"finetune/__main__.py": "raise SystemExit('an edit that came later')\n"})
-        out, complaints = process.communicate(timeout=300)
+        out, complaints = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
     assert process.returncode == 0, out + complaints
@@ -444,6 +440,7 @@ def test_a_run_runs_its_snapshot(clone: Path, corpora: Path, corpus: Any, tmp_pa
     assert holding(run.path, list(SECRETS.values())) == ["code/wellread/train/rank.py"]  # the change has run
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_without_a_snapshot_the_working_tree_runs(clone: Path, corpora: Path, corpus: Any, tmp_path: Path) -> None:
     train, run = clone / "wellread" / "train" / "rank.py", RunDirectory(tmp_path / "run")
@@ -454,7 +451,7 @@ def test_without_a_snapshot_the_working_tree_runs(clone: Path, corpora: Path, co
     train.write_text(train.read_text().replace("def _train(", f"{program_text}\n\ndef _train("))
     flags = ["--steps", 1, "--out", run.path, "--corpora", corpora, "--ranks_per_node", 2, "--snapshot", "off"]
     process = launched(clone, *flags, env=SECRETS)
-    out, complaints = process.communicate(timeout=300)
+    out, complaints = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, out + complaints
     assert f"{MARKER} {clone}/wellread/__init__.py\n" in out
     assert not run.code.exists()

@@ -207,6 +207,7 @@ def resumed_from(checkpoint: Path) -> dict[str, Any]:
     return {"model": checkpoint / "model", "resume": checkpoint / "state", "first": 2}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_trains_the_same_adapter(trained: Any, small: Path, tmp_path: Path, strategy: str) -> None:
@@ -220,6 +221,7 @@ def test_every_strategy_trains_the_same_adapter(trained: Any, small: Path, tmp_p
     assert size < 4 * weights_of(small)  # it does not contain frozen weights
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_resumes_bit_for_bit(trained: Any, strategy: str) -> None:
@@ -228,6 +230,7 @@ def test_every_strategy_resumes_bit_for_bit(trained: Any, strategy: str) -> None
     assert same_weights(folder / f"{strategy}-rest/model", folder / f"{strategy}/model")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_resumes_from_checkpoints_of_another(trained: Any, strategy: str) -> None:

@@ -71,6 +71,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[tuple[
     return folder, {key: of_task[0] for key, of_task in zip(tasks, measured, strict=True)}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILIES)
@@ -94,6 +95,7 @@ def test_every_family_trains_and_generates_the_same_when_reloaded(trained: Any, 
         assert again["logits"] == pytest.approx(result["logits"], abs=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_trains_an_adapter_under_zero3(trained: Any, family: str) -> None:

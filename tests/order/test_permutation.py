@@ -190,7 +190,7 @@ def test_steps_of_whole_epochs(epochs: int, n: int, batch_size: int) -> None:
         ({"kind": "random"}, "order kind is 'random'; choose one of shuffle, sequential"),
         ({"seed": -1}, "order seed is -1; choose 0 <= seed < 2\\^64"),
         ({"seed": 2**64}, "order seed is 18446744073709551616"),
-        ({"n": 0}, "order has n = 0 samples; give it a corpus"),
+        ({"n": 0}, "order has n = 0 samples; use a corpus with 1 to"),
         ({"n": 2**40 + 1}, "order has n = 1099511627777 samples"),
         ({"batch_size": 0}, "batch_size is 0; choose at least 1"),
     ],

@@ -52,6 +52,7 @@ def variables(cache: Path) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"} | uv
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_fresh_clone_trains_with_uv(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     clone = tmp_path / "clone"

@@ -64,6 +64,7 @@ def test_the_wheel_is_typed_and_requires_five_packages(wheel: Path) -> None:
     assert required == ["argcomplete", "numpy", "pyarrow", "pyyaml", "tokenizers"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_is_read_and_verified_from_the_bare_wheel(bare: Path, copied_run: RunDirectory, tmp_path: Path) -> None:
     path, record = copied_run.path, Record.open(copied_run.record)
@@ -78,6 +79,7 @@ def test_a_run_is_read_and_verified_from_the_bare_wheel(bare: Path, copied_run: 
     assert "--batch" in run(bare, "-m", "wellread", "read", "--help", cwd=tmp_path).stdout
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_commands_that_need_a_checkout_say_so(bare: Path, copied_run: RunDirectory, tmp_path: Path) -> None:
     script = bare.with_name("wellread")
@@ -91,6 +93,7 @@ def test_commands_that_need_a_checkout_say_so(bare: Path, copied_run: RunDirecto
         assert refused.stderr.startswith(f"error: wellread {words[0]}: needs a checkout of wellread")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_mistakes_in_the_bare_wheel_are_one_line(bare: Path, copied_run: RunDirectory, tmp_path: Path) -> None:
     for flags, error in (

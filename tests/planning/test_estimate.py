@@ -70,7 +70,7 @@ OTHERS = sorted(set(FAMILIES) - {"gpt_neox", "mistral", "qwen2"})
     [
         *(("gpt_neox", compute) for compute in ("bf16", "autocast", "fp32")),
         *((family, "bf16") for family in OTHERS),
-        *(pytest.param(f, c, marks=pytest.mark.slow) for f in OTHERS for c in ("autocast", "fp32")),
+        *(pytest.param(f, c, marks=[pytest.mark.slow, pytest.mark.long]) for f in OTHERS for c in ("autocast", "fp32")),
     ],
 )
 def test_activations_equal_what_autograd_saves(family: str, compute: Compute) -> None:
@@ -361,23 +361,21 @@ def test_unknown_strategy_and_family() -> None:
         parameters(strange)
 
 
-def test_choosing_is_fast_and_imports_no_heavy_package(root: Path) -> None:
+def test_choosing_imports_no_heavy_package(root: Path) -> None:
     code = """
-import sys, time
+import sys
 from wellread.planning.choose import choose
 from wellread.planning.estimate import Work
 from wellread.planning.machine import Machine
 from wellread.models.registry import find
-began = time.perf_counter()
 choose(find("pythia-12b"), Work(seq_len=2048), Machine(gpu_mem=24, host_mem=64))
-print(time.perf_counter() - began)
 assert not {"torch", "transformers", "deepspeed", "numpy"} & set(sys.modules), sys.modules
 """
     process = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
-    assert float(process.stdout) < 0.5
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_measured_memory_is_near_the_estimate(program: Any, tmp_path: Path) -> None:
     import json

@@ -63,7 +63,7 @@ def test_private_bytes_are_without_mapped_files(tmp_path: Path, root: Path) -> N
     file = tmp_path / "weights"
     file.write_bytes(bytes(64 * MIB))
     command = [sys.executable, "-c", PRIVATE_BYTES, str(file)]
-    process = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=60)
+    process = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     mapped, allocated = (int(line) for line in process.stdout.split())
     assert mapped == pytest.approx(0, abs=8 * MIB)
     assert allocated == pytest.approx(64 * MIB, abs=8 * MIB)
@@ -73,7 +73,7 @@ def inside(group: Path, code: str) -> str:
     """Run Python inside a control group and return its output."""
     enter = f"open({str(group / 'cgroup.procs')!r}, 'w').write('0')"
     command = [sys.executable, "-c", f"{enter}\n{code}"]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 WATCH = """

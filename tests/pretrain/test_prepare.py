@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from support.waiting import wait_until
 
 from pretrain import prepare as preparing
 from pretrain.__main__ import main
@@ -127,17 +127,11 @@ def test_prepare_continues_after_kill_9(tmp_path: Path) -> None:
     flags = ["--data=stories:4500", "--vocab=600", "--metrics", "--seq_len=128"]
     command = [sys.executable, "-m", "pretrain", "prepare", *flags, f"--corpora={tmp_path}"]
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (shards := list(tmp_path.glob(".*.building/shards/*.npz"))):
-        assert time.monotonic() < deadline
-        assert running.poll() is None, "it ended before the test saw a shard"
-        time.sleep(0.01)
+    shards = wait_until(lambda: list(tmp_path.glob(".*.building/shards/*.npz")), "a shard is written", running)
     children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
     running.send_signal(signal.SIGKILL)
     running.wait()
-    while any(Path(f"/proc/{child}").exists() for child in children):
-        assert time.monotonic() < deadline, "a worker outlives its parent"
-        time.sleep(0.05)
+    wait_until(lambda: not any(Path(f"/proc/{child}").exists() for child in children), "the workers end, too")
     first_shards = {path: path.stat().st_ino for path in shards}
     written: list[Path] = []
     original_write = preparing.write

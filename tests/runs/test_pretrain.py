@@ -1,4 +1,4 @@
-"""Pretraining from one command: planned, trained on one rank and two, sampled, exported; what is refused."""
+"""Pretraining end to end: plan, train on one rank and two, sample, export; bad input."""
 
 import io
 import json
@@ -29,13 +29,13 @@ STORIES = "--size 32x2x4x2 --data stories:400 --vocab 512 --seq_len 48 --batch_s
 
 @pytest.fixture(scope="module")
 def runs(program: Program, corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunDirectory]:
-    """One pretraining, on one rank and on two, under two strategies."""
-    folder, made = tmp_path_factory.mktemp("pretrain"), {}
+    """The same pretraining on one rank and on two, with two strategies."""
+    folder, directories = tmp_path_factory.mktemp("pretrain"), {}
     for name, ranks, strategy in (("one", 1, "ddp"), ("ddp", 2, "ddp"), ("zero1", 2, "zero1")):
         flags = f"{STORIES} --steps 40 --ranks_per_node {ranks} --strategy {strategy} --out {folder / name}".split()
         program("launch", "run", "pretrain", *flags, "--corpora", corpora, "--generations", 1, check=True)
-        made[name] = RunDirectory.open(folder / name)
-    return made
+        directories[name] = RunDirectory.open(folder / name)
+    return directories
 
 
 @pytest.mark.slow
@@ -47,13 +47,13 @@ def test_any_ranks_and_strategies_read_the_same_batches(runs: dict[str, RunDirec
     assert np.abs(losses["one"] - losses["ddp"]).max() < 2e-4
     assert np.abs(losses["one"] - losses["zero1"]).max() < 2e-4
     first, last = losses["one"][:8].mean(), losses["one"][-40:].mean()
-    assert abs(first - np.log(512)) < 0.1  # nothing is known at the start
+    assert abs(first - np.log(512)) < 0.1  # uniform at the start
     assert last < first - 1
     program("eval", "verify", runs["zero1"].path, check=True)
 
 
 @pytest.mark.slow
-def test_what_a_pretraining_keeps(runs: dict[str, RunDirectory]) -> None:
+def test_files_of_a_pretraining(runs: dict[str, RunDirectory]) -> None:
     run = runs["one"]
     config, plan, corpus = run.config(), Plan.open(run.plan_file), Corpus.open(run.corpus)
     assert isinstance(config, PretrainConfig)
@@ -80,20 +80,21 @@ def test_what_a_pretraining_keeps(runs: dict[str, RunDirectory]) -> None:
 
 
 @pytest.mark.slow
-def test_it_is_sampled_and_exported(runs: dict[str, RunDirectory], program: Program, tmp_path: Path) -> None:
+def test_sampling_and_exporting(runs: dict[str, RunDirectory], program: Program, tmp_path: Path) -> None:
     run = runs["ddp"].path
-    told = program("pretrain", "sample", run, "Once upon a time", "--temperature", 0, "--tokens", 20, check=True).stdout
-    assert told.startswith("Once upon a time")
-    assert told != program("pretrain", "sample", f"{run}@step-0", "Once", "--tokens", 20, check=True).stdout
-    done = program("pretrain", "export", f"{run}@step-40", "--format", "llama2c-v0", "--out", tmp_path / "m.bin")
-    assert done.returncode == 0, done.stderr
+    text = program("pretrain", "sample", run, "Once upon a time", "--temperature", 0, "--tokens", 20, check=True).stdout
+    assert text.startswith("Once upon a time")
+    assert text != program("pretrain", "sample", f"{run}@step-0", "Once", "--tokens", 20, check=True).stdout
+    result = program("pretrain", "export", f"{run}@step-40", "--format", "llama2c-v0", "--out", tmp_path / "m.bin")
+    assert result.returncode == 0, result.stderr
     header = np.frombuffer((tmp_path / "m.bin").read_bytes()[:28], dtype="<i4")
     assert header.tolist() == [32, 96, 2, 4, 2, 512, 48]
     assert (tmp_path / "tokenizer.bin").exists()
 
 
+@pytest.mark.long
 @pytest.mark.slow
-def test_a_model_is_trained_on_with_its_own_vocabulary(
+def test_continued_training_uses_the_vocabulary_of_the_model(
     runs: dict[str, RunDirectory], program: Program, corpora: Path, tmp_path: Path
 ) -> None:
     model = list_checkpoints(runs["one"].checkpoints)[-1].model
@@ -106,13 +107,15 @@ def test_a_model_is_trained_on_with_its_own_vocabulary(
     assert ids.read_bytes() == (model / "tokenizer.model").read_bytes()
     first = list_checkpoints(run.checkpoints)[0].model
     assert fingerprint(find(str(first))) == fingerprint(find(str(model)))
-    done = program("launch", "plan", "pretrain", "--model", model, *flags, "--vocab", "600", "--corpora", corpora)
-    assert done.returncode == 2
+    result = program("launch", "plan", "pretrain", "--model", model, *flags, "--vocab", "600", "--corpora", corpora)
+    assert result.returncode == 2
     assert (
-        "--vocab 600: has 600 tokens, but model has 512; leave it out to use the vocabulary of the model" in done.stderr
+        "--vocab 600: has 600 tokens, but model has 512; leave it out to use the vocabulary of the model"
+        in result.stderr
     )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_compiled_layers_learn_the_same(program: Program, corpora: Path, tmp_path: Path) -> None:
     losses = {}
@@ -121,16 +124,17 @@ def test_compiled_layers_learn_the_same(program: Program, corpora: Path, tmp_pat
         program("launch", "run", "pretrain", *flags, *more, "--corpora", corpora, check=True)
         run = RunDirectory.open(tmp_path / name)
         losses[name] = Record.open(run.record).table().column("loss").to_numpy()
-        held = list_checkpoints(run.checkpoints)[-1].manifest["holdout_loss"]
-        losses[name] = np.append(losses[name], held)
-    assert not np.array_equal(losses["plain"], losses["compiled"])  # other kernels: it was compiled
+        holdout = list_checkpoints(run.checkpoints)[-1].manifest["holdout_loss"]
+        losses[name] = np.append(losses[name], holdout)
+    assert not np.array_equal(losses["plain"], losses["compiled"])  # other kernels, so it was compiled
     assert np.abs(losses["plain"] - losses["compiled"]).max() < 1e-4
-    done = program("launch", "plan", "pretrain", "--compile", "--strategy", "zero1")
-    assert (done.returncode, "--compile: works only with ddp" in done.stderr) == (2, True)
+    result = program("launch", "plan", "pretrain", "--compile", "--strategy", "zero1")
+    assert (result.returncode, "--compile: works only with ddp" in result.stderr) == (2, True)
 
 
+@pytest.mark.long
 @pytest.mark.slow
-def test_stories_by_a_metric(program: Program, corpora: Path, tmp_path: Path) -> None:
+def test_stories_sorted_by_a_metric(program: Program, corpora: Path, tmp_path: Path) -> None:
     flags = f"{STORIES} --steps 6 --metrics --packing story --order sorted:words:desc --out {tmp_path / 'run'}".split()
     program("launch", "run", "pretrain", *flags, "--corpora", corpora, "--generations", 0, check=True)
     run = RunDirectory.open(tmp_path / "run")
@@ -167,7 +171,7 @@ def test_the_fresh_model_has_the_vocabulary_and_the_positions_of_its_corpus(tmp_
     assert str(job().run.path) == "runs/stories-15m-stories"
 
 
-def test_settings_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_are_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = PretrainConfig.of(vocab="600", packing="story", order="sequential", out=str(tmp_path))
     monkeypatch.setattr("sys.stdin", io.StringIO(handed_over(config)))
     assert received("pretrain") == config
@@ -199,18 +203,17 @@ BAD = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("flags", BAD)
-def test_bad_input(program: Program, tmp_path: Path, flags: str) -> None:
+def test_bad_input(in_process: Program, tmp_path: Path, flags: str) -> None:
     (tmp_path / "one.txt").write_text("One story alone, and no end of it.")
     (tmp_path / "latin.txt").write_bytes(b"A caf\xe9 of stories.\n<|endoftext|>\nAnother one.")
     (tmp_path / "empty.jsonl").write_text('{"text": "A story."}\n{"text": " "}\n')
     np.save(tmp_path / "ids.npy", np.array([0, 1, 999_999]))
-    given = flags.replace("TMP", str(tmp_path)).split()
+    arguments = flags.replace("TMP", str(tmp_path)).split()
     where = ["--out", tmp_path / "run", "--corpora", tmp_path / "corpora", "--steps", 1]
-    done = program("launch", "run", "pretrain", *given, *where)
-    assert done.returncode == 2, done.stdout + done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    result = in_process("launch", "run", "pretrain", *arguments, *where)
+    assert result.returncode == 2, result.stdout + result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     assert BAD[flags].replace("TMP", str(tmp_path)) in line
     assert not (tmp_path / "run").exists()
     assert not list(tmp_path.glob("corpora/.*.building"))

@@ -1,4 +1,4 @@
-"""The launch scripts: clean shell, and each plans what its table says on the nodes that it says."""
+"""The launch scripts: shellcheck is clean, and each script plans what the table in scripts/README.md says."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ NAMES = [path.name for path in LAUNCHERS]
 
 
 def needs() -> dict[str, tuple[int, float, float]]:
-    """Script -> GPUs, GiB of each, and GiB of host memory, as scripts/README.md says."""
+    """Script -> number of GPUs, GiB per GPU, and GiB of host memory, from scripts/README.md."""
     rows = re.findall(r"^\| `(ft-.*?)` \| (\d+) x (\d+) GiB \| ([\d,]+) \|", (SCRIPTS / "README.md").read_text(), re.M)
     return {name: (int(gpus), float(gpu), float(host.replace(",", ""))) for name, gpus, gpu, host in rows}
 
 
 def plan(name: str, folder: Path, *flags: str) -> dict[str, Any]:
-    """What a script plans, started from another folder, on the nodes of its table."""
+    """The plan of a script, started in another folder, on the nodes from the table."""
     gpus, gpu_mem, host_mem = needs()[name]
     sizes = ["--gpu_mem", str(gpu_mem), "--host_mem", str(host_mem)]
     if name.endswith("-slurm.sh"):
@@ -34,7 +34,7 @@ def plan(name: str, folder: Path, *flags: str) -> dict[str, Any]:
         sizes += ["--cluster", str(folder / "cluster.yaml")]
     else:
         sizes += ["--ranks_per_node", str(gpus)]
-    done = subprocess.run(
+    result = subprocess.run(
         [SCRIPTS / name, "plan", "--json", *sizes, *flags],
         cwd=folder,
         env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
@@ -42,13 +42,13 @@ def plan(name: str, folder: Path, *flags: str) -> dict[str, Any]:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    assert result.returncode == 0, result.stderr
+    answer: dict[str, Any] = json.loads(result.stdout)
+    return answer
 
 
-def chosen(found: dict[str, Any]) -> dict[str, Any]:
-    return next(of for of in found["strategies"] if of["strategy"] == found["chosen"])
+def chosen_strategy(answer: dict[str, Any]) -> dict[str, Any]:
+    return next(of for of in answer["strategies"] if of["strategy"] == answer["chosen"])
 
 
 def test_the_table_names_every_script() -> None:
@@ -57,37 +57,37 @@ def test_the_table_names_every_script() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_shellcheck_has_nothing_to_say(name: str) -> None:
+def test_shellcheck_is_clean(name: str) -> None:
     if not shutil.which("shellcheck"):
         missing("shellcheck is not installed; Debian: apt-get install shellcheck")
-    done = subprocess.run(
+    result = subprocess.run(
         ["shellcheck", "--external-sources", SCRIPTS / name, SCRIPTS / "finetune_lib.sh"],
         cwd=SCRIPTS,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stdout
+    assert result.returncode == 0, result.stdout
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "naive" not in name])
-def test_a_script_fits_where_its_table_says(name: str, tmp_path: Path) -> None:
-    found = plan(name, tmp_path)
-    assert name.startswith(f"ft-{found['model']}")
-    assert (found["device"], found["ranks"]) == ("cuda", needs()[name][0])
-    assert chosen(found)["fits"]
+def test_a_script_fits_on_its_nodes(name: str, tmp_path: Path) -> None:
+    answer = plan(name, tmp_path)
+    assert name.startswith(f"ft-{answer['model']}")
+    assert (answer["device"], answer["ranks"]) == ("cuda", needs()[name][0])
+    assert chosen_strategy(answer)["fits"]
 
 
-def test_the_naive_12b_does_not_fit_and_its_twin_does(tmp_path: Path) -> None:
+def test_the_naive_12b_does_not_fit_and_the_planned_one_does(tmp_path: Path) -> None:
     naive, planned = (plan(name, tmp_path) for name in ("ft-pythia-12b-naive.sh", "ft-pythia-12b.sh"))
     assert naive["chosen"] == "ddp"
-    assert not chosen(naive)["fits"]
-    assert chosen(naive)["gpu_bytes"] > 16 * 11_846_072_320  # weights, gradients and moments alone
+    assert not chosen_strategy(naive)["fits"]
+    assert chosen_strategy(naive)["gpu_bytes"] > 16 * 11_846_072_320  # weights, gradients and moments
     assert planned["chosen"] != "ddp"
     same = ("model", "batch_size", "seq_len", "steps", "save_steps", "ranks")
     assert {key: naive[key] for key in same} == {key: planned[key] for key in same}
 
 
-def test_flags_win_over_the_scripts_own(tmp_path: Path) -> None:
-    found = plan("ft-pythia-2.8b.sh", tmp_path, "--save_every", "7", "--steps", "20")
-    assert found["save_steps"] == [0, 7, 14, 20]
+def test_flags_override_those_of_the_script(tmp_path: Path) -> None:
+    answer = plan("ft-pythia-2.8b.sh", tmp_path, "--save_every", "7", "--steps", "20")
+    assert answer["save_steps"] == [0, 7, 14, 20]

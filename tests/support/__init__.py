@@ -1,1 +1,1 @@
-"""What tests of several folders need; import it as `support.…`."""
+"""Code that tests of several folders use; import it as `support.…`."""

@@ -1,4 +1,4 @@
-"""Engines on some ranks, without a run around them: what tests tell each rank to do, and what the ranks measure."""
+"""Engines on some ranks, without a run: tests give each rank tasks, and the ranks return measurements."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ Results = list[dict[str, Any]]
 
 
 def ensure_op(name: str) -> None:
-    """Compile one of DeepSpeed's ops unless it is there."""
+    """Compile one of DeepSpeed's ops, unless it is compiled already."""
     ops.ensure(name, {"TORCH_EXTENSIONS_DIR": OPS})
 
 
 def run_ranks(folder: Path, tasks: list[dict[str, Any]], ranks: int = 2) -> list[Results]:
-    """Run `one_rank` on some ranks: for each task, what each rank measured."""
+    """Run `one_rank` on some ranks; return the measurements of each task, by rank."""
     folder.mkdir()
     (folder / "tasks.json").write_text(json.dumps([{"vocab": 331} | task for task in tasks], default=str))
     variables = {
@@ -41,10 +41,10 @@ def run_ranks(folder: Path, tasks: list[dict[str, Any]], ranks: int = 2) -> list
     }
     elastic = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     command = [sys.executable, *elastic, __file__, str(folder)]
-    done = subprocess.run(
+    result = subprocess.run(
         command, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, timeout=600, check=False
     )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
     measured = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(ranks)]
     return [list(of_task) for of_task in zip(*measured, strict=True)]
 
@@ -103,17 +103,17 @@ def plan_of(task: dict[str, Any], ranks: int) -> Plan:
 
 
 def one_rank(folder: Path) -> None:
-    """What each rank runs: the tasks of `folder`, one after the other; leaves what it measured in rank-R.json."""
+    """The program of a rank: run the tasks of `folder` in order, and write the measurements to rank-R.json."""
     import faulthandler
 
-    import deepspeed  # noqa: F401 (its imports belong to the baseline)
+    import deepspeed  # noqa: F401 (imported before memory is measured)
     import torch
     from accelerate import init_empty_weights  # noqa: F401
     from transformers import GPTNeoXForCausalLM  # noqa: F401
 
     from wellread.train import ranks
 
-    faulthandler.dump_traceback_later(int(os.environ.get("HANG", 400)), exit=True)  # a rank that hangs shows where
+    faulthandler.dump_traceback_later(int(os.environ.get("HANG", 540)), exit=True)  # a rank that hangs shows where
     ranks.start()
     torch.set_num_threads(1)
     results = [one_task(folder, task) for task in json.loads((folder / "tasks.json").read_text())]
@@ -122,7 +122,7 @@ def one_rank(folder: Path) -> None:
 
 
 def one_task(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
-    """Make an engine, resume, train and save, as far as the task says so; what this rank measured."""
+    """Create an engine, resume, train and save, as the task says; return the measurements of this rank."""
     import gc
 
     from wellread.models import tensors
@@ -151,8 +151,8 @@ def one_task(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
         return value
 
     def make() -> Any:
-        begun = path.is_dir() and not (config.lora.rank and not is_adapter(path))
-        source = Source.of(path) if begun else initial(find(task["model"]), 0, 0, config.lora)
+        has_weights = path.is_dir() and not (config.lora.rank and not is_adapter(path))
+        source = Source.of(path) if has_weights else initial(find(task["model"]), 0, 0, config.lora)
         return make_engine(source, config, plan)
 
     def save(place: str) -> None:
@@ -199,19 +199,19 @@ def one_task(folder: Path, task: dict[str, Any]) -> dict[str, Any]:
 
 
 def generated(model: Any, vocab: int) -> dict[str, Any]:
-    """What a model continues a prompt with, greedily, and its logits."""
+    """A greedy continuation of a prompt, and the logits after the prompt."""
     tokens = torch.arange(1, 9)[None] * 7 % vocab
     with torch.no_grad():
         logits = model.eval()(tokens).logits[0, -1]
-        found = model.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=12, do_sample=False)
-    return {"generated": found[0].tolist(), "logits": logits.tolist()}
+        output = model.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=12, do_sample=False)
+    return {"generated": output[0].tolist(), "logits": logits.tolist()}
 
 
 def one_step(engine: Any, plan: Plan, step: int, vocab: int, fault: str | None) -> tuple[float, float | None, float]:
-    """Train one step on random tokens, which depend on the step alone, or drop it, or make its gradient infinite.
+    """Train one step on random tokens that depend only on the step, or drop it, or make its gradient infinite.
 
-    Returns the mean loss, the norm of the gradient unless it was dropped, and by how much the losses of the last
-    micro-batch moved.
+    Returns the mean loss, the norm of the gradient (None if it was dropped), and the largest change of a loss of the
+    last micro-batch.
     """
     from wellread.corpus.batch import Batch
     from wellread.train import ranks

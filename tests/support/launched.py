@@ -1,21 +1,18 @@
-"""A launch under way that a test watches, holds and kills."""
+"""A running launch that a test watches, pauses and kills."""
 
 from __future__ import annotations
 
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
-PATIENCE = 120
-"""Seconds before a wait for a condition is given up."""
+from support.waiting import PATIENCE, wait_until
 
 
 class Launched:
-    """A launch under way: its lines, its ranks, its end."""
+    """A running launch: its output, its ranks, its end."""
 
     def __init__(self, command: list[str], cwd: Path) -> None:
         self.process = subprocess.Popen(
@@ -28,7 +25,7 @@ class Launched:
         self.lines: list[str] = []
 
     def until(self, beginning: str) -> None:
-        """Read its output up to the line that begins like this, if that has not been read yet."""
+        """Read its output up to the first line that begins with `beginning`, unless that line was already read."""
         assert self.process.stdout is not None
         while not any(line.startswith(beginning) for line in self.lines):
             line = self.process.stdout.readline()
@@ -38,8 +35,8 @@ class Launched:
 
     def ranks(self) -> list[psutil.Process]:
         """Its training processes, by rank."""
-        found = [p for p in psutil.Process(self.process.pid).children(recursive=True) if "train" in p.cmdline()]
-        return sorted(found, key=lambda p: int(p.environ()["RANK"]))
+        processes = [p for p in psutil.Process(self.process.pid).children(recursive=True) if "train" in p.cmdline()]
+        return sorted(processes, key=lambda p: int(p.environ()["RANK"]))
 
     def end(self) -> int:
         """Wait for its end; return the exit code."""
@@ -52,31 +49,23 @@ class Launched:
 
 
 def assert_gone(processes: list[psutil.Process]) -> None:
-    """Wait until they have ended (a zombie has ended: it only waits for its parent)."""
+    """Wait until they have ended. A zombie has ended, too: it only waits for its parent."""
     _, alive = psutil.wait_procs(processes, timeout=PATIENCE)
     assert [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
 
 
-def wait_until(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not holds():
-        if time.monotonic() > deadline:
-            pytest.fail(f"gave up waiting: {what}")
-        time.sleep(0.02)
-
-
 def status(path: Path, field: str) -> str:
-    """A field of a process's, or a thread's, /proc/…/status."""
+    """A field of /proc/…/status of a process or thread."""
     return next(line for line in path.read_text().splitlines() if line.startswith(f"{field}:")).split()[1]
 
 
 def hold(process: psutil.Process) -> None:
-    """Stop all threads of a process: it takes no step and no signal before `resume`."""
+    """Pause all threads of a process: it runs no step and handles no signal before `resume`."""
     process.suspend()
     threads = Path(f"/proc/{process.pid}/task")
     wait_until(lambda: all(status(t / "status", "State") == "T" for t in threads.iterdir()), f"{process} stopped")
 
 
 def is_pending(process: psutil.Process, number: int) -> bool:
-    """Whether a held process has been sent signal `number`."""
+    """Whether signal `number` was sent to a paused process."""
     return bool(int(status(Path(f"/proc/{process.pid}/status"), "ShdPnd"), 16) >> (number - 1) & 1)

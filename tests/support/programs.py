@@ -1,4 +1,4 @@
-"""Where the repository and the real data are, programs as a user starts them, and what is missing here."""
+"""Paths of the repository and the real data, programs as a user starts them, and how a test is skipped."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"
 
 Program = Callable[..., "subprocess.CompletedProcess[str]"]
-"""Called as ``program("launch", "plan", "finetune", env={…}, timeout=60, check=False)``."""
+"""Called as ``program("launch", "plan", "finetune", env={…}, check=False)``."""
 
 
 def missing(reason: str) -> NoReturn:
-    """Skip a test for want of something; in CI, where everything has to be there, fail it."""
+    """Skip a test because something is not installed or available. In CI everything must be, so the test fails."""
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)
 
 
 def seem_saved(run: RunDirectory, *steps: int) -> None:
-    """Make a directory pass for a run with checkpoints at these steps, for tests that only list them."""
+    """Make a directory look like a run with checkpoints at these steps, for tests that only list them."""
     for step in steps:
         path = run.checkpoints / f"step-{step:08d}"
         path.mkdir(parents=True)

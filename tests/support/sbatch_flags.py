@@ -1,4 +1,4 @@
-"""A cluster without settings of its own, and the flags of an sbatch file."""
+"""A cluster file with default settings, and the flags of an sbatch script."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ PLAIN = ClusterFile(kind="slurm", name="slurm", python="/opt/venv/bin/python")
 
 
 def flags(text: str, parse: Callable[[str], list[str]] = shlex.split) -> dict[str, str]:
-    """Flags among the comments at the head of a script, as sbatch takes them."""
-    found: dict[str, str] = {}
+    """The flags that sbatch reads from the comments at the top of a script."""
+    values: dict[str, str] = {}
     for line in text.split("\n"):
         if not line.startswith("#"):
             if line.strip():
@@ -22,6 +22,6 @@ def flags(text: str, parse: Callable[[str], list[str]] = shlex.split) -> dict[st
             (word,) = parse(line.removeprefix("#SBATCH"))
             name, _, value = word.partition("=")
             assert name.startswith("--")
-            assert name not in found
-            found[name] = value
-    return found
+            assert name not in values
+            values[name] = value
+    return values

@@ -1,4 +1,4 @@
-"""The development cluster under test: its commands, its nodes, and runs on it."""
+"""The development SLURM cluster: commands, nodes, and runs on it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from support.programs import ROOT, Program
+from support.waiting import PATIENCE
 from wellread.record.reader import Record
 from wellread.record.writer import COLUMNS
 from wellread.run import RunDirectory
@@ -25,34 +26,34 @@ EXACT = [name for name in COLUMNS if name != "loss"]
 
 
 def call(*command: object, check: bool = True) -> str:
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=120, check=False)
-    assert not check or done.returncode == 0, f"{command} gave {done.returncode}: {done.stdout}{done.stderr}"
-    return done.stdout
+    result = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert not check or result.returncode == 0, f"{command} gave {result.returncode}: {result.stdout}{result.stderr}"
+    return result.stdout
 
 
-def until(what: str, holds: Callable[[], Any], seconds: float = 150) -> Any:
-    """The first true answer of `holds`."""
-    deadline = time.monotonic() + seconds
+def until(what: str, holds: Callable[[], Any]) -> Any:
+    """The first true value of `holds`. On a timeout the test fails with the state of the cluster."""
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         if answer := holds():
             return answer
         time.sleep(0.2)
-    pytest.fail(f"{what}: not within {seconds:.0f} s\n{cluster_says()}")
+    pytest.fail(f"timed out after {PATIENCE:.0f} s: {what}\n{cluster_says()}")
 
 
 def cluster_says() -> str:
-    """What SLURM tells of its nodes, jobs and last decisions."""
-    shown = [call("scontrol", "show", *words, check=False) for words in (("node", "-o"), ("job", "-o"))]
+    """Nodes, jobs and the last log lines of SLURM."""
+    result = [call("scontrol", "show", *words, check=False) for words in (("node", "-o"), ("job", "-o"))]
     log = Path(os.environ["SLURM_CONF"]).with_name("log") / "slurmctld.log"
-    return "\n".join([*shown, *log.read_text().splitlines()[-60:]])
+    return "\n".join([*result, *log.read_text().splitlines()[-60:]])
 
 
 class Launched:
-    """A run on the cluster, and what SLURM and its files say of it."""
+    """A run on the cluster, its state in SLURM, and its files."""
 
     def __init__(self, program: Program, out: Path, flags: list[object], cluster: Path | str) -> None:
         self.program, self.path = program, out
-        self.shown: Any = None
+        self.result: Any = None
         self.planned: Any = None
         self.flags = [*flags, "--out", out, "--cluster", cluster]
 
@@ -65,13 +66,13 @@ class Launched:
         return str([job["id"] for job in jobs if job["kind"] == "finetune"][-1])
 
     def state(self) -> str:
-        found = re.search(r"JobState=(\S+)", call("scontrol", "show", "job", self.job))
-        assert found
-        return found.group(1)
+        match = re.search(r"JobState=(\S+)", call("scontrol", "show", "job", self.job))
+        assert match
+        return match.group(1)
 
     def status(self) -> dict[str, Any]:
-        done = self.program("launch", "status", self.path, "--json", check=True)
-        answer: dict[str, Any] = json.loads(done.stdout)[0]
+        result = self.program("launch", "status", self.path, "--json", check=True)
+        answer: dict[str, Any] = json.loads(result.stdout)[0]
         return answer
 
     def log(self, attempt: int) -> str:
@@ -79,46 +80,44 @@ class Launched:
         return path.read_text() if path.exists() else ""
 
     def attempts(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = RunDirectory(self.path).manifest()["attempts"]
-        return found
+        attempts: list[dict[str, Any]] = RunDirectory(self.path).manifest()["attempts"]
+        return attempts
 
-    def await_log(self, attempt: int, text: str, seconds: float = 150) -> str:
-        found: str = until(
-            f"{text!r} in attempt {attempt}", lambda: text in self.log(attempt) and self.log(attempt), seconds
-        )
-        return found
+    def await_log(self, attempt: int, text: str) -> str:
+        logged: str = until(f"{text!r} in attempt {attempt}", lambda: text in self.log(attempt) and self.log(attempt))
+        return logged
 
     def hurry(self) -> None:
-        """A job that was queued again waits about two minutes, unless it is told not to."""
+        """Start a requeued job now, instead of after two minutes."""
         call("scontrol", "update", f"JobId={self.job}", "StartTime=now", check=False)
 
     def requeued(self, attempt: int) -> str:
-        """Wait until the job runs again as `attempt`; what its rank 0 says."""
+        """Wait until the requeued job runs again as `attempt`; return the log of rank 0."""
         until("queued again", lambda: self.state() == "PENDING" or self.log(attempt))
-        time.sleep(3)  # a start within the second of the requeue is refused by the nodes, and the job fails
+        time.sleep(3)  # nodes refuse a start in the second of the requeue, and the job would fail
         self.hurry()
         return self.await_log(attempt, "continuing from")
 
-    def end(self, seconds: float = 150) -> str:
-        until("the end of the job", lambda: self.state() in ENDED, seconds)
+    def end(self) -> str:
+        until("the end of the job", lambda: self.state() in ENDED)
         return self.state()
 
     def steps(self) -> list[psutil.Process]:
-        """SLURM's own processes that run the job's steps, whichever node they are on."""
+        """Processes of SLURM that run the job's steps, on both nodes."""
         title = f"slurmstepd: [{self.job}."
         return [
             one for one in psutil.process_iter(["cmdline"]) if " ".join(one.info["cmdline"] or []).startswith(title)
         ]
 
     def ranks(self) -> list[psutil.Process]:
-        """Processes of the ranks, whichever node they are on, in the order of their numbers."""
+        """Processes of the ranks on both nodes, in the order of their ranks."""
         words = f"finetune train {self.path}"
-        found = []
+        ranks = []
         for process in psutil.process_iter(["cmdline"]):
             with suppress(psutil.NoSuchProcess):
                 if " ".join(process.info["cmdline"] or []).endswith(words):
-                    found.append((int(process.environ()["RANK"]), process))
-        return [process for _, process in sorted(found, key=lambda pair: pair[0])]
+                    ranks.append((int(process.environ()["RANK"]), process))
+        return [process for _, process in sorted(ranks, key=lambda pair: pair[0])]
 
     def rows(self) -> list[dict[str, object]]:
         listed: list[dict[str, object]] = Record.open(self.path / "record").table(EXACT).to_pylist()

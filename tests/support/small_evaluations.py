@@ -1,4 +1,4 @@
-"""A run of a dozen samples with a record and checkpoints but no model, and its membership evaluation."""
+"""A run of 12 samples, with a record and checkpoints but without a model, and its membership evaluation."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def evaluate(
 def make_run(
     path: Path, *, sealed: int = 4, batches: int = 4, copies: bool = False, model: str = "tiny"
 ) -> RunDirectory:
-    """A run of 8 trainable samples, two read a batch in order of id, with a checkpoint every second batch."""
+    """A run of 8 trainable samples in order of their ids, two per batch, with a checkpoint every second batch."""
     corpus = make_corpus(path / "corpus", 8, sealed, copies)
     run, config = RunDirectory(path), resolve(RunConfig.of(data="sample"), registry.find("tiny"))
     write_json(run.manifest_file, {"identity": {"order": {"kind": "shuffle"}}, "attempts": [ATTEMPT]})

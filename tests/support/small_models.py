@@ -1,4 +1,4 @@
-"""One model of each family, so small that a test can do its arithmetic in float64."""
+"""One model of each family, small enough to compute in float64."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ SIZES: dict[str, dict[str, Any]] = {
     },
     "gptj": {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 64},
     "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64, "expansion_ratio": 2},
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},  # no plain head: whole logits
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},  # its head is not a plain matrix: full logits
 }  # fmt: skip
 
 
 def tiny(family: str) -> nn.Module:
-    """A random model whose every parameter is drawn, biases too: at their zeros a lost bias would go unseen."""
+    """A model with random parameters, biases too: with biases of zero a test would not notice a missing one."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, vocab_size=VOCAB, bos_token_id=0, eos_token_id=0, **SIZES[family])
     model: nn.Module = AutoModelForCausalLM.from_config(config).eval()

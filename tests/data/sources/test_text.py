@@ -269,7 +269,11 @@ def generated(size: int, end: bytes) -> Iterator[bytes]:
 
 @pytest.mark.parametrize(
     "name",
-    ["a.jsonl.zst", "a.txt", *(pytest.param(name, marks=pytest.mark.slow) for name in ("a.jsonl.gz", "a.txt.zst"))],
+    [
+        "a.jsonl.zst",
+        "a.txt",
+        *(pytest.param(name, marks=[pytest.mark.slow, pytest.mark.long]) for name in ("a.jsonl.gz", "a.txt.zst")),
+    ],
 )
 def test_memory_stays_flat_over_100_megabytes(tmp_path: Path, name: str) -> None:
     path = tmp_path / name

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from support.programs import missing
 from support.small_evaluations import evaluate, make_run
+from support.waiting import PATIENCE
 
 from eval.report.page import write
 from wellread.plots.lengths import length_histogram
@@ -143,7 +144,7 @@ def test_a_browser_shows_the_report_and_runs_no_script(tmp_path: Path, scored: l
     page.write_text(write(run).read_text())
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     process = subprocess.run(
-        [browser, *options, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120
+        [browser, *options, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=PATIENCE
     )
     rendered = Page(process.stdout)
     assert "<script>document.title='run' · wellread" in rendered.texts

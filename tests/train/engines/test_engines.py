@@ -91,6 +91,7 @@ def test_fresh_model_starts_the_same_whatever_the_strategy(unchanged: Path, tmp_
     assert same_weights(unchanged / f"{strategy}-fresh" / "model", tmp_path / "whole")
 
 
+@pytest.mark.long
 def test_weights_without_safetensors_are_loaded_by_rank_0(start: Start, small: Path, tmp_path: Path) -> None:
     old = tmp_path / "old"
     shutil.copytree(small, old, ignore=shutil.ignore_patterns("*.safetensors"))
@@ -112,6 +113,7 @@ def loaded(large: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
     return load
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("strategy", "before"), [("zero1", 11.4), ("zero3", 11.7)])
 def test_load_allocates_no_second_copy_of_the_model(
     loaded: Callable[[str], tuple[Results, Path]], strategy: str, before: float
@@ -131,6 +133,7 @@ def test_load_allocates_no_second_copy_of_the_model(
 # --- saving
 
 
+@pytest.mark.long
 def test_save_needs_memory_for_one_shard(loaded: Callable[[str], tuple[Results, Path]], large: Path) -> None:
     (first, second), saved = loaded("zero3")
     assert same_weights(saved / "model", large)
@@ -144,6 +147,7 @@ def test_save_needs_memory_for_one_shard(loaded: Callable[[str], tuple[Results, 
 # --- offload
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage", [2, 3])
 def test_offload_learns_the_same_as_its_stage(small: Path, tmp_path: Path, stage: int) -> None:
     """100 steps of accumulation 4 with many clipped gradients, and bf16 weights, which the two kernels round
@@ -172,6 +176,7 @@ def four_steps(small: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return run_task(tmp_path_factory.mktemp("zero3"), task)[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("strategy", ["zero3-partial", "zero3-nvme"])
 def test_partial_and_nvme_offload_train_and_resume_bit_exactly(
     start: Start,
@@ -202,7 +207,13 @@ def test_partial_and_nvme_offload_train_and_resume_bit_exactly(
 # --- activation checkpointing
 
 
-@pytest.mark.parametrize(("strategy", "dtype"), [("ddp", "bf16"), ("zero2", "bf16"), ("zero3", "fp32")])
+@pytest.mark.parametrize(
+    ("strategy", "dtype"),
+    [
+        ("zero2", "bf16"),
+        *(pytest.param(*case, marks=pytest.mark.long) for case in (("ddp", "bf16"), ("zero3", "fp32"))),
+    ],
+)
 def test_activation_checkpointing_only_changes_memory(start: Start, deep: Path, strategy: str, dtype: str) -> None:
     """12 layers of width 64, 9,216 tokens: activations need most memory. Recomputing gives equal results."""
     task = {"model": deep, "strategy": strategy, "dtype": dtype, "steps": 2, "micro": 18, "seq_len": 512}

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.waiting import wait_until
 
 from launch.backends.slurm import task as slurm_task
 from launch.backends.slurm.task import FIRST_PORT, PORTS, Child, CommandTask, Meeting, RankTask, Signals, free_port
@@ -173,10 +174,7 @@ def notes(run: RunDirectory) -> dict[str, dict[str, Any]]:
 
 
 def until(path: Path) -> None:
-    deadline = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(path.exists, f"{path} exists")
 
 
 TELL = """
@@ -206,12 +204,13 @@ def slurm_variables() -> dict[str, str]:
 
 
 def test_a_killed_rank_has_an_error_file(run: RunDirectory) -> None:
+    began = time.time()
     rank, _ = child(run, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)", rank=1)
     assert rank.run(MEETING) == 137
     ((name, note),) = notes(run).items()
     assert name == "attempt-002-rank-1.error.json"
     assert (note["rank"], note["error"], note["signal"]) == (1, "ended by signal 9 (SIGKILL)", 9)
-    assert abs(note["time"] - time.time()) < 60
+    assert began <= note["time"] <= time.time()
 
 
 LISTENS = """
@@ -255,7 +254,7 @@ import signal, sys, time
 from pathlib import Path
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 Path(sys.argv[1], "started").touch()
-time.sleep(120)
+time.sleep(3600)
 """
 
 
@@ -271,7 +270,7 @@ def test_a_slow_save_is_killed_in_time_to_requeue(run: RunDirectory) -> None:
     threading.Thread(target=ask).start()
     began = time.monotonic()
     assert rank.run(MEETING) == 137
-    assert 4.5 < time.monotonic() - began < 30
+    assert time.monotonic() - began > 4.5  # what a save has at least
     assert notes(run) == {}
 
 
@@ -284,7 +283,7 @@ def test_rank_0_is_killed_after_the_grace_period(run: RunDirectory, monkeypatch:
         threading.Timer(delay, write_json, (run.log / name, error)).start()
     began = time.monotonic()
     assert rank.run(MEETING) == 137
-    assert 1.4 < time.monotonic() - began < 30
+    assert time.monotonic() - began > 1.4
 
 
 def test_other_ranks_do_not_check_for_errors(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
