@@ -90,7 +90,7 @@ def strategy(settings: dict[str, Any]) -> str:
     devices = set(offload_devices(settings).values())
     if stage < 3 and (ratio < 1 or "nvme" in devices or "offload_param" in offload_devices(settings)):
         raise UserError(
-            f"--ds_config: zero_optimization.stage {stage} offloads parameters, a ratio or to NVMe; use stage 3"
+            f"--ds_config: zero_optimization.stage {stage} offloads parameters, by ratio or to NVMe; only stage 3 can"
         )
     if not devices:
         return f"zero{stage}"
