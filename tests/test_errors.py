@@ -210,7 +210,7 @@ MISTAKES = [
     ("launch run finetune --config DIR/list.yaml", "DIR/list.yaml"),
     ("launch run finetune --data DIR/none.jsonl", "DIR/none.jsonl"),
     ("launch run finetune --model pythia70m", "pythia-70m"),
-    ("launch run finetune --out DIR/thesis", "holds thesis.tex"),
+    ("launch run finetune --out DIR/thesis", "contains thesis.tex"),
     ("launch run finetune --batch_size 9 --ranks_per_node 2", "--batch_size 9"),
     ("launch run finetune --data DIR/cut.jsonl --out DIR/run", "DIR/cut.jsonl row 2"),
     ("launch plan finetune --seq_len 4096", "--seq_len 4096"),

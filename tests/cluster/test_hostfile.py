@@ -398,15 +398,15 @@ def test_localhost_cannot_be_the_name_of_a_node(
     cluster: ClusterFile, root: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert refused(cluster, root, ("localhost", NODES[1])) == 2
-    assert "localhost is another machine for each node" in capfd.readouterr().err
+    assert "localhost is a different machine on each node" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("one slots=2\ntwo slots=many\n", "line 2: 'two slots=many' is no host"),
-        ("one slots=2\n\none slots=4\n", "line 3: one is there twice"),
-        ("# nothing\n", "lists no hosts"),
+        ("one slots=2\ntwo slots=many\n", "line 2: 'two slots=many' is not a host"),
+        ("one slots=2\n\none slots=4\n", "line 3: one appears twice"),
+        ("# nothing\n", "contains no hosts"),
         ("one slots=2\n-oProxyCommand=touch\\ /x\n", "line 2: '-oProxyCommand=touch"),
     ],
     ids=["slots", "twice", "empty", "option"],

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.programs import ROOT, Program, missing
-from support.slurm_cluster import EXACT, Launched, call, mend, node, until
+from support.slurm_cluster import EXACT, Launched, call, node, restore, until
 
 from bench.memory import SHAPES, make_data, make_model
 from wellread.record.reader import Record
@@ -42,7 +42,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[None]:
         request.getfixturevalue("limited")
     yield
     for name in ("n1", "n2"):
-        mend(name)
+        restore(name)
 
 
 @pytest.fixture
@@ -167,14 +167,14 @@ def test_pending_running_requeued_done(start: Callable[..., Launched], tmp_path:
     assert run.job in status["where"]
     assert "is already running; nothing to submit" in run.launch().stdout
     other = run.launch("--steps", 3001, check=False)
-    assert (other.returncode, "steps is 3000 there, 3001 asked for" in other.stderr) == (2, True)
+    assert (other.returncode, "steps is 3000, requested 3001" in other.stderr) == (2, True)
     call("scancel", "--signal=USR2", run.job)
     until("the stop", lambda: "stopped by SIGUSR2" in run.log(1))
     saved = int(re.search(r"stopped by SIGUSR2 at step (\d+), saved", run.log(1)).group(1))  # type: ignore[union-attr]
     until("queued again", lambda: run.state() == "PENDING")
     status = run.status()
     assert (status["state"], status["last_checkpoint"]) == ("requeued", saved)
-    assert f"continuing from step-{saved:08d}" in run.requeued(2)
+    assert f"resuming from step-{saved:08d}" in run.requeued(2)
     assert run.end() == "COMPLETED"
     assert [attempt["exit_code"] for attempt in run.attempts()] == [128 + signal.SIGUSR2, 0]
     assert run.status()["state"] == "finished"
@@ -264,9 +264,9 @@ def test_killed_processes_cost_only_unsaved_steps(start: Callable[..., Launched]
     run = start("--steps", 100_000, "--save_every", 50)
     run.await_log(1, "saved step-00000100")
     run.ranks()[1].kill()
-    assert "continuing from step-" in run.requeued(2)
+    assert "resuming from step-" in run.requeued(2)
     assert "ended by signal 9 (SIGKILL)" in (run.path / "log/attempt-001-rank-1.error.json").read_text()
-    first = int(re.search(r"continuing from step-(\d+)", run.log(2)).group(1))  # type: ignore[union-attr]
+    first = int(re.search(r"resuming from step-(\d+)", run.log(2)).group(1))  # type: ignore[union-attr]
     assert first >= 100
     run.await_log(2, f"saved step-{first + 100:08d}")
     (task,) = [parent for parent in run.ranks()[1].parents() if "submitit" in " ".join(parent.cmdline())][:1]
@@ -275,7 +275,7 @@ def test_killed_processes_cost_only_unsaved_steps(start: Callable[..., Launched]
     assert "slurmstepd" in daemon.cmdline()[0]
     daemon.kill()
     until("the end of the step's ranks", lambda: len(run.attempts()) > 2 or not run.ranks())
-    assert "continuing from step-" in run.requeued(3)
+    assert "resuming from step-" in run.requeued(3)
     run.await_log(3, "\nstep")
     result = program("launch", "cancel", run.path, check=True)
     assert "saved" in result.stdout + result.stderr
@@ -294,13 +294,13 @@ def test_a_node_disconnected_for_a_minute_and_for_good(start: Callable[..., Laun
     began = time.monotonic()
     until("the job is taken from the lost node", lambda: run.state() != "RUNNING")
     time.sleep(max(0, 60 - (time.monotonic() - began)))
-    mend("n2")
+    restore("n2")
     # SLURM delays a requeued job by two minutes: until then a node that comes back can end the processes of the last
     # start. It looks for them every ten seconds and kills what it finds, a new start included.
     until("the end of the old processes on n2", lambda: not run.steps() or run.log(2))
     time.sleep(12)
-    assert "continuing from step-" in run.requeued(2)
-    first = int(re.search(r"continuing from step-(\d+)", run.log(2)).group(1))  # type: ignore[union-attr]
+    assert "resuming from step-" in run.requeued(2)
+    first = int(re.search(r"resuming from step-(\d+)", run.log(2)).group(1))  # type: ignore[union-attr]
     run.await_log(2, f"saved step-{(first // 50 + 1) * 50:08d}")  # the save at its end may be at any step
     node("cut", "n2")
     until("the job is taken from the lost node", lambda: run.state() == "PENDING")
@@ -309,12 +309,12 @@ def test_a_node_disconnected_for_a_minute_and_for_good(start: Callable[..., Laun
     saved = max(int(path.name[5:]) for path in (run.path / "checkpoints").glob("step-*"))
     flags = ["--nodes", 1, "--ranks_per_node", 2]
     run.launch(*flags)
-    assert f"continuing from step-{saved:08d}" in run.await_log(3, "continuing from")
+    assert f"resuming from step-{saved:08d}" in run.await_log(3, "resuming from")
     run.await_log(3, f"saved step-{(saved // 50 + 1) * 50:08d}")
     assert run.attempts()[-1]["hosts"] == ["n1"]
     program("launch", "cancel", run.path, check=True)
     run.verified()
-    mend("n2")
+    restore("n2")
 
 
 @pytest.mark.long
@@ -389,7 +389,7 @@ def test_cancelling_a_pending_run_cancels_its_evaluation(
 def test_a_time_limit_is_a_pause(limited: Launched, program: Program) -> None:
     """After two minutes: saved within the remaining twenty seconds, requeued, resumed, no batch read twice."""
     until("the end of its time", lambda: "stopped by SIGUSR2" in limited.log(1))
-    assert "continuing from step-" in limited.requeued(2)
+    assert "resuming from step-" in limited.requeued(2)
     limited.await_log(2, "\nstep")
     program("launch", "cancel", limited.path, check=True)
     *earlier, last = limited.attempts()  # more than two if the other tests took longer than its time limit
@@ -403,5 +403,5 @@ def test_a_time_limit_is_a_pause(limited: Launched, program: Program) -> None:
 def test_a_warning_about_more_nodes_than_exist(start: Callable[..., Launched]) -> None:
     run = start("--steps", 5, "--nodes", 8)
     result = run.result
-    assert f"warning: job {run.job} will not start: PartitionNodeLimit" in result.stderr
+    assert f"warning: job {run.job} will not start (PartitionNodeLimit)" in result.stderr
     assert "lower --nodes" in result.stderr

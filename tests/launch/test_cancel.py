@@ -354,7 +354,7 @@ def test_a_real_run_is_followed_canceled_resumed_and_killed(
 
     second = launch()
     wait_until(lambda: reached(2, saved + 1), "a step after the resume", second)
-    assert f"continuing from step-{saved:08d}" in program("launch", "logs", run.path, check=True).stdout
+    assert f"resuming from step-{saved:08d}" in program("launch", "logs", run.path, check=True).stdout
     ranks = [child for child in psutil.Process(second.pid).children(recursive=True) if "train" in child.cmdline()]
     assert len(ranks) == 1
     second.send_signal(signal.SIGKILL)

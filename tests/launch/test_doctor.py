@@ -452,7 +452,7 @@ def test_both_nodes_of_the_development_cluster_pass(program: Program, root: Path
     assert list(by_check) == ["scheduler", "partition", "nodes", "submission"]
     assert {check["state"] for name, check in by_check.items() if name != "nodes"} == {"ok"}
     assert by_check["nodes"]["state"] != "failed"  # a warning where other jobs run
-    assert "would take 2 x 1 ranks; it would start at" in by_check["submission"]["found"]
+    assert "would accept 2 x 1 ranks; it would start at" in by_check["submission"]["found"]
     assert not list((root / "runs").glob(".doctor-*"))
 
 
@@ -463,8 +463,8 @@ def test_both_nodes_of_the_development_cluster_pass(program: Program, root: Path
         ({"partition": "gpu"}, "partition", "gpu does not exist"),
         ({"account": "nobodys"}, "account", "nobodys does not exist; accounts of"),
         ({"qos": "fastest"}, "qos", "fastest does not exist; known:"),
-        ({"gres": "gpu:8"}, "submission", "SLURM would refuse 1 nodes x 8 ranks: "),
-        ({"memory": 5000}, "submission", "SLURM would refuse 1 nodes x 1 ranks: "),
+        ({"gres": "gpu:8"}, "submission", "SLURM would reject 1 nodes x 8 ranks: "),
+        ({"memory": 5000}, "submission", "SLURM would reject 1 nodes x 1 ranks: "),
     ],
 )
 def test_a_job_that_slurm_would_reject_fails_the_check(
@@ -486,5 +486,5 @@ def test_no_job_starts_for_more_nodes_than_exist(capsys: pytest.CaptureFixture[s
     assert doctor.main(["--cluster", "slurm", "--nodes", "3", "--json"]) == 1
     checks = by_name(capsys.readouterr().out)
     assert checks["nodes"]["state"] == "failed"
-    assert checks["nodes"]["remedy"].startswith("--nodes 3 needs as many in service")
+    assert checks["nodes"]["remedy"].startswith("--nodes 3 needs more usable nodes")
     assert "torch" not in checks

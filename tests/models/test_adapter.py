@@ -252,7 +252,7 @@ def test_a_run_from_start_to_export(program: Any, small_model: Path, corpora: Pa
     program(*command, "--out", run, "--lora.rank", 4, check=True)
     conflicts = {
         (): "lora.alpha is 8",
-        ("--lora.rank", 2): "lora.rank is 4 there, 2 asked for",
+        ("--lora.rank", 2): "lora.rank is 4, requested 2",
         ("--lora.rank", 4, "--lora.targets", "q_proj"): "small has no such matrix; choose query_key_value, dense",
     }
     for different, message in conflicts.items():

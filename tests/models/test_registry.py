@@ -89,7 +89,7 @@ def test_revisions() -> None:
 def test_an_adapter_is_not_a_model(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(
-        UserError, match="contains only an adapter; merge it into its model first, with python -m finet"
+        UserError, match="contains only an adapter; merge it into its model first, with wellread export"
     ):
         find(str(tmp_path))
 

@@ -389,7 +389,7 @@ def test_a_curriculum_through_the_launcher(program: Program, corpora: Path, smal
     shutil.rmtree(run.checkpoints / "step-00000008")
     run.order_file.unlink()
     resumed = program(*launch, "--out", run.path, "--ranks_per_node", 1, check=True)
-    assert "continuing from step-00000004" in resumed.stdout
+    assert "resuming from step-00000004" in resumed.stdout
     assert Record.open(run.record).head == record.head
     assert "verified: 8 batches" in program("eval", "verify", run.path, check=True).stdout
     history = open_run(run.path).history

@@ -131,7 +131,7 @@ def test_resuming_after_a_skip_is_bit_exact(train: Train, skipped: tuple[RunDire
     shutil.rmtree(run.checkpoints / name_of(STEPS))
     # Evaluations and generations during training do not change it.
     result = train(run.path, "--on_bad_loss", "skip", "--strategy", "ddp", "--generations", 0)
-    assert "continuing from step-00000006" in result.stdout
+    assert "resuming from step-00000006" in result.stdout
     tables = [Record.open(r.record).table() for r in (original, run)]
     names = [name for name in tables[0].column_names if name != "loss"]
     assert tables[0].select(names).equals(tables[1].select(names))

@@ -204,10 +204,10 @@ def test_a_finished_run_is_not_changed(finetune: Finetune, uninterrupted: RunDir
 @pytest.mark.parametrize(
     ("flags", "difference"),
     [
-        (("--batch_size", 16), "batch_size is 8 there, 16 asked for"),
-        (("--steps", 13), "steps is 12 there, 13 asked for"),
-        (("--seed", 1), "seed is 0 there, 1 asked for"),
-        (("--optim.lr", 1e-4), "(optim.lr is 0.002 there, 0.0001 asked for)"),
+        (("--batch_size", 16), "batch_size is 8, requested 16"),
+        (("--steps", 13), "steps is 12, requested 13"),
+        (("--seed", 1), "seed is 0, requested 1"),
+        (("--optim.lr", 1e-4), "(optim.lr is 0.002, requested 0.0001)"),
     ],
 )
 def test_other_config_into_a_run_is_refused(
@@ -413,7 +413,7 @@ def test_stopped_run_continues_bit_exactly(
     assert run.manifest()["attempts"][-1]["exit_code"] == 143
 
     resumed = finetune(run.path, *flags, check=True)
-    assert f"continuing from {stopped.path.name}" in resumed.stdout
+    assert f"resuming from {stopped.path.name}" in resumed.stdout
     assert_bit_equal(run, reference)
     assert_verified(program, run)
     assert [a["exit_code"] for a in run.manifest()["attempts"]] == [143, 0]
@@ -439,7 +439,7 @@ def test_killed_run_continues(
     assert newest.step == 4
 
     launched = launch(run.path, *flags)
-    launched.until("continuing from step-00000004")
+    launched.until("resuming from step-00000004")
     ranks = launched.ranks()
     launched.until("step  9/12")
     hold(ranks[1])
@@ -458,7 +458,7 @@ def test_killed_run_continues(
     resumed = finetune(run.path, *flags, check=True)
     skipped = f"skipped a damaged checkpoint: {truncated}: {size // 2:,} bytes, the manifest says {size:,}\n"
     assert skipped in resumed.stdout
-    assert "continuing from step-00000004\n" in resumed.stdout
+    assert "resuming from step-00000004\n" in resumed.stdout
     assert_bit_equal(run, uninterrupted)
     assert_verified(program, run)
     assert sorted(p.name for p in run.checkpoints.iterdir()) == [name_of(step) for step in SCHEDULE]

@@ -71,7 +71,7 @@ def test_resume_is_bit_exact(train: Train, strategy: str) -> None:  # ddp and ze
     uninterrupted, _ = train(f"{strategy}-whole", strategy, 2)
     cut_back(uninterrupted, 6, uninterrupted.path.parent / f"{strategy}-resumed")
     resumed, printed = train(f"{strategy}-resumed", strategy, 2)
-    assert "continuing from step-00000006" in printed
+    assert "resuming from step-00000006" in printed
     assert "converting" not in printed
     assert weights(resumed) == weights(uninterrupted)
     written = [

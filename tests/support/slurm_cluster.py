@@ -96,7 +96,7 @@ class Launched:
         until("queued again", lambda: self.state() == "PENDING" or self.log(attempt))
         time.sleep(3)  # nodes refuse a start in the second of the requeue, and the job would fail
         self.hurry()
-        return self.await_log(attempt, "continuing from")
+        return self.await_log(attempt, "resuming from")
 
     def end(self) -> str:
         until("the end of the job", lambda: self.state() in ENDED)
@@ -131,7 +131,7 @@ def node(verb: str, name: str) -> None:
     call(ROOT / "scripts" / "slurm_node.sh", verb, name)
 
 
-def mend(name: str) -> None:
+def restore(name: str) -> None:
     node("restore", name)
     until(
         f"{name} in service",

@@ -255,7 +255,7 @@ class TrainingLoop:
         self.tokens = checkpoint.tokens
         self.skipped = checkpoint.manifest.get("skipped", 0)  # not in checkpoints of older versions
         self.guard = resume.restored_guard(self.run, checkpoint.step, self.config.watch.spike_factor)
-        self.say(f"continuing from {checkpoint.path.name}")
+        self.say(f"resuming from {checkpoint.path.name}")
         updates = checkpoint.step - self.skipped
         if updates > 0:  # an optimizer has no state before its first step
             resume.restore(self.engine, checkpoint, updates, self.plan, self.say)
