@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from wellread import provenance
 from wellread.errors import print_error
-from wellread.files import write_json
+from wellread.files import read_json, write_json
 from wellread.run import RunDirectory
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def first_error(run: RunDirectory, number: int) -> dict[str, Any] | None:
 
 def errors(run: RunDirectory, number: int) -> list[dict[str, Any]]:
     """Return the error files of an attempt's ranks, earliest first."""
-    failures = [json.loads(path.read_text()) for path in run.log.glob(f"attempt-{number:03d}-rank-*.error.json")]
+    failures = [read_json(path) for path in run.log.glob(f"attempt-{number:03d}-rank-*.error.json")]
     return sorted(failures, key=lambda error: float(error["time"]))
 
 
@@ -85,7 +84,7 @@ def lost_ranks(run: RunDirectory, number: int, ranks: int) -> list[int]:
     lost = []
     for rank in range(ranks):
         path = run.log / f"attempt-{number:03d}-rank-{rank}.error.json"
-        if not path.exists() or "signal" in json.loads(path.read_text()):
+        if not path.exists() or "signal" in read_json(path):
             lost.append(rank)
     return lost
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -26,6 +25,7 @@ from launch.state import (
 )
 from wellread.cli import new_parser, parse
 from wellread.errors import UserError
+from wellread.files import read_json
 from wellread.run import RunDirectory
 
 EXAMPLES = """examples:
@@ -164,7 +164,7 @@ class AttemptLog:
 
 def _errors(run: RunDirectory, number: int) -> list[dict[str, Any]]:
     """Return the errors of an attempt's ranks, earliest first: later ones often only follow from it."""
-    failures = [json.loads(path.read_text()) for path in run.log.glob(f"attempt-{number:03d}-rank-*.error.json")]
+    failures = [read_json(path) for path in run.log.glob(f"attempt-{number:03d}-rank-*.error.json")]
     return sorted(failures, key=lambda error: float(error["time"]))
 
 

@@ -18,6 +18,7 @@ from support.programs import Program
 
 from wellread.corpus.read import Corpus
 from wellread.errors import BAD_INPUT, FAILURE, UserError, print_error, user_message
+from wellread.record.reader import Record
 from wellread.run import RunDirectory
 
 # --- injected errors
@@ -319,6 +320,7 @@ def damageable(tiny_run: RunDirectory, tmp_path_factory: pytest.TempPathFactory)
         ("plan.json", "eval report RUN"),
         ("record/head.json", "eval verify RUN"),
         ("corpus/corpus.json", "eval read RUN --batch 3"),
+        ("record/PART", "eval read RUN"),
     ],
 )
 @pytest.mark.parametrize("truncated", [True, False])
@@ -329,7 +331,7 @@ def test_a_damaged_file_of_a_run_is_one_line(
     damageable: RunDirectory,
     in_process: Program,
 ) -> None:
-    file = damageable.path / damaged
+    file = damageable.path / damaged.replace("PART", Record.open(damageable.record).parts[0]["name"])
     content = file.read_bytes()
     file.write_bytes(content[:-9] + b"{[" if truncated else b"\xff" + content)
     try:
@@ -337,6 +339,33 @@ def test_a_damaged_file_of_a_run_is_one_line(
     finally:
         file.write_bytes(content)
     assert file.name in one_line(result.stderr, result.returncode)
+
+
+@pytest.mark.parametrize(
+    ("damaged", "command"),
+    [
+        ("samples.parquet", "eval membership RUN"),
+        ("samples.parquet", "eval read RUN"),
+        ("samples.parquet", "eval verify RUN"),
+        ("offsets.npy", "eval read RUN --batch 3"),
+        ("offsets.npy", "eval verify RUN"),
+    ],
+)
+def test_a_damaged_table_of_a_corpus_is_one_line(
+    damaged: str, command: str, damageable: RunDirectory, in_process: Program
+) -> None:
+    file = damageable.corpus / damaged
+    content = file.read_bytes()
+    file.write_bytes(b"\xff" * 8 + content[8:-8] + b"\xff" * 8)
+    try:
+        result = in_process(*words(command, damageable.path.parent, damageable.path))
+    finally:
+        file.write_bytes(content)
+    if "verify" in command:
+        assert (result.returncode, result.stderr) == (FAILURE, "")
+        assert f"{damaged}: damaged (" in result.stdout
+    else:
+        assert f"{damaged}: damaged (" in one_line(result.stderr, result.returncode)
 
 
 # --- messages

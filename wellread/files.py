@@ -18,12 +18,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+LONGEST_REASON = 120
+"""Characters of a library's reason that an error repeats."""
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A temporary file that replaces `path` when the block ends; after an error `path` is unchanged."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        file = open(temporary, "wb")  # noqa: SIM115
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None  # the user knows only `path`
+    try:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -48,7 +56,10 @@ def new_directory(path: Path) -> Iterator[Path]:
     path.absolute().parent.mkdir(parents=True, exist_ok=True)
     temporary = path.absolute().with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.mkdir()
+        try:
+            temporary.mkdir()
+        except OSError as error:  # e.g. below /proc; the user knows only `path`
+            raise UserError(f"{path}: cannot be created ({error.strerror}); choose another --out") from None
         with full_disk_named(temporary):
             yield temporary
             for file in (child for child in temporary.rglob("*") if child.is_file()):
@@ -102,6 +113,31 @@ def read_json(path: Path) -> Any:
         return json.loads(text)
     except ValueError as error:  # not JSON, or not even text
         raise UserError(f"{path}: damaged ({error}); restore it from a copy") from None
+
+
+@contextmanager
+def damage_named(path: Path, remedy: str) -> Iterator[None]:
+    """Turn an error of pyarrow or numpy about the content of `path` into a UserError that names the file.
+
+    Errors of the operating system, which have an errno, are not about the content.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, OSError, LookupError, TypeError, NotImplementedError, EOFError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        reason = " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
+        raise UserError(f"{path}: damaged ({reason}); {remedy}") from None
+
+
+def load_array(path: Path, remedy: str) -> Any:
+    """Map the array of an .npy file; UserError when the file is damaged."""
+    import numpy as np
+
+    with damage_named(path, remedy):
+        return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def fsync_directory(path: Path) -> None:

@@ -82,3 +82,27 @@ def test_parts_are_plain_parquet_files(tmp_path: Path) -> None:
         "n_targets": "int32", "loss": "float", "digest": "fixed_size_binary[16]", "skipped": "bool",
     }  # fmt: skip
     assert [part.num_rows for part in parts] == [12, 8]
+
+
+def test_a_part_with_a_flipped_byte_is_one_error(tmp_path: Path) -> None:
+    """Wherever the byte is: the error names the file, or the table is readable."""
+    write_record(tmp_path)
+    record = Record.open(tmp_path)
+    path = tmp_path / record.parts[0]["name"]
+    content, messages = path.read_bytes(), []
+    for place in range(4, len(content), 7):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :])
+        try:
+            record.table()
+        except UserError as error:
+            messages.append(str(error))
+    assert len(messages) > 10
+    for message in messages:
+        assert message.startswith(f"{path}: damaged (")
+        assert message.endswith(f"; run wellread verify {tmp_path.parent}")
+
+
+def test_a_head_without_a_key(tmp_path: Path) -> None:
+    (tmp_path / "head.json").write_text('{"stap": 3}')
+    with pytest.raises(UserError, match=r"head\.json: damaged \(a key is missing\)"):
+        Record.open(tmp_path)

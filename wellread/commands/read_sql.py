@@ -33,6 +33,7 @@ def show_sql(history: History, query: str, path: str | None) -> None:
     import duckdb
 
     try:
+        _create_views(connection, history)
         cursor = connection.execute(query)
         heads = [column[0] for column in cursor.description or []]
         if path or not sys.stdout.isatty():
@@ -54,7 +55,10 @@ def _connect(history: History) -> duckdb.DuckDBPyConnection:
         raise UserError(
             "--sql: DuckDB, the extra `sql`, is not installed; run: pip install 'duckdb>=1.0', or 'wellread[sql]'"
         ) from None
-    connection = duckdb.connect()
+    return duckdb.connect()
+
+
+def _create_views(connection: duckdb.DuckDBPyConnection, history: History) -> None:
     if history.record is not None and history.record.parts:
         files = [str(history.record.directory / part["name"]) for part in history.record.parts]
         # by name, because old parts have no column `skipped`
@@ -63,7 +67,6 @@ def _connect(history: History) -> duckdb.DuckDBPyConnection:
     for name, file in (("samples", history.samples.file), ("segments", history.samples.segments)):
         if file is not None:
             connection.execute(f"create view {name} as select * from read_parquet({_quoted(str(file))})")
-    return connection
 
 
 def _quoted(text: str) -> str:

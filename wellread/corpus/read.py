@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 
 from wellread.corpus.digest import digest
 from wellread.errors import UserError
-from wellread.files import read_json
+from wellread.files import damage_named, load_array, read_json
 
 if TYPE_CHECKING:
     import pyarrow
 
 METRICS = "metrics.parquet"
+COMPILE_AGAIN = "delete this corpus and compile it again"
+"""What to do about a damaged file of a corpus."""
 
 
 class SampleReader(Protocol):
@@ -117,25 +119,25 @@ class Corpus:
 
     @cached_property
     def _offsets(self) -> Any:
-        return np.load(self.path / "offsets.npy", mmap_mode="r")
+        return load_array(self.path / "offsets.npy", COMPILE_AGAIN)
 
     @cached_property
     def _spans(self) -> Any:
-        return np.load(self.path / "targets.npy", mmap_mode="r")
+        return load_array(self.path / "targets.npy", COMPILE_AGAIN)
 
     @cached_property
     def _span_offsets(self) -> Any:
-        return np.load(self.path / "target_offsets.npy", mmap_mode="r")
+        return load_array(self.path / "target_offsets.npy", COMPILE_AGAIN)
 
     @cached_property
     def segment_offsets(self) -> Any:
         """In a packed corpus, int64[n+1]: sample i has the segments offsets[i] … offsets[i+1]-1."""
-        return np.load(self.path / "segment_offsets.npy", mmap_mode="r")
+        return load_array(self.path / "segment_offsets.npy", COMPILE_AGAIN)
 
     @cached_property
     def segments(self) -> Any:
         """In a packed corpus, int64[segments+1]: segment i is segments[i] … segments[i+1]-1 of the corpus's tokens."""
-        return np.load(self.path / "segments.npy", mmap_mode="r")
+        return load_array(self.path / "segments.npy", COMPILE_AGAIN)
 
     def starts(self, sample_id: int) -> NDArray[np.int64]:
         """Index of the first token of each segment of one sample, (segments,); only 0 in a corpus without packing."""
@@ -180,9 +182,7 @@ class Corpus:
 
     @cached_property
     def _set_ids(self) -> NDArray[np.uint16]:
-        import pyarrow.parquet
-
-        table = pyarrow.parquet.read_table(self.path / "samples.parquet", columns=["source"])
+        table = self._table("samples.parquet", ["source"])
         column = table["source"].combine_chunks().dictionary_encode()
         places = np.array([self.set_names.index(name) for name in column.dictionary.to_pylist()], dtype=np.uint16)
         return np.asarray(places[column.indices.to_numpy()])
@@ -197,9 +197,7 @@ class Corpus:
 
     def samples(self) -> pyarrow.Table:
         """The table of samples (docs/formats.md): digest, split, lengths, document, source, rows, category, author."""
-        import pyarrow.parquet
-
-        return pyarrow.parquet.read_table(self.path / "samples.parquet")
+        return self._table("samples.parquet")
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -217,10 +215,14 @@ class Corpus:
         if name not in self.metrics:
             hint = f"it has {', '.join(self.metrics)}" if self.metrics else "it has none; prepare it with --metrics"
             raise UserError(f"{self.path.name}: no metric {name!r}; {hint}")
+        column = self._table(METRICS, [name])[name]
+        return np.asarray(column.to_numpy(), dtype=np.float32)
+
+    def _table(self, name: str, columns: list[str] | None = None) -> pyarrow.Table:
         import pyarrow.parquet
 
-        column = pyarrow.parquet.read_table(self.path / METRICS, columns=[name])[name]
-        return np.asarray(column.to_numpy(), dtype=np.float32)
+        with damage_named(self.path / name, COMPILE_AGAIN):
+            return pyarrow.parquet.read_table(self.path / name, columns=columns)
 
     def _check(self, sample_id: int) -> None:
         if not 0 <= sample_id < self.n:

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wellread.corpus.digest import digest
-from wellread.corpus.read import Corpus
+from wellread.corpus.read import COMPILE_AGAIN, Corpus
 from wellread.errors import UserError
+from wellread.files import damage_named
 
 if TYPE_CHECKING:
     import pyarrow
@@ -94,4 +95,5 @@ class Segments:
         """The table of segments (docs/formats.md)."""
         import pyarrow.parquet
 
-        return pyarrow.parquet.read_table(self.path / FILE)
+        with damage_named(self.path / FILE, COMPILE_AGAIN):
+            return pyarrow.parquet.read_table(self.path / FILE)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wellread.errors import UserError
-from wellread.files import read_json, sha256_file
+from wellread.files import damage_named, read_json, sha256_file
 from wellread.record.writer import COLUMNS, RecordedBatch, to_parquet
 
 if TYPE_CHECKING:
@@ -35,9 +35,12 @@ class Record:
             When there is none, or its head.json cannot be read.
         """
         try:
-            return cls(directory, read_json(directory / "head.json"))
+            info = read_json(directory / "head.json")
         except FileNotFoundError:
             raise UserError(f"{directory}: no record (head.json is missing); has the run started?") from None
+        if not isinstance(info, dict) or not {"step", "head", "parts"} <= info.keys():
+            raise UserError(f"{directory / 'head.json'}: damaged (a key is missing); restore it from a copy")
+        return cls(directory, info)
 
     @property
     def batches(self) -> int:
@@ -60,7 +63,7 @@ class Record:
         Raises
         ------
         UserError
-            When the range goes beyond what was read.
+            When the range goes beyond what was read, or a part is damaged.
         """
         import pyarrow
         import pyarrow.parquet
@@ -112,12 +115,13 @@ def _read_part(path: Path, columns: list[str] | None) -> pyarrow.Table:
     import pyarrow.parquet
 
     names = list(columns or COLUMNS)
-    with pyarrow.parquet.ParquetFile(path) as file:
-        stored = file.schema_arrow.names
-        table = file.read([name for name in names if name in stored] or ["batch_id"])
-    if "skipped" in names and "skipped" not in stored:
-        table = table.append_column("skipped", pyarrow.array(np.zeros(len(table), dtype=np.bool_)))
-    return table.select(names)
+    with damage_named(path, f"run wellread verify {path.parent.parent}"):
+        with pyarrow.parquet.ParquetFile(path) as file:
+            stored = file.schema_arrow.names
+            table = file.read([name for name in names if name in stored] or ["batch_id"])
+        if "skipped" in names and "skipped" not in stored:
+            table = table.append_column("skipped", pyarrow.array(np.zeros(len(table), dtype=np.bool_)))
+        return table.select(names)
 
 
 def _empty_table(columns: list[str] | None) -> pyarrow.Table:

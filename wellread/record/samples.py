@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wellread.corpus.read import COMPILE_AGAIN
 from wellread.errors import UserError
+from wellread.files import damage_named, load_array
 
 if TYPE_CHECKING:
     import pyarrow
@@ -46,7 +48,7 @@ class SamplesTable:
     def _segments_of(self, sample_ids: NDArray[np.int64]) -> Iterator[list[dict[str, Any]]]:
         """Yield the rows of the segments table for each sample."""
         assert self.segments is not None
-        offsets = np.load(self.segments.with_name("segment_offsets.npy"), mmap_mode="r")
+        offsets = load_array(self.segments.with_name("segment_offsets.npy"), COMPILE_AGAIN)
         counts = (offsets[sample_ids + 1] - offsets[sample_ids]).tolist()
         segment_ids = [np.arange(offsets[i], offsets[i + 1]) for i in sample_ids.tolist()]
         rows = iter(_read_rows(self.segments, np.concatenate([np.empty(0, dtype=np.int64), *segment_ids])))
@@ -69,12 +71,12 @@ class SamplesTable:
         """Numeric columns of the samples table."""
         if self.file is None:
             return []
-        import pyarrow.parquet
+        import pyarrow
 
         types = pyarrow.types
         return [
             column.name
-            for column in pyarrow.parquet.read_schema(self.file)
+            for column in _schema(self.file)
             if column.name not in IDS and (types.is_integer(column.type) or types.is_floating(column.type))
         ]
 
@@ -83,9 +85,8 @@ class SamplesTable:
         """Columns of `GROUPS` that the samples table has."""
         if self.file is None:
             return []
-        import pyarrow.parquet
-
-        return [name for name in GROUPS if name in pyarrow.parquet.read_schema(self.file).names]
+        stored = _schema(self.file).names
+        return [name for name in GROUPS if name in stored]
 
     def find_row(self, text: str) -> list[int]:
         """Ids of the samples that contain a source row, written ``sample.jsonl:55`` or ``sample:55``.
@@ -132,14 +133,32 @@ def _chunks(path: Path | None, columns: list[str]) -> Iterator[pyarrow.Table]:
     import pyarrow.parquet
 
     assert path is not None
-    for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1 << 16, columns=columns):
+    with damage_named(path, COMPILE_AGAIN):
+        batches = pyarrow.parquet.ParquetFile(path).iter_batches(1 << 16, columns=columns)
+    while True:
+        with damage_named(path, COMPILE_AGAIN):  # without the caller's code, which has errors of its own
+            batch = next(batches, None)
+        if batch is None:
+            return
         yield pyarrow.Table.from_batches([batch])
+
+
+def _schema(path: Path) -> pyarrow.Schema:
+    import pyarrow.parquet
+
+    with damage_named(path, COMPILE_AGAIN):
+        return pyarrow.parquet.read_schema(path)
 
 
 def _read_rows(path: Path | None, numbers: NDArray[np.int64]) -> list[dict[str, Any]]:
     """Rows of a table in the order of `numbers`, read one row group after the other; empty without a table."""
     if path is None:
         return []
+    with damage_named(path, COMPILE_AGAIN):
+        return _rows(path, numbers)
+
+
+def _rows(path: Path, numbers: NDArray[np.int64]) -> list[dict[str, Any]]:
     import pyarrow
     import pyarrow.parquet
 

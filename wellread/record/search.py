@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wellread.corpus.decoder import Decoder
-from wellread.corpus.read import Corpus, SampleReader
+from wellread.corpus.read import COMPILE_AGAIN, Corpus, SampleReader
 from wellread.corpus.segments import Segments
 from wellread.corpus.token_bytes import check, normalized, token_bytes
 from wellread.errors import UserError
+from wellread.files import load_array
 
 TOKENS_AT_ONCE = 1 << 21
 """Tokens of one block; keeps buffers below 64 MiB for a corpus of any size."""
@@ -186,7 +187,7 @@ def _mapped_blocks(reader: Corpus | Segments) -> Iterator[tuple[int, NDArray[Any
     """Yield blocks that are memory-mapped one after the other, which keeps resident memory constant."""
     corpus, name = (reader.corpus, "segments.npy") if isinstance(reader, Segments) else (reader, "offsets.npy")
     dtype = np.dtype(corpus.meta["dtype"])
-    offsets = np.load(corpus.path / name, mmap_mode="r")
+    offsets = load_array(corpus.path / name, COMPILE_AGAIN)
     start = 0
     while start < reader.n:
         low = int(offsets[start])

@@ -42,16 +42,20 @@ def verify(run: RunDirectory) -> list[str]:
     checkpoints = list_checkpoints(run.checkpoints)
     problems = unreadable(run.checkpoints)
     problems += [line for checkpoint in checkpoints if (line := checkpoint.damage())]
-    samples = corpus.samples()
-    actual_hash = corpus_hash(*(samples[name].to_pylist() for name in ("digest", "document", "split")))
+    try:
+        samples = corpus.samples()
+        actual_hash = corpus_hash(*(samples[name].to_pylist() for name in ("digest", "document", "split")))
+        digests = digest_array(samples["digest"])
+        altered = _altered_samples(corpus, digests)
+        if corpus.packed:
+            altered += _altered_segments(Segments(corpus), samples["document"].to_pylist())
+    except UserError as damaged_corpus:
+        return [*problems, *record.damaged_parts(), str(damaged_corpus)]
     if actual_hash != identity["corpus"]:
         problems.append(
             f"{corpus.path}: the hash of its samples is {actual_hash}, the run was trained on {identity['corpus']}"
         )
-    digests = digest_array(samples["digest"])
-    problems += _altered_samples(corpus, digests)
-    if corpus.packed:
-        problems += _altered_segments(Segments(corpus), samples["document"].to_pylist())
+    problems += altered
     if damaged := record.damaged_parts():
         return problems + damaged  # the content of an altered part proves nothing
     heads = {checkpoint.step: checkpoint.head for checkpoint in checkpoints}

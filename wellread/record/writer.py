@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from wellread.corpus import arrow
 from wellread.corpus.digest import DIGEST_BYTES
 from wellread.errors import UserError
-from wellread.files import write_atomic, write_json
+from wellread.files import read_json, write_atomic, write_json
 from wellread.record.chain import link
 
 COLUMNS = ("step", "batch_id", "slot", "sample_id", "epoch", "n_targets", "loss", "digest", "skipped")
@@ -106,7 +105,7 @@ class RecordWriter:
 
 def _parts(directory: Path) -> list[dict[str, Any]]:
     path = directory / "head.json"
-    parts: list[dict[str, Any]] = json.loads(path.read_text())["parts"] if path.exists() else []
+    parts: list[dict[str, Any]] = read_json(path)["parts"] if path.exists() else []
     return parts
 
 
