@@ -19,6 +19,24 @@ from wellread.planning.plan import Plan
 from wellread.recipes.registry import recipe_of
 from wellread.run import RunDirectory
 
+HASHES = ("model", "corpus", "order.ids")
+"""Values that a user does not set; an error lists them last."""
+NAMES = {
+    "order.n": "trainable samples",
+    "order.ids": "sample ids of the order",
+    "corpus": "hash of the corpus (--data and its settings)",
+    "model": "hash of the model (--model)",
+}
+"""Key of an identity -> what an error calls it."""
+CONSEQUENCES = {
+    "corpus": {"order.n", "seq_len"},
+    "order.n": {"seq_len"},
+    "order.batch_size": {"batch_size"},
+    "order.seed": {"seed"},
+    "order.ids": {"order.n", "order.kind", "order.seed", "order.source", "order.by"},
+}
+"""Key of an identity -> keys that explain a difference in it; then an error lists only those."""
+
 
 def of(config: RunConfig, spec: ModelSpec, corpus: str, order: Order, plan: Plan) -> dict[str, Any]:
     """Return the identity of a run; a resume with another identity is refused.
@@ -86,13 +104,17 @@ def refuse_other(run: RunDirectory, requested: dict[str, Any]) -> None:
         Lists the differences.
     """
     existing, requested = _flat(run.manifest()["identity"]), _flat(requested)
-    differences = [
-        f"{key} is {_short(existing.get(key))}, requested {_short(requested.get(key))}"
-        for key in existing | requested
-        if existing.get(key) != requested.get(key)
+    different = {key for key in existing | requested if existing.get(key) != requested.get(key)}
+    if not different:
+        return
+    hidden = {key for key, causes in CONSEQUENCES.items() if different & causes}
+    keys = [key for key in existing | requested if key in different - hidden]
+    keys.sort(key=lambda key: key in HASHES)
+    texts = [
+        f"{NAMES.get(key, f'{key} is')} {_short(existing.get(key), key)}, requested {_short(requested.get(key), key)}"
+        for key in keys
     ]
-    if differences:
-        raise UserError(f"{run.path}: contains another run ({'; '.join(differences)}); choose another --out")
+    raise UserError(f"{run.path}: contains another run ({'; '.join(texts)}); choose another --out")
 
 
 def _flat(identity: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -103,9 +125,9 @@ def _flat(identity: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _short(value: object) -> str:
+def _short(value: object, key: str) -> str:
     """Shorten long values, e.g. hashes."""
-    text = str(value)
+    text = f"{value:,}" if key == "order.n" and isinstance(value, int) else str(value)
     return text if len(text) <= 40 else f"{text[:20]}…"
 
 
