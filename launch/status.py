@@ -7,7 +7,7 @@ import os
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from launch import attempts
 from launch.backends import base as backends
@@ -36,6 +36,10 @@ COLORS = {
 }
 """Colors of states on a terminal; other states are red."""
 WIDEST_STATE = 40
+DROPPED_FIRST = ("where", "attempts", "rate", "saved", "left", "step")
+"""Columns that a narrow terminal does not show, the least important first."""
+WIDTH_OF_STATE = 22
+"""Columns of the terminal that a state needs at least, with the space before it; longer ones wrap."""
 NUMBERS = ("step", "rate", "left", "saved", "attempts")
 
 
@@ -103,12 +107,29 @@ def _show_table(statuses: list[Status], rows: list[dict[str, str]]) -> None:
     from rich.text import Text
 
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in rows[0]:
-        table.add_column(name, justify="right" if name in NUMBERS else "left", overflow="fold")
+    console = Console()
+    for name in _columns(rows, console.width):
+        justify: Literal["left", "right"] = "right" if name in NUMBERS else "left"
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=name != "state")
     for status, row in zip(statuses, rows, strict=True):
         color = COLORS.get(status.state, "red")
-        table.add_row(*(Text(text, style=color if name == "state" else "") for name, text in row.items()))
-    Console().print(table)
+        cells = {column.header: Text(row[str(column.header)]) for column in table.columns}
+        cells["state"].stylize(color)
+        table.add_row(*cells.values())
+    least = max(len(row["run"]) for row in rows) + WIDTH_OF_STATE
+    Console(width=max(least, console.width)).print(table)  # the terminal itself wraps lines that are too long
+
+
+def _columns(rows: list[dict[str, str]], width: int) -> list[str]:
+    """Columns of a table that fits into `width`: without the less important ones, so that no run name wraps."""
+    names = list(rows[0])
+    needed = {name: max(len(name), *(len(row[name]) for row in rows)) + 2 for name in names}
+    needed["state"] = min(needed["state"], WIDTH_OF_STATE)
+    for name in DROPPED_FIRST:
+        if sum(needed[name] for name in names) <= width + 2:
+            break
+        names.remove(name)
+    return names
 
 
 def _page(about: dict[str, Any]) -> str:

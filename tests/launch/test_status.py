@@ -315,6 +315,21 @@ def test_colors_only_on_a_terminal(
     assert "queued [b]" in printed  # not interpreted as a style
 
 
+@pytest.mark.parametrize("columns", [30, 60, 80, 200])
+def test_names_of_runs_never_wrap(
+    columns: int, runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    (runs / "failed").rename(runs / "stories-15m-of-november-2")
+    monkeypatch.chdir(runs.parent)
+    assert status.main(["--runs", runs.name]) == 0
+    printed = capsys.readouterr().out
+    assert f"{runs.name}/stories-15m-of-november-2" in printed
+    assert f"{runs.name}/queued [b]" in printed
+    assert ("attempts" in printed) == (columns == 200)
+
+
 def test_a_folder_without_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status.main(["--runs", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"no runs in {tmp_path}\n"
