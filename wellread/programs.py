@@ -5,24 +5,20 @@
 
 from __future__ import annotations
 
-import difflib
-import sys
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
 from wellread.errors import UserError
 
-PREPARE = {
-    "finetune [FLAGS]": "rows of data sets become samples with masks; --show N prints some",
-    "pretrain [FLAGS]": "text becomes windows; trains a vocabulary, measures samples",
-}
-PREPARE_EXAMPLES = """examples:
-  wellread prepare finetune --model tiny --data sample --show 3
-  wellread prepare pretrain --data tinystories --vocab 4096 --metrics
-"""
 WITHOUT_VALUE = {"--merged", "-h", "--help"}
 """Flags of `sample` and `export` that take no value."""
+EXPORT_FLAGS = {
+    "finetune": ("--format", "pretraining runs and model directories"),
+    "pretrain": ("--merged", "fine-tuning runs"),
+}
+"""Program -> the flag of `export` that it does not have, and what that flag is for."""
 
 
 def load(target: str, command: str) -> Callable[[list[str]], int]:
@@ -46,50 +42,25 @@ def load(target: str, command: str) -> Callable[[list[str]], int]:
     return function
 
 
-def page(command: str, summary: str, kinds: dict[str, str], examples: str) -> str:
-    """The help of a command with kinds that have flags of their own: usage, kinds, examples.
-
-    Parameters
-    ----------
-    kinds : dict
-        A kind with its arguments, as ``finetune [FLAGS]`` -> what the command does with it.
-    """
-    names = [words.split()[0] for words in kinds]
-    lines = [f"usage: wellread {command} {'|'.join(names)} ...", "", summary, "", "kinds:"]
-    lines += [f"  {words:24} {text}" for words, text in kinds.items()]
-    return "\n".join([*lines, "", examples, f"wellread {command} {names[0]} --help lists all flags.", ""])
-
-
-def check_kind(command: str, kind: str, kinds: Sequence[str]) -> None:
-    """Refuse a word that is not one of `kinds`.
-
-    Raises
-    ------
-    UserError
-        It names the nearest kind, or all of them.
-    """
-    if kind in kinds:
-        return
-    near = difflib.get_close_matches(kind, kinds, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"use {', '.join(kinds[:-1])} or {kinds[-1]}"
-    raise UserError(f"wellread {command} {kind}: unknown kind of training; {hint}")
-
-
 def prepare(argv: list[str]) -> int:
     """Run ``wellread prepare finetune|pretrain``."""
     from wellread.config.run import KINDS
 
+    programs = [kind.program for kind in KINDS]
     if not argv or argv[0] in ("-h", "--help"):
-        summary = "Compile the corpus of a run, without training."
-        sys.stdout.write(page("prepare", summary, PREPARE, PREPARE_EXAMPLES))
+        print(f"usage: wellread prepare {'|'.join(programs)} [FLAGS]\n\nCompile the corpus of a run, without training.")
         return 0
     kind, *flags = argv
-    check_kind("prepare", kind, [settings.program for settings in KINDS])
+    if kind not in programs:
+        raise UserError(f"wellread prepare {kind}: unknown kind of training; use {' or '.join(programs)}")
     return load(f"{kind}.__main__:main", "prepare")(["prepare", *flags])
 
 
 def sample(argv: list[str]) -> int:
     """Run ``wellread sample MODEL [TEXT]``: a fine-tuned run is asked, any other model continues the text."""
+    words = positionals(argv)
+    if len(words) > 2 and "_ARGCOMPLETE" not in os.environ:
+        raise UserError(f'sample: unexpected {words[2]!r}; put the text in quotes: "{" ".join(words[1:])}"')
     return _by_kind("sample", argv)
 
 
@@ -103,7 +74,24 @@ def _by_kind(command: str, argv: list[str]) -> int:
     if not models and {"-h", "--help"} & {*argv}:
         return _help(command)
     program = program_of(models[0]) if models else "pretrain"
+    if command == "export" and models:
+        _check_export(program, models[0], argv)
     return load(f"{program}.__main__:main", command)([command, *argv])
+
+
+def _check_export(program: str, model: str, argv: list[str]) -> None:
+    """Refuse a missing model, which is worse than a missing flag, and the flags of the other kind of training."""
+    from wellread.checkpoint import model_directory, named_checkpoint
+
+    if {"-h", "--help"} & {*argv} or "_ARGCOMPLETE" in os.environ:
+        return
+    if program == "pretrain":
+        model_directory(model)
+    else:
+        named_checkpoint(model)
+    wrong, owners = EXPORT_FLAGS[program]
+    if any(argument.partition("=")[0] == wrong for argument in argv):
+        raise UserError(f"{wrong}: only for {owners}; leave it out for {model}")
 
 
 def _help(command: str) -> int:

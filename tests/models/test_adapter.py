@@ -271,7 +271,7 @@ def test_a_run_from_start_to_export(program: Any, small_model: Path, corpora: Pa
     again = program("finetune", "export", run, "--merged", "--out", tmp_path / "whole")
     assert (again.returncode, "already exists" in again.stderr) == (2, True)
     missing = program("finetune", "export", f"{run}@step-3", "--out", tmp_path / "other")
-    assert (missing.returncode, "no checkpoint step-3; available: step-0, step-2, step-4" in missing.stderr) == (
+    assert (missing.returncode, "no checkpoint step-3; it has step-0, step-2, step-4" in missing.stderr) == (
         2,
         True,
     )

@@ -77,7 +77,7 @@ def test_names_of_models(tmp_path: Path) -> None:
         write_json(path / "checkpoint.json", {"step": step, "files": {}})
     assert model_directory(str(run)) == run / "checkpoints" / "step-00000020" / "model"
     assert model_directory(f"{run}@step-0") == run / "checkpoints" / "step-00000000" / "model"
-    with pytest.raises(UserError, match=r"no checkpoint step-7; available: step-0, step-20"):
+    with pytest.raises(UserError, match=r"no checkpoint step-7; it has step-0, step-20"):
         model_directory(f"{run}@step-7")
     with pytest.raises(UserError, match="neither a run nor a model directory"):
         model_directory(str(tmp_path / "lost"))

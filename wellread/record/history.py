@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wellread.checkpoint import Checkpoint
+from wellread.checkpoint import Checkpoint, missing_checkpoint
 from wellread.corpus.decoder import Decoder
 from wellread.corpus.read import Corpus, SampleReader
 from wellread.corpus.segments import FILE as SEGMENTS
@@ -24,8 +24,6 @@ from wellread.record.samples import SamplesTable
 if TYPE_CHECKING:
     import pyarrow
 
-SHOWN = 12
-"""Most names that an error lists."""
 COLUMNS = ["sample_id", "n_targets", "loss", "skipped"]
 """Columns of the record that queries on batches and samples need."""
 
@@ -124,7 +122,7 @@ class History:
             raise UserError(f"checkpoint {name}: expected a step, e.g. step-400 or 400")
         by_step = {checkpoint.step: checkpoint for checkpoint in self.checkpoints}
         if int(digits) not in by_step:
-            raise UserError(f"{self.name}: no checkpoint step-{int(digits)}; it has {_listed(list(by_step))}")
+            raise missing_checkpoint(self.name, int(digits), list(by_step))
         if int(digits) > self.batches_read:
             raise UserError(
                 f"{self.name}: the record ends at step {self.batches_read}, before step-{int(digits)}; "
@@ -144,7 +142,12 @@ class History:
         if not start.isdecimal() or (colon and not stop.isdecimal()):
             raise UserError(f"--batch {text}: expected a batch or a range, e.g. 137 or 100:200")
         low, high = int(start), int(stop) if colon else int(start) + 1
-        if not low < high <= self.steps:
+        if low >= high:
+            raise UserError(
+                f"--batch {text}: is {'reversed' if low > high else 'empty'}, the end is not included; "
+                f"write {f'{high}:{low}' if low > high else low}"
+            )
+        if high > self.steps:
             raise UserError(
                 f"--batch {text}: out of range, {self.name} has batches 0 … {self.steps - 1}"
                 + (f" (as a range 0:{self.steps}, the end not included)" if colon else "")
@@ -255,11 +258,3 @@ class History:
             )
         loss: float = rows["loss"][slot].as_py()
         return loss
-
-
-def _listed(steps: list[int]) -> str:
-    """Names of checkpoints for an error: all, or the first and last if there are many."""
-    names = [f"step-{step}" for step in steps]
-    if len(names) > SHOWN:
-        names = [*names[: SHOWN // 2], "…", *names[-SHOWN // 2 :]]
-    return ", ".join(names) or "none yet"
