@@ -93,7 +93,7 @@ def _parse(kind: type[Evaluation], argv: list[str]) -> dict[str, Any]:
     """Name -> value of the run and all flags."""
     fans_out = issubclass(kind, PerCheckpoint)
     example = f"example:\n  wellread {kind.name} runs/tiny-sample" + " --steps 0,100,200" * fans_out
-    parser = new_parser(f"wellread {kind.name}", kind.summary, example)
+    parser = new_parser(f"wellread {kind.name}", f"{kind.summary[0].upper()}{kind.summary[1:]}.", example)
     parser.add_argument("run", help="Run directory.")
     if fans_out:
         parser.add_argument("--steps", help="Checkpoints by step, e.g. 0,100 (default: all).")

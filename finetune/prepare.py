@@ -32,6 +32,7 @@ from wellread.models.registry import find
 from wellread.models.spec import ModelSpec
 from wellread.recipes.finetune import Rows
 from wellread.recipes.registry import resolve
+from wellread.terminal import plural
 
 ROWS_PER_SHARD = 2000
 RowMasks = list[NDArray[np.bool_] | None]
@@ -116,7 +117,7 @@ def _described(reader: Reader, counts: NDArray[np.int64], n_taken: int, settings
 def _warn_unsealed(corpus: Corpus, config: DataConfig) -> None:
     if corpus.n == corpus.n_trainable and config.holdout > 0:
         print(
-            f"warning: none of the {corpus.n:,} samples is sealed (--holdout {config.holdout:g}), "
+            f"warning: no sample is sealed ({plural(corpus.n, 'sample')}, --holdout {config.holdout:g}), "
             "so evaluations cannot compare read samples with sealed ones",
             file=sys.stderr,
         )

@@ -22,11 +22,11 @@ from wellread.errors import FAILURE, UserError, print_error
 from wellread.run import Holder, RunDirectory
 
 EXAMPLES = """examples:
-  wellread cancel runs/tiny-sample                   save, then end; the same `wellread run` resumes it
-  wellread cancel runs/tiny-sample --timeout 60      end after a minute, saved or not
+  wellread cancel runs/tiny-sample                   save a checkpoint, then end; the same `wellread run` resumes it
+  wellread cancel runs/tiny-sample --timeout 60      end after a minute, with or without a checkpoint
   wellread cancel runs/tiny-sample --now             end at once; the last checkpoint remains
 
-The exit code is 1 when the run ended without a save and lost steps, unless --now was set.
+The exit code is 1 when the run ended without a new checkpoint and lost steps, unless --now was set.
 """
 POLL = 0.3
 REPORT = 30.0
@@ -44,10 +44,12 @@ SECONDS_TO_LET_GO = 5.0
 
 def main(argv: list[str]) -> int:
     """Run ``wellread cancel``; return the exit code."""
-    parser = new_parser("wellread cancel", "Ask a run to save, then end it.", EXAMPLES)
+    parser = new_parser("wellread cancel", "Ask a run to save a checkpoint, then end it.", EXAMPLES)
     parser.add_argument("run", help="Run directory.")
-    parser.add_argument("--now", action="store_true", help="End the run at once, without a save.")
-    parser.add_argument("--timeout", type=float, default=600.0, help="Seconds to wait for the save, then end the run.")
+    parser.add_argument("--now", action="store_true", help="End the run at once, without a checkpoint.")
+    parser.add_argument(
+        "--timeout", type=float, default=600.0, help="Seconds to wait for the checkpoint, then end the run."
+    )
     arguments = parse(parser, argv)
     if arguments.timeout < 0:
         raise UserError(f"--timeout {arguments.timeout:g}: must not be negative; use --now to end the run at once")
@@ -105,14 +107,14 @@ def _foreign(run: RunDirectory, holder: Holder) -> str:
 
 
 def _end_launcher(run: RunDirectory, launcher: psutil.Process, timeout: float, now: bool) -> None:
-    """Ask the launcher to save and end; end it at once with `now`, or when there is no save in time."""
+    """Ask the launcher to save and end; end it at once with `now`, or when there is no checkpoint in time."""
     children = launcher.children(recursive=True)
     print(f"{run.path}: asked process {launcher.pid} to " + ("end at once" if now else "save and end"), flush=True)
     _signal(run, launcher)
     ended = _wait(lambda: not _holds(run, launcher), GAP if now else timeout)
     if not ended:
         if not now:
-            print(f"{run.path}: no save within {timeout:g} s; ending it at once", flush=True)
+            print(f"{run.path}: no checkpoint within {timeout:g} s; ending it at once", flush=True)
         _signal(run, launcher)
         ended = _wait(lambda: not _holds(run, launcher), SECONDS_TO_END)
     if not ended:
@@ -174,7 +176,7 @@ def _drop(run: RunDirectory, job: Job, state: JobState) -> None:
 
 
 def _stop(run: RunDirectory, job: Job, timeout: float, now: bool) -> None:
-    """Ask a running job to save and end, and wait; cancel it with `now`, or when there is no save in time."""
+    """Ask a running job to save and end, and wait; cancel it with `now`, or when there is no checkpoint in time."""
     ended = False
     if now or not facts(run, Scheduler()).under_way:
         print(f"{run.path}: canceling job {job.id}" + " before its ranks start" * (not now), flush=True)
@@ -182,7 +184,7 @@ def _stop(run: RunDirectory, job: Job, timeout: float, now: bool) -> None:
         print(f"{run.path}: asked job {job.id} to save and end", flush=True)
         ended = _wait(_reminded(job), timeout)
         if not ended:
-            print(f"{run.path}: no save within {timeout:g} s; canceling job {job.id}", flush=True)
+            print(f"{run.path}: no checkpoint within {timeout:g} s; canceling job {job.id}", flush=True)
     if not ended:
         job.cancel()
         ended = _wait(lambda: not _is_active(job), SECONDS_TO_END)
@@ -255,7 +257,8 @@ def _report(run: RunDirectory, now: bool) -> int:
     where = f"step {saved}, its last checkpoint" if saved >= 0 else "the beginning"
     if reached > max(saved, 0):
         print(
-            f"{run.path}: ended without a save, at step {reached} or later; run the same command to resume from {where}"
+            f"{run.path}: ended without a new checkpoint, at step {reached} or later; "
+            f"run the same command to resume from {where}"
         )
         return 0 if now else FAILURE
     outcome = f"stopped at step {saved}, saved" if saved >= 0 else "ended before its first step"

@@ -23,7 +23,7 @@ EXAMPLES = """examples:
 """
 LORA_RANK = 16
 TOKENS = 512
-HEADS = ("model", "parameters", "family", "batch", "peak lr", "steps", "full, GiB", "LoRA, GiB")
+HEADS = ("model", "parameters", "family", "batch", "peak lr", "checkpoints", "full, GiB", "LoRA, GiB")
 
 
 def main(argv: list[str]) -> int:
@@ -84,7 +84,7 @@ def as_text(models: list[dict[str, Any]]) -> str:
         for row in rows
     ]
     note = (
-        "batch, peak lr: of the published pretraining. steps: number of published checkpoints, NAME@stepN.\n"
+        "batch, peak lr: of the published pretraining. checkpoints: number of published ones, NAME@stepN.\n"
         f"GiB: on one GPU, nothing offloaded, 1 x {TOKENS} tokens, bf16; LoRA of rank {LORA_RANK} on all matrices.\n"
     )
     return "\n".join(line.rstrip() for line in lines) + f"\n\n{note}"

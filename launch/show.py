@@ -13,6 +13,7 @@ from wellread.checkpoint import list_checkpoints
 from wellread.order.spec import parse
 from wellread.planning.estimate import MARGIN
 from wellread.planning.plan import Plan
+from wellread.terminal import plural
 from wellread.units import GIB
 
 
@@ -36,8 +37,8 @@ def as_text(job: Job) -> str:
         ("engine", f"{plan.engine}, {plan.strategy}{_recomputing(plan)} ({plan.strategy_reason})"),
         *([("memory", memory(plan.strategies, plan.strategy))] if plan.strategies else []),
         ("ranks", f"{machine.nodes} node x {machine.ranks_per_node} on {machine.cluster} ({machine.device})"),
-        ("steps", f"{plan.steps:,} = {plan.epochs:g} epochs, {plan.warmup_steps} of them warm-up"),
-        ("learning rate", f"{job.config.optim.lr:g}, cosine to {job.config.optim.min_lr:g} of it"),
+        ("steps", _steps(plan)),
+        ("learning rate", f"{job.config.optim.lr:g}, {_decay(job)}"),
         *([("defaults", _defaults(job))] if _defaults(job) else []),
         ("checkpoints", f"{len(plan.save_steps)}, at steps {', '.join(map(str, plan.save_steps))}"),
         ("files", "\n".join(plan.files())),
@@ -49,6 +50,16 @@ def as_text(job: Job) -> str:
     return "\n".join(f"{name:<{width}}{value}".replace("\n", "\n" + " " * width) for name, value in rows)
 
 
+def _steps(plan: Plan) -> str:
+    epochs = f"{plan.epochs:g} epoch{'s' * (plan.epochs != 1)}"
+    return f"{plan.steps:,} = {epochs}, {plan.warmup_steps} of them warm-up"
+
+
+def _decay(job: Job) -> str:
+    least = job.config.optim.min_lr
+    return f"cosine to {least:g} of it" if least else "cosine to 0"
+
+
 def _defaults(job: Job) -> str:
     """List the training settings that are the model's defaults, and their source; empty without any."""
     spec, config = job.spec, job.config
@@ -57,6 +68,13 @@ def _defaults(job: Job) -> str:
     names = [name for name, value in settings.items() if value == usual[name]]
     names += ["schedule"] * (replace(config.optim, lr=None) == type(config)().optim)
     return f"{', '.join(names)} of {spec.name}; sources: docs/defaults.md" if names else ""
+
+
+def _shortage(strategy: dict[str, Any], place: str) -> str:
+    size = strategy["short"][place]
+    if place == "nvme" and size >= strategy["nvme_bytes"]:  # no directory is known, so all of it is missing
+        return "needs --nvme_path"
+    return f"{size / GIB:,.2f} GiB of {place} missing"
 
 
 def _recomputing(plan: Plan) -> str:
@@ -70,7 +88,7 @@ def memory(strategies: Sequence[dict[str, Any]], selected: str | None) -> str:
     rows = [heads]
     for strategy in strategies:
         sizes = [f"{strategy[key] / GIB:,.2f}" for key in ("gpu_bytes", "host_bytes", "disk_bytes")]
-        short = [f"{size / GIB:,.2f} GiB of {place} missing" for place, size in strategy["short"].items()]
+        short = [_shortage(strategy, place) for place in strategy["short"]]
         state = "chosen" if strategy["strategy"] == selected else ""
         remark = ", ".join([state] * bool(state) + short) or "fits"
         remark += " with activation checkpointing" * (strategy["activation_checkpointing"] and not short)
@@ -119,11 +137,11 @@ def _order(plan: Plan) -> str:
     control = ", control arm: the same readings in random order" * plan.order_control
     rough = "at most about " if kind in ("filter", "curriculum") else "about "
     about = "" if plan.counts.exact or kind == "file" else rough
-    return f"{plan.order}{control}; {about}{plan.counts.in_pass:,} samples per pass"
+    return f"{plan.order}{control}; {about}{plural(plan.counts.in_pass, 'sample')} per pass"
 
 
 def _batch(plan: Plan) -> str:
     return (
-        f"{plan.batch_size} samples = micro-batch {plan.micro_batch_size} x accumulation {plan.accumulation} "
+        f"{plural(plan.batch_size, 'sample')} = micro-batch {plan.micro_batch_size} x accumulation {plan.accumulation} "
         f"x {plan.ranks} rank{'s' * (plan.ranks > 1)}"
     )

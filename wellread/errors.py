@@ -32,6 +32,8 @@ def user_message(error: BaseException) -> str | None:
 def _os_message(error: OSError) -> str | None:
     where = f": {error.filename}" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if not error.filename:  # e.g. standard output; commands that write checkpoints name the path
+            return "disk full: the output cannot be written; free some space, then run the same command again"
         return f"disk full{where}: free some space, then run the same command again; earlier checkpoints are intact"
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return f"not allowed to write{where}: choose another directory"

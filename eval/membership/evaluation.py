@@ -55,7 +55,7 @@ class Membership(PerCheckpoint[Scores]):
     """Number of bootstrap resamples per interval, and of shuffles for the control."""
 
     name: ClassVar[str] = "membership"
-    summary: ClassVar[str] = "loss scores of read samples against the sealed holdout, per checkpoint; AUC, ROC, report"
+    summary: ClassVar[str] = "compare the losses of read and sealed samples at each checkpoint: AUC, ROC, report"
     needs: ClassVar[tuple[Need, ...]] = (a_sealed_holdout, a_checkpoint, a_whole_record)
 
     def __post_init__(self) -> None:

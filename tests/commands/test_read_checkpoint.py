@@ -27,7 +27,7 @@ def test_checkpoint_shows_what_it_has_read(ask: Ask, tiny_run: RunDirectory, cor
     assert value(printed, "tokens") == f"{corpus.lengths(ids).sum():,}" == f"{checkpoint.tokens:,}"
     assert value(printed, "targets") == f"{corpus.n_targets(ids).sum():,}"
     assert value(printed, "epochs") == f"{128 / corpus.n_trainable:.4f}"
-    assert value(printed, "interval").startswith("batches 4:8, 64 readings of 64 samples")
+    assert value(printed, "since the previous checkpoint").startswith("batches 4:8, 64 readings of 64 samples")
     assert value(printed, "record head") == checkpoint.head
     assert ask("--checkpoint", "8") == printed
     assert value(ask(), "step") == "12 of 12"

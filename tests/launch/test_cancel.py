@@ -111,7 +111,7 @@ def test_bad_input(program: Program, tmp_path: Path) -> None:
             f"{tmp_path}/no: not a run directory (it has no config.yaml); see the folder runs/ for yours",
         ),
         ([run.path, "--timeout", "-1"], "--timeout -1: must not be negative; use --now to end the run at once"),
-        ([run.path, "--timeout", "soon"], "--timeout soon: expected a number"),
+        ([run.path, "--timeout", "soon"], "--timeout soon: expected float"),
     ):
         result = program("launch", "cancel", *arguments)
         assert (result.returncode, result.stdout, result.stderr) == (2, "", f"error: {message}\n")
@@ -149,9 +149,10 @@ def test_a_second_signal_ends_the_launcher_at_once(
     assert process.wait(PATIENCE) == 0
     requests, *late, last = printed(run, capsys)
     assert requests == f"asked process {process.pid} to " + ("end at once" if code == 0 else "save and end")
-    assert late == ([] if code == 0 else ["no save within 0.5 s; ending it at once"])
+    assert late == ([] if code == 0 else ["no checkpoint within 0.5 s; ending it at once"])
     assert last == (
-        "ended without a save, at step 30 or later; run the same command to resume from step 20, its last checkpoint"
+        "ended without a new checkpoint, at step 30 or later; "
+        "run the same command to resume from step 20, its last checkpoint"
     )
     assert (
         run.manifest()["attempts"][0]["exit_code"] == 143
@@ -263,7 +264,8 @@ def test_a_job_without_a_save_is_canceled(
     assert cancel.main([str(run.path), *flags]) == code
     assert cluster.requests == requests
     assert printed(run, capsys)[-1] == (
-        "ended without a save, at step 30 or later; run the same command to resume from step 20, its last checkpoint"
+        "ended without a new checkpoint, at step 30 or later; "
+        "run the same command to resume from step 20, its last checkpoint"
     )
 
 

@@ -38,7 +38,7 @@ def test_table(program: Any) -> None:
         "batch",
         "peak",
         "lr",
-        "steps",
+        "checkpoints",
         "full,",
         "GiB",
         "LoRA,",

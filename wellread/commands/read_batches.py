@@ -96,6 +96,10 @@ def replacing(path: Path) -> Iterator[Path]:
         raise UserError(f"{path}: the directory {path.parent} does not exist; create it first")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        try:
+            temporary.touch()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None  # the user knows only `path`
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())

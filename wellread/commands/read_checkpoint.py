@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 SAMPLES_AT_ONCE = 1 << 16
+RECENT = "since the previous checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +116,7 @@ def show_checkpoint(history: History, name: str) -> None:
     checkpoint = history.checkpoint(name)
     start, stop = checkpoint.batches
     counts, recent = times_read(history, 0, checkpoint.step), times_read(history, start, stop)
-    everything, interval = total(history, 0, checkpoint.step, counts), total(history, start, stop, recent)
+    everything, since = total(history, 0, checkpoint.step, counts), total(history, start, stop, recent)
     say(f"step-{checkpoint.step} of {history.name}", "bold")
     trainable = history.reader.n_trainable
     sealed = history.reader.n - trainable
@@ -127,14 +128,14 @@ def show_checkpoint(history: History, name: str) -> None:
         ("targets", f"{everything.targets:,}"),
         ("epochs", f"{everything.readings / history.order.n:.4f}"),
         ("loss", f"{cell(everything.loss)} (mean over all targets, as trained)"),
-        ("interval", f"batches {start}:{stop}, {_sentence(interval)}"),
+        (RECENT, f"batches {start}:{stop}, {_sentence(since)}"),
         ("record head", checkpoint.head),
     ]
     say_pairs(pairs)
     if everything.tokens != checkpoint.tokens:
         say(f"tokens differ: checkpoint.json says {checkpoint.tokens:,}; run wellread verify", "red")
-    _show_groups(history, counts, recent, "interval")
-    _show_metrics(history, {"mean": counts, "interval": recent})
+    _show_groups(history, counts, recent, f"readings {RECENT}")
+    _show_metrics(history, {"mean": counts, RECENT: recent})
 
 
 def _sentence(of: Total) -> str:
@@ -144,12 +145,12 @@ def _sentence(of: Total) -> str:
     )
 
 
-def _show_groups(history: History, counts: NDArray[np.int32], second: NDArray[np.int32], name: str) -> None:
+def _show_groups(history: History, counts: NDArray[np.int32], second: NDArray[np.int32], second_head: str) -> None:
     groups, second_groups = by_group(history, counts), by_group(history, second)
     if groups:
         say()
         unit = "segments" if history.samples.segments else "samples"
-        heads = [*history.samples.groups, unit, "readings", "tokens", "share", f"{name} readings"]
+        heads = [*history.samples.groups, unit, "readings", "tokens", "share", second_head]
         readings = max(1, sum(row["readings"] for row in groups.values()))
         say_table(
             heads,
@@ -191,7 +192,7 @@ def show_difference(history: History, first: str, second: str) -> None:
             ("read again", f"{np.count_nonzero(between[old > 0]):,} that it had read"),
         ]
     )
-    _show_groups(history, between, fresh, "new")
+    _show_groups(history, between, fresh, "new readings")
     n = history.reader.n_trainable  # sealed samples come after them
     _show_times(before.step, after.step, old[:n], (old + between)[:n])
     _show_metrics(history, {"between": between, "new": fresh})

@@ -68,9 +68,15 @@ def find(name: str) -> ModelSpec:
         return _of_sizes(plain, *(int(size) for size in sizes.groups() if size))
     if is_hub_name(name):
         return _from_hub(name)
+    raise UserError(f"--model {name}: not a directory or a known model; {_nearest(name, entries)}")
+
+
+def _nearest(name: str, entries: dict[str, dict[str, Any]]) -> str:
+    """Hint with the models of similar names."""
     near = difflib.get_close_matches(name, entries, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(entries)}"
-    raise UserError(f"--model {name}: not a directory or a known model; {hint}")
+    if near:
+        return f"did you mean {near[0]}?"
+    return f"the nearest are {', '.join(difflib.get_close_matches(name, entries, n=5, cutoff=0))}; see wellread models"
 
 
 def _canonical(name: str) -> str:
@@ -103,7 +109,7 @@ def _at_revision(argument: str, name: str, revision: str, entries: dict[str, dic
     if name not in entries:
         if is_hub_name(name):
             return _from_hub(name, revision)
-        raise UserError(f"--model {argument}: {name} is not a known model; known: {', '.join(entries)}")
+        raise UserError(f"--model {argument}: {name} is not a known model; {_nearest(name, entries)}")
     steps = [published.revision for published in steps_of(name)]
     if steps and revision.startswith("step") and revision not in steps:
         near = sorted(steps, key=lambda step: abs(_number(step) - _number(revision)))[:3]

@@ -24,6 +24,7 @@ from wellread.order.store import open_order
 from wellread.planning.plan import Plan
 from wellread.record.writer import RecordedBatch
 from wellread.run import RunDirectory
+from wellread.terminal import plural
 from wellread.train import evidence, gate, nvme, ranks, resume, sealed
 from wellread.train import guard as guards
 from wellread.train.engines.base import Engine
@@ -71,7 +72,7 @@ def train(run: RunDirectory, initial: Callable[[], Source], log: Path) -> int:
     for line in damaged:
         loop.say(f"skipped a damaged checkpoint: {line}")
     part = f" ({engine.trained:,} of them trained)" * (engine.trained < engine.parameters)
-    loop.say(f"{plan.model}: {engine.parameters:,} parameters{part}, {corpus.n_trainable:,} trainable samples")
+    loop.say(f"{plan.model}: {engine.parameters:,} parameters{part}, {plural(corpus.n_trainable, 'trainable sample')}")
     if newest:
         loop.continue_from(newest)
     else:
