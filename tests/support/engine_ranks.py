@@ -31,6 +31,8 @@ def ensure_op(name: str) -> None:
 
 def run_ranks(folder: Path, tasks: list[dict[str, Any]], ranks: int = 2) -> list[Results]:
     """Run `one_rank` on some ranks; return the measurements of each task, by rank."""
+    if any(task.get("strategy") == "zero3-nvme" for task in tasks):
+        ensure_op("async_io")  # in a new environment it takes minutes to compile, but the ranks have a time limit
     folder.mkdir()
     (folder / "tasks.json").write_text(json.dumps([{"vocab": 331} | task for task in tasks], default=str))
     variables = {

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.engine_ranks import Results, ensure_op, make_model, run_ranks, same_weights, weights_in
+from support.engine_ranks import Results, make_model, run_ranks, same_weights, weights_in
 
 pytestmark = pytest.mark.slow
 
@@ -185,8 +185,6 @@ def test_partial_and_nvme_offload_train_and_resume_bit_exactly(
     tmp_path: Path,
     strategy: str,
 ) -> None:
-    if strategy == "zero3-nvme":
-        ensure_op("async_io")
     disk = tmp_path / "nvme"
     disk.mkdir()
     task = {"model": small, "strategy": strategy, "config": {"nvme_path": disk / "run"}, "accumulation": 2}
