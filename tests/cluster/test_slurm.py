@@ -291,11 +291,11 @@ def disconnect() -> Iterator[Callable[[str], None]]:
     """Cut the network of a node. At the end of the test, also of one that fails, the nodes are in service again."""
     names: list[str] = []
 
-    def cut(name: str) -> None:
+    def cut_network(name: str) -> None:
         names.append(name)
         node("cut", name)
 
-    yield cut
+    yield cut_network
     for name in sorted(set(names)):
         restore(name)
 
