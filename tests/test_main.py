@@ -1,7 +1,6 @@
-"""The command `wellread`: its table, help, flags, completion, and how it finds the program of a model."""
+"""The command `wellread`: its table, help, flags, and how it finds the program of a model."""
 
 import argparse
-import os
 import re
 import subprocess
 import sys
@@ -18,7 +17,6 @@ from eval.registry import EVALUATIONS
 from launch.__main__ import MODULES
 from wellread import programs
 from wellread.__main__ import COMMANDS, GROUPS, main
-from wellread.completion import SHELLS
 from wellread.config import RunConfig
 from wellread.errors import UserError
 from wellread.recipes.registry import RECIPES
@@ -245,98 +243,6 @@ def test_an_adapter_is_not_sampled(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match=r"an adapter; export the model with wellread export RUN --merged"):
         main(["sample", str(tmp_path), "x"])
-
-
-# --- completion
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two runs, and a directory in runs/ that is not a run."""
-    folder = tmp_path_factory.mktemp("workplace")
-    for name in ("tiny-sample", "dolly-70m"):
-        (folder / "runs" / name).mkdir(parents=True)
-        (folder / "runs" / name / "config.yaml").write_text("steps: 3\n")
-    (folder / "runs" / "notes").mkdir()
-    return folder
-
-
-def complete(line: str, folder: Path, root: Path, shell: str = "bash") -> list[str]:
-    """Words that the completer of `wellread` prints for a line, as the shell's function asks for them."""
-    read, write = os.pipe()
-    variables = {
-        "_ARGCOMPLETE": "1",
-        "_ARGCOMPLETE_IFS": "\n",
-        "_ARGCOMPLETE_SHELL": shell,
-        "_ARGCOMPLETE_SUPPRESS_SPACE": "1",
-        "COMP_LINE": line,
-        "COMP_POINT": str(len(line)),
-        "_ARGCOMPLETE_COMP_WORDBREAKS": " \t\n\"'><=;|&(:",
-        "PYTHONPATH": str(root),
-    }
-    if shell == "fish":
-        variables["_ARGCOMPLETE_DFS"] = "\t"
-    command = f"{sys.executable} -m wellread 8>&{write} 9>&1"
-    subprocess.run(["bash", "-c", command], cwd=folder, env=os.environ | variables, pass_fds=[write], check=True)
-    os.close(write)
-    with os.fdopen(read) as pipe:
-        words = pipe.read().split("\n")
-    separator = {"fish": "\t", "zsh": ":"}.get(shell, "\0")
-    return [word.partition(separator)[0].rstrip() for word in words if word]
-
-
-@pytest.mark.parametrize("shell", SHELLS)
-def test_commands_runs_and_models_are_completed(shell: str, workplace: Path, root: Path) -> None:
-    assert set(complete("wellread ", workplace, root, shell)) >= COMMANDS.keys()
-    assert complete("wellread st", workplace, root, shell) == ["status"]
-    assert complete("wellread logs runs/ti", workplace, root, shell) == ["runs/tiny-sample"]
-    assert set(complete("wellread run finetune --model pythia-1", workplace, root, shell)) > {"pythia-14m", "pythia-1b"}
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("wellread plan ", {"finetune", "pretrain"}),
-        ("wellread run eval m", {"membership"}),
-        ("wellread run finetune --optim.l", {"--optim.lr"}),
-        ("wellread run finetune --data alp", {"alpaca", "alpaca-cleaned"}),
-        ("wellread run finetune --strategy=zero3-", {"zero3-partial", "zero3-offload", "zero3-nvme"}),
-        ("wellread run finetune --then ", {"none", "eval"}),
-        ("wellread run eval membership runs/d", {"runs/dolly-70m"}),
-        ("wellread sample runs/tiny-s", {"runs/tiny-sample"}),
-        ("wellread export runs/tiny-sample --m", {"--merged"}),
-        ("wellread read runs/tiny-sample --che", {"--checkpoint"}),
-        ("wellread prepare finetune --sho", {"--show"}),
-        ("wellread --completion z", {"zsh"}),
-    ],
-)
-def test_arguments_are_completed(line: str, words: set[str], workplace: Path, root: Path) -> None:
-    assert set(complete(line, workplace, root)) == words
-
-
-@pytest.mark.parametrize("shell", SHELLS)
-def test_completion_prints_the_code_of_each_shell(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["--completion", shell])
-    code = capsys.readouterr().out
-    assert "wellread" in code
-    assert ("complete --command wellread" in code) == (shell == "fish")
-
-
-def test_bash_completes(workplace: Path, root: Path, tmp_path: Path) -> None:
-    """The function that ``--completion bash`` prints, in bash."""
-    (tmp_path / "wellread").write_text(f'#!/bin/sh\nexec {sys.executable} -m wellread "$@"\n')
-    (tmp_path / "wellread").chmod(0o755)
-    script = """
-source <(wellread --completion bash)
-COMP_LINE='wellread cancel runs/ti' COMP_POINT=23 COMP_TYPE=9 COMP_WORDS=(wellread cancel runs/ti) COMP_CWORD=2
-_python_argcomplete wellread
-printf '%s\\n' "${COMPREPLY[@]}"
-"""
-    variables = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(root)}
-    result = subprocess.run(
-        ["bash", "-c", script], cwd=workplace, env=variables, capture_output=True, text=True, check=True
-    )
-    assert result.stdout.split() == ["runs/tiny-sample"], result.stderr
 
 
 def test_units_follow_defaults() -> None:

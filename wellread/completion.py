@@ -17,13 +17,31 @@ SHELLS = ("bash", "zsh", "fish")
 RUNS = Path("runs")
 FIRST_WORD = "_ARGCOMPLETE"
 """Environment variable: number of words before the arguments, the program's name included."""
+Completer = Callable[..., list[str]]
+"""What argcomplete calls with prefix, action, parser and parsed_args."""
+IN_BASH = """
+# $2 is the word that bash replaces, $3 the word before it. Bash keeps the @ of RUN@step-N in $2, argcomplete
+# removes it. Bash would complete host names after an @, and files after a flag that takes none.
+_wellread() {
+    _python_argcomplete "$@"
+    if [[ "$2" == @* && ${#COMPREPLY[@]} -gt 0 ]]; then
+        COMPREPLY=("${COMPREPLY[@]/#/@}")
+    fi
+    if [[ "$2" == *@* ]]; then
+        compopt +o default +o bashdefault
+    elif [[ "$3" == --* && "$2" != [~$]* ]]; then
+        compopt +o default +o bashdefault
+    fi
+}
+complete -o nospace -o default -o bashdefault -F _wellread wellread
+"""
 
 
 def script(shell: str) -> str:
     """Code that makes `shell` complete the arguments of `wellread`."""
     from argcomplete.shell_integration import shellcode
 
-    return str(shellcode(["wellread"], shell=shell))
+    return str(shellcode(["wellread"], shell=shell)) + IN_BASH * (shell == "bash")
 
 
 def words_before() -> list[str]:
@@ -60,18 +78,22 @@ def complete(parser: argparse.ArgumentParser) -> None:
     argcomplete.autocomplete(parser, always_complete_options=False)  # flags only after a dash
 
 
-def completer_of(action: argparse.Action) -> Callable[..., list[str]] | None:
-    """What completes the values of an argument; None where argcomplete's own completion is right."""
-    if action.dest == "model" and action.option_strings:
-        return lambda prefix, **_: [*registered("models.yaml"), *folders(prefix)]
-    if action.dest == "data":
-        return lambda prefix, **_: [*registered("data.yaml"), *files(prefix)]
-    if action.dest in ("run", "model"):
-        return lambda prefix, **_: [*runs(), *(path for path in folders(prefix) if path.rstrip("/") not in runs())]
-    if action.choices or getattr(action, "_typehint", None) in (None, str, str | None):
+def completer_of(action: argparse.Action) -> Completer | None:
+    """What completes the values of an argument; None where argcomplete completes its choices, or files."""
+    if action.choices or action.nargs == 0:
         return None
-    words = values_of(getattr(action, "_typehint", None))
-    return lambda **_: words
+    name = action.dest
+    if name == "model" and action.option_strings:
+        return lambda prefix, **_: [*registered("models.yaml"), *paths(prefix, ())]
+    if name in ("run", "model"):
+        takes_checkpoint = name == "model" or "@" in str(action.metavar)
+        return lambda prefix, **_: run_names(prefix, takes_checkpoint)
+    hint = getattr(action, "_typehint", None)
+    if action.type in (int, float) or hint not in (None, str, str | None):
+        values = values_of(hint)
+        return lambda **_: values
+    # Without a completer of its own, jsonargparse would print the type that it expects.
+    return BY_NAME.get(name, lambda prefix, **_: paths(prefix))
 
 
 def values_of(hint: Any) -> list[str]:
@@ -94,15 +116,124 @@ def runs() -> list[str]:
     return sorted(str(path.parent) for path in RUNS.glob("*/config.yaml"))
 
 
-def folders(prefix: str) -> list[str]:
-    """Directories that begin with `prefix`."""
-    from argcomplete.completers import DirectoriesCompleter
+def run_names(prefix: str, takes_checkpoint: bool) -> list[str]:
+    """Runs and directories; after ``RUN@`` its checkpoints, if the argument may name one."""
+    run, at, _ = prefix.rpartition("@")
+    if at and takes_checkpoint:
+        return [f"{run}@{step}" for step in checkpoints(Path(run).expanduser())]
+    return [*runs(), *(path for path in paths(prefix, ()) if path.rstrip("/") not in runs())]
 
-    return [str(path) for path in DirectoriesCompleter()(prefix)]
+
+def checkpoints(run: Path) -> list[str]:
+    """Names of the checkpoints of a run directory, by step."""
+    names = [path.parent.name.removeprefix("step-") for path in run.glob("checkpoints/step-*/checkpoint.json")]
+    return [f"step-{step}" for step in sorted(int(name) for name in names if name.isdecimal())]
 
 
-def files(prefix: str) -> list[str]:
-    """Files and directories that begin with `prefix`."""
-    from argcomplete.completers import FilesCompleter
+def checkpoints_of_run(**_: Any) -> list[str]:
+    """Checkpoints of the run on the command line."""
+    # The parser of jsonargparse does not give its completers the arguments that it has parsed.
+    folders = [Path(word).expanduser() for word in words_before()]
+    return next((checkpoints(folder) for folder in folders if (folder / "config.yaml").is_file()), [])
 
-    return [str(path) for path in FilesCompleter()(prefix)]
+
+def steps_of_run(prefix: str, **_: Any) -> list[str]:
+    """Steps of the run on the command line, after those of a list that is complete up to its last comma."""
+    before = prefix[: prefix.rfind(",") + 1]
+    return [before + name.removeprefix("step-") for name in checkpoints_of_run()]
+
+
+def clusters(prefix: str, **_: Any) -> list[str]:
+    """Names in ``configs/clusters/``, and YAML files."""
+    names = sorted(path.stem for path in (CONFIGS / "clusters").glob("*.yaml"))
+    return [*names, *paths(prefix, (".yaml", ".yml"))]
+
+
+def templates(prefix: str, **_: Any) -> list[str]:
+    """Names in ``configs/templates/``, and text files."""
+    names = {path.stem.removesuffix("_context") for path in (CONFIGS / "templates").iterdir()}
+    return [*sorted(names), *paths(prefix, (".txt",))]
+
+
+def sizes(**_: Any) -> list[str]:
+    """Sizes of the models ``stories-SIZE``, as ``--size`` writes them."""
+    prefix = "stories-"
+    return [name.removeprefix(prefix).upper() for name in registered("models.yaml") if name.startswith(prefix)]
+
+
+def mixture(prefix: str, **_: Any) -> list[str]:
+    """The last data set of a mixture: NAME, PATH or NAME@PATH."""
+    before, part = prefix[: prefix.rfind(",") + 1], prefix[prefix.rfind(",") + 1 :]
+    name, at, path = part.partition("@")
+    if at:
+        return [f"{before}{name}@{file}" for file in paths(path)]
+    return [before + word for word in (*registered("data.yaml"), *paths(part))]
+
+
+def orders(prefix: str, parser: argparse.ArgumentParser, **_: Any) -> list[str]:
+    """Forms of an order: of a run, or of the data set that ``wellread read --corpus`` names."""
+    if "--corpus" in parser._option_string_actions:
+        return ["sequential", "pythia", "megatron:"]
+    kind, colon, path = prefix.partition(":")
+    if colon and kind in ORDER_FILES:
+        return [f"{kind}:{file}" for file in paths(path, (ORDER_FILES[kind],))]
+    by_metric = [f"sorted:{metric}:{way}" for metric in METRICS for way in ("asc", "desc")]
+    return ["shuffle", "sequential", *by_metric, *(f"filter:{m}" for m in METRICS), *(f"{k}:" for k in ORDER_FILES)]
+
+
+def one_of(*values: str) -> Completer:
+    """Complete one of these words."""
+    return lambda **_: list(values)
+
+
+def word_or_file(values: Iterable[str], suffixes: tuple[str, ...]) -> Completer:
+    """Complete one of these words, or a file with one of these suffixes."""
+    return lambda prefix, **_: [*values, *paths(prefix, suffixes)]
+
+
+def paths(prefix: str, suffixes: tuple[str, ...] | None = None) -> list[str]:
+    """Directories that begin with `prefix`, and files with one of these suffixes; all files if it is None."""
+    typed, start = os.path.split(prefix)
+    folder = Path(typed).expanduser()
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return []  # no such directory: nothing to complete
+    return [
+        os.path.join(typed, entry.name) + "/" * entry.is_dir()
+        for entry in entries
+        if entry.name.startswith(start)
+        and (start.startswith(".") or not entry.name.startswith("."))
+        and (entry.is_dir() or suffixes is None or entry.name.endswith(suffixes))
+    ]
+
+
+METRICS = ("n_tokens", "n_targets")
+"""Metrics of every corpus."""
+ORDER_FILES = {"file": ".npy", "curriculum": ".yaml"}
+BY_NAME: dict[str, Completer] = {
+    "array_parallelism": one_of(),
+    "batch": one_of(),
+    "call": one_of(),
+    "checkpoint": checkpoints_of_run,
+    "cluster": clusters,
+    "data": mixture,
+    "diff": checkpoints_of_run,
+    "ds_config": word_or_file((), (".json",)),
+    "format": one_of("llama2c-v0", "llama2c-v1", "llama2c-int8", "hf"),
+    "freeze": one_of(),
+    "lora.targets": one_of("all-linear"),
+    "order": orders,
+    "partition": one_of(),
+    "row": one_of(),
+    "sample": one_of(),
+    "size": sizes,
+    "sql": one_of(),
+    "steps": steps_of_run,
+    "template": templates,
+    "text": one_of(),
+    "time": one_of(),
+    "tracker": one_of("tensorboard", "wandb", "tensorboard,wandb"),
+    "vocab": word_or_file(("llama2",), (".model",)),
+}
+"""Name of an argument -> what completes its values."""
