@@ -105,6 +105,7 @@ def test_commands_runs_and_models_are_completed(shell: str, workplace: Path, roo
         ("wellread read --order ", {"sequential", "pythia", "megatron:"}),
         ("wellread run finetune --tracker ", {"tensorboard", "wandb", "tensorboard,wandb"}),
         ("wellread run pretrain --vocab ", {"llama2", "spm.model", "runs/"}),
+        ("wellread import s", {"spm.model"}),
         ("wellread run finetune --freeze ", set()),
         ("wellread run finetune --out runs/tiny-sample --steps ", set()),
         ("wellread run finetune --optim.lr 1", set()),
@@ -174,8 +175,8 @@ def after_tab(line: str, folder: Path, variables: dict[str, str]) -> str:
 def read_until(terminal: int, text: str, seconds: float) -> str:
     """Output of the terminal up to `text`."""
     output, end = "", time.monotonic() + seconds
-    while text not in output and (rest := end - time.monotonic()) > 0:
-        if select([terminal], [], [], rest)[0]:
+    while text not in output and (remaining := end - time.monotonic()) > 0:
+        if select([terminal], [], [], remaining)[0]:
             output += os.read(terminal, 65536).decode()
     assert text in output, output
     return output

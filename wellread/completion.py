@@ -93,7 +93,7 @@ def completer_of(action: argparse.Action) -> Completer | None:
         values = values_of(hint)
         return lambda **_: values
     # Without a completer of its own, jsonargparse would print the type that it expects.
-    return BY_NAME.get(name, lambda prefix, **_: paths(prefix))
+    return BY_NAME.get(name, any_path) if action.option_strings else any_path
 
 
 def values_of(hint: Any) -> list[str]:
@@ -191,6 +191,11 @@ def word_or_file(values: Iterable[str], suffixes: tuple[str, ...]) -> Completer:
     return lambda prefix, **_: [*values, *paths(prefix, suffixes)]
 
 
+def any_path(prefix: str, **_: Any) -> list[str]:
+    """Complete the path of a file or directory."""
+    return paths(prefix)
+
+
 def paths(prefix: str, suffixes: tuple[str, ...] | None = None) -> list[str]:
     """Directories that begin with `prefix`, and files with one of these suffixes; all files if it is None."""
     typed, start = os.path.split(prefix)
@@ -236,4 +241,4 @@ BY_NAME: dict[str, Completer] = {
     "tracker": one_of("tensorboard", "wandb", "tensorboard,wandb"),
     "vocab": word_or_file(("llama2",), (".model",)),
 }
-"""Name of an argument -> what completes its values."""
+"""Name of a flag -> what completes its values."""
