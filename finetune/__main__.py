@@ -52,10 +52,10 @@ def _prepare(argv: list[str]) -> int:
         return 0
     recipe = RECIPES["finetune"]
     parser = new_parser("wellread prepare finetune", "Compile the corpus of a fine-tuning run.", EXAMPLES)
-    recipe.add_flags(parser)
     parser.add_argument(
         "--show", type=int, default=0, metavar="N", help="Print the first N samples of each set, token by token."
     )
+    recipe.add_compile_flags(parser)
     config, extra = recipe.parse(parser, argv)
 
     from finetune.prepare import prepare

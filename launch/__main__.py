@@ -8,6 +8,7 @@ from importlib import import_module
 
 from wellread.cli import new_parser, run_program
 from wellread.errors import UserError
+from wellread.programs import check_kind, page
 from wellread.recipes.registry import RECIPES
 
 USAGE = """usage: wellread COMMAND ...
@@ -35,8 +36,21 @@ examples:
 """
 
 
+RUN_EXAMPLES = """examples:
+  wellread run finetune                                        tiny model, sample data
+  wellread run finetune --model pythia-70m --data dolly --then eval --out runs/mine
+  wellread run pretrain --size 15M --vocab 4096 --data tinystories
+  wellread run eval membership runs/mine --fan_out
+"""
+PLAN_EXAMPLES = """examples:
+  wellread plan finetune --model pythia-2.8b --gpu_mem 80 --ranks_per_node 8
+  wellread plan finetune --model pythia-70m --batch_size 64 --json
+  wellread plan pretrain --size 15M --cluster slurm --nodes 2
+"""
+
+
 def usage() -> str:
-    """Text of ``--help``."""
+    """Text of ``python -m launch --help``."""
     runs = (f"  {f'run {name} [FLAGS]':24} {recipe.usage}" for name, recipe in RECIPES.items())
     text = "show what run would do, and start nothing; --json for programs"
     plans = (f"  {f'plan {name} [FLAGS]':24} {'the same' if i else text}" for i, name in enumerate(RECIPES))
@@ -66,15 +80,23 @@ def main(argv: list[str]) -> int:
     if command not in ("run", "plan"):
         raise UserError(f"launch {command}: unknown command; use run, plan, {', '.join(MODULES)}, see wellread --help")
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage(), end="")
+        sys.stdout.write(_run_page() if command == "run" else _plan_page())
         return 0
     program, *flags = arguments
-    if program in RECIPES:
-        return _train(command, program, flags)
-    if program == "eval" and command == "run":
-        return _evaluate(flags)
-    *first, last = [*RECIPES, *(["eval"] if command == "run" else [])]
-    raise UserError(f"wellread {command} {program}: unknown program; use {', '.join(first)} or {last}")
+    check_kind(command, program, [*RECIPES, *(["eval"] if command == "run" else [])])
+    return _train(command, program, flags) if program in RECIPES else _evaluate(flags)
+
+
+def _run_page() -> str:
+    kinds = {f"{name} [FLAGS]": recipe.usage for name, recipe in RECIPES.items()}
+    kinds["eval EVALUATION RUN"] = "evaluate here or as SLURM jobs; --fan_out: one task per checkpoint"
+    return page("run", "Train a model, or evaluate a run.", kinds, RUN_EXAMPLES)
+
+
+def _plan_page() -> str:
+    kinds = {f"{name} [FLAGS]": f"what wellread run {name} would do" for name in RECIPES}
+    summary = "Show batches, ranks, memory and strategy of a run, and start nothing; --json for programs."
+    return page("plan", summary, kinds, PLAN_EXAMPLES)
 
 
 def _train(command: str, program: str, flags: list[str]) -> int:
@@ -87,7 +109,8 @@ def _train(command: str, program: str, flags: list[str]) -> int:
     recipe.add_flags(parser)
     options.add(parser)
     if command == "plan":
-        parser.add_argument("--json", action="store_true", help="Print one JSON object.")
+        output = parser.add_argument_group("output")
+        output.add_argument("--json", action="store_true", help="Print one JSON object.")
     config, extra = recipe.parse(parser, flags)
     launch_options = options.LaunchOptions.of(extra)
 

@@ -71,17 +71,19 @@ def add(parser: ArgumentParser) -> None:
         help="on: run a copy of the working tree in RUN/code; off: run the tree itself, for development.",
     )
     group.add_argument("--strict", action="store_true", help="Refuse a working tree that differs from its commit.")
-    group.add_argument("--gpu_mem", type=float, metavar="X", help=f"GiB of each GPU {_default('as the devices say')}.")
     group.add_argument(
-        "--host_mem", type=float, metavar="X", help=f"GiB of host memory per node {_default('as the nodes say')}."
+        "--gpu_mem", type=float, metavar="X", help=f"GiB of each GPU {_default('what the GPUs report')}."
+    )
+    group.add_argument(
+        "--host_mem", type=float, metavar="X", help=f"GiB of host memory per node {_default('what the nodes report')}."
     )
     group.add_argument(
         "--nvme",
         type=float,
         metavar="X",
-        help=f"GiB of NVMe per node; wellread plan then needs no --nvme_path {_default('as the disk says')}.",
+        help=f"GiB of NVMe per node; wellread plan then needs no --nvme_path {_default('what the disk reports')}.",
     )
-    group.add_argument("--force", action="store_true", help="Start even if memory or disk space do not suffice.")
+    group.add_argument("--force", action="store_true", help="Start even if memory or disk space is not enough.")
     group.add_argument(
         "--ladder",
         choices=["on", "off"],
@@ -111,7 +113,7 @@ def cluster_of(name: str, time: str | None, partition: str | None) -> ClusterFil
 
 def evaluation_flags(argv: list[str]) -> tuple[Namespace, list[str]]:
     """Flags of ``wellread run eval``, and those of the evaluation itself."""
-    from wellread.cli import parse_known, plain_parser
+    from wellread.cli import parse_known, plain_parser, refuse_typo
 
     parser = plain_parser("wellread run eval", "Evaluate a run, here or as SLURM jobs.", EVALUATION_EXAMPLES)
     parser.add_argument("command", metavar="EVALUATION", help="membership, read, verify or report.")
@@ -126,4 +128,6 @@ def evaluation_flags(argv: list[str]) -> tuple[Namespace, list[str]]:
     parsed, of_evaluation = parse_known(parser, argv)
     if parsed.array_parallelism is not None and parsed.array_parallelism < 1:
         raise UserError(f"--array_parallelism {parsed.array_parallelism}: must be at least 1")
+    for argument in of_evaluation:  # the evaluation knows the rest, but it cannot suggest a flag of `run eval`
+        refuse_typo(argument, parser)
     return parsed, of_evaluation

@@ -56,7 +56,7 @@ def _prepare(argv: list[str]) -> int:
         "Compile the corpus of a pretraining.",
         "example:\n  wellread prepare pretrain --data tinystories --vocab 4096 --metrics",
     )
-    recipe.add_flags(parser)
+    recipe.add_compile_flags(parser)
     config, _ = recipe.parse(parser, argv)
 
     from pretrain.prepare import prepare

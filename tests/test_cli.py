@@ -56,11 +56,12 @@ def test_scientific_notation_and_nothing(tmp_path: Path) -> None:
         (["--optim.lrr=3"], "unknown setting 'optim.lrr': did you mean --optim.lr?"),
         (["--xyzzy", "3"], "unknown setting 'xyzzy': see --help for the valid ones"),
         (["extra"], "unknown setting 'extra': see --help for the valid ones"),
-        (["--steps", "3.5"], "--steps 3.5: expected int"),
-        (["--steps", "many"], "--steps many: expected int"),
-        (["--optim.lr", "inf"], "--optim.lr inf: expected float"),
+        (["--steps", "3.5"], "--steps 3.5: expected a whole number"),
+        (["--steps", "many"], "--steps many: expected a whole number"),
+        (["--optim.lr", "inf"], "--optim.lr inf: expected a number"),
         (["--dtype", "fp16"], "--dtype fp16: expected bf16, fp32"),
-        (["--ranks_per_node", "all"], "--ranks_per_node all: expected int or auto"),
+        (["--ranks_per_node", "all"], "--ranks_per_node all: expected a whole number or auto"),
+        (["--pack", "maybe"], "--pack maybe: expected true or false"),
         (["--steps"], "argument --steps: expected one argument"),
         (["--steps", "0"], "--steps 0: must be at least 1"),
     ],
@@ -69,12 +70,21 @@ def test_errors_say_what_to_write(argv: list[str], message: str) -> None:
     assert refused(*argv) == message
 
 
+def test_missing_arguments_have_the_names_of_the_help() -> None:
+    parser = new_parser("prog", "", "")
+    parser.add_argument("model")
+    parser.add_argument("--out", required=True)
+    with pytest.raises(UserError) as error:
+        parse(parser, [])
+    assert str(error.value) == "missing: model, --out; see prog --help"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("stepps: 7\n", "unknown setting 'stepps': did you mean --steps?"),
         ("optim:\n  lrr: 0.5\n", "unknown setting 'optim.lrr': did you mean --optim.lr?"),
-        ("steps: many\n", "--steps many: expected int"),
+        ("steps: many\n", "--steps many: expected a whole number"),
         ("steps: 0\n", "--steps 0: must be at least 1"),
         ("", "--config FILE: contains no settings; write one per line, e.g. steps: 200"),
         ("- 1\n", "--config FILE: contains no settings; write one per line, e.g. steps: 200"),

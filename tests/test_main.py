@@ -16,7 +16,7 @@ import wellread
 from eval.registry import EVALUATIONS
 from launch.__main__ import MODULES
 from wellread import programs
-from wellread.__main__ import COMMANDS, GROUPS, main
+from wellread.__main__ import COMMANDS, GROUPS, main, usage
 from wellread.config import RunConfig
 from wellread.errors import UserError
 from wellread.recipes.registry import RECIPES
@@ -48,7 +48,7 @@ def test_help_is_one_screen_that_imports_nothing_heavy(root: Path) -> None:
     assert not modules & (HEAVY | {"launch", "eval", "finetune", "pretrain", "argparse"})
     lines = result.stdout.splitlines()
     assert len(lines) <= 50
-    assert max(map(len, lines)) <= 110
+    assert max(map(len, lines)) <= 100
     listed = re.findall(r"^  ([a-z]+)\b.*  +\S", result.stdout.partition("examples:")[0], re.MULTILINE)
     assert list(dict.fromkeys(listed)) == list(COMMANDS)
 
@@ -68,7 +68,14 @@ def test_the_table_agrees_with_the_programs() -> None:
         (["xyzzy"], "wellread xyzzy: unknown command; see wellread --help"),
         (["--verison"], "wellread --verison: unknown command; see wellread --help"),
         (["prepare", "dance"], "wellread prepare dance: unknown kind of training; use finetune or pretrain"),
-        (["run", "dance"], "wellread run dance: unknown program; use finetune, pretrain or eval"),
+        (["run", "dance"], "wellread run dance: unknown kind of training; use finetune, pretrain or eval"),
+        (["run", "finetun"], "wellread run finetun: unknown kind of training; did you mean finetune?"),
+        (["plan", "finetun"], "wellread plan finetun: unknown kind of training; did you mean finetune?"),
+        (["prepare", "finetun"], "wellread prepare finetun: unknown kind of training; did you mean finetune?"),
+        (["finetune"], "wellread finetune: unknown command; did you mean wellread run finetune?"),
+        (["pretrain", "--steps", "3"], "wellread pretrain: unknown command; did you mean wellread run pretrain?"),
+        (["eval"], "wellread eval: unknown command; did you mean wellread run eval?"),
+        (["export", "runs/none"], "missing: --format, --out; see wellread export --help"),
         (["--completion", "tcsh"], "--completion tcsh: name one shell: bash, zsh, fish"),
     ],
 )
@@ -76,6 +83,11 @@ def test_mistakes_are_one_line(argv: list[str], message: str) -> None:
     with pytest.raises(UserError) as error:
         main(argv)
     assert str(error.value) == message
+
+
+def test_help_without_dashes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help"]) == 0
+    assert capsys.readouterr().out == usage()
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,6 +142,74 @@ WITHOUT_DEFAULT = {
 }
 
 
+HIDDEN = {f"{command} pretrain": {"--template", "--loss_on", "--pack"} for command in ("run", "plan", "prepare")}
+"""Flags that the help does not list on purpose: settings that have no meaning for this kind of training."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_flag_is_in_the_help(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root)
+    parser = parser_of(main, arguments(name))
+    flags = {option for action in parser._actions for option in action.option_strings}
+    # those of the table of flags: an example or another flag's text does not count
+    listed = {
+        option
+        for line in re.findall(r"^  (-.*?)(?:  |$)", parser.format_help(), re.MULTILINE)
+        for option in re.findall(r"(?<!\S)--?[\w.]+", line)
+    }
+    assert flags - listed == HIDDEN.get(name, set())
+    assert listed <= flags
+
+
+def test_flags_that_are_added_late_are_in_the_help() -> None:
+    parser = parser_of(main, ["run", "finetune"])
+    parser.add_argument("--late", help="Added last.")
+    assert "  --late LATE " in parser.format_help()
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "unused"),
+    [
+        (
+            "prepare finetune",
+            "model data show seq_len holdout template pack loss_on corpora",
+            "steps optim.lr strategy",
+        ),
+        ("prepare pretrain", "data vocab seq_len size model holdout packing metrics corpora", "steps order out lora"),
+    ],
+)
+def test_prepare_lists_first_what_compiling_uses(name: str, first: str, unused: str) -> None:
+    _, _, text = parser_of(main, arguments(name)).format_help().partition("most used:\n")
+    text, _, _ = text.partition("example")
+    used, title, others = text.partition("flags of run and plan (not used to compile):\n")
+    assert title
+    assert re.findall(r"^  --([\w.]+)", used.partition("\n\n")[0], re.MULTILINE) == first.split()
+    listed = re.findall(r"^  --([\w.]+)", others, re.MULTILINE)
+    assert {*unused.split()} <= {*listed}
+    assert not {"holdout_seed", "max_bad_rows", "config"} & {*listed}
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "prepare"])
+def test_commands_with_kinds_have_a_page(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in ([command], [command, "-h"], [command, "--help"]):
+        assert main(argv) == 0
+        text = capsys.readouterr().out
+        kinds = COMMANDS[command].kinds
+        assert text.startswith(f"usage: wellread {command} {'|'.join(kinds)} ...\n")
+        assert re.findall(r"^  (\w+) .*  +\S", text.partition("kinds:")[2].partition("examples:")[0], re.M) == [*kinds]
+        assert text.endswith(f"wellread {command} finetune --help lists all flags.\n")
+        assert max(map(len, text.splitlines())) <= 100
+
+
+def test_no_flag_of_an_evaluation_is_taken_for_a_mistyped_one() -> None:
+    from launch.options import evaluation_flags
+
+    for name in GROUPS["ask"]:
+        keys = [option for action in parser_of(main, [name, "runs/x"])._actions for option in action.option_strings]
+        flags = [key for key in keys if key.startswith("--") and key != "--help"]
+        assert evaluation_flags([name, "runs/x", *flags])[1] == flags
+
+
 @pytest.mark.parametrize("name", ["run finetune", "run pretrain", "plan finetune", "plan pretrain"])
 def test_ten_flags_come_first(name: str) -> None:
     text = parser_of(main, arguments(name)).format_help()
@@ -141,7 +221,7 @@ def test_ten_flags_come_first(name: str) -> None:
     assert titles == ["model", "data", "schedule", "save", "watch", "cluster", "optim", "lora", "launch"]
 
 
-@pytest.mark.parametrize("name", ["", "run", "prepare", "sample", "export", *NAMES])
+@pytest.mark.parametrize("name", ["", "run", "plan", "prepare", "sample", "export", *NAMES])
 def test_help_is_golden(name: str, root: Path, golden, monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.chdir(root)
     monkeypatch.setenv("COLUMNS", "100")

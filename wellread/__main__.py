@@ -36,13 +36,13 @@ GROUPS: dict[str, dict[str, Command]] = {
             {
                 "finetune [FLAGS]": "prepare the data, fine-tune; the same command resumes",
                 "pretrain [FLAGS]": "the same for a small Llama with random weights",
-                "eval EVALUATION RUN": "evaluate here or as SLURM jobs; --fan_out: a task per checkpoint",
+                "eval EVALUATION RUN": "evaluate here or as SLURM jobs; --fan_out: per checkpoint",
             },
             kinds=(*TRAINING, "eval"),
         ),
         "plan": Command(
             "launch.__main__:main",
-            {"finetune|pretrain [FLAGS]": "show batches, ranks, memory and strategy of a run; start nothing"},
+            {"finetune|pretrain [FLAGS]": "batches, ranks, memory, strategy of a run; start nothing"},
             kinds=TRAINING,
         ),
         "prepare": Command(
@@ -69,23 +69,21 @@ GROUPS: dict[str, dict[str, Command]] = {
         ),
         "verify": Command(
             "wellread.commands.verify:main",
-            {"RUN": "recompute the hash chain; compare record, corpus and checkpoints"},
+            {"RUN": "recompute hashes; compare record, corpus and checkpoints"},
             gets_name=False,
         ),
-        "membership": Command(
-            "eval.__main__:main", {"RUN": "can the samples that were read be distinguished from sealed ones"}
-        ),
+        "membership": Command("eval.__main__:main", {"RUN": "can losses distinguish read samples from sealed ones"}),
         "report": Command("eval.__main__:main", {"RUN": "write RUN/report/index.html"}),
     },
     "use the model": {
         "sample": Command(
             "wellread.programs:sample",
-            {"MODEL [TEXT]": "ask a fine-tuned model, or let a pretrained one continue a text"},
+            {"MODEL [TEXT]": "ask a fine-tuned model, or continue a text"},
             gets_name=False,
         ),
         "export": Command(
             "wellread.programs:export",
-            {"MODEL --out PATH": "write a run's model as a directory, or in a format of llama2.c"},
+            {"MODEL --out PATH": "write a model as a directory, or in a llama2.c format"},
             gets_name=False,
         ),
         "import": Command(
@@ -97,15 +95,15 @@ GROUPS: dict[str, dict[str, Command]] = {
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 DESCRIPTION = "Launch LLM training across nodes, and know exactly what every checkpoint has read."
 EXAMPLES = """examples:
-  wellread run finetune                                     tiny model, sample data, a minute on a CPU
+  wellread run finetune                          tiny model, sample data, a few minutes on a CPU
   wellread run finetune --model pythia-70m --data dolly --then eval --out runs/mine
   wellread plan finetune --model pythia-2.8b --gpu_mem 80 --ranks_per_node 8
-  wellread read runs/tiny-sample --text "river"             which batches read a text
+  wellread read runs/tiny-sample --text "river"  which batches read a text
   wellread sample runs/tiny-sample "Name three rivers."
-  wellread COMMAND --help                                   all flags of a command
+  wellread COMMAND --help                        all flags of a command
 
 MODEL is RUN (its newest checkpoint), RUN@step-N or a model directory.
-source <(wellread --completion bash) completes commands, flags and names in this shell; also zsh and fish.
+source <(wellread --completion bash) completes commands, flags and names; also for zsh and fish.
 """
 
 
@@ -123,7 +121,7 @@ def main(argv: list[str]) -> int:
     """Run one command; return its exit code."""
     if "_ARGCOMPLETE" in os.environ:
         return _complete()
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or argv[0] in ("-h", "--help", "help"):
         sys.stdout.write(usage())
         return 0
     name, *arguments = argv
@@ -143,6 +141,8 @@ def _function(name: str) -> Callable[[list[str]], int]:
     UserError
         For an unknown command, or one that needs a checkout.
     """
+    if name in COMMANDS["run"].kinds:
+        raise UserError(f"wellread {name}: unknown command; did you mean wellread run {name}?")
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else "see wellread --help"

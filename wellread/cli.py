@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 
+TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
+"""Types as messages name them."""
+
+
 def new_parser(prog: str, description: str, examples: str) -> ArgumentParser:
     """Return a parser that raises UserError for mistakes and that ends its help with `examples`."""
     from jsonargparse import ArgumentParser, set_parsing_settings
@@ -146,7 +150,7 @@ def _explained(parser: ArgumentParser | argparse.ArgumentParser) -> Iterator[Non
     try:
         yield
     except (ArgumentError, TypeError, KeyError) as error:
-        raise UserError(_explain(str(error), _keys(parser))) from error
+        raise UserError(_explain(str(error), parser)) from error
 
 
 def _keys(parser: ArgumentParser | argparse.ArgumentParser) -> list[str]:
@@ -198,9 +202,31 @@ def _config_file(path: str) -> dict[str, Any]:
     return values
 
 
-def _explain(message: str, keys: list[str]) -> str:
+def refuse_typo(argument: str, parser: argparse.ArgumentParser) -> None:
+    """Refuse an argument that is nearly a flag of `parser`; other arguments may be those of another parser.
+
+    Raises
+    ------
+    UserError
+        It names the flag.
+    """
+    name = argument.partition("=")[0]
+    near = difflib.get_close_matches(name[2:], _keys(parser), n=1, cutoff=0.8) if name.startswith("--") else []
+    if near:
+        raise UserError(f"unknown setting {name[2:]!r}: did you mean --{near[0]}?")
+
+
+def _missing(names: str, parser: ArgumentParser | argparse.ArgumentParser) -> str:
+    flags = {action.dest: action.option_strings[-1] for action in parser._actions if action.option_strings}
+    listed = ", ".join(flags.get(name, name) for name in names.split(", "))
+    return f"missing: {listed}; see {parser.prog} --help"
+
+
+def _explain(message: str, parser: ArgumentParser | argparse.ArgumentParser) -> str:
     """A parser's message as one line, with the nearest valid key if a key is unknown."""
-    line = " ".join(message.split())
+    line, keys = " ".join(message.split()), _keys(parser)
+    if required := re.search(r"the following arguments are required: (.*)", line):
+        return _missing(required.group(1), parser)
     unknown = re.search(r"[Uu]nrecognized arguments:? (?:--)?([\w.]+)", line) or re.search(
         r"(?:Option|Key) '([\w.]+)' (?:is not accepted|is not expected|does not exist)", line
     )
@@ -211,7 +237,7 @@ def _explain(message: str, keys: list[str]) -> str:
         hint = f"did you mean --{near[0]}?" if near else "see --help for the valid ones"
         return f"unknown setting {name!r}: {hint}"
     if plain := re.fullmatch(r"argument (--[\w.]+): invalid (\w+) value: '(.*)'", line):
-        return f"{plain.group(1)} {plain.group(3)}: expected {plain.group(2)}"
+        return f"{plain.group(1)} {plain.group(3)}: expected {_plain(plain.group(2))}"
     if choice := re.fullmatch(r"argument (--[\w.]+): invalid choice: '?(.*?)'? \(choose from (.*)\)", line):
         return f"{choice.group(1)} {choice.group(2)}: not a valid value; choose {_plain(choice.group(3))}"
     wrong = re.search(r'Parser key "([\w.]+)":(.*)', line)
@@ -226,7 +252,7 @@ def _explain(message: str, keys: list[str]) -> str:
 
 def _plain(kind: str) -> str:
     """A type in words: ``Literal['bf16', 'fp32']`` -> ``bf16, fp32``."""
-    return kind.removeprefix("Literal[").removesuffix("]").replace("'", "")
+    return TYPES.get(kind) or kind.removeprefix("Literal[").removesuffix("]").replace("'", "")
 
 
 def run_program(main: Callable[[list[str]], int | None]) -> None:

@@ -19,6 +19,7 @@ TEXTS = {
 }
 MOST_USED = "most used"
 GENERAL = "help, and settings from a file"
+UNUSED = "flags of run and plan (not used to compile)"
 
 
 class Formatter(RawDescriptionHelpFormatter):
@@ -73,7 +74,7 @@ def describe(parser: ArgumentParser, kind: type[Any]) -> None:
         if action.dest == "print_config":
             action.metavar = ""  # jsonargparse's contains a backspace
         if action.dest in nested and action.option_strings:
-            action.help = f"YAML file with settings of {action.dest}."
+            action.help = f"YAML file with values of the --{action.dest}.* flags."
         if action.dest in units:
             action.unit = units[action.dest]  # type: ignore[attr-defined]
         if action.dest in hints and action.metavar is None and not action.choices:
@@ -93,21 +94,33 @@ def _metavar(key: str, hint: Any) -> str | None:
     return key.rpartition(".")[2].upper() if parts == [str] else None
 
 
-def arrange(parser: ArgumentParser, kind: type[Any], most_used: Sequence[str]) -> None:
-    """Group the flags of a parser: `most_used` first, then a group for each section of dataclass `kind`."""
-    sections, keys, nested = sections_of(kind), keys_of(kind), _nested(kind)
+def arrange(
+    parser: ArgumentParser, kind: type[Any], most_used: Sequence[str], only_sections: Sequence[str] = ()
+) -> None:
+    """Group the flags of a parser: `most_used` first, then a group for each section of dataclass `kind`.
+
+    Parameters
+    ----------
+    only_sections : sequence of str
+        If not empty: the sections that the command uses; the flags of all others come last, in one group.
+    """
+    keys, nested = keys_of(kind), _nested(kind)
+    sections = {k: v for k, v in (sections_of(kind) | nested).items() if k in only_sections or not only_sections}
     titles = {MOST_USED: MOST_USED, GENERAL: GENERAL}
-    titles |= {name: f"{name}: {_first_line(section)}" for name, section in (sections | nested).items()}
+    titles |= {name: f"{name}: {_first_line(section)}" for name, section in sections.items()}
+    titles |= {UNUSED: UNUSED} if only_sections else {}
     actions: dict[str, list[Action]] = {name: [] for name in titles}
     for action in parser._actions:
         if action.option_strings:
-            actions[_group_of(action, keys, nested, most_used)].append(action)
+            name = _group_of(action, keys, nested, most_used)
+            actions[name if name in titles else UNUSED].append(action)
     actions[MOST_USED].sort(key=lambda action: most_used.index(action.dest))
     positional = parser._positionals
     parser._action_groups[:] = [positional]
     for name, title in titles.items():
-        group = _ArgumentGroup(parser, title)
-        group._group_actions = actions[name]
+        # argparse adds later flags to its own group of options, so that one has to stay
+        group = parser._optionals if name == GENERAL else _ArgumentGroup(parser, title)
+        group.title, group._group_actions = title, actions[name]
         parser._action_groups.append(group)
 
 

@@ -5,13 +5,23 @@
 
 from __future__ import annotations
 
+import difflib
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
 from wellread.errors import UserError
 
+PREPARE = {
+    "finetune [FLAGS]": "rows of data sets become samples with masks; --show N prints some",
+    "pretrain [FLAGS]": "text becomes windows; trains a vocabulary, measures samples",
+}
+PREPARE_EXAMPLES = """examples:
+  wellread prepare finetune --model tiny --data sample --show 3
+  wellread prepare pretrain --data tinystories --vocab 4096 --metrics
+"""
 WITHOUT_VALUE = {"--merged", "-h", "--help"}
 """Flags of `sample` and `export` that take no value."""
 EXPORT_FLAGS = {
@@ -42,17 +52,45 @@ def load(target: str, command: str) -> Callable[[list[str]], int]:
     return function
 
 
+def page(command: str, summary: str, kinds: dict[str, str], examples: str) -> str:
+    """The help of a command with kinds that have flags of their own: usage, kinds, examples.
+
+    Parameters
+    ----------
+    kinds : dict
+        A kind with its arguments, as ``finetune [FLAGS]`` -> what the command does with it.
+    """
+    names = [words.split()[0] for words in kinds]
+    lines = [f"usage: wellread {command} {'|'.join(names)} ...", "", summary, "", "kinds:"]
+    lines += [f"  {words:24} {text}" for words, text in kinds.items()]
+    return "\n".join([*lines, "", examples, f"wellread {command} {names[0]} --help lists all flags.", ""])
+
+
+def check_kind(command: str, kind: str, kinds: Sequence[str]) -> None:
+    """Refuse a word that is not one of `kinds`.
+
+    Raises
+    ------
+    UserError
+        It names the nearest kind, or all of them.
+    """
+    if kind in kinds:
+        return
+    near = difflib.get_close_matches(kind, kinds, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"use {', '.join(kinds[:-1])} or {kinds[-1]}"
+    raise UserError(f"wellread {command} {kind}: unknown kind of training; {hint}")
+
+
 def prepare(argv: list[str]) -> int:
     """Run ``wellread prepare finetune|pretrain``."""
     from wellread.config.run import KINDS
 
-    programs = [kind.program for kind in KINDS]
     if not argv or argv[0] in ("-h", "--help"):
-        print(f"usage: wellread prepare {'|'.join(programs)} [FLAGS]\n\nCompile the corpus of a run, without training.")
+        summary = "Compile the corpus of a run, without training."
+        sys.stdout.write(page("prepare", summary, PREPARE, PREPARE_EXAMPLES))
         return 0
     kind, *flags = argv
-    if kind not in programs:
-        raise UserError(f"wellread prepare {kind}: unknown kind of training; use {' or '.join(programs)}")
+    check_kind("prepare", kind, [settings.program for settings in KINDS])
     return load(f"{kind}.__main__:main", "prepare")(["prepare", *flags])
 
 

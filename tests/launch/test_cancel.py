@@ -111,7 +111,7 @@ def test_bad_input(program: Program, tmp_path: Path) -> None:
             f"{tmp_path}/no: not a run directory (it has no config.yaml); see the folder runs/ for yours",
         ),
         ([run.path, "--timeout", "-1"], "--timeout -1: must not be negative; use --now to end the run at once"),
-        ([run.path, "--timeout", "soon"], "--timeout soon: expected float"),
+        ([run.path, "--timeout", "soon"], "--timeout soon: expected a number"),
     ):
         result = program("launch", "cancel", *arguments)
         assert (result.returncode, result.stdout, result.stderr) == (2, "", f"error: {message}\n")

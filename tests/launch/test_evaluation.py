@@ -46,10 +46,12 @@ def test_defaults_of_flags() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("", "the following arguments are required: EVALUATION, RUN"),
+        ("", "missing: EVALUATION, RUN; see wellread run eval --help"),
         ("membership runs/x --array_parallelism 0", "--array_parallelism 0: must be at least 1"),
         ("membership runs/x --array_parallelism -3", "--array_parallelism -3: must be at least 1"),
-        ("membership runs/x --array_parallelism two", "--array_parallelism two: expected int"),
+        ("membership runs/x --array_parallelism two", "--array_parallelism two: expected a whole number"),
+        ("membership runs/x --fann_out", "unknown setting 'fann_out': did you mean --fan_out?"),
+        ("membership runs/x --wai", "unknown setting 'wai': did you mean --wait?"),
     ],
 )
 def test_wrong_flags(words: str, message: str) -> None:
@@ -59,8 +61,8 @@ def test_wrong_flags(words: str, message: str) -> None:
 
 
 def test_no_flag_is_abbreviated() -> None:
-    parsed, flags = evaluation_flags(["membership", "runs/x", "--fan", "--wai"])
-    assert (parsed.fan_out, parsed.wait, flags) == (False, False, ["--fan", "--wai"])
+    parsed, flags = evaluation_flags(["membership", "runs/x", "--fan", "--par"])
+    assert (parsed.fan_out, parsed.partition, flags) == (False, None, ["--fan", "--par"])
 
 
 # --- requests

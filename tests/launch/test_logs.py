@@ -132,7 +132,7 @@ def test_progress_bars_are_shown_as_on_a_terminal(run: RunDirectory, printed: Pr
     [
         (["--rank", "7"], "--rank 7: attempt 2 of RUN has ranks 0 to 2"),
         (["--rank", "-1"], "--rank -1: attempt 2 of RUN has ranks 0 to 2"),
-        (["--rank", "x"], "--rank x: expected int"),
+        (["--rank", "x"], "--rank x: expected a whole number"),
         (["--attempt", "3"], "--attempt 3: RUN has attempts 1 to 2"),
         (["--attempt", "0"], "--attempt 0: RUN has attempts 1 to 2"),
         (["--errors", "--follow"], "--errors --follow: cannot be combined; use only one of them"),

@@ -187,9 +187,9 @@ def test_print_config_gives_yaml_that_gives_the_same_plan(program, tmp_path: Pat
             ["fly"],
             "launch fly: unknown command; use run, plan, status, logs, cancel, doctor, models, see wellread --help",
         ),
-        (["plan", "dance"], "wellread plan dance: unknown program; use finetune or pretrain"),
-        (["plan", "eval"], "wellread plan eval: unknown program; use finetune or pretrain"),
-        (["run", "dance"], "wellread run dance: unknown program; use finetune, pretrain or eval"),
+        (["plan", "dance"], "wellread plan dance: unknown kind of training; use finetune or pretrain"),
+        (["plan", "eval"], "wellread plan eval: unknown kind of training; use finetune or pretrain"),
+        (["run", "dance"], "wellread run dance: unknown kind of training; use finetune, pretrain or eval"),
         (
             ["plan", "finetune", "--model", "tinny"],
             "--model tinny: not a directory or a known model; did you mean tiny?",
@@ -212,7 +212,7 @@ def test_print_config_gives_yaml_that_gives_the_same_plan(program, tmp_path: Pat
             ["plan", "finetune", "--time", "soon"],
             "--time soon: not a valid time; use minutes, HH:MM:SS or D-HH:MM:SS",
         ),
-        (["run", "eval", "membership"], "the following arguments are required: RUN"),
+        (["run", "eval", "membership"], "missing: RUN; see wellread run eval --help"),
         (
             ["run", "eval", "membership", "nowhere"],
             "nowhere: not a run directory (it has no config.yaml); see the folder runs/ for yours",
@@ -261,12 +261,12 @@ def test_the_memory_check_refuses_what_cannot_fit(program, tmp_path: Path) -> No
         (["--gpu_mem", "0.5"], "--gpu_mem 0.5: CUDA itself needs 0.75 GiB; give the full size of a GPU"),
         (["--gpu_mem", "-1"], f"--gpu_mem -1: {NO_SIZE}"),
         (["--gpu_mem", "-1", "--cluster", "slurm"], f"--gpu_mem -1: {NO_SIZE}"),  # its ranks run on CPUs
-        (["--gpu_mem", "nan"], "--gpu_mem nan: expected float"),
-        (["--host_mem", "inf"], "--host_mem inf: expected float"),
+        (["--gpu_mem", "nan"], "--gpu_mem nan: expected a number"),
+        (["--host_mem", "inf"], "--host_mem inf: expected a number"),
         (["--host_mem", "1e400"], f"--host_mem inf: {NO_SIZE}"),
         (["--host_mem", "0"], f"--host_mem 0: {NO_SIZE}"),
         (["--nvme", "-5"], f"--nvme -5: {NO_SIZE}"),
-        (["--nvme", "much"], "--nvme much: expected float"),
+        (["--nvme", "much"], "--nvme much: expected a number"),
         (
             ["--nvme_path", "/nowhere"],
             "--nvme_path /nowhere: no such directory; create it on the NVMe disk of every node",

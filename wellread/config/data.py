@@ -34,7 +34,8 @@ class DataConfig:
     holdout: float = field(default=0.25, metadata=unit("of the documents"))
     """Fraction of the source documents that is sealed: never trained on."""
     holdout_seed: int = 0
-    """Chooses the sealed documents. It is not the seed, so that runs with different seeds share one holdout."""
+    """Seed that chooses the sealed documents; separate from --seed, so that runs with different seeds share one
+    holdout."""
     max_bad_rows: int = field(default=0, metadata=unit("rows"))
     """Number of malformed rows to skip; one more stops compiling."""
 
@@ -68,9 +69,9 @@ class TextConfig(DataConfig):
     metrics: bool = False
     """Measure length, variety, readability and sentiment of each sample."""
     word_list: str | None = None
-    """File of words, one per line; how frequent they are becomes a metric. Implies --metrics (default: none)."""
+    """File of words, one per line; how frequent they are becomes a metric; implies --metrics (default: no file)."""
     perplexity: str | None = None
-    """Model in Hugging Face layout; its perplexity becomes a metric. Implies --metrics (default: none)."""
+    """Model in Hugging Face layout; its perplexity becomes a metric; implies --metrics (default: no model)."""
     holdout: float = field(default=0.1, metadata=unit("of the stories"))
     """Fraction of the stories that is sealed: never trained on."""
 

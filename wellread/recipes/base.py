@@ -89,7 +89,9 @@ class Recipe(ABC, Generic[C]):
         "strategy",
         "ranks_per_node",
     )
-    """Flags that the help lists first."""
+    """Flags that the help of ``wellread run`` and ``wellread plan`` lists first."""
+    most_used_to_compile: tuple[str, ...]
+    """Flags that the help of ``wellread prepare`` lists first."""
     usage: str
     """What ``wellread run NAME`` does."""
     description: str
@@ -100,9 +102,19 @@ class Recipe(ABC, Generic[C]):
         """Give `parser` the flags of a run."""
         from wellread.help import arrange
 
+        self._add_settings(parser)
+        arrange(parser, self.config, self.most_used)
+
+    def add_compile_flags(self, parser: ArgumentParser) -> None:
+        """Give `parser` the same flags; the help lists those first that compiling a corpus uses."""
+        from wellread.help import arrange
+
+        self._add_settings(parser)
+        arrange(parser, self.config, self.most_used_to_compile, only_sections=("data",))
+
+    def _add_settings(self, parser: ArgumentParser) -> None:
         add_dataclass(parser, self.config, self.hidden)
         self.add_own_flags(parser)
-        arrange(parser, self.config, self.most_used)
 
     def add_own_flags(self, parser: ArgumentParser) -> None:
         """Give `parser` flags that are not settings; `parse` turns them into settings."""

@@ -60,6 +60,17 @@ class Finetune(Recipe[RunConfig]):
 
     name = RunConfig.program
     config = RunConfig
+    most_used_to_compile = (
+        "model",
+        "data",
+        "show",
+        "seq_len",
+        "holdout",
+        "template",
+        "pack",
+        "loss_on",
+        "corpora",
+    )
     usage = "prepare the corpus, train; the same command again resumes"
     description = "Fine-tune a model."
     examples = """examples:

@@ -105,6 +105,17 @@ class Pretrain(Recipe[PretrainConfig]):
         "order",
         "ranks_per_node",
     )
+    most_used_to_compile = (
+        "data",
+        "vocab",
+        "seq_len",
+        "size",
+        "model",
+        "holdout",
+        "packing",
+        "metrics",
+        "corpora",
+    )
     usage = "the same for a small Llama with random weights, on stories"
     description = "Pretrain a small Llama on stories."
     examples = """examples:
