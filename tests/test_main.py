@@ -181,10 +181,10 @@ def test_flags_that_are_added_late_are_in_the_help() -> None:
 def test_prepare_lists_first_what_compiling_uses(name: str, first: str, unused: str) -> None:
     _, _, text = parser_of(main, arguments(name)).format_help().partition("most used:\n")
     text, _, _ = text.partition("example")
-    used, title, others = text.partition("flags of run and plan (not used to compile):\n")
+    used, title, last_section = text.partition("flags of run and plan (not used to compile):\n")
     assert title
     assert re.findall(r"^  --([\w.]+)", used.partition("\n\n")[0], re.MULTILINE) == first.split()
-    listed = re.findall(r"^  --([\w.]+)", others, re.MULTILINE)
+    listed = re.findall(r"^  --([\w.]+)", last_section, re.MULTILINE)
     assert {*unused.split()} <= {*listed}
     assert not {"holdout_seed", "max_bad_rows", "config"} & {*listed}
 
