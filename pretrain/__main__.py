@@ -69,6 +69,8 @@ MODEL = "RUN (its newest checkpoint), RUN@step-N, or a model directory in Huggin
 
 
 def _sample(argv: list[str]) -> int:
+    from wellread.models import sampling
+
     parser = new_parser(
         "wellread sample",
         "Continue a text with a model, up to the end of a story.",
@@ -76,19 +78,13 @@ def _sample(argv: list[str]) -> int:
     )
     parser.add_argument("model", help=MODEL)
     parser.add_argument("text", nargs="?", default="", help="Beginning of the text (default: empty).")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the most likely token each time.")
-    parser.add_argument(
-        "--top_p", type=float, default=0.9, help="Draw from the most likely tokens with this total probability."
-    )
-    parser.add_argument("--seed", type=int, default=0, help="The same seed gives the same text.")
-    parser.add_argument("--tokens", type=int, default=200, help="Maximum number of tokens to write.")
+    sampling.add_flags(parser, temperature=1.0)
     options = parse(parser, argv)
 
-    from pretrain.sample import Settings, sample
+    from pretrain.sample import sample
     from wellread.checkpoint import model_directory
 
-    settings = Settings(options.temperature, options.top_p, options.seed, options.tokens)
-    sample(model_directory(options.model), options.text, settings)
+    sample(model_directory(options.model), options.text, sampling.Settings.of(options))
     return 0
 
 

@@ -30,8 +30,11 @@ from support.programs import ROOT, SHARED, Program, missing
 from launch import ops
 from launch.cluster import ClusterFile
 from scripts import oom_demo
+from wellread import open_run
 from wellread.config import RunConfig
 from wellread.corpus.read import Corpus
+from wellread.corpus.tokenizer import Tokenizer
+from wellread.record.history import History
 from wellread.run import RunDirectory
 
 SETTINGS = {
@@ -103,10 +106,12 @@ def compiled_ops(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def small_heap() -> None:
+def small_heap() -> Iterator[None]:
     """Exempt the imported modules from garbage collection, so that the collection after each test is fast."""
     gc.collect()
     gc.freeze()
+    yield
+    gc.unfreeze()  # otherwise DuckDB reports its objects as leaked when Python ends
 
 
 @pytest.fixture(autouse=True)
@@ -251,6 +256,19 @@ def tiny_run(program: Program, corpus: Corpus, corpora: Path, tmp_path_factory: 
         program("launch", "run", "finetune", *steps, *out, check=True)
 
     return RunDirectory.open(made_once(tmp_path_factory, "tiny", train) / "run")
+
+
+@pytest.fixture(scope="session")
+def history(tiny_run: RunDirectory) -> History:
+    """What `tiny_run` has read and will read."""
+    return open_run(tiny_run.path).history
+
+
+@pytest.fixture(scope="session")
+def texts(corpus: Corpus) -> list[str]:
+    """Text of every sample, as the tokenizer decodes it."""
+    tokenizer = Tokenizer.load(corpus.tokenizer)
+    return [tokenizer.decode(corpus.tokens(i).tolist()) for i in range(corpus.n)]
 
 
 @pytest.fixture

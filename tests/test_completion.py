@@ -10,7 +10,7 @@ from select import select
 
 import pytest
 from support.commands import COMMANDS as COMMANDS_OF_PROGRAMS
-from support.commands import parser_of
+from support.commands import arguments, parser_of
 
 from wellread.__main__ import COMMANDS, main
 from wellread.completion import SHELLS, completer_of
@@ -148,9 +148,10 @@ printf '%s\\n' "${COMPREPLY[@]}"
 
 
 @pytest.mark.parametrize("name", COMMANDS_OF_PROGRAMS)
-def test_no_argument_prints_a_message_of_the_parser(name: str) -> None:
+def test_no_argument_prints_a_message_of_the_parser(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The completer of jsonargparse prints the type that it expects; each of its arguments gets another."""
-    for action in parser_of(main, [*name.split(), *["x"] * (name == "run eval")])._actions:
+    monkeypatch.chdir(root)
+    for action in parser_of(main, [*arguments(name), *["x"] * (name == "run eval")])._actions:
         assert completer_of(action) or action.choices or not hasattr(action, "_typehint"), action.option_strings
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import COMMANDS as COMMANDS_OF_PROGRAMS
-from support.commands import flags_of, parser_of
+from support.commands import OLD_RUN, arguments, flags_of, parser_of
 
 import wellread
 from eval.registry import EVALUATIONS
@@ -22,19 +22,7 @@ from wellread.errors import UserError
 from wellread.recipes.registry import RECIPES
 
 HEAVY = {"torch", "transformers", "numpy", "pyarrow", "jsonargparse", "yaml", "argcomplete", "psutil"}
-OLD_RUN = Path("tests/fixtures/run-c5af5a2")
-ARGUMENTS = {
-    "sample finetune": ["sample", str(OLD_RUN / "finetune/run"), "text"],
-    "sample pretrain": ["sample", str(OLD_RUN / "pretrain/run")],
-    "export finetune": ["export", str(OLD_RUN / "finetune/run")],
-    "export pretrain": ["export", str(OLD_RUN / "pretrain/run")],
-}
-"""Arguments of commands for which the run determines the program."""
 NAMES = [*COMMANDS_OF_PROGRAMS, "sample finetune"]
-
-
-def arguments(name: str) -> list[str]:
-    return ARGUMENTS.get(name, name.split())
 
 
 # --- the table and the help
@@ -75,7 +63,11 @@ def test_the_table_agrees_with_the_programs() -> None:
         (["finetune"], "wellread finetune: unknown command; did you mean wellread run finetune?"),
         (["pretrain", "--steps", "3"], "wellread pretrain: unknown command; did you mean wellread run pretrain?"),
         (["eval"], "wellread eval: unknown command; did you mean wellread run eval?"),
-        (["export", "runs/none"], "missing: --format, --out; see wellread export --help"),
+        (
+            ["export", "runs/none"],
+            "runs/none: neither a run nor a model directory; give RUN, RUN@step-N or a model directory",
+        ),
+        (["export"], "missing: model, --format, --out; see wellread export --help"),
         (["--completion", "tcsh"], "--completion tcsh: name one shell: bash, zsh, fish"),
     ],
 )

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain.sample import Settings, choose, sample
+from pretrain.sample import sample
 from wellread.checkpoint import model_directory
 from wellread.errors import UserError
 from wellread.files import write_json
+from wellread.models.sampling import Settings, choose
 
 
 def sampled(settings: Settings, times: int) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 
 import jsonargparse
 import pytest
@@ -31,6 +32,21 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "import": ("pretrain.__main__", "import"),
 }
 """Name of a command -> module and its first arguments, as ``python -m`` starts it."""
+
+
+OLD_RUN = Path("tests/fixtures/run-c5af5a2")
+ARGUMENTS = {
+    "sample finetune": ["sample", str(OLD_RUN / "finetune/run"), "text"],
+    "sample pretrain": ["sample", str(OLD_RUN / "pretrain/run")],
+    "export finetune": ["export", str(OLD_RUN / "finetune/run")],
+    "export pretrain": ["export", str(OLD_RUN / "pretrain/run")],
+}
+"""Arguments of commands for which the run determines the program."""
+
+
+def arguments(name: str) -> list[str]:
+    """Arguments with which `wellread` reaches the parser of a command; they are relative to the repository."""
+    return ARGUMENTS.get(name, name.split())
 
 
 class Parsed(Exception):
