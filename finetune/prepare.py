@@ -110,6 +110,7 @@ def _described(reader: Reader, counts: NDArray[np.int64], n_taken: int, settings
         "template": reader.template.name,
         "rows": len(counts),
         "taken": n_taken,
+        **({"ignored": reader.unused.ignored} if reader.unused.ignored else {}),
         "sha256": settings["content"],
     }
 
@@ -138,6 +139,7 @@ def _check_rows(
                 bad.add(samples)
         if not n_samples:
             raise UserError(f"{reader.source.where}: contains no rows")
+        reader.unused.check(reader.source.where)
         counts.append(np.array(n_samples, dtype=np.int64))
     bad.check()
     for reader, count in zip(data_sets, counts, strict=True):

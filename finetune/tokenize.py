@@ -71,8 +71,15 @@ def _usable(item: Item, counts: Counter[str]) -> bool:
     if not any(response for _, response in content.turns):
         counts["dropped_empty_response"] += 1
         return False
+    if {*_answered(content)} <= {*content.unscored}:
+        counts["dropped_weight_zero"] += 1
+        return False
     if content.prefixed:
         counts["prompt_prefix_taken_off"] += 1
+    if content.trailing:
+        counts["messages_after_last_answer"] += content.trailing
+    if content.unscored:
+        counts["answers_with_weight_zero"] += len(content.unscored)
     return True
 
 
@@ -106,6 +113,8 @@ def _joined(example: Example, tokens: list[int], texts: Iterator[list[int]], eos
 def _add_chat(shard: Shard, item: Item, example: Example, backend: Tokenizer, config: DataConfig) -> None:
     try:
         tokens, spans = backend.chat(example.system, example.turns)
+        if example.unscored and len(spans) != len(_answered(example)):
+            raise UserError("has answers with weight 0, which cannot be located in this chat template")
     except UserError as error:
         shard.counts["dropped_no_place_in_chat_template"] += 1
         if shard.counts["dropped_no_place_in_chat_template"] > config.max_bad_rows:
@@ -116,10 +125,20 @@ def _add_chat(shard: Shard, item: Item, example: Example, backend: Tokenizer, co
     _add(shard, item, tokens, spans, config)
 
 
+def _answered(example: Example) -> list[int]:
+    """Indices of the turns with a response."""
+    return [i for i, (_, response) in enumerate(example.turns) if response]
+
+
 def _add(shard: Shard, item: Item, tokens: list[int], spans: Spans, config: DataConfig) -> None:
     """Truncate a sample to ``--seq_len``, decide whether it is sealed, and add it to the shard."""
     example, seq_len = item.content, config.seq_len or 0
     assert isinstance(example, Example)
+    masked = Spans()
+    if example.unscored:
+        answers = list(zip(_answered(example), spans, strict=True))
+        masked = [span for i, span in answers if i in example.unscored]
+        spans = [span for i, span in answers if i not in example.unscored]
     if len(tokens) > seq_len:
         tokens, spans = tokens[:seq_len], [(start, min(stop, seq_len)) for start, stop in spans if start < seq_len]
         if not spans:
@@ -127,7 +146,8 @@ def _add(shard: Shard, item: Item, tokens: list[int], spans: Spans, config: Data
             return
         shard.counts["response_cut"] += 1
     if config.loss_on == "all":
-        spans = [(1, len(tokens))]
+        bounds = [1, *chain(*((min(a, len(tokens)), min(b, len(tokens))) for a, b in masked)), len(tokens)]
+        spans = list(zip(bounds[::2], bounds[1::2], strict=True))
     spans = [(start, stop) for start, stop in spans if start < stop]
     if not spans:
         shard.counts["dropped_nothing_scored"] += 1

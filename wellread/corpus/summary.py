@@ -17,6 +17,9 @@ REASONS = {
     "dropped_broken": "left out, malformed",
     "dropped_nothing_scored": "left out, the response has no tokens",
     "dropped_empty_response": "left out, the response is empty",
+    "dropped_weight_zero": "left out, all answers have weight 0",
+    "messages_after_last_answer": "messages after the last answer, left out",
+    "answers_with_weight_zero": "answers with weight 0, without loss",
     "dropped_empty_document": "left out, the document is empty",
     "dropped_prompt_fills_window": "left out, the prompt fills --seq_len",
     "dropped_no_place_in_chat_template": "left out, rejected by the chat template",
@@ -25,6 +28,19 @@ REASONS = {
     "prompt_prefix_taken_off": "already had Alpaca's prompt, which was removed",
 }
 """Descriptions of the counts of a corpus."""
+TOTALS = (
+    "samples",
+    "trainable",
+    "sealed",
+    "tokens",
+    "targets",
+    "segments",
+    "sealed_segments",
+    "sealed_tokens",
+    "longest",
+    "duplicates",
+)
+"""Counts of a corpus that describe its size; all others are printed."""
 
 
 def summary(corpus: Corpus) -> None:
@@ -47,7 +63,13 @@ def summary(corpus: Corpus) -> None:
     for line in _histogram(lengths.tolist(), int(lengths.max())):
         print(f"  {line}")
     reasons = counts | {"dropped_broken": len(corpus.meta.get("bad_rows", ()))}
-    lines = [f"{text}: {reasons[name]:,}" for name, text in REASONS.items() if reasons.get(name)]
+    names = REASONS | {name: name for name in reasons if name not in TOTALS and name not in REASONS}
+    lines = [f"{text}: {reasons[name]:,}" for name, text in names.items() if reasons.get(name)]
+    for each in corpus.meta.get("sets", ()):
+        lines += [
+            f"column {column!r} of {each['name']} is ignored: {n:,} rows"
+            for column, n in each.get("ignored", {}).items()
+        ]
     for line in lines or ["nothing was truncated or left out"]:
         print(line)
     sys.stdout.flush()

@@ -14,13 +14,14 @@ from wellread.config import DataConfig
 from wellread.data.rows import instruct, templates
 from wellread.data.rows.instruct import Example, Schema
 from wellread.data.rows.templates import Template
+from wellread.data.rows.unused import Unused
 from wellread.data.sources import raw, tables
 from wellread.data.sources.raw import TEXT, Raw
 from wellread.data.sources.source import Row, Source
 from wellread.errors import UserError
 from wellread.order.permutation import Order
 
-VERSION = 2
+VERSION = 3
 """Raise it when the same settings produce a different corpus; existing corpora are then compiled again."""
 LOOKED_AT = 100
 """Number of rows that are read to recognize the schema of a data set."""
@@ -125,6 +126,8 @@ class Reader:
     source: Source
     schema: Schema
     template: Template
+    unused: Unused = field(repr=False, compare=False)
+    """Columns with content that are not read; counted while rows are read."""
     cached: list[ParsedRow] | None = field(default=None, repr=False)
     """All its rows, if `kept_if_small` has read them."""
 
@@ -150,6 +153,7 @@ class Reader:
             yield row.number, f"{row.where(self.source)}: {examples}" if isinstance(examples, str) else examples
 
     def _read(self, row: Row) -> list[Example] | str:
+        self.unused.add(row)
         dialogues = instruct.dialogues(row, self.schema, self.source)
         if isinstance(dialogues, str):
             return dialogues
@@ -183,7 +187,7 @@ def _reader(config: DataConfig, source: Source) -> Reader:
             raise UserError(
                 f"--pack: {source.where} is a Megatron data set; its sequences already have one length; remove the flag"
             )
-        return Reader(source, instruct.SCHEMAS[TEXT], Template(TEXT, ()))
+        return Reader(source, instruct.SCHEMAS[TEXT], Template(TEXT, ()), Unused(()))
     looked_at = list(itertools.islice(tables.rows(source), LOOKED_AT)) if source.paths else []
     schema = _schema(source, {column for row in looked_at for column in row.fields or ()})
     name = config.template or source.template or schema.template
@@ -191,7 +195,8 @@ def _reader(config: DataConfig, source: Source) -> Reader:
         parsed = [instruct.dialogues(row, schema, source) for row in looked_at]
         if any(dialogue.prefixed for dialogues in parsed if not isinstance(dialogues, str) for dialogue in dialogues):
             name = "alpaca"  # its rows contain Alpaca's prompts
-    return Reader(source, schema, templates.load(name, schema.fields, source.where))
+    template = templates.load(name, schema.fields, source.where)
+    return Reader(source, schema, template, Unused(instruct.consumed(schema, source, template), source.ignore))
 
 
 def _schema(source: Source, columns: set[str]) -> Schema:
@@ -249,6 +254,7 @@ def _settings(reader: Reader) -> dict[str, Any]:
         "template": [reader.template.name, *reader.template.texts],
         "answers": source.answers,
         "subsets": sorted(source.subsets),
+        **({"ignore": sorted(source.ignore)} if source.ignore else {}),
         "limit": source.limit,
         "weight": source.weight,
     }

@@ -26,6 +26,7 @@ KEYS = {
     "hub_files",
     "schema",
     "columns",
+    "ignore",
     "template",
     "answers",
     "subsets",
@@ -220,10 +221,18 @@ def _of_entry(name: str, entry: dict[str, Any], folder: Path) -> Source:
         published_rows=entry.get("rows"),
         generated=entry.get("generated"),
         columns=columns,
+        ignore=_ignored(entry, where),
         template=template,
         answers=entry.get("answers", "both"),
         subsets=tuple(entry.get("subsets", ())),
     )
+
+
+def _ignored(entry: dict[str, Any], where: str) -> tuple[str, ...]:
+    names = entry.get("ignore") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{where}: ignore: expected a list of columns, e.g. ignore: [id, score]")
+    return tuple(names)
 
 
 def _files(path: Path, data: str, *, is_text: bool = False) -> tuple[Path, ...]:

@@ -14,7 +14,8 @@ from wellread.corpus.read import Corpus
 from wellread.corpus.tokenizer import Tokenizer
 from wellread.data.mixture import corpus_settings
 from wellread.data.rows import templates
-from wellread.data.rows.instruct import SCHEMAS, Dialogue, Example, Turn, dialogues, example, recognize, without_prefix
+from wellread.data.rows.content import Dialogue, Turn, without_prefix
+from wellread.data.rows.instruct import SCHEMAS, Example, dialogues, example, recognize
 from wellread.data.rows.templates import Template
 from wellread.data.sets import find
 from wellread.data.sources.source import Row, Source
@@ -192,7 +193,7 @@ def test_messages_become_turns() -> None:
     ]
     fields = {"instruction": "Hi.\n\nWho is there?", "context": ""}
     assert read({"messages": messages}, "messages") == [
-        Dialogue((Turn(fields, "Me."), Turn({"instruction": "Good.", "context": ""}, "Bye.")), "Be brief.")
+        Dialogue((Turn(fields, "Me."), Turn({"instruction": "Good.", "context": ""}, "Bye.")), "Be brief.", trailing=1)
     ]
     (sample,) = examples({"messages": messages}, "messages", "qa")
     assert sample.turns == (
@@ -213,7 +214,7 @@ def test_messages_become_turns() -> None:
             "message 1 of 'messages' has role 'tool', not one of system, user, assistant, human, gpt",
         ),
         ([{"role": "user"}], "message 1 of 'messages' has no text"),
-        ([{"role": "user", "content": [1]}], "message 1 of 'messages' contains list, not text"),
+        ([{"role": "user", "content": [1]}], "message 1 of 'messages' contains a list with int, not text"),
     ],
 )
 def test_malformed_messages(messages: Any, problem: str) -> None:

@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from wellread.data.rows import messages
+from wellread.data.rows.content import (
+    HALF,
+    SURROGATE,
+    Dialogue,
+    Turn,
+    first_text,
+    text_of,
+    without_empty_lines,
+    without_prefix,
+)
 from wellread.data.rows.templates import Template
 from wellread.data.sources.source import Row, Source
 from wellread.errors import UserError
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One prompt, as values for the fields of a template, and its response."""
-
-    fields: dict[str, str]
-    response: str
-
-
-@dataclass(frozen=True)
-class Dialogue:
-    """Content of one sample, before a template is applied."""
-
-    turns: tuple[Turn, ...]
-    system: str = ""
-    category: str = ""
-    author: str = ""
-    """Who wrote the response, in data sets with several authors."""
-    prefixed: bool = False
-    """Whether the row contained Alpaca's prompt prefix, which was removed."""
-    all_responses: str = ""
-    """All responses of a row that produces several samples: together they are one document."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +36,10 @@ class Example:
     chat: bool = False
     system: str = ""
     """System message, only for `chat`; other templates put it into the first prompt."""
+    unscored: tuple[int, ...] = ()
+    """Indices of turns with a response that carries no loss."""
+    trailing: int = 0
+    """Number of messages after the last answer, which are left out."""
 
     @property
     def text(self) -> str:
@@ -85,51 +76,44 @@ class Schema:
 
 
 _TEXTS = ("instruction", "context", "response")
-NEVER_IN_A_PROMPT = {"response", "messages", "human_answers", "chatgpt_answers", "text"}
-_SURROGATE = re.compile("[\ud800-\udfff]")
-"""JSON can contain these as \\ud83d; they cannot be encoded, so they can be neither tokenized nor hashed."""
-_HALF = "contains half of a surrogate pair (an incomplete character)"
-_ALPACA = "Below is an instruction that describes a task"
-_REQUEST = r"\s*Write\s+a\s+response\s+that\s+appropriately\s+completes\s+the\s+request\.\s*###\s*Instruction:\s*"
-_END = r"(?:\s*###\s*Response:\s*)?"
-_PREFIX = re.compile(rf"{_ALPACA}\.{_REQUEST}(?P<instruction>.*?){_END}", re.DOTALL)
-_PREFIX_WITH_INPUT = re.compile(
-    rf"{_ALPACA}, paired with an input that provides further context\.{_REQUEST}(?P<instruction>.*?)"
-    rf"\s*###\s*Input:\s*(?P<context>.*?){_END}",
-    re.DOTALL,
-)
+NEVER_IN_A_PROMPT = {"response", "messages", "human_answers", "chatgpt_answers", "text", "history"}
+MEANINGS = {
+    "context": ("context", "input"),
+    "category": ("category",),
+    "system": ("system", "system_prompt"),
+    "history": ("history",),
+}
+"""Optional fields -> columns that mean them in every data set, in addition to the columns of its schema."""
 
 
-def without_prefix(text: str) -> tuple[str, str] | None:
-    """Remove Alpaca's prompt from a text and return instruction and context; None if the text does not contain it.
-
-    Published subsets of Evol-Instruct have it in the instruction, some with spaces instead of line feeds.
-    """
-    text = text.strip()
-    if not text.startswith(_ALPACA):
-        return None
-    match = _PREFIX.fullmatch(text) or _PREFIX_WITH_INPUT.fullmatch(text)
-    return (match["instruction"], match.groupdict().get("context") or "") if match else None
+def columns_of(name: str, schema: Schema, source: Source) -> tuple[str, ...]:
+    """Columns that mean the optional field `name`: of the schema, and those with this meaning everywhere."""
+    taken_columns = {column for field, column in schema.columns.items() if field != name}
+    columns = dict.fromkeys([*([schema.columns[name]] if name in schema.columns else []), *MEANINGS[name]])
+    return tuple(column for column in columns if column not in taken_columns and column not in source.ignore)
 
 
-def _text(fields: dict[str, Any], column: str, *, strict: bool = True) -> tuple[str, str | None]:
-    """Text of a column (empty if null or missing), and its error or None; `strict` refuses numbers."""
-    value = fields.get(column)
-    if value is None:
-        return "", None
-    if not isinstance(value, str):
-        if strict:
-            return "", f"{column!r} is {type(value).__name__}, not text"
-        value = str(value)
-    if not value.isascii() and _SURROGATE.search(value):
-        return "", f"{column!r} {_HALF}"
-    return value, None
+def consumed(schema: Schema, source: Source, template: Template) -> set[str]:
+    """All columns that reading a row with this template uses."""
+    if schema.name == "hc3":
+        return {*schema.columns.values()}
+    optional = ["category", "system", "history"]
+    if "messages" not in schema.columns and template.takes_context():
+        optional.append("context")
+    fields = {"instruction", "context", "response", "messages", *template.fields}  # `example` refuses a lost context
+    columns = {column for name, column in schema.columns.items() if name in fields}
+    return columns.union(*(columns_of(name, schema, source) for name in optional))
 
 
 def _read_columns(row: Row, schema: Schema, source: Source) -> list[Dialogue] | str:
     fields, values = row.fields or {}, dict[str, str]()
     for name, column in schema.columns.items():
-        values[name], error = _text(fields, column, strict=name in _TEXTS)
+        if name not in MEANINGS:
+            values[name], error = text_of(fields, column, strict=name in _TEXTS)
+            if error:
+                return error
+    for name in ("context", "category"):
+        values[name], error = first_text(fields, columns_of(name, schema, source), strict=name in _TEXTS)
         if error:
             return error
     instruction, response = schema.columns["instruction"], schema.columns["response"]
@@ -142,7 +126,28 @@ def _read_columns(row: Row, schema: Schema, source: Source) -> list[Dialogue] | 
         values["instruction"] = carried[0]
         values["context"] = values.get("context") or carried[1]
     answer = values.pop("response")
-    return [Dialogue((Turn(values, answer),), category=values.get("category", ""), prefixed=bool(carried))]
+    dialogue = Dialogue((Turn(values, answer),), category=values.get("category", ""), prefixed=bool(carried))
+    return _completed(dialogue, fields, schema, source)
+
+
+def _completed(dialogue: Dialogue, fields: dict[str, Any], schema: Schema, source: Source) -> list[Dialogue] | str:
+    """Add the system message and the earlier turns that a row has in columns of their own."""
+    system, error = first_text(fields, columns_of("system", schema, source))
+    if error:
+        return error
+    earlier = list[Turn]()
+    for column in columns_of("history", schema, source):
+        turns, earlier_system, error = messages.history(fields.get(column), column, source.ignore)
+        if error:
+            return error
+        extra_fields = {name: value for name, value in dialogue.turns[0].fields.items() if name not in _TEXTS}
+        earlier += [replace(turn, fields=extra_fields | turn.fields) for turn in turns]
+        system = system or earlier_system
+        if earlier_system.strip() not in ("", system.strip()):
+            return f"{column!r} has another system message than the row; remove one"
+    if system.strip() and dialogue.system.strip() not in ("", system.strip()):
+        return "has two different system messages, one in a column and one in the chat; remove one"
+    return [replace(dialogue, system=system or dialogue.system, turns=(*earlier, *dialogue.turns))]
 
 
 HC3_SUBSETS = ("reddit_eli5", "finance", "medicine", "open_qa", "wiki_csai")
@@ -151,8 +156,8 @@ HC3_SUBSETS = ("reddit_eli5", "finance", "medicine", "open_qa", "wiki_csai")
 def _read_hc3(row: Row, schema: Schema, source: Source) -> list[Dialogue] | str:
     """Each answer is a sample; all answers of a question are one document, even if only some are selected."""
     fields = row.fields or {}
-    question, error = _text(fields, schema.columns["instruction"])
-    subset, subset_error = _text(fields, schema.columns["category"])
+    question, error = text_of(fields, schema.columns["instruction"])
+    subset, subset_error = text_of(fields, schema.columns["category"])
     if error or subset_error:
         return error or f"{subset_error}"
     if not question.strip():
@@ -168,8 +173,8 @@ def _read_hc3(row: Row, schema: Schema, source: Source) -> list[Dialogue] | str:
             texts = []
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             return f"{column!r} is {_kind(texts)}, not a list of texts"
-        if _SURROGATE.search("".join(texts)):
-            return f"{column!r} {_HALF}"
+        if SURROGATE.search("".join(texts)):
+            return f"{column!r} {HALF}"
         answers += [(author, text) for text in texts]
     if source.subsets and subset not in source.subsets:
         return []
@@ -187,54 +192,13 @@ def _kind(value: object) -> str:
     return type(value).__name__ if not isinstance(value, list) else "a list with other values"
 
 
-_ROLES = {"system": "system", "user": "user", "assistant": "assistant", "human": "user", "gpt": "assistant"}
-"""Names of roles in OpenAI's `messages` and FastChat's `conversations` -> names in chat templates."""
-
-
 def _read_messages(row: Row, schema: Schema, source: Source) -> list[Dialogue] | str:
-    """Messages -> turns. Consecutive user messages are one prompt; messages after the last answer are dropped."""
     fields, column = row.fields or {}, schema.columns["messages"]
-    messages = fields.get(column)
-    if not isinstance(messages, list):
-        return f"no {column!r}" if messages is None else f"{column!r} is {type(messages).__name__}, not a list"
-    category, error = _text(fields, schema.columns.get("category", "category"), strict=False)
-    if error:
-        return error
-    system, prompts, turns, prefixed = "", list[str](), list[Turn](), False
-    for number, message in enumerate(messages, start=1):
-        parsed = _message(message)
-        if isinstance(parsed, str):
-            return f"message {number} of {column!r} {parsed}"
-        role, content = parsed
-        if role == "system":
-            system = f"{system}\n\n{content}" if system else content
-        elif role == "user":
-            prompts.append(content)
-        else:
-            instruction, context = "\n\n".join(prompts), ""
-            carried = without_prefix(instruction)
-            if carried:
-                instruction, context = carried
-                prefixed = True
-            turns.append(Turn({"instruction": instruction, "context": context}, content))
-            prompts = []
-    if not turns:
-        return f"{column!r} contains no message of the assistant"
-    return [Dialogue(tuple(turns), system, category, "", prefixed)]
-
-
-def _message(message: object) -> tuple[str, str] | str:
-    """Role and content of one message, or its error."""
-    if not isinstance(message, dict):
-        return f"is {type(message).__name__}, not an object"
-    role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
-    if role not in _ROLES:
-        return f"has role {role!r}, not one of {', '.join(_ROLES)}"
-    if not isinstance(content, str):
-        return "has no text" if content is None else f"contains {type(content).__name__}, not text"
-    if _SURROGATE.search(content):
-        return _HALF
-    return _ROLES[role], content
+    dialogue = messages.dialogue(fields.get(column), column, source.ignore)
+    if isinstance(dialogue, str):
+        return dialogue
+    category, error = first_text(fields, columns_of("category", schema, source), strict=False)
+    return error or _completed(replace(dialogue, category=category), fields, schema, source)
 
 
 def _read_text(row: Row, schema: Schema, source: Source) -> list[Dialogue] | str:
@@ -315,21 +279,31 @@ def example(dialogue: Dialogue, template: Template) -> Example | str:
         system = dialogue.system.strip()
     else:
         system = ""
-        if dialogue.system.strip():
+        if dialogue.system.strip() and "system" not in template.fields:
             first, *later = turns
             turns = ((f"{dialogue.system.strip()}\n\n{first[0]}", first[1]), *later)
     if dialogue.all_responses:
         document = f"{turns[0][0]}\x00{dialogue.all_responses}"
     else:
         document = "\x00".join([*([system] if system else []), *(text for turn in turns for text in turn)])
-    return Example(turns, document, dialogue.category, dialogue.author, dialogue.prefixed, template.is_chat, system)
+    return Example(
+        turns,
+        document,
+        dialogue.category,
+        dialogue.author,
+        dialogue.prefixed,
+        template.is_chat,
+        system,
+        tuple(i for i, turn in enumerate(dialogue.turns) if not turn.scored),
+        dialogue.trailing,
+    )
 
 
 def _turn(turn: Turn, template: Template) -> tuple[str, str]:
     fields, response = turn.fields, turn.response
     if template.strips:
         fields = {name: value.strip() for name, value in fields.items()}
-        response = response.strip()
+        response = without_empty_lines(response)
     elif not fields.get("context", "").strip():
         fields = fields | {"context": ""}
     if not template.is_chat:

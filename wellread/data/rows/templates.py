@@ -45,6 +45,11 @@ class Template:
         """Whether whitespace around the texts of a row is removed; `none` keeps it."""
         return self.name != "none"
 
+    @property
+    def fields(self) -> set[str]:
+        """Names of the fields in its prompts; none for `chat`."""
+        return {*self.plain[1::2], *self.with_context[1::2]}
+
     def prompt(self, fields: Mapping[str, str]) -> tuple[str, str]:
         """Prompt of one turn, and the spaces before its response."""
         context = bool(fields.get("context"))

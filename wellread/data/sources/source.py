@@ -24,6 +24,8 @@ class Source:
     published_rows: int | None = None
     columns: dict[str, str] = field(default_factory=dict)
     """Field -> column, if the user names the columns."""
+    ignore: tuple[str, ...] = ()
+    """Columns and keys of messages that may have content that is not read."""
     template: str | None = None
     """Template of the data set (None: template of its schema)."""
     answers: str = "both"
