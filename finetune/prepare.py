@@ -81,7 +81,10 @@ def _compile(build: Path, target: Path, rows: Rows) -> None:
     backend = _tokenizer(spec, data_sets, masks, build)
     for reader, n, used in zip(data_sets, counts, n_taken, strict=True):
         part = "" if used == np.count_nonzero(n) else f"{used:,} of "
-        print(f"compiling {part}{len(n):,} rows of {reader.source.name} into {target}", flush=True)
+        print(
+            f"compiling {part}{len(n):,} rows of {reader.source.name}{reader.source.file_count} into {target}",
+            flush=True,
+        )
     items = sum(int((n if mask is None else n[mask]).sum()) for n, mask in zip(counts, masks, strict=True)) + len(bad)
     _write(build, _items(data_sets, masks), backend, config.data, items)
     merge(

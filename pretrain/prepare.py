@@ -84,7 +84,7 @@ def _compile(build: Path, target: Path, inputs: Documents, words: tuple[str, ...
     model = _model(build, config.data, scan)
     mask = Mixture((source,)).choose([scan.usable])[0]
     total = int(scan.usable.sum() if mask is None else mask.sum())
-    print(f"compiling {total:,} stories of {source.name} into {target}", flush=True)
+    print(f"compiling {total:,} stories of {source.name}{source.file_count} into {target}", flush=True)
     tokenizing = Tokenizing(
         model=model,
         seq_len=_seq_len(config.data),

@@ -142,9 +142,17 @@ def _source_of(text: str) -> Source:
     if name in entries and not Path(text).exists():
         source = _of_entry(name, entries[name], CONFIGS)
         if at:
-            paths = _files(Path(file).expanduser(), text, is_text=TEXT in source.schemas)
+            path = Path(file).expanduser()
+            paths = _files(path, text, is_text=TEXT in source.schemas)
             source = replace(
-                source, paths=paths, hub=None, revision=None, hub_files=None, published_rows=None, generated=None
+                source,
+                paths=paths,
+                in_folder=path.is_dir(),
+                hub=None,
+                revision=None,
+                hub_files=None,
+                published_rows=None,
+                generated=None,
             )
         elif not source.hub and not source.paths and not source.generated:
             raise UserError(f"--data {text}: needs a file; write {name}@FILE")
@@ -156,7 +164,9 @@ def _source_of(text: str) -> Source:
         raise UserError(f"--data {text}: not a known data set ({', '.join(entries)}) or a file")
     if path.suffix in YAML:
         return _of_yaml(path, text)
-    return Source(name=path.stem if path.is_file() else path.resolve().name, paths=_files(path, text))
+    return Source(
+        name=path.stem if path.is_file() else path.resolve().name, paths=_files(path, text), in_folder=path.is_dir()
+    )
 
 
 def _with_options(source: Source, options: list[str], text: str) -> Source:
@@ -215,6 +225,7 @@ def _of_entry(name: str, entry: dict[str, Any], folder: Path) -> Source:
         name=name,
         schemas=(TEXT,) if is_text else schemas,
         paths=_files(folder / Path(file).expanduser(), name, is_text=is_text) if file else (),
+        in_folder=bool(file) and (folder / Path(str(file)).expanduser()).is_dir(),
         hub=entry.get("hub"),
         revision=entry.get("revision"),
         hub_files=entry.get("hub_files"),
@@ -235,13 +246,18 @@ def _ignored(entry: dict[str, Any], where: str) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _hidden(file: Path, folder: Path) -> bool:
+    """Whether a file, or a folder between it and `folder`, is hidden, e.g. .ipynb_checkpoints, .cache, .git."""
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
 def _files(path: Path, data: str, *, is_text: bool = False) -> tuple[Path, ...]:
     """The file itself, or all data files of a folder, sorted by name."""
     suffixes = tuple(kind + compression for kind in KINDS for compression in ("", *COMPRESSED)) if is_text else SUFFIXES
     if is_text and is_megatron(path):
         return (path,)
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.name.endswith(suffixes) and p.is_file() and p.name[0] != ".")
+        files = sorted(p for p in path.rglob("*") if p.name.endswith(suffixes) and p.is_file() and not _hidden(p, path))
         if not files:
             raise UserError(f"--data {data}: {path} contains no data file ({' '.join(suffixes)})")
         return tuple(files)

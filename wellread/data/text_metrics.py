@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from wellread.config import CONFIGS
 from wellread.errors import UserError
+from wellread.text_io import read_text
 
 NAMES = (
     "words",
@@ -99,7 +100,7 @@ def read_words(path: Path) -> list[str]:
         When the file cannot be read, contains no word, or a line is not a single word.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
         raise UserError(f"--word_list {path}: cannot be read ({reason})") from None

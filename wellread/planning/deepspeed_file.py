@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from wellread.errors import UserError
+from wellread.text_io import Parser, read_text
 
 OWNED = {
     "train_batch_size": "--batch_size",
@@ -46,7 +46,7 @@ def read(path: str | Path) -> dict[str, Any]:
     """
     where = f"--ds_config {path}"
     try:
-        settings = json.loads(Path(path).expanduser().read_text())
+        settings = Parser().decode(read_text(Path(path).expanduser()))
     except OSError as error:
         raise UserError(f"{where}: could not be read ({error.strerror}); give a DeepSpeed file") from None
     except ValueError as error:

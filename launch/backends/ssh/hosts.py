@@ -8,6 +8,7 @@ from pathlib import Path
 
 from launch.cluster import ClusterFile
 from wellread.errors import UserError
+from wellread.text_io import read_text
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def hosts(cluster: ClusterFile) -> list[Host]:
             f"hostfile {path}: not found; write 'host slots=N', one per line, or set hostfile: in the cluster file"
         )
     listed: list[Host] = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         text = line.partition("#")[0].strip()
         if not text:
             continue

@@ -170,3 +170,40 @@ def test_a_json_list_is_read_object_by_object(size: int) -> None:
     }.items():
         with pytest.raises(UserError, match=message):
             list(json_rows(Path("x"), (broken[i : i + size] for i in range(0, len(broken), size))))
+
+
+def test_a_name_that_appears_twice_is_refused(tmp_path: Path) -> None:
+    """Which of the two values was meant is unknown."""
+    twice = '{"a": "first", "b": 1, "a": "second"}'
+    problem = "key 'a' appears twice in an object; remove one"
+    assert read(write(tmp_path / "x.jsonl", f'{{"a": 1}}\n{twice}\n')) == [Row(1, {"a": 1}), Row(2, None, problem)]
+    assert read(write(tmp_path / "x.json", f'[{{"a": 1}}, {twice}, {{"a": 2}}]')) == [
+        Row(1, {"a": 1}), Row(2, None, problem), Row(3, {"a": 2}),
+    ]  # fmt: skip
+    with pytest.raises(UserError) as refused:
+        read(write(tmp_path / "x.csv", "a,b,a\n1,2,3\n"))
+    assert str(refused.value) == f"{tmp_path / 'x.csv'}: two columns are called 'a'; rename or remove one"
+    path, column = tmp_path / "x.parquet", pyarrow.array(["1"])
+    struct = pyarrow.StructArray.from_arrays([column, column], names=["a", "a"])
+    for arrays, names in (([column, column], ["a", "a"]), ([struct], ["b"])):
+        pyarrow.parquet.write_table(pyarrow.Table.from_arrays(arrays, names=names), path)
+        with pytest.raises(UserError, match=r"x\.parquet: two columns are called 'a'; rename or remove one"):
+            read(path)
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "csv"])
+def test_a_byte_order_mark_is_no_content(tmp_path: Path, suffix: str) -> None:
+    text = {"json": '[{"a": "1"}]', "jsonl": '{"a": "1"}\n', "csv": "a\n1\n"}[suffix]
+    assert read(write(tmp_path / f"x.{suffix}", f"\ufeff{text}")) == [Row(1, {"a": "1"})]
+
+
+def test_hidden_folders_are_skipped(tmp_path: Path) -> None:
+    """.ipynb_checkpoints contains old copies; a folder above the data set may be hidden."""
+    folder = tmp_path / ".home" / "set"
+    for name in ("a.jsonl", "b/c.jsonl", ".ipynb_checkpoints/a-checkpoint.jsonl", "b/.git/d.jsonl", ".e.jsonl"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write(folder / name, '{"a": 1}\n')
+    source = sets.find(str(folder)).sources[0]
+    assert [str(path.relative_to(folder)) for path in source.paths] == ["a.jsonl", "b/c.jsonl"]
+    assert source.file_count == " (2 files)"
+    assert sets.find(str(folder / "a.jsonl")).sources[0].file_count == ""

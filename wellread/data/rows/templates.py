@@ -14,6 +14,7 @@ from pathlib import Path
 
 from wellread.config import CONFIGS
 from wellread.errors import UserError
+from wellread.text_io import read_text
 
 FOLDER = CONFIGS / "templates"
 CHAT = "chat"
@@ -77,7 +78,7 @@ def load(name: str, fields: Iterable[str], where: str) -> Template:
         When the file does not exist, does not end with ``{response}``, or names an unknown field.
     """
     if name == CHAT:
-        return Template(name, (CHAT_FILE.read_text(),))
+        return Template(name, (read_text(CHAT_FILE),))
     path = Path(name) if name.endswith(".txt") else FOLDER / f"{name}.txt"
     if not path.is_file():
         names = ", ".join([*sorted(p.stem for p in FOLDER.glob("*.txt") if not p.stem.endswith("_context")), CHAT])
@@ -86,12 +87,12 @@ def load(name: str, fields: Iterable[str], where: str) -> Template:
     files = [path, other] if other.is_file() else [path]
     parsed = [_parse(file, {*fields}, where) for file in files]
     (plain, lead), (with_context, context_lead) = parsed[0], parsed[-1]
-    return Template(name, tuple(file.read_text() for file in files), plain, with_context, (lead, context_lead))
+    return Template(name, tuple(read_text(file) for file in files), plain, with_context, (lead, context_lead))
 
 
 def _parse(path: Path, fields: set[str], where: str) -> tuple[Parts, str]:
     """Text and fields up to the response, and the spaces before it."""
-    prompt, marker, tail = path.read_text(encoding="utf-8").partition("{response}")
+    prompt, marker, tail = read_text(path).partition("{response}")
     if not marker or tail.strip():
         raise UserError(f"template {path}: must end with {{response}}")
     parts = FIELD.split(prompt)

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from wellread.terminal import plural
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -16,6 +18,8 @@ class Source:
     """Schemas that it may have (empty: any that matches its columns)."""
     paths: tuple[Path, ...] = ()
     """Its files, in the order in which they are read."""
+    in_folder: bool = False
+    """Whether its files are all data files of a folder."""
     hub: str | None = None
     revision: str | None = None
     """Commit or branch of the hub data set."""
@@ -40,6 +44,11 @@ class Source:
     """Name and options as written in ``--data``; empty for a file."""
     weight: float | None = None
     """Share of the mixture's samples."""
+
+    @property
+    def file_count(self) -> str:
+        """Number of files read from a folder, for messages; empty if it is not a folder."""
+        return f" ({plural(len(self.paths), 'file')})" if self.in_folder else ""
 
     @property
     def where(self) -> str:

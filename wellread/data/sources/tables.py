@@ -9,9 +9,11 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from wellread.data.sources.source import Row, Source
 from wellread.errors import UserError
+from wellread.text_io import Parser, RepeatedKey, repeated, unmarked
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 READ = 1 << 18
@@ -59,18 +61,22 @@ def _file_rows(path: Path) -> Iterator[Row]:
 
 def jsonl_rows(lines: Iterable[bytes]) -> Iterator[Row]:
     """Yield the row of each line that is not empty; lines are numbered from 1."""
+    parser = Parser()
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            yield _decoded(number, line)
+            yield _decoded(number, line, parser)
 
 
-def _decoded(number: int, line: bytes) -> Row:
+def _decoded(number: int, line: bytes, parser: Parser) -> Row:
     try:
-        return _as_row(number, json.loads(line.strip()))
+        line = line.strip()
+        return _as_row(number, parser.decode(line.decode(json.detect_encoding(line), "surrogatepass")))
     except UnicodeDecodeError as error:
         return Row(number, None, f"not UTF-8 at byte {error.start} of the line")
     except json.JSONDecodeError as error:
         return Row(number, None, f"not JSON: {error.msg} at column {error.colno}")
+    except RepeatedKey as error:
+        return Row(number, None, str(error))
 
 
 def _as_row(number: int, value: object) -> Row:
@@ -79,7 +85,7 @@ def _as_row(number: int, value: object) -> Row:
 
 def json_rows(path: Path, blocks: Iterable[bytes]) -> Iterator[Row]:
     """Yield the objects of a JSON list from blocks of its file; only one block and one object are in memory."""
-    parser, number, buffer, state = json.JSONDecoder(), 0, "", "before"
+    parser, number, buffer, state = Parser(), 0, "", "before"
     broken: json.JSONDecodeError | None = None
     texts = _texts(path, blocks)
     for text in texts:
@@ -99,7 +105,7 @@ def json_rows(path: Path, blocks: Iterable[bytes]) -> Iterator[Row]:
                 raise _not_json(path, f"no comma after object {number}")
             else:
                 try:
-                    value, stop = parser.raw_decode(buffer, at)
+                    value, stop, twice = parser.raw_decode(buffer, at)
                 except json.JSONDecodeError as error:
                     broken = error
                     break  # cut off by the end of the block or of the file
@@ -107,7 +113,7 @@ def json_rows(path: Path, blocks: Iterable[bytes]) -> Iterator[Row]:
                     broken = json.JSONDecodeError("Expecting ',' delimiter", buffer, stop)
                     break  # a number may continue in the next block
                 state, number, at = "between", number + 1, stop
-                yield _as_row(number, value)
+                yield Row(number, None, str(twice)) if twice else _as_row(number, value)
             at = _skip_whitespace(buffer, at)
         buffer = buffer[at:]
     if state != "after":
@@ -124,7 +130,7 @@ def _skip_whitespace(text: str, at: int) -> int:
 def _texts(path: Path, blocks: Iterable[bytes]) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
     before = 0
-    for block in itertools.chain(blocks, [b""]):
+    for block in itertools.chain(unmarked(blocks), [b""]):
         n_pending = len(decoder.getstate()[0])
         try:
             yield decoder.decode(block, final=not block)
@@ -154,6 +160,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
         reader = csv.reader(file, strict=True)
         try:
             header = next(reader, [])
+            _check_names(path, header)
             for number, values in enumerate(filter(None, reader), start=1):
                 if len(values) == len(header):
                     yield Row(number, dict(zip(header, values, strict=True)))
@@ -165,6 +172,23 @@ def _csv_rows(path: Path) -> Iterator[Row]:
             raise UserError(f"{path}: not a CSV file: {error} at line {reader.line_num}") from None
 
 
+def _check_names(path: Path, names: Iterable[str]) -> None:
+    name = repeated(names)
+    if name is not None:
+        raise UserError(f"{path}: two columns are called {name!r}; rename or remove one")
+
+
+def _check_structs(path: Path, kind: Any) -> None:
+    """Check the names of fields at every depth of a column's type."""
+    import pyarrow
+
+    fields = [kind.field(i) for i in range(kind.num_fields)]
+    if pyarrow.types.is_struct(kind):
+        _check_names(path, [field.name for field in fields])
+    for field in fields:
+        _check_structs(path, field.type)
+
+
 def parquet_rows(path: Path, rows_at_once: int = 4096) -> Iterator[Row]:
     """Yield the rows of a Parquet file; `rows_at_once` rows are in memory at a time."""
     import pyarrow
@@ -174,6 +198,9 @@ def parquet_rows(path: Path, rows_at_once: int = 4096) -> Iterator[Row]:
         file = pyarrow.parquet.ParquetFile(path)
     except pyarrow.ArrowInvalid as error:
         raise UserError(f"{path}: not a Parquet file: {error}") from None
+    _check_names(path, file.schema_arrow.names)
+    for field in file.schema_arrow:
+        _check_structs(path, field.type)
     number = 0
     for batch in file.iter_batches(rows_at_once):
         for value in batch.to_pylist():

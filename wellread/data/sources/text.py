@@ -15,6 +15,7 @@ from typing import Any
 from wellread.data.sources.source import Row
 from wellread.data.sources.tables import READ, json_rows, jsonl_rows, parquet_rows
 from wellread.errors import UserError
+from wellread.text_io import unmarked
 
 SEPARATOR = "<|endoftext|>"
 HUB = "hub:"
@@ -175,7 +176,11 @@ def _split(path: Path, separator: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _blocks(path: Path) -> Iterator[bytes]:
-    """Yield the bytes of a file, decompressed, block by block."""
+    """Yield the bytes of a file, decompressed, block by block, without a byte-order mark."""
+    yield from unmarked(_marked_blocks(path))
+
+
+def _marked_blocks(path: Path) -> Iterator[bytes]:
     if path.suffix == ".zst":
         yield from _zst_blocks(path)
     elif path.suffix == ".gz":
