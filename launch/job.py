@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import dataclass, field, replace
@@ -90,7 +91,16 @@ class Job:
 
     def corpus_directory(self) -> Path:
         """Return the directory of the compiled corpus."""
-        return self.samples.directory
+        return self._corpus_of_run() or self.samples.directory
+
+    def _corpus_of_run(self) -> Path | None:
+        """Return the corpus of a started run if an older version compiled it from the same settings."""
+        if not (self.run.corpus / "corpus.json").is_file() or not any(self.run.checkpoints.glob("step-*")):
+            return None
+        corpus = Corpus.open(self.run.corpus.resolve())
+        saved, settings = corpus.meta["settings"], json.loads(json.dumps(self.samples.settings))
+        older = saved.get("version", 0) < settings["version"]
+        return corpus.path if older and saved | {"version": 0} == settings | {"version": 0} else None
 
     def plan(self, corpus: Corpus | None) -> Plan:
         """Plan the run; without a compiled corpus, estimate its size from the rows of the source."""
@@ -131,7 +141,7 @@ class Job:
         Plan, int or None
             The plan; an exit code when preparing failed; None when the run is finished.
         """
-        code = _prepare(self)
+        code = 0 if self._corpus_of_run() else _prepare(self)
         if code:
             return code
         corpus = Corpus.open(self.corpus_directory())

@@ -53,6 +53,18 @@ def processor(model: Pieces) -> sentencepiece.SentencePieceProcessor:
     return sentencepiece.SentencePieceProcessor(model_proto=model.model)
 
 
+def test_words_above_the_limit_of_sentencepiece_are_cut() -> None:
+    """It skips words above 4,192 bytes, and those with U+2585; their characters would have no piece."""
+    longest, longer, odd = "x" * 4192, "ж" * 2095 + "щю", "ы▅э"
+    words = counted([f"{longest} {longer} {odd}"])
+    assert words == {longest: 1, "ж" * 1048: 1, "ж" * 1047 + "щ": 1, "ю": 1, "ы": 1, "э": 1}
+    assert sum(len(word) * n for word, n in counted(["漢" * 5001]).items()) == 5001
+    model = Pieces(pieces.train(counted([*STORIES, *[longer] * 20, odd]), 1024))
+    encoder = processor(model)
+    trained_pieces = {encoder.id_to_piece(i) for i in range(encoder.vocab_size())}
+    assert set("жщюыэ") <= trained_pieces
+
+
 def test_training_equals_that_of_llama2c(trained: Pieces) -> None:
     """The same words in another order give the same bytes; running text in lines gives the same pieces."""
     import io

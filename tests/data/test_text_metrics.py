@@ -60,7 +60,7 @@ def test_sentiment_follows_pattern() -> None:
 
 
 def test_word_list(tmp_path: Path) -> None:
-    (tmp_path / "list.txt").write_text("# scary\nWolf\n\ndon’t\n")
+    (tmp_path / "list.txt").write_text("\ufeff# scary\nWolf\n\ndon’t\n")
     words = read_words(tmp_path / "list.txt")
     assert words == ["wolf", "don't"]
     assert measure(["The wolf: I don't like wolf or dog."], words=words)[0, 7] == np.float32(3 / 8)

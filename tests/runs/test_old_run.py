@@ -20,6 +20,9 @@ import pytest
 from support.programs import ROOT, Program
 
 import wellread
+from launch.job import Job
+from launch.options import LaunchOptions
+from wellread.config import RunConfig
 
 OLD = ROOT / "tests" / "fixtures" / "run-c5af5a2"
 
@@ -77,6 +80,21 @@ def test_it_is_verified(old: OldRun, program: Program) -> None:
     assert program("eval", "verify", old.path).returncode == 1
 
 
+def test_it_is_resumed_on_its_own_corpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A newer version may compile other samples from the same settings; other settings are another corpus."""
+    folder = shutil.copytree(OLD / "finetune", tmp_path / "finetune")
+    monkeypatch.chdir(folder)
+
+    def corpus_directory(seq_len: int) -> Path:
+        config = RunConfig.of(model="model", data="data.jsonl", seq_len=seq_len, out="run", corpora="corpora")
+        return Job.resolve(config, LaunchOptions()).corpus_directory()
+
+    assert corpus_directory(128) == folder.resolve() / "run" / "corpus"
+    assert corpus_directory(64).parent == Path("corpora")
+    shutil.rmtree(folder / "run" / "checkpoints")
+    assert corpus_directory(128).parent == Path("corpora")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("old", ["finetune", pytest.param("pretrain", marks=pytest.mark.long)], indirect=True)
 def test_it_is_trained_to_its_end(old: OldRun, program: Program) -> None:
@@ -90,8 +108,7 @@ def test_it_is_trained_to_its_end(old: OldRun, program: Program) -> None:
     assert (head["step"], head["head"]) == (old.final["steps"], old.final["head"])
     assert old.rows()[: len(before)] == before  # no batch was read twice
     assert json.loads((old.path / "manifest.json").read_text())["identity"] == old.final["identity"]
-    compiled = old.folder / "corpora" / old.final["corpus"] / "corpus.json"
-    assert json.loads(compiled.read_text())["hash"] == old.final["corpus_hash"]
+    assert json.loads((old.path / "corpus" / "corpus.json").read_text())["hash"] == old.final["corpus_hash"]
     assert "verified" in program("eval", "verify", old.path, check=True).stdout
     assert "nothing to do" in again(old.folder).stdout
     program("eval", "report", old.path, check=True)

@@ -28,6 +28,12 @@ BPE = 2
 """Model type in a SentencePiece file."""
 NORMAL, CONTROL, USER_DEFINED, BYTE = 1, 3, 4, 6
 """Types of pieces in a SentencePiece file."""
+LONGEST_WORD = 4192
+"""Bytes of the longest word that SentencePiece trains on (its max_sentence_length)."""
+CUT = LONGEST_WORD // 4
+"""Characters of the parts of longer words: at most `LONGEST_WORD` bytes."""
+RESERVED = "\u2585"
+"""Character that SentencePiece uses for unknown characters."""
 CACHED_WORDS = 1 << 18
 """Distinct words in the cache of encoded words; a larger cache is cleared."""
 
@@ -36,8 +42,14 @@ def count_words(counts: Counter[str], text: str) -> None:
     """Add the words of `text` to `counts`. Training needs only these counts.
 
     BPE never merges across spaces. llama2.c trains line by line, so line feeds and tabs also separate words.
+    SentencePiece skips words above `LONGEST_WORD`, as in Chinese text or base64; they are cut. It also skips words with
+    `RESERVED`, which therefore separates words too.
     """
-    counts.update(text.replace("\n", " ").replace("\t", " ").split(" "))
+    for word in text.replace("\n", " ").replace("\t", " ").replace(RESERVED, " ").split(" "):
+        if len(word) <= CUT or len(word.encode()) <= LONGEST_WORD:
+            counts[word] += 1
+        else:
+            counts.update(word[start : start + CUT] for start in range(0, len(word), CUT))
 
 
 def check_size(size: int) -> int:

@@ -17,7 +17,7 @@ from wellread.data.sources.source import Source
 from wellread.errors import UserError
 from wellread.files import sha256_file
 
-VERSION = 1
+VERSION = 2
 """Raise it when the same settings produce a different corpus; existing corpora are then compiled again."""
 LLAMA2 = "llama2"
 SEARCH_PATH = "WELLREAD_MODELS"

@@ -126,3 +126,10 @@ def test_unknown_names() -> None:
         "alpaca.txt", "alpaca_context.txt", "chat.jinja", "dolly.txt", "dolly_context.txt", "none.txt",
         "none_context.txt", "qa.txt", "qa_context.txt",
     }  # fmt: skip
+
+
+def test_a_byte_order_mark_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("\ufeffQ: {instruction}\nA:{response}", encoding="utf-8")
+    template = templates.load(str(tmp_path / "own.txt"), FIELDS, "set")
+    assert template.prompt({"instruction": "Add."})[0] == "Q: Add.\nA:"
+    assert template.texts == ("Q: {instruction}\nA:{response}",)

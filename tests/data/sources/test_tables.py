@@ -192,7 +192,7 @@ def test_a_name_that_appears_twice_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["json", "jsonl", "csv"])
-def test_a_byte_order_mark_is_no_content(tmp_path: Path, suffix: str) -> None:
+def test_a_byte_order_mark_is_removed(tmp_path: Path, suffix: str) -> None:
     text = {"json": '[{"a": "1"}]', "jsonl": '{"a": "1"}\n', "csv": "a\n1\n"}[suffix]
     assert read(write(tmp_path / f"x.{suffix}", f"\ufeff{text}")) == [Row(1, {"a": "1"})]
 

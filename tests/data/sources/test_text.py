@@ -337,3 +337,11 @@ def test_tinystories_with_a_last_story_that_is_cut_off(shared: Path) -> None:
     assert stories[0].startswith("One day, a little girl named Lily found a needle in her room.")
     assert stories[-1].endswith("She said it was")
     assert "<|endoftext|>".join(d.text or "" for d in documents(path)) == path.read_text()
+
+
+@pytest.mark.parametrize("suffix", COMPRESSORS)
+def test_a_byte_order_mark_is_removed(tmp_path: Path, suffix: str) -> None:
+    for name, content in (("a.txt", "One."), ("a.jsonl", '{"text": "One."}\n'), ("a.json", '[{"text": "One."}]')):
+        path = tmp_path / f"{name}{suffix}"
+        path.write_bytes(COMPRESSORS[suffix](f"\ufeff{content}".encode()))
+        assert texts(path) == ["One."]
