@@ -80,8 +80,10 @@ def _prompt(run: RunDirectory, text: str, tokenizer: Tokenizer) -> list[int]:
         before = template.partition("{response}")[0]
         prompt = FIELD.sub(lambda field: text if field[1] == "instruction" else "", before)
         return tokenizer.prompts([prompt.rstrip(" ")])[0]
-    messages = [{"role": "user", "content": text}]
-    chat = tokenizer.backend.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    try:
+        chat = tokenizer.renderer(date_of(run))([{"role": "user", "content": text}], prompt=True)
+    except UserError as error:
+        raise UserError(f"{run.path}: the prompt {error}") from None
     tokens = [int(token) for token in tokenizer.backend(chat, add_special_tokens=False)["input_ids"]]
     return tokens if tokens[: len(tokenizer.begins)] == tokenizer.begins else tokenizer.begins + tokens
 
@@ -93,3 +95,12 @@ def template_of(run: RunDirectory) -> tuple[str, str]:
     sets = Corpus.open(run.corpus).meta["settings"]["sets"]
     templates = [entry["template"] for entry in sets if len(entry.get("template") or []) > 1]
     return (templates[0][0], templates[0][1]) if templates else ("none", "{instruction}")
+
+
+def date_of(run: RunDirectory) -> str:
+    """The date that the chat template of a run takes for today; old corpora do not name it."""
+    from wellread.config import DataConfig
+    from wellread.corpus.read import Corpus
+
+    date = Corpus.open(run.corpus).meta["settings"].get("chat", {}).get("date", DataConfig.template_date)
+    return str(date)

@@ -10,6 +10,7 @@ from typing import TypeGuard
 
 from wellread.config import DataConfig
 from wellread.corpus import holdout
+from wellread.corpus.chat import messages_of
 from wellread.corpus.shards import Sample, Shard
 from wellread.corpus.tokenizer import Tokenizer
 from wellread.data.rows.instruct import Example
@@ -112,7 +113,7 @@ def _joined(example: Example, tokens: list[int], texts: Iterator[list[int]], eos
 
 def _add_chat(shard: Shard, item: Item, example: Example, backend: Tokenizer, config: DataConfig) -> None:
     try:
-        tokens, spans = backend.chat(example.system, example.turns)
+        tokens, spans = backend.chat(messages_of(example.system, example.turns), config.template_date)
         if example.unscored and len(spans) != len(_answered(example)):
             raise UserError("has answers with weight 0, which cannot be located in this chat template")
     except UserError as error:

@@ -8,8 +8,8 @@ import pytest
 
 from finetune.prepare import prepare
 from finetune.tokenize import Item, tokenize
-from wellread.config import RunConfig
-from wellread.corpus.chat import scored
+from wellread.config import DataConfig, RunConfig
+from wellread.corpus.chat import messages_of, scored
 from wellread.corpus.read import Corpus
 from wellread.corpus.tokenizer import Tokenizer
 from wellread.data.rows.instruct import Example
@@ -36,6 +36,12 @@ def masked(tokenizer: Tokenizer, tokens: list[int], spans: list[tuple[int, int]]
     return list(zip(tokens, names, marks, strict=True))
 
 
+def chat(
+    tokenizer: Tokenizer, system: str, turns: tuple[tuple[str, str], ...]
+) -> tuple[list[int], list[tuple[int, int]]]:
+    return tokenizer.chat(messages_of(system, turns), DataConfig.template_date)
+
+
 def llama(shared: Path, directory: Path, template: str | None) -> Tokenizer:
     shutil.copyfile(shared / "tokenizers" / "llama2_tokenizer.model", directory / "tokenizer.model")
     settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -59,7 +65,7 @@ def pythia(directory: Path, target: Path, template: str, special: tuple[str, ...
 def test_every_token_of_a_chat_of_llama(shared: Path, tmp_path: Path) -> None:
     """The template of Llama 2: a beginning-of-sequence token per turn, and spaces around each answer."""
     tokenizer = llama(shared, tmp_path, LLAMA2)
-    assert masked(tokenizer, *tokenizer.chat("", TURNS)) == [
+    assert masked(tokenizer, *chat(tokenizer, "", TURNS)) == [
         (1, "<s>", False), (29961, "[", False), (25580, "INST", False), (29962, "]", False), (6324, "▁Hi", False),
         (29892, ",", False), (1058, "▁who", False), (526, "▁are", False), (366, "▁you", False), (29973, "?", False),
         (518, "▁[", False), (29914, "/", False), (25580, "INST", False), (29962, "]", False),
@@ -78,14 +84,14 @@ def test_every_token_of_a_chat_of_llama(shared: Path, tmp_path: Path) -> None:
         tokenize=True,
         return_dict=False,
     )
-    assert tokenizer.chat("", TURNS)[0] == expected  # as transformers tokenizes it
+    assert chat(tokenizer, "", TURNS)[0] == expected  # as transformers tokenizes it
 
 
 @pytest.mark.shared
 def test_every_token_of_a_chat_of_pythia(pythia_tokenizer: Path, tmp_path: Path) -> None:
     """The template for tokenizers without one. Pythia's has a beginning-of-sequence token, but does not add it."""
     tokenizer = pythia(pythia_tokenizer, tmp_path / "t", CHAT_FILE.read_text())
-    assert masked(tokenizer, *tokenizer.chat("Be brief.", TURNS)) == [
+    assert masked(tokenizer, *chat(tokenizer, "Be brief.", TURNS)) == [
         (7761, "System", False), (27, ":", False), (2325, "ĠBe", False), (4864, "Ġbrief", False), (15, ".", False),
         (187, "Ċ", False),
         (6989, "User", False), (27, ":", False), (17459, "ĠHi", False), (13, ",", False), (665, "Ġwho", False),
@@ -102,19 +108,19 @@ def test_every_token_of_a_chat_of_pythia(pythia_tokenizer: Path, tmp_path: Path)
 def test_special_tokens_of_a_template_and_of_a_text(pythia_tokenizer: Path, tmp_path: Path) -> None:
     """ChatML: its marks are single tokens; a chat with a message that contains one is refused."""
     tokenizer = pythia(pythia_tokenizer, tmp_path / "t", CHATML, ("<|im_start|>", "<|im_end|>"))
-    tokens, spans = tokenizer.chat("", (("Hi.", "Yes."),))
+    tokens, spans = chat(tokenizer, "", (("Hi.", "Yes."),))
     assert masked(tokenizer, tokens, spans)[-3:] == [(4374, "Yes", True), (15, ".", True), (50278, "<|im_end|>", True)]
     assert [tokenizer.decode(tokens[start:stop]) for start, stop in spans] == ["Yes.<|im_end|>"]
     for turns in ((("Say <|im_end|> now.", "No."),), (("Hi.", "<|endoftext|>"),)):
         with pytest.raises(UserError, match=r"contains '<\|.*\|>', which the chat template would turn into a special"):
-            tokenizer.chat("", turns)
+            chat(tokenizer, "", turns)
 
 
 @pytest.mark.shared
 def test_templates_without_an_end_token_get_one(shared: Path, tmp_path: Path) -> None:
     """The end-of-sequence token is added, and the beginning-of-sequence token of the tokenizer."""
     tokenizer = llama(shared, tmp_path, "{% for message in messages %}{{ message['content'] + '\n' }}{% endfor %}")
-    tokens, spans = tokenizer.chat("", (("Hi.", "Yes."),))
+    tokens, spans = chat(tokenizer, "", (("Hi.", "Yes."),))
     assert tokenizer.backend.convert_ids_to_tokens(tokens) == [
         "<s>", "▁Hi", ".", "<0x0A>", "Yes", ".", "</s>",
     ]  # fmt: skip
@@ -124,15 +130,15 @@ def test_templates_without_an_end_token_get_one(shared: Path, tmp_path: Path) ->
 @pytest.mark.shared
 def test_empty_answers_carry_no_loss(pythia_tokenizer: Path, tmp_path: Path) -> None:
     tokenizer = pythia(pythia_tokenizer, tmp_path / "t", CHATML, ("<|im_start|>", "<|im_end|>"))
-    tokens, spans = tokenizer.chat("", (("Hi.", ""), ("Well?", "Yes.")))
+    tokens, spans = chat(tokenizer, "", (("Hi.", ""), ("Well?", "Yes.")))
     assert [tokenizer.decode(tokens[start:stop]) for start, stop in spans] == ["Yes.<|im_end|>"]
-    tokens, spans = tokenizer.chat("", (("Hi.", "Yes."), ("Well?", " ")))
+    tokens, spans = chat(tokenizer, "", (("Hi.", "Yes."), ("Well?", " ")))
     assert [tokenizer.decode(tokens[start:stop]) for start, stop in spans] == ["Yes.<|im_end|>"]
     with pytest.raises(UserError, match="begins with the assistant; begin it with a message of the user"):
-        tokenizer.chat("", (("", "Hello."), ("Hi.", "Yes.")))
+        chat(tokenizer, "", (("", "Hello."), ("Hi.", "Yes.")))
     tokenizer = pythia(pythia_tokenizer, tmp_path / "n", "{{ '' }}", ())
     with pytest.raises(UserError, match="is an empty text in the chat template; fix the template"):
-        tokenizer.chat("", (("Hi.", "Yes."),))
+        chat(tokenizer, "", (("Hi.", "Yes."),))
 
 
 @pytest.mark.shared
@@ -145,7 +151,7 @@ def test_templates_that_change_or_reject_a_chat(shared: Path, tmp_path: Path) ->
         (tmp_path / name).mkdir()
         tokenizer = llama(shared, tmp_path / name, template)
         with pytest.raises(UserError) as refused:
-            tokenizer.chat(system, TURNS)
+            chat(tokenizer, system, TURNS)
         assert str(refused.value) == message
 
 
@@ -176,10 +182,10 @@ def test_a_token_carries_loss_when_any_character_is_of_the_assistant() -> None:
 
 def test_a_set_of_chats_without_a_chat_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The tokenizer gets one, which the corpus and each checkpoint contain."""
-    chat = [{"role": "user", "content": "Name a color."}, {"role": "assistant", "content": "Blue."}]
+    good = [{"role": "user", "content": "Name a color."}, {"role": "assistant", "content": "Blue."}]
     bad = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "<|endoftext|>"}]
     path = tmp_path / "chats.jsonl"
-    path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in (chat, chat, bad)))
+    path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in (good, good, bad)))
     settings = {"data": str(path), "corpora": str(tmp_path / "corpora"), "holdout": 0.0}
     with pytest.raises(UserError) as refused:
         prepare(RunConfig.of(**settings))

@@ -23,6 +23,9 @@ class DataConfig:
     dolly:0.7,alpaca:0.3, or by rows, dolly:5000,my.jsonl (default: sample for tiny, otherwise dolly)."""
     template: str | None = None
     """Prompt template: alpaca, dolly, qa, none, chat, or your .txt file (default: that of the data set)."""
+    template_date: str = "2024-07-26"
+    """Date (YYYY-MM-DD) that chat templates take for today, so that a corpus does not depend on the day it is
+    compiled."""
     loss_on: LossOn = "responses"
     """Tokens with loss: responses, or all (prompts too)."""
     corpora: str = "corpora"
@@ -41,6 +44,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check.not_empty(self, name="data", template="template", corpora="corpora")
+        check.date(self, "template_date")
         if self.seq_len == 1:
             raise UserError("--seq_len 1: a sample needs at least 2 tokens, because the first one is not predicted")
         check.at_least_one(self, "seq_len")
@@ -54,7 +58,7 @@ class DataConfig:
 class TextConfig(DataConfig):
     """Documents, vocabulary, windows, holdout."""
 
-    unused: ClassVar[tuple[str, ...]] = ("template", "loss_on", "pack")
+    unused: ClassVar[tuple[str, ...]] = ("template", "template_date", "loss_on", "pack")
     """Settings that have no meaning for text without prompts."""
     name: str | None = None
     """Data set: stories (synthetic; stories:N for N of them), tinystories, NAME@PATH, or a file or folder of text

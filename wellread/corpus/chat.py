@@ -1,74 +1,161 @@
 """Chats: the tokenizer's chat template turns all turns into one text; the answers of the assistant carry loss.
 
 The template renders the text up to each answer, then the text including it. The difference is the answer with the token
-that ends it. So a template need not mark its answers, and a template that changes earlier turns is detected.
+that ends it. So a template need not mark its answers. What the template writes is compared with the messages: a
+template that leaves out, changes or moves one of them is refused.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Sequence
 
+from wellread.corpus.rendering import Message, Renderer
 from wellread.errors import UserError
 
 Spans = list[tuple[int, int]]
 """Half-open ranges of character positions."""
+PROBE = "A message that no data set contains: 7fd2c1e95b."
+EXCERPT = 40
+"""Characters of a template's text that an error quotes."""
 
 
-def render(
-    backend: Any, special: re.Pattern[str], system: str, turns: tuple[tuple[str, str], ...]
-) -> tuple[str, Spans]:
+def messages_of(system: str, turns: Sequence[tuple[str, str]]) -> list[Message]:
+    """Messages of a chat of turns (message of the user, answer of the assistant); empty prompts are left out."""
+    messages = [{"role": "system", "content": system}] if system else []
+    for user, assistant in turns:
+        messages += [{"role": "user", "content": user}] if user else []
+        messages.append({"role": "assistant", "content": assistant})
+    return messages
+
+
+def render(renderer: Renderer, special: re.Pattern[str], messages: Sequence[Message]) -> tuple[str, Spans]:
     """Render a chat with the tokenizer's template.
 
     Parameters
     ----------
-    backend : transformers tokenizer
+    renderer : Renderer
+        The template.
     special : pattern
         Matches the special tokens.
-    system : str
-        System message; may be empty.
-    turns : tuple of (str, str)
-        Message of the user and answer of the assistant.
+    messages : sequence of dict
+        ``role`` (system, user or assistant) and ``content`` of each message. A system message may be anywhere.
 
     Returns
     -------
     text : str
         The chat, up to the end of the last answer.
     spans : list of (int, int)
-        Character ranges of the answers in `text`, each including the token that ends the answer.
+        Character ranges of the answers in `text`, each including the token that ends the answer. Where the template
+        ends an answer by nothing but the next role marker, the range includes that marker.
 
     Raises
     ------
     UserError
-        When the template rejects the chat or changes earlier turns, or a message contains a special token. The text of
-        the error continues a sentence that begins with "its chat".
+        When the template fails, changes the beginning of an answer or earlier turns, or leaves out a part of a
+        message; or a message contains a special token. The text of the error continues a sentence that begins with
+        "its chat".
     """
-    from jinja2 import TemplateError
-
-    messages = [{"role": "system", "content": system}] if system else []
-    text, spans = "", Spans()
-    for user, assistant in turns:
-        match = special.search(user) or special.search(assistant) or special.search(system)
+    text, spans, first = "", Spans(), 0
+    is_open = False  # whether the last answer still needs a token that ends it
+    for number, message in enumerate(messages):
+        content = message["content"]
+        match = special.search(content)
         if match:
             raise UserError(f"contains {match[0]!r}, which the chat template would turn into a special token")
-        if user:
-            messages.append({"role": "user", "content": user})
-        if not messages:
+        if message["role"] != "assistant":
+            continue
+        if not number:
             raise UserError("begins with the assistant; begin it with a message of the user")
-        try:
-            before = backend.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            messages.append({"role": "assistant", "content": assistant})
-            after = backend.apply_chat_template(messages, tokenize=False)
-        except TemplateError as error:
-            raise UserError(f"is rejected by the chat template: {error}") from None
-        if not before.startswith(text) or not after.startswith(before):
-            raise UserError("has turns that the chat template changes when more turns follow; make each turn a row")
-        text = after.rstrip()  # white space after the token that ends an answer does not belong to the answer
-        if assistant.strip():  # an empty answer must not teach the model to end at once
+        before, after = _rendered(renderer, messages[: number + 1], text)
+        _check_prompts(_masked(before[len(text) :], special), messages[first:number])
+        if is_open:
+            marker = _role_marker(renderer, messages[:number], first, before, text)
+            spans[-1] = (spans[-1][0], len(text) + _end(marker, special))
+        asking, text = before[len(text) :], after.rstrip()  # white space after an answer does not belong to it
+        ending = _ending(content.strip(), asking, _masked(text[len(before) :], special))
+        is_open = bool(content.strip()) and not ending
+        if content.strip():  # an empty answer must not teach the model to end at once
             spans.append((len(before), len(text)))
-    if not text:
-        raise UserError("is an empty text in the chat template; fix the template")
+        first = number + 1
     return text, spans
+
+
+def _rendered(renderer: Renderer, messages: Sequence[Message], text: str) -> tuple[str, str]:
+    """The chat up to its last answer, and with it; both must begin with `text`, the chat up to the answer before."""
+    before = renderer(messages[:-1], prompt=True)
+    after = renderer(messages, prompt=False)
+    if not after:
+        raise UserError("is an empty text in the chat template; fix the template")
+    if not after.startswith(before) or not before.startswith(text):
+        opening = renderer(messages[:-1], prompt=False).rstrip()
+        if not before.startswith(text) or not after.startswith(opening):
+            raise UserError("has turns that the chat template changes when more turns follow; make each turn a row")
+        raise UserError(_changed_start(before, after))
+    return before, after
+
+
+def _changed_start(before: str, after: str) -> str:
+    """Error for a template that begins an answer in another way than it asks for one."""
+    common = next((i for i, pair in enumerate(zip(before, after, strict=False)) if pair[0] != pair[1]), len(after))
+    begin = max(0, common - EXCERPT // 2)
+    return (
+        "template begins an answer in another way than it asks for one: "
+        f"{before[begin : common + EXCERPT]!r} asks for the answer, {after[begin : common + EXCERPT]!r} contains it"
+    )
+
+
+def _check_prompts(text: str, messages: Sequence[Message]) -> None:
+    """Check that `text` contains all messages before an answer, in their order."""
+    end = 0
+    for message in messages:
+        content = message["content"].strip()
+        start = text.find(content, end)
+        if start < 0:
+            speaker = "the system message" if message["role"] == "system" else "the user"
+            raise UserError(f"template leaves out or changes part of what {speaker} says")
+        end = start + len(content)
+
+
+def _role_marker(renderer: Renderer, messages: Sequence[Message], first: int, before: str, text: str) -> str:
+    """What the template writes between `text` and the content of message `first`, or before the next answer.
+
+    Short contents, such as ``e``, also occur in role markers; so a long text that does not occur is rendered instead.
+    """
+    if first < len(messages):
+        probe = [*messages[:first], messages[first] | {"content": PROBE}, *messages[first + 1 :]]
+        before, separator, _ = renderer(probe, prompt=True).partition(PROBE)
+        if not separator or not before.startswith(text):
+            raise UserError("template changes the messages after an answer, so the end of the answer is unknown")
+    return before[len(text) :]
+
+
+def _end(marker: str, special: re.Pattern[str]) -> int:
+    """Number of characters of a role marker that end the answer before it: up to its first special token, or all."""
+    match = special.search(marker)
+    end = match.end() if match else len(marker.rstrip()) or len(marker)
+    if not end:
+        raise UserError("template writes nothing between an answer and the next message")
+    return end
+
+
+def _ending(answer: str, asking: str, span: str) -> str:
+    """What the template writes after `answer` in `span`, which follows `asking`.
+
+    The beginning of an answer may be written by the template itself, such as ``<think>``.
+    """
+    start = span.rfind(answer)
+    if start >= 0:
+        return span[start + len(answer) :]
+    for shared in range(min(len(answer) - 1, len(asking)), 0, -1):
+        if asking.endswith(answer[:shared]) and span.startswith(answer[shared:]):
+            return span[len(answer) - shared :]
+    raise UserError("template leaves out part of what the assistant says")
+
+
+def _masked(text: str, special: re.Pattern[str]) -> str:
+    """`text` without its special tokens, which no message contains: an answer ``e`` is not that of ``</s>``."""
+    return special.sub(lambda match: "\0" * len(match[0]), text)
 
 
 def scored(offsets: list[tuple[int, int]], spans: Spans) -> list[tuple[int, int]]:

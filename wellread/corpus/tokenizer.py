@@ -6,13 +6,14 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from wellread.corpus import chat
+from wellread.corpus.rendering import Message, Renderer
 from wellread.errors import UserError
 
 FILES = (
@@ -102,8 +103,29 @@ class Tokenizer:
         """Encode texts that continue a sample: no special tokens, even if a text contains one."""
         return [encoding.ids for encoding in self._continuing.encode_batch_fast(texts, add_special_tokens=False)]
 
-    def chat(self, system: str, turns: tuple[tuple[str, str], ...]) -> tuple[list[int], list[tuple[int, int]]]:
+    def renderer(self, date: str) -> Renderer:
+        """The chat template, for which `date` is today.
+
+        Raises
+        ------
+        UserError
+            When it is not a valid template. The text of the error continues a sentence that begins with "its chat".
+        """
+        return self._renderers.get(date) or self._renderers.setdefault(date, Renderer(self.backend, date))
+
+    @cached_property
+    def _renderers(self) -> dict[str, Renderer]:
+        return {}
+
+    def chat(self, messages: Sequence[Message], date: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Encode one chat with the tokenizer's chat template.
+
+        Parameters
+        ----------
+        messages : sequence of dict
+            ``role`` and ``content`` of each message.
+        date : str
+            The date that the template takes for today, as YYYY-MM-DD.
 
         Returns
         -------
@@ -117,13 +139,13 @@ class Tokenizer:
         UserError
             When the chat does not fit the template (see `wellread.corpus.chat.render`).
         """
-        text, spans = chat.render(self.backend, self._special, system, turns)
+        text, spans = chat.render(self.renderer(date), self._special, messages)
         encoded = self.backend(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         tokens, ranges = list(encoded["input_ids"]), chat.scored(encoded["offset_mapping"], spans)
         if self.begins and tokens[: len(self.begins)] != self.begins:
             tokens = self.begins + tokens
             ranges = [(start + len(self.begins), stop + len(self.begins)) for start, stop in ranges]
-        if tokens[-1] not in self._special_ids and turns[-1][1].strip():
+        if tokens[-1] not in self._special_ids and messages[-1]["content"].strip():
             tokens.append(self.eos)
             ranges[-1] = (ranges[-1][0], len(tokens))
         return tokens, ranges

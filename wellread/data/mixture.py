@@ -23,6 +23,8 @@ from wellread.order.permutation import Order
 
 VERSION = 3
 """Raise it when the same settings produce a different corpus; existing corpora are then compiled again."""
+CHAT_VERSION = 2
+"""The same for data sets with the chat template."""
 LOOKED_AT = 100
 """Number of rows that are read to recognize the schema of a data set."""
 
@@ -231,9 +233,11 @@ def corpus_settings(config: DataConfig, mixture: Mixture, tokenizer: str) -> dic
     tokenizer : str
         Fingerprint of the tokenizer, or the settings with which one is trained.
     """
+    data_sets = readers(config, mixture)
+    chat = {"version": CHAT_VERSION, "date": config.template_date}
     return {
         "version": VERSION,
-        "sets": [_settings(reader) for reader in readers(config, mixture)],
+        "sets": [_settings(reader) for reader in data_sets],
         "tokenizer": tokenizer,
         "seq_len": config.seq_len,
         "loss_on": config.loss_on,
@@ -241,6 +245,7 @@ def corpus_settings(config: DataConfig, mixture: Mixture, tokenizer: str) -> dic
         "holdout_seed": config.holdout_seed,
         "max_bad_rows": config.max_bad_rows,
         **({"pack": True} if config.pack else {}),
+        **({"chat": chat} if any(reader.template.is_chat for reader in data_sets) else {}),
     }
 
 

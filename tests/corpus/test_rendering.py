@@ -1,0 +1,241 @@
+"""Chat templates are foreign programs: what they leave out, change or move is refused; they cannot see the clock."""
+
+import json
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wellread.config import RunConfig
+from wellread.corpus import rendering
+from wellread.corpus.rendering import Message, Renderer
+from wellread.corpus.tokenizer import Tokenizer, train_bpe
+from wellread.data.mixture import corpus_settings
+from wellread.data.sets import find
+from wellread.errors import UserError
+
+DATE = "2024-07-26"
+MARKS = ("<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>", "<|system|>", "[gMASK]", "<sop>")
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+GLM = (
+    "[gMASK]<sop>{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+"""As GLM-4.5: only the next role marker ends an answer."""
+R1 = (
+    "{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}{% else %}"
+    "{% set c = m.content %}{% if '</think>' in c %}{% set c = c.split('</think>')[-1] %}{% endif %}"
+    "<|assistant|>{{ c }}<|endoftext|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+"""As DeepSeek-R1's distilled models: the reasoning is removed."""
+R1_NEW = R1.replace("<|assistant|>{% endif %}", "<|assistant|><think>\n{% endif %}")
+PLAIN = (
+    "{% for m in messages %}{{ '\nUser: ' if m.role == 'user' else '\nBot: ' }}{{ m.content }}{% endfor %}"
+    "{{ '\nBot:' if add_generation_prompt }}"
+)
+TURNS = [("user", "Name a red fruit."), ("assistant", "An apple."), ("user", "And a pear?"), ("assistant", "Green.")]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("tokenizer") / "base"
+    train_bpe(["Name a bird. A wren. It is four."] * 50, 300, target, 512)
+    backend = Tokenizer.load(target).backend
+    backend.add_special_tokens({"additional_special_tokens": [*MARKS]})
+    backend.save_pretrained(target)
+    return target
+
+
+def loaded(directory: Path, template: str) -> Tokenizer:
+    tokenizer = Tokenizer.load(directory)
+    tokenizer.backend.chat_template = template
+    return tokenizer
+
+
+def messages(pairs: list[tuple[str, str]]) -> list[Message]:
+    return [{"role": role, "content": content} for role, content in pairs]
+
+
+def marked(tokenizer: Tokenizer, pairs: list[tuple[str, str]]) -> str:
+    """The chat, with ⟦ ⟧ around the tokens that carry loss."""
+    tokens, spans = tokenizer.chat(messages(pairs), DATE)
+    text, end = "", 0
+    for start, stop in spans:
+        text += f"{tokenizer.decode(tokens[end:start])}⟦{tokenizer.decode(tokens[start:stop])}⟧"
+        end = stop
+    return text + tokenizer.decode(tokens[end:])
+
+
+def refusal(tokenizer: Tokenizer, pairs: list[tuple[str, str]]) -> str:
+    with pytest.raises(UserError) as refused:
+        tokenizer.chat(messages(pairs), DATE)
+    return f"its chat {refused.value}"
+
+
+@pytest.mark.parametrize(
+    ("template", "answer"),
+    [
+        (R1, "<think>Two and two make four.</think>\n\nIt is four."),
+        (CHATML.replace("m.content", "m.content[:9]"), "It is four and more."),
+        (CHATML.replace("m.content", "m.content | lower"), "IT IS four."),
+        (CHATML.replace("m.content", "m.content | replace('two', '2')"), "It is two."),
+        (CHATML.replace("m.content", "m.content | reverse"), "It is two."),
+        ("{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}", "It is four."),
+        ("{% for m in messages %}{{ m.content if m.role == 'user' else '<|endoftext|>' }}{% endfor %}", "e"),
+    ],
+)
+def test_templates_that_leave_out_part_of_an_answer(directory: Path, template: str, answer: str) -> None:
+    error = refusal(loaded(directory, template), [("user", "x x"), ("assistant", answer)])
+    assert error == "its chat template leaves out part of what the assistant says"
+
+
+def test_the_beginning_of_an_answer(directory: Path) -> None:
+    """The template may write the beginning of the answer itself, but not another one than when it asks."""
+    thought = [("user", "Two and two?"), ("assistant", "<think>\nEasy.</think>Four.")]
+    assert refusal(loaded(directory, R1_NEW), thought) == (
+        "its chat template begins an answer in another way than it asks for one: "
+        "'nd two?<|assistant|><think>\\n' asks for the answer, "
+        "'nd two?<|assistant|>Four.<|endoftext|>' contains it"
+    )
+    keeps = CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")
+    assert marked(loaded(directory, keeps), thought).endswith("assistant\n<think>\n⟦Easy.</think>Four.<|im_end|>⟧")
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (
+            GLM,
+            "[gMASK]<sop><|user|>\nName a red fruit.<|assistant|>\n⟦An apple.<|user|>⟧\nAnd a pear?<|assistant|>\n"
+            "⟦Green.<|endoftext|>⟧",
+        ),
+        (
+            PLAIN,
+            "\nUser: Name a red fruit.\nBot:⟦ An apple.\nUser:⟧ And a pear?\nBot:⟦ Green.<|endoftext|>⟧",
+        ),
+        (
+            CHATML,
+            "<|im_start|>user\nName a red fruit.<|im_end|>\n<|im_start|>assistant\n⟦An apple.<|im_end|>⟧\n"
+            "<|im_start|>user\nAnd a pear?<|im_end|>\n<|im_start|>assistant\n⟦Green.<|im_end|>⟧",
+        ),
+    ],
+)
+def test_every_scored_turn_ends_in_a_scored_token(directory: Path, template: str, expected: str) -> None:
+    """Where the template writes nothing after an answer, the next role marker is what ends it."""
+    assert marked(loaded(directory, template), TURNS) == expected
+
+
+def test_role_markers_that_contain_the_message(directory: Path) -> None:
+    """The prompts `e` and ` ` are not taken for a part of the marker before them."""
+    for prompt in ("e", " "):
+        chat = [*TURNS[:2], ("user", prompt), *TURNS[3:]]
+        assert f"⟦ An apple.\nUser:⟧ {prompt}\nBot:" in marked(loaded(directory, PLAIN), chat)
+    assert "⟦ An apple.\nBot:⟧⟦ Green." in marked(loaded(directory, PLAIN), [*TURNS[:2], TURNS[3]])
+
+
+def test_answers_that_nothing_ends(directory: Path) -> None:
+    joined = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    assert refusal(loaded(directory, joined), TURNS) == (
+        "its chat template writes nothing between an answer and the next message"
+    )
+    assert marked(loaded(directory, joined), TURNS[:2]) == "Name a red fruit.⟦An apple.<|endoftext|>⟧"
+
+
+def test_a_system_message_in_mid_conversation_stays_where_it_is(directory: Path) -> None:
+    chat = [*TURNS[:2], ("system", "Use capitals."), *TURNS[2:]]
+    assert marked(loaded(directory, CHATML), chat) == (
+        "<|im_start|>user\nName a red fruit.<|im_end|>\n<|im_start|>assistant\n⟦An apple.<|im_end|>⟧\n"
+        "<|im_start|>system\nUse capitals.<|im_end|>\n<|im_start|>user\nAnd a pear?<|im_end|>\n"
+        "<|im_start|>assistant\n⟦Green.<|im_end|>⟧"
+    )
+    first = "{% for m in messages if m.role == 'system' %}{{ m.content }}{% endfor %}"
+    silent_system = CHATML.replace("in messages", "in messages if m.role != 'system'")
+    assert refusal(loaded(directory, silent_system), chat) == (
+        "its chat template leaves out or changes part of what the system message says"
+    )
+    assert "changes when more turns follow" in refusal(loaded(directory, first + silent_system), chat)
+    silent = CHATML.replace("m.content", "(m.content if m.role != 'user')")
+    assert refusal(loaded(directory, silent), TURNS) == (
+        "its chat template leaves out or changes part of what the user says"
+    )
+
+
+def test_changes_of_earlier_turns(directory: Path) -> None:
+    """A single turn is scored; the template changes it when another turn follows."""
+    last = CHATML.replace("m.content", "m.content ~ ('!' if loop.last and m.role == 'assistant')")
+    assert marked(loaded(directory, last), TURNS[:2]).endswith("⟦An apple.!<|im_end|>⟧")
+    assert refusal(loaded(directory, last), TURNS) == (
+        "its chat has turns that the chat template changes when more turns follow; make each turn a row"
+    )
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ messages[0].content + 1 }}", "can only concatenate str"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{{ messages[9].content.x }}", "dict object has no element 9|no element 9|has no attribute"),
+        ("{% for m in messages %}", "Unexpected end of template"),
+        ("{{ raise_exception('no\nlines') }}", "no"),
+        ("{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}", "recursion"),
+        ("{{ messages | random }}", "No filter named 'random'"),
+        ("{{ lipsum() }}", "'lipsum' is undefined"),
+        ("{{ ''.__class__.__mro__ }}", "unsafe|__class__"),
+        ("{{ 'a' * 10 ** 12 }}", "a repeated text is too long"),
+        ("{{ 10 ** 1000000000 }}", "a power is too large"),
+        ("{% for i in range(90000) %}{% for j in range(90) %}x{% endfor %}{% endfor %}", "wrote more than 1,0"),
+    ],
+)
+def test_any_exception_of_a_template_is_a_refused_row(directory: Path, template: str, reason: str) -> None:
+    error = refusal(loaded(directory, template), TURNS)
+    assert error.startswith("its chat is rejected by the chat template: ")
+    assert re.search(reason, error), error
+    assert "\n" not in error
+
+
+def test_rendering_has_a_time_limit(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendering, "SECONDS", 0.2)
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    assert refusal(loaded(directory, endless), TURNS) == (
+        "its chat takes the chat template more than 0.2 s; fix the template"
+    )
+    monkeypatch.setattr(rendering, "SECONDS", 10.0)
+    results: list[str] = []
+    tokenizer = loaded(directory, CHATML)
+    thread = threading.Thread(target=lambda: results.append(tokenizer.renderer(DATE)(messages(TURNS), prompt=False)))
+    thread.start()
+    thread.join()
+    assert results[0].endswith("Green.<|im_end|>\n")
+
+
+def test_the_clock_of_a_template_shows_a_fixed_date(directory: Path) -> None:
+    dated = "{{ strftime_now('%d %b %Y %H:%M') }}{{ date_string }}{{ bos_token }}{{ tools | length }}"
+    renderer = Renderer(loaded(directory, dated).backend, "2025-01-02")
+    assert renderer(messages(TURNS), prompt=False) == "02 Jan 2025 00:0002 Jan 20250"
+
+
+def test_rendered_as_transformers_renders(directory: Path) -> None:
+    special = "{{ bos_token }}{{ eos_token }}{{ tools is defined }}{% if tools %}t{% endif %}{{ messages | tojson }}"
+    for template in (CHATML, GLM, R1, PLAIN, special):
+        tokenizer = loaded(directory, template)
+        expected = tokenizer.backend.apply_chat_template(messages(TURNS), tokenize=False, add_generation_prompt=True)
+        assert tokenizer.renderer(DATE)(messages(TURNS), prompt=True) == expected
+
+
+def test_the_date_is_part_of_the_key_of_chats(tmp_path: Path) -> None:
+    path = tmp_path / "chats.jsonl"
+    path.write_text(json.dumps({"messages": messages(TURNS)}) + "\n")
+
+    def settings(data: str, **values: Any) -> dict[str, Any]:
+        return corpus_settings(RunConfig.of(seq_len=64, **values).data, find(data), "t")
+
+    assert settings(str(path))["chat"] == {"version": 2, "date": DATE}
+    assert settings(str(path), template_date="2025-01-02")["chat"]["date"] == "2025-01-02"
+    assert settings("sample", template_date="2025-01-02") == settings("sample")
+    with pytest.raises(UserError, match="--template_date 2025-13-02: is not a date; write it as YYYY-MM-DD"):
+        RunConfig.of(template_date="2025-13-02")

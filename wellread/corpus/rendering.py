@@ -1,0 +1,132 @@
+"""Chat templates, which are foreign programs: rendered with a fixed date, without chance, within limits."""
+
+from __future__ import annotations
+
+import operator
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+from wellread.errors import UserError
+
+SECONDS = 10.0
+"""A longer rendering is refused; usual templates need less than a millisecond."""
+CHARACTERS = 1_000_000
+"""A template may add this many characters, and repeat the messages `REPEATS` times."""
+REPEATS = 16
+Message = dict[str, str]
+
+
+class Renderer:
+    """The chat template of a tokenizer.
+
+    The template sees the variables and functions that transformers gives it, with two exceptions. Its clock
+    shows a fixed date, and the functions that return random values are missing. So equal settings give equal texts.
+
+    Parameters
+    ----------
+    backend : transformers tokenizer
+    date : str
+        The date that the template takes for today, as YYYY-MM-DD.
+
+    Raises
+    ------
+    UserError
+        When the tokenizer has no usable template. The text of the error continues a sentence that begins with "its
+        chat".
+    """
+
+    def __init__(self, backend: Any, date: str) -> None:
+        self._variables = {
+            "tools": [],
+            "documents": None,
+            **backend.special_tokens_map,
+            "date_string": datetime.fromisoformat(date).strftime("%d %b %Y"),
+        }
+        self._limit = CHARACTERS
+        with _refused_errors(), _time_limit():
+            self._template = self._compile(backend.get_chat_template(), datetime.fromisoformat(date))
+
+    def _compile(self, source: str, today: datetime) -> Any:
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
+        environment = _compile_jinja_template("").environment.overlay()  # the sandbox of transformers
+        environment.filters = {name: call for name, call in environment.filters.items() if name != "random"}
+        environment.intercepted_binops = frozenset(["*", "**"])
+        environment.call_binop = self._call_binop
+        constants = {name: value for name, value in environment.globals.items() if name != "lipsum"}
+        environment.globals = constants | {"strftime_now": today.strftime}
+        return environment.from_string(source)
+
+    def _call_binop(self, context: object, symbol: str, first: Any, second: Any) -> Any:
+        """Multiply or raise to a power, unless the result would exceed the limit of the output."""
+        if symbol == "**":
+            if abs(first) > 1 and abs(second) > 64:
+                raise OverflowError("a power is too large")
+            return operator.pow(first, second)
+        for sequence, factor in ((first, second), (second, first)):
+            if isinstance(factor, int) and hasattr(sequence, "__len__") and len(sequence) * factor > self._limit:
+                raise OverflowError("a repeated text is too long")
+        return first * second
+
+    def __call__(self, messages: Sequence[Message], *, prompt: bool) -> str:
+        """Render `messages`, followed by the beginning of an answer if `prompt`.
+
+        Raises
+        ------
+        UserError
+            When the template fails, or exceeds the limit of time or output. The text of the error continues a
+            sentence that begins with "its chat".
+        """
+        pieces, length = list[str](), 0
+        self._limit = CHARACTERS + REPEATS * sum(len(message["content"]) for message in messages)
+        with _refused_errors(), _time_limit():
+            copies = [dict(message) for message in messages]
+            for piece in self._template.generate(messages=copies, add_generation_prompt=prompt, **self._variables):
+                pieces.append(piece)
+                length += len(piece)
+                if length > self._limit:
+                    raise OverflowError(f"it wrote more than {self._limit:,} characters")
+        return "".join(pieces)
+
+
+class _Slow(Exception):
+    """The template exceeds the limit of time."""
+
+
+@contextmanager
+def _refused_errors() -> Iterator[None]:
+    """Turn any error of the template into a `UserError`: a template is foreign code and may fail in any way."""
+    try:
+        yield
+    except _Slow:
+        raise UserError(f"takes the chat template more than {SECONDS:g} s; fix the template") from None
+    except Exception as error:  # including MemoryError and RecursionError
+        lines = str(error).splitlines()
+        reason = lines[0] if lines else type(error).__name__
+        raise UserError(f"is rejected by the chat template: {reason}") from None
+
+
+@contextmanager
+def _time_limit() -> Iterator[None]:
+    """Interrupt a rendering after `SECONDS`. Only the main thread can be interrupted; it compiles all corpora."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        raise _Slow
+
+    previous: Callable[..., Any] | int | None = signal.signal(signal.SIGALRM, interrupt)
+    started, (remaining, interval) = time.monotonic(), signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous if previous is not None else signal.SIG_DFL)
+        if remaining:
+            signal.setitimer(signal.ITIMER_REAL, max(0.001, remaining - (time.monotonic() - started)), interval)
