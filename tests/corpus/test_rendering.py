@@ -2,14 +2,17 @@
 
 import json
 import re
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from finetune.prepare import prepare
 from wellread.config import RunConfig
 from wellread.corpus import rendering
+from wellread.corpus.read import Corpus
 from wellread.corpus.rendering import Message, Renderer
 from wellread.corpus.tokenizer import Tokenizer, train_bpe
 from wellread.data.mixture import corpus_settings
@@ -239,3 +242,39 @@ def test_the_date_is_part_of_the_key_of_chats(tmp_path: Path) -> None:
     assert settings("sample", template_date="2025-01-02") == settings("sample")
     with pytest.raises(UserError, match="--template_date 2025-13-02: is not a date; write it as YYYY-MM-DD"):
         RunConfig.of(template_date="2025-13-02")
+
+
+def test_refused_rows_are_named_and_counted(directory: Path, tmp_path: Path) -> None:
+    """A chat that does not fit is an error with file and row, or is skipped; other rows are compiled."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model = tmp_path / "model"
+    shutil.copytree(directory, model)
+    (model / "chat_template.jinja").write_text(R1)
+    size = Tokenizer.load(model).size
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=size,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=128,
+            bos_token_id=None,
+            eos_token_id=0,
+        )
+    ).save_pretrained(model)
+    path = tmp_path / "chats.jsonl"
+    rows = [TURNS, [("user", "Two and two?"), ("assistant", "<think>Easy.</think>Four.")]]
+    path.write_text("".join(json.dumps({"messages": messages(row)}) + "\n" for row in rows))
+    settings = {"model": str(model), "data": str(path), "corpora": str(tmp_path / "corpora"), "holdout": 0.0}
+    with pytest.raises(UserError) as refused:
+        prepare(RunConfig.of(**settings))
+    assert str(refused.value) == (
+        f"{path} row 2: its chat template leaves out part of what the assistant says; "
+        "fix it, or skip such rows with --max_bad_rows"
+    )
+    corpus = Corpus.open(prepare(RunConfig.of(**settings, max_bad_rows=1)))
+    assert corpus.meta["counts"]["dropped_no_place_in_chat_template"] == 1
+    assert corpus.n == 1
+    assert corpus.meta["settings"]["chat"] == {"version": 2, "date": DATE}
