@@ -2,7 +2,9 @@
 
 import json
 import re
+import resource
 import shutil
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,7 @@ PLAIN = (
     "{% for m in messages %}{{ '\nUser: ' if m.role == 'user' else '\nBot: ' }}{{ m.content }}{% endfor %}"
     "{{ '\nBot:' if add_generation_prompt }}"
 )
+DOUBLING = "{% set n = namespace(x='a') %}{% for i in range(50) %}{% set n.x = DOUBLED %}{% endfor %}"
 TURNS = [("user", "Name a red fruit."), ("assistant", "An apple."), ("user", "And a pear?"), ("assistant", "Green.")]
 
 
@@ -191,12 +194,21 @@ def test_changes_of_earlier_turns(directory: Path) -> None:
         ("{{ ''.__class__.__mro__ }}", "unsafe|__class__"),
         ("{{ 'a' * 10 ** 12 }}", "a repeated text is too long"),
         ("{{ 10 ** 1000000000 }}", "a power is too large"),
+        (DOUBLING.replace("DOUBLED", "n.x ~ n.x"), "MemoryError"),
+        (DOUBLING.replace("DOUBLED", "n.x + n.x"), "MemoryError"),
+        (DOUBLING.replace("DOUBLED", "[n.x, n.x] | join"), "MemoryError"),
+        ("{{ '%99999999999d' | format(1) }}", "MemoryError"),
         ("{% for i in range(90000) %}{% for j in range(90) %}x{% endfor %}{% endfor %}", "wrote more than 1,0"),
     ],
 )
 def test_any_exception_of_a_template_is_a_refused_row(directory: Path, template: str, reason: str) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    handler, (timer, _) = signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)
     error = refusal(loaded(directory, template), TURNS)
     assert error.startswith("its chat is rejected by the chat template: ")
+    assert resource.getrlimit(resource.RLIMIT_AS) == limits
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == pytest.approx(timer, abs=60)  # that of the test's own timeout
+    assert signal.getsignal(signal.SIGALRM) is handler
     assert re.search(reason, error), error
     assert "\n" not in error
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import operator
+import resource
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from wellread.errors import UserError
@@ -18,6 +20,8 @@ SECONDS = 10.0
 CHARACTERS = 1_000_000
 """A template may add this many characters, and repeat the messages `REPEATS` times."""
 REPEATS = 16
+MEMORY = 2**30
+"""A rendering may allocate this many bytes; texts that double fill any memory within a second."""
 Message = dict[str, str]
 
 
@@ -48,7 +52,7 @@ class Renderer:
             "date_string": datetime.fromisoformat(date).strftime("%d %b %Y"),
         }
         self._limit = CHARACTERS
-        with _refused_errors(), _time_limit():
+        with _refused_errors(), _limits():
             self._template = self._compile(backend.get_chat_template(), datetime.fromisoformat(date))
 
     def _compile(self, source: str, today: datetime) -> Any:
@@ -84,7 +88,7 @@ class Renderer:
         """
         pieces, length = list[str](), 0
         self._limit = CHARACTERS + REPEATS * sum(len(message["content"]) for message in messages)
-        with _refused_errors(), _time_limit():
+        with _refused_errors(), _limits():
             copies = [dict(message) for message in messages]
             for piece in self._template.generate(messages=copies, add_generation_prompt=prompt, **self._variables):
                 pieces.append(piece)
@@ -112,8 +116,11 @@ def _refused_errors() -> Iterator[None]:
 
 
 @contextmanager
-def _time_limit() -> Iterator[None]:
-    """Interrupt a rendering after `SECONDS`. Only the main thread can be interrupted; it compiles all corpora."""
+def _limits() -> Iterator[None]:
+    """Interrupt a rendering after `SECONDS`, and let allocations fail after `MEMORY`.
+
+    Only the main thread can be interrupted; it compiles all corpora.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -123,9 +130,13 @@ def _time_limit() -> Iterator[None]:
 
     previous: Callable[..., Any] | int | None = signal.signal(signal.SIGALRM, interrupt)
     started, (remaining, interval) = time.monotonic(), signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit if soft == resource.RLIM_INFINITY else min(soft, limit), hard))
     try:
         yield
     finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous if previous is not None else signal.SIG_DFL)
         if remaining:
