@@ -20,6 +20,7 @@ from wellread.train import ranks
 from wellread.train.engines.base import Write, count_trained, freeze, in_training
 from wellread.train.engines.moments import KEYS, ZERO, Moments, mapped_files, read, write_parts
 from wellread.train.engines.optim import make_optimizer, replay_beta_powers
+from wellread.train.engines.unpickling import restricted_loading
 from wellread.train.engines.weights import (
     Weights,
     fill,
@@ -212,7 +213,10 @@ class DeepSpeedEngine:
         if self._nvme:  # DeepSpeed's load would lose the step counts, and the moments of groups too small to swap
             self._set_moments(read(state, state), step)
             return
-        with mapped_files():  # else every rank reads its complete file, and that with rank 0's weights
+        with (
+            restricted_loading(state),
+            mapped_files(),
+        ):  # else every rank reads its complete file, and that with rank 0's weights
             # The state does not contain frozen weights.
             all_trained = self.trained == self.parameters
             self._engine.load_checkpoint(str(state), tag=ZERO, load_module_strict=all_trained)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from typing import Any, cast
 
 import torch
 from torch.utils.serialization import config as torch_files
+
+from wellread.train.engines.unpickling import CLASSES, restricted, restricted_loading, unsafe
 
 Moments = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
 """Name of a parameter (as in `LossModule`) -> its first and second moment, flat fp32."""
@@ -24,13 +27,18 @@ PARTS = "parts"
 ZERO = "zero"
 """Folder in which DeepSpeed saves, one file per rank."""
 
-CONVERTER = """
-import runpy
+CONVERTER = f"""
+import importlib, runpy, torch
 from torch.utils.serialization import config
 config.load.mmap = True
+for path in {CLASSES}:
+    module, _, name = path.rpartition(".")
+    torch.serialization.add_safe_globals([getattr(importlib.import_module(module), name)])
 runpy.run_module("deepspeed.checkpoint.ds_to_universal", run_name="__main__", alter_sys=True)
 """
-"""DeepSpeed's converter with memory-mapped files; otherwise it reads the complete file of a rank into memory."""
+"""DeepSpeed's converter with memory-mapped files; otherwise it reads the complete file of a rank into memory.
+
+It may build only `CLASSES`; `restricted` overrides its requests for the unrestricted unpickler."""
 
 
 def mapped_files() -> AbstractContextManager[None]:
@@ -101,6 +109,8 @@ def convert(state: Path, converted: Path) -> None:
 
     Raises
     ------
+    UserError
+        When a file contains anything except tensors, plain values and `CLASSES`.
     RuntimeError
         When DeepSpeed's converter fails; contains its output.
     """
@@ -109,13 +119,17 @@ def convert(state: Path, converted: Path) -> None:
     options = ["--num_extract_workers=1", "--num_merge_workers=1", "--inject_missing_state"]
     command = [sys.executable, "-c", CONVERTER, *options]
     folders = [f"--input_folder={state / ZERO}", f"--output_folder={converted}"]
-    process = subprocess.run([*command, *folders], capture_output=True, text=True, check=False)
+    environment = restricted(os.environ)
+    process = subprocess.run([*command, *folders], capture_output=True, text=True, check=False, env=environment)
+    if process.returncode and "UnpicklingError" in process.stderr:
+        raise unsafe(state, process.stderr)
     if process.returncode:
         raise RuntimeError(f"{state}: DeepSpeed's converter failed:\n{process.stdout}{process.stderr}")
 
 
 def _of_torch(path: Path) -> Moments:
-    saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # every rank reads it
+    with restricted_loading(path.parent):
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # every rank reads it
     index = {name: number for number, name in enumerate(saved["names"])}
 
     def moments(name: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,6 +16,7 @@ from wellread.train import ranks
 from wellread.train.engines.base import Write, count_trained, freeze, in_training
 from wellread.train.engines.moments import OPTIMIZER_FILE, Moments
 from wellread.train.engines.optim import make_optimizer
+from wellread.train.engines.unpickling import restricted_loading
 from wellread.train.engines.weights import Weights, fill
 
 if TYPE_CHECKING:
@@ -134,7 +135,8 @@ class TorchEngine:
 
     def load(self, state: Path, step: int) -> None:
         """See `Engine`; the saved state contains its step."""
-        saved = torch.load(state / OPTIMIZER_FILE, map_location=self.device, weights_only=True)
+        with restricted_loading(state):
+            saved = torch.load(state / OPTIMIZER_FILE, map_location=self.device, weights_only=True)
         self._optimizer.load_state_dict(saved["optimizer"])
 
     def close(self) -> None:
