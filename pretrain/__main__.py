@@ -14,6 +14,7 @@ commands:
   sample MODEL [TEXT]           continue a text; MODEL is RUN, RUN@step-N or a model directory
   export MODEL                  write a model for llama2.c's programs, or as a Hugging Face directory
   import FILE.bin FILE.model    turn a checkpoint of llama2.c into a Hugging Face directory
+  import DIR                    convert pytorch_model.bin of a model directory to safetensors
 
 python -m pretrain train RUN    train one rank; the launcher starts it
 
@@ -111,18 +112,28 @@ def _export(argv: list[str]) -> int:
 def _import(argv: list[str]) -> int:
     parser = new_parser(
         "wellread import",
-        "Turn a checkpoint of llama2.c into a model directory in Hugging Face layout.",
-        "example:\n  wellread import stories260K.bin tok512.model --out models/stories260K",
+        "Turn a checkpoint of llama2.c, or a directory with pickled weights, into a model directory with safetensors.",
+        "examples:\n  wellread import stories260K.bin tok512.model --out models/stories260K\n"
+        "  wellread import models/old --out models/new        pytorch_model.bin; nothing in it is executed",
     )
-    parser.add_argument("checkpoint", help="The .bin file: v0, v1 or int8.")
-    parser.add_argument("tokenizer", help="Its tokenizer, a SentencePiece model.")
+    parser.add_argument("checkpoint", help="llama2.c's .bin file (v0, v1 or int8), or a model directory.")
+    parser.add_argument("tokenizer", nargs="?", help="Tokenizer of the .bin file, a SentencePiece model.")
     parser.add_argument("--out", required=True, help="Directory to write.")
     options = parse(parser, argv)
 
     from pathlib import Path
 
-    from pretrain.import_llama2c import import_llama2c
+    from pretrain.import_llama2c import import_directory, import_llama2c
 
+    if Path(options.checkpoint).is_dir():
+        if options.tokenizer:
+            raise UserError(f"import {options.tokenizer}: a model directory has its own tokenizer; leave it out")
+        import_directory(Path(options.checkpoint), Path(options.out))
+        return 0
+    if not options.tokenizer:
+        raise UserError(
+            f"import {options.checkpoint}: needs a tokenizer for a .bin file of llama2.c, e.g. tok512.model"
+        )
     import_llama2c(Path(options.checkpoint), Path(options.tokenizer), Path(options.out))
     return 0
 

@@ -1,4 +1,4 @@
-"""``wellread import``: convert a checkpoint of llama2.c to a model directory in Hugging Face layout."""
+"""``wellread import``: convert a checkpoint of llama2.c or pickled weights to a model directory with safetensors."""
 
 from __future__ import annotations
 
@@ -24,3 +24,18 @@ def import_llama2c(checkpoint: Path, tokenizer: Path, out: Path) -> None:
         pieces.save(directory, spec.positions)
         write_model(source, directory, pieces.bos, tokenizer_bin.eos(pieces))
     print(f"{out}: {spec.layers} layers, width {spec.width}, vocabulary {spec.vocab:,}")
+
+
+def import_directory(directory: Path, out: Path) -> None:
+    """Write a model with pickled weights to a new directory, in safetensors.
+
+    Raises
+    ------
+    UserError
+        When the directory has no such weights, a file contains more than tensors, or `out` already exists.
+    """
+    from wellread.models.convert import to_safetensors
+
+    with new_directory(out) as unfinished:
+        count = to_safetensors(directory, unfinished)
+    print(f"{out}: {count:,} tensors, in safetensors")

@@ -87,7 +87,11 @@ GROUPS: dict[str, dict[str, Command]] = {
             gets_name=False,
         ),
         "import": Command(
-            "pretrain.__main__:main", {"FILE.bin FILE.model --out DIR": "turn a checkpoint of llama2.c into a model"}
+            "pretrain.__main__:main",
+            {
+                "FILE.bin FILE.model --out DIR": "turn a checkpoint of llama2.c into a model",
+                "DIR --out DIR": "convert pytorch_model.bin of a model to safetensors",
+            },
         ),
     },
 }

@@ -48,7 +48,7 @@ class Tokenizer:
         from transformers import AutoTokenizer
 
         try:
-            backend = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+            backend = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
@@ -67,8 +67,8 @@ class Tokenizer:
 
     @property
     def size(self) -> int:
-        """Number of tokens, including added ones; ids are smaller than it."""
-        return len(self.backend)
+        """One more than the largest token id, including added tokens: ids may have gaps."""
+        return max(self.backend.get_vocab().values()) + 1
 
     @cached_property
     def begins(self) -> list[int]:

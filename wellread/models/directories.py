@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,11 @@ from wellread.models.spec import ModelSpec
 
 SEARCH_PATH = "WELLREAD_MODELS"
 """Environment variable with directories (separated as in PATH) that contain models by registry name."""
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+"""Suffixes of files of weights that are pickles."""
+LFS_POINTER = b"version https://git-lfs"
 
 
 def is_hub_name(name: str) -> bool:
@@ -54,9 +60,13 @@ def local_directory(spec: ModelSpec, *, weights: bool) -> Path:
     Raises
     ------
     UserError
-        When the hub cannot be reached.
+        When the hub cannot be reached, or the weights are not in safetensors.
     """
-    return spec.path if spec.path is not None else _from_cache(str(spec.hub), spec.revision, weights=weights)
+    if spec.path is None:
+        return _from_cache(str(spec.hub), spec.revision, weights=weights)
+    if weights:
+        weight_files(spec.path)
+    return spec.path
 
 
 def named_directory(name: str, revision: str | None) -> Path:
@@ -82,6 +92,51 @@ def _from_cache(repository: str, revision: str | None, *, weights: bool) -> Path
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except Exception as error:
         raise _unreachable(repository, error) from None
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """Files with the weights of a model, all in safetensors; reads no weights.
+
+    Raises
+    ------
+    UserError
+        When there are none, one is missing or only a Git LFS pointer, or the weights are in another format.
+    """
+    if (directory / WEIGHTS).is_file():
+        paths = [directory / WEIGHTS]
+    elif (directory / INDEX).is_file():
+        paths = _indexed(directory)
+    else:
+        raise _other_format(directory)
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{path}: does not exist, but {INDEX} names it; download the model again")
+        with open(path, "rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise UserError(f"{path}: is a Git LFS pointer, not the weights; run git lfs pull in its directory")
+    return paths
+
+
+def _indexed(directory: Path) -> list[Path]:
+    try:
+        names = set(json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+        plain = all(isinstance(name, str) and Path(name).name == name for name in names)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        plain = False
+    if not plain:
+        raise UserError(f"{directory / INDEX}: has no weight_map from tensors to files; download the model again")
+    return [directory / name for name in sorted(names)]
+
+
+def _other_format(directory: Path) -> UserError:
+    """The error for a directory without weights in safetensors."""
+    others = sorted(path.name for suffix in PICKLES for path in directory.glob(f"*{suffix}"))
+    if not others:
+        return UserError(f"{directory}: contains no {WEIGHTS}; pass a directory with the weights of the model")
+    return UserError(
+        f"{directory / others[0]}: can execute code when it is loaded, so only safetensors are read; "
+        f"convert it with: wellread import {directory} --out NEW_DIRECTORY"
+    )
 
 
 BLOCK = 1 << 20
@@ -110,7 +165,7 @@ def fingerprint(spec: ModelSpec, init: Init = "pretrained") -> str:
 def fingerprint_directory(directory: Path) -> str:
     """Identify the weights in a directory, as `fingerprint` does."""
     state = hashlib.sha256((directory / "config.json").read_bytes())
-    for path in sorted(directory.glob("*.safetensors")) or sorted(directory.glob("pytorch_model*.bin")):
+    for path in sorted(directory.glob("*.safetensors")):
         state.update(f"{path.name}:{path.stat().st_size}".encode())
         with open(path, "rb") as file:
             last = max(path.stat().st_size - BLOCK, 0)

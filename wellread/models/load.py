@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -53,7 +54,27 @@ class Source:
             adapter = Adapter.of(directory)
             base = named_directory(adapter.settings.base_model_name_or_path, adapter.settings.revision)
             return replace(cls.of(base), adapter=adapter)
-        return cls(configuration_in(directory), lambda: model_in(directory, torch.float32), directory)
+        source = cls(configuration_in(directory), lambda: model_in(directory, torch.float32), directory)
+        return source._as_transformers_ties()
+
+    def _as_transformers_ties(self) -> Source:
+        """Untie a head whose values in the files are not those of the embedding, although the configuration ties them.
+
+        transformers does so when it loads the files. The configuration that is saved with the model says so too.
+        """
+        assert self.directory
+        name = tensors.separate(self.on_meta(), self.directory) if self.config.tie_word_embeddings else None
+        if name is None:
+            return self
+        config = copy.deepcopy(self.config)
+        config.tie_word_embeddings = False
+        untied = replace(self, config=config)
+        if tensors.separate(untied.on_meta(), self.directory):
+            raise UserError(
+                f"{self.directory}: its files contain another {name} than the tensor that its config.json ties it to; "
+                "use the config.json of these weights"
+            )
+        return untied
 
     def on_meta(self) -> nn.Module:
         """The model without weights (parameters on the meta device, buffers real), in evaluation mode."""
@@ -208,15 +229,21 @@ def load_model(directory: str | Path, dtype: Dtype = "fp32") -> nn.Module:
     import torch
 
     kind = torch.bfloat16 if dtype == "bf16" else torch.float32
-    if not adapters.is_adapter(Path(directory)):
-        return model_in(Path(directory), kind).eval()
-    source = Source.of(Path(directory))
-    assert source.adapter
-    added = source.adapter.tensors(source.on_meta(), source.directory)
-    model = source.in_memory()
-    for name, parameter in model.named_parameters():
-        parameter.data = source.adapter.merge(name, parameter.data, added)
+    model, read = Source.of(Path(directory)).merged()  # as training reads it
+    for name, empty in tensors.saved_tensors(model).items():
+        if isinstance(empty, torch.nn.Parameter):
+            set_parameter(model, empty, torch.nn.Parameter(read(name).to(kind)))
+        else:
+            empty.copy_(read(name))
     return model.to(kind).eval()
+
+
+def set_parameter(model: nn.Module, before: nn.Parameter, after: nn.Parameter) -> None:
+    """Replace a parameter in all modules that share it."""
+    for module in model.modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            if parameter is before:
+                module.register_parameter(key, after)
 
 
 def check_4bit() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from wellread.errors import UserError
+from wellread.models.spec import check_pad
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,15 +32,20 @@ def model_in(directory: Path, dtype: Any, **options: Any) -> nn.Module:
 
     _hide_bars()
     settings = {"dtype": dtype, "local_files_only": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    settings |= {"trust_remote_code": False, "use_safetensors": True}
     with _one_line(directory):
         model, loading_info = AutoModelForCausalLM.from_pretrained(directory, **settings, **options)
+    loading_info["unexpected_keys"] = without_computed(model, loading_info["unexpected_keys"])
     _check_weights(directory, loading_info)
     result: nn.Module = model
     return result
 
 
 def _check_weights(directory: Path, loading_info: dict[str, Any]) -> None:
-    """Raise an error if weights do not match the model; transformers would initialize missing ones randomly."""
+    """Raise an error if weights do not match the model; transformers would initialize missing ones randomly.
+
+    It would also drop those that the model has no place for.
+    """
     missing, wrong = sorted(loading_info["missing_keys"]), sorted(loading_info["mismatched_keys"])
     if wrong:
         name, stored, expected = wrong[0]
@@ -52,6 +59,27 @@ def _check_weights(directory: Path, loading_info: dict[str, Any]) -> None:
         raise UserError(
             f"{directory}: its files do not contain {missing[0]}{_and_more(missing)}{other}; "
             "use the config.json of these weights"
+        )
+    refuse_unused(directory, loading_info["unexpected_keys"])
+
+
+def without_computed(model: Any, keys: Iterable[str]) -> list[str]:
+    """Keys of tensors in files, except masks and the like that the model computes itself: old files contain them."""
+    computed = {name for name, _ in model.named_buffers()}
+    info = SimpleNamespace(missing_keys=set(), unexpected_keys={key for key in keys if key not in computed})
+    model._adjust_missing_and_unexpected_keys(info)  # transformers' own exceptions, by family
+    return sorted(key for key in info.unexpected_keys if not key.endswith(".masked_bias"))  # a constant, -1e9
+
+
+def refuse_unused(directory: Path, names: Iterable[str]) -> None:
+    """Raise an error if files contain weights that the model has no place for; `names` are theirs in the files."""
+    unused = sorted(names)
+    if unused:
+        count = f"{len(unused)} tensors" if len(unused) > 1 else "a tensor"
+        first = f", the first {unused[0]}" if len(unused) > 1 else f", {unused[0]}"
+        raise UserError(
+            f"{directory}: its files contain {count} that its config.json has no place for{first}; "
+            "use the config.json of these weights, or remove the tensors"
         )
 
 
@@ -93,4 +121,6 @@ def configuration_in(directory: Path) -> Any:
     from transformers import AutoConfig
 
     with _one_line(directory):
-        return AutoConfig.from_pretrained(directory, local_files_only=True)
+        config: Any = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    check_pad(str(directory / "config.json"), getattr(config, "pad_token_id", None), config.vocab_size)
+    return config

@@ -14,7 +14,7 @@ from wellread.errors import UserError
 from wellread.models.directories import SEARCH_PATH, hub_file, is_hub_name
 from wellread.models.families import INNER_KEYS, KEYS, OPTIONAL_KEYS
 from wellread.models.published import models_file, steps_of
-from wellread.models.spec import ModelSpec, Pretraining, check_heads
+from wellread.models.spec import ModelSpec, Pretraining, check_heads, check_pad
 
 
 def registry() -> dict[str, dict[str, Any]]:
@@ -158,6 +158,7 @@ def _from_config(config: dict[str, Any], name: str, where: str) -> ModelSpec:
         if not values:
             raise UserError(f"{where}: has none of {', '.join(keys)}; {config['model_type']} is not supported")
         numbers[field] = values[0]
+    check_pad(where, config.get("pad_token_id"), numbers["vocab"])
     inner = next((config[key] for key in INNER_KEYS if config.get(key)), 4 * numbers["width"])
     optional = {field: config[key] for field, key in OPTIONAL_KEYS.items() if config.get(key) is not None}
     return ModelSpec(name=name, family=config["model_type"], intermediate=int(inner), **cast(Any, numbers | optional))

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wellread.errors import UserError
+from wellread.models.directories import INDEX, WEIGHTS, weight_files
+from wellread.models.pretrained import refuse_unused, without_computed
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +21,6 @@ Reader = Callable[[str], "torch.Tensor"]
 
 SHARD_BYTES = 1 << 30
 """Maximum size of a shard; a larger tensor gets a separate shard."""
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def saved_tensors(model: Any) -> dict[str, torch.Tensor]:
@@ -43,7 +44,7 @@ def saved_sizes(model: Any) -> dict[str, int]:
 def reader(model: Any, directory: Path) -> Reader | None:
     """Return a function that reads single tensors from a model's files; None if `from_pretrained` is needed.
 
-    It is needed for files that are not in safetensors, and for tensors that are stored in several parts.
+    It is needed for tensors that are stored under other names or in several parts.
 
     Parameters
     ----------
@@ -52,21 +53,19 @@ def reader(model: Any, directory: Path) -> Reader | None:
     Raises
     ------
     UserError
-        When a file of weights is damaged.
+        When a file of weights is damaged, or files contain weights that the model has no place for.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     places: dict[str, tuple[Path, str]] = {}
-    try:
-        shapes = {key: (path, shape) for path in _files(directory) for key, shape in _shapes(path)}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{directory}: the model cannot be loaded ({error})") from None
+    shapes = _shapes_in(directory)
     for name, value in saved_tensors(model).items():
         saved = _as_saved(model, name, value)
         key = next((key for key in (*saved, name) if key in shapes), None)
         if len(saved) > 1 or key is None or shapes[key][1] != list(value.shape):
             return None
         places[name] = shapes[key][0], key
+    refuse_unused(directory, _unused(model, shapes.keys() - {key for _, key in places.values()}))
 
     def read(name: str) -> torch.Tensor:
         path, key = places[name]
@@ -77,15 +76,48 @@ def reader(model: Any, directory: Path) -> Reader | None:
     return read
 
 
-def _files(directory: Path) -> list[Path]:
-    """Files of a model's weights; empty if they are not in safetensors."""
-    if (directory / WEIGHTS).is_file():
-        return [directory / WEIGHTS]
-    if not (directory / INDEX).is_file():
-        return []
-    return [
-        directory / name for name in sorted(set(json.loads((directory / INDEX).read_text())["weight_map"].values()))
-    ]
+def _unused(model: Any, keys: set[str]) -> list[str]:
+    """Keys without a place in the model; a copy of a tied tensor has one."""
+    places = set(model.state_dict())
+    copies = {key for name in places for key in _as_saved(model, name, model.get_parameter_or_buffer(name))}
+    return without_computed(model, keys - places - copies)
+
+
+def separate(model: Any, directory: Path) -> str | None:
+    """Name of a tensor that the configuration ties to another, although the files hold different values; else None.
+
+    transformers then does not tie them (`PreTrainedModel.tie_weights`).
+    """
+    import torch
+    from safetensors import safe_open
+
+    shapes = _shapes_in(directory)
+    for target, source in model.all_tied_weights_keys.items():
+        values = []
+        for name in (target, source):
+            saved = _as_saved(model, name, model.get_parameter_or_buffer(name))
+            if (key := next((key for key in (*saved, name) if key in shapes), None)) is not None:
+                with safe_open(shapes[key][0], "pt") as file:
+                    values.append(file.get_tensor(key))
+        if len(values) == 2 and not torch.equal(*values):
+            return str(target)
+    return None
+
+
+def _shapes_in(directory: Path) -> dict[str, tuple[Path, list[int]]]:
+    """File and shape of each tensor in a model's files.
+
+    Raises
+    ------
+    UserError
+        When a file is damaged, or the model is not in safetensors.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        return {key: (path, shape) for path in weight_files(directory) for key, shape in _shapes(path)}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{directory}: the model cannot be loaded ({error})") from None
 
 
 def _shapes(path: Path) -> Iterator[tuple[str, list[int]]]:

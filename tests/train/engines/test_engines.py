@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -10,8 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from support.engine_ranks import Results, make_model, run_ranks, same_weights, weights_in
+from support.engine_ranks import Results, make_model, run_ranks, same_weights
 
 pytestmark = pytest.mark.slow
 
@@ -89,15 +87,6 @@ def test_fresh_model_starts_the_same_whatever_the_strategy(unchanged: Path, tmp_
 
     initial(find("tiny"), 0, 0).in_memory().save_pretrained(tmp_path / "whole")  # type: ignore[operator]
     assert same_weights(unchanged / f"{strategy}-fresh" / "model", tmp_path / "whole")
-
-
-@pytest.mark.long
-def test_weights_without_safetensors_are_loaded_by_rank_0(start: Start, small: Path, tmp_path: Path) -> None:
-    old = tmp_path / "old"
-    shutil.copytree(small, old, ignore=shutil.ignore_patterns("*.safetensors"))
-    torch.save(weights_in(small), old / "pytorch_model.bin")
-    start({"model": old, "strategy": "zero3", "save": tmp_path / "saved"}, ranks=3)  # 3 ranks: partitions are padded
-    assert same_weights(tmp_path / "saved/model", small)
 
 
 @pytest.fixture(scope="module")

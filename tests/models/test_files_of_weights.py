@@ -1,0 +1,169 @@
+"""What files of weights contain is used as transformers uses it, or refused by name; pickles are only converted."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pretrain.__main__ import main
+from wellread.errors import UserError
+from wellread.models.load import Source, load_model
+from wellread.models.registry import find
+
+TOKENS = torch.arange(20)[None]
+FAMILIES = {
+    "LlamaConfig": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
+    "GPTNeoXConfig": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
+    "GPT2Config": {"n_embd": 32, "n_layer": 2, "n_head": 2},
+    "GPTJConfig": {"n_embd": 32, "n_layer": 2, "n_head": 2, "rotary_dim": 8},
+    "MptConfig": {"d_model": 32, "n_layers": 2, "n_heads": 2},
+}
+
+
+def save(directory: Path, kind: str = "LlamaConfig", **settings: Any) -> Path:
+    import transformers
+
+    torch.manual_seed(3)
+    ends = {"bos_token_id": 0, "eos_token_id": 0, "vocab_size": 101}
+    config = getattr(transformers, kind)(**(ends | FAMILIES[kind] | settings))
+    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(directory)
+    return directory
+
+
+def change(directory: Path, added: dict[str, torch.Tensor], **config: Any) -> None:
+    file = directory / "model.safetensors"
+    save_file(load_file(file) | added, file, metadata={"format": "pt"})
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        result: torch.Tensor = model(TOKENS).logits
+    return result
+
+
+def by_library(directory: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_separate_head_is_kept_as_transformers_does(tmp_path: Path, kind: str, tied: bool) -> None:
+    """Training reads through `Source.reader`, evaluation through `load_model`."""
+    save(tmp_path, kind, tie_word_embeddings=False)
+    change(tmp_path, {}, tie_word_embeddings=tied)
+    expected = logits(by_library(tmp_path))
+    assert torch.equal(logits(load_model(tmp_path)), expected)
+    source = Source.of(tmp_path)
+    assert source.config.tie_word_embeddings is False
+    model: Any = source.on_meta()
+    read = source.reader(model)
+    source.write(model, tmp_path / "saved", ((name, read(name)) for name in source.saved_names(model)))
+    assert json.loads((tmp_path / "saved/config.json").read_text())["tie_word_embeddings"] is False
+    assert torch.equal(logits(by_library(tmp_path / "saved")), expected)
+
+
+def test_a_copy_of_the_embedding_stays_tied(tmp_path: Path) -> None:
+    save(tmp_path, tie_word_embeddings=True)
+    embedding = load_file(tmp_path / "model.safetensors")["model.embed_tokens.weight"]
+    change(tmp_path, {"lm_head.weight": embedding.clone()})
+    assert Source.of(tmp_path).config.tie_word_embeddings is True
+    model: Any = load_model(tmp_path)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_weights_without_a_place_are_refused_by_name(tmp_path: Path) -> None:
+    save(tmp_path)
+    change(tmp_path, {"model.layers.2.mlp.up_proj.weight": torch.ones(2), "some.lora_A.weight": torch.ones(2)})
+    reason = "contain 2 tensors that its config.json has no place for, the first model.layers.2.mlp.up_proj.weight"
+    source = Source.of(tmp_path)
+    model = source.on_meta()
+    for load in (lambda: load_model(tmp_path), lambda: source.reader(model), source.in_memory):
+        with pytest.raises(UserError, match=reason):
+            load()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("GPTNeoXConfig", "gpt_neox.layers.0.attention.bias"),
+        ("GPTNeoXConfig", "gpt_neox.layers.0.attention.masked_bias"),
+        ("GPTNeoXConfig", "gpt_neox.layers.0.attention.rotary_emb.inv_freq"),
+        ("GPT2Config", "transformer.h.0.attn.bias"),
+        ("GPTJConfig", "transformer.h.0.attn.masked_bias"),
+        ("LlamaConfig", "model.layers.0.self_attn.rotary_emb.inv_freq"),
+    ],
+)
+def test_what_old_files_contain_and_models_compute_is_accepted(tmp_path: Path, kind: str, name: str) -> None:
+    save(tmp_path, kind)
+    before = logits(load_model(tmp_path))
+    change(tmp_path, {name: torch.ones(4)})
+    assert torch.equal(logits(load_model(tmp_path)), before)
+
+
+def test_a_padding_token_outside_the_vocabulary_is_refused_from_the_config(tmp_path: Path) -> None:
+    save(tmp_path)
+    change(tmp_path, {}, pad_token_id=101)
+    for load in (lambda: find(str(tmp_path)), lambda: Source.of(tmp_path)):
+        with pytest.raises(UserError, match="pad_token_id 101 is outside its vocabulary of 101; set it to null"):
+            load()
+
+
+# --- other formats
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
+    save(tmp_path)
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(UserError, match=r"model.safetensors: is a Git LFS pointer, .* git lfs pull"):
+        load_model(tmp_path)
+
+
+@pytest.fixture
+def pickled(tmp_path: Path) -> Path:
+    directory = save(tmp_path / "whole")
+    shutil.copytree(directory, tmp_path / "old", ignore=shutil.ignore_patterns("*.safetensors"))
+    weights = load_file(directory / "model.safetensors")
+    half = len(weights) // 2
+    for number, names in enumerate((list(weights)[:half], list(weights)[half:]), 1):
+        torch.save({n: weights[n] for n in names}, tmp_path / f"old/pytorch_model-{number:05d}-of-00002.bin")
+    return tmp_path / "old"
+
+
+def test_pickled_weights_are_refused_and_converted(pickled: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"{pickled}\S+\.bin: .* wellread import {pickled} --out NEW_DIRECTORY"):
+        load_model(pickled)
+    assert main(["import", str(pickled), "--out", str(tmp_path / "new")]) == 0
+    assert sorted(path.suffix for path in (tmp_path / "new").glob("model*")) == [".json", *[".safetensors"] * 2]
+    assert torch.equal(logits(load_model(tmp_path / "new")), logits(load_model(tmp_path / "whole")))
+
+
+class Malicious:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_a_malicious_pickle_is_neither_loaded_nor_converted(pickled: Path, tmp_path: Path, legacy: bool) -> None:
+    marker, file = tmp_path / "marker", pickled / "pytorch_model-00002-of-00002.bin"
+    torch.save({"w": Malicious(marker)}, file, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(UserError, match="only safetensors are read"):
+        load_model(pickled)
+    with pytest.raises(UserError, match=r"00002.bin: contains more than weights, so it is not loaded \(.*system"):
+        main(["import", str(pickled), "--out", str(tmp_path / "new")])
+    assert not marker.exists()
+    assert not (tmp_path / "new").exists()
