@@ -115,3 +115,10 @@ def test_a_continuation_begins_without_a_space(normalizer: Any, pre_tokenizer: A
     tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>"))
     assert tokenizer.prompts(["a"]) in ([[1]], [[2]])
     assert tokenizer.continuations(["a"]) == [[0]]
+
+
+def test_the_largest_id_counts_not_the_number_of_words(tmp_path: Path) -> None:
+    backend = Backend(models.WordLevel({"<eos>": 0, "a": 1, "b": 500}, unk_token="<eos>"))
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>").save_pretrained(tmp_path)
+    assert len(Tokenizer.load(tmp_path).backend) == 3
+    assert Tokenizer.load(tmp_path).size == 501

@@ -68,7 +68,7 @@ class Tokenizer:
     @property
     def size(self) -> int:
         """One more than the largest token id, including added tokens: ids may have gaps."""
-        return max(self.backend.get_vocab().values()) + 1
+        return int(max(self.backend.get_vocab().values())) + 1
 
     @cached_property
     def begins(self) -> list[int]:

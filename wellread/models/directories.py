@@ -130,11 +130,11 @@ def _indexed(directory: Path) -> list[Path]:
 
 def _other_format(directory: Path) -> UserError:
     """The error for a directory without weights in safetensors."""
-    others = sorted(path.name for suffix in PICKLES for path in directory.glob(f"*{suffix}"))
-    if not others:
+    pickles = sorted(path.name for suffix in PICKLES for path in directory.glob(f"*{suffix}"))
+    if not pickles:
         return UserError(f"{directory}: contains no {WEIGHTS}; pass a directory with the weights of the model")
     return UserError(
-        f"{directory / others[0]}: can execute code when it is loaded, so only safetensors are read; "
+        f"{directory / pickles[0]}: can execute code when it is loaded, so only safetensors are read; "
         f"convert it with: wellread import {directory} --out NEW_DIRECTORY"
     )
 
