@@ -104,6 +104,11 @@ def _parse(kind: type[Evaluation], argv: list[str]) -> dict[str, Any]:
             action="store_true",
             help="Only compute and keep the scores, for --fan_out; do not compare.",
         )
+        parser.add_argument(
+            "--verify",
+            action="store_true",
+            help="Hash all model files again, also those that have not changed since the last evaluation.",
+        )
     return dict(parse(parser, argv).as_dict())
 
 

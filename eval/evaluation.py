@@ -90,6 +90,8 @@ class PerCheckpoint(Evaluation, Generic[ScoresType]):
     """Steps of the checkpoints; None: all checkpoints."""
     device: str | None = None
     """Where the model runs; None: CUDA if there is a GPU, otherwise the CPU."""
+    verify: bool = False
+    """Whether to hash the files of models again that have not changed since the last evaluation."""
 
     needs: ClassVar[tuple[Need, ...]] = (a_checkpoint,)
 
@@ -148,5 +150,5 @@ class PerCheckpoint(Evaluation, Generic[ScoresType]):
         return self.run.config().model.name
 
 
-NO_FLAGS = {"run", "steps", "device"}
-"""Fields of an evaluation that do not become flags; the command line sets run and steps in other ways."""
+NO_FLAGS = {"run", "steps", "device", "verify"}
+"""Fields of an evaluation that do not become flags; the command line sets run, steps and verify in other ways."""

@@ -35,6 +35,7 @@ def scores_of(
     ids: Ints,
     reporter: Reporter,
     device: str | None = None,
+    verify: bool = False,
 ) -> Scores:
     """Scores of samples at `checkpoint`: load the kept ones, and compute and keep the missing ones.
 
@@ -46,12 +47,21 @@ def scores_of(
         Samples of `corpus`, int64[n], ascending.
     device
         Where the model runs (default: CUDA if there is a GPU, otherwise the CPU).
+    verify
+        Whether to hash the model's files again although they have not changed since the last time.
+
+    Raises
+    ------
+    UserError
+        When the checkpoint has a file that its manifest does not list, or one that is missing or altered.
     """
     from wellread.scores import Scores, write_scores
 
     scores = kept_scores(run, checkpoint) or Scores.empty()
     missing = np.setdiff1d(ids, scores.sample_id)
     reporter.move_to(start := reporter.scored + ids.size - missing.size)
+    if missing.size or verify:
+        checkpoint.refuse_damaged(run.eval / "hashes" / f"{checkpoint.path.name}.json", verify)
     if missing.size:
         new = _run_model(checkpoint, corpus, missing, device, lambda n_scored: reporter.move_to(start + n_scored))
         scores = scores.merged(new)

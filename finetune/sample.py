@@ -53,6 +53,8 @@ def answer(name: str, text: str, settings: Settings) -> str:
 
     checkpoint = named_checkpoint(name)
     run = RunDirectory.open(checkpoint.path.parent.parent)
+    if damage := checkpoint.damage():
+        raise UserError(f"{damage}; choose another checkpoint: RUN@step-N")
     tokenizer = Tokenizer.load(checkpoint.model)
     prompt = _prompt(run, text, tokenizer)
     model: Any = load_model(checkpoint.model)

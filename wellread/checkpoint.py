@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,19 +62,99 @@ class Checkpoint:
     @property
     def resumable(self) -> bool:
         """Whether it has a state: only the newest checkpoints keep theirs."""
-        return any(name.startswith("state/") for name in self.manifest["files"])
+        return any(name.startswith("state/") for name in self.manifest.get("files", ()))
 
-    def damage(self) -> str | None:
-        """Describe the first file that is missing or altered, in one line; None when all files match."""
-        for name, expected in self.manifest["files"].items():
+    def damage(self, sha256: Callable[[str], str] | None = None, hashed: str = "") -> str | None:
+        """Describe the first file that is missing, altered or not listed, in one line; None when all files match.
+
+        Parameters
+        ----------
+        sha256 : callable, optional
+            Returns the hash of the file with this name in the manifest (default: computes it).
+        hashed : str
+            Beginning of the names of the files to hash; of the others only the size is compared.
+        """
+        files = self.manifest.get("files")
+        if not isinstance(files, dict) or not any(_is_weights(name) for name in files):
+            return f"{self.path / MANIFEST}: files: lists no weights in model/"
+        for name, expected in files.items():
             path = self.path / name
-            if not path.is_file():
-                return f"{path}: missing"
+            if not isinstance(expected, dict) or not {"size", "sha256"} <= expected.keys() or _outside(name):
+                return f"{self.path / MANIFEST}: files: {name!r} has no size or sha256, or is outside the checkpoint"
+            if not path.is_file() or path.is_symlink():
+                return f"{path}: missing" if not path.is_symlink() else f"{path}: is a link, the manifest lists a file"
             if path.stat().st_size != expected["size"]:
-                return f"{path}: {path.stat().st_size:,} bytes, the manifest says {expected['size']:,}"
-            if sha256_file(path) != expected["sha256"]:
+                return f"{path}: {path.stat().st_size:,} bytes, the manifest says {expected['size']}"
+            if name.startswith(hashed) and (sha256(name) if sha256 else sha256_file(path)) != expected["sha256"]:
                 return f"{path}: altered (its sha256 is not the manifest's)"
-        return None
+        return next((f"{self.path / name}: not listed in {MANIFEST}; remove it" for name in self.unlisted()), None)
+
+    def unlisted(self) -> list[str]:
+        """Names of files, links and other entries in its directory that its manifest does not list, sorted.
+
+        A crash may leave a file of a state that was being deleted, and the temporary file of the manifest.
+        """
+        names = []
+        for folder, folders, files in os.walk(self.path):
+            links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+            names += [Path(folder, name).relative_to(self.path).as_posix() for name in [*files, *links]]
+        known = {MANIFEST, *self.manifest.get("files", ()), *self.manifest.get("dropped", ())}
+        return sorted(
+            name for name in {*names} - known if not re.fullmatch(rf"\.{re.escape(MANIFEST)}\.\d+\.tmp", name)
+        )
+
+    def refuse_damaged(self, hashes: Path, again: bool = False) -> None:
+        """Compare its files with its manifest before its model is read; quick if nothing changed since the last time.
+
+        Parameters
+        ----------
+        hashes : Path
+            File that keeps the hashes of the model's files, each with the size, time of change and inode of its file.
+        again : bool
+            Whether to hash files again that have not changed since.
+
+        Raises
+        ------
+        UserError
+            When a file of the checkpoint is missing, altered or not listed.
+        """
+        kept = {} if again else _kept_hashes(hashes)
+        used: dict[str, Any] = {}
+
+        def sha256(name: str) -> str:
+            status = (self.path / name).stat()
+            key = [status.st_size, status.st_mtime_ns, status.st_ino]
+            entry = kept.get(name)
+            if not isinstance(entry, dict) or entry.get("file") != key:
+                entry = {"file": key, "sha256": sha256_file(self.path / name)}
+            used[name] = entry
+            return str(entry["sha256"])
+
+        damage = self.damage(sha256, "model/")
+        if damage and (checkpoint := _committed(self.path)):  # the run may have deleted its state meanwhile
+            damage = checkpoint.damage(sha256, "model/")
+        if damage:
+            raise UserError(f"{damage}; see wellread verify {self.path.parent.parent}")
+        if used != kept:
+            hashes.parent.mkdir(parents=True, exist_ok=True)
+            write_json(hashes, used)
+
+
+def _is_weights(name: str) -> bool:
+    return name.startswith("model/") and name.endswith(".safetensors")
+
+
+def _outside(name: str) -> bool:
+    return name.startswith("/") or ".." in name.split("/")
+
+
+def _kept_hashes(path: Path) -> dict[str, Any]:
+    """What `Checkpoint.refuse_damaged` has kept; empty when there is nothing, or nothing readable."""
+    try:
+        kept = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return kept if isinstance(kept, dict) else {}
 
 
 def name_of(step: int) -> str:
@@ -86,13 +166,18 @@ def list_checkpoints(directory: Path) -> list[Checkpoint]:
     """All committed checkpoints, by step."""
     checkpoints = []
     for path in sorted(directory.glob("step-*")):
-        manifest = path / MANIFEST
-        if re.fullmatch(r"step-\d+", path.name) and manifest.is_file():
-            try:
-                checkpoints.append(Checkpoint(path, json.loads(manifest.read_text())))
-            except ValueError:  # not JSON, not even text
-                continue  # newest_valid reports it
+        if re.fullmatch(r"step-\d+", path.name) and (checkpoint := _committed(path)):
+            checkpoints.append(checkpoint)
     return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
+
+
+def _committed(path: Path) -> Checkpoint | None:
+    """The checkpoint in directory `path`; None when its manifest cannot be read: newest_valid and verify report it."""
+    try:
+        content = json.loads((path / MANIFEST).read_bytes())
+    except (OSError, ValueError, RecursionError):  # not JSON, not even text
+        return None
+    return Checkpoint(path, content) if isinstance(content, dict) and type(content.get("step")) is int else None
 
 
 def unreadable(directory: Path) -> list[str]:
@@ -203,8 +288,10 @@ def drop_old_states(directory: Path, keep: int) -> None:
         if checkpoint.step in steps_with_state:
             continue
         if checkpoint.resumable:
-            files = {name: file for name, file in checkpoint.manifest["files"].items() if not name.startswith("state/")}
-            write_json(checkpoint.path / MANIFEST, checkpoint.manifest | {"files": files})
+            files = checkpoint.manifest["files"]
+            kept = {name: file for name, file in files.items() if not name.startswith("state/")}
+            dropped = {name: file for name, file in files.items() if name not in kept}
+            write_json(checkpoint.path / MANIFEST, checkpoint.manifest | {"files": kept, "dropped": dropped})
         shutil.rmtree(checkpoint.state, ignore_errors=True)
 
 

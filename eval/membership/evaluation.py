@@ -87,7 +87,7 @@ class Membership(PerCheckpoint[Scores]):
     def score(self, checkpoint: Checkpoint, reporter: Reporter) -> Scores:
         """Scores of all groups at `checkpoint`."""
         ids = self.groups.all(checkpoint.step)
-        return scores_of(self.run, checkpoint, self.groups.corpus, ids, reporter, self.device)
+        return scores_of(self.run, checkpoint, self.groups.corpus, ids, reporter, self.device, self.verify)
 
     def measure(self, checkpoint: Checkpoint, scores: Scores, reporter: Reporter) -> Iterator[Result]:
         """Compare the groups; yield nothing if a score is not finite, because the run has diverged."""

@@ -38,7 +38,7 @@ class Dummy(PerCheckpoint[Scores]):
 
     def score(self, checkpoint: Checkpoint, reporter: Reporter) -> Scores:
         corpus = Corpus.open(self.run.corpus)
-        return scores_of(self.run, checkpoint, corpus, np.arange(4), reporter, self.device)
+        return scores_of(self.run, checkpoint, corpus, np.arange(4), reporter, self.device, self.verify)
 
     def measure(self, checkpoint: Checkpoint, scores: Scores, reporter: Reporter) -> Iterator[Result]:
         good = float((scores.mean > self.seed).sum())
