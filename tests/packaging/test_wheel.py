@@ -72,7 +72,7 @@ def test_a_run_is_read_and_verified_from_the_bare_wheel(bare: Path, copied_run: 
     assert ids == str(record.sample_ids((3, 4)).tolist())
     assert "### Response:" in text
     proof = run(bare, "-m", "wellread", "verify", path, cwd=tmp_path)
-    assert proof.stdout == f"verified: 12 batches, head {record.head}\n"
+    assert proof.stdout == f"verified: 12 batches, 192 readings, 4 checkpoints agree, head {record.head}\n"
     printed = run(bare, "-m", "wellread", "read", path, "--batch", 3, cwd=tmp_path).stdout
     assert printed.startswith("batch 3  step 4  16 samples, ")
     assert all(f"    {line}".rstrip() in printed for line in text.rstrip("\n").split("\n"))

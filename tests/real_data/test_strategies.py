@@ -77,7 +77,8 @@ def test_strategy_trains_and_verifies(program: Program, runs: Run, strategy: str
     assert [c.batches for c in checkpoints] == [(0, 0), (0, 10), (10, 20)]
     result = program("eval", "verify", run.path)
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout == f"verified: {STEPS} batches, head {checkpoints[-1].head}\n"
+    assert result.stdout.startswith(f"verified: {STEPS} batches, ")
+    assert result.stdout.endswith(f" checkpoints agree, head {checkpoints[-1].head}\n")
 
 
 @pytest.mark.long

@@ -76,4 +76,5 @@ def test_disk_full_while_saving(program: Program, corpora: Path, disk: Disk) -> 
     assert "resuming from step-00000002\n" in result.stdout
     assert [c.step for c in list_checkpoints(run.checkpoints)] == [0, 2, 4, 6]
     verified = program("eval", "verify", run.path, check=True)
-    assert verified.stdout == f"verified: 6 batches, head {Record.open(run.record).head}\n"
+    assert verified.stdout.startswith("verified: 6 batches, ")
+    assert verified.stdout.endswith(f" checkpoints agree, head {Record.open(run.record).head}\n")

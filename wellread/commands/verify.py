@@ -7,23 +7,25 @@ from wellread.errors import FAILURE
 
 
 def main(argv: list[str], prog: str = "wellread verify") -> int:
-    """Print the problems of a run, and a verdict; return the exit code."""
+    """Print the problems of a run, and what was checked; return the exit code."""
     parser = plain_parser(prog, "Verify what a run claims to have read.", f"example:\n  {prog} runs/mine")
     parser.add_argument("run", help="Run directory.")
     options = parse(parser, argv)
 
-    from wellread.record.reader import Record
-    from wellread.record.verify import verify
+    from wellread.record.verify import examine
     from wellread.run import RunDirectory
+    from wellread.terminal import visible
 
-    run = RunDirectory.open(options.run)
-    problems = verify(run)
-    for line in problems:
-        print(line)
-    record = Record.open(run.record)
-    verdict = "FAILED: " + f"{len(problems)} problem{'s' * (len(problems) > 1)}" if problems else "verified"
-    print(f"{verdict}: {record.batches:,} batches, head {record.head}")
-    return FAILURE if problems else 0
+    result = examine(RunDirectory.open(options.run))
+    for line in result.problems:
+        print(visible(line))
+    n = len(result.problems)
+    checked = f"{result.batches:,} batches, {result.readings:,} readings, {result.checkpoints:,} checkpoints"
+    if n:
+        print(f"FAILED: {n:,} problem{'s' * (n > 1)}: {checked}, head {visible(result.head)}")
+        return FAILURE
+    print(f"verified: {checked} agree, head {result.head}")
+    return 0
 
 
 if __name__ == "__main__":

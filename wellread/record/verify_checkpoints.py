@@ -1,0 +1,90 @@
+"""Verify checkpoints: their files, and each field of their manifests, against record, corpus and identity."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from wellread.checkpoint import MANIFEST, Checkpoint, list_checkpoints, unreadable
+from wellread.corpus.read import Corpus
+from wellread.corpus.tokenizer import FILES
+from wellread.files import sha256_file
+from wellread.record.findings import Findings
+from wellread.record.reader import Record
+from wellread.record.verify_record import Walked
+from wellread.run import RunDirectory
+
+
+def check_files(findings: Findings, run: RunDirectory) -> list[Checkpoint]:
+    """Compare the files of every checkpoint with its manifest; return the checkpoints that can be read."""
+    findings.add(*unreadable(run.checkpoints))
+    checkpoints = list_checkpoints(run.checkpoints)
+    for checkpoint in checkpoints:
+        with findings.reading(checkpoint.path / MANIFEST):
+            damage = checkpoint.damage()
+            if damage:  # a run that is training may have deleted a state meanwhile
+                current = {each.path: each for each in list_checkpoints(run.checkpoints)}.get(checkpoint.path)
+                damage = current.damage() if current else damage
+            if damage:
+                findings.add(damage)
+    return checkpoints
+
+
+def check_tokenizers(findings: Findings, checkpoints: list[Checkpoint], corpus: Corpus) -> None:
+    """Every checkpoint has the tokenizer of the corpus."""
+    expected = {name: sha256_file(corpus.tokenizer / name) for name in FILES if (corpus.tokenizer / name).is_file()}
+    for checkpoint in checkpoints:
+        for name, sha256 in expected.items():
+            with findings.reading(checkpoint.path / MANIFEST):
+                listed = checkpoint.manifest["files"].get(f"model/{name}", {}).get("sha256")
+                findings.expect(checkpoint.path / MANIFEST, f"files: model/{name}", listed, sha256, "the corpus")
+
+
+def check_identities(findings: Findings, checkpoints: list[Checkpoint], manifest: dict[str, Any]) -> None:
+    """Fields that every checkpoint shares with the manifest of the run, and the batches between checkpoints."""
+    identity, saved = manifest["identity"], 0
+    attempts = {(each.get("strategy"), each.get("ranks")) for each in manifest["attempts"]}
+    for checkpoint in checkpoints:
+        place, values = checkpoint.path / MANIFEST, checkpoint.manifest
+        with findings.reading(place):
+            expected = {"version": 1, "corpus": identity["corpus"], "dtype": identity["dtype"]}
+            findings.expect_all(place, {name: (values.get(name), value) for name, value in expected.items()})
+            compare_identity(findings, place, values["identity"], identity)
+            findings.expect(place, "record.batches", list(checkpoint.batches), [saved, checkpoint.step])
+            made_by = (values.get("strategy"), values.get("ranks"))
+            if attempts and made_by not in attempts:
+                findings.add(f"{place}: strategy, ranks: {made_by}, but no attempt in manifest.json has them")
+            loss = values.get("holdout_loss")
+            if loss is not None and (not isinstance(loss, float) or math.isnan(loss) or loss < 0):
+                findings.add(f"{place}: holdout_loss: {loss}, expected a number of at least 0, or null")
+        saved = checkpoint.step
+
+
+def compare_identity(findings: Findings, place: Any, copy: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Compare the identity in a checkpoint with that in manifest.json, key by key."""
+    for key in sorted(copy.keys() | identity.keys()):
+        findings.expect(place, f"identity.{key}", copy.get(key), identity.get(key), "manifest.json")
+
+
+def check_record(findings: Findings, checkpoints: list[Checkpoint], record: Record, walked: Walked) -> None:
+    """Compare head, tokens and skipped batches of every checkpoint with the record."""
+    skipped = record.skipped()
+    for checkpoint in checkpoints:
+        step = checkpoint.step
+        if step > record.batches:
+            findings.add(f"checkpoint step-{step:08d}: the record ends earlier, at step {record.batches}")
+            continue
+        with findings.reading(checkpoint.path / MANIFEST):
+            head = walked.heads[step]
+            if checkpoint.head != head:
+                findings.add(
+                    f"checkpoint step-{step:08d}: has head {checkpoint.head}, the record has {head} at this step"
+                )
+            findings.expect(checkpoint.path / MANIFEST, "tokens", checkpoint.manifest["tokens"], walked.tokens[step])
+            claimed, expected = checkpoint.manifest.get("skipped", 0), int(np.searchsorted(skipped, step))
+            if claimed != expected:
+                findings.add(
+                    f"{checkpoint.path}: says {claimed} skipped batches, the record has {expected} at this step"
+                )

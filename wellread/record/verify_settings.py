@@ -1,0 +1,142 @@
+"""Verify the settings of a run: manifest.json, config.yaml, plan.json and order.json against each other."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import Any
+
+import numpy as np
+
+from wellread.config import RunConfig, to_dict
+from wellread.corpus.read import Corpus
+from wellread.files import read_json
+from wellread.order.build import build
+from wellread.order.permutation import ListedOrder, Order
+from wellread.order.spec import parse
+from wellread.planning.plan import Plan
+from wellread.record.findings import Findings
+from wellread.run import RunDirectory
+
+DATA = ("holdout", "holdout_seed", "loss_on", "packing")
+"""Settings of a corpus that are settings of the run."""
+
+
+def check(findings: Findings, run: RunDirectory, manifest: dict[str, Any], corpus: Corpus | None) -> None:
+    """Compare config.yaml, plan.json and the corpus with the identity of the run."""
+    identity = manifest["identity"]
+    findings.expect(run.manifest_file, "version", manifest.get("version"), 1)
+    numbers = [each.get("attempt") for each in manifest["attempts"]]
+    findings.expect(run.manifest_file, "attempts", numbers, list(range(1, len(numbers) + 1)))
+    with findings.reading(run.config_file):
+        config = run.config()
+        _check_config(findings, run, config, identity)
+        if corpus:
+            settings = corpus.meta["settings"]
+            for name in (name for name in DATA if name in settings and hasattr(config.data, name)):
+                findings.expect(
+                    corpus.path / "corpus.json",
+                    f"settings.{name}",
+                    settings[name],
+                    getattr(config.data, name),
+                    "config.yaml",
+                )
+            findings.expect(
+                corpus.path / "corpus.json",
+                "settings.seq_len",
+                settings.get("seq_len"),
+                identity["seq_len"],
+                "manifest.json",
+            )
+    with findings.reading(run.plan_file):
+        if run.plan_file.is_file():
+            _check_plan(findings, run, Plan.open(run.plan_file), identity, corpus)
+
+
+def _check_config(findings: Findings, run: RunDirectory, config: RunConfig, identity: dict[str, Any]) -> None:
+    schedule, order = config.schedule, identity["order"]
+    values: dict[str, tuple[object, object]] = {
+        "seed": (schedule.seed, identity["seed"]),
+        "batch_size": (schedule.batch_size or identity["batch_size"], identity["batch_size"]),
+        "seq_len": (config.data.seq_len or identity["seq_len"], identity["seq_len"]),
+        "steps": (schedule.steps or identity["steps"], identity["steps"]),
+        "dtype": (config.model.dtype, identity["dtype"]),
+        "optim": (to_dict(config.optim), identity["optim"]),
+        "lora": (to_dict(config.lora) if config.lora.rank else None, identity.get("lora")),
+        "freeze": (config.model.freeze or None, identity.get("freeze")),
+        "pack": (config.data.pack, identity.get("pack", False)),
+        "order": (parse(schedule.order).kind, order["kind"]),
+    }
+    findings.expect_all(run.config_file, values, "manifest.json")
+    listed = "ids" in order
+    findings.expect(run.manifest_file, "identity.order.batch_size", order["batch_size"], identity["batch_size"])
+    findings.expect(run.manifest_file, "identity.order.seed", order["seed"], identity["seed"])
+    if listed:
+        passes = "shuffle" if schedule.order_control or order["kind"] == "filter" else "sequential"
+        findings.expect(run.config_file, "order_control", order["pass"], passes, "manifest.json")
+
+
+def _check_plan(
+    findings: Findings, run: RunDirectory, plan: Plan, identity: dict[str, Any], corpus: Corpus | None
+) -> None:
+    order, epochs = identity["order"], identity["steps"] * identity["batch_size"] / identity["order"]["n"]
+    values: dict[str, tuple[object, object]] = {
+        "batch_size": (plan.batch_size, identity["batch_size"]),
+        "seq_len": (plan.seq_len, identity["seq_len"]),
+        "steps": (plan.steps, identity["steps"]),
+        "dtype": (plan.dtype, identity["dtype"]),
+        "order": (parse(plan.order).kind, order["kind"]),
+        "warmup_steps": (plan.warmup_steps, ceil(identity["optim"]["warmup"] * identity["steps"])),
+        "epochs": (plan.epochs, round(epochs, 4)),
+        "pass_samples": (plan.counts.in_pass, order["n"]),
+        "micro_batch_size": (plan.micro_batch_size * plan.accumulation * plan.ranks, plan.batch_size),
+    }
+    findings.expect_all(run.plan_file, values, "manifest.json")
+    if corpus:
+        counts: dict[str, tuple[object, object]] = {
+            "samples": (plan.counts.samples, corpus.n),
+            "trainable": (plan.counts.trainable, corpus.n_trainable),
+            "sealed": (plan.counts.sealed, corpus.n - corpus.n_trainable),
+        }
+        findings.expect_all(run.plan_file, counts, "the corpus")
+
+
+def check_order(findings: Findings, run: RunDirectory, identity: dict[str, Any], order: Order, corpus: Corpus) -> None:
+    """Compare the order with its identity and the corpus, and order.json with the order."""
+    expected = identity["order"]
+    if isinstance(order, ListedOrder):
+        outside = np.flatnonzero((order.ids < 0) | (order.ids >= corpus.n_trainable))
+        findings.add(*(f"{run.order_file}: row {i}: sample {order.ids[i]} is not trainable" for i in outside[:5]))
+        findings.expect(run.manifest_file, "identity.order.n", expected["n"], len(order.ids), "order.npy")
+        if expected["kind"] in ("sorted", "filter"):  # made of the corpus only
+            order = build(run.config().schedule, corpus).order
+    else:
+        findings.expect(run.manifest_file, "identity.order.n", expected["n"], corpus.n_trainable, "the corpus")
+    findings.expect(run.manifest_file, "identity.order", expected, order.identity(), "the order")
+    if expected["kind"] == "curriculum":
+        with findings.reading(run.order_notes):
+            _check_notes(findings, run, identity, order)
+
+
+def _check_notes(findings: Findings, run: RunDirectory, identity: dict[str, Any], order: Order) -> None:
+    """The phases follow each other; each insertion is where the order reads it, and every reading of it is listed."""
+    notes, place, steps = read_json(run.order_notes), run.order_notes, identity["steps"]
+    control = run.config().schedule.order_control
+    findings.expect_all(place, {"version": (notes["version"], 1), "control": (notes["control"], control)})
+    start = 0
+    for phase in notes["phases"]:
+        findings.expect(place, f"phases: start of {phase['name']!r}", phase["start"], start)
+        parse(phase["order"])
+        start = phase["stop"]
+    if not control:
+        findings.expect(place, "phases: end of the last", start, steps, "steps in manifest.json")
+    listed = [(each["batch_id"], each["slot"], each["sample_id"]) for each in notes["inserted"]]
+    read = order.batches(0, steps)
+    for batch_id, slot, sample_id in listed:
+        actual = int(read[batch_id, slot]) if 0 <= batch_id < steps and 0 <= slot < order.batch_size else None
+        findings.expect(place, f"inserted: batch {batch_id} slot {slot}", sample_id, actual, "the order")
+    findings.expect(place, "inserted", listed, sorted(set(listed)), "each place once, in order of reading")
+    for sample_id in sorted({each[2] for each in listed}):
+        named = sum(each[2] == sample_id for each in listed)
+        findings.expect(
+            place, f"inserted: readings of sample {sample_id}", named, int((read == sample_id).sum()), "the order"
+        )
