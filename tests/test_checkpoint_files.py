@@ -91,12 +91,12 @@ def test_a_crash_while_a_state_is_deleted_leaves_a_valid_checkpoint(saved: Check
     content = (saved.path / "state/optimizer.pt").read_bytes()
     save(saved.path.parent, 8)
     drop_old_states(saved.path.parent, 1)
-    left, _ = list_checkpoints(saved.path.parent)
-    assert left.damage() is None
-    assert not left.resumable
-    assert list(left.manifest["dropped"]) == ["state/optimizer.pt"]
-    left.state.mkdir()
-    (left.state / "optimizer.pt").write_bytes(content)
-    (left.path / ".checkpoint.json.17.tmp").write_text("")
-    assert left.damage() is None
+    dropped, _ = list_checkpoints(saved.path.parent)
+    assert dropped.damage() is None
+    assert not dropped.resumable
+    assert list(dropped.manifest["dropped"]) == ["state/optimizer.pt"]
+    dropped.state.mkdir()
+    (dropped.state / "optimizer.pt").write_bytes(content)
+    (dropped.path / ".checkpoint.json.17.tmp").write_text("")
+    assert dropped.damage() is None
     saved.refuse_damaged(saved.path.parent / "hashes.json")  # opened before the state was deleted

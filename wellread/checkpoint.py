@@ -98,9 +98,9 @@ class Checkpoint:
         for folder, folders, files in os.walk(self.path):
             links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
             names += [Path(folder, name).relative_to(self.path).as_posix() for name in [*files, *links]]
-        known = {MANIFEST, *self.manifest.get("files", ()), *self.manifest.get("dropped", ())}
+        listed = {MANIFEST, *self.manifest.get("files", ()), *self.manifest.get("dropped", ())}
         return sorted(
-            name for name in {*names} - known if not re.fullmatch(rf"\.{re.escape(MANIFEST)}\.\d+\.tmp", name)
+            name for name in {*names} - listed if not re.fullmatch(rf"\.{re.escape(MANIFEST)}\.\d+\.tmp", name)
         )
 
     def refuse_damaged(self, hashes: Path, again: bool = False) -> None:
@@ -118,13 +118,13 @@ class Checkpoint:
         UserError
             When a file of the checkpoint is missing, altered or not listed.
         """
-        kept = {} if again else _kept_hashes(hashes)
+        entries = {} if again else _kept_hashes(hashes)
         used: dict[str, Any] = {}
 
         def sha256(name: str) -> str:
             status = (self.path / name).stat()
             key = [status.st_size, status.st_mtime_ns, status.st_ino]
-            entry = kept.get(name)
+            entry = entries.get(name)
             if not isinstance(entry, dict) or entry.get("file") != key:
                 entry = {"file": key, "sha256": sha256_file(self.path / name)}
             used[name] = entry
@@ -135,7 +135,7 @@ class Checkpoint:
             damage = checkpoint.damage(sha256, "model/")
         if damage:
             raise UserError(f"{damage}; see wellread verify {self.path.parent.parent}")
-        if used != kept:
+        if used != entries:
             hashes.parent.mkdir(parents=True, exist_ok=True)
             write_json(hashes, used)
 
@@ -151,10 +151,10 @@ def _outside(name: str) -> bool:
 def _kept_hashes(path: Path) -> dict[str, Any]:
     """What `Checkpoint.refuse_damaged` has kept; empty when there is nothing, or nothing readable."""
     try:
-        kept = json.loads(path.read_bytes())
+        entries = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
-    return kept if isinstance(kept, dict) else {}
+    return entries if isinstance(entries, dict) else {}
 
 
 def name_of(step: int) -> str:
@@ -289,9 +289,9 @@ def drop_old_states(directory: Path, keep: int) -> None:
             continue
         if checkpoint.resumable:
             files = checkpoint.manifest["files"]
-            kept = {name: file for name, file in files.items() if not name.startswith("state/")}
-            dropped = {name: file for name, file in files.items() if name not in kept}
-            write_json(checkpoint.path / MANIFEST, checkpoint.manifest | {"files": kept, "dropped": dropped})
+            remaining = {name: file for name, file in files.items() if not name.startswith("state/")}
+            dropped = {name: file for name, file in files.items() if name not in remaining}
+            write_json(checkpoint.path / MANIFEST, checkpoint.manifest | {"files": remaining, "dropped": dropped})
         shutil.rmtree(checkpoint.state, ignore_errors=True)
 
 

@@ -17,7 +17,8 @@ from wellread.corpus.pack import joined_document, shared
 from wellread.corpus.read import METRICS, Corpus
 from wellread.corpus.segments import FILE as SEGMENTS
 from wellread.corpus.segments import Segments
-from wellread.files import load_array
+from wellread.errors import UserError
+from wellread.files import load_array, read_json
 from wellread.record.findings import Findings
 
 if TYPE_CHECKING:
@@ -75,15 +76,32 @@ def _check_description(findings: Findings, corpus: Corpus) -> None:
     expected = "<u2" if corpus.words <= 65536 else "<u4"
     if meta["dtype"] != "<u4" or expected == "<u4":  # the vocabulary of the model may be larger than the tokenizer's
         findings.expect(place, "dtype", meta["dtype"], expected)
-    named = {path.name for path in corpus.path.iterdir() if not path.name.startswith(".")}
-    foreign = sorted(named - files - {"corpus.json", "tokenizer"})
+    names = {path.name for path in corpus.path.iterdir() if not path.name.startswith(".")}
+    foreign = sorted(names - files - {"corpus.json", "tokenizer"})
     findings.add(*(f"{corpus.path / name}: not listed in corpus.json; remove it" for name in foreign))
     actual = tokenizer.fingerprint(corpus.tokenizer)
     findings.expect(place, "tokenizer.sha256", meta["tokenizer"].get("sha256"), actual, "the files in tokenizer/")
-    backend = tokenizer.Tokenizer.load(corpus.tokenizer)
-    findings.expect(place, "tokenizer.eos", meta["tokenizer"].get("eos"), backend.eos, "the files in tokenizer/")
+    with findings.reading(corpus.tokenizer):
+        size, eos = _vocabulary(corpus.tokenizer)
+        findings.expect(place, "tokenizer.size", meta["tokenizer"]["size"], size, "the files in tokenizer/")
+        if eos is not None:
+            findings.expect(place, "tokenizer.eos", meta["tokenizer"]["eos"], eos, "the files in tokenizer/")
     if key := re.search(r"-([0-9a-f]{12})$", corpus.path.name):
         findings.expect(place, "settings", corpus_key(meta["settings"]), key.group(1), "the name of the corpus")
+
+
+def _vocabulary(directory: Path) -> tuple[int, int | None]:
+    """Size of a vocabulary, and the id of the end-of-sequence token if its files name it."""
+    from tokenizers import Tokenizer
+
+    try:
+        backend = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    except Exception as error:  # it raises nothing more specific
+        raise UserError(f"{directory / 'tokenizer.json'}: damaged ({error}); restore it from a copy") from None
+    settings = directory / "tokenizer_config.json"
+    token = read_json(settings).get("eos_token") if settings.is_file() else None
+    text = token.get("content") if isinstance(token, dict) else token
+    return backend.get_vocab_size(with_added_tokens=True), backend.token_to_id(text) if text else None
 
 
 def _check_arrays(findings: Findings, corpus: Corpus) -> None:

@@ -28,6 +28,7 @@ class Walked:
 
     heads: dict[int, str] = field(default_factory=dict)
     tokens: dict[int, int] = field(default_factory=dict)
+    """Only up to the first batch with tokens that are not those of the corpus."""
 
 
 def check_parts(findings: Findings, record: Record, start: str, batch_size: int) -> bool:
@@ -82,14 +83,16 @@ def walk(
         table = record.table(list(COLUMNS), (first, stop))
         ids, read = table["sample_id"].to_numpy(), digest_array(table["digest"])
         inside = (ids >= 0) & (ids < corpus.n)
-        _compare(findings, table, first, stop, order, digests)
-        _compare_columns(findings, record, table, first, order, corpus)
+        same = _compare(findings, table, first, stop, order, digests)
+        _compare_columns(findings, record, table, first, order, corpus, same)
         lengths = np.where(inside, corpus.lengths(np.where(inside, ids, 0)), 0)
         for batch_id in range(first, stop):
             rows = slice((batch_id - first) * order.batch_size, (batch_id - first + 1) * order.batch_size)
             head = link(head, batch_id, ids[rows], read[rows].tobytes())
             tokens += int(lengths[rows].sum())
-            walked.heads[batch_id + 1], walked.tokens[batch_id + 1] = head, tokens
+            walked.heads[batch_id + 1] = head
+            if same[rows].all() and batch_id in walked.tokens:
+                walked.tokens[batch_id + 1] = tokens
     if head != record.head:
         findings.add(f"{record.directory}: its chain ends at {head}, head.json says {record.head}")
     return walked
@@ -97,8 +100,8 @@ def walk(
 
 def _compare(
     findings: Findings, table: pyarrow.Table, start: int, stop: int, order: Order, digests: NDArray[np.uint8]
-) -> None:
-    """Compare recorded batches ``start … stop-1`` with the order and the corpus."""
+) -> NDArray[np.bool_]:
+    """Compare batches ``start … stop-1`` with order and corpus; return which rows have the tokens of their sample."""
     size, ids = order.batch_size, table["sample_id"].to_numpy()
     expected = order.batches(start, stop).ravel()
     places = np.arange(start * size, stop * size)
@@ -114,24 +117,30 @@ def _compare(
             for i in np.flatnonzero(~same)
         )
     )
+    return np.asarray(same)
 
 
 def _compare_columns(
-    findings: Findings, record: Record, table: pyarrow.Table, start: int, order: Order, corpus: Corpus
+    findings: Findings,
+    record: Record,
+    table: pyarrow.Table,
+    start: int,
+    order: Order,
+    corpus: Corpus,
+    same: NDArray[np.bool_],
 ) -> None:
     """Columns that the chain does not cover, but that follow from it, and what a loss can be."""
     size, ids = order.batch_size, table["sample_id"].to_numpy()
     places = np.arange(start * size, start * size + len(ids))
-    inside = (ids >= 0) & (ids < corpus.n)
     skipped, losses = table["skipped"].to_numpy(), table["loss"].to_numpy()
     expected = {
         "step": places // size + 1,
         "epoch": order.epochs(places),
-        "n_targets": corpus.n_targets(np.where(inside, ids, 0)),
+        "n_targets": np.where(same, corpus.n_targets(np.where(same, ids, 0)), table["n_targets"].to_numpy()),
         "skipped": np.repeat(skipped[::size], size),
     }
     for name, values in expected.items():
-        for i in np.flatnonzero(inside & (table[name].to_numpy() != values))[:5]:
+        for i in np.flatnonzero(table[name].to_numpy() != values)[:5]:
             value = table[name][i].as_py()
             findings.add(f"{record.directory}: {_place(places[i], size)}: {name} is {value}, expected {values[i]}")
     for i in np.flatnonzero((losses < 0) | (~np.isfinite(losses) & ~skipped))[:5]:

@@ -136,7 +136,7 @@ def _check_notes(findings: Findings, run: RunDirectory, identity: dict[str, Any]
         findings.expect(place, f"inserted: batch {batch_id} slot {slot}", sample_id, actual, "the order")
     findings.expect(place, "inserted", listed, sorted(set(listed)), "each place once, in order of reading")
     for sample_id in sorted({each[2] for each in listed}):
-        named = sum(each[2] == sample_id for each in listed)
+        times = sum(each[2] == sample_id for each in listed)
         findings.expect(
-            place, f"inserted: readings of sample {sample_id}", named, int((read == sample_id).sum()), "the order"
+            place, f"inserted: readings of sample {sample_id}", times, int((read == sample_id).sum()), "the order"
         )
