@@ -98,7 +98,8 @@ class Checkpoint:
         for folder, folders, files in os.walk(self.path):
             links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
             names += [Path(folder, name).relative_to(self.path).as_posix() for name in [*files, *links]]
-        listed = {MANIFEST, *self.manifest.get("files", ()), *self.manifest.get("dropped", ())}
+        listed = {MANIFEST, *self.manifest.get("files", ())}
+        listed |= {name for name in self.manifest.get("dropped", ()) if name.startswith("state/")}
         return sorted(
             name for name in {*names} - listed if not re.fullmatch(rf"\.{re.escape(MANIFEST)}\.\d+\.tmp", name)
         )

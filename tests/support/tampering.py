@@ -97,6 +97,19 @@ def written(name: str, content: bytes = b"foreign") -> Change:
     return change
 
 
+def added(name: str, listing: str = "files") -> Change:
+    """Write a file into the newest checkpoint, and list it in its manifest."""
+
+    def change(run: RunDirectory) -> None:
+        path = place(run, f"checkpoints/last/{name}")
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"foreign")
+        entry = {name: {"size": path.stat().st_size, "sha256": sha256_file(path)}}
+        json_value(LAST, "files" if listing == "files" else listing, lambda files: (files or {}) | entry)(run)
+
+    return change
+
+
 def removed(name: str) -> Change:
     """Remove a file or folder."""
 

@@ -56,10 +56,28 @@ def check_identities(findings: Findings, checkpoints: list[Checkpoint], manifest
             made_by = (values.get("strategy"), values.get("ranks"))
             if attempts and made_by not in attempts:
                 findings.add(f"{place}: strategy, ranks: {made_by}, but no attempt in manifest.json has them")
+            _check_kind(findings, checkpoint, "lora" in identity)
             loss = values.get("holdout_loss")
             if loss is not None and (not isinstance(loss, float) or math.isnan(loss) or loss < 0):
                 findings.add(f"{place}: holdout_loss: {loss}, expected a number of at least 0, or null")
         saved = checkpoint.step
+
+
+def _check_kind(findings: Findings, checkpoint: Checkpoint, lora: bool) -> None:
+    """A LoRA run saves adapters only, every other run complete models only."""
+    names = {name.removeprefix("model/") for name in checkpoint.manifest["files"]}
+    place = f"{checkpoint.path / MANIFEST}: files"
+    settings = "adapter_config.json" if lora else "config.json"
+    if settings not in names:
+        findings.add(f"{place}: model/{settings} is missing")
+    foreign = sorted(
+        name for name in names if "/" not in name and name.startswith("adapter_") != lora and _of_model(name)
+    )
+    findings.add(*(f"{place}: model/{name}, but the run {'has' if lora else 'does not have'} LoRA" for name in foreign))
+
+
+def _of_model(name: str) -> bool:
+    return name.startswith("adapter_") or name.endswith((".safetensors", ".safetensors.index.json"))
 
 
 def compare_identity(findings: Findings, place: Any, copy: dict[str, Any], identity: dict[str, Any]) -> None:
