@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+STORE = "WELLREAD_STORE"
+"""Environment variable: the file through which the ranks of one node find each other; its folder has mode 0700."""
+
 
 def own_path() -> str:
     """PATH with this interpreter's folder first.

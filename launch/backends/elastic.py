@@ -8,11 +8,12 @@ import signal
 import sys
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch.backends import one_node
 from wellread.errors import FAILURE, print_error
 from wellread.processes import importing
 
@@ -56,6 +57,7 @@ def start(arguments: list[str], ranks: int, variables: dict[str, str], code: Pat
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
         from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    one_node.register()
     os.environ.update(variables | {"WELLREAD_LAUNCHER": str(os.getpid())})
     logging.disable(logging.ERROR)  # hides elastic's messages: `launch` shows the first error of all ranks
     is_launcher, node = node is None, node or Node()
@@ -64,10 +66,10 @@ def start(arguments: list[str], ranks: int, variables: dict[str, str], code: Pat
         min_nodes=node.nodes,
         max_nodes=node.nodes,
         nproc_per_node=ranks,
-        rdzv_backend="c10d" if is_single else "static",
+        rdzv_backend=one_node.NAME if is_single else "static",
         rdzv_endpoint=f"{node.address}:{node.port}",
         rdzv_configs={} if is_single else {"rank": node.number, "timeout": SECONDS_TO_MEET},
-        local_addr="127.0.0.1" if is_single else None,
+        local_addr=one_node.LOOPBACK if is_single else None,
         max_restarts=0,
         run_id=f"wellread-{os.getpid()}" if is_single else "wellread",
         logs_specs=DefaultLogsSpecs(),
@@ -88,7 +90,7 @@ def start(arguments: list[str], ranks: int, variables: dict[str, str], code: Pat
         raise SignalException(f"asked to stop by {to_send.name}", sigval=to_send)  # elastic passes it on to the ranks
 
     try:
-        with _inside(code), stop_signals(stop):
+        with one_node.environment() if is_single else nullcontext(), _inside(code), stop_signals(stop):
             elastic_launch(settings, sys.executable)("-u", *arguments)
     except ChildFailedError as error:
         return _exit_code({rank: failure.exitcode for rank, failure in error.failures.items()})

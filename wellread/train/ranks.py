@@ -2,25 +2,59 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
+from dataclasses import asdict, is_dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from wellread.processes import STORE
 
 if TYPE_CHECKING:
     import torch
+    import torch.distributed as dist
 
 T = TypeVar("T")
+LOOPBACK = "127.0.0.1"
 TIMEOUT = timedelta(minutes=30)
 
 
 def start() -> None:
-    """Join the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, …)."""
+    """Join the process group that the environment describes (RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, STORE, MASTER_ADDR).
+
+    When all ranks are on this node, none of their sockets listens beyond the loopback address.
+    """
     import torch
     import torch.distributed as dist
 
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+    store = _store_of_one_node()
+    if store is not None:
+        os.environ.update(dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), "lo"))
+    numbers = {} if store is None else {"rank": rank(), "world_size": world_size()}
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, timeout=TIMEOUT, **numbers)
+
+
+def _store_of_one_node() -> dist.Store | None:
+    """The store through which the ranks of this node find each other; None when there are ranks on other nodes."""
+    import torch.distributed as dist
+
+    if path := os.environ.get(STORE):
+        return dist.FileStore(path, -1)  # -1: the launcher removes the file
+    if world_size() == 1:
+        return dist.HashStore()
+    if int(os.environ.get("LOCAL_WORLD_SIZE", 0)) != world_size():
+        return None
+    port, descriptor = int(os.environ["MASTER_PORT"]), None
+    if rank() == 0:  # a TCPStore that opens its own socket listens on all interfaces
+        listener = socket.create_server((LOOPBACK, port))
+        descriptor = listener.detach()  # the store closes it
+    return dist.TCPStore(
+        LOOPBACK, port, world_size(), rank() == 0, TIMEOUT, wait_for_workers=False, master_listen_fd=descriptor
+    )
 
 
 def stop() -> None:
@@ -86,9 +120,19 @@ def gather(rows: torch.Tensor) -> torch.Tensor:
 
 
 def gather_objects(value: T) -> list[T]:
-    """Every rank's `value`, in rank order."""
-    import torch.distributed as dist
+    """Every rank's `value`, in rank order; they travel as JSON, because torch would unpickle what a socket delivers.
 
-    gathered: list[T] = [value] * world_size()
-    dist.all_gather_object(gathered, value)
-    return gathered
+    Parameters
+    ----------
+    value : T
+        Of the types of JSON (a tuple arrives as a list), or a dataclass with such fields.
+    """
+    import torch
+
+    kind = type(value) if is_dataclass(value) else None
+    text = json.dumps(asdict(value) if kind else value).encode()  # type: ignore[call-overload]
+    sizes = gather(torch.tensor([len(text)])).tolist()
+    padded = torch.zeros((1, max(sizes)), dtype=torch.uint8)
+    padded[0, : len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    parts: list[Any] = [json.loads(bytes(row[:size].tolist())) for row, size in zip(gather(padded), sizes, strict=True)]
+    return [kind(**part) for part in parts] if kind else parts

@@ -35,7 +35,7 @@ def newest_checkpoint(run: RunDirectory) -> tuple[Checkpoint | None, list[str]]:
 def restored_guard(run: RunDirectory, step: int, spike_factor: float | None) -> Guard:
     """The guard as it was at `step`; rank 0 reads it from the record. Collective."""
     past = guards.past_of(Record.open(run.record), step) if ranks.rank() == 0 else []
-    return Guard(spike_factor, ranks.gather_objects(past)[0])
+    return Guard(spike_factor, [(loss, skipped) for loss, skipped in ranks.gather_objects(past)[0]])
 
 
 def restore(engine: Engine, checkpoint: Checkpoint, updates: int, plan: Plan, say: Callable[[str], None]) -> None:

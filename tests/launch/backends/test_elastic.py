@@ -47,7 +47,8 @@ while True:
 """
 MEETING = """
 import torch.distributed as dist
-dist.init_process_group("gloo")
+from wellread.train import ranks
+ranks.start()
 dist.barrier()
 """
 COLLECTIVE = """

@@ -1,0 +1,80 @@
+"""The rendezvous of ranks on one node: a file that only this user can open, and no listening socket."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wellread.processes import STORE
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
+
+NAME = "wellread-one-node"
+"""Name of the rendezvous in torch's registry."""
+LOOPBACK = "127.0.0.1"
+NO_PORT = 1
+"""Value of MASTER_PORT, which nothing listens on: a rank that ignores the file fails, and opens no port."""
+
+
+@contextmanager
+def environment() -> Iterator[None]:
+    """Set the variable with which ranks on this node find each other; afterwards remove the file and the variable.
+
+    ``tempfile.mkdtemp`` makes a folder with mode 0700, so no other user can read or write the store in it.
+    """
+    folder = tempfile.mkdtemp(prefix="wellread-")
+    os.environ[STORE] = str(Path(folder) / "store")
+    try:
+        yield
+    finally:
+        del os.environ[STORE]
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def register() -> None:
+    """Make the rendezvous known to torch's elastic agent."""
+    from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
+
+    rendezvous_handler_registry.register(NAME, _handler)
+
+
+def _handler(parameters: RendezvousParameters) -> RendezvousHandler:
+    from torch.distributed import HashStore
+    from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo
+    from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
+
+    class OneNode(RendezvousHandler):
+        """One agent has nobody to meet: its store is its own memory."""
+
+        def get_backend(self) -> str:
+            return NAME
+
+        def next_rendezvous(self) -> RendezvousInfo:
+            return RendezvousInfo(HashStore(), 0, 1, RendezvousStoreInfo(LOOPBACK, NO_PORT))
+
+        def is_closed(self) -> bool:
+            return False
+
+        def set_closed(self) -> None:
+            pass
+
+        def num_nodes_waiting(self) -> int:
+            return 0
+
+        def get_run_id(self) -> str:
+            return parameters.run_id
+
+        def shutdown(self) -> bool:
+            return True
+
+        @property
+        def use_agent_store(self) -> bool:
+            return True
+
+    return OneNode()

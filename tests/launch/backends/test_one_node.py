@@ -1,0 +1,86 @@
+"""Ranks on one node: what listens, who can open their store, and what they exchange."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.backends import one_node
+from wellread.processes import STORE
+
+RANK = """
+import json, os, sys, psutil
+from wellread.train import ranks
+ranks.start()
+value = {"rank": ranks.rank(), "loss": [0.1, float("inf"), None], "text": "\\x00\\ud800\\u00e9" * 300 * ranks.rank()}
+gathered = ranks.gather_objects(value)
+assert len(gathered) == ranks.world_size() and gathered[ranks.rank()] == value, gathered
+assert [one["rank"] for one in gathered] == list(range(ranks.world_size()))
+me = psutil.Process()
+listening = [c.laddr.ip for p in (me, me.parent()) for c in p.net_connections() if c.status == "LISTEN"]
+with open(os.path.join(sys.argv[1], str(ranks.rank())), "w") as file:
+    json.dump([listening, os.environ.get("WELLREAD_STORE")], file)
+ranks.stop()
+os._exit(0)
+"""
+LAUNCHER = """
+import sys
+from pathlib import Path
+from launch.backends import elastic
+folder, text, ranks = sys.argv[1:]
+sys.exit(elastic.start(["-c", text, folder], int(ranks), {}, Path.cwd()))
+"""
+
+
+def test_only_this_user_can_open_the_store_and_nothing_stays() -> None:
+    with one_node.environment():
+        folder = Path(os.environ[STORE]).parent
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        (folder / "store").write_bytes(b"as torch does")
+    assert STORE not in os.environ
+    assert not folder.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_local_run_listens_on_the_loopback_address_only(number: int, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", LAUNCHER, str(tmp_path), RANK, str(number)], check=True)
+    for rank in range(number):
+        listening, store = json.loads((tmp_path / str(rank)).read_text())
+        assert set(listening) == {"127.0.0.1"}
+        assert not Path(store).parent.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [1, 2])
+def test_ranks_of_one_node_without_the_launcher_too(number: int, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    shared = {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number), "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(tmp_path)],
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"},
+        )
+        for rank in range(number)
+    ]
+    assert [process.wait() for process in processes] == [0] * number
+    for rank in range(number):
+        listening, store = json.loads((tmp_path / str(rank)).read_text())
+        assert set(listening) == {"127.0.0.1"}
+        assert store is None
+
+
+def test_nothing_that_ranks_receive_is_unpickled() -> None:
+    root = Path(__file__).parents[3]
+    forbidden = ("all_gather_object", "gather_object(", "broadcast_object_list", "scatter_object_list", '"c10d"')
+    for folder in ("wellread", "launch", "finetune", "pretrain", "eval"):
+        for path in (root / folder).rglob("*.py"):
+            assert not [word for word in forbidden if word in path.read_text()], path
