@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,12 +23,42 @@ LONGEST_REASON = 120
 """Characters of a library's reason that an error repeats."""
 
 
+def open_unlinked(path: Path, mode: str, buffering: int = -1) -> IO[Any]:
+    """Open a file of a run or a corpus as `open` does, but never through a symbolic link, nor a pipe or device.
+
+    Whoever may write to the folder could otherwise let this process empty or extend any file of its user.
+
+    Raises
+    ------
+    UserError
+        When `path` is a link or not a regular file; the link's target is unchanged.
+    """
+    refused = f"{path}: a link or a special file in place of a file of wellread; remove it"
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, (flags & ~os.O_TRUNC) | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+
+    try:
+        file = open(path, mode, buffering, opener=opener)  # noqa: SIM115
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # ENXIO: a pipe that nobody reads, or a socket
+            raise UserError(refused) from None
+        raise
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise UserError(refused)
+    if "w" in mode:
+        file.truncate(0)
+    return file
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A temporary file that replaces `path` when the block ends; after an error `path` is unchanged."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        file = open(temporary, "wb")  # noqa: SIM115
+        temporary.unlink(missing_ok=True)  # left by a process of the same number, or a link to another file
+        file = open(temporary, "xb")  # noqa: SIM115
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None  # the user knows only `path`
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from wellread.errors import UserError
-from wellread.files import read_json, write_atomic
+from wellread.files import open_unlinked, read_json, write_atomic
 
 if TYPE_CHECKING:
     from wellread.config import RunConfig
@@ -159,7 +159,7 @@ class RunDirectory:
         created = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
         path = self.path / "lock"
-        with open(path, "a+") as file:
+        with open_unlinked(path, "a+") as file:
             _acquire(file, self.path, patience)
             try:
                 yield
@@ -177,7 +177,7 @@ class RunDirectory:
         import fcntl
 
         try:
-            file = open(self.path / "lock")  # noqa: SIM115 - closed below in all cases
+            file = open_unlinked(self.path / "lock", "r")
         except FileNotFoundError:
             return None
         with file:

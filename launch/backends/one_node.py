@@ -45,7 +45,7 @@ def register() -> None:
 
 
 def _handler(parameters: RendezvousParameters) -> RendezvousHandler:
-    from torch.distributed import HashStore
+    from torch.distributed import HashStore  # type: ignore[attr-defined]
     from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo
     from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from wellread.files import fsync_directory, full_disk_named
+from wellread.files import fsync_directory, full_disk_named, open_unlinked
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def _only_builder(target: Path) -> Iterator[None]:
         created = not target.parent.exists()
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            file = open(path, "w")  # noqa: SIM115 - closed below
+            file = open_unlinked(path, "w")
         except FileNotFoundError:
             continue  # the process that created the folder has removed it
         with file:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from wellread import provenance
 from wellread.errors import BAD_INPUT, FAILURE, user_message
-from wellread.files import write_json
+from wellread.files import open_unlinked, write_json
 from wellread.processes import die_with, importing
 from wellread.run import RunDirectory
 from wellread.train import shortage
@@ -40,7 +40,7 @@ def main(path: str) -> int:
         return _train(run, log, rank)
     except BaseException as error:
         text = traceback.format_exc()
-        with open(log, "a") as file:
+        with open_unlinked(log, "a") as file:
             file.write(text)
         users = user_message(error)
         message = users or f"{type(error).__name__}: {error}"
@@ -91,9 +91,9 @@ def _source(run: RunDirectory) -> Source:
 
 def _redirect(log: Path) -> None:
     """Redirect stdout and stderr of this rank to its log; only rank 0 prints to the terminal."""
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, sys.stdout.fileno())
-    os.dup2(descriptor, sys.stderr.fileno())
+    with open_unlinked(log, "ab") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
 
 
 def leave(code: int) -> NoReturn:

@@ -13,7 +13,7 @@ from wellread.processes import STORE
 
 if TYPE_CHECKING:
     import torch
-    import torch.distributed as dist
+    from torch.distributed import Store  # type: ignore[attr-defined]
 
 T = TypeVar("T")
 LOOPBACK = "127.0.0.1"
@@ -33,26 +33,26 @@ def start() -> None:
     store = _store_of_one_node()
     if store is not None:
         os.environ.update(dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), "lo"))
-    numbers = {} if store is None else {"rank": rank(), "world_size": world_size()}
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=store, timeout=TIMEOUT, **numbers)
+    number, ranks = (-1, -1) if store is None else (rank(), world_size())  # -1: torch reads the environment
+    dist.init_process_group(backend, store=store, timeout=TIMEOUT, rank=number, world_size=ranks)
 
 
-def _store_of_one_node() -> dist.Store | None:
+def _store_of_one_node() -> Store | None:
     """The store through which the ranks of this node find each other; None when there are ranks on other nodes."""
-    import torch.distributed as dist
+    from torch.distributed import FileStore, HashStore, TCPStore  # type: ignore[attr-defined]
 
     if path := os.environ.get(STORE):
-        return dist.FileStore(path, -1)  # -1: the launcher removes the file
+        return FileStore(path, -1)  # -1: the launcher removes the file
     if world_size() == 1:
-        return dist.HashStore()
+        return HashStore()
     if int(os.environ.get("LOCAL_WORLD_SIZE", 0)) != world_size():
         return None
     port, descriptor = int(os.environ["MASTER_PORT"]), None
     if rank() == 0:  # a TCPStore that opens its own socket listens on all interfaces
         listener = socket.create_server((LOOPBACK, port))
         descriptor = listener.detach()  # the store closes it
-    return dist.TCPStore(
+    return TCPStore(
         LOOPBACK, port, world_size(), rank() == 0, TIMEOUT, wait_for_workers=False, master_listen_fd=descriptor
     )
 
@@ -129,7 +129,7 @@ def gather_objects(value: T) -> list[T]:
     """
     import torch
 
-    kind = type(value) if is_dataclass(value) else None
+    kind: Any = type(value) if is_dataclass(value) else None
     text = json.dumps(asdict(value) if kind else value).encode()  # type: ignore[call-overload]
     sizes = gather(torch.tensor([len(text)])).tolist()
     padded = torch.zeros((1, max(sizes)), dtype=torch.uint8)

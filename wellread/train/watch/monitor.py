@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wellread.checkpoint import open_checkpoint
+from wellread.files import open_unlinked
 from wellread.run import RunDirectory
 from wellread.train.watch.throughput import Cost, training_flops
 from wellread.train.watch.trackers import Tracker
@@ -84,7 +85,7 @@ class Monitor:
         speedometer: Speedometer,
     ) -> None:
         self._trackers, self._speedometer = trackers, speedometer
-        self._log = open(log, "a", buffering=1)  # noqa: SIM115 - open until the run ends
+        self._log = open_unlinked(log, "a", buffering=1)
         self._plan, self._log_every, self._start = plan, log_every, start
         self._recent: list[StepStats] = []
         self._progress = Progress(run, plan, start)
@@ -224,7 +225,9 @@ class Progress:
         about = {"attempt": self._attempt, "steps": self._steps, "last_saved": self.saved}
         temporary = self._path.with_name(f".{self._path.name}.tmp")
         with suppress(OSError):  # a run continues without it; a full disk fails the next checkpoint or record
-            temporary.write_text(json.dumps(about | self._now))
+            temporary.unlink(missing_ok=True)
+            with open(temporary, "x") as file:
+                file.write(json.dumps(about | self._now))
             os.replace(temporary, self._path)
         self._written = time.monotonic()
 
