@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from wellread import provenance
 from wellread.errors import UserError
@@ -15,34 +16,62 @@ from wellread.run import RunDirectory
 
 LARGEST_UNTRACKED = 10 * 2**20
 """Bytes; a larger untracked file is treated as data, not code."""
+CODE = frozenset(
+    [".py", ".pyi", ".pyx", ".c", ".cc", ".cpp", ".cxx", ".cu", ".cuh", ".h", ".hpp", ".sh", ".jinja", ".j2"]
+)
+"""Endings of untracked files that are code, in any folder."""
+SETTINGS = frozenset([".json", ".yaml", ".yml", ".toml", ".txt"])
+"""Endings of untracked files that are code only inside `SOURCES`: elsewhere they may be data or passwords."""
+SECRET = re.compile(
+    r"\.env(?:rc|\..+)?|[._]netrc|\.pgpass|\.my\.cnf|\.npmrc|\.pypirc|\.git-credentials|\.htpasswd|\.dockercfg"
+    r"|id_(?:rsa|dsa|ecdsa|ed25519)(?:_sk)?|credentials(?:\.json)?|.+\.(?:pem|key|p12|pfx|jks|keystore|ppk|kdbx|env)",
+    re.IGNORECASE,
+)
+"""Names of files with passwords or keys."""
+SECRET_FOLDERS = frozenset({".ssh", ".aws", ".gnupg", ".kube", ".docker"})
+EXAMPLE = re.compile(r".*\.(?:example|sample|template|dist)", re.IGNORECASE)
+"""Names of files that show which secrets are needed, without their values."""
 SOURCES = ("wellread", "launch", *RECIPES, "eval", "configs")
 """Folders that are copied when the tree is not a git repository."""
 
 
 def take(run: RunDirectory, corpora: Path) -> list[str]:
-    """Copy tracked and untracked files, without ignored ones, to RUN/code.
+    """Copy tracked files, and untracked ones that are code, without ignored ones, to RUN/code.
 
     The folder is replaced only after the copy is complete.
 
     Parameters
     ----------
     corpora : Path
-        Folder of compiled corpora; it is never part of the code, nor is the run directory.
+        Folder of compiled corpora; untracked files in it or in the run directory are not code.
 
     Returns
     -------
     list of str
-        Untracked files that were too large to copy, relative to the tree.
+        Untracked code that was too large to copy, relative to the tree.
+
+    Raises
+    ------
+    UserError
+        When git tracks a file that is a secret by its name; it names the file.
     """
     root = provenance.ROOT
+    listed = _files(root)
+    for name in (name for name, tracked in listed if tracked and is_secret(name)):
+        raise UserError(
+            f"{root / name}: git tracks this file, and a copy of the code must not contain secrets; "
+            "run git rm --cached on it, and add it to .gitignore"
+        )
     fresh, old = run.path / ".code.new", run.path / ".code.old"
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
     excluded = [folder.resolve() for folder in (run.path, corpora) if not root.is_relative_to(folder.resolve())]
     left_out = []
-    for name, tracked in _files(root):
+    for name, tracked in listed:
         source = root / name
-        if any(parent in excluded for parent in [source.absolute(), *source.absolute().parents]):
+        if not tracked and any(parent in excluded for parent in [source.absolute(), *source.absolute().parents]):
+            continue
+        if not tracked and (is_secret(name) or not _is_code(name)):
             continue
         if not tracked and source.lstat().st_size > LARGEST_UNTRACKED:
             left_out.append(name)
@@ -55,6 +84,19 @@ def take(run: RunDirectory, corpora: Path) -> list[str]:
     os.rename(fresh, run.code)
     shutil.rmtree(old, ignore_errors=True)
     return left_out
+
+
+def is_secret(name: str) -> bool:
+    """Whether the file holds passwords or keys, judged by its name relative to the tree."""
+    path = PurePath(name)
+    if SECRET_FOLDERS.intersection(path.parts[:-1]):
+        return True
+    return SECRET.fullmatch(path.name) is not None and not EXAMPLE.fullmatch(path.name)
+
+
+def _is_code(name: str) -> bool:
+    path = PurePath(name)
+    return path.suffix.lower() in CODE or (path.parts[0] in SOURCES and path.suffix.lower() in SETTINGS)
 
 
 def refuse_dirty() -> None:

@@ -23,7 +23,13 @@ CODE_ROOT = "WELLREAD_CODE"
 LONGEST_DIFF = 100_000
 """Characters of the uncommitted change that are kept; its hash covers the complete change."""
 SECRET_NAMES = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|(?:^|_)KEY(?:$|_)|API_?KEY", re.IGNORECASE)
-SECRET_FORMS = re.compile(r"hf_\w{20,}|gh[pousr]_\w{20,}|(?:AKIA|ASIA)[A-Z0-9]{16}|sk-[\w-]{20,}|xox[abp]-[\w-]{10,}")
+SECRET_FORMS = re.compile(
+    r"hf_\w{20,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}|npm_\w{20,}|AIza[\w-]{30,}"
+    r"|(?:AKIA|ASIA)[A-Z0-9]{16}|sk-[\w-]{20,}|xox[a-z]-[\w-]{10,}"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
+    r"|(?<=://)[^\s/@:'\"]*:[^\s/@'\"]+(?=@)",  # user:password of an address
+    re.DOTALL,
+)
 SHORTEST_SECRET = 8
 
 

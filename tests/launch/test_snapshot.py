@@ -98,9 +98,9 @@ def test_links_are_copied_as_links(tree: Path, run: RunDirectory) -> None:
     (tree / "to-folder").symlink_to("a/b")
     (tree / "to-nowhere").symlink_to("/nowhere/at/all")
     commit(tree)
-    (tree / "untracked").symlink_to("a")
-    assert {"to-file", "to-folder", "to-nowhere", "untracked"} <= set(take(run))
-    assert [os.readlink(run.code / name) for name in ("to-file", "to-folder", "to-nowhere", "untracked")] == [
+    (tree / "untracked.py").symlink_to("a")
+    assert {"to-file", "to-folder", "to-nowhere", "untracked.py"} <= set(take(run))
+    assert [os.readlink(run.code / name) for name in ("to-file", "to-folder", "to-nowhere", "untracked.py")] == [
         "kept.py", "a/b", "/nowhere/at/all", "a",
     ]  # fmt: skip
     assert (run.code / "to-folder" / "deep.py").read_text() == "3\n"
@@ -112,10 +112,10 @@ def test_large_untracked_files_are_listed_but_not_copied(
     monkeypatch.setattr(snapshot, "LARGEST_UNTRACKED", 100)
     write(tree, {"tracked.bin": "x" * 101})
     commit(tree)
-    write(tree, {"data/large.bin": "x" * 101, "data/small.bin": "x" * 100})
-    assert snapshot.take(run, tree / "corpora") == ["data/large.bin"]
-    assert {"tracked.bin", "data/small.bin"} <= set(files(run.code))
-    assert "data/large.bin" not in files(run.code)
+    write(tree, {"new/large.py": "x" * 101, "new/small.py": "x" * 100})
+    assert snapshot.take(run, tree / "corpora") == ["new/large.py"]
+    assert {"tracked.bin", "new/small.py"} <= set(files(run.code))
+    assert "new/large.py" not in files(run.code)
 
 
 def test_ten_megabytes_are_data() -> None:
@@ -314,10 +314,56 @@ def test_secrets_of_the_environment_are_masked(tree: Path, monkeypatch: pytest.M
     assert "+a-fine-keyboard\n+short" in diff
 
 
+def test_of_untracked_files_only_code_travels(tree: Path, run: RunDirectory) -> None:
+    code = ["mine.py", "x/op.cu", "configs/ds/mine.json", "configs/templates/mine.txt"]
+    write(
+        tree, dict.fromkeys([*code, "notes.txt", "data/rows.jsonl", "token.json", "configs/x.bin", "thesis.tex"], "1")
+    )
+    copied = take(run)
+    assert set(code) <= set(copied)
+    assert not {"notes.txt", "data/rows.jsonl", "token.json", "configs/x.bin", "thesis.tex"} & set(copied)
+
+
+SECRET_FILES = [
+    ".env", ".env.local", "prod.env", ".envrc", ".netrc", "_netrc", "a/id_rsa", "server.key", "a/b.pem", ".aws/config",
+    ".ssh/x.py", ".git-credentials", "credentials.json",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SECRET_FILES)
+def test_files_with_secrets_do_not_travel(name: str, tree: Path, run: RunDirectory) -> None:
+    before = take(run)
+    write(tree, {name: "secret"})
+    assert take(run) == before
+    commit(tree)
+    with pytest.raises(UserError, match="git tracks this file") as error:
+        snapshot.take(run, tree / "corpora")
+    assert str(tree / name) in str(error.value)
+    assert not (run.path / ".code.new").exists()
+
+
+def test_tracked_code_travels_from_the_folder_of_corpora_too(tree: Path, run: RunDirectory) -> None:
+    write(tree, {"a/corpus.py": "untracked"})
+    assert set(take(run, tree / "a")) == {".gitignore", "a/b/deep.py", "gone.py", "kept.py"}
+
+
+def test_an_example_of_a_secret_file_travels(tree: Path, run: RunDirectory) -> None:
+    write(tree, {".env.example": "TOKEN=", "environment.py": "1", "keys.py": "2"})
+    commit(tree)
+    assert {".env.example", "environment.py", "keys.py"} <= set(take(run))
+
+
+def test_a_password_in_an_address_is_masked() -> None:
+    text = "see https://ada:pa55@example.org/x, http://example.org:80/a@b, mail ada@example.org"
+    assert provenance.without_secrets(text) == text.replace("ada:pa55@", "[secret]@")
+
+
 @pytest.mark.parametrize(
     "secret",
     ["hf_" + "aB3" * 10, "ghp_" + "x1" * 18, "AKIA" + "ABCD" * 4, "ASIA" + "ABCD" * 4, "sk-" + "a1-" * 10,
-     "xoxb-" + "123456789012"],
+     "xoxb-" + "123456789012", "xoxe-" + "123456789012", "github_pat_" + "x1_" * 10, "glpat-" + "a-1" * 8,
+     "AIza" + "x-1" * 12, "npm_" + "x1" * 18,
+     "-----BEGIN RSA PRIVATE " + "KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----"],
 )  # fmt: skip
 def test_known_forms_of_secrets_are_masked(secret: str) -> None:
     assert provenance.without_secrets(f"token = '{secret}'  # mine") == "token = '[secret]'  # mine"
