@@ -24,7 +24,7 @@ from launch.state import (
     state_of,
 )
 from wellread.cli import new_parser, parse
-from wellread.errors import UserError
+from wellread.errors import UserError, visible
 from wellread.files import read_json
 from wellread.run import RunDirectory
 
@@ -117,7 +117,7 @@ class Tail:
                 if not (last or line.endswith(b"\n")):
                     return
                 self._offset += len(line)
-                yield _overwritten(line.decode(errors="replace"))
+                yield visible(_overwritten(line.decode(errors="replace")))
 
 
 def _overwritten(line: str) -> str:
@@ -187,7 +187,7 @@ def _show_errors(run: RunDirectory, listed: list[dict[str, Any]], number: int, r
         moment = time.strftime("%H:%M:%S", time.localtime(error["time"]))
         print(_red(f"rank {error['rank']} at {moment}: {error['error']}"))
         if error["trace"]:  # empty when a signal ended the rank
-            print(error["trace"].rstrip())
+            print(visible(error["trace"].rstrip()))
     if not errors:
         print(f"no rank of attempt {number} has written an error" if number else f"{run.path} has no attempt yet")
     _show_job(run, listed[number - 1].get("job") if number else None)
@@ -207,7 +207,7 @@ def _show_job(run: RunDirectory, job_id: str | None) -> None:
         lines = path.read_text(errors="replace").splitlines()[-LAST_LINES:]
         if lines:
             print(f"--- {path}, last lines")
-            print("\n".join(map(_overwritten, lines)))
+            print("\n".join(visible(_overwritten(line)) for line in lines))
 
 
 def _follow(run: RunDirectory, number: int, rank: int | None) -> None:
@@ -259,7 +259,7 @@ def _colored(rank: int, line: str) -> str:
 
 
 def _red(text: str) -> str:
-    return f"\x1b[31merror:\x1b[0m {text}" if _colors() else f"error: {text}"
+    return f"\x1b[31merror:\x1b[0m {visible(text)}" if _colors() else f"error: {visible(text)}"
 
 
 def _colors() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -13,7 +14,7 @@ from launch import attempts
 from launch.backends import base as backends
 from launch.state import Scheduler, Status, attempts_of, duration, exit_in_words, look, moment, open_run
 from wellread.cli import new_parser, parse
-from wellread.errors import UserError
+from wellread.errors import UserError, visible
 from wellread.run import RunDirectory
 
 EXAMPLES = """examples:
@@ -59,14 +60,15 @@ def main(argv: list[str]) -> int:
         about = details(run, look(run, scheduler), scheduler)
         text = _json([about]) if arguments.json else _page(about)
     if text:
-        print(text)
+        print(text if arguments.json else visible(text))
     if scheduler.refusal and arguments.run is None and not arguments.json:
         print(scheduler.refusal, file=sys.stderr)
     return 0
 
 
 def _json(values: list[dict[str, Any]]) -> str:
-    return json.dumps(values, indent=2, ensure_ascii=False)
+    text = json.dumps(values, indent=2, ensure_ascii=False)  # escapes all control characters but these
+    return re.sub(r"[\x7f-\x9f]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def _runs(folder: Path) -> list[RunDirectory]:
@@ -88,6 +90,7 @@ def _table(statuses: list[Status], folder: str) -> str:
     if not statuses:
         return f"no runs in {folder}"
     rows = [_cells(status) | {"state": _short(status.in_words)} for status in statuses]
+    rows = [{name: visible(text).replace("\n", "\\n") for name, text in row.items()} for row in rows]
     if sys.stdout.isatty():
         _show_table(statuses, rows)
         return ""

@@ -411,3 +411,9 @@ def test_a_user_error_is_a_value_error() -> None:
 def test_an_error_is_printed_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     print_error("row 3: add it")
     assert capsys.readouterr() == ("", "error: row 3: add it\n")
+
+
+@pytest.mark.parametrize("code", [*range(9), *range(11, 32), *range(127, 160)])
+def test_an_error_does_not_control_the_terminal(code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    print_error(f"name{chr(code)}[31m: absent")
+    assert capsys.readouterr().err == f"error: name\\x{code:02x}[31m: absent\n"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
+
+from wellread.errors import visible as visible
 
 NARROW = 4
 """Spaces before a sample's text."""
@@ -82,8 +83,3 @@ def plural(count: int, noun: str) -> str:
     """``1 sample``, ``1,234 samples``, ``2 batches``."""
     ending = "" if count == 1 else "es" if noun.endswith("ch") else "s"
     return f"{count:,} {noun}{ending}"
-
-
-def visible(text: str) -> str:
-    """The text with control characters (except line feed and tab) as escapes: data must not control the terminal."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
