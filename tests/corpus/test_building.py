@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -336,3 +337,16 @@ def test_the_sample_corpus(corpus: Corpus) -> None:
 def test_a_copy_elsewhere_is_the_same_corpus(corpus: Corpus, tmp_path: Path) -> None:
     shutil.copytree(corpus.path, tmp_path / "copy")
     assert Corpus.open(tmp_path / "copy").hash == corpus.hash
+
+
+def test_one_long_category_costs_its_own_bytes_only(tmp_path: Path) -> None:
+    samples = [dataclasses.replace(sample(i, [i, 1], [(1, 2)]), category="short") for i in range(2000)]
+    samples[7] = dataclasses.replace(samples[7], category="x" * 1_000_000, author="ends with\0")
+    tracemalloc.start()
+    corpus = compiled(tmp_path / "c", [Shard(samples[:1000]), Shard(samples[1000:])])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30_000_000  # as wide as the longest in every row, the column would take 4 GB
+    table = corpus.samples()
+    assert table["category"].to_pylist() == [each.category for each in samples]
+    assert table["author"].to_pylist() == [each.author for each in samples]

@@ -98,7 +98,7 @@ def packed(samples: Columns, capacity: int) -> Packed:
     documents = segments["document"].tolist()
     columns["document"] = np.array([joined_document(documents[each]) for each in slices], dtype=np.int64)
     for name in ("category", "author"):
-        columns[name] = np.array([shared(segments[name][each].tolist()) for each in slices], dtype=np.str_)
+        columns[name] = np.array([shared(segments[name][each].tolist()) for each in slices], dtype=np.object_)
     return Packed(columns, segments, n_segments)
 
 

@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from wellread.corpus.columns import DIGEST, Columns, digest_of_spans, take
 from wellread.files import write_atomic
 
+BYTES, SIZES = "_bytes", "_sizes"
+"""Endings of the two columns of a shard that store one column of texts."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
@@ -86,11 +89,29 @@ def _serialize(shard: Shard) -> bytes:
         rows=np.array([row for s in samples for row in (s.row, *s.further_rows)], dtype=np.int64),
         n_rows=np.array([1 + len(s.further_rows) for s in samples], dtype=np.int64),
         metrics=np.asarray(metrics, dtype=np.float32),
-        category=np.array([s.category for s in samples], dtype=np.str_),
-        author=np.array([s.author for s in samples], dtype=np.str_),
+        **_encoded("category", [s.category for s in samples]),
+        **_encoded("author", [s.author for s in samples]),
         counts=np.array(json.dumps(shard.counts)),
     )
     return buffer.getvalue()
+
+
+def _encoded(name: str, texts: Sequence[str]) -> Columns:
+    """A column of texts as bytes and sizes: a NumPy column of strings is as wide as its longest text in every row."""
+    encoded = [text.encode() for text in texts]
+    sizes = np.array([len(each) for each in encoded], dtype=np.int64)
+    return {f"{name}{BYTES}": np.frombuffer(b"".join(encoded), dtype=np.uint8), f"{name}{SIZES}": sizes}
+
+
+def _decoded(data: NDArray[np.uint8], sizes: NDArray[np.int64]) -> NDArray[np.object_]:
+    """The texts of `_encoded`, as one array of objects; equal texts are one object."""
+    content, ends = data.tobytes(), np.cumsum(sizes).tolist()
+    seen: dict[bytes, str] = {}
+    texts = np.empty(len(sizes), dtype=np.object_)
+    for i, (size, end) in enumerate(zip(sizes.tolist(), ends, strict=True)):
+        part = content[end - size : end]
+        texts[i] = seen.get(part) or seen.setdefault(part, part.decode())
+    return texts
 
 
 def shard_paths(build: Path) -> list[Path]:
@@ -101,7 +122,10 @@ def shard_paths(build: Path) -> list[Path]:
 def _shards(build: Path) -> Iterator[Columns]:
     for path in shard_paths(build):
         with np.load(path) as file:
-            yield dict(file)
+            columns = dict(file)
+        for name in [key.removesuffix(BYTES) for key in columns if key.endswith(BYTES)]:
+            columns[name] = _decoded(columns.pop(f"{name}{BYTES}"), columns.pop(f"{name}{SIZES}"))
+        yield columns
 
 
 def sides(build: Path, sealed: bool) -> Iterator[Columns]:
