@@ -2,14 +2,17 @@
 
 import csv
 import json
+from datetime import date
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from wellread.data import sets
-from wellread.data.sources.source import Row, Source
+from wellread.data.rows import instruct
+from wellread.data.sources.source import Row, Source, Unreadable
 from wellread.data.sources.tables import fingerprint, json_rows, rows
 from wellread.errors import UserError
 
@@ -207,3 +210,47 @@ def test_hidden_folders_are_skipped(tmp_path: Path) -> None:
     assert [str(path.relative_to(folder)) for path in source.paths] == ["a.jsonl", "b/c.jsonl"]
     assert source.file_count == " (2 files)"
     assert sets.find(str(folder / "a.jsonl")).sources[0].file_count == ""
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json"])
+def test_json_beyond_the_limits_of_the_parser_is_a_malformed_row(tmp_path: Path, ending: str) -> None:
+    values = ['{"a": 1}', '{"a": %s}' % ("7" * 5000), '{"b": "]}", "a": %s}' % DEEP, '{"a": 2}']  # noqa: UP031
+    text = "\n".join(values) if ending == "jsonl" else f"[{','.join(values)}]"
+    assert read(write(tmp_path / f"a.{ending}", text)) == [
+        Row(1, {"a": 1}),
+        Row(2, None, "contains an integer of more than 4,300 digits"),
+        Row(3, None, "its JSON is nested too deeply"),
+        Row(4, {"a": 2}),
+    ]
+
+
+def test_a_nested_object_instead_of_a_list_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.json: not a JSON file: its JSON is nested too deeply"):
+        read(write(tmp_path / "a.json", '{"a": %s}' % DEEP))  # noqa: UP031
+
+
+def test_a_json_list_that_ends_inside_a_nested_object_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.json: not a JSON file: object 1: its JSON is nested too deeply"):
+        read(write(tmp_path / "a.json", '[{"a": ' + "[" * 100_000))
+
+
+def test_values_of_parquet_that_python_cannot_represent_are_errors_of_their_rows(tmp_path: Path) -> None:
+    bad = pyarrow.Array.from_buffers(
+        pyarrow.string(),
+        3,
+        [None, pyarrow.py_buffer(np.array([0, 2, 4, 5], dtype=np.int32)), pyarrow.py_buffer(b"ok\xff\xfez")],
+    )
+    days = pyarrow.array([0, 2**31 - 1, 1], pyarrow.int32()).cast(pyarrow.date32())
+    path = tmp_path / "a.parquet"
+    names = {"instruction": pyarrow.array(["q", "q", "q"]), "response": bad, "when": days}
+    pyarrow.parquet.write_table(pyarrow.table(names), path)
+    fields = [row.fields or {} for row in read(path)]
+    assert [each["response"] for each in fields] == ["ok", Unreadable("not UTF-8 at byte 0"), "z"]
+    assert [type(each["when"]) for each in fields] == [date, Unreadable, date]
+    source = Source(name="a", paths=(path,))
+    outcomes = [instruct.dialogues(row, instruct.SCHEMAS["dolly"], source) for row in rows(source)]
+    assert outcomes[1] == "'response' is not UTF-8 at byte 0"
+    assert [type(each) for each in outcomes] == [list, str, list]

@@ -18,7 +18,7 @@ from wellread.data.rows.content import (
     without_prefix,
 )
 from wellread.data.rows.templates import Template
-from wellread.data.sources.source import Row, Source
+from wellread.data.sources.source import Row, Source, Unreadable
 from wellread.errors import UserError
 
 
@@ -230,7 +230,12 @@ SCHEMAS = {
 
 def dialogues(row: Row, schema: Schema, source: Source) -> list[Dialogue] | str:
     """Parse one row: one dialogue per sample, or a phrase that says why the row is malformed."""
-    return schema.read(row, schema, source) if row.fields is not None else f"{row.error}"
+    if row.fields is None:
+        return f"{row.error}"
+    for column in schema.columns.values():
+        if isinstance(value := row.fields.get(column), Unreadable):
+            return f"{column!r} is {value.reason}"
+    return schema.read(row, schema, source)
 
 
 def recognize(columns: Iterable[str], where: str) -> Schema:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +105,10 @@ def _numbered(document: text.Document) -> tuple[int, Raw | str]:
         return document.number, f"{document.error}"
     meta = document.meta
     author = meta.get("source") if "instruction" in meta else None  # in TinyStories' archive: the model that wrote it
-    return document.number, Raw(document.text, category=str(meta.get("pile_set_name") or author or ""))
+    category = str(meta.get("pile_set_name") or author or "")
+    if not category.isascii() and re.search("[\ud800-\udfff]", category):  # JSON can contain it, UTF-8 cannot
+        return document.number, "its subset contains half of a surrogate pair (an incomplete character)"
+    return document.number, Raw(document.text, category=category)
 
 
 def count(source: Source) -> int:

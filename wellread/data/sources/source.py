@@ -59,6 +59,13 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Unreadable:
+    """A value that its file has but that Python cannot represent; it is an error only in a column that is used."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Row:
     """One row; if it could not be read, `fields` is None and `error` says why."""
 

@@ -7,18 +7,24 @@ import hashlib
 import itertools
 import json
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from wellread.data.sources.source import Row, Source
+from wellread.data.sources.source import Row, Source, Unreadable
 from wellread.errors import UserError
 from wellread.text_io import Parser, RepeatedKey, repeated, unmarked
+
+if TYPE_CHECKING:
+    import pyarrow
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 READ = 1 << 18
 """Bytes read at once."""
 _WHITESPACE = re.compile(r"[ \t\r\n]*")
+_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
+"""A string, so that brackets inside strings do not count, or a bracket."""
 SECONDS_TO_ANSWER = 10
 """Seconds in which the hub must answer whether it has a data set."""
 
@@ -77,6 +83,15 @@ def _decoded(number: int, line: bytes, parser: Parser) -> Row:
         return Row(number, None, f"not JSON: {error.msg} at column {error.colno}")
     except RepeatedKey as error:
         return Row(number, None, str(error))
+    except (ValueError, RecursionError) as error:
+        return Row(number, None, _beyond_limits(error))
+
+
+def _beyond_limits(error: ValueError | RecursionError) -> str:
+    """What is wrong with JSON that is valid, but that Python's parser refuses."""
+    if isinstance(error, RecursionError):
+        return "its JSON is nested too deeply"
+    return f"contains an integer of more than {sys.get_int_max_str_digits():,} digits"
 
 
 def _as_row(number: int, value: object) -> Row:
@@ -109,6 +124,15 @@ def json_rows(path: Path, blocks: Iterable[bytes]) -> Iterator[Row]:
                 except json.JSONDecodeError as error:
                     broken = error
                     break  # cut off by the end of the block or of the file
+                except (ValueError, RecursionError) as error:
+                    end = _end_of_object(buffer, at)
+                    if end is None:
+                        broken = json.JSONDecodeError(_beyond_limits(error), buffer, at)
+                        break
+                    state, number, at = "between", number + 1, end
+                    yield Row(number, None, _beyond_limits(error))
+                    at = _skip_whitespace(buffer, at)
+                    continue
                 if stop == len(buffer) and not isinstance(value, dict):
                     broken = json.JSONDecodeError("Expecting ',' delimiter", buffer, stop)
                     break  # a number may continue in the next block
@@ -120,6 +144,17 @@ def json_rows(path: Path, blocks: Iterable[bytes]) -> Iterator[Row]:
         raise _not_json(
             path, f"object {number + 1}: {broken.msg}" if broken and buffer else "ends before its list does"
         )
+
+
+def _end_of_object(text: str, start: int) -> int | None:
+    """Where the object at `start` ends, found by its brackets; None when it does not end in `text`."""
+    depth = 0
+    for match in _BRACKET.finditer(text, start):
+        sign = match[0][0]
+        depth += (sign in "[{") - (sign in "]}")
+        if depth <= 0:
+            return match.end() if sign in "]}" else None
+    return None
 
 
 def _skip_whitespace(text: str, at: int) -> int:
@@ -148,6 +183,8 @@ def _not_a_list(path: Path, text: str) -> UserError:
         kind = type(json.loads(text)).__name__
     except json.JSONDecodeError as error:
         return _not_json(path, str(error))
+    except (ValueError, RecursionError) as error:
+        return _not_json(path, _beyond_limits(error))
     return UserError(f"{path}: expected a JSON list of objects, but it contains {kind}")
 
 
@@ -190,22 +227,60 @@ def _check_structs(path: Path, kind: Any) -> None:
 
 
 def parquet_rows(path: Path, rows_at_once: int = 4096) -> Iterator[Row]:
-    """Yield the rows of a Parquet file; `rows_at_once` rows are in memory at a time."""
+    """Yield the rows of a Parquet file; `rows_at_once` rows are in memory at a time.
+
+    A value that Python cannot represent, such as a date after the year 9999, is `Unreadable`.
+
+    Raises
+    ------
+    UserError
+        When the file is not Parquet, or a part of it cannot be read.
+    """
     import pyarrow
     import pyarrow.parquet
 
     try:
         file = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{path}: not a Parquet file: {error}") from None
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a Parquet file: {_first_line(error)}") from None
     _check_names(path, file.schema_arrow.names)
     for field in file.schema_arrow:
         _check_structs(path, field.type)
     number = 0
-    for batch in file.iter_batches(rows_at_once):
-        for value in batch.to_pylist():
+    batches = file.iter_batches(rows_at_once)
+    while True:
+        try:
+            batch = next(batches, None)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UserError(
+                f"{path}: damaged ({_first_line(error)}), after row {number}; copy or download it again"
+            ) from None
+        if batch is None:
+            return
+        for fields in _python_values(batch):
             number += 1
-            yield Row(number, value)
+            yield Row(number, fields)
+
+
+def _python_values(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any]]:
+    try:
+        yield from batch.to_pylist()
+    except (ValueError, OverflowError, ArithmeticError, TypeError):  # pyarrow's errors are ValueErrors
+        for i in range(batch.num_rows):
+            yield {name: _python_value(column, i) for name, column in zip(batch.schema.names, batch, strict=True)}
+
+
+def _python_value(column: pyarrow.Array, place: int) -> Any:
+    try:
+        return column[place].as_py()
+    except UnicodeDecodeError as error:
+        return Unreadable(f"not UTF-8 at byte {error.start}")
+    except (ValueError, OverflowError, ArithmeticError, TypeError) as error:
+        return Unreadable(f"a {column.type} that cannot be read ({_first_line(error)})")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def hub_rows(source: Source) -> Iterator[Row]:

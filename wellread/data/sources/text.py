@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wellread.data.sources.source import Row
+from wellread.data.sources.source import Row, Unreadable
 from wellread.data.sources.tables import READ, json_rows, jsonl_rows, parquet_rows
 from wellread.errors import UserError
 from wellread.text_io import unmarked
@@ -82,7 +82,7 @@ def documents(
 
 def _rows(path: Path, kind: str) -> Iterator[Row]:
     if kind == ".parquet":
-        return _parquet_rows(path)
+        return parquet_rows(path, PARQUET_ROWS)
     return json_rows(path, _blocks(path)) if kind == ".json" else jsonl_rows(line for _, line in _split(path, b"\n"))
 
 
@@ -129,6 +129,8 @@ def of_rows(rows: Iterable[Row], name: str) -> Iterator[Document]:
 def _error(text: Any, name: str, fields: dict[str, Any]) -> str | None:
     if text is None:
         return f"no {name!r}; its fields are {', '.join(fields) or 'none'}"
+    if isinstance(text, Unreadable):
+        return f"{name!r} is {text.reason}"
     if not isinstance(text, str):
         return f"{name!r} is {type(text).__name__}, not text"
     try:
@@ -230,15 +232,6 @@ def _zst_blocks(path: Path) -> Iterator[bytes]:
 
 def _damaged(path: Path, reason: str) -> UserError:
     return UserError(f"{path}: damaged ({reason.splitlines()[0]}); copy or download it again")
-
-
-def _parquet_rows(path: Path) -> Iterator[Row]:
-    import pyarrow
-
-    try:
-        yield from parquet_rows(path, PARQUET_ROWS)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise _damaged(path, str(error)) from None
 
 
 def _hub_split(spec: str) -> tuple[list[str], str]:
