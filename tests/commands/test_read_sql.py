@@ -24,7 +24,7 @@ def test_sql_joins_record_and_samples(ask: Ask, corpus: Corpus, tiny_run: RunDir
     ask("--sql", "select digest from record limit 1", "--csv", tmp_path / "q.csv")
     digest = corpus.digest(int(Record.open(tiny_run.record).sample_ids()[0])).hex()
     assert (tmp_path / "q.csv").read_text() == f"digest\n{digest}\n"
-    with pytest.raises(UserError, match=r"--sql: .*tables are record and samples"):
+    with pytest.raises(UserError, match=r"--sql: .*tables are record, checkpoints and samples"):
         ask("--sql", "select * from recrod")
 
 

@@ -20,9 +20,11 @@ SHOWN = 100
 
 
 def show_sql(history: History, query: str, path: str | None) -> None:
-    """Run a query on the views ``record`` and ``samples``; print its rows, or write them as CSV to `path`.
+    """Run a query on ``record``, ``checkpoints`` and ``samples``; print its rows, or write them as CSV to `path`.
 
-    For a packed corpus, there is also the view ``segments``.
+    A row of ``checkpoints`` has a step and the batches that it read since the previous checkpoint: first_batch …
+    stop_batch - 1. A packed corpus has also ``segments``, and a corpus with text metrics ``metrics``, whose columns
+    are in ``samples``, too.
 
     Raises
     ------
@@ -45,7 +47,9 @@ def show_sql(history: History, query: str, path: str | None) -> None:
 
 
 def _tables(history: History) -> str:
-    return "record, samples and segments" if history.samples.segments else "record and samples"
+    names = ["record", "checkpoints", "samples"]
+    names += ["segments"] * bool(history.samples.segments) + ["metrics"] * bool(history.samples.text_metrics)
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _connect(history: History) -> duckdb.DuckDBPyConnection:
@@ -64,9 +68,18 @@ def _create_views(connection: duckdb.DuckDBPyConnection, history: History) -> No
         # by name, because old parts have no column `skipped`
         source = f"read_parquet([{', '.join(map(_quoted, files))}], union_by_name=true)"
         connection.execute(f"create view record as select * from {source}")
-    for name, file in (("samples", history.samples.file), ("segments", history.samples.segments)):
+    connection.execute("create table checkpoints (step bigint, first_batch bigint, stop_batch bigint)")
+    for checkpoint in history.checkpoints:
+        connection.execute("insert into checkpoints values (?, ?, ?)", [checkpoint.step, *checkpoint.batches])
+    samples = history.samples
+    for name, file in (("segments", samples.segments), ("metrics", samples.text_metrics)):
         if file is not None:
             connection.execute(f"create view {name} as select * from read_parquet({_quoted(str(file))})")
+    if samples.file is not None:
+        query = f"select * from read_parquet({_quoted(str(samples.file))})"
+        if samples.text_metrics is not None:  # the same columns as --csv and --checkpoint know
+            query = f"select * from ({query}) left join metrics using (sample_id)"
+        connection.execute(f"create view samples as {query}")
 
 
 def _quoted(text: str) -> str:

@@ -106,11 +106,11 @@ def _encoded(name: str, texts: Sequence[str]) -> Columns:
 def _decoded(data: NDArray[np.uint8], sizes: NDArray[np.int64]) -> NDArray[np.object_]:
     """The texts of `_encoded`, as one array of objects; equal texts are one object."""
     content, ends = data.tobytes(), np.cumsum(sizes).tolist()
-    seen: dict[bytes, str] = {}
+    distinct: dict[bytes, str] = {}
     texts = np.empty(len(sizes), dtype=np.object_)
     for i, (size, end) in enumerate(zip(sizes.tolist(), ends, strict=True)):
         part = content[end - size : end]
-        texts[i] = seen.get(part) or seen.setdefault(part, part.decode())
+        texts[i] = distinct.get(part) or distinct.setdefault(part, part.decode())
     return texts
 
 

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from wellread.checkpoint import Checkpoint, missing_checkpoint
 from wellread.corpus.decoder import Decoder
-from wellread.corpus.read import Corpus, SampleReader
+from wellread.corpus.read import COMPILE_AGAIN, METRICS, Corpus, SampleReader
 from wellread.corpus.segments import FILE as SEGMENTS
 from wellread.corpus.segments import Segments
 from wellread.errors import UserError
+from wellread.files import damage_named
 from wellread.order.permutation import Order
 from wellread.record.reader import Record
 from wellread.record.samples import SamplesTable
@@ -100,7 +101,20 @@ class History:
         """The samples table: source, rows, category and metrics of each sample."""
         path = self.reader.path / "samples.parquet"
         segments = path.with_name(SEGMENTS) if isinstance(self.units, Segments) else None
-        return SamplesTable(path if path.is_file() else None, segments)
+        metrics = path.with_name(METRICS)
+        if not path.is_file():
+            return SamplesTable(None, segments)
+        return SamplesTable(path, segments, self._complete(metrics) if metrics.is_file() else None)
+
+    def _complete(self, metrics: Path) -> Path:
+        """Path of the text metrics after checking that they have one row per sample."""
+        import pyarrow.parquet
+
+        with damage_named(metrics, COMPILE_AGAIN):
+            rows = pyarrow.parquet.read_metadata(metrics).num_rows
+        if rows != self.reader.n:
+            raise UserError(f"{metrics}: {rows:,} rows for {self.reader.n:,} samples; {COMPILE_AGAIN}")
+        return metrics
 
     @cached_property
     def units(self) -> SampleReader:

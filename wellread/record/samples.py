@@ -36,10 +36,15 @@ class SamplesTable:
     file: Path | None
     segments: Path | None = None
     """segments.parquet of a packed corpus."""
+    text_metrics: Path | None = None
+    """metrics.parquet, if the corpus was compiled with ``--metrics``; it has a row per sample, in the same order."""
 
     def rows(self, sample_ids: NDArray[np.int64]) -> list[dict[str, Any]]:
         """Rows of the samples table in the order of `sample_ids`; rows of packed samples include their `segments`."""
         rows = _read_rows(self.file, sample_ids)
+        if self.text_metrics is not None:
+            for row, values in zip(rows, _read_rows(self.text_metrics, sample_ids), strict=True):
+                row.update((name, value) for name, value in values.items() if name not in row)
         if self.segments is not None:
             for row, segments in zip(rows, self._segments_of(sample_ids), strict=True):
                 row["segments"] = segments
@@ -56,11 +61,24 @@ class SamplesTable:
             yield list(itertools.islice(rows, count))
 
     def chunks(self, columns: list[str]) -> Iterator[tuple[int, pyarrow.Table]]:
-        """Yield chunks of the samples table: id of the first sample, and `columns`."""
+        """Yield chunks of the samples table and the text metrics: id of the first sample, and `columns`."""
+        import pyarrow
+
+        assert self.file is not None
+        stored = _schema(self.file).names
+        of_samples, of_metrics = ([name for name in columns if (name in stored) == has] for has in (True, False))
+        values, pending = _chunks(self.text_metrics, of_metrics) if of_metrics else iter(()), None
         start = 0
-        for table in _chunks(self.file, columns):
+        for table in _chunks(self.file, of_samples or ["sample_id"]):
+            while of_metrics and (pending is None or pending.num_rows < table.num_rows):  # row groups end elsewhere
+                part = next(values)
+                pending = part if pending is None else pyarrow.concat_tables([pending, part])
+            size = table.num_rows
+            for name in of_metrics:
+                table = table.append_column(name, pending[name].slice(0, size))
+            pending = pending.slice(size) if of_metrics else None
             yield start, table
-            start += table.num_rows
+            start += size
 
     def unit_chunks(self, columns: list[str]) -> Iterator[pyarrow.Table]:
         """Yield `columns` in chunks: of the segments table if the corpus is packed, otherwise of the samples table."""
@@ -68,17 +86,17 @@ class SamplesTable:
 
     @cached_property
     def metrics(self) -> list[str]:
-        """Numeric columns of the samples table."""
-        if self.file is None:
-            return []
+        """Numeric columns of the samples table, then those of the text metrics."""
         import pyarrow
 
         types = pyarrow.types
-        return [
+        columns = [column for path in (self.file, self.text_metrics) if path for column in _schema(path)]
+        names = [
             column.name
-            for column in _schema(self.file)
+            for column in columns
             if column.name not in IDS and (types.is_integer(column.type) or types.is_floating(column.type))
         ]
+        return list(dict.fromkeys(names))
 
     @cached_property
     def groups(self) -> list[str]:
