@@ -21,6 +21,7 @@ from wellread.corpus.building import building
 from wellread.corpus.merge import merge
 from wellread.corpus.read import Corpus
 from wellread.corpus.shards import Shard, write_shards
+from wellread.data import documents
 from wellread.data.mixture import Reader, readers
 from wellread.data.rows import templates
 from wellread.data.rows.bad_rows import BadRows
@@ -80,6 +81,8 @@ def _compile(build: Path, target: Path, rows: Rows) -> None:
     n_taken = [int(np.count_nonzero(n if mask is None else mask)) for n, mask in zip(counts, masks, strict=True)]
     backend = _tokenizer(spec, data_sets, masks, build)
     for reader, n, used in zip(data_sets, counts, n_taken, strict=True):
+        if reader.schema.name == TEXT and (split := documents.split_files(reader.source)):
+            print(split, file=sys.stderr)
         part = "" if used == np.count_nonzero(n) else f"{used:,} of "
         print(
             f"compiling {part}{len(n):,} rows of {reader.source.name}{reader.source.file_count} into {target}",

@@ -157,6 +157,8 @@ def _scan(source: Source, config: TextConfig) -> _Scan:
             f"{path}: contains no <|endoftext|>, so it is a single document, either sealed or trainable",
             file=sys.stderr,
         )
+    if split := documents.split_files(source):
+        print(split, file=sys.stderr)
     usable, words, bad = bytearray(), Counter[str](), BadRows(config.max_bad_rows)
     counted = isinstance(documents.vocabulary(config), int)
     for _, document in _with_progress("reading", documents.read(source), source.generated or source.published_rows):

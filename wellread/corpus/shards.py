@@ -96,7 +96,7 @@ def _serialize(shard: Shard) -> bytes:
     return buffer.getvalue()
 
 
-def _encoded(name: str, texts: Sequence[str]) -> Columns:
+def _encoded(name: str, texts: Sequence[str]) -> dict[str, Any]:
     """A column of texts as bytes and sizes: a NumPy column of strings is as wide as its longest text in every row."""
     encoded = [text.encode() for text in texts]
     sizes = np.array([len(each) for each in encoded], dtype=np.int64)

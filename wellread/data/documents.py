@@ -19,6 +19,8 @@ from wellread.files import sha256_file
 
 VERSION = 2
 """Raise it when the same settings produce a different corpus; existing corpora are then compiled again."""
+LISTED = 5
+"""Most files that a line names."""
 LLAMA2 = "llama2"
 SEARCH_PATH = "WELLREAD_MODELS"
 """Environment variable with the directories to search for models."""
@@ -49,9 +51,26 @@ def read(source: Source) -> Iterator[tuple[int, Raw | str]]:
 
 
 def unseparated(source: Source) -> list[Path]:
-    """Text files without a separator between documents: each is read as a single text."""
-    files = [path for path in source.paths if ".txt" in path.suffixes[-2:]]
-    return [path for path in files if not text.is_separated(path)]
+    """The text file without a separator between documents, if it is the only one: it is read as a single text."""
+    files = _text_files(source)
+    return [path for path in files if not text.is_separated(path)] if len(files) == 1 else []
+
+
+def split_files(source: Source) -> str:
+    """One line about a folder of text files, each of which is a document; empty if no file is split at separators."""
+    files = _text_files(source)
+    separated = [path for path in files if text.is_separated(path)] if len(files) > 1 else []
+    if not separated:
+        return ""
+    names = ", ".join(path.name for path in separated[:LISTED]) + ", …" * (len(separated) > LISTED)
+    return (
+        f"{source.where}: {len(separated)} of {len(files)} text files contain {text.SEPARATOR} and are split there "
+        f"into several documents ({names}); each of the others is one document"
+    )
+
+
+def _text_files(source: Source) -> list[Path]:
+    return [path for path in source.paths if ".txt" in path.suffixes[-2:]]
 
 
 def vocabulary(config: TextConfig) -> int | bytes:

@@ -12,6 +12,7 @@ from typing import Any
 from wellread.config import CONFIGS
 from wellread.data.mixture import Mixture
 from wellread.data.rows import instruct
+from wellread.data.sources.archives import KINDS as ARCHIVES
 from wellread.data.sources.raw import TEXT, is_megatron
 from wellread.data.sources.source import Source
 from wellread.data.sources.tables import SUFFIXES
@@ -253,7 +254,8 @@ def _hidden(file: Path, folder: Path) -> bool:
 
 def _files(path: Path, data: str, *, is_text: bool = False) -> tuple[Path, ...]:
     """The file itself, or all data files of a folder, sorted by name."""
-    suffixes = tuple(kind + compression for kind in KINDS for compression in ("", *COMPRESSED)) if is_text else SUFFIXES
+    texts = (*(kind + compression for kind in KINDS for compression in ("", *COMPRESSED)), *ARCHIVES)
+    suffixes = texts if is_text else SUFFIXES
     if is_text and is_megatron(path):
         return (path,)
     if path.is_dir():

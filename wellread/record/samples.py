@@ -67,7 +67,8 @@ class SamplesTable:
         assert self.file is not None
         stored = _schema(self.file).names
         of_samples, of_metrics = ([name for name in columns if (name in stored) == has] for has in (True, False))
-        values, pending = _chunks(self.text_metrics, of_metrics) if of_metrics else iter(()), None
+        values = _chunks(self.text_metrics, of_metrics) if of_metrics else iter(())
+        pending: Any = None
         start = 0
         for table in _chunks(self.file, of_samples or ["sample_id"]):
             while of_metrics and (pending is None or pending.num_rows < table.num_rows):  # row groups end elsewhere

@@ -6,7 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from wellread.errors import UserError
 from wellread.terminal import plural
+from wellread.units import MIB
+
+MAX_DOCUMENT = 256 * MIB
+"""Most bytes of one document; a longer one is taken for a mistake, or for an archive that expands without end."""
+
+
+def too_long(path: Path, what: str, limit: int) -> UserError:
+    """The error for a document, or a row, with more bytes than allowed."""
+    return UserError(f"{path}: {what} is longer than {limit / MIB:,.0f} MiB, the most that one document may have")
 
 
 @dataclass(frozen=True, kw_only=True)

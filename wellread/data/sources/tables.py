@@ -10,9 +10,9 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from wellread.data.sources.source import Row, Source, Unreadable
+from wellread.data.sources.source import MAX_DOCUMENT, Row, Source, Unreadable, too_long
 from wellread.errors import UserError
 from wellread.text_io import Parser, RepeatedKey, repeated, unmarked
 
@@ -60,23 +60,28 @@ def _file_rows(path: Path) -> Iterator[Row]:
         with open(path, "rb") as file:
             yield from json_rows(path, iter(lambda: file.read(READ), b""))
     elif path.suffix == ".csv":
-        yield from _csv_rows(path)
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            yield from csv_rows(path, file)
     else:
         yield from parquet_rows(path)
 
 
-def jsonl_rows(lines: Iterable[bytes]) -> Iterator[Row]:
-    """Yield the row of each line that is not empty; lines are numbered from 1."""
+def jsonl_rows(lines: Iterable[bytes], text: str | None = None) -> Iterator[Row]:
+    """Yield the row of each line that is not empty; lines are numbered from 1.
+
+    With `text`, a line may also be a bare string: a row with only this column.
+    """
     parser = Parser()
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            yield _decoded(number, line, parser)
+            yield _decoded(number, line, text, parser)
 
 
-def _decoded(number: int, line: bytes, parser: Parser) -> Row:
+def _decoded(number: int, line: bytes, text: str | None, parser: Parser) -> Row:
     try:
         line = line.strip()
-        return _as_row(number, parser.decode(line.decode(json.detect_encoding(line), "surrogatepass")))
+        value = parser.decode(line.decode(json.detect_encoding(line), "surrogatepass"))
+        return _as_row(number, value, text)
     except UnicodeDecodeError as error:
         return Row(number, None, f"not UTF-8 at byte {error.start} of the line")
     except json.JSONDecodeError as error:
@@ -94,17 +99,24 @@ def _beyond_limits(error: ValueError | RecursionError) -> str:
     return f"contains an integer of more than {sys.get_int_max_str_digits():,} digits"
 
 
-def _as_row(number: int, value: object) -> Row:
+def _as_row(number: int, value: object, text: str | None) -> Row:
+    if text and isinstance(value, str):
+        return Row(number, {text: value})
     return Row(number, value) if isinstance(value, dict) else Row(number, None, "not a JSON object")
 
 
-def json_rows(path: Path, blocks: Iterable[bytes]) -> Iterator[Row]:
-    """Yield the objects of a JSON list from blocks of its file; only one block and one object are in memory."""
+def json_rows(path: Path, blocks: Iterable[bytes], text: str | None = None) -> Iterator[Row]:
+    """Yield the objects of a JSON list from blocks of its file; only one block and one object are in memory.
+
+    With `text`, the list may also contain bare strings: rows with only this column.
+    """
     parser, number, buffer, state = Parser(), 0, "", "before"
     broken: json.JSONDecodeError | None = None
-    texts = _texts(path, blocks)
-    for text in texts:
-        buffer += text
+    texts, enough = _texts(path, blocks), 0
+    for block in texts:
+        buffer += block
+        if block and len(buffer) < enough:
+            continue  # parsing an object again with each block would take quadratic time
         at = _skip_whitespace(buffer, 0)
         while at < len(buffer):
             sign = buffer[at]
@@ -137,9 +149,12 @@ def json_rows(path: Path, blocks: Iterable[bytes]) -> Iterator[Row]:
                     broken = json.JSONDecodeError("Expecting ',' delimiter", buffer, stop)
                     break  # a number may continue in the next block
                 state, number, at = "between", number + 1, stop
-                yield Row(number, None, str(twice)) if twice else _as_row(number, value)
+                yield Row(number, None, str(twice)) if twice else _as_row(number, value, text)
             at = _skip_whitespace(buffer, at)
         buffer = buffer[at:]
+        if len(buffer) > MAX_DOCUMENT:
+            raise too_long(path, f"object {number + 1}", MAX_DOCUMENT)
+        enough = min(2 * len(buffer), MAX_DOCUMENT)
     if state != "after":
         raise _not_json(
             path, f"object {number + 1}: {broken.msg}" if broken and buffer else "ends before its list does"
@@ -188,25 +203,24 @@ def _not_a_list(path: Path, text: str) -> UserError:
     return UserError(f"{path}: expected a JSON list of objects, but it contains {kind}")
 
 
-def _csv_rows(path: Path) -> Iterator[Row]:
+def csv_rows(path: Path, file: IO[str]) -> Iterator[Row]:
     """Yield the records of a CSV file with a header, numbered by record because a quoted field may span lines."""
     import csv
 
     csv.field_size_limit(2**31 - 1)  # a field may be a long document; the default is 128 KiB
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)
-        try:
-            header = next(reader, [])
-            _check_names(path, header)
-            for number, values in enumerate(filter(None, reader), start=1):
-                if len(values) == len(header):
-                    yield Row(number, dict(zip(header, values, strict=True)))
-                else:
-                    yield Row(number, None, f"has {len(values)} fields, but the header has {len(header)}")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 ({error.reason}); save it as UTF-8") from None
-        except csv.Error as error:
-            raise UserError(f"{path}: not a CSV file: {error} at line {reader.line_num}") from None
+    reader = csv.reader(file, strict=True)
+    try:
+        header = next(reader, [])
+        _check_names(path, header)
+        for number, values in enumerate(filter(None, reader), start=1):
+            if len(values) == len(header):
+                yield Row(number, dict(zip(header, values, strict=True)))
+            else:
+                yield Row(number, None, f"has {len(values)} fields, but the header has {len(header)}")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason}); save it as UTF-8") from None
+    except csv.Error as error:
+        raise UserError(f"{path}: not a CSV file: {error} at line {reader.line_num}") from None
 
 
 def _check_names(path: Path, names: Iterable[str]) -> None:

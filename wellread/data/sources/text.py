@@ -2,7 +2,8 @@
 
 Sources are JSONL with one object per line, as lm_dataformat writes The Pile (text, meta.pile_set_name); JSON lists, as
 in TinyStories' archive (story, instruction, summary, source); Parquet; plain text with a separator between documents;
-and one split of a hub data set. All except Parquet may be compressed as .gz or .zst.
+and one split of a hub data set. All except Parquet may be compressed as .gz or .zst. lm_dataformat's archives .dat.zst,
+.zip and .tar.gz are read too, as are its bare strings and texts that are lists of paragraphs.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wellread.data.sources.source import Row, Unreadable
+from wellread.data.sources import archives
+from wellread.data.sources.source import MAX_DOCUMENT, Row, Unreadable, too_long
 from wellread.data.sources.tables import READ, json_rows, jsonl_rows, parquet_rows
 from wellread.errors import UserError
 from wellread.text_io import unmarked
@@ -25,6 +27,8 @@ STORY = "story"
 """Field of TinyStories' archive, used if a row has no ``text``."""
 READ_ZST = 1 << 10
 """Compressed bytes read at once: repetitive text may decompress to thousands of times its size."""
+PARAGRAPHS = "\n\n"
+"""Between the paragraphs of a text that is a list, as lm_dataformat joins them."""
 WINDOW = 1 << 31
 """Largest window that zstd supports: files compressed with ``zstd --long`` can be read too."""
 PARQUET_ROWS = 64
@@ -52,8 +56,9 @@ def documents(
     Parameters
     ----------
     source : str or Path
-        A file .jsonl, .json, .txt (also .gz, .zst of them) or .parquet; or ``hub:NAME``, ``hub:NAME:SPLIT``
-        or ``hub:NAME:CONFIG:SPLIT`` (default split: train), which is streamed, never downloaded completely.
+        A file .jsonl, .json, .txt (also .gz, .zst of them), .parquet, .dat.zst, .zip or .tar.gz; or
+        ``hub:NAME``, ``hub:NAME:SPLIT`` or ``hub:NAME:CONFIG:SPLIT`` (default split: train), which is streamed, never
+        downloaded completely.
     text : str
         Field that contains the text; if it is ``text`` and missing, ``story`` is used.
     separator : str
@@ -76,14 +81,27 @@ def documents(
     else:
         path = Path(source)
         kind = _kind(path)
-        stream = _of_text(path, separator.encode(), keep_empty) if kind == ".txt" else of_rows(_rows(path, kind), text)
+        if kind == ".txt":
+            stream = _of_text(path, separator.encode(), keep_empty)
+        else:
+            stream = of_rows(_rows(path, kind, text), text)
     return (_stripped(document) for document in stream) if strip else stream
 
 
-def _rows(path: Path, kind: str) -> Iterator[Row]:
+def _rows(path: Path, kind: str, text: str) -> Iterator[Row]:
     if kind == ".parquet":
         return parquet_rows(path, PARQUET_ROWS)
-    return json_rows(path, _blocks(path)) if kind == ".json" else jsonl_rows(line for _, line in _split(path, b"\n"))
+    if kind in archives.KINDS:
+        return archives.rows(path, _blocks(path), text, MAX_DOCUMENT)
+    if kind == ".json" and not _is_list_of_lines(path):
+        return json_rows(path, _blocks(path), text)
+    return jsonl_rows((line for _, line in _split(path, b"\n")), text)
+
+
+def _is_list_of_lines(path: Path) -> bool:
+    """Whether a .json file has one string per line, as lm_dataformat reads .json.gz, instead of one list."""
+    first = next((block.lstrip() for block in _blocks(path) if block.strip()), b"")
+    return first.startswith(b'"')
 
 
 def is_separated(path: Path, separator: str = SEPARATOR) -> bool:
@@ -95,13 +113,16 @@ def is_separated(path: Path, separator: str = SEPARATOR) -> bool:
 def _kind(path: Path) -> str:
     if not path.is_file():
         raise UserError(f"{path}: {'not a file' if path.exists() else 'does not exist'}")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: is empty")
+    if archive := archives.kind(path):
+        return archive
     kind = Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
     if kind not in KINDS or (kind == ".parquet" and path.suffix in COMPRESSED):
         raise UserError(
-            f"{path}: not a known kind of file ({' '.join(KINDS)}; all except .parquet also as .gz and .zst)"
+            f"{path}: not a known kind of file ({' '.join(KINDS)}; all except .parquet also as .gz and .zst; "
+            f"{' '.join(archives.KINDS)})"
         )
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: is empty")
     return kind
 
 
@@ -122,6 +143,8 @@ def of_rows(rows: Iterable[Row], name: str) -> Iterator[Document]:
         if isinstance(meta.get("meta"), dict):
             meta |= meta.pop("meta")
         text = row.fields.get(name)
+        if isinstance(text, list) and text and all(isinstance(paragraph, str) for paragraph in text):
+            text = PARAGRAPHS.join(text)
         error = _error(text, name, row.fields)
         yield Document(row.number, None if error else text, meta, error)
 
@@ -173,6 +196,8 @@ def _split(path: Path, separator: bytes) -> Iterator[tuple[int, bytes]]:
             start = stop
         del buffer[:start]
         offset += start
+        if len(buffer) > MAX_DOCUMENT:
+            raise too_long(path, f"the document at byte {offset}", MAX_DOCUMENT)
     if buffer:
         yield offset, bytes(buffer)
 

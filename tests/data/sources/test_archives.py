@@ -1,0 +1,136 @@
+"""lm_dataformat's archives: each form that its Reader 0.0.20 opens, document for document."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from wellread.data import documents as stories
+from wellread.data import sets
+from wellread.data.sources import text
+from wellread.data.sources.text import documents
+from wellread.errors import UserError
+
+TEXTS = ["One story.", "Über  zwei\n\nZeilen. ", "three <|endoftext|> not split"]
+
+
+def write(path: Path, content: bytes) -> Path:
+    data = zstandard.ZstdCompressor().compress(content) if path.suffix == ".zst" else content
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+def zipped(path: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return path
+
+
+def tarred(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w:gz") as archive:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.type = len(data), tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def texts(path: Path) -> list[str | None]:
+    return [document.text for document in documents(path)]
+
+
+def test_lists_of_strings_and_paragraphs(tmp_path: Path) -> None:
+    lines = "".join(json.dumps(each) + "\n" for each in TEXTS).encode()
+    assert texts(write(tmp_path / "data_0_time1_default.jsonl.zst", lines)) == TEXTS
+    assert texts(write(tmp_path / "data_0_1.json.zst", json.dumps(TEXTS).encode())) == TEXTS
+    assert texts(write(tmp_path / "a.json.gz", lines)) == TEXTS  # a string per line, not a list
+    paragraphs = {"text": ["One.", "Two."], "meta": {"pile_set_name": "Books3"}}
+    (document,) = documents(write(tmp_path / "p.jsonl.zst", json.dumps(paragraphs).encode()))
+    assert (document.text, document.meta) == ("One.\n\nTwo.", {"pile_set_name": "Books3"})
+    (document,) = documents(write(tmp_path / "m.jsonl", json.dumps({"text": ["One.", 2]}).encode()))
+    assert document.error == "'text' is list, not text"
+
+
+def test_dat_archives(tmp_path: Path) -> None:
+    encoded = [each.encode() for each in TEXTS]
+    content = b"".join(b"%016d" % len(each) + each for each in encoded)
+    assert texts(write(tmp_path / "data_0_x.dat.zst", content)) == TEXTS
+    with pytest.raises(UserError, match=r"a\.dat\.zst: damaged \(cut off inside document 3\)"):
+        texts(write(tmp_path / "a.dat.zst", content[:-1]))
+    with pytest.raises(UserError, match=r"document 4 does not begin with its length in 16 digits"):
+        texts(write(tmp_path / "a.dat.zst", content + b"x" * 20))
+
+
+@pytest.mark.parametrize("make", [zipped, tarred])
+def test_members_are_documents_or_tables(tmp_path: Path, make: object) -> None:
+    assert callable(make)
+    members = {f"folder/{i}.txt": each.encode() for i, each in enumerate(TEXTS)} | {"folder/": b"", "plain": b"last"}
+    path = tmp_path / ("a.zip" if make is zipped else "a.tar.gz")
+    assert texts(make(path, members)) == [*TEXTS, "last"]
+    rows = {
+        "a.jsonl": b'{"text": "one"}\n{"text": 2}\n"three"',
+        "b.json": b'[{"text": "four"}]',
+        "c.csv": b"text,x\nfive,1\n",
+        "d.txt": b"\xff",
+    }
+    results = list(documents(make(path, rows)))
+    assert [each.text for each in results] == ["one", None, "three", "four", "five", None]
+    assert [each.number for each in results] == [1, 2, 3, 4, 5, 6]
+    assert results[5].error == "member 'd.txt' row 1: not UTF-8 at byte 0"
+    for name in ("a.parquet", "b.jsonl.zst"):
+        with pytest.raises(UserError, match=rf"member '{name}' is a \.\w+ file; take it out of the archive"):
+            texts(make(path, {name: b"x"}))
+    with pytest.raises(UserError, match=r"member '\.\./a\.txt' has \.\. in its name"):
+        texts(make(path, {"../a.txt": b"x"}))
+    make(path, {"a.txt": bytes(range(256)) * 300})
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(UserError, match=rf"{path.name}: damaged \("):
+        texts(path)
+
+
+def test_archives_of_a_folder_are_read_and_unfinished_ones_are_not(tmp_path: Path) -> None:
+    zipped(tmp_path / "b.zip", {"a.txt": b"x"})
+    write(tmp_path / "a.dat.zst", b"%016d" % 1 + b"y")
+    (tmp_path / "current_chunk_incomplete").write_bytes(b"x")
+    assert [path.name for path in sets.documents(str(tmp_path)).paths] == ["a.dat.zst", "b.zip"]
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar.gz", "a.dat.zst", "a.jsonl.zst", "a.txt.gz", "a.json.zst"])
+def test_a_document_that_expands_without_end_stops_at_the_limit(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text, "MAX_DOCUMENT", 1 << 20)
+    monkeypatch.setattr("wellread.data.sources.tables.MAX_DOCUMENT", 1 << 20)
+    bomb, path = b"0" * (3 << 20), tmp_path / name
+    if name in ("a.zip", "a.tar.gz"):
+        (zipped if name == "a.zip" else tarred)(path, {"x.txt": bomb})
+    else:
+        start = {"a.dat.zst": b"%016d" % len(bomb), "a.json.zst": b'[{"a": "'}.get(name, b"")
+        write(path, start + bomb)
+    with pytest.raises(UserError, match=rf"{name}: .* is longer than 1 MiB, the most that one document may have"):
+        texts(path)
+
+
+def test_each_file_of_a_folder_is_a_document_except_files_with_separators(tmp_path: Path) -> None:
+    for i, each in enumerate(["one", "two<|endoftext|>three", "four"]):
+        (tmp_path / f"{i}.txt").write_text(each)
+    source = sets.documents(str(tmp_path))
+    results = [content.text for _, content in stories.read(source) if not isinstance(content, str)]
+    assert results == ["one", "two", "three", "four"]
+    assert stories.unseparated(source) == []  # so that --packing story takes them
+    assert stories.split_files(source) == (
+        f"{tmp_path}: 1 of 3 text files contain <|endoftext|> and are split there into several documents (1.txt); "
+        "each of the others is one document"
+    )
+    (tmp_path / "1.txt").unlink()
+    assert stories.split_files(sets.documents(str(tmp_path))) == ""
+    (tmp_path / "2.txt").unlink()
+    assert stories.unseparated(sets.documents(str(tmp_path))) == [tmp_path / "0.txt"]
