@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
 from wellread.errors import BAD_INPUT, UserError, print_error, user_message
+from wellread.files import load_yaml
 
 if TYPE_CHECKING:
     import argparse
@@ -192,7 +193,7 @@ def _config_file(path: str) -> dict[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(Path(path).read_bytes())
+        values = load_yaml(Path(path).read_bytes())
     except OSError as error:
         raise UserError(f"--config {path}: cannot be read ({error.strerror}); name a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

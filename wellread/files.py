@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 LONGEST_REASON = 120
 """Characters of a library's reason that an error repeats."""
 
+MOST_VALUES = 10_000_000
+"""Most values of a YAML file; a few lines of aliases of aliases can describe billions."""
+
 
 def open_unlinked(path: Path, mode: str, buffering: int = -1) -> IO[Any]:
     """Open a file of a run or a corpus as `open` does, but never through a symbolic link, nor a pipe or device.
@@ -144,6 +147,40 @@ def read_json(path: Path) -> Any:
         return json.loads(text)
     except ValueError as error:  # not JSON, or not even text
         raise UserError(f"{path}: damaged ({error}); restore it from a copy") from None
+
+
+def load_yaml(data: bytes) -> Any:
+    """Parse YAML. Aliases are allowed, but not to describe more values than a person can mean.
+
+    Raises
+    ------
+    yaml.YAMLError
+        Also when values contain each other, are nested too deeply, or become too many once aliases are replaced.
+    """
+    import yaml
+
+    try:
+        value = yaml.safe_load(data)
+        if _n_values(value, {}) > MOST_VALUES:
+            raise yaml.YAMLError(f"describes more than {MOST_VALUES:,} values")
+    except RecursionError:
+        raise yaml.YAMLError("is nested too deeply") from None
+    except ValueError as error:  # an integer of thousands of digits, or a date that does not exist
+        if isinstance(error, UnicodeDecodeError):
+            raise
+        raise yaml.YAMLError(str(error).partition(";")[0]) from None
+    return value
+
+
+def _n_values(value: Any, counts: dict[int, int]) -> int:
+    """Number of values that `value` describes once aliases are replaced; each distinct object is visited once."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in counts:
+        counts[id(value)] = MOST_VALUES + 1  # for an object inside itself
+        inner = value.values() if isinstance(value, dict) else value
+        counts[id(value)] = min(1 + sum(_n_values(each, counts) for each in inner), MOST_VALUES + 1)
+    return counts[id(value)]
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from wellread.errors import UserError
-from wellread.files import open_unlinked, read_json, write_atomic
+from wellread.files import load_yaml, open_unlinked, read_json, write_atomic
 
 if TYPE_CHECKING:
     from wellread.config import RunConfig
@@ -122,7 +122,7 @@ class RunDirectory:
 
         text = self.config_file.read_bytes()
         try:
-            values = yaml.safe_load(text)
+            values = load_yaml(text)
         except yaml.YAMLError as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{self.config_file}: damaged ({reason}); restore it from a copy") from None

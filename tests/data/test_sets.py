@@ -183,3 +183,22 @@ def test_invalid_values(data: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as refused:
         readers(RunConfig().data, sets.find(data.replace("DIR", str(tmp_path))))
     assert str(refused.value) == message.replace("DIR", str(tmp_path))
+
+
+def test_files_and_numbers_of_absurd_size_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--data stories:1000000000000: .* choose at most 100,000,000"):
+        sets.documents("stories:1000000000000")
+    path = tmp_path / "a.yaml"
+    bomb = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join(10 * [f'*a{i - 1}'])}]\n" for i in range(1, 30))
+    for content, reason in [
+        (bomb, "describes more than 10,000,000 values"),
+        ("a: &a [*a]", "describes more than 10,000,000 values"),
+        ("a: " + "[" * 5000, "is nested too deeply"),
+        ("a: " + "7" * 5000, "Exceeds the limit"),
+        ("generated: 1000000000000", "generated: 1000000000000; expected a number of stories"),
+        ("generated: many", "generated: 'many'; expected a number of stories"),
+    ]:
+        path.write_text(content)
+        with pytest.raises(UserError, match=reason) as error:
+            sets.find(str(path))
+        assert "\n" not in str(error.value)

@@ -12,12 +12,14 @@ from typing import Any
 from wellread.config import CONFIGS
 from wellread.data.mixture import Mixture
 from wellread.data.rows import instruct
+from wellread.data.sources import generated
 from wellread.data.sources.archives import KINDS as ARCHIVES
 from wellread.data.sources.raw import TEXT, is_megatron
 from wellread.data.sources.source import Source
 from wellread.data.sources.tables import SUFFIXES
 from wellread.data.sources.text import COMPRESSED, KINDS
 from wellread.errors import UserError
+from wellread.files import load_yaml
 
 AMOUNT = re.compile(r"(.*):([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?|[+-]?(?:inf|nan))", re.IGNORECASE | re.DOTALL)
 KEYS = {
@@ -108,6 +110,8 @@ def documents(data: str) -> Source:
         raise UserError(f"--data {data}: pretraining reads only one data set; put the files into one folder")
     if TEXT not in source.schemas:
         raise UserError(f"--data {data}: {source.name} is not raw text; use it with wellread run finetune")
+    if source.generated and (source.limit or 0) > generated.MOST:
+        raise UserError(f"--data {data}: {source.limit:,} stories; choose at most {generated.MOST:,}")
     if source.generated and source.limit:
         source = replace(source, generated=source.limit, limit=None)
     if path.exists() and path.suffix not in YAML:
@@ -189,7 +193,7 @@ def _of_yaml(path: Path, text: str) -> Source:
     import yaml
 
     try:
-        entry = yaml.safe_load(path.read_bytes())
+        entry = load_yaml(path.read_bytes())
     except OSError as error:
         raise UserError(f"--data {text}: {path} cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -216,6 +220,9 @@ def _of_entry(name: str, entry: dict[str, Any], folder: Path) -> Source:
         raise UserError(f"{where}: columns: expected FIELD: COLUMN, e.g. instruction: question")
     if columns:
         instruct.with_columns(columns)
+    stories = entry.get("generated")
+    if stories is not None and not (type(stories) is int and 0 < stories <= generated.MOST):
+        raise UserError(f"{where}: generated: {stories!r}; expected a number of stories, at most {generated.MOST:,}")
     if entry.get("answers", "both") not in ANSWERS:
         raise UserError(f"{where}: answers: {entry['answers']!r}; choose one of {', '.join(ANSWERS)}")
     is_text = TEXT in schemas or "text" in columns

@@ -10,8 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from wellread.errors import UserError
+from wellread.files import load_yaml
 from wellread.order import spec as specs
 from wellread.order.spec import Condition, OrderSpec
+
+MOST_BATCHES = 10_000_000
+"""Most batches of an insertion or of a phase; more are taken for a mistake, before memory is used for them."""
+
+MOST_EPOCHS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +82,7 @@ def read(path: Path, flag: str) -> Curriculum:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_bytes())
+        content = load_yaml(path.read_bytes())
     except OSError as error:
         raise UserError(f"{flag}: {path} cannot be read ({error.strerror}); give a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -108,9 +114,12 @@ def _phase(value: Any, place: str, path: Path) -> Phase:
     if epochs is not None and steps is not None:
         raise UserError(f"{place}: has epochs and steps; keep one of them")
     if steps is not None:
-        _integer(steps, f"{place}.steps", 1)
-    elif epochs is not None and (isinstance(epochs, bool) or not isinstance(epochs, int | float) or not epochs > 0):
-        raise UserError(f"{place}.epochs: {epochs!r}; expected a number above 0")
+        if _integer(steps, f"{place}.steps", 1) > MOST_BATCHES:
+            raise UserError(f"{place}.steps: {steps}; choose at most {MOST_BATCHES:,}")
+    elif epochs is not None and (
+        isinstance(epochs, bool) or not isinstance(epochs, int | float) or not 0 < epochs <= MOST_EPOCHS
+    ):
+        raise UserError(f"{place}.epochs: {epochs!r}; expected a number above 0, at most {MOST_EPOCHS:,}")
     return Phase(
         place=place,
         name=_text(keys.get("name", ""), f"{place}.name"),
@@ -129,7 +138,10 @@ def _insertion(value: Any, place: str, path: Path) -> Insertion:
             f"{place}: has {' and '.join(ways) or 'no samples'}; give one of samples, file, or where and sets"
         )
     samples = _list(keys.get("samples", []), f"{place}.samples")
-    at = sorted({batch for value in _entries(keys.get("at")) for batch in _batches(value, f"{place}.at")})
+    ranges = [_batches(value, f"{place}.at") for value in _entries(keys.get("at"))]
+    if sum(-(-(each.stop - each.start) // each.step) for each in ranges) > MOST_BATCHES:
+        raise UserError(f"{place}.at: more than {MOST_BATCHES:,} batches; correct start, stop and step")
+    at = sorted({batch for each in ranges for batch in each})
     if not at:
         raise UserError(f"{place}.at: is missing or empty; list batch ids, e.g. [10, 20]")
     if not _text(keys.get("tag", ""), f"{place}.tag"):

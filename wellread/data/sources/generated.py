@@ -12,6 +12,8 @@ from functools import cache
 
 from wellread.config import CONFIGS
 
+MOST = 100_000_000
+"""Most stories of a data set, about 20 billion tokens; more are taken for a mistake."""
 VERSION = 1
 """Raise it when the same number produces a different story."""
 FILE = CONFIGS / "data" / "story_grammar.txt"
