@@ -21,6 +21,42 @@ METRICS = "metrics.parquet"
 COMPILE_AGAIN = "delete this corpus and compile it again"
 """What to do about a damaged file of a corpus."""
 
+DTYPES = ("<u2", "<u4")
+"""Types of tokens; another one could be wider, or read the file as references to objects."""
+
+
+def check_meta(file: Path, meta: Any) -> None:
+    """Check the parts of corpus.json on which reading the other files depends.
+
+    Raises
+    ------
+    UserError
+        Names the key.
+    """
+
+    def damaged(key: str, expected: str) -> UserError:
+        return UserError(f"{file}: damaged ({key}: expected {expected}); {COMPILE_AGAIN}")
+
+    if not isinstance(meta, dict):
+        raise damaged("content", "an object")
+    counts, sizes, words = meta.get("counts"), meta.get("sizes"), meta.get("tokenizer")
+    if meta.get("dtype") not in DTYPES:
+        raise damaged("dtype", " or ".join(DTYPES))
+    if not isinstance(meta.get("hash"), str):
+        raise damaged("hash", "text")
+    for key in ("samples", "trainable"):
+        if not isinstance(counts, dict) or type(counts.get(key)) is not int:
+            raise damaged(f"counts.{key}", "a whole number")
+    if not 0 <= counts["trainable"] <= counts["samples"]:
+        raise damaged("counts", "no more trainable samples than samples")
+    if not isinstance(sizes, dict) or not sizes:
+        raise damaged("sizes", "the size of each file")
+    for name, size in sizes.items():
+        if name in ("", ".", "..") or Path(name).name != name or "\0" in name or type(size) is not int or size < 0:
+            raise damaged("sizes", f"names of files in its folder and numbers of bytes, not {name!r}: {size!r}")
+    if words is not None and (not isinstance(words, dict) or type(words.get("size", 0)) is not int):
+        raise damaged("tokenizer", "an object with a whole number as size")
+
 
 class SampleReader(Protocol):
     """What training and evaluations need to read samples, for all storage formats."""
@@ -78,6 +114,7 @@ class Corpus:
             meta = read_json(path / "corpus.json")
         except FileNotFoundError:
             raise UserError(f"{path}: not a corpus (corpus.json is missing); compile it again") from None
+        check_meta(path / "corpus.json", meta)
         for name, size in meta["sizes"].items():
             if not (path / name).is_file() or (path / name).stat().st_size != size:
                 raise UserError(f"{path / name}: missing or not {size:,} bytes long; delete {path} and compile again")
@@ -115,29 +152,53 @@ class Corpus:
 
     @cached_property
     def _tokens(self) -> Any:
-        return np.memmap(self.path / "tokens.bin", dtype=self.meta["dtype"], mode="r")
+        with damage_named(self.path / "tokens.bin", COMPILE_AGAIN):
+            return np.memmap(self.path / "tokens.bin", dtype=self.meta["dtype"], mode="r")
 
     @cached_property
     def _offsets(self) -> Any:
-        return load_array(self.path / "offsets.npy", COMPILE_AGAIN)
+        n_bytes = (self.path / "tokens.bin").stat().st_size
+        return self._bounds("offsets.npy", self.n, n_bytes // np.dtype(self.meta["dtype"]).itemsize)
 
     @cached_property
     def _spans(self) -> Any:
-        return load_array(self.path / "targets.npy", COMPILE_AGAIN)
+        spans = load_array(self.path / "targets.npy", COMPILE_AGAIN)
+        if spans.dtype != np.int32 or spans.ndim != 2 or spans.shape[1] != 2:
+            raise self._not_the_format("targets.npy", spans, "int32[…, 2]")
+        return spans
 
     @cached_property
     def _span_offsets(self) -> Any:
-        return load_array(self.path / "target_offsets.npy", COMPILE_AGAIN)
+        return self._bounds("target_offsets.npy", self.n, len(self._spans))
+
+    def _bounds(self, name: str, count: int, last: int | None) -> Any:
+        """An array of `count` + 1 bounds from 0 to `last` (None: any)."""
+        array = load_array(self.path / name, COMPILE_AGAIN)
+        if array.dtype != np.int64 or array.shape != (count + 1,):
+            raise self._not_the_format(name, array, f"int64[{count + 1}]")
+        if array[0] != 0 or (last is not None and array[-1] != last):
+            raise UserError(
+                f"{self.path / name}: damaged (from {array[0]:,} to {array[-1]:,}, expected from 0"
+                f"{'' if last is None else f' to {last:,}'}); {COMPILE_AGAIN}"
+            )
+        return array
+
+    def _not_the_format(self, name: str, array: Any, expected: str) -> UserError:
+        shape = ", ".join(map(str, array.shape))
+        return UserError(
+            f"{self.path / name}: damaged (contains {array.dtype}[{shape}], expected {expected}); {COMPILE_AGAIN}"
+        )
 
     @cached_property
     def segment_offsets(self) -> Any:
         """In a packed corpus, int64[n+1]: sample i has the segments offsets[i] … offsets[i+1]-1."""
-        return load_array(self.path / "segment_offsets.npy", COMPILE_AGAIN)
+        return self._bounds("segment_offsets.npy", self.n, len(self.segments) - 1)
 
     @cached_property
     def segments(self) -> Any:
         """In a packed corpus, int64[segments+1]: segment i is segments[i] … segments[i+1]-1 of the corpus's tokens."""
-        return load_array(self.path / "segments.npy", COMPILE_AGAIN)
+        segments = load_array(self.path / "segments.npy", COMPILE_AGAIN)
+        return self._bounds("segments.npy", max(0, segments.size - 1), int(self._offsets[-1]))
 
     def starts(self, sample_id: int) -> NDArray[np.int64]:
         """Index of the first token of each segment of one sample, (segments,); only 0 in a corpus without packing."""
