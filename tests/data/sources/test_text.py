@@ -193,7 +193,8 @@ def test_sources_are_checked_immediately(tmp_path: Path) -> None:
     for name, message in {
         "gone.jsonl": "does not exist",
         "empty.jsonl": "is empty",
-        "a.csv": r"known kind of file \(\.jsonl \.json \.txt \.parquet; all except \.parquet also as \.gz and \.zst\)",
+        "a.csv": r"known kind of file \(\.jsonl \.json \.txt \.parquet; all except \.parquet also as \.gz and \.zst; "
+        r"\.dat\.zst \.zip \.tar\.gz\)",
         "a.parquet.gz": "not a known kind of file",
         ".": "not a file",
     }.items():
