@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from eval.registry import EVALUATIONS
+from wellread import streams
 from wellread.cli import new_parser, parse, run_program
 from wellread.errors import UserError
 
@@ -50,6 +51,7 @@ def _evaluate(name: str, argv: list[str]) -> int:
     from eval.evaluate import main as evaluate
     from eval.registry import find
 
+    streams.outlive_reader()  # its result is the table of the run
     return evaluate(find(name), argv)
 
 

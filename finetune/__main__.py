@@ -9,6 +9,7 @@ python -m finetune train runs/NAME                       train one rank; the lau
 
 from __future__ import annotations
 
+from wellread import streams
 from wellread.cli import run_program
 from wellread.errors import UserError
 
@@ -48,6 +49,7 @@ def _prepare(argv: list[str]) -> int:
     if argv == [RESOLVED]:  # from the launcher, which has resolved the settings
         from finetune.prepare import compile_corpus
 
+        streams.outlive_reader()
         compile_corpus(received("finetune"))
         return 0
     recipe = RECIPES["finetune"]

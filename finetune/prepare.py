@@ -196,7 +196,9 @@ def _tokenizer(spec: ModelSpec, data_sets: Sequence[Reader], masks: RowMasks, bu
         )
     if any(reader.template.is_chat for reader in data_sets) and not backend.backend.chat_template:
         print(f"the tokenizer of {spec.name} has no chat template; using configs/templates/{templates.CHAT_FILE.name}")
-        (directory / "chat_template.jinja").write_text(templates.CHAT_FILE.read_text())
+        (directory / "chat_template.jinja").write_text(
+            templates.CHAT_FILE.read_text(encoding="utf-8"), encoding="utf-8"
+        )
         backend = tokenizer.Tokenizer.load(directory)
     return backend
 

@@ -6,6 +6,7 @@ import json
 import sys
 from importlib import import_module
 
+from wellread import streams
 from wellread.cli import new_parser, run_program
 from wellread.errors import UserError
 from wellread.programs import check_kind, page
@@ -118,6 +119,7 @@ def _train(command: str, program: str, flags: list[str]) -> int:
     from wellread.planning.decision import NothingFits
 
     if command == "run":
+        streams.outlive_reader()
         return job.run(config, launch_options)
     plan, as_json = job.Job.resolve(config, launch_options), extra.get("json")
     try:
@@ -134,6 +136,7 @@ def _evaluate(flags: list[str]) -> int:
     from launch import evaluation, options
     from wellread.run import RunDirectory
 
+    streams.outlive_reader()
     parsed, of_evaluation = options.evaluation_flags(flags)
     request = evaluation.Request(
         command=parsed.command,

@@ -22,7 +22,9 @@ def gpu_mem() -> float | None:
         return None
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        result = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=20, check=False
+        )
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
     return min((int(line) / 1024 for line in result.stdout.split() if line.isdigit()), default=None)

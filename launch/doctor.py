@@ -75,7 +75,7 @@ def git() -> Check:
     """Check that git can identify the code of a run."""
     try:
         command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        result = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     except FileNotFoundError:
         return failed("git", "not found; code snapshots need it", "Debian: apt-get install git")
     if result.returncode:

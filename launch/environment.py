@@ -21,6 +21,7 @@ def variables(cluster: ClusterFile, device: str, cores: int | None) -> dict[str,
         # One cache of compiled ops per environment: two environments that share a cache rebuild each other's ops.
         "TORCH_EXTENSIONS_DIR": os.environ.get("TORCH_EXTENSIONS_DIR", str(python / "torch_extensions")),
         "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUTF8": "1",  # files and pipes of libraries too, in any locale
         "PYTHONFAULTHANDLER": "1",  # a rank that crashes outside Python writes its stack to its log
     }
     if folders := os.environ.get(SEARCH_PATH):  # absolute paths, since the ranks start in another folder

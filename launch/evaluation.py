@@ -44,7 +44,7 @@ class Request:
             When this evaluation cannot be split by checkpoint.
         """
         command = [sys.executable, "-m", "eval", "parts", *self.arguments()[2:]]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        result = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
         if result.returncode == BAD_INPUT:
             raise UserError(result.stderr.strip().removeprefix("error: "))
         if result.returncode:

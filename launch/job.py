@@ -243,4 +243,6 @@ def _prepare(job: Job) -> int:
             summaries.summary(Corpus.open(directory))
         return 0
     command = [sys.executable, "-m", job.config.program, "prepare", RESOLVED]
-    return subprocess.run(command, input=handed_over(job.config), text=True, check=False).returncode
+    return subprocess.run(
+        command, input=handed_over(job.config), encoding="utf-8", errors="replace", check=False
+    ).returncode

@@ -109,7 +109,7 @@ def _shortage(run: RunDirectory, plan: Plan, attempt: int) -> Shortage | None:
     for node in sorted({rank // plan.machine.ranks_per_node for rank in killed}):
         path = run.log / f"attempt-{attempt:03d}-node-{node}.memory.json"
         if path.exists():
-            return _read(json.loads(path.read_text()))
+            return _read(json.loads(path.read_text(encoding="utf-8")))
     return None
 
 

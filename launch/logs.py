@@ -204,7 +204,7 @@ def _job_before_ranks(run: RunDirectory, listed: list[dict[str, Any]]) -> str | 
 def _show_job(run: RunDirectory, job_id: str | None) -> None:
     """Print the last lines of a job's own log, which shows why its ranks did not start."""
     for path in sorted(run.submit.glob(f"{job_id}_*_log.err")) if job_id else ():
-        lines = path.read_text(errors="replace").splitlines()[-LAST_LINES:]
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
         if lines:
             print(f"--- {path}, last lines")
             print("\n".join(visible(_overwritten(line)) for line in lines))

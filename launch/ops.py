@@ -65,7 +65,12 @@ def has_libaio() -> bool:
         command = [os.environ.get("CXX", "c++"), "-x", "c++", "-", *flags, "-laio", "-o", f"{folder}/program"]
         program = "#include <libaio.h>\nint main() { return io_submit(nullptr, 0, nullptr); }\n"
         try:
-            return subprocess.run(command, input=program, text=True, capture_output=True, check=False).returncode == 0
+            return (
+                subprocess.run(
+                    command, input=program, encoding="utf-8", errors="replace", capture_output=True, check=False
+                ).returncode
+                == 0
+            )
         except FileNotFoundError:
             return False
 
@@ -135,7 +140,7 @@ def _build(op: str, variables: dict[str, str], cache: Path) -> tuple[int, str, b
         Whether it waited for the lock of a dead build.
     """
     was_blocked = False
-    with tempfile.TemporaryFile("w+", errors="replace") as output:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
         builder = subprocess.Popen(
             [sys.executable, "-c", OPS[op]],
             env=os.environ | variables | {"PATH": own_path()},

@@ -253,7 +253,7 @@ def moment(text: str) -> datetime:
 def progress(run: RunDirectory, attempt: int) -> dict[str, Any]:
     """Return the progress report of rank 0 in attempt `attempt`; empty without one."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        report: dict[str, Any] = json.loads((run.log / "progress.json").read_text())
+        report: dict[str, Any] = json.loads((run.log / "progress.json").read_text(encoding="utf-8"))
         if report["attempt"] == attempt:
             return report
     return {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from wellread import streams
 from wellread.cli import new_parser, parse, run_program
 from wellread.errors import UserError
 
@@ -49,6 +50,7 @@ def _prepare(argv: list[str]) -> int:
     if argv == [RESOLVED]:  # from the launcher, which has resolved the settings
         from pretrain.prepare import compile_corpus
 
+        streams.outlive_reader()
         compile_corpus(received("pretrain"))
         return 0
     recipe = RECIPES["pretrain"]

@@ -36,7 +36,7 @@ def add(build: Path, model: str) -> None:
     scores, targets = log_likelihoods(load_model(directory).eval(), corpus, np.arange(corpus.n))
     columns = {name: corpus.metric(name) for name in corpus.metrics}
     write_metrics(build, columns | {NAME: np.exp(-scores / targets).astype(np.float32)})
-    meta = json.loads((build / "corpus.json").read_text())
+    meta = json.loads((build / "corpus.json").read_text(encoding="utf-8"))
     meta["metrics"].append(NAME)
     meta["sizes"][METRICS] = (build / METRICS).stat().st_size
     write_json(build / "corpus.json", meta)

@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
+from wellread import streams
 from wellread.errors import BAD_INPUT, UserError, print_error, user_message
 from wellread.files import load_yaml
 
@@ -258,6 +259,7 @@ def _plain(kind: str) -> str:
 
 def run_program(main: Callable[[list[str]], int | None]) -> None:
     """Run `main` on the command line and exit: 2 for bad input, 1 for failure, else what `main` returns."""
+    streams.set_up()
     try:
         code = main(sys.argv[1:]) or 0
         sys.stdout.flush()

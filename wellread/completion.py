@@ -108,7 +108,7 @@ def registered(file: str) -> list[str]:
     """Names in a file of ``configs/``."""
     import yaml
 
-    return list(yaml.safe_load((CONFIGS / file).read_text()))
+    return list(yaml.safe_load((CONFIGS / file).read_text(encoding="utf-8")))
 
 
 def runs() -> list[str]:

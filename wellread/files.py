@@ -42,7 +42,7 @@ def open_unlinked(path: Path, mode: str, buffering: int = -1) -> IO[Any]:
         return os.open(name, (flags & ~os.O_TRUNC) | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
     try:
-        file = open(path, mode, buffering, opener=opener)  # noqa: SIM115
+        file = open(path, mode, buffering, encoding=None if "b" in mode else "utf-8", opener=opener)  # noqa: SIM115
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):  # ENXIO: a pipe that nobody reads, or a socket
             raise UserError(refused) from None

@@ -75,7 +75,7 @@ def code(root: Path) -> dict[str, Any]:
         `diff_sha256` (of the complete diff), `untracked` (names).
     """
     if (root / SNAPSHOT).is_file():
-        saved: dict[str, Any] = json.loads((root / SNAPSHOT).read_text())
+        saved: dict[str, Any] = json.loads((root / SNAPSHOT).read_text(encoding="utf-8"))
         return saved
     if not is_repository(root):
         return {"commit": None}
@@ -116,21 +116,21 @@ def _gpus() -> list[str]:
     """Model of each NVIDIA GPU, from the files of the driver."""
     models = []
     for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
-        model = re.search(r"^Model:\s*(.+)$", file.read_text(), re.MULTILINE)
+        model = re.search(r"^Model:\s*(.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
         models.append(model.group(1).strip() if model else "unknown")
     return models
 
 
 def _driver() -> str | None:
     file = Path("/proc/driver/nvidia/version")
-    match = re.search(r"Kernel Module\D*([\d.]+)", file.read_text()) if file.is_file() else None
+    match = re.search(r"Kernel Module\D*([\d.]+)", file.read_text(encoding="utf-8")) if file.is_file() else None
     return match.group(1) if match else None
 
 
 def _git(root: Path, *arguments: str) -> str | None:
     try:
         result = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, errors="replace", check=False
+            ["git", "-C", str(root), *arguments], capture_output=True, encoding="utf-8", errors="replace", check=False
         )
     except FileNotFoundError:
         return None

@@ -28,7 +28,7 @@ def section(run: RunDirectory, results: Sequence[Result]) -> Section:
     aucs = {(result.step, result.group): result for result in results if result.metric == "auc"}
     evaluated = max((step for step, group in aucs if group == READ), default=None)
     return Section(
-        template=TEMPLATE.read_text(),
+        template=TEMPLATE.read_text(encoding="utf-8"),
         values={"finding": _finding(aucs, evaluated), "remarks": list(_remarks(run, results, evaluated))},
         pictures=list(_pictures(run, results, evaluated)),
         columns=[_column(aucs, group) for group in (READ, UNREAD)],

@@ -69,7 +69,7 @@ def core_files() -> Check:
     """Check `ulimit -c`: a rank that crashes may write all its memory to disk."""
     soft = resource.getrlimit(resource.RLIMIT_CORE)[0]
     file = Path("/proc/sys/kernel/core_pattern")
-    pattern = file.read_text().strip() if file.exists() else "core"
+    pattern = file.read_text(encoding="utf-8").strip() if file.exists() else "core"
     if soft == 0 or pattern.startswith("|"):
         return ok("ulimit: core", "off" if soft == 0 else f"sent to {pattern[1:].split()[0]}")
     return warning("ulimit: core", f"on: a crashed rank writes all its memory to {pattern}", "ulimit -c 0")

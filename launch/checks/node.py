@@ -156,7 +156,7 @@ def _read_token(path: str | None) -> str | None:
     deadline = time.monotonic() + SECONDS_TO_SEE_A_FILE
     while path:
         with contextlib.suppress(OSError):
-            return Path(path).read_text()
+            return Path(path).read_text(encoding="utf-8")
         if time.monotonic() > deadline:
             break
         time.sleep(0.2)

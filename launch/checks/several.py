@@ -133,7 +133,7 @@ def shared_file(runs: Path) -> Iterator[Path]:
     runs.mkdir(parents=True, exist_ok=True)
     path = runs / f".doctor-{secrets.token_hex(8)}"
     try:
-        path.write_text(path.name)
+        path.write_text(path.name, encoding="utf-8")
         yield path
     finally:
         path.unlink(missing_ok=True)
@@ -144,7 +144,7 @@ def ask(command: list[str], seconds: float, environment: dict[str, str] | None =
     late = threading.Event()
     pieces: dict[str, str] = {}
     arrivals: dict[str, float] = {}
-    with tempfile.TemporaryFile("w+", errors="replace") as stderr:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:
         process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -152,7 +152,7 @@ def ask(command: list[str], seconds: float, environment: dict[str, str] | None =
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=stderr,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             start_new_session=True,
         )

@@ -49,7 +49,7 @@ def versions() -> dict[str, str]:
 def pinned() -> dict[str, str]:
     """Return the versions in constraints.txt by package."""
     file = provenance.ROOT / "constraints.txt"
-    lines = file.read_text().splitlines() if file.is_file() else []
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     return {name.lower(): version for name, equal, version in (line.partition("==") for line in lines) if equal}
 
 
@@ -87,7 +87,12 @@ def import_torch(seconds: float = SECONDS_TO_IMPORT) -> dict[str, Any] | str:
     """Import torch in another process, since the import can hang; return its version and GPUs, or why it failed."""
     try:
         result = subprocess.run(
-            [sys.executable, "-c", _IMPORT], capture_output=True, text=True, timeout=seconds, check=False
+            [sys.executable, "-c", _IMPORT],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=seconds,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return f"the import hangs: not finished after {seconds:g} s"
@@ -153,7 +158,7 @@ def compiler(ready: bool) -> Check:
         remedy = "Debian: apt-get install g++; cluster: a module load line in setup:"
         problem = f"{name} not found; zero1, zero2, zero3 on CPUs and all offload strategies need it"
         return warning("compiler", problem, remedy) if ready else failed("compiler", problem, remedy)
-    result = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+    result = subprocess.run([path, "--version"], capture_output=True, encoding="utf-8", errors="replace", check=False)
     if result.returncode:
         return failed("compiler", f"{path} --version fails with code {result.returncode}", "install it again")
     return ok("compiler", f"{path}: {result.stdout.splitlines()[0]}")

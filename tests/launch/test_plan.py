@@ -110,7 +110,7 @@ def test_json_keys_and_arithmetic(program, root: Path) -> None:  # type: ignore[
     assert command == [sys.executable, "-u", "-m", "finetune", "train", str(root / "runs/x")]
     assert variables == {
         "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "3", "OMP_WAIT_POLICY": "passive", "PYTHONFAULTHANDLER": "1",
-        "TOKENIZERS_PARALLELISM": "false", "TORCH_EXTENSIONS_DIR": "/var/cache/torch",
+        "PYTHONUTF8": "1", "TOKENIZERS_PARALLELISM": "false", "TORCH_EXTENSIONS_DIR": "/var/cache/torch",
         "WELLREAD_CODE": str(root / "runs/x/code"),
     }  # fmt: skip
     assert values == {

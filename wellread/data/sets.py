@@ -45,7 +45,7 @@ def registry() -> dict[str, dict[str, Any]]:
     """Data sets known by name (configs/data.yaml)."""
     import yaml
 
-    entries: dict[str, dict[str, Any]] = yaml.safe_load((CONFIGS / "data.yaml").read_text())
+    entries: dict[str, dict[str, Any]] = yaml.safe_load((CONFIGS / "data.yaml").read_text(encoding="utf-8"))
     return entries
 
 

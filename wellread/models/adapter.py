@@ -177,7 +177,7 @@ class Adapter:
         directory.mkdir(parents=True, exist_ok=True)
         values = self.settings.to_dict() | {"inference_mode": True}
         values = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
-        (directory / CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+        (directory / CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         stored = {_in_file(name): value.contiguous() for name, value in tensors}
         metadata = {"format": "pt"} | ({BASE: fingerprint_directory(base)} if base else {})
         save_file(stored, directory / WEIGHTS, metadata=metadata)

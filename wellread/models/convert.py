@@ -44,7 +44,7 @@ def to_safetensors(directory: Path, out: Path) -> int:
         size += sum(value.nbytes for value in weights.values())
     if len(paths) > 1:
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
-        (out / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        (out / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     for path in directory.iterdir():
         if path.is_file() and path.suffix in COPIED and not path.name.endswith(".index.json"):
             shutil.copyfile(path, out / path.name)

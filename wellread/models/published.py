@@ -30,7 +30,9 @@ def models_file() -> dict[str, dict[str, Any]]:
     """Content of configs/models.yaml: models by name, their aliases, and the published suites."""
     import yaml
 
-    content: dict[str, dict[str, Any]] = yaml.load((CONFIGS / "models.yaml").read_text(), Loader=_yaml_loader())
+    content: dict[str, dict[str, Any]] = yaml.load(
+        (CONFIGS / "models.yaml").read_text(encoding="utf-8"), Loader=_yaml_loader()
+    )
     return content
 
 

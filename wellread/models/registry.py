@@ -130,7 +130,7 @@ def _training_defaults(entry: dict[str, Any]) -> dict[str, Any]:
 
 def _from_directory(path: Path, name: str) -> ModelSpec:
     try:
-        config = json.loads((path / "config.json").read_text())
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         if (path / "adapter_config.json").is_file():
             raise UserError(
@@ -146,7 +146,7 @@ def _from_directory(path: Path, name: str) -> ModelSpec:
 def _from_hub(name: str, revision: str | None = None) -> ModelSpec:
     path = hub_file(name, "config.json", revision)
     short = name.rpartition("/")[2] + (f"@{revision}" if revision else "")
-    return replace(_from_config(json.loads(path.read_text()), short, name), hub=name, revision=revision)
+    return replace(_from_config(json.loads(path.read_text(encoding="utf-8")), short, name), hub=name, revision=revision)
 
 
 def _from_config(config: dict[str, Any], name: str, where: str) -> ModelSpec:

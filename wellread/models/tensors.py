@@ -156,7 +156,7 @@ def write_model(
     assert next(remaining, None) is None
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(places.items()))}
-        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def divide(sizes: dict[str, int], shard_bytes: int) -> list[list[str]]:

@@ -48,7 +48,7 @@ def private_bytes() -> int:
 
 def peak() -> int:
     """Peak resident memory of this process in bytes, mapped files included."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(re.findall(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)[0]) * 1024
 
 
@@ -111,7 +111,7 @@ def _groups(groups_file: Path, mount: Path) -> list[_Group]:
     """This process's control group and its parents, innermost first."""
     groups = []
     with contextlib.suppress(OSError):
-        for line in groups_file.read_text().splitlines():
+        for line in groups_file.read_text(encoding="utf-8").splitlines():
             _, controllers, path = line.split(":", 2)
             if controllers and "memory" not in controllers.split(","):
                 continue
@@ -125,6 +125,6 @@ def _groups(groups_file: Path, mount: Path) -> list[_Group]:
 def _number(file: Path, line: str = r"(\d+)") -> int | None:
     """The number in the first line of a kernel file that matches `line`; None when there is no such line or file."""
     with contextlib.suppress(OSError):  # the root group has no limit files
-        if match := re.search(f"^{line}$", file.read_text(), re.MULTILINE):
+        if match := re.search(f"^{line}$", file.read_text(encoding="utf-8"), re.MULTILINE):
             return int(match.group(1))
     return None

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from wellread import provenance
+from wellread import provenance, streams
 from wellread.errors import BAD_INPUT, FAILURE, user_message
 from wellread.files import open_unlinked, write_json
 from wellread.processes import die_with, importing
@@ -27,6 +27,7 @@ LAUNCHER = "WELLREAD_LAUNCHER"
 def run_rank(path: str) -> NoReturn:
     """Train this rank of the run at `path`, then end the process."""
     die_with_launcher()
+    streams.outlive_reader()
     leave(main(path))
 
 

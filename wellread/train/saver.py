@@ -105,7 +105,7 @@ class Saver:
 
     def _commit(self, step: int, manifest: dict[str, Any], texts: dict[str, str], staging: Path) -> None:
         for name, text in texts.items():
-            (staging / name).write_text(text)
+            (staging / name).write_text(text, encoding="utf-8")
         tokenizer.copy_files(self._tokenizer, staging / "model")
         checkpoints.commit(self._directory, step, manifest)
         checkpoints.drop_old_states(self._directory, self._keep)

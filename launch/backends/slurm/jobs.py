@@ -206,7 +206,7 @@ def jobs_of(run: RunDirectory) -> list[dict[str, Any]]:
 def _noted(path: Path) -> Any:
     """Return the content of a JSON file in RUN/submit."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: damaged ({error}); check squeue for running jobs, then remove the file") from None
 
@@ -272,7 +272,7 @@ def follow(run: RunDirectory, job_id: str, show_log: bool = True) -> int:
 def _printed(run: RunDirectory, job_id: str) -> str:
     """Return the output of a job with one task, without submitit's own lines."""
     path = run.submit / f"{job_id}_0_log.out"
-    lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
     return "".join(line for line in lines if not line.startswith("submitit "))
 
 

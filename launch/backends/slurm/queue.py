@@ -101,7 +101,9 @@ def _seconds(text: str) -> int:
 
 def _ask(*command: str) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        return subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=PATIENCE, check=False
+        )
     except FileNotFoundError:
         return subprocess.CompletedProcess(command, 127, "", f"{command[0]} is not installed here")
     except subprocess.TimeoutExpired:
@@ -137,7 +139,8 @@ def node_memory(partition: str | None) -> float | None:
         answer = subprocess.run(
             ["sinfo", "--noheader", "--Node", *only, "--format", "%P %m"],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=20,
             check=False,
         )

@@ -41,7 +41,9 @@ class Node:
 def ask(*command: str) -> tuple[int, str, str]:
     """Run one of SLURM's commands; return its exit code, output and last error line."""
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_TO_ANSWER, check=False)
+        result = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=SECONDS_TO_ANSWER, check=False
+        )
     except FileNotFoundError:
         return 127, "", f"{command[0]} is not installed here"
     except subprocess.TimeoutExpired:
@@ -156,7 +158,8 @@ def submission(cluster: ClusterFile, count: int, runs: Path) -> Check:
             ["sbatch", "--test-only"],
             input=text,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=SECONDS_TO_ANSWER,
             check=False,
         )

@@ -267,7 +267,7 @@ def _await_meeting(path: Path) -> Meeting:
     deadline = time.monotonic() + SECONDS_TO_MEET
     while time.monotonic() < deadline:
         with suppress(FileNotFoundError):
-            return Meeting(**json.loads(path.read_text()))
+            return Meeting(**json.loads(path.read_text(encoding="utf-8")))
         time.sleep(0.2)
     raise RuntimeError(
         f"{path} did not appear within {SECONDS_TO_MEET} s; put the run directory on a shared filesystem"

@@ -230,7 +230,6 @@ class _Agent:
             stdin=pipe,
             stdout=pipe,
             stderr=pipe,
-            text=True,
             encoding="utf-8",
             errors="replace",
             start_new_session=True,  # Ctrl-C must reach only this process, not its connections

@@ -44,6 +44,7 @@ def test_the_ranks_get_exactly_these_variables(bare: pytest.MonkeyPatch) -> None
         "TORCH_EXTENSIONS_DIR": "/opt/venv/torch_extensions",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONFAULTHANDLER": "1",
+        "PYTHONUTF8": "1",
         "DS_ACCELERATOR": "cpu",
         "OMP_WAIT_POLICY": "passive",
     }

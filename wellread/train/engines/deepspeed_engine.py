@@ -167,7 +167,7 @@ class DeepSpeedEngine:
         else:
             self._engine.save_checkpoint(str(directory / "state"), tag=ZERO, exclude_frozen_parameters=True)
         if ranks.rank() == 0:
-            (directory / "state" / STRATEGY_FILE).write_text(json.dumps(self._marker()))
+            (directory / "state" / STRATEGY_FILE).write_text(json.dumps(self._marker()), encoding="utf-8")
             for script in (directory / "state").glob(
                 "zero_to_*.py"
             ):  # scripts that DeepSpeed adds; model/ needs no conversion
@@ -206,7 +206,7 @@ class DeepSpeedEngine:
     def fits(self, state: Path) -> bool:
         """See `Engine`."""
         marker = state / STRATEGY_FILE
-        return marker.is_file() and json.loads(marker.read_text()) == self._marker()
+        return marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == self._marker()
 
     def load(self, state: Path, step: int) -> None:
         """See `Engine`."""
@@ -288,7 +288,9 @@ def _import_muon() -> None:
 
 def deepspeed_settings(config: RunConfig, plan: Plan) -> dict[str, Any]:
     """Settings for DeepSpeed: the user's file or that of the strategy (configs/ds), and the values of the plan."""
-    settings: dict[str, Any] = plan.ds_config or json.loads((CONFIGS / "ds" / f"{plan.strategy}.json").read_text())
+    settings: dict[str, Any] = plan.ds_config or json.loads(
+        (CONFIGS / "ds" / f"{plan.strategy}.json").read_text(encoding="utf-8")
+    )
     zero = dict(settings["zero_optimization"])
     if plan.offload_ratio is not None and not plan.ds_config:
         zero["offload_optimizer"] = zero["offload_optimizer"] | {"ratio": plan.offload_ratio}

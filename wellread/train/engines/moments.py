@@ -119,8 +119,14 @@ def convert(state: Path, converted: Path) -> None:
     options = ["--num_extract_workers=1", "--num_merge_workers=1", "--inject_missing_state"]
     command = [sys.executable, "-c", CONVERTER, *options]
     folders = [f"--input_folder={state / ZERO}", f"--output_folder={converted}"]
-    environment = restricted(os.environ)
-    process = subprocess.run([*command, *folders], capture_output=True, text=True, check=False, env=environment)
+    process = subprocess.run(
+        [*command, *folders],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+        env=restricted(os.environ),
+    )
     if process.returncode and "UnpicklingError" in process.stderr:
         raise unsafe(state, process.stderr)
     if process.returncode:

@@ -226,7 +226,7 @@ class Progress:
         temporary = self._path.with_name(f".{self._path.name}.tmp")
         with suppress(OSError):  # a run continues without it; a full disk fails the next checkpoint or record
             temporary.unlink(missing_ok=True)
-            with open(temporary, "x") as file:
+            with open(temporary, "x", encoding="utf-8") as file:
                 file.write(json.dumps(about | self._now))
             os.replace(temporary, self._path)
         self._written = time.monotonic()
