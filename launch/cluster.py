@@ -26,6 +26,10 @@ OWNED = {
 """Options of sbatch that a cluster file must not set: launch sets them, and relies on their values."""
 GPUS = re.compile(r"(?:^|(?<=,))gpu(?P<type>:[^:,(]+(?=:)|:[^:,(]*[^:,(\d][^:,(]*)?(?::(?P<number>\d+))?(?=[,(]|$)")
 """The GPUs in a gres: gpu, gpu:8, gpu:a100:8. A type may start with a digit, as in gpu:2080ti:4."""
+OF_SBATCH = ("gpus-per-node", "gpus-per-task", "gpus")
+"""Options of sbatch that request GPUs; they are read as a gres, so that the plan and the job request the same."""
+OTHER_GPUS = {"gres", "gpus-per-socket", "tres-per-job", "tres-per-node", "tres-per-socket", "tres-per-task"}
+"""Options of sbatch that may request GPUs in ways that the plan cannot read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +64,8 @@ class ClusterFile:
     constraint: str | None = None
     gres: str | None = None
     """slurm: resources of a whole node, e.g. gpu:a100:8."""
+    whole_job: bool = field(default=False, repr=False)
+    """Whether the GPUs in `gres` are those of all nodes together, as in sbatch's ``--gpus``; not a key of the file."""
     time: str = "24:00:00"
     """slurm: time limit of one job: minutes, HH:MM:SS or D-HH:MM:SS."""
     memory: float | None = None
@@ -105,12 +111,29 @@ class ClusterFile:
             raise UserError(f"sbatch: {wrong[0]!r} is not an option; write its long name without leading dashes")
         if reserved := [key for key in self.sbatch if key.replace("_", "-") in OWNED]:
             raise UserError(f"sbatch: {reserved[0]!r} is set by launch; use launch's flags or other keys of this file")
+        if unread := [key for key in self.sbatch if key.replace("_", "-") in OTHER_GPUS]:
+            raise UserError(f"sbatch: {unread[0]!r} may request GPUs; write gres: with what a node has, as gpu:8")
 
     @property
     def gpus(self) -> int:
         """Number of GPUs per node in `gres`."""
         match = GPUS.search(self.gres or "")
         return int(match["number"] or 1) if match else 0
+
+    def gpus_of(self, nodes: int) -> int:
+        """Return the number of GPUs of each of `nodes` nodes.
+
+        Raises
+        ------
+        UserError
+            When the cluster file requests GPUs for the whole job that the nodes cannot share equally.
+        """
+        if not self.whole_job:
+            return self.gpus
+        if self.gpus % nodes:
+            where = f"--cluster {self.path}: " * bool(self.path)
+            raise UserError(f"{where}gpus: {self.gpus} cannot be divided by {nodes} nodes; write gres: gpu:N per node")
+        return self.gpus // nodes
 
 
 def minutes(time: str) -> int:
@@ -163,14 +186,31 @@ def load(name: str) -> ClusterFile:
         *kinds, last = BACKENDS
         raise UserError(f"--cluster {path}: has no kind; write kind: {', '.join(kinds)} or {last}")
     hints = get_type_hints(ClusterFile)
-    keys = {f.name for f in fields(ClusterFile)} - {"name", "path"}
+    keys = {f.name for f in fields(ClusterFile)} - {"name", "path", "whole_job"}
     if unknown := sorted(set(values) - keys):
         raise UserError(f"--cluster {path}: unknown key {unknown[0]!r}; use one of {', '.join(sorted(keys))}")
     try:
         converted = {key: _field(key, value, hints[key]) for key, value in values.items()}
-        return ClusterFile(**converted | {"name": path.stem, "path": str(path)})
+        return _with_gpus(ClusterFile(**converted | {"name": path.stem, "path": str(path)}))
     except UserError as error:
         raise UserError(f"--cluster {path}: {error}") from None
+
+
+def _with_gpus(file: ClusterFile) -> ClusterFile:
+    """Return `file` with the GPUs that sbatch's own options request as part of its gres."""
+    requests = {key: key.replace("_", "-") for key in file.sbatch if key.replace("_", "-") in OF_SBATCH}
+    if not requests:
+        return file
+    (key, option), *others = requests.items()
+    if others or file.gpus:
+        raise UserError(f"sbatch: {key!r} requests GPUs a second time; keep only gres: gpu:N, the GPUs of a node")
+    match = re.fullmatch(r"(?:([^:,\s]+):)?([1-9]\d{0,5})", file.sbatch[key].strip())
+    if not match:
+        raise UserError(f"sbatch: {key} {file.sbatch[key]!r} is not a number of GPUs; write 4 or a100:4")
+    number = int(match[2]) * ((file.ranks_per_node or 1) if option == "gpus-per-task" else 1)
+    gres = ",".join(filter(None, [file.gres, ":".join(filter(None, ["gpu", match[1], str(number)]))]))
+    options = {name: value for name, value in file.sbatch.items() if name != key}
+    return replace(file, gres=gres, sbatch=options, whole_job=option == "gpus")
 
 
 def with_flags(file: ClusterFile, time: str | None, partition: str | None) -> ClusterFile:

@@ -42,6 +42,28 @@ def test_the_last_yaml_file_overrides_the_others(tmp_path: Path) -> None:
     assert (config.schedule.steps, config.schedule.seed) == (2, 5)
 
 
+@pytest.mark.parametrize(
+    ("flags", "key", "value"),
+    [
+        (["--lr", "3e-4"], "lr", 3e-4),
+        (["--learning_rate=0.5"], "lr", 0.5),
+        (["--warmup", "0.5"], "warmup", 0.5),
+        (["--weight_decay=0"], "weight_decay", 0.0),
+    ],
+)
+def test_short_names_of_settings(flags: list[str], key: str, value: float) -> None:
+    assert getattr(parsed(*flags).optim, key) == value
+
+
+def test_home_directories_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run.yaml").write_text("out: ~/run\nsteps: 4\n")
+    config = parsed("--config=~/run.yaml", "--corpora=~/c", "--template=~/t.txt", "--nvme_path", "~/n")
+    assert (config.save.out, config.schedule.steps) == (f"{tmp_path}/run", 4)
+    assert (config.data.corpora, config.data.template) == (f"{tmp_path}/c", f"{tmp_path}/t.txt")
+    assert config.cluster.nvme_path == f"{tmp_path}/n"
+
+
 def test_scientific_notation_and_nothing(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("optim: {lr: 2e-5}\nsteps: null\nranks_per_node: auto\n")
     config = parsed("--config", tmp_path / "a.yaml")
@@ -161,6 +183,14 @@ def test_help_ends_with_the_examples() -> None:
             OSError(errno.ENOSPC, "No space left on device"),  # e.g. standard output is /dev/full
             "disk full: the output cannot be written; free some space, then run the same command again",
         ),
+        (
+            OSError(errno.ENAMETOOLONG, "File name too long", "xx"),
+            "a name is too long: xx: file systems allow at most 255 bytes per name; choose a shorter one",
+        ),
+        (
+            OSError(errno.ELOOP, "Too many levels of symbolic links", "x"),
+            "its symbolic links form a loop: x: name the file itself",
+        ),
         (PermissionError(errno.EACCES, "Permission denied", "x"), "not allowed to write: x: choose another directory"),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "x"), "No such file or directory: x"),
         (OSError(errno.EIO, "Input/output error"), None),
@@ -168,6 +198,16 @@ def test_help_ends_with_the_examples() -> None:
 )
 def test_only_errors_of_the_user_become_a_line(error: BaseException, line: str | None) -> None:
     assert user_message(error) == line
+
+
+def test_permission_to_read_is_not_permission_to_write(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    error = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "file"))
+    assert user_message(error) == f"not allowed to write: {tmp_path}/file: choose another directory"
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # as for a user who is not root
+    assert user_message(error) == (
+        f"not allowed to read: {tmp_path}/file: ask its owner for permission, or name another path"
+    )
 
 
 def exit_code(main, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:  # type: ignore[no-untyped-def]

@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 
 TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
 """Types as messages name them."""
+PATHS = {
+    "checkpoint", "corpora", "corpus", "csv", "jsonl", "model", "nvme_path", "out", "perplexity", "run", "runs", "save",
+    "template", "tokenizer",
+}  # fmt: skip
+"""Arguments that are paths, in which ~ is expanded; others, such as --data, expand it in their own syntax."""
+SHORT = {"lr": "optim.lr", "learning_rate": "optim.lr", "warmup": "optim.warmup", "weight_decay": "optim.weight_decay"}
+"""Short names of flags."""
 
 
 def new_parser(prog: str, description: str, examples: str) -> ArgumentParser:
@@ -116,7 +123,7 @@ def parse_dataclass(parser: ArgumentParser, kind: type[Any], argv: Sequence[str]
     """
     from wellread.config.flat import from_dict, hints_of
 
-    ordered = _config_first(argv)
+    ordered = _config_first([_long(argument) for argument in argv])
     typed: dict[str, Any] = {}
     for path in _config_files(ordered):
         typed |= _config_file(path)
@@ -132,13 +139,30 @@ def parse_dataclass(parser: ArgumentParser, kind: type[Any], argv: Sequence[str]
 def parse(parser: ArgumentParser | argparse.ArgumentParser, argv: Sequence[str]) -> Any:
     """Parse `argv`; a mistake is a one-line UserError that names the nearest valid flag."""
     with _explained(parser):
-        return parser.parse_args(list(argv))
+        return _with_homes(parser.parse_args(list(argv)))
 
 
 def parse_known(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """As `parse`; arguments that the parser does not know are returned, for another parser."""
     with _explained(parser):
-        return parser.parse_known_args(list(argv))
+        parsed, others = parser.parse_known_args(list(argv))
+        return _with_homes(parsed), others
+
+
+def _with_homes(parsed: Any) -> Any:
+    """The same arguments, with ~ expanded in paths: shells leave ``--out=~/run`` as it is."""
+    for name, value in vars(parsed).items():
+        if name in PATHS and isinstance(value, str):
+            setattr(parsed, name, os.path.expanduser(value))
+    return parsed
+
+
+def _long(argument: str) -> str:
+    """A flag with its long name, and the path of a YAML file with ~ expanded."""
+    flag, equals, value = argument.partition("=")
+    if flag == "--config" and equals:
+        return f"{flag}={os.path.expanduser(value)}"
+    return f"--{SHORT[flag[2:]]}{equals}{value}" if flag.startswith("--") and flag[2:] in SHORT else argument
 
 
 @contextmanager

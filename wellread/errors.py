@@ -36,11 +36,28 @@ def _os_message(error: OSError) -> str | None:
         if not error.filename:  # e.g. standard output; commands that write checkpoints name the path
             return "disk full: the output cannot be written; free some space, then run the same command again"
         return f"disk full{where}: free some space, then run the same command again; earlier checkpoints are intact"
+    if error.errno in (errno.EACCES, errno.EPERM) and error.filename and not _readable(os.fsdecode(error.filename)):
+        return f"not allowed to read{where}: ask its owner for permission, or name another path"
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return f"not allowed to write{where}: choose another directory"
+    if error.errno == errno.ENAMETOOLONG:
+        return f"a name is too long{where}: file systems allow at most 255 bytes per name; choose a shorter one"
+    if error.errno == errno.ELOOP:
+        return f"its symbolic links form a loop{where}: name the file itself"
     if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
         return f"{error.strerror}{where}"
     return None
+
+
+def _readable(path: str) -> bool:
+    """Whether a path that exists can be read; for one that does not exist, whether its folder can be searched."""
+    try:
+        if os.path.lexists(path):
+            return os.access(path, os.R_OK | (os.X_OK if os.path.isdir(path) else 0))
+        folder = os.path.dirname(os.path.abspath(path))
+        return os.access(folder, os.X_OK)
+    except ValueError:  # a null byte
+        return True
 
 
 def print_error(message: str) -> None:

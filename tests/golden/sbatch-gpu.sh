@@ -23,7 +23,6 @@
 #SBATCH --requeue
 #SBATCH --signal=USR2@300
 #SBATCH --time=3600
-#SBATCH --wckey=submitit
 
 # setup
 module load cuda/12.8

@@ -105,7 +105,8 @@ def test_every_key(tmp_path: Path) -> None:
         requeues=0,
     )
     usual = ClusterFile(kind="local")
-    assert [f.name for f in fields(usual) if getattr(cluster, f.name) == getattr(usual, f.name)] == []  # none forgotten
+    same = [f.name for f in fields(usual) if getattr(cluster, f.name) == getattr(usual, f.name)]
+    assert same == ["whole_job"]  # no key is forgotten
 
 
 def test_defaults(tmp_path: Path) -> None:
@@ -272,6 +273,42 @@ def test_a_time_without_quotes_is_read_as_text(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_gpus_of_a_node(gres: str | None, expected: int) -> None:
     assert ClusterFile(kind="slurm", gres=gres).gpus == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "gres", "per_node"),
+    [
+        ("sbatch: {gpus-per-node: 4}", "gpu:4", 4),
+        ("sbatch: {gpus_per_node: 'a100:4', comment: x}", "gpu:a100:4", 4),
+        ("sbatch: {gpus-per-task: 1}\nranks_per_node: 4", "gpu:4", 4),
+        ("sbatch: {gpus-per-task: 2}", "gpu:2", 2),
+        ("sbatch: {gpus: 8}", "gpu:8", 4),
+        ("sbatch: {gpus: 'h100:8'}\ngres: shard:2", "shard:2,gpu:h100:8", 4),
+    ],
+)
+def test_gpus_among_options_of_sbatch(text: str, gres: str, per_node: int, tmp_path: Path) -> None:
+    cluster = load(written(tmp_path, f"kind: slurm\n{text}\n"))
+    assert (cluster.gres, cluster.gpus_of(2)) == (gres, per_node)
+    assert not [key for key in cluster.sbatch if "gpu" in key]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sbatch: {gpus-per-node: 4}\ngres: gpu:4", "sbatch: 'gpus-per-node' requests GPUs a second time; keep only"),
+        ("sbatch: {gpus-per-node: many}", "sbatch: gpus-per-node 'many' is not a number of GPUs; write 4 or a100:4"),
+        ("sbatch: {gpus: 0}", "sbatch: gpus '0' is not a number of GPUs"),
+        ("sbatch: {gres: 'gpu:4'}", "sbatch: 'gres' may request GPUs; write gres: with what a node has, as gpu:8"),
+        ("sbatch: {tres_per_node: 'gres/gpu:4'}", "sbatch: 'tres_per_node' may request GPUs"),
+    ],
+)
+def test_gpus_that_the_plan_cannot_read(text: str, message: str, tmp_path: Path) -> None:
+    assert message in refused(tmp_path, f"kind: slurm\n{text}\n")
+
+
+def test_gpus_of_a_job_are_shared_equally(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="gpus: 8 cannot be divided by 3 nodes; write gres: gpu:N per node"):
+        load(written(tmp_path, "kind: slurm\nsbatch: {gpus: 8}\n")).gpus_of(3)
 
 
 @pytest.mark.parametrize(

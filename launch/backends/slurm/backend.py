@@ -39,9 +39,10 @@ class Slurm(Backend):
     def probe(self, nodes: int, ranks_per_node: int | Literal["auto"]) -> Machine:
         """Return the machine described by the cluster file, without a query to SLURM."""
         file = self.file
-        device = ("cuda" if file.gpus else "cpu") if file.device == "auto" else file.device
-        most = file.gpus if device == "cuda" else 0
-        return self._described(nodes, ranks_per_node, device, file.gpus or 1, most, f"gres: {file.gres}")
+        device, gpus = ("cuda" if file.gpus else "cpu") if file.device == "auto" else file.device, file.gpus_of(nodes)
+        return self._described(
+            nodes, ranks_per_node, device, gpus or 1, gpus if device == "cuda" else 0, f"gres: {file.gres}"
+        )
 
     def sizes(self) -> tuple[float | None, float | None]:
         """Return the sizes in the cluster file, else the node memory that SLURM reports."""

@@ -61,7 +61,9 @@ def ask_slurm(cluster: ClusterFile, nodes: int, request: Request) -> list[Check]
         if not answered:  # no other job has this name
             with suppress(OSError, subprocess.TimeoutExpired):
                 subprocess.run(["scancel", "--name", name, "--user", getpass.getuser()], timeout=20, check=False)
-    results = [check for report, at in answer.reports for check in several.of_node(report, at, request, cluster.gpus)]
+    results = [
+        check for report, at in answer.reports for check in several.of_node(report, at, request, cluster.gpus_of(nodes))
+    ]
     if len(answer.reports) < nodes:
         results.append(_missing(cluster, nodes, answer, seconds))
     return results

@@ -189,7 +189,6 @@ def test_no_name_or_path_injects_commands(
         "--requeue": "",
         "--signal": "USR2@90",
         "--time": "1440",
-        "--wckey": "submitit",
     }
     assert flags(text) == expected
     assert flags(text, sbatch_words) == expected
