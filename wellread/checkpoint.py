@@ -13,10 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from wellread.errors import UserError
-from wellread.files import fsync_directory, fsync_file, full_disk_named, sha256_file, write_json
+from wellread.files import fsync_directory, fsync_file, full_disk_named, read_json, sha256_file, write_json
 from wellread.run import RunDirectory
 
 MANIFEST = "checkpoint.json"
+SHAPE = {
+    "version": int, "step": int, "tokens": int, "skipped": int, "record": {"head": str, "batches": [int]},
+    "corpus": str, "identity": dict, "strategy": str, "ranks": int, "dtype": str, "holdout_loss": (float, None),
+    "files": {...: {"size": int, "sha256": str}},
+}  # fmt: skip
+"""Shape of that file."""
 SHOWN = 12
 """Most names that an error lists."""
 
@@ -173,12 +179,19 @@ def list_checkpoints(directory: Path) -> list[Checkpoint]:
 
 
 def _committed(path: Path) -> Checkpoint | None:
-    """The checkpoint in directory `path`; None when its manifest cannot be read: newest_valid and verify report it."""
+    """The checkpoint in a directory; None when its manifest cannot be read: newest_valid and verify report it."""
     try:
-        content = json.loads((path / MANIFEST).read_bytes())
-    except (OSError, ValueError, RecursionError):  # not JSON, not even text
+        return _read(path)
+    except (UserError, OSError):
         return None
-    return Checkpoint(path, content) if isinstance(content, dict) and type(content.get("step")) is int else None
+
+
+def _read(path: Path) -> Checkpoint:
+    """The checkpoint in a directory; UserError when its manifest is damaged."""
+    manifest = read_json(path / MANIFEST, SHAPE)
+    if "step" not in manifest:
+        raise UserError(f"{path / MANIFEST}: damaged ('step' is missing); restore it from a copy")
+    return Checkpoint(path, manifest)
 
 
 def unreadable(directory: Path) -> list[str]:
@@ -200,6 +213,8 @@ def open_checkpoint(directory: Path, step: int) -> Checkpoint:
         When there is none; lists the available ones.
     """
     checkpoints = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(directory)}
+    if step not in checkpoints and (directory / name_of(step) / MANIFEST).exists():
+        _read(directory / name_of(step))  # says how its manifest is damaged
     if step not in checkpoints:
         raise missing_checkpoint(str(directory.parent), step, list(checkpoints))
     return checkpoints[step]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from wellread.errors import UserError
+from wellread.shapes import checked
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -134,19 +135,26 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, shape: Any = object) -> Any:
     """Read a JSON file.
+
+    Parameters
+    ----------
+    shape : type, tuple, list or dict
+        What the file contains (`wellread.shapes`).
 
     Raises
     ------
     UserError
-        When it is damaged.
+        When it is damaged or has another shape; reading a missing key of an object in it raises one, too.
     """
     text = path.read_bytes()
     try:
-        return json.loads(text)
-    except ValueError as error:  # not JSON, or not even text
-        raise UserError(f"{path}: damaged ({error}); restore it from a copy") from None
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:  # not JSON, not even text, or nested too deeply
+        reason = " ".join(str(error).split())[:LONGEST_REASON]
+        raise UserError(f"{path}: damaged ({reason}); restore it from a copy") from None
+    return checked(value, shape, path)
 
 
 def load_yaml(data: bytes) -> Any:

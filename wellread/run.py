@@ -19,6 +19,19 @@ if TYPE_CHECKING:
     from wellread.config import RunConfig
 
 
+ORDER = {
+    "kind": str, "seed": int, "n": int, "batch_size": int, "version": int, "pass": str, "ids": str, "by": str,
+    "source": (str, None),
+}  # fmt: skip
+IDENTITY = {"order": ORDER, "steps": int, "batch_size": int, "seq_len": int, "corpus": str, "model": str}
+ATTEMPT = {
+    "attempt": int, "started": str, "ended": str, "exit_code": int, "cluster": str, "strategy": str, "ranks": int,
+    "nodes": int, "ranks_per_node": int, "device": str, "hosts": [str], "host": str, "job": str, "restart": int,
+}  # fmt: skip
+MANIFEST = {"version": int, "identity": IDENTITY, "attempts": [ATTEMPT]}
+"""Shape of manifest.json."""
+
+
 @dataclass(frozen=True)
 class RunDirectory:
     """Paths and small files of one run. Programs exchange data only through a run directory."""
@@ -118,15 +131,16 @@ class RunDirectory:
         """Read config.yaml."""
         import yaml
 
-        from wellread.config import from_dict, kind_of
+        from wellread.config import from_file, kind_of
 
         text = self.config_file.read_bytes()
         try:
             values = load_yaml(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{self.config_file}: damaged ({reason}); restore it from a copy") from None
-        config: RunConfig = from_dict(kind_of(values), values)
+        kind = kind_of(values if isinstance(values, dict) else {})
+        config: RunConfig = from_file(kind, values, self.config_file)
         return config
 
     def write_config(self, config: RunConfig) -> None:
@@ -139,7 +153,7 @@ class RunDirectory:
 
     def manifest(self) -> dict[str, Any]:
         """Read manifest.json."""
-        manifest: dict[str, Any] = read_json(self.manifest_file)
+        manifest: dict[str, Any] = read_json(self.manifest_file, MANIFEST)
         return manifest
 
     @contextmanager

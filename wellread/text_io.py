@@ -49,7 +49,7 @@ class Parser:
         value = dict(pairs)
         if len(value) < len(pairs):
             keys = [key for key, _ in pairs]
-            self._repeated.append(next(key for key in keys if keys.count(key) > 1))
+            self._repeated.append(str(repeated(keys)))
         return value
 
     def raw_decode(self, text: str, at: int) -> tuple[Any, int, RepeatedKey | None]:

@@ -104,5 +104,5 @@ def test_a_part_with_a_flipped_byte_is_one_error(tmp_path: Path) -> None:
 
 def test_a_head_without_a_key(tmp_path: Path) -> None:
     (tmp_path / "head.json").write_text('{"stap": 3}')
-    with pytest.raises(UserError, match=r"head\.json: damaged \(a key is missing\)"):
+    with pytest.raises(UserError, match=r"head\.json: damaged \('head' is missing\)"):
         Record.open(tmp_path)

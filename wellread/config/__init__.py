@@ -12,6 +12,7 @@ from wellread.config.data import LongStories as LongStories
 from wellread.config.data import Packing as Packing
 from wellread.config.data import TextConfig as TextConfig
 from wellread.config.flat import from_dict as from_dict
+from wellread.config.flat import from_file as from_file
 from wellread.config.flat import to_dict as to_dict
 from wellread.config.folder import CONFIGS as CONFIGS
 from wellread.config.model import Dtype as Dtype

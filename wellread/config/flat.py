@@ -8,9 +8,11 @@ dataclass becomes a nested dict.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, is_dataclass
-from typing import Any, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from wellread.errors import UserError
+from wellread.shapes import REMEDY, mismatch
 
 SECTION = {"section": True}
 """Metadata of a field that is a section."""
@@ -104,3 +106,39 @@ def from_dict(kind: type[Any], values: dict[str, Any]) -> Any:
         else:
             outer[key] = value
     return kind(**outer, **{name: sections[name](**fields) for name, fields in inside.items()})
+
+
+def from_file(kind: type[Any], values: Any, path: object) -> Any:
+    """As `from_dict`, for the content of a file that wellread has written.
+
+    Raises
+    ------
+    UserError
+        When a value is missing, unknown, or has another type; names the file and the key.
+    """
+    problem = mismatch(values, shape_of(kind), "")
+    try:
+        if not problem:
+            return from_dict(kind, values)
+    except (TypeError, UserError) as error:  # a missing key, an unknown one, or a value that is refused
+        problem = str(error)
+    raise UserError(f"{path}: damaged ({problem}); {REMEDY}")
+
+
+def shape_of(kind: Any) -> Any:
+    """The shape (`wellread.shapes`) of a type as a dict or in JSON."""
+    origin, inside = get_origin(kind), get_args(kind)
+    if is_dataclass(kind):
+        return {key: shape_of(hint) for key, hint in hints_of(kind).items()} if isinstance(kind, type) else object
+    if kind is NoneType:
+        return None
+    if origin in (Union, UnionType):
+        shapes = [shape_of(each) for each in inside]
+        return tuple(each for shape in shapes for each in (shape if isinstance(shape, tuple) else (shape,)))
+    if origin is Literal:  # only texts in this project
+        return str
+    if origin in (tuple, list) or kind in (tuple, list):
+        return [shape_of(inside[0])] if inside else list
+    if origin is dict:
+        return dict
+    return object if kind is Any else kind

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 METRICS = "metrics.parquet"
 COMPILE_AGAIN = "delete this corpus and compile it again"
 """What to do about a damaged file of a corpus."""
+META = {
+    "hash": str, "dtype": str, "counts": {...: int}, "sizes": {...: int}, "settings": dict, "kind": str,
+    "packing": str, "sets": [{"name": str}], "source": {"name": str}, "tokenizer": {"size": int}, "metrics": [str],
+    "bad_rows": list,
+}  # fmt: skip
+"""Shape of corpus.json."""
 
 DTYPES = ("<u2", "<u4")
 """Types of tokens; another one could be wider, or read the file as references to objects."""
@@ -37,25 +43,16 @@ def check_meta(file: Path, meta: Any) -> None:
     def damaged(key: str, expected: str) -> UserError:
         return UserError(f"{file}: damaged ({key}: expected {expected}); {COMPILE_AGAIN}")
 
-    if not isinstance(meta, dict):
-        raise damaged("content", "an object")
-    counts, sizes, words = meta.get("counts"), meta.get("sizes"), meta.get("tokenizer")
-    if meta.get("dtype") not in DTYPES:
+    counts, sizes = meta["counts"], meta["sizes"]
+    if meta["dtype"] not in DTYPES:
         raise damaged("dtype", " or ".join(DTYPES))
-    if not isinstance(meta.get("hash"), str):
-        raise damaged("hash", "text")
-    for key in ("samples", "trainable"):
-        if not isinstance(counts, dict) or type(counts.get(key)) is not int:
-            raise damaged(f"counts.{key}", "a whole number")
     if not 0 <= counts["trainable"] <= counts["samples"]:
         raise damaged("counts", "no more trainable samples than samples")
-    if not isinstance(sizes, dict) or not sizes:
+    if not sizes:
         raise damaged("sizes", "the size of each file")
     for name, size in sizes.items():
-        if name in ("", ".", "..") or Path(name).name != name or "\0" in name or type(size) is not int or size < 0:
+        if name in ("", ".", "..") or Path(name).name != name or "\0" in name or size < 0:
             raise damaged("sizes", f"names of files in its folder and numbers of bytes, not {name!r}: {size!r}")
-    if words is not None and (not isinstance(words, dict) or type(words.get("size", 0)) is not int):
-        raise damaged("tokenizer", "an object with a whole number as size")
 
 
 class SampleReader(Protocol):
@@ -111,7 +108,7 @@ class Corpus:
         """
         path = Path(path).resolve()
         try:
-            meta = read_json(path / "corpus.json")
+            meta = read_json(path / "corpus.json", META)
         except FileNotFoundError:
             raise UserError(f"{path}: not a corpus (corpus.json is missing); compile it again") from None
         check_meta(path / "corpus.json", meta)

@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from wellread.config import from_dict
+from wellread.config import from_file
+from wellread.errors import UserError
 from wellread.files import read_json
 from wellread.order.spec import parse
 from wellread.planning.machine import Machine
 from wellread.planning.strategies import STRATEGIES, Strategy
+from wellread.shapes import REMEDY
 
 KEYS = (
     "model", "cluster", "device", "nodes", "ranks_per_node", "ranks", "batch_size", "micro_batch_size", "accumulation",
@@ -106,23 +108,25 @@ class Plan:
         UserError
             When it is damaged.
         """
-        return cls._of(read_json(path))
+        return cls._of(read_json(path, dict), path)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
         """Read a plan from the text of a plan.json."""
-        return cls._of(json.loads(text))
+        return cls._of(json.loads(text), "plan.json")
 
     @classmethod
-    def _of(cls, flat: dict[str, Any]) -> Plan:
+    def _of(cls, flat: dict[str, Any], path: object) -> Plan:
         def take(key: str) -> Any:
-            return values.pop(key, None) if key in _OPTIONAL else values.pop(key)
+            if key not in values and key not in _OPTIONAL:
+                raise UserError(f"{path}: damaged ({key!r} is missing); {REMEDY}")
+            return values.pop(key, None)
 
         values = dict(flat)
-        values.pop("ranks")
+        take("ranks")
         machine = {key: take(key) for key in _OF_MACHINE}
         counts = {name: take(key) for key, name in _OF_COUNTS.items()}
-        plan: Plan = from_dict(cls, values | {"machine": machine, "counts": counts})
+        plan: Plan = from_file(cls, values | {"machine": machine, "counts": counts}, path)
         return replace(
             plan,
             save_steps=tuple(plan.save_steps),

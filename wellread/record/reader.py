@@ -17,6 +17,10 @@ from wellread.record.writer import COLUMNS, RecordedBatch, to_parquet
 if TYPE_CHECKING:
     import pyarrow
 
+PART = {"name": str, "from": int, "to": int, "rows": int, "sha256": str}
+HEAD = {"version": int, "genesis": str, "step": int, "head": str, "parts": [PART]}
+"""Shape of head.json."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -35,11 +39,11 @@ class Record:
             When there is none, or its head.json cannot be read.
         """
         try:
-            info = read_json(directory / "head.json")
+            info = read_json(directory / "head.json", HEAD)
         except FileNotFoundError:
             raise UserError(f"{directory}: no record (head.json is missing); has the run started?") from None
-        if not isinstance(info, dict) or not {"step", "head", "parts"} <= info.keys():
-            raise UserError(f"{directory / 'head.json'}: damaged (a key is missing); restore it from a copy")
+        if missing := {"step", "head", "parts"} - info.keys():
+            raise UserError(f"{directory / 'head.json'}: damaged ({min(missing)!r} is missing); restore it from a copy")
         return cls(directory, info)
 
     @property
