@@ -170,8 +170,8 @@ def anonymous_mib() -> float:
 def verification(directory: Path, samples: int) -> dict[str, float]:
     """Write a record of `samples` readings, hash its parts and recompute its chain: seconds, bytes, peak memory."""
     from wellread.record.chain import genesis
-    from wellread.record.reader import Record
     from wellread.record.findings import Findings
+    from wellread.record.reader import Record
     from wellread.record.verify_record import check_parts, walk
 
     order = Order(kind="shuffle", seed=0, n=CORPUS_SAMPLES, batch_size=BATCH_SIZE)
@@ -181,10 +181,10 @@ def verification(directory: Path, samples: int) -> dict[str, float]:
     record = Record.open(directory / "record")
     size = sum(path.stat().st_size for path in record.directory.iterdir())
     findings = Findings()
-    samples: Any = _EqualSamples()
+    equal: Any = _EqualSamples()
     before = anonymous_mib()
     hashing = seconds(lambda: check_parts(findings, record, start, BATCH_SIZE))
-    walking = seconds(lambda: walk(findings, record, samples, order, digests, start))
+    walking = seconds(lambda: walk(findings, record, equal, order, digests, start))
     if findings.problems:
         raise AssertionError(findings.problems[:3])
     rows = record.batches * BATCH_SIZE

@@ -238,5 +238,7 @@ def _several(count: int, noun: str) -> str:
     return f"{count} {noun}" + "s" * (count != 1)
 
 
-def _clock(text: str) -> str:
+def _clock(text: str | None) -> str:
+    if text is None:  # removed from the manifest
+        return "-"
     return moment(text).strftime("%Y-%m-%d %H:%M:%S")

@@ -145,8 +145,8 @@ def parse(parser: ArgumentParser | argparse.ArgumentParser, argv: Sequence[str])
 def parse_known(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """As `parse`; arguments that the parser does not know are returned, for another parser."""
     with _explained(parser):
-        parsed, others = parser.parse_known_args(list(argv))
-        return _with_homes(parsed), others
+        parsed, unknown = parser.parse_known_args(list(argv))
+        return _with_homes(parsed), unknown
 
 
 def _with_homes(parsed: Any) -> Any:

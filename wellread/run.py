@@ -24,8 +24,9 @@ ORDER = {
     "source": (str, None),
 }  # fmt: skip
 IDENTITY = {"order": ORDER, "steps": int, "batch_size": int, "seq_len": int, "corpus": str, "model": str}
+TIME = re.compile(r"\d{4}-[01]\d-[0-3]\dT[0-2]\d:[0-5]\d:[0-6]\d[+-]\d{4}")
 ATTEMPT = {
-    "attempt": int, "started": str, "ended": str, "exit_code": int, "cluster": str, "strategy": str, "ranks": int,
+    "attempt": int, "started": TIME, "ended": TIME, "exit_code": int, "cluster": str, "strategy": str, "ranks": int,
     "nodes": int, "ranks_per_node": int, "device": str, "hosts": [str], "host": str, "job": str, "restart": int,
 }  # fmt: skip
 MANIFEST = {"version": int, "identity": IDENTITY, "attempts": [ATTEMPT]}

@@ -1,12 +1,14 @@
 """The shape of JSON files that wellread writes: checked once, when a file is read.
 
-A shape is a type, a tuple of alternatives (None is null), ``[shape]`` for a list, or a dict: a shape per key. The key
-``...`` stands for all keys that the dict does not name. Keys may be missing, because older versions do not write all,
-and others may be present; reading a missing key is an error that names the file and the key (`Content`).
+A shape is a type, a pattern that a text matches, a tuple of alternatives (None is null), ``[shape]`` for a list, or a
+dict: a shape per key. The key ``...`` means all keys that the dict does not name. Keys may be missing, because older
+versions do not write all, and others may be present; reading a missing key is an error that names the file and the
+key (`Content`).
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from wellread.errors import UserError
@@ -54,6 +56,9 @@ def mismatch(value: Any, shape: Any, key: str) -> str:
         pairs = ((name, each, shape.get(name, shape.get(...))) for name, each in value.items())
         problems = (mismatch(each, of, f"{key}.{name}" if key else name) for name, each, of in pairs if of is not None)
         return next(filter(None, problems), "")
+    if isinstance(shape, re.Pattern):
+        matches = isinstance(value, str) and shape.fullmatch(value)
+        return "" if matches else _expected(value, str, key).replace(NAMES[str], "a text in its usual form")
     if shape is None:
         return "" if value is None else _expected(value, shape, key)
     if shape is object or (isinstance(value, shape) and not (shape is int and isinstance(value, bool))):

@@ -30,7 +30,10 @@ def open_order(run: RunDirectory) -> Order:
     identity = run.manifest()["identity"]["order"]
     plain = {key: identity[key] for key in ("seed", "n", "batch_size")}
     if "ids" not in identity:
-        return Order(kind=identity["kind"], **plain)
+        try:
+            return Order(kind=identity["kind"], **plain)
+        except UserError as error:
+            raise UserError(f"{run.manifest_file}: damaged ({error}); restore it from a copy") from None
     ids = open_ids(run.order_file, str(run.path))
     if metrics.digest(ids) != identity["ids"]:
         raise UserError(
