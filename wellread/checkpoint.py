@@ -191,6 +191,9 @@ def _read(path: Path) -> Checkpoint:
     manifest = read_json(path / MANIFEST, SHAPE)
     if "step" not in manifest:
         raise UserError(f"{path / MANIFEST}: damaged ('step' is missing); restore it from a copy")
+    batches = manifest.get("record", {}).get("batches", [0, 0])
+    if len(batches) != 2:
+        raise UserError(f"{path / MANIFEST}: damaged (record.batches: expected two numbers); restore it from a copy")
     return Checkpoint(path, manifest)
 
 
