@@ -201,8 +201,8 @@ def _with_gpus(file: ClusterFile) -> ClusterFile:
     requests = {key: key.replace("_", "-") for key in file.sbatch if key.replace("_", "-") in OF_SBATCH}
     if not requests:
         return file
-    (key, option), *further = requests.items()
-    if further or file.gpus:
+    (key, option), *repeats = requests.items()
+    if repeats or file.gpus:
         raise UserError(f"sbatch: {key!r} requests GPUs a second time; keep only gres: gpu:N, the GPUs of a node")
     match = re.fullmatch(r"(?:([^:,\s]+):)?([1-9]\d{0,5})", file.sbatch[key].strip())
     if not match:

@@ -60,7 +60,7 @@ def test_a_file_is_opened_as_usual(tmp_path: Path) -> None:
         open_unlinked(tmp_path / "absent", "r")
 
 
-def test_the_lock_of_a_run_is_no_link(victim: Path, tmp_path: Path) -> None:
+def test_a_link_as_the_lock_of_a_run_is_refused(victim: Path, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     run.path.mkdir()
     (run.path / "lock").symlink_to(victim)
@@ -71,7 +71,7 @@ def test_the_lock_of_a_run_is_no_link(victim: Path, tmp_path: Path) -> None:
     assert victim.read_text() == "precious"
 
 
-def test_the_lock_of_a_corpus_is_no_link(victim: Path, tmp_path: Path) -> None:
+def test_a_link_as_the_lock_of_a_corpus_is_refused(victim: Path, tmp_path: Path) -> None:
     (tmp_path / ".corpus.lock").symlink_to(victim)
     with pytest.raises(UserError, match=REFUSED), _only_builder(tmp_path / "corpus"):
         raise AssertionError("locked")

@@ -134,7 +134,10 @@ WITHOUT_DEFAULT = {
 }
 
 
-HIDDEN = {f"{command} pretrain": {"--template", "--loss_on", "--pack"} for command in ("run", "plan", "prepare")}
+HIDDEN = {
+    f"{command} pretrain": {"--template", "--template_date", "--loss_on", "--pack"}
+    for command in ("run", "plan", "prepare")
+}
 """Flags that the help does not list on purpose: settings that have no meaning for this kind of training."""
 
 

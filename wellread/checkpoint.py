@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -85,7 +84,11 @@ class Checkpoint:
             return f"{self.path / MANIFEST}: files: lists no weights in model/"
         for name, expected in files.items():
             path = self.path / name
-            if not isinstance(expected, dict) or not {"size", "sha256"} <= expected.keys() or _outside(name):
+            if (
+                not isinstance(expected, dict)
+                or not {"size", "sha256"} <= expected.keys()
+                or {"", ".."} & {*name.split("/")}
+            ):
                 return f"{self.path / MANIFEST}: files: {name!r} has no size or sha256, or is outside the checkpoint"
             if not path.is_file() or path.is_symlink():
                 return f"{path}: missing" if not path.is_symlink() else f"{path}: is a link, the manifest lists a file"
@@ -151,17 +154,12 @@ def _is_weights(name: str) -> bool:
     return name.startswith("model/") and name.endswith(".safetensors")
 
 
-def _outside(name: str) -> bool:
-    return name.startswith("/") or ".." in name.split("/")
-
-
 def _kept_hashes(path: Path) -> dict[str, Any]:
     """What `Checkpoint.refuse_damaged` has kept; empty when there is nothing, or nothing readable."""
     try:
-        entries = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        return dict(read_json(path, {...: dict}))
+    except (OSError, UserError):
         return {}
-    return entries if isinstance(entries, dict) else {}
 
 
 def name_of(step: int) -> str:
@@ -171,11 +169,8 @@ def name_of(step: int) -> str:
 
 def list_checkpoints(directory: Path) -> list[Checkpoint]:
     """All committed checkpoints, by step."""
-    checkpoints = []
-    for path in sorted(directory.glob("step-*")):
-        if re.fullmatch(r"step-\d+", path.name) and (checkpoint := _committed(path)):
-            checkpoints.append(checkpoint)
-    return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
+    paths = (path for path in directory.glob("step-*") if re.fullmatch(r"step-\d+", path.name))
+    return sorted(filter(None, map(_committed, paths)), key=lambda checkpoint: (checkpoint.step, checkpoint.path))
 
 
 def _committed(path: Path) -> Checkpoint | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from wellread.errors import UserError
-from wellread.shapes import checked
+from wellread.shapes import REMEDY, mismatch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -154,7 +154,39 @@ def read_json(path: Path, shape: Any = object) -> Any:
     except (ValueError, RecursionError) as error:  # not JSON, not even text, or nested too deeply
         reason = " ".join(str(error).split())[:LONGEST_REASON]
         raise UserError(f"{path}: damaged ({reason}); restore it from a copy") from None
-    return checked(value, shape, path)
+    return _checked(value, shape, path)
+
+
+class Content(dict[str, Any]):
+    """A JSON object that knows its file; reading a missing key is a UserError."""
+
+    where: str
+    """The file, and which object of it."""
+
+    def __missing__(self, key: str) -> Any:
+        raise UserError(f"{self.where}: damaged ({key!r} is missing); {REMEDY}")
+
+
+def _checked(value: Any, shape: Any, path: object) -> Any:
+    """The value of a file with `Content` instead of its dicts.
+
+    Raises
+    ------
+    UserError
+        When the value does not have this shape; names the file and the key.
+    """
+    problem = mismatch(value, shape, "")
+    if problem:
+        raise UserError(f"{path}: damaged ({problem}); {REMEDY}")
+    return _content(value, str(path))
+
+
+def _content(value: Any, where: str) -> Any:
+    if isinstance(value, dict):
+        content = Content((name, _content(each, where)) for name, each in value.items())
+        content.where = where
+        return content
+    return [_content(each, where) for each in value] if isinstance(value, list) else value
 
 
 def load_yaml(data: bytes) -> Any:

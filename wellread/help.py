@@ -13,6 +13,7 @@ from wellread.config.flat import hints_of, keys_of, sections_of, units_of
 HEADINGS = {"positional arguments": "arguments", "options": "flags"}
 """Names of argparse's own groups."""
 METAVARS = {int: "N", float: "X", bool: "{true,false}"}
+TEXT_METAVARS = {"template_date": "YYYY-MM-DD"}
 TEXTS = {
     "help": "Show this help and exit.",
     "print_config": "Print all settings as YAML and exit; =skip_default prints only those that are not defaults.",
@@ -91,7 +92,8 @@ def _metavar(key: str, hint: Any) -> str | None:
     for kind, metavar in METAVARS.items():
         if kind in parts:
             return f"{metavar}|auto" if len(parts) > 1 else metavar
-    return key.rpartition(".")[2].upper() if parts == [str] else None
+    name = key.rpartition(".")[2]
+    return TEXT_METAVARS.get(name, name.upper()) if parts == [str] else None
 
 
 def arrange(

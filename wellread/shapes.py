@@ -2,8 +2,8 @@
 
 A shape is a type, a pattern that a text matches, a tuple of alternatives (None is null), ``[shape]`` for a list, or a
 dict: a shape per key. The key ``...`` means all keys that the dict does not name. Keys may be missing, because older
-versions do not write all, and others may be present; reading a missing key is an error that names the file and the
-key (`Content`).
+versions do not write all, and others may be present; reading a missing key of what `wellread.files.read_json` returns
+is an error that names the file and the key.
 """
 
 from __future__ import annotations
@@ -11,35 +11,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from wellread.errors import UserError
-
 REMEDY = "restore it from a copy"
 LONGEST_VALUE = 40
 """Characters of a wrong value that an error repeats."""
-
-
-class Content(dict[str, Any]):
-    """A JSON object that knows its file; reading a missing key is a UserError."""
-
-    where: str
-    """The file, and which object of it."""
-
-    def __missing__(self, key: str) -> Any:
-        raise UserError(f"{self.where}: damaged ({key!r} is missing); {REMEDY}")
-
-
-def checked(value: Any, shape: Any, path: object) -> Any:
-    """The value of a file with `Content` instead of its dicts.
-
-    Raises
-    ------
-    UserError
-        When the value does not have this shape; names the file and the key.
-    """
-    problem = mismatch(value, shape, "")
-    if problem:
-        raise UserError(f"{path}: damaged ({problem}); {REMEDY}")
-    return _content(value, str(path))
 
 
 def mismatch(value: Any, shape: Any, key: str) -> str:
@@ -84,11 +58,3 @@ def _expected(value: Any, shape: Any, key: str) -> str:
     text = repr(value)
     text = text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
     return f"{key or 'content'}: expected {words}, found {text}"
-
-
-def _content(value: Any, where: str) -> Any:
-    if isinstance(value, dict):
-        content = Content((name, _content(each, where)) for name, each in value.items())
-        content.where = where
-        return content
-    return [_content(each, where) for each in value] if isinstance(value, list) else value

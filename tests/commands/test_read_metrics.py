@@ -18,8 +18,6 @@ from wellread.errors import UserError
 from wellread.record.reader import Record
 from wellread.run import RunDirectory
 
-pytest.importorskip("duckdb")
-
 
 def add_metrics(run: RunDirectory, rows: int | None = None) -> NDArray[np.float32]:
     """Give the corpus of a run text metrics, and tables in several parts that end in different places."""

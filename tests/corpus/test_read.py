@@ -66,7 +66,7 @@ def test_other_values_are_refused_by_key(copied: Path, key: str, values: object)
         ("targets.npy", lambda values: values.reshape(-1)),
     ],
 )
-def test_arrays_lie_inside_their_files(copied: Path, name: str, change: Callable[[Any], Any]) -> None:
+def test_arrays_beyond_their_files_are_refused(copied: Path, name: str, change: Callable[[Any], Any]) -> None:
     np.save(copied / name, change(np.load(copied / name)))
     changed(copied, lambda meta: meta["sizes"].update({name: (copied / name).stat().st_size}))
     corpus = Corpus.open(copied)

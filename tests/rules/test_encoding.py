@@ -16,7 +16,8 @@ def faults(text: str) -> list[int]:
             continue
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         keywords = {keyword.arg for keyword in node.keywords}
-        is_text = name in ("read_text", "write_text") or (isinstance(node.func, ast.Name) and name == "open")
+        is_method = isinstance(node.func, ast.Attribute)
+        is_text = name in ("read_text", "write_text") if is_method else name == "open"
         modes = [*node.args[1:2], *(keyword.value for keyword in node.keywords if keyword.arg == "mode")]
         binary = name == "open" and any(isinstance(mode, ast.Constant) and "b" in str(mode.value) for mode in modes)
         if (is_text and not binary and "encoding" not in keywords) or (

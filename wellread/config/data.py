@@ -24,7 +24,7 @@ class DataConfig:
     template: str | None = None
     """Prompt template: alpaca, dolly, qa, none, chat, or your .txt file (default: that of the data set)."""
     template_date: str = "2024-07-26"
-    """Date (YYYY-MM-DD) that chat templates take for today, so that a corpus does not depend on the day it is
+    """Date that chat templates take for today, so that a corpus does not depend on the day it is
     compiled."""
     loss_on: LossOn = "responses"
     """Tokens with loss: responses, or all (prompts too)."""

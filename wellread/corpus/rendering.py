@@ -131,7 +131,7 @@ def _limits() -> Iterator[None]:
     previous: Callable[..., Any] | int | None = signal.signal(signal.SIGALRM, interrupt)
     started, (remaining, interval) = time.monotonic(), signal.setitimer(signal.ITIMER_REAL, SECONDS)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + MEMORY
+    limit = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit if soft == resource.RLIM_INFINITY else min(soft, limit), hard))
     try:
         yield

@@ -99,9 +99,9 @@ def parameters(
     additional: dict[str, Any] = {"chdir": str(code), "requeue": True}
     if after:
         additional["kill-on-invalid-dep"] = "yes"
-    chosen = {k: v for k, v in options.items() if v is not None}
+    directives = {k: v for k, v in options.items() if v is not None}
     # submitit would add its own wckey, which clusters that check wckeys refuse.
-    return chosen | {"wckey": None, "additional_parameters": additional | cluster.sbatch}
+    return directives | {"wckey": None, "additional_parameters": additional | cluster.sbatch}
 
 
 def _gres(cluster: ClusterFile, ranks_per_node: int) -> str | None:

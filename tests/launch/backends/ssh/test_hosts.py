@@ -1,0 +1,66 @@
+"""Lines of a hostfile, and its mistakes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launch.backends.ssh.hosts import Host, hosts
+from launch.cluster import ClusterFile
+from wellread.errors import UserError
+
+
+def listed(tmp_path: Path, text: str) -> list[Host]:
+    (tmp_path / "hosts").write_text(text)
+    return hosts(ClusterFile(kind="hostfile", hostfile=str(tmp_path / "hosts")))
+
+
+def test_lines_of_a_hostfile(tmp_path: Path) -> None:
+    text = """# DeepSpeed's form
+worker-1 slots=8
+
+worker-2.example.org   slots = 4   # the old one
+me@127.0.0.2 slots=1
+[::1] slots=2
+fe80::1
+plain
+"""
+    assert listed(tmp_path, text) == [
+        Host("worker-1", 8), Host("worker-2.example.org", 4), Host("me@127.0.0.2", 1), Host("[::1]", 2),
+        Host("fe80::1", 1), Host("plain", 1),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a slots=2\nb slots=none\n", " line 2: 'b slots=none' is not a host; write host slots=N"),
+        ("a slots=0\n", " line 1: 'a slots=0' is not a host; write host slots=N"),
+        ("a slots=-1\n", " line 1: 'a slots=-1' is not a host; write host slots=N"),
+        ("# x\n\na 8\n", " line 3: 'a 8' is not a host; write host slots=N"),
+        ("a slots=2 b slots=2\n", " line 1: 'a slots=2 b slots=2' is not a host; write host slots=N"),
+        (
+            "-oProxyCommand=reboot slots=1\n",
+            " line 1: '-oProxyCommand=reboot slots=1' is not a host; write host slots=N",
+        ),
+        ("-lroot\n", " line 1: '-lroot' is not a host; write host slots=N"),
+        ("$(reboot) slots=1\n", " line 1: '$(reboot) slots=1' is not a host; write host slots=N"),
+        ("a;reboot slots=1\n", " line 1: 'a;reboot slots=1' is not a host; write host slots=N"),
+        ("a slots=2\nb\na slots=4\n", " line 3: a appears twice; raise its slots instead"),
+        ("# nothing\n\n", ": contains no hosts; write 'host slots=N', one per line"),
+    ],
+)
+def test_mistakes_name_file_and_line(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        listed(tmp_path, text)
+    assert str(error.value) == f"hostfile {tmp_path}/hosts{message}"
+
+
+def test_a_missing_hostfile(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        hosts(ClusterFile(kind="hostfile", hostfile=str(tmp_path / "hosts")))
+    assert str(error.value) == (
+        f"hostfile {tmp_path}/hosts: not found; "
+        "write 'host slots=N', one per line, or set hostfile: in the cluster file"
+    )
