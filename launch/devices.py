@@ -1,30 +1,54 @@
-"""The number of GPUs of this machine and the memory of the smallest one, found without importing torch."""
+"""The GPUs that this process may use and the memory of the smallest one, found without importing torch."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
+
+DRIVER = Path("/proc/driver/nvidia/gpus")
+"""Has a folder for each GPU; missing in WSL2 and in some containers."""
 
 
 def count_gpus() -> int:
-    """Count the GPUs that this process may use, without importing torch."""
+    """Count the GPUs that this process may use."""
+    return len(gpus())
+
+
+def gpus() -> list[str]:
+    """Return the GPUs that this process may use, each as CUDA_VISIBLE_DEVICES names it."""
+    installed = len(list(DRIVER.glob("*"))) or len(_memories())
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-    if visible is None or not devices:
-        return devices
-    return min(devices, len([part for part in visible.split(",") if part.strip() not in ("", "-1")]))
+    if visible is None:
+        return [str(number) for number in range(installed)]
+    return [part.strip() for part in visible.split(",") if part.strip() not in ("", "-1")][:installed]
 
 
 def gpu_mem() -> float | None:
     """Return the GiB of the smallest GPU; None without a GPU or when nvidia-smi gives no answer."""
-    if not count_gpus():
-        return None
+    return min(_memories(), default=None) if count_gpus() else None
+
+
+@cache
+def _memories() -> list[float]:
+    """Return the GiB of each GPU on this machine; empty when nvidia-smi is missing or gives no answer."""
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
         result = subprocess.run(
             command, capture_output=True, encoding="utf-8", errors="replace", timeout=20, check=False
         )
-    except (FileNotFoundError, subprocess.TimeoutExpired):
-        return None
-    return min((int(line) / 1024 for line in result.stdout.split() if line.isdigit()), default=None)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [int(line) / 1024 for line in result.stdout.split() if line.isdigit()]
+
+
+def torch_is_for_cpus() -> bool:
+    """Return whether the installed torch is a build without support for GPUs."""
+    spec = find_spec("torch")
+    file = Path(spec.origin).with_name("version.py") if spec and spec.origin else None
+    if file is None or not file.is_file():
+        return False
+    return not re.search(r"^(?:cuda|hip)\b[^=]*= *['\"]", file.read_text(), re.MULTILINE)

@@ -31,8 +31,7 @@ def variables(cluster: ClusterFile, device: str, cores: int | None) -> dict[str,
         values["DS_ACCELERATOR"] = "cpu"
         # Threads that spin while they wait take cores from other processes, and are slower.
         values["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "passive")
-    else:  # by default torch rounds pinned memory up to a power of two and caches freed blocks: 44 GiB become 64
-        values["PYTORCH_ALLOC_CONF"] = os.environ.get("PYTORCH_ALLOC_CONF", "pinned_max_cached_size_mb:1")
+        values["CUDA_VISIBLE_DEVICES"] = ""  # no library of a rank may choose another device than the plan
     if cluster.interface:
         values |= dict.fromkeys(INTERFACE_VARIABLES, cluster.interface)
     return values | cluster.environment

@@ -79,6 +79,9 @@ def next_plan(run: RunDirectory, plan: Plan) -> Plan | None:
 
 
 def _note(run: RunDirectory, plan: Plan, attempt: int, shortage: Shortage) -> Failure | None:
+    if shortage.place == "gpu" and plan.machine.device != "cuda":
+        print_error(f"GPU memory ran out ({shortage.evidence}), but this run is planned for CPUs; see wellread doctor")
+        return None
     if plan.needs is None:
         print_error(f"out of memory ({shortage.evidence}); no estimate for {plan.model}, so choose another --strategy")
         return None

@@ -9,9 +9,9 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from launch.backends import one_node
 from wellread.errors import FAILURE, print_error
@@ -62,6 +62,8 @@ def start(arguments: list[str], ranks: int, variables: dict[str, str], code: Pat
     logging.disable(logging.ERROR)  # hides elastic's messages: `launch` shows the first error of all ranks
     is_launcher, node = node is None, node or Node()
     is_single = node.nodes == 1
+    is_set = "shutdown_timeout" in {field.name for field in fields(LaunchConfig)}
+    patience: dict[str, Any] = {"shutdown_timeout": SECONDS_TO_SAVE} if is_set else {}
     settings = LaunchConfig(
         min_nodes=node.nodes,
         max_nodes=node.nodes,
@@ -73,7 +75,7 @@ def start(arguments: list[str], ranks: int, variables: dict[str, str], code: Pat
         max_restarts=0,
         run_id=f"wellread-{os.getpid()}" if is_single else "wellread",
         logs_specs=DefaultLogsSpecs(),
-        shutdown_timeout=SECONDS_TO_SAVE,
+        **patience,
         signals_to_handle="SIGQUIT",  # other signals are handled here: with elastic, a second signal only waits again
     )
     received = 0
@@ -84,6 +86,8 @@ def start(arguments: list[str], ranks: int, variables: dict[str, str], code: Pat
             end_children()  # elastic waits for them and then returns
             return
         received = number
+        if not is_set:
+            _wait_for_saving()
         if is_launcher:
             os.write(sys.stderr.fileno(), ASKED.encode())  # print() is not reentrant
         to_send = signal.SIGTERM if number == signal.SIGHUP else signal.Signals(number)
@@ -97,6 +101,17 @@ def start(arguments: list[str], ranks: int, variables: dict[str, str], code: Pat
     except SignalException as error:
         return 128 + (received or error.sigval)
     return 0
+
+
+def _wait_for_saving() -> None:
+    """From now on wait for `SECONDS_TO_SAVE` before ranks are killed, in a torch without a setting for it (2.11).
+
+    There the 30 s are a default value of a method. Before a signal arrives they are right: a rank that waits for a
+    failed one can only be killed.
+    """
+    from torch.distributed.elastic.multiprocessing import PContext
+
+    PContext.close.__defaults__ = (None, SECONDS_TO_SAVE)
 
 
 @contextmanager

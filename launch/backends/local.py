@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import shutil
 import subprocess
 import sys
@@ -34,9 +35,9 @@ class Local(Attended):
     def probe(self, nodes: int, ranks_per_node: int | Literal["auto"]) -> Machine:
         """Return this machine with one rank per GPU, or any number of ranks on its CPUs."""
         self._check_nodes(nodes)
-        gpus = 0 if self.file.device == "cpu" else devices.count_gpus()
+        gpus = 0 if self.file.device == "cpu" or self.lacks_gpus() else devices.count_gpus()
         if self.file.device == "cuda" and not gpus:
-            raise UserError(f"--cluster {self.file.name}: device is cuda, but this machine has no GPU")
+            raise UserError(f"--cluster {self.file.name}: device is cuda, but {self.lacks_gpus()}")
         device = "cuda" if gpus else "cpu"
         return self._described(nodes, ranks_per_node, device, gpus or 1, gpus, "this machine's GPUs")
 
@@ -49,8 +50,10 @@ class Local(Attended):
         return self.file.gpu_mem or devices.gpu_mem(), self.file.memory or host_memory.total() / GIB
 
     def lacks_gpus(self) -> str:
-        """Return a reason when this machine has no GPU."""
-        return "" if devices.count_gpus() else "this machine has no GPU"
+        """Return a reason when this machine has no GPU that torch can use."""
+        if not devices.count_gpus():
+            return "this machine has no GPU"
+        return "torch is built for CPUs; wellread doctor names the build to install" * devices.torch_is_for_cpus()
 
     def nvme(self, path: str) -> float | None:
         """Return the free GiB at `path`."""
@@ -94,7 +97,10 @@ class Local(Attended):
 
 def pool(parts: list[tuple[str, ...]], parallelism: int) -> int:
     """Run the parts as processes, `parallelism` at a time; the first failure ends all and its exit code is returned."""
-    cores, gpus = len(os.sched_getaffinity(0)), devices.count_gpus()
+    cores, gpus = len(os.sched_getaffinity(0)), devices.gpus()
+    free: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for place in range(parallelism if gpus else 0):
+        free.put(gpus[place % len(gpus)])
     running: dict[int, subprocess.Popen[bytes]] = {}
     stopped = threading.Event()
 
@@ -102,12 +108,13 @@ def pool(parts: list[tuple[str, ...]], parallelism: int) -> int:
         if stopped.is_set():
             return 0
         share = {"OMP_NUM_THREADS": str(max(1, cores // parallelism))}
-        if gpus:
-            share["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
-        running[number] = subprocess.Popen([sys.executable, *parts[number]], env=os.environ | share)
+        own = {"CUDA_VISIBLE_DEVICES": free.get()} if gpus else {}
+        running[number] = subprocess.Popen([sys.executable, *parts[number]], env=os.environ | share | own)
         if stopped.is_set():  # stopped in the meantime
             running[number].terminate()
         code = running[number].wait()
+        for gpu in own.values():
+            free.put(gpu)
         if code and not stopped.is_set():
             stop()
             return code if code > 0 else 128 - code

@@ -114,7 +114,7 @@ def _train(
     from wellread.train import ranks
 
     enter("start")
-    ranks.start()
+    ranks.start(plan.machine.device)
     _import_all(plan)
     result["idle"] = {"host": private(os.getpid()) + shared(os.getpid()), "gpu": _gpu_memory(task["used_before"])}
     from wellread.train.engines.choose import make_engine

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -319,13 +320,40 @@ def test_gpus_of_this_process(
 ) -> None:
     for number in range(installed):
         (tmp_path / f"0000:{number:02d}:00.0").mkdir()
-    real = Path.glob
-    monkeypatch.setattr(Path, "glob", lambda self, pattern: real(tmp_path if "nvidia" in str(self) else self, pattern))
+    monkeypatch.setattr(devices, "DRIVER", tmp_path)
+    monkeypatch.setattr(devices, "_memories", list)
     if visible is None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert devices.count_gpus() == expected
+
+
+def test_gpus_without_files_of_the_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(devices, "DRIVER", tmp_path / "missing")
+    monkeypatch.setattr(devices, "_memories", lambda: [24.0, 16.0])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert (devices.gpus(), devices.gpu_mem()) == (["0", "1"], 16.0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert devices.gpus() == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "for_cpus"),
+    [
+        ("cuda: Optional[str] = None\nhip: Optional[str] = None\n", True),
+        ("cuda: Optional[str] = '13.0'\nhip: Optional[str] = None\n", False),
+        ("cuda = None\nhip = '6.4.1'\n", False),
+        ("cuda: str | None = None\nrocm: str | None = '7.0'\n", True),
+    ],
+)
+def test_builds_of_torch(text: str, for_cpus: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").touch()
+    (tmp_path / "torch" / "version.py").write_text(text)
+    spec = SimpleNamespace(origin=str(tmp_path / "torch" / "__init__.py"))
+    monkeypatch.setattr(devices, "find_spec", lambda name: spec)
+    assert devices.torch_is_for_cpus() == for_cpus
 
 
 # --- machines of plans
@@ -371,6 +399,10 @@ def test_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not_probed(local, nodes=2) == ("--nodes 2: the local cluster is one machine; choose 1, or --cluster slurm")
     assert not_probed(replace(local, device="cuda")) == ("--cluster local: device is cuda, but this machine has no GPU")
     monkeypatch.setattr(devices, "count_gpus", lambda: 4)
+    monkeypatch.setattr(devices, "torch_is_for_cpus", lambda: True)
+    assert probed(local) == (1, 1, "cpu")
+    assert "device is cuda, but torch is built for CPUs" in not_probed(replace(local, device="cuda"))
+    monkeypatch.setattr(devices, "torch_is_for_cpus", lambda: False)
     assert probed(local) == (1, 4, "cuda")
     assert probed(local, ranks_per_node=2) == (1, 2, "cuda")
     assert probed(replace(local, device="cpu")) == (1, 1, "cpu")

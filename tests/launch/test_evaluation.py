@@ -73,7 +73,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
     """A run with checkpoints at 0, 4 and 8."""
     directory = RunDirectory(tmp_path / "my run")
     seem_saved(directory, 0, 4, 8)
-    monkeypatch.setattr(devices, "count_gpus", lambda: 0)
+    monkeypatch.setattr(devices, "gpus", list)
     return directory
 
 
@@ -181,12 +181,24 @@ def test_the_pool_limits_how_many_parts_run(run: RunDirectory, tmp_path: Path) -
 
 def test_parts_share_cores_and_gpus(run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
-    monkeypatch.setattr(devices, "count_gpus", lambda: 2)
+    monkeypatch.setattr(devices, "gpus", lambda: ["1", "GPU-8f2a"])
     log = tmp_path / "log"
     assert local.pool(parts(log, ["pass"] * 5), 5) == 0
     begins = {event["part"]: event for event in events(log) if event["what"] == "begin"}
-    assert {part: event["gpu"] for part, event in begins.items()} == {"0": "0", "1": "1", "2": "0", "3": "1", "4": "0"}
+    assert sorted(event["gpu"] for event in begins.values()) == ["1"] * 3 + ["GPU-8f2a"] * 2
     assert {event["threads"] for event in begins.values()} == {"2"}
+
+
+def test_a_part_gets_a_gpu_that_no_other_part_uses(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "gpus", lambda: ["4", "7"])
+    log = tmp_path / "log"
+    # The first part ends last, so the other parts follow each other on the other GPU.
+    texts = ["while open(sys.argv[1]).read().count('end') < 3: time.sleep(0.02)", *["pass"] * 3]
+    assert local.pool(parts(log, texts), 2) == 0
+    used = {event["part"]: event["gpu"] for event in events(log) if event["what"] == "begin"}
+    assert {used[part] for part in "123"} == {"4", "7"} - {used["0"]}
 
 
 def test_a_failure_ends_all_parts_and_is_returned(

@@ -109,9 +109,9 @@ def test_json_keys_and_arithmetic(program, root: Path) -> None:  # type: ignore[
     files, command, variables = (values.pop(name) for name in ("files", "command", "environment"))
     assert command == [sys.executable, "-u", "-m", "finetune", "train", str(root / "runs/x")]
     assert variables == {
-        "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "3", "OMP_WAIT_POLICY": "passive", "PYTHONFAULTHANDLER": "1",
-        "PYTHONUTF8": "1", "TOKENIZERS_PARALLELISM": "false", "TORCH_EXTENSIONS_DIR": "/var/cache/torch",
-        "WELLREAD_CODE": str(root / "runs/x/code"),
+        "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "3", "OMP_WAIT_POLICY": "passive",
+        "PYTHONFAULTHANDLER": "1", "PYTHONUTF8": "1", "TOKENIZERS_PARALLELISM": "false",
+        "TORCH_EXTENSIONS_DIR": "/var/cache/torch", "WELLREAD_CODE": str(root / "runs/x/code"),
     }  # fmt: skip
     assert values == {
         "model": "tiny", "cluster": "local", "device": "cpu", "nodes": 1, "ranks_per_node": 2, "ranks": 2,

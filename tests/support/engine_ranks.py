@@ -116,7 +116,7 @@ def one_rank(folder: Path) -> None:
     from wellread.train import ranks
 
     faulthandler.dump_traceback_later(int(os.environ.get("HANG", 540)), exit=True)  # a rank that hangs shows where
-    ranks.start()
+    ranks.start("cpu")
     torch.set_num_threads(1)
     results = [one_task(folder, task) for task in json.loads((folder / "tasks.json").read_text())]
     (folder / f"rank-{ranks.rank()}.json").write_text(json.dumps(results))

@@ -68,10 +68,11 @@ def _train(run: RunDirectory, log: Path, rank: int) -> int:
     with importing():
         import transformers.modeling_utils  # noqa: F401 (AutoModel imports it later)
 
+        from wellread.planning.plan import Plan
         from wellread.train import ranks
         from wellread.train.loop import train
 
-    ranks.start()
+    ranks.start(Plan.open(run.plan_file).machine.device)
     code = train(run, lambda: _source(run), log)
     ranks.stop()
     return code

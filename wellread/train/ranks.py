@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import socket
+from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from wellread.errors import UserError
 from wellread.processes import STORE
 
 if TYPE_CHECKING:
@@ -16,26 +18,56 @@ if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
 
 T = TypeVar("T")
+ALLOCATOR_VARIABLES = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}
+"""Variables with the user's own settings of torch's allocator."""
+PINNED = "pinned_max_cached_size_mb:1"
+"""Without it, torch rounds pinned memory up to a power of two and keeps freed blocks: 44 GiB become 64."""
 LOOPBACK = "127.0.0.1"
 TIMEOUT = timedelta(minutes=30)
 
 
-def start() -> None:
+def start(device: str) -> None:
     """Join the process group that the environment describes (RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, STORE, MASTER_ADDR).
 
     When all ranks are on this node, none of their sockets listens beyond the loopback address.
+
+    Parameters
+    ----------
+    device : str
+        Kind of device that the plan chose: cpu or cuda. `device()` then follows from the group's backend.
+
+    Raises
+    ------
+    UserError
+        When the plan is for GPUs and torch finds none.
     """
-    import torch
     import torch.distributed as dist
 
-    if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank())
+    own = _own_gpu() if device == "cuda" else None
     store = _store_of_one_node()
     if store is not None:
         os.environ.update(dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), "lo"))
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
     number, ranks = (-1, -1) if store is None else (rank(), world_size())  # -1: torch reads the environment
-    dist.init_process_group(backend, store=store, timeout=TIMEOUT, rank=number, world_size=ranks)
+    backend = "nccl" if own else "gloo"
+    dist.init_process_group(backend, store=store, timeout=TIMEOUT, rank=number, world_size=ranks, device_id=own)
+
+
+def _own_gpu() -> torch.device:
+    """Make this rank's GPU the current one. A scheduler may show each rank only its own, which then has number 0."""
+    import torch
+
+    if not torch.cuda.is_available():
+        built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "for CPUs"
+        raise UserError(
+            f"{socket.gethostname()}: the plan is for GPUs, but torch {torch.__version__}, built {built}, finds none; "
+            "wellread doctor says why, and device: cpu in the cluster file trains without"
+        )
+    if not os.environ.keys() & ALLOCATOR_VARIABLES:
+        with suppress(ValueError, RuntimeError):  # torch 2.11 does not know it
+            torch._C._accelerator_setAllocatorSettings(PINNED)
+    own = torch.device("cuda", local_rank() % torch.cuda.device_count())
+    torch.cuda.set_device(own)
+    return own
 
 
 def _store_of_one_node() -> Store | None:
@@ -85,10 +117,12 @@ def world_size() -> int:
 
 
 def device() -> torch.device:
-    """Device of this rank."""
+    """Device of this rank: a GPU if it has joined a group of GPUs."""
     import torch
+    import torch.distributed as dist
 
-    return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    on_gpu = dist.is_initialized() and dist.get_backend() == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
 
 
 def barrier() -> None:
@@ -103,6 +137,8 @@ def from_rank0(value: int) -> int:
     import torch
     import torch.distributed as dist
 
+    if world_size() == 1:
+        return value
     tensor = torch.tensor([value], dtype=torch.int64, device=device())
     dist.broadcast(tensor, src=0)
     return int(tensor.item())
@@ -113,9 +149,12 @@ def gather(rows: torch.Tensor) -> torch.Tensor:
     import torch
     import torch.distributed as dist
 
+    if world_size() == 1:
+        return rows.cpu()
     rows = rows.to(device()).contiguous()
     gathered = torch.empty((world_size() * rows.shape[0], *rows.shape[1:]), dtype=rows.dtype, device=rows.device)
-    dist.all_gather_single(gathered, rows)
+    name = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"  # in torch 2.11
+    getattr(dist, name)(gathered, rows)
     return gathered.cpu()
 
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
 
 from wellread.planning import host_memory
 from wellread.planning.fallback import Shortage
 
-ON_GPU = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+ON_GPU = re.compile(
+    r"(?:CUDA|Cuda|cuda|HIP|Hip|hip)\b.{0,400}out of memory"  # torch, the driver, NCCL, Triton
+    r"|CUDA_ERROR_OUT_OF_MEMORY|cudaErrorMemoryAllocation|hipErrorOutOfMemory"
+    r"|(?:CUBLAS|CUDNN|CUSOLVER|CUSPARSE|CUFFT)_(?:\w+_)?ALLOC\w*_FAILED"
+)
+"""Messages that mean out of GPU memory, of torch and of the libraries below it."""
 ON_HOST = ("DefaultCPUAllocator", "not enough memory", "Cannot allocate memory", "std::bad_alloc")
 """Parts of error messages that mean out of host memory."""
 PINNED, LAST_FRAME = "pin_memory", 4
@@ -25,7 +31,7 @@ def shown_by(error: BaseException, trace: str) -> Shortage | None:
     """
     for cause in _causes(error):
         text = " ".join(str(cause).split())
-        on_gpu = type(cause).__name__ == "OutOfMemoryError" or any(words in text for words in ON_GPU)
+        on_gpu = type(cause).__name__ == "OutOfMemoryError" or ON_GPU.search(text) is not None
         if on_gpu and PINNED not in "".join(trace.splitlines()[-LAST_FRAME:]):
             return Shortage(place="gpu", evidence=f"CUDA: {text[:200]}", limit=_gpu_limit())
         full = isinstance(cause, OSError) and cause.errno == errno.ENOMEM
@@ -42,10 +48,16 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _gpu_limit() -> int | None:
-    """Bytes of its GPU that this rank can use: all except those that other processes use."""
+    """Bytes of its GPU that this rank can use: all except those that other processes use; None when unknown.
+
+    On a full GPU, or after an error of CUDA, even the question fails.
+    """
     import torch
 
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_initialized():
         return None
-    free, _ = torch.cuda.mem_get_info()
-    return int(free + torch.cuda.memory_reserved())
+    try:
+        free, _ = torch.cuda.mem_get_info()
+        return int(free + torch.cuda.memory_reserved())
+    except RuntimeError:
+        return None

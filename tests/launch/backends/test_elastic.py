@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from inspect import signature
 from pathlib import Path
 
 import psutil
 import pytest
 from support.waiting import PATIENCE, wait_until
 
+from launch.backends import elastic
 from launch.backends.elastic import ASKED, likely_cause
 
 LAUNCHER = """
@@ -48,7 +50,7 @@ while True:
 MEETING = """
 import torch.distributed as dist
 from wellread.train import ranks
-ranks.start()
+ranks.start("cpu")
 dist.barrier()
 """
 COLLECTIVE = """
@@ -125,6 +127,15 @@ def test_a_killed_rank_ends_its_peer_in_a_collective(deaf: str, tmp_path: Path) 
     assert launcher.returncode == 128 + signal.SIGKILL
     assert "rank 1 was ended by signal 9 (SIGKILL)" in errors
     assert not any(victim.is_running() for victim in victims)
+
+
+def test_a_torch_without_a_setting_for_it_also_waits_for_saving(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.distributed.elastic.multiprocessing import PContext
+
+    close = PContext.close
+    monkeypatch.setattr(close, "__defaults__", close.__defaults__)  # restores them
+    elastic._wait_for_saving()
+    assert signature(close).parameters["timeout"].default == elastic.SECONDS_TO_SAVE
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,7 @@ class TorchEngine:
                 self._module,
                 device_ids=[self.device.index] if self.device.type == "cuda" else None,
                 init_sync=False,  # the ranks already have the same weights
+                broadcast_buffers=False,  # no forward pass changes a buffer
                 gradient_as_bucket_view=True,  # else DDP stores all gradients twice
             )
 

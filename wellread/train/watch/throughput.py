@@ -76,7 +76,7 @@ def memory_peaks() -> tuple[int, int]:
     """Peak host memory and peak GPU memory (0 without one) of this process, bytes."""
     import torch
 
-    gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0
     return host_memory.peak(), int(gpu)
 
 

@@ -236,6 +236,7 @@ def test_a_plan_contains_the_script_and_needs_no_slurm(program, tmp_path: Path, 
     values = json.loads(result.stdout)
     assert values["command"] == ["/opt/venv/bin/python", "-u", "-m", "finetune", "train", str(out)]
     assert values["environment"] == {
+        "CUDA_VISIBLE_DEVICES": "",
         "DS_ACCELERATOR": "cpu",
         "OMP_NUM_THREADS": "4",
         "OMP_WAIT_POLICY": "passive",
