@@ -36,7 +36,8 @@ class Findings:
         source : str
             What the expected value comes from.
         """
-        if type(value) is type(expected) and value == expected:
+        same = type(value) is type(expected) or (isinstance(value, dict) and isinstance(expected, dict))
+        if same and value == expected:
             return True
         if isinstance(value, int | float) and isinstance(expected, int | float) and value == expected:
             return True
