@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support.programs import missing
 
 from launch import attempts, ladder
@@ -154,6 +155,33 @@ def test_errors_that_mean_out_of_memory(error: BaseException, trace: str, place:
     shortage = shown_by(error, trace)
     assert (shortage.place if shortage else None) == place
     assert shortage is None or shortage.evidence
+
+
+def test_evidence_of_a_full_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("CUDA error: out of memory")  # as on a GPU without memory for a context
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", fail)
+    debugging = "CUDA kernel errors might be reported asynchronously.\nFor debugging pass CUDA_LAUNCH_BLOCKING=1"
+    shortage = shown_by(RuntimeError(f"CUDA error: out of memory\n{debugging}"), "")
+    assert shortage == Shortage(place="gpu", evidence="CUDA: CUDA error: out of memory", limit=None)
+    error = RuntimeError(
+        "NCCL error in: init.cpp:90, unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'"
+    )
+    assert (nccl := shown_by(error, ""))
+    assert nccl.evidence == "CUDA: Cuda failure 2 'out of memory'"
+
+
+def test_gpu_memory_that_runs_out_under_a_plan_for_cpus(
+    failed: tuple[RunDirectory, Plan], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, plan = failed
+    shortage = {"place": "gpu", "evidence": "CUDA: out of memory", "limit": None}
+    write_json(run.log / "attempt-001-rank-0.error.json", {"time": 1, "rank": 0, "error": "", "shortage": shortage})
+    assert ladder.note(run, replace(plan, machine=replace(plan.machine, device="cpu")), 1) is None
+    assert "this run is planned for CPUs" in capsys.readouterr().err
+    assert ladder.failures(run) == ()
 
 
 @pytest.fixture

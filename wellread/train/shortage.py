@@ -33,12 +33,18 @@ def shown_by(error: BaseException, trace: str) -> Shortage | None:
         text = " ".join(str(cause).split())
         on_gpu = type(cause).__name__ == "OutOfMemoryError" or ON_GPU.search(text) is not None
         if on_gpu and PINNED not in "".join(trace.splitlines()[-LAST_FRAME:]):
-            return Shortage(place="gpu", evidence=f"CUDA: {text[:200]}", limit=_gpu_limit())
+            return Shortage(place="gpu", evidence=f"CUDA: {_telling(cause)[:200]}", limit=_gpu_limit())
         full = isinstance(cause, OSError) and cause.errno == errno.ENOMEM
         if on_gpu or full or isinstance(cause, MemoryError) or any(words in text for words in ON_HOST):
             evidence = f"{type(cause).__name__}: {text[:200]}"
             return Shortage(place="host", evidence=evidence, limit=host_memory.total())
     return None
+
+
+def _telling(cause: BaseException) -> str:
+    """The line of an error that says what ran out; torch adds lines about debugging."""
+    lines = [" ".join(line.split()) for line in str(cause).splitlines() if line.strip()]
+    return next((line for line in lines if ON_GPU.search(line)), lines[0] if lines else type(cause).__name__)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
