@@ -62,8 +62,7 @@ def start(arguments: list[str], ranks: int, variables: dict[str, str], code: Pat
     logging.disable(logging.ERROR)  # hides elastic's messages: `launch` shows the first error of all ranks
     is_launcher, node = node is None, node or Node()
     is_single = node.nodes == 1
-    is_set = "shutdown_timeout" in {field.name for field in fields(LaunchConfig)}
-    patience: dict[str, Any] = {"shutdown_timeout": SECONDS_TO_SAVE} if is_set else {}
+    patience = _patience(LaunchConfig)
     settings = LaunchConfig(
         min_nodes=node.nodes,
         max_nodes=node.nodes,
@@ -86,7 +85,7 @@ def start(arguments: list[str], ranks: int, variables: dict[str, str], code: Pat
             end_children()  # elastic waits for them and then returns
             return
         received = number
-        if not is_set:
+        if not patience:
             _wait_for_saving()
         if is_launcher:
             os.write(sys.stderr.fileno(), ASKED.encode())  # print() is not reentrant
@@ -103,8 +102,14 @@ def start(arguments: list[str], ranks: int, variables: dict[str, str], code: Pat
     return 0
 
 
+def _patience(settings: type) -> dict[str, Any]:
+    """Return the setting that gives a stopping run `SECONDS_TO_SAVE`; empty where torch has none (2.11)."""
+    known = {field.name for field in fields(settings)}
+    return {"shutdown_timeout": SECONDS_TO_SAVE} if "shutdown_timeout" in known else {}
+
+
 def _wait_for_saving() -> None:
-    """From now on wait for `SECONDS_TO_SAVE` before ranks are killed, in a torch without a setting for it (2.11).
+    """From now on wait for `SECONDS_TO_SAVE` before ranks are killed, in a torch without a setting for it.
 
     There the 30 s are a default value of a method. Before a signal arrives they are right: a rank that waits for a
     failed one can only be killed.

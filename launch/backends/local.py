@@ -99,8 +99,8 @@ def pool(parts: list[tuple[str, ...]], parallelism: int) -> int:
     """Run the parts as processes, `parallelism` at a time; the first failure ends all and its exit code is returned."""
     cores, gpus = len(os.sched_getaffinity(0)), devices.gpus()
     free: queue.SimpleQueue[str] = queue.SimpleQueue()
-    for place in range(parallelism if gpus else 0):
-        free.put(gpus[place % len(gpus)])
+    for part in range(parallelism if gpus else 0):
+        free.put(gpus[part % len(gpus)])
     running: dict[int, subprocess.Popen[bytes]] = {}
     stopped = threading.Event()
 
@@ -108,12 +108,12 @@ def pool(parts: list[tuple[str, ...]], parallelism: int) -> int:
         if stopped.is_set():
             return 0
         share = {"OMP_NUM_THREADS": str(max(1, cores // parallelism))}
-        own = {"CUDA_VISIBLE_DEVICES": free.get()} if gpus else {}
-        running[number] = subprocess.Popen([sys.executable, *parts[number]], env=os.environ | share | own)
+        place = {"CUDA_VISIBLE_DEVICES": free.get()} if gpus else {}
+        running[number] = subprocess.Popen([sys.executable, *parts[number]], env=os.environ | share | place)
         if stopped.is_set():  # stopped in the meantime
             running[number].terminate()
         code = running[number].wait()
-        for gpu in own.values():
+        for gpu in place.values():
             free.put(gpu)
         if code and not stopped.is_set():
             stop()

@@ -161,7 +161,6 @@ def test_evidence_of_a_full_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise RuntimeError("CUDA error: out of memory")  # as on a GPU without memory for a context
 
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", fail)
     debugging = "CUDA kernel errors might be reported asynchronously.\nFor debugging pass CUDA_LAUNCH_BLOCKING=1"
     shortage = shown_by(RuntimeError(f"CUDA error: out of memory\n{debugging}"), "")

@@ -43,13 +43,13 @@ def start(device: str) -> None:
     """
     import torch.distributed as dist
 
-    own = _own_gpu() if device == "cuda" else None
+    gpu = _own_gpu() if device == "cuda" else None
     store = _store_of_one_node()
     if store is not None:
         os.environ.update(dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), "lo"))
     number, ranks = (-1, -1) if store is None else (rank(), world_size())  # -1: torch reads the environment
-    backend = "nccl" if own else "gloo"
-    dist.init_process_group(backend, store=store, timeout=TIMEOUT, rank=number, world_size=ranks, device_id=own)
+    backend = "nccl" if gpu else "gloo"
+    dist.init_process_group(backend, store=store, timeout=TIMEOUT, rank=number, world_size=ranks, device_id=gpu)
 
 
 def _own_gpu() -> torch.device:
@@ -65,9 +65,9 @@ def _own_gpu() -> torch.device:
     if not os.environ.keys() & ALLOCATOR_VARIABLES:
         with suppress(ValueError, RuntimeError):  # torch 2.11 does not know it
             torch._C._accelerator_setAllocatorSettings(PINNED)
-    own = torch.device("cuda", local_rank() % torch.cuda.device_count())
-    torch.cuda.set_device(own)
-    return own
+    gpu = torch.device("cuda", local_rank() % torch.cuda.device_count())
+    torch.cuda.set_device(gpu)
+    return gpu
 
 
 def _store_of_one_node() -> Store | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from wellread.planning import host_memory
 from wellread.planning.parameters import knows, parameters
 from wellread.planning.plan import Plan
+from wellread.train import ranks
 
 if TYPE_CHECKING:
     from wellread.models.spec import ModelSpec
@@ -76,7 +77,7 @@ def memory_peaks() -> tuple[int, int]:
     """Peak host memory and peak GPU memory (0 without one) of this process, bytes."""
     import torch
 
-    gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0
+    gpu = torch.cuda.max_memory_allocated() if ranks.device().type == "cuda" else 0
     return host_memory.peak(), int(gpu)
 
 
