@@ -3,10 +3,15 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup ft pretrain plan models status logs cancel doctor eval read verify report tb slurm-up slurm-down oom-demo test test-long check lint bench gpu-check clean
 
-PYTHON ?= python3
-VENV := .venv
-PY := $(VENV)/bin/python
-STAMP := $(VENV)/.wellread-setup
+# A name that comes from elsewhere must not be executed, neither by make nor by the shell: make expands no value of a
+# setting (`value`), and recipes read it as a variable of the shell, in quotes.
+SETTINGS := MODEL DATA RUN CLUSTER NODES RANKS THEN PACK WORKERS SIZE VOCAB ARGS PYTHON
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command override,$(origin $(name))),$(name)))
+UNKNOWN := $(filter-out $(SETTINGS) MAKEFLAGS MAKEOVERRIDES MAKELEVEL -*-command-variables-*-,$(GIVEN))
+ifneq ($(UNKNOWN),)
+$(error unknown setting $(firstword $(UNKNOWN)); choose one of $(SETTINGS))
+endif
+MODEL_IS_SET := $(filter command environment,$(origin MODEL))
 
 MODEL ?= tiny
 DATA ?=
@@ -20,11 +25,19 @@ WORKERS ?= 2
 SIZE ?= 15M
 VOCAB ?=
 ARGS ?=
-# Recipes read names as shell variables: make would paste them into the command, where a name could be executed.
-export MODEL DATA RUN CLUSTER SIZE VOCAB
-WELLREAD := $(PY) -m wellread
-FLAGS = $${DATA:+--data "$$DATA"} $${RUN:+--out "$$RUN"} --cluster "$$CLUSTER" --nodes $(NODES) --ranks_per_node $(RANKS) \
-	$(if $(filter-out 0,$(PACK)),--pack=true) $(ARGS)
+PYTHON ?= python3
+$(foreach name,$(SETTINGS),$(eval override $(name) := $$(value $(name))))
+override PACK := $(filter-out 0,$(PACK))
+export $(SETTINGS)
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.wellread-setup
+# Start a module with these arguments and those in ARGS, which are split as a shell does, but not executed.
+START := $(PY) -m scripts.with_args
+WELLREAD := $(START) wellread
+FLAGS = $${DATA:+--data "$$DATA"} $${RUN:+--out "$$RUN"} --cluster "$$CLUSTER" --nodes "$$NODES" --ranks_per_node "$$RANKS" \
+	$${PACK:+--pack=true}
 # The run directory that the launcher chooses for MODEL and DATA; only targets that need it start Python for it.
 DEFAULT_RUN = $(PY) -c 'import os, sys; from wellread.recipes.registry import default_run; \
 	print(default_run(sys.argv[1], os.environ["MODEL"], os.environ["DATA"]))'
@@ -33,23 +46,23 @@ THE_RUN = "$${RUN:-$$($(DEFAULT_RUN) finetune)}"
 help:  ## show this page
 	@echo "wellread: launch LLM training, and know exactly what every checkpoint has read"
 	@echo
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 	@echo
 	@echo "Settings: MODEL=$$MODEL DATA=$${DATA:-(sample for tiny, otherwise dolly)} RUN=$${RUN:-runs/MODEL-DATA} CLUSTER=$$CLUSTER"
-	@echo "          NODES=$(NODES) RANKS=$(RANKS) PACK=$(PACK) THEN=$(THEN) ARGS=\"--optim.lr=1e-5 …\""
+	@echo "          NODES=$$NODES RANKS=$$RANKS PACK=$$PACK THEN=$$THEN ARGS=\"--optim.lr=1e-5 …\""
 	@echo "Example:  make ft MODEL=../models/pythia-70m DATA=dolly@databricks-dolly-15k.jsonl RANKS=2 ARGS=\"--steps=200\""
 
 setup: $(STAMP)  ## create .venv and install everything into it (once)
 	@echo "setup: $(VENV) is ready"
 
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "setup: wellread needs Python 3.11 or newer, and $(PYTHON) is older; run make setup PYTHON=python3.12" >&2; exit 2; }
+	@"$$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "setup: wellread needs Python 3.11 or newer, and $$PYTHON is older; run make setup PYTHON=python3.12" >&2; exit 2; }
 	@command -v c++ >/dev/null || \
 		echo "setup: no C++ compiler (c++) found: zero1, zero2 and zero3 need one on a CPU; Debian: apt-get install g++" >&2
 	@if ! $(PY) -m pip --version >/dev/null 2>&1; then \
-		echo "setup: creating $(VENV) with $$($(PYTHON) --version)"; \
-		$(PYTHON) -m venv --clear $(VENV) || { echo "setup: on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; }; \
+		echo "setup: creating $(VENV) with $$("$$PYTHON" --version)"; \
+		"$$PYTHON" -m venv --clear $(VENV) || { echo "setup: on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; }; \
 	fi
 	@echo "setup: installing the packages of constraints.txt into $(VENV) (some minutes, once)"
 	@$(PY) -m pip install -qq --disable-pip-version-check --no-input --constraint constraints.txt --editable ".[train,dev]"
@@ -57,57 +70,55 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "setup: installed $$($(PY) -m pip list --disable-pip-version-check 2>/dev/null | tail -n +3 | wc -l) packages, $$(du -sh $(VENV) | cut -f1)"
 
 ft: $(STAMP)  ## fine-tune MODEL on DATA, evaluate it, print the path of the report
-	@$(WELLREAD) run finetune --model "$$MODEL" --then $(THEN) $(FLAGS)
+	@$(WELLREAD) run finetune --model "$$MODEL" --then "$$THEN" $(FLAGS)
 
-IS_SET = $(filter command line environment,$(origin $(1)))
-pretrain: DATA = stories:5000
 pretrain: $(STAMP)  ## pretrain a Llama of SIZE on stories (DATA), write a sample, export it for llama2.c
-	@$(WELLREAD) run pretrain $(if $(call IS_SET,MODEL),--model "$$MODEL",--size "$$SIZE") $${VOCAB:+--vocab "$$VOCAB"} $(FLAGS) --wait
-	@$(if $(call IS_SET,MODEL),,MODEL="stories-$${SIZE,,}";) run="$${RUN:-$$($(DEFAULT_RUN) pretrain)}" && \
-		$(WELLREAD) sample "$$run" "Once upon a time" --temperature 0 --tokens 100 && \
-		{ test -e "$$run/model.bin" || $(WELLREAD) export "$$run" --format llama2c-v0 --out "$$run/model.bin"; }
+	@DATA="$${DATA:-stories:5000}"; $(WELLREAD) run pretrain $(if $(MODEL_IS_SET),--model "$$MODEL",--size "$$SIZE") $${VOCAB:+--vocab "$$VOCAB"} $(FLAGS) --wait
+	@DATA="$${DATA:-stories:5000}"; $(if $(MODEL_IS_SET),,MODEL="stories-$${SIZE,,}";) run="$${RUN:-$$($(DEFAULT_RUN) pretrain)}" && \
+		$(PY) -m wellread sample "$$run" "Once upon a time" --temperature 0 --tokens 100 && \
+		{ test -e "$$run/model.bin" || $(PY) -m wellread export "$$run" --format llama2c-v0 --out "$$run/model.bin"; }
 
 plan: $(STAMP)  ## show what `make ft` would do, and start nothing
 	@$(WELLREAD) plan finetune --model "$$MODEL" $(FLAGS)
 
 models: $(STAMP)  ## list the models known by name, and the memory that fine-tuning them needs
-	@$(WELLREAD) models $(ARGS)
+	@$(WELLREAD) models
 
 eval: $(STAMP)  ## evaluate the checkpoints of RUN, write its report
-	@$(WELLREAD) membership $(THE_RUN)
+	@$(PY) -m wellread membership $(THE_RUN)
 
 status: $(STAMP)  ## show the state of RUN, or of all runs
-	@$(WELLREAD) status $${RUN:+"$$RUN"} $(ARGS)
+	@$(WELLREAD) status $${RUN:+"$$RUN"}
 
 logs: $(STAMP)  ## print the logs of all ranks of RUN; ARGS="--follow", "--errors", …
-	@$(WELLREAD) logs $(THE_RUN) $(ARGS)
+	@$(WELLREAD) logs $(THE_RUN)
 
 cancel: $(STAMP)  ## save a checkpoint of RUN, then end it
-	@$(WELLREAD) cancel $(THE_RUN) $(ARGS)
+	@$(WELLREAD) cancel $(THE_RUN)
 
 doctor: $(STAMP)  ## check this machine or the nodes of CLUSTER
-	@$(WELLREAD) doctor --cluster "$$CLUSTER" --nodes $(NODES) $(ARGS)
+	@$(WELLREAD) doctor --cluster "$$CLUSTER" --nodes "$$NODES"
 
 read: $(STAMP)  ## show what RUN has read: ARGS="--batch 137", "--sample 5", "--text river", …
-	@$(WELLREAD) read $(THE_RUN) $(ARGS)
+	@$(WELLREAD) read $(THE_RUN)
 
 verify: $(STAMP)  ## verify the record of RUN
-	@$(WELLREAD) verify $(THE_RUN)
+	@$(PY) -m wellread verify $(THE_RUN)
 
 report: $(STAMP)  ## write the report of RUN again
-	@$(WELLREAD) report $(THE_RUN)
+	@$(PY) -m wellread report $(THE_RUN)
 
 tb: $(STAMP)  ## start TensorBoard for runs/, on the loopback address
 	@$(PY) -m tensorboard.main --logdir runs --host 127.0.0.1
 
 slurm-up:  ## start a SLURM of two nodes on this machine: eval "$(make -s slurm-up)"
-	@scripts/slurm_up.sh $(ARGS)
+	@read -ra args <<< "$$ARGS"; scripts/slurm_up.sh "$${args[@]}"
 
 slurm-down:  ## stop this SLURM and remove all its files
 	@scripts/slurm_down.sh
 
 oom-demo: $(STAMP)  ## run out of memory, and continue: a 12B model with DDP, scaled to this machine (root)
-	@$(PY) -m scripts.oom_demo $(ARGS)
+	@$(START) scripts.oom_demo
 
 lint: $(STAMP)  ## formatting, lint, types, import layers
 	@$(VENV)/bin/ruff format --check --quiet . || { echo "lint: fix it with $(VENV)/bin/ruff format ." >&2; exit 1; }
@@ -119,17 +130,17 @@ check: lint  ## lint, and the fast tests
 	@$(PY) -m pytest -q -m "not slow and not long"
 
 test: $(STAMP)  ## test every part in some minutes, WORKERS processes at a time
-	@$(PY) -m pytest -n $(WORKERS) -m "not long"
+	@$(PY) -m pytest -n "$$WORKERS" -m "not long"
 
 test-long: $(STAMP)  ## the tests that make test leaves out: every case, many kills, simulations
-	@$(PY) -m pytest -n $(WORKERS) -m long
+	@$(PY) -m pytest -n "$$WORKERS" -m long
 
 bench: $(STAMP)  ## measure speed
 	@for bench in bench/*.py; do echo "== $$bench"; $(PY) -m bench.$$(basename $$bench .py); done
 
 # Without setup, which needs a network: a machine without one uses the Python packages that it has.
 gpu-check:  ## on a machine with GPUs: predicted and measured memory, speed, the story of pythia-12b
-	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m scripts.gpu_check $(ARGS)
+	@$(if $(wildcard $(PY)),$(PY),"$$PYTHON") -m scripts.with_args scripts.gpu_check
 
 clean:  ## remove caches and build files; runs/, corpora/ and .venv stay
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Self
 
+from wellread.terminal import console, visible
+
 
 class Reporter:
     """Shows the progress of scoring on stderr: a bar on a terminal, otherwise one line per checkpoint."""
@@ -13,10 +15,9 @@ class Reporter:
         self.scored = 0
         self._show, self._bar = show, None
         if show and sys.stderr.isatty():
-            from rich.console import Console
             from rich.progress import Progress
 
-            self._bar = Progress(console=Console(stderr=True))
+            self._bar = Progress(console=console(stderr=True))
             self._task = self._bar.add_task("scoring samples", total=total)
 
     def __enter__(self) -> Self:
@@ -37,7 +38,7 @@ class Reporter:
     def note(self, text: str) -> None:
         """Print a message that must not be missed."""
         if self._bar:
-            self._bar.console.print(text, markup=False, highlight=False)
+            self._bar.console.print(visible(text), markup=False, highlight=False)
         elif self._show:
             print(text, file=sys.stderr, flush=True)
 

@@ -33,7 +33,7 @@ from wellread.models.registry import find
 from wellread.models.spec import ModelSpec
 from wellread.recipes.finetune import Rows
 from wellread.recipes.registry import resolve
-from wellread.terminal import plural
+from wellread.terminal import console, plural
 
 ROWS_PER_SHARD = 2000
 RowMasks = list[NDArray[np.bool_] | None]
@@ -207,11 +207,10 @@ def _write(
     build: Path, remaining: Iterator[Item], backend: tokenizer.Tokenizer, config: DataConfig, items: int
 ) -> None:
     """Tokenize and write shard by shard, with a progress bar on a terminal."""
-    from rich.console import Console
     from rich.progress import Progress
 
     consumed = 0
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+    with Progress(console=console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("tokenizing", total=items)
 
         def make(index: int) -> Shard:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from wellread.errors import UserError
+from wellread.escapes import Own
 
 if TYPE_CHECKING:
     from wellread.corpus.tokenizer import Tokenizer
@@ -30,10 +31,8 @@ def main(argv: list[str]) -> int:
     sampling.add_flags(parser, temperature=0.0)
     options = parse(parser, argv)
 
-    from wellread.terminal import visible
-
     text = answer(options.model, options.text, sampling.Settings.of(options))
-    print(visible(text) if sys.stdout.isatty() else text)
+    print(text if sys.stdout.isatty() else Own(text))
     return 0
 
 

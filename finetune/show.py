@@ -13,12 +13,13 @@ import numpy as np
 from wellread.corpus.read import Corpus
 from wellread.corpus.segments import Segments
 from wellread.corpus.tokenizer import Tokenizer
-from wellread.terminal import visible
+from wellread.escapes import joined, styled
 
 if TYPE_CHECKING:
     import pyarrow
 
-WITH_LOSS, WITHOUT_LOSS, PLAIN = "\x1b[32m", "\x1b[2m", "\x1b[0m"
+WITH_LOSS, WITHOUT_LOSS = 32, 2
+"""Codes of a terminal: green, dim."""
 OPEN, CLOSE = "⟦", "⟧"
 """Marks around tokens with loss, if there are no colors."""
 
@@ -58,21 +59,21 @@ def _sample(
     tokens, targets = reader.tokens(number), reader.targets(number)
     about = "".join(f", {column} {row[column]}" for column in ("category", "author") if row[column])
     print(
-        f"\n{name}: {row['source']}:{','.join(map(str, row['rows']))}{visible(about)}, "
+        f"\n{name}: {row['source']}:{','.join(map(str, row['rows']))}{about}, "
         f"{len(tokens):,} tokens, {int(targets.sum()):,} with loss"
     )
     runs = np.split(np.arange(len(tokens)), np.flatnonzero(np.diff(targets)) + 1)
     # each time decoded from the start, because some tokenizers remove the first space of a decoded text
     ends = [0, *(len(backend.decode(tokens[: run[-1] + 1].tolist())) for run in runs)]
     text = backend.decode(tokens.tolist())
-    texts = [(visible(text[a:b]), bool(targets[run[0]])) for a, b, run in zip(ends, ends[1:], runs, strict=False)]
-    print("".join(_marked(text, has_loss, colors) for text, has_loss in texts))
+    texts = [(text[a:b], bool(targets[run[0]])) for a, b, run in zip(ends, ends[1:], runs, strict=False)]
+    print(joined([_marked(text, has_loss, colors) for text, has_loss in texts]))
     print(_ids([(" ".join(map(str, tokens[run].tolist())), bool(targets[run[0]])) for run in runs], colors))
 
 
 def _marked(text: str, has_loss: bool, colors: bool) -> str:
     if colors:
-        return f"{WITH_LOSS if has_loss else WITHOUT_LOSS}{text}{PLAIN}"
+        return styled(text, WITH_LOSS if has_loss else WITHOUT_LOSS)
     return f"{OPEN}{text}{CLOSE}" if has_loss else text
 
 
@@ -83,4 +84,5 @@ def _ids(runs: list[tuple[str, bool]], colors: bool) -> str:
     lines = textwrap.fill(text, width, initial_indent="ids ", subsequent_indent="    ")
     if not colors:
         return lines
-    return f"{WITHOUT_LOSS}{lines}{PLAIN}".replace(OPEN, f"{PLAIN}{WITH_LOSS}").replace(CLOSE, f"{PLAIN}{WITHOUT_LOSS}")
+    parts = [part for before in lines.split(CLOSE) for part in before.partition(OPEN)[::2]]  # in turn dim and green
+    return joined([_marked(part, bool(i % 2), True) for i, part in enumerate(parts) if part])

@@ -19,6 +19,7 @@ from launch.backends.jobs import WAITING, Job, JobState
 from launch.state import EVALUATION, Scheduler, facts, look, open_run, progress
 from wellread.cli import new_parser, parse
 from wellread.errors import FAILURE, UserError, print_error
+from wellread.escapes import Own
 from wellread.run import Holder, RunDirectory
 
 EXAMPLES = """examples:
@@ -226,13 +227,13 @@ def _wait(ended: Callable[[], bool], patience: float) -> bool:
     terminal = sys.stderr.isatty()
     while not (has_ended := ended()) and (now := time.monotonic()) < began + patience:
         if terminal:
-            print(f"\rwaiting, {now - began:.0f} s", end="", file=sys.stderr, flush=True)
+            print(Own(f"\rwaiting, {now - began:.0f} s"), end="", file=sys.stderr, flush=True)
         elif now > reported + REPORT:
             print(f"waiting, {now - began:.0f} s", file=sys.stderr, flush=True)
             reported = now
         time.sleep(POLL)
     if terminal:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        print(Own("\r\x1b[K"), end="", file=sys.stderr, flush=True)
     return has_ended
 
 

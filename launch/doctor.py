@@ -19,6 +19,7 @@ from launch.checks.several import MOST_NODES
 from wellread.cli import new_parser, parse
 from wellread.errors import FAILURE, UserError
 from wellread.provenance import ROOT
+from wellread.terminal import console, visible
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -87,9 +88,7 @@ def _show(checks: list[Check]) -> None:
     """Print a table on a terminal, else aligned text; equal results of several machines are one line."""
     merged = _merged(checks)
     if sys.stdout.isatty():
-        from rich.console import Console
-
-        Console().print(_table(merged))
+        console().print(_table(merged))
     else:
         print(as_text(merged))
     counts = Counter(check.state for check in checks)
@@ -128,7 +127,7 @@ def _table(checks: list[Check]) -> Table:
     for title in ("", "check", "where", "found"):
         table.add_column(title, overflow="fold")
     for check in checks:
-        cell = Text(check.found)
+        cell = Text(visible(check.found))
         if check.remedy:
             cell.append(f"\n→ {check.remedy}", style="cyan")
         table.add_row(Text(check.state, style=STYLES[check.state]), check.check, check.where, cell)

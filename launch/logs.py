@@ -24,7 +24,8 @@ from launch.state import (
     state_of,
 )
 from wellread.cli import new_parser, parse
-from wellread.errors import UserError, visible
+from wellread.errors import UserError
+from wellread.escapes import joined, styled, visible
 from wellread.files import read_json
 from wellread.run import RunDirectory
 
@@ -255,11 +256,11 @@ def _advance(run: RunDirectory, log: AttemptLog | None, newest: int, rank: int |
 
 
 def _colored(rank: int, line: str) -> str:
-    return f"\x1b[{COLORS[(rank - 1) % len(COLORS)]}m{line}\x1b[0m" if rank and _colors() else line
+    return styled(line, *[COLORS[(rank - 1) % len(COLORS)]] * bool(rank and _colors()))
 
 
 def _red(text: str) -> str:
-    return f"\x1b[31merror:\x1b[0m {visible(text)}" if _colors() else f"error: {visible(text)}"
+    return joined([styled("error:", *[31] * _colors()), text], " ")
 
 
 def _colors() -> bool:

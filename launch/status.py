@@ -14,8 +14,10 @@ from launch import attempts
 from launch.backends import base as backends
 from launch.state import Scheduler, Status, attempts_of, duration, exit_in_words, look, moment, open_run
 from wellread.cli import new_parser, parse
-from wellread.errors import UserError, visible
+from wellread.errors import UserError
+from wellread.escapes import joined, styled, visible
 from wellread.run import RunDirectory
+from wellread.terminal import console
 
 EXAMPLES = """examples:
   wellread status                        all runs in runs/, the most recently launched first
@@ -105,13 +107,12 @@ def _short(state: str) -> str:
 
 
 def _show_table(statuses: list[Status], rows: list[dict[str, str]]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, header_style="bold", pad_edge=False)
-    console = Console()
-    for name in _columns(rows, console.width):
+    screen = console()
+    for name in _columns(rows, screen.width):
         justify: Literal["left", "right"] = "right" if name in NUMBERS else "left"
         table.add_column(name, justify=justify, overflow="fold", no_wrap=name != "state")
     for status, row in zip(statuses, rows, strict=True):
@@ -120,7 +121,7 @@ def _show_table(statuses: list[Status], rows: list[dict[str, str]]) -> None:
         cells["state"].stylize(color)
         table.add_row(*cells.values())
     least = max(len(row["run"]) for row in rows) + WIDTH_OF_STATE
-    Console(width=max(least, console.width)).print(table)  # the terminal itself wraps lines that are too long
+    console(width=max(least, screen.width)).print(table)  # the terminal itself wraps lines that are too long
 
 
 def _columns(rows: list[dict[str, str]], width: int) -> list[str]:
@@ -139,8 +140,8 @@ def _page(about: dict[str, Any]) -> str:
     """Return the details of one run as aligned lines."""
     lines = _lines(about)
     width = max(len(name) for name, _ in lines) + 2
-    dim, plain = ("\x1b[2m", "\x1b[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
-    return "\n".join(f"{dim}{name:<{width}}{plain}{value}" for name, value in lines)
+    dim = [2] * (sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+    return joined([joined([styled(f"{name:<{width}}", *dim), value]) for name, value in lines], "\n")
 
 
 def details(run: RunDirectory, status: Status, scheduler: Scheduler) -> dict[str, Any]:

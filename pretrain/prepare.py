@@ -37,6 +37,7 @@ from wellread.models.registry import find
 from wellread.processes import die_with
 from wellread.recipes.pretrain import Documents
 from wellread.recipes.registry import resolve
+from wellread.terminal import console
 
 DOCUMENTS_PER_SHARD = 2000
 T = TypeVar("T")
@@ -238,10 +239,9 @@ def _written(path: Path, chunk: list[Text], tokenizing: Tokenizing) -> Future[No
 
 def _with_progress(label: str, items: Iterator[T], total: int | None) -> Iterator[T]:
     """Yield the same items, with a progress bar on a terminal."""
-    from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+    with Progress(console=console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(label, total=total)
         for item in items:
             yield item

@@ -38,3 +38,77 @@ def test_a_program_outlives_its_reader(flags: list[str], root: Path) -> None:
     with os.fdopen(write, "w") as pipe:
         result = subprocess.run(command, cwd=root, stdout=pipe, stderr=subprocess.PIPE, check=False)
     assert (result.returncode, result.stderr) == (3, b"after\n")
+
+
+FOREIGN = "name\x1b]0;title\x07\x1b[2J\x9b1A\rforged\u202edesrever"
+SHOWN = r"name\x1b]0;title\x07\x1b[2J\x9b1A\x0dforged\u202edesrever"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "print(text)",
+        "print(text, file=sys.stderr)",
+        "print('b', text, sep=text)",
+        "sys.stderr.writelines([text])",
+        "import warnings; warnings.warn(text)",
+        "import logging; logging.error('%s', text)",
+        "from rich.console import Console; Console().print(text)",
+        "raise ValueError(text)",
+        "from wellread.errors import print_error; print_error(text)",
+    ],
+)
+@pytest.mark.parametrize("start", [START, OUTLIVE])
+def test_foreign_text_does_not_control_the_terminal(statement: str, start: str, root: Path) -> None:
+    command = [sys.executable, "-c", f"{start}\ntext = {FOREIGN!r}\n{statement}"]
+    result = subprocess.run(command, cwd=root, capture_output=True, check=False)
+    written = (result.stdout + result.stderr).decode()
+    assert "\\x1b]0;title" in written
+    assert not [c for c in written if (c < " " and c not in "\n\t") or "\x7f" <= c < "\xa0" or c == "\u202e"], written
+
+
+def test_text_of_this_program_may(root: Path) -> None:
+    program = START + (
+        f"from wellread.escapes import *; text = {FOREIGN!r}; print(joined([styled('error:', 31), text], ' ')); "
+        "print(Own(text)); print('a\\tb\\r\\nc'); streams.Data().write(text); streams.OfRich(sys.stdout).write("
+        "'\\n\\x1b[1;31mred\\x1b[0m\\r\\x1b[2K\\x1b[1A\\x1b[?25l' + text)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, check=True)
+    bar = "\x1b[1;31mred\x1b[0m\r\x1b[2K\x1b[1A\x1b[?25l"
+    of_rich = SHOWN.replace(r"\x0d", "\r")  # rich returns to the start of a line itself
+    expected = f"\x1b[31merror:\x1b[0m {SHOWN}\n{FOREIGN}\na\tb\r\nc\n{FOREIGN}\n{bar}{of_rich}"
+    assert result.stdout.decode() == expected
+
+
+@pytest.mark.parametrize("name", ["console", "say", "table", "bar"])
+def test_rich_colors_only_what_is_visible(name: str, root: Path) -> None:
+    import pty
+
+    statements = {
+        "console": "terminal.console().print(text, markup=False)",
+        "say": "terminal.say(text, 'bold')",
+        "table": "terminal.say_table(['a'], [[text]])",
+        "bar": "from rich.progress import Progress\nwith Progress(console=terminal.console()) as bar:\n"
+        "    bar.add_task(text); print(text)",
+    }
+    program = f"{START}\nfrom wellread import terminal\ntext = {FOREIGN!r}\n{statements[name]}"
+    master, terminal = pty.openpty()
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "200"}
+    environment.pop("NO_COLOR", None)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=root, env=environment, stdout=terminal, stderr=terminal
+    )
+    os.close(terminal)
+    written = bytearray()
+    try:
+        while block := os.read(master, 65536):
+            written += block
+    except OSError:  # closed by the process
+        pass
+    os.close(master)
+    assert process.wait() == 0, written
+    text = written.decode()
+    assert "title" in text
+    assert "\x1b]" not in text
+    assert "\x1b[2J" not in text
+    assert "\x07" not in text

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import sys
+
+from wellread.escapes import joined, styled
+from wellread.escapes import visible as visible
 
 BAD_INPUT = 2
 """Exit code after a mistake of the user."""
@@ -62,10 +64,5 @@ def _readable(path: str) -> bool:
 
 def print_error(message: str) -> None:
     """Print one line on stderr, red on a terminal; control characters in it, e.g. of a file name, are escaped."""
-    label = "\x1b[31merror:\x1b[0m" if sys.stderr.isatty() and "NO_COLOR" not in os.environ else "error:"
-    print(f"{label} {visible(message)}", file=sys.stderr, flush=True)
-
-
-def visible(text: str) -> str:
-    """The text with control characters (except line feed and tab) as escapes: data must not control the terminal."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
+    label = styled("error:", *[31] * (sys.stderr.isatty() and "NO_COLOR" not in os.environ))
+    print(joined([label, message], " "), file=sys.stderr, flush=True)

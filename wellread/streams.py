@@ -1,4 +1,4 @@
-"""Standard streams of a program: UTF-8 in any locale, present even if they were closed, with or without a reader."""
+"""Standard streams: UTF-8 in any locale, without foreign control characters, even if closed or without a reader."""
 
 from __future__ import annotations
 
@@ -6,21 +6,104 @@ import errno
 import io
 import os
 import sys
-from typing import Any
+from typing import Any, TextIO
+
+from wellread.escapes import Own, of_rich, visible
 
 GONE = {errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO}
 """Errors of a write when nobody can read it: a closed pipe, a closed terminal."""
 
 
+_replaced: list[TextIO] = []
+"""Streams whose buffer a `Shown` uses: it would be closed with them."""
+
+
+class Shown(io.TextIOWrapper):
+    """A stream for people: control characters in what is written are escaped, except in an `Own` text."""
+
+    def write(self, text: str) -> int:
+        """Write `text`; return its length."""
+        super().write(visible(text))
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        """Write each of `lines`."""
+        for line in lines:
+            self.write(line)
+
+
+class OfRich(io.TextIOBase):
+    """What rich writes to: colors and moves of its bars stay, other control characters are escaped."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """Of the stream."""
+        return self._stream.encoding
+
+    def write(self, text: str) -> int:
+        """Write `text`; return its length."""
+        self._stream.write(of_rich(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream."""
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        """Whether the stream is a terminal."""
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        """Descriptor of the stream."""
+        return self._stream.fileno()
+
+
+class Data(io.TextIOBase):
+    """Standard output for data, e.g. tables for another program: unchanged unless it is a terminal."""
+
+    def write(self, text: str) -> int:
+        """Write `text`; return its length."""
+        sys.stdout.write(text if sys.stdout.isatty() else Own(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush standard output."""
+        sys.stdout.flush()
+
+
 def set_up() -> None:
-    """Write text as UTF-8 with escapes for what is not text; send a closed stream to /dev/null."""
+    """Write UTF-8, with escapes for what is not text or controls a terminal; send a closed stream to /dev/null."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:
             _send_to_null(number)
-            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
-        elif isinstance(stream, io.TextIOWrapper) and stream is getattr(sys, f"__{name}__"):
-            stream.reconfigure(encoding="utf-8", errors="surrogateescape" if mode == "r" else "backslashreplace")
+            stream = open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
+        if not _is_standard(name):
+            continue
+        if mode == "r":
+            stream.reconfigure(encoding="utf-8", errors="surrogateescape")
+        elif not isinstance(stream, Shown):
+            _replace(name, stream.buffer, stream.line_buffering, stream.write_through)
+
+
+def _is_standard(name: str) -> bool:
+    """Whether the stream is the interpreter's or ours, and not one that a test has put in its place."""
+    stream = getattr(sys, name)
+    return isinstance(stream, io.TextIOWrapper) and stream is getattr(sys, f"__{name}__")
+
+
+def _replace(name: str, buffer: Any, line_buffering: bool, write_through: bool = False) -> None:
+    stream = getattr(sys, name)
+    stream.flush()
+    _replaced.append(stream)
+    stream = Shown(buffer, "utf-8", "backslashreplace", line_buffering=line_buffering, write_through=write_through)
+    setattr(sys, name, stream)
+    setattr(sys, f"__{name}__", stream)
 
 
 def outlive_reader() -> None:
@@ -29,16 +112,11 @@ def outlive_reader() -> None:
     For commands with a result that does not depend on who reads the output. Other commands end early instead.
     """
     for number, name in ((1, "stdout"), (2, "stderr")):
-        stream = getattr(sys, name)
-        if isinstance(stream, io.TextIOWrapper) and stream is getattr(sys, f"__{name}__"):
-            stream.flush()
-            is_terminal, unbuffered = stream.isatty(), stream.write_through
+        if _is_standard(name):
+            stream = getattr(sys, name)
             buffer = io.BufferedWriter(_Outliving(number, "w", closefd=False))
             # Each write goes to the reader at once: launchers and their ranks write to the same pipe.
-            wrapper = io.TextIOWrapper(
-                buffer, "utf-8", "backslashreplace", line_buffering=is_terminal or unbuffered or number == 2
-            )
-            setattr(sys, name, wrapper)
+            _replace(name, buffer, stream.isatty() or stream.write_through or number == 2)
 
 
 class _Outliving(io.FileIO):

@@ -5,8 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
-from wellread.errors import visible as visible
+from wellread.escapes import visible as visible
+from wellread.streams import OfRich
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 NARROW = 4
 """Spaces before a sample's text."""
@@ -15,12 +20,18 @@ NARROW = 4
 def say(line: str = "", style: str = "") -> None:
     """Print one line; `style` is a style of rich, used only on a terminal."""
     if style and _styled():
-        from rich.console import Console
         from rich.text import Text
 
-        Console().print(Text(line, style=style), soft_wrap=True)
+        console().print(Text(visible(line), style=style), soft_wrap=True)
     else:
         print(line)
+
+
+def console(stderr: bool = False, **settings: Any) -> Console:
+    """A console of rich on standard output or standard error, to which only rich writes control characters."""
+    from rich.console import Console
+
+    return Console(file=OfRich(sys.stderr if stderr else sys.stdout), **settings)  # type: ignore[arg-type]
 
 
 def _styled() -> bool:
@@ -56,7 +67,6 @@ def say_table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
 
 def _say_rich(heads: Sequence[str], cells: list[list[str]], numbers: list[bool]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -65,7 +75,7 @@ def _say_rich(heads: Sequence[str], cells: list[list[str]], numbers: list[bool])
         table.add_column(Text(head), justify="right" if is_number else "left")
     for row in cells:
         table.add_row(*map(Text, row))
-    Console().print(table)
+    console().print(table)
 
 
 def cell(value: object) -> str:

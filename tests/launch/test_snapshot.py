@@ -454,7 +454,7 @@ def test_a_run_runs_its_snapshot(clone: Path, corpora: Path, corpus: Any, tmp_pa
     program_text = f"import wellread\nprint('{MARKER}', wellread.__file__, __file__, flush=True)  # {secret}\n"
     changed = train.read_text().replace("def _train(", f"{program_text}\n\ndef _train(")
     train.write_text(changed)
-    write(clone, {"notes/large.bin": "x" * (11 << 20)})
+    write(clone, {"notes/large.py": "x" * (11 << 20)})
     flags = ["--steps", 2, "--out", run.path, "--corpora", corpora, "--ranks_per_node", 2]
     process = launched(clone, *flags, env=SECRETS)
     try:
@@ -464,7 +464,7 @@ def test_a_run_runs_its_snapshot(clone: Path, corpora: Path, corpus: Any, tmp_pa
     finally:
         process.kill()
     assert process.returncode == 0, out + complaints
-    assert "not in the code snapshot, because untracked and large: notes/large.bin\n" in complaints
+    assert "not in the code snapshot, because untracked and large: notes/large.py\n" in complaints
     assert not (run.code / "notes").exists()
     printed = f"{MARKER} {run.code}/wellread/__init__.py {run.code}/wellread/train/rank.py\n"
     assert printed in out
@@ -472,7 +472,7 @@ def test_a_run_runs_its_snapshot(clone: Path, corpora: Path, corpus: Any, tmp_pa
 
     (attempt,) = run.manifest()["attempts"]
     code = attempt["code"]
-    assert (code["commit"], code["dirty"], code["untracked"]) == (head, True, ["notes/large.bin"])
+    assert (code["commit"], code["dirty"], code["untracked"]) == (head, True, ["notes/large.py"])
     assert f"+print('{MARKER}', wellread.__file__, __file__, flush=True)  # [secret]\n" in code["diff"]
     assert code == json.loads((run.code / provenance.SNAPSHOT).read_text())
     assert (attempt["ranks"], attempt["nodes"], attempt["ranks_per_node"], attempt["device"]) == (2, 1, 2, "cpu")

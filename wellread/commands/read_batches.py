@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from wellread.errors import UserError
 from wellread.files import fsync_directory
 from wellread.record.history import BatchRead, History
+from wellread.streams import Data
 from wellread.terminal import cell, plural, say, say_text, visible
 
 STDOUT = "-"
@@ -83,7 +84,7 @@ def where_from(row: dict[str, Any]) -> str:
 def writing(path: str) -> Iterator[IO[str]]:
     """Open a text file that is written completely or not at all; ``-`` is standard output."""
     if path == STDOUT:
-        yield sys.stdout
+        yield Data()  # type: ignore[misc]
         return
     with replacing(Path(path)) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         yield file
@@ -97,7 +98,8 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:
-            temporary.touch()
+            temporary.unlink(missing_ok=True)  # left by a process of the same number, or a link to another file
+            temporary.touch(exist_ok=False)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from None  # the user knows only `path`
         yield temporary

@@ -15,7 +15,7 @@ from wellread.corpus.segments import Segments
 from wellread.errors import UserError
 from wellread.record.history import History, Reading
 from wellread.record.search import Hit, search
-from wellread.terminal import cell, plural, say, say_table, visible
+from wellread.terminal import cell, console, plural, say, say_table, visible
 
 SHOWN = 20
 """Most matches listed on a terminal; all are listed when piped."""
@@ -180,9 +180,8 @@ def _progress(n: int) -> Iterator[Callable[[int], None] | None]:
     if not sys.stderr.isatty() or find_spec("rich") is None:
         yield None
         return
-    from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with Progress(console=console(stderr=True), transient=True) as bar:
         task = bar.add_task("searching", total=n)
         yield lambda n_searched: bar.update(task, completed=n_searched)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from wellread.checkpoint import open_checkpoint
 from wellread.files import open_unlinked
 from wellread.run import RunDirectory
+from wellread.terminal import console, visible
 from wellread.train.watch.throughput import Cost, training_flops
 from wellread.train.watch.trackers import Tracker
 from wellread.units import GIB
@@ -102,7 +103,7 @@ class Monitor:
         """Print one line above the progress bar, and write it to the log."""
         self.note(text)
         if self._bar is not None:
-            self._bar.console.print(text, highlight=False, markup=False)
+            self._bar.console.print(visible(text), highlight=False, markup=False)
         else:
             print(f"{text}\n", end="", flush=True)  # one write, because the thread that saves also prints
 
@@ -242,6 +243,7 @@ def _progress_bar(steps: int, start: int) -> tuple[Any, Any]:
         TextColumn("loss {task.fields[loss]:.4f}"),
         TextColumn("{task.fields[rate]:,.0f} tokens/s"),
         TimeRemainingColumn(),
+        console=console(),
     )
     bar.start()
     return bar, bar.add_task("training", total=steps, completed=start, loss=float("nan"), rate=0.0)
