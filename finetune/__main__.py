@@ -48,9 +48,13 @@ def _prepare(argv: list[str]) -> int:
 
     if argv == [RESOLVED]:  # from the launcher, which has resolved the settings
         from finetune.prepare import compile_corpus
+        from wellread.models.load import check_files
+        from wellread.models.registry import find
 
         streams.outlive_reader()
-        compile_corpus(received("finetune"))
+        config = received("finetune")
+        check_files(find(config.model.name), config.model.init)  # before the data is compiled, which may take long
+        compile_corpus(config)
         return 0
     recipe = RECIPES["finetune"]
     parser = new_parser("wellread prepare finetune", "Compile the corpus of a fine-tuning run.", EXAMPLES)

@@ -29,6 +29,7 @@ from wellread.data.rows.instruct import Example
 from wellread.data.sources.raw import TEXT, Raw
 from wellread.errors import UserError
 from wellread.models.directories import local_directory
+from wellread.models.headers import embedding_rows
 from wellread.models.registry import find
 from wellread.models.spec import ModelSpec
 from wellread.recipes.finetune import Rows
@@ -75,11 +76,12 @@ def compile_corpus(config: RunConfig, n_shown: int = 0) -> Path:
 def _compile(build: Path, target: Path, rows: Rows) -> None:
     config, mixture, spec, settings = rows.config, rows.mixture, rows.spec, rows.settings
     gc.freeze()  # modules stay loaded; otherwise each garbage collection would traverse all their objects
+    backend = None if spec.fresh else _tokenizer_of(spec)
     data_sets = [reader.kept_if_small() for reader in readers(config.data, mixture)]
     counts, bad = _check_rows(data_sets, config.data.max_bad_rows, spec)
     masks = mixture.choose(counts)
     n_taken = [int(np.count_nonzero(n if mask is None else mask)) for n, mask in zip(counts, masks, strict=True)]
-    backend = _tokenizer(spec, data_sets, masks, build)
+    backend = _in_corpus(backend, spec, data_sets, masks, build)
     for reader, n, used in zip(data_sets, counts, n_taken, strict=True):
         if reader.schema.name == TEXT and (split := documents.split_files(reader.source)):
             print(split, file=sys.stderr)
@@ -116,6 +118,7 @@ def _described(reader: Reader, counts: NDArray[np.int64], n_taken: int, settings
         "template": reader.template.name,
         "rows": len(counts),
         "taken": n_taken,
+        "usable": int(np.count_nonzero(counts)),
         **({"ignored": reader.unused.ignored} if reader.unused.ignored else {}),
         "sha256": settings["content"],
     }
@@ -162,9 +165,10 @@ def _check_tokens(samples: Sequence[Example | Raw] | str, where: str, spec: Mode
             raise UserError(
                 f"{where}: contains tokens, but {spec.name} has no tokenizer; choose the model they are for"
             )
-        if len(tokens) and int(tokens.max()) >= spec.vocab:
+        wrong = tokens[(tokens < 0) | (tokens >= spec.vocab)]
+        if len(wrong):
             raise UserError(
-                f"{where}: token {int(tokens.max()):,}, but {spec.name} has a vocabulary of {spec.vocab:,}; "
+                f"{where}: token {int(wrong[0]):,}, but {spec.name} has a vocabulary of {spec.vocab:,}; "
                 "choose the model they are for"
             )
 
@@ -180,20 +184,29 @@ def _items(data_sets: Sequence[Reader], masks: RowMasks) -> Iterator[Item]:
                     yield Item(set_id, number, sample, reader.source.where)
 
 
-def _tokenizer(spec: ModelSpec, data_sets: Sequence[Reader], masks: RowMasks, build: Path) -> tokenizer.Tokenizer:
-    """Copy the tokenizer's files into the corpus; train a tokenizer if the model has none."""
-    directory = build / "tokenizer"
-    if spec.fresh and not (directory / "tokenizer.json").exists():
-        texts = (item.content.text for item in _items(data_sets, masks) if isinstance(item.content, Example | Raw))
-        tokenizer.train_bpe(texts, spec.vocab, directory, spec.positions)
-    elif not spec.fresh:
-        tokenizer.copy_files(local_directory(spec, weights=False), directory)
-    backend = tokenizer.Tokenizer.load(directory)
-    if backend.size > spec.vocab:
+def _tokenizer_of(spec: ModelSpec) -> tokenizer.Tokenizer:
+    """The tokenizer of a model; all its ids have a row in the embedding."""
+    backend = tokenizer.Tokenizer.load(local_directory(spec, weights=False))
+    rows = spec.vocab if spec.path is None else min(spec.vocab, embedding_rows(spec.path) or spec.vocab)
+    if backend.size > rows:
         raise UserError(
-            f"--model {spec.name}: its tokenizer has {backend.size:,} tokens, but its embedding {spec.vocab:,} rows; "
+            f"--model {spec.name}: its tokenizer has {backend.size:,} tokens, but its embedding {rows:,} rows; "
             "use the tokenizer of this model"
         )
+    return backend
+
+
+def _in_corpus(
+    backend: tokenizer.Tokenizer | None, spec: ModelSpec, data_sets: Sequence[Reader], masks: RowMasks, build: Path
+) -> tokenizer.Tokenizer:
+    """Copy the tokenizer's files into the corpus; train a tokenizer if the model has none."""
+    directory = build / "tokenizer"
+    if backend is None and not (directory / "tokenizer.json").exists():
+        texts = (item.content.text for item in _items(data_sets, masks) if isinstance(item.content, Example | Raw))
+        tokenizer.train_bpe(texts, spec.vocab, directory, spec.positions)
+    elif backend is not None:
+        tokenizer.copy_files(local_directory(spec, weights=False), directory)
+    backend = backend or tokenizer.Tokenizer.load(directory)
     if any(reader.template.is_chat for reader in data_sets) and not backend.backend.chat_template:
         print(f"the tokenizer of {spec.name} has no chat template; using configs/templates/{templates.CHAT_FILE.name}")
         (directory / "chat_template.jinja").write_text(

@@ -79,6 +79,8 @@ def _usable(item: Item, counts: Counter[str]) -> bool:
         counts["prompt_prefix_taken_off"] += 1
     if content.trailing:
         counts["messages_after_last_answer"] += content.trailing
+    if content.joined:
+        counts["messages_joined"] += content.joined
     if content.unscored:
         counts["answers_with_weight_zero"] += len(content.unscored)
     return True
@@ -113,7 +115,7 @@ def _joined(example: Example, tokens: list[int], texts: Iterator[list[int]], eos
 
 def _add_chat(shard: Shard, item: Item, example: Example, backend: Tokenizer, config: DataConfig) -> None:
     try:
-        tokens, spans = backend.chat(messages_of(example.system, example.turns), config.template_date)
+        tokens, spans = backend.chat(messages_of(example.system, example.turns, example.messages), config.template_date)
         if example.unscored and len(spans) != len(_answered(example)):
             raise UserError("has answers with weight 0, which cannot be located in this chat template")
     except UserError as error:

@@ -49,9 +49,13 @@ def _prepare(argv: list[str]) -> int:
 
     if argv == [RESOLVED]:  # from the launcher, which has resolved the settings
         from pretrain.prepare import compile_corpus
+        from wellread.models.load import check_files
+        from wellread.models.registry import find
 
         streams.outlive_reader()
-        compile_corpus(received("pretrain"))
+        config = received("pretrain")
+        check_files(find(config.model.name), config.model.init)  # before the data is compiled, which may take long
+        compile_corpus(config)
         return 0
     recipe = RECIPES["pretrain"]
     parser = new_parser(

@@ -30,6 +30,7 @@ from wellread.corpus.shards import shard_path
 from wellread.data import documents, text_metrics
 from wellread.data.mixture import Mixture
 from wellread.data.rows.bad_rows import BadRows
+from wellread.data.rows.unused import Unused
 from wellread.data.sources.raw import TEXT
 from wellread.data.sources.source import Source
 from wellread.errors import UserError
@@ -110,6 +111,8 @@ def _compile(build: Path, target: Path, inputs: Documents, words: tuple[str, ...
             "packing": config.data.packing,
             "sets": [
                 {"name": source.name, "schema": TEXT, "template": TEXT, "rows": scan.rows, "taken": total}
+                | {"usable": int(scan.usable.sum())}
+                | ({"ignored": scan.unused.ignored} if scan.unused.ignored else {})
                 | {"sha256": settings["sets"][0]["content"]}
             ],
             "tokenizer": {
@@ -136,6 +139,7 @@ class _Scan:
     usable: NDArray[np.int64]
     """(rows,) 1 for a document, 0 for a malformed row."""
     bad: BadRows
+    unused: Unused
     words: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -161,18 +165,22 @@ def _scan(source: Source, config: TextConfig) -> _Scan:
     if split := documents.split_files(source):
         print(split, file=sys.stderr)
     usable, words, bad = bytearray(), Counter[str](), BadRows(config.max_bad_rows)
+    unused = Unused((), source.ignore)
     counted = isinstance(documents.vocabulary(config), int)
-    for _, document in _with_progress("reading", documents.read(source), source.generated or source.published_rows):
+    for _, document in _with_progress(
+        "reading", documents.read(source, unused), source.generated or source.published_rows
+    ):
         usable.append(not isinstance(document, str))
         if isinstance(document, str):
             bad.add(document)
         elif counted:
             sentencepiece.count_words(words, document.text)
+    unused.check(source.where)
     bad.check()
     if not usable:
         raise UserError(f"{source.where}: contains no stories")
     bad.say()
-    return _Scan(np.frombuffer(usable, dtype=np.uint8).astype(np.int64), bad, words)
+    return _Scan(np.frombuffer(usable, dtype=np.uint8).astype(np.int64), bad, unused, words)
 
 
 def _texts(source: Source, mask: NDArray[np.bool_] | None) -> Iterator[Text]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from wellread.errors import UserError
 from wellread.text_io import Parser, RepeatedKey, read_text, repeated, unmarked
 
 MARK = b"\xef\xbb\xbf"
@@ -23,7 +24,7 @@ def test_a_file_is_utf8_without_its_mark(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(MARK + "ä\r\nb".encode())
     assert read_text(tmp_path / "a.txt") == "ä\nb"
     (tmp_path / "b.txt").write_bytes(b"\xff")
-    with pytest.raises(UnicodeDecodeError):
+    with pytest.raises(UserError, match=r"b\.txt: not UTF-8 at byte 0 of the file; save it as UTF-8"):
         read_text(tmp_path / "b.txt")
 
 

@@ -11,10 +11,67 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from wellread.errors import UserError
+
+PLAIN = (".jsonl", ".json", ".csv", ".txt", ".yaml", ".yml", ".jinja")
+"""Endings of files that contain text."""
+
+
+LFS_POINTER = b"version https://git-lfs"
+"""First bytes of the file that Git stores in place of a large one."""
+START = 64
+"""Bytes at the start of a file that show its encoding."""
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
+
+
+def foreign(start: bytes) -> str:
+    """What a file contains instead of UTF-8 text, in one phrase with the remedy; empty if it may be text.
+
+    Parameters
+    ----------
+    start : bytes
+        The first bytes of the file, decompressed.
+    """
+    start = start[:START]
+    if start.startswith(LFS_POINTER):
+        return "is a Git LFS pointer, not the file itself; run git lfs pull in its folder"
+    if start.startswith(_UTF16):
+        return "is UTF-16; save it as UTF-8"
+    if 3 * start.count(0) > len(start):
+        return "is UTF-16 without its mark, or not text; save it as UTF-8"
+    return ""
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raise UserError when a file is only a Git LFS pointer, or should be text but is UTF-16."""
+    with open(path, "rb") as file:
+        start = file.read(START)
+    if (problem := foreign(start)) and (path.suffix in PLAIN or start.startswith(LFS_POINTER)):
+        raise UserError(f"{path}: {problem}")
+
+
+def refuse_marked(path: Path) -> None:
+    """Raise UserError when a file begins with a byte-order mark: for files that other libraries read."""
+    with open(path, "rb") as file:
+        if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
+            raise UserError(f"{path}: begins with a byte-order mark; save it as UTF-8 without one")
+
 
 def read_text(path: Path) -> str:
-    """Text of a file; UnicodeDecodeError when it is not UTF-8."""
-    return path.read_text(encoding="utf-8-sig")
+    """Text of a file.
+
+    Raises
+    ------
+    UserError
+        When it is not UTF-8.
+    """
+    content = path.read_bytes()
+    if problem := foreign(content):
+        raise UserError(f"{path}: {problem}")
+    try:
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start} of the file; save it as UTF-8") from None
 
 
 def unmarked(blocks: Iterable[bytes]) -> Iterator[bytes]:

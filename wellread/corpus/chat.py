@@ -20,11 +20,21 @@ EXCERPT = 40
 """Characters of a template's text that an error quotes."""
 
 
-def messages_of(system: str, turns: Sequence[tuple[str, str]]) -> list[Message]:
-    """Messages of a chat of turns (message of the user, answer of the assistant); empty prompts are left out."""
+def messages_of(
+    system: str, turns: Sequence[tuple[str, str]], prompts: Sequence[Sequence[tuple[str, str]]] = ()
+) -> list[Message]:
+    """Messages of a chat of turns (message of the user, answer of the assistant); empty prompts are left out.
+
+    Parameters
+    ----------
+    prompts : sequence of sequences of (str, str), optional
+        Role and text of all messages before the answer of each turn. If it is not empty, it replaces the message of
+        the user.
+    """
     messages = [{"role": "system", "content": system}] if system else []
-    for user, assistant in turns:
-        messages += [{"role": "user", "content": user}] if user else []
+    for (user, assistant), prompt in zip(turns, prompts or [()] * len(turns), strict=True):
+        parts = prompt or ([("user", user)] if user else [])
+        messages += [{"role": role, "content": content} for role, content in parts]
         messages.append({"role": "assistant", "content": assistant})
     return messages
 

@@ -64,7 +64,7 @@ class Renderer:
         environment.call_binop = self._call_binop
         constants = {name: value for name, value in environment.globals.items() if name != "lipsum"}
         environment.globals = constants | {"strftime_now": today.strftime}
-        return environment.from_string(source)
+        return environment.from_string(source.removeprefix("\ufeff"))
 
     def _call_binop(self, context: object, symbol: str, first: Any, second: Any) -> Any:
         """Multiply or raise to a power, unless the result would exceed the limit of the output."""

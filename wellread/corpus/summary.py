@@ -9,6 +9,7 @@ import numpy as np
 
 from wellread.corpus.read import Corpus
 from wellread.corpus.segments import Segments
+from wellread.terminal import plural
 
 BARS = 40
 BINS = 8
@@ -19,6 +20,7 @@ REASONS = {
     "dropped_empty_response": "left out, the response is empty",
     "dropped_weight_zero": "left out, all answers have weight 0",
     "messages_after_last_answer": "messages after the last answer, left out",
+    "messages_joined": "messages that follow one of the same role, joined to it",
     "answers_with_weight_zero": "answers with weight 0, without loss",
     "dropped_empty_document": "left out, the document is empty",
     "dropped_prompt_fills_window": "left out, the prompt fills --seq_len",
@@ -67,9 +69,11 @@ def summary(corpus: Corpus) -> None:
     lines = [f"{text}: {reasons[name]:,}" for name, text in names.items() if reasons.get(name)]
     for each in corpus.meta.get("sets", ()):
         lines += [
-            f"column {column!r} of {each['name']} is ignored: {n:,} rows"
+            f"column {column!r} of {each['name']} is ignored: {plural(n, 'row')}"
             for column, n in each.get("ignored", {}).items()
         ]
+        if each.get("usable", each["taken"]) > each["taken"]:
+            lines += [f"not taken of {each['name']}, as --data asks: {plural(each['usable'] - each['taken'], 'row')}"]
     for line in lines or ["nothing was truncated or left out"]:
         print(line)
     sys.stdout.flush()

@@ -15,6 +15,7 @@ from typing import Any
 from wellread.corpus import chat
 from wellread.corpus.rendering import Message, Renderer
 from wellread.errors import UserError
+from wellread.text_io import refuse_foreign, refuse_marked
 
 FILES = (
     "tokenizer.json",
@@ -49,8 +50,12 @@ class Tokenizer:
 
         try:
             backend = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).splitlines()[0]
+        except Exception as error:  # of transformers, tokenizers or the content of any of their files
+            for name in FILES:
+                if (directory / name).is_file():
+                    refuse_foreign(directory / name)
+                    refuse_marked(directory / name)
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
                 f"{directory}: no usable tokenizer ({reason}); put its tokenizer.json into this directory"
             ) from None

@@ -11,6 +11,7 @@ from typing import Any
 
 from wellread.config import TextConfig
 from wellread.corpus import sentencepiece
+from wellread.data.rows.unused import Unused
 from wellread.data.sources import raw, text
 from wellread.data.sources.raw import TEXT, Raw
 from wellread.data.sources.source import Source
@@ -26,11 +27,16 @@ SEARCH_PATH = "WELLREAD_MODELS"
 """Environment variable with the directories to search for models."""
 
 
-def read(source: Source) -> Iterator[tuple[int, Raw | str]]:
+def read(source: Source, unused: Unused | None = None) -> Iterator[tuple[int, Raw | str]]:
     """Yield the number of each document, and the document without surrounding whitespace or a line with its error.
 
     A document without text is malformed. Whitespace before the first or after the last separator of a file is not a
     document.
+
+    Parameters
+    ----------
+    unused : Unused, optional
+        Counts columns of the rows that are not read.
 
     Raises
     ------
@@ -38,6 +44,8 @@ def read(source: Source) -> Iterator[tuple[int, Raw | str]]:
         When a file contains tokens or is damaged, or the hub cannot be reached.
     """
     for number, where, content in raw.located(source, keep_empty=True):
+        if unused and not isinstance(content, str):
+            unused.add_document(number, content.columns, not content.is_full)
         if isinstance(content, str):
             yield number, f"{where}: {content}"
         elif content.tokens is not None:

@@ -119,6 +119,8 @@ ParsedRow = tuple[int, Sequence[Example | Raw] | str]
 """Number of a row, and either its samples or, if it is malformed, a line with its location and error."""
 SMALL = 32 << 20
 """Data sets with files up to this many bytes are kept in memory, where they take about five times as much."""
+MOST_CHARACTERS = 4 * SMALL
+"""Most characters of samples that are kept in memory."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +141,15 @@ class Reader:
             self.schema.name == TEXT or not self.source.paths
         ):  # raw text may be large when decompressed; hub data has no file yet
             return self
-        small = sum(path.stat().st_size for path in self.source.paths) <= SMALL
-        return replace(self, cached=list(self.rows())) if small else self
+        if sum(path.stat().st_size for path in self.source.paths) > SMALL:
+            return self
+        cached, length = list[ParsedRow](), 0
+        for number, samples in self.rows():
+            cached.append((number, samples))
+            length += sum(len(each.text) for each in samples if not isinstance(each, str))
+            if length > MOST_CHARACTERS:  # a small file of compressed text
+                return self
+        return replace(self, cached=cached)
 
     def rows(self) -> Iterator[ParsedRow]:
         """Yield the number of each row, and either its samples or a line with its location and error."""
@@ -148,17 +157,21 @@ class Reader:
             yield from self.cached
             return
         if self.schema.name == TEXT:
-            yield from raw.documents(self.source)
+            for number, documents in raw.documents(self.source):
+                for document in documents if not isinstance(documents, str) else ():
+                    self.unused.add_document(number, document.columns, not document.is_full)
+                yield number, documents
             return
         for row in tables.rows(self.source):
             examples = self._read(row)
             yield row.number, f"{row.where(self.source)}: {examples}" if isinstance(examples, str) else examples
 
     def _read(self, row: Row) -> list[Example] | str:
-        self.unused.add(row)
         dialogues = instruct.dialogues(row, self.schema, self.source)
         if isinstance(dialogues, str):
+            self.unused.add(row)
             return dialogues
+        self.unused.add(row, (key for dialogue in dialogues for key in dialogue.ignored))
         examples = []
         for dialogue in dialogues:
             example = instruct.example(dialogue, self.template)
@@ -189,7 +202,7 @@ def _reader(config: DataConfig, source: Source) -> Reader:
             raise UserError(
                 f"--pack: {source.where} is a Megatron data set; its sequences already have one length; remove the flag"
             )
-        return Reader(source, instruct.SCHEMAS[TEXT], Template(TEXT, ()), Unused(()))
+        return Reader(source, instruct.SCHEMAS[TEXT], Template(TEXT, ()), Unused((), source.ignore))
     looked_at = list(itertools.islice(tables.rows(source), LOOKED_AT)) if source.paths else []
     schema = _schema(source, {column for row in looked_at for column in row.fields or ()})
     name = config.template or source.template or schema.template

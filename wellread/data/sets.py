@@ -15,11 +15,12 @@ from wellread.data.rows import instruct
 from wellread.data.sources import generated
 from wellread.data.sources.archives import KINDS as ARCHIVES
 from wellread.data.sources.raw import TEXT, is_megatron
-from wellread.data.sources.source import Source
+from wellread.data.sources.source import MAX_DOCUMENT, Source
 from wellread.data.sources.tables import SUFFIXES
 from wellread.data.sources.text import COMPRESSED, KINDS
 from wellread.errors import UserError
 from wellread.files import load_yaml
+from wellread.text_io import refuse_foreign
 
 AMOUNT = re.compile(r"(.*):([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?|[+-]?(?:inf|nan))", re.IGNORECASE | re.DOTALL)
 KEYS = {
@@ -49,10 +50,15 @@ def registry() -> dict[str, dict[str, Any]]:
     return entries
 
 
-def find(data: str) -> Mixture:
+def find(data: str, max_document: int = MAX_DOCUMENT) -> Mixture:
     """Turn ``SET,SET,…`` into sources, where SET is ``NAME[:OPTION…][@PATH][:AMOUNT]`` or ``PATH[:AMOUNT]``.
 
     An amount with a decimal point is a weight; without, it is a number of rows.
+
+    Parameters
+    ----------
+    max_document : int, optional
+        Most bytes of a document or a row.
 
     Raises
     ------
@@ -70,7 +76,7 @@ def find(data: str) -> Mixture:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"--data {data}: two data sets are called {twice[0]}; their names must be different")
-    return Mixture(tuple(sources))
+    return Mixture(tuple(replace(source, max_document=max_document) for source in sources))
 
 
 _LABEL = [
@@ -91,7 +97,7 @@ def label(data: str) -> str:
     return data
 
 
-def documents(data: str) -> Source:
+def documents(data: str, max_document: int = MAX_DOCUMENT) -> Source:
     """Turn ``--data`` of pretraining into a single source of documents.
 
     A path is read as text, whatever its suffix. ``stories:N`` generates N synthetic stories; for other data sets ``:N``
@@ -104,7 +110,7 @@ def documents(data: str) -> Source:
     """
     text = _without_amount(data)[0]
     path = Path(text).expanduser()
-    mixture = find(data if not path.exists() or path.suffix in YAML else f"{TEXT}@{data}")
+    mixture = find(data if not path.exists() or path.suffix in YAML else f"{TEXT}@{data}", max_document)
     (source, *more) = mixture.sources
     if more:
         raise UserError(f"--data {data}: pretraining reads only one data set; put the files into one folder")
@@ -269,6 +275,8 @@ def _files(path: Path, data: str, *, is_text: bool = False) -> tuple[Path, ...]:
         files = sorted(p for p in path.rglob("*") if p.name.endswith(suffixes) and p.is_file() and not _hidden(p, path))
         if not files:
             raise UserError(f"--data {data}: {path} contains no data file ({' '.join(suffixes)})")
+        for file in files:
+            refuse_foreign(file)
         return tuple(files)
     if not path.is_file():
         raise UserError(f"--data {data}: {path} {'is not a file' if path.exists() else 'does not exist'}")
@@ -278,4 +286,5 @@ def _files(path: Path, data: str, *, is_text: bool = False) -> tuple[Path, ...]:
         )
     if path.stat().st_size == 0:
         raise UserError(f"--data {data}: {path} is empty")
+    refuse_foreign(path)
     return (path,)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from wellread.config import Init
 from wellread.errors import UserError
 from wellread.models.spec import ModelSpec
+from wellread.text_io import LFS_POINTER, Parser, read_text
 
 SEARCH_PATH = "WELLREAD_MODELS"
 """Environment variable with directories (separated as in PATH) that contain models by registry name."""
@@ -17,7 +17,6 @@ SEARCH_PATH = "WELLREAD_MODELS"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 """Suffixes of files of weights that are pickles."""
-LFS_POINTER = b"version https://git-lfs"
 
 
 def is_hub_name(name: str) -> bool:
@@ -87,7 +86,7 @@ def named_directory(name: str, revision: str | None) -> Path:
 def _from_cache(repository: str, revision: str | None, *, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.model", "*.txt", *(["*.safetensors"] if weights else [])]
+    patterns = ["*.json", "*.model", "*.txt", "*.jinja", *(["*.safetensors"] if weights else [])]
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except Exception as error:
@@ -119,7 +118,7 @@ def weight_files(directory: Path) -> list[Path]:
 
 def _indexed(directory: Path) -> list[Path]:
     try:
-        names = set(json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+        names = set(Parser().decode(read_text(directory / INDEX))["weight_map"].values())
         plain = all(isinstance(name, str) and Path(name).name == name for name in names)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         plain = False

@@ -209,6 +209,20 @@ def initial(
     return Source(config, build)
 
 
+def check_files(spec: ModelSpec, init: Init) -> None:
+    """Check the files of a pretrained model in a directory; reads no weights, except those of a separate head.
+
+    Raises
+    ------
+    UserError
+        When the model cannot be loaded from them.
+    """
+    if spec.path is not None and init == "pretrained":
+        source = Source.of(local_directory(spec, weights=True))
+        if source.directory and not source.adapter:
+            tensors.reader(source.on_meta(), source.directory)
+
+
 def _fresh(spec: ModelSpec) -> Fresh:
     fresh = FAMILIES[spec.family].fresh if spec.family in FAMILIES else None
     if fresh is None:

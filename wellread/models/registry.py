@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
 from dataclasses import replace
@@ -13,8 +12,10 @@ from typing import Any, cast
 from wellread.errors import UserError
 from wellread.models.directories import SEARCH_PATH, hub_file, is_hub_name
 from wellread.models.families import INNER_KEYS, KEYS, OPTIONAL_KEYS
+from wellread.models.headers import has_separate_head
 from wellread.models.published import models_file, steps_of
 from wellread.models.spec import ModelSpec, Pretraining, check_heads, check_pad
+from wellread.text_io import Parser, read_text, refuse_marked
 
 
 def registry() -> dict[str, dict[str, Any]]:
@@ -130,7 +131,7 @@ def _training_defaults(entry: dict[str, Any]) -> dict[str, Any]:
 
 def _from_directory(path: Path, name: str) -> ModelSpec:
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = _config_in(path / "config.json")
     except FileNotFoundError:
         if (path / "adapter_config.json").is_file():
             raise UserError(
@@ -138,15 +139,26 @@ def _from_directory(path: Path, name: str) -> ModelSpec:
                 "wellread export RUN --merged --out DIR"
             ) from None
         raise UserError(f"--model {path}: has no config.json; a model directory needs Hugging Face layout") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path / 'config.json'}: not JSON ({error})") from None
-    return replace(_from_config(config, name, str(path / "config.json")), path=path.resolve())
+    spec = replace(_from_config(config, name, str(path / "config.json")), path=path.resolve())
+    return replace(spec, tied=False) if spec.tied is not False and has_separate_head(path) else spec
+
+
+def _config_in(path: Path) -> dict[str, Any]:
+    text = read_text(path)
+    refuse_marked(path)  # transformers reads the file again
+    try:
+        config = Parser().decode(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: is not a JSON object; pass the config.json of a language model")
+    return config
 
 
 def _from_hub(name: str, revision: str | None = None) -> ModelSpec:
     path = hub_file(name, "config.json", revision)
     short = name.rpartition("/")[2] + (f"@{revision}" if revision else "")
-    return replace(_from_config(json.loads(path.read_text(encoding="utf-8")), short, name), hub=name, revision=revision)
+    return replace(_from_config(_config_in(path), short, name), hub=name, revision=revision)
 
 
 def _from_config(config: dict[str, Any], name: str, where: str) -> ModelSpec:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from wellread.config import RunConfig
 from wellread.errors import UserError
 from wellread.recipes.base import LONGEST_NAME, Recipe, Samples
+from wellread.units import MIB
 
 if TYPE_CHECKING:
     from wellread.data.mixture import Mixture
@@ -28,7 +29,7 @@ class Rows(Samples):
         """The rows that resolved settings name."""
         from wellread.data import sets
 
-        return cls(config, spec, sets.find(config.data.name or ""))
+        return cls(config, spec, sets.find(config.data.name or "", config.data.max_document * MIB))
 
     @property
     def spec(self) -> ModelSpec:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from wellread.config import PretrainConfig, TextConfig
 from wellread.errors import UserError
 from wellread.recipes.base import LONGEST_NAME, Recipe, Samples
+from wellread.units import MIB
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,7 +36,7 @@ class Documents(Samples):
         """The documents that resolved settings name."""
         from wellread.data import sets
 
-        return cls(config, spec, sets.documents(config.data.name or ""))
+        return cls(config, spec, sets.documents(config.data.name or "", config.data.max_document * MIB))
 
     @cached_property
     def spec(self) -> ModelSpec:

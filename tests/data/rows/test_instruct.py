@@ -191,9 +191,9 @@ def test_messages_become_turns() -> None:
         {"role": "assistant", "content": "Bye."},
         {"role": "user", "content": "Wait!"},
     ]
-    fields = {"instruction": "Hi.\n\nWho is there?", "context": ""}
+    first = Turn({"instruction": "Hi.\n\nWho is there?", "context": ""}, "Me.", joined=1)
     assert read({"messages": messages}, "messages") == [
-        Dialogue((Turn(fields, "Me."), Turn({"instruction": "Good.", "context": ""}, "Bye.")), "Be brief.", trailing=1)
+        Dialogue((first, Turn({"instruction": "Good.", "context": ""}, "Bye.")), "Be brief.", trailing=1)
     ]
     (sample,) = examples({"messages": messages}, "messages", "qa")
     assert sample.turns == (

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from wellread.data.rows import messages
-from wellread.data.rows.content import Dialogue, Turn, has_content
+from wellread.data.rows.content import Dialogue, Turn
+from wellread.data.sources.source import has_content
 
 USER = {"role": "user", "content": "Name a bird."}
 

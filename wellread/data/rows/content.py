@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from wellread.data.sources.source import has_content
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -15,6 +17,10 @@ class Turn:
     response: str
     scored: bool = True
     """Whether the response carries loss; the data can switch it off (``weight: 0``)."""
+    messages: tuple[tuple[str, str], ...] = ()
+    """Role and text of the messages of the prompt, if a system message is among them; else empty."""
+    joined: int = 0
+    """Number of messages of the prompt that were joined to the message before."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,8 @@ class Dialogue:
     """All responses of a row that produces several samples: together they are one document."""
     trailing: int = 0
     """Number of messages after the last answer, which are left out."""
+    ignored: tuple[str, ...] = ()
+    """Keys of messages with content that the user ignores, as COLUMN.KEY."""
 
 
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -80,17 +88,6 @@ def text_of(fields: dict[str, Any], column: str, *, strict: bool = True) -> tupl
     if not value.isascii() and SURROGATE.search(value):
         return "", f"{column!r} {HALF}"
     return value, None
-
-
-def has_content(value: object) -> bool:
-    """Whether a value is more than null, NaN, whitespace, or a list or object of these."""
-    if isinstance(value, str):
-        return bool(value.strip())
-    if isinstance(value, dict):
-        return any(map(has_content, value.values()))
-    if isinstance(value, list | tuple):
-        return any(map(has_content, value))
-    return value is not None and value == value  # NaN differs from itself
 
 
 def first_text(fields: dict[str, Any], columns: tuple[str, ...], *, strict: bool = True) -> tuple[str, str | None]:

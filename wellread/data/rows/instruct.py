@@ -40,6 +40,10 @@ class Example:
     """Indices of turns with a response that carries no loss."""
     trailing: int = 0
     """Number of messages after the last answer, which are left out."""
+    messages: tuple[tuple[tuple[str, str], ...], ...] = ()
+    """Role and text of the messages of each prompt of a chat, if a system message is among them; else empty."""
+    joined: int = 0
+    """Number of messages that were joined to the message before."""
 
     @property
     def text(self) -> str:
@@ -277,16 +281,18 @@ def with_columns(columns: dict[str, str]) -> Schema:
 
 def example(dialogue: Dialogue, template: Template) -> Example | str:
     """Apply a template, or return a phrase that says why it does not fit. An empty response is not an error here."""
+    if any(turn.messages for turn in dialogue.turns) and not template.is_chat:
+        return f"has a system message after other messages, for which template {template.name!r} has no place"
+    if "system" in template.fields:
+        fields = {"system": dialogue.system}
+        dialogue = replace(dialogue, turns=tuple(replace(turn, fields=turn.fields | fields) for turn in dialogue.turns))
     turns = tuple(_turn(turn, template) for turn in dialogue.turns)
     if any(turn.fields.get("context", "").strip() for turn in dialogue.turns) and not template.takes_context():
         return f"has a context, but template {template.name!r} has no field for it; add {{context}} to the template"
-    if template.is_chat:
-        system = dialogue.system.strip()
-    else:
-        system = ""
-        if dialogue.system.strip() and "system" not in template.fields:
-            first, *later = turns
-            turns = ((f"{dialogue.system.strip()}\n\n{first[0]}", first[1]), *later)
+    system = without_empty_lines(dialogue.system) if "system" not in template.fields else ""
+    if system and not template.is_chat:
+        first, *later = turns
+        turns, system = ((f"{system}\n\n{first[0]}", first[1]), *later), ""
     if dialogue.all_responses:
         document = f"{turns[0][0]}\x00{dialogue.all_responses}"
     else:
@@ -301,13 +307,23 @@ def example(dialogue: Dialogue, template: Template) -> Example | str:
         system,
         tuple(i for i, turn in enumerate(dialogue.turns) if not turn.scored),
         dialogue.trailing,
+        _messages(dialogue),
+        sum(turn.joined for turn in dialogue.turns),
     )
+
+
+def _messages(dialogue: Dialogue) -> tuple[tuple[tuple[str, str], ...], ...]:
+    """Messages of the prompt of each turn, without empty ones; nothing if no turn has a system message of its own."""
+    if not any(turn.messages for turn in dialogue.turns):
+        return ()
+    stripped = [[(role, without_empty_lines(text)) for role, text in turn.messages] for turn in dialogue.turns]
+    return tuple(tuple((role, text) for role, text in messages if text) for messages in stripped)
 
 
 def _turn(turn: Turn, template: Template) -> tuple[str, str]:
     fields, response = turn.fields, turn.response
     if template.strips:
-        fields = {name: value.strip() for name, value in fields.items()}
+        fields = {name: without_empty_lines(value) for name, value in fields.items()}
         response = without_empty_lines(response)
     elif not fields.get("context", "").strip():
         fields = fields | {"context": ""}

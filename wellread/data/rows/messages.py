@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from wellread.data.rows.content import HALF, SURROGATE, Dialogue, Turn, has_content, without_prefix
+from wellread.data.rows.content import HALF, SURROGATE, Dialogue, Turn, without_prefix
+from wellread.data.sources.source import has_content
 
 _ROLES = {"system": "system", "user": "user", "assistant": "assistant", "human": "user", "gpt": "assistant"}
 """Names of roles in OpenAI's `messages` and FastChat's `conversations` -> names in chat templates."""
@@ -24,12 +26,15 @@ class Message:
     role: str
     content: str
     scored: bool
+    ignored: tuple[str, ...]
+    """Its keys with content that the user ignores."""
 
 
 def dialogue(messages: object, column: str, ignore: Sequence[str] = ()) -> Dialogue | str:
     """Turn the messages of `column` into turns, or return a phrase that says what is wrong with them.
 
-    Consecutive user messages are one prompt. Messages after the last answer are left out and counted.
+    Consecutive user messages are one prompt. A system message after the first other message stays where it is.
+    Messages after the last answer are left out. All three are counted.
 
     Parameters
     ----------
@@ -42,27 +47,43 @@ def dialogue(messages: object, column: str, ignore: Sequence[str] = ()) -> Dialo
     """
     if not isinstance(messages, list):
         return f"no {column!r}" if messages is None else f"{column!r} is {type(messages).__name__}, not a list"
-    system, prompts, turns, prefixed, trailing = "", list[str](), list[Turn](), False, 0
+    systems, prompts, turns, prefixed = list[str](), list[Message](), list[Turn](), False
+    ignored = dict[str, None]()
     for number, value in enumerate(messages, start=1):
         message = _message(value, ignore)
         if isinstance(message, str):
             return f"message {number} of {column!r} {message}"
-        trailing += 1
-        if message.role == "system":
-            system = f"{system}\n\n{message.content}" if system else message.content
-        elif message.role == "user":
-            prompts.append(message.content)
+        ignored |= dict.fromkeys(f"{column}.{key}" for key in message.ignored)
+        if message.role == "assistant":
+            turn, carried = _turn(prompts, message)
+            turns.append(turn)
+            prefixed |= carried
+            prompts = []
+        elif message.role == "system" and not turns and not prompts:
+            systems += [message.content] if message.content else []
         else:
-            instruction, context = "\n\n".join(prompts), ""
-            carried = without_prefix(instruction)
-            if carried:
-                instruction, context = carried
-                prefixed = True
-            turns.append(Turn({"instruction": instruction, "context": context}, message.content, message.scored))
-            prompts, trailing = [], 0
+            prompts.append(message)
     if not turns:
         return f"{column!r} contains no message of the assistant"
-    return Dialogue(tuple(turns), system, prefixed=prefixed, trailing=trailing)
+    turns[0] = replace(turns[0], joined=turns[0].joined + max(0, len(systems) - 1))
+    system = "\n\n".join(systems)
+    return Dialogue(tuple(turns), system, prefixed=prefixed, trailing=len(prompts), ignored=tuple(ignored))
+
+
+def _turn(prompts: Sequence[Message], answer: Message) -> tuple[Turn, bool]:
+    """The turn of an answer and the messages before it, and whether these contained Alpaca's prompt prefix."""
+    instruction, context = "\n\n".join(message.content for message in prompts), ""
+    parts = list[tuple[str, str]]()
+    for role, group in itertools.groupby(prompts, lambda message: message.role):
+        texts = [message.content for message in group if message.content.strip() or role == "user"]
+        parts += [(role, "\n\n".join(texts))] if role == "user" else [(role, text) for text in texts]
+    is_plain = all(role == "user" for role, _ in parts)
+    carried = without_prefix(instruction) if is_plain else None
+    if carried:
+        instruction, context = carried
+    joined = sum(first.role == second.role == "user" for first, second in itertools.pairwise(prompts))
+    fields = {"instruction": instruction, "context": context}
+    return Turn(fields, answer.content, answer.scored, () if is_plain else tuple(parts), joined), bool(carried)
 
 
 def history(value: object, column: str, ignore: Sequence[str] = ()) -> tuple[tuple[Turn, ...], str, str | None]:
@@ -101,8 +122,8 @@ def _message(message: object, ignore: Sequence[str]) -> Message | str:
         return error or f"{content_error}"
     if not isinstance(role, str) or role not in _ROLES:
         return f"has role {role!r}, not one of {', '.join(_ROLES)}"
-    unused = [str(key) for key, value in message.items() if key not in _KEYS and key not in ignore]
-    unused = [key for key in unused if has_content(message[key])]
+    ignored = tuple(str(key) for key in message if key in ignore and has_content(message[key]))
+    unused = [str(key) for key in message if key not in _KEYS and key not in ignore and has_content(message[key])]
     if unused:
         return f"has {' and '.join(map(repr, unused))}, which is not read; remove it, or list it under ignore:"
     text, error = _joined(content, ignore)
@@ -111,7 +132,7 @@ def _message(message: object, ignore: Sequence[str]) -> Message | str:
     if SURROGATE.search(text):
         return HALF
     scored = _scored({key: message.get(key) for key in _WEIGHT_KEYS if key not in ignore}, _ROLES[role])
-    return scored if isinstance(scored, str) else Message(_ROLES[role], text, scored)
+    return scored if isinstance(scored, str) else Message(_ROLES[role], text, scored, ignored)
 
 
 def _only(message: dict[str, Any], keys: Sequence[str], ignore: Sequence[str]) -> tuple[Any, str | None]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from wellread.data.rows.content import has_content
-from wellread.data.sources.source import Row
+from wellread.data.sources.source import Row, has_content
 from wellread.errors import UserError
 
 LISTED = 10
@@ -23,24 +22,61 @@ class Unused:
     """Columns that the user allows to be left out."""
     columns: Counter[str] = field(default_factory=Counter)
     """Column -> number of rows in which it has content."""
+    keys: Counter[str] = field(default_factory=Counter)
+    """The same for ignored keys inside columns, as COLUMN.KEY."""
+    rows: int = 0
+    """Number of documents of plain text that `add_document` has counted."""
+    instead: Counter[str] = field(default_factory=Counter)
+    """Column -> number of documents without text in which it has content."""
     _last: int = 0
 
-    def add(self, row: Row) -> None:
-        """Count a row, once although rows are read several times."""
+    def add(self, row: Row, ignored: Iterable[str] = ()) -> None:
+        """Count a row, once although rows are read several times.
+
+        Parameters
+        ----------
+        ignored : iterable of str
+            Keys inside its columns, as COLUMN.KEY, with content that the user ignores.
+        """
         if row.fields is None or row.number <= self._last:
             return
         self._last = row.number
         for column in row.fields.keys() - self.consumed:
             if has_content(row.fields[column]):
                 self.columns[column] += 1
+        self.keys.update({*ignored})
+
+    def add_document(self, number: int, columns: Mapping[str, bool], is_empty: bool) -> None:
+        """Count a document of plain text.
+
+        Parameters
+        ----------
+        columns : mapping
+            The other columns of its row with content, and whether each contains text.
+        """
+        if number > self._last:
+            self._last = number
+            self.rows += 1
+            self.columns.update(columns.keys())
+            self.instead.update(name for name, is_text in columns.items() if is_text and is_empty)
 
     @property
     def ignored(self) -> dict[str, int]:
-        """Columns with content that the user ignores, with their number of rows."""
-        return {column: n for column, n in sorted(self.columns.items()) if column in self.ignore}
+        """Columns with content that is not read, because the user ignores it or it is not text of a document.
+
+        With their number of rows.
+        """
+        columns = {column: n for column, n in self.columns.items() if self.rows or column in self.ignore}
+        return dict(sorted((columns | self.keys).items()))
 
     def check(self, where: str) -> None:
-        """Raise UserError when columns that are not ignored have content."""
+        """Raise UserError when columns that are not ignored have content.
+
+        Columns next to plain text may have some, unless most texts are empty.
+        """
+        if self.rows:
+            self._check_texts(where)
+            return
         refused = sorted(self.columns.keys() - set(self.ignore))
         if not refused:
             return
@@ -50,3 +86,12 @@ class Unused:
             f"{where}: nothing reads the content of column{'s' * (len(refused) > 1)} {names}{more}; remove it, "
             f"or describe the data set in YAML with columns: or ignore: [{', '.join(refused)}] (docs/data.md)"
         )
+
+    def _check_texts(self, where: str) -> None:
+        full = sorted(name for name, n in self.instead.items() if 2 * n >= self.rows and name not in self.ignore)
+        if full:
+            raise UserError(
+                f"{where}: most texts are empty, but column{'s' * (len(full) > 1)} {', '.join(map(repr, full))} "
+                f"next to them {'have' if len(full) > 1 else 'has'} content; describe the data set in YAML with "
+                f"schema: text and columns: {{text: {full[0]}}}, or with ignore: [{', '.join(full)}] (docs/data.md)"
+            )

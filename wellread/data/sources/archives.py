@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from wellread.data.sources.json_rows import json_rows, jsonl_rows
 from wellread.data.sources.source import Row, too_long
-from wellread.data.sources.tables import csv_rows, json_rows, jsonl_rows
+from wellread.data.sources.tables import csv_rows
 from wellread.errors import UserError
+from wellread.text_io import foreign
 
 KINDS = (".dat.zst", ".zip", ".tar.gz")
 LENGTH = 16
@@ -49,7 +51,7 @@ def rows(path: Path, blocks: Iterator[bytes], column: str, limit: int) -> Iterat
     last = 0
     for name, data in _zip_members(path, limit) if kind(path) == ".zip" else _tar_members(path, limit):
         before = last
-        for row in _member_rows(path, name, data, column):
+        for row in _member_rows(path, name, data, column, limit):
             last = before + row.number
             yield Row(last, row.fields, f"member {name!r} row {row.number}: {row.error}" if row.error else None)
 
@@ -86,17 +88,19 @@ def _text_row(number: int, data: bytes, column: str) -> Row:
         return Row(number, None, f"not UTF-8 at byte {error.start}")
 
 
-def _member_rows(path: Path, name: str, data: bytes, column: str) -> Iterator[Row]:
+def _member_rows(path: Path, name: str, data: bytes, column: str, limit: int) -> Iterator[Row]:
     where = path / name
     ending = PurePosixPath(name).suffix.lower()
-    if ending == ".jsonl":
-        return jsonl_rows(io.BytesIO(data), column)
-    if ending == ".json":
-        return json_rows(where, iter([data]), column)
-    if ending == ".csv":
-        return csv_rows(where, io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline=""))
     if ending in REFUSED:
         raise UserError(f"{path}: member {name!r} is a {ending} file; take it out of the archive")
+    if problem := foreign(data):
+        raise UserError(f"{where}: {problem}")
+    if ending == ".jsonl":
+        return jsonl_rows(io.BytesIO(data), column, where)
+    if ending == ".json":
+        return json_rows(where, iter([data]), column, limit)
+    if ending == ".csv":
+        return csv_rows(where, io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline=""), limit)
     return iter([_text_row(1, data, column)])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,13 @@ class Raw:
     tokens: NDArray[Any] | None = None
     category: str = ""
     """Subset of The Pile, or author of the story, if the file contains it."""
+    columns: dict[str, bool] = field(default_factory=dict, compare=False)
+    """Other columns of its row with content, which is not read, and whether each contains text."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it has text or tokens."""
+        return self.tokens is not None or bool(self.text.strip())
 
     @property
     def author(self) -> str:
@@ -72,7 +79,7 @@ def located(source: Source, *, keep_empty: bool = False) -> Iterator[tuple[int, 
             yield number, f"{source.where} row {number}", document
     before = last = 0
     for path in source.paths:
-        for number, document in _of_file(path, _column(source), keep_empty):
+        for number, document in _of_file(path, source, keep_empty):
             last = before + number
             yield last, f"{path} row {number}", document
         before = last
@@ -90,13 +97,13 @@ def _of_hub(source: Source) -> Iterator[tuple[int, Raw | str]]:
     return (_numbered(document) for document in text.of_rows(tables.hub_rows(source), _column(source)))
 
 
-def _of_file(path: Path, column: str, keep_empty: bool) -> Iterator[tuple[int, Raw | str]]:
+def _of_file(path: Path, source: Source, keep_empty: bool) -> Iterator[tuple[int, Raw | str]]:
     if is_megatron(path):
         samples = Megatron.open(_prefix(path))
         for i in range(samples.n):
             yield i + 1, Raw(tokens=samples.tokens(i))
         return
-    for document in text.documents(path, text=column, keep_empty=keep_empty):
+    for document in text.documents(path, text=_column(source), keep_empty=keep_empty, limit=source.max_document):
         yield _numbered(document)
 
 
@@ -108,7 +115,9 @@ def _numbered(document: text.Document) -> tuple[int, Raw | str]:
     category = str(meta.get("pile_set_name") or author or "")
     if not category.isascii() and re.search("[\ud800-\udfff]", category):  # JSON can contain it, UTF-8 cannot
         return document.number, "its subset contains half of a surrogate pair (an incomplete character)"
-    return document.number, Raw(document.text, category=category)
+    used = {"pile_set_name"} | ({"source"} if author else set())
+    unread = {column: is_text for column, is_text in document.columns.items() if column not in used}
+    return document.number, Raw(document.text, category=category, columns=unread)
 
 
 def count(source: Source) -> int:
@@ -126,7 +135,7 @@ def count(source: Source) -> int:
         return size
     sizes = (Megatron.open(_prefix(path)).n if is_megatron(path) else None for path in source.paths)
     return sum(
-        sum(1 for _ in text.documents(path, text=_column(source))) if size is None else size
+        sum(1 for _ in text.documents(path, text=_column(source), limit=source.max_document)) if size is None else size
         for path, size in zip(source.paths, sizes, strict=True)
     )
 

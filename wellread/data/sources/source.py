@@ -11,12 +11,15 @@ from wellread.terminal import plural
 from wellread.units import MIB
 
 MAX_DOCUMENT = 256 * MIB
-"""Most bytes of one document; a longer one is taken for a mistake, or for an archive that expands without end."""
+"""Default of the most bytes of one document; a longer one is a mistake, or an archive that expands without end."""
 
 
 def too_long(path: Path, what: str, limit: int) -> UserError:
     """The error for a document, or a row, with more bytes than allowed."""
-    return UserError(f"{path}: {what} is longer than {limit / MIB:,.0f} MiB, the most that one document may have")
+    return UserError(
+        f"{path}: {what} is longer than {limit / MIB:,.0f} MiB, the most that one document may have; "
+        "divide it, or raise --max_document"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,8 @@ class Source:
     """Name and options as written in ``--data``; empty for a file."""
     weight: float | None = None
     """Share of the mixture's samples."""
+    max_document: int = MAX_DOCUMENT
+    """Most bytes of a document or a row."""
 
     @property
     def file_count(self) -> str:
@@ -91,3 +96,14 @@ class Row:
     def where(self, source: Source) -> str:
         """Describe the location as file and row in the file."""
         return f"{self.path or source.where} row {self.number - self.before}"
+
+
+def has_content(value: object) -> bool:
+    """Whether a value is more than null, NaN, whitespace, or a list or object of these."""
+    if isinstance(value, str):
+        return bool(value.strip())
+    if isinstance(value, dict):
+        return any(map(has_content, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(has_content, value))
+    return value is not None and value == value  # NaN differs from itself

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import itertools
-import json
-import re
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+import numpy as np
+
+from wellread.data.sources.json_rows import json_rows, jsonl_rows, lines_of
 from wellread.data.sources.source import MAX_DOCUMENT, Row, Source, Unreadable, too_long
 from wellread.errors import UserError
-from wellread.text_io import Parser, RepeatedKey, repeated, unmarked
+from wellread.text_io import repeated
 
 if TYPE_CHECKING:
     import pyarrow
@@ -22,9 +21,6 @@ if TYPE_CHECKING:
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 READ = 1 << 18
 """Bytes read at once."""
-_WHITESPACE = re.compile(r"[ \t\r\n]*")
-_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
-"""A string, so that brackets inside strings do not count, or a bracket."""
 SECONDS_TO_ANSWER = 10
 """Seconds in which the hub must answer whether it has a data set."""
 
@@ -46,169 +42,32 @@ def rows(source: Source) -> Iterator[Row]:
         return
     last = before = 0
     for path in source.paths:
-        for row in _file_rows(path):
+        for row in _file_rows(path, source.max_document):
             last = before + row.number
             yield row if len(source.paths) == 1 else Row(last, row.fields, row.error, path, before)
         before = last
 
 
-def _file_rows(path: Path) -> Iterator[Row]:
+def _file_rows(path: Path, limit: int) -> Iterator[Row]:
     if path.suffix == ".jsonl":
         with open(path, "rb") as file:
-            yield from jsonl_rows(file)
+            yield from jsonl_rows(lines_of(path, file, limit), where=path)
     elif path.suffix == ".json":
         with open(path, "rb") as file:
-            yield from json_rows(path, iter(lambda: file.read(READ), b""))
+            yield from json_rows(path, iter(lambda: file.read(READ), b""), limit=limit)
     elif path.suffix == ".csv":
         with open(path, encoding="utf-8-sig", newline="") as file:
-            yield from csv_rows(path, file)
+            yield from csv_rows(path, file, limit)
     else:
-        yield from parquet_rows(path)
+        yield from parquet_rows(path, limit=limit)
 
 
-def jsonl_rows(lines: Iterable[bytes], text: str | None = None) -> Iterator[Row]:
-    """Yield the row of each line that is not empty; lines are numbered from 1.
-
-    With `text`, a line may also be a bare string: a row with only this column.
-    """
-    parser = Parser()
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield _decoded(number, line, text, parser)
-
-
-def _decoded(number: int, line: bytes, text: str | None, parser: Parser) -> Row:
-    try:
-        line = line.strip()
-        value = parser.decode(line.decode(json.detect_encoding(line), "surrogatepass"))
-        return _as_row(number, value, text)
-    except UnicodeDecodeError as error:
-        return Row(number, None, f"not UTF-8 at byte {error.start} of the line")
-    except json.JSONDecodeError as error:
-        return Row(number, None, f"not JSON: {error.msg} at column {error.colno}")
-    except RepeatedKey as error:
-        return Row(number, None, str(error))
-    except (ValueError, RecursionError) as error:
-        return Row(number, None, _beyond_limits(error))
-
-
-def _beyond_limits(error: ValueError | RecursionError) -> str:
-    """What is wrong with JSON that is valid, but that Python's parser refuses."""
-    if isinstance(error, RecursionError):
-        return "its JSON is nested too deeply"
-    return f"contains an integer of more than {sys.get_int_max_str_digits():,} digits"
-
-
-def _as_row(number: int, value: object, text: str | None) -> Row:
-    if text and isinstance(value, str):
-        return Row(number, {text: value})
-    return Row(number, value) if isinstance(value, dict) else Row(number, None, "not a JSON object")
-
-
-def json_rows(path: Path, blocks: Iterable[bytes], text: str | None = None) -> Iterator[Row]:
-    """Yield the objects of a JSON list from blocks of its file; only one block and one object are in memory.
-
-    With `text`, the list may also contain bare strings: rows with only this column.
-    """
-    parser, number, buffer, state = Parser(), 0, "", "before"
-    broken: json.JSONDecodeError | None = None
-    texts, enough = _texts(path, blocks), 0
-    for block in texts:
-        buffer += block
-        if block and len(buffer) < enough:
-            continue  # parsing an object again with each block would take quadratic time
-        at = _skip_whitespace(buffer, 0)
-        while at < len(buffer):
-            sign = buffer[at]
-            if state == "before" and sign != "[":
-                raise _not_a_list(path, buffer + "".join(texts))
-            if state == "after":
-                raise _not_json(path, "text after the end of the list")
-            if state == "before" or (state == "between" and sign == ","):
-                state, at = "first" if state == "before" else "value", at + 1
-            elif state in ("first", "between") and sign == "]":
-                state, at = "after", at + 1
-            elif state == "between":
-                raise _not_json(path, f"no comma after object {number}")
-            else:
-                try:
-                    value, stop, twice = parser.raw_decode(buffer, at)
-                except json.JSONDecodeError as error:
-                    broken = error
-                    break  # cut off by the end of the block or of the file
-                except (ValueError, RecursionError) as error:
-                    end = _end_of_object(buffer, at)
-                    if end is None:
-                        broken = json.JSONDecodeError(_beyond_limits(error), buffer, at)
-                        break
-                    state, number, at = "between", number + 1, end
-                    yield Row(number, None, _beyond_limits(error))
-                    at = _skip_whitespace(buffer, at)
-                    continue
-                if stop == len(buffer) and not isinstance(value, dict):
-                    broken = json.JSONDecodeError("Expecting ',' delimiter", buffer, stop)
-                    break  # a number may continue in the next block
-                state, number, at = "between", number + 1, stop
-                yield Row(number, None, str(twice)) if twice else _as_row(number, value, text)
-            at = _skip_whitespace(buffer, at)
-        buffer = buffer[at:]
-        if len(buffer) > MAX_DOCUMENT:
-            raise too_long(path, f"object {number + 1}", MAX_DOCUMENT)
-        enough = min(2 * len(buffer), MAX_DOCUMENT)
-    if state != "after":
-        raise _not_json(
-            path, f"object {number + 1}: {broken.msg}" if broken and buffer else "ends before its list does"
-        )
-
-
-def _end_of_object(text: str, start: int) -> int | None:
-    """Where the object at `start` ends, found by its brackets; None when it does not end in `text`."""
-    depth = 0
-    for match in _BRACKET.finditer(text, start):
-        sign = match[0][0]
-        depth += (sign in "[{") - (sign in "]}")
-        if depth <= 0:
-            return match.end() if sign in "]}" else None
-    return None
-
-
-def _skip_whitespace(text: str, at: int) -> int:
-    match = _WHITESPACE.match(text, at)
-    return match.end() if match else at
-
-
-def _texts(path: Path, blocks: Iterable[bytes]) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    before = 0
-    for block in itertools.chain(unmarked(blocks), [b""]):
-        n_pending = len(decoder.getstate()[0])
-        try:
-            yield decoder.decode(block, final=not block)
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 at byte {before - n_pending + error.start} of the file") from None
-        before += len(block)
-
-
-def _not_json(path: Path, reason: str) -> UserError:
-    return UserError(f"{path}: not a JSON file: {reason}; if it has one object per line, name it .jsonl")
-
-
-def _not_a_list(path: Path, text: str) -> UserError:
-    try:
-        kind = type(json.loads(text)).__name__
-    except json.JSONDecodeError as error:
-        return _not_json(path, str(error))
-    except (ValueError, RecursionError) as error:
-        return _not_json(path, _beyond_limits(error))
-    return UserError(f"{path}: expected a JSON list of objects, but it contains {kind}")
-
-
-def csv_rows(path: Path, file: IO[str]) -> Iterator[Row]:
+def csv_rows(path: Path, file: IO[str], limit: int = MAX_DOCUMENT) -> Iterator[Row]:
     """Yield the records of a CSV file with a header, numbered by record because a quoted field may span lines."""
     import csv
 
-    csv.field_size_limit(2**31 - 1)  # a field may be a long document; the default is 128 KiB
-    reader = csv.reader(file, strict=True)
+    csv.field_size_limit(min(limit, 2**31 - 1))  # a field may be a long document; the default is 128 KiB
+    reader = csv.reader(_short_lines(path, file, limit), strict=True)
     try:
         header = next(reader, [])
         _check_names(path, header)
@@ -220,7 +79,20 @@ def csv_rows(path: Path, file: IO[str]) -> Iterator[Row]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason}); save it as UTF-8") from None
     except csv.Error as error:
+        if str(error).startswith("field larger than field limit"):
+            raise too_long(path, f"a field at line {reader.line_num}", limit) from None
         raise UserError(f"{path}: not a CSV file: {error} at line {reader.line_num}") from None
+
+
+def _short_lines(path: Path, file: IO[str], limit: int) -> Iterator[str]:
+    """Lines of a CSV file; a longer one, which at least one field fills, is not read completely."""
+    for number in itertools.count(1):
+        line = file.readline(limit + 2)
+        if len(line) > limit + 1:
+            raise too_long(path, f"line {number}", limit)
+        if not line:
+            return
+        yield line
 
 
 def _check_names(path: Path, names: Iterable[str]) -> None:
@@ -240,21 +112,22 @@ def _check_structs(path: Path, kind: Any) -> None:
         _check_structs(path, field.type)
 
 
-def parquet_rows(path: Path, rows_at_once: int = 4096) -> Iterator[Row]:
-    """Yield the rows of a Parquet file; `rows_at_once` rows are in memory at a time.
+def parquet_rows(path: Path, rows_at_once: int = 4096, limit: int = MAX_DOCUMENT) -> Iterator[Row]:
+    """Yield the rows of a Parquet file; at most `rows_at_once` rows are in memory at a time.
 
     A value that Python cannot represent, such as a date after the year 9999, is `Unreadable`.
 
     Raises
     ------
     UserError
-        When the file is not Parquet, or a part of it cannot be read.
+        When the file is not Parquet, a part of it cannot be read, or a row has more than `limit` bytes.
     """
     import pyarrow
     import pyarrow.parquet
 
     try:
-        file = pyarrow.parquet.ParquetFile(path)
+        texts = [field.name for field in pyarrow.parquet.read_schema(path) if _is_text(field.type)]
+        file = pyarrow.parquet.ParquetFile(path, read_dictionary=texts)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a Parquet file: {_first_line(error)}") from None
     _check_names(path, file.schema_arrow.names)
@@ -271,9 +144,53 @@ def parquet_rows(path: Path, rows_at_once: int = 4096) -> Iterator[Row]:
             ) from None
         if batch is None:
             return
-        for fields in _python_values(batch):
-            number += 1
-            yield Row(number, fields)
+        for part in _parts(path, batch, number, limit):
+            for fields in _python_values(part):
+                number += 1
+                yield Row(number, fields)
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow
+
+    return bool(pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind))
+
+
+def _parts(path: Path, batch: pyarrow.RecordBatch, before: int, limit: int) -> Iterator[pyarrow.RecordBatch]:
+    """Divide a batch so that the texts of a part have at most `limit` bytes.
+
+    Parquet stores repeated texts once; a file of some kilobytes can contain terabytes of text.
+    """
+    import pyarrow
+
+    sizes = np.zeros(batch.num_rows, dtype=np.int64)
+    for column in batch.columns:
+        sizes += _text_sizes(column)
+    ends, start = np.cumsum(sizes), 0
+    while start < batch.num_rows:
+        if sizes[start] > limit:
+            raise too_long(path, f"row {before + start + 1}", limit)
+        read = int(ends[start - 1]) if start else 0
+        stop = int(np.searchsorted(ends, read + limit, side="right"))
+        columns = [
+            column.dictionary_decode() if pyarrow.types.is_dictionary(column.type) else column
+            for column in batch.slice(start, stop - start).columns
+        ]
+        yield pyarrow.RecordBatch.from_arrays(columns, names=batch.schema.names)
+        start = stop
+
+
+def _text_sizes(column: pyarrow.Array) -> Any:
+    """Bytes of the text in each row of a column; 0 for other types."""
+    import pyarrow
+    import pyarrow.compute
+
+    values = column.dictionary if pyarrow.types.is_dictionary(column.type) else column
+    if not _is_text(values.type):
+        return 0
+    lengths = pyarrow.compute.binary_length(values).cast(pyarrow.int64())
+    lengths = lengths.take(column.indices) if values is not column else lengths
+    return lengths.fill_null(0).to_numpy(zero_copy_only=False)
 
 
 def _python_values(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any]]:

@@ -8,16 +8,18 @@ and one split of a hub data set. All except Parquet may be compressed as .gz or 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from wellread.data.sources import archives
-from wellread.data.sources.source import MAX_DOCUMENT, Row, Unreadable, too_long
-from wellread.data.sources.tables import READ, json_rows, jsonl_rows, parquet_rows
+from wellread.data.sources.json_rows import json_rows, jsonl_rows
+from wellread.data.sources.source import MAX_DOCUMENT, Row, Unreadable, has_content, too_long
+from wellread.data.sources.tables import READ, parquet_rows
 from wellread.errors import UserError
-from wellread.text_io import unmarked
+from wellread.text_io import foreign, unmarked
 
 SEPARATOR = "<|endoftext|>"
 HUB = "hub:"
@@ -46,10 +48,18 @@ class Document:
     meta: dict[str, Any] = field(default_factory=dict)
     """All other fields of the row; the fields of an object ``meta`` are merged into them, e.g. pile_set_name."""
     error: str | None = None
+    columns: dict[str, bool] = field(default_factory=dict, compare=False)
+    """All other fields of the row with content, except an object ``meta``, and whether each contains text."""
 
 
 def documents(
-    source: str | Path, *, text: str = "text", separator: str = SEPARATOR, strip: bool = False, keep_empty: bool = False
+    source: str | Path,
+    *,
+    text: str = "text",
+    separator: str = SEPARATOR,
+    strip: bool = False,
+    keep_empty: bool = False,
+    limit: int = MAX_DOCUMENT,
 ) -> Iterator[Document]:
     """Stream the documents of a source in their order; malformed ones are yielded with their error.
 
@@ -67,6 +77,8 @@ def documents(
         Whether to remove whitespace from both ends of each text.
     keep_empty : bool
         Whether to yield empty documents between two separators of a .txt file too.
+    limit : int
+        Most bytes of a document or a row.
 
     Raises
     ------
@@ -82,20 +94,20 @@ def documents(
         path = Path(source)
         kind = _kind(path)
         if kind == ".txt":
-            stream = _of_text(path, separator.encode(), keep_empty)
+            stream = _of_text(path, separator.encode(), keep_empty, limit)
         else:
-            stream = of_rows(_rows(path, kind, text), text)
+            stream = of_rows(_rows(path, kind, text, limit), text)
     return (_stripped(document) for document in stream) if strip else stream
 
 
-def _rows(path: Path, kind: str, text: str) -> Iterator[Row]:
+def _rows(path: Path, kind: str, text: str, limit: int) -> Iterator[Row]:
     if kind == ".parquet":
-        return parquet_rows(path, PARQUET_ROWS)
+        return parquet_rows(path, PARQUET_ROWS, limit)
     if kind in archives.KINDS:
-        return archives.rows(path, _blocks(path), text, MAX_DOCUMENT)
+        return archives.rows(path, _blocks(path), text, limit)
     if kind == ".json" and not _is_list_of_lines(path):
-        return json_rows(path, _blocks(path), text)
-    return jsonl_rows((line for _, line in _split(path, b"\n")), text)
+        return json_rows(path, _blocks(path), text, limit)
+    return jsonl_rows((line for _, line in _split(path, b"\n", limit)), text, path)
 
 
 def _is_list_of_lines(path: Path) -> bool:
@@ -106,7 +118,7 @@ def _is_list_of_lines(path: Path) -> bool:
 
 def is_separated(path: Path, separator: str = SEPARATOR) -> bool:
     """Whether a .txt file, compressed or not, contains a separator."""
-    first = next(_split(path, separator.encode()), None)
+    first = next(_split(path, separator.encode(), sys.maxsize), None)
     return first is not None and first[1].endswith(separator.encode())
 
 
@@ -128,7 +140,7 @@ def _kind(path: Path) -> str:
 
 def _stripped(document: Document) -> Document:
     text = None if document.text is None else document.text.strip()
-    return Document(document.number, text, document.meta, document.error)
+    return replace(document, text=text)
 
 
 def of_rows(rows: Iterable[Row], name: str) -> Iterator[Document]:
@@ -140,13 +152,15 @@ def of_rows(rows: Iterable[Row], name: str) -> Iterator[Document]:
             continue
         name = STORY if requested == "text" and "text" not in row.fields and STORY in row.fields else requested
         meta = {key: value for key, value in row.fields.items() if key != name}
+        columns = {key: isinstance(value, str | list) for key, value in meta.items() if has_content(value)}
         if isinstance(meta.get("meta"), dict):
+            columns.pop("meta", None)
             meta |= meta.pop("meta")
         text = row.fields.get(name)
         if isinstance(text, list) and text and all(isinstance(paragraph, str) for paragraph in text):
             text = PARAGRAPHS.join(text)
         error = _error(text, name, row.fields)
-        yield Document(row.number, None if error else text, meta, error)
+        yield Document(row.number, None if error else text, meta, error, columns)
 
 
 def _error(text: Any, name: str, fields: dict[str, Any]) -> str | None:
@@ -163,8 +177,8 @@ def _error(text: Any, name: str, fields: dict[str, Any]) -> str | None:
     return None
 
 
-def _of_text(path: Path, separator: bytes, keep_empty: bool) -> Iterator[Document]:
-    for number, (start, chunk) in enumerate(_split(path, separator), start=1):
+def _of_text(path: Path, separator: bytes, keep_empty: bool, limit: int) -> Iterator[Document]:
+    for number, (start, chunk) in enumerate(_split(path, separator, limit), start=1):
         body = chunk.removesuffix(separator)
         if body.strip() or (keep_empty and number > 1 and len(body) < len(chunk)):
             yield _of_chunk(number, start, body, last=len(body) == len(chunk))
@@ -179,7 +193,7 @@ def _of_chunk(number: int, start: int, body: bytes, last: bool) -> Document:
         return Document(number, None, error=f"not UTF-8 at byte {start + error.start} of the file")
 
 
-def _split(path: Path, separator: bytes) -> Iterator[tuple[int, bytes]]:
+def _split(path: Path, separator: bytes, limit: int) -> Iterator[tuple[int, bytes]]:
     """Yield (first byte, chunk) for each chunk of a file, including the separator at its end; the last may have none.
 
     Bytes are counted from 0 in the decompressed file. Separators that span two blocks are found, each byte is searched
@@ -192,19 +206,26 @@ def _split(path: Path, separator: bytes) -> Iterator[tuple[int, bytes]]:
         start = 0
         while (at := buffer.find(separator, max(start, searched))) >= 0:
             stop = at + len(separator)
+            if at - start > limit:
+                raise too_long(path, f"the document at byte {offset + start}", limit)
             yield offset + start, bytes(buffer[start:stop])
             start = stop
         del buffer[:start]
         offset += start
-        if len(buffer) > MAX_DOCUMENT:
-            raise too_long(path, f"the document at byte {offset}", MAX_DOCUMENT)
+        if len(buffer) > limit + len(separator):
+            raise too_long(path, f"the document at byte {offset}", limit)
     if buffer:
         yield offset, bytes(buffer)
 
 
 def _blocks(path: Path) -> Iterator[bytes]:
     """Yield the bytes of a file, decompressed, block by block, without a byte-order mark."""
-    yield from unmarked(_marked_blocks(path))
+    blocks = unmarked(_marked_blocks(path))
+    first = next(blocks, b"")
+    if path.suffix in COMPRESSED and not archives.kind(path) and (problem := foreign(first)):
+        raise UserError(f"{path}: {problem}")
+    yield first
+    yield from blocks
 
 
 def _marked_blocks(path: Path) -> Iterator[bytes]:
