@@ -32,17 +32,28 @@ def gpu_mem() -> float | None:
     return min(_memories(), default=None) if count_gpus() else None
 
 
-@cache
+def gpu_name() -> str | None:
+    """Return the name of the GPUs; None without a GPU, when nvidia-smi gives no answer, or when their names differ."""
+    names = set(_each_gpu("name")) if count_gpus() else set[str]()
+    return names.pop() if len(names) == 1 else None
+
+
 def _memories() -> list[float]:
     """Return the GiB of each GPU on this machine; empty when nvidia-smi is missing or gives no answer."""
-    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    return [int(size) / 1024 for size in _each_gpu("memory.total") if size.isdigit()]
+
+
+@cache
+def _each_gpu(value: str) -> list[str]:
+    """Return one of nvidia-smi's values for each GPU; empty when nvidia-smi is missing or gives no answer."""
+    command = ["nvidia-smi", f"--query-gpu={value}", "--format=csv,noheader,nounits"]
     try:
         result = subprocess.run(
             command, capture_output=True, encoding="utf-8", errors="replace", timeout=20, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return [int(line) / 1024 for line in result.stdout.split() if line.isdigit()]
+    return [line.strip() for line in result.stdout.splitlines() if line.strip()]
 
 
 def torch_is_for_cpus() -> bool:
@@ -51,4 +62,4 @@ def torch_is_for_cpus() -> bool:
     file = Path(spec.origin).with_name("version.py") if spec and spec.origin else None
     if file is None or not file.is_file():
         return False
-    return not re.search(r"^(?:cuda|hip)\b[^=]*= *['\"]", file.read_text(), re.MULTILINE)
+    return not re.search(r"^(?:cuda|hip)\b[^=]*= *['\"]", file.read_text(encoding="utf-8"), re.MULTILINE)

@@ -35,6 +35,7 @@ def as_text(job: Job) -> str:
         ("order", _order(plan)),
         ("batch", _batch(plan)),
         ("engine", f"{plan.engine}, {plan.strategy}{_recomputing(plan)} ({plan.strategy_reason})"),
+        *([("fast paths", plan.fast_reason)] if plan.fast_reason else []),
         *([("memory", memory(plan.strategies, plan.strategy))] if plan.strategies else []),
         ("ranks", f"{machine.nodes} node x {machine.ranks_per_node} on {machine.cluster} ({machine.device})"),
         ("steps", _steps(plan)),

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
@@ -89,10 +90,11 @@ def add_dataclass(parser: ArgumentParser, kind: type[Any], hidden: Sequence[str]
 
 def _add_fields(parser: ArgumentParser, kind: type[Any], without: set[str]) -> None:
     parser.add_class_arguments(kind, nested_key=None, as_group=False, skip=without)
-    switches = {f"--{name}" for name, hint in get_type_hints(kind).items() if hint is bool}
+    bare = {f"--{name}": True for name, hint in get_type_hints(kind).items() if hint is bool}
+    bare |= {f"--{f.name}": f.metadata["bare"] for f in fields(kind) if "bare" in f.metadata}
     for action in parser._actions:
-        if switches & {*action.option_strings}:  # --pack is short for --pack=true
-            action.nargs, action.const = "?", True
+        for option in bare.keys() & {*action.option_strings}:  # --pack is short for --pack=true
+            action.nargs, action.const = "?", bare[option]
 
 
 def _documented(kind: type[Any], name: str) -> str:

@@ -89,6 +89,9 @@ def _nested(kind: type[Any]) -> dict[str, Any]:
 
 def _metavar(key: str, hint: Any) -> str | None:
     parts = [part for part in getattr(hint, "__args__", ()) if part is not type(None)] or [hint]
+    words = [word for part in parts for word in getattr(part, "__args__", ()) if isinstance(word, str)]
+    if bool in parts and words:  # true and false are only other words for on and off
+        return f"{{{','.join(words)}}}"
     for kind, metavar in METAVARS.items():
         if kind in parts:
             return f"{metavar}|auto" if len(parts) > 1 else metavar

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -39,7 +40,8 @@ class Local(Attended):
         if self.file.device == "cuda" and not gpus:
             raise UserError(f"--cluster {self.file.name}: device is cuda, but {self.lacks_gpus()}")
         device = "cuda" if gpus else "cpu"
-        return self._described(nodes, ranks_per_node, device, gpus or 1, gpus, "this machine's GPUs")
+        machine = self._described(nodes, ranks_per_node, device, gpus or 1, gpus, "this machine's GPUs")
+        return replace(machine, gpu=devices.gpu_name()) if gpus else machine
 
     def _check_nodes(self, nodes: int) -> None:
         if nodes != 1:

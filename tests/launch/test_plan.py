@@ -123,6 +123,7 @@ def test_json_keys_and_arithmetic(program, root: Path) -> None:  # type: ignore[
         "steps": 166,  # 8 epochs of 498 samples, 24 per step
         "epochs": 8.0, "warmup_steps": 5,
         "save_steps": [0, 50, 100, 150, 166],
+        "fast": [], "fast_reason": "", "gpu": None,
         "gpu_mem": None, "host_mem": 16.0, "nvme": None, "forced": False,
         "activation_checkpointing": False, "offload_ratio": None, "ds_config": None, "failures": [],
         "out": "runs/x",

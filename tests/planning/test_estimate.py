@@ -83,7 +83,7 @@ def test_activations_equal_what_autograd_saves(family: str, compute: Compute) ->
 def test_activations_of_packed_samples(family: str) -> None:
     """Without the mask, which all layers share. When packing, a forward pass includes the last token."""
     layer = saved_by_autograd(family, "bf16", 3, packed=True) - saved_by_autograd(family, "bf16", 2, packed=True)
-    predicted = layer_activations(SMALL[family], "bf16", SAMPLES, TOKENS + 1, cuda=False, packed=True)
+    predicted = layer_activations(SMALL[family], "bf16", SAMPLES, TOKENS + 1, cuda=False, repeated=True)
     assert predicted == pytest.approx(layer, rel=0.01)
 
 

@@ -43,15 +43,21 @@ class ClusterConfig:
     """Directory on each node's NVMe disk, for strategies that offload to NVMe (default: none)."""
     activation_checkpointing: Switch = "auto"
     """Recompute activations in the backward pass instead of keeping them; auto is off."""
-    compile: bool = False
-    """Compile the layers with torch.compile: half a minute at the start, then faster steps. Only with ddp."""
+    compile: Switch | bool = field(default="auto", metadata={"bare": "on"})
+    """Compile each layer with torch.compile: half a minute at the start, then faster steps. Only with ddp; auto: where
+    --fast takes it and it pays within the run."""
+    fast: Switch = "auto"
+    """Faster ways to compute the same batch: auto takes those that docs/benchmarks.md proves on these GPUs (equal
+    losses, and a gain), on takes all that are possible, off none. The plan lists them."""
 
     def __post_init__(self) -> None:
         check.not_empty(self, ds_config="ds_config", nvme_path="nvme_path")
         check.at_least_one(self, "micro_batch_size", "nodes")
         if self.ranks_per_node != "auto" and self.ranks_per_node < 1:
             raise UserError(f"--ranks_per_node {self.ranks_per_node}: must be at least 1, or auto")
-        if self.compile and not self.may_be_ddp:
+        if isinstance(self.compile, bool):  # --compile true, compile: on in YAML, or a run of an older version
+            object.__setattr__(self, "compile", "on" if self.compile else "off")
+        if self.compile == "on" and not self.may_be_ddp:
             raise UserError("--compile: works only with ddp; leave it out, or leave out --strategy and --ds_config")
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 PAD_MULTIPLE = 8
 """Padded lengths are multiples of this: fewer shapes, aligned matrix rows."""
+
+LONGEST_MULTIPLE = 256
+"""Lengths of the longest segment are rounded up to multiples of this: fewer values for which layers are compiled."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,19 @@ class Batch:
         """Inputs of the forward pass: tokens, targets, and segments where a sample has several."""
         return (self.tokens, self.targets) if self.segments is None else (self.tokens, self.targets, self.segments)
 
+    def flat(self) -> FlatBatch:
+        """The same samples as one row without padding; only on a CPU."""
+        return FlatBatch.of(self)
+
+    @property
+    def width(self) -> int:
+        """Tokens that the forward pass computes for each sample, with padding."""
+        return self.tokens.shape[1]
+
+    def n_targets(self) -> NDArray[np.int64]:
+        """(samples,), number of target tokens of each sample."""
+        return np.asarray(self.targets.sum(1).cpu().numpy())
+
     def to(self, device: Any) -> Batch:
         """The same batch on `device`."""
         return Batch(*(t.to(device) for t in (self.sample_ids, self.lengths, *self.inputs)))
@@ -49,6 +65,67 @@ class Batch:
         segments = np.zeros_like(tokens) if self.segments is None else self.segments.cpu().numpy()
         begins = np.diff(segments, axis=1, prepend=-1) != 0
         return [digest(tokens[i, :n], targets[i, :n], np.flatnonzero(begins[i, :n])) for i, n in enumerate(lengths)]
+
+
+@dataclass(frozen=True)
+class FlatBatch:
+    """Samples as one row of tokens, one after the other, without padding (`wellread.models.varlen`)."""
+
+    sample_ids: torch.Tensor
+    """(samples,) int64."""
+    lengths: torch.Tensor
+    """(samples,) int64, number of tokens of each sample."""
+    tokens: torch.Tensor
+    """(tokens,) int64."""
+    places: torch.Tensor
+    """(targets,) int64, places in the row of the tokens that carry loss, ascending."""
+    starts: torch.Tensor
+    """(segments + 1,) int32, first token of each segment in the row, then the number of tokens."""
+    longest: int
+    """Tokens of the longest segment, rounded up to a multiple of `LONGEST_MULTIPLE`."""
+
+    @classmethod
+    def of(cls, batch: Batch) -> FlatBatch:
+        """The samples of a padded batch on a CPU, without its padding."""
+        import torch
+
+        lengths, tokens, targets = (part.numpy() for part in (batch.lengths, batch.tokens, batch.targets))
+        real = np.arange(tokens.shape[1]) < lengths[:, None]
+        segments = np.zeros_like(tokens) if batch.segments is None else batch.segments.numpy()
+        begins = np.diff(segments, axis=1, prepend=-1) != 0
+        starts = np.append(np.flatnonzero(begins[real]), lengths.sum()).astype(np.int32)
+        longest = -(-int(np.diff(starts).max()) // LONGEST_MULTIPLE) * LONGEST_MULTIPLE
+        row, places, bounds = map(torch.from_numpy, (tokens[real], np.flatnonzero(targets[real]), starts))
+        return cls(batch.sample_ids, batch.lengths, row, places, bounds, longest)
+
+    @property
+    def inputs(self) -> tuple[torch.Tensor | int, ...]:
+        """Inputs of the forward pass (`wellread.models.varlen.flat_losses`)."""
+        return (self.tokens, self.places, self.lengths, self.starts, self.longest)
+
+    @property
+    def width(self) -> NDArray[np.int64]:
+        """(samples,), tokens that the forward pass computes for each sample."""
+        return np.asarray(self.lengths.cpu().numpy())
+
+    def n_targets(self) -> NDArray[np.int64]:
+        """(samples,), number of target tokens of each sample."""
+        ends = self.lengths.cpu().numpy().cumsum()
+        return np.diff(np.searchsorted(self.places.cpu().numpy(), ends), prepend=0)
+
+    def to(self, device: Any) -> FlatBatch:
+        """The same batch on `device`."""
+        names = ("sample_ids", "lengths", "tokens", "places", "starts")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+    def digests(self) -> list[bytes]:
+        """Digest of each sample, computed from these tensors and not from the corpus."""
+        tokens, starts = self.tokens.cpu().numpy(), self.starts.cpu().numpy()
+        targets, begins = np.zeros(len(tokens), dtype=np.bool_), np.zeros(len(tokens), dtype=np.bool_)
+        targets[self.places.cpu().numpy()], begins[starts[:-1]] = True, True
+        ends = self.lengths.cpu().numpy().cumsum().tolist()
+        places = (slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True))
+        return [digest(tokens[each], targets[each], np.flatnonzero(begins[each])) for each in places]
 
 
 def collate(corpus: Corpus | Segments, sample_ids: NDArray[np.int64]) -> Batch:

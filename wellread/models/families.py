@@ -54,6 +54,8 @@ class Family:
     """Whether the logits are exactly the output embedding applied to the last hidden state."""
     packed: bool = False
     """Whether packing is supported: tests show that segments of a packed sample do not attend to each other."""
+    varlen: bool = False
+    """Whether variable-length attention is supported: its layers pass the bounds of segments on to attention."""
     lora: tuple[str, ...]
     """Default matrices for LoRA: the same as in peft (tests compare them)."""
     transposed: bool = False
@@ -80,6 +82,7 @@ FAMILIES: dict[str, Family] = {
         saved=_saved((20, 4), (22, 4), (40, 8)),
         plain_head=True,
         packed=True,
+        varlen=True,
         lora=("query_key_value",),
         fresh=Fresh(configuration=gpt_neox.configuration),
     ),
@@ -88,6 +91,7 @@ FAMILIES: dict[str, Family] = {
         saved=_LLAMA_SAVED,
         plain_head=True,
         packed=True,
+        varlen=True,
         lora=_QUERIES_AND_VALUES,
         fresh=Fresh(configuration=llama.configuration, adjust=llama.scale_residual_projections),
     ),
@@ -123,6 +127,7 @@ FAMILIES: dict[str, Family] = {
 }
 """All known families; to support a new one, add an entry."""
 
+VARLEN_FAMILIES = tuple(name for name, family in FAMILIES.items() if family.varlen)
 PACKED_FAMILIES = tuple(name for name, family in FAMILIES.items() if family.packed)
 FRESH_FAMILIES = tuple(name for name, family in FAMILIES.items() if family.fresh)
 

@@ -35,7 +35,13 @@ def micro_batches(batch_size: int, ranks: int, micro_batch_size: int | None) -> 
 
 
 def ways(
-    config: RunConfig, spec: ModelSpec, ranks: int, batch_size: int, micros: list[int], checkpoints: int
+    config: RunConfig,
+    spec: ModelSpec,
+    ranks: int,
+    batch_size: int,
+    micros: list[int],
+    checkpoints: int,
+    fast: tuple[str, ...] = (),
 ) -> list[Work]:
     """The work of each rank, one for each micro-batch size in `micros`; `checkpoints` checkpoints are kept."""
     return [
@@ -47,6 +53,7 @@ def ways(
             lora_rank=config.lora.rank,
             lora_modules=targets(config.lora, spec) if config.lora.rank else (),
             packed=config.data.pack,
+            fast=fast,
             checkpoints=checkpoints,
             states=config.save.keep_states,
         )

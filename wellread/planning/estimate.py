@@ -66,7 +66,9 @@ class Work:
     """Forward passes per optimizer step."""
     seq_len: int = 512
     packed: bool = False
-    """Whether samples are packed: then attention has a mask."""
+    """Whether samples are packed: then attention has a mask, unless it is of variable length."""
+    fast: tuple[str, ...] = ()
+    """Fast paths that the run takes where the engine has them (`wellread.planning.fast`)."""
     lora_rank: int = 0
     """Rank of LoRA; 0: all weights are trained."""
     lora_modules: tuple[str, ...] = ()
@@ -231,9 +233,10 @@ def _sizes(
     model, cuda, bf16 = parameters(spec), machine.device == "cuda", work.dtype == "bf16"
     compute: Compute = "fp32" if not bf16 else "autocast" if rung.engine == "torch" else "bf16"
     shape = (work.micro_batch, work.seq_len)
-    layer = layer_activations(spec, compute, *shape, cuda=cuda, packed=work.packed)
+    varlen = "varlen" in work.fast
+    layer = layer_activations(spec, compute, *shape, cuda=cuda, repeated=work.packed or varlen)
     entry = layer_input(spec, compute, *shape)
-    mask = packing_mask(compute, *shape) if work.packed else 0
+    mask = packing_mask(compute, *shape) if work.packed and not varlen else 0
     sizes = Sizes(
         model=model,
         trainable=lora_parameters(spec, work.lora_rank, work.lora_modules) if work.lora_rank else model.total,

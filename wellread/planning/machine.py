@@ -20,6 +20,8 @@ class Machine:
     """cuda or cpu."""
     nodes: int = 1
     ranks_per_node: int = 1
+    gpu: str | None = None
+    """Name of the GPUs, as the driver gives it; None when unknown."""
     gpu_mem: float | None = None
     """Per GPU."""
     host_mem: float | None = None

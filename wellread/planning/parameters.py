@@ -106,7 +106,7 @@ def layout_of(spec: ModelSpec) -> Layout:
 
 
 def layer_activations(
-    spec: ModelSpec, compute: Compute, samples: int, tokens: int, *, cuda: bool, packed: bool = False
+    spec: ModelSpec, compute: Compute, samples: int, tokens: int, *, cuda: bool, repeated: bool = False
 ) -> int:
     """Bytes that one layer keeps from its forward to its backward pass.
 
@@ -124,15 +124,16 @@ def layer_activations(
     cuda : bool
         Whether ranks run on GPUs: there, fused attention writes its output in the layout of the next product, which
         saves one copy.
-    packed : bool
-        Whether attention has a mask: then transformers repeats keys and values for all heads before fused attention.
+    repeated : bool
+        Whether keys and values are repeated for all heads before attention: with a mask, and with variable-length
+        attention.
     """
     family = FAMILIES[spec.family]
     saved, width = family.saved[compute], 4 if compute == "fp32" else 2
     head = spec.head_size or spec.width // spec.heads
     per_token = saved.width * spec.width + saved.intermediate * spec.intermediate
     per_token += saved.keys * head * (spec.kv_heads or spec.heads) + saved.scores * spec.heads * tokens
-    if packed and family.sdpa:
+    if repeated and family.sdpa:
         per_token += 2 * width * head * (spec.heads - (spec.kv_heads or spec.heads))
     if family.sdpa:
         per_token += 4 * spec.heads - (width * spec.width if cuda else 0)

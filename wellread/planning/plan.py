@@ -17,14 +17,15 @@ from wellread.shapes import REMEDY
 
 KEYS = (
     "model", "cluster", "device", "nodes", "ranks_per_node", "ranks", "batch_size", "micro_batch_size", "accumulation",
-    "dtype", "engine", "strategy", "strategy_reason", "strategies", "seq_len", "samples", "trainable", "sealed",
-    "counts_exact", "order", "order_control", "pass_samples", "steps", "epochs", "warmup_steps", "save_steps",
-    "gpu_mem", "host_mem", "nvme", "activation_checkpointing", "offload_ratio", "ds_config", "failures", "forced",
+    "dtype", "engine", "strategy", "strategy_reason", "strategies", "fast", "fast_reason", "seq_len", "samples",
+    "trainable", "sealed", "counts_exact", "order", "order_control", "pass_samples", "steps", "epochs", "warmup_steps",
+    "save_steps", "gpu", "gpu_mem", "host_mem", "nvme", "activation_checkpointing", "offload_ratio", "ds_config",
+    "failures", "forced",
 )  # fmt: skip
 """Keys of plan.json in their order; the file is flat."""
-_OF_MACHINE = ("cluster", "device", "nodes", "ranks_per_node", "gpu_mem", "host_mem", "nvme")
+_OF_MACHINE = ("cluster", "device", "nodes", "ranks_per_node", "gpu", "gpu_mem", "host_mem", "nvme")
 _OF_COUNTS = {key: key for key in ("samples", "trainable", "sealed", "pass_samples")} | {"counts_exact": "exact"}
-_OPTIONAL = ("gpu_mem", "host_mem", "nvme", "pass_samples")
+_OPTIONAL = ("gpu", "gpu_mem", "host_mem", "nvme", "pass_samples")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,10 @@ class Plan:
     """Predicted bytes of every strategy, fastest first (`wellread.planning.estimate`); empty when the model's family
     is unknown. Each has `strategy`, `activation_checkpointing`, `fits`, `gpu_bytes`, `host_bytes`, `disk_bytes`,
     `nvme_bytes`, `relative_speed`, `short`, `peaks`, `parts`."""
+    fast: tuple[str, ...] = ()
+    """Names of the fast paths that the run takes (`wellread.planning.fast`)."""
+    fast_reason: str = ""
+    """Why these, in one line; empty where there is nothing to say."""
     seq_len: int
     order: str = "shuffle"
     order_control: bool = False
@@ -131,6 +136,7 @@ class Plan:
             plan,
             save_steps=tuple(plan.save_steps),
             strategies=tuple(plan.strategies),
+            fast=tuple(plan.fast),
             failures=tuple(plan.failures),
         )
 

@@ -11,6 +11,7 @@ from wellread.config import ClusterConfig, RunConfig
 from wellread.errors import UserError
 from wellread.models.spec import ModelSpec
 from wellread.order.permutation import steps_of
+from wellread.planning import fast
 from wellread.planning.batches import micro_batches, ways
 from wellread.planning.decision import asked_for, decide
 from wellread.planning.fallback import Failure, narrowed, that_count
@@ -48,13 +49,15 @@ def make_plan(
     micros = micro_batches(batch_size, machine.ranks, config.cluster.micro_batch_size)
     steps = _steps(config, spec, counts, batch_size)
     saves = save_steps(steps, config.save.save_every, config.save.save_schedule)
-    works = ways(config, spec, machine.ranks, batch_size, micros, len(saves))
+    setting = fast.Setting(config=config, spec=spec, machine=machine, steps=steps)
+    works = ways(config, spec, machine.ranks, batch_size, micros, len(saves), fast.choose(setting).names)
     limits = _limits(config.cluster, machine)
     counted = that_count(failures, limits)
     request = asked_for(config.cluster, machine, ds_config)
     decided = decide(config, spec, narrowed(limits, counted), works, request, counted)
-    if config.cluster.compile and decided.engine != "torch":
+    if config.cluster.compile == "on" and decided.engine != "torch":
         raise UserError(f"--compile: works only with ddp, not {decided.strategy} ({decided.reason}); leave it out")
+    taken = fast.choose(setting, decided.engine)
     return Plan(
         model=spec.name,
         machine=machine,
@@ -67,6 +70,8 @@ def make_plan(
         strategy=decided.strategy,
         strategy_reason=decided.reason,
         strategies=tuple(estimate.as_dict() for estimate in decided.estimates),
+        fast=taken.names,
+        fast_reason=taken.reason,
         seq_len=config.data.seq_len or spec.seq_len,
         order=config.schedule.order,
         order_control=config.schedule.order_control,

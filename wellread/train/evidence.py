@@ -19,7 +19,7 @@ from wellread.train import ranks
 if TYPE_CHECKING:
     import torch
 
-    from wellread.corpus.batch import Batch
+    from wellread.corpus.batch import Batch, FlatBatch
     from wellread.order.permutation import Order
 
 SAMPLE = np.dtype(
@@ -72,7 +72,7 @@ class Evidence:
         )
 
 
-def of_micro_batch(slots: NDArray[np.int64], batch: Batch, losses: torch.Tensor) -> NDArray[np.void]:
+def of_micro_batch(slots: NDArray[np.int64], batch: Batch | FlatBatch, losses: torch.Tensor) -> NDArray[np.void]:
     """Report of one rank about one micro-batch. Waits for the device.
 
     Parameters
@@ -84,14 +84,14 @@ def of_micro_batch(slots: NDArray[np.int64], batch: Batch, losses: torch.Tensor)
     -------
     (samples,) `SAMPLE`
     """
-    n_targets = batch.targets.sum(1)
+    n_targets = batch.n_targets()
     rows = np.empty(len(slots), SAMPLE)
     rows["slot"] = slots
     rows["sample_id"] = batch.sample_ids.cpu().numpy()
     rows["n_tokens"] = batch.lengths.cpu().numpy()
-    rows["n_targets"] = n_targets.cpu().numpy()
-    rows["width"] = batch.tokens.shape[1]
-    rows["loss"] = (losses.float() / n_targets).cpu().numpy()
+    rows["n_targets"] = n_targets
+    rows["width"] = batch.width
+    rows["loss"] = losses.float().cpu().numpy() / n_targets
     rows["digest"] = np.frombuffer(b"".join(batch.digests()), np.uint8).reshape(-1, DIGEST_BYTES)
     return rows
 

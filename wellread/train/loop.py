@@ -29,6 +29,7 @@ from wellread.train import evidence, gate, nvme, ranks, resume, sealed
 from wellread.train import guard as guards
 from wellread.train.engines.base import Engine
 from wellread.train.engines.choose import make_engine
+from wellread.train.engines.compiling import compiled_graphs
 from wellread.train.engines.optim import learning_rate
 from wellread.train.evidence import Evidence
 from wellread.train.guard import Guard
@@ -106,6 +107,8 @@ class TrainingLoop:
     """Number of batches that were read but not trained on; the optimizer has taken ``step - skipped`` steps."""
     tokens: int = 0
     saved_step: int = 0
+    _warm: bool = False
+    """Whether this attempt has taken a step: the first one also loads the kernels of a GPU."""
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -133,7 +136,7 @@ class TrainingLoop:
             When the batch is bad and bad batches are not skipped, or when too many consecutive batches were skipped.
         """
         self.saver.check()
-        began = time.perf_counter()
+        began, compiled = time.perf_counter(), compiled_graphs()
         report = self._forward_backward()
         reading, cost = report.reading(self.step, self.order), Cost.of(report, self.plan)
         loss = guards.mean_loss(reading.losses, reading.n_targets)
@@ -155,10 +158,12 @@ class TrainingLoop:
                 grad_norm=grad_norm,
                 cost=cost,
                 seconds=time.perf_counter() - began,
+                warm_up=compiled_graphs() > compiled or (self.engine.device.type == "cuda" and not self._warm),
                 skipped=skipped,
                 set_losses=_set_losses(self.corpus, reading),
             )
             self.outputs.monitor.step(stats)
+        self._warm = True
         return report.stop_signal
 
     def _forward_backward(self) -> Evidence:
@@ -169,7 +174,8 @@ class TrainingLoop:
         micro_slots = divide(self.corpus.lengths(sample_ids), plan, ranks.rank())
         read = []
         for number, slots in enumerate(micro_slots):
-            batch = collate(self.corpus, sample_ids[slots]).to(self.engine.device)
+            padded = collate(self.corpus, sample_ids[slots])
+            batch = (padded.flat() if "varlen" in plan.fast else padded).to(self.engine.device)
             # The engines average gradients over ranks; ranks / targets turns that into a mean over all target tokens.
             scale, last = plan.ranks / total_targets, number == len(micro_slots) - 1
             read.append((slots, batch, self.engine.forward_backward(batch, scale, last=last)))
@@ -247,6 +253,7 @@ class TrainingLoop:
             "strategy": self.plan.strategy,
             "ranks": self.plan.ranks,
             "dtype": self.plan.dtype,
+            "fast": list(self.plan.fast),
             "holdout_loss": holdout,
         }
 

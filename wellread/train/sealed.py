@@ -36,9 +36,10 @@ def holdout_loss(engine: Engine, corpus: Corpus, plan: Plan) -> float | None:
     sums = np.zeros(2)
     for start in range(0, len(share), plan.micro_batch_size):
         part = slice(start, start + plan.micro_batch_size)
-        batch = collate(corpus, share[part]).to(engine.device)
+        padded = collate(corpus, share[part])
+        batch = (padded.flat() if "varlen" in plan.fast else padded).to(engine.device)
         losses = engine.evaluate(batch).float().cpu().numpy()
-        sums += (losses * counted[part]).sum(), (batch.targets.sum(1).cpu().numpy() * counted[part]).sum()
+        sums += (losses * counted[part]).sum(), (padded.n_targets() * counted[part]).sum()
     total = ranks.gather(torch.from_numpy(sums[None])).numpy().sum(0)
     return float(total[0] / total[1])
 

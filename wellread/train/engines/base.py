@@ -12,11 +12,13 @@ import torch
 from torch import nn
 
 from wellread.errors import UserError
+from wellread.models import varlen
 from wellread.models.loss import next_logits, sample_losses
+from wellread.models.varlen import flat_losses
 from wellread.train.engines.moments import Moments
 
 if TYPE_CHECKING:
-    from wellread.corpus.batch import Batch
+    from wellread.corpus.batch import Batch, FlatBatch
     from wellread.planning.plan import Plan
 
 
@@ -33,10 +35,10 @@ class Engine(Protocol):
     trained: int
     """Number of parameters that are trained."""
 
-    def forward_backward(self, batch: Batch, scale: float, last: bool) -> torch.Tensor:
+    def forward_backward(self, batch: Batch | FlatBatch, scale: float, last: bool) -> torch.Tensor:
         """Run forward and backward of ``scale * sum of losses``; return each sample's summed loss, (samples,)."""
 
-    def evaluate(self, batch: Batch) -> torch.Tensor:
+    def evaluate(self, batch: Batch | FlatBatch) -> torch.Tensor:
         """Each sample's summed loss, (samples,), without gradients."""
 
     def next_logits(self, tokens: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
@@ -80,13 +82,11 @@ class LossModule(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(
-        self, tokens: torch.Tensor, places: torch.Tensor, segments: torch.Tensor | None = None, loss: bool = True
-    ) -> torch.Tensor:
-        """Each sample's summed loss on the targets `places`, (samples,) float32; or the logits after `places`."""
+    def forward(self, tokens: torch.Tensor, *more: Any, loss: bool = True) -> torch.Tensor:
+        """Each sample's summed loss, (samples,) float32, from the inputs of a batch; or logits (`next_logits`)."""
         if not loss:
-            return next_logits(self.model, tokens, places)
-        return sample_losses(self.model, tokens, places, segments)
+            return next_logits(self.model, tokens, *more)
+        return flat_losses(self.model, tokens, *more) if tokens.ndim == 1 else sample_losses(self.model, tokens, *more)
 
 
 def freeze(model: nn.Module, patterns: str | None) -> None:
@@ -118,7 +118,10 @@ def count_trained(model: nn.Module) -> int:
 
 
 def in_training(model: nn.Module, plan: Plan) -> LossModule:
-    """The model with its loss, in training mode, with activation checkpointing if the plan has it."""
+    """The model with its loss, in training mode, with activation checkpointing and variable-length attention if the
+    plan has them."""
+    if "varlen" in plan.fast:
+        varlen.use(model)
     if plan.activation_checkpointing:
         causal_lm = cast(Any, model)
         if not causal_lm.supports_gradient_checkpointing:

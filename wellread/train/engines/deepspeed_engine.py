@@ -33,7 +33,7 @@ from wellread.train.engines.weights import (
 )
 
 if TYPE_CHECKING:
-    from wellread.corpus.batch import Batch
+    from wellread.corpus.batch import Batch, FlatBatch
     from wellread.planning.plan import Plan
 
 STRATEGY_FILE = "strategy.json"
@@ -104,7 +104,7 @@ class DeepSpeedEngine:
         if self._nvme and ranks.local_rank() == 0:
             shutil.rmtree(self._nvme, ignore_errors=True)
 
-    def forward_backward(self, batch: Batch, scale: float, last: bool) -> torch.Tensor:
+    def forward_backward(self, batch: Batch | FlatBatch, scale: float, last: bool) -> torch.Tensor:
         """See `Engine`; DeepSpeed counts the micro-batches, and `step` counts the last one."""
         losses: torch.Tensor = self._engine(*batch.inputs)
         self._engine.backward(losses.sum() * scale, scale_wrt_gas=False)
@@ -112,7 +112,7 @@ class DeepSpeedEngine:
             self._engine.step()  # only increments its counter of micro-batches
         return losses.detach()
 
-    def evaluate(self, batch: Batch) -> torch.Tensor:
+    def evaluate(self, batch: Batch | FlatBatch) -> torch.Tensor:
         """See `Engine`."""
         self._engine.eval()
         with torch.no_grad():

@@ -14,13 +14,14 @@ from wellread.models.load import Source, check_4bit
 from wellread.planning import host_memory
 from wellread.train import ranks
 from wellread.train.engines.base import Write, count_trained, freeze, in_training
+from wellread.train.engines.compiling import compile_layers
 from wellread.train.engines.moments import OPTIMIZER_FILE, Moments
 from wellread.train.engines.optim import make_optimizer
 from wellread.train.engines.unpickling import restricted_loading
 from wellread.train.engines.weights import Weights, fill
 
 if TYPE_CHECKING:
-    from wellread.corpus.batch import Batch
+    from wellread.corpus.batch import Batch, FlatBatch
     from wellread.planning.plan import Plan
 
 
@@ -40,9 +41,8 @@ class TorchEngine:
         else:
             fill(model, Weights(source, model), torch.float32, self.device)
         self._module = in_training(model.to(self.device), plan)
-        if config.cluster.compile:
-            layers: Any = self._module.model.base_model
-            layers.compile()
+        if "compile" in plan.fast:
+            compile_layers(self._module.model)
         self._optimizer = make_optimizer(self._module, config.optim)
         self._parallel: nn.Module = self._module
         if plan.ranks > 1:
@@ -57,7 +57,7 @@ class TorchEngine:
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self._config.model.dtype == "bf16" else nullcontext()
 
-    def forward_backward(self, batch: Batch, scale: float, last: bool) -> torch.Tensor:
+    def forward_backward(self, batch: Batch | FlatBatch, scale: float, last: bool) -> torch.Tensor:
         """See `Engine`; ranks exchange gradients only with the last micro-batch."""
         ddp: Any = self._parallel
         quiet = isinstance(ddp, nn.parallel.DistributedDataParallel) and not last
@@ -67,7 +67,7 @@ class TorchEngine:
             torch.autograd.backward(losses.sum() * scale)
         return losses.detach()
 
-    def evaluate(self, batch: Batch) -> torch.Tensor:
+    def evaluate(self, batch: Batch | FlatBatch) -> torch.Tensor:
         """See `Engine`."""
         self._module.eval()
         with torch.inference_mode(), self._autocast(), _as_written():

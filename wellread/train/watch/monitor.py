@@ -41,6 +41,8 @@ class StepStats:
     """2-norm before clipping; nan if a batch was skipped before it was computed."""
     cost: Cost
     seconds: float
+    warm_up: bool = False
+    """The device warmed up, or layers were compiled: the time says nothing about later steps."""
     skipped: bool = False
     """The batch was read but not trained on."""
     set_losses: dict[str, float] = field(default_factory=dict)
@@ -71,6 +73,17 @@ class Speedometer:
         return training_flops(self.spec, self.parameters, stats.cost, share) / stats.seconds / self.peak
 
 
+RECENT = 20
+"""Number of steps over which the rate and the time per step are averaged."""
+
+
+def kept(recent: list[StepStats], stats: StepStats) -> list[StepStats]:
+    """The steps that rate and time left are computed from, after one more: warm-up only while there is nothing else."""
+    if stats.warm_up and recent and not recent[-1].warm_up:
+        return recent
+    return [*(s for s in recent[1 - RECENT :] if s.warm_up == stats.warm_up), stats]
+
+
 class Monitor:
     """Displays and logs the run; exists only on rank 0."""
 
@@ -89,6 +102,7 @@ class Monitor:
         self._log = open_unlinked(log, "a", buffering=1)
         self._plan, self._log_every, self._start = plan, log_every, start
         self._recent: list[StepStats] = []
+        self._started = False
         self._progress = Progress(run, plan, start)
         self._bar: Any = None
         self._task: Any = None
@@ -114,7 +128,7 @@ class Monitor:
 
     def step(self, stats: StepStats) -> None:
         """Log one step."""
-        self._recent = [*self._recent[-19:], stats]
+        self._recent = kept(self._recent, stats)
         rate = sum(s.tokens for s in self._recent) / sum(s.seconds for s in self._recent)
         self._progress.step(stats, self._recent)
         scalars = {
@@ -136,7 +150,8 @@ class Monitor:
         self._scalars(scalars, stats.step)
         if self._bar is not None:
             self._bar.update(self._task, completed=stats.step, loss=stats.loss, rate=rate)
-        if stats.step % self._log_every == 0 or stats.step == self._plan.steps or len(self._recent) == 1:
+        is_first, self._started = not self._started, True
+        if stats.step % self._log_every == 0 or stats.step == self._plan.steps or is_first:
             self._step_line(stats, rate)
 
     def _step_line(self, stats: StepStats, rate: float) -> None:

@@ -1,0 +1,143 @@
+"""Fast paths: ways to compute the same batch faster, each off until a GPU has proven it.
+
+A path is proven on a family of cards when docs/benchmarks.md has a table, measured on such a card by `make gpu-check`,
+that shows equal losses and a gain. To add a path, add an entry to `PATHS`; to prove one, commit the table and add the
+words of the card's name to the entry.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from wellread.config import RunConfig
+from wellread.models.families import VARLEN_FAMILIES
+from wellread.models.spec import ModelSpec
+from wellread.planning.machine import Machine
+
+COMPILING_PAYS = 300
+"""Steps from which compiling the layers pays on a GPU: half a minute to a minute at the start, against an expected
+tenth of a second per step at a billion parameters. Expected, not measured."""
+
+LARGEST_HEAD = 256
+"""Largest size of a head for which torch has kernels of flash attention."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What a path is decided from."""
+
+    config: RunConfig
+    spec: ModelSpec
+    machine: Machine
+    steps: int
+    """Steps of the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastPath:
+    """A way to compute the same batch faster."""
+
+    name: str
+    changes: str
+    """What it changes, for the plan and for the tables of `make gpu-check`."""
+    unsuited: Callable[[Setting], str]
+    """Why it cannot be taken, in words; empty if it can."""
+    engines: tuple[str, ...] = ("torch", "deepspeed")
+    """Engines that have it."""
+    proven: tuple[str, ...] = ()
+    """Words of the names of cards, one entry per family of cards, for which docs/benchmarks.md has a table that shows
+    equal losses and a gain."""
+
+
+def _compile(setting: Setting) -> str:
+    if setting.machine.device != "cuda":
+        return "needs a GPU"
+    if setting.steps < COMPILING_PAYS:
+        return f"pays from {COMPILING_PAYS} steps"
+    return ""
+
+
+def _varlen(setting: Setting) -> str:
+    spec, cuda = setting.spec, setting.machine.device == "cuda"
+    head = spec.head_size or spec.width // spec.heads
+    if spec.family not in VARLEN_FAMILIES:
+        return f"not for {spec.family}, only for {' and '.join(VARLEN_FAMILIES)}"
+    if cuda and setting.config.model.dtype != "bf16":
+        return "its kernel needs --dtype bf16"
+    if cuda and (head % 8 or head > LARGEST_HEAD):
+        return f"its kernel needs heads of a multiple of 8, up to {LARGEST_HEAD}; these have {head}"
+    return ""
+
+
+PATHS: dict[str, FastPath] = {
+    path.name: path
+    for path in (
+        FastPath(
+            name="varlen",
+            changes="a forward pass reads one row of real tokens, without padding and without a mask",
+            unsuited=_varlen,
+        ),
+        FastPath(
+            name="compile",
+            changes="each layer is compiled by torch.compile, so that the attention kernel keeps its causal form",
+            unsuited=_compile,
+            engines=("torch",),
+        ),
+    )
+}
+"""Name -> path, in the order in which a plan lists them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """The paths that a run takes."""
+
+    names: tuple[str, ...] = ()
+    reason: str = ""
+    """One line for the plan; empty on a CPU where no path was asked for."""
+
+
+def choose(setting: Setting, engine: str | None = None) -> Taken:
+    """The paths that a run takes: all that suit it (on), those that are proven on its cards (auto), or none (off).
+
+    Before the engine is decided (None), those that it takes if the engine has them. ``--compile on`` and
+    ``--compile off`` decide about that path alone.
+    """
+    cluster = setting.config.cluster
+    without = {name: reason for name, path in PATHS.items() if (reason := _unsuited(path, setting, engine))}
+    if cluster.compile == "off":
+        without["compile"] = "--compile off"
+    suited = [name for name in PATHS if name not in without]
+    proven = [name for name in suited if is_proven(PATHS[name], setting.machine.gpu)]
+    taken = {"on": suited, "auto": proven, "off": []}[cluster.fast]
+    asked = ["compile"] if cluster.compile == "on" else []
+    names = tuple(name for name in PATHS if name in taken or name in asked)
+    return Taken(names=names, reason=_reason(setting, names, suited, without))
+
+
+def is_proven(path: FastPath, card: str | None) -> bool:
+    """Whether a committed table shows equal losses and a gain of the path on a card of this name."""
+    words = set(re.split(r"[\s-]+", card or ""))
+    return any(set(each.split()) <= words for each in path.proven)
+
+
+def _unsuited(path: FastPath, setting: Setting, engine: str | None) -> str:
+    if engine and engine not in path.engines:
+        return f"not with the {engine} engine"
+    return path.unsuited(setting)
+
+
+def _reason(setting: Setting, names: tuple[str, ...], suited: list[str], without: dict[str, str]) -> str:
+    fast, cuda = setting.config.cluster.fast, setting.machine.device == "cuda"
+    listed = ", ".join(names) or "none"
+    if fast == "off":
+        return f"{listed} (--fast off)" if cuda or names else ""
+    if fast == "on":
+        rest = "; ".join(f"{name}: {reason}" for name, reason in without.items() if name not in names)
+        return f"{listed} (--fast on)" + f"; without {rest}" * bool(rest)
+    waiting = [name for name in suited if name not in names]
+    if not cuda or not waiting:
+        return f"{listed} (asked for)" if names and not cuda else listed * cuda
+    return f"{listed}; not proven on this card: {', '.join(waiting)} (--fast on takes them; docs/benchmarks.md)"
