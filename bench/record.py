@@ -92,7 +92,7 @@ def _step(loop: Any, writer: Any) -> tuple[float, float]:
     """One batch as the loop reads it; total seconds, and seconds that only the record needs."""
     from wellread.corpus.batch import collate
     from wellread.train import evidence
-    from wellread.train.loop import divide
+    from wellread.train.micro_batches import divide
     from wellread.train.watch.throughput import Cost, memory_peaks
 
     began = time.perf_counter()

@@ -142,7 +142,10 @@ def _order(plan: Plan) -> str:
 
 
 def _batch(plan: Plan) -> str:
+    merged = "tokens" in plan.fast and plan.engine == "torch"
     return (
         f"{plural(plan.batch_size, 'sample')} = micro-batch {plan.micro_batch_size} x accumulation {plan.accumulation} "
         f"x {plan.ranks} rank{'s' * (plan.ranks > 1)}"
+        + f", or more samples in fewer micro-batches of up to {plan.micro_batch_size * plan.seq_len:,} tokens"
+        * merged
     )

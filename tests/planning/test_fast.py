@@ -79,3 +79,53 @@ def test_the_plan_keeps_its_paths(tmp_path) -> None:  # type: ignore[no-untyped-
 
     decided = plan(fast="on")
     assert Plan.from_json(json.dumps(decided.as_dict())) == decided
+
+
+def needs(machine: Machine = GPU, **flags: Any) -> dict[str, dict[str, int]]:
+    decided = plan(machine, "pythia-1.4b", strategy="ddp", seq_len=512, micro_batch_size=8, **flags).needs
+    assert decided
+    return decided["parts"]["gpu"]  # type: ignore[no-any-return]
+
+
+def test_memory_of_bf16_weights() -> None:
+    """No copies in bf16, but masters; the activations are those of DeepSpeed, which computes in bf16."""
+    from wellread.planning.parameters import parameters
+
+    total = parameters(find("pythia-1.4b")).total
+    autocast, masters = needs(), needs(fast="on")
+    assert (autocast["weights"], autocast["moments"]) == (4 * total, 8 * total)
+    assert (masters["weights"], masters["masters"], masters["moments"]) == (2 * total, 4 * total, 8 * total)
+    assert "bf16 copies of weights" not in masters
+    assert masters["activations"] < autocast["activations"]
+    assert needs(fast="on", dtype="fp32") == needs(dtype="fp32")
+
+
+def test_rows_of_packed_samples_need_no_mask() -> None:
+    from wellread.planning.parameters import packing_mask
+
+    spec = find("pythia-1.4b")
+    padded, packed = (needs(pack=pack)["activations"] for pack in (False, True))
+    assert packed - padded == packing_mask("autocast", 8, 512)
+    rows, rows_packed = (needs(pack=pack, fast="on")["activations"] for pack in (False, True))
+    assert rows == rows_packed
+    assert spec.kv_heads is None or spec.kv_heads == spec.heads  # else keys and values are repeated
+
+
+def test_what_does_not_suit_is_named() -> None:
+    reason = plan(fast="on", dtype="fp32").fast_reason
+    assert "varlen: its kernel needs --dtype bf16" in reason
+    assert "bf16: is not for --dtype fp32" in reason
+    assert "bf16: not with --freeze" in plan(fast="on", freeze="*.embed_in.*").fast_reason
+    other = plan(fast="on", model="gpt-neo-125m").fast_reason
+    assert "varlen: not for gpt_neo, only for gpt_neox and llama" in other
+    for name in ("varlen", "tokens", "bf16", "compile"):
+        assert name in plan(fast="on").fast
+
+
+def test_one_path_can_be_measured_alone() -> None:
+    spec = find("pythia-410m")
+    config = resolve(RunConfig.of(model=spec.name, data="dolly", steps=10, fast="on"), spec)
+    counts = Counts(samples=5000, trainable=4000, sealed=1000, exact=True)
+    for name in fast.PATHS:
+        assert make_plan(config, spec, GPU, counts, paths=(name,)).fast == (name,)
+    assert make_plan(config, spec, GPU, counts, paths=()).fast == ()

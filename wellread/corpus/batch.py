@@ -128,13 +128,18 @@ class FlatBatch:
         return [digest(tokens[each], targets[each], np.flatnonzero(begins[each])) for each in places]
 
 
+def padded(length: int) -> int:
+    """Length with its padding: the next multiple of `PAD_MULTIPLE`."""
+    return -(-length // PAD_MULTIPLE) * PAD_MULTIPLE
+
+
 def collate(corpus: Corpus | Segments, sample_ids: NDArray[np.int64]) -> Batch:
     """Read samples from the corpus into padded tensors."""
     import torch
 
     ids = [int(i) for i in sample_ids]
     lengths = corpus.lengths(np.asarray(ids, dtype=np.int64))
-    width = -(-int(lengths.max()) // PAD_MULTIPLE) * PAD_MULTIPLE
+    width = padded(int(lengths.max()))
     tokens = np.zeros((len(ids), width), dtype=np.int64)
     targets = np.zeros((len(ids), width), dtype=np.bool_)
     segments = np.zeros((len(ids), width), dtype=np.int64)

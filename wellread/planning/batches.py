@@ -9,10 +9,20 @@ from wellread.models.spec import ModelSpec
 from wellread.planning.estimate import Work
 
 LARGEST_MICRO_BATCH = 8
+"""Samples, unless micro-batches are divided by tokens."""
+TOKENS_OF_A_PASS = 32_768
+"""Most tokens of a forward pass with the fast path `tokens`: larger products do not run faster on one GPU."""
 
 
-def micro_batches(batch_size: int, ranks: int, micro_batch_size: int | None) -> list[int]:
+def micro_batches(
+    batch_size: int, ranks: int, micro_batch_size: int | None, largest: int = LARGEST_MICRO_BATCH
+) -> list[int]:
     """Micro-batch sizes that divide the batch evenly, largest first; only `micro_batch_size` if it is given.
+
+    Parameters
+    ----------
+    largest : int
+        The largest of them.
 
     Raises
     ------
@@ -26,7 +36,7 @@ def micro_batches(batch_size: int, ranks: int, micro_batch_size: int | None) -> 
         )
     per_rank = batch_size // ranks
     if micro_batch_size is None:
-        return [m for m in range(min(per_rank, LARGEST_MICRO_BATCH), 0, -1) if per_rank % m == 0]
+        return [m for m in range(min(per_rank, largest), 0, -1) if per_rank % m == 0]
     if per_rank % micro_batch_size:
         raise UserError(
             f"--micro_batch_size {micro_batch_size}: does not divide the {per_rank} samples of each rank and step"

@@ -231,7 +231,8 @@ def _sizes(
     spec: ModelSpec, work: Work, machine: Machine, rung: Strategy, checkpointing: bool, ratio: float | None
 ) -> Sizes:
     model, cuda, bf16 = parameters(spec), machine.device == "cuda", work.dtype == "bf16"
-    compute: Compute = "fp32" if not bf16 else "autocast" if rung.engine == "torch" else "bf16"
+    masters = rung.engine == "torch" and "bf16" in work.fast
+    compute: Compute = "fp32" if not bf16 else "autocast" if rung.engine == "torch" and not masters else "bf16"
     shape = (work.micro_batch, work.seq_len)
     varlen = "varlen" in work.fast
     layer = layer_activations(spec, compute, *shape, cuda=cuda, repeated=work.packed or varlen)
@@ -250,6 +251,7 @@ def _sizes(
         logits=logits(spec, compute, *shape),
         head=spec.vocab * spec.width,
         fresh=spec.fresh,
+        masters=masters,
         gpu=machine.limit("gpu") if cuda else None,
         offloaded=float(rung.offloads) if ratio is None else ratio,
     )

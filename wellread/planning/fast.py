@@ -8,7 +8,7 @@ words of the card's name to the entry.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from wellread.config import RunConfig
@@ -33,6 +33,8 @@ class Setting:
     machine: Machine
     steps: int
     """Steps of the run."""
+    among: Sequence[str] | None = None
+    """Names of the paths to choose from; None: all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,7 @@ class FastPath:
 def _compile(setting: Setting) -> str:
     if setting.machine.device != "cuda":
         return "needs a GPU"
-    if setting.steps < COMPILING_PAYS:
+    if setting.steps < COMPILING_PAYS and setting.among is None:
         return f"pays from {COMPILING_PAYS} steps"
     return ""
 
@@ -71,6 +73,23 @@ def _varlen(setting: Setting) -> str:
     return ""
 
 
+def _bf16(setting: Setting) -> str:
+    model = setting.config.model
+    if setting.machine.device != "cuda":
+        return "needs a GPU"
+    if model.dtype != "bf16":
+        return "is not for --dtype fp32"
+    if model.load_in_4bit:
+        return "not with --load_in_4bit"
+    return "not with --freeze" if model.freeze else ""
+
+
+def _tokens(setting: Setting) -> str:
+    if setting.machine.device != "cuda":
+        return "needs a GPU"
+    return "--micro_batch_size is given" if setting.config.cluster.micro_batch_size else ""
+
+
 PATHS: dict[str, FastPath] = {
     path.name: path
     for path in (
@@ -78,6 +97,17 @@ PATHS: dict[str, FastPath] = {
             name="varlen",
             changes="a forward pass reads one row of real tokens, without padding and without a mask",
             unsuited=_varlen,
+        ),
+        FastPath(
+            name="tokens",
+            changes="a forward pass reads up to 32,768 tokens instead of up to 8 samples",
+            unsuited=_tokens,
+        ),
+        FastPath(
+            name="bf16",
+            changes="the model's weights are in bf16, with masters and gradients in fp32, instead of autocast",
+            unsuited=_bf16,
+            engines=("torch",),
         ),
         FastPath(
             name="compile",
@@ -124,6 +154,8 @@ def is_proven(path: FastPath, card: str | None) -> bool:
 
 
 def _unsuited(path: FastPath, setting: Setting, engine: str | None) -> str:
+    if setting.among is not None and path.name not in setting.among:
+        return "not among those to choose from"
     if engine and engine not in path.engines:
         return f"not with the {engine} engine"
     return path.unsuited(setting)

@@ -90,6 +90,8 @@ class Sizes:
     """Memory of a GPU in bytes; None when unknown."""
     offloaded: float = 0.0
     """Fraction of the optimizer that is offloaded to host memory or NVMe."""
+    masters: bool = False
+    """Whether the torch engine has bf16 weights with fp32 masters instead of autocast."""
     snapshot: bool = False
     """Whether rank 0 saves from a copy in host memory (TorchEngine.snapshot)."""
 
@@ -174,8 +176,11 @@ def plain(s: Sizes) -> list[Phase]:
     Every rank has weights, gradients and AdamW's two moments in fp32, 16 bytes per trainable weight (Rajbhandari et al.
     2020, https://arxiv.org/abs/1910.02054, section 3.1, without the half-precision copies). Under autocast, the graph
     keeps a bf16 copy of every matrix from its product in forward to its product in backward. DDP allocates gradients in
-    its buckets at the start and keeps them; a single process frees its gradients after each step.
+    its buckets at the start and keeps them; a single process frees its gradients after each step. With bf16 weights
+    (`masters`), there are no such copies, but masters, and every rank frees its gradients after each step.
     """
+    if s.masters:
+        return _with_masters(s)
     weights, moments = lasting("weights", 4 * s.model.total), lasting("moments", 8 * s.trainable)
     resident, gradients = [weights, moments], [s.tensors("gradients", 4, of_all=False)]
     if s.ranks > 1:
@@ -194,6 +199,26 @@ def plain(s: Sizes) -> list[Phase]:
         Phase(name="forward", device=(*resident, *before, *casts, *forward(s)), **meanwhile),
         Phase(name="backward", device=(*resident, *before, *casts, *first_gradients(s), *cast), **meanwhile),
         Phase(name="backward", device=(*resident, *gradients), **meanwhile),
+        Phase(name="saving", device=tuple(resident), first=copies if s.snapshot else (shard(s),)),
+    ]
+
+
+def _with_masters(s: Sizes) -> list[Phase]:
+    """Phases of the torch engine with bf16 weights and fp32 masters: 18 bytes per trainable weight.
+
+    The bf16 gradient of a tensor is freed as soon as it is added to the fp32 gradient of its master.
+    """
+    moments, gradients = lasting("moments", 8 * s.trainable), s.tensors("gradients", 4, of_all=False)
+    resident = [lasting("weights", 2 * s.model.total), lasting("masters", 4 * s.trainable), moments]
+    before = [gradients] if s.accumulates else []
+    copies = (s.tensors("copies for saving", 12, of_all=False, blocks=4),)
+    meanwhile = {"first": copies} if s.snapshot else {}
+    passing = one("gradients", 2 * s.largest_trained)
+    return [
+        loading(s, lasting("weights", 4 * s.model.total)),
+        Phase(name="forward", device=(*resident, *before, *forward(s)), **meanwhile),
+        Phase(name="backward", device=(*resident, *before, *first_gradients(s), one("gradients", 4 * s.head))),
+        Phase(name="backward", device=(*resident, gradients, passing), **meanwhile),
         Phase(name="saving", device=tuple(resident), first=copies if s.snapshot else (shard(s),)),
     ]
 

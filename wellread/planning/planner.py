@@ -12,7 +12,7 @@ from wellread.errors import UserError
 from wellread.models.spec import ModelSpec
 from wellread.order.permutation import steps_of
 from wellread.planning import fast
-from wellread.planning.batches import micro_batches, ways
+from wellread.planning.batches import LARGEST_MICRO_BATCH, TOKENS_OF_A_PASS, micro_batches, ways
 from wellread.planning.decision import asked_for, decide
 from wellread.planning.fallback import Failure, narrowed, that_count
 from wellread.planning.machine import Machine
@@ -27,6 +27,7 @@ def make_plan(
     counts: Counts,
     ds_config: dict[str, Any] | None = None,
     failures: Sequence[Failure] = (),
+    paths: Sequence[str] | None = None,
 ) -> Plan:
     """Decide batch sizes, engine, strategy, steps and checkpoints.
 
@@ -38,6 +39,8 @@ def make_plan(
         Settings of the DeepSpeed file that `config` names (see `wellread.planning.deepspeed_file.read`).
     failures : sequence of Failure
         Out-of-memory failures of this run: their strategies are skipped.
+    paths : sequence of str, optional
+        Names of the fast paths to choose from (default: all); to measure one, with ``--fast on``.
 
     Raises
     ------
@@ -46,11 +49,14 @@ def make_plan(
     """
     spec = replace(spec, fresh=spec.fresh or config.model.init == "fresh")
     batch_size = config.schedule.batch_size or spec.batch_size
-    micros = micro_batches(batch_size, machine.ranks, config.cluster.micro_batch_size)
     steps = _steps(config, spec, counts, batch_size)
     saves = save_steps(steps, config.save.save_every, config.save.save_schedule)
-    setting = fast.Setting(config=config, spec=spec, machine=machine, steps=steps)
-    works = ways(config, spec, machine.ranks, batch_size, micros, len(saves), fast.choose(setting).names)
+    setting = fast.Setting(config=config, spec=spec, machine=machine, steps=steps, among=paths)
+    possible = fast.choose(setting).names
+    seq_len = config.data.seq_len or spec.seq_len
+    largest = max(1, TOKENS_OF_A_PASS // seq_len) if "tokens" in possible else LARGEST_MICRO_BATCH
+    micros = micro_batches(batch_size, machine.ranks, config.cluster.micro_batch_size, largest)
+    works = ways(config, spec, machine.ranks, batch_size, micros, len(saves), possible)
     limits = _limits(config.cluster, machine)
     counted = that_count(failures, limits)
     request = asked_for(config.cluster, machine, ds_config)
@@ -72,7 +78,7 @@ def make_plan(
         strategies=tuple(estimate.as_dict() for estimate in decided.estimates),
         fast=taken.names,
         fast_reason=taken.reason,
-        seq_len=config.data.seq_len or spec.seq_len,
+        seq_len=seq_len,
         order=config.schedule.order,
         order_control=config.schedule.order_control,
         steps=steps,

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from wellread.checkpoint import Checkpoint
 from wellread.config import RunConfig
@@ -33,6 +32,7 @@ from wellread.train.engines.compiling import compiled_graphs
 from wellread.train.engines.optim import learning_rate
 from wellread.train.evidence import Evidence
 from wellread.train.guard import Guard
+from wellread.train.micro_batches import divide
 from wellread.train.outputs import Outputs, open_monitor, open_record
 from wellread.train.saver import Saver
 from wellread.train.stop import STOP_CODE, StopRequest, stopped
@@ -272,20 +272,6 @@ class TrainingLoop:
         """Print a line on rank 0."""
         if self.outputs:
             self.outputs.monitor.line(line)
-
-
-def divide(lengths: NDArray[np.int64], plan: Plan, rank: int) -> list[NDArray[np.int64]]:
-    """Slots of a batch that `rank` reads, one array per micro-batch.
-
-    Samples of similar length share a micro-batch, and ranks that compute at the same time get similar lengths. This
-    keeps padding and waiting low. It does not change which samples a batch contains.
-
-    Parameters
-    ----------
-    lengths : (batch_size,) number of tokens of the sample in each slot
-    """
-    slots = np.argsort(-lengths, kind="stable").reshape(plan.accumulation, plan.ranks, plan.micro_batch_size)
-    return list(slots[:, rank])
 
 
 def _seed(seed: int, batch_id: int) -> None:

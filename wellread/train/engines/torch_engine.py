@@ -15,6 +15,7 @@ from wellread.planning import host_memory
 from wellread.train import ranks
 from wellread.train.engines.base import Write, count_trained, freeze, in_training
 from wellread.train.engines.compiling import compile_layers
+from wellread.train.engines.masters import Masters
 from wellread.train.engines.moments import OPTIMIZER_FILE, Moments
 from wellread.train.engines.optim import make_optimizer
 from wellread.train.engines.unpickling import restricted_loading
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
 
 
 class TorchEngine:
-    """fp32 weights on every rank, bf16 by autocast, gradients averaged by DDP."""
+    """fp32 weights on every rank, bf16 by autocast, gradients averaged by DDP.
+
+    With the fast path `bf16`, bf16 weights with fp32 masters instead, which also average the gradients.
+    """
 
     def __init__(self, source: Source, config: RunConfig, plan: Plan) -> None:
         self.device = ranks.device()
@@ -43,9 +47,10 @@ class TorchEngine:
         self._module = in_training(model.to(self.device), plan)
         if "compile" in plan.fast:
             compile_layers(self._module.model)
-        self._optimizer = make_optimizer(self._module, config.optim)
+        self._masters = Masters(self._module) if "bf16" in plan.fast else None
+        self._optimizer = make_optimizer(self._masters.module if self._masters else self._module, config.optim)
         self._parallel: nn.Module = self._module
-        if plan.ranks > 1:
+        if plan.ranks > 1 and not self._masters:
             self._parallel = nn.parallel.DistributedDataParallel(
                 self._module,
                 device_ids=[self.device.index] if self.device.type == "cuda" else None,
@@ -55,11 +60,15 @@ class TorchEngine:
             )
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16) if self._config.model.dtype == "bf16" else nullcontext()
+        if self._masters or self._config.model.dtype != "bf16":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
 
     def forward_backward(self, batch: Batch | FlatBatch, scale: float, last: bool) -> torch.Tensor:
         """See `Engine`; ranks exchange gradients only with the last micro-batch."""
         ddp: Any = self._parallel
+        if self._masters:
+            self._masters.last = last
         quiet = isinstance(ddp, nn.parallel.DistributedDataParallel) and not last
         with ddp.no_sync() if quiet else nullcontext():
             with self._autocast():
@@ -86,16 +95,22 @@ class TorchEngine:
     def step(self, lr: float) -> float:
         """See `Engine`."""
         clip = self._config.optim.clip or float("inf")
-        norm = nn.utils.clip_grad_norm_(self._module.parameters(), clip)
+        if self._masters:
+            self._masters.wait()
+        norm = nn.utils.clip_grad_norm_((p for group in self._optimizer.param_groups for p in group["params"]), clip)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         if norm.isfinite():
             self._optimizer.step()
+            if self._masters:
+                self._masters.publish()
         self.drop()
         return float(norm)
 
     def drop(self) -> None:
         """See `Engine`."""
+        if self._masters:
+            self._masters.wait()
         # DDP's gradients are views of its buckets: zeroed instead of removed, they are accumulated in place.
         self._optimizer.zero_grad(set_to_none=self._parallel is self._module)
 
@@ -117,8 +132,9 @@ class TorchEngine:
     def _weights(self) -> dict[str, torch.Tensor]:
         """Tensors to save in the model's directory, by their name in the module."""
         model = self._module.model
-        values = model.state_dict()
-        return {name: values[name] for name in self._source.saved_names(model)}
+        values: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)
+        exact = self._masters.of if self._masters else (lambda value: value)
+        return {name: exact(values[name]).detach() for name in self._source.saved_names(model)}
 
     def _write(self, directory: Path, weights: dict[str, torch.Tensor], optimizer: dict[str, Any]) -> None:
         self._source.write(self._module.model, directory / "model", weights.items())
@@ -127,7 +143,8 @@ class TorchEngine:
 
     def _names(self) -> list[str]:
         """Names of the parameters in the optimizer's order."""
-        names = {id(parameter): name for name, parameter in self._module.named_parameters()}
+        exact = self._masters.of if self._masters else (lambda parameter: parameter)
+        names = {id(exact(parameter)): name for name, parameter in self._module.named_parameters()}
         return [names[id(p)] for group in self._optimizer.param_groups for p in group["params"]]
 
     def fits(self, state: Path) -> bool:
