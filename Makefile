@@ -139,7 +139,7 @@ bench: $(STAMP)  ## measure speed
 	@for bench in bench/*.py; do echo "== $$bench"; $(PY) -m bench.$$(basename $$bench .py); done
 
 # Without setup, which needs a network: a machine without one uses the Python packages that it has.
-gpu-check:  ## on a machine with GPUs: predicted and measured memory, speed, the story of pythia-12b
+gpu-check:  ## on a machine with GPUs: correctness, speed, predicted and measured memory (docs/gpu.md)
 	@$(if $(wildcard $(PY)),$(PY),"$$PYTHON") -m scripts.with_args scripts.gpu_check
 
 clean:  ## remove caches and build files; runs/, corpora/ and .venv stay

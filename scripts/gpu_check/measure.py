@@ -31,6 +31,8 @@ from wellread.planning.host_memory import Kills
 SECONDS_TO_FOLLOW = 10
 """Time for the other ranks to end after one has failed."""
 SECONDS_BETWEEN = 0.01
+LONGEST_TRACE = 5000
+"""Characters of the log in the row of a rank that failed."""
 WALKS_EVERY = 100
 """Number of samples between two reads of smaps, which pause the process."""
 
@@ -40,7 +42,7 @@ def measure(case: Case, inventory: Inventory, folder: Path, limit: float) -> Row
     try:
         settled = settle(case, inventory.machine, folder / "nvme")
     except UserError as error:
-        return Row(case.model, case.strategy, f"not run: {error}", story=case.story)
+        return Row(case.model, case.strategy, f"not run: {error}", story=case.story, name=case.name)
     if settled is None:
         return None
     row = _predicted(settled)
@@ -103,6 +105,7 @@ def _predicted(settled: Settled) -> Row:
         predicted={"gpu": predicted.gpu_bytes, "host": predicted.host_bytes},
         peaks=predicted.peaks,
         parts=predicted.parts,
+        name=settled.case.name,
     )
 
 
@@ -171,6 +174,7 @@ def _summarize(row: Row, work: Path, codes: list[int | None], in_time: bool, lim
     broken = next((result for result in results if result.get("error")), None)
     failed = next((rank for rank, code in enumerate(codes) if code), 0)
     phase, code = (broken or results[failed]).get("phase", "start"), codes[failed] or 0
+    log = (work / f"rank-{failed}.log").read_text(errors="replace")
     if broken:
         row.short = broken["short"]
         row.outcome = f"{f'out of {WORDS[row.short]}' if row.short else 'failed'} in {phase}: {broken['error']}"
@@ -178,10 +182,11 @@ def _summarize(row: Row, work: Path, codes: list[int | None], in_time: bool, lim
         row.short = "host"
         row.outcome = f"out of {WORDS['host']} in {phase}: {evidence}"
     elif code:
-        log = (work / f"rank-{failed}.log").read_text(errors="replace")
         row.outcome = f"failed in {phase}: " + (f"{signal.Signals(-code).name}" if code < 0 else last_line(log))
     elif not in_time:
         row.outcome = f"timed out after {limit:.0f} s in {phase}"
+    if row.outcome:
+        row.trace = log[-LONGEST_TRACE:]
     else:
         row.trained = True
         row.outcome = f"trained, loss {row.losses[0]:.2f} to {row.losses[-1]:.2f}"

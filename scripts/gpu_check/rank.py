@@ -13,55 +13,23 @@ import os
 import sys
 import time
 import traceback
-import zlib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.memory import private, shared
+from scripts.gpu_check.weights import RandomSource
 from wellread.config import RunConfig, from_dict
 from wellread.files import write_json
-from wellread.models.load import Source, initial
 from wellread.models.registry import find
 from wellread.planning.plan import Plan
 from wellread.train.rank import die_with_launcher, leave
 
 if TYPE_CHECKING:
-    import torch
-
     from wellread.corpus.batch import Batch
     from wellread.train.engines.base import Engine
 
 LR = 1e-4
-TABLE = 2**24 - 3
-"""Size of the table of random numbers for all weights, because generating 12 billion would take minutes. A prime, so
-that no two rows of a matrix are equal."""
-DEVIATION = 0.02
-
-
-class RandomSource(Source):
-    """A model with weights that are generated one tensor at a time, so that host memory never contains all of them."""
-
-    def reader(self, model: Any) -> Callable[[str], torch.Tensor]:
-        """See `Source`."""
-        import torch
-
-        from wellread.models.tensors import saved_tensors
-
-        torch.manual_seed(0)
-        table = DEVIATION * torch.randn(TABLE)
-        shapes = {name: tensor.shape for name, tensor in saved_tensors(model).items()}
-
-        def read(name: str) -> torch.Tensor:
-            shape = shapes[name]
-            if len(shape) < 2:  # norms and biases
-                return torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
-            first = zlib.crc32(name.encode()) % TABLE
-            end = first + shape.numel()
-            return table.repeat(-(-end // TABLE))[first:end].view(shape)
-
-        return read
 
 
 def probe() -> None:
@@ -103,7 +71,7 @@ def rank(folder: Path) -> int:
         shortage = shown_by(error, trace)
         result |= {"error": shortage.evidence if shortage else _one_line(error), "short": shortage and shortage.place}
     if not result.get("error") or result["short"]:
-        result["gpu"] = _gpu_memory(task["used_before"])
+        result["gpu"] = gpu_memory(task["used_before"])
     write_json(folder / f"rank-{number}.json", result)
     return 1 if result.get("error") else 0
 
@@ -116,13 +84,12 @@ def _train(
     enter("start")
     ranks.start(plan.machine.device)
     _import_all(plan)
-    result["idle"] = {"host": private(os.getpid()) + shared(os.getpid()), "gpu": _gpu_memory(task["used_before"])}
+    result["idle"] = {"host": private(os.getpid()) + shared(os.getpid()), "gpu": gpu_memory(task["used_before"])}
     from wellread.train.engines.choose import make_engine
 
     enter("load")
     spec = find(config.model.name)
-    fresh = initial(replace(spec, fresh=True), config.schedule.seed, eos=0)
-    engine = make_engine(RandomSource(fresh.config, fresh.in_memory), config, plan)
+    engine = make_engine(RandomSource.of_spec(spec), config, plan)
     result["parameters"] = engine.parameters
     result["losses"], result["seconds"] = [], []
     for _ in range(plan.steps):
@@ -183,7 +150,7 @@ def _random_batch(plan: Plan, vocab: int) -> Batch:
     return Batch(torch.arange(size), torch.full((size,), plan.seq_len), tokens, targets)
 
 
-def _gpu_memory(used_before: list[int]) -> dict[str, int] | None:
+def gpu_memory(used_before: list[int]) -> dict[str, int] | None:
     """GPU memory of this rank, bytes; None on a CPU.
 
     `held` is the peak that torch's allocator reserved; `outside` is other memory on the device: CUDA context, kernels,

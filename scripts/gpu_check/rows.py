@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from scripts.gpu_check.cases import peak
@@ -51,6 +51,27 @@ class Row:
     """Time of each step."""
     tokens_per_second: float | None = None
     mfu: float | None = None
+    name: str = ""
+    trace: str | None = None
+    """End of the log of the rank that failed."""
+    took: float | None = None
+    """Seconds for this row, with loading."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row as a dictionary, with the keys that rows of all kinds have."""
+        gpu = self.gpu["process"] if self.gpu else None
+        predicted = self.predicted.get("gpu") or None
+        return asdict(self) | {
+            "section": "memory",
+            "why": None if self.trained else self.outcome,
+            "gib_predicted": predicted and predicted / GIB,
+            "gib_measured": gpu and gpu / GIB,
+        }
+
+    @property
+    def failed(self) -> bool:
+        """Whether it was predicted to fit, and started, but did not train."""
+        return self.fits and not self.trained and not self.skipped
 
     @property
     def skipped(self) -> bool:
