@@ -57,7 +57,7 @@ class Batch:
 
     def to(self, device: Any) -> Batch:
         """The same batch on `device`."""
-        return Batch(*(t.to(device) for t in (self.sample_ids, self.lengths, *self.inputs)))
+        return Batch(*(_sent(t, device) for t in (self.sample_ids, self.lengths, *self.inputs)))
 
     def digests(self) -> list[bytes]:
         """Digest of each sample, computed from these tensors and not from the corpus."""
@@ -116,7 +116,7 @@ class FlatBatch:
     def to(self, device: Any) -> FlatBatch:
         """The same batch on `device`."""
         names = ("sample_ids", "lengths", "tokens", "places", "starts")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        return replace(self, **{name: _sent(getattr(self, name), device) for name in names})
 
     def digests(self) -> list[bytes]:
         """Digest of each sample, computed from these tensors and not from the corpus."""
@@ -126,6 +126,15 @@ class FlatBatch:
         ends = self.lengths.cpu().numpy().cumsum().tolist()
         places = (slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True))
         return [digest(tokens[each], targets[each], np.flatnonzero(begins[each])) for each in places]
+
+
+def _sent(tensor: torch.Tensor, device: Any) -> torch.Tensor:
+    """The tensor on `device`; to a GPU through page-locked memory, so that the host does not wait for the copy."""
+    import torch
+
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def padded(length: int) -> int:

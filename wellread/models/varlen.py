@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
 from wellread.errors import UserError
@@ -135,8 +136,6 @@ def attend(
 def _on_gpu(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, starts: torch.Tensor, longest: int, scale: float | None
 ) -> torch.Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
     causal = (-1, 0)
     found = varlen_attn(query, key, value, starts, starts, longest, longest, scale=scale, window_size=causal)
     return cast("torch.Tensor", found)
