@@ -90,9 +90,11 @@ def begin(run: RunDirectory, config: RunConfig, requested: dict[str, Any], corpu
     if not link.is_dir() or (link.is_symlink() and link.resolve() != corpus):
         link.unlink(missing_ok=True)
         link.symlink_to(os.path.relpath(corpus, run.path.resolve()))
-    run.write_config(config)
     last = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(run.checkpoints)}.get(requested["steps"])
-    return last is not None and last.damage() is None
+    is_finished = last is not None and last.damage() is None
+    if not is_finished or not run.config_file.is_file():
+        run.write_config(config)
+    return is_finished
 
 
 def refuse_other(run: RunDirectory, requested: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from finetune import prepare as preparing
 from wellread.config import RunConfig
 from wellread.corpus.batch import collate
 from wellread.corpus.building import building
+from wellread.corpus.columns import duplicates
 from wellread.corpus.digest import corpus_key, digest
 from wellread.corpus.merge import merge
 from wellread.corpus.read import Corpus
@@ -350,3 +351,10 @@ def test_one_long_category_costs_its_own_bytes_only(tmp_path: Path) -> None:
     table = corpus.samples()
     assert table["category"].to_pylist() == [each.category for each in samples]
     assert table["author"].to_pylist() == [each.author for each in samples]
+
+
+def test_windows_of_a_document_are_not_duplicates() -> None:
+    documents, sets = np.array([5, 5, 5, 9, 5]), np.array([0, 0, 0, 0, 1])
+    assert duplicates(documents, sets, np.array([1, 1, 1, 2, 7])) == 1  # row 7 of the other data set
+    assert duplicates(documents, sets, np.array([1, 1, 3, 2, 1])) == 2
+    assert duplicates(documents[:0], sets[:0], sets[:0]) == 0

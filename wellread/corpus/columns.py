@@ -40,6 +40,25 @@ def joined(parts: Sequence[Columns]) -> Columns:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
+def first_rows(samples: Columns) -> NDArray[np.int64]:
+    """First source row of each sample, (samples,)."""
+    return np.asarray(samples["rows"][np.cumsum(samples["n_rows"]) - samples["n_rows"]])
+
+
+def duplicates(documents: NDArray[np.int64], sets: NDArray[Any], rows: NDArray[np.int64]) -> int:
+    """Number of source documents that are equal to an earlier one; windows of one document are not duplicates.
+
+    Parameters
+    ----------
+    documents, sets, rows : (samples,)
+        Document, index of the data set and first source row of each sample.
+    """
+    if not len(documents):
+        return 0
+    sources = sets.astype(np.int64) * (int(rows.max()) + 1) + rows
+    return len(np.unique(sources)) - len(np.unique(documents))
+
+
 def n_targets(samples: Columns) -> NDArray[np.int64]:
     """Number of tokens of each sample that carry loss, (samples,)."""
     sums = np.concatenate([[0], np.cumsum(samples["spans"][:, 1] - samples["spans"][:, 0], dtype=np.int64)])

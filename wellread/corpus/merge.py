@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from wellread.corpus.columns import Columns, joined
+from wellread.corpus.columns import Columns, duplicates, first_rows, joined
 from wellread.corpus.digest import corpus_hash
 from wellread.corpus.pack import Packed, packed
 from wellread.corpus.read import METRICS
@@ -21,7 +20,7 @@ from wellread.corpus.tables import samples_table, table_of_samples, write_metric
 from wellread.errors import UserError
 from wellread.files import write_array, write_json
 
-KEPT = ("lengths", "spans", "n_spans", "digest", "document", "sealed", "metrics")
+KEPT = ("lengths", "spans", "n_spans", "digest", "document", "sealed", "set_id", "metrics")
 """Columns that stay in memory for all samples while shards are merged."""
 
 
@@ -60,12 +59,12 @@ def merge(
     if metrics:
         write_metrics(build, dict(zip(metrics, columns["metrics"].T, strict=True)))
         names.append(METRICS)
-    documents = columns["document"]
+    n_duplicates = duplicates(columns["document"], columns["set_id"], columns["first_row"])
     if packs:
         segments = joined([packed.segments for packed in packs])
         n_segments = np.concatenate([packed.n_segments for packed in packs])
-        documents = segments["document"]
-        counts["segments"] = len(documents)
+        n_duplicates = duplicates(segments["document"], segments["set_id"], first_rows(segments))
+        counts["segments"] = len(segments["document"])
         counts["sealed_segments"] = int(segments["sealed"].sum())
         names += write_segments(build, segments, n_segments, sets)
     meta = {
@@ -76,7 +75,7 @@ def merge(
             ("sealed" if sealed else "trainable" for sealed in columns["sealed"]),
         ),
         "dtype": dtype,
-        "counts": _counts(columns, documents, counts),
+        "counts": _counts(columns, n_duplicates, counts),
         "settings": settings,
         **extra,
         "sizes": {name: (build / name).stat().st_size for name in names},
@@ -101,7 +100,7 @@ def _write_samples(build: Path, sets: Sequence[str], dtype: str, pack: int | Non
                 if n:
                     write(samples_table(part, sets, np.arange(n_samples, n_samples + n)))
                 n_samples += n
-                kept_columns.append({name: part[name] for name in KEPT})
+                kept_columns.append({name: part[name] for name in KEPT} | {"first_row": first_rows(part)})
         file.flush()
         os.fsync(file.fileno())
     columns = joined(kept_columns)
@@ -128,7 +127,7 @@ def _check_trainable(build: Path, sets: Sequence[str]) -> Counter[str]:
     return counts
 
 
-def _counts(columns: Columns, documents: NDArray[np.int64], counts: Counter[str]) -> dict[str, Any]:
+def _counts(columns: Columns, n_duplicates: int, counts: Counter[str]) -> dict[str, Any]:
     n, sealed = len(columns["lengths"]), columns["sealed"]
     return {
         "samples": n,
@@ -138,7 +137,7 @@ def _counts(columns: Columns, documents: NDArray[np.int64], counts: Counter[str]
         "targets": int((columns["spans"][:, 1] - columns["spans"][:, 0]).sum()),
         "sealed_tokens": int(columns["lengths"][sealed].sum()),
         "longest": int(columns["lengths"].max()),
-        "duplicates": len(documents) - len(np.unique(documents)),
+        "duplicates": n_duplicates,
         **dict(sorted(counts.items())),
     }
 

