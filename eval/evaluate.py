@@ -114,6 +114,7 @@ def _parse(kind: type[Evaluation], argv: list[str]) -> dict[str, Any]:
 
 def _evaluation(kind: type[Evaluation], options: dict[str, Any]) -> Evaluation:
     run = RunDirectory.open(options.pop("run"))
+    run.refuse_links()
     if words := options.pop("steps", None):
         options["steps"] = [_step(word) for word in words.split(",")]
     return kind(run, **options)

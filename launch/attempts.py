@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wellread import provenance
-from wellread.errors import print_error
 from wellread.files import read_json, write_json
 from wellread.run import RunDirectory
+from wellread.streams import print_error
 
 if TYPE_CHECKING:
     from wellread.planning.plan import Plan

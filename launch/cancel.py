@@ -18,9 +18,10 @@ from launch.backends import base as backends
 from launch.backends.jobs import WAITING, Job, JobState
 from launch.state import EVALUATION, Scheduler, facts, look, open_run, progress
 from wellread.cli import new_parser, parse
-from wellread.errors import FAILURE, UserError, print_error
+from wellread.errors import FAILURE, UserError
 from wellread.escapes import Own
 from wellread.run import Holder, RunDirectory
+from wellread.streams import print_error
 
 EXAMPLES = """examples:
   wellread cancel runs/tiny-sample                   save a checkpoint, then end; the same `wellread run` resumes it

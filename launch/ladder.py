@@ -11,7 +11,7 @@ from dataclasses import asdict
 
 from launch import attempts
 from wellread.config import from_dict
-from wellread.errors import UserError, print_error
+from wellread.errors import UserError
 from wellread.files import write_json
 from wellread.planning import host_memory
 from wellread.planning.fallback import Failure, Shortage
@@ -20,6 +20,7 @@ from wellread.planning.plan import Plan
 from wellread.planning.planner import replan
 from wellread.recipes.registry import model_of_run
 from wellread.run import RunDirectory
+from wellread.streams import print_error
 from wellread.units import GIB
 
 OUT_OF_MEMORY = "OUT_OF_MEMORY"

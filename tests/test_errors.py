@@ -17,9 +17,10 @@ import pytest
 from support.programs import Program
 
 from wellread.corpus.read import Corpus
-from wellread.errors import BAD_INPUT, FAILURE, UserError, print_error, user_message
+from wellread.errors import BAD_INPUT, FAILURE, UserError, user_message
 from wellread.record.reader import Record
 from wellread.run import RunDirectory
+from wellread.streams import print_error
 
 # --- injected errors
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from wellread.corpus.building import _only_builder
+from wellread.checkpoint import clear_staging
+from wellread.corpus.building import _only_builder, building
 from wellread.errors import UserError
-from wellread.files import open_unlinked, replacing, write_atomic
+from wellread.files import open_unlinked, refuse_links, remove, replacing, write_atomic
 from wellread.run import RunDirectory
 
 REFUSED = "a link or a special file in place of a file of wellread; remove it"
@@ -87,3 +89,92 @@ def test_a_temporary_file_replaces_a_link(victim: Path, tmp_path: Path) -> None:
         file.write(b"new")
     assert victim.read_text() == "precious"
     assert not (tmp_path / "linked").is_symlink()
+
+
+@pytest.fixture
+def others(tmp_path: Path) -> Path:
+    folder = tmp_path / "others"
+    folder.mkdir()
+    (folder / "file").write_text("precious")
+    return folder
+
+
+PLACES = ["checkpoints", "record", "log", "eval", "report", "tb", "code", "submit", ".code.new", "order.npy", "log/x",
+          "checkpoints/.step-00000001.tmp", "checkpoints/step-00000001/model", "anything"]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_run_with_a_link_is_refused_before_anything_is_written(place: str, others: Path, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    (run.path / place).parent.mkdir(parents=True)
+    (run.path / place).symlink_to(others)
+    with pytest.raises(UserError, match=REFUSED) as caught, run.lock():
+        raise AssertionError("locked")
+    assert str(caught.value).startswith(str(run.path / place))
+    assert not (run.path / "lock").exists()
+    assert [path.name for path in others.iterdir()] == ["file"]
+
+
+def test_links_to_the_run_its_corpus_and_inside_its_code_are_allowed(others: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk" / "run" / "code").mkdir(parents=True)
+    (tmp_path / "runs").symlink_to(tmp_path / "disk")
+    run = RunDirectory(tmp_path / "runs" / "run")
+    run.corpus.symlink_to(others)
+    (run.code / "tracked").symlink_to("nowhere")
+    with run.lock():
+        pass
+    run.config_file.touch()
+    refuse_links(run.record.parent, allowed={"corpus"}, foreign={"code"})
+
+
+def test_a_build_does_not_leave_its_folder(others: Path, tmp_path: Path) -> None:
+    target = tmp_path / "corpora" / "c"
+    target.parent.mkdir()
+    (target.parent / ".c.building").symlink_to(others)
+    with building(target) as build:
+        assert build is not None
+        assert not build.is_symlink()
+        (build / "corpus.json").write_text("{}")
+    assert [path.name for path in others.iterdir()] == ["file"]
+    for name in ("shards", "tokens.bin"):
+        (target.parent / ".d.building").mkdir()
+        (target.parent / ".d.building" / name).symlink_to(others)
+        with pytest.raises(UserError, match=REFUSED), building(target.with_name("d")):
+            raise AssertionError("built")
+        remove(target.parent / ".d.building")
+    assert [path.name for path in others.iterdir()] == ["file"]
+
+
+def test_only_a_link_is_removed_not_its_target(others: Path, tmp_path: Path) -> None:
+    (tmp_path / ".step-00000001.tmp").symlink_to(others)
+    (tmp_path / ".step-00000002.tmp" / "state").mkdir(parents=True)
+    (tmp_path / ".step-00000002.tmp" / "link").symlink_to(others)
+    clear_staging(tmp_path)
+    clear_staging(tmp_path)
+    remove(tmp_path / "absent")
+    assert [path.name for path in tmp_path.iterdir()] == ["others"]
+    assert (others / "file").read_text() == "precious"
+
+
+def test_ranks_clear_the_same_staging_at_once(tmp_path: Path) -> None:
+    """Each of several ranks whose save has failed removes it, while another still writes."""
+    for _ in range(20):
+        staging = tmp_path / ".step-00000001.tmp"
+        (staging / "state").mkdir(parents=True)
+        for number in range(200):
+            (staging / "state" / str(number)).touch()
+        stopped: list[Exception] = []
+
+        def write(staging: Path = staging, stopped: list[Exception] = stopped) -> None:
+            try:
+                for number in range(10_000):
+                    (staging / "state" / f"late-{number}").touch()
+            except FileNotFoundError as error:
+                stopped.append(error)
+
+        with ThreadPoolExecutor(5) as pool:
+            writing = pool.submit(write)
+            clearing = [pool.submit(clear_staging, tmp_path) for _ in range(4)]
+            assert [future.result() for future in [*clearing, writing]] == [None] * 5
+        assert len(stopped) == 1
+        assert list(tmp_path.iterdir()) == []

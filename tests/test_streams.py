@@ -55,7 +55,7 @@ SHOWN = r"name\x1b]0;title\x07\x1b[2J\x9b1A\x0dforged\u202edesrever"
         "import logging; logging.error('%s', text)",
         "from rich.console import Console; Console().print(text)",
         "raise ValueError(text)",
-        "from wellread.errors import print_error; print_error(text)",
+        "from wellread.streams import print_error; print_error(text)",
     ],
 )
 @pytest.mark.parametrize("start", [START, OUTLIVE])

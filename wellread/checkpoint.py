@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from wellread.errors import UserError
-from wellread.files import fsync_directory, fsync_file, full_disk_named, read_json, sha256_file, write_json
+from wellread.files import fsync_directory, fsync_file, full_disk_named, read_json, remove, sha256_file, write_json
 from wellread.run import RunDirectory
 
 MANIFEST = "checkpoint.json"
@@ -317,7 +317,7 @@ def staging(directory: Path, step: int) -> Path:
 def clear_staging(directory: Path) -> None:
     """Remove the temporary directories of interrupted saves."""
     for path in directory.glob(".step-*"):
-        shutil.rmtree(path)
+        remove(path)
 
 
 def commit(directory: Path, step: int, manifest: dict[str, Any]) -> Checkpoint:

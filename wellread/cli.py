@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
 from wellread import streams
-from wellread.errors import BAD_INPUT, UserError, print_error, user_message
+from wellread.errors import BAD_INPUT, UserError, user_message
 from wellread.files import load_yaml
+from wellread.streams import print_error
 
 if TYPE_CHECKING:
     import argparse

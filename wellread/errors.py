@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
-
-from wellread.escapes import joined, styled
-from wellread.escapes import visible as visible
 
 BAD_INPUT = 2
 """Exit code after a mistake of the user."""
@@ -60,9 +56,3 @@ def _readable(path: str) -> bool:
         return os.access(folder, os.X_OK)
     except ValueError:  # a null byte
         return True
-
-
-def print_error(message: str) -> None:
-    """Print one line on stderr, red on a terminal; control characters in it, e.g. of a file name, are escaped."""
-    label = styled("error:", *[31] * (sys.stderr.isatty() and "NO_COLOR" not in os.environ))
-    print(joined([label, message], " "), file=sys.stderr, flush=True)

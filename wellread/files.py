@@ -6,10 +6,11 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+LINK = "a link or a special file in place of a file of wellread; remove it"
 LONGEST_REASON = 120
 """Characters of a library's reason that an error repeats."""
 
@@ -37,7 +39,7 @@ def open_unlinked(path: Path, mode: str, buffering: int = -1) -> IO[Any]:
     UserError
         When `path` is a link or not a regular file; the link's target is unchanged.
     """
-    refused = f"{path}: a link or a special file in place of a file of wellread; remove it"
+    refused = f"{path}: {LINK}"
 
     def opener(name: str, flags: int) -> int:
         return os.open(name, (flags & ~os.O_TRUNC) | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
@@ -54,6 +56,47 @@ def open_unlinked(path: Path, mode: str, buffering: int = -1) -> IO[Any]:
     if "w" in mode:
         file.truncate(0)
     return file
+
+
+def refuse_links(folder: Path, allowed: Collection[str] = (), foreign: Collection[str] = ()) -> None:
+    """Refuse a folder that this process writes to if it contains links, at any depth: files would be written elsewhere.
+
+    Parameters
+    ----------
+    allowed : collection of str
+        Names in `folder` that may be links.
+    foreign : collection of str
+        Names of folders in `folder` whose content may contain links, because nothing is written there.
+
+    Raises
+    ------
+    UserError
+        It names the first link.
+    """
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:  # a temporary folder of another process
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.is_symlink() and entry.name not in allowed:
+                raise UserError(f"{entry.path}: {LINK}")
+            if entry.is_dir(follow_symlinks=False) and entry.name not in foreign:
+                refuse_links(Path(entry.path))
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all it contains, if it exists; several processes may do so at once.
+
+    It is renamed first, so that nobody adds files to what is removed.
+    """
+    removed = path.with_name(f"{path.name}.{secrets.token_hex(4)}.removed")
+    try:
+        os.rename(path, removed)
+    except FileNotFoundError:
+        return
+    while os.path.lexists(removed):
+        with suppress(FileNotFoundError):  # another process removes it at the same time
+            if removed.is_dir() and not removed.is_symlink():
+                shutil.rmtree(removed)
+            else:
+                removed.unlink()
 
 
 @contextmanager

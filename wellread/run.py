@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from wellread.errors import UserError
-from wellread.files import load_yaml, open_unlinked, read_json, write_atomic
+from wellread.files import load_yaml, open_unlinked, read_json, refuse_links, write_atomic
 
 if TYPE_CHECKING:
     from wellread.config import RunConfig
@@ -157,6 +157,13 @@ class RunDirectory:
         manifest: dict[str, Any] = read_json(self.manifest_file, MANIFEST)
         return manifest
 
+    def refuse_links(self) -> None:
+        """Refuse a run with links in it, before anything is written to it. Only its corpus is one.
+
+        The code may contain links; those in ``submit`` and ``wandb`` are from submitit and Weights & Biases.
+        """
+        refuse_links(self.path, allowed={self.corpus.name}, foreign={self.code.name, self.submit.name, "wandb"})
+
     @contextmanager
     def lock(self, patience: float = 0) -> Iterator[None]:
         """Lock the run for one launch. The kernel releases the lock when this process ends for any reason.
@@ -173,6 +180,7 @@ class RunDirectory:
         """
         created = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
+        self.refuse_links()
         path = self.path / "lock"
         with open_unlinked(path, "a+") as file:
             _acquire(file, self.path, patience)

@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Any, TextIO
 
-from wellread.escapes import Own, of_rich, visible
+from wellread.escapes import Own, joined, of_rich, styled, visible
 
 GONE = {errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO}
 """Errors of a write when nobody can read it: a closed pipe, a closed terminal."""
@@ -117,6 +117,12 @@ def outlive_reader() -> None:
             buffer = io.BufferedWriter(_Outliving(number, "w", closefd=False))
             # Each write goes to the reader at once: launchers and their ranks write to the same pipe.
             _replace(name, buffer, stream.isatty() or stream.write_through or number == 2)
+
+
+def print_error(message: str) -> None:
+    """Print one line on stderr, red on a terminal; control characters in it, e.g. of a file name, are escaped."""
+    label = styled("error:", *[31] * (sys.stderr.isatty() and "NO_COLOR" not in os.environ))
+    print(joined([label, message], " "), file=sys.stderr, flush=True)
 
 
 class _Outliving(io.FileIO):

@@ -52,6 +52,7 @@ def write(run: RunDirectory) -> Path:
     texts = [environment.from_string(section.template).render(section.values) for section in sections]
     page = environment.get_template("page.html.j2").render(_content(run, sections), sections=texts)
     path = run.report / "index.html"
+    run.refuse_links()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, page)
     return path

@@ -8,17 +8,19 @@ import signal
 import sys
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.backends import one_node
-from wellread.errors import FAILURE, print_error
+from wellread.errors import FAILURE
 from wellread.processes import importing
+from wellread.streams import print_error
 
 if TYPE_CHECKING:
     import psutil
+    from torch.distributed.launcher.api import LaunchConfig
 
 SECONDS_TO_SAVE = 600
 """How long a stopping run may take to save before it is killed."""
@@ -37,7 +39,7 @@ class Node:
     address: str = "127.0.0.1"
     """Address of node 0."""
     port: int = 0
-    """Port of the rendezvous on node 0; 0: any free port, only for a single node."""
+    """Port of the rendezvous on node 0; a single node has none."""
 
 
 def start(arguments: list[str], ranks: int, variables: dict[str, str], code: Path, node: Node | None = None) -> int:
@@ -52,7 +54,6 @@ def start(arguments: list[str], ranks: int, variables: dict[str, str], code: Pat
         only this machine).
     """
     with importing():
-        from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
         from torch.distributed.elastic.multiprocessing.api import SignalException
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
         from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -61,22 +62,6 @@ def start(arguments: list[str], ranks: int, variables: dict[str, str], code: Pat
     os.environ.update(variables | {"WELLREAD_LAUNCHER": str(os.getpid())})
     logging.disable(logging.ERROR)  # hides elastic's messages: `launch` shows the first error of all ranks
     is_launcher, node = node is None, node or Node()
-    is_single = node.nodes == 1
-    patience = _patience(LaunchConfig)
-    settings = LaunchConfig(
-        min_nodes=node.nodes,
-        max_nodes=node.nodes,
-        nproc_per_node=ranks,
-        rdzv_backend=one_node.NAME if is_single else "static",
-        rdzv_endpoint=f"{node.address}:{node.port}",
-        rdzv_configs={} if is_single else {"rank": node.number, "timeout": SECONDS_TO_MEET},
-        local_addr=one_node.LOOPBACK if is_single else None,
-        max_restarts=0,
-        run_id=f"wellread-{os.getpid()}" if is_single else "wellread",
-        logs_specs=DefaultLogsSpecs(),
-        **patience,
-        signals_to_handle="SIGQUIT",  # other signals are handled here: with elastic, a second signal only waits again
-    )
     received = 0
 
     def stop(number: int, frame: types.FrameType | None) -> None:
@@ -85,7 +70,7 @@ def start(arguments: list[str], ranks: int, variables: dict[str, str], code: Pat
             end_children()  # elastic waits for them and then returns
             return
         received = number
-        if not patience:
+        if not _patience(LaunchConfig):
             _wait_for_saving()
         if is_launcher:
             os.write(sys.stderr.fileno(), ASKED.encode())  # print() is not reentrant
@@ -93,8 +78,8 @@ def start(arguments: list[str], ranks: int, variables: dict[str, str], code: Pat
         raise SignalException(f"asked to stop by {to_send.name}", sigval=to_send)  # elastic passes it on to the ranks
 
     try:
-        with one_node.environment() if is_single else nullcontext(), _inside(code), stop_signals(stop):
-            elastic_launch(settings, sys.executable)("-u", *arguments)
+        with _meeting(node) as port, _inside(code), stop_signals(stop):
+            elastic_launch(_settings(node, ranks, port), sys.executable)("-u", *arguments)
     except ChildFailedError as error:
         return _exit_code({rank: failure.exitcode for rank, failure in error.failures.items()})
     except SignalException as error:
@@ -117,6 +102,33 @@ def _wait_for_saving() -> None:
     from torch.distributed.elastic.multiprocessing import PContext
 
     PContext.close.__defaults__ = (None, SECONDS_TO_SAVE)
+
+
+def _meeting(node: Node) -> AbstractContextManager[int]:
+    """Context in which ranks can find each other; its value is the port of the rendezvous."""
+    return one_node.environment() if node.nodes == 1 else nullcontext(node.port)
+
+
+def _settings(node: Node, ranks: int, port: int) -> LaunchConfig:
+    """The settings of torch's launcher."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.launcher.api import LaunchConfig
+
+    is_single = node.nodes == 1
+    return LaunchConfig(
+        min_nodes=node.nodes,
+        max_nodes=node.nodes,
+        nproc_per_node=ranks,
+        rdzv_backend=one_node.NAME if is_single else "static",
+        rdzv_endpoint=f"{node.address}:{port}",
+        rdzv_configs={} if is_single else {"rank": node.number, "timeout": SECONDS_TO_MEET},
+        local_addr=one_node.LOOPBACK if is_single else None,
+        max_restarts=0,
+        run_id=f"wellread-{os.getpid()}" if is_single else "wellread",
+        logs_specs=DefaultLogsSpecs(),
+        **_patience(LaunchConfig),
+        signals_to_handle="SIGQUIT",  # other signals are handled here: with elastic, a second signal only waits again
+    )
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,20 +19,26 @@ if TYPE_CHECKING:
 NAME = "wellread-one-node"
 """Name of the rendezvous in torch's registry."""
 LOOPBACK = "127.0.0.1"
-NO_PORT = 1
-"""Value of MASTER_PORT, which nothing listens on: a rank that ignores the file fails, and opens no port."""
 
 
 @contextmanager
-def environment() -> Iterator[None]:
+def environment() -> Iterator[int]:
     """Set the variable with which ranks on this node find each other; afterwards remove the file and the variable.
 
     ``tempfile.mkdtemp`` makes a folder with mode 0700, so no other user can read or write the store in it.
+
+    Yields
+    ------
+    int
+        MASTER_PORT of the ranks: reserved, so no other run on this node has the same, and nothing listens on it.
+        DeepSpeed's ranks exchange gradients through shared memory that is named by it.
     """
     folder = tempfile.mkdtemp(prefix="wellread-")
     os.environ[STORE] = str(Path(folder) / "store")
     try:
-        yield
+        with socket.socket() as holder:
+            holder.bind((LOOPBACK, 0))
+            yield holder.getsockname()[1]
     finally:
         del os.environ[STORE]
         shutil.rmtree(folder, ignore_errors=True)
@@ -49,6 +56,8 @@ def _handler(parameters: RendezvousParameters) -> RendezvousHandler:
     from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo
     from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
 
+    port = int(parameters.endpoint.rpartition(":")[2])
+
     class OneNode(RendezvousHandler):
         """One agent has nobody to meet: its store is its own memory."""
 
@@ -56,7 +65,7 @@ def _handler(parameters: RendezvousParameters) -> RendezvousHandler:
             return NAME
 
         def next_rendezvous(self) -> RendezvousInfo:
-            return RendezvousInfo(HashStore(), 0, 1, RendezvousStoreInfo(LOOPBACK, NO_PORT))
+            return RendezvousInfo(HashStore(), 0, 1, RendezvousStoreInfo(LOOPBACK, port))
 
         def is_closed(self) -> bool:
             return False

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from wellread.files import fsync_directory, full_disk_named, open_unlinked
+from wellread.files import fsync_directory, full_disk_named, open_unlinked, refuse_links
 
 
 @contextmanager
@@ -22,7 +22,10 @@ def building(target: Path) -> Iterator[Path | None]:
             yield None
             return
         build = target.with_name(f".{target.name}.building")
+        if build.is_symlink():
+            build.unlink()
         build.mkdir(exist_ok=True)
+        refuse_links(build)
         try:
             with full_disk_named(target.parent):
                 yield build

@@ -34,6 +34,7 @@ def run_rank(path: str) -> NoReturn:
 def main(path: str) -> int:
     """Train this rank; return its exit code."""
     run = RunDirectory.open(path)
+    run.refuse_links()
     attempt, rank = int(os.environ.get("WELLREAD_ATTEMPT", 1)), int(os.environ.get("RANK", 0))
     run.log.mkdir(exist_ok=True)
     log = run.log / f"attempt-{attempt:03d}-rank-{rank}.log"

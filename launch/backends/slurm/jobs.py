@@ -16,11 +16,12 @@ from typing import Any
 from launch import attempts
 from launch.backends.jobs import Job, JobState
 from launch.backends.slurm import queue
-from launch.backends.slurm.task import CommandTask, RankTask
+from launch.backends.slurm.task import CommandTask, RankTask, keep_pickles_private
 from launch.cluster import GPUS, ClusterFile, minutes
-from wellread.errors import UserError, print_error
+from wellread.errors import UserError
 from wellread.files import write_json
 from wellread.run import RunDirectory
+from wellread.streams import print_error
 
 FOLLOW_SECONDS = 2.0
 SECONDS_FOR_A_REASON = 2.0
@@ -144,7 +145,10 @@ def submit(
     if not queue.available():
         where = f"--cluster {cluster.path or cluster.name}"
         raise UserError(f"{where}: sbatch not found; log in to a node of the cluster, or use --cluster local")
+    run.refuse_links()
     run.submit.mkdir(exist_ok=True)
+    _remove_links(run.submit)
+    keep_pickles_private()
     earlier, before = jobs_of(run), set(run.submit.iterdir())
     note = {"id": "", "kind": kind, "submitted": attempts.now(), "tasks": len(tasks)}
     note["folder"] = str(options["additional_parameters"]["chdir"])
@@ -166,9 +170,17 @@ def submit(
             leftover.unlink(missing_ok=True)
         raise UserError(_rejection(cluster, str(error))) from None
     job_id = str(job_id)
+    _remove_links(run.submit)
     write_json(_jobs_file(run), [*earlier, note | {"id": job_id}])
     (run.submit / INTENT).unlink()
     return job_id
+
+
+def _remove_links(folder: Path) -> None:
+    """Remove links, e.g. those of submitit to its scripts: nothing that is written later must follow one."""
+    for path in folder.iterdir():
+        if path.is_symlink():
+            path.unlink()
 
 
 def warn_if_stuck(job_id: str) -> None:

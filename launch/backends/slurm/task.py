@@ -20,10 +20,11 @@ from launch import attempts, ladder, ops
 from launch.backends.elastic import SECONDS_TO_MEET, SECONDS_TO_SAVE
 from launch.network import own_address, with_interface
 from wellread.checkpoint import list_checkpoints
-from wellread.errors import BAD_INPUT, UserError, print_error
+from wellread.errors import BAD_INPUT, UserError
 from wellread.files import write_json
 from wellread.planning.plan import Plan
 from wellread.run import RunDirectory
+from wellread.streams import print_error
 
 if TYPE_CHECKING:
     from submitit import JobEnvironment
@@ -86,6 +87,7 @@ class RankTask:
         """Return what submitit requeues: the same task."""
         from submitit.helpers import DelayedSubmission
 
+        keep_pickles_private()
         return DelayedSubmission(self)
 
     def _follow(self, child: Child) -> int:
@@ -236,6 +238,27 @@ class Signals:
         """Call submitit's own handler of SIGUSR2."""
         assert self._requeue, "submitit installs its handler before it calls a task"
         self._requeue(signal.SIGUSR2, None)
+
+
+def keep_pickles_private() -> None:
+    """Let submitit write tasks to files that only this user can read: a task contains the environment with its secrets.
+
+    The umask stays as it is for sbatch, whose job inherits it.
+    """
+    from submitit.core.utils import DelayedSubmission
+
+    write = DelayedSubmission.dump
+    if write.__module__ == __name__:
+        return
+
+    def dump(self: DelayedSubmission, filepath: str | Path) -> None:
+        before = os.umask(0o077)
+        try:
+            write(self, filepath)
+        finally:
+            os.umask(before)
+
+    DelayedSubmission.dump = dump
 
 
 def _hold_back_usr2() -> None:

@@ -23,7 +23,8 @@ from typing import IO
 from launch.backends import elastic
 from launch.backends.ssh.node import MARK, Request
 from launch.cluster import ClusterFile
-from wellread.errors import BAD_INPUT, FAILURE, print_error
+from wellread.errors import BAD_INPUT, FAILURE
+from wellread.streams import print_error
 
 SSH_OPTIONS = {
     "BatchMode": "yes",  # otherwise a prompt would wait without end

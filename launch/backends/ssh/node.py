@@ -21,8 +21,9 @@ from pathlib import Path
 
 from launch import ladder, network
 from launch.backends import elastic
-from wellread.errors import BAD_INPUT, FAILURE, UserError, print_error
+from wellread.errors import BAD_INPUT, FAILURE, UserError
 from wellread.run import RunDirectory
+from wellread.streams import print_error
 
 MARK = "\x1ewellread-node "
 """Prefix of the agent's own lines; the banner of a login shell does not contain this character."""

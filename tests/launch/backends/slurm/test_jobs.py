@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import pickle
 import shlex
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,16 @@ def test_a_plan_shows_the_submitted_script(run: RunDirectory, scheduler: Schedul
     with open(run.submit / "101_submitted.pkl", "rb") as file:
         delayed = pickle.load(file)
     assert (delayed.function, delayed._timeout_min, delayed._timeout_countdown) == (TASK, 1440, 3)
+    modes = {path.suffix: stat.S_IMODE(path.stat().st_mode) for path in run.submit.iterdir()}
+    assert modes == {".pkl": 0o600, ".sh": 0o666 & ~umask(), ".json": 0o666 & ~umask()}
+    assert stat.S_IMODE(run.submit.stat().st_mode) == 0o777 & ~umask()
+    assert not [path for path in run.submit.iterdir() if path.is_symlink()]
+
+
+def umask() -> int:
+    before = os.umask(0)
+    os.umask(before)
+    return before
 
 
 def test_an_array_limits_how_many_tasks_run_at_a_time(run: RunDirectory, scheduler: Scheduler) -> None:
