@@ -1,12 +1,16 @@
 """Losses per sample compared with a simple float64 log-softmax over all logits, for all families."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from support.small_models import SIZES, VOCAB, tiny
 from torch import nn
 
-from wellread.models import token_loss
+from wellread.corpus.batch import collate
+from wellread.corpus.padding import padded
+from wellread.corpus.read import Corpus
+from wellread.models import loss, token_loss
 from wellread.models.families import FAMILIES
 from wellread.models.limits import LOGITS_AT_ONCE
 from wellread.models.loss import sample_losses
@@ -104,6 +108,41 @@ def test_the_loss_of_a_uniform_model_is_log_of_the_vocabulary_size() -> None:
         tokens, targets = batch()
         losses = sample_losses(model, tokens, targets)
     assert losses.tolist() == pytest.approx([n * math.log(VOCAB) for n in (8, 5, 2)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_of_padding_change_nothing(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """15 scored tokens take 16 rows of logits; losses and gradients are those of 15 rows."""
+    model, (tokens, targets) = tiny("gpt_neox"), batch()
+    rows = list[int]()
+    model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    results = []
+    for most in (lambda size, most: size, padded):
+        monkeypatch.setattr(loss, "padded", most)
+        model.zero_grad()
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            losses = sample_losses(model, tokens, targets)
+        (losses * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
+        results.append([losses.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert rows == [15, 16]
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-6, atol=0)
+    for without, with_padding in zip(*results, strict=True):
+        torch.testing.assert_close(with_padding, without, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-6)
+
+
+def test_the_shapes_of_a_corpus_are_few(corpus: Corpus) -> None:
+    """Batches of the sample corpus differ in width and in the number of scored tokens; the products' shapes do not."""
+    model, shapes = tiny("gpt_neox"), set[tuple[int, ...]]()
+    model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: shapes.add(tuple(inputs[0].shape)))
+    ids, counts = np.random.default_rng(0).permutation(corpus.n_trainable)[:400].reshape(100, 4), set[int]()
+    with torch.no_grad():
+        for part in ids:
+            read = collate(corpus, part)
+            sample_losses(model, read.tokens % VOCAB, read.targets)
+            counts.add(int(read.targets.sum()))
+    assert len(counts) > 80
+    assert len(shapes) <= 45
+    assert all(rows % 8 == 0 for rows, _ in shapes)
 
 
 # --- token losses that need no memory in addition to the logits ---

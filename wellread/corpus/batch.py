@@ -9,14 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wellread.corpus.digest import digest
+from wellread.corpus.padding import SMALLEST, padded
 from wellread.corpus.read import Corpus
 from wellread.corpus.segments import Segments
 
 if TYPE_CHECKING:
     import torch
-
-PAD_MULTIPLE = 8
-"""Padded lengths are multiples of this: fewer shapes, aligned matrix rows."""
 
 LONGEST_MULTIPLE = 256
 """Lengths of the longest segment are rounded up to multiples of this: fewer values for which layers are compiled."""
@@ -137,28 +135,22 @@ def _sent(tensor: torch.Tensor, device: Any) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def padded(length: int) -> int:
-    """Length with its padding: the next multiple of `PAD_MULTIPLE`."""
-    return -(-length // PAD_MULTIPLE) * PAD_MULTIPLE
-
-
 def collate(corpus: Corpus | Segments, sample_ids: NDArray[np.int64]) -> Batch:
     """Read samples from the corpus into padded tensors."""
     import torch
 
     ids = [int(i) for i in sample_ids]
     lengths = corpus.lengths(np.asarray(ids, dtype=np.int64))
-    width = padded(int(lengths.max()))
+    starts = [corpus.starts(sample_id) for sample_id in ids]
+    packed = any(len(begins) > 1 for begins in starts)
+    width = _width(int(lengths.max()), corpus.longest, packed=packed)
     tokens = np.zeros((len(ids), width), dtype=np.int64)
     targets = np.zeros((len(ids), width), dtype=np.bool_)
     segments = np.zeros((len(ids), width), dtype=np.int64)
-    packed = False
     for row, (sample_id, length) in enumerate(zip(ids, lengths, strict=True)):
         tokens[row, :length] = corpus.tokens(sample_id)
         targets[row, :length] = corpus.targets(sample_id)
-        starts = corpus.starts(sample_id)
-        packed |= len(starts) > 1
-        for start in (*starts[1:], length):  # padding is a separate segment
+        for start in (*starts[row][1:], length):  # padding is a separate segment
             segments[row, start:] += 1
     return Batch(
         torch.tensor(ids, dtype=torch.int64),
@@ -167,3 +159,14 @@ def collate(corpus: Corpus | Segments, sample_ids: NDArray[np.int64]) -> Batch:
         torch.from_numpy(targets),
         torch.from_numpy(segments) if packed else None,
     )
+
+
+def _width(length: int, longest: int, *, packed: bool) -> int:
+    """Padded length of a batch with samples of up to `length` tokens, from a corpus with samples of up to `longest`.
+
+    The forward pass reads all tokens of a packed batch (`wellread.models.loss`), otherwise all but the last one: it
+    never reads more positions than a sample may have, which is all that a model with learned positions has.
+    """
+    if packed:
+        return padded(length, -(-longest // SMALLEST) * SMALLEST)
+    return padded(length - 1, longest) + 1

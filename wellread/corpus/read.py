@@ -133,6 +133,11 @@ class Corpus:
         return int(self.meta["counts"]["trainable"])
 
     @property
+    def longest(self) -> int:
+        """Maximum number of tokens of a sample: the setting, or the longest sample of a corpus without it."""
+        return int(self.meta["settings"].get("seq_len") or self.meta["counts"]["longest"])
+
+    @property
     def packed(self) -> bool:
         """Whether its samples are packed: each has one or several segments, which do not attend to each other."""
         return "segments.npy" in self.meta["sizes"]

@@ -51,6 +51,11 @@ class Segments:
         """Number of segments of trainable samples."""
         return int(self.corpus.segment_offsets[self.corpus.n_trainable])
 
+    @property
+    def longest(self) -> int:
+        """Maximum number of tokens of a segment."""
+        return self.corpus.longest
+
     def sample_of(self, segments: NDArray[np.int64]) -> NDArray[np.int64]:
         """Id of the sample that contains each segment."""
         return np.asarray(np.searchsorted(self.corpus.segment_offsets, segments, "right") - 1)

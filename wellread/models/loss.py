@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
+from wellread.corpus.padding import padded
 from wellread.models.families import FAMILIES
 
 if TYPE_CHECKING:
@@ -39,8 +40,10 @@ def sample_losses(
     inputs, scored, isolating = tokens[:, :-1], targets[:, 1:], dict[str, torch.Tensor]()
     if segments is not None:  # full length: on a GPU, each layer would copy a mask with unaligned rows
         inputs, scored, isolating = tokens, F.pad(scored, (0, 1)), isolation(model, segments)
-    logits = _logits(model, inputs, scored, isolating)
-    losses = token_losses(logits, tokens[:, 1:][targets[:, 1:]])
+    labels = tokens[:, 1:][targets[:, 1:]]
+    logits = _logits(model, inputs, scored, isolating, padding=True)
+    # Rows of padding have no effect: their losses are left out, so their gradients are 0.
+    losses = token_losses(logits, F.pad(labels, (0, len(logits) - len(labels))))[: len(labels)]
     rows = torch.nonzero(scored)[:, 0]
     return torch.zeros(len(tokens), dtype=losses.dtype, device=losses.device).index_add(0, rows, losses)
 
@@ -57,7 +60,7 @@ def next_logits(model: nn.Module, tokens: torch.Tensor, last: torch.Tensor) -> t
     -------
     (positions, vocabulary)
     """
-    return _logits(model, tokens, last, {})
+    return _logits(model, tokens, last, {}, padding=False)
 
 
 def isolation(model: nn.Module, segments: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -93,12 +96,20 @@ def isolation(model: nn.Module, segments: torch.Tensor) -> dict[str, torch.Tenso
 
 
 def _logits(
-    model: nn.Module, inputs: torch.Tensor, scored: torch.Tensor, isolating: dict[str, torch.Tensor]
+    model: nn.Module, inputs: torch.Tensor, scored: torch.Tensor, isolating: dict[str, torch.Tensor], *, padding: bool
 ) -> torch.Tensor:
-    """Logits at the positions where `scored` is True, (positions, vocabulary): they predict the next tokens."""
+    """Logits at the positions where `scored` is True, (positions, vocabulary): they predict the next tokens.
+
+    With `padding`, rows without meaning may follow on a CPU: the number of scored tokens is different in every batch,
+    and few shapes keep memory constant (`wellread.corpus.padding`).
+    """
+    import torch.nn.functional as F
+
     causal_lm = cast(Any, model)
     family = FAMILIES.get(causal_lm.config.model_type)
     if family is None or not family.plain_head:
         return cast("torch.Tensor", causal_lm(input_ids=inputs, use_cache=False, **isolating).logits[scored])
-    hidden = causal_lm.base_model(input_ids=inputs, use_cache=False, **isolating).last_hidden_state
-    return cast("torch.Tensor", causal_lm.get_output_embeddings()(hidden[scored]))
+    hidden = causal_lm.base_model(input_ids=inputs, use_cache=False, **isolating).last_hidden_state[scored]
+    if padding and hidden.is_cpu:
+        hidden = F.pad(hidden, (0, 0, 0, padded(len(hidden), scored.numel()) - len(hidden)))
+    return cast("torch.Tensor", causal_lm.get_output_embeddings()(hidden))
