@@ -114,7 +114,8 @@ class FlatBatch:
     def to(self, device: Any) -> FlatBatch:
         """The same batch on `device`."""
         names = ("sample_ids", "lengths", "tokens", "places", "starts")
-        return replace(self, **{name: _sent(getattr(self, name), device) for name in names})
+        sent: dict[str, Any] = {name: _sent(getattr(self, name), device) for name in names}
+        return replace(self, **sent)
 
     def digests(self) -> list[bytes]:
         """Digest of each sample, computed from these tensors and not from the corpus."""
