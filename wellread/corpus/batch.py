@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,10 @@ class Batch:
     def to(self, device: Any) -> Batch:
         """The same batch on `device`."""
         return Batch(*(_sent(t, device) for t in (self.sample_ids, self.lengths, *self.inputs)))
+
+    def fetched(self) -> Batch:
+        """Copies of these tensors on the host (`fetched`)."""
+        return Batch(*(fetched(t) for t in (self.sample_ids, self.lengths, *self.inputs)))
 
     def digests(self) -> list[bytes]:
         """Digest of each sample, computed from these tensors and not from the corpus."""
@@ -113,9 +118,16 @@ class FlatBatch:
 
     def to(self, device: Any) -> FlatBatch:
         """The same batch on `device`."""
+        return self._with(lambda tensor: _sent(tensor, device))
+
+    def fetched(self) -> FlatBatch:
+        """Copies of these tensors on the host (`fetched`)."""
+        return self._with(fetched)
+
+    def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> FlatBatch:
         names = ("sample_ids", "lengths", "tokens", "places", "starts")
-        sent: dict[str, Any] = {name: _sent(getattr(self, name), device) for name in names}
-        return replace(self, **sent)
+        changed: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
+        return replace(self, **changed)
 
     def digests(self) -> list[bytes]:
         """Digest of each sample, computed from these tensors and not from the corpus."""
@@ -134,6 +146,11 @@ def _sent(tensor: torch.Tensor, device: Any) -> torch.Tensor:
     if torch.device(device).type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def fetched(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor on the host; a copy from a GPU is queued, and complete once the host has waited for the device."""
+    return tensor.to("cpu", non_blocking=True)
 
 
 def collate(corpus: Corpus | Segments, sample_ids: NDArray[np.int64]) -> Batch:

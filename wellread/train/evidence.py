@@ -73,7 +73,7 @@ class Evidence:
 
 
 def of_micro_batch(slots: NDArray[np.int64], batch: Batch | FlatBatch, losses: torch.Tensor) -> NDArray[np.void]:
-    """Report of one rank about one micro-batch. Waits for the device.
+    """Report of one rank about one micro-batch, whose tensors are on the host.
 
     Parameters
     ----------

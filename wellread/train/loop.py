@@ -14,7 +14,7 @@ import torch
 
 from wellread.checkpoint import Checkpoint
 from wellread.config import RunConfig
-from wellread.corpus.batch import collate
+from wellread.corpus.batch import collate, fetched
 from wellread.corpus.read import Corpus
 from wellread.corpus.tokenizer import Tokenizer
 from wellread.models.load import Source
@@ -178,8 +178,11 @@ class TrainingLoop:
             batch = (padded.flat() if "varlen" in plan.fast else padded).to(self.engine.device)
             # The engines average gradients over ranks; ranks / targets turns that into a mean over all target tokens.
             scale, last = plan.ranks / total_targets, number == len(micro_slots) - 1
-            read.append((slots, batch, self.engine.forward_backward(batch, scale, last=last)))
-        # After all micro-batches are queued, because it waits for the device.
+            losses = self.engine.forward_backward(batch, scale, last=last)
+            # Copies of the very tensors that entered the model, queued behind the pass that read them.
+            read.append((slots, batch.fetched(), fetched(losses)))
+        if self.engine.device.type == "cuda":
+            torch.cuda.current_stream().synchronize()  # once per step, after all micro-batches are queued
         samples = np.concatenate([evidence.of_micro_batch(*micro_batch) for micro_batch in read])
         rank = evidence.of_rank(self.stop.signal, throughput.memory_peaks())
         return evidence.gather(rank, samples, batch_size=plan.batch_size)

@@ -93,17 +93,18 @@ class TorchEngine:
         return logits
 
     def step(self, lr: float) -> float:
-        """See `Engine`."""
+        """See `Engine`; a GPU itself tests the norm, and the host does not wait before the update is queued."""
         clip = self._config.optim.clip or float("inf")
         if self._masters:
             self._masters.wait()
         norm = nn.utils.clip_grad_norm_((p for group in self._optimizer.param_groups for p in group["params"]), clip)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        if norm.isfinite():
-            self._optimizer.step()
-            if self._masters:
-                self._masters.publish()
+        optimizer: Any = self._optimizer
+        optimizer.found_inf = (~norm.isfinite()).float()  # the fused AdamW then changes nothing, not even its step
+        optimizer.step()
+        if self._masters:
+            self._masters.publish()
         self.drop()
         return float(norm)
 
