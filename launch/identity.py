@@ -56,6 +56,7 @@ def of(config: RunConfig, spec: ModelSpec, corpus: str, order: Order, plan: Plan
         "steps": plan.steps,
         "dtype": plan.dtype,
         "optim": to_dict(config.optim),
+        **({"tf32": True} if config.model.tf32 else {}),  # not in runs of older versions
     } | recipe_of(config).identity(config)
 
 

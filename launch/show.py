@@ -21,7 +21,8 @@ def as_dict(job: Job) -> dict[str, Any]:
     """Return the plan as one JSON object, with the files that the run writes."""
     plan = job.planned()
     started = {"command": _command(job), "environment": _environment(job, plan)} | _plan_files(job, plan)
-    return plan.as_dict() | {"chosen": plan.strategy, "out": str(job.run.path), "files": plan.files()} | started
+    about = {"chosen": plan.strategy, "out": str(job.run.path), "files": plan.files()} | started
+    return plan.as_dict() | about | dict.fromkeys(_arithmetic(job), True)
 
 
 def as_text(job: Job) -> str:
@@ -30,7 +31,7 @@ def as_text(job: Job) -> str:
     machine = plan.machine
     rows = [
         ("run", f"{job.run.path}{_state(job)}"),
-        ("model", f"{plan.model} ({plan.dtype})"),
+        ("model", f"{plan.model} ({', '.join([plan.dtype, *_arithmetic(job)])})"),
         ("data", f"{job.config.data.name}: {_counts(plan, job.config.data.pack)}"),
         ("order", _order(plan)),
         ("batch", _batch(plan)),
@@ -49,6 +50,11 @@ def as_text(job: Job) -> str:
     rows += [(f"{name} file", text.rstrip()) for name, text in _plan_files(job, plan).items()]
     width = max(len(name) for name, _ in rows) + 2
     return "\n".join(f"{name:<{width}}{value}".replace("\n", "\n" + " " * width) for name, value in rows)
+
+
+def _arithmetic(job: Job) -> list[str]:
+    """Return the names of the settings of arithmetic that are on."""
+    return [name for name in ("tf32", "deterministic") if getattr(job.config.model, name)]
 
 
 def _steps(plan: Plan) -> str:

@@ -26,9 +26,15 @@ class ModelConfig:
     """Load the frozen weights of a LoRA run in 4 bits (NF4); needs GPUs and bitsandbytes."""
     dtype: Dtype = "bf16"
     """Precision: bf16 (fp32 master weights, bf16 compute) or fp32."""
+    tf32: bool = False
+    """Products in TF32: with --dtype fp32 on GPUs, faster matrix products of numbers rounded to 11 bits."""
+    deterministic: bool = False
+    """Only operations that give the same bits each time, so that resuming on the same GPUs is exact; slower."""
 
     def __post_init__(self) -> None:
         check.not_empty(self, name="model")
+        if self.tf32 and self.dtype != "fp32":
+            raise UserError("--tf32: rounds the products of fp32 training; add --dtype fp32, or leave it out")
         if self.freeze is not None and not all(pattern.strip() for pattern in self.freeze.split(",")):
             raise UserError(
                 f"--freeze {self.freeze!r}: contains an empty pattern; write patterns as *.embed_in.*,*.layers.0.*"

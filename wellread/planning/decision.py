@@ -108,10 +108,12 @@ def decide(
     NothingFits
         When no strategy fits.
     UserError
-        When 4-bit weights are requested without GPUs.
+        When 4-bit weights or TF32 are requested without GPUs.
     """
     modes = MODES[config.cluster.activation_checkpointing]
     unpredicted = None
+    if config.model.tf32 and machine.device != "cuda":
+        raise UserError("--tf32: needs GPUs, but the ranks would run on CPUs; leave it out")
     if config.model.load_in_4bit:
         if machine.device != "cuda":
             raise UserError("--load_in_4bit: needs GPUs, but the ranks would run on CPUs; leave it out")

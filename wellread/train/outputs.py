@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from wellread.checkpoint import Checkpoint
-from wellread.config import RunConfig, WatchConfig
+from wellread.config import RunConfig
 from wellread.corpus.read import Corpus
 from wellread.order.permutation import Order
 from wellread.planning.fallback import Failure
@@ -47,16 +47,17 @@ def open_monitor(run: RunDirectory, config: RunConfig, plan: Plan, engine: Engin
         plan=plan,
         start=step,
         log_every=config.watch.log_every,
-        speedometer=_speedometer(run, config.watch, plan, engine),
+        speedometer=_speedometer(run, config, plan, engine),
     )
     for values in plan.failures:
         monitor.moved(f"{Failure.of(values)}; this attempt: {plan.strategy}", step)
     return monitor
 
 
-def _speedometer(run: RunDirectory, config: WatchConfig, plan: Plan, engine: Engine) -> Speedometer:
-    peak = config.peak_tflops * 1e12 if config.peak_tflops else None
+def _speedometer(run: RunDirectory, config: RunConfig, plan: Plan, engine: Engine) -> Speedometer:
+    peak = config.watch.peak_tflops * 1e12 if config.watch.peak_tflops else None
     if peak is None and engine.device.type == "cuda":
-        peak = throughput.peak_flops(torch.cuda.get_device_name(engine.device), plan.dtype)
+        kind = "tf32" if config.model.tf32 else plan.dtype
+        peak = throughput.peak_flops(torch.cuda.get_device_name(engine.device), kind)
     peak = peak and peak * plan.ranks
     return Speedometer(spec=model_of_run(run), parameters=engine.parameters, trained=engine.trained, peak=peak)

@@ -70,10 +70,12 @@ def _train(run: RunDirectory, log: Path, rank: int) -> int:
         import transformers.modeling_utils  # noqa: F401 (AutoModel imports it later)
 
         from wellread.planning.plan import Plan
-        from wellread.train import ranks
+        from wellread.train import arithmetic, ranks
         from wellread.train.loop import train
 
-    ranks.start(Plan.open(run.plan_file).machine.device)
+    device = Plan.open(run.plan_file).machine.device
+    arithmetic.settle(run.config().model, device)
+    ranks.start(device)
     code = train(run, lambda: _source(run), log)
     ranks.stop()
     return code

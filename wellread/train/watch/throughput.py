@@ -104,9 +104,12 @@ def training_flops(spec: ModelSpec, total: int, cost: Cost, trained: float = 1.0
 
 
 def peak_flops(device: str, dtype: str) -> float | None:
-    """Peak floating-point operations per second of a device, by its name; None if it is not in `PEAKS`."""
+    """Peak floating-point operations per second of a device, by its name; None if it is not in `PEAKS`.
+
+    Tensor cores compute TF32 at half the rate of bf16.
+    """
     name = set(re.split(r"[\s-]+", device))
     for words, bf16, fp32 in PEAKS:
         if set(words.split()) <= name and "Laptop" not in name:
-            return (bf16 if dtype == "bf16" else fp32) * 1e12
+            return {"bf16": bf16, "fp32": fp32, "tf32": bf16 / 2}[dtype] * 1e12
     return None
