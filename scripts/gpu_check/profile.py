@@ -19,8 +19,7 @@ def profiled(step: Callable[[], int]) -> tuple[int, dict[str, Any]]:
     from torch.profiler import ProfilerActivity, profile
 
     on_gpu = torch.cuda.is_available()
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with profile(activities=activities) as events:
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as events:
         code = step()
         if on_gpu:
             torch.cuda.synchronize()

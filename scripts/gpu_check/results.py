@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -47,7 +48,8 @@ class Result:
     def as_dict(self) -> dict[str, Any]:
         """The row as one flat dictionary."""
         values = asdict(self)
-        return {**values.pop("facts"), **values}
+        row: dict[str, Any] = finite({**values.pop("facts"), **values})
+        return row
 
     @property
     def line(self) -> str:
@@ -72,6 +74,15 @@ class Result:
         facts = [f"{key.replace('_', ' ')} {text(value)}" for key, value in self.facts.items() if key not in HIDDEN]
         state = {False: "FAILED: ", None: "not run: "}.get(self.trained, "") if self.why else ""
         return ", ".join(filter(None, [f"{state}{self.why}"[:LONGEST] if self.why else "", *facts]))
+
+
+def finite(value: Any) -> Any:
+    """The value with null for numbers that JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list) else value
 
 
 FIELDS = ("trained", "why", "tokens_per_second", "mfu", "gib_predicted", "gib_measured", "took")

@@ -7,6 +7,7 @@ import os
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -95,6 +96,15 @@ class Runner:
             self._start(check, workers, 0.0)
 
     def _start(self, check: Check, workers: Workers, reserved: float) -> None:
+        """Run a check; an error of this program is the reason of its row, so that the others still run."""
+        try:
+            self._run(check, workers, reserved)
+        except Exception as error:
+            trace = traceback.format_exc()
+            why = f"{type(error).__name__}: {error}"
+            self.add(Result(check.name, check.section, trained=False, why=why, facts={"trace": trace}))
+
+    def _run(self, check: Check, workers: Workers, reserved: float) -> None:
         story = bool(check.case and check.case.story)
         longest = check.seconds if self.device == "cuda" else SLOWER_ON_A_CPU * check.seconds
         limit = min(longest, self.end - time.monotonic() - (0 if story else reserved))

@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -170,19 +171,26 @@ class Worker:
 
 
 class Workers:
-    """The workers that wait for a task, by device."""
+    """The workers that wait for a task, by device.
+
+    One thread starts all of them and never ends: the kernel ends a worker with the thread that started it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._idle = folder, list[Worker]()
         self._lock = threading.Lock()
+        self._starter = ThreadPoolExecutor(1)
+
+    def _start(self, device: str) -> Worker:
+        return self._starter.submit(Worker, device, self._folder).result()
 
     def prepare(self, device: str) -> None:
         """Start a worker that imports what it needs while something else happens."""
-        self._give_back(Worker(device, self._folder))
+        self._give_back(self._start(device))
 
     def run(self, device: str, task: dict[str, Any], limit: float) -> Iterator[dict[str, Any]]:
         """Run a task in a worker for at most `limit` seconds; yield its rows."""
-        worker = self._take(device) or Worker(device, self._folder)
+        worker = self._take(device) or self._start(device)
         try:
             yield from worker.run(task, limit)
         except GeneratorExit:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,19 @@ def test_a_worker_is_reused_and_ends_at_its_time_limit(tmp_path: Path) -> None:
     workers.retire("cpu", remaining=0)
 
 
+@pytest.mark.slow
+def test_a_worker_outlives_the_thread_that_needed_it(tmp_path: Path) -> None:
+    workers = Workers(tmp_path)
+    task = {"job": "ceilings", "size": 8}
+    thread = threading.Thread(target=lambda: list(workers.run("cpu", task, PATIENCE)))
+    thread.start()
+    thread.join()
+    [worker] = workers._idle
+    assert len(list(workers.run("cpu", task, PATIENCE))) == 3
+    assert workers._idle == [worker]
+    workers.retire("cpu", remaining=0)
+
+
 def test_a_worker_that_dies_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     worker = Worker("cpu", tmp_path)
@@ -168,6 +182,16 @@ def test_a_row_that_ran_into_the_end_has_not_failed(tmp_path: Path, monkeypatch:
         (None, False),
         (False, True),
     ]
+
+
+def test_an_error_of_the_check_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise KeyError("losses")
+
+    monkeypatch.setattr(Runner, "_values", broken)
+    check = a_runner(tmp_path)
+    check.run([Check(name=name, section="s", job="train", parallel=True) for name in "ab"], Workers(tmp_path))
+    assert [row["why"] for row in rows(tmp_path / "rows.json")] == ["KeyError: 'losses'"] * 2
 
 
 # --- comparisons
@@ -265,6 +289,8 @@ def test_the_file_has_one_flat_row_per_result(tmp_path: Path, monkeypatch: pytes
     assert (first["attention"], first["mfu"], first["section"]) == ("flash", 0.5, "1.4B")
     assert (second["why"], second["trained"]) == ("failed in load: no", False)
     assert "torch 2" in machine["packages"]
+    check.add(Result.of("d", "s", {"trained": True, "losses": [1.0, float("nan")]}))
+    assert rows(tmp_path / "rows.json")[-1]["losses"] == [1.0, None]
     text = (tmp_path / "rows.md").read_text()
     assert text.index("**1.4B**") < text.index("**machine**") < text.index("**memory**")
 
