@@ -43,7 +43,7 @@ class ClusterFile:
     path: str = field(default="", compare=False, repr=False)
     """Path of the file, for messages; empty for a cluster that was not read from a file."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: on slurm, cuda when `gres` requests GPUs; otherwise cuda when this machine has a GPU."""
+    """auto: on slurm, cuda when `gres` requests GPUs; otherwise cuda when this machine has a GPU, or the first host."""
     ranks_per_node: int | None = None
     """Value of `--ranks_per_node auto` (default: number of GPUs or slots of a node, else 1)."""
     python: str | None = None

@@ -89,8 +89,8 @@ def start(arguments: list[str], ranks: int, variables: dict[str, str], code: Pat
 
 def _patience(settings: type) -> dict[str, Any]:
     """Return the setting that gives a stopping run `SECONDS_TO_SAVE`; empty where torch has none (2.11)."""
-    known = {field.name for field in fields(settings)}
-    return {"shutdown_timeout": SECONDS_TO_SAVE} if "shutdown_timeout" in known else {}
+    names = {field.name for field in fields(settings)}
+    return {"shutdown_timeout": SECONDS_TO_SAVE} if "shutdown_timeout" in names else {}
 
 
 def _wait_for_saving() -> None:

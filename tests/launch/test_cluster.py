@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from launch import devices
 from launch.backends.base import of
+from launch.backends.ssh import connections
 from launch.cluster import ClusterFile, load, minutes
 from launch.options import LaunchOptions, cluster_of
 from wellread.config import RunConfig
@@ -413,6 +414,7 @@ def test_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_ranks_are_the_slots_of_the_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "count_gpus", lambda: 0)
+    monkeypatch.setattr(connections, "count_gpus", lambda file, host: {"a": 0}[host])
     (tmp_path / "hosts").write_text("a slots=4\nb slots=2\nc slots=8\n")
     file = ClusterFile(kind="hostfile", hostfile=str(tmp_path / "hosts"))
     assert probed(file) == (1, 4, "cpu")
@@ -423,8 +425,8 @@ def test_ranks_are_the_slots_of_the_hosts(tmp_path: Path, monkeypatch: pytest.Mo
     assert not_probed(file, nodes=3, ranks_per_node=3) == (
         f"--ranks_per_node 3: a node has 2 (slots in {tmp_path}/hosts); choose at most 2"
     )
-    monkeypatch.setattr(devices, "count_gpus", lambda: 2)
-    assert probed(file, nodes=2) == (2, 2, "cuda")
+    monkeypatch.setattr(connections, "count_gpus", lambda file, host: {"a": 8}[host])
+    assert probed(file, nodes=2) == (2, 2, "cuda")  # launched from a machine without GPUs
 
 
 # --- flags that override the file

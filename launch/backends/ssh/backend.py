@@ -26,13 +26,17 @@ class Ssh(Attended):
     """Starts ranks on the first hosts of a hostfile."""
 
     def probe(self, nodes: int, ranks_per_node: int | Literal["auto"]) -> Machine:
-        """Return the slots of the hosts; without `device` in the cluster file, they have the device of this machine."""
+        """Return the slots of the hosts, and their device: as in the cluster file, else that of the first host."""
         listed = hosts(self.file)
         if nodes > len(listed):
             raise UserError(f"--nodes {nodes}: {self.file.hostfile} has {len(listed)}; choose at most {len(listed)}")
         slots = min(host.slots for host in listed[:nodes])
-        device = ("cuda" if devices.count_gpus() else "cpu") if self.file.device == "auto" else self.file.device
+        device = self._device(listed[0].name) if self.file.device == "auto" else self.file.device
         return self._described(nodes, ranks_per_node, device, slots, slots, f"slots in {self.file.hostfile}")
+
+    def _device(self, host: str) -> str:
+        """Return the device of `host`; a machine without GPUs may launch runs on hosts that have some, so ask it."""
+        return "cuda" if devices.count_gpus() or connections.count_gpus(self.file, host) else "cpu"
 
     def cores(self, ranks_per_node: int) -> int:
         """Return an equal share of the cores, assuming that nodes have as many cores as this machine."""

@@ -23,7 +23,8 @@ from typing import IO
 from launch.backends import elastic
 from launch.backends.ssh.node import MARK, Request
 from launch.cluster import ClusterFile
-from wellread.errors import BAD_INPUT, FAILURE
+from wellread.errors import BAD_INPUT, FAILURE, UserError
+from wellread.provenance import ROOT
 from wellread.streams import print_error
 
 SSH_OPTIONS = {
@@ -87,16 +88,39 @@ def address(host: str) -> str:
     return host.rpartition("@")[2]
 
 
-def ssh_command(cluster: ClusterFile, host: str, code: Path) -> list[str]:
+def count_gpus(cluster: ClusterFile, host: str) -> int:
+    """Ask a host how many GPUs its processes may use.
+
+    Raises
+    ------
+    UserError
+        When it gives no answer.
+    """
+    command = ssh_command(cluster, host, ROOT, "launch.devices")
+    try:
+        result = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=SECONDS_TO_ANSWER, check=False
+        )
+        number, reason = result.stdout.split()[-1:], result.stderr.strip().splitlines()[-1:]
+    except (OSError, subprocess.TimeoutExpired) as error:
+        number, reason = [], [str(error)]
+    if not number or not number[0].isdigit():
+        why = f" ({reason[0]})" if reason else ""
+        remedy = "set device: cuda or cpu in the cluster file"
+        raise UserError(f"--cluster {cluster.name}: cannot ask {host} for its GPUs{why}; {remedy}")
+    return int(number[0])
+
+
+def ssh_command(cluster: ClusterFile, host: str, code: Path, *words: str) -> list[str]:
     """Return the command that starts the agent on `host`."""
     options = [word for name, value in SSH_OPTIONS.items() for word in ("-o", f"{name}={value}")]
     reach = [os.path.expanduser(word) for word in shlex.split(cluster.ssh)]
-    return [*reach, *options, "-T", host, agent_command(code, cluster.python or sys.executable)]
+    return [*reach, *options, "-T", host, agent_command(code, cluster.python or sys.executable, *words)]
 
 
-def agent_command(code: Path, python: str) -> str:
-    """Return the shell command line that starts the agent."""
-    return f"cd {shlex.quote(str(code))} && exec {shlex.quote(python)} -m launch node"
+def agent_command(code: Path, python: str, *words: str) -> str:
+    """Return the shell command line that starts the agent, or another module of Python."""
+    return f"cd {shlex.quote(str(code))} && exec {shlex.quote(python)} -m {shlex.join(words or ('launch', 'node'))}"
 
 
 class _Launch:
