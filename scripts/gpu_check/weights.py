@@ -12,8 +12,9 @@ from wellread.models.load import Source, initial
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
-    from wellread.config import LoraConfig
+    from wellread.config import Dtype, LoraConfig
     from wellread.models.spec import ModelSpec
 
 TABLE = 2**24
@@ -59,6 +60,46 @@ class RandomSource(Source):
             return view if table.is_cuda else view.clone(memory_format=torch.contiguous_format)
 
         return read
+
+    def in_4bit(self, device: torch.device, dtype: Dtype) -> nn.Module:
+        """See `Source`; each matrix is quantized on the device, so no more than one is there in full precision."""
+        import torch
+        from torch import nn
+
+        assert self.adapter
+        plain = replace(self, adapter=None)
+        model: Any = plain.on_meta()
+        read, kind = plain.reader(model), torch.bfloat16 if dtype == "bf16" else torch.float32
+        head = model.get_output_embeddings()
+        matrices = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+        for name, matrix in matrices.items():
+            model.set_submodule(name, quantized(matrix, read(f"{name}.weight").to(device, kind), kind))
+        for name, parameter in list(model.named_parameters()):
+            if parameter.is_meta:
+                module, _, key = name.rpartition(".")
+                value = nn.Parameter(read(name).to(device), requires_grad=False)
+                model.get_submodule(module).register_parameter(key, value)
+        model.tie_weights()
+        self.adapter.inject(model)
+        for name, tensor in self.adapter.tensors(model, None).items():
+            module, _, key = name.rpartition(".")
+            model.get_submodule(module).register_parameter(key, nn.Parameter(tensor.to(device)))
+        placed: nn.Module = model.to(device)
+        return placed
+
+
+def quantized(matrix: nn.Linear, weight: torch.Tensor, kind: torch.dtype) -> nn.Module:
+    """A layer with this weight in 4 bits (NF4, double quantization), as `Source.in_4bit` loads it."""
+    import bitsandbytes
+
+    layer: Any = bitsandbytes.nn.Linear4bit(
+        matrix.in_features, matrix.out_features, bias=matrix.bias is not None, compute_dtype=kind, device="meta"
+    )
+    layer.weight = bitsandbytes.nn.Params4bit(
+        weight, requires_grad=False, quant_type="nf4", compress_statistics=True, module=layer
+    ).to(weight.device)
+    smaller: nn.Module = layer
+    return smaller
 
 
 def view_of(table: torch.Tensor, name: str, shape: torch.Size) -> torch.Tensor:
