@@ -75,9 +75,9 @@ def run(line: str, say: Callable[[dict[str, Any]], None]) -> bool:
         shutil.rmtree(folder, ignore_errors=True)
     from scripts.gpu_check.trial import leftover
 
-    remaining = leftover()
-    say({"end": remaining})
-    return remaining <= MOST_LEFT
+    more = leftover() <= MOST_LEFT
+    say({"end": True, "more": more})
+    return more
 
 
 def failure(error: Exception) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def main(device: str) -> None:
     ranks.start(device)
     if torch.cuda.is_available():
         torch.zeros(1, device="cuda")
-    say({"end": 0})
+    say({"end": True, "more": True})
     for line in sys.stdin:
         if not run(line, say):
             break

@@ -85,7 +85,7 @@ class Worker:
             )
         assert self._process.stdout
         threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True).start()
-        self._started = False
+        self._started, self._ends = False, False
         self.numbers = 0
         """Number of tasks so far."""
 
@@ -99,7 +99,7 @@ class Worker:
     @property
     def usable(self) -> bool:
         """Whether it can run a task."""
-        return self._process.poll() is None
+        return not self._ends and self._process.poll() is None
 
     def run(self, task: dict[str, Any], limit: float) -> Iterator[dict[str, Any]]:
         """Run a task for at most `limit` seconds; yield its rows as they come. A failure is a row that says why."""
@@ -149,6 +149,7 @@ class Worker:
                 if one:
                     return None
             else:
+                self._ends = not message["more"]  # it may still be there for a moment
                 return {}
 
     def _ended(self, phase: str) -> dict[str, Any]:
@@ -209,6 +210,9 @@ class Workers:
 
     def _take(self, device: str) -> Worker | None:
         with self._lock:
+            for worker in self._idle:
+                if not worker.usable:
+                    worker.kill()
             self._idle = [worker for worker in self._idle if worker.usable]
             match = next((worker for worker in self._idle if worker.device == device), None)
             if match:

@@ -311,3 +311,30 @@ def test_a_table_has_only_columns_with_values() -> None:
     assert "12.3%" in lines[2]
     assert "FAILED: out of gpu memory" in lines[3]
     assert len({len(line) for line in lines}) == 1
+
+
+def test_a_worker_that_is_about_to_end_gets_no_other_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiled model leaves memory behind; its worker ends, but not at once."""
+    slow_to_end = (
+        "import sys, time; say('start'); next(sys.stdin); print('{\"row\": {}}'); say('last'); time.sleep(600)"
+    )
+    said = "def say(what): print('{\"end\": true, \"more\": %s}' % str(what == 'start').lower(), flush=True)\n"
+    started: list[subprocess.Popen[str]] = []
+
+    def start(command: list[str], **options: Any) -> subprocess.Popen[str]:
+        options |= {"cwd": tmp_path, "env": dict(os.environ)}
+        started.append(popen([sys.executable, "-c", said + slow_to_end], **options))
+        return started[-1]
+
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", start)
+    monkeypatch.setattr("scripts.gpu_check.workers.variables_of", lambda device: {})
+    workers = Workers(tmp_path)
+    try:
+        assert [list(workers.run("cpu", {"job": "train"}, PATIENCE)) for _ in range(2)] == [[{}], [{}]]
+        assert len(started) == 2
+    finally:
+        workers.retire("cpu", 0)
+        for process in started:
+            process.kill()
+            process.wait()
