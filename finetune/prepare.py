@@ -76,7 +76,7 @@ def compile_corpus(config: RunConfig, n_shown: int = 0) -> Path:
 def _compile(build: Path, target: Path, rows: Rows) -> None:
     config, mixture, spec, settings = rows.config, rows.mixture, rows.spec, rows.settings
     gc.freeze()  # modules stay loaded; otherwise each garbage collection would traverse all their objects
-    backend = None if spec.fresh else _tokenizer_of(spec)
+    backend = None if spec.fresh else _tokenizer_of(spec, build / "tokenizer")
     data_sets = [reader.kept_if_small() for reader in readers(config.data, mixture)]
     counts, bad = _check_rows(data_sets, config.data.max_bad_rows, spec)
     masks = mixture.choose(counts)
@@ -184,9 +184,11 @@ def _items(data_sets: Sequence[Reader], masks: RowMasks) -> Iterator[Item]:
                     yield Item(set_id, number, sample, reader.source.where)
 
 
-def _tokenizer_of(spec: ModelSpec) -> tokenizer.Tokenizer:
-    """The tokenizer of a model; all its ids have a row in the embedding."""
-    backend = tokenizer.Tokenizer.load(local_directory(spec, weights=False))
+def _tokenizer_of(spec: ModelSpec, copy: Path) -> tokenizer.Tokenizer:
+    """The tokenizer of a model, from a copy of its files; all its ids have a row in the embedding."""
+    directory = local_directory(spec, weights=False)
+    tokenizer.copy_files(directory, copy)
+    backend = tokenizer.Tokenizer.load(copy, directory)
     rows = spec.vocab if spec.path is None else min(spec.vocab, embedding_rows(spec.path) or spec.vocab)
     if backend.size > rows:
         raise UserError(
@@ -199,13 +201,11 @@ def _tokenizer_of(spec: ModelSpec) -> tokenizer.Tokenizer:
 def _in_corpus(
     backend: tokenizer.Tokenizer | None, spec: ModelSpec, data_sets: Sequence[Reader], masks: RowMasks, build: Path
 ) -> tokenizer.Tokenizer:
-    """Copy the tokenizer's files into the corpus; train a tokenizer if the model has none."""
+    """Train a tokenizer if the model has none, and add a chat template if it is needed and missing."""
     directory = build / "tokenizer"
     if backend is None and not (directory / "tokenizer.json").exists():
         texts = (item.content.text for item in _items(data_sets, masks) if isinstance(item.content, Example | Raw))
         tokenizer.train_bpe(texts, spec.vocab, directory, spec.positions)
-    elif backend is not None:
-        tokenizer.copy_files(local_directory(spec, weights=False), directory)
     backend = backend or tokenizer.Tokenizer.load(directory)
     if any(reader.template.is_chat for reader in data_sets) and not backend.backend.chat_template:
         print(f"the tokenizer of {spec.name} has no chat template; using configs/templates/{templates.CHAT_FILE.name}")

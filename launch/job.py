@@ -105,11 +105,24 @@ class Job:
     def plan(self, corpus: Corpus | None) -> Plan:
         """Plan the run; without a compiled corpus, estimate its size from the rows of the source."""
         counts = _counts(corpus, self.order(corpus).order.n) if corpus else self._estimate()
+        self._check_ranks()
         ds_config = deepspeed_file.read(self.config.cluster.ds_config) if self.config.cluster.ds_config else None
         falls_back = self.options.ladder == "on" and not self.options.force  # --force starts the requested strategy
         failures = ladder.failures(self.run) if falls_back else ()
         plan = make_plan(self.config, self.spec, self.machine, counts, ds_config, failures)
         return replace(plan, forced=self.options.force)
+
+    def _check_ranks(self) -> None:
+        """Refuse ranks that cannot share the batches of a run that has begun: its batch size never changes."""
+        if not any(self.run.checkpoints.glob("step-*")) or not self.run.manifest_file.is_file():
+            return
+        batch_size, ranks = self.run.manifest()["identity"]["batch_size"], self.machine.ranks
+        if batch_size % ranks and self.config.schedule.batch_size == batch_size:
+            fitting = [str(n) for n in range(1, batch_size + 1) if batch_size % n == 0 and n <= 2 * ranks]
+            raise UserError(
+                f"{self.run.path}: reads batches of {batch_size} samples, which {ranks} ranks cannot share equally; "
+                f"choose {' or '.join(fitting)} rank{'s' * (fitting != ['1'])}"
+            )
 
     def order(self, corpus: Corpus) -> Built:
         """Return the order over `corpus`, built once, since building can take long."""

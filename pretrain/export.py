@@ -55,12 +55,18 @@ def _to_llama2c(model: Path, form: writer.Format, out: Path) -> None:
             f"{out}: {'is a directory; choose a file' if out.is_dir() else 'already exists; choose another'}"
         )
     weights = writer.weights(model)
+    group = writer.group_size(*weights.sizes[:2]) if form == writer.INT8 else None
+    if group is not None and group < writer.SMALLEST_GROUP:
+        raise UserError(
+            f"--format {form}: one scale for {group} weights each, because the widths {weights.sizes[0]} and "
+            f"{weights.sizes[1]} have no larger common divisor; the file would be larger than llama2c-v1"
+        )
     content, bin_path = _tokenizer_bin(model, weights.config.vocab_size), out.with_name(tokenizer_bin.BIN)
     if bin_path.exists() and bin_path.read_bytes() != content:
         raise UserError(f"{bin_path}: is the tokenizer of another model; choose another folder for {out.name}")
     with replacing(out) as file:
         writer.write(weights, file, form)
-    print(f"{out}: {out.stat().st_size:,} bytes, {form}")
+    print(f"{out}: {out.stat().st_size:,} bytes, {form}" + (f", one scale for {group} weights each" if group else ""))
     if content is None:
         print(f"no {tokenizer_bin.BIN} written: there is no SentencePiece model ({tokenizer_bin.FILE}) in {model}")
         return

@@ -38,9 +38,11 @@ from wellread.models.registry import find
 from wellread.processes import die_with
 from wellread.recipes.pretrain import Documents
 from wellread.recipes.registry import resolve
-from wellread.terminal import console
+from wellread.terminal import console, plural
 
 DOCUMENTS_PER_SHARD = 2000
+LISTED = 10
+"""Most characters that a line lists."""
 T = TypeVar("T")
 
 
@@ -198,6 +200,12 @@ def _model(build: Path, config: TextConfig, scan: _Scan) -> bytes:
     if not directory.exists():
         vocabulary = documents.vocabulary(config)
         model = sentencepiece.train(scan.words, vocabulary) if isinstance(vocabulary, int) else vocabulary
+        if missing := sentencepiece.without_piece(scan.words, model):
+            print(
+                f"vocabulary: {plural(len(missing), 'character')} of the text have no piece and are encoded as bytes: "
+                f"{', '.join(map(ascii, missing[:LISTED]))}{', …' * (len(missing) > LISTED)}",
+                file=sys.stderr,
+            )
         Pieces(model).save(directory, _seq_len(config))
     scan.words.clear()
     return (directory / "tokenizer.model").read_bytes()

@@ -48,12 +48,13 @@ def _start(tokenizer: Tokenizer) -> list[int]:
 
 
 def _check_length(prompt: int, tokens: int, positions: int) -> None:
-    if prompt >= positions:
+    """Check that all tokens except the last, which is only written, have a position."""
+    if prompt > positions:
         raise UserError(f"the text has {prompt} tokens, but the model only {positions} positions; use a shorter text")
-    if prompt + tokens > positions:
+    if prompt + tokens - 1 > positions:
         raise UserError(
             f"--tokens {tokens}: the text has {prompt} tokens and the model only {positions} positions; "
-            f"choose at most {positions - prompt}"
+            f"choose at most {positions - prompt + 1}"
         )
 
 

@@ -152,3 +152,12 @@ def test_errors_of_training_and_reading(tmp_path: Path) -> None:
     (tmp_path / "no.model").write_bytes(b"\x0a\x05hello")
     with pytest.raises(UserError, match=r"no\.model: not a SentencePiece model, or a damaged one"):
         pieces.load(tmp_path / "no.model")
+
+
+def test_characters_without_a_piece_are_named() -> None:
+    counts: Counter[str] = Counter()
+    for story in STORIES:
+        pieces.count_words(counts, f"{story} \u2585\u2585")
+    model = pieces.train(counts, 600)
+    assert pieces.without_piece(counts, model) == ["\u2585"]
+    assert pieces.without_piece(counts + Counter({"\u4e00": 1}), model) == ["\u2585", "\u4e00"]

@@ -202,3 +202,15 @@ def test_files_and_numbers_of_absurd_size_are_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=reason) as error:
             sets.find(str(path))
         assert "\n" not in str(error.value)
+
+
+def test_folders_of_the_hub_and_of_its_library(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"instruction": "a", "response": "b"}\n')
+    for name in ("dataset_infos.json", "state.json"):
+        (tmp_path / name).write_text('{"default": {}}')
+    assert [path.name for path in sets.find(str(tmp_path)).sources[0].paths] == ["a.jsonl"]
+    (tmp_path / "data-00000-of-00001.arrow").write_bytes(b"x")
+    with pytest.raises(
+        UserError, match=r"contains \.arrow files, as save_to_disk writes them; write the data set with"
+    ):
+        sets.find(str(tmp_path))

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from pretrain.__main__ import main
 from wellread.errors import UserError
-from wellread.models.load import Source, load_model
+from wellread.models.load import Source, check_files, load_model
 from wellread.models.registry import find
 
 TOKENS = torch.arange(20)[None]
@@ -167,3 +167,15 @@ def test_a_malicious_pickle_is_neither_loaded_nor_converted(pickled: Path, tmp_p
         main(["import", str(pickled), "--out", str(tmp_path / "new")])
     assert not marker.exists()
     assert not (tmp_path / "new").exists()
+
+
+def test_files_are_checked_before_a_corpus_is_compiled(tmp_path: Path) -> None:
+    save(tmp_path)
+    check_files(find(str(tmp_path)), "pretrained")
+    change(tmp_path, {"some.lora_A.weight": torch.ones(2)})
+    with pytest.raises(UserError, match=r"a tensor that its config\.json has no place for, some\.lora_A\.weight"):
+        check_files(find(str(tmp_path)), "pretrained")
+    check_files(find(str(tmp_path)), "fresh")
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(UserError, match=r"model\.safetensors: is a Git LFS pointer"):
+        check_files(find(str(tmp_path)), "pretrained")

@@ -48,8 +48,8 @@ def test_samples_of_stories260k(shared: Path, tmp_path: Path, capsys: pytest.Cap
         "Once upon a time, there was a little girl named Lily. She loved to play outside in the park"
     )
     assert outputs[0].endswith('"Thank you, Lily! You are a good friend."\n')  # the story ends before 400 tokens
-    with pytest.raises(UserError, match="--tokens 510: the text has 3 tokens and the model only 512 positions"):
-        sample(tmp_path / "model", "hi", Settings(tokens=510))
+    with pytest.raises(UserError, match="--tokens 511: the text has 3 tokens and the model only 512 positions"):
+        sample(tmp_path / "model", "hi", Settings(tokens=511))
 
 
 @pytest.mark.parametrize(

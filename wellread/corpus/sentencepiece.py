@@ -45,6 +45,8 @@ def count_words(counts: Counter[str], text: str) -> None:
     SentencePiece skips words above `LONGEST_WORD`, as in Chinese text or base64; they are cut. It also skips words with
     `RESERVED`, which therefore separates words too.
     """
+    if RESERVED in text:
+        counts[RESERVED] += text.count(RESERVED)
     for word in text.replace("\n", " ").replace("\t", " ").replace(RESERVED, " ").split(" "):
         if len(word) <= CUT or len(word.encode()) <= LONGEST_WORD:
             counts[word] += 1
@@ -88,7 +90,7 @@ def train(counts: Counter[str], size: int) -> bytes:
     import sentencepiece
 
     model = io.BytesIO()
-    words = sorted((word, n) for word, n in counts.items() if word)
+    words = sorted((word, n) for word, n in counts.items() if word and word != RESERVED)
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=(f"{word}\t{n}" for word, n in words),
@@ -108,6 +110,15 @@ def train(counts: Counter[str], size: int) -> bytes:
     except RuntimeError as error:
         raise UserError(_explained(str(error), size)) from None
     return model.getvalue()
+
+
+def without_piece(counts: Counter[str], model: bytes) -> list[str]:
+    """Characters of the counted words that have no piece, so that they are encoded as bytes.
+
+    SentencePiece leaves some out without an error.
+    """
+    pieces = {piece.piece for piece in Pieces(model)._proto.pieces}
+    return sorted({character for word in counts for character in word} - pieces - {SPACE})
 
 
 def _explained(message: str, size: int) -> str:

@@ -38,8 +38,13 @@ class Tokenizer:
     """The transformers tokenizer."""
 
     @classmethod
-    def load(cls, directory: Path) -> Tokenizer:
+    def load(cls, directory: Path, where: Path | None = None) -> Tokenizer:
         """Load the tokenizer of `directory`.
+
+        Parameters
+        ----------
+        where : Path, optional
+            Directory that errors name, if `directory` is a copy of its files.
 
         Raises
         ------
@@ -52,17 +57,17 @@ class Tokenizer:
             backend = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # of transformers, tokenizers or the content of any of their files
             for name in FILES:
-                if (directory / name).is_file():
-                    refuse_foreign(directory / name)
-                    refuse_marked(directory / name)
+                if ((where or directory) / name).is_file():
+                    refuse_foreign((where or directory) / name)
+                    refuse_marked((where or directory) / name)
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"{directory}: no usable tokenizer ({reason}); put its tokenizer.json into this directory"
+                f"{where or directory}: no usable tokenizer ({reason}); put its tokenizer.json into this directory"
             ) from None
         if not backend.is_fast:
-            raise UserError(f"{directory}: its tokenizer has no fast version; convert it to a tokenizer.json")
+            raise UserError(f"{where or directory}: its tokenizer has no fast version; convert it to a tokenizer.json")
         if backend.eos_token_id is None:
-            raise UserError(f"{directory}: its tokenizer has no eos_token; set it in tokenizer_config.json")
+            raise UserError(f"{where or directory}: its tokenizer has no eos_token; set it in tokenizer_config.json")
         return cls(backend)
 
     @property

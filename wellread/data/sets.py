@@ -40,6 +40,8 @@ KEYS = {
 """Keys allowed in an entry of configs/data.yaml or in a user's YAML file."""
 ANSWERS = ("human", "chatgpt", "both")
 YAML = (".yaml", ".yml")
+DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+"""Files in folders of the hub and of its library that describe a data set; they contain no rows."""
 
 
 def registry() -> dict[str, dict[str, Any]]:
@@ -272,7 +274,13 @@ def _files(path: Path, data: str, *, is_text: bool = False) -> tuple[Path, ...]:
     if is_text and is_megatron(path):
         return (path,)
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.name.endswith(suffixes) and p.is_file() and not _hidden(p, path))
+        visible = [p for p in path.rglob("*") if p.is_file() and not _hidden(p, path)]
+        files = sorted(p for p in visible if p.name.endswith(suffixes) and p.name not in DESCRIPTIONS)
+        if any(p.suffix == ".arrow" for p in visible):
+            raise UserError(
+                f"--data {data}: {path} contains .arrow files, as save_to_disk writes them; write the data set with "
+                "to_parquet or to_json instead"
+            )
         if not files:
             raise UserError(f"--data {data}: {path} contains no data file ({' '.join(suffixes)})")
         for file in files:

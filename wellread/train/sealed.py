@@ -80,7 +80,7 @@ def generations(engine: Engine, corpus: Corpus, tokenizer: Tokenizer, plan: Plan
     rows = [
         {
             "sample_id": int(i),
-            "prompt": tokenizer.decode(prompt),
+            "prompt": tokenizer.decode(_without_begin(prompt, tokenizer)),
             "generated": tokenizer.decode([token for token in tokens if token != tokenizer.eos]),
             "reference": tokenizer.decode([token for token in reference if token != tokenizer.eos]),
             "ended": tokenizer.eos in tokens,
@@ -90,6 +90,12 @@ def generations(engine: Engine, corpus: Corpus, tokenizer: Tokenizer, plan: Plan
     ]
     gathered = [row for rows_of_rank in ranks.gather_objects(rows) for row in rows_of_rank]
     return sorted(gathered, key=lambda row: int(row["sample_id"]))
+
+
+def _without_begin(prompt: list[int], tokenizer: Tokenizer) -> list[int]:
+    """The prompt without the tokens that the tokenizer puts before each text, so it can be tokenized again."""
+    begins = tokenizer.begins
+    return prompt[len(begins) :] if prompt[: len(begins)] == begins else prompt
 
 
 def _prompt_and_reference(corpus: Corpus, sample_id: int) -> tuple[list[int], list[int]]:

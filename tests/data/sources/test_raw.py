@@ -92,6 +92,9 @@ def test_tokens_of_megatron_files_stay_unchanged(tmp_path: Path, corpus: Corpus,
         with pytest.raises(UserError) as refused:
             prepare(RunConfig.of(data=f"text@{tmp_path / 'large'}", **(settings | {"model": model})))
         assert str(refused.value).startswith(message)
+    megatron_write.write(tmp_path / "negative", [[1, 2], [3, -7]], dtype="int32")
+    with pytest.raises(UserError, match=r"negative row 2: token -7, but small has a vocabulary of 2,048; choose"):
+        prepare(RunConfig.of(data=f"text@{tmp_path / 'negative'}", **settings))
 
 
 @pytest.mark.shared

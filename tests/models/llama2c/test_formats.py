@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from pretrain.export import export
 from wellread.errors import UserError
 from wellread.models.llama2c import reader, writer
 from wellread.models.load import load_model
@@ -369,3 +370,20 @@ def test_models_with_constants_that_llama2c_does_not_support(
 def test_other_families_are_not_supported(small_model: Path) -> None:
     with pytest.raises(UserError, match=r"model type gpt_neox; llama2\.c's formats support only Llama"):
         writer.weights(small_model)
+
+
+def test_int8_with_tiny_groups_is_refused(tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=97,
+        hidden_size=48,
+        intermediate_size=81,
+        num_hidden_layers=1,
+        num_attention_heads=6,
+        rms_norm_eps=1e-5,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match="--format llama2c-int8: one scale for 1 weights each, because the widths 48 a"):
+        export(tmp_path / "model", "llama2c-int8", tmp_path / "out.bin")
+    assert not (tmp_path / "out.bin").exists()

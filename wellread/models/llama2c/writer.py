@@ -182,6 +182,11 @@ def _write_floats(file: IO[bytes], tensors: Iterator[torch.Tensor]) -> None:
         file.write(tensor.contiguous().numpy().astype("<f4", copy=False).data)
 
 
+INT8: Format = "llama2c-int8"
+SMALLEST_GROUP = 4
+"""Weights per scale in int8, so that the file is smaller than in fp32."""
+
+
 def group_size(width: int, inner: int) -> int:
     """Weights per scale: 64, halved until it divides both widths.
 
