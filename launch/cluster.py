@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from wellread.config import CONFIGS
 from wellread.errors import UserError
+from wellread.files import yaml_loader
 from wellread.text_io import read_text
 
 BACKENDS = {
@@ -179,7 +180,7 @@ def load(name: str) -> ClusterFile:
         raise UserError(f"--cluster {name}: unknown; choose {choices} or the path of a YAML file")
     try:
         # Read every scalar as text: YAML's own rules would read 24:00:00 as the number 86,400.
-        values = yaml.load(read_text(path), Loader=yaml.BaseLoader)
+        values = yaml.load(read_text(path), Loader=yaml_loader("BaseLoader"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"--cluster {path}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict) or "kind" not in values:

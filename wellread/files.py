@@ -11,6 +11,7 @@ import shutil
 import stat
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -232,18 +233,37 @@ def _content(value: Any, where: str) -> Any:
     return [_content(each, where) for each in value] if isinstance(value, list) else value
 
 
+@cache
+def yaml_loader(name: str) -> Any:
+    """A loader of PyYAML, by name, that refuses keys that appear twice; PyYAML takes the last one."""
+    import yaml
+
+    base: Any = getattr(yaml, name)
+
+    class Loader(base):  # type: ignore[misc]
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if len({*keys}) < len(keys):
+                name = next(key for i, key in enumerate(keys) if key in keys[:i])
+                raise yaml.YAMLError(f"key {name!r} appears twice; remove one")
+            return super().construct_mapping(node, deep)
+
+    return Loader
+
+
 def load_yaml(data: bytes) -> Any:
     """Parse YAML. Aliases are allowed, but not to describe more values than a person can mean.
 
     Raises
     ------
     yaml.YAMLError
-        Also when values contain each other, are nested too deeply, or become too many once aliases are replaced.
+        Also when a key appears twice, or values contain each other, are nested too deeply, or become too many once
+        aliases are replaced.
     """
     import yaml
 
     try:
-        value = yaml.safe_load(data)
+        value = yaml.load(data, Loader=yaml_loader("SafeLoader"))
         if _n_values(value, {}) > MOST_VALUES:
             raise yaml.YAMLError(f"describes more than {MOST_VALUES:,} values")
     except RecursionError:

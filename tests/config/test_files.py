@@ -8,6 +8,7 @@ import yaml
 
 from wellread.config import PretrainConfig, RunConfig, from_file, to_dict
 from wellread.errors import UserError
+from wellread.files import load_yaml, yaml_loader
 from wellread.planning.plan import Plan
 from wellread.run import RunDirectory
 
@@ -57,3 +58,13 @@ def test_plans_that_are_not_plans(text: str, problem: str, tmp_path: Path) -> No
 def test_yaml_that_is_written_is_plain(tmp_path: Path) -> None:
     RunDirectory(tmp_path).write_config(RunConfig())
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == to_dict(RunConfig())
+
+
+@pytest.mark.parametrize("text", ["a: 1\na: 2", "b: {c: 1, a: 2, a: 3}", "- {a: 1, 'a': 1}"])
+def test_keys_that_appear_twice_in_yaml(text: str) -> None:
+    for loader in ("SafeLoader", "BaseLoader"):
+        with pytest.raises(yaml.YAMLError, match="key 'a' appears twice; remove one"):
+            yaml.load(text, Loader=yaml_loader(loader))
+    with pytest.raises(yaml.YAMLError, match="key 'a' appears twice"):
+        load_yaml(text.encode())
+    assert load_yaml(b"x: &x {a: 1}\ny: {<<: *x, b: 2}") == {"x": {"a": 1}, "y": {"a": 1, "b": 2}}

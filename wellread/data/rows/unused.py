@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -84,7 +85,7 @@ class Unused:
         more = f" and {len(refused) - LISTED} more" * (len(refused) > LISTED)
         raise UserError(
             f"{where}: nothing reads the content of column{'s' * (len(refused) > 1)} {names}{more}; remove it, "
-            f"or describe the data set in YAML with columns: or ignore: [{', '.join(refused)}] (docs/data.md)"
+            f"or describe the data set in YAML with columns: or ignore: [{_listed(refused)}] (docs/data.md)"
         )
 
     def _check_texts(self, where: str) -> None:
@@ -93,5 +94,10 @@ class Unused:
             raise UserError(
                 f"{where}: most texts are empty, but column{'s' * (len(full) > 1)} {', '.join(map(repr, full))} "
                 f"next to them {'have' if len(full) > 1 else 'has'} content; describe the data set in YAML with "
-                f"schema: text and columns: {{text: {full[0]}}}, or with ignore: [{', '.join(full)}] (docs/data.md)"
+                f"schema: text and columns: {{text: {full[0]}}}, or with ignore: [{_listed(full)}] (docs/data.md)"
             )
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Names as YAML writes them in a list."""
+    return ", ".join(name if re.fullmatch(r"[A-Za-z_][\w-]*", name) else repr(name) for name in names)

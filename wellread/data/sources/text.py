@@ -152,7 +152,7 @@ def of_rows(rows: Iterable[Row], name: str) -> Iterator[Document]:
             continue
         name = STORY if requested == "text" and "text" not in row.fields and STORY in row.fields else requested
         meta = {key: value for key, value in row.fields.items() if key != name}
-        columns = {key: isinstance(value, str | list) for key, value in meta.items() if has_content(value)}
+        columns = {key: _is_text(value) for key, value in meta.items() if has_content(value)}
         if isinstance(meta.get("meta"), dict):
             columns.pop("meta", None)
             meta |= meta.pop("meta")
@@ -161,6 +161,10 @@ def of_rows(rows: Iterable[Row], name: str) -> Iterator[Document]:
             text = PARAGRAPHS.join(text)
         error = _error(text, name, row.fields)
         yield Document(row.number, None if error else text, meta, error, columns)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(each, str) for each in value))
 
 
 def _error(text: Any, name: str, fields: dict[str, Any]) -> str | None:
