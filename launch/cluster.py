@@ -10,8 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from wellread.config import CONFIGS
 from wellread.errors import UserError
-from wellread.files import yaml_loader
-from wellread.text_io import read_text
+from wellread.text_io import read_text, yaml_loader
 
 BACKENDS = {
     "local": "launch.backends.local:Local",

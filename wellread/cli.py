@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
 from wellread import streams
 from wellread.errors import BAD_INPUT, UserError, user_message
-from wellread.files import load_yaml
 from wellread.streams import print_error
+from wellread.text_io import load_yaml
 
 if TYPE_CHECKING:
     import argparse

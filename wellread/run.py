@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from wellread.errors import UserError
-from wellread.files import load_yaml, open_unlinked, read_json, refuse_links, write_atomic
+from wellread.files import open_unlinked, read_json, refuse_links, write_atomic
+from wellread.text_io import load_yaml
 
 if TYPE_CHECKING:
     from wellread.config import RunConfig

@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ PLAIN = (".jsonl", ".json", ".csv", ".txt", ".yaml", ".yml", ".jinja")
 """Endings of files that contain text."""
 
 
+MOST_VALUES = 10_000_000
+"""Most values of a YAML file; a few lines of aliases of aliases can describe billions."""
 LFS_POINTER = b"version https://git-lfs"
 """First bytes of the file that Git stores in place of a large one."""
 START = 64
@@ -132,3 +135,55 @@ def repeated(names: Iterable[str]) -> str | None:
             return name
         before.add(name)
     return None
+
+
+@cache
+def yaml_loader(name: str) -> Any:
+    """A loader of PyYAML, by name, that refuses keys that appear twice; PyYAML takes the last one."""
+    import yaml
+
+    base: Any = getattr(yaml, name)
+
+    class Loader(base):  # type: ignore[misc]
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if (name := repeated(keys)) is not None:
+                raise yaml.YAMLError(f"key {name!r} appears twice; remove one")
+            return super().construct_mapping(node, deep)
+
+    return Loader
+
+
+def load_yaml(data: bytes) -> Any:
+    """Parse YAML. Aliases are allowed, but not to describe more values than a person can mean.
+
+    Raises
+    ------
+    yaml.YAMLError
+        Also when a key appears twice, or values contain each other, are nested too deeply, or become too many once
+        aliases are replaced.
+    """
+    import yaml
+
+    try:
+        value = yaml.load(data, Loader=yaml_loader("SafeLoader"))
+        if _n_values(value, {}) > MOST_VALUES:
+            raise yaml.YAMLError(f"describes more than {MOST_VALUES:,} values")
+    except RecursionError:
+        raise yaml.YAMLError("is nested too deeply") from None
+    except ValueError as error:  # an integer of thousands of digits, or a date that does not exist
+        if isinstance(error, UnicodeDecodeError):
+            raise
+        raise yaml.YAMLError(str(error).partition(";")[0]) from None
+    return value
+
+
+def _n_values(value: Any, counts: dict[int, int]) -> int:
+    """Number of values that `value` describes once aliases are replaced; each distinct object is visited once."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in counts:
+        counts[id(value)] = MOST_VALUES + 1  # for an object inside itself
+        inner = value.values() if isinstance(value, dict) else value
+        counts[id(value)] = min(1 + sum(_n_values(each, counts) for each in inner), MOST_VALUES + 1)
+    return counts[id(value)]

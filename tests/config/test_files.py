@@ -8,9 +8,9 @@ import yaml
 
 from wellread.config import PretrainConfig, RunConfig, from_file, to_dict
 from wellread.errors import UserError
-from wellread.files import load_yaml, yaml_loader
 from wellread.planning.plan import Plan
 from wellread.run import RunDirectory
+from wellread.text_io import load_yaml, yaml_loader
 
 
 @pytest.mark.parametrize("kind", [RunConfig, PretrainConfig])

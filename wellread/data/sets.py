@@ -19,8 +19,7 @@ from wellread.data.sources.source import MAX_DOCUMENT, Source
 from wellread.data.sources.tables import SUFFIXES
 from wellread.data.sources.text import COMPRESSED, KINDS
 from wellread.errors import UserError
-from wellread.files import load_yaml
-from wellread.text_io import refuse_foreign
+from wellread.text_io import load_yaml, refuse_foreign
 
 AMOUNT = re.compile(r"(.*):([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?|[+-]?(?:inf|nan))", re.IGNORECASE | re.DOTALL)
 KEYS = {

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from wellread.errors import UserError
-from wellread.files import load_yaml
 from wellread.order import spec as specs
 from wellread.order.spec import Condition, OrderSpec
+from wellread.text_io import load_yaml
 
 MOST_BATCHES = 10_000_000
 """Most batches of an insertion or of a phase; more are taken for a mistake, before memory is used for them."""
