@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from wellread.escapes import visible as visible
 from wellread.streams import OfRich
+from wellread.units import plural as plural
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -87,9 +88,3 @@ def cell(value: object) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.4f}" if isinstance(value, float) else visible(str(value))
-
-
-def plural(count: int, noun: str) -> str:
-    """``1 sample``, ``1,234 samples``, ``2 batches``."""
-    ending = "" if count == 1 else "es" if noun.endswith("ch") else "s"
-    return f"{count:,} {noun}{ending}"

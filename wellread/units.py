@@ -1,6 +1,12 @@
-"""Units of memory and disk; messages and flags use GiB."""
+"""Units of memory and disk, of which messages and flags use GiB, and the plural of nouns."""
 
 MIB = 2**20
 """Bytes of a MiB."""
 GIB = 2**30
 """Bytes of a GiB."""
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 sample``, ``1,234 samples``, ``2 batches``."""
+    ending = "" if count == 1 else "es" if noun.endswith("ch") else "s"
+    return f"{count:,} {noun}{ending}"

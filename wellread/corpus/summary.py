@@ -9,7 +9,7 @@ import numpy as np
 
 from wellread.corpus.read import Corpus
 from wellread.corpus.segments import Segments
-from wellread.terminal import plural
+from wellread.units import plural
 
 BARS = 40
 BINS = 8

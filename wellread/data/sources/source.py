@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from wellread.errors import UserError
-from wellread.terminal import plural
-from wellread.units import MIB
+from wellread.units import MIB, plural
 
 MAX_DOCUMENT = 256 * MIB
 """Default of the most bytes of one document; a longer one is a mistake, or an archive that expands without end."""
