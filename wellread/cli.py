@@ -134,7 +134,7 @@ def parse_dataclass(parser: ArgumentParser, kind: type[Any], argv: Sequence[str]
     values = parse(parser, ordered).as_dict()
     # The parser reads texts as YAML, in which null and ~ mean nothing; a setting that is a text keeps them as text.
     hints = hints_of(kind)
-    values |= {k: typed[k] for k in typed if hints.get(k) == str | None and values[k] is None}
+    values |= {k: _with_home(k, typed[k]) for k in typed if hints.get(k) == str | None and values[k] is None}
     settings = {k: v for k, v in values.items() if k in hints}
     return from_dict(kind, settings), {k: v for k, v in values.items() if k not in hints}
 
@@ -155,9 +155,12 @@ def parse_known(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[a
 def _with_homes(parsed: Any) -> Any:
     """The same arguments, with ~ expanded in paths: shells leave ``--out=~/run`` as it is."""
     for name, value in vars(parsed).items():
-        if name in PATHS and isinstance(value, str):
-            setattr(parsed, name, os.path.expanduser(value))
+        setattr(parsed, name, _with_home(name, value))
     return parsed
+
+
+def _with_home(name: str, value: Any) -> Any:
+    return os.path.expanduser(value) if name in PATHS and isinstance(value, str) else value
 
 
 def _long(argument: str) -> str:
