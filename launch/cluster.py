@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from dataclasses import dataclass, field, fields, replace
 from math import isfinite
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from wellread.config import CONFIGS
 from wellread.errors import UserError
-from wellread.text_io import read_text, yaml_loader
+from wellread.files import LONGEST_REASON
+from wellread.text_io import load_yaml, read_text
 
 BACKENDS = {
     "local": "launch.backends.local:Local",
@@ -89,7 +91,7 @@ class ClusterFile:
 
     def __post_init__(self) -> None:
         if self.kind not in BACKENDS:
-            raise UserError(f"kind: {self.kind!r} is not one of {', '.join(BACKENDS)}")
+            raise UserError(f"kind: {_brief(self.kind)} is not one of {', '.join(BACKENDS)}")
         for name in ("requeues", "signal_delay"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}: {getattr(self, name)} must be at least 0")
@@ -100,19 +102,23 @@ class ClusterFile:
         try:
             minutes(self.time)
         except UserError as error:
-            raise UserError(f"time {self.time!r}: {error}") from None
+            raise UserError(f"time {_brief(self.time)}: {error}") from None
         for name, value in {f.name: getattr(self, f.name) for f in fields(self) if f.name != "setup"}.items():
             texts = (
                 [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, tuple) else [value]
             )
             if any(re.search(r"[\x00-\x1f\x7f]", str(text)) for text in texts):
-                raise UserError(f"{name}: {value!r} contains a control character, which would break the job script")
+                raise UserError(
+                    f"{name}: {_brief(value)} contains a control character, which would break the job script"
+                )
         if wrong := [key for key in self.sbatch if not re.fullmatch(r"[A-Za-z][A-Za-z_-]*", key)]:
-            raise UserError(f"sbatch: {wrong[0]!r} is not an option; write its long name without leading dashes")
+            raise UserError(f"sbatch: {_brief(wrong[0])} is not an option; write its long name without leading dashes")
         if reserved := [key for key in self.sbatch if key.replace("_", "-") in OWNED]:
-            raise UserError(f"sbatch: {reserved[0]!r} is set by launch; use launch's flags or other keys of this file")
+            raise UserError(
+                f"sbatch: {_brief(reserved[0])} is set by launch; use launch's flags or other keys of this file"
+            )
         if unread := [key for key in self.sbatch if key.replace("_", "-") in OTHER_GPUS]:
-            raise UserError(f"sbatch: {unread[0]!r} may request GPUs; write gres: with what a node has, as gpu:8")
+            raise UserError(f"sbatch: {_brief(unread[0])} may request GPUs; write gres: with what a node has, as gpu:8")
 
     @property
     def gpus(self) -> int:
@@ -179,7 +185,7 @@ def load(name: str) -> ClusterFile:
         raise UserError(f"--cluster {name}: unknown; choose {choices} or the path of a YAML file")
     try:
         # Read every scalar as text: YAML's own rules would read 24:00:00 as the number 86,400.
-        values = yaml.load(read_text(path), Loader=yaml_loader("BaseLoader"))
+        values = load_yaml(read_text(path), "BaseLoader")
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"--cluster {path}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict) or "kind" not in values:
@@ -188,7 +194,7 @@ def load(name: str) -> ClusterFile:
     hints = get_type_hints(ClusterFile)
     keys = {f.name for f in fields(ClusterFile)} - {"name", "path", "whole_job"}
     if unknown := sorted(set(values) - keys):
-        raise UserError(f"--cluster {path}: unknown key {unknown[0]!r}; use one of {', '.join(sorted(keys))}")
+        raise UserError(f"--cluster {path}: unknown key {_brief(unknown[0])}; use one of {', '.join(sorted(keys))}")
     try:
         converted = {key: _field(key, value, hints[key]) for key, value in values.items()}
         return _with_gpus(ClusterFile(**converted | {"name": path.stem, "path": str(path)}))
@@ -203,10 +209,10 @@ def _with_gpus(file: ClusterFile) -> ClusterFile:
         return file
     (key, option), *repeats = requests.items()
     if repeats or file.gpus:
-        raise UserError(f"sbatch: {key!r} requests GPUs a second time; keep only gres: gpu:N, the GPUs of a node")
+        raise UserError(f"sbatch: {_brief(key)} requests GPUs a second time; keep only gres: gpu:N, the GPUs of a node")
     match = re.fullmatch(r"(?:([^:,\s]+):)?([1-9]\d{0,5})", file.sbatch[key].strip())
     if not match:
-        raise UserError(f"sbatch: {key} {file.sbatch[key]!r} is not a number of GPUs; write 4 or a100:4")
+        raise UserError(f"sbatch: {key} {_brief(file.sbatch[key])} is not a number of GPUs; write 4 or a100:4")
     number = int(match[2]) * ((file.ranks_per_node or 1) if option == "gpus-per-task" else 1)
     gres = ",".join(filter(None, [file.gres, ":".join(filter(None, ["gpu", match[1], str(number)]))]))
     options = {name: value for name, value in file.sbatch.items() if name != key}
@@ -241,32 +247,39 @@ def _converted(value: Any, hint: Any) -> Any:
     kinds = [kind for kind in get_args(hint) if kind is not type(None)]
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
-            raise UserError(f"{value!r} is not one of {', '.join(get_args(hint))}")
+            raise UserError(f"{_brief(value)} is not one of {', '.join(get_args(hint))}")
         return value
     if get_origin(hint) is dict:
         if not isinstance(value or {}, dict):
-            raise UserError(f"{value!r} is not a mapping; write NAME: value, one per line")
+            raise UserError(f"{_brief(value)} is not a mapping; write NAME: value, one per line")
         return {str(key): _text(item) for key, item in (value or {}).items()}
     if get_origin(hint) is tuple:
         items = [value] if isinstance(value, str) and value else value or []
         if not isinstance(items, list):
-            raise UserError(f"{value!r} is not a list; write - value, one per line")
+            raise UserError(f"{_brief(value)} is not a list; write - value, one per line")
         return tuple(_text(item) for item in items)
     kind, value = kinds[0] if kinds else hint, _text(value)
     if kind is bool:
         if value.lower() not in ("true", "false", "yes", "no"):
-            raise UserError(f"{value!r} is neither true nor false")
+            raise UserError(f"{_brief(value)} is neither true nor false")
         return value.lower() in ("true", "yes")
     try:
         number = None if value in ("", "null", "~") and kinds else kind(value)
     except ValueError:
         number = float("nan")
     if kind in (int, float) and number is not None and not isfinite(number):
-        raise UserError(f"{value!r} is not a {'whole number' if kind is int else 'number'}")
+        raise UserError(f"{_brief(value)} is not a {'whole number' if kind is int else 'number'}")
     return number
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise UserError(f"{value!r}: expected a single value; put it in quotes")
+        raise UserError(f"{_brief(value)}: expected a single value; put it in quotes")
     return value
+
+
+def _brief(value: Any) -> str:
+    """A value as an error names it: aliases can make a list of a few lines longer than any memory."""
+    short = reprlib.Repr()
+    short.maxstring, short.maxlevel = LONGEST_REASON, 2
+    return short.repr(value)

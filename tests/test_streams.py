@@ -112,3 +112,9 @@ def test_rich_colors_only_what_is_visible(name: str, root: Path) -> None:
     assert "\x1b]" not in text
     assert "\x1b[2J" not in text
     assert "\x07" not in text
+
+
+def test_a_long_error_is_cut(root: Path) -> None:
+    program = START + "streams.print_error('a' * 10**6 + 'b' * 10**6)"
+    result = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
+    assert result.stderr == f"error: {'a' * 2000} … {'b' * 2000}\n"

@@ -10,6 +10,8 @@ from typing import Any, TextIO
 
 from wellread.escapes import Own, joined, of_rich, styled, visible
 
+LONGEST_ERROR = 4000
+"""Characters of an error that are printed; a file may have a name or value of any length."""
 GONE = {errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO}
 """Errors of a write when nobody can read it: a closed pipe, a closed terminal."""
 
@@ -122,7 +124,12 @@ def outlive_reader() -> None:
 def print_error(message: str) -> None:
     """Print one line on stderr, red on a terminal; control characters in it, e.g. of a file name, are escaped."""
     label = styled("error:", *[31] * (sys.stderr.isatty() and "NO_COLOR" not in os.environ))
-    print(joined([label, message], " "), file=sys.stderr, flush=True)
+    cut = (
+        message
+        if len(message) <= LONGEST_ERROR
+        else f"{message[: LONGEST_ERROR // 2]} … {message[-LONGEST_ERROR // 2 :]}"
+    )
+    print(joined([label, cut], " "), file=sys.stderr, flush=True)
 
 
 class _Outliving(io.FileIO):

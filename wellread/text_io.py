@@ -154,8 +154,13 @@ def yaml_loader(name: str) -> Any:
     return Loader
 
 
-def load_yaml(data: bytes) -> Any:
+def load_yaml(data: bytes | str, loader: str = "SafeLoader") -> Any:
     """Parse YAML. Aliases are allowed, but not to describe more values than a person can mean.
+
+    Parameters
+    ----------
+    loader : str
+        Name of a loader of PyYAML that creates only simple values.
 
     Raises
     ------
@@ -166,7 +171,7 @@ def load_yaml(data: bytes) -> Any:
     import yaml
 
     try:
-        value = yaml.load(data, Loader=yaml_loader("SafeLoader"))
+        value = yaml.load(data, Loader=yaml_loader(loader))
         if _n_values(value, {}) > MOST_VALUES:
             raise yaml.YAMLError(f"describes more than {MOST_VALUES:,} values")
     except RecursionError:

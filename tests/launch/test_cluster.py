@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -172,24 +173,42 @@ def test_a_name_cannot_contain_a_path() -> None:
         ("kind: slurm\nmemory: nan\n", "memory: 'nan' is not a number"),
         ("kind: slurm\nmemory: inf\n", "memory: 'inf' is not a number"),
         ("kind: slurm\ntime: soon\n", "time 'soon': not a valid time; use minutes, HH:MM:SS or D-HH:MM:SS"),
-        (
-            "kind: slurm\nsbatch: {--comment: x}\n",
-            "sbatch: '--comment' is not an option; write its long name without lead",
-        ),
-        (
-            "kind: slurm\nsbatch: {'comment x': y}\n",
-            "sbatch: 'comment x' is not an option; write its long name without l",
-        ),
+        ("kind: slurm\nsbatch: {--comment: x}\n", "sbatch: '--comment' is not an option; write its long name without"),
+        ("kind: slurm\nsbatch: {'comment x': y}\n", "sbatch: 'comment x' is not an option; write its long name with"),
     ],
 )
 def test_mistakes_name_file_and_key(text: str, message: str, tmp_path: Path) -> None:
     assert refused(tmp_path, text).startswith(message)
 
 
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB + "kind: slurm\n", "not YAML (describes more than 10,000,000 values)"),
+        ("kind: slurm\npartition: " + "[" * 5000 + "]" * 5000, "not YAML (is nested too deeply)"),
+        ("kind: slurm\nsetup: &s [*s]\n", "not YAML ("),
+        (f"kind: slurm\npartition: [{'x' * 10**6}]\n", "partition: ['xxx"),
+        (f"kind: {'x' * 10**6}\n", "kind: 'xxx"),
+        ("kind: slurm\nranks_per_node: " + "9" * 5000, "ranks_per_node: '999"),
+    ],
+)
+def test_a_bomb_ends_with_a_short_line(text: str, message: str, tmp_path: Path) -> None:
+    began = time.monotonic()
+    line = refused(tmp_path, text)
+    assert line.startswith(message)
+    assert len(line) < 600
+    assert time.monotonic() < began + 60
+
+
 def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_bytes(b"kind: \xff\n")
-    with pytest.raises(UserError, match=r"mine\.yaml: not YAML \("):
+    with pytest.raises(UserError, match=r"mine\.yaml: not UTF-8 at byte 6 of the file; save it"):
         load(str(file))
 
 

@@ -50,20 +50,8 @@ def listeners(process: subprocess.Popen[str]) -> set[tuple[str, str]]:
 def test_a_run_and_its_evaluation(ranks: int, strategy: str, corpora: Path, root: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(AUDIT)
     audit = tmp_path / "audit"
-    command = [
-        sys.executable,
-        "-m",
-        "wellread",
-        "run",
-        "finetune",
-        "--model",
-        "tiny",
-        "--data",
-        "sample",
-        "--then",
-        "eval",
-    ]
-    command += ["--out", str(tmp_path / "run"), "--corpora", str(corpora), "--steps", "2", "--save", "1"]
+    command = [sys.executable, "-m", "wellread", "run", "finetune", "--model", "tiny", "--data", "sample"]
+    command += ["--out", str(tmp_path / "run"), "--corpora", str(corpora), "--steps", "2", "--then", "eval"]
     command += ["--ranks_per_node", str(ranks), "--strategy", strategy]
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "AUDIT": str(audit)}
     with open(tmp_path / "output", "w") as output:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from launch.cluster import ClusterFile
 from wellread.errors import UserError
+from wellread.files import LONGEST_REASON
 from wellread.text_io import read_text
 
 
@@ -32,17 +33,18 @@ def hosts(cluster: ClusterFile) -> list[Host]:
         raise UserError(
             f"hostfile {path}: not found; write 'host slots=N', one per line, or set hostfile: in the cluster file"
         )
-    listed: list[Host] = []
+    listed: dict[str, Host] = {}
     for number, line in enumerate(read_text(path).splitlines(), 1):
         text = line.partition("#")[0].strip()
         if not text:
             continue
-        match = re.fullmatch(r"([\w.@:\[\]-]+)(?:\s+slots\s*=\s*([1-9]\d*))?", text)
+        match = re.fullmatch(r"([\w.@:\[\]-]+)(?:\s+slots\s*=\s*([1-9][0-9]{0,5}))?", text)
         if not match or match.group(1).startswith("-"):
+            text = text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}…"
             raise UserError(f"hostfile {path} line {number}: {text!r} is not a host; write host slots=N")
-        if match.group(1) in {host.name for host in listed}:
+        if match.group(1) in listed:
             raise UserError(f"hostfile {path} line {number}: {match.group(1)} appears twice; raise its slots instead")
-        listed.append(Host(match.group(1), int(match.group(2) or 1)))
+        listed[match.group(1)] = Host(match.group(1), int(match.group(2) or 1))
     if not listed:
         raise UserError(f"hostfile {path}: contains no hosts; write 'host slots=N', one per line")
-    return listed
+    return list(listed.values())

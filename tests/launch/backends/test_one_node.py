@@ -18,7 +18,7 @@ from wellread.processes import STORE
 RANK = """
 import json, os, sys, psutil
 from wellread.train import ranks
-ranks.start()
+ranks.start("cpu")
 value = {"rank": ranks.rank(), "loss": [0.1, float("inf"), None], "text": "\\x00\\ud800\\u00e9" * 300 * ranks.rank()}
 gathered = ranks.gather_objects(value)
 assert len(gathered) == ranks.world_size() and gathered[ranks.rank()] == value, gathered

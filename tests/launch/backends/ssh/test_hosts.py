@@ -48,6 +48,11 @@ plain
         ("$(reboot) slots=1\n", " line 1: '$(reboot) slots=1' is not a host; write host slots=N"),
         ("a;reboot slots=1\n", " line 1: 'a;reboot slots=1' is not a host; write host slots=N"),
         ("a slots=2\nb\na slots=4\n", " line 3: a appears twice; raise its slots instead"),
+        (f"a slots={'9' * 5000}\n", f" line 1: 'a slots={'9' * 112}…' is not a host; write host slots=N"),
+        ("a slots=10000000\n", " line 1: 'a slots=10000000' is not a host; write host slots=N"),
+        ("a\x1b]0;x\x07 slots=1\n", r" line 1: 'a\x1b]0;x\x07 slots=1' is not a host; write host slots=N"),
+        ("a\u202eb slots=2\n", r" line 1: 'a\u202eb slots=2' is not a host; write host slots=N"),
+        ("a slots=\u0661\n", " line 1: 'a slots=\u0661' is not a host; write host slots=N"),
         ("# nothing\n\n", ": contains no hosts; write 'host slots=N', one per line"),
     ],
 )
@@ -64,3 +69,13 @@ def test_a_missing_hostfile(tmp_path: Path) -> None:
         f"hostfile {tmp_path}/hosts: not found; "
         "write 'host slots=N', one per line, or set hostfile: in the cluster file"
     )
+
+
+def test_a_hostfile_that_is_not_text(tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_bytes(b"\xff\xfea\x00")
+    with pytest.raises(UserError, match=r"hosts: is UTF-16; save it as UTF-8"):
+        hosts(ClusterFile(kind="hostfile", hostfile=str(tmp_path / "hosts")))
+
+
+def test_a_hundred_thousand_hosts_are_read_at_once(tmp_path: Path) -> None:
+    assert len(listed(tmp_path, "".join(f"node-{number} slots=8\n" for number in range(100_000)))) == 100_000
