@@ -157,6 +157,7 @@ def submit(
         run.submit.resolve(), cluster="slurm", slurm_max_num_timeout=cluster.requeues, slurm_python=_python(cluster)
     )
     executor.update_parameters(**{f"slurm_{name}": value for name, value in options.items()})
+    executor._executor.parameters["wckey"] = options["wckey"]  # None, which update_parameters ignores
     try:
         with redirect_stderr(StringIO()):  # submitit also prints the error
             if len(tasks) == 1:

@@ -23,7 +23,8 @@ from launch.cluster import ClusterFile
 from launch.evaluation import Request
 from wellread.errors import UserError
 from wellread.files import write_json
-from wellread.planning.plan import KEYS
+from wellread.planning.machine import Machine
+from wellread.planning.plan import Counts, Plan
 from wellread.run import RunDirectory
 
 SBATCH = """#!/bin/sh
@@ -240,9 +241,13 @@ def test_a_run_is_submitted_once(program, corpora: Path, scheduler: Scheduler, t
 
 def evaluation_request(run: RunDirectory, steps: int, **settings: Any) -> Request:
     """An evaluation of a run with `steps` checkpoints."""
-    plan = dict.fromkeys(KEYS, 1) | {"device": "cpu", "ranks_per_node": 2, "cluster": "local"}
-    plan |= {"save_steps": [], "strategies": [], "failures": []}
-    write_json(run.plan_file, plan)
+    plan = Plan(
+        model="m", machine=Machine(cluster="local", nodes=1, ranks_per_node=2, device="cpu"),
+        counts=Counts(samples=9, trainable=8, sealed=1, exact=True), batch_size=2, micro_batch_size=1, accumulation=1,
+        dtype="fp32", engine="torch", strategy="ddp", strategy_reason="a test", seq_len=8, steps=4 * steps, epochs=1.0,
+        warmup_steps=1, save_steps=(),
+    )  # fmt: skip
+    write_json(run.plan_file, plan.as_dict())
     seem_saved(run, *range(0, 4 * steps, 4))
     cluster = ClusterFile(kind="slurm", python="/opt/venv/bin/python", cpus_per_rank=3)
     return Request(command="membership", run=run, cluster=cluster, **settings)
