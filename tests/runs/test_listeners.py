@@ -50,18 +50,21 @@ def listeners(process: subprocess.Popen[str]) -> set[tuple[str, str]]:
 def test_a_run_and_its_evaluation(ranks: int, strategy: str, corpora: Path, root: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(AUDIT)
     audit = tmp_path / "audit"
-    command = [sys.executable, "-m", "wellread", "run", "finetune", "--model", "tiny", "--data", "sample"]
-    command += ["--out", str(tmp_path / "run"), "--corpora", str(corpora), "--steps", "2", "--then", "eval"]
-    command += ["--ranks_per_node", str(ranks), "--strategy", strategy]
+    run = str(tmp_path / "run")
+    train = ["run", "finetune", "--model", "tiny", "--data", "sample", "--out", run, "--corpora", str(corpora)]
+    train += ["--steps", "2", "--ranks_per_node", str(ranks), "--strategy", strategy]
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "AUDIT": str(audit)}
-    with open(tmp_path / "output", "w") as output:
-        process = subprocess.Popen(command, cwd=root, env=environment, stdout=output, stderr=output, text=True)
-        found, deadline = set(), time.monotonic() + PATIENCE
-        while process.poll() is None and time.monotonic() < deadline:
-            found |= listeners(process)
-            time.sleep(0.02)
-        process.kill()
-    assert process.wait() == 0, (tmp_path / "output").read_text()
+    found = set()
+    for arguments in (train, ["membership", run, "--steps", "2", "--max_samples", "20"]):
+        with open(tmp_path / "output", "a+") as output:
+            command = [sys.executable, "-m", "wellread", *arguments]
+            process = subprocess.Popen(command, cwd=root, env=environment, stdout=output, stderr=output, text=True)
+            deadline = time.monotonic() + 3 * PATIENCE
+            while process.poll() is None and time.monotonic() < deadline:
+                found |= listeners(process)
+                time.sleep(0.1)
+            process.kill()
+        assert process.wait() == 0, (tmp_path / "output").read_text()
     assert {address for address, _ in found} <= LOOPBACK, found
     assert found if ranks > 1 else True, "ranks exchange gradients through sockets"
     lines = audit.read_text().splitlines()
