@@ -92,8 +92,8 @@ def test_a_temporary_file_replaces_a_link(victim: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def others(tmp_path: Path) -> Path:
-    folder = tmp_path / "others"
+def elsewhere(tmp_path: Path) -> Path:
+    folder = tmp_path / "elsewhere"
     folder.mkdir()
     (folder / "file").write_text("precious")
     return folder
@@ -104,22 +104,22 @@ PLACES = ["checkpoints", "record", "log", "eval", "report", "tb", "code", "submi
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_run_with_a_link_is_refused_before_anything_is_written(place: str, others: Path, tmp_path: Path) -> None:
+def test_a_run_with_a_link_is_refused_before_anything_is_written(place: str, elsewhere: Path, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     (run.path / place).parent.mkdir(parents=True)
-    (run.path / place).symlink_to(others)
+    (run.path / place).symlink_to(elsewhere)
     with pytest.raises(UserError, match=REFUSED) as caught, run.lock():
         raise AssertionError("locked")
     assert str(caught.value).startswith(str(run.path / place))
     assert not (run.path / "lock").exists()
-    assert [path.name for path in others.iterdir()] == ["file"]
+    assert [path.name for path in elsewhere.iterdir()] == ["file"]
 
 
-def test_links_to_the_run_its_corpus_and_inside_its_code_are_allowed(others: Path, tmp_path: Path) -> None:
+def test_links_to_the_run_its_corpus_and_inside_its_code_are_allowed(elsewhere: Path, tmp_path: Path) -> None:
     (tmp_path / "disk" / "run" / "code").mkdir(parents=True)
     (tmp_path / "runs").symlink_to(tmp_path / "disk")
     run = RunDirectory(tmp_path / "runs" / "run")
-    run.corpus.symlink_to(others)
+    run.corpus.symlink_to(elsewhere)
     (run.code / "tracked").symlink_to("nowhere")
     with run.lock():
         pass
@@ -127,33 +127,33 @@ def test_links_to_the_run_its_corpus_and_inside_its_code_are_allowed(others: Pat
     refuse_links(run.record.parent, allowed={"corpus"}, foreign={"code"})
 
 
-def test_a_build_does_not_leave_its_folder(others: Path, tmp_path: Path) -> None:
+def test_a_build_does_not_leave_its_folder(elsewhere: Path, tmp_path: Path) -> None:
     target = tmp_path / "corpora" / "c"
     target.parent.mkdir()
-    (target.parent / ".c.building").symlink_to(others)
+    (target.parent / ".c.building").symlink_to(elsewhere)
     with building(target) as build:
         assert build is not None
         assert not build.is_symlink()
         (build / "corpus.json").write_text("{}")
-    assert [path.name for path in others.iterdir()] == ["file"]
+    assert [path.name for path in elsewhere.iterdir()] == ["file"]
     for name in ("shards", "tokens.bin"):
         (target.parent / ".d.building").mkdir()
-        (target.parent / ".d.building" / name).symlink_to(others)
+        (target.parent / ".d.building" / name).symlink_to(elsewhere)
         with pytest.raises(UserError, match=REFUSED), building(target.with_name("d")):
             raise AssertionError("built")
         remove(target.parent / ".d.building")
-    assert [path.name for path in others.iterdir()] == ["file"]
+    assert [path.name for path in elsewhere.iterdir()] == ["file"]
 
 
-def test_only_a_link_is_removed_not_its_target(others: Path, tmp_path: Path) -> None:
-    (tmp_path / ".step-00000001.tmp").symlink_to(others)
+def test_only_a_link_is_removed_not_its_target(elsewhere: Path, tmp_path: Path) -> None:
+    (tmp_path / ".step-00000001.tmp").symlink_to(elsewhere)
     (tmp_path / ".step-00000002.tmp" / "state").mkdir(parents=True)
-    (tmp_path / ".step-00000002.tmp" / "link").symlink_to(others)
+    (tmp_path / ".step-00000002.tmp" / "link").symlink_to(elsewhere)
     clear_staging(tmp_path)
     clear_staging(tmp_path)
     remove(tmp_path / "absent")
-    assert [path.name for path in tmp_path.iterdir()] == ["others"]
-    assert (others / "file").read_text() == "precious"
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
+    assert (elsewhere / "file").read_text() == "precious"
 
 
 def test_ranks_clear_the_same_staging_at_once(tmp_path: Path) -> None:

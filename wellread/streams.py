@@ -124,12 +124,9 @@ def outlive_reader() -> None:
 def print_error(message: str) -> None:
     """Print one line on stderr, red on a terminal; control characters in it, e.g. of a file name, are escaped."""
     label = styled("error:", *[31] * (sys.stderr.isatty() and "NO_COLOR" not in os.environ))
-    cut = (
-        message
-        if len(message) <= LONGEST_ERROR
-        else f"{message[: LONGEST_ERROR // 2]} … {message[-LONGEST_ERROR // 2 :]}"
-    )
-    print(joined([label, cut], " "), file=sys.stderr, flush=True)
+    half = LONGEST_ERROR // 2
+    text = message if len(message) <= LONGEST_ERROR else f"{message[:half]} … {message[-half:]}"
+    print(joined([label, text], " "), file=sys.stderr, flush=True)
 
 
 class _Outliving(io.FileIO):

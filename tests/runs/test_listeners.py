@@ -36,14 +36,14 @@ LOOPBACK = {"127.0.0.1", "::1"}
 
 def listeners(process: subprocess.Popen[str]) -> set[tuple[str, str]]:
     """Address and command of each socket on which a process, or one that it has started, receives from others."""
-    found = set()
+    places = set()
     with suppress(psutil.NoSuchProcess):
         first = psutil.Process(process.pid)
         for each in [first, *first.children(recursive=True)]:
             with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 sockets = [c for c in each.net_connections("inet") if c.status == psutil.CONN_LISTEN or not c.raddr]
-                found |= {(c.laddr.ip, " ".join(each.cmdline())) for c in sockets if c.laddr}
-    return found
+                places |= {(c.laddr.ip, " ".join(each.cmdline())) for c in sockets if c.laddr}
+    return places
 
 
 @pytest.mark.parametrize(("ranks", "strategy"), [(2, "zero1"), (1, "ddp")])
@@ -54,19 +54,19 @@ def test_a_run_and_its_evaluation(ranks: int, strategy: str, corpora: Path, root
     train = ["run", "finetune", "--model", "tiny", "--data", "sample", "--out", run, "--corpora", str(corpora)]
     train += ["--steps", "2", "--ranks_per_node", str(ranks), "--strategy", strategy]
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "AUDIT": str(audit)}
-    found = set()
+    places = set()
     for arguments in (train, ["membership", run, "--steps", "2", "--max_samples", "20"]):
         with open(tmp_path / "output", "a+") as output:
             command = [sys.executable, "-m", "wellread", *arguments]
             process = subprocess.Popen(command, cwd=root, env=environment, stdout=output, stderr=output, text=True)
             deadline = time.monotonic() + 3 * PATIENCE
             while process.poll() is None and time.monotonic() < deadline:
-                found |= listeners(process)
+                places |= listeners(process)
                 time.sleep(0.1)
             process.kill()
         assert process.wait() == 0, (tmp_path / "output").read_text()
-    assert {address for address, _ in found} <= LOOPBACK, found
-    assert found if ranks > 1 else True, "ranks exchange gradients through sockets"
+    assert {address for address, _ in places} <= LOOPBACK, places
+    assert places if ranks > 1 else True, "ranks exchange gradients through sockets"
     lines = audit.read_text().splitlines()
     assert sum(line.startswith("started ") and " train " in line for line in lines) >= ranks
     assert [line for line in lines if not line.startswith("started ") and not line.endswith(" []")] == []
@@ -86,12 +86,12 @@ def test_tensorboard(root: Path, tmp_path: Path) -> None:
     )
     try:
         deadline = time.monotonic() + PATIENCE
-        while not (found := listeners(process)) and time.monotonic() < deadline:
+        while not (places := listeners(process)) and time.monotonic() < deadline:
             assert process.poll() is None
             time.sleep(0.1)
         time.sleep(1)
-        assert {address for address, _ in found | listeners(process)} <= LOOPBACK
-        assert found
+        assert {address for address, _ in places | listeners(process)} <= LOOPBACK
+        assert places
     finally:
         for each in psutil.Process(process.pid).children(recursive=True):
             each.kill()
