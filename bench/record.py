@@ -184,7 +184,7 @@ def verification(directory: Path, samples: int) -> dict[str, float]:
     equal: Any = _EqualSamples()
     before = anonymous_mib()
     hashing = seconds(lambda: check_parts(findings, record, start, BATCH_SIZE))
-    walking = seconds(lambda: walk(findings, record, equal, order, digests, start))
+    walking = seconds(lambda: walk(findings, record, equal, order, digests, start, [record.batches]))
     if findings.problems:
         raise AssertionError(findings.problems[:3])
     rows = record.batches * BATCH_SIZE

@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from wellread.checkpoint import Checkpoint, named_checkpoint
+from wellread.checkpoint import Checkpoint
 from wellread.errors import UserError
 from wellread.files import new_directory
+from wellread.named import named_checkpoint
 
 EXAMPLES = """examples:
   wellread export runs/dolly-lora --merged --out models/dolly-70m        the newest checkpoint

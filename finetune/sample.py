@@ -44,10 +44,10 @@ def answer(name: str, text: str, settings: Settings) -> str:
     UserError
         When there is no such run or checkpoint, or the prompt leaves no position for an answer.
     """
-    from wellread.checkpoint import named_checkpoint
     from wellread.corpus.tokenizer import Tokenizer
     from wellread.models.load import load_model
     from wellread.models.sampling import continuation
+    from wellread.named import named_checkpoint
     from wellread.run import RunDirectory
 
     checkpoint = named_checkpoint(name)

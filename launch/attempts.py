@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wellread import provenance
-from wellread.files import read_json, write_json
+from wellread.files import read_json, with_checksum, write_json
 from wellread.run import RunDirectory
 from wellread.streams import print_error
 
@@ -33,7 +33,7 @@ def begin(run: RunDirectory, plan: Plan, layout: dict[str, Any], code: Path | No
     world = {"ranks": on.ranks, "nodes": on.nodes, "ranks_per_node": on.ranks_per_node, "device": on.device}
     about = {"attempt": number, "started": now(), "cluster": on.cluster, "strategy": plan.strategy}
     manifest["attempts"].append(about | world | layout | provenance.describe(code))
-    write_json(run.manifest_file, manifest)
+    write_json(run.manifest_file, with_checksum(manifest))
     return number
 
 
@@ -46,7 +46,7 @@ def add(run: RunDirectory, number: int, values: dict[str, Any]) -> None:
     """Add values to an attempt in the manifest."""
     manifest = run.manifest()
     manifest["attempts"][number - 1] |= values
-    write_json(run.manifest_file, manifest)
+    write_json(run.manifest_file, with_checksum(manifest))
 
 
 def first_error(run: RunDirectory, number: int) -> dict[str, Any] | None:

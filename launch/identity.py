@@ -9,7 +9,7 @@ from typing import Any
 from wellread.checkpoint import list_checkpoints
 from wellread.config import RunConfig, to_dict
 from wellread.errors import UserError
-from wellread.files import write_json
+from wellread.files import with_checksum, write_json
 from wellread.models.directories import fingerprint
 from wellread.models.spec import ModelSpec
 from wellread.order import store
@@ -86,7 +86,7 @@ def begin(run: RunDirectory, config: RunConfig, requested: dict[str, Any], corpu
             store.keep(run, order)
     else:  # without a checkpoint nothing was read: an attempt that failed early may be overwritten
         store.keep(run, order)
-        write_json(run.manifest_file, manifest | {"identity": requested})
+        write_json(run.manifest_file, with_checksum(manifest | {"identity": requested}))
     link = run.path / "corpus"
     if not link.is_dir() or (link.is_symlink() and link.resolve() != corpus):
         link.unlink(missing_ok=True)

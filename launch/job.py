@@ -19,7 +19,7 @@ from wellread.config import ClusterConfig, RunConfig
 from wellread.corpus import summary as summaries
 from wellread.corpus.read import Corpus
 from wellread.errors import UserError
-from wellread.files import write_json
+from wellread.files import with_checksum, write_json
 from wellread.models import registry
 from wellread.models.spec import ModelSpec
 from wellread.order.build import Built, build, samples_before_corpus
@@ -167,7 +167,7 @@ class Job:
         if identity.begin(self.run, self.config, self._identity(corpus, plan), corpus.path, self.order(corpus)):
             print(f"{self.run.path} is finished: step {plan.steps} of {plan.steps}; nothing to do", flush=True)
             return None
-        write_json(self.run.plan_file, plan.as_dict())
+        write_json(self.run.plan_file, with_checksum(plan.as_dict()))
         if self.options.snapshot == "on":
             for name in snapshot.take(self.run, Path(self.config.data.corpora)):
                 print(f"not in the code snapshot, because untracked and large: {name}", file=sys.stderr)

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from launch import attempts
 from wellread.config import from_dict
 from wellread.errors import UserError
-from wellread.files import write_json
+from wellread.files import with_checksum, write_json
 from wellread.planning import host_memory
 from wellread.planning.fallback import Failure, Shortage
 from wellread.planning.host_memory import Kills
@@ -73,7 +73,7 @@ def next_plan(run: RunDirectory, plan: Plan) -> Plan | None:
     except UserError as error:
         print_error(str(error))
         return None
-    write_json(run.plan_file, lower.as_dict())
+    write_json(run.plan_file, with_checksum(lower.as_dict()))
     again = " with activation checkpointing" * lower.activation_checkpointing
     print(f"continuing with {lower.strategy}{again}, micro-batch {lower.micro_batch_size}", flush=True)
     return lower

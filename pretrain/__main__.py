@@ -89,7 +89,7 @@ def _sample(argv: list[str]) -> int:
     options = parse(parser, argv)
 
     from pretrain.sample import sample
-    from wellread.checkpoint import model_directory
+    from wellread.named import model_directory
 
     sample(model_directory(options.model), options.text, sampling.Settings.of(options))
     return 0
@@ -109,7 +109,7 @@ def _export(argv: list[str]) -> int:
     from pathlib import Path
 
     from pretrain.export import export
-    from wellread.checkpoint import model_directory
+    from wellread.named import model_directory
 
     export(model_directory(options.model), options.format, Path(options.out))
     return 0

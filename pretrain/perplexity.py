@@ -10,7 +10,7 @@ import numpy as np
 from wellread.corpus.read import METRICS, Corpus
 from wellread.corpus.tables import write_metrics
 from wellread.errors import UserError
-from wellread.files import write_json
+from wellread.files import sha256_file, with_checksum, write_json
 from wellread.models import registry
 from wellread.models.directories import local_directory
 
@@ -39,7 +39,8 @@ def add(build: Path, model: str) -> None:
     meta = json.loads((build / "corpus.json").read_text(encoding="utf-8"))
     meta["metrics"].append(NAME)
     meta["sizes"][METRICS] = (build / METRICS).stat().st_size
-    write_json(build / "corpus.json", meta)
+    meta["sha256"][METRICS] = sha256_file(build / METRICS)
+    write_json(build / "corpus.json", with_checksum(meta))
 
 
 def _check_vocabulary(corpus: Corpus, directory: Path, rows: int, model: str) -> None:

@@ -5,21 +5,28 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wellread.errors import UserError
-from wellread.files import fsync_directory, fsync_file, full_disk_named, read_json, remove, sha256_file, write_json
-from wellread.run import RunDirectory
+from wellread.files import (
+    checksum,
+    fsync_directory,
+    fsync_file,
+    read_json,
+    remove,
+    sha256_file,
+    with_checksum,
+    write_json,
+)
 
 MANIFEST = "checkpoint.json"
 SHAPE = {
     "version": int, "step": int, "tokens": int, "skipped": int, "record": {"head": str, "batches": [int]},
     "corpus": str, "identity": dict, "strategy": str, "ranks": int, "dtype": str, "holdout_loss": (float, None),
-    "files": {...: {"size": int, "sha256": str}},
+    "files": {...: {"size": int, "sha256": str}}, "dropped": {...: {"size": int, "sha256": str}}, "checksum": str,
 }  # fmt: skip
 """Shape of that file."""
 SHOWN = 12
@@ -96,6 +103,8 @@ class Checkpoint:
                 return f"{path}: {path.stat().st_size:,} bytes, the manifest says {expected['size']}"
             if name.startswith(hashed) and (sha256(name) if sha256 else sha256_file(path)) != expected["sha256"]:
                 return f"{path}: altered (its sha256 is not the manifest's)"
+        if self.manifest.get("checksum") not in (None, checksum(self.manifest)):
+            return f"{self.path / MANIFEST}: altered (its checksum is not that of its content)"
         return next((f"{self.path / name}: not listed in {MANIFEST}; remove it" for name in self.unlisted()), None)
 
     def unlisted(self) -> list[str]:
@@ -176,13 +185,19 @@ def list_checkpoints(directory: Path) -> list[Checkpoint]:
 def _committed(path: Path) -> Checkpoint | None:
     """The checkpoint in a directory; None when its manifest cannot be read: newest_valid and verify report it."""
     try:
-        return _read(path)
+        return read_checkpoint(path)
     except (UserError, OSError):
         return None
 
 
-def _read(path: Path) -> Checkpoint:
-    """The checkpoint in a directory; UserError when its manifest is damaged."""
+def read_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in a directory.
+
+    Raises
+    ------
+    UserError
+        When its manifest is damaged.
+    """
     manifest = read_json(path / MANIFEST, SHAPE)
     if "step" not in manifest:
         raise UserError(f"{path / MANIFEST}: damaged ('step' is missing); restore it from a copy")
@@ -190,16 +205,6 @@ def _read(path: Path) -> Checkpoint:
     if len(batches) != 2:
         raise UserError(f"{path / MANIFEST}: damaged (record.batches: expected two numbers); restore it from a copy")
     return Checkpoint(path, manifest)
-
-
-def unreadable(directory: Path) -> list[str]:
-    """One line per checkpoint directory with a manifest that is missing, damaged, or of another step."""
-    steps = {checkpoint.path: checkpoint.step for checkpoint in list_checkpoints(directory)}
-    return [
-        f"{path / MANIFEST}: missing, damaged, or of another step"
-        for path in sorted(directory.glob("step-*"))
-        if path not in steps or path.name != name_of(steps[path])
-    ]
 
 
 def open_checkpoint(directory: Path, step: int) -> Checkpoint:
@@ -212,7 +217,7 @@ def open_checkpoint(directory: Path, step: int) -> Checkpoint:
     """
     checkpoints = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(directory)}
     if step not in checkpoints and (directory / name_of(step) / MANIFEST).exists():
-        _read(directory / name_of(step))  # says how its manifest is damaged
+        read_checkpoint(directory / name_of(step))  # says how its manifest is damaged
     if step not in checkpoints:
         raise missing_checkpoint(str(directory.parent), step, list(checkpoints))
     return checkpoints[step]
@@ -224,56 +229,6 @@ def missing_checkpoint(run: str, step: int, steps: list[int]) -> UserError:
     if len(names) > SHOWN:
         names = [*names[: SHOWN // 2], "…", *names[-SHOWN // 2 :]]
     return UserError(f"{run}: no checkpoint step-{step}; it has {', '.join(names) or 'none yet'}")
-
-
-def named_checkpoint(name: str) -> Checkpoint:
-    """Find a checkpoint by name: RUN is the newest one of a run, RUN@step-N a certain one.
-
-    Raises
-    ------
-    UserError
-        When there is no such run or checkpoint; lists the available checkpoints.
-    """
-    if hint := _hint(Path(name)):
-        raise UserError(f"{name}: {hint}")
-    path, at, step = (name, "", "") if Path(name).is_dir() else name.rpartition("@")
-    run = RunDirectory.open(path if at else name)
-    if at:
-        if not re.fullmatch(r"step-\d+", step):
-            raise UserError(f"{name}: {step!r} is not a checkpoint; write RUN@step-N")
-        return open_checkpoint(run.checkpoints, int(step.removeprefix("step-")))
-    checkpoints = list_checkpoints(run.checkpoints)
-    if not checkpoints:
-        raise UserError(f"{run.path}: has no checkpoint yet")
-    return checkpoints[-1]
-
-
-def _hint(path: Path) -> str:
-    """What to give instead of a directory that is not a run, a checkpoint of one or its model; empty for others."""
-    folder = path.parent if path.name == "model" else path
-    if (folder / MANIFEST).is_file() and re.fullmatch(r"step-\d+", folder.name):
-        return f"a checkpoint of a run; give {folder.parent.parent}@step-{int(folder.name.removeprefix('step-'))}"
-    if (path / "adapter_config.json").is_file():
-        return "an adapter; export the model with wellread export RUN --merged --out DIR"
-    return ""
-
-
-def model_directory(name: str) -> Path:
-    """Directory of a saved model: `name` itself, or the model of `named_checkpoint(name)`.
-
-    Raises
-    ------
-    UserError
-        When there is no such run, checkpoint or model.
-    """
-    path = Path(name)
-    if (path / "config.json").is_file():
-        return path
-    if hint := _hint(path):
-        raise UserError(f"{name}: {hint}")
-    if "@" not in path.name and not (path / "config.yaml").is_file():
-        raise UserError(f"{name}: neither a run nor a model directory; give RUN, RUN@step-N or a model directory")
-    return named_checkpoint(name).model
 
 
 def newest_valid(directory: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -305,7 +260,8 @@ def drop_old_states(directory: Path, keep: int) -> None:
             files = checkpoint.manifest["files"]
             remaining = {name: file for name, file in files.items() if not name.startswith("state/")}
             dropped = {name: file for name, file in files.items() if name not in remaining}
-            write_json(checkpoint.path / MANIFEST, checkpoint.manifest | {"files": remaining, "dropped": dropped})
+            manifest = checkpoint.manifest | {"files": remaining, "dropped": dropped}
+            write_json(checkpoint.path / MANIFEST, with_checksum(manifest))
         shutil.rmtree(checkpoint.state, ignore_errors=True)
 
 
@@ -327,7 +283,7 @@ def commit(directory: Path, step: int, manifest: dict[str, Any]) -> Checkpoint:
     for path in sorted(p for p in source.rglob("*") if p.is_file()):
         fsync_file(path)
         files[str(path.relative_to(source))] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
-    manifest = {"version": 1, **manifest, "files": files}
+    manifest = with_checksum({"version": 1, **manifest, "files": files})
     write_json(source / MANIFEST, manifest)
     for path in (p for p in source.rglob("*") if p.is_dir()):
         fsync_directory(path)
@@ -337,14 +293,3 @@ def commit(directory: Path, step: int, manifest: dict[str, Any]) -> Checkpoint:
     fsync_directory(directory)
     clear_staging(directory)
     return Checkpoint(target, manifest)
-
-
-@contextmanager
-def cleared_on_error(directory: Path) -> Iterator[None]:
-    """Remove an unfinished checkpoint after an error; report a full disk as an OSError (see `full_disk_named`)."""
-    try:
-        with full_disk_named(directory):  # checks the disk before the files are removed
-            yield
-    except Exception:
-        clear_staging(directory)
-        raise

@@ -161,18 +161,34 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 def write_array(path: Path, array: NDArray[Any]) -> None:
     """Write an .npy file, atomically. On a full disk the OSError has its errno, unlike with `numpy.save`."""
+    write_atomic(path, array_header(array) + array.tobytes())
+
+
+def array_header(array: NDArray[Any]) -> bytes:
+    """What an .npy file has before the values of an array."""
     import io
 
     import numpy as np
 
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    write_atomic(path, header.getvalue() + array.tobytes())
+    return header.getvalue()
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def with_checksum(content: dict[str, Any]) -> dict[str, Any]:
+    """The content of a JSON file, with `checksum`: the sha256 of the rest (docs/formats.md)."""
+    return content | {"checksum": checksum(content)}
+
+
+def checksum(content: dict[str, Any]) -> str:
+    """The sha256 of an object without its `checksum`, as JSON with sorted keys."""
+    rest = {key: value for key, value in content.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def read_json(path: Path, shape: Any = object) -> Any:

@@ -119,7 +119,7 @@ def _by_kind(command: str, argv: list[str]) -> int:
 
 def _check_export(program: str, model: str, argv: list[str]) -> None:
     """Refuse a missing model, which is worse than a missing flag, and the flags of the other kind of training."""
-    from wellread.checkpoint import model_directory, named_checkpoint
+    from wellread.named import model_directory, named_checkpoint
 
     if {"-h", "--help"} & {*argv} or "_ARGCOMPLETE" in os.environ:
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import socket
@@ -30,8 +31,10 @@ ATTEMPT = {
     "attempt": int, "started": TIME, "ended": TIME, "exit_code": int, "cluster": str, "strategy": str, "ranks": int,
     "nodes": int, "ranks_per_node": int, "device": str, "hosts": [str], "host": str, "job": str, "restart": int,
 }  # fmt: skip
-MANIFEST = {"version": int, "identity": IDENTITY, "attempts": [ATTEMPT]}
+MANIFEST = {"version": int, "identity": IDENTITY, "attempts": [ATTEMPT], "checksum": str}
 """Shape of manifest.json."""
+CHECKSUM = "# sha256 of the lines above: "
+"""Beginning of the last line of config.yaml."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,8 @@ class RunDirectory:
 
         from wellread.config import to_dict
 
-        write_atomic(self.config_file, yaml.safe_dump(to_dict(config), sort_keys=False))
+        text = yaml.safe_dump(to_dict(config), sort_keys=False)
+        write_atomic(self.config_file, f"{text}{CHECKSUM}{hashlib.sha256(text.encode()).hexdigest()}\n")
 
     def manifest(self) -> dict[str, Any]:
         """Read manifest.json."""

@@ -41,6 +41,18 @@ def mismatch(value: Any, shape: Any, key: str) -> str:
     return "" if is_whole else _expected(value, shape, key)
 
 
+def unknown_keys(value: Any, shape: Any, key: str) -> list[str]:
+    """Keys of objects that their shape does not name, dotted."""
+    if isinstance(shape, list) and isinstance(value, list):
+        return [name for i, each in enumerate(value) for name in unknown_keys(each, shape[0], f"{key}[{i}]")]
+    if not isinstance(shape, dict) or not isinstance(value, dict):
+        return []
+    names = {name: f"{key}.{name}" if key else name for name in value}
+    unknown = [] if ... in shape else [names[name] for name in value if name not in shape]
+    pairs = ((names[name], each, shape.get(name, shape.get(...))) for name, each in value.items())
+    return [*unknown, *(inner for name, each, of in pairs for inner in unknown_keys(each, of, name))]
+
+
 NAMES = {
     int: "a whole number",
     float: "a number",

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from pretrain.sample import sample
-from wellread.checkpoint import model_directory
+from wellread.checkpoint import commit, staging
 from wellread.errors import UserError
-from wellread.files import write_json
 from wellread.models.sampling import Settings, choose
+from wellread.named import model_directory
 
 
 def sampled(settings: Settings, times: int) -> list[int]:
@@ -73,11 +73,15 @@ def test_names_of_models(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no checkpoint yet"):
         model_directory(str(run))
     for step in (0, 20):
-        path = run / "checkpoints" / f"step-{step:08d}"
-        path.mkdir()
-        write_json(path / "checkpoint.json", {"step": step, "files": {}})
+        model = staging(run / "checkpoints", step) / "model"
+        model.mkdir(parents=True)
+        (model / "model.safetensors").write_text("")
+        commit(run / "checkpoints", step, {"step": step})
     assert model_directory(str(run)) == run / "checkpoints" / "step-00000020" / "model"
     assert model_directory(f"{run}@step-0") == run / "checkpoints" / "step-00000000" / "model"
+    (run / "checkpoints" / "step-00000020" / "more").write_text("")
+    with pytest.raises(UserError, match=r"more: not listed in checkpoint.json; remove it; choose another checkpoint"):
+        model_directory(str(run))
     with pytest.raises(UserError, match=r"no checkpoint step-7; it has step-0, step-20"):
         model_directory(f"{run}@step-7")
     with pytest.raises(UserError, match="neither a run nor a model directory"):

@@ -6,29 +6,35 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pyarrow
 import pytest
 from support.made_once import made_once
 from support.tampering import (
     ALL,
+    CHECKED,
     LAST,
     LISTED,
     LORA,
     METRICS,
     PACKED,
+    REAL,
     Kind,
     added,
     array,
     corpus_column,
+    edited,
     flipped,
     in_corpus,
     json_value,
+    longer,
     put,
     recorded,
     recorded_column,
     removed,
     setting,
+    stale,
     swap,
     without_key,
     written,
@@ -36,6 +42,7 @@ from support.tampering import (
 from support.whole_runs import make
 
 from wellread.commands.verify import main
+from wellread.errors import UserError
 from wellread.record.verify import examine
 from wellread.run import RunDirectory
 
@@ -58,8 +65,8 @@ KINDS = [
     Kind("a tokenizer is altered", "tokenizer.json: altered", flipped("checkpoints/last/model/tokenizer.json")),
     Kind("an adapter is altered", "altered", flipped("checkpoints/last/model/adapter_model.safetensors"), LORA),
     Kind("a manifest lists nothing", "files: lists no weights", json_value(LAST, "files", {})),
-    Kind("a manifest is a list", "missing, damaged, or of another step", written(LAST, b"[]")),
-    Kind("a manifest is cut", "missing, damaged, or of another step", written(LAST, b'{"step": 6')),
+    Kind("a manifest is a list", "checkpoint.json: damaged", written(LAST, b"[]")),
+    Kind("a manifest is cut", "checkpoint.json: damaged", written(LAST, b'{"step": 6')),
     Kind("a manifest has no files", "files: lists no weights", without_key(LAST, "files")),
     Kind(
         "a file is outside",
@@ -72,9 +79,9 @@ KINDS = [
     Kind("a model's file is listed as dropped", "x.py: not listed", added("model/x.py", "dropped")),
     # fields of a checkpoint
     Kind("tokens", "checkpoint.json: tokens", json_value(LAST, "tokens", lambda n: n + 1)),
-    Kind("tokens as text", "checkpoint.json: tokens", json_value(LAST, "tokens", str)),
-    Kind("step", "of another step", json_value(LAST, "step", lambda n: n - 1)),
-    Kind("step as text", "of another step", json_value(LAST, "step", str)),
+    Kind("tokens as text", "damaged (tokens: ", json_value(LAST, "tokens", str)),
+    Kind("step", "checkpoint.json: step", json_value(LAST, "step", lambda n: n - 1)),
+    Kind("step as text", "damaged (step: ", json_value(LAST, "step", str)),
     Kind("head", "has head", json_value(LAST, "record.head", "0" * 64)),
     Kind("first batch", "record.batches", json_value(LAST, "record.batches.0", 1)),
     Kind("last batch", "record.batches", json_value(LAST, "record.batches.1", lambda n: n + 1)),
@@ -91,7 +98,11 @@ KINDS = [
     Kind("version of a checkpoint", "checkpoint.json: version", json_value(LAST, "version", 2)),
     Kind("no identity in a checkpoint", "identity", without_key(LAST, "identity")),
     Kind("no head in a checkpoint", "checkpoint.json: damaged", json_value(LAST, "record", {"batches": [0, 0]})),
-    Kind("a checkpoint's manifest is removed", "missing, damaged", removed(LAST)),
+    Kind("a checkpoint's manifest is removed", "checkpoint.json: cannot be read", removed(LAST)),
+    Kind("a key of a checkpoint is added", "checkpoint.json: more: is not a key", json_value(LAST, "more", 1)),
+    Kind("the first checkpoint is removed", "step-00000000 is missing", removed("checkpoints/first")),
+    Kind("an entry that is not a checkpoint", "is not a checkpoint", written("checkpoints/first/../more", b"")),
+    Kind("a checkpoint's checksum", "checkpoint.json: altered", stale(LAST, "holdout_loss", 1.0), CHECKED),
     # record
     Kind("epoch", "epoch is", recorded_column("epoch", put(3, lambda n: n + 1))),
     Kind("step of a row", "step is", recorded_column("step", put(3, lambda n: n + 1))),
@@ -119,6 +130,8 @@ KINDS = [
     Kind("a part begins later", "expected 0", json_value(HEAD, "parts.0.from", 1)),
     Kind("record ends earlier", "parts end at", json_value(HEAD, "step", lambda n: n - 1)),
     Kind("no parts", "head.json", without_key(HEAD, "parts")),
+    Kind("a key of the record is added", "head.json: parts[0].more", json_value(HEAD, "parts.0.more", 1)),
+    Kind("the record's checksum", "head.json: checksum", stale(HEAD, "version", 2), CHECKED),
     Kind("record is removed", "head.json is missing", removed(HEAD)),
     # corpus
     Kind("sealed becomes trainable", "split", corpus_column("split", put(-1, "trainable"))),
@@ -153,6 +166,30 @@ KINDS = [
     Kind("holdout of the corpus", "settings.holdout", json_value(CORPUS, "settings.holdout", 0.5)),
     Kind("seed of the holdout", "settings.holdout_seed", json_value(CORPUS, "settings.holdout_seed", 3)),
     Kind("a file of the corpus is added", "not listed in corpus.json", written("corpus/more.npy")),
+    Kind("a byte after the tokens", "bytes after the last token", longer("tokens.bin")),
+    Kind("a file of the tokenizer is added", "tokenizer/x.py: not listed", written("corpus/tokenizer/x.py")),
+    Kind("kind of the corpus", "corpus.json: kind", json_value(CORPUS, "kind", "chat")),
+    Kind("rows taken", "corpus.json: sets", json_value(CORPUS, "sets.0.taken", 3)),
+    Kind("rows of a data set", "corpus.json: sets", json_value(CORPUS, "sets.0.rows", 3)),
+    Kind("a key of the corpus is added", "corpus.json: more: is not a key", json_value(CORPUS, "more", 1)),
+    Kind(
+        "a column of samples is added",
+        "x: is not a column",
+        in_corpus("samples.parquet", lambda t: t.append_column("x", t["split"])),
+    ),
+    Kind("bad rows of the corpus", "corpus.json: bad_rows", json_value(CORPUS, "bad_rows", ["row 1: empty"])),
+    Kind("the corpus's checksum", "corpus.json: checksum", stale(CORPUS, "counts.response_cut", 1), CHECKED),
+    Kind("category without a new hash", "samples.parquet: sha256", flipped("corpus/samples.parquet"), CHECKED),
+    Kind("packing of the corpus", "corpus.json: packing", json_value(CORPUS, "packing", "story"), LISTED),
+    Kind(
+        "sha256 of a data set",
+        "sets: sha256 of",
+        json_value(CORPUS, "sets.0.sha256", "0" * 64),
+        ("finetune", "pretrain"),
+    ),
+    Kind(
+        "schema of a data set", "sets: schema of", json_value(CORPUS, "sets.0.schema", "hc3"), ("finetune", "pretrain")
+    ),
     Kind("size of a file", "tokens.bin", json_value(CORPUS, "sizes", {"tokens.bin": 1})),
     Kind(
         "a metric is removed",
@@ -182,6 +219,9 @@ KINDS = [
     Kind("order's seed", "genesis", json_value("manifest.json", "identity.order.seed", 5)),
     Kind("corpus", "hash", json_value("manifest.json", "identity.corpus", "0" * 64)),
     Kind("attempt's number", "attempts", json_value("manifest.json", "attempts.0.attempt", 2)),
+    Kind("ranks of an attempt", "ranks of attempt 1", json_value("manifest.json", "attempts.0.nodes", 3), LISTED),
+    Kind("a key of manifest.json is added", "more: is not a key", json_value("manifest.json", "more", 1)),
+    Kind("hosts of an attempt", "manifest.json: checksum", stale("manifest.json", "attempts.0.host", "x"), CHECKED),
     Kind("no identity", "manifest.json: damaged", without_key("manifest.json", "identity")),
     Kind("a list as manifest", "manifest.json: damaged", written("manifest.json", b"[]")),
     Kind("LoRA's rank", "config.yaml: lora", setting("lora", "rank", 9), LORA),
@@ -190,6 +230,21 @@ KINDS = [
     Kind("holdout in config.yaml", "settings.holdout", setting("", "holdout", 0.5)),
     Kind("packing in config.yaml", "config.yaml: pack", setting("", "pack", False), PACKED),
     Kind("order in config.yaml", "config.yaml: order", setting("", "order", "sequential")),
+    Kind("bad rows in config.yaml", "settings.max_bad_rows", setting("", "max_bad_rows", 7), LISTED),
+    Kind("checkpoints in config.yaml", "plan.json: save_steps", setting("", "save_every", 5)),
+    Kind("initial weights in config.yaml", "config.yaml: init", setting("", "init", "fresh"), ("finetune", "lora")),
+    Kind(
+        "a comment in config.yaml",
+        "config.yaml: sha256",
+        edited("config.yaml", b"keep_states: 1", b"keep_states: 2"),
+        REAL,
+    ),
+    Kind(
+        "the last line of config.yaml",
+        "config.yaml: its last line",
+        edited("config.yaml", b"# sha256", b"# sha257"),
+        CHECKED,
+    ),
     Kind("config.yaml is a list", "config.yaml", written("config.yaml", b"[1]")),
     *(
         Kind(f"{name} in plan.json", f"plan.json: {name}", json_value("plan.json", name, lambda n: n + 1))
@@ -204,6 +259,14 @@ KINDS = [
             "micro_batch_size",
         )
     ),
+    Kind("saves in plan.json", "plan.json: save_steps", json_value("plan.json", "save_steps", [0])),
+    Kind("strategy in plan.json", "plan.json: strategy", json_value("plan.json", "strategy", "zero1")),
+    Kind("engine in plan.json", "plan.json: engine", json_value("plan.json", "engine", "deepspeed")),
+    Kind("nodes in plan.json", "plan.json: nodes", json_value("plan.json", "nodes", 2)),
+    Kind("order in plan.json", "plan.json: order", json_value("plan.json", "order", "sequential")),
+    Kind("counts in plan.json", "plan.json: counts_exact", json_value("plan.json", "counts_exact", False)),
+    Kind("a prediction in plan.json", "plan.json: checksum", stale("plan.json", "host_mem", 1.5), CHECKED),
+    Kind("plan.json is removed", "plan.json: cannot be read", removed("plan.json")),
     Kind("pass in plan.json", "plan.json: pass_samples", json_value("plan.json", "pass_samples", 7)),
     Kind("plan.json is damaged", "plan.json: damaged", written("plan.json", b"{")),
     Kind("order.npy", "order.npy", array("order.npy", swap), LISTED),
@@ -215,10 +278,21 @@ KINDS = [
     ),
     Kind("phase", "order.json: phases", json_value("order.json", "phases.1.start", 11), LISTED),
     Kind("control", "order.json: control", json_value("order.json", "control", True), LISTED),
+    Kind("a tag in order.json", "order.json: checksum", stale("order.json", "inserted.0.tag", "x"), ("real-pretrain",)),
+    Kind("a key of order.json is added", "order.json: more: is not a key", json_value("order.json", "more", 1), LISTED),
+    Kind("header of order.npy", "order.npy", edited("order.npy", b"False", b"False ", True), LISTED),
     Kind("order.json is removed", "order.json", removed("order.json"), LISTED),
 ]
-CASES = [pytest.param(kind, run, id=f"{kind.name}-{run}") for kind in KINDS for run in kind.runs]
+CASES = [pytest.param(kind, run, id=f"{kind.name}-{run}") for kind in KINDS for run in kind.runs if run not in REAL]
 FEW = CASES[:: len(CASES) // 12]
+TRAINED = [
+    pytest.param(kind, run, id=f"{kind.name}-{run}")
+    for kind in KINDS
+    for run in REAL
+    if run in kind.runs or run.removeprefix("real-") in kind.runs
+]
+OTHERS = ("code", "eval", "lock", "log", "report", "submit", "tb", "wandb")
+"""Entries of a run that docs/trust.md names as not checked."""
 
 
 @pytest.fixture
@@ -252,6 +326,85 @@ def test_some_tampering_is_named(kind: Kind, run: str, run_of: Callable[[str], R
 @pytest.mark.parametrize(("kind", "run"), CASES)
 def test_tampering_is_named(kind: Kind, run: str, run_of: Callable[[str], RunDirectory]) -> None:
     assert_named(kind, run_of(run))
+
+
+@pytest.mark.long
+@pytest.mark.minutes(6)
+@pytest.mark.parametrize(("kind", "run"), TRAINED)
+def test_tampering_with_a_run_that_was_trained_is_named(
+    kind: Kind, run: str, run_of: Callable[[str], RunDirectory]
+) -> None:
+    assert_named(kind, run_of(run))
+
+
+def files_of(run: RunDirectory) -> list[Path]:
+    """All files that verify reads."""
+    names = (path.relative_to(run.path) for path in sorted(run.path.rglob("*")) if path.is_file())
+    return [run.path / name for name in names if name.parts[0] not in OTHERS]
+
+
+def assert_flips_are_found(run: RunDirectory, path: Path, flips: int, random: Random) -> None:
+    """One altered byte anywhere in a file is found, unless a JSON file has the same values as before."""
+    content = path.read_bytes()
+    for _ in range(flips):
+        place, altered = random.randrange(len(content)), bytearray(content)
+        altered[place] ^= random.randrange(1, 256)
+        path.write_bytes(altered)
+        if path.suffix == ".json" and path.parent.name != "tokenizer" and same_values(content, bytes(altered)):
+            continue
+        assert examine(run).problems, f"{path}: byte {place} is {altered[place]}, was {content[place]}"
+    path.write_bytes(content)
+
+
+def same_values(content: bytes, altered: bytes) -> bool:
+    try:
+        return bool(json.loads(content) == json.loads(altered))
+    except (ValueError, RecursionError):
+        return False
+
+
+@pytest.mark.parametrize("kind", ["packed"])
+def test_a_flipped_byte_is_found(kind: str, run_of: Callable[[str], RunDirectory]) -> None:
+    run, random = run_of(kind), Random(1)
+    for path in files_of(run):
+        assert_flips_are_found(run, path, 1, random)
+    assert examine(run).problems == []
+
+
+@pytest.mark.long
+@pytest.mark.minutes(6)
+@pytest.mark.parametrize("kind", ["packed", "lora", *REAL])
+def test_a_flipped_byte_anywhere_is_found(kind: str, run_of: Callable[[str], RunDirectory]) -> None:
+    run, random = run_of(kind), Random(2)
+    for path in files_of(run):
+        assert_flips_are_found(run, path, 20, random)
+    assert examine(run).problems == []
+
+
+@pytest.mark.parametrize("kind", ["packed", *(pytest.param(kind, marks=pytest.mark.long) for kind in REAL)])
+def test_a_file_that_is_removed_is_named(kind: str, run_of: Callable[[str], RunDirectory]) -> None:
+    run = run_of(kind)
+    for path in files_of(run):
+        content = path.read_bytes()
+        path.unlink()
+        if path == run.config_file:
+            with pytest.raises(UserError, match="not a run directory"):
+                RunDirectory.open(run.path)
+        else:
+            assert examine(run).problems, path
+        path.write_bytes(content)
+    assert examine(run).problems == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("run", REAL)
+def test_a_run_that_was_trained_is_verified(
+    run: str, run_of: Callable[[str], RunDirectory], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(run_of(run).path)]) == 0
+    batches, checkpoints = (24, 4) if run == "real-pretrain" else (12, 3)
+    expected = f"verified: {batches} batches, {4 * batches} readings, {checkpoints} checkpoints agree, head "
+    assert capsys.readouterr().out.startswith(expected)
 
 
 @pytest.mark.parametrize("run", ALL)

@@ -11,7 +11,7 @@ import pyarrow.parquet
 from support.reading import BATCH
 
 from wellread.checkpoint import list_checkpoints
-from wellread.files import sha256_file, write_json
+from wellread.files import sha256_file, with_checksum, write_json
 from wellread.record.reader import Record
 from wellread.record.verify import verify
 from wellread.run import RunDirectory
@@ -23,7 +23,7 @@ def rewrite_first_part(run: RunDirectory, rows: list[int]) -> None:
     path = run.record / head["parts"][0]["name"]
     pyarrow.parquet.write_table(pyarrow.parquet.read_table(path).take(rows), path)
     head["parts"][0]["sha256"] = sha256_file(path)
-    write_json(run.record / "head.json", head)
+    write_json(run.record / "head.json", with_checksum(head))
 
 
 def test_a_finished_run_has_no_problems(tiny_run: RunDirectory) -> None:
@@ -50,7 +50,8 @@ def test_a_record_that_ends_before_a_checkpoint(copied_run: RunDirectory) -> Non
     record = Record.open(copied_run.record)
     parts = [part for part in record.parts if part["to"] <= 8]
     head = next(checkpoint.head for checkpoint in list_checkpoints(copied_run.checkpoints) if checkpoint.step == 8)
-    write_json(copied_run.record / "head.json", record.info | {"step": 8, "head": head, "parts": parts})
+    info = record.info | {"step": 8, "head": head, "parts": parts}
+    write_json(copied_run.record / "head.json", with_checksum(info))
     assert verify(copied_run) == [
         f"{copied_run.manifest_file}: the last attempt has finished, but the record ends at 8 of 12",
         "checkpoint step-00000012: the record ends earlier, at step 8",
@@ -67,10 +68,11 @@ def test_an_altered_digest_of_a_sample_is_named(copied_run: RunDirectory) -> Non
     pyarrow.parquet.write_table(table.set_column(table.column_names.index("digest"), "digest", column), path)
     meta = json.loads((copied_run.corpus / "corpus.json").read_text())
     meta["sizes"]["samples.parquet"] = path.stat().st_size
-    write_json(copied_run.corpus / "corpus.json", meta)
+    meta["sha256"]["samples.parquet"] = sha256_file(path)
+    write_json(copied_run.corpus / "corpus.json", with_checksum(meta))
     problems = verify(copied_run)
-    assert problems[0].startswith(f"{copied_run.corpus / 'corpus.json'}: hash: {meta['hash']}, expected ")
-    assert problems[1] == f"{copied_run.corpus}: sample 3: its tokens or loss mask do not match its digest"
+    assert problems[0] == f"{copied_run.corpus}: sample 3: its tokens or loss mask do not match its digest"
+    assert problems[1].startswith(f"{copied_run.corpus / 'corpus.json'}: hash: {meta['hash']}, expected ")
     ids = Record.open(copied_run.record).sample_ids()
     places = [f"batch {place // BATCH} slot {place % BATCH}" for place in np.flatnonzero(ids == 3).tolist()]
     assert problems[2:] == [f"{place}: the tokens read as sample 3 are not those of the corpus" for place in places]

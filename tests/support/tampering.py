@@ -17,13 +17,16 @@ import pyarrow
 import pyarrow.parquet
 import yaml
 
-from wellread.files import sha256_file, write_json
+from wellread.files import sha256_file, with_checksum, write_json
 from wellread.run import RunDirectory
 
 Change = Callable[[RunDirectory], None]
 LAST = "checkpoints/last/checkpoint.json"
 PACKED, LISTED, METRICS, LORA = ("packed",), ("pretrain",), ("pretrain",), ("lora",)
 ALL = ("finetune", "packed", "lora", "pretrain")
+REAL = tuple(f"real-{run}" for run in ALL)
+CHECKED = ("packed", "lora", *REAL)
+"""Runs whose files have checksums; the others are of a version that wrote none."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,11 @@ def place(run: RunDirectory, name: str) -> Path:
     return run.path / name
 
 
+def rewrite(path: Path, content: Any) -> None:
+    """Write a JSON file with a checksum of its new content, if it had one."""
+    write_json(path, with_checksum(content) if "checksum" in content else content)
+
+
 def json_value(name: str, key: str, value: Any) -> Change:
     """Replace the value at a dotted key of a JSON file; a function gets the old value."""
 
@@ -60,7 +68,41 @@ def json_value(name: str, key: str, value: Any) -> Change:
         inner[last_key] = (
             value(inner.get(last) if isinstance(inner, dict) else inner[last_key]) if callable(value) else value
         )
-        write_json(place(run, name), content)
+        rewrite(place(run, name), content)
+
+    return change
+
+
+def stale(name: str, key: str, value: Any) -> Change:
+    """Replace the value at a dotted key of a JSON file, and keep its checksum."""
+
+    def change(run: RunDirectory) -> None:
+        before = json.loads(place(run, name).read_text())["checksum"]
+        json_value(name, key, value)(run)
+        write_json(place(run, name), json.loads(place(run, name).read_text()) | {"checksum": before})
+
+    return change
+
+
+def edited(name: str, old: bytes, new: bytes, spaces: bool = False) -> Change:
+    """Replace bytes of a file; with `spaces` remove as many spaces before the first end of a line."""
+
+    def change(run: RunDirectory) -> None:
+        content = place(run, name).read_bytes()
+        assert old in content
+        altered = content.replace(old, new, 1)
+        place(run, name).write_bytes(altered.replace(b" \n", b"\n", 1) if spaces else altered)
+
+    return change
+
+
+def longer(file: str) -> Change:
+    """Append a byte to a file of the corpus, and renew its size."""
+
+    def change(run: RunDirectory) -> None:
+        with open(run.corpus / file, "ab") as content:
+            content.write(b"x")
+        _renew_size(run, file)
 
     return change
 
@@ -71,7 +113,7 @@ def without_key(name: str, key: str) -> Change:
     def change(run: RunDirectory) -> None:
         content = json.loads(place(run, name).read_text())
         del content[key]
-        write_json(place(run, name), content)
+        rewrite(place(run, name), content)
 
     return change
 
@@ -150,7 +192,7 @@ def recorded(alter: Callable[[pyarrow.Table], pyarrow.Table], part: int = 0) -> 
         path = run.record / head["parts"][part]["name"]
         pyarrow.parquet.write_table(alter(pyarrow.parquet.read_table(path)), path)
         head["parts"][part]["sha256"] = sha256_file(path)
-        write_json(run.record / "head.json", head)
+        rewrite(run.record / "head.json", head)
 
     return change
 
@@ -192,7 +234,9 @@ def array(name: str, alter: Callable[[Any], Any]) -> Change:
 def _renew_size(run: RunDirectory, file: str) -> None:
     meta = json.loads((run.corpus / "corpus.json").read_text())
     meta["sizes"][file] = (run.corpus / file).stat().st_size
-    write_json(run.corpus / "corpus.json", meta)
+    if file in meta.get("sha256", {}):
+        meta["sha256"][file] = sha256_file(run.corpus / file)
+    rewrite(run.corpus / "corpus.json", meta)
 
 
 def put(index: int, value: Any) -> Callable[[list[Any]], None]:

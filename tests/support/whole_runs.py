@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from wellread.corpus.holdout import is_sealed
 from wellread.corpus.merge import merge
 from wellread.corpus.read import Corpus
 from wellread.corpus.shards import Sample, Shard, write_shards
-from wellread.files import write_json
+from wellread.files import with_checksum, write_json
 from wellread.models import registry
 from wellread.order.permutation import Order
 from wellread.planning.machine import Machine
@@ -29,11 +31,23 @@ from wellread.run import RunDirectory
 
 OLD = Path(__file__).parents[1] / "fixtures" / "run-c5af5a2"
 SAVED = (0, 3, 6)
-ATTEMPT = {"attempt": 1, "started": "now", "cluster": "local", "strategy": "ddp", "ranks": 1, "exit_code": 0}
+ATTEMPT = {
+    "attempt": 1,
+    "started": "2026-11-27T12:00:00+0000",
+    "cluster": "local",
+    "strategy": "ddp",
+    "ranks": 1,
+    "exit_code": 0,
+}
 
 
 def make(kind: str, path: Path) -> RunDirectory:
-    """A run: `finetune` and `pretrain` are real ones of an old version, `packed` and `lora` follow from their ids."""
+    """A run: `finetune` and `pretrain` are real ones of an old version, `packed` and `lora` follow from their ids.
+
+    With `real-` before its name it is trained now.
+    """
+    if kind.startswith("real-"):
+        return _train(kind.removeprefix("real-"), path)
     if kind in ("finetune", "pretrain"):
         shutil.copytree(OLD / kind / "run", path)
         return RunDirectory.open(path)
@@ -58,10 +72,37 @@ def make(kind: str, path: Path) -> RunDirectory:
     } | recipe_of(config).identity(config)  # fmt: skip
     run = RunDirectory(path)
     run.write_config(config)
-    write_json(run.plan_file, plan.as_dict())
-    write_json(run.manifest_file, {"version": 1, "identity": identity, "attempts": [ATTEMPT]})
+    write_json(run.plan_file, with_checksum(plan.as_dict()))
+    write_json(run.manifest_file, with_checksum({"version": 1, "identity": identity, "attempts": [ATTEMPT]}))
     _read(run, corpus, order, identity, adapter=kind == "lora")
     return run
+
+
+def _train(kind: str, path: Path) -> RunDirectory:
+    """Train a run through the command line."""
+    flags = ["--batch_size", "4", "--save_every", "8", "--keep_states", "1", "--generations", "1", "--strategy", "ddp"]
+    flags += [
+        "--ranks_per_node",
+        "1",
+        "--snapshot",
+        "off",
+        "--out",
+        str(path),
+        "--corpora",
+        str(path.parent / "corpora"),
+    ]
+    if kind == "pretrain":
+        order = f"curriculum:{OLD / 'pretrain' / 'curriculum.yaml'}"
+        flags += ["--size", "8x1x2", "--data", "stories:60", "--vocab", "512", "--metrics", "--order", order]
+        flags += ["--seq_len", "64", "--steps", "24", "--save_schedule", "linear"]
+    else:
+        data = OLD / "finetune" / "data.jsonl"
+        flags += ["--model", str(OLD / "finetune" / "model"), "--data", str(data), "--seq_len", "128", "--steps", "12"]
+        flags += {"packed": ["--pack"], "lora": ["--lora.rank", "4"]}.get(kind, [])
+    recipe = "pretrain" if kind == "pretrain" else "finetune"
+    command = [sys.executable, "-m", "wellread", "run", recipe, *flags]
+    subprocess.run(command, cwd=OLD.parents[2], check=True, capture_output=True)
+    return RunDirectory.open(path)
 
 
 def _corpus(path: Path, packed: bool) -> Corpus:

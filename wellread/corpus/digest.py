@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 DIGEST_BYTES = 16
+HASH_BEGINS = b"wellread corpus 1\n"
 
 
 def digest(tokens: NDArray[Any], targets: NDArray[Any], starts: Sequence[int] | NDArray[np.int64] = (0,)) -> bytes:
@@ -36,7 +37,7 @@ def digest(tokens: NDArray[Any], targets: NDArray[Any], starts: Sequence[int] | 
 
 def corpus_hash(digests: Iterable[bytes], documents: Iterable[int], splits: Iterable[str]) -> str:
     """Hash of a corpus: sha256 over each sample's digest, document (little-endian int64) and split (``t`` or ``s``)."""
-    state = hashlib.sha256(b"wellread corpus 1\n")
+    state = hashlib.sha256(HASH_BEGINS)
     for value, document, split in zip(digests, documents, splits, strict=True):
         state.update(value + document.to_bytes(8, "little", signed=True) + split[:1].encode())
     return state.hexdigest()

@@ -18,7 +18,7 @@ from wellread.corpus.read import METRICS
 from wellread.corpus.shards import shard_paths, sides
 from wellread.corpus.tables import samples_table, table_of_samples, write_metrics, write_segments
 from wellread.errors import UserError
-from wellread.files import write_array, write_json
+from wellread.files import sha256_file, with_checksum, write_array, write_json
 
 KEPT = ("lengths", "spans", "n_spans", "digest", "document", "sealed", "set_id", "metrics")
 """Columns that stay in memory for all samples while shards are merged."""
@@ -79,8 +79,9 @@ def merge(
         "settings": settings,
         **extra,
         "sizes": {name: (build / name).stat().st_size for name in names},
+        "sha256": {name: sha256_file(build / name) for name in names if name != "tokens.bin"},  # has the digests
     }
-    write_json(build / "corpus.json", meta)
+    write_json(build / "corpus.json", with_checksum(meta))
 
 
 def _write_samples(build: Path, sets: Sequence[str], dtype: str, pack: int | None) -> tuple[Columns, list[Packed]]:

@@ -21,9 +21,9 @@ METRICS = "metrics.parquet"
 COMPILE_AGAIN = "delete this corpus and compile it again"
 """What to do about a damaged file of a corpus."""
 META = {
-    "hash": str, "dtype": str, "counts": {...: int}, "sizes": {...: int}, "settings": dict, "kind": str,
-    "packing": str, "sets": [{"name": str}], "source": {"name": str}, "tokenizer": {"size": int}, "metrics": [str],
-    "bad_rows": list,
+    "hash": str, "dtype": str, "counts": {...: int}, "sizes": {...: int}, "sha256": {...: str}, "settings": dict,
+    "kind": str, "packing": str, "sets": [{"name": str}], "source": {"name": str}, "tokenizer": {"size": int},
+    "metrics": [str], "bad_rows": list,
 }  # fmt: skip
 """Shape of corpus.json."""
 

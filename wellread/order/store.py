@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from wellread.errors import UserError
-from wellread.files import write_array, write_json
+from wellread.files import with_checksum, write_array, write_json
 from wellread.order import metrics
 from wellread.order.build import Built
 from wellread.order.permutation import ListedOrder, Order
@@ -16,7 +16,7 @@ def keep(run: RunDirectory, built: Built) -> None:
     if isinstance(built.order, ListedOrder):
         write_array(run.order_file, built.order.ids)
     if built.notes:
-        write_json(run.order_notes, built.notes)
+        write_json(run.order_notes, with_checksum(built.notes))
 
 
 def open_order(run: RunDirectory) -> Order:

@@ -25,7 +25,7 @@ KEYS = (
 """Keys of plan.json in their order; the file is flat."""
 _OF_MACHINE = ("cluster", "device", "nodes", "ranks_per_node", "gpu", "gpu_mem", "host_mem", "nvme")
 _OF_COUNTS = {key: key for key in ("samples", "trainable", "sealed", "pass_samples")} | {"counts_exact": "exact"}
-_OPTIONAL = ("gpu", "gpu_mem", "host_mem", "nvme", "pass_samples")
+_OPTIONAL = ("gpu", "gpu_mem", "host_mem", "nvme", "pass_samples", "checksum")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +129,7 @@ class Plan:
 
         values = dict(flat)
         take("ranks")
+        take("checksum")
         machine = {key: take(key) for key in _OF_MACHINE}
         counts = {name: take(key) for key, name in _OF_COUNTS.items()}
         plan: Plan = from_file(cls, values | {"machine": machine, "counts": counts}, path)

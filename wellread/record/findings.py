@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wellread.errors import UserError
+from wellread.files import checksum
+from wellread.shapes import unknown_keys
 
 SHOWN = 5
 """Most rows of one column that are named."""
@@ -36,10 +38,7 @@ class Findings:
         source : str
             What the expected value comes from.
         """
-        same = type(value) is type(expected) or (isinstance(value, dict) and isinstance(expected, dict))
-        if same and value == expected:
-            return True
-        if isinstance(value, int | float) and isinstance(expected, int | float) and value == expected:
+        if value == expected and isinstance(value, bool) == isinstance(expected, bool):
             return True
         self.add(f"{place}: {field}: {_short(value)}, expected {_short(expected)}{source and f' ({source})'}")
         return False
@@ -49,8 +48,29 @@ class Findings:
         for field, (value, expected) in values.items():
             self.expect(place, field, value, expected, source)
 
+    def expect_checksum(self, place: Path | str, content: dict[str, Any]) -> None:
+        """Compare the checksum of a JSON file with its content; older files have none."""
+        if content.get("checksum") is not None:
+            self.expect(place, "checksum", content["checksum"], checksum(content), "its content")
+
+    def expect_keys(self, place: Path | str, content: Any, shape: Any) -> None:
+        """Add a problem for each key that this version of the file does not have, also in inner objects."""
+        self.add(*(f"{place}: {key}: is not a key of this file" for key in unknown_keys(content, shape, "")))
+
+    def add_rows(self, line: str, rows: Sequence[int]) -> None:
+        """Add a problem for each row; of many only the first. `line` has ``{}`` for the row."""
+        self.add(*(line.format(row) for row in rows[:SHOWN]))
+        if len(rows) > SHOWN:
+            self.add(f"{line.format('…')}: {len(rows) - SHOWN:,} more")
+
     def expect_column(
-        self, place: Path | str, column: str, values: NDArray[Any], expected: NDArray[Any], row: str = "row"
+        self,
+        place: Path | str,
+        column: str,
+        values: NDArray[Any],
+        expected: NDArray[Any],
+        row: str = "row",
+        start: int = 0,
     ) -> None:
         """Add a problem for each row of a column that differs from the expected values; of many only the first."""
         if len(values) != len(expected):
@@ -58,7 +78,7 @@ class Findings:
             return
         wrong = np.flatnonzero(np.asarray(values != expected))
         for i in wrong[:SHOWN]:
-            self.add(f"{place}: {column}: {row} {i}: {_short(values[i])}, expected {_short(expected[i])}")
+            self.add(f"{place}: {column}: {row} {start + i}: {_short(values[i])}, expected {_short(expected[i])}")
         if len(wrong) > SHOWN:
             self.add(f"{place}: {column}: and {len(wrong) - SHOWN:,} more rows")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 PART = {"name": str, "from": int, "to": int, "rows": int, "sha256": str}
-HEAD = {"version": int, "genesis": str, "step": int, "head": str, "parts": [PART]}
+HEAD = {"version": int, "genesis": str, "step": int, "head": str, "parts": [PART], "checksum": str}
 """Shape of head.json."""
 
 
@@ -86,6 +87,15 @@ class Record:
             return _empty_table(columns)
         return pyarrow.concat_tables(tables)
 
+    def pieces(self, columns: list[str], most: int) -> Iterator[tuple[int, int, pyarrow.Table]]:
+        """All rows, in order of reading: batches ``start … stop-1`` and their rows, at most about `most` at once."""
+        for part in self.parts:
+            table = _read_part(self.directory / part["name"], columns)
+            size = max(1, part["rows"] // max(1, part["to"] - part["from"]))
+            for start in range(part["from"], part["to"], max(1, most // size)):
+                stop = min(part["to"], start + max(1, most // size))
+                yield start, stop, table.slice((start - part["from"]) * size, (stop - start) * size)
+
     def sample_ids(self, batches: tuple[int, int] | None = None) -> NDArray[np.int64]:
         """Sample ids in order of reading, (batches * batch size,)."""
         ids: NDArray[np.int64] = self.table(["sample_id"], batches)["sample_id"].to_numpy()
@@ -93,8 +103,14 @@ class Record:
 
     def skipped(self, batches: tuple[int, int] | None = None) -> NDArray[np.int64]:
         """Ids of batches that were read, but not learned from, ascending."""
-        table = self.table(["batch_id", "skipped"], batches)
-        return np.unique(table["batch_id"].to_numpy()[table["skipped"].to_numpy()])
+        start, stop = batches or (0, self.batches)
+        ids = [np.empty(0, np.int64)]
+        for part in self.parts:  # one after the other: a record may be larger than the memory
+            if max(start, part["from"]) < min(stop, part["to"]):
+                table = _read_part(self.directory / part["name"], ["batch_id", "skipped"])
+                ids.append(np.unique(table["batch_id"].to_numpy()[table["skipped"].to_numpy()]))
+        skipped = np.concatenate(ids)
+        return np.asarray(skipped[(skipped >= start) & (skipped < stop)])
 
     def damaged_parts(self) -> list[str]:
         """One line for each part that is missing, altered, or not preceded by the previous batch."""

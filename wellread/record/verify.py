@@ -124,7 +124,9 @@ def _check_reading(
         return
     verify_settings.check_order(findings, run, identity, order, corpus)
     if readable and digests is not None:
-        walked = verify_record.walk(findings, record, corpus, order, digests, start)
+        walked = verify_record.walk(
+            findings, record, corpus, order, digests, start, [each.step for each in checkpoints]
+        )
         verify_checkpoints.check_record(findings, checkpoints, record, walked)
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from wellread.checkpoint import MANIFEST, Checkpoint, list_checkpoints, unreadable
+from wellread.checkpoint import MANIFEST, SHAPE, Checkpoint, list_checkpoints, name_of, read_checkpoint
 from wellread.corpus.read import Corpus
 from wellread.corpus.tokenizer import FILES
 from wellread.files import sha256_file
@@ -19,7 +18,7 @@ from wellread.run import RunDirectory
 
 def check_files(findings: Findings, run: RunDirectory) -> list[Checkpoint]:
     """Compare the files of every checkpoint with its manifest; return the checkpoints that can be read."""
-    findings.add(*unreadable(run.checkpoints))
+    _check_names(findings, run.checkpoints)
     checkpoints = list_checkpoints(run.checkpoints)
     for checkpoint in checkpoints:
         with findings.reading(checkpoint.path / MANIFEST):
@@ -30,6 +29,17 @@ def check_files(findings: Findings, run: RunDirectory) -> list[Checkpoint]:
             if damage:
                 findings.add(damage)
     return checkpoints
+
+
+def _check_names(findings: Findings, directory: Path) -> None:
+    """Every entry is a checkpoint whose manifest can be read and is of the step in its name, or is hidden."""
+    for path in sorted(each for each in directory.glob("*") if not each.name.startswith(".")):
+        if not path.name.startswith("step-"):
+            findings.add(f"{path}: is not a checkpoint; remove it")
+            continue
+        with findings.reading(path / MANIFEST):
+            step = read_checkpoint(path).step
+            findings.expect(path / MANIFEST, "step", name_of(step), path.name, "the name of its folder")
 
 
 def check_tokenizers(findings: Findings, checkpoints: list[Checkpoint], corpus: Corpus) -> None:
@@ -45,10 +55,13 @@ def check_tokenizers(findings: Findings, checkpoints: list[Checkpoint], corpus: 
 def check_identities(findings: Findings, checkpoints: list[Checkpoint], manifest: dict[str, Any]) -> None:
     """Fields that every checkpoint shares with the manifest of the run, and the batches between checkpoints."""
     identity, saved = manifest["identity"], 0
+    if checkpoints and checkpoints[0].step != 0:
+        findings.add(f"{checkpoints[0].path.parent / name_of(0)} is missing; every run saves it before it reads")
     attempts = {(each.get("strategy"), each.get("ranks")) for each in manifest["attempts"]}
     for checkpoint in checkpoints:
         place, values = checkpoint.path / MANIFEST, checkpoint.manifest
         with findings.reading(place):
+            findings.expect_keys(place, values, SHAPE)
             expected = {"version": 1, "corpus": identity["corpus"], "dtype": identity["dtype"]}
             findings.expect_all(place, {name: (values.get(name), value) for name, value in expected.items()})
             compare_identity(findings, place, values["identity"], identity)
@@ -88,7 +101,6 @@ def compare_identity(findings: Findings, place: Any, copy: dict[str, Any], ident
 
 def check_record(findings: Findings, checkpoints: list[Checkpoint], record: Record, walked: Walked) -> None:
     """Compare head, tokens and skipped batches of every checkpoint with the record."""
-    skipped = record.skipped()
     for checkpoint in checkpoints:
         step = checkpoint.step
         if step > record.batches:
@@ -104,7 +116,7 @@ def check_record(findings: Findings, checkpoints: list[Checkpoint], record: Reco
                 findings.expect(
                     checkpoint.path / MANIFEST, "tokens", checkpoint.manifest["tokens"], walked.tokens[step]
                 )
-            claimed, expected = checkpoint.manifest.get("skipped", 0), int(np.searchsorted(skipped, step))
+            claimed, expected = checkpoint.manifest.get("skipped", 0), walked.skipped[step]
             if claimed != expected:
                 findings.add(
                     f"{checkpoint.path}: says {claimed} skipped batches, the record has {expected} at this step"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,14 +13,16 @@ from wellread.corpus.read import Corpus
 from wellread.order.permutation import Order
 from wellread.record.chain import link
 from wellread.record.findings import Findings
-from wellread.record.reader import Record
-from wellread.record.verify_corpus import digest_array
+from wellread.record.reader import HEAD, Record
+from wellread.record.verify_tables import digest_array
 from wellread.record.writer import COLUMNS
 
 if TYPE_CHECKING:
     import pyarrow
 
-BATCHES_AT_ONCE = 4096
+ROWS_AT_ONCE = 1 << 18
+MOST = 100
+"""Rows of one piece of the record that are named one by one."""
 
 
 @dataclass
@@ -29,6 +32,7 @@ class Walked:
     heads: dict[int, str] = field(default_factory=dict)
     tokens: dict[int, int] = field(default_factory=dict)
     """Only up to the first batch with tokens that are not those of the corpus."""
+    skipped: dict[int, int] = field(default_factory=dict)
 
 
 def check_parts(findings: Findings, record: Record, start: str, batch_size: int) -> bool:
@@ -37,6 +41,8 @@ def check_parts(findings: Findings, record: Record, start: str, batch_size: int)
     findings.expect_all(
         place, {"version": (record.info.get("version"), 1), "genesis": (record.info.get("genesis"), start)}
     )
+    findings.expect_checksum(place, record.info)
+    findings.expect_keys(place, record.info, HEAD)
     damaged = record.damaged_parts()
     findings.add(*damaged)
     if damaged:
@@ -65,9 +71,15 @@ def _check_schema(findings: Findings, record: Record, part: dict[str, object], r
 
 
 def walk(
-    findings: Findings, record: Record, corpus: Corpus, order: Order, digests: NDArray[np.uint8], start: str
+    findings: Findings,
+    record: Record,
+    corpus: Corpus,
+    order: Order,
+    digests: NDArray[np.uint8],
+    start: str,
+    steps: Iterable[int],
 ) -> Walked:
-    """Recompute the chain over all recorded batches, and compare them with order and corpus.
+    """Recompute the chain over all recorded batches, part by part, and compare them with order and corpus.
 
     Parameters
     ----------
@@ -75,24 +87,29 @@ def walk(
         Of the samples of the corpus.
     start : str
         Head of the empty record.
+    steps : iterable of int
+        Those with a checkpoint.
     """
-    head, tokens = start, 0
-    walked = Walked({0: head}, {0: 0})
-    for first in range(0, record.batches, BATCHES_AT_ONCE):
-        stop = min(first + BATCHES_AT_ONCE, record.batches)
-        table = record.table(list(COLUMNS), (first, stop))
+    wanted, head, tokens, skipped, same_so_far = {*steps}, start, 0, 0, True
+    walked = Walked({0: head}, {0: 0}, {0: 0})
+    for first, stop, table in record.pieces(list(COLUMNS), ROWS_AT_ONCE):
+        size = order.batch_size
         ids, read = table["sample_id"].to_numpy(), digest_array(table["digest"])
-        inside = (ids >= 0) & (ids < corpus.n)
         same = _compare(findings, table, first, stop, order, digests)
         _compare_columns(findings, record, table, first, order, corpus, same)
-        lengths = np.where(inside, corpus.lengths(np.where(inside, ids, 0)), 0)
-        for batch_id in range(first, stop):
-            rows = slice((batch_id - first) * order.batch_size, (batch_id - first + 1) * order.batch_size)
+        known = (ids >= 0) & (ids < corpus.n)
+        lengths = np.where(known, corpus.lengths(np.where(known, ids, 0)), 0).reshape(-1, size).sum(axis=1)
+        of_corpus = np.asarray(same.reshape(-1, size).all(axis=1))
+        updates = table["skipped"].to_numpy().reshape(-1, size)[:, 0]
+        for i, batch_id in enumerate(range(first, stop)):
+            rows = slice(i * size, (i + 1) * size)
             head = link(head, batch_id, ids[rows], read[rows].tobytes())
-            tokens += int(lengths[rows].sum())
-            walked.heads[batch_id + 1] = head
-            if same[rows].all() and batch_id in walked.tokens:
-                walked.tokens[batch_id + 1] = tokens
+            tokens, skipped = tokens + int(lengths[i]), skipped + int(updates[i])
+            same_so_far &= bool(of_corpus[i])
+            if batch_id + 1 in wanted:
+                walked.heads[batch_id + 1], walked.skipped[batch_id + 1] = head, skipped
+                if same_so_far:
+                    walked.tokens[batch_id + 1] = tokens
     if head != record.head:
         findings.add(f"{record.directory}: its chain ends at {head}, head.json says {record.head}")
     return walked
@@ -108,15 +125,20 @@ def _compare(
     inside = (ids >= 0) & (ids < len(digests))
     same = inside & (digests[np.where(inside, ids, 0)] == digest_array(table["digest"])).all(axis=1)
     numbered = (table["batch_id"].to_numpy() == places // size) & (table["slot"].to_numpy() == places % size)
-    findings.add(*(f"{_place(p, size)}: missing, duplicate or in the wrong place" for p in places[~numbered]))
+    moved, altered = places[~numbered], np.flatnonzero(~same)
     wrong = np.flatnonzero(ids != expected)
-    findings.add(*(f"{_place(places[i], size)}: read sample {ids[i]}, the order says {expected[i]}" for i in wrong))
+    findings.add(*(f"{_place(p, size)}: missing, duplicate or in the wrong place" for p in moved[:MOST]))
+    findings.add(
+        *(f"{_place(places[i], size)}: read sample {ids[i]}, the order says {expected[i]}" for i in wrong[:MOST])
+    )
     findings.add(
         *(
             f"{_place(places[i], size)}: the tokens read as sample {ids[i]} are not those of the corpus"
-            for i in np.flatnonzero(~same)
+            for i in altered[:MOST]
         )
     )
+    if (more := sum(max(0, len(each) - MOST) for each in (moved, wrong, altered))) > 0:
+        findings.add(f"batches {start} … {stop - 1}: {more:,} more such rows")
     return np.asarray(same)
 
 

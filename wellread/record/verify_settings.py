@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from math import ceil
 from typing import Any
 
@@ -9,37 +10,42 @@ import numpy as np
 
 from wellread.config import RunConfig, to_dict
 from wellread.corpus.read import Corpus
-from wellread.files import read_json
+from wellread.files import array_header, read_json
 from wellread.order.build import build
-from wellread.order.permutation import ListedOrder, Order
+from wellread.order.permutation import ListedOrder, Order, steps_of
 from wellread.order.spec import parse
 from wellread.planning.plan import Plan
+from wellread.planning.saving import save_steps
+from wellread.planning.strategies import STRATEGIES
 from wellread.record.findings import Findings
-from wellread.run import RunDirectory
+from wellread.run import CHECKSUM, MANIFEST, RunDirectory
 
-DATA = ("holdout", "holdout_seed", "loss_on", "packing")
-"""Settings of a corpus that are settings of the run."""
+NOTES = {
+    "version": int, "control": bool,
+    "phases": [{"name": str, "order": str, "start": int, "stop": int}],
+    "inserted": [{"tag": str, "sample_id": int, "batch_id": int, "slot": int}], "checksum": str,
+}  # fmt: skip
+"""Shape of order.json."""
 
 
 def check(findings: Findings, run: RunDirectory, manifest: dict[str, Any], corpus: Corpus | None) -> None:
     """Compare config.yaml, plan.json and the corpus with the identity of the run."""
     identity = manifest["identity"]
     findings.expect(run.manifest_file, "version", manifest.get("version"), 1)
+    findings.expect_checksum(run.manifest_file, manifest)
+    findings.expect_keys(run.manifest_file, dict.fromkeys(manifest), MANIFEST)
     numbers = [each.get("attempt") for each in manifest["attempts"]]
     findings.expect(run.manifest_file, "attempts", numbers, list(range(1, len(numbers) + 1)))
     with findings.reading(run.config_file):
         config = run.config()
+        _check_bytes(findings, run)
         _check_config(findings, run, config, identity)
         if corpus:
             settings = corpus.meta["settings"]
-            for name in (name for name in DATA if name in settings and hasattr(config.data, name)):
-                findings.expect(
-                    corpus.path / "corpus.json",
-                    f"settings.{name}",
-                    settings[name],
-                    getattr(config.data, name),
-                    "config.yaml",
-                )
+            for name, value in vars(config.data).items():
+                if name != "seq_len" and not isinstance(settings.get(name), dict | None):
+                    place = corpus.path / "corpus.json"
+                    findings.expect(place, f"settings.{name}", settings[name], value, "config.yaml")
             findings.expect(
                 corpus.path / "corpus.json",
                 "settings.seq_len",
@@ -48,8 +54,53 @@ def check(findings: Findings, run: RunDirectory, manifest: dict[str, Any], corpu
                 "manifest.json",
             )
     with findings.reading(run.plan_file):
-        if run.plan_file.is_file():
-            _check_plan(findings, run, Plan.open(run.plan_file), identity, corpus)
+        plan = Plan.open(run.plan_file)
+        findings.expect_checksum(run.plan_file, read_json(run.plan_file))
+        _check_plan(findings, run, plan, identity, corpus)
+        _check_plan_of(findings, run, plan, manifest)
+
+
+def _check_bytes(findings: Findings, run: RunDirectory) -> None:
+    """The last line of config.yaml is the hash of the lines above; in older files it is missing."""
+    text, found, last = run.config_file.read_bytes().rpartition(CHECKSUM.encode())
+    if found:
+        findings.expect(
+            run.config_file, "sha256", last.decode(), hashlib.sha256(text).hexdigest() + "\n", "the lines above"
+        )
+    elif b"sha256" in last or b"lines above" in last:
+        findings.add(f"{run.config_file}: its last line is damaged")
+
+
+def _check_plan_of(findings: Findings, run: RunDirectory, plan: Plan, manifest: dict[str, Any]) -> None:
+    """The plan is that of config.yaml; when a run has finished, also that of its last attempt."""
+    config, machine = run.config(), plan.machine
+    values: dict[str, tuple[object, object]] = {
+        "order": (plan.order, config.schedule.order),
+        "order_control": (plan.order_control, config.schedule.order_control),
+        "nodes": (machine.nodes, config.cluster.nodes),
+        "counts_exact": (plan.counts.exact, True),
+        "engine": (plan.engine, STRATEGIES[plan.strategy].engine),
+        "save_steps": (
+            list(plan.save_steps), [*save_steps(plan.steps, config.save.save_every, config.save.save_schedule)]
+        ),
+    }  # fmt: skip
+    if config.cluster.ranks_per_node != "auto":
+        values["ranks_per_node"] = (machine.ranks_per_node, config.cluster.ranks_per_node)
+    if config.cluster.micro_batch_size and not plan.failures:
+        values["micro_batch_size"] = (plan.micro_batch_size, config.cluster.micro_batch_size)
+    if config.cluster.strategy != "auto" and not plan.failures:
+        values["strategy"] = (plan.strategy, config.cluster.strategy)
+    findings.expect_all(run.plan_file, values, "config.yaml")
+    last = manifest["attempts"][-1:]
+    if any(each.get("exit_code") == 0 for each in last):
+        fields = ("strategy", "ranks", "nodes", "ranks_per_node", "device", "cluster")
+        flat = plan.as_dict()
+        copies = {name: (flat[name], last[0][name]) for name in fields if name in last[0]}
+        findings.expect_all(run.plan_file, copies, "the last attempt in manifest.json")
+    for each in manifest["attempts"]:
+        if {"ranks", "nodes", "ranks_per_node"} <= each.keys():
+            product = each["nodes"] * each["ranks_per_node"]
+            findings.expect(run.manifest_file, f"ranks of attempt {each['attempt']}", each["ranks"], product)
 
 
 def _check_config(findings: Findings, run: RunDirectory, config: RunConfig, identity: dict[str, Any]) -> None:
@@ -67,6 +118,11 @@ def _check_config(findings: Findings, run: RunDirectory, config: RunConfig, iden
         "pack": (config.data.pack, identity.get("pack", False)),
         "order": (parse(schedule.order).kind, order["kind"]),
     }
+    fresh = identity["model"].startswith("fresh:")
+    if config.model.init == "fresh":
+        values["init"] = ("fresh", "fresh" if fresh else "pretrained")
+    if schedule.epochs and not schedule.steps:
+        values["epochs"] = (steps_of(schedule.epochs, order["n"], identity["batch_size"]), identity["steps"])
     findings.expect_all(run.config_file, values, "manifest.json")
     listed = "ids" in order
     findings.expect(run.manifest_file, "identity.order.batch_size", order["batch_size"], identity["batch_size"])
@@ -105,6 +161,12 @@ def check_order(findings: Findings, run: RunDirectory, identity: dict[str, Any],
     """Compare the order with its identity and the corpus, and order.json with the order."""
     expected = identity["order"]
     if isinstance(order, ListedOrder):
+        header = array_header(order.ids)
+        with open(run.order_file, "rb") as file:
+            if file.read(len(header)) != header or run.order_file.stat().st_size != len(header) + order.ids.nbytes:
+                findings.add(
+                    f"{run.order_file}: its header or size is not that of {order.ids.dtype} [{len(order.ids)}]"
+                )
         outside = np.flatnonzero((order.ids < 0) | (order.ids >= corpus.n_trainable))
         findings.add(*(f"{run.order_file}: row {i}: sample {order.ids[i]} is not trainable" for i in outside[:5]))
         findings.expect(run.manifest_file, "identity.order.n", expected["n"], len(order.ids), "order.npy")
@@ -120,7 +182,9 @@ def check_order(findings: Findings, run: RunDirectory, identity: dict[str, Any],
 
 def _check_notes(findings: Findings, run: RunDirectory, identity: dict[str, Any], order: Order) -> None:
     """The phases follow each other; each insertion is where the order reads it, and every reading of it is listed."""
-    notes, place, steps = read_json(run.order_notes), run.order_notes, identity["steps"]
+    notes, place, steps = read_json(run.order_notes, NOTES), run.order_notes, identity["steps"]
+    findings.expect_checksum(place, notes)
+    findings.expect_keys(place, notes, NOTES)
     control = run.config().schedule.order_control
     findings.expect_all(place, {"version": (notes["version"], 1), "control": (notes["control"], control)})
     start = 0

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from wellread.corpus import arrow
 from wellread.corpus.digest import DIGEST_BYTES
 from wellread.errors import UserError
-from wellread.files import read_json, write_atomic, write_json
+from wellread.files import read_json, with_checksum, write_atomic, write_json
 from wellread.record.chain import link
 
 COLUMNS = ("step", "batch_id", "slot", "sample_id", "epoch", "n_targets", "loss", "digest", "skipped")
@@ -100,7 +100,7 @@ class RecordWriter:
 
     def _write_head(self) -> None:
         head = {"version": 1, "genesis": self._genesis, "step": self.step, "head": self.head, "parts": self._parts}
-        write_json(self._directory / "head.json", head)
+        write_json(self._directory / "head.json", with_checksum(head))
 
 
 def _parts(directory: Path) -> list[dict[str, Any]]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from wellread import checkpoint as checkpoints
 from wellread.corpus import tokenizer
+from wellread.files import full_disk_named
 from wellread.train import ranks
 from wellread.train.engines.base import Engine, Write
 
@@ -100,8 +102,15 @@ class Saver:
         except BaseException as error:
             self._error = error  # the training thread raises it at its next step
 
-    def _cleared_on_error(self) -> Any:
-        return checkpoints.cleared_on_error(self._directory)
+    @contextmanager
+    def _cleared_on_error(self) -> Iterator[None]:
+        """Remove an unfinished checkpoint after an error; report a full disk as an OSError (see `full_disk_named`)."""
+        try:
+            with full_disk_named(self._directory):  # checks the disk before the files are removed
+                yield
+        except Exception:
+            checkpoints.clear_staging(self._directory)
+            raise
 
     def _commit(self, step: int, manifest: dict[str, Any], texts: dict[str, str], staging: Path) -> None:
         for name, text in texts.items():

@@ -1,0 +1,264 @@
+"""Verify the tables of a corpus, piece by piece: every column that follows from its tokens, and its hash and counts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wellread.corpus.digest import DIGEST_BYTES, HASH_BEGINS
+from wellread.corpus.holdout import is_sealed
+from wellread.corpus.pack import joined_document, shared
+from wellread.corpus.read import METRICS, Corpus
+from wellread.corpus.segments import FILE as SEGMENTS
+from wellread.corpus.segments import Segments
+from wellread.record.findings import Findings
+
+if TYPE_CHECKING:
+    import pyarrow
+
+SAMPLES = "samples.parquet"
+COLUMNS = (
+    "sample_id", "digest", "split", "n_tokens", "n_targets", "document", "source", "rows", "category", "author",
+)  # fmt: skip
+HASHED = np.dtype([("digest", "V16"), ("document", "<i8"), ("split", "S1")])
+"""What the hash of a corpus covers of each sample."""
+ROWS_AT_ONCE = 1 << 16
+MOST_ROWS = 1 << 33
+"""Of larger data sets, rows are not counted."""
+Seen = dict[str, NDArray[np.bool_]]
+"""Name of a data set -> whether each of its rows is part of a sample."""
+
+
+def check_samples(findings: Findings, corpus: Corpus) -> NDArray[np.uint8] | None:
+    """Check samples.parquet; return the digests of all samples, (n, 16), or None when it has too few or many rows."""
+    place = corpus.path / SAMPLES
+    if not _check_form(findings, place, COLUMNS, corpus.n):
+        return None
+    digests, sources = np.empty((corpus.n, DIGEST_BYTES), np.uint8), np.empty(corpus.n, np.int64)
+    documents = np.empty(corpus.n, np.int64)
+    state, counts = hashlib.sha256(HASH_BEGINS), Counter[str]()
+    seen = _seen(corpus)
+    for start, table in _pieces(place):
+        ids = np.arange(start, start + len(table))
+        digests[ids], documents[ids] = digest_array(table["digest"]), table["document"].to_numpy()
+        sources[ids] = _first_rows(corpus, table)
+        state.update(_hashed(table))
+        _check_columns(findings, corpus, place, table, ids)
+        _check_rows(findings, corpus, place, table, start, seen)
+        if not corpus.packed:
+            _check_holdout(findings, corpus, place, table, start)
+        _count(counts, corpus, table, ids)
+    findings.expect(corpus.path / "corpus.json", "hash", corpus.hash, state.hexdigest(), "its samples")
+    _check_counts(findings, corpus, counts, documents, sources)
+    _check_taken(findings, corpus, seen)
+    return digests
+
+
+def _check_form(findings: Findings, place: Path, columns: tuple[str, ...], n: int) -> bool:
+    """Columns and number of rows; return whether the rows can be compared."""
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(place) as file:
+        names, rows = file.schema_arrow.names, file.metadata.num_rows
+    foreign = [name for name in names if name not in columns or names.count(name) > 1]
+    findings.add(*(f"{place}: {name}: is not a column of this table" for name in foreign))
+    return findings.expect(place, "rows", rows, n, "counts of corpus.json")
+
+
+def _pieces(place: Path) -> Iterator[tuple[int, pyarrow.Table]]:
+    """The rows of a table, some at once, with the number of the first."""
+    import pyarrow.parquet
+
+    start = 0
+    with pyarrow.parquet.ParquetFile(place) as file:
+        for batch in file.iter_batches(ROWS_AT_ONCE):
+            yield start, pyarrow.Table.from_batches([batch])
+            start += len(batch)
+
+
+def digest_array(column: pyarrow.ChunkedArray) -> NDArray[np.uint8]:
+    """Digests of a table's column as a uint8 array (rows, 16), without a Python object per row."""
+    parts = [
+        np.frombuffer(chunk.buffers()[1], np.uint8)[chunk.offset * DIGEST_BYTES :][: len(chunk) * DIGEST_BYTES]
+        for chunk in column.chunks
+    ]
+    return np.concatenate([np.empty(0, np.uint8), *parts]).reshape(-1, DIGEST_BYTES)
+
+
+def _values(table: pyarrow.Table, name: str) -> NDArray[Any]:
+    return np.array(table[name].to_pylist())
+
+
+def _hashed(table: pyarrow.Table) -> bytes:
+    """What the hash of a corpus covers of these rows."""
+    rows = np.empty(len(table), HASHED)
+    rows["digest"] = digest_array(table["digest"]).view("V16").ravel()
+    rows["document"] = table["document"].to_numpy()
+    rows["split"] = [split[:1].encode() for split in table["split"].to_pylist()]
+    return rows.tobytes()
+
+
+def _check_columns(
+    findings: Findings, corpus: Corpus, place: Path, table: pyarrow.Table, ids: NDArray[np.int64]
+) -> None:
+    """Columns that follow from the arrays."""
+    digests = table["digest"].to_pylist()
+    findings.add_rows(
+        f"{corpus.path}: sample {{}}: its tokens or loss mask do not match its digest",
+        [i for i in ids.tolist() if corpus.digest(i) != digests[i - ids[0]]],
+    )
+    columns = {
+        "sample_id": ids,
+        "split": np.where(ids < corpus.n_trainable, "trainable", "sealed"),
+        "n_tokens": corpus.lengths(ids),
+        "n_targets": corpus.n_targets(ids),
+    }
+    for name, expected in columns.items():
+        findings.expect_column(place, name, _values(table, name), expected, "sample", int(ids[0]))
+
+
+def _check_holdout(findings: Findings, corpus: Corpus, place: Path, table: pyarrow.Table, start: int) -> None:
+    """The split follows from documents and holdout."""
+    settings = corpus.meta["settings"]
+    if not {"holdout", "holdout_seed"} <= settings.keys():
+        return
+    documents = table["document"].to_pylist()
+    sealed = np.array([is_sealed(each, settings["holdout"], settings["holdout_seed"]) for each in documents])
+    expected = np.where(sealed, "sealed", "trainable")
+    findings.expect_column(place, "split by its document", _values(table, "split"), expected, "row", start)
+
+
+def _check_rows(findings: Findings, corpus: Corpus, place: Path, table: pyarrow.Table, start: int, seen: Seen) -> None:
+    """Every source is a data set of the corpus, and has the rows that the table names; mark these rows as seen."""
+    sets = corpus.meta.get("sets") or [corpus.meta["source"]]
+    limits = {each["name"]: each.get("rows") for each in sets}
+    pairs = zip(table["source"].to_pylist(), table["rows"].to_pylist(), strict=True)
+    for i, (source, rows) in enumerate(pairs, start):
+        if source not in limits:
+            findings.add(f"{place}: source: row {i}: {source}, which is not a data set of corpus.json")
+        elif not rows or min(rows) < 0 or (isinstance(limits[source], int) and max(rows) > limits[source]):
+            findings.add(f"{place}: rows: row {i}: {rows}, but {source} has {limits[source]} rows")
+        elif source in seen:
+            seen[source][rows] = True
+
+
+def _seen(corpus: Corpus) -> Seen:
+    """For each data set with a number of rows: none is seen."""
+    sets = corpus.meta.get("sets") or [corpus.meta["source"]]
+    numbers = {each["name"]: each.get("rows") for each in sets}
+    return {name: np.zeros(n + 1, np.bool_) for name, n in numbers.items() if type(n) is int and 0 <= n < MOST_ROWS}
+
+
+def _check_taken(findings: Findings, corpus: Corpus, seen: Seen) -> None:
+    """No data set gives samples of more rows than were taken of it."""
+    for each in corpus.meta.get("sets") or [corpus.meta["source"]]:
+        n = int(seen[each["name"]].sum()) if each["name"] in seen else 0
+        if "taken" in each and n > each["taken"]:
+            findings.add(
+                f"{corpus.path / 'corpus.json'}: sets: {each['name']}: taken {each['taken']}, its samples name {n}"
+            )
+
+
+def _count(counts: Counter[str], corpus: Corpus, table: pyarrow.Table, ids: NDArray[np.int64]) -> None:
+    lengths = corpus.lengths(ids)
+    counts.update(each for each in table["split"].to_pylist() if each in ("trainable", "sealed"))
+    counts["samples"] += len(table)
+    counts["tokens"] += int(lengths.sum())
+    counts["targets"] += int(corpus.n_targets(ids).sum())
+    counts["sealed_tokens"] += int(lengths[ids >= corpus.n_trainable].sum())
+    counts["longest"] = max(counts["longest"], int(lengths.max()))
+
+
+def _first_rows(corpus: Corpus, table: pyarrow.Table) -> NDArray[np.int64]:
+    """A number per row of the table: equal for samples whose first row is the same row of the same data set."""
+    places = {name: i << 48 for i, name in enumerate(corpus.set_names)}
+    pairs = zip(table["source"].to_pylist(), table["rows"].to_pylist(), strict=True)
+    return np.array([places.get(source, 0) + (rows[0] if rows else 0) for source, rows in pairs], np.int64)
+
+
+def _check_counts(
+    findings: Findings,
+    corpus: Corpus,
+    counts: Counter[str],
+    documents: NDArray[np.int64],
+    sources: NDArray[np.int64],
+) -> None:
+    expected = {name: counts[name] for name in ("samples", "trainable", "sealed", "tokens", "targets")}
+    expected |= {name: counts[name] for name in ("sealed_tokens", "longest")}
+    if corpus.packed:
+        segments = Segments(corpus)
+        documents, sources = segments.table["document"].to_numpy(), _first_rows(corpus, segments.table)
+        expected |= {"segments": segments.n, "sealed_segments": segments.n - segments.n_trainable}
+    stored, n_documents = corpus.meta["counts"], len(np.unique(documents))
+    n_duplicates = {len(np.unique(sources)) - n_documents, len(documents) - n_documents}  # the second: older corpora
+    expected["duplicates"] = stored.get("duplicates") if stored.get("duplicates") in n_duplicates else min(n_duplicates)
+    values: dict[str, tuple[object, object]] = {
+        f"counts.{name}": (stored.get(name), value) for name, value in expected.items()
+    }
+    findings.expect_all(corpus.path / "corpus.json", values, "its samples")
+
+
+def check_segments(findings: Findings, corpus: Corpus) -> None:
+    """Compare the segments table with the tokens, and with the samples that consist of them."""
+    segments, place = Segments(corpus), corpus.path / SEGMENTS
+    table, n, samples = segments.table, segments.n, corpus.samples()
+    if table.num_rows != n:
+        findings.add(f"{corpus.path}: its segments table has {table.num_rows} rows, segments.npy has {n}")
+        return
+    digests = table["digest"].to_pylist()
+    altered = [i for i in range(n) if segments.digest(i) != digests[i]]
+    findings.add_rows(f"{corpus.path}: segment {{}}: its tokens or loss mask do not match its digest", altered)
+    samples_of = segments.sample_of(np.arange(n))
+    moved = np.flatnonzero(table["sample_id"].to_numpy() != samples_of)
+    findings.add_rows(
+        f"{corpus.path}: segment {{}}: is not part of the sample that the segments table names", moved.tolist()
+    )
+    columns = {
+        "segment": np.arange(n),
+        "n_tokens": segments.lengths(np.arange(n)),
+        "n_targets": np.array([int(segments.targets(i).sum()) for i in range(n)]),
+    }
+    for name in ("split", "source"):
+        columns[name] = _values(samples, name)[samples_of]
+    for name, expected in columns.items():
+        findings.expect_column(place, name, _values(table, name), expected, "segment")
+    _check_form(findings, place, ("segment", *COLUMNS), n)
+    _check_holdout(findings, corpus, place, table, 0)
+    _check_rows(findings, corpus, place, table, 0, {})
+    _check_joined(findings, corpus, samples, table)
+
+
+def _check_joined(findings: Findings, corpus: Corpus, samples: pyarrow.Table, table: pyarrow.Table) -> None:
+    """Columns of packed samples that follow from their segments."""
+    place = corpus.path / SAMPLES
+    columns = {name: table[name].to_pylist() for name in ("document", "rows", "category", "author")}
+    of_samples = {name: samples[name].to_pylist() for name in columns}
+    for i, (a, b) in enumerate(pairwise(corpus.segment_offsets.tolist())):
+        if joined_document(columns["document"][a:b]) != of_samples["document"][i]:
+            findings.add(f"{corpus.path}: sample {i}: its document does not match its segments")
+        rows = [row for of_segment in columns["rows"][a:b] for row in of_segment]
+        findings.expect(place, f"rows: sample {i}", of_samples["rows"][i], rows, "its segments")
+        for name in ("category", "author"):
+            value = of_samples[name][i] or ""
+            findings.expect(place, f"{name}: sample {i}", value, shared(columns[name][a:b]) or "", "its segments")
+
+
+def check_metrics(findings: Findings, corpus: Corpus) -> None:
+    """Check metrics.parquet: a column per metric that corpus.json names, a row per sample."""
+    import pyarrow.parquet
+
+    place = corpus.path / METRICS
+    expected = ["sample_id", *corpus.metrics]
+    with pyarrow.parquet.ParquetFile(place) as file:
+        findings.expect(place, "columns", list(file.schema_arrow.names), expected, "metrics in corpus.json")
+        findings.expect(place, "rows", file.metadata.num_rows, corpus.n)
+    for start, table in _pieces(place):
+        ids = np.arange(start, start + len(table))
+        findings.expect_column(place, "sample_id", _values(table, "sample_id"), ids, "row", start)
