@@ -13,12 +13,12 @@ from wellread.checkpoint import (
     Checkpoint,
     clear_staging,
     commit,
-    full_disk_named,
     list_checkpoints,
     name_of,
     newest_valid,
     staging,
 )
+from wellread.files import full_disk_named
 from wellread.run import RunDirectory
 
 
@@ -202,12 +202,14 @@ def test_a_real_run_with_a_damaged_checkpoint(copied_run: RunDirectory) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [(b"{", b"["), (b'"step": 8', b'"step": 9')])
+@pytest.mark.parametrize(
+    ("before", "after", "problem"), [(b"{", b"[", "damaged ("), (b'"step": 8', b'"step": 9', "step: step-00000009")]
+)
 def test_a_damaged_manifest_fails_verification(
-    program: Program, copied_run: RunDirectory, before: bytes, after: bytes
+    program: Program, copied_run: RunDirectory, before: bytes, after: bytes, problem: str
 ) -> None:
     manifest = copied_run.checkpoints / name_of(8) / "checkpoint.json"
     manifest.write_bytes(manifest.read_bytes().replace(before, after, 1))
     result = program("eval", "verify", copied_run.path)
     assert result.returncode == 1
-    assert f"{manifest}: missing, damaged, or of another step" in result.stdout
+    assert f"{manifest}: {problem}" in result.stdout

@@ -142,7 +142,7 @@ KINDS = [
     Kind("document", "hash", corpus_column("document", put(0, 7))),
     Kind("digest of a sample", "match its digest", corpus_column("digest", put(0, bytes(16)))),
     Kind("source", "is not a data set", corpus_column("source", put(0, "other"))),
-    Kind("row of a sample", "rows: row 0", corpus_column("rows", put(0, [10**6]))),
+    Kind("row of a sample", "rows: row 0", corpus_column("rows", put(0, [-1]))),
     Kind("no row of a sample", "rows: row 0", corpus_column("rows", put(0, []))),
     Kind("a sample is removed", "rows:", in_corpus("samples.parquet", lambda table: table.slice(1))),
     Kind("tokens", "match its digest", flipped("corpus/tokens.bin")),

@@ -91,7 +91,7 @@ def _check_sets(findings: Findings, place: Path, meta: dict[str, Any]) -> None:
     for each in sets:
         if not 0 <= each.get("taken", 0) <= each.get("rows", 0):
             findings.add(f"{place}: sets: {each['name']}: takes {each['taken']} of {each['rows']} rows")
-    texts = all(each["schema"] == "text" for each in sets)
+    texts = all(each.get("schema") == "text" for each in sets)
     findings.expect(place, "kind", meta.get("kind"), "text" if texts else "instruction", "schemas of its data sets")
     if "packing" in settings or "packing" in meta:
         findings.expect(place, "packing", meta.get("packing"), settings.get("packing"), "settings")

@@ -30,8 +30,8 @@ COLUMNS = (
 HASHED = np.dtype([("digest", "V16"), ("document", "<i8"), ("split", "S1")])
 """What the hash of a corpus covers of each sample."""
 ROWS_AT_ONCE = 1 << 16
-MOST_ROWS = 1 << 33
-"""Of larger data sets, rows are not counted."""
+MOST_ROWS = 1 << 29
+"""Rows with a larger number are not counted."""
 Seen = dict[str, NDArray[np.bool_]]
 """Name of a data set -> whether each of its rows is part of a sample."""
 
@@ -136,30 +136,28 @@ def _check_holdout(findings: Findings, corpus: Corpus, place: Path, table: pyarr
 
 
 def _check_rows(findings: Findings, corpus: Corpus, place: Path, table: pyarrow.Table, start: int, seen: Seen) -> None:
-    """Every source is a data set of the corpus, and has the rows that the table names; mark these rows as seen."""
-    sets = corpus.meta.get("sets") or [corpus.meta["source"]]
-    limits = {each["name"]: each.get("rows") for each in sets}
+    """Every source is a data set of the corpus, and every sample has rows; mark these rows as seen."""
     pairs = zip(table["source"].to_pylist(), table["rows"].to_pylist(), strict=True)
     for i, (source, rows) in enumerate(pairs, start):
-        if source not in limits:
+        if source not in seen:
             findings.add(f"{place}: source: row {i}: {source}, which is not a data set of corpus.json")
-        elif not rows or min(rows) < 0 or (isinstance(limits[source], int) and max(rows) > limits[source]):
-            findings.add(f"{place}: rows: row {i}: {rows}, but {source} has {limits[source]} rows")
-        elif source in seen:
+        elif not rows or min(rows) < 0:
+            findings.add(f"{place}: rows: row {i}: {rows}, expected numbers of rows")
+        elif max(rows) < MOST_ROWS:
+            if max(rows) >= len(seen[source]):  # lines of a file, of which some may be empty
+                seen[source] = np.concatenate([seen[source], np.zeros(2 * max(rows), np.bool_)])
             seen[source][rows] = True
 
 
 def _seen(corpus: Corpus) -> Seen:
-    """For each data set with a number of rows: none is seen."""
-    sets = corpus.meta.get("sets") or [corpus.meta["source"]]
-    numbers = {each["name"]: each.get("rows") for each in sets}
-    return {name: np.zeros(n + 1, np.bool_) for name, n in numbers.items() if type(n) is int and 0 <= n < MOST_ROWS}
+    """For each data set: no row is seen."""
+    return {name: np.zeros(1, np.bool_) for name in corpus.set_names}
 
 
 def _check_taken(findings: Findings, corpus: Corpus, seen: Seen) -> None:
     """No data set gives samples of more rows than were taken of it."""
     for each in corpus.meta.get("sets") or [corpus.meta["source"]]:
-        n = int(seen[each["name"]].sum()) if each["name"] in seen else 0
+        n = int(seen[each["name"]].sum())
         if "taken" in each and n > each["taken"]:
             findings.add(
                 f"{corpus.path / 'corpus.json'}: sets: {each['name']}: taken {each['taken']}, its samples name {n}"
@@ -231,7 +229,7 @@ def check_segments(findings: Findings, corpus: Corpus) -> None:
         findings.expect_column(place, name, _values(table, name), expected, "segment")
     _check_form(findings, place, ("segment", *COLUMNS), n)
     _check_holdout(findings, corpus, place, table, 0)
-    _check_rows(findings, corpus, place, table, 0, {})
+    _check_rows(findings, corpus, place, table, 0, _seen(corpus))
     _check_joined(findings, corpus, samples, table)
 
 
