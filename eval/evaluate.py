@@ -26,10 +26,10 @@ def main(kind: type[Evaluation], argv: list[str]) -> int:
         return 0
 
     from eval.report.page import write
-    from wellread.terminal import say_table
+    from wellread.terminal import say_narrow_table
 
     results = evaluate(evaluation)
-    say_table(*evaluation.overview(results))
+    say_narrow_table(*evaluation.overview(results))
     print(f"all results: {evaluation.table(evaluation.run)}")
     print(f"report: {write(evaluation.run)}")
     return 0

@@ -10,17 +10,6 @@ from wellread.run import RunDirectory
 Need = Callable[[RunDirectory], None]
 
 
-def a_sealed_holdout(run: RunDirectory) -> None:
-    """Samples that were never trained on."""
-    from wellread.corpus.read import Corpus
-
-    corpus = Corpus.open(run.corpus)
-    if corpus.n == corpus.n_trainable:
-        raise UserError(
-            f"{run.path}: no sealed samples to compare with; train with --holdout above 0, on more documents"
-        )
-
-
 def a_checkpoint(run: RunDirectory) -> None:
     """At least one checkpoint."""
     from wellread.checkpoint import list_checkpoints

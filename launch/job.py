@@ -15,7 +15,7 @@ from launch.backends.base import Backend, Training
 from launch.evaluation import AFTER_A_RUN, Request
 from launch.options import LaunchOptions, cluster_of
 from wellread import provenance
-from wellread.config import ClusterConfig, RunConfig
+from wellread.config import ClusterConfig, RunConfig, packages
 from wellread.corpus import summary as summaries
 from wellread.corpus.read import Corpus
 from wellread.errors import UserError
@@ -231,6 +231,8 @@ def _counts(corpus: Corpus, pass_samples: int) -> Counts:
 def run(config: RunConfig, options: LaunchOptions) -> int:
     """Prepare, plan and train; return the exit code."""
     job = Job.resolve(config, options)
+    if not job.backend.file.python:  # otherwise the ranks have another Python
+        packages.check(config)
     planned = job.planned()  # refuses what cannot be planned or cannot fit, before anything is written
     if _imagined(job.backend, options):
         raise UserError(

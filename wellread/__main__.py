@@ -148,8 +148,9 @@ def _function(name: str) -> Callable[[list[str]], int]:
     if name in COMMANDS["run"].kinds:
         raise UserError(f"wellread {name}: unknown command; did you mean wellread run {name}?")
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else "see wellread --help"
+        words = {command: command for command in COMMANDS} | {kind: f"run {kind}" for kind in TRAINING}
+        near = difflib.get_close_matches(name, words, n=1)
+        hint = f"did you mean {words[near[0]]}?" if near else "see wellread --help"
         raise UserError(f"wellread {name}: unknown command; {hint}")
     command = COMMANDS[name]
     function = load(command.target, name)

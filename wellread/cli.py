@@ -136,7 +136,25 @@ def parse_dataclass(parser: ArgumentParser, kind: type[Any], argv: Sequence[str]
     hints = hints_of(kind)
     values |= {k: _with_home(k, typed[k]) for k in typed if hints.get(k) == str | None and values[k] is None}
     settings = {k: v for k, v in values.items() if k in hints}
+    _check_types(settings, hints)
     return from_dict(kind, settings), {k: v for k, v in values.items() if k not in hints}
+
+
+def _check_types(settings: dict[str, Any], hints: dict[str, Any]) -> None:
+    """Refuse what the parser accepts from YAML, although it has another type: null, and a section that is a value."""
+    from wellread.config.flat import shape_of
+    from wellread.shapes import mismatch
+
+    for key, value in settings.items():
+        shape = shape_of(hints[key])
+        problem = "" if value is None and isinstance(shape, dict) else mismatch(value, shape, key)
+        if problem:
+            name, expected, text = re.split(r": (?=expected)|, found ", problem, maxsplit=2)
+            of_section = "settings, one per line below it"
+            text = "null" if text == "None" else text
+            raise UserError(
+                f"--{name} {text}: {expected.replace('an object', of_section)}; leave it out for the default"
+            )
 
 
 def parse(parser: ArgumentParser | argparse.ArgumentParser, argv: Sequence[str]) -> Any:
@@ -231,6 +249,8 @@ def _config_file(path: str) -> dict[str, Any]:
         raise UserError(f"--config {path}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):
         raise UserError(f"--config {path}: contains no settings; write one per line, e.g. steps: 200")
+    if wrong := [key for key in values if not isinstance(key, str) or key in ("", "config")]:
+        raise UserError(f"--config {path}: {wrong[0]!r} is not a setting; write one per line, e.g. steps: 200")
     return values
 
 
@@ -265,20 +285,22 @@ def _explain(message: str, parser: ArgumentParser | argparse.ArgumentParser) -> 
     nested = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", line)
     if match := unknown or nested:
         name = ".".join(match.groups())
-        near = difflib.get_close_matches(name, keys, n=1, cutoff=0.6)
+        near = difflib.get_close_matches(name, [*keys, *SHORT] if "optim.lr" in keys else keys, n=1, cutoff=0.6)
         hint = f"did you mean --{near[0]}?" if near else "see --help for the valid ones"
         return f"unknown setting {name!r}: {hint}"
     if plain := re.fullmatch(r"argument (--[\w.]+): invalid (\w+) value: '(.*)'", line):
         return f"{plain.group(1)} {plain.group(3)}: expected {_plain(plain.group(2))}"
     if choice := re.fullmatch(r"argument (--[\w.]+): invalid choice: '?(.*?)'? \(choose from (.*)\)", line):
         return f"{choice.group(1)} {choice.group(2)}: not a valid value; choose {_plain(choice.group(3))}"
+    if section := re.match(r'Parser key "([\w.]+)": Unable to load config \'?(.*?)\'? - ', line):
+        return f"--{section.group(1)} {section.group(2)}: expected settings, one per line below it"
     wrong = re.search(r'Parser key "([\w.]+)":(.*)', line)
     if wrong:
         value = re.search(r"(?:Given value|Got value): (\S+)", line)
         kinds = re.findall(r"Expected a (?:<class ')?(?:typing\.)?([^'>]+?(?:\[.*?\])?)['. ]", line)
         expected = [kind for kind in dict.fromkeys(kinds) if kind != "NoneType"]
         if value and expected:
-            return f"--{wrong.group(1)} {value.group(1)}: expected {' or '.join(map(_plain, expected))}"
+            return f"--{wrong.group(1)} {value.group(1).rstrip(':')}: expected {' or '.join(map(_plain, expected))}"
     return line
 
 
@@ -298,7 +320,7 @@ def run_program(main: Callable[[list[str]], int | None]) -> None:
         code = 0
     except KeyboardInterrupt:
         code = 130
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         message = user_message(error)
         if message is None or os.environ.get("WELLREAD_DEBUG"):
             raise

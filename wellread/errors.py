@@ -25,6 +25,8 @@ def user_message(error: BaseException) -> str | None:
     """
     if isinstance(error, OSError):
         return _os_message(error)
+    if isinstance(error, RuntimeError) and (loop := re.fullmatch(r"Symlink loop from '(.*)'", str(error), re.DOTALL)):
+        return f"its symbolic links form a loop: {loop[1]}: name the file itself"  # what Path.resolve raises
     return " ".join(str(error).split()) if isinstance(error, UserError) else None
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 NARROW = 4
 """Spaces before a sample's text."""
+BORDER = 3
+"""Characters between two columns of a table on a terminal."""
 
 
 def say(line: str = "", style: str = "") -> None:
@@ -65,6 +67,18 @@ def say_table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     for row in [list(heads), *cells]:
         padded = [c.rjust(w) if right else c.ljust(w) for c, w, right in zip(row, widths, numbers, strict=True)]
         print("  ".join(padded).rstrip())
+
+
+def say_narrow_table(heads: Sequence[str], rows: Sequence[Sequence[object]], width: int = 80) -> None:
+    """As `say_table`, in several tables of at most `width` columns of text; each begins with the first column."""
+    widths = [max(len(cell(row[i])) for row in [heads, *rows]) + BORDER for i in range(len(heads))]
+    start, used = 1, widths[0]
+    for i in range(1, len(heads) + 1):
+        if i == len(heads) or (used + widths[i] >= width and i > start):
+            columns = [0, *range(start, i)]
+            say_table([heads[k] for k in columns], [[row[k] for k in columns] for row in rows])
+            start, used = i, widths[0]
+        used += widths[i] if i < len(heads) else 0
 
 
 def _say_rich(heads: Sequence[str], cells: list[list[str]], numbers: list[bool]) -> None:

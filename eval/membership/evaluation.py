@@ -20,7 +20,7 @@ from eval.groups import READ, SEALED, SHUFFLED, UNREAD, Groups
 from eval.intervals import clustered_mean, spread
 from eval.kept import scores_of
 from eval.membership.section import section
-from eval.needs import Need, a_checkpoint, a_sealed_holdout, a_whole_record
+from eval.needs import Need, a_checkpoint, a_whole_record
 from eval.section import Section, with_interval
 from eval.separation import ALPHAS, Floats, Ints, auc, cluster_bootstrap, nonmembers_needed, permuted_auc, tpr_at_fpr
 from wellread.errors import UserError
@@ -56,7 +56,7 @@ class Membership(PerCheckpoint[Scores]):
 
     name: ClassVar[str] = "membership"
     summary: ClassVar[str] = "compare the losses of read and sealed samples at each checkpoint: AUC, ROC, report"
-    needs: ClassVar[tuple[Need, ...]] = (a_sealed_holdout, a_checkpoint, a_whole_record)
+    needs: ClassVar[tuple[Need, ...]] = (a_checkpoint, a_whole_record)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,9 +79,11 @@ class Membership(PerCheckpoint[Scores]):
         corpus = self.groups.corpus
         sealed = min(corpus.n - corpus.n_trainable, self.max_samples)
         yield from self.groups.notes([checkpoint.step for checkpoint in self.checkpoints])
+        if not sealed:
+            yield "no sample is sealed, so only losses are measured; to compare them, train with --holdout above 0"
         for alpha in ALPHAS:
             needed = nonmembers_needed(alpha)
-            if sealed < needed:
+            if 0 < sealed < needed:
                 yield f"no TPR at {alpha:.0%} FPR: it needs {needed:,} sealed samples, but only {sealed:,} are scored"
 
     def score(self, checkpoint: Checkpoint, reporter: Reporter) -> Scores:
@@ -141,6 +143,9 @@ class Membership(PerCheckpoint[Scores]):
     def headline(self, results: Sequence[Result]) -> str:
         """The AUC of each group."""
         aucs = [f"{result.group} {result.value:.3f}" for result in results if result.metric == "auc"]
+        losses = [f"{result.group} {result.value:.3f}" for result in results if result.metric == "mean_loss"]
+        if not aucs and losses:
+            return f"mean loss: {', '.join(losses)}"
         return f"AUC against sealed: {', '.join(aucs) or 'none'}"
 
     @classmethod

@@ -29,7 +29,10 @@ def section(run: RunDirectory, results: Sequence[Result]) -> Section:
     evaluated = max((step for step, group in aucs if group == READ), default=None)
     return Section(
         template=TEMPLATE.read_text(encoding="utf-8"),
-        values={"finding": _finding(aucs, evaluated), "remarks": list(_remarks(run, results, evaluated))},
+        values={
+            "finding": _finding(aucs, evaluated) or _losses(results),
+            "remarks": list(_remarks(run, results, evaluated)),
+        },
         pictures=list(_pictures(run, results, evaluated)),
         columns=[_column(aucs, group) for group in (READ, UNREAD)],
         commands=[
@@ -50,6 +53,18 @@ def _finding(aucs: dict[tuple[int, str], Result], step: int | None) -> str | Non
     return (
         f"At step {step:,}, a sample that the model has read has a lower loss than a sealed one with probability "
         f"{with_interval(read)} (AUC; 0.5 is chance).{chance}"
+    )
+
+
+def _losses(results: Sequence[Result]) -> str | None:
+    """The loss of read samples in one sentence, for a run without sealed ones; None when it was not measured."""
+    losses = [result for result in results if (result.group, result.metric) == (READ, "mean_loss")]
+    if not losses:
+        return None
+    last = max(losses, key=lambda result: result.step)
+    return (
+        f"At step {last.step:,}, the mean loss of read samples is {with_interval(last)}. There are no sealed samples "
+        "to compare them with."
     )
 
 

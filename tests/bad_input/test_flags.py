@@ -53,7 +53,8 @@ def data_file(path: Path, *rows: dict[str, Any] | str) -> Path:
 
 def test_unknown_model_names_the_nearest(refused: Refused) -> None:
     assert refused("--model", "pythia70m") == (
-        "--model pythia70m: not a directory or a known model; did you mean pythia-70m?"
+        "--model pythia70m: not a directory or a known model; did you mean pythia-70m? Other names that are near: "
+        "pythia-70m-v0, pythia-410m, pythia-160m, pythia-31m; see wellread models"
     )
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.outcomes import outcome
 
-from wellread.__main__ import main
-from wellread.errors import BAD_INPUT, user_message
+from wellread.errors import BAD_INPUT
 
 pytestmark = [pytest.mark.slow, pytest.mark.minutes(3)]
 FIXTURE = Path(__file__).resolve().parents[1] / "fixtures" / "run-c5af5a2" / "finetune" / "run"
@@ -66,17 +66,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("fuzz") / "run"
     shutil.copytree(FIXTURE, path)
     return path
-
-
-def outcome(argv: list[str]) -> tuple[int, str]:
-    """Exit code of a command and its line of error, as `wellread.cli.run_program` has them."""
-    try:
-        return main(argv), ""
-    except (ValueError, OSError) as error:
-        message = user_message(error)
-        if message is None:
-            raise
-        return BAD_INPUT, message
 
 
 def faults(run: Path, command: str, name: str, contents: Iterator[tuple[str, bytes]]) -> list[str]:

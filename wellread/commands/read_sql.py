@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from wellread.commands.read_batches import writing
+from wellread.config.packages import installing
 from wellread.errors import UserError
 from wellread.record.history import History
 from wellread.terminal import say, say_table
@@ -56,9 +57,7 @@ def _connect(history: History) -> duckdb.DuckDBPyConnection:
     try:
         import duckdb
     except ImportError:
-        raise UserError(
-            "--sql: DuckDB, the extra `sql`, is not installed; run: pip install 'duckdb>=1.0', or 'wellread[sql]'"
-        ) from None
+        raise UserError(f"--sql: DuckDB, the extra `sql`, is not installed; run: {installing('duckdb>=1.0')}") from None
     return duckdb.connect()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,24 +20,26 @@ from wellread.data.sources.source import MAX_DOCUMENT, Source
 from wellread.data.sources.tables import SUFFIXES
 from wellread.data.sources.text import COMPRESSED, KINDS
 from wellread.errors import UserError
+from wellread.shapes import mismatch
 from wellread.text_io import load_yaml, refuse_foreign
 
 AMOUNT = re.compile(r"(.*):([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?|[+-]?(?:inf|nan))", re.IGNORECASE | re.DOTALL)
+TEXT_OR_NULL = (str, None)
 KEYS = {
-    "file",
-    "hub",
-    "revision",
-    "hub_files",
-    "schema",
-    "columns",
-    "ignore",
-    "template",
-    "answers",
-    "subsets",
-    "rows",
-    "generated",
+    "file": TEXT_OR_NULL,
+    "hub": TEXT_OR_NULL,
+    "revision": TEXT_OR_NULL,
+    "hub_files": TEXT_OR_NULL,
+    "schema": (str, [str], None),
+    "columns": (dict, None),
+    "ignore": ([str], None),
+    "template": TEXT_OR_NULL,
+    "answers": str,
+    "subsets": ([str], None),
+    "rows": (int, None),
+    "generated": (int, None),
 }
-"""Keys allowed in an entry of configs/data.yaml or in a user's YAML file."""
+"""Keys allowed in an entry of configs/data.yaml or in a user's YAML file, and the shapes of their values."""
 ANSWERS = ("human", "chatgpt", "both")
 YAML = (".yaml", ".yml")
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
@@ -170,15 +173,21 @@ def _source_of(text: str) -> Source:
             raise UserError(f"--data {text}: needs a file; write {name}@FILE")
         return replace(_with_options(source, options, text), spelling="" if at else names)
     if at:
-        raise UserError(f"--data {text}: unknown data set {name!r}; known: {', '.join(entries)}")
+        raise UserError(f"--data {text}: unknown data set {name!r}; known: {', '.join(entries)}{_guess(name, entries)}")
     path = Path(text).expanduser()
     if not path.exists() and path.suffix not in (*SUFFIXES, *YAML) and "/" not in text:
-        raise UserError(f"--data {text}: not a known data set ({', '.join(entries)}) or a file")
+        raise UserError(f"--data {text}: not a known data set ({', '.join(entries)}) or a file{_guess(text, entries)}")
     if path.suffix in YAML:
         return _of_yaml(path, text)
     return Source(
         name=path.stem if path.is_file() else path.resolve().name, paths=_files(path, text), in_folder=path.is_dir()
     )
+
+
+def _guess(text: str, names: Iterable[str]) -> str:
+    """The end of an error: the name that is probably meant, if any."""
+    near = difflib.get_close_matches(text.partition(":")[0], names, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _with_options(source: Source, options: list[str], text: str) -> Source:
@@ -218,6 +227,8 @@ def _of_entry(name: str, entry: dict[str, Any], folder: Path) -> Source:
             near = difflib.get_close_matches(str(key), sorted(KEYS), n=1)
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(KEYS))}"
             raise UserError(f"{where}: unknown key {key!r}; {hint}")
+        if problem := mismatch(entry[key], KEYS[key], str(key)):
+            raise UserError(f"{where}: {problem}")
     schemas, columns = entry.get("schema") or (), entry.get("columns") or {}
     schemas = (schemas,) if isinstance(schemas, str) else tuple(schemas)
     for schema in schemas:
@@ -250,7 +261,7 @@ def _of_entry(name: str, entry: dict[str, Any], folder: Path) -> Source:
         ignore=_ignored(entry, where),
         template=template,
         answers=entry.get("answers", "both"),
-        subsets=tuple(entry.get("subsets", ())),
+        subsets=tuple(entry.get("subsets") or ()),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from wellread.models import tensors
 from wellread.models.adapter import Adapter
 from wellread.models.directories import local_directory, named_directory
 from wellread.models.families import FAMILIES, FRESH_FAMILIES, Fresh
-from wellread.models.pretrained import configuration_in, model_in
+from wellread.models.pretrained import configuration_in, model_in, one_line
 from wellread.models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -82,11 +82,12 @@ class Source:
         from accelerate import init_empty_weights
         from transformers import AutoModelForCausalLM, GenerationConfig
 
-        with init_empty_weights(include_buffers=False):
-            model: Any = AutoModelForCausalLM.from_config(self.config, dtype=torch.float32)
-        model.tie_weights()  # moving to the meta device has untied weights
-        if self.directory and (self.directory / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(self.directory)
+        with one_line(self.directory) if self.directory else nullcontext():
+            with init_empty_weights(include_buffers=False):
+                model: Any = AutoModelForCausalLM.from_config(self.config, dtype=torch.float32)
+            model.tie_weights()  # moving to the meta device has untied weights
+            if self.directory and (self.directory / "generation_config.json").is_file():
+                model.generation_config = GenerationConfig.from_pretrained(self.directory)
         if self.adapter:
             self.adapter.inject(model)
         empty: nn.Module = model.eval()
@@ -268,14 +269,13 @@ def check_4bit() -> None:
     UserError
         When bitsandbytes or a GPU is missing.
     """
-    import importlib.util
-
     import torch
+
+    from wellread.config import packages
 
     if not torch.cuda.is_available():
         raise UserError("--load_in_4bit: needs a GPU, but this rank has none; remove the flag")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError("--load_in_4bit: bitsandbytes is not installed; pip install bitsandbytes, or remove the flag")
+    packages.require("bitsandbytes", "--load_in_4bit")
 
 
 def export(source: Source, directory: Path) -> None:

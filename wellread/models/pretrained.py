@@ -33,7 +33,7 @@ def model_in(directory: Path, dtype: Any, **options: Any) -> nn.Module:
     _hide_bars()
     settings = {"dtype": dtype, "local_files_only": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
     settings |= {"trust_remote_code": False, "use_safetensors": True}
-    with _one_line(directory):
+    with one_line(directory):
         model, loading_info = AutoModelForCausalLM.from_pretrained(directory, **settings, **options)
     loading_info["unexpected_keys"] = without_computed(model, loading_info["unexpected_keys"])
     _check_weights(directory, loading_info)
@@ -92,14 +92,19 @@ def _and_more(names: list[Any]) -> str:
 
 
 @contextmanager
-def _one_line(directory: Path) -> Iterator[None]:
-    """Convert errors that transformers raises for an invalid directory to a one-line UserError."""
-    from safetensors import SafetensorError
+def one_line(directory: Path) -> Iterator[None]:
+    """Convert errors that transformers raises for an invalid directory to a one-line UserError.
 
+    Whatever a wrong value in config.json causes: a TypeError, an AssertionError, a ZeroDivisionError of a layer.
+    """
     try:
         yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        if "out of memory" in str(error) or "can't allocate memory" in str(error):
+            raise
+        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         raise UserError(f"{directory}: the model cannot be loaded ({reason})") from None
 
 
@@ -120,7 +125,8 @@ def configuration_in(directory: Path) -> Any:
     """
     from transformers import AutoConfig
 
-    with _one_line(directory):
+    with one_line(directory):
         config: Any = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    check_pad(str(directory / "config.json"), getattr(config, "pad_token_id", None), config.vocab_size)
+        words = config.vocab_size
+    check_pad(str(directory / "config.json"), getattr(config, "pad_token_id", None), words)
     return config

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from wellread.errors import UserError
 from wellread.models.directories import SEARCH_PATH, hub_file, is_hub_name
@@ -15,7 +16,13 @@ from wellread.models.families import INNER_KEYS, KEYS, OPTIONAL_KEYS
 from wellread.models.headers import has_separate_head
 from wellread.models.published import models_file, steps_of
 from wellread.models.spec import ModelSpec, Pretraining, check_heads, check_pad
+from wellread.shapes import LONGEST_VALUE
 from wellread.text_io import Parser, read_text, refuse_marked
+
+MOST = (100_000_000, 10_000)
+"""Largest size of a model that is meant seriously, and largest number of its layers."""
+SWITCHES = ("tied", "attention_bias")
+"""Fields of ModelSpec that are true or false."""
 
 
 def registry() -> dict[str, dict[str, Any]]:
@@ -73,11 +80,11 @@ def find(name: str) -> ModelSpec:
 
 
 def _nearest(name: str, entries: dict[str, dict[str, Any]]) -> str:
-    """Hint with the models of similar names."""
-    near = difflib.get_close_matches(name, entries, n=1, cutoff=0.4)
-    if near:
-        return f"did you mean {near[0]}?"
-    return f"the nearest are {', '.join(difflib.get_close_matches(name, entries, n=5, cutoff=0))}; see wellread models"
+    """Hint with the five models of the most similar names."""
+    nearest = difflib.get_close_matches(name, entries, n=5, cutoff=0)
+    if difflib.get_close_matches(name, entries, n=1, cutoff=0.4):
+        return f"did you mean {nearest[0]}? Other names that are near: {', '.join(nearest[1:])}; see wellread models"
+    return f"the nearest are {', '.join(nearest)}; see wellread models"
 
 
 def _canonical(name: str) -> str:
@@ -149,7 +156,7 @@ def _config_in(path: Path) -> dict[str, Any]:
     try:
         config = Parser().decode(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
+        raise UserError(f"{path}: not JSON ({str(error).partition(';')[0]})") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: is not a JSON object; pass the config.json of a language model")
     return config
@@ -162,15 +169,42 @@ def _from_hub(name: str, revision: str | None = None) -> ModelSpec:
 
 
 def _from_config(config: dict[str, Any], name: str, where: str) -> ModelSpec:
-    if "model_type" not in config:
+    family = config.get("model_type")
+    if not isinstance(family, str) or not family:
         raise UserError(f"{where}: has no model_type; pass the config.json of a language model")
-    numbers: dict[str, int] = {}
+    numbers: dict[str, Any] = {}
     for field, keys in KEYS.items():
-        values = [config[key] for key in keys if isinstance(config.get(key), int)]
-        if not values:
-            raise UserError(f"{where}: has none of {', '.join(keys)}; {config['model_type']} is not supported")
-        numbers[field] = values[0]
+        key = next((key for key in keys if config.get(key) is not None), None)
+        if key is None:
+            raise UserError(f"{where}: has none of {', '.join(keys)}; {family} is not supported")
+        numbers[field] = _size(config, key, where)
     check_pad(where, config.get("pad_token_id"), numbers["vocab"])
-    inner = next((config[key] for key in INNER_KEYS if config.get(key)), 4 * numbers["width"])
-    optional = {field: config[key] for field, key in OPTIONAL_KEYS.items() if config.get(key) is not None}
-    return ModelSpec(name=name, family=config["model_type"], intermediate=int(inner), **cast(Any, numbers | optional))
+    inner = next((_size(config, key, where) for key in INNER_KEYS if config.get(key)), 4 * numbers["width"])
+    optional: dict[str, Any] = {}
+    for field, key in OPTIONAL_KEYS.items():
+        value = config.get(key)
+        if value is not None:
+            optional[field] = _switch(config, key, where) if field in SWITCHES else _size(config, key, where)
+    return ModelSpec(name=name, family=family, intermediate=inner, **numbers, **optional)
+
+
+def _size(config: dict[str, Any], key: str, where: str) -> int:
+    value = config[key]
+    most = MOST[key in KEYS["layers"]]
+    if type(value) is not int or not 1 <= value <= most:
+        raise UserError(
+            f"{where}: {key} {_short(value)}: expected a whole number from 1 to {most:,}; restore the model's own file"
+        )
+    return value
+
+
+def _switch(config: dict[str, Any], key: str, where: str) -> bool:
+    value = config[key]
+    if not isinstance(value, bool):
+        raise UserError(f"{where}: {key} {_short(value)}: expected true or false; restore the model's own file")
+    return value
+
+
+def _short(value: Any) -> str:
+    """A value of a JSON file for a message."""
+    return json.dumps(value)[:LONGEST_VALUE]

@@ -49,8 +49,8 @@ def read(path: str | Path) -> dict[str, Any]:
         settings = Parser().decode(read_text(Path(path).expanduser()))
     except OSError as error:
         raise UserError(f"{where}: could not be read ({error.strerror}); give a DeepSpeed file") from None
-    except ValueError as error:
-        raise UserError(f"{where}: not JSON ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON ({str(error).partition(';')[0]})") from None
     if not isinstance(settings, dict):
         raise UserError(f"{where}: does not contain a JSON object; see configs/ds/ for examples")
     for key in settings:

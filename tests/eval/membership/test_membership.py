@@ -280,12 +280,25 @@ def test_a_diverged_checkpoint_is_not_compared(
     assert "step 4: 2 of 12 scores are not finite; the comparison is skipped" in capsys.readouterr().err
 
 
+def test_a_run_without_sealed_samples_has_losses_and_no_comparison(
+    tmp_path: Path, scored: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "open", sealed=0)
+    results = evaluate(run, bootstrap=100)
+    assert {result.metric for result in results} == {"mean_loss"}
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == (
+        "no sample is sealed, so only losses are measured; to compare them, train with --holdout above 0"
+    )
+    assert not any("TPR" in line for line in lines)
+    finding = Membership.section(run, results).values["finding"]
+    assert finding.startswith("At step 4, the mean loss of read samples is ")
+
+
 def test_invalid_input_is_refused_in_one_line(tmp_path: Path, scored: list[Any]) -> None:
     run = make_run(tmp_path / "run")
     with pytest.raises(UserError, match="no checkpoint at step 3; choose from 0, 2, 4"):
         evaluate(run, steps=[3])
-    with pytest.raises(UserError, match="no sealed samples to compare with; train with --holdout above 0"):
-        evaluate(make_run(tmp_path / "open", sealed=0))
     with pytest.raises(UserError, match="--bootstrap 1: too few"):
         evaluate(run, bootstrap=1)
     with pytest.raises(UserError, match="--max_samples 1: nothing to compare"):

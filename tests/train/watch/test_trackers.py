@@ -5,18 +5,21 @@ from pathlib import Path
 
 import pytest
 
-from wellread.config import RunConfig
+from wellread.config import RunConfig, packages
 from wellread.errors import UserError
 from wellread.train.watch.trackers import TensorBoard, check, open_trackers
 
 
-def test_missing_tracker_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_tracker_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     check(RunConfig().watch)
     with pytest.raises(UserError) as refused:
         check(RunConfig.of(tracker="tensorboard,wandb").watch)
-    expected = "--tracker wandb: is not installed; run: pip install 'wellread[wandb]', or leave wandb out"
-    assert str(refused.value) == expected
+    assert str(refused.value) == (
+        f"--tracker wandb: the package wandb is not installed; run: {packages.installing('wandb')}, "
+        "or leave the flag out"
+    )
+    assert packages.installing("wandb").endswith("bin/python -m pip install wandb")
 
 
 def test_tensorboard_is_the_default_and_purges_steps_after_a_resume(tmp_path: Path) -> None:

@@ -149,7 +149,9 @@ class Monitor:
         scalars |= {f"train/loss_of/{name}": loss for name, loss in stats.set_losses.items()}
         self._scalars(scalars, stats.step)
         if self._bar is not None:
-            self._bar.update(self._task, completed=stats.step, loss=stats.loss, rate=rate)
+            self._bar.update(
+                self._task, completed=stats.step, loss=f"loss {stats.loss:.4f}", rate=f"{rate:,.0f} tokens/s"
+            )
         is_first, self._started = not self._started, True
         if stats.step % self._log_every == 0 or stats.step == self._plan.steps or is_first:
             self._step_line(stats, rate)
@@ -255,13 +257,13 @@ def _progress_bar(steps: int, start: int) -> tuple[Any, Any]:
         TextColumn("training"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}"),
-        TextColumn("{task.fields[rate]:,.0f} tokens/s"),
+        TextColumn("{task.fields[loss]}"),
+        TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
         console=console(),
     )
     bar.start()
-    return bar, bar.add_task("training", total=steps, completed=start, loss=float("nan"), rate=0.0)
+    return bar, bar.add_task("training", total=steps, completed=start, loss="first step", rate="")
 
 
 def as_markdown(row: dict[str, Any]) -> str:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from wellread.config import RunConfig, WatchConfig, to_dict
-from wellread.errors import UserError
+from wellread.config import RunConfig, WatchConfig, packages, to_dict
 
 
 class Tracker(Protocol):
@@ -82,10 +80,10 @@ def check(config: WatchConfig) -> None:
     Raises
     ------
     UserError
-        When one is not; names the extra to install.
+        When one is not; says how to install it.
     """
-    if "wandb" in config.trackers and importlib.util.find_spec("wandb") is None:
-        raise UserError("--tracker wandb: is not installed; run: pip install 'wellread[wandb]', or leave wandb out")
+    if "wandb" in config.trackers:
+        packages.require("wandb", "--tracker wandb")
 
 
 def open_trackers(config: RunConfig, directory: Path, start: int) -> list[Tracker]:

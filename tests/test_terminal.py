@@ -1,0 +1,22 @@
+"""Tables for people."""
+
+import pytest
+
+from wellread.terminal import say_narrow_table
+
+
+def test_a_wide_table_becomes_several_of_at_most_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    interval = "0.711 [0.664, 0.756]"
+    heads = ["step", "AUC read", "AUC not yet read", "labels shuffled", "TPR at 10% FPR", "loss read", "loss sealed"]
+    rows = [[step, interval, interval, interval, 0.2722, 5.6649, 5.8726] for step in (50, 12_000)]
+    say_narrow_table(heads, rows)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines] == ["step", "50", "12,000"] * 2
+    assert lines[4].split() == ["50", "0.2722", "5.6649", "5.8726"]
+
+
+def test_a_narrow_table_stays_one_table(capsys: pytest.CaptureFixture[str]) -> None:
+    say_narrow_table(["step", "loss"], [[1, 0.5]])
+    say_narrow_table(["step"], [[1]])
+    assert capsys.readouterr().out == "step    loss\n   1  0.5000\nstep\n   1\n"
