@@ -252,7 +252,7 @@ def test_the_same_as_processes(tmp_path: Path, root: Path) -> None:
     problems = []
     for label, argv, name in rows:
         command = [sys.executable, "-m", "wellread", *map(str, argv)]
-        result = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120, check=False)
+        result = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300, check=False)
         if result.returncode != 2 or result.stderr.count("\n") != 1 or name not in result.stderr or result.stdout:
             problems.append(f"{label}: {result.returncode} {result.stderr}")
     assert problems == []

@@ -196,7 +196,7 @@ def test_files_and_numbers_of_absurd_size_are_refused(tmp_path: Path) -> None:
         ("a: " + "[" * 5000, "is nested too deeply"),
         ("a: " + "7" * 5000, "Exceeds the limit"),
         ("generated: 1000000000000", "generated: 1000000000000; expected a number of stories"),
-        ("generated: many", "generated: 'many'; expected a number of stories"),
+        ("generated: many", "generated: expected a whole number or null, found 'many'"),
     ]:
         path.write_text(content)
         with pytest.raises(UserError, match=reason) as error:

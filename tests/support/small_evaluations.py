@@ -57,7 +57,7 @@ def make_run(
     return run
 
 
-ATTEMPT = {"attempt": 1, "started": "now", "ranks": 1, "strategy": "ddp", "code": {"commit": None}, "python": "3", "packages": {"torch": "2"}}  # fmt: skip # noqa: E501
+ATTEMPT = {"attempt": 1, "started": "2026-01-01T00:00:00+0000", "ranks": 1, "strategy": "ddp", "code": {"commit": None}, "python": "3", "packages": {"torch": "2"}}  # fmt: skip # noqa: E501
 
 
 def make_corpus(path: Path, trainable: int, sealed: int, copies: bool) -> Corpus:
