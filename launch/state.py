@@ -32,10 +32,17 @@ from launch.backends import base as backends
 from launch.backends.jobs import WAITING, Job, JobState
 from wellread.checkpoint import MANIFEST
 from wellread.run import Holder, RunDirectory
+from wellread.shapes import mismatch
 
 REQUEST_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 REQUESTS = {128 + number: number.name for number in REQUEST_SIGNALS}
 """Exit code of an attempt that ended on request -> name of the signal."""
+NUMBER = (float, None)
+PROGRESS: dict[str, Any] = {
+    "attempt": int, "step": int, "steps": int, "time": float, "seconds_per_step": float, "tokens": NUMBER,
+    "loss": NUMBER, "tokens_per_second": NUMBER,
+}  # fmt: skip
+"""Shape of progress.json; a file with another one, or damaged, is ignored."""
 EVALUATION = "eval"
 """Kind of jobs that evaluate; all other jobs train."""
 
@@ -252,10 +259,10 @@ def moment(text: str) -> datetime:
 
 def progress(run: RunDirectory, attempt: int) -> dict[str, Any]:
     """Return the progress report of rank 0 in attempt `attempt`; empty without one."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         report: dict[str, Any] = json.loads((run.log / "progress.json").read_text(encoding="utf-8"))
-        if report["attempt"] == attempt:
-            return report
+        if not mismatch(report, PROGRESS, "") and report["attempt"] == attempt:
+            return report if PROGRESS.keys() <= report.keys() else {}
     return {}
 
 

@@ -138,7 +138,14 @@ def test_a_damaged_manifest_does_not_hide_other_runs(
     assert "unknown (unreadable: " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null"])
+WRONG_PROGRESS = [
+    '{"attempt": 1}',
+    '{"attempt": 1, "step": "x", "steps": 9, "time": 1, "seconds_per_step": 1}',
+    '{"attempt": 1, "step": 3, "steps": null, "time": [], "seconds_per_step": {}, "tokens": "x", "loss": []}',
+]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", "[" * 100_000, *WRONG_PROGRESS])
 def test_a_damaged_progress_file_is_ignored(text: str, tmp_path: Path) -> None:
     run = run_folder(tmp_path / "run", attempt(), saved=(0,))
     (run.log / "progress.json").write_text(text)
