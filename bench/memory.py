@@ -1,8 +1,9 @@
 """Compare predicted and measured peak host memory of real runs on CPUs, where all state is in host memory.
 
-    python -m bench.memory [--quick | --cases N] [--json FILE] [--markdown FILE]
+    python -m bench.memory [--quick | --cases N] [--only STRATEGY] [--long] [--json FILE] [--markdown FILE]
 
-Each case is a separate run: `wellread run finetune` on a generated model, including loading and saving.
+Each case is a separate run: `wellread run finetune` on a generated model, including loading and saving. All samples
+have full length; the last cases train for 300 steps on samples with the lengths of Dolly.
 The measured value is the largest sum over the ranks of private and shared memory (PSS), minus that of the same number
 of idle interpreters with the same imports, which sleep during the run. Private memory is read 200 times a second from
 the kernel's counter (RssAnon). Only shared pages are read from smaps: reading it takes so long that memory which is
@@ -25,6 +26,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from wellread.config import Dtype
 from wellread.models.registry import find
 from wellread.planning.estimate import Work, estimate
@@ -39,6 +42,11 @@ SECONDS_BETWEEN = 0.005
 WALKS_EVERY = 40
 """Number of samples between two reads of smaps."""
 STEPS = 3
+LONG = 300
+"""Steps of the cases with Dolly's lengths: a run keeps the kernels of all shapes that it has had."""
+PROMPTS = (1, 4, 5, 6, 7, 8, 9, 9, 10, 11, 13, 15, 18, 24, 42, 79, 109, 143, 192, 294, 3803)
+RESPONSES = (1, 2, 6, 8, 10, 13, 15, 18, 22, 26, 31, 38, 45, 53, 62, 73, 86, 106, 137, 203, 1727)
+"""Words of Dolly's instructions with their contexts, and of its responses: the smallest, then 20 quantiles."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,12 @@ class Case:
     """With activation checkpointing."""
     resumed: bool = False
     """Measure a run that resumes from a checkpoint."""
+    steps: int = STEPS
+
+    @property
+    def long(self) -> bool:
+        """Whether it trains for many steps on samples with Dolly's lengths."""
+        return self.steps > STEPS
 
 
 CASES = [
@@ -105,8 +119,12 @@ CASES = [
     Case("162M", "zero2-offload", 1, "bf16", 1, 128, resumed=True),
     Case("162M", "ddp", 2, "fp32", 1, 128, resumed=True),
     Case("405M", "zero2", 1, "bf16", 1, 64),
+    Case("11M", "ddp", 1, "bf16", 4, 256, steps=LONG),
+    Case("11M", "ddp", 1, "fp32", 4, 256, steps=LONG),
+    Case("31M", "zero2", 1, "bf16", 4, 128, steps=LONG),
+    Case("35M", "ddp", 2, "bf16", 2, 128, steps=LONG),
 ]
-"""The fastest cases first."""
+"""The fastest cases of each length first."""
 QUICK = 2
 
 
@@ -152,15 +170,27 @@ def make_model(directory: Path, shape: Shape) -> None:
     copy_files(prepare(RunConfig.of(corpora=str(directory.parent / "corpora"))) / "tokenizer", directory)
 
 
-def make_data(path: Path) -> None:
-    """Write rows with responses longer than every sequence length used here, so that all samples have full length."""
+def make_data(folder: Path) -> None:
+    """Write ``full.jsonl``, with responses above every sequence length used here, and ``dolly.jsonl``."""
     rows = [json.loads(line) for line in (ROOT / "configs/data/sample.jsonl").read_text().splitlines()]
     words = " ".join(row["context"] for row in rows if row.get("context")).split()
-    with open(path, "w") as file:
-        for number in range(64):
-            start = 37 * number % (len(words) - 1)
-            text = " ".join((words[start:] + words)[:600])
-            file.write(json.dumps({"instruction": "Go on.", "context": "", "response": text}) + "\n")
+
+    def text(number: int, count: int) -> str:
+        start = 37 * number % (len(words) - 1)
+        return " ".join((words[start:] + words)[:count])
+
+    generator = np.random.default_rng(0)
+    quantiles = np.linspace(0, 1, len(PROMPTS))
+    prompts, responses = (np.interp(generator.random(4000), quantiles, each) for each in (PROMPTS, RESPONSES))
+    pairs = {
+        "full.jsonl": [("Go on.", text(number, 600)) for number in range(64)],
+        "dolly.jsonl": [
+            (text(i, int(p)), text(i + 7, int(r))) for i, (p, r) in enumerate(zip(prompts, responses, strict=True))
+        ],
+    }
+    for name, samples in pairs.items():
+        lines = (json.dumps({"instruction": p, "context": "", "response": r}) + "\n" for p, r in samples)
+        (folder / name).write_text("".join(lines))
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -266,11 +296,11 @@ def measure(case: Case, folder: Path) -> Outcome:
     spec = find(str(model))
     settings = {
         "model": model,
-        "data": folder / "long.jsonl",
+        "data": folder / ("dolly.jsonl" if case.long else "full.jsonl"),
         "corpora": folder / "corpora",
         "out": run,
-        "steps": STEPS,
-        "save_every": 1 if case.resumed else STEPS - (case.strategy == "ddp"),  # ddp saves while it trains
+        "steps": case.steps,
+        "save_every": 1 if case.resumed else case.steps - (case.strategy == "ddp"),  # ddp saves while it trains
         "keep_states": STEPS if case.resumed else 1,
         "batch_size": case.micro_batch * case.accumulation * case.ranks,
         "micro_batch_size": case.micro_batch,
@@ -296,6 +326,7 @@ def measure(case: Case, folder: Path) -> Outcome:
         micro_batch=case.micro_batch,
         accumulation=case.accumulation,
         seq_len=case.seq_len,
+        even=not case.long,
     )
     prediction = estimate(
         spec, work, Machine(device="cpu", ranks_per_node=case.ranks), case.strategy, checkpointing=case.checkpointing
@@ -349,7 +380,7 @@ def markdown(outcomes: list[Outcome]) -> str:
     for o in outcomes:
         c = o.case
         tokens = f"{c.micro_batch} x {c.seq_len}" + (f" x {c.accumulation}" if c.accumulation > 1 else "")
-        how = ", checkpointing" * c.checkpointing + ", resumed" * c.resumed
+        how = ", checkpointing" * c.checkpointing + ", resumed" * c.resumed + f", {c.steps} steps" * c.long
         lines.append(
             f"| {c.model} | {c.strategy}{how} | {c.ranks} | {c.dtype} | {tokens} | {o.predicted:,.0f} "
             f"| {o.measured:,.0f} | {o.error:+.1%} | {o.phase} |"
@@ -374,15 +405,17 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=len(CASES), help="run only the first N cases")
     parser.add_argument("--quick", action="store_true", help=f"run only the first {QUICK} cases")
     parser.add_argument("--only", help="run only cases of this strategy")
+    parser.add_argument("--long", action="store_true", help=f"run only the cases of {LONG} steps")
     parser.add_argument("--json", type=Path, help="write the results to this file")
     parser.add_argument("--markdown", type=Path, help="write the table to this file")
     options = parser.parse_args()
     if options.cases < 1:
         parser.error(f"--cases {options.cases}: must be at least 1")
-    cases = [c for c in CASES if options.only in (None, c.strategy)][: QUICK if options.quick else options.cases]
+    cases = [c for c in CASES if options.only in (None, c.strategy) and (c.long or not options.long)]
+    cases = cases[: QUICK if options.quick else options.cases]
     outcomes = []
     with tempfile.TemporaryDirectory(prefix="wellread-memory-") as name:
-        make_data(Path(name) / "long.jsonl")
+        make_data(Path(name))
         for number, case in enumerate(cases, start=1):
             outcomes.append(measure(case, Path(name)))
             outcome = outcomes[-1]

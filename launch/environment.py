@@ -8,9 +8,13 @@ from pathlib import Path
 
 from launch.cluster import ClusterFile
 from wellread.models.directories import SEARCH_PATH
+from wellread.planning.phases import CACHED_KERNELS
 
 INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 """Variables from which Gloo and NCCL read the network interface."""
+
+KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+"""Variable with the number of matrix products for which oneDNN keeps compiled kernels."""
 
 
 def variables(cluster: ClusterFile, device: str, cores: int | None) -> dict[str, str]:
@@ -31,6 +35,8 @@ def variables(cluster: ClusterFile, device: str, cores: int | None) -> dict[str,
         values["DS_ACCELERATOR"] = "cpu"
         # Threads that spin while they wait take cores from other processes, and are slower.
         values["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "passive")
+        # oneDNN keeps the kernels of the last 1,024 products by default.
+        values[KERNELS] = os.environ.get(KERNELS, str(CACHED_KERNELS))
         values["CUDA_VISIBLE_DEVICES"] = ""  # no library of a rank may choose another device than the plan
     if cluster.interface:
         values |= dict.fromkeys(INTERFACE_VARIABLES, cluster.interface)

@@ -383,3 +383,18 @@ def test_measured_memory_is_near_the_estimate(program: Any, tmp_path: Path) -> N
     program("bench.memory", "--cases", 1, "--json", tmp_path / "found.json", check=True)
     (case,) = json.loads((tmp_path / "found.json").read_text())
     assert -0.10 < case["predicted"] / case["measured"] - 1 < 0.20
+
+
+# --- kernels that a CPU keeps ----------------------------------------------------------------------------------------
+
+
+def test_kernels_of_samples_of_different_lengths() -> None:
+    """1.1 MiB for each of 256 products and each rank; none if all samples have one length, in fp32 (MKL keeps none) or on GPUs."""
+    cpu = Machine(device="cpu", ranks_per_node=2)
+    kernels = [
+        of("ddp", work, machine).parts["host"].get("compiled kernels", 0)
+        for work, machine in (
+            (Work(), cpu), (Work(even=True), cpu), (Work(dtype="fp32"), cpu), (Work(), ON_GPUS),
+        )
+    ]  # fmt: skip
+    assert kernels == [2 * 256 * int(1.1 * 2**20), 0, 0, 0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wellread.config import RunConfig
+from wellread.config import RunConfig, TextConfig
 from wellread.errors import UserError
 from wellread.models.adapter import targets
 from wellread.models.spec import ModelSpec
@@ -63,6 +63,7 @@ def ways(
             lora_rank=config.lora.rank,
             lora_modules=targets(config.lora, spec) if config.lora.rank else (),
             packed=config.data.pack,
+            even=config.data.pack or (isinstance(config.data, TextConfig) and config.data.packing == "stream"),
             fast=fast,
             checkpoints=checkpoints,
             states=config.save.keep_states,

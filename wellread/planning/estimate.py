@@ -25,7 +25,7 @@ from wellread.planning.parameters import (
     packing_mask,
     parameters,
 )
-from wellread.planning.phases import Block, Phase, Sizes, plain
+from wellread.planning.phases import CACHED_KERNELS, KERNEL, Block, Phase, Sizes, plain
 from wellread.planning.strategies import LADDER, Strategy
 from wellread.units import GIB, MIB
 
@@ -69,6 +69,8 @@ class Work:
     """Whether samples are packed: then attention has a mask, unless it is of variable length."""
     fast: tuple[str, ...] = ()
     """Fast paths that the run takes where the engine has them (`wellread.planning.fast`)."""
+    even: bool = False
+    """Whether all samples have the same length: then a CPU compiles few kernels."""
     lora_rank: int = 0
     """Rank of LoRA; 0: all weights are trained."""
     lora_modules: tuple[str, ...] = ()
@@ -174,6 +176,8 @@ def _estimate(
         "interpreters": machine.ranks_per_node * INTERPRETER[machine.device],
         "processes": machine.ranks_per_node * PROCESS[rung.engine] + PROCESS["rank 0"],
     }
+    if machine.device == "cpu" and work.dtype == "bf16" and not work.even:
+        parts["host"]["compiled kernels"] = machine.ranks_per_node * CACHED_KERNELS * KERNEL
     if rung.on_nvme:
         on_node = -(-sizes.trainable // machine.nodes)
         weights = -(-sizes.width * sizes.model.total // machine.nodes)

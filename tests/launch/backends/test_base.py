@@ -29,7 +29,13 @@ def environment(plan: Plan, file: ClusterFile) -> dict[str, str]:
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """An environment without variables that affect those of the ranks, and eight cores."""
-    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "TORCH_EXTENSIONS_DIR", "WELLREAD_MODELS"):
+    for name in (
+        "OMP_NUM_THREADS",
+        "OMP_WAIT_POLICY",
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY",
+        "TORCH_EXTENSIONS_DIR",
+        "WELLREAD_MODELS",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     return monkeypatch
@@ -47,6 +53,7 @@ def test_the_ranks_get_exactly_these_variables(bare: pytest.MonkeyPatch) -> None
         "PYTHONUTF8": "1",
         "DS_ACCELERATOR": "cpu",
         "OMP_WAIT_POLICY": "passive",
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
         "CUDA_VISIBLE_DEVICES": "",
     }
 
@@ -55,6 +62,8 @@ def test_the_accelerator_is_set_only_on_cpus(bare: pytest.MonkeyPatch) -> None:
     assert environment(PLAN, LOCAL)["DS_ACCELERATOR"] == "cpu"
     bare.setenv("OMP_WAIT_POLICY", "active")
     assert environment(PLAN, LOCAL)["OMP_WAIT_POLICY"] == "active"
+    bare.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "1024")
+    assert environment(PLAN, LOCAL)["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "1024"
     on_gpus = environment(replace(PLAN, machine=replace(PLAN.machine, device="cuda")), LOCAL)
     assert not on_gpus.keys() & {"DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES"}
 
