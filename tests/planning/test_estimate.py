@@ -389,7 +389,7 @@ def test_measured_memory_is_near_the_estimate(program: Any, tmp_path: Path) -> N
 
 
 def test_kernels_of_samples_of_different_lengths() -> None:
-    """1.1 MiB for each of 256 products and each rank; none if all samples have one length, in fp32 (MKL keeps none) or on GPUs."""
+    """1.1 MiB for each of 256 products; none if all samples have one length, in fp32 (MKL keeps none) or on GPUs."""
     cpu = Machine(device="cpu", ranks_per_node=2)
     kernels = [
         of("ddp", work, machine).parts["host"].get("compiled kernels", 0)
