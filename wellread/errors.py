@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import re
 
 BAD_INPUT = 2
 """Exit code after a mistake of the user."""
