@@ -231,9 +231,9 @@ def _counts(corpus: Corpus, pass_samples: int) -> Counts:
 def run(config: RunConfig, options: LaunchOptions) -> int:
     """Prepare, plan and train; return the exit code."""
     job = Job.resolve(config, options)
+    planned = job.planned()  # refuses what cannot be planned or cannot fit, before anything is written
     if not job.backend.file.python:  # otherwise the ranks have another Python
         packages.check(config)
-    planned = job.planned()  # refuses what cannot be planned or cannot fit, before anything is written
     if _imagined(job.backend, options):
         raise UserError(
             f"--gpu_mem: {job.backend.lacks_gpus()}; wellread plan shows what a run on such GPUs would need"

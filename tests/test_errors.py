@@ -319,7 +319,7 @@ def damageable(tiny_run: RunDirectory, tmp_path_factory: pytest.TempPathFactory)
         ("manifest.json", "eval read RUN"),
         ("config.yaml", "eval membership RUN"),
         ("plan.json", "eval report RUN"),
-        ("record/head.json", "eval verify RUN"),
+        ("record/head.json", "eval read RUN"),
         ("corpus/corpus.json", "eval read RUN --batch 3"),
         ("record/PART", "eval read RUN"),
     ],
@@ -334,7 +334,7 @@ def test_a_damaged_file_of_a_run_is_one_line(
 ) -> None:
     file = damageable.path / damaged.replace("PART", Record.open(damageable.record).parts[0]["name"])
     content = file.read_bytes()
-    file.write_bytes(content[:-9] + b"{[" if truncated else b"\xff" + content)
+    file.write_bytes(content[: len(content) // 2] + b"{[" if truncated else b"\xff" + content)
     try:
         result = in_process(*words(command, damageable.path.parent, damageable.path))
     finally:

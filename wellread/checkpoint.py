@@ -101,7 +101,7 @@ class Checkpoint:
             if not path.is_file() or path.is_symlink():
                 return f"{path}: missing" if not path.is_symlink() else f"{path}: is a link, the manifest lists a file"
             if path.stat().st_size != expected["size"]:
-                return f"{path}: {path.stat().st_size:,} bytes, the manifest says {expected['size']}"
+                return f"{path}: {path.stat().st_size:,} bytes, the manifest says {expected['size']:,}"
             if name.startswith(hashed) and (sha256(name) if sha256 else sha256_file(path)) != expected["sha256"]:
                 return f"{path}: altered (its sha256 is not the manifest's)"
         if self.manifest.get("checksum") not in (None, checksum(self.manifest)):

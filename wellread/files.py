@@ -187,8 +187,8 @@ def with_checksum(content: dict[str, Any]) -> dict[str, Any]:
 
 def checksum(content: dict[str, Any]) -> str:
     """The sha256 of an object without its `checksum`, as JSON with sorted keys."""
-    rest = {key: value for key, value in content.items() if key != "checksum"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    hashed = {key: value for key, value in content.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 
 
 def read_json(path: Path, shape: Any = object) -> Any:

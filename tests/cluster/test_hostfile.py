@@ -341,7 +341,7 @@ def test_an_agent_without_a_sign_of_life_ends_its_ranks(root: Path, tmp_path: Pa
 
 
 def refused(cluster: ClusterFile, code: Path, names: tuple[str, ...] = NODES) -> int:
-    return hostfile.start(cluster, list(names), code, ["-c", ""], 1, {"WELLREAD_ATTEMPT": "1"}, code)
+    return hostfile.start(cluster, list(names), code, ["-c", "pass"], 1, {"WELLREAD_ATTEMPT": "1"}, code)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def changed(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 @pytest.mark.parametrize("dtype", ["O", "<u8", "<i4", ">u2", "S4", "", None, 5, ["<u2"], {"a": 1}])
 def test_only_two_types_of_tokens(copied: Path, dtype: object) -> None:
     changed(copied, lambda meta: meta.update(dtype=dtype))
-    with pytest.raises(UserError, match=r"corpus\.json: damaged \(dtype: expected <u2 or <u4\)"):
+    with pytest.raises(UserError, match=r"corpus\.json: damaged \(dtype: expected (<u2 or <u4\)|a text, found )"):
         Corpus.open(copied)
 
 
@@ -51,7 +51,9 @@ def test_only_two_types_of_tokens(copied: Path, dtype: object) -> None:
 )
 def test_other_values_are_refused_by_key(copied: Path, key: str, values: object) -> None:
     changed(copied, lambda meta: meta.update({key: values}))
-    with pytest.raises(UserError, match=rf"corpus\.json: damaged \({key}.*: expected .*compile it again"):
+    with pytest.raises(
+        UserError, match=rf"corpus\.json: damaged \({key}.*: expected .*(compile it again|restore it from a copy)"
+    ):
         Corpus.open(copied)
 
 

@@ -54,10 +54,10 @@ def processor(model: Pieces) -> sentencepiece.SentencePieceProcessor:
 
 
 def test_words_above_the_limit_of_sentencepiece_are_cut() -> None:
-    """It skips words above 4,192 bytes, and those with U+2585; their characters would have no piece."""
+    """It skips words above 4,192 bytes, and those with U+2585, which separates words and is a piece of its own."""
     longest, longer, odd = "x" * 4192, "ж" * 2095 + "щю", "ы▅э"
     words = counted([f"{longest} {longer} {odd}"])
-    assert words == {longest: 1, "ж" * 1048: 1, "ж" * 1047 + "щ": 1, "ю": 1, "ы": 1, "э": 1}
+    assert words == {longest: 1, "ж" * 1048: 1, "ж" * 1047 + "щ": 1, "ю": 1, "ы": 1, "э": 1, "▅": 1}
     assert sum(len(word) * n for word, n in counted(["漢" * 5001]).items()) == 5001
     model = Pieces(pieces.train(counted([*STORIES, *[longer] * 20, odd]), 1024))
     encoder = processor(model)

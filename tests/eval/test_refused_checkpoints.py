@@ -39,7 +39,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "shorter weights": (written(WEIGHTS), "7 bytes, the manifest says"),
     "config": (flipped(LAST + "model/config.json"), "config.json: altered"),
     "tokenizer": (removed(LAST + "model/tokenizer.json"), "tokenizer.json: missing"),
-    "link": (linked, "is a link"),
+    "link": (linked, "a link"),
     "no files": (json_value(MANIFEST, "files", {}), "lists no weights"),
     "listed only as dropped": (added("model/x.py", "dropped"), "x.py: not listed"),
     "outside": (json_value(MANIFEST, "files", lambda v: v | {"../x": {"size": 1, "sha256": ""}}), "outside"),

@@ -110,8 +110,13 @@ def test_a_wrong_flag_is_refused_before_any_part_begins(run: RunDirectory) -> No
     assert str(error.value) == "unknown setting 'bootstraps': did you mean --bootstrap?"
 
 
-def test_a_bug_in_an_evaluation_is_not_bad_input(run: RunDirectory) -> None:
-    (run.checkpoints / "step-00000004" / "checkpoint.json").write_text("{}")
+def test_a_bug_in_an_evaluation_is_not_bad_input(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho 'Traceback …' >&2; echo \"KeyError: 'step'\" >&2; exit 1\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
     with pytest.raises(RuntimeError, match=r"ended with exit code 1:\nTraceback(.|\n)*KeyError: 'step'"):
         Request(command="membership", run=run, cluster=LOCAL).parts()
 

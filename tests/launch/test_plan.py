@@ -194,7 +194,8 @@ def test_print_config_gives_yaml_that_gives_the_same_plan(program, tmp_path: Pat
         (["run", "dance"], "wellread run dance: unknown kind of training; use finetune, pretrain or eval"),
         (
             ["plan", "finetune", "--model", "tinny"],
-            "--model tinny: not a directory or a known model; did you mean tiny?",
+            "--model tinny: not a directory or a known model; did you mean tiny? "
+            "Other names that are near: stories-42m, stories-15m, stories-260k, stories-110m; see wellread models",
         ),
         (["plan", "finetune", "--data", "x.jsonl"], "--data x.jsonl: x.jsonl does not exist"),
         (["plan", "finetune", "--seq_len", "513"], "--seq_len 513: tiny has 512 positions; choose at most that"),

@@ -75,9 +75,9 @@ def test_losses_and_gradients_are_those_of_padded_samples(family: str, packed: b
 def test_segments_do_not_attend_to_each_other(family: str) -> None:
     """Otherwise the test above would show nothing."""
     padded, model = batch(packed=True), with_varlen(family)
-    whole = replace(padded.flat(), starts=batch(packed=False).flat().starts)
+    single = replace(padded.flat(), starts=batch(packed=False).flat().starts)
     with torch.no_grad():
-        isolated, mixed = (flat_losses(model, *each.inputs) for each in (padded.flat(), whole))  # type: ignore[arg-type]
+        isolated, mixed = (flat_losses(model, *each.inputs) for each in (padded.flat(), single))  # type: ignore[arg-type]
     assert (isolated - mixed)[[0, 3]].abs().min() > 0.01
     assert isolated[2] == pytest.approx(float(mixed[2]), rel=1e-6)
 
@@ -88,8 +88,8 @@ def test_padded_samples_are_computed_as_before(family: str) -> None:
     model, plain = with_varlen(family), tiny(family).train()
     for packed in (False, True):
         with torch.no_grad():
-            found, expected = (sample_losses(each, *batch(packed=packed).inputs) for each in (model, plain))
-        assert torch.equal(found, expected)
+            computed, expected = (sample_losses(each, *batch(packed=packed).inputs) for each in (model, plain))
+        assert torch.equal(computed, expected)
 
 
 @pytest.mark.parametrize("family", VARLEN_FAMILIES)
@@ -111,12 +111,12 @@ def test_no_mask_is_made(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bf16_weights_and_autocast() -> None:
     padded, model, plain = batch(packed=True), with_varlen("llama"), tiny("llama").train()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        found, expected = flat_losses(model, *padded.flat().inputs), sample_losses(plain, *padded.inputs)  # type: ignore[arg-type]
-    torch.testing.assert_close(found, expected, rtol=0.02, atol=0)
+        computed, expected = flat_losses(model, *padded.flat().inputs), sample_losses(plain, *padded.inputs)  # type: ignore[arg-type]
+    torch.testing.assert_close(computed, expected, rtol=0.02, atol=0)
     with torch.no_grad():
-        found = flat_losses(model.bfloat16(), *padded.flat().inputs)  # type: ignore[arg-type]
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, expected, rtol=0.05, atol=0)
+        computed = flat_losses(model.bfloat16(), *padded.flat().inputs)  # type: ignore[arg-type]
+    assert computed.dtype == torch.float32
+    torch.testing.assert_close(computed, expected, rtol=0.05, atol=0)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
@@ -137,7 +137,7 @@ def test_compiled_layers_give_the_same_losses(family: str) -> None:
     torch._dynamo.reset()
 
 
-def test_positions_begin_anew_in_each_segment() -> None:
+def test_positions_start_at_0_in_each_segment() -> None:
     assert positions(torch.tensor([0, 3, 4, 6], dtype=torch.int32), 6).tolist() == [0, 1, 2, 0, 0, 1]
 
 

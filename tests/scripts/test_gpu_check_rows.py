@@ -318,12 +318,12 @@ def test_a_worker_that_is_about_to_end_gets_no_other_task(tmp_path: Path, monkey
     slow_to_end = (
         "import sys, time; say('start'); next(sys.stdin); print('{\"row\": {}}'); say('last'); time.sleep(600)"
     )
-    said = "def say(what): print('{\"end\": true, \"more\": %s}' % str(what == 'start').lower(), flush=True)\n"
+    preamble = "def say(what): print('{\"end\": true, \"more\": %s}' % str(what == 'start').lower(), flush=True)\n"
     started: list[subprocess.Popen[str]] = []
 
     def start(command: list[str], **options: Any) -> subprocess.Popen[str]:
         options |= {"cwd": tmp_path, "env": dict(os.environ)}
-        started.append(popen([sys.executable, "-c", said + slow_to_end], **options))
+        started.append(popen([sys.executable, "-c", preamble + slow_to_end], **options))
         return started[-1]
 
     popen = subprocess.Popen

@@ -32,9 +32,9 @@ def test_the_plan_allows_as_many_samples_as_have_32768_tokens() -> None:
     assert (plan(fast="off").micro_batch_size, plan(fast="off").accumulation) == (8, 16)
     assert plan(seq_len=2048).micro_batch_size == 16
     assert plan(ranks=1, batch_size=24).micro_batch_size == 24
-    given = plan(micro_batch_size=4)
-    assert "tokens" not in given.fast
-    assert (given.micro_batch_size, "tokens: --micro_batch_size is given" in given.fast_reason) == (4, True)
+    by_flag = plan(micro_batch_size=4)
+    assert "tokens" not in by_flag.fast
+    assert (by_flag.micro_batch_size, "tokens: --micro_batch_size is given" in by_flag.fast_reason) == (4, True)
 
 
 @pytest.mark.parametrize("flat", [False, True], ids=["padded", "varlen"])

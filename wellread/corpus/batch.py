@@ -56,7 +56,7 @@ class Batch:
 
     def to(self, device: Any) -> Batch:
         """The same batch on `device`."""
-        return Batch(*(_sent(t, device) for t in (self.sample_ids, self.lengths, *self.inputs)))
+        return Batch(*(_copied_to(t, device) for t in (self.sample_ids, self.lengths, *self.inputs)))
 
     def fetched(self) -> Batch:
         """Copies of these tensors on the host (`fetched`)."""
@@ -118,7 +118,7 @@ class FlatBatch:
 
     def to(self, device: Any) -> FlatBatch:
         """The same batch on `device`."""
-        return self._with(lambda tensor: _sent(tensor, device))
+        return self._with(lambda tensor: _copied_to(tensor, device))
 
     def fetched(self) -> FlatBatch:
         """Copies of these tensors on the host (`fetched`)."""
@@ -139,7 +139,7 @@ class FlatBatch:
         return [digest(tokens[each], targets[each], np.flatnonzero(begins[each])) for each in places]
 
 
-def _sent(tensor: torch.Tensor, device: Any) -> torch.Tensor:
+def _copied_to(tensor: torch.Tensor, device: Any) -> torch.Tensor:
     """The tensor on `device`; to a GPU through page-locked memory, so that the host does not wait for the copy."""
     import torch
 

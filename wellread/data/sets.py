@@ -32,7 +32,7 @@ KEYS = {
     "hub_files": TEXT_OR_NULL,
     "schema": (str, [str], None),
     "columns": (dict, None),
-    "ignore": ([str], None),
+    "ignore": object,  # `_ignored` says what it expects
     "template": TEXT_OR_NULL,
     "answers": str,
     "subsets": ([str], None),

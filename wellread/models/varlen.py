@@ -137,8 +137,8 @@ def _on_gpu(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, starts: torch.Tensor, longest: int, scale: float | None
 ) -> torch.Tensor:
     causal = (-1, 0)
-    found = varlen_attn(query, key, value, starts, starts, longest, longest, scale=scale, window_size=causal)
-    return cast("torch.Tensor", found)
+    attended = varlen_attn(query, key, value, starts, starts, longest, longest, scale=scale, window_size=causal)
+    return cast("torch.Tensor", attended)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # the number of segments would be compiled into it
@@ -148,5 +148,7 @@ def _on_cpu(
     """The reference: (tokens, heads, size) each."""
     sizes = starts.diff().tolist()
     parts = (torch.split(part.transpose(0, 1), sizes, dim=1) for part in (query, key, value))
-    found = [scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale) for q, k, v in zip(*parts, strict=True)]
-    return torch.cat(found, dim=1).transpose(0, 1)
+    attended = [
+        scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale) for q, k, v in zip(*parts, strict=True)
+    ]
+    return torch.cat(attended, dim=1).transpose(0, 1)

@@ -13,7 +13,8 @@ from wellread.models.spec import ModelSpec
 from wellread.order.permutation import steps_of
 from wellread.planning import fast
 from wellread.planning.batches import LARGEST_MICRO_BATCH, TOKENS_OF_A_PASS, micro_batches, ways
-from wellread.planning.decision import asked_for, decide
+from wellread.planning.decision import Decision, asked_for, decide
+from wellread.planning.estimate import Work
 from wellread.planning.fallback import Failure, narrowed, that_count
 from wellread.planning.machine import Machine
 from wellread.planning.plan import Counts, Plan
@@ -29,18 +30,16 @@ def make_plan(
     failures: Sequence[Failure] = (),
     paths: Sequence[str] | None = None,
 ) -> Plan:
-    """Decide batch sizes, engine, strategy, steps and checkpoints.
+    """Decide batch sizes, engine, strategy, steps and checkpoints; `config` has its defaults resolved.
 
     Parameters
     ----------
-    config : RunConfig
-        With defaults resolved.
     ds_config : dict, optional
         Settings of the DeepSpeed file that `config` names (see `wellread.planning.deepspeed_file.read`).
     failures : sequence of Failure
         Out-of-memory failures of this run: their strategies are skipped.
     paths : sequence of str, optional
-        Names of the fast paths to choose from (default: all); to measure one, with ``--fast on``.
+        Names of the fast paths to choose from (default: all).
 
     Raises
     ------
@@ -52,18 +51,10 @@ def make_plan(
     steps = _steps(config, spec, counts, batch_size)
     saves = save_steps(steps, config.save.save_every, config.save.save_schedule)
     setting = fast.Setting(config=config, spec=spec, machine=machine, steps=steps, among=paths)
-    possible = fast.choose(setting).names
-    seq_len = config.data.seq_len or spec.seq_len
-    largest = max(1, TOKENS_OF_A_PASS // seq_len) if "tokens" in possible else LARGEST_MICRO_BATCH
-    micros = micro_batches(batch_size, machine.ranks, config.cluster.micro_batch_size, largest)
-    works = ways(config, spec, machine.ranks, batch_size, micros, len(saves), possible)
-    limits = _limits(config.cluster, machine)
-    counted = that_count(failures, limits)
-    request = asked_for(config.cluster, machine, ds_config)
-    decided = decide(config, spec, narrowed(limits, counted), works, request, counted)
-    if config.cluster.compile == "on" and decided.engine != "torch":
-        raise UserError(f"--compile: works only with ddp, not {decided.strategy} ({decided.reason}); leave it out")
-    taken = fast.choose(setting, decided.engine)
+    works = _works(config, spec, machine.ranks, batch_size, len(saves), fast.choose(setting).names)
+    counted = that_count(failures, _limits(config.cluster, machine))
+    decided = _decided(config, spec, machine, works, request := asked_for(config.cluster, machine, ds_config), counted)
+    paths_taken = fast.choose(setting, decided.engine)
     return Plan(
         model=spec.name,
         machine=machine,
@@ -76,9 +67,9 @@ def make_plan(
         strategy=decided.strategy,
         strategy_reason=decided.reason,
         strategies=tuple(estimate.as_dict() for estimate in decided.estimates),
-        fast=taken.names,
-        fast_reason=taken.reason,
-        seq_len=seq_len,
+        fast=paths_taken.names,
+        fast_reason=paths_taken.reason,
+        seq_len=config.data.seq_len or spec.seq_len,
         order=config.schedule.order,
         order_control=config.schedule.order_control,
         steps=steps,
@@ -90,6 +81,27 @@ def make_plan(
         ds_config=ds_config if request and request.strategy == decided.strategy else None,
         failures=tuple(asdict(failure) for failure in counted),
     )
+
+
+def _works(
+    config: RunConfig, spec: ModelSpec, ranks: int, batch_size: int, saves: int, possible: tuple[str, ...]
+) -> list[Work]:
+    """The ways to divide a batch into micro-batches (`wellread.planning.batches.ways`)."""
+    seq_len = config.data.seq_len or spec.seq_len
+    largest = max(1, TOKENS_OF_A_PASS // seq_len) if "tokens" in possible else LARGEST_MICRO_BATCH
+    micros = micro_batches(batch_size, ranks, config.cluster.micro_batch_size, largest)
+    return ways(config, spec, ranks, batch_size, micros, saves, possible)
+
+
+def _decided(
+    config: RunConfig, spec: ModelSpec, machine: Machine, works: list[Work], request: Any, counted: tuple[Failure, ...]
+) -> Decision:
+    """The engine and the strategy, within the limits that the user gave and the failures showed."""
+    limits = narrowed(_limits(config.cluster, machine), counted)
+    decision = decide(config, spec, limits, works, request, counted)
+    if config.cluster.compile == "on" and decision.engine != "torch":
+        raise UserError(f"--compile: works only with ddp, not {decision.strategy} ({decision.reason}); leave it out")
+    return decision
 
 
 def replan(config: RunConfig, spec: ModelSpec, plan: Plan, failures: Sequence[Failure]) -> Plan:

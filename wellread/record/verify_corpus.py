@@ -118,8 +118,8 @@ def _check_arrays(findings: Findings, corpus: Corpus) -> None:
     path = corpus.path
     if not findings.expect(path / "corpus.json", "dtype", corpus.meta["dtype"] in ("<u2", "<u4"), True):
         return
-    n_tokens, rest = divmod((path / "tokens.bin").stat().st_size, np.dtype(corpus.meta["dtype"]).itemsize)
-    findings.expect(path / "tokens.bin", "bytes after the last token", rest, 0)
+    n_tokens, excess = divmod((path / "tokens.bin").stat().st_size, np.dtype(corpus.meta["dtype"]).itemsize)
+    findings.expect(path / "tokens.bin", "bytes after the last token", excess, 0)
     offsets = _offsets(findings, path / "offsets.npy", corpus.n, n_tokens)
     spans = load_array(path / "targets.npy", "restore it from a copy")
     if not findings.expect(path / "targets.npy", "shape", spans.shape[1:], (2,)):

@@ -90,15 +90,15 @@ def walk(
     steps : iterable of int
         Those with a checkpoint.
     """
-    wanted, head, tokens, skipped, same_so_far = {*steps}, start, 0, 0, True
+    steps_left, head, tokens, skipped, same_so_far = {*steps}, start, 0, 0, True
     walked = Walked({0: head}, {0: 0}, {0: 0})
     for first, stop, table in record.pieces(list(COLUMNS), ROWS_AT_ONCE):
         size = order.batch_size
         ids, read = table["sample_id"].to_numpy(), digest_array(table["digest"])
         same = _compare(findings, table, first, stop, order, digests)
         _compare_columns(findings, record, table, first, order, corpus, same)
-        known = (ids >= 0) & (ids < corpus.n)
-        lengths = np.where(known, corpus.lengths(np.where(known, ids, 0)), 0).reshape(-1, size).sum(axis=1)
+        inside = (ids >= 0) & (ids < corpus.n)
+        lengths = np.where(inside, corpus.lengths(np.where(inside, ids, 0)), 0).reshape(-1, size).sum(axis=1)
         of_corpus = np.asarray(same.reshape(-1, size).all(axis=1))
         updates = table["skipped"].to_numpy().reshape(-1, size)[:, 0]
         for i, batch_id in enumerate(range(first, stop)):
@@ -106,7 +106,7 @@ def walk(
             head = link(head, batch_id, ids[rows], read[rows].tobytes())
             tokens, skipped = tokens + int(lengths[i]), skipped + int(updates[i])
             same_so_far &= bool(of_corpus[i])
-            if batch_id + 1 in wanted:
+            if batch_id + 1 in steps_left:
                 walked.heads[batch_id + 1], walked.skipped[batch_id + 1] = head, skipped
                 if same_so_far:
                     walked.tokens[batch_id + 1] = tokens

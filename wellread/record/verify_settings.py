@@ -62,11 +62,11 @@ def check(findings: Findings, run: RunDirectory, manifest: dict[str, Any], corpu
 
 def _check_bytes(findings: Findings, run: RunDirectory) -> None:
     """The last line of config.yaml is the hash of the lines above; in older files it is missing."""
-    text, found, last = run.config_file.read_bytes().rpartition(CHECKSUM.encode())
+    text, separator, last = run.config_file.read_bytes().rpartition(CHECKSUM.encode())
     expected = hashlib.sha256(text).hexdigest()
-    if found and last != f"{expected}\n".encode():
+    if separator and last != f"{expected}\n".encode():
         findings.add(f"{run.config_file}: sha256: {last[:80]!r}, expected {expected} (the lines above)")
-    if not found and (b"sha256" in last or b"lines above" in last):
+    if not separator and (b"sha256" in last or b"lines above" in last):
         findings.add(f"{run.config_file}: its last line is damaged")
 
 

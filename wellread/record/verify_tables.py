@@ -44,20 +44,20 @@ def check_samples(findings: Findings, corpus: Corpus) -> NDArray[np.uint8] | Non
     digests, sources = np.empty((corpus.n, DIGEST_BYTES), np.uint8), np.empty(corpus.n, np.int64)
     documents = np.empty(corpus.n, np.int64)
     state, counts = hashlib.sha256(HASH_BEGINS), Counter[str]()
-    seen = _seen(corpus)
+    marks = _start_of_tables(corpus)
     for start, table in _pieces(place):
         ids = np.arange(start, start + len(table))
         digests[ids], documents[ids] = digest_array(table["digest"]), table["document"].to_numpy()
         sources[ids] = _first_rows(corpus, table)
         state.update(_hashed(table))
         _check_columns(findings, corpus, place, table, ids)
-        _check_rows(findings, corpus, place, table, start, seen)
+        _check_rows(findings, corpus, place, table, start, marks)
         if not corpus.packed:
             _check_holdout(findings, corpus, place, table, start)
         _count(counts, corpus, table, ids)
     findings.expect(corpus.path / "corpus.json", "hash", corpus.hash, state.hexdigest(), "its samples")
     _check_counts(findings, corpus, counts, documents, sources)
-    _check_taken(findings, corpus, seen)
+    _check_taken(findings, corpus, marks)
     return digests
 
 
@@ -135,29 +135,29 @@ def _check_holdout(findings: Findings, corpus: Corpus, place: Path, table: pyarr
     findings.expect_column(place, "split by its document", _values(table, "split"), expected, "row", start)
 
 
-def _check_rows(findings: Findings, corpus: Corpus, place: Path, table: pyarrow.Table, start: int, seen: Seen) -> None:
+def _check_rows(findings: Findings, corpus: Corpus, place: Path, table: pyarrow.Table, start: int, marks: Seen) -> None:
     """Every source is a data set of the corpus, and every sample has rows; mark these rows as seen."""
     pairs = zip(table["source"].to_pylist(), table["rows"].to_pylist(), strict=True)
     for i, (source, rows) in enumerate(pairs, start):
-        if source not in seen:
+        if source not in marks:
             findings.add(f"{place}: source: row {i}: {source}, which is not a data set of corpus.json")
         elif not rows or min(rows) < 0:
             findings.add(f"{place}: rows: row {i}: {rows}, expected numbers of rows")
         elif max(rows) < MOST_ROWS:
-            if max(rows) >= len(seen[source]):  # lines of a file, of which some may be empty
-                seen[source] = np.concatenate([seen[source], np.zeros(2 * max(rows), np.bool_)])
-            seen[source][rows] = True
+            if max(rows) >= len(marks[source]):  # lines of a file, of which some may be empty
+                marks[source] = np.concatenate([marks[source], np.zeros(2 * max(rows), np.bool_)])
+            marks[source][rows] = True
 
 
-def _seen(corpus: Corpus) -> Seen:
+def _start_of_tables(corpus: Corpus) -> Seen:
     """For each data set: no row is seen."""
     return {name: np.zeros(1, np.bool_) for name in corpus.set_names}
 
 
-def _check_taken(findings: Findings, corpus: Corpus, seen: Seen) -> None:
+def _check_taken(findings: Findings, corpus: Corpus, marks: Seen) -> None:
     """No data set gives samples of more rows than were taken of it."""
     for each in corpus.meta.get("sets") or [corpus.meta["source"]]:
-        n = int(seen[each["name"]].sum())
+        n = int(marks[each["name"]].sum())
         if "taken" in each and n > each["taken"]:
             findings.add(
                 f"{corpus.path / 'corpus.json'}: sets: {each['name']}: taken {each['taken']}, its samples name {n}"
@@ -229,7 +229,7 @@ def check_segments(findings: Findings, corpus: Corpus) -> None:
         findings.expect_column(place, name, _values(table, name), expected, "segment")
     _check_form(findings, place, ("segment", *COLUMNS), n)
     _check_holdout(findings, corpus, place, table, 0)
-    _check_rows(findings, corpus, place, table, 0, _seen(corpus))
+    _check_rows(findings, corpus, place, table, 0, _start_of_tables(corpus))
     _check_joined(findings, corpus, samples, table)
 
 

@@ -80,6 +80,8 @@ def _store_of_one_node() -> Store | None:
         return HashStore()
     if int(os.environ.get("LOCAL_WORLD_SIZE", 0)) != world_size():
         return None
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun, which has a store of its own
+        return None
     port, descriptor = int(os.environ["MASTER_PORT"]), None
     if rank() == 0:  # a TCPStore that opens its own socket listens on all interfaces
         listener = socket.create_server((LOOPBACK, port))

@@ -22,6 +22,7 @@ from pathlib import Path
 from launch import ladder, network
 from launch.backends import elastic
 from wellread.errors import BAD_INPUT, FAILURE, UserError
+from wellread.escapes import Own
 from wellread.run import RunDirectory
 from wellread.streams import print_error
 
@@ -159,5 +160,5 @@ def _reserved_port() -> Iterator[int]:
 
 
 def _send(message: dict[str, int]) -> None:
-    sys.stdout.write(f"{MARK}{json.dumps(message)}\n")
+    sys.stdout.write(Own(f"{MARK}{json.dumps(message)}\n"))
     sys.stdout.flush()

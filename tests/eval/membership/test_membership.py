@@ -19,7 +19,7 @@ from eval.progress import Reporter
 from eval.separation import auc, cluster_bootstrap, permuted_auc, roc, tpr_at_fpr
 from wellread.corpus.read import Corpus
 from wellread.errors import UserError
-from wellread.files import write_json
+from wellread.files import sha256_file, with_checksum, write_json
 from wellread.results import Result, read
 from wellread.scores import Scores
 
@@ -264,7 +264,10 @@ def test_scores_of_other_weights_are_computed_again(tmp_path: Path, scored: list
     evaluate(run, bootstrap=100, progress=False)
     scored.clear()
     manifest = run.checkpoints / "step-00000002" / "checkpoint.json"
-    write_json(manifest, json.loads(manifest.read_text()) | {"files": {"model/w": {"size": 1, "sha256": "0"}}})
+    weights = manifest.parent / "model" / "model.safetensors"
+    weights.write_bytes(b"others")
+    files = {"model/model.safetensors": {"size": 6, "sha256": sha256_file(weights)}}
+    write_json(manifest, with_checksum(json.loads(manifest.read_text()) | {"files": files}))
     evaluate(run, bootstrap=100, progress=False)
     assert scored == [(2, list(range(12)))]
 
@@ -334,7 +337,14 @@ def test_scores_equal_log_likelihoods_of_a_real_model(tmp_path: Path) -> None:
         max_position_embeddings=16,
     )  # fmt: skip
     model = GPTNeoXForCausalLM(config).eval()
-    model.save_pretrained(run.checkpoints / "step-00000002" / "model")
+    folder = run.checkpoints / "step-00000002"
+    model.save_pretrained(folder / "model")
+    files = {
+        f"model/{path.name}": {"size": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in (folder / "model").iterdir()
+    }
+    manifest = folder / "checkpoint.json"
+    write_json(manifest, with_checksum(json.loads(manifest.read_text()) | {"files": files}))
     results = evaluate(run, steps=[2], bootstrap=100, device="cpu", progress=False)
     tokens = torch.tensor(np.array([Corpus.open(run.corpus).tokens(i).astype(np.int64) for i in range(12)]))
     with torch.inference_mode():

@@ -40,7 +40,7 @@ class Recorder:
 
 
 def losses(model: torch.nn.Module, widths: tuple[int, ...]) -> list[torch.Tensor]:
-    found = []
+    computed = []
     for width in widths:
         tokens = torch.arange(2 * width).view(2, width) % VOCAB
         targets = torch.ones_like(tokens, dtype=torch.bool)
@@ -48,8 +48,8 @@ def losses(model: torch.nn.Module, widths: tuple[int, ...]) -> list[torch.Tensor
         with torch.autocast("cpu", torch.bfloat16):
             each = sample_losses(model, tokens, targets)
         each.sum().backward()
-        found.append(each.detach())
-    return found
+        computed.append(each.detach())
+    return computed
 
 
 @pytest.fixture(autouse=True)
@@ -88,5 +88,5 @@ def test_every_family_has_layers_and_equal_losses(family: str) -> None:
     expected = losses(tiny(family).train(), (33, 41))
     model = tiny(family).train()
     compile_layers(model, backend=Recorder())
-    for found, plain in zip(losses(model, (33, 41)), expected, strict=True):
-        torch.testing.assert_close(found, plain, rtol=1e-6, atol=0)
+    for computed, plain in zip(losses(model, (33, 41)), expected, strict=True):
+        torch.testing.assert_close(computed, plain, rtol=1e-6, atol=0)

@@ -50,8 +50,8 @@ def test_weights_are_the_rounded_masters_and_learn_as_with_autocast(small: Path)
         assert exact.dtype == torch.float32
         assert torch.equal(exact, parameter), name
     initial = {name: exact.clone() for name, exact in masters.items()}
-    found, expected = train(engine), train(autocast)
-    for (loss, norm, moved), (usual, usual_norm, _) in zip(found, expected, strict=True):
+    computed, expected = train(engine), train(autocast)
+    for (loss, norm, moved), (usual, usual_norm, _) in zip(computed, expected, strict=True):
         assert loss == pytest.approx(usual, rel=2e-3)
         assert norm == pytest.approx(usual_norm, rel=0.02, nan_ok=True)
         assert moved == 0  # a step with an infinite gradient changes nothing
@@ -67,16 +67,16 @@ def test_weights_are_the_rounded_masters_and_learn_as_with_autocast(small: Path)
 def test_gradients_of_micro_batches_are_summed_in_fp32(small: Path) -> None:
     engine, singles = engine_of(small), []
     plan = plan_of(TASK, 1)
-    for chosen in ((0,), (1,), (0, 1)):
+    for skips in ((0,), (1,), (0, 1)):
         torch.manual_seed(0)
         tokens = torch.randint(0, 331, (2, 2, 16))
-        for number in chosen:
+        for number in skips:
             from wellread.corpus.batch import Batch
 
             targets = torch.ones(2, 16, dtype=torch.bool)
             targets[:, 0] = False
             batch = Batch(torch.arange(2), torch.full((2,), 16), tokens[number], targets)
-            engine.forward_backward(batch, 1 / plan.batch_size, last=number == chosen[-1])
+            engine.forward_backward(batch, 1 / plan.batch_size, last=number == skips[-1])
         singles.append([master.grad.clone() for master in engine._masters.module.parameters()])
         engine.drop()
     for first, second, both in zip(*singles, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wellread.train.watch.monitor import RECENT, StepStats, kept
+from wellread.train.watch.monitor import RECENT, StepStats, averaged
 from wellread.train.watch.throughput import Cost
 
 COST = Cost(tokens=1, targets=1, squares=1, padded=1, host_bytes=0, gpu_bytes=0)
@@ -12,7 +12,7 @@ def after(*warm_up: bool) -> list[int]:
     """Steps that count after steps of which some were warm-up."""
     recent: list[StepStats] = []
     for step, warms in enumerate(warm_up):
-        recent = kept(recent, StepStats(step=step, loss=1, lr=1, grad_norm=1, cost=COST, seconds=9, warm_up=warms))
+        recent = averaged(recent, StepStats(step=step, loss=1, lr=1, grad_norm=1, cost=COST, seconds=9, warm_up=warms))
     return [stats.step for stats in recent]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,7 @@ class TorchEngine:
                 self._module,
                 device_ids=[self.device.index] if self.device.type == "cuda" else None,
                 init_sync=False,  # the ranks already have the same weights
-                broadcast_buffers=False,  # no forward pass changes a buffer
+                **_same_buffers(),
                 gradient_as_bucket_view=True,  # else DDP stores all gradients twice
             )
 
@@ -192,3 +193,9 @@ def _on_host(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _on_host(item) for key, item in value.items()}
     return [_on_host(item) for item in value] if isinstance(value, list) else value
+
+
+def _same_buffers() -> dict[str, Any]:
+    """The setting of DDP that sends no buffers before a forward pass: none changes one. Its name has changed."""
+    settings = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in settings else "broadcast_buffers": False}

@@ -77,7 +77,7 @@ RECENT = 20
 """Number of steps over which the rate and the time per step are averaged."""
 
 
-def kept(recent: list[StepStats], stats: StepStats) -> list[StepStats]:
+def averaged(recent: list[StepStats], stats: StepStats) -> list[StepStats]:
     """The steps that rate and time left are computed from, after one more: warm-up only while there is nothing else."""
     if stats.warm_up and recent and not recent[-1].warm_up:
         return recent
@@ -128,7 +128,7 @@ class Monitor:
 
     def step(self, stats: StepStats) -> None:
         """Log one step."""
-        self._recent = kept(self._recent, stats)
+        self._recent = averaged(self._recent, stats)
         rate = sum(s.tokens for s in self._recent) / sum(s.seconds for s in self._recent)
         self._progress.step(stats, self._recent)
         scalars = {
