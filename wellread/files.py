@@ -12,6 +12,7 @@ import stat
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, TYPE_CHECKING, Any
 
 from wellread.errors import UserError
@@ -264,10 +265,27 @@ def damage_named(path: Path, remedy: str) -> Iterator[None]:
 
 def load_array(path: Path, remedy: str) -> Any:
     """Map the array of an .npy file; UserError when the file is damaged."""
+    with damage_named(path, remedy):
+        return map_array(path)
+
+
+def map_array(path: Path) -> Any:
+    """Map the array of an .npy file.
+
+    Raises
+    ------
+    ValueError
+        When its content is damaged. numpy parses the header as Python, so it raises whatever a parser raises.
+    """
     import numpy as np
 
-    with damage_named(path, remedy):
+    try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (
+        SyntaxError, TokenError, ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, RecursionError,
+        TypeError,
+    ) as error:  # fmt: skip
+        raise ValueError(str(error) or type(error).__name__) from None
 
 
 def fsync_directory(path: Path) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from wellread.corpus.read import Corpus
 from wellread.errors import UserError
+from wellread.files import map_array
 from wellread.order import metrics
 from wellread.order.permutation import Kind
 from wellread.order.spec import OrderSpec
@@ -109,10 +110,10 @@ def open_ids(path: Path, where: str) -> NDArray[Any]:
         When it is not such a file; the message begins with `where`.
     """
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = map_array(path)
     except OSError as error:
         raise UserError(f"{where}: {path} cannot be read ({error.strerror or error}); give a .npy file") from None
-    except (ValueError, EOFError) as error:
+    except ValueError as error:
         raise UserError(f"{where}: {path} is not a .npy file ({' '.join(str(error).split())})") from None
     if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in "iu" or not len(array):
         content = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "an archive"

@@ -22,6 +22,7 @@ from wellread.corpus.digest import digest
 from wellread.data.sources.blocks import ENTRIES, every, hash_file, spaced
 from wellread.data.sources.megatron import Megatron, check_range
 from wellread.errors import UserError
+from wellread.files import map_array
 
 NAMES = ("doc_idx", "sample_idx", "shuffle_idx")
 ROWS = 64
@@ -218,8 +219,8 @@ def _map(path: Path, name: str) -> NDArray[Any]:
     if not path.is_file():
         raise UserError(f"--order megatron: {name} {path} does not exist")
     try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+        array: NDArray[Any] = map_array(path)
+    except (ValueError, OSError) as error:
         raise UserError(
             f"{path}: not a valid {name}: not a complete .npy file ({str(error).splitlines()[0]})"
         ) from None
