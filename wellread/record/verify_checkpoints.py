@@ -34,6 +34,8 @@ def check_files(findings: Findings, run: RunDirectory) -> list[Checkpoint]:
 def _check_names(findings: Findings, directory: Path) -> None:
     """Every entry is a checkpoint whose manifest can be read and is of the step in its name, or is hidden."""
     for path in sorted(each for each in directory.glob("*") if not each.name.startswith(".")):
+        if path.name == "latest_universal":  # DeepSpeed's converter wrote it in runs of earlier versions
+            continue
         if not path.name.startswith("step-"):
             findings.add(f"{path}: is not a checkpoint; remove it")
             continue

@@ -131,6 +131,7 @@ def convert(state: Path, converted: Path) -> None:
         raise unsafe(state, process.stderr)
     if process.returncode:
         raise RuntimeError(f"{state}: DeepSpeed's converter failed:\n{process.stdout}{process.stderr}")
+    converted.with_name("latest_universal").unlink(missing_ok=True)  # names the folder, which is removed after loading
 
 
 def _of_torch(path: Path) -> Moments:
