@@ -175,7 +175,7 @@ def test_content_is_used_or_counted(kind: str, prepared: Callable[..., tuple[int
 REFUSED: dict[str, tuple[dict[str, Any], str, tuple[str, ...], str]] = {
     "tools next to a chat": (
         {"a.jsonl": chat(user("Name a bird."), bot("A wren."), tools="[{}]")}, "chatml", (),
-        "DIR/a.jsonl: nothing reads the content of column 'tools' (1 rows); remove it, or describe",
+        "DIR/a.jsonl: nothing reads the content of column 'tools' (1 row); remove it, or describe",
     ),
     "calls of tools": (
         {"a.jsonl": chat(user("Name a bird."), bot("Let me look.", tool_calls=[{"name": "f"}]), bot("A wren."))},

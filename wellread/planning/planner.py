@@ -53,7 +53,7 @@ def make_plan(
     setting = fast.Setting(config=config, spec=spec, machine=machine, steps=steps, among=paths)
     works = _works(config, spec, machine.ranks, batch_size, len(saves), fast.choose(setting).names)
     counted = that_count(failures, _limits(config.cluster, machine))
-    decided = _decided(config, spec, machine, works, request := asked_for(config.cluster, machine, ds_config), counted)
+    decided, file = _decided(config, spec, machine, works, ds_config, counted)
     paths_taken = fast.choose(setting, decided.engine)
     return Plan(
         model=spec.name,
@@ -78,7 +78,7 @@ def make_plan(
         save_steps=saves,
         activation_checkpointing=decided.checkpointing,
         offload_ratio=decided.offload_ratio,
-        ds_config=ds_config if request and request.strategy == decided.strategy else None,
+        ds_config=file,
         failures=tuple(asdict(failure) for failure in counted),
     )
 
@@ -94,14 +94,28 @@ def _works(
 
 
 def _decided(
-    config: RunConfig, spec: ModelSpec, machine: Machine, works: list[Work], request: Any, counted: tuple[Failure, ...]
-) -> Decision:
-    """The engine and the strategy, within the limits that the user gave and the failures showed."""
+    config: RunConfig,
+    spec: ModelSpec,
+    machine: Machine,
+    works: list[Work],
+    ds_config: dict[str, Any] | None,
+    counted: tuple[Failure, ...],
+) -> tuple[Decision, dict[str, Any] | None]:
+    """The engine and the strategy, within the limits that the user gave and the failures showed.
+
+    The settings of the DeepSpeed file follow, unless another strategy than the file's was taken.
+
+    Raises
+    ------
+    UserError
+        When nothing fits, or ``--compile`` is on and the engine cannot compile.
+    """
+    request = asked_for(config.cluster, machine, ds_config)
     limits = narrowed(_limits(config.cluster, machine), counted)
     decision = decide(config, spec, limits, works, request, counted)
     if config.cluster.compile == "on" and decision.engine != "torch":
         raise UserError(f"--compile: works only with ddp, not {decision.strategy} ({decision.reason}); leave it out")
-    return decision
+    return decision, ds_config if request and request.strategy == decision.strategy else None
 
 
 def replan(config: RunConfig, spec: ModelSpec, plan: Plan, failures: Sequence[Failure]) -> Plan:

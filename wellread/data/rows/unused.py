@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from wellread.data.sources.source import Row, has_content
 from wellread.errors import UserError
+from wellread.units import plural
 
 LISTED = 10
 """Maximum number of columns that an error lists."""
@@ -81,7 +82,7 @@ class Unused:
         refused = sorted(self.columns.keys() - set(self.ignore))
         if not refused:
             return
-        names = ", ".join(f"{column!r} ({self.columns[column]:,} rows)" for column in refused[:LISTED])
+        names = ", ".join(f"{column!r} ({plural(self.columns[column], 'row')})" for column in refused[:LISTED])
         more = f" and {len(refused) - LISTED} more" * (len(refused) > LISTED)
         raise UserError(
             f"{where}: nothing reads the content of column{'s' * (len(refused) > 1)} {names}{more}; remove it, "
