@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -171,26 +172,40 @@ def make_model(directory: Path, shape: Shape) -> None:
 
 
 def make_data(folder: Path) -> None:
-    """Write ``full.jsonl``, with responses above every sequence length used here, and ``dolly.jsonl``."""
-    rows = [json.loads(line) for line in (ROOT / "configs/data/sample.jsonl").read_text().splitlines()]
-    words = " ".join(row["context"] for row in rows if row.get("context")).split()
+    """Write the rows of all cases into a folder: ``full.jsonl`` and ``dolly.jsonl``."""
+    make_long_rows(folder / "full.jsonl")
+    make_dolly_rows(folder / "dolly.jsonl")
 
-    def text(number: int, count: int) -> str:
-        start = 37 * number % (len(words) - 1)
-        return " ".join((words[start:] + words)[:count])
 
+def make_long_rows(path: Path) -> None:
+    """Write 64 rows with responses above every sequence length used here."""
+    _write(path, [("Go on.", _text(number, 600)) for number in range(64)])
+
+
+def make_dolly_rows(path: Path) -> None:
+    """Write 4,000 rows whose prompts and responses are as long as Dolly's."""
     generator = np.random.default_rng(0)
     quantiles = np.linspace(0, 1, len(PROMPTS))
-    prompts, responses = (np.interp(generator.random(4000), quantiles, each) for each in (PROMPTS, RESPONSES))
-    pairs = {
-        "full.jsonl": [("Go on.", text(number, 600)) for number in range(64)],
-        "dolly.jsonl": [
-            (text(i, int(p)), text(i + 7, int(r))) for i, (p, r) in enumerate(zip(prompts, responses, strict=True))
-        ],
-    }
-    for name, samples in pairs.items():
-        lines = (json.dumps({"instruction": p, "context": "", "response": r}) + "\n" for p, r in samples)
-        (folder / name).write_text("".join(lines))
+    lengths = (np.interp(generator.random(4000), quantiles, each).astype(int) for each in (PROMPTS, RESPONSES))
+    pairs = enumerate(zip(*(each.tolist() for each in lengths), strict=True))
+    _write(path, [(_text(i, prompt), _text(i + 7, response)) for i, (prompt, response) in pairs])
+
+
+@cache
+def _words() -> list[str]:
+    rows = [json.loads(line) for line in (ROOT / "configs/data/sample.jsonl").read_text().splitlines()]
+    return " ".join(row["context"] for row in rows if row.get("context")).split()
+
+
+def _text(number: int, count: int) -> str:
+    """`count` words of the sample set's contexts, from a place that depends on `number`."""
+    words = _words()
+    start = 37 * number % (len(words) - 1)
+    return " ".join((words[start:] + words)[:count])
+
+
+def _write(path: Path, pairs: list[tuple[str, str]]) -> None:
+    path.write_text("".join(json.dumps({"instruction": p, "context": "", "response": r}) + "\n" for p, r in pairs))
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.memory import SHAPES, make_data, make_model
+from bench.memory import SHAPES, make_long_rows, make_model
 from wellread.models.registry import find
 from wellread.planning.estimate import Work, estimate
 from wellread.planning.host_memory import MOUNT, OWN_GROUPS
@@ -154,7 +154,7 @@ def launched(title: str, group: Group, place: Path, run: str, *flags: str) -> Ra
 def demonstrate(place: Path, limit: int) -> int:
     """Run the four cases; return 0 if each ended as expected."""
     make_model(place / "model", SHAPES[SHAPE])
-    make_data(place / "rows.jsonl")
+    make_long_rows(place / "rows.jsonl")
     spec, machine = find(str(place / "model")), Machine(device="cpu", ranks_per_node=2, host_mem=limit / GIB)
     naive = estimate(spec, Work(micro_batch=2, seq_len=SEQ_LEN), machine, "ddp")
     print(

@@ -114,7 +114,7 @@ def settle(case: Case, machine: Machine, nvme: Path) -> Settled | None:
     """
     spec = find(case.model)
     micros = MICRO_BATCHES if case.micro_batch is None else (case.micro_batch,)
-    works = [Work(micro_batch=micro, seq_len=case.seq_len) for micro in micros]
+    works = [Work(micro_batch=micro, seq_len=case.seq_len, even=True) for micro in micros]
     if case.strategy == "auto":
         return _planned(_with_choice(case, spec, works, machine), spec, machine, nvme)
     recompute = case.checkpointing == "on"
@@ -159,7 +159,7 @@ def _planned(case: Case, spec: ModelSpec, machine: Machine, nvme: Path) -> Settl
     )
     config = resolve(flags, spec)
     plan = make_plan(config, spec, machine, Counts(samples=batch, trainable=batch, sealed=0, exact=True))
-    work = Work(micro_batch=plan.micro_batch_size, accumulation=plan.accumulation, seq_len=plan.seq_len)
+    work = Work(micro_batch=plan.micro_batch_size, accumulation=plan.accumulation, seq_len=plan.seq_len, even=True)
     predicted = estimate(spec, work, machine, plan.strategy, checkpointing=plan.activation_checkpointing)
     return Settled(case, config, plan, predicted)
 

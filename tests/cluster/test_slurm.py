@@ -22,7 +22,7 @@ import pytest
 from support.programs import ROOT, Program, missing
 from support.slurm_cluster import EXACT, Launched, call, node, restore, until
 
-from bench.memory import SHAPES, make_data, make_model
+from bench.memory import SHAPES, make_long_rows, make_model
 from wellread.record.reader import Record
 from wellread.run import RunDirectory
 
@@ -339,7 +339,7 @@ def test_an_out_of_memory_run_falls_back_to_another_strategy(
     """The ranks of each node get a real memory limit: the kernel kills DDP, and the next strategy fits."""
     model, prolog, file = tmp_path / "model", tmp_path / "prolog.sh", tmp_path / "limited.yaml"
     make_model(model, SHAPES["120M"])
-    make_data(tmp_path / "rows.jsonl")
+    make_long_rows(tmp_path / "rows.jsonl")
     limit = int(2.5 * 2**30)
     groups = [memory_group(limit, f"-{name}") for name in ("n1", "n2")]
     group = str(groups[0]).removesuffix("n1")
