@@ -75,14 +75,13 @@ def main() -> None:
             checkpoint.step: sealed_loss(corpus, checkpoint.model) for checkpoint in list_checkpoints(run.checkpoints)
         }
         losses = record.table().column("loss").to_numpy().reshape(-1, 32).mean(1)
-        picture = loss_curve(
+        figure = loss_curve(
             np.arange(len(losses)),
             losses,
             holdout=list(saved.items()),
             reference=("stories260K on the same sealed stories", reference),
-            image="png",
         )
-        options.out.write_bytes(picture)
+        options.out.write_bytes(figure.png())
         print(f"{options.steps:,} steps of {32 * 255:,} predicted tokens in {minutes:.1f} minutes, including saving")
         print(f"{corpus.n_trainable:,} trainable and {corpus.n - corpus.n_trainable:,} sealed windows")
         print(f"sealed loss: {', '.join(f'step {step} {loss:.4f}' for step, loss in saved.items())}")

@@ -64,14 +64,33 @@ class Evaluation(ABC):
 
     @classmethod
     def section(cls, run: RunDirectory, results: Sequence[Result]) -> Section | None:
-        """Its section of the report; None for no section.
+        """Its section of the report, by default its overview; None when there is nothing to show yet.
+
+        Without a section, the report says that the run was not evaluated, and names the command that does it.
 
         Parameters
         ----------
         results
             Rows of its table; empty when the run was not evaluated.
         """
-        return None
+        from eval.section import Section, Table
+
+        if not results:
+            return None
+        heads, rows = cls.overview(results)
+        return Section(
+            heading=f"{cls.name.capitalize()}: {cls.summary}",
+            n=f"{len(results):,} results.",
+            help="Each row is one result; the column n says how many samples it is about.",
+            tables=[Table(f"Results of {cls.name}", heads, rows)],
+        )
+
+    @classmethod
+    def stored(cls, run: RunDirectory) -> list[Result]:
+        """Rows of its table, none when there is no table; override it for a table with another schema."""
+        from wellread.results import read
+
+        return read(table) if (table := cls.table(run)).exists() else []
 
 
 @dataclass(frozen=True)

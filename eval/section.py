@@ -1,30 +1,49 @@
-"""Section of an evaluation in the report of a run."""
+"""Sections of the report of a run: what an evaluation shows there.
+
+To add a section, write one function that returns a `Section`, and a Jinja template next to it with its text. An
+evaluation calls that function in `Evaluation.section`; the page adds heading, n, help, pictures, tables and commands.
+All values are escaped, so text of the run may be in any of them.
+"""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from wellread.plots.figure import Figure
     from wellread.results import Result
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A plot in the report."""
+    """A figure in the report."""
 
     heading: str
-    image: bytes
-    """SVG."""
+    figure: Figure
     alt: str
+    """What the figure shows, in one sentence with its most important numbers, for people who cannot see it."""
     caption: str
 
     @property
     def uri(self) -> str:
-        """The image as a data URI."""
-        return "data:image/svg+xml;base64," + base64.b64encode(self.image).decode()
+        """The figure as SVG, in a data URI."""
+        return "data:image/svg+xml;base64," + base64.b64encode(self.figure.svg()).decode()
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table, which readers can sort by each column."""
+
+    caption: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    """One value per head: whole numbers and floats are formatted, None is a dash, text is shown as it is.
+
+    The first value names its row.
+    """
 
 
 @dataclass(frozen=True)
@@ -39,13 +58,20 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """What an evaluation adds to the report: a section, pictures, table columns and commands."""
+    """What an evaluation adds to the report. Only heading, n and help are required."""
 
-    template: str
-    """Jinja template of the complete `<section>`; values are escaped."""
-    values: Mapping[str, Any]
+    heading: str
+    """The question that it answers."""
+    n: str
+    """How many samples, documents or checkpoints the numbers are about, in words."""
+    help: str
+    """How to read the numbers, in one sentence."""
+    template: str = ""
+    """Jinja template of its text, below n and help, as HTML without `<section>` and heading."""
+    values: Mapping[str, Any] = field(default_factory=dict)
     """Variables of the template."""
     pictures: Sequence[Picture] = ()
+    tables: Sequence[Table] = ()
     columns: Sequence[Column] = ()
     commands: Sequence[tuple[str, str]] = ()
     """Next steps: purpose and command of each."""

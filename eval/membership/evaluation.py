@@ -183,7 +183,7 @@ class Membership(PerCheckpoint[Scores]):
         return heads, rows
 
     @classmethod
-    def section(cls, run: RunDirectory, results: Sequence[Result]) -> Section:
+    def section(cls, run: RunDirectory, results: Sequence[Result]) -> Section | None:
         """Main result, remarks, AUC per checkpoint, ROC curve and scores."""
         return section(run, [result for result in results if result.task == TASK])
 

@@ -21,13 +21,20 @@ if TYPE_CHECKING:
     from wellread.run import RunDirectory
 
 TEMPLATE = Path(__file__).with_name("section.html.j2")
+LOW_RATES = "The same curve: log axes show low false-positive rates, down to one sealed sample."
 
 
-def section(run: RunDirectory, results: Sequence[Result]) -> Section:
-    """The section of a run; without results, it shows the command that computes them."""
+def section(run: RunDirectory, results: Sequence[Result]) -> Section | None:
+    """The section of a run; None without results."""
+    if not results:
+        return None
     aucs = {(result.step, result.group): result for result in results if result.metric == "auc"}
     evaluated = max((step for step, group in aucs if group == READ), default=None)
     return Section(
+        heading="Membership: can the loss distinguish read from sealed samples?",
+        n=_counts(results, evaluated),
+        help="AUC is the probability that a sample of the group has a lower loss than a sealed one: 0.5 is chance, 1 "
+        "is a perfect separation. Intervals are 95%, from a bootstrap over documents.",
         template=TEMPLATE.read_text(encoding="utf-8"),
         values={
             "finding": _finding(aucs, evaluated) or _losses(results),
@@ -41,6 +48,18 @@ def section(run: RunDirectory, results: Sequence[Result]) -> Section:
                 f"wellread membership {shlex.quote(str(run.path))}",
             )
         ],
+    )
+
+
+def _counts(results: Sequence[Result], step: int | None) -> str:
+    """How many samples were compared, in words."""
+    checkpoints = len({result.step for result in results})
+    sizes = {(result.step, result.group, result.metric): result for result in results}
+    sealed = sizes.get((step or 0, READ, "n_sealed"))
+    if sealed is None:
+        return f"{checkpoints:,} checkpoints; no sealed samples."
+    return (
+        f"{checkpoints:,} checkpoints; {sealed.n:,} read against {int(sealed.value):,} sealed samples at the last one."
     )
 
 
@@ -73,8 +92,6 @@ def _remarks(run: RunDirectory, results: Sequence[Result], step: int | None) -> 
     read_results = [result for result in results if result.step == step and result.group == READ]
     sizes = {result.metric: result for result in read_results}
     if "n_sealed" in sizes:
-        n, sealed = sizes["n_sealed"].n, int(sizes["n_sealed"].value)
-        yield f"{n:,} read samples against {sealed:,} sealed ones; intervals are 95%, from a bootstrap over documents."
         for alpha in ALPHAS:
             rate = sizes.get(f"tpr_at_fpr_{alpha:g}")
             needed = f"not reported, because it needs {nonmembers_needed(alpha):,} sealed samples"
@@ -108,12 +125,14 @@ def _pictures(run: RunDirectory, results: Sequence[Result], step: int | None) ->
     if not scores:
         return
     read, sealed = scores[READ], scores[SEALED]
-    alt = f"ROC curve of {read.size:,} read against {sealed.size:,} sealed samples, on linear and on log axes."
-    caption = f"All thresholds on the loss at step {step:,}. Log axes show low false-positive rates."
-    yield Picture("ROC", roc_plot(*roc(read, sealed), nonmembers=sealed.size), alt, caption)
+    curve = roc(read, sealed)
+    alt = f"ROC curve of {read.size:,} read against {sealed.size:,} sealed samples."
+    caption = f"All thresholds on the loss at step {step:,}; the dashed line is chance."
+    yield Picture("ROC", roc_plot(*curve, nonmembers=sealed.size), alt, caption)
+    yield Picture("ROC, log axes", roc_plot(*curve, nonmembers=sealed.size, log=True), alt, LOW_RATES)
     alt = f"Mean score {read.mean():.3f} of read and {sealed.mean():.3f} of sealed samples, in nats per token."
-    image = score_histogram({READ: read, SEALED: sealed})
-    yield Picture("Scores", image, alt, f"Mean log-likelihood of each sample at step {step:,}; higher is more likely.")
+    figure = score_histogram({READ: read, SEALED: sealed})
+    yield Picture("Scores", figure, alt, f"Mean log-likelihood of each sample at step {step:,}; higher is more likely.")
 
 
 def _scored_groups(run: RunDirectory, checkpoint: Checkpoint) -> dict[str, Floats]:

@@ -20,6 +20,8 @@ from eval.report.record_summary import RecordSummary
 from eval.section import Column, Picture, Section
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
+
     from wellread.checkpoint import Checkpoint
     from wellread.corpus.read import Corpus
     from wellread.record.reader import Record
@@ -48,9 +50,11 @@ def write(run: RunDirectory) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    sections = list(_sections(run))
-    texts = [environment.from_string(section.template).render(section.values) for section in sections]
-    page = environment.get_template("page.html.j2").render(_content(run, sections), sections=texts)
+    environment.filters["cell"] = cell
+    sections = sections_of(run)
+    parts = [_part(environment, run, name, section) for name, section in sections.items()]
+    evaluated = [section for section in sections.values() if section]
+    page = environment.get_template("page.html.j2").render(_content(run, evaluated), parts=parts)
     path = run.report / "index.html"
     run.refuse_links()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,14 +62,27 @@ def write(run: RunDirectory) -> Path:
     return path
 
 
-def _sections(run: RunDirectory) -> Iterator[Section]:
-    """Sections of the evaluations, in the order of the registry."""
-    from wellread.results import read
+def cell(value: object) -> str:
+    """A value of a table as text."""
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
-    for kind in evaluations():
-        table = kind.table(run)
-        if section := kind.section(run, read(table) if table.exists() else []):
-            yield section
+
+def sections_of(run: RunDirectory) -> dict[str, Section | None]:
+    """Name of each evaluation, in the order of the registry -> its section; None when it was not evaluated."""
+    return {kind.name: kind.section(run, kind.stored(run)) for kind in evaluations()}
+
+
+def _part(environment: Environment, run: RunDirectory, name: str, section: Section | None) -> dict[str, Any]:
+    """Variables of the template for a section."""
+    command = f"wellread {name} {shlex.quote(str(run.path))}"
+    if section is None:
+        return {"name": name, "heading": name.capitalize(), "command": command}
+    text = environment.from_string(section.template).render(section.values)
+    return {"name": name, "section": section, "heading": section.heading, "text": text, "command": None}
 
 
 def _content(run: RunDirectory, sections: list[Section]) -> dict[str, Any]:
@@ -84,7 +101,6 @@ def _content(run: RunDirectory, sections: list[Section]) -> dict[str, Any]:
         "counts": {name.replace("_", " "): count for name, count in corpus.meta["counts"].items()},
         "pictures": [
             *_losses(checkpoints, read),
-            *(picture for section in sections for picture in section.pictures),
             _lengths(corpus),
         ],
         "columns": columns,
@@ -144,9 +160,9 @@ def _lengths(corpus: Corpus) -> Picture:
 
     lengths = corpus.lengths(np.arange(corpus.n))
     groups = {"trainable": lengths[: corpus.n_trainable], "sealed": lengths[corpus.n_trainable :]}
-    image = length_histogram({name: values for name, values in groups.items() if values.size})
+    figure = length_histogram({name: values for name, values in groups.items() if values.size})
     alt = f"Lengths of samples in tokens, {lengths.min():,} to {lengths.max():,}, median {int(np.median(lengths)):,}."
-    return Picture("Lengths", image, alt, "Tokens per sample; both groups should have similar distributions.")
+    return Picture("Lengths", figure, alt, "Tokens per sample; both groups should have similar distributions.")
 
 
 def _row(checkpoint: Checkpoint, read: RecordSummary, columns: Iterable[Column]) -> dict[str, Any]:

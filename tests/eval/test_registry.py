@@ -47,8 +47,14 @@ class Dummy(PerCheckpoint[Scores]):
     @classmethod
     def section(cls, run: RunDirectory, results: Sequence[Result]) -> Section | None:
         cells = {result.step: f"{result.value:g} good" for result in results}
-        template = "<section><h2>Dummy</h2><p>{{ text }}</p></section>"
-        return Section(template=template, values={"text": f"<b> {len(cells)}"}, columns=[Column(("good",), cells)])
+        return Section(
+            heading="Dummy",
+            n="n",
+            help="help",
+            template="<p>{{ text }}</p>",
+            values={"text": f"<b> {len(cells)}"},
+            columns=[Column(("good",), cells)],
+        )
 
 
 @pytest.fixture
@@ -76,9 +82,10 @@ def test_a_table_and_a_section(
     ]
     assert output.err.splitlines() == [f"step {step}: scored; 1 results" for step in (0, 2, 4)]
     page = (run.report / "index.html").read_text()
-    assert "<section><h2>Dummy</h2><p>&lt;b&gt; 3</p></section>" in page
-    assert '<th scope="col">AUC not yet read<br>[95%]</th><th scope="col">good</th>\n' in page
-    assert "<td>–</td><td>–</td><td>0 good</td></tr>" in page  # two columns of membership, then its column
+    assert '<h2 id="dummy">Dummy</h2>' in page
+    assert "<p>&lt;b&gt; 3</p>" in page
+    assert '<th scope="col">good</th>\n' in page
+    assert "<td>0 good</td></tr>" in page
     assert "Not evaluated yet" in page  # in the section of membership
 
 

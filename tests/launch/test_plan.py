@@ -23,7 +23,7 @@ from wellread.run import RunDirectory
 
 HEAVY = {
     "torch", "transformers", "deepspeed", "tokenizers", "datasets", "accelerate", "peft", "huggingface_hub",
-    "tensorboard", "matplotlib", "pyarrow", "pandas", "scipy", "sentencepiece", "submitit",
+    "tensorboard", "altair", "vl_convert", "pyarrow", "pandas", "scipy", "sentencepiece", "submitit",
 }  # fmt: skip
 FLAGS = """model data out steps epochs batch_size micro_batch_size seq_len seed dtype strategy holdout save_every
 save_schedule resume cluster nodes ranks_per_node max_bad_rows config print_config optim.lr

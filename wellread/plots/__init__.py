@@ -1,1 +1,1 @@
-"""Plots: functions from numbers to the bytes of an image. Plots have no title and no names, so no text to escape."""
+"""Plots: functions from numbers to a `Figure`. Text of a run is only ever data of a figure, never part of a script."""

@@ -1,15 +1,19 @@
-"""Plot of the training loss of a run."""
+"""Figure of the training loss of a run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from wellread.plots.style import BLUE, INK, ORANGE, Floats, Format, Ints, new_figure, render
+from wellread.plots.curves import color_of, value_axis
+from wellread.plots.figure import Figure, rows, view
+from wellread.plots.style import BLUE, ORANGE, SKY, Floats, Ints
 
-MAX_POINTS = 2000
+MAX_POINTS = 1000
 """Most points of a curve; more are not visible and only make the file larger."""
+LABEL = "loss (nats per target token)"
 
 
 def loss_curve(
@@ -18,8 +22,7 @@ def loss_curve(
     *,
     holdout: Sequence[tuple[int, float]] = (),
     reference: tuple[str, float] | None = None,
-    image: Format = "svg",
-) -> bytes:
+) -> Figure:
     """Training loss of each batch, its moving average, and the loss on the holdout at checkpoints.
 
     Parameters
@@ -31,25 +34,45 @@ def loss_curve(
     reference
         Name and loss of a horizontal line to compare with, nats.
     """
-    from matplotlib.ticker import MaxNLocator
+    import altair as alt
 
     window = min(max(5, len(losses) // 25), len(losses)) | 1  # odd: the same number of batches on both sides
-    with new_figure(7.2, 3.8) as figure:
-        axes = figure.subplots()
-        keep = slice(None, None, -(-len(steps) // MAX_POINTS) or 1)
-        axes.plot(steps[keep], losses[keep], color=BLUE, alpha=0.4, linewidth=1, label="each batch")
-        if window > 1:
-            axes.plot(steps[keep], _running_mean(losses, window)[keep], color=BLUE, label=f"mean of {window} batches")
-        if holdout:
-            points = np.array(holdout)
-            axes.plot(points[:, 0], points[:, 1], color=ORANGE, marker="o", markersize=5, label="sealed holdout")
-        if reference:
-            axes.axhline(reference[1], color=INK, linewidth=1, linestyle=(0, (4, 3)), label=reference[0])
-        axes.set(xlabel="step", ylabel="loss (nats per target token)")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.margins(x=0.02)
-        axes.legend()
-        return render(figure, image)
+    keep = slice(None, None, -(-len(steps) // MAX_POINTS) or 1)
+    looks = {"each batch": (SKY, 1.0), f"mean of {window} batches": (BLUE, 2.0), "sealed holdout": (ORANGE, 2.0)}
+    batch, mean, sealed = looks
+    tables = [rows(step=steps[keep], loss=losses[keep], series=batch)]
+    if window > 1:
+        tables.append(rows(step=steps[keep], loss=_running_mean(losses, window)[keep], series=mean))
+    if holdout:
+        at, values = zip(*holdout, strict=True)
+        tables.append(rows(step=at, loss=values, series=sealed))
+    names = [str(table[0]["series"]) for table in tables]
+    color = color_of(names, [looks[name][0] for name in names])
+    x = alt.X("step:Q").title("step").scale(nice=False).axis(format=",d", tickMinStep=1, grid=False)
+    encoding: dict[str, Any] = {"x": x, "y": value_axis(LABEL, alt.Y("loss:Q")), "color": color}
+    layers = [
+        view(table).mark_line(strokeWidth=looks[name][1]).encode(**encoding)
+        for name, table in zip(names, tables, strict=True)
+    ]
+    if holdout:
+        tooltip = [alt.Tooltip("step:Q", format=","), alt.Tooltip("loss:Q", format=".4~g")]
+        layers.append(view(tables[-1]).mark_point().encode(**encoding, tooltip=tooltip))
+    if len(steps) == 1:
+        layers.append(view(tables[0]).mark_point().encode(**encoding))
+    if reference:
+        layers += _reference(*reference)
+    return Figure(alt.layer(*layers))
+
+
+def _reference(name: str, loss: float) -> list[Any]:
+    """A dashed line and its name."""
+    import altair as alt
+
+    base = view(rows(loss=[loss], name=[name])).encode(y=alt.Y("loss:Q"))
+    text = base.mark_text(align="right", baseline="bottom", dy=-3, fontSize=12).encode(
+        x=alt.value("width"), text="name:N"
+    )
+    return [base.mark_rule(), text]
 
 
 def _running_mean(values: Floats, window: int) -> Floats:

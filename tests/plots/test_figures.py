@@ -1,0 +1,134 @@
+"""Figures: their specifications, their pictures, and text that must stay text."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from wellread.plots.curves import Point, step_curves
+from wellread.plots.figure import Figure
+from wellread.plots.lengths import length_histogram
+from wellread.plots.loss import MAX_POINTS, _running_mean, loss_curve
+from wellread.plots.membership import auc_by_step, roc, score_histogram
+from wellread.plots.style import CATEGORIES, DARK, DASHES
+from wellread.results import Result
+
+SVG = "{http://www.w3.org/2000/svg}"
+HOSTILE = ("<script>alert(1)</script>", "</script>", "{{7*7}}", "<img src=x onerror=alert(1)>", "__proto__", "a'\"&b")
+
+
+def aucs(step: int, **values: float) -> list[Result]:
+    about: dict[str, Any] = {"run": "r", "model": "m", "step": step, "tokens": 1, "task": "t", "metric": "auc", "n": 5}
+    groups = {"unread": "not yet read"}
+    return [
+        Result(**about, group=groups.get(group, group), value=v, ci_low=v - 0.1, ci_high=v + 0.1)
+        for group, v in values.items()
+    ]
+
+
+def values(spec: dict[str, Any], layer: int) -> list[dict[str, Any]]:
+    """Rows of a layer."""
+    data = spec.get("data") or spec["layer"][layer]["data"]
+    return list(spec["datasets"][data["name"]])
+
+
+CURVE = [*aucs(0, unread=0.5, shuffled=0.5), *aucs(8, read=0.6, unread=0.5), *aucs(64, read=0.8)]
+RATES = np.array([0.0, 0.2, 1]), np.array([0.0, 0.9, 1])
+FIGURES: dict[str, Callable[[], Figure]] = {
+    "loss": lambda: loss_curve(np.arange(6), np.linspace(5, 2, 6), holdout=[(0, 5.0)], reference=("other", 3.0)),
+    "one-batch": lambda: loss_curve(np.arange(1), np.ones(1)),
+    "auc": lambda: auc_by_step(CURVE),
+    "auc-at-step-0": lambda: auc_by_step(CURVE[:1]),
+    "roc": lambda: roc(*RATES, nonmembers=50),
+    "roc-log": lambda: roc(*RATES, nonmembers=50, log=True),
+    "scores": lambda: score_histogram({"read": np.array([-1.0, -2]), "sealed": np.ones(3)}),
+    "lengths": lambda: length_histogram({"trainable": np.array([256, 256])}),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_specifications_are_golden(name: str, golden: Callable[[str, str], None]) -> None:
+    figure = FIGURES[name]()
+    figure.chart.to_dict(validate=True)
+    golden(f"figures/{name}.json", json.dumps(figure.spec(), indent=1) + "\n")
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_pictures_are_valid_and_reproducible(name: str) -> None:
+    png, svg = FIGURES[name]().png(), FIGURES[name]().svg()
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+    assert int.from_bytes(png[16:20], "big") == 1120
+    assert ElementTree.fromstring(svg).tag == f"{SVG}svg"
+    assert svg == FIGURES[name]().svg()
+
+
+def test_another_process_makes_the_same_bytes(root: Path) -> None:
+    code = (
+        "import hashlib; from wellread.plots.curves import Point, step_curves;"
+        "figure = step_curves({'a': [Point(0, 1.0), Point(9, 2.0)]}, 'x');"
+        "print(hashlib.sha256(figure.svg() + figure.png()).hexdigest())"
+    )
+    figure = step_curves({"a": [Point(0, 1.0), Point(9, 2.0)]}, "x")
+    output = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
+    assert output.strip() == hashlib.sha256(figure.svg() + figure.png()).hexdigest()
+
+
+def test_a_long_run_is_a_small_figure() -> None:
+    figure = loss_curve(np.arange(90_000), np.linspace(5, 2, 90_000))
+    assert len(values(figure.spec(), 0)) == MAX_POINTS
+    assert len(figure.svg()) < 100_000
+
+
+def test_running_mean_by_hand() -> None:
+    assert _running_mean(np.array([3.0, 0.0, 6.0, 3.0]), 3).tolist() == [1.5, 3.0, 3.0, 4.5]
+
+
+def test_densities_by_hand() -> None:
+    spec = length_histogram({"a": np.array([1, 1, 2]), "b": np.array([3])}).spec()
+    points = [(row["value"], row["density"]) for row in values(spec, 0) if row["series"] == "a (3)"]
+    assert points == [(0.5, 0), (1.5, 0.666667), (2.5, 0.333333), (3.5, 0), (3.5, 0)]
+
+
+def test_bands_and_the_axis_of_steps() -> None:
+    points = [Point(100, 2.0, 1.5, 2.5), Point(0, 1.0), Point(10, 1.5, 1.0, 2.0)]
+    spec = step_curves({"a": points}, "x").spec()
+    assert [(row["step"], row["low"], row["high"]) for row in values(spec, 0)] == [(10, 1, 2), (100, 1.5, 2.5)]
+    assert [row["step"] for row in values(spec, 1)] == [0, 10, 100]
+    x = spec["layer"][1]["encoding"]["x"]
+    assert x["scale"] == {"type": "symlog", "constant": 10, "domain": [0, 100], "nice": False}
+    assert x["axis"]["values"] == [0, 10, 100]
+
+
+def test_an_interval_at_one_step_is_a_line() -> None:
+    interval = step_curves({"a": [Point(5, 2.0, 1.5, 2.5)]}, "x").spec()["layer"][0]
+    assert interval["mark"]["type"] == "rule"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_must_be_finite(value: float) -> None:
+    with pytest.raises(ValueError, match="a number that is not finite"):
+        step_curves({"a": [Point(0, value)]}, "x").spec()
+
+
+def test_text_stays_text() -> None:
+    svg = step_curves({name: [Point(0, i), Point(8, i + 1.0)] for i, name in enumerate(HOSTILE)}, HOSTILE[0]).svg()
+    tree = ElementTree.fromstring(svg)
+    texts = [element.text for element in tree.iter(f"{SVG}text")]
+    assert set(HOSTILE) <= set(texts)
+    assert {element.tag.removeprefix(SVG) for element in tree.iter()} <= {"svg", "g", "rect", "path", "line", "text"}
+    for element in tree.iter():
+        assert not any(name.startswith("on") or "href" in name for name in element.attrib)
+        assert not any(part in element.get("id", "") + element.get("class", "") for part in ("script", "proto", "7*7"))
+    assert len([path for path in tree.iter(f"{SVG}path") if path.get("aria-roledescription") == "line mark"]) == 6
+
+
+def test_colors_and_dashes() -> None:
+    assert len(CATEGORIES) == len(DASHES) == len({*CATEGORIES}) == len({str(dash) for dash in DASHES})
+    assert len({DARK.get(color, color) for color in CATEGORIES}) == len(CATEGORIES)
