@@ -15,6 +15,10 @@ LEVEL = 0.05
 """Two-sided level of the test that detects it."""
 
 
+class TooFew(ValueError):
+    """A test has too few documents."""
+
+
 def permutation_p(observed: float, permuted: Floats) -> float:
     """p-value of a permutation test that rejects large values: (1 + #{permuted >= observed}) / (1 + draws).
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.separation import Floats, Ints, codes_of
-from eval.statistics import holm, permutation_p
+from eval.statistics import TooFew, holm, permutation_p
 
 PERMUTATIONS = 999
 """Label permutations of one gate, at least."""
@@ -106,7 +106,9 @@ def gate(
     Raises
     ------
     ValueError
-        When a document is on both sides, or a side has fewer than `FEWEST` documents.
+        When a document is on both sides.
+    TooFew
+        When a side has fewer than `FEWEST` documents.
     """
     codes = codes_of(documents)
     labels = _document_labels(codes, is_member)
@@ -134,7 +136,7 @@ def _document_labels(codes: Ints, is_member: Bools) -> Bools:
         raise ValueError("a document has members and non-members")
     labels = members > 0
     if min(labels.sum(), (~labels).sum()) < FEWEST:
-        raise ValueError(f"a gate needs {FEWEST} documents of each side, not {labels.sum()} and {(~labels).sum()}")
+        raise TooFew(f"a gate needs {FEWEST} documents of each side, not {labels.sum()} and {(~labels).sum()}")
     return np.asarray(labels)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.separation import Floats, Ints, codes_of
-from eval.statistics import permutation_p
+from eval.statistics import TooFew, permutation_p
 
 SPLITS = 200
 PERMUTATIONS = 999
@@ -69,7 +69,9 @@ def dataset_inference(
     Raises
     ------
     ValueError
-        When a score is NaN, a document is on both sides, or a side has fewer than `FEWEST` documents.
+        When a score is NaN, or a document is on both sides.
+    TooFew
+        When a side has fewer than `FEWEST` documents.
     """
     from scipy.special import stdtr
 
@@ -80,7 +82,7 @@ def dataset_inference(
     if (members[codes] != is_member).any():
         raise ValueError("a document has members and non-members")
     if min(members.sum(), (~members).sum()) < FEWEST:
-        raise ValueError(
+        raise TooFew(
             f"dataset inference needs {FEWEST} documents of each side, not {members.sum()} and {(~members).sum()}"
         )
     features, rng = _features(scores, codes), np.random.default_rng(seed)

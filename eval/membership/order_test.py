@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from eval.separation import Floats, Ints
-from eval.statistics import permutation_p
+from eval.statistics import TooFew, permutation_p
 
 PERMUTATIONS = 999
 FEWEST = 10
@@ -37,13 +37,7 @@ class OrderTest:
 
 
 def order_test(
-    scores: Floats,
-    last_read: Ints,
-    epochs: Ints,
-    documents: Ints,
-    *,
-    permutations: int = PERMUTATIONS,
-    seed: int = 0,
+    scores: Floats, last_read: Ints, epochs: Ints, documents: Ints, *, permutations: int = PERMUTATIONS, seed: int = 0
 ) -> OrderTest:
     """Test whether scores depend on the batch of the last reading, within epochs.
 
@@ -65,7 +59,9 @@ def order_test(
     Raises
     ------
     ValueError
-        When a score is NaN, or fewer than `FEWEST` documents can be exchanged.
+        When a score is NaN.
+    TooFew
+        When fewer than `FEWEST` documents can be exchanged.
     """
     from scipy.stats import rankdata
 
@@ -73,20 +69,18 @@ def order_test(
         raise ValueError("a score is NaN")
     (epoch_of, _), unit_of = np.unique(np.stack([epochs, documents]), axis=1, return_inverse=True)
     unit_of, sizes = unit_of.ravel(), np.bincount(unit_of.ravel())
-    means = [
-        np.bincount(unit_of, weights=of) / sizes for of in (rankdata(scores), last_read)
-    ]  # ranks: some are infinite
+    ranked = rankdata(scores)  # an infinite score has no mean
+    means = [np.bincount(unit_of, weights=of) / sizes for of in (ranked, last_read)]
     score, batch = (_within(epoch_of, of, rankdata) for of in means)
     strata = list(_groups(np.unique(np.stack([epoch_of, sizes]), axis=1, return_inverse=True)[1].ravel()))
     exchangeable = sum(stratum.size for stratum in strata)
     if exchangeable < FEWEST:
-        raise ValueError(f"the order test needs {FEWEST} documents that can be exchanged, not {exchangeable}")
-    total, variance, draws = 0.0, 0.0, np.zeros(permutations)
-    rng = np.random.default_rng(seed)
-    for stratum in strata:
-        x, y = (of[stratum] - of[stratum].mean() for of in (score, batch))
-        total += float(x @ y)
-        variance += float((x @ x) * (y @ y)) / (stratum.size - 1)
+        raise TooFew(f"the order test needs {FEWEST} documents that can be exchanged, not {exchangeable}")
+    centered = [tuple(of[stratum] - of[stratum].mean() for of in (score, batch)) for stratum in strata]
+    total = sum(float(x @ y) for x, y in centered)
+    variance = sum(float((x @ x) * (y @ y)) / (x.size - 1) for x, y in centered)
+    rng, draws = np.random.default_rng(seed), np.zeros(permutations)
+    for x, y in centered:
         draws += _permuted_sums(x, y, permutations, rng)
     norm = math.sqrt(float((score @ score) * (batch @ batch)))
     return OrderTest(
