@@ -46,7 +46,7 @@ WORDS = {
     r"standing still": "paused",
     r"stands?|stood|standing": "is, means",
     r"stretch(?:es)?": "chunk, range",
-    r"tells?|told|telling": "say, distinguish, inform",
+    r"(?<!cannot )tells?|told|telling": "say, distinguish, inform",
     r"(?<!once )upon": "on",
     r"(?:in )?vain": "without success, timed out",
     r"made up": "synthetic, invented, consists of",

@@ -1,0 +1,159 @@
+"""Verdicts on simulated curves, whose noise is stated, and their tests compared with other computations.
+
+Seeds are fixed, so these tests either always pass or always fail.
+"""
+
+from collections import Counter
+from functools import lru_cache
+
+import numpy as np
+import pytest
+from scipy import stats
+from support.curves import SHAPES, STEPS, simulated
+
+from eval.saturation.curve import Curve
+from eval.saturation.omnibus import omnibus
+from eval.saturation.verdict import Judgment, flat_from, judge, peak
+
+
+@lru_cache
+def judgments(shape: str, count: int, *, sd: float, n: int = 256) -> list[Judgment]:
+    return [judge(simulated(shape, sd=sd, n=n, seed=seed), margin=0.05) for seed in range(count)]
+
+
+def verdicts(shape: str, count: int, *, sd: float, n: int = 256) -> Counter[str]:
+    return Counter(judgment.verdict for judgment in judgments(shape, count, sd=sd, n=n))
+
+
+# -- simulations
+
+
+EXPECTED = {
+    "exponential": ("saturated", 0.98),
+    "flat": ("no change", 0.96),
+    "power law": ("not reached", 0.98),
+    "rise and fall": ("peaked", 0.90),
+}
+"""Shape -> its verdict, and the share of simulations that must give it; 256 items, SD of the noise 0.1."""
+
+
+@pytest.mark.parametrize("shape", EXPECTED)
+def test_verdicts_of_twenty_simulations(shape: str) -> None:
+    verdict, share = EXPECTED[shape]
+    assert verdicts(shape, 20, sd=0.1)[verdict] >= share * 20
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("shape", EXPECTED)
+def test_verdicts_of_two_hundred_simulations(shape: str) -> None:
+    verdict, share = EXPECTED[shape]
+    assert verdicts(shape, 200, sd=0.1)[verdict] >= share * 200
+
+
+@pytest.mark.long
+def test_an_exponential_approach_is_dated_within_two_checkpoints_after_the_truth() -> None:
+    truth = 300
+    steps = [STEPS[judgment.place or 0] for judgment in judgments("exponential", 200, sd=0.1)]
+    assert sum(truth <= step <= 400 for step in steps) >= 196  # up to 1% are called peaked
+
+
+@pytest.mark.long
+def test_noise_moves_an_exponential_approach_out_of_the_first_half() -> None:
+    """The table of docs/evaluation.md."""
+    counts = {sd: verdicts("exponential", 200, sd=sd) for sd in (0.5, 1.0)}
+    assert 60 <= counts[0.5]["not reached"] <= 110
+    assert counts[1.0]["not reached"] >= 198
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_with_eight_items_nothing_can_be_said(shape: str) -> None:
+    assert verdicts(shape, 10, sd=0.1, n=8) == {"cannot tell": 10}
+
+
+def test_a_flat_metric_with_much_noise_cannot_be_judged() -> None:
+    assert verdicts("flat", 10, sd=4) == {"cannot tell": 10}  # a change of 0.2 SD between items is not detected
+    assert verdicts("flat", 10, sd=1) == {"no change": 10}
+
+
+@pytest.mark.long
+def test_the_omnibus_test_has_its_level_with_correlated_checkpoints() -> None:
+    """A random walk of each item without drift: 400 draws, at most 9 expected below 1%, more has probability 1e-2."""
+    rng = np.random.default_rng(0)
+    below = 0
+    for _ in range(400):
+        values = rng.normal(0, 1, (64, 12)).cumsum(axis=1)
+        curve = Curve(metric="m", steps=np.arange(12), values=values, documents=np.arange(64) // 2)
+        below += omnibus(curve, level=0.01, seed=0).p < 0.01
+    assert below <= 9
+
+
+# -- single tests
+
+
+def test_the_omnibus_test_of_two_checkpoints_is_a_sign_test_of_differences() -> None:
+    curve = simulated("flat", sd=1, n=30)
+    pair = Curve(metric="m", steps=np.arange(2), values=curve.values[:, :2], documents=curve.documents)
+    difference = pair.values[:, 1] - pair.values[:, 0]
+    signs = np.random.default_rng(1).choice([-1, 1], (20_000, 30))
+    expected = (np.abs(signs @ difference) >= abs(difference.sum())).mean()
+    assert omnibus(pair, level=0.01, seed=0).p == pytest.approx(expected, abs=0.04)  # 3 SE of 1,999 draws
+
+
+def test_equivalence_is_two_paired_t_tests() -> None:
+    curve = simulated("exponential", sd=0.3)
+    values, last = curve.values, curve.values[:, -1]
+    allowed = 0.05 * (values[:, 0] - last)  # the metric falls
+    p = [
+        max(
+            float(stats.ttest_1samp(side * (values[:, k] - last) - allowed, 0, alternative="less").pvalue)
+            for side in (1, -1)
+        )
+        for k in range(19)
+    ]
+    from_here_on = [max(p[k:]) for k in range(19)]
+    first = next(k for k in range(19) if from_here_on[k] < 0.05)
+    place, largest = flat_from(curve, 0.05)
+    assert place == first
+    assert largest == pytest.approx(from_here_on[first], rel=1e-9)
+
+
+def test_a_peak_is_tested_on_the_other_half() -> None:
+    curve = simulated("rise and fall", sd=0.5)
+    place, p = peak(curve, seed=0)
+    chosen_on, tested_on = curve.halves(0)
+    t = [
+        min(stats.ttest_rel(chosen_on.values[:, k], chosen_on.values[:, end]).statistic for end in (0, -1))
+        for k in range(1, 19)
+    ]
+    assert place == 1 + int(np.argmax(t))
+    expected = max(
+        stats.ttest_rel(tested_on.values[:, place], tested_on.values[:, end], alternative="greater").pvalue
+        for end in (0, -1)
+    )
+    assert p == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_constant_metric_does_not_change() -> None:
+    curve = Curve(metric="m", steps=STEPS, values=np.full((64, 20), 0.1), documents=np.arange(64))
+    assert judge(curve, margin=0.05) == Judgment(verdict="no change", n=64, p=1.0)
+
+
+def test_a_metric_without_noise_is_judged_exactly() -> None:
+    """Every item moves by the same amount: differences have no error, so the margin decides by itself."""
+    line = SHAPES["exponential"](STEPS.astype(float))
+    curve = Curve(metric="m", steps=STEPS, values=np.arange(64.0)[:, None] + line, documents=np.arange(64))
+    judgment = judge(curve, margin=0.05)
+    change = line[-1] - line[0]
+    within = [abs(value - line[-1]) < 0.05 * abs(change) for value in line]
+    assert judgment.verdict == "saturated"
+    assert judgment.place == within.index(True)
+
+
+def test_a_change_in_the_middle_is_not_a_saturation() -> None:
+    """Two checkpoints in the middle differ by a little, first and last are the same."""
+    curve = simulated("flat", sd=1, n=256, seed=1)
+    values = curve.values.copy()
+    values[:, 9:11] += 0.13
+    moved = Curve(metric="m", steps=STEPS, values=values, documents=curve.documents)
+    judgment = judge(moved, margin=0.05)
+    assert omnibus(moved, level=0.01, seed=0).p >= 0.01 or judgment.verdict in ("cannot tell", "peaked")
