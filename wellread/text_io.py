@@ -20,6 +20,8 @@ PLAIN = (".jsonl", ".json", ".csv", ".txt", ".yaml", ".yml", ".jinja")
 
 MOST_VALUES = 10_000_000
 """Most values of a YAML file; a few lines of aliases of aliases can describe billions."""
+FOREIGN_CODE = "code of the model's author, which is never executed"
+"""What errors say of files that name Python code."""
 LFS_POINTER = b"version https://git-lfs"
 """First bytes of the file that Git stores in place of a large one."""
 START = 64

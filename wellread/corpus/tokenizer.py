@@ -15,7 +15,7 @@ from typing import Any
 from wellread.corpus import chat
 from wellread.corpus.rendering import Message, Renderer
 from wellread.errors import UserError
-from wellread.text_io import refuse_foreign, refuse_marked
+from wellread.text_io import FOREIGN_CODE, refuse_foreign, refuse_marked
 
 FILES = (
     "tokenizer.json",
@@ -61,6 +61,7 @@ class Tokenizer:
                     refuse_foreign((where or directory) / name)
                     refuse_marked((where or directory) / name)
             reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = FOREIGN_CODE if "custom code" in reason else reason
             raise UserError(
                 f"{where or directory}: no usable tokenizer ({reason}); put its tokenizer.json into this directory"
             ) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,8 @@ from wellread.errors import UserError
 from wellread.models.directories import fingerprint_directory
 from wellread.models.families import FAMILIES
 from wellread.models.spec import ModelSpec
+from wellread.shapes import LONGEST_VALUE, mismatch
+from wellread.text_io import Parser, read_text
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +28,17 @@ ALL = "all-linear"
 BASE = "base"
 """Key in the metadata of an adapter's file: the fingerprint of the base model with which it was trained."""
 PREFIX, MARK = "base_model.model.", ".lora_"
+BASE_CONFIG = "config.json"
+"""File of a complete model."""
+SHAPE: dict[str, Any] = {
+    "peft_type": str, "base_model_name_or_path": str, "revision": (str, None), "r": int, "lora_alpha": float,
+    "lora_dropout": float, "target_modules": ([str], str), "exclude_modules": ([str], None), "fan_in_fan_out": bool,
+    "init_lora_weights": (bool, str), "layers_to_transform": ([int], int, None), "layers_pattern": ([str], str, None),
+    "task_type": (str, None), "inference_mode": bool, "peft_version": str, "auto_mapping": (dict, None),
+}  # fmt: skip
+"""Settings of plain LoRA; with any other value than its default, another setting of peft is refused."""
+STARTS = (True, False, "gaussian", "orthogonal", "eva")
+"""Initial weights of adapters that leave the base model as it is; those of other methods change its weights, too."""
 
 
 def targets(lora: LoraConfig, spec: ModelSpec) -> tuple[str, ...]:
@@ -82,17 +95,15 @@ class Adapter:
         UserError
             When there is none, or it uses options other than plain LoRA.
         """
-        from peft import LoraConfig, PeftConfig
+        from peft import LoraConfig
 
+        if (directory / BASE_CONFIG).is_file():
+            raise UserError(f"{directory}: contains a model and an adapter; remove {BASE_CONFIG} or {CONFIG}")
+        values = _plain(directory / CONFIG)
         try:
-            settings = PeftConfig.from_pretrained(str(directory))
-        except (ValueError, TypeError, KeyError) as error:
+            settings = LoraConfig(**values)
+        except (ValueError, TypeError, KeyError, ImportError) as error:
             raise UserError(f"{directory / CONFIG}: not a peft adapter ({str(error).splitlines()[0]})") from None
-        plain = isinstance(settings, LoraConfig) and settings.bias == "none" and not settings.modules_to_save
-        if not plain or settings.use_dora or settings.use_rslora or settings.rank_pattern or settings.alpha_pattern:
-            raise UserError(
-                f"{directory / CONFIG}: only plain LoRA is supported; merge it with peft and pass the result"
-            )
         return cls(settings, directory=directory)
 
     def inject(self, model: nn.Module) -> None:
@@ -182,6 +193,37 @@ class Adapter:
         metadata = {"format": "pt"} | ({BASE: fingerprint_directory(base)} if base else {})
         save_file(stored, directory / WEIGHTS, metadata=metadata)
         open_to_readers(directory / WEIGHTS)
+
+
+def _plain(path: Path) -> dict[str, Any]:
+    """Settings of a plain LoRA adapter in its file, checked before peft sees them: it executes what some of them name.
+
+    Raises
+    ------
+    UserError
+        When it is not an adapter, or a setting that plain LoRA does not have is not at its default.
+    """
+    from peft import LoraConfig
+
+    try:
+        values = Parser().decode(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({str(error).partition(';')[0]})") from None
+    if problem := mismatch(values, SHAPE, ""):
+        raise UserError(f"{path}: not a peft adapter ({problem})")
+    if missing := [key for key in ("peft_type", "base_model_name_or_path", "r", "target_modules") if key not in values]:
+        raise UserError(f"{path}: not a peft adapter ({missing[0]} is missing)")
+    usual = dict(asdict(LoraConfig()))
+    unusual = [key for key, value in values.items() if key not in SHAPE and value and value != usual.get(key)]
+    unusual += ["peft_type"] * (values["peft_type"] != "LORA")
+    unusual += ["init_lora_weights"] * (values.get("init_lora_weights", True) not in STARTS)
+    unusual += ["target_modules"] * (isinstance(values["target_modules"], str) and values["target_modules"] != ALL)
+    if unusual:
+        text = str(values[unusual[0]])[:LONGEST_VALUE]
+        raise UserError(
+            f"{path}: {unusual[0]} {text}: only plain LoRA is supported; merge it with peft and pass the result"
+        )
+    return {key: value for key, value in values.items() if key in SHAPE and key != "auto_mapping"}
 
 
 def is_adapter(directory: Path) -> bool:

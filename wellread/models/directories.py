@@ -120,8 +120,11 @@ def _indexed(directory: Path) -> list[Path]:
     try:
         names = set(Parser().decode(read_text(directory / INDEX))["weight_map"].values())
         plain = all(isinstance(name, str) and Path(name).name == name for name in names)
+        pickles = sorted(name for name in names if plain and Path(name).suffix in PICKLES)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        plain = False
+        plain, pickles = False, []
+    if pickles:
+        raise _pickled(directory, pickles[0])
     if not plain:
         raise UserError(f"{directory / INDEX}: has no weight_map from tensors to files; download the model again")
     return [directory / name for name in sorted(names)]
@@ -132,8 +135,12 @@ def _other_format(directory: Path) -> UserError:
     pickles = sorted(path.name for suffix in PICKLES for path in directory.glob(f"*{suffix}"))
     if not pickles:
         return UserError(f"{directory}: contains no {WEIGHTS}; pass a directory with the weights of the model")
+    return _pickled(directory, pickles[0])
+
+
+def _pickled(directory: Path, name: str) -> UserError:
     return UserError(
-        f"{directory / pickles[0]}: can execute code when it is loaded, so only safetensors are read; "
+        f"{directory / name}: can execute code when it is loaded, so only safetensors are read; "
         f"convert it with: wellread import {directory} --out NEW_DIRECTORY"
     )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from wellread.errors import UserError
 from wellread.models.spec import check_pad
+from wellread.text_io import FOREIGN_CODE
 
 if TYPE_CHECKING:
     from torch import nn
@@ -105,6 +106,7 @@ def one_line(directory: Path) -> Iterator[None]:
         if "out of memory" in str(error) or "can't allocate memory" in str(error):
             raise
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        reason = FOREIGN_CODE if "custom code" in reason else reason
         raise UserError(f"{directory}: the model cannot be loaded ({reason})") from None
 
 
@@ -128,5 +130,16 @@ def configuration_in(directory: Path) -> Any:
     with one_line(directory):
         config: Any = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         words = config.vocab_size
+    _refuse_kernels(directory, config)
     check_pad(str(directory / "config.json"), getattr(config, "pad_token_id", None), words)
     return config
+
+
+def _refuse_kernels(directory: Path, config: Any) -> None:
+    """Refuse a config.json that names code of the hub for the attention: transformers would download and execute it."""
+    names = [getattr(config, f"_{part}_implementation", None) for part in ("attn", "experts")]
+    inside = (value for name in names for value in (name.values() if isinstance(name, dict) else [name]))
+    if foreign := next((name for name in inside if isinstance(name, str) and "/" in name), None):
+        raise UserError(
+            f"{directory / 'config.json'}: names {foreign}, {FOREIGN_CODE}; remove this setting, or write sdpa instead"
+        )

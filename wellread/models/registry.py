@@ -146,6 +146,8 @@ def _from_directory(path: Path, name: str) -> ModelSpec:
                 "wellread export RUN --merged --out DIR"
             ) from None
         raise UserError(f"--model {path}: has no config.json; a model directory needs Hugging Face layout") from None
+    if (path / "adapter_config.json").is_file():
+        raise UserError(f"--model {path}: contains a model and an adapter; remove config.json or adapter_config.json")
     spec = replace(_from_config(config, name, str(path / "config.json")), path=path.resolve())
     return replace(spec, tied=False) if spec.tied is not False and has_separate_head(path) else spec
 
