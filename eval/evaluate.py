@@ -78,7 +78,7 @@ def parts(argv: list[str]) -> int:
     if name not in (names := per_checkpoint()):
         raise UserError(f"--fan_out: eval {name} cannot be split by checkpoint; it works with {', '.join(names)}")
     options = _parse(find(name), arguments)
-    if options["steps"]:
+    if options["steps"] not in (None, "all"):
         raise UserError("--fan_out: evaluates all checkpoints; leave it out to evaluate only those of --steps")
     evaluation = _evaluation(find(name), {key: value for key, value in options.items() if key != "scores_only"})
     assert isinstance(evaluation, PerCheckpoint)
@@ -96,7 +96,7 @@ def _parse(kind: type[Evaluation], argv: list[str]) -> dict[str, Any]:
     parser = new_parser(f"wellread {kind.name}", f"{kind.summary[0].upper()}{kind.summary[1:]}.", example)
     parser.add_argument("run", help="Run directory.")
     if fans_out:
-        parser.add_argument("--steps", help="Checkpoints by step, e.g. 0,100 (default: all).")
+        parser.add_argument("--steps", help="Checkpoints: all, last, or by step, e.g. 0,100 (default: all).")
     parser.add_class_arguments(kind, nested_key=None, as_group=False, skip=NO_FLAGS)
     if fans_out:
         parser.add_argument(
@@ -115,13 +115,23 @@ def _parse(kind: type[Evaluation], argv: list[str]) -> dict[str, Any]:
 def _evaluation(kind: type[Evaluation], options: dict[str, Any]) -> Evaluation:
     run = RunDirectory.open(options.pop("run"))
     run.refuse_links()
-    if words := options.pop("steps", None):
+    words = options.pop("steps", None)
+    if words == "last":
+        options["steps"] = _last(run)
+    elif words not in (None, "all"):
         options["steps"] = [_step(word) for word in words.split(",")]
     return kind(run, **options)
+
+
+def _last(run: RunDirectory) -> list[int]:
+    """Step of the last checkpoint; nothing if there is none, which the evaluation then refuses."""
+    from wellread.checkpoint import list_checkpoints
+
+    return [checkpoint.step for checkpoint in list_checkpoints(run.checkpoints)[-1:]]
 
 
 def _step(word: str) -> int:
     digits = word.strip().removeprefix("step-")
     if not digits.isdecimal():
-        raise UserError(f"--steps {word}: expected step numbers, e.g. 0,100 or step-100")
+        raise UserError(f"--steps {word}: expected all, last, or step numbers, e.g. 0,100 or step-100")
     return int(digits)

@@ -1,9 +1,10 @@
-"""Groups of samples, derived from the record of a run: read by a checkpoint, not yet read, sealed."""
+"""Groups of samples, derived from the record of a run: read by a checkpoint, not yet read (`unread`), sealed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,9 +14,10 @@ from eval.separation import Ints, codes_of
 if TYPE_CHECKING:
     from wellread.corpus.read import Corpus
     from wellread.corpus.segments import Segments
+    from wellread.record.reader import Record
     from wellread.run import RunDirectory
 
-READ, UNREAD, SEALED = "read", "not yet read", "sealed"
+READ, UNREAD, SEALED = "read", "unread", "sealed"
 SHUFFLED = "shuffled"
 """Group of the control with shuffled labels: the result of chance."""
 
@@ -33,6 +35,8 @@ class Groups:
     """Step of the last checkpoint."""
     max_samples: int
     seed: int
+    record: Path | None = None
+    """Record of the run."""
 
     @classmethod
     def of(cls, run: RunDirectory, max_samples: int, seed: int) -> Groups:
@@ -43,18 +47,45 @@ class Groups:
         from wellread.record.reader import Record
 
         corpus, checkpoints = Corpus.open(run.corpus), list_checkpoints(run.checkpoints)
-        record, last = Record.open(run.record), checkpoints[-1].step
+        last = checkpoints[-1].step
         documents = corpus.samples().column("document").to_numpy()
         first_read = np.full(corpus.n_trainable, last, dtype=np.int64)
-        table = record.table(columns=["batch_id", "sample_id", "skipped"], batches=(0, last))
-        batch_id, sample_id, skipped = (table.column(name).to_numpy() for name in table.column_names)
-        np.minimum.at(first_read, sample_id[~skipped], batch_id[~skipped])  # skipped batches are not learned from
+        batch_id, sample_id = readings(Record.open(run.record), last)
+        np.minimum.at(first_read, sample_id, batch_id)
         if corpus.packed:
             segments = Segments(corpus)
             documents = segments.table.column("document").to_numpy()
             first_read = first_read[segments.sample_of(np.arange(segments.n_trainable))]
-            return cls(segments, documents, first_read, last, max_samples, seed)
-        return cls(corpus, documents, first_read, last, max_samples, seed)
+            return cls(segments, documents, first_read, last, max_samples, seed, run.record)
+        return cls(corpus, documents, first_read, last, max_samples, seed, run.record)
+
+    def history(self, step: int) -> tuple[Ints, Ints]:
+        """Batch of the last reading before `step`, -1 if none, and number of readings; int64[n_trainable] each."""
+        from wellread.corpus.segments import Segments
+        from wellread.record.reader import Record
+
+        assert self.record
+        packed = self.corpus if isinstance(self.corpus, Segments) else None
+        n = packed.corpus.n_trainable if packed else self.corpus.n_trainable
+        last_read, times = np.full(n, -1, dtype=np.int64), np.zeros(n, dtype=np.int64)
+        batch_id, sample_id = readings(Record.open(self.record), step)
+        np.maximum.at(last_read, sample_id, batch_id)
+        np.add.at(times, sample_id, 1)
+        if packed:
+            samples = packed.sample_of(np.arange(packed.n_trainable))
+            return last_read[samples], times[samples]
+        return last_read, times
+
+    def categories(self) -> list[str]:
+        """Component of each sample: its data set, or its category where there is only one data set; (corpus.n,)."""
+        from wellread.corpus.segments import Segments
+
+        if isinstance(self.corpus, Segments):
+            table, corpus = self.corpus.table, self.corpus.corpus
+        else:
+            table, corpus = self.corpus.samples(), self.corpus
+        column = table.column("source" if len(corpus.set_names) > 1 else "category")
+        return [value or "" for value in column.to_pylist()]
 
     def at(self, step: int) -> dict[str, Ints]:
         """Drawn sample ids of each group at `step`, ascending. Copies of read documents do not count as unread."""
@@ -84,3 +115,10 @@ class Groups:
         sizes = [ids.size for step in steps for ids in self.at(step).values()]
         if self.max_samples in sizes:
             yield f"at most {self.max_samples:,} samples per group are scored, drawn with seed {self.seed}"
+
+
+def readings(record: Record, before: int) -> tuple[Ints, Ints]:
+    """Batch and sample of each reading before batch `before`, int64[readings]; skipped batches are not learned from."""
+    table = record.table(columns=["batch_id", "sample_id", "skipped"], batches=(0, before))
+    batch_id, sample_id, skipped = (table.column(name).to_numpy() for name in table.column_names)
+    return batch_id[~skipped], sample_id[~skipped]

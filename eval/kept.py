@@ -1,91 +1,163 @@
-"""Scores of samples at a checkpoint, kept in `eval/scores/step-N.parquet` so that each is computed only once."""
+"""Token columns of samples at a checkpoint, kept in `eval/tokens/` so that the model runs only once for each sample."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from eval.separation import Ints
+from eval.token_store import TokenFile
 
 if TYPE_CHECKING:
     from eval.progress import Reporter
     from wellread.checkpoint import Checkpoint
-    from wellread.corpus.read import Corpus
-    from wellread.corpus.segments import Segments
+    from wellread.config import Dtype
+    from wellread.corpus.batch import Samples
     from wellread.run import RunDirectory
     from wellread.scores import Scores
+    from wellread.tokens import Tokens
 
 
-def kept_scores(run: RunDirectory, checkpoint: Checkpoint) -> Scores | None:
-    """Scores of `checkpoint` that the last call of `scores_of` kept; None when there are none for these weights."""
-    from wellread.scores import read_scores
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How samples are scored."""
 
-    return read_scores(_file(run, checkpoint), **_belongs_to(checkpoint))
+    device: str | None = None
+    """Where the model runs (default: CUDA if there is a GPU, otherwise the CPU)."""
+    verify: bool = False
+    """Whether to hash the model's files again although they have not changed since the last time."""
+    dtype: Dtype = "fp32"
+    variant: str = ""
+    """Name of the change that the samples had before they were scored; each has its own file."""
 
 
-def scores_of(
-    run: RunDirectory,
-    checkpoint: Checkpoint,
-    corpus: Corpus | Segments,
-    ids: Ints,
-    reporter: Reporter,
-    device: str | None = None,
-    verify: bool = False,
-) -> Scores:
-    """Scores of samples at `checkpoint`: load the kept ones, and compute and keep the missing ones.
+def token_file(run: RunDirectory, checkpoint: Checkpoint, how: How | None = None) -> TokenFile:
+    """The file of token columns of `checkpoint`; it may be missing."""
+    how = how or How()
+    words = [checkpoint.path.name, *filter(None, [how.variant, how.dtype if how.dtype != "fp32" else ""])]
+    belongs_to = _belongs_to(checkpoint) | {"dtype": how.dtype, "variant": how.variant}
+    return TokenFile(run.eval / "tokens" / f"{'.'.join(words)}.parquet", belongs_to)
 
-    Afterwards the file contains exactly these samples.
+
+def tokens_of(
+    run: RunDirectory, checkpoint: Checkpoint, samples: Samples, ids: Ints, reporter: Reporter, how: How | None = None
+) -> TokenFile:
+    """The file with the token columns of these samples at `checkpoint`: the missing ones are computed and added.
 
     Parameters
     ----------
     ids
-        Samples of `corpus`, int64[n], ascending.
-    device
-        Where the model runs (default: CUDA if there is a GPU, otherwise the CPU).
-    verify
-        Whether to hash the model's files again although they have not changed since the last time.
+        Samples, int64[n], ascending.
 
     Raises
     ------
     UserError
         When the checkpoint has a file that its manifest does not list, or one that is missing or altered.
     """
-    from wellread.scores import Scores, write_scores
+    how = how or How()
 
-    scores = kept_scores(run, checkpoint) or Scores.empty()
-    missing = np.setdiff1d(ids, scores.sample_id)
-    reporter.move_to(start := reporter.scored + ids.size - missing.size)
-    if missing.size or verify:
-        checkpoint.refuse_damaged(run.eval / "hashes" / f"{checkpoint.path.name}.json", verify)
+    def check() -> None:
+        checkpoint.refuse_damaged(run.eval / "hashes" / f"{checkpoint.path.name}.json", how.verify)
+
+    if how.verify:
+        check()
+
+    def compute(missing: Ints, progress: Callable[[int], None]) -> Iterator[Tokens]:
+        if not how.verify:
+            check()
+        return _run_model(checkpoint, samples, missing, how, progress)
+
+    return fill(token_file(run, checkpoint, how), ids, reporter, compute)
+
+
+def fill(
+    file: TokenFile, ids: Ints, reporter: Reporter, compute: Callable[[Ints, Callable[[int], None]], Iterator[Tokens]]
+) -> TokenFile:
+    """Add the samples of `ids` that a file misses; other processes that want the same file wait.
+
+    Parameters
+    ----------
+    compute
+        Function of the missing ids, and of a function that is called with the number of samples scored so far.
+    """
+    missing, before = np.setdiff1d(ids, file.sample_id), reporter.scored
     if missing.size:
-        new = _run_model(checkpoint, corpus, missing, device, lambda n_scored: reporter.move_to(start + n_scored))
-        scores = scores.merged(new)
-    if missing.size or scores.sample_id.size > ids.size:
-        write_scores(_file(run, checkpoint), scores.at(ids), **_belongs_to(checkpoint))
-    return scores.at(ids)
+        with file.locked():
+            file.recover()
+            missing = np.setdiff1d(ids, file.sample_id)
+            start = before + ids.size - missing.size
+            reporter.move_to(start)
+            if missing.size:
+                file.write(compute(missing, lambda n_scored: reporter.move_to(start + n_scored)))
+    reporter.move_to(before + ids.size)
+    return file
 
 
-def _file(run: RunDirectory, checkpoint: Checkpoint) -> Path:
-    return run.eval / "scores" / f"{checkpoint.path.name}.parquet"
+def scores_of(
+    run: RunDirectory,
+    checkpoint: Checkpoint,
+    corpus: Samples,
+    ids: Ints,
+    reporter: Reporter,
+    device: str | None = None,
+    verify: bool = False,
+) -> Scores:
+    """Log-likelihoods of samples at `checkpoint`; see `tokens_of`."""
+    file = tokens_of(run, checkpoint, corpus, ids, reporter, How(device=device, verify=verify))
+    return kept_scores(file, corpus, ids)
+
+
+def kept_scores(file: TokenFile, samples: Samples, ids: Ints) -> Scores:
+    """Log-likelihoods of samples that a file has."""
+    from wellread.scores import Scores
+
+    parts = [Scores.empty()]
+    for tokens in by_part(file, samples, ids):
+        totals = tokens.sums(tokens.logp)
+        parts.append(Scores(sample_id=tokens.sample_id, n_targets=tokens.n_targets, log_likelihood=totals))
+    return Scores.joined(parts)
+
+
+def by_part(file: TokenFile, samples: Samples, ids: Ints) -> Iterator[Tokens]:
+    """Token columns of samples that a file has, a part of them at a time, in the order of `ids`."""
+    from wellread.models.score import in_parts
+
+    for part in in_parts(samples.lengths(ids), PART_TOKENS):
+        yield file.read(ids[part])
+
+
+PART_TOKENS = 1 << 20
+"""Tokens that are read at once: 20 MiB."""
 
 
 def _belongs_to(checkpoint: Checkpoint) -> dict[str, str]:
-    """Metadata that binds scores to this checkpoint: head of the record, and hash over the hashes of its model."""
+    """Metadata that binds a file to this checkpoint: head of the record, and hash over the hashes of its model.
+
+    The head is not enough: step 0 has the same head in every run, but different weights.
+    """
     weights = {name: of["sha256"] for name, of in checkpoint.manifest["files"].items() if name.startswith("model/")}
     return {
-        "head": checkpoint.head,
+        "record_head": checkpoint.head,
         "checkpoint": hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest(),
     }
 
 
 def _run_model(
-    checkpoint: Checkpoint, corpus: Corpus | Segments, ids: Ints, device: str | None, progress: Callable[[int], None]
-) -> Scores:
+    checkpoint: Checkpoint, samples: Samples, ids: Ints, how: How, progress: Callable[[int], None]
+) -> Iterator[Tokens]:
+    return run_directory(checkpoint.model, samples, ids, how, progress)
+
+
+def run_directory(
+    directory: Path, samples: Samples, ids: Ints, how: How, progress: Callable[[int], None]
+) -> Iterator[Tokens]:
+    """Yield token columns of samples under the model in `directory`, a part of them at a time."""
     from wellread.processes import importing
 
     with importing():
@@ -93,10 +165,8 @@ def _run_model(
         import transformers.modeling_utils  # noqa: F401 (AutoModel imports it later)
 
     from wellread.models.load import loaded
-    from wellread.models.score import log_likelihoods
-    from wellread.scores import Scores
+    from wellread.models.score import score_tokens
 
-    device_name = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    with loaded(checkpoint.model, device_name) as (model, where):
-        log_likelihood, n_targets = log_likelihoods(model, corpus, ids, progress=progress, device=where)
-    return Scores(sample_id=ids, n_targets=n_targets, log_likelihood=log_likelihood)
+    device = how.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    with loaded(directory, device) as (model, where):
+        yield from score_tokens(model, samples, ids, dtype=how.dtype, progress=progress, device=where)

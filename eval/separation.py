@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-ALPHAS = (0.1, 0.01)
+ALPHAS = (0.1, 0.01, 0.001)
 """False-positive rates at which the true-positive rate is reported."""
 
 
@@ -57,6 +57,18 @@ def tpr_at_fpr(members: Floats, nonmembers: Floats, alpha: float) -> float | Non
     return float(_weighted_tpr(np.sort(members), u, np.sort(nonmembers), v, alpha)[0])
 
 
+def threshold_at_fpr(nonmembers: Floats, alpha: float) -> float:
+    """Score above which at most `alpha` of the non-members are: what is higher is called a member.
+
+    Parameters
+    ----------
+    nonmembers
+        Scores, float[n], not empty.
+    """
+    allowed = math.floor(alpha * nonmembers.size + 1e-9)
+    return float(np.sort(nonmembers)[::-1][min(allowed, nonmembers.size - 1)])
+
+
 def cluster_bootstrap(
     members: Floats,
     nonmembers: Floats,
@@ -85,7 +97,7 @@ def cluster_bootstrap(
     codes, other_codes = codes_of(member_documents[order]), codes_of(nonmember_documents[other])
     rng = np.random.default_rng(seed)
     values = []
-    for size in _chunks(draws, members.size + nonmembers.size):
+    for size in chunks(draws, members.size + nonmembers.size):
         u, v = _draw(rng, codes, size), _draw(rng, other_codes, size)
         sides = (members[order], u, nonmembers[other], v)
         values.append(_weighted_auc(*sides) if alpha is None else _weighted_tpr(*sides, alpha))
@@ -104,7 +116,7 @@ def permuted_auc(
     labels = np.arange(sizes.size) < np.unique(member_documents).size
     rng = np.random.default_rng(seed)
     values = []
-    for size in _chunks(draws, sizes.size):
+    for size in chunks(draws, sizes.size):
         shuffled = rng.permuted(np.broadcast_to(labels, (size, labels.size)), axis=1).astype(np.float64)
         m = shuffled @ sizes
         values.append((shuffled @ rank_sums - m * (m + 1) / 2) / (m * (scores.size - m)))
@@ -120,8 +132,9 @@ def codes_of(documents: Ints) -> Ints:
     return np.unique(documents, return_inverse=True)[1]
 
 
-def _chunks(draws: int, width: int) -> Iterator[int]:
-    size = max(1, 2_000_000 // width)  # 16 MB per float64 matrix
+def chunks(draws: int, width: int) -> Iterator[int]:
+    """Sizes of parts of `draws`, so that a matrix of a part and `width` has at most 16 MB of float64."""
+    size = max(1, 2_000_000 // width)
     yield from (min(size, draws - start) for start in range(0, draws, size))
 
 

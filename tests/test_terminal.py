@@ -7,7 +7,7 @@ from wellread.terminal import say_narrow_table
 
 def test_a_wide_table_becomes_several_of_at_most_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
     interval = "0.711 [0.664, 0.756]"
-    heads = ["step", "AUC read", "AUC not yet read", "labels shuffled", "TPR at 10% FPR", "loss read", "loss sealed"]
+    heads = ["step", "AUC read", "AUC unread", "labels shuffled", "TPR at 10% FPR", "loss read", "loss sealed"]
     rows = [[step, interval, interval, interval, 0.2722, 5.6649, 5.8726] for step in (50, 12_000)]
     say_narrow_table(heads, rows)
     lines = capsys.readouterr().out.splitlines()

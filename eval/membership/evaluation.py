@@ -1,61 +1,77 @@
-"""Can the loss of a checkpoint distinguish read samples from sealed ones? Run with
+"""Can scores of a checkpoint distinguish read samples from sealed ones? Run with
 
     wellread membership runs/NAME
 
-What a checkpoint has read is known from the record. A score is the mean log-likelihood over a sample's
-target tokens, and a higher one means "more likely a member".
+What a checkpoint has read is known from the record. Scores are functions of the log-probabilities of a sample's target
+tokens (`eval.membership.scores`), and a higher one means "more likely a member".
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from eval.evaluation import PerCheckpoint
-from eval.groups import READ, SEALED, SHUFFLED, UNREAD, Groups
-from eval.intervals import clustered_mean, spread
-from eval.kept import scores_of
+from eval.groups import READ, SEALED, UNREAD, Groups
+from eval.kept import How
+from eval.membership import summary, tables
+from eval.membership.compare import Comparer, Side, describe
+from eval.membership.divisions import DIVISIONS, divide
+from eval.membership.inputs import Source
+from eval.membership.references import began_pretrained, reference_of
+from eval.membership.scores import ON_REQUEST, SCORES, Column, columns
 from eval.membership.section import section
 from eval.needs import Need, a_checkpoint, a_whole_record
-from eval.section import Section, with_interval
-from eval.separation import ALPHAS, Floats, Ints, auc, cluster_bootstrap, nonmembers_needed, permuted_auc, tpr_at_fpr
+from eval.separation import ALPHAS, Floats, Ints, nonmembers_needed
+from wellread.config import Dtype
 from wellread.errors import UserError
-from wellread.scores import Scores
 
 if TYPE_CHECKING:
     from eval.progress import Reporter
+    from eval.section import Section
     from wellread.checkpoint import Checkpoint
     from wellread.results import Result
     from wellread.run import RunDirectory
 
-TASK = "membership/loss"
+Values = dict[str, Floats]
+"""Name of each score -> its values for the samples of all groups, float64[n]."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Membership(PerCheckpoint[Scores]):
+class Membership(PerCheckpoint[Values]):
     """Scores of samples at each checkpoint, compared by group.
 
     At checkpoint step-N, samples read in batches 0 ... N-1 (`read`) are compared with the sealed holdout. There are two
-    controls: samples that are read only later (`not yet read`), and shuffled labels (`shuffled`), the result of chance.
-    For a packed corpus, segments are compared, each scored by itself, as without packing. Scores are kept in
-    `eval/scores/step-N.parquet`: another call computes only scores that are missing or belong to other weights.
+    controls: samples that are read only later (`unread`), and shuffled labels (`shuffled`), the result of chance.
+    For a packed corpus, segments are compared, each scored by itself, as without packing. Token columns are kept in
+    `eval/tokens/`: another call runs the model only for samples that are missing or belong to other weights.
     `max_samples` per group are drawn by `seed`, as far as possible the same ones at every checkpoint.
 
     Raises
     ------
     UserError
-        When `bootstrap` or `max_samples` is too small, or `seed` is negative.
+        When a setting is not valid.
     """
 
+    scores: str | None = None
+    """Scores: loss, zlib, lowercase, min_k, min_k++, with a reference model reference, ez (default: all of these)."""
+    k: str = "0.1,0.2,0.3,0.5"
+    """Fractions of tokens for min_k and min_k++."""
+    groups: str | None = None
+    """Groups compared with sealed samples: read, unread, age, times, category (default: read,unread)."""
+    reference: str | None = None
+    """Reference model: own (step 0), none, or MODEL (default: own if the run began from pretrained weights)."""
+    dtype: Dtype = "fp32"
+    """Precision of the forward pass; each has its own kept columns."""
     bootstrap: int = 1000
     """Number of bootstrap resamples per interval, and of shuffles for the control."""
 
     name: ClassVar[str] = "membership"
-    summary: ClassVar[str] = "compare the losses of read and sealed samples at each checkpoint: AUC, ROC, report"
+    summary: ClassVar[str] = "compare scores of read and sealed samples at each checkpoint: AUC, ROC, report"
     needs: ClassVar[tuple[Need, ...]] = (a_checkpoint, a_whole_record)
 
     def __post_init__(self) -> None:
@@ -64,147 +80,158 @@ class Membership(PerCheckpoint[Scores]):
             raise UserError(f"--bootstrap {self.bootstrap}: too few for an interval; give at least 100")
         if self.max_samples < 2:
             raise UserError(f"--max_samples {self.max_samples}: nothing to compare; give at least 2")
+        _ = self._fractions, self._group_names, columns(self._score_names, self._fractions)
 
     @cached_property
-    def groups(self) -> Groups:
+    def _fractions(self) -> list[float]:
+        return fractions(self.k)
+
+    @property
+    def _score_names(self) -> list[str]:
+        return [name.strip() for name in self.scores.split(",")] if self.scores is not None else []
+
+    @cached_property
+    def _group_names(self) -> list[str]:
+        names = [name.strip() for name in self.groups.split(",")] if self.groups is not None else [READ, UNREAD]
+        for name in names:
+            if name not in DIVISIONS:
+                raise UserError(f"--groups {name}: not a group; choose from {', '.join(DIVISIONS)}")
+        kind = self.run.manifest()["identity"]["order"]["kind"] if self.run.manifest_file.exists() else "shuffle"
+        if kind == "shuffle" or UNREAD not in names:
+            return names
+        if self.groups is not None:
+            raise UserError(
+                f"--groups unread: the order of {self.run.path} is {kind}, so samples that were not read yet "
+                "differ from those read; leave it out"
+            )
+        return [READ]
+
+    @cached_property
+    def division(self) -> Groups:
         """The groups of the run."""
         return Groups.of(self.run, self.max_samples, self.seed)
 
+    @cached_property
+    def source(self) -> Source:
+        """The samples, and what their scores are computed from."""
+        reference = reference_of(self.run, self.reference, self.division.corpus)
+        every = [name for name in SCORES if name not in ON_REQUEST]
+        if reference is None:
+            every = [name for name in every if SCORES[name].needs != "reference"]
+        scores = columns(self._score_names or every, self._fractions)
+        if reference is None and (needing := [each.name for each in scores if each.score.needs == "reference"]):
+            raise UserError(f"--scores {needing[0]}: needs a reference model; add --reference own or --reference MODEL")
+        how = How(device=self.device, verify=self.verify, dtype=self.dtype)
+        return Source(self.run, self.division.corpus, scores, how, reference)
+
     def size(self, step: int) -> int:
-        """Samples of all groups at `step`."""
-        return self.groups.all(step).size
+        """Samples of all groups at `step`, as often as they are scored."""
+        return self.division.all(step).size * self.source.passes
 
     def notes(self) -> Iterator[str]:
         """What is left out, and why."""
-        corpus = self.groups.corpus
+        corpus = self.division.corpus
         sealed = min(corpus.n - corpus.n_trainable, self.max_samples)
-        yield from self.groups.notes([checkpoint.step for checkpoint in self.checkpoints])
+        yield from self.division.notes([checkpoint.step for checkpoint in self.checkpoints])
+        if self.groups is None and UNREAD not in self._group_names:
+            yield "the order is not a shuffle, so unread samples are no control and are left out"
+        if self.reference is None and self.source.reference is None and began_pretrained(self.run):
+            yield "step 0 has no checkpoint, so there is no reference model; reference and ez are left out"
         if not sealed:
             yield "no sample is sealed, so only losses are measured; to compare them, train with --holdout above 0"
-        for alpha in ALPHAS:
-            needed = nonmembers_needed(alpha)
-            if 0 < sealed < needed:
-                yield f"no TPR at {alpha:.0%} FPR: it needs {needed:,} sealed samples, but only {sealed:,} are scored"
+        few = [alpha for alpha in ALPHAS if 0 < sealed < nonmembers_needed(alpha)]
+        if few:
+            rates = ", ".join(f"{100 * alpha:g}%" for alpha in few)
+            needed = ", ".join(f"{nonmembers_needed(alpha):,}" for alpha in few)
+            yield f"no TPR at {rates} FPR: it needs {needed} sealed samples, but only {sealed:,} are scored"
 
-    def score(self, checkpoint: Checkpoint, reporter: Reporter) -> Scores:
-        """Scores of all groups at `checkpoint`."""
-        ids = self.groups.all(checkpoint.step)
-        return scores_of(self.run, checkpoint, self.groups.corpus, ids, reporter, self.device, self.verify)
+    def score(self, checkpoint: Checkpoint, reporter: Reporter) -> Values:
+        """Values of all scores for the samples of all groups at `checkpoint`."""
+        ids = self.division.all(checkpoint.step)
+        return self.source.values(self.source.files(checkpoint, ids, reporter), ids)
 
-    def measure(self, checkpoint: Checkpoint, scores: Scores, reporter: Reporter) -> Iterator[Result]:
-        """Compare the groups; yield nothing if a score is not finite, because the run has diverged."""
-        sides, step = self._sides(checkpoint, scores), checkpoint.step
-        bad = sum(int((~np.isfinite(side.scores)).sum()) for side in sides.values())
-        if bad:
-            reporter.note(
-                f"step {step:,}: {bad:,} of {scores.sample_id.size:,} scores are not finite; the comparison is skipped"
+    def results(self, reporter: Reporter) -> Iterator[Result]:
+        """Score and measure one checkpoint after the other; keep the scores of single samples."""
+        rows = []
+        for checkpoint in self.checkpoints:
+            values = self.score(checkpoint, reporter)
+            results = list(self.measure(checkpoint, values, reporter))
+            reporter.finish(checkpoint.step, self.headline(results))
+            rows.append(
+                tables.sample_rows(checkpoint.step, self.division.at(checkpoint.step), self._ids(checkpoint), values)
             )
-            return
-        few = [f"{name} ({side.size})" for name, side in sides.items() if side.size == 1]
+            yield from results
+        tables.write_samples(self.run, rows)
+
+    def measure(self, checkpoint: Checkpoint, scores: Values, reporter: Reporter) -> Iterator[Result]:
+        """Compare the groups; only count the samples without a score where the run has diverged."""
+        ids = self._ids(checkpoint)
+        groups = self.division.at(checkpoint.step)
+        few = [f"{name} ({members.size})" for name, members in groups.items() if members.size == 1]
         if few:  # an empty group is expected: nothing is read at step 0, and all is read after an epoch
-            reporter.note(f"step {step:,}: fewer than 2 samples in {', '.join(few)}; left out")
-        for row in self._compare_all({name: side for name, side in sides.items() if side.size >= 2}):
-            yield self.result(checkpoint, task=TASK, **row)
+            reporter.note(f"step {checkpoint.step:,}: fewer than 2 samples in {', '.join(few)}; left out")
+        pairs = divide(self._group_names, self.division, checkpoint.step)
+        comparer = Comparer(self.bootstrap, self.seed)
+        for column in self.source.scores:
+            if column.score.needs == "reference" and checkpoint == self.source.reference:
+                continue  # the model is its own reference
+            values = _finite(scores[column.name], column)
+            sides = {name: self._side(members, ids, values) for name, members in groups.items() if members.size > 1}
+            rows = list(describe(sides, is_loss=column.name == "loss"))
+            undefined = int(np.isnan(values).sum())
+            if undefined:
+                reporter.note(
+                    f"step {checkpoint.step:,}: {column.name} is not defined for {undefined:,} of {ids.size:,} samples"
+                )
+            compared = {
+                name: (self._side(members, ids, values), self._side(others, ids, values))
+                for name, (members, others) in pairs.items()
+            }
+            rows += comparer.rows(compared, SEALED)
+            for row in rows:
+                yield self.result(checkpoint, task=f"{self.name}/{column.name}", **row)
 
-    def _sides(self, checkpoint: Checkpoint, scores: Scores) -> dict[str, Side]:
-        sides = {}
-        for name, ids in self.groups.at(checkpoint.step).items():
-            group_scores = scores.at(ids)
-            has_target = group_scores.n_targets > 0
-            sides[name] = Side(group_scores.mean[has_target], self.groups.documents[ids[has_target]])
-        return sides
+    def _ids(self, checkpoint: Checkpoint) -> Ints:
+        return self.division.all(checkpoint.step)
 
-    def _compare_all(self, sides: dict[str, Side]) -> Iterator[dict[str, Any]]:
-        """Yield the fields group, metric, value, stderr, ci_low, ci_high and n of each result."""
-        for name, side in sides.items():
-            yield {"group": name, "metric": "mean_loss", "n": side.size, **_mean_loss(side)}
-        sealed = sides.pop(SEALED, None)
-        if sealed is None or not sides:
-            return
-        for name, side in sides.items():
-            yield from ({"group": name, "n": side.size, **row} for row in self._compare(side, sealed))
-        control = next(iter(sides.values()))  # the group read; at step 0, not yet read
-        chance = permuted_auc(*control.against(sealed), draws=self.bootstrap, seed=self.seed)
-        yield {"group": SHUFFLED, "metric": "auc", "value": float(chance.mean()), "n": control.size, **spread(chance)}
-
-    def _compare(self, members: Side, sealed: Side) -> Iterator[dict[str, Any]]:
-        """Yield metric, value and interval of AUC and of each TPR that the number of non-members allows."""
-        bootstrap = partial(cluster_bootstrap, *members.against(sealed), draws=self.bootstrap, seed=self.seed)
-        has_interval = min(np.unique(side.documents).size for side in (members, sealed)) > 1
-        interval = spread(bootstrap()) if has_interval else {}
-        yield {"metric": "auc", "value": auc(members.scores, sealed.scores), **interval}
-        for alpha in ALPHAS:
-            rate = tpr_at_fpr(members.scores, sealed.scores, alpha)
-            if rate is not None:
-                interval = spread(bootstrap(alpha=alpha)) if has_interval else {}
-                yield {"metric": f"tpr_at_fpr_{alpha:g}", "value": rate, **interval}
-        yield {"metric": "n_sealed", "value": float(sealed.size)}
+    def _side(self, members: Ints, ids: Ints, values: Floats) -> Side:
+        return Side(values[np.searchsorted(ids, members)], self.division.documents[members])
 
     def headline(self, results: Sequence[Result]) -> str:
-        """The AUC of each group."""
-        aucs = [f"{result.group} {result.value:.3f}" for result in results if result.metric == "auc"]
-        losses = [f"{result.group} {result.value:.3f}" for result in results if result.metric == "mean_loss"]
-        if not aucs and losses:
-            return f"mean loss: {', '.join(losses)}"
-        return f"AUC against sealed: {', '.join(aucs) or 'none'}"
+        """The AUC of each group, of the first score."""
+        return summary.headline(results)
 
     @classmethod
     def overview(cls, results: Sequence[Result]) -> tuple[list[str], list[list[object]]]:
-        """One row per checkpoint with the main results; the table on disk has all."""
-        cells = {(result.step, result.group, result.metric): result for result in results}
-
-        def value(step: int, group: str, metric: str) -> float | None:
-            result = cells.get((step, group, metric))
-            return result.value if result else None
-
-        def auc_of(step: int, group: str) -> str | None:
-            result = cells.get((step, group, "auc"))
-            return with_interval(result) if result else None
-
-        heads = [
-            "step",
-            "AUC read",
-            "AUC not yet read",
-            "labels shuffled",
-            "TPR at 10% FPR",
-            "loss read",
-            "loss sealed",
-        ]
-        rows: list[list[object]] = [
-            [
-                step,
-                *(auc_of(step, group) for group in (READ, UNREAD, SHUFFLED)),
-                value(step, READ, f"tpr_at_fpr_{ALPHAS[0]:g}"),
-                value(step, READ, "mean_loss"),
-                value(step, SEALED, "mean_loss"),
-            ]
-            for step in sorted({result.step for result in results})
-        ]
-        return heads, rows
+        """Main results of the loss at each checkpoint, of all scores at the last; the table on disk has all."""
+        return summary.overview(results)
 
     @classmethod
     def section(cls, run: RunDirectory, results: Sequence[Result]) -> Section | None:
         """Main result, remarks, AUC per checkpoint, ROC curve and scores."""
-        return section(run, [result for result in results if result.task == TASK])
+        return section(run, results)
 
 
-@dataclass(frozen=True)
-class Side:
-    """The scores of one group, float64[n], and the document of each, int64[n]."""
+def fractions(words: str) -> list[float]:
+    """The fractions of `--k`.
 
-    scores: Floats
-    documents: Ints
+    Raises
+    ------
+    UserError
+        When one is not a number above 0 and up to 1.
+    """
+    values = []
+    for word in words.split(","):
+        try:
+            value = float(word)
+        except ValueError:
+            value = 0.0
+        if not 0 < value <= 1:
+            raise UserError(f"--k {word}: expected fractions of tokens above 0 and up to 1, e.g. 0.1,0.2")
+        values.append(value)
+    return list(dict.fromkeys(values))
 
-    @property
-    def size(self) -> int:
-        """Number of samples."""
-        return int(self.scores.size)
 
-    def against(self, other: Side) -> tuple[Floats, Floats, Ints, Ints]:
-        """Scores and documents of both sides, as arguments of the statistics."""
-        return self.scores, other.scores, self.documents, other.documents
-
-
-def _mean_loss(side: Side) -> dict[str, float]:
-    """Mean over samples of the loss per target token, in nats, with its standard error over documents."""
-    return clustered_mean(-side.scores, side.documents)
+def _finite(values: Floats, column: Column) -> Floats:
+    """Values with NaN where a model has diverged; only ez may be infinite."""
+    return values if column.name == "ez" else np.where(np.isfinite(values), values, np.nan)

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from eval.groups import READ, SEALED, SHUFFLED, UNREAD, Groups
-from eval.kept import kept_scores
+from eval.groups import READ, SEALED, SHUFFLED, UNREAD
+from eval.membership.tables import read_scores
 from eval.section import Column, Picture, Section, with_interval
-from eval.separation import ALPHAS, Floats, nonmembers_needed, roc
+from eval.separation import ALPHAS, nonmembers_needed, roc
 
 if TYPE_CHECKING:
-    from wellread.checkpoint import Checkpoint
     from wellread.results import Result
     from wellread.run import RunDirectory
 
+TASK = "membership/loss"
 TEMPLATE = Path(__file__).with_name("section.html.j2")
 LOW_RATES = "The same curve: log axes show low false-positive rates, down to one sealed sample."
 
 
 def section(run: RunDirectory, results: Sequence[Result]) -> Section | None:
-    """The section of a run; None without results."""
+    """The section of a run, about the loss; None without results."""
+    results = [result for result in results if result.task == TASK]
     if not results:
         return None
     aucs = {(result.step, result.group): result for result in results if result.metric == "auc"}
@@ -96,7 +94,7 @@ def _remarks(run: RunDirectory, results: Sequence[Result], step: int | None) -> 
             rate = sizes.get(f"tpr_at_fpr_{alpha:g}")
             needed = f"not reported, because it needs {nonmembers_needed(alpha):,} sealed samples"
             stated = with_interval(rate) if rate else needed
-            yield f"True-positive rate at a false-positive rate of {alpha:.0%}: {stated}."
+            yield f"True-positive rate at a false-positive rate of {100 * alpha:g}%: {stated}."
         yield "Sealed documents are random, so both groups should have similar texts; no blind baseline was computed."
     if run.config().data.pack:
         yield "Samples are packed; their rows (segments) are compared, each scored by itself."
@@ -112,7 +110,6 @@ def _column(aucs: dict[tuple[int, str], Result], group: str) -> Column:
 
 def _pictures(run: RunDirectory, results: Sequence[Result], step: int | None) -> Iterator[Picture]:
     """AUC of all checkpoints; ROC curve and scores at the last evaluated one."""
-    from wellread.checkpoint import list_checkpoints
     from wellread.plots.membership import auc_by_step, score_histogram
     from wellread.plots.membership import roc as roc_plot
 
@@ -120,9 +117,8 @@ def _pictures(run: RunDirectory, results: Sequence[Result], step: int | None) ->
         alt = "AUC against the step, with 95% intervals, for read samples and the two controls; numbers below."
         caption = "How well the loss distinguishes samples of a group from sealed ones. The dashed line is chance."
         yield Picture("Membership", auc_by_step(results), alt, caption)
-    evaluated = [checkpoint for checkpoint in list_checkpoints(run.checkpoints) if checkpoint.step == step]
-    scores = _scored_groups(run, evaluated[0]) if evaluated else {}
-    if not scores:
+    scores = read_scores(run, step, "loss") if step is not None else {}
+    if not scores.keys() >= {READ, SEALED}:
         return
     read, sealed = scores[READ], scores[SEALED]
     curve = roc(read, sealed)
@@ -133,13 +129,3 @@ def _pictures(run: RunDirectory, results: Sequence[Result], step: int | None) ->
     alt = f"Mean score {read.mean():.3f} of read and {sealed.mean():.3f} of sealed samples, in nats per token."
     figure = score_histogram({READ: read, SEALED: sealed})
     yield Picture("Scores", figure, alt, f"Mean log-likelihood of each sample at step {step:,}; higher is more likely.")
-
-
-def _scored_groups(run: RunDirectory, checkpoint: Checkpoint) -> dict[str, Floats]:
-    """Scores by group that the last evaluation of `checkpoint` kept; empty when there are none."""
-    scores = kept_scores(run, checkpoint)
-    if scores is None:
-        return {}
-    scored = scores.at(scores.sample_id[scores.n_targets > 0])
-    sides = Groups.of(run, sys.maxsize, 0).at(checkpoint.step)
-    return {name: scored.at(np.intersect1d(ids, scored.sample_id)).mean for name, ids in sides.items()}

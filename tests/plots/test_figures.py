@@ -26,11 +26,7 @@ HOSTILE = ("<script>alert(1)</script>", "</script>", "{{7*7}}", "<img src=x oner
 
 def aucs(step: int, **values: float) -> list[Result]:
     about: dict[str, Any] = {"run": "r", "model": "m", "step": step, "tokens": 1, "task": "t", "metric": "auc", "n": 5}
-    groups = {"unread": "not yet read"}
-    return [
-        Result(**about, group=groups.get(group, group), value=v, ci_low=v - 0.1, ci_high=v + 0.1)
-        for group, v in values.items()
-    ]
+    return [Result(**about, group=group, value=v, ci_low=v - 0.1, ci_high=v + 0.1) for group, v in values.items()]
 
 
 def values(spec: dict[str, Any], layer: int) -> list[dict[str, Any]]:

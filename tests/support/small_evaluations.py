@@ -25,12 +25,18 @@ from wellread.record.chain import genesis
 from wellread.record.writer import RecordedBatch, RecordWriter
 from wellread.results import Result
 from wellread.run import RunDirectory
+from wellread.tokens import COLUMNS, Tokens
 
 
 def evaluate(
-    run: RunDirectory, *, steps: Sequence[int] | None = None, progress: bool = True, **settings: Any
+    run: RunDirectory,
+    *,
+    steps: Sequence[int] | None = None,
+    progress: bool = True,
+    scores: str = "loss",
+    **settings: Any,
 ) -> list[Result]:
-    return evaluating.evaluate(Membership(run, steps=steps, **settings), progress=progress)
+    return evaluating.evaluate(Membership(run, steps=steps, scores=scores, **settings), progress=progress)
 
 
 def make_run(
@@ -94,3 +100,13 @@ def save(run: RunDirectory, writer: RecordWriter, step: int) -> None:
     record = {"head": writer.head, "batches": [max(0, step - 2), step]}
     about = {"step": step, "tokens": 8 * step, "record": record, "holdout_loss": 4.0 - step / 10}
     checkpoints.commit(run.checkpoints, step, about)
+
+
+def tokens_with(ids: Any, means: Any) -> Tokens:
+    """Two tokens for each sample, with this log-probability each."""
+    values = np.repeat(means, 2)
+    columns: Any = {
+        name: np.nan_to_num(values).astype(kind) if name == "rank" else values.astype(kind)
+        for name, kind in COLUMNS.items()
+    }
+    return Tokens(sample_id=ids, bounds=2 * np.arange(ids.size + 1), **columns)

@@ -4,21 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wellread.corpus.digest import digest
 from wellread.corpus.padding import SMALLEST, padded
-from wellread.corpus.read import Corpus
-from wellread.corpus.segments import Segments
 
 if TYPE_CHECKING:
     import torch
 
 LONGEST_MULTIPLE = 256
 """Lengths of the longest segment are rounded up to multiples of this: fewer values for which layers are compiled."""
+
+
+class Samples(Protocol):
+    """What a forward pass needs to read samples: a corpus, its segments, or other texts."""
+
+    @property
+    def longest(self) -> int:
+        """Maximum number of tokens of a sample."""
+
+    def tokens(self, sample_id: int, /) -> NDArray[Any]:
+        """Tokens of one sample, (length,)."""
+
+    def targets(self, sample_id: int, /) -> NDArray[np.bool_]:
+        """Loss mask of one sample, (length,)."""
+
+    def starts(self, sample_id: int, /) -> NDArray[np.int64]:
+        """First token of each segment of one sample."""
+
+    def lengths(self, sample_ids: NDArray[np.int64], /) -> NDArray[np.int64]:
+        """Number of tokens of each sample."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +171,7 @@ def fetched(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to("cpu", non_blocking=True)
 
 
-def collate(corpus: Corpus | Segments, sample_ids: NDArray[np.int64]) -> Batch:
+def collate(corpus: Samples, sample_ids: NDArray[np.int64]) -> Batch:
     """Read samples from the corpus into padded tensors."""
     import torch
 

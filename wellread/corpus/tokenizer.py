@@ -156,13 +156,14 @@ class Tokenizer:
         if self.begins and tokens[: len(self.begins)] != self.begins:
             tokens = self.begins + tokens
             ranges = [(start + len(self.begins), stop + len(self.begins)) for start, stop in ranges]
-        if tokens[-1] not in self._special_ids and messages[-1]["content"].strip():
+        if tokens[-1] not in self.special_ids and messages[-1]["content"].strip():
             tokens.append(self.eos)
             ranges[-1] = (ranges[-1][0], len(tokens))
         return tokens, ranges
 
     @cached_property
-    def _special_ids(self) -> set[int]:
+    def special_ids(self) -> set[int]:
+        """Ids of all special tokens."""
         return {*self.backend.all_special_ids, *self._added}
 
     @cached_property

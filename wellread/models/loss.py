@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 from wellread.corpus.padding import padded
 from wellread.models.families import FAMILIES
+from wellread.models.limits import LOGITS_AT_ONCE
 
 if TYPE_CHECKING:
     import torch
@@ -37,15 +39,47 @@ def sample_losses(
 
     from wellread.models.token_loss import token_losses
 
-    inputs, scored, isolating = tokens[:, :-1], targets[:, 1:], dict[str, torch.Tensor]()
-    if segments is not None:  # full length: on a GPU, each layer would copy a mask with unaligned rows
-        inputs, scored, isolating = tokens, F.pad(scored, (0, 1)), isolation(model, segments)
+    inputs, scored, isolating = _inputs(model, tokens, targets, segments)
     labels = tokens[:, 1:][targets[:, 1:]]
     logits = _logits(model, inputs, scored, isolating, padding=True)
     # Rows of padding have no effect: their losses are left out, so their gradients are 0.
     losses = token_losses(logits, F.pad(labels, (0, len(logits) - len(labels))))[: len(labels)]
     rows = torch.nonzero(scored)[:, 0]
     return torch.zeros(len(tokens), dtype=losses.dtype, device=losses.device).index_add(0, rows, losses)
+
+
+def target_logits(
+    model: nn.Module, tokens: torch.Tensor, targets: torch.Tensor, segments: torch.Tensor | None = None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield logits and labels of the target tokens, in order of rows, for a few tokens at a time.
+
+    Arguments are those of `sample_losses`. Where the head can be applied by itself, at most `LOGITS_AT_ONCE` logits
+    exist at a time; for other families, those of the complete forward pass.
+
+    Yields
+    ------
+    logits : (part, vocabulary), floating point
+    labels : (part,) int64
+    """
+    inputs, scored, isolating = _inputs(model, tokens, targets, segments)
+    labels = tokens[:, 1:][targets[:, 1:]]
+    hidden, head = _before_head(model, inputs, scored, isolating)
+    vocabulary = cast(Any, model).config.get_text_config().vocab_size
+    step = max(1, LOGITS_AT_ONCE["cpu" if hidden.is_cpu else "cuda"] // vocabulary)
+    for start in range(0, len(labels), step):
+        yield head(hidden[start : start + step]), labels[start : start + step]
+
+
+def _inputs(
+    model: nn.Module, tokens: torch.Tensor, targets: torch.Tensor, segments: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """Tokens that the model reads, where it predicts a target token, and arguments that isolate segments."""
+    import torch.nn.functional as F
+
+    if segments is None:
+        return tokens[:, :-1], targets[:, 1:], {}
+    # full length: on a GPU, each layer would copy a mask with unaligned rows
+    return tokens, F.pad(targets[:, 1:], (0, 1)), isolation(model, segments)
 
 
 def next_logits(model: nn.Module, tokens: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
@@ -105,11 +139,26 @@ def _logits(
     """
     import torch.nn.functional as F
 
+    hidden, head = _before_head(model, inputs, scored, isolating)
+    if padding and hidden.is_cpu and head is not _identity:
+        hidden = F.pad(hidden, (0, 0, 0, padded(len(hidden), scored.numel()) - len(hidden)))
+    return head(hidden)
+
+
+def _before_head(
+    model: nn.Module, inputs: torch.Tensor, scored: torch.Tensor, isolating: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+    """What the head computes logits from where `scored` is True, (positions, width), and the head.
+
+    For a family whose head is not a plain matrix: the logits, and the identity.
+    """
     causal_lm = cast(Any, model)
     family = FAMILIES.get(causal_lm.config.model_type)
     if family is None or not family.plain_head:
-        return cast("torch.Tensor", causal_lm(input_ids=inputs, use_cache=False, **isolating).logits[scored])
+        return causal_lm(input_ids=inputs, use_cache=False, **isolating).logits[scored], _identity
     hidden = causal_lm.base_model(input_ids=inputs, use_cache=False, **isolating).last_hidden_state[scored]
-    if padding and hidden.is_cpu:
-        hidden = F.pad(hidden, (0, 0, 0, padded(len(hidden), scored.numel()) - len(hidden)))
-    return cast("torch.Tensor", causal_lm.get_output_embeddings()(hidden))
+    return hidden, causal_lm.get_output_embeddings()
+
+
+def _identity(logits: torch.Tensor) -> torch.Tensor:
+    return logits

@@ -1,23 +1,27 @@
-"""Log-likelihoods of samples under a model, from which scores are computed."""
+"""Log-likelihoods of samples under a model, and of their tokens, from which scores are computed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wellread.models.limits import LOGITS_AT_ONCE
+from wellread.tokens import COLUMNS, Tokens
+
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
-    from wellread.corpus.read import Corpus
-    from wellread.corpus.segments import Segments
+    from wellread.config import Dtype
+    from wellread.corpus.batch import Samples
 
 
 def log_likelihoods(
     model: nn.Module,
-    corpus: Corpus | Segments,
+    corpus: Samples,
     ids: NDArray[np.int64],
     *,
     max_tokens: int = 8192,
@@ -62,6 +66,122 @@ def log_likelihoods(
         if progress:
             progress(n_scored)
     return total, counts
+
+
+def score_tokens(
+    model: nn.Module,
+    corpus: Samples,
+    ids: NDArray[np.int64],
+    *,
+    max_tokens: int = 8192,
+    part_tokens: int = 1 << 17,
+    dtype: Dtype = "fp32",
+    progress: Callable[[int], None] | None = None,
+    device: str | None = None,
+) -> Iterator[Tokens]:
+    """Yield the columns of the target tokens of samples, in the order of `ids`, a part of them at a time.
+
+    Parameters
+    ----------
+    model : transformers causal language model, in evaluation mode
+    ids : (n,) sample ids
+    max_tokens : int
+        Padded tokens per forward pass; fewer where a family computes all logits at once.
+    part_tokens : int
+        Tokens per yielded part, so that memory does not grow with the number of samples.
+    dtype : str
+        bf16: matrix products are in bf16. The columns are computed from fp32 logits in both cases.
+    progress : callable, optional
+        Called with the number of samples scored so far.
+    device : str, optional
+        Device for the model's inputs (default: device of its first parameter).
+    """
+    import torch
+
+    target_device = torch.device(device or next(model.parameters()).device)
+    lengths, limit, n_scored = corpus.lengths(ids), _tokens_at_once(model, max_tokens), 0
+    for part in in_parts(lengths, part_tokens):
+        batches = []
+        for places in _by_length(lengths[part], limit):
+            members = ids[part][places]
+            with torch.inference_mode(), torch.autocast(target_device.type, torch.bfloat16, enabled=dtype == "bf16"):
+                batches.append(_score_batch(model, corpus, members, target_device))
+            n_scored += len(places)
+            if progress:
+                progress(n_scored)
+        yield Tokens.joined(batches).at(ids[part])
+
+
+def in_parts(lengths: NDArray[np.int64], part_tokens: int) -> list[slice]:
+    """Split samples into consecutive parts of at most `part_tokens` tokens, or of one sample."""
+    parts, start, total = list[slice](), 0, 0
+    for place, length in enumerate(lengths.tolist()):
+        if place > start and total + length > part_tokens:
+            parts.append(slice(start, place))
+            start, total = place, 0
+        total += length
+    return [*parts, slice(start, len(lengths))] if len(lengths) else parts
+
+
+def _tokens_at_once(model: nn.Module, max_tokens: int) -> int:
+    """Padded tokens per forward pass; for a family that computes all logits at once, as many as may be in fp32."""
+    from wellread.models.families import FAMILIES
+
+    config: Any = model.config
+    vocabulary: int = config.get_text_config().vocab_size
+    family = FAMILIES.get(config.model_type)
+    if family is not None and family.plain_head:
+        return max_tokens
+    device = "cpu" if next(model.parameters()).device.type == "cpu" else "cuda"
+    return min(max_tokens, LOGITS_AT_ONCE[device] // vocabulary)
+
+
+def _score_batch(model: nn.Module, corpus: Samples, ids: NDArray[np.int64], device: torch.device) -> Tokens:
+    from wellread.corpus.batch import collate
+    from wellread.models.loss import target_logits
+
+    batch = collate(corpus, ids).to(device)
+    parts = [token_columns(*part) for part in target_logits(model, *batch.inputs)]
+    bounds = np.concatenate([[0], np.cumsum(batch.targets[:, 1:].sum(1).cpu().numpy())]).astype(np.int64)
+    columns = {name: np.concatenate([np.zeros(0, kind), *(part[name].cpu().numpy() for part in parts)])
+               for name, kind in COLUMNS.items()}  # fmt: skip
+    return Tokens(sample_id=ids, bounds=bounds, **columns)
+
+
+def token_columns(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The columns of `wellread.tokens.Tokens` for one slice of tokens.
+
+    The mean is taken of the differences from the highest log-probability, so that it is exact, and the deviation 0,
+    where all probabilities are equal.
+
+    Parameters
+    ----------
+    logits : (tokens, vocabulary), floating point
+    labels : (tokens,) int64
+
+    Returns
+    -------
+    dict
+        Name -> (tokens,); float32, for float64 logits float64, and `rank` int32.
+    """
+    import torch
+
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    of_label = logits.gather(1, labels[:, None])
+    lower_ids = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
+    rank = ((logits > of_label) | ((logits == of_label) & lower_ids)).sum(1, dtype=torch.int32)
+    logp = logits.log_softmax(1)
+    p, highest = logp.exp(), logp.max(1, keepdim=True).values
+    mu = highest + (p * (logp - highest)).sum(1, keepdim=True)
+    variance = (p * (logp - mu).square_()).sum(1)
+    top40 = p.topk(min(40, p.shape[1]), dim=1, sorted=False).values.sum(1).clamp(max=1).log()
+    return {
+        "logp": logp.gather(1, labels[:, None])[:, 0],
+        "rank": rank,
+        "mu": mu[:, 0],
+        "sigma": variance.sqrt_(),
+        "top40": top40,
+    }
 
 
 def _by_length(lengths: NDArray[np.int64], max_tokens: int) -> list[NDArray[np.int64]]:

@@ -15,7 +15,7 @@ from wellread.plots.style import BLUE, GREY, ORANGE, Floats
 if TYPE_CHECKING:
     from wellread.results import Result
 
-COLORS = {"read": BLUE, "not yet read": ORANGE, "shuffled": GREY}
+COLORS = {"read": BLUE, "unread": ORANGE, "shuffled": GREY}
 """Color of each group that is compared with the sealed holdout."""
 
 

@@ -2,26 +2,26 @@
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
-from support.small_evaluations import evaluate, make_run
+from support.small_evaluations import evaluate, make_run, tokens_with
 
 from eval import kept, separation
 from eval.groups import Groups
-from eval.membership import evaluation as membership
-from eval.membership.evaluation import Membership, Side
+from eval.membership.compare import Side, mean_loss
+from eval.membership.evaluation import Membership
 from eval.progress import Reporter
 from eval.separation import auc, cluster_bootstrap, permuted_auc, roc, tpr_at_fpr
 from wellread.corpus.read import Corpus
 from wellread.errors import UserError
 from wellread.files import sha256_file, with_checksum, write_json
 from wellread.results import Result, read
-from wellread.scores import Scores
+from wellread.tokens import Tokens
 
 ONE_EACH = np.arange(10_000)
 
@@ -133,8 +133,8 @@ def test_copies_of_documents_do_not_shrink_the_error() -> None:
 
 
 def test_memory_of_the_bootstrap_is_bounded() -> None:
-    assert list(separation._chunks(1000, 4000)) == [500, 500]
-    assert list(separation._chunks(3, 10_000_000)) == [1, 1, 1]
+    assert list(separation.chunks(1000, 4000)) == [500, 500]
+    assert list(separation.chunks(3, 10_000_000)) == [1, 1, 1]
 
 
 def test_shuffled_labels_give_an_auc_of_one_half() -> None:
@@ -158,10 +158,10 @@ def test_labels_are_shuffled_by_document() -> None:
 
 
 def test_error_of_a_mean_of_documents() -> None:
-    row = membership._mean_loss(Side(np.array([-1.0, -2.0, -3.0, -4.0]), np.array([7, 7, 8, 8])))
+    row = mean_loss(Side(np.array([-1.0, -2.0, -3.0, -4.0]), np.array([7, 7, 8, 8])))
     assert row["value"] == 2.5
     assert row["stderr"] == pytest.approx(1.0)  # two clusters with means 1.5 and 3.5: sqrt(2) / sqrt(2)
-    one_document = membership._mean_loss(Side(np.array([-1.0, -2.0]), np.array([7, 7])))
+    one_document = mean_loss(Side(np.array([-1.0, -2.0]), np.array([7, 7])))
     assert one_document == {"value": 1.5}
 
 
@@ -177,11 +177,11 @@ def test_groups_come_from_the_record(tmp_path: Path) -> None:
     groups = Groups.of(make_run(tmp_path / "run"), 2000, 0)
     assert {name: ids.tolist() for name, ids in groups.at(2).items()} == {
         "read": [0, 1, 2, 3],
-        "not yet read": [4, 5, 6, 7],
+        "unread": [4, 5, 6, 7],
         "sealed": [8, 9, 10, 11],
     }
     assert groups.at(0)["read"].size == 0
-    assert groups.at(4)["not yet read"].size == 0
+    assert groups.at(4)["unread"].size == 0
     assert groups.all(2).tolist() == list(range(12))
 
 
@@ -192,8 +192,8 @@ def test_samples_that_are_never_read_are_in_no_group(tmp_path: Path) -> None:
 
 def test_a_copy_of_a_read_document_is_not_a_control(tmp_path: Path) -> None:
     groups = Groups.of(make_run(tmp_path / "run", copies=True), 2000, 0)
-    assert groups.at(0)["not yet read"].tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
-    assert groups.at(2)["not yet read"].tolist() == [4, 5, 6]  # 7 is a copy of 0
+    assert groups.at(0)["unread"].tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert groups.at(2)["unread"].tolist() == [4, 5, 6]  # 7 is a copy of 0
 
 
 def test_a_cap_draws_the_same_samples_at_every_checkpoint(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_a_cap_draws_the_same_samples_at_every_checkpoint(tmp_path: Path) -> Non
         assert at[0]["sealed"] == at[2]["sealed"] == at[4]["sealed"]
         assert all(len(ids) == 2 for ids in at[2].values())
         assert {i for i in at[4]["read"] if i < 4} <= at[2]["read"]  # changes only by samples that were read since
-        assert {i for i in at[0]["not yet read"] if i >= 4} <= at[2]["not yet read"]
+        assert {i for i in at[0]["unread"] if i >= 4} <= at[2]["unread"]
         draws.add(frozenset(at[2]["sealed"]))
     assert len(draws) > 1
 
@@ -215,10 +215,10 @@ def test_results_of_an_evaluation(tmp_path: Path, scored: list[Any], capsys: pyt
     assert [step for step, _ in scored] == [0, 2, 4]
     assert value(results, 2, "read").value == 1.0
     assert value(results, 2, "read").tokens == 16
-    assert value(results, 2, "not yet read").value == 1.0  # by construction: -4 ... -7 against -8 ... -11
+    assert value(results, 2, "unread").value == 1.0  # by construction: -4 ... -7 against -8 ... -11
     assert value(results, 2, "read", "n_sealed").value == 4
     assert value(results, 2, "sealed", "mean_loss").value == 9.5
-    assert value(results, 2, "not yet read", "mean_loss").value == 5.5
+    assert value(results, 2, "unread", "mean_loss").value == 5.5
     assert value(results, 0, "shuffled").n == 8
     for step in (0, 2, 4):
         control = value(results, step, "shuffled")
@@ -227,15 +227,17 @@ def test_results_of_an_evaluation(tmp_path: Path, scored: list[Any], capsys: pyt
         assert control.ci_low < 0.5 < control.ci_high
     assert read(run.eval / "membership.parquet") == results
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "no TPR at 10% FPR: it needs 100 sealed samples, but only 4 are scored"
-    assert lines[2].startswith("step 0: scored; AUC against sealed: not yet read ")
-    assert lines[3].startswith("step 2: scored; AUC against sealed: read 1.000, not yet read 1.000, shuffled 0.")
+    assert lines[0] == (
+        "no TPR at 10%, 1%, 0.1% FPR: it needs 100, 1,000, 10,000 sealed samples, but only 4 are scored"
+    )
+    assert lines[1].startswith("step 0: scored; AUC against sealed: unread ")
+    assert lines[2].startswith("step 2: scored; AUC against sealed: read 1.000, unread 1.000, shuffled 0.")
     assert not any(r.group == "read" for r in results if r.step == 0)
     heads, rows = Membership.overview(results)
-    assert heads[:2] == ["step", "AUC read"]
-    assert [row[0] for row in rows] == [0, 2, 4]
-    assert rows[0][1] is None
-    assert rows[1][1] == "1.000 [1.000, 1.000]"
+    assert heads[:3] == ["step", "score", "AUC read"]
+    assert [row[:2] for row in rows] == [[0, "loss"], [2, "loss"], [4, "loss"]]
+    assert rows[0][2] is None
+    assert rows[1][2] == "1.000 [1.000, 1.000]"
     assert rows[1][-2:] == [value(results, 2, "read", "mean_loss").value, 9.5]
 
 
@@ -272,15 +274,17 @@ def test_scores_of_other_weights_are_computed_again(tmp_path: Path, scored: list
     assert scored == [(2, list(range(12)))]
 
 
-def test_a_diverged_checkpoint_is_not_compared(
+def test_samples_without_a_score_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run_model(checkpoint: Any, corpus: Any, ids: Any, device: Any, progress: Any) -> Scores:
-        return Scores(sample_id=ids, n_targets=np.ones_like(ids), log_likelihood=np.where(ids > 9, np.nan, -1.0))
+    def run_model(checkpoint: Any, corpus: Any, ids: Any, how: Any, progress: Any) -> Iterator[Tokens]:
+        yield tokens_with(ids, np.where(ids > 9, np.nan, -1.0))
 
     monkeypatch.setattr(kept, "_run_model", run_model)
-    assert evaluate(make_run(tmp_path / "run"), steps=[4], bootstrap=100) == []
-    assert "step 4: 2 of 12 scores are not finite; the comparison is skipped" in capsys.readouterr().err
+    results = evaluate(make_run(tmp_path / "run"), steps=[4], bootstrap=100)
+    assert value(results, 4, "sealed", "n_undefined").value == 2
+    assert value(results, 4, "read").value == 0.5
+    assert "step 4: loss is not defined for 2 of 12 samples" in capsys.readouterr().err
 
 
 def test_a_run_without_sealed_samples_has_losses_and_no_comparison(

@@ -1,0 +1,98 @@
+"""Computes what scores need for samples of a checkpoint, each once, and keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from eval.kept import How, by_part, fill, run_directory, tokens_of
+from eval.membership.scores import Column, Inputs, needs
+from eval.membership.texts import LowerCase, zlib_bytes
+from eval.separation import Floats, Ints
+from eval.token_store import TokenFile
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from eval.progress import Reporter
+    from wellread.checkpoint import Checkpoint
+    from wellread.corpus.read import Corpus
+    from wellread.corpus.segments import Segments
+    from wellread.corpus.tokenizer import Tokenizer
+    from wellread.run import RunDirectory
+    from wellread.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Source:
+    """Samples of a run, and what their scores are computed from."""
+
+    run: RunDirectory
+    samples: Corpus | Segments
+    scores: Sequence[Column]
+    how: How
+    reference: Checkpoint | Path | None = None
+    """Checkpoint of the run or directory of a model."""
+
+    @property
+    def passes(self) -> int:
+        """How often each sample is scored."""
+        return 1 + sum(need in ("lowercase", "reference") for need in needs(self.scores))
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the corpus."""
+        from wellread.corpus.segments import Segments
+        from wellread.corpus.tokenizer import Tokenizer
+
+        corpus = self.samples.corpus if isinstance(self.samples, Segments) else self.samples
+        return Tokenizer.load(corpus.tokenizer)
+
+    @cached_property
+    def _lowercase(self) -> LowerCase:
+        return LowerCase(self.samples, self.samples.longest, tokenizer=self.tokenizer)
+
+    def files(self, checkpoint: Checkpoint, ids: Ints, reporter: Reporter) -> dict[str, TokenFile]:
+        """Field of `Inputs` -> file with its token columns; what is missing is computed."""
+        files = {"tokens": tokens_of(self.run, checkpoint, self.samples, ids, reporter, self.how)}
+        required = needs(self.scores)
+        if "lowercase" in required:
+            how = replace(self.how, variant="lowercase")
+            files["lowercase"] = tokens_of(self.run, checkpoint, self._lowercase, ids, reporter, how)
+        if "reference" in required:
+            files["reference"] = self._reference_file(ids, reporter)
+        return files
+
+    def _reference_file(self, ids: Ints, reporter: Reporter) -> TokenFile:
+        from wellread.checkpoint import Checkpoint
+        from wellread.models.directories import fingerprint_directory
+
+        if isinstance(self.reference, Checkpoint):
+            return tokens_of(self.run, self.reference, self.samples, ids, reporter, self.how)
+        assert self.reference
+        directory, key = self.reference, fingerprint_directory(self.reference).rpartition(":")[2]
+        words = [f"reference-{key[:12]}", *([self.how.dtype] if self.how.dtype != "fp32" else [])]
+        path = self.run.eval / "tokens" / f"{'.'.join(words)}.parquet"
+        file = TokenFile(path, {"model": key, "dtype": self.how.dtype})
+
+        def compute(missing: Ints, progress: Callable[[int], None]) -> Iterator[Tokens]:
+            return run_directory(directory, self.samples, missing, self.how, progress)
+
+        return fill(file, ids, reporter, compute)
+
+    def values(self, files: dict[str, TokenFile], ids: Ints) -> dict[str, Floats]:
+        """Name of each score -> its values, float64[n]; NaN where it is not defined."""
+        others = {name: file for name, file in files.items() if name != "tokens"}
+        parts: dict[str, list[Floats]] = {column.name: [] for column in self.scores}
+        for tokens in by_part(files["tokens"], self.samples, ids):
+            more: dict[str, Any] = {name: file.read(tokens.sample_id) for name, file in others.items()}
+            if "zlib" in needs(self.scores):
+                more["zlib"] = zlib_bytes(self.samples, tokens.sample_id, self.tokenizer)
+            inputs = Inputs(tokens=tokens, **more)
+            for column in self.scores:
+                parts[column.name].append(column.score.values(inputs, column.k))
+        return {name: np.concatenate([np.zeros(0), *values]) for name, values in parts.items()}

@@ -1,0 +1,184 @@
+"""Table of membership scores: each is a function of token columns. A higher score means "more likely a member".
+
+To add one, write its function and list it in `SCORES`; what it `needs` is a field of `Inputs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from eval.separation import Floats, Ints
+from wellread.errors import UserError
+
+if TYPE_CHECKING:
+    from wellread.tokens import Tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What scores are computed from: the same samples, in the same order."""
+
+    tokens: Tokens
+    zlib: Ints | None = None
+    """(samples,), bytes of the scored text, UTF-8, compressed by zlib."""
+    lowercase: Tokens | None = None
+    """The samples in lower case."""
+    reference: Tokens | None = None
+    """The samples under the reference model."""
+    recall: Tokens | None = None
+    """The samples after a prefix of sealed text."""
+    gradnorm: Floats | None = None
+    """(samples,), 2-norm of the gradient of the mean loss."""
+
+
+Values = Callable[[Inputs, float], Floats]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score: its values for samples, (samples,), NaN where it is not defined."""
+
+    values: Values
+    """Function of the inputs and of k."""
+    needs: str = ""
+    """Field of `Inputs` that it needs in addition to the token columns."""
+    takes_k: bool = False
+    """Whether it is computed for each k of `--k`."""
+
+
+def loss(inputs: Inputs, k: float = 1) -> Floats:
+    """Mean log-probability (Yeom et al. 2018)."""
+    return inputs.tokens.means(inputs.tokens.logp)
+
+
+def zlib(inputs: Inputs, k: float = 1) -> Floats:
+    """Mean log-probability per compressed byte (Carlini et al. 2021)."""
+    assert inputs.zlib is not None
+    return np.asarray(loss(inputs) / inputs.zlib)
+
+
+def lowercase(inputs: Inputs, k: float = 1) -> Floats:
+    """Loss of the text in lower case, divided by that of the text (Carlini et al. 2021)."""
+    assert inputs.lowercase
+    lower = inputs.lowercase.means(inputs.lowercase.logp)
+    return _ratio(lower, loss(inputs))
+
+
+def min_k(inputs: Inputs, k: float) -> Floats:
+    """Mean of the lowest log-probabilities (Shi et al. 2024)."""
+    return mean_of_lowest(inputs.tokens, inputs.tokens.logp, k)
+
+
+def min_k_plus_plus(inputs: Inputs, k: float) -> Floats:
+    """Mean of the lowest log-probabilities, standardized by mean and deviation under p (Zhang et al. 2025)."""
+    tokens = inputs.tokens
+    distance = tokens.logp.astype(np.float64) - tokens.mu
+    with np.errstate(divide="ignore"):  # no deviation and another value: minus infinity
+        standardized: Floats = np.divide(distance, tokens.sigma, out=np.zeros_like(distance), where=distance != 0)
+    return mean_of_lowest(tokens, standardized, k)
+
+
+def reference(inputs: Inputs, k: float = 1) -> Floats:
+    """Mean log-probability minus that under the reference model (Carlini et al. 2021)."""
+    assert inputs.reference
+    return np.asarray(loss(inputs) - inputs.reference.means(inputs.reference.logp))
+
+
+def ez(inputs: Inputs, k: float = 1) -> Floats:
+    """Log-probability gained where the model errs, divided by that lost (Ilić et al. 2026).
+
+    Over the tokens that are not the most likely ones. Infinite where nothing was lost; NaN without such a token.
+    """
+    assert inputs.reference
+    tokens, errs = inputs.tokens, inputs.tokens.rank != 0
+    shift = np.where(errs, tokens.logp.astype(np.float64) - inputs.reference.logp, 0.0)
+    gained, lost = tokens.sums(np.maximum(shift, 0)), -tokens.sums(np.minimum(shift, 0))
+    ratio = np.divide(gained, lost, out=np.full(lost.size, np.inf), where=lost != 0)
+    ratio[np.isnan(gained) | np.isnan(lost) | (tokens.sums(errs) == 0)] = np.nan
+    return ratio
+
+
+def recall(inputs: Inputs, k: float = 1) -> Floats:
+    """Loss after a prefix of sealed text, divided by the loss without it (Xie et al. 2024)."""
+    assert inputs.recall
+    return _ratio(inputs.recall.means(inputs.recall.logp), loss(inputs))
+
+
+def gradnorm(inputs: Inputs, k: float = 1) -> Floats:
+    """Minus the 2-norm of the gradient of the loss over all parameters (Wang et al. 2024)."""
+    assert inputs.gradnorm is not None
+    return -inputs.gradnorm
+
+
+def mean_of_lowest(tokens: Tokens, values: Floats, k: float) -> Floats:
+    """Mean of the lowest max(1, int(k m)) of the m values of each sample; (samples,), NaN where m is 0.
+
+    Parameters
+    ----------
+    values : (tokens,)
+    """
+    sizes = tokens.n_targets
+    counts = np.minimum(np.maximum(1, (k * sizes + 1e-9).astype(np.int64)), sizes)  # 0.3 * 10 is below 3
+    owner = np.repeat(np.arange(sizes.size), sizes)
+    place = np.arange(owner.size) - tokens.bounds[:-1][owner]
+    ordered = values[np.lexsort((values, owner))].astype(np.float64)
+    totals = tokens.sums(np.where(place < counts[owner], ordered, 0.0))
+    diverged = np.isnan(tokens.sums(values))  # NaN sorts last
+    return np.asarray(np.where((counts > 0) & ~diverged, totals / np.maximum(1, counts), np.nan))
+
+
+def _ratio(above: Floats, below: Floats) -> Floats:
+    """Quotient; NaN where the divisor is 0: a text that the model predicts with certainty."""
+    return np.asarray(np.divide(above, below, out=np.full(below.size, np.nan), where=below != 0))
+
+
+SCORES: dict[str, Score] = {
+    "loss": Score(loss),
+    "zlib": Score(zlib, needs="zlib"),
+    "lowercase": Score(lowercase, needs="lowercase"),
+    "min_k": Score(min_k, takes_k=True),
+    "min_k++": Score(min_k_plus_plus, takes_k=True),
+    "reference": Score(reference, needs="reference"),
+    "ez": Score(ez, needs="reference"),
+    "recall": Score(recall, needs="recall"),
+    "gradnorm": Score(gradnorm, needs="gradnorm"),
+}
+ON_REQUEST = ("recall", "gradnorm")
+"""Scores that run the model once more for each sample, with a prefix or backward."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A score with its k, as in the name of a task: `min_k_0.2`."""
+
+    name: str
+    score: Score
+    k: float = 1
+
+
+def columns(names: Sequence[str], ks: Sequence[float]) -> list[Column]:
+    """The scores with these names, those with a k for each k.
+
+    Raises
+    ------
+    UserError
+        When a name is not in the table.
+    """
+    for name in names:
+        if name not in SCORES:
+            raise UserError(f"--scores {name}: not a score; choose from {', '.join(SCORES)}")
+    chosen_scores = [(name, SCORES[name]) for name in dict.fromkeys(names)]
+    return [
+        Column(f"{name}_{k:g}" if score.takes_k else name, score, k)
+        for name, score in chosen_scores
+        for k in (ks if score.takes_k else [1.0])
+    ]
+
+
+def needs(scores: Sequence[Column]) -> list[str]:
+    """Fields of `Inputs` that these scores need, in their order."""
+    return [field.name for field in fields(Inputs) if field.name in {column.score.needs for column in scores}]
