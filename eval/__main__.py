@@ -14,6 +14,8 @@ Ask what the checkpoints of a run know, and what they have read.
 commands:
   read RUN          what a checkpoint has read; which batch read a sample, a source row or a text; tables, SQL
 {evaluations}
+  index RUN         index the tokens of its corpus, so that texts are searched and traced without a scan
+  trace RUN TEXT    the longest spans of a text that a checkpoint has read, and when it read them
   verify RUN        recompute the record's hash chain; compare it with corpus, order and all checkpoints
   report RUN        write RUN/report/index.html from all results
 
@@ -34,7 +36,7 @@ def main(argv: list[str]) -> int:
         return _parts(arguments)
     if command in EVALUATIONS:
         return _evaluate(command, arguments)
-    commands = {"read": _read, "verify": _verify, "report": _report}
+    commands = {"read": _read, "verify": _verify, "index": _index, "trace": _trace, "report": _report}
     if command not in commands:
         raise UserError(f"eval {command}: unknown command; use {', '.join([*commands, *EVALUATIONS])}")
     return commands[command](arguments)
@@ -71,6 +73,18 @@ def _verify(argv: list[str]) -> int:
     from wellread.commands.verify import main as verify
 
     return verify(argv)
+
+
+def _index(argv: list[str]) -> int:
+    from eval.trace.index import main as index
+
+    return index(argv)
+
+
+def _trace(argv: list[str]) -> int:
+    from eval.trace.command import main as trace
+
+    return trace(argv)
 
 
 def _report(argv: list[str]) -> int:

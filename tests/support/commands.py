@@ -24,6 +24,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "prepare pretrain": ("pretrain.__main__", "prepare"),
     "read": ("eval.__main__", "read"),
     "verify": ("eval.__main__", "verify"),
+    "index": ("eval.__main__", "index"),
+    "trace": ("eval.__main__", "trace"),
     "membership": ("eval.__main__", "membership"),
     "report": ("eval.__main__", "report"),
     "sample pretrain": ("pretrain.__main__", "sample"),

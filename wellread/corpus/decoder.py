@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,22 @@ class Decoder:
         for old, replacement in CLEANED if self.cleans else ():
             text = text.replace(old, replacement)
         return text
+
+    @cached_property
+    def _encoder(self) -> Any:
+        """A copy of the tokenizer that encodes special tokens in a text as plain text, without truncation."""
+        from tokenizers import Tokenizer
+
+        copy = Tokenizer.from_str(self.backend.to_str())
+        copy.encode_special_tokens = True
+        copy.no_truncation()
+        copy.no_padding()
+        return copy
+
+    def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of `text`, without special tokens, and the characters of each: start and end in `text`."""
+        encoding = self._encoder.encode(text, add_special_tokens=False)
+        return list(encoding.ids), [(int(start), int(end)) for start, end in encoding.offsets]
 
 
 def _by_transformers(directory: Path, reason: str) -> Any:

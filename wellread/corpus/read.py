@@ -162,6 +162,11 @@ class Corpus:
         n_bytes = (self.path / "tokens.bin").stat().st_size
         return self._bounds("offsets.npy", self.n, n_bytes // np.dtype(self.meta["dtype"]).itemsize)
 
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """int64[n+1]: sample i is offsets[i] … offsets[i+1]-1 of the corpus's tokens."""
+        return np.asarray(self._offsets)
+
     @cached_property
     def _spans(self) -> Any:
         spans = load_array(self.path / "targets.npy", COMPILE_AGAIN)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wellread.corpus import tokenizer
+from wellread.corpus import suffixes, tokenizer
 from wellread.corpus.digest import corpus_key
 from wellread.corpus.read import META, METRICS, Corpus
 from wellread.corpus.segments import FILE as SEGMENTS
@@ -22,6 +22,7 @@ from wellread.record.verify_tables import SAMPLES
 OTHERS = {"version": int, "checksum": str}
 """Keys of corpus.json that reading samples does not need."""
 FILES = ("tokens.bin", "offsets.npy", "targets.npy", "target_offsets.npy", SAMPLES)
+INDEX = ("tokens.sa", "tokens.sa.json")
 PACKED_FILES = ("segments.npy", "segment_offsets.npy", SEGMENTS)
 
 
@@ -62,11 +63,15 @@ def _check_description(findings: Findings, corpus: Corpus) -> None:
     if meta["dtype"] != "<u4" or expected == "<u4":  # the vocabulary of the model may be larger than the tokenizer's
         findings.expect(place, "dtype", meta["dtype"], expected)
     names = {path.name for path in corpus.path.iterdir() if not path.name.startswith(".")}
-    foreign = sorted(names - files - {"corpus.json", "tokenizer"})
+    foreign = sorted(names - files - {"corpus.json", "tokenizer", *INDEX})
     foreign += sorted(
         f"tokenizer/{path.name}" for path in corpus.tokenizer.iterdir() if path.name not in tokenizer.FILES
     )
     findings.add(*(f"{corpus.path / name}: not listed in corpus.json; remove it" for name in foreign))
+    if names & {*INDEX} and (
+        reason := suffixes.problem(corpus.path / "tokens.bin", np.dtype(meta["dtype"]), again=True)
+    ):
+        findings.add(f"{corpus.path / INDEX[0]}: {reason}; remove it and {INDEX[1]}, or run wellread index")
     actual = tokenizer.fingerprint(corpus.tokenizer)
     findings.expect(place, "tokenizer.sha256", meta["tokenizer"].get("sha256"), actual, "the files in tokenizer/")
     with findings.reading(corpus.tokenizer):

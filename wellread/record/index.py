@@ -1,0 +1,166 @@
+"""The index of a corpus or a Megatron data set, and the places of token windows inside its samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wellread.corpus import suffixes
+from wellread.corpus.read import Corpus
+from wellread.corpus.suffixes import Index
+from wellread.data.sources.megatron import Megatron
+from wellread.errors import UserError
+from wellread.units import plural
+
+TOKENS_AT_ONCE = 1 << 21
+"""Tokens of one block of a scan; keeps buffers below 100 MiB."""
+BASE = 0x9E3779B97F4A7C15
+"""Base of the hashes of a scan, odd; matches are compared token by token after."""
+UNSIGNED = {"<i2": "<u2", "<i4": "<u4"}
+"""Signed types of tokens of Megatron -> the unsigned type of the same bytes; token ids are not negative."""
+
+Ints = NDArray[np.int64]
+Lookup = Callable[[NDArray[Any]], tuple[Ints, Ints]]
+"""Windows, (k, size) -> for each match the number of its window and the place of its first token in all tokens."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bounds:
+    """Sequences that are read in isolation: samples, segments of a packed corpus, or sequences of Megatron."""
+
+    starts: Ints
+    """First token of each in all tokens, ascending."""
+    ends: Ints
+    """End of each; between two sequences there may be other tokens."""
+
+    @classmethod
+    def of(cls, reader: Corpus | Megatron) -> Bounds:
+        """Bounds of the samples of a reader; of the segments if it is packed."""
+        if isinstance(reader, Corpus):
+            bounds = np.asarray(reader.segments if reader.packed else reader.offsets)
+            return cls(bounds[:-1], bounds[1:])
+        starts = np.asarray(reader.pointers) // reader.dtype.itemsize
+        order = np.lexsort((reader.sizes, starts))  # empty sequences before the one that begins at the same place
+        return cls(starts[order], starts[order] + np.asarray(reader.sizes, dtype=np.int64)[order])
+
+    def units(self, places: Ints, size: int) -> Ints:
+        """Number of the sequence that contains the window of `size` tokens at each place; -1 if it crosses a bound."""
+        units = np.searchsorted(self.starts, places, "right") - 1
+        inside = (units >= 0) & (places + size <= self.ends[np.maximum(units, 0)])
+        return np.where(inside, units, -1)
+
+
+def token_files(reader: Corpus | Megatron) -> tuple[tuple[Path, ...], np.dtype[Any]]:
+    """Files of the tokens of a reader, and the type of the tokens.
+
+    Raises
+    ------
+    UserError
+        For Megatron files with tokens of other types than uint16 and uint32, or with a token in two parts.
+    """
+    if isinstance(reader, Corpus):
+        return (reader.path / "tokens.bin",), np.dtype(reader.meta["dtype"])
+    dtype = np.dtype(UNSIGNED.get(reader.dtype.str, reader.dtype.str))
+    for shard in reader.shards:
+        if excess := shard.stat().st_size % dtype.itemsize:
+            raise UserError(
+                f"{shard}: ends {plural(excess, 'byte')} after a token, so it cannot be indexed; join the parts first"
+            )
+    return reader.shards, dtype
+
+
+def problems(reader: Corpus | Megatron, *, again: bool = False) -> dict[Path, str]:
+    """Files of tokens whose index cannot be used -> why, in a few words; `again` as in `suffixes.problem`."""
+    files, dtype = token_files(reader)
+    reasons = {file: suffixes.problem(file, dtype, again=again) for file in files}
+    return {file: reason for file, reason in reasons.items() if reason}
+
+
+def open_index(reader: Corpus | Megatron) -> Index | None:
+    """The index of a reader; None if a file of tokens has none that can be used: `problems` says why."""
+    if problems(reader):
+        return None
+    files, dtype = token_files(reader)
+    return Index(tuple(suffixes.open_suffixes(file, dtype) for file in files))
+
+
+def copies(reader: Corpus | Megatron, index: Index, window: NDArray[Any]) -> int:
+    """Number of places of a token window inside samples (segments if packed), sealed ones included."""
+    return int((Bounds.of(reader).units(index.places(window.tolist()), len(window)) >= 0).sum())
+
+
+def scanned(corpus: Corpus, stop: int) -> Lookup:
+    """Look up windows by a scan of the tokens before `stop`, all windows at once."""
+
+    def lookup(windows: NDArray[Any]) -> tuple[Ints, Ints]:
+        unique, first = np.unique(windows, axis=0, return_inverse=True)
+        numbers, places = _scan(corpus, stop, unique)
+        order = np.argsort(numbers, kind="stable")
+        numbers, places = numbers[order], places[order]
+        first = first.reshape(-1)
+        low, high = np.searchsorted(numbers, first, "left"), np.searchsorted(numbers, first, "right")
+        parts = [places[a:b] for a, b in zip(low.tolist(), high.tolist(), strict=True)]
+        return np.repeat(np.arange(len(first)), high - low), np.concatenate([np.empty(0, dtype=np.int64), *parts])
+
+    return lookup
+
+
+def _scan(corpus: Corpus, stop: int, windows: NDArray[Any]) -> tuple[Ints, Ints]:
+    """Matches of different windows, (k, size): number of the window and place, ascending by place."""
+    matches = [(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))]
+    if len(windows):
+        base, hashes = _hashes(windows)
+        order = np.argsort(hashes)
+        for low, tokens in _blocks(corpus, stop, windows.shape[1]):
+            starts = _candidates(tokens, windows)
+            rolled = _hash([tokens[starts + j] for j in range(windows.shape[1])], base, len(starts))
+            nearest = order[np.minimum(np.searchsorted(hashes[order], rolled), len(order) - 1)]
+            equal = hashes[nearest] == rolled
+            starts, nearest = starts[equal], nearest[equal]
+            for j in range(windows.shape[1]):  # equal hashes prove nothing
+                same = tokens[starts + j] == windows[nearest, j]
+                starts, nearest = starts[same], nearest[same]
+            matches.append((nearest, low + starts))
+    numbers, places = zip(*matches, strict=True)
+    return np.concatenate(numbers), np.concatenate(places)
+
+
+def _blocks(corpus: Corpus, stop: int, size: int) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Blocks of tokens before `stop` with the place of their first; each overlaps the next by `size` - 1 tokens."""
+    dtype = np.dtype(corpus.meta["dtype"])
+    for low in range(0, max(0, stop - size + 1), TOKENS_AT_ONCE):
+        length = min(stop - low, TOKENS_AT_ONCE + size - 1)
+        block = np.memmap(corpus.path / "tokens.bin", dtype, "r", offset=low * dtype.itemsize, shape=(length,))
+        yield low, np.asarray(block)
+
+
+def _candidates(tokens: NDArray[Any], windows: NDArray[Any]) -> Ints:
+    """Places from which on as many tokens as a window has occur in any of the windows."""
+    size, largest = windows.shape[1], max(int(tokens.max()), int(windows.max()))
+    in_windows = np.zeros(largest + 1, dtype=np.bool_)
+    in_windows[windows.reshape(-1)] = True
+    unknown = np.concatenate([[0], np.cumsum(~in_windows[tokens])])
+    return np.flatnonzero(unknown[size:] == unknown[:-size])
+
+
+def _hashes(windows: NDArray[Any]) -> tuple[int, NDArray[np.uint64]]:
+    """A base with which different windows have different hashes, and the hashes."""
+    base = BASE
+    while True:
+        hashes = _hash(list(windows.T), base, len(windows))
+        if len(np.unique(hashes)) == len(hashes):
+            return base, hashes
+        base += 2
+
+
+def _hash(columns: list[NDArray[Any]], base: int, n: int) -> NDArray[np.uint64]:
+    """Polynomials of tokens modulo 2^64, (n,)."""
+    hashes = np.zeros(n, dtype=np.uint64)
+    for column in columns:
+        hashes = hashes * np.uint64(base % 2**64) + column.astype(np.uint64) + np.uint64(1)
+    return hashes

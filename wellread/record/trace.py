@@ -1,0 +1,214 @@
+"""From a text back to the readings: the longest spans of it that a checkpoint has read, and when it read them.
+
+A span is a sequence of tokens. It occurs where a sample that was read, or one segment of a packed sample, contains the
+same tokens. A span is maximal if no longer span of the text contains it and occurs, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wellread.corpus.decoder import Decoder
+from wellread.corpus.read import Corpus
+from wellread.corpus.segments import Segments
+from wellread.corpus.suffixes import Index
+from wellread.record.index import Bounds, Lookup, scanned
+from wellread.record.opened import Run
+from wellread.record.samples import SamplesTable
+
+Ints = NDArray[np.int64]
+COLUMNS = ["sample_id", "batch_id", "slot", "loss"]
+
+
+@dataclass(frozen=True, eq=False)
+class Match:
+    """A maximal span of a text, in tokens."""
+
+    first: int
+    """Index of its first token in the text."""
+    stop: int
+    """Index after its last token."""
+    units: Ints
+    """The sample of each occurrence, or its segment if the corpus is packed; (occurrences,) ascending."""
+
+
+@dataclass(frozen=True, eq=False)
+class Span:
+    """A maximal span of a text, in characters."""
+
+    text: str
+    start: int
+    """First character in the text."""
+    end: int
+    """Character after the last."""
+    match: Match
+
+
+@dataclass(frozen=True, eq=False)
+class Readings:
+    """The readings before a step, sorted by sample and, for each sample, by time."""
+
+    sample_id: Ints
+    batch_id: Ints
+    slot: Ints
+    loss: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, run: Run, step: int) -> Readings:
+        """Read the readings before `step` from the record."""
+        table = run.record.table(COLUMNS, (0, step))
+        columns = [table.column(name).to_numpy() for name in COLUMNS]
+        order = np.lexsort((columns[2], columns[1], columns[0]))
+        sample_id, batch_id, slot = (column[order].astype(np.int64) for column in columns[:3])
+        return cls(sample_id, batch_id, slot, columns[3][order])
+
+    def rows(self, sample_id: int) -> range:
+        """Rows of one sample."""
+        return range(*np.searchsorted(self.sample_id, [sample_id, sample_id + 1]).tolist())
+
+
+@dataclass(frozen=True, eq=False)
+class Tracer:
+    """Traces texts to what a checkpoint has read."""
+
+    corpus: Corpus
+    decoder: Decoder
+    readings: Readings
+    lookup: Lookup
+
+    @classmethod
+    def of(cls, run: Run, step: int, index: Index | None) -> Tracer:
+        """Trace to what `run` has read before `step`; without an index the trainable tokens are scanned.
+
+        Raises
+        ------
+        UserError
+            When the record does not contain all batches before `step`, or a part of it is damaged.
+        """
+        corpus = run.corpus
+        lookup = scanned(corpus, int(corpus.offsets[corpus.n_trainable])) if index is None else index.matches
+        return cls(corpus, run.tokenizer, Readings.of(run, step), lookup)
+
+    @cached_property
+    def bounds(self) -> Bounds:
+        """The sequences that the model reads in isolation."""
+        return Bounds.of(self.corpus)
+
+    @cached_property
+    def _read(self) -> NDArray[np.bool_]:
+        """Whether each sample or segment was read."""
+        samples = np.zeros(self.corpus.n, dtype=np.bool_)
+        samples[self.readings.sample_id] = True
+        return samples[self.samples_of(np.arange(len(self.bounds.starts)))] if self.corpus.packed else samples
+
+    def samples_of(self, units: Ints) -> Ints:
+        """Ids of the samples that contain these segments; of a corpus without packing, the units themselves."""
+        return Segments(self.corpus).sample_of(units) if self.corpus.packed else units
+
+    def trace(self, text: str, least: int) -> tuple[list[Span], int]:
+        """Maximal spans of `text` of at least `least` tokens that were read, by their start; number of its tokens."""
+        ids, places = self.decoder.encode(text)
+        (matches,) = self.matches([np.array(ids, dtype=np.int64)], least)
+        spans = []
+        for match in matches:
+            start, end = places[match.first][0], places[match.stop - 1][1]
+            spans.append(Span(text[start:end], start, end, match))
+        return spans, len(ids)
+
+    def matches(self, texts: Sequence[NDArray[Any]], least: int) -> list[list[Match]]:
+        """The same for several texts of token ids, looked up at once."""
+        matches: list[list[Match]] = [[] for _ in texts]
+        long = [(number, ids) for number, ids in enumerate(texts) if len(ids) >= least]
+        if not long or not len(self.readings.sample_id):
+            return matches
+        windows = np.concatenate([np.lib.stride_tricks.sliding_window_view(ids, least) for _, ids in long])
+        owner = np.concatenate([np.full(len(ids) - least + 1, number) for number, ids in long])
+        position = np.concatenate([np.arange(len(ids) - least + 1) for _, ids in long])
+        numbers, places = self.lookup(windows)
+        units = self.bounds.units(places, least)
+        read = (units >= 0) & self._read[np.maximum(units, 0)]
+        numbers, places, units = numbers[read], places[read], units[read]
+        for text, first, stop, where in _maximal(*_runs(owner[numbers], units, position[numbers], places, least)):
+            matches[text].append(Match(first, stop, where))
+        return matches
+
+    def objects(self, spans: Sequence[Span]) -> list[dict[str, Any]]:
+        """One object per span: text, start, end, count, and each reading of a sample that contains it, by time."""
+        units = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *(span.match.units for span in spans)]))
+        origins = dict(zip(units.tolist(), self._origins(units), strict=True))
+        objects = []
+        for span in spans:
+            readings = [each for unit in np.unique(span.match.units).tolist() for each in self._of(unit, origins[unit])]
+            readings.sort(key=lambda each: (each["batch"], each["slot"]))
+            place = {"text": span.text, "start": span.start, "end": span.end}
+            objects.append({**place, "count": len(span.match.units), "readings": readings})
+        return objects
+
+    def _of(self, unit: int, origin: dict[str, Any]) -> list[dict[str, Any]]:
+        """The readings of a sample or segment."""
+        sample_id, of = int(self.samples_of(np.array([unit]))[0]), self.readings
+        return [
+            {
+                "sample_id": sample_id,
+                **origin,
+                "batch": int(of.batch_id[k]),
+                "step": int(of.batch_id[k]) + 1,
+                "slot": int(of.slot[k]),
+                "loss": float(of.loss[k]),
+                "loss_now": None,
+            }
+            for k in of.rows(sample_id)
+        ]
+
+    def _origins(self, units: Ints) -> list[dict[str, Any]]:
+        """Source and row of samples or segments; a list of rows where windows are cut from a stream of documents."""
+        file = self.corpus.path / ("segments.parquet" if self.corpus.packed else "samples.parquet")
+        windows = self.corpus.meta.get("packing") == "stream"
+        return [
+            {"source": row["source"], "row": row["rows"] if windows or len(row["rows"]) != 1 else row["rows"][0]}
+            for row in SamplesTable(file).rows(units)
+        ]
+
+
+def covered(matches: Sequence[Match], n_tokens: int) -> int:
+    """Number of tokens of a text that are in at least one match."""
+    inside = np.zeros(n_tokens, dtype=np.bool_)
+    for match in matches:
+        inside[match.first : match.stop] = True
+    return int(inside.sum())
+
+
+def _runs(text: Ints, units: Ints, position: Ints, places: Ints, size: int) -> tuple[Ints, Ints, Ints, Ints]:
+    """Join windows that match one after the other: text, unit, first token and end of each span that matches."""
+    order = np.lexsort((position, places - position, units, text))
+    text, units, position, shift = text[order], units[order], position[order], (places - position)[order]
+    begins = np.ones(len(text), dtype=np.bool_)
+    same = (text[1:] == text[:-1]) & (units[1:] == units[:-1]) & (shift[1:] == shift[:-1])
+    begins[1:] = ~(same & (position[1:] == position[:-1] + 1))
+    ends = np.ones(len(text), dtype=np.bool_)
+    ends[:-1] = begins[1:]
+    return text[begins], units[begins], position[begins], position[ends] + size
+
+
+def _maximal(text: Ints, units: Ints, first: Ints, stop: Ints) -> list[tuple[int, int, int, Ints]]:
+    """Spans that no other span of the same text contains, by text and first token, with the unit of each occurrence."""
+    order = np.lexsort((units, -stop, first, text))
+    text, units, first, stop = text[order], units[order], first[order], stop[order]
+    new = np.ones(len(text), dtype=np.bool_)
+    new[1:] = (text[1:] != text[:-1]) | (first[1:] != first[:-1]) | (stop[1:] != stop[:-1])
+    groups = np.flatnonzero(new).tolist()
+    spans: list[tuple[int, int, int, Ints]] = []
+    reach = (-1, -1)  # text, and the end of the last span of it
+    for low, high in pairwise([*groups, len(text)]):
+        place = (int(text[low]), int(stop[low]))
+        if place > reach:
+            spans.append((place[0], int(first[low]), place[1], units[low:high]))
+            reach = place
+    return spans
