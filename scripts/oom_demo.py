@@ -32,7 +32,7 @@ from wellread.units import GIB
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE, STEPS, SEQ_LEN = "120M", 4, 128
-LIMIT = 4.6
+LIMIT = 5.0
 """Limit of the control group, GiB: DDP on two ranks needs more, ZeRO needs less."""
 FLAGS = (
     f"--ranks_per_node 2 --batch_size 4 --micro_batch_size 2 --seq_len {SEQ_LEN} --steps {STEPS} --save_every {STEPS}"

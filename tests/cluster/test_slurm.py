@@ -340,12 +340,12 @@ def test_an_out_of_memory_run_falls_back_to_another_strategy(
     model, prolog, file = tmp_path / "model", tmp_path / "prolog.sh", tmp_path / "limited.yaml"
     make_model(model, SHAPES["120M"])
     make_long_rows(tmp_path / "rows.jsonl")
-    limit = int(2.5 * 2**30)
+    limit = int(2.6 * 2**30)
     groups = [memory_group(limit, f"-{name}") for name in ("n1", "n2")]
     group = str(groups[0]).removesuffix("n1")
     prolog.write_text(f"#!/bin/sh\necho $PPID > {group}$SLURMD_NODENAME/cgroup.procs\n")
     prolog.chmod(0o755)
-    file.write_text(f"kind: slurm\ntime: '20'\nmemory: 2.5\nsrun: [--task-prolog={prolog}]\n")
+    file.write_text(f"kind: slurm\ntime: '20'\nmemory: 2.6\nsrun: [--task-prolog={prolog}]\n")
     flags = "--nodes 2 --batch_size 4 --micro_batch_size 2 --seq_len 128 --steps 2 --save_every 2 --strategy ddp"
     command = [*flags.split(), "--model", model, "--data", tmp_path / "rows.jsonl", "--corpora", corpora]
     run = Launched(program, tmp_path / "run", command, file)

@@ -15,7 +15,7 @@ import torch
 from support.programs import missing
 
 from launch import attempts, ladder
-from scripts.oom_demo import may_limit_memory
+from scripts.oom_demo import LIMIT, may_limit_memory
 from wellread.config import RunConfig
 from wellread.errors import UserError
 from wellread.files import write_json
@@ -292,7 +292,7 @@ def test_fallbacks_after_real_kills(root: Path, tmp_path: Path) -> None:
     first, second = moved.manifest()["attempts"]
     assert "the OOM killer killed" in first["out_of_memory"]["shortage"]["evidence"]
     assert (first["exit_code"], second["exit_code"], second["strategy"]) == (137, 0, "zero1")
-    assert first["out_of_memory"]["shortage"]["limit"] == pytest.approx(4.6 * GIB, abs=4096)  # complete pages
+    assert first["out_of_memory"]["shortage"]["limit"] == pytest.approx(LIMIT * GIB, abs=4096)  # complete pages
     assert "host memory ran out under ddp" in (moved.log / "attempt-002-rank-0.log").read_text()
     assert any(b"ran out under ddp" in path.read_bytes() for path in moved.tb.iterdir())
     heads = [
