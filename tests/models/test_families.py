@@ -124,6 +124,7 @@ def test_fresh_weights_need_only_the_config(family: str, tmp_path: Path) -> None
 # --- frozen parts
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_frozen_weights_stay_bit_for_bit(tmp_path: Path) -> None:
     model = make_model(tmp_path / "model", hidden_size=34, num_attention_heads=1, intermediate_size=63)

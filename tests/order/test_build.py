@@ -371,6 +371,7 @@ def test_a_set_is_inserted_and_read_nowhere_else(corpora: Path, tmp_path: Path) 
 # --- real runs ---
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_curriculum_through_the_launcher(program: Program, corpora: Path, small_model: Path, tmp_path: Path) -> None:
     """Two ranks read the samples of the order; after a stop, one rank continues and the record is still exact."""

@@ -77,7 +77,7 @@ class Samples:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("kind", ["pythia", "llama2", "stories260K"])
+@pytest.mark.parametrize("kind", [pytest.param("pythia", marks=pytest.mark.long), "llama2", "stories260K"])
 def test_search_with_published_tokenizers(shared: Path, tmp_path: Path, kind: str) -> None:
     """GPT-NeoX's byte-level BPE, and SentencePiece with byte fallback, over texts of many scripts."""
     file = {

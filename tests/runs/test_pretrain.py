@@ -3,6 +3,8 @@
 import io
 import json
 import re
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +29,30 @@ from wellread.run import RunDirectory
 STORIES = "--size 32x2x4x2 --data stories:400 --vocab 512 --seq_len 48 --batch_size 8 --dtype fp32 --optim.lr 3e-3"
 
 
+RANKS = {"one": (1, "ddp"), "ddp": (2, "ddp"), "zero1": (2, "zero1")}
+
+
 @pytest.fixture(scope="module")
-def runs(program: Program, corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunDirectory]:
-    """The same pretraining on one rank and on two, with two strategies."""
-    folder, directories = tmp_path_factory.mktemp("pretrain"), {}
-    for name, ranks, strategy in (("one", 1, "ddp"), ("ddp", 2, "ddp"), ("zero1", 2, "zero1")):
+def run_of(program: Program, corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], RunDirectory]:
+    """The same pretraining on one rank and on two, with two strategies; each runs when it is first asked for."""
+    folder = tmp_path_factory.mktemp("pretrain")
+
+    @cache
+    def run(name: str) -> RunDirectory:
+        ranks, strategy = RANKS[name]
         flags = f"{STORIES} --steps 40 --ranks_per_node {ranks} --strategy {strategy} --out {folder / name}".split()
         program("launch", "run", "pretrain", *flags, "--corpora", corpora, "--generations", 1, check=True)
-        directories[name] = RunDirectory.open(folder / name)
-    return directories
+        return RunDirectory.open(folder / name)
+
+    return run
 
 
+@pytest.mark.long
 @pytest.mark.slow
-def test_any_ranks_and_strategies_read_the_same_batches(runs: dict[str, RunDirectory], program: Program) -> None:
+def test_any_ranks_and_strategies_read_the_same_batches(
+    run_of: Callable[[str], RunDirectory], program: Program
+) -> None:
+    runs = {name: run_of(name) for name in RANKS}
     records = {name: Record.open(run.record) for name, run in runs.items()}
     heads = {name: list_checkpoints(run.checkpoints)[-1].head for name, run in runs.items()}
     assert len(set(heads.values())) == 1
@@ -53,8 +66,8 @@ def test_any_ranks_and_strategies_read_the_same_batches(runs: dict[str, RunDirec
 
 
 @pytest.mark.slow
-def test_files_of_a_pretraining(runs: dict[str, RunDirectory]) -> None:
-    run = runs["one"]
+def test_files_of_a_pretraining(run_of: Callable[[str], RunDirectory]) -> None:
+    run = run_of("ddp")
     config, plan, corpus = run.config(), Plan.open(run.plan_file), Corpus.open(run.corpus)
     assert isinstance(config, PretrainConfig)
     assert (config.data.vocab, config.data.packing, config.optim.weight_decay, config.optim.min_lr) == (
@@ -80,8 +93,8 @@ def test_files_of_a_pretraining(runs: dict[str, RunDirectory]) -> None:
 
 
 @pytest.mark.slow
-def test_sampling_and_exporting(runs: dict[str, RunDirectory], program: Program, tmp_path: Path) -> None:
-    run = runs["ddp"].path
+def test_sampling_and_exporting(run_of: Callable[[str], RunDirectory], program: Program, tmp_path: Path) -> None:
+    run = run_of("ddp").path
     text = program("pretrain", "sample", run, "Once upon a time", "--temperature", 0, "--tokens", 20, check=True).stdout
     assert text.startswith("Once upon a time")
     assert text != program("pretrain", "sample", f"{run}@step-0", "Once", "--tokens", 20, check=True).stdout
@@ -95,9 +108,9 @@ def test_sampling_and_exporting(runs: dict[str, RunDirectory], program: Program,
 @pytest.mark.long
 @pytest.mark.slow
 def test_continued_training_uses_the_vocabulary_of_the_model(
-    runs: dict[str, RunDirectory], program: Program, corpora: Path, tmp_path: Path
+    run_of: Callable[[str], RunDirectory], program: Program, corpora: Path, tmp_path: Path
 ) -> None:
-    model = list_checkpoints(runs["one"].checkpoints)[-1].model
+    model = list_checkpoints(run_of("ddp").checkpoints)[-1].model
     text = tmp_path / "mine.txt"
     text.write_text("\n<|endoftext|>\n".join(f"The boy number {i} ran home." for i in range(80)))
     flags = f"--data {text} --seq_len 32 --steps 2 --batch_size 4 --dtype fp32 --out {tmp_path / 'run'}".split()

@@ -85,6 +85,7 @@ def test_it_trains_and_runs_the_story_on_a_cpu(program: Program, tmp_path: Path)
     assert not list(tmp_path.glob("wellread-gpu-check-*"))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_interruption_ends_the_ranks_and_prints_the_results_so_far(tmp_path: Path) -> None:
     report = tmp_path / "found.json"

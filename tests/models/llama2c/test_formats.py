@@ -270,6 +270,7 @@ def nats_per_token(directory: Path, texts: list[str]) -> float:
 
 
 @pytest.mark.shared
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_loss_of_stories260k(imported: Path, shared: Path, tmp_path: Path) -> None:
     text = (shared / "tinystories" / "train_head_2MiB.txt").read_text(errors="ignore")

@@ -194,13 +194,8 @@ def test_partial_and_nvme_offload_train_and_resume_bit_exactly(
 # --- activation checkpointing
 
 
-@pytest.mark.parametrize(
-    ("strategy", "dtype"),
-    [
-        ("zero2", "bf16"),
-        *(pytest.param(*case, marks=pytest.mark.long) for case in (("ddp", "bf16"), ("zero3", "fp32"))),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("strategy", "dtype"), [("zero2", "bf16"), ("ddp", "bf16"), ("zero3", "fp32")])
 def test_activation_checkpointing_only_changes_memory(start: Start, deep: Path, strategy: str, dtype: str) -> None:
     """12 layers of width 64, 9,216 tokens: activations need most memory. Recomputing gives equal results."""
     task = {"model": deep, "strategy": strategy, "dtype": dtype, "steps": 2, "micro": 18, "seq_len": 512}
