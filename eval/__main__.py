@@ -17,7 +17,7 @@ commands:
   index RUN         index the tokens of its corpus, so that texts are searched and traced without a scan
   trace RUN TEXT    the longest spans of a text that a checkpoint has read, and when it read them
   verify RUN        recompute the record's hash chain; compare it with corpus, order and all checkpoints
-  report RUN        write RUN/report/index.html from all results
+  report RUN …      write RUN/report/index.html from all results; several runs on one page; --serve
 
 examples:
   wellread membership runs/tiny-sample
@@ -88,14 +88,26 @@ def _trace(argv: list[str]) -> int:
 
 
 def _report(argv: list[str]) -> int:
-    parser = new_parser("wellread report", "Write the report of a run.", "example:\n  wellread report runs/mine")
-    parser.add_argument("run", help="Run directory.")
+    example = "example:\n  wellread report runs/mine\n  wellread report runs/mine runs/other --serve"
+    parser = new_parser("wellread report", "Write the report of a run, or of several on one page.", example)
+    parser.add_argument("run", nargs="+", help="Run directories.")
+    parser.add_argument("--serve", action="store_true", help="Serve the page on the loopback interface until Ctrl-C.")
+    parser.add_argument("--port", type=int, default=0, help="Port of --serve; 0: any free one.")
     options = parse(parser, argv)
+    if not 0 <= options.port < 2**16:
+        raise UserError(f"--port {options.port}: must be between 0 and 65535")
+    if options.port and not options.serve:
+        raise UserError("--port: only with --serve; add --serve")
 
     from eval.report.page import write
     from wellread.run import RunDirectory
 
-    print(f"report: {write(RunDirectory.open(options.run))}")
+    page = write(*map(RunDirectory.open, options.run))
+    print(f"report: {page}", flush=True)
+    if options.serve:
+        from eval.report.serve import serve
+
+        serve(page, options.port)
     return 0
 
 

@@ -70,6 +70,8 @@ class Section:
     """Jinja template of its text, below n and help, as HTML without `<section>` and heading."""
     values: Mapping[str, Any] = field(default_factory=dict)
     """Variables of the template."""
+    data: Any = None
+    """JSON for the page's script, which gets it by the variable `index` of the template."""
     pictures: Sequence[Picture] = ()
     tables: Sequence[Table] = ()
     columns: Sequence[Column] = ()
@@ -84,3 +86,12 @@ def with_interval(result: Result | None) -> str:
     if result.ci_low is None or result.ci_high is None:
         return f"{result.value:.3f}"
     return f"{result.value:.3f} [{result.ci_low:.3f}, {result.ci_high:.3f}]"
+
+
+def cell(value: object) -> str:
+    """A value of a table as text."""
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

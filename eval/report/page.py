@@ -1,192 +1,164 @@
-"""Report of a run, `report/index.html`, with what it read, its checkpoints and results of evaluations. Run with
+"""Report of one or several runs: what they read, their checkpoints, results of evaluations. Run with
 
-    wellread report runs/NAME
+    wellread report RUN [RUN2 …]
 
-The page is self-contained: images are embedded, there are no scripts, and all text from the run is escaped. Each
-evaluation of `eval/registry.py` adds its section.
+The page needs nothing but itself: the script that draws the figures is in it, and its Content-Security-Policy forbids
+every request. All text of a run is escaped in HTML, or JSON that only `textContent` shows. Each section is a function
+and a template: `eval/report/sections/` about the run, `Evaluation.section` about an evaluation.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from eval.registry import evaluations
-from eval.report.record_summary import RecordSummary
-from eval.section import Column, Picture, Section
+from eval.report.facts import Facts
+from eval.report.script import as_json, bundle, for_page, palette
+from eval.report.sections.registry import sections_of
+from eval.section import Picture, Section, cell
+from wellread.errors import UserError
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-    from wellread.checkpoint import Checkpoint
-    from wellread.corpus.read import Corpus
-    from wellread.record.reader import Record
     from wellread.run import RunDirectory
 
-LOSS_WINDOW = 10
-"""Number of batches before a checkpoint over which its training loss is averaged."""
+FOLDER = Path(__file__).parent
+MOST_RUNS = 7
+"""Runs on one page: their curves must be distinguishable."""
 
 
-def write(run: RunDirectory) -> Path:
-    """Write the report of a run and return its path.
+def write(run: RunDirectory, *others: RunDirectory) -> Path:
+    """Write the report of a run, or of several, below the directory of the first; return its path.
 
     Raises
     ------
     UserError
-        When the run has no record or no corpus, or a result table cannot be read.
+        When a run has no record or no corpus, a result table cannot be read, or there are too many runs.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     from wellread.files import write_atomic
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["cell"] = cell
-    sections = sections_of(run)
-    parts = [_part(environment, run, name, section) for name, section in sections.items()]
-    evaluated = [section for section in sections.values() if section]
-    page = environment.get_template("page.html.j2").render(_content(run, evaluated), parts=parts)
-    path = run.report / "index.html"
+    runs = [run, *others]
+    if len({each.path.resolve() for each in runs}) < len(runs):
+        raise UserError("report: a run is named twice; name each run once")
+    if len(runs) > MOST_RUNS:
+        raise UserError(f"report: {len(runs)} runs; at most {MOST_RUNS} fit on one page")
+    path = run.report / ("together.html" if others else "index.html")
+    page = Page(runs).html()
     run.refuse_links()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, page)
     return path
 
 
-def cell(value: object) -> str:
-    """A value of a table as text."""
-    if value is None:
-        return "–"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+class Page:
+    """The page of several runs, with the figures and data that its script needs."""
+
+    def __init__(self, runs: Sequence[RunDirectory]) -> None:
+        self._runs = runs
+        self._environment = _environment()
+        self._figures: list[dict[str, Any]] = []
+        self._data: list[Any] = []
+
+    def html(self) -> str:
+        """The complete page."""
+        facts = [Facts.of(run) for run in self._runs]
+        names = _names(self._runs)
+        prefixes = [f"run-{i}-" if len(facts) > 1 else "" for i in range(1, len(facts) + 1)]
+        runs = [self._run(*each) for each in zip(facts, names, prefixes, strict=True)]
+        return self._environment.get_template("page.html.j2").render(
+            title=" and ".join(names),
+            runs=runs,
+            together=_together(facts, names) if len(facts) > 1 else None,
+            css=(FOLDER / "page.css").read_text(encoding="utf-8"),
+            script=(FOLDER / "page.js").read_text(encoding="utf-8"),
+            palette=palette,
+            figure=self._figure,
+            data=self._all_data,
+            bundle=_unescaped(bundle),
+        )
+
+    def _run(self, facts: Facts, name: str, prefix: str) -> dict[str, Any]:
+        """Variables of the template for a run."""
+        sections = sections_of(facts)
+        return {
+            "id": prefix,
+            "name": name,
+            "lead": _lead(facts),
+            "parts": [self._part(facts, prefix, each, section) for each, section in sections.items()],
+            "commands": [*(c for section in sections.values() if section for c in section.commands), *_commands(facts)],
+            "attempts": facts.run.manifest()["attempts"],
+        }
+
+    def _part(self, facts: Facts, prefix: str, name: str, section: Section | None) -> dict[str, Any]:
+        """Variables of the template for a section."""
+        command = f"wellread {name} {shlex.quote(str(facts.run.path))}"
+        part = {"id": f"{prefix}{name}", "link": name, "section": section}
+        if section is None:
+            return part | {"heading": name.capitalize(), "command": command}
+        self._data.append(section.data)
+        from markupsafe import Markup
+
+        text = self._environment.from_string(section.template).render(section.values, index=len(self._data) - 1)
+        return part | {"text": Markup(text)}
+
+    def _figure(self, picture: Picture) -> int:
+        """Register a figure; its index in the data of the page."""
+        self._figures.append(for_page(picture.figure, picture.alt))
+        return len(self._figures) - 1
+
+    def _all_data(self) -> str:
+        """The data of the page, after all its figures."""
+        from markupsafe import Markup
+
+        return Markup(as_json({"figures": self._figures, "sections": self._data}))
 
 
-def sections_of(run: RunDirectory) -> dict[str, Section | None]:
-    """Name of each evaluation, in the order of the registry -> its section; None when it was not evaluated."""
-    return {kind.name: kind.section(run, kind.stored(run)) for kind in evaluations()}
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["cell"] = cell
+    return environment
 
 
-def _part(environment: Environment, run: RunDirectory, name: str, section: Section | None) -> dict[str, Any]:
-    """Variables of the template for a section."""
-    command = f"wellread {name} {shlex.quote(str(run.path))}"
-    if section is None:
-        return {"name": name, "heading": name.capitalize(), "command": command}
-    text = environment.from_string(section.template).render(section.values)
-    return {"name": name, "section": section, "heading": section.heading, "text": text, "command": None}
+def _unescaped(text_of: Any) -> Any:
+    from markupsafe import Markup
+
+    return lambda: Markup(text_of())
 
 
-def _content(run: RunDirectory, sections: list[Section]) -> dict[str, Any]:
-    """All variables of the template, except the rendered sections."""
-    from wellread.checkpoint import list_checkpoints
-    from wellread.corpus.read import Corpus
-    from wellread.record.reader import Record
-
-    corpus, record, checkpoints = Corpus.open(run.corpus), Record.open(run.record), list_checkpoints(run.checkpoints)
-    read = RecordSummary.of(record, corpus.n_trainable)
-    columns = [column for section in sections for column in section.columns]
-    return {
-        "name": run.name,
-        "lead": _lead(run, record, checkpoints),
-        "summary": _summary(run, record, read, checkpoints),
-        "counts": {name.replace("_", " "): count for name, count in corpus.meta["counts"].items()},
-        "pictures": [
-            *_losses(checkpoints, read),
-            _lengths(corpus),
-        ],
-        "columns": columns,
-        "checkpoints": [_row(checkpoint, read, columns) for checkpoint in checkpoints],
-        "loss_window": LOSS_WINDOW,
-        "commands": [*(command for section in sections for command in section.commands), *_commands(run, checkpoints)],
-        "attempts": run.manifest()["attempts"],
-    }
+def _names(runs: Sequence[RunDirectory]) -> list[str]:
+    """Names of the runs; their paths when two have the same name."""
+    names = [run.name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run.path) for run in runs]
 
 
-def _lead(run: RunDirectory, record: Record, checkpoints: list[Checkpoint]) -> str:
-    config, tokens = run.config(), checkpoints[-1].tokens if checkpoints else 0
-    read = f"{record.batches:,} batches read, {tokens:,} tokens at the last checkpoint"
+def _lead(facts: Facts) -> str:
+    config, tokens = facts.run.config(), facts.checkpoints[-1].tokens if facts.checkpoints else 0
+    read = f"{facts.record.batches:,} batches read, {tokens:,} tokens at the last checkpoint"
     return f"{config.model.name} on {config.data.name}: {read}."
 
 
-def _summary(run: RunDirectory, record: Record, read: RecordSummary, checkpoints: list[Checkpoint]) -> dict[str, str]:
-    from wellread.planning.plan import Plan
+def _together(facts: Sequence[Facts], names: Sequence[str]) -> Section:
+    """The runs next to each other."""
+    from eval.report.sections.together import section
 
-    config, plan = run.config(), Plan.open(run.plan_file)
-    machine, ranks = plan.machine, f"{plan.ranks} rank{'s' * (plan.ranks > 1)}"
-    return {
-        "model": config.model.name,
-        "data": f"{config.data.name}, {config.data.holdout:g} of its documents sealed{', packed' * config.data.pack}",
-        "steps": f"{record.batches:,} of {plan.steps:,}",
-        "samples read": f"{read.samples:,} of {plan.counts.trainable:,} trainable, {read.readings:,} readings",
-        "tokens read": f"{checkpoints[-1].tokens:,} at step {checkpoints[-1].step:,}"
-        if checkpoints
-        else "no checkpoint",
-        "batch": f"{plan.batch_size} = {plan.micro_batch_size} × {plan.accumulation} accumulated × {ranks}",
-        "strategy": f"{plan.strategy}, {plan.dtype}: {plan.strategy_reason}",
-        "ranks": f"{ranks} on {machine.nodes} node{'s' * (machine.nodes > 1)} ({machine.cluster}, {machine.device})",
-        "sequence length": f"{plan.seq_len:,} tokens",
-        "learning rate": f"{config.optim.lr}",
-        "seed": str(config.schedule.seed),
-        "record head": record.head,
-    }
+    return section(facts, names)
 
 
-def _losses(checkpoints: list[Checkpoint], read: RecordSummary) -> Iterator[Picture]:
-    """The loss curve, if any batch was learned from."""
-    from wellread.plots.loss import loss_curve
-
-    holdout_losses = [
-        (c.step, float(c.manifest["holdout_loss"])) for c in checkpoints if c.manifest.get("holdout_loss")
-    ]
-    learned = np.flatnonzero(np.isfinite(read.losses))
-    if learned.size:
-        losses = read.losses[learned]
-        alt = f"Training loss goes from {losses[0]:.2f} to {losses[-1]:.2f} nats per target token."
-        caption = "Mean loss of each batch as trained, from the record."
-        yield Picture("Loss", loss_curve(learned, losses, holdout=holdout_losses), alt, caption)
-
-
-def _lengths(corpus: Corpus) -> Picture:
-    from wellread.plots.lengths import length_histogram
-
-    lengths = corpus.lengths(np.arange(corpus.n))
-    groups = {"trainable": lengths[: corpus.n_trainable], "sealed": lengths[corpus.n_trainable :]}
-    figure = length_histogram({name: values for name, values in groups.items() if values.size})
-    alt = f"Lengths of samples in tokens, {lengths.min():,} to {lengths.max():,}, median {int(np.median(lengths)):,}."
-    return Picture("Lengths", figure, alt, "Tokens per sample; both groups should have similar distributions.")
-
-
-def _row(checkpoint: Checkpoint, read: RecordSummary, columns: Iterable[Column]) -> dict[str, Any]:
-    step, (start, stop) = checkpoint.step, checkpoint.batches
-    before, holdout_loss = read.losses[max(0, step - LOSS_WINDOW) : step], checkpoint.manifest.get("holdout_loss")
-    before = before[np.isfinite(before)]
-    return {
-        "step": f"{step:,}",
-        "tokens": f"{checkpoint.tokens:,}",
-        "batches": f"{start:,} … {stop - 1:,}" if stop > start else "none",
-        "head": checkpoint.head,
-        "loss": f"{before.mean():.3f}" if before.size else "–",
-        "holdout": "–" if holdout_loss is None else f"{holdout_loss:.3f}",
-        "cells": [column.cells.get(step, "–") for column in columns],
-    }
-
-
-def _commands(run: RunDirectory, checkpoints: list[Checkpoint]) -> list[tuple[str, str]]:
-    path = shlex.quote(str(run.path))
-    commands = [
-        ("Verify that the record matches the order", f"wellread verify {path}"),
-        ("Watch the curves", f"tensorboard --logdir {shlex.quote(str(run.tb))}"),
-    ]
-    if checkpoints:
-        model = f"AutoModelForCausalLM.from_pretrained({str(checkpoints[-1].model)!r})"
-        commands.append(("Load the last checkpoint in Python (transformers)", model))
-    return commands
+def _commands(facts: Facts) -> Iterator[tuple[str, str]]:
+    path = shlex.quote(str(facts.run.path))
+    yield "Verify that the record matches the order", f"wellread verify {path}"
+    yield "Watch the curves", f"tensorboard --logdir {shlex.quote(str(facts.run.tb))}"
+    if facts.checkpoints:
+        model = f"AutoModelForCausalLM.from_pretrained({str(facts.checkpoints[-1].model)!r})"
+        yield "Load the last checkpoint in Python (transformers)", model

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from wellread.plots.curves import color_of, value_axis
 from wellread.plots.figure import Figure, rows, view
-from wellread.plots.style import BLUE, ORANGE, SKY, Floats, Ints
+from wellread.plots.style import BLUE, DASHES, ORANGE, SKY, Floats, Ints
+
+if TYPE_CHECKING:
+    from altair import X
 
 MAX_POINTS = 1000
 """Most points of a curve; more are not visible and only make the file larger."""
@@ -36,7 +39,7 @@ def loss_curve(
     """
     import altair as alt
 
-    window = min(max(5, len(losses) // 25), len(losses)) | 1  # odd: the same number of batches on both sides
+    window = _window(losses)
     keep = slice(None, None, -(-len(steps) // MAX_POINTS) or 1)
     looks = {"each batch": (SKY, 1.0), f"mean of {window} batches": (BLUE, 2.0), "sealed holdout": (ORANGE, 2.0)}
     batch, mean, sealed = looks
@@ -48,8 +51,7 @@ def loss_curve(
         tables.append(rows(step=at, loss=values, series=sealed))
     names = [str(table[0]["series"]) for table in tables]
     color = color_of(names, [looks[name][0] for name in names])
-    x = alt.X("step:Q").title("step").scale(nice=False).axis(format=",d", tickMinStep=1, grid=False)
-    encoding: dict[str, Any] = {"x": x, "y": value_axis(LABEL, alt.Y("loss:Q")), "color": color}
+    encoding: dict[str, Any] = {"x": _steps(), "y": value_axis(LABEL, alt.Y("loss:Q")), "color": color}
     layers = [
         view(table).mark_line(strokeWidth=looks[name][1]).encode(**encoding)
         for name, table in zip(names, tables, strict=True)
@@ -62,6 +64,30 @@ def loss_curve(
     if reference:
         layers += _reference(*reference)
     return Figure(alt.layer(*layers))
+
+
+def compare_losses(runs: Mapping[str, tuple[Ints, Floats]]) -> Figure:
+    """Moving average of the training loss of several runs (at most seven): name -> steps, losses as in `loss_curve`."""
+    import altair as alt
+
+    table: list[dict[str, Any]] = []
+    for name, (steps, losses) in runs.items():
+        keep = slice(None, None, -(-len(steps) // MAX_POINTS) or 1)
+        table += rows(step=steps[keep], loss=_running_mean(losses, _window(losses))[keep], series=name)
+    dash = alt.StrokeDash("series:N", scale=alt.Scale(domain=list(runs), range=list(DASHES[: len(runs)])))
+    y = value_axis(LABEL, alt.Y("loss:Q"))
+    return Figure(view(table).mark_line().encode(x=_steps(), y=y, color=color_of(list(runs)), strokeDash=dash))
+
+
+def _steps() -> X:
+    import altair as alt
+
+    return alt.X("step:Q").title("step").scale(nice=False).axis(format=",d", tickMinStep=1, grid=False)
+
+
+def _window(losses: Floats) -> int:
+    """Batches of the moving average: an odd number, the same number of batches on both sides."""
+    return min(max(5, len(losses) // 25), len(losses)) | 1
 
 
 def _reference(name: str, loss: float) -> list[Any]:

@@ -33,8 +33,12 @@ CONFIG: dict[str, Any] = {
     "background": "#ffffff",
     "view": {"stroke": None},
     "range": {"category": list(CATEGORIES)},
-    "axis": _TEXT | {"domainColor": GREY, "tickColor": GREY, "gridColor": GRID, "titlePadding": 8},
-    "legend": _TEXT | {"orient": "top", "title": None, "symbolStrokeWidth": 2, "symbolSize": 150, "columns": 3},
+    "axis": _TEXT
+    | {"domainColor": GREY, "tickColor": GREY, "gridColor": GRID, "titlePadding": 8, "labelOverlap": "greedy"}
+    | {"labelSeparation": 6},
+    "legend": _TEXT
+    | {"orient": "top", "title": None, "symbolStrokeWidth": 2, "symbolSize": 150, "columns": 3}
+    | {"columnPadding": 24},
     "line": {"strokeWidth": 2, "strokeCap": "round", "strokeJoin": "round"},
     "point": {"size": 36, "filled": True, "opacity": 1},
     "area": {"opacity": 0.18, "line": False},

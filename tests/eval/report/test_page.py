@@ -1,17 +1,24 @@
-"""The report of a run: pictures, content, escaping, and how a browser shows it."""
+"""The report of a run: content, escaping, several runs, serving; test_browser.py has how a browser shows it."""
 
-import shutil
-import subprocess
+import http.client
+import json
+import threading
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.programs import missing
 from support.small_evaluations import evaluate, make_run
-from support.waiting import PATIENCE
 
+from eval.__main__ import main
+from eval.report.facts import Facts
 from eval.report.page import write
+from eval.report.script import as_json, for_page, palette, variable
+from eval.report.sections.reading import section as reading
+from eval.report.serve import server_of
+from wellread.errors import UserError
+from wellread.plots.curves import Point, step_curves
+from wellread.plots.style import BLUE
 
 EVIL = "<script>alert(1)</script>"
 
@@ -54,10 +61,13 @@ def test_the_report_is_self_contained(tmp_path: Path, scored: list[Any]) -> None
     run = make_run(tmp_path / "run")
     evaluate(run, bootstrap=100, progress=False)
     page = Page(write(run).read_text())
-    assert {"script", "link", "iframe", "object", "embed"}.isdisjoint(page.tags)
+    assert {"link", "iframe", "object", "embed", "base", "form"}.isdisjoint(page.tags)
+    assert page.tags.count("script") == 3  # data, the bundle, the page's own
     addresses = [value for name, value in page.attributes if name in ("src", "href", "srcset", "action", "data")]
     assert all(address.startswith(("data:image/svg+xml;base64,", "#")) for address in addresses)
-    assert "url(" not in write(run).read_text()
+    assert {address[1:] for address in addresses if address[0] == "#"} <= {v for n, v in page.attributes if n == "id"}
+    policy = "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data:"
+    assert ("content", policy) in page.attributes
 
 
 def test_everything_is_escaped(tmp_path: Path, scored: list[Any]) -> None:
@@ -65,11 +75,83 @@ def test_everything_is_escaped(tmp_path: Path, scored: list[Any]) -> None:
     evaluate(run, bootstrap=100, progress=False)
     html = write(run).read_text()
     page = Page(html)
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 3
     assert page.tags.count("img") == 6
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 2  # name of the model, in the lead and in the summary
     assert "<title>&lt;script&gt;alert(1)&#34;&gt;&lt;img" in html
+
+
+def test_data_cannot_end_its_script() -> None:
+    data = {"text": "</script><!--<script>", "__proto__": [1.5, None]}
+    text = as_json(data)
+    assert "<" not in text
+    assert json.loads(text) == data
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        as_json(float("nan"))
+
+
+def test_colors_become_variables_except_in_data() -> None:
+    spec = for_page(step_curves({BLUE: [Point(0, 1.0), Point(1, 2.0)]}, "x"), "alt")
+    assert spec["layer"][0]["encoding"]["color"]["scale"] == {"domain": [BLUE], "range": ["var(--plot-0072b2)"]}
+    assert next(iter(spec["datasets"].values()))[0]["series"] == BLUE
+    assert (spec["width"], spec["description"]) == ("container", "alt")
+    assert f"{variable(BLUE)}: #0072b2;" in palette(dark=False)
+    assert f"{variable(BLUE)}: #56b4e9;" in palette(dark=True)
+
+
+def test_what_was_read_between_checkpoints(tmp_path: Path) -> None:
+    section = reading(Facts.of(make_run(tmp_path / "run")), [])
+    assert section is not None
+    assert section.tables[0].heads[:5] == ("step", "batches", "readings", "samples", "new samples")
+    losses = (4.0 + 3 * 2.0 + 3.0 + 3 * 1.75) / 8, (2.0 + 3 * 1.5 + 1.0 + 3 * 1.25) / 8
+    assert section.tables[0].rows == [
+        [0, 0, 0, 0, 0, 0, 0, None, None],
+        [2, 2, 4, 4, 4, 16, 8, pytest.approx(losses[0]), 4.0],
+        [4, 2, 4, 4, 4, 16, 8, pytest.approx(losses[1]), 4.0],
+    ]
+    assert section.data[0]["texts"] == []
+    assert section.data[1]["texts"][1] == {"about": "sample 1, batch 0, loss 2.00", "text": "token ids 6 6 8 9"}
+    assert [text["about"].split(",")[0] for text in section.data[2]["texts"]] == [f"sample {i}" for i in (4, 5, 6, 7)]
+
+
+def test_several_runs_on_one_page(tmp_path: Path) -> None:
+    first, second = make_run(tmp_path / "a" / "run"), make_run(tmp_path / "b" / "run", batches=2)
+    assert main(["report", str(first.path), str(second.path)]) == 0
+    page = Page((first.report / "together.html").read_text())
+    identifiers = [value for name, value in page.attributes if name == "id"]
+    assert len(identifiers) == len(set(identifiers))
+    assert {"together", "run-1-curves", "run-2-curves", "run-2-membership"} <= set(identifiers)
+    assert {str(first.path), str(second.path)} <= set(page.texts)  # two runs of one name
+    assert page.tags.count("img") == 5
+    with pytest.raises(UserError, match="a run is named twice"):
+        write(first, first)
+    with pytest.raises(UserError, match="8 runs; at most 7 fit on one page"):
+        write(*[make_run(tmp_path / f"run-{i}") for i in range(8)])
+
+
+def test_the_page_is_served_on_loopback_only(tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("the page")
+    with server_of(tmp_path / "index.html") as server:
+        threading.Thread(target=server.serve_forever).start()
+        host, port = server.server_address[:2]
+        answers = {}
+        for path, name in (("/", f"{host}:{port}"), ("/index.html", f"{host}:{port}"), ("/", "elsewhere.example")):
+            connection = http.client.HTTPConnection(str(host), port)
+            connection.request("GET", path, headers={"Host": name})
+            answer = connection.getresponse()
+            answers[path, name] = (answer.status, answer.read())
+            connection.close()
+        server.shutdown()
+    assert host == "127.0.0.1"
+    assert list(answers.values()) == [(200, b"the page"), (404, b"not here\n"), (404, b"not here\n")]
+
+
+def test_a_wrong_port(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--port 70000: must be between 0 and 65535"):
+        main(["report", str(tmp_path), "--serve", "--port", "70000"])
+    with pytest.raises(UserError, match="--port: only with --serve"):
+        main(["report", str(tmp_path), "--port", "7000"])
 
 
 def test_the_report_of_a_run_without_evaluations(tmp_path: Path) -> None:
@@ -85,22 +167,3 @@ def test_train_loss_is_weighted_by_targets(tmp_path: Path) -> None:
     reading = RecordSummary.of(Record.open(make_run(tmp_path / "run").record), 8)
     assert reading.losses[:2].tolist() == [(4.0 + 3 * 2.0) / 4, (3.0 + 3 * 1.75) / 4]
     assert (reading.samples, reading.readings) == (8, 8)
-
-
-@pytest.mark.browser
-def test_a_browser_shows_the_report_and_runs_no_script(tmp_path: Path, scored: list[Any]) -> None:
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        missing("Chromium is not installed: apt-get install chromium")
-    run = make_run(tmp_path / "<script>document.title='run'", model=EVIL)
-    evaluate(run, bootstrap=100, progress=False)
-    page = tmp_path / "index.html"
-    page.write_text(write(run).read_text())
-    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    process = subprocess.run(
-        [browser, *options, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=PATIENCE
-    )
-    rendered = Page(process.stdout)
-    assert "<script>document.title='run' · wellread" in rendered.texts
-    assert rendered.tags.count("img") == 6
-    assert "script" not in rendered.tags
