@@ -30,6 +30,12 @@ def say(line: str = "", style: str = "") -> None:
         print(line)
 
 
+def say_aside(lines: Iterable[str]) -> None:
+    """Print lines on standard error: what a user should know, but what is not the answer."""
+    for line in lines:
+        print(visible(line), file=sys.stderr)
+
+
 def console(stderr: bool = False, **settings: Any) -> Console:
     """A console of rich on standard output or standard error, to which only rich writes control characters."""
     from rich.console import Console

@@ -22,8 +22,6 @@ EXAMPLES = """examples:
   {prog} runs/tiny-sample "What is the capital of Australia?"
   {prog} runs/tiny-sample answer.txt --checkpoint step-200
   wellread sample runs/tiny-sample "Name three rivers." | {prog} runs/tiny-sample - --min 4 --jsonl -"""
-SCANNED = 50_000_000
-"""Tokens up to which a scan is fast enough to need no index."""
 SHOWN = 5
 """Most readings of a span that are listed on a terminal; all are listed when piped."""
 UNDERLINED = 4
@@ -37,13 +35,17 @@ def main(argv: list[str], prog: str = "wellread trace") -> int:
         raise UserError(f"--min {options.min}: must be at least 1")
     text, name = _text(options.text)
 
+    from wellread.record.index import usable_index
     from wellread.record.opened import Run
     from wellread.record.trace import Tracer
+    from wellread.terminal import say_aside
 
     run = Run.open(options.run)
     checkpoint = _checkpoint(run, options.checkpoint)
     _check_length(run, text, name, options.min)
-    tracer = Tracer.of(run, checkpoint.step, _index(run))
+    index, lines = usable_index(run.corpus, str(run.path))
+    say_aside(lines)
+    tracer = Tracer.of(run, checkpoint.step, index)
     spans, n_tokens = tracer.trace(text, options.min)
     objects = tracer.objects(spans)
     if options.loss_now:
@@ -104,22 +106,6 @@ def _check_length(run: Run, text: str, name: str, least: int) -> None:
         raise UserError(
             f"{name}: {plural(n_tokens, 'token')}, fewer than --min {least}; give a longer text or a lower --min"
         )
-
-
-def _index(run: Run) -> Any:
-    """The index of the corpus; None, with a line on stderr if one is needed, when there is none that can be used."""
-    from wellread.corpus.suffixes import MISSING
-    from wellread.record.index import open_index, problems
-    from wellread.terminal import visible
-
-    corpus = run.corpus
-    reasons = problems(corpus)
-    n_tokens = int(corpus.offsets[corpus.n_trainable])
-    for file, reason in reasons.items():
-        if reason != MISSING or n_tokens > SCANNED:
-            line = f"{file.with_suffix('.sa')}: {reason}; scanning {n_tokens:,} tokens instead; run wellread index"
-            print(visible(f"{line} {run.path}"), file=sys.stderr)
-    return None if reasons else open_index(corpus)
 
 
 def _add_losses(run: Run, checkpoint: Checkpoint, objects: Sequence[dict[str, Any]]) -> None:

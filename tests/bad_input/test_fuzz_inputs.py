@@ -145,6 +145,8 @@ PATHS: dict[str, list[str]] = {
     "read": ["read", "PATH"],
     "corpus": ["read", "--corpus", "PATH", "--batch_size", "4", "--batch", "0"],
     "verify": ["verify", "PATH"],
+    "index": ["index", "PATH"],
+    "trace": ["trace", "PATH", "a text of more than six tokens"],
     "membership": ["membership", "PATH"],
     "report": ["report", "PATH"],
     "sample": ["sample", "PATH", "text"],
@@ -223,6 +225,11 @@ doctor --nodes x | --nodes x
 status --runs /nowhere | /nowhere
 read | run directory
 read /nowhere --batch x | /nowhere
+trace RUN | text
+trace RUN few | RUN
+trace RUN word --min 0 | --min
+trace RUN word --min x | --min
+index | run
 run eval membershp | RUN
 --completion tcsh | tcsh
 sample | model

@@ -19,8 +19,10 @@ from wellread.corpus.decoder import Decoder
 from wellread.corpus.read import Corpus
 from wellread.corpus.segments import Segments
 from wellread.record import index as indexes
+from wellread.record import search as searches
 from wellread.record.history import History
 from wellread.record.index import open_index, scanned
+from wellread.record.search import search
 from wellread.record.trace import Readings, Tracer
 from wellread.run import RunDirectory
 
@@ -223,3 +225,50 @@ def test_the_index_of_a_run(copied_run: RunDirectory) -> None:
     assert indexes.copies(corpus, index, first) == sum(word(first) in word(corpus.tokens(i)) for i in range(corpus.n))
     across = np.concatenate([first[-4:], second[:4]])
     assert (index.count(across.tolist()) >= 1, indexes.copies(corpus, index, across)) == (True, 0)
+
+
+@pytest.mark.parametrize("kind", ["plain", "packed"])
+def test_a_search_for_text_by_index(kind: str, corpus: Corpus, packed: Corpus, tmp_path: Path) -> None:
+    """Texts that begin and end inside tokens, in one token, over many, nowhere: the same as by a scan."""
+    of = packed if kind == "packed" else corpus
+    index_files(of, tmp_path)
+    index, decoder = suffix_index(tmp_path, of), Decoder.load(of.tokenizer)
+    units: Any = Segments(of) if of.packed else of
+    rng = np.random.default_rng(0)
+    texts = [
+        "e",
+        "th",
+        "\n\n###",
+        " the ",
+        "Response:\n",
+        "<|endoftext|>",
+        "...",
+        "ee",
+        "xyzzy",
+        "é",
+        "### Instruction",
+    ]
+    for unit in rng.integers(0, units.n, 60).tolist():
+        text = decoder.decode(units.tokens(unit).tolist())
+        start = int(rng.integers(0, len(text) - 30))
+        texts.append(text[start : start + int(rng.integers(2, 30))])
+    texts += [text[:-1] + "q" for text in texts[-10:]]
+    n_hits = 0
+    for text in texts:
+        hits = search(units, decoder, text, index=index)
+        assert hits == search(units, decoder, text), text
+        n_hits += len(hits)
+    assert n_hits > 1000
+
+
+def test_which_searches_use_the_index(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text of whole words is looked up; one that can be very many sequences of tokens is scanned."""
+    index_files(corpus, tmp_path)
+    index, decoder = suffix_index(tmp_path, corpus), Decoder.load(corpus.tokenizer)
+    scans: list[str] = []
+    monkeypatch.setattr(searches, "_scan", lambda *_: scans.append("scan") or [])
+    assert search(corpus, decoder, " the capital of Australia", index=index)
+    assert scans == []
+    monkeypatch.setattr(searches, "WINDOWS_AT_ONCE", 10)
+    assert search(corpus, decoder, "e ", index=index) == []
+    assert scans == ["scan"]

@@ -14,8 +14,9 @@ from wellread.corpus.read import Corpus
 from wellread.corpus.segments import Segments
 from wellread.errors import UserError
 from wellread.record.history import History, Reading
+from wellread.record.index import usable_index
 from wellread.record.search import Hit, search
-from wellread.terminal import cell, console, plural, say, say_table, visible
+from wellread.terminal import cell, console, plural, say, say_aside, say_table, visible
 
 SHOWN = 20
 """Most matches listed on a terminal; all are listed when piped."""
@@ -79,8 +80,10 @@ def show_text(history: History, text: str, step: int, jsonl: str | None) -> None
     """
     if history.tokenizer is None:
         raise UserError(f"--text: {history.name} has no tokenizer to decode its samples; give one with --tokenizer")
+    index, lines = usable_index(history.reader, history.name)
+    say_aside(lines)
     with _progress(history.units.n) as progress:
-        hits = search(history.units, history.tokenizer, text, progress=progress)
+        hits = search(history.units, history.tokenizer, text, index=index, progress=progress)
     if jsonl:
         _write(history, hits, step, jsonl)
     else:

@@ -151,6 +151,16 @@ class Index:
             places.append(across)
         return np.concatenate(numbers), np.concatenate(places)
 
+    def contains(self, windows: NDArray[Any]) -> NDArray[np.bool_]:
+        """Whether each of many windows of one size, (k, size), occurs; (k,)."""
+        present = np.zeros(len(windows), dtype=np.bool_)
+        for shard in self.shards:
+            start, stop = shard.ranges(windows)
+            present |= stop > start
+        for i in np.flatnonzero(~present).tolist() if len(self.shards) > 1 else ():
+            present[i] = len(self._across(windows[i])) > 0
+        return present
+
     def _across(self, window: NDArray[Any]) -> Ints:
         """Places that begin in one file and end in another, which no suffix array of a single file contains."""
         size, places = len(window), [np.empty(0, dtype=np.int64)]

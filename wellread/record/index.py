@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wellread.corpus import suffixes
-from wellread.corpus.read import Corpus
+from wellread.corpus.read import Corpus, SampleReader
 from wellread.corpus.suffixes import Index
 from wellread.data.sources.megatron import Megatron
 from wellread.errors import UserError
 from wellread.units import plural
 
+SCANNED = 50_000_000
+"""Tokens up to which a scan is fast enough to need no index."""
 TOKENS_AT_ONCE = 1 << 21
 """Tokens of one block of a scan; keeps buffers below 100 MiB."""
 BASE = 0x9E3779B97F4A7C15
@@ -87,6 +89,24 @@ def open_index(reader: Corpus | Megatron) -> Index | None:
         return None
     files, dtype = token_files(reader)
     return Index(tuple(suffixes.open_suffixes(file, dtype) for file in files))
+
+
+def usable_index(reader: SampleReader, name: str) -> tuple[Index | None, list[str]]:
+    """The index of a reader if it has one that can be used, and what to say about one that is missing or cannot be.
+
+    Parameters
+    ----------
+    name : str
+        What a user gives to ``wellread index``.
+    """
+    if not isinstance(reader, Corpus):
+        return None, []
+    n_tokens, lines = int(reader.offsets[-1]), []
+    for file, reason in problems(reader).items():
+        if reason != suffixes.MISSING or n_tokens > SCANNED:
+            index = suffixes.index_file(file)
+            lines.append(f"{index}: {reason}; scanning {n_tokens:,} tokens instead; run wellread index {name}")
+    return open_index(reader), lines
 
 
 def copies(reader: Corpus | Megatron, index: Index, window: NDArray[Any]) -> int:

@@ -21,12 +21,16 @@ from numpy.typing import NDArray
 from wellread.corpus.decoder import Decoder
 from wellread.corpus.read import COMPILE_AGAIN, Corpus, SampleReader
 from wellread.corpus.segments import Segments
+from wellread.corpus.suffixes import Index
 from wellread.corpus.token_bytes import check, normalized, token_bytes
 from wellread.errors import UserError
 from wellread.files import load_array
+from wellread.record.index import Bounds
 
 TOKENS_AT_ONCE = 1 << 21
 """Tokens of one block; keeps buffers below 64 MiB for a corpus of any size."""
+WINDOWS_AT_ONCE = 100_000
+"""Most token sequences that are looked up in an index at once; a text that can be more of them is scanned."""
 CHECKED_SAMPLES = 16
 """Number of samples whose decoded bytes are compared with the tokenizer before a search; matches are compared after."""
 
@@ -200,13 +204,57 @@ def _mapped_blocks(reader: Corpus | Segments) -> Iterator[tuple[int, NDArray[Any
         start = stop
 
 
+def _in_index(pattern: Pattern, index: Index, bounds: Bounds) -> list[Hit] | None:
+    """Look up all token sequences that can contain the text, token by token; only those that occur are continued.
+
+    Returns
+    -------
+    list of Hit
+        As a scan finds them; None if the text can be too many sequences, as one that begins and ends inside words.
+    """
+    counts = np.zeros(len(bounds.starts), dtype=np.int64)
+
+    def count(windows: Ints, weights: Ints) -> None:
+        numbers, places = index.matches(windows)
+        units = bounds.units(places, windows.shape[1])
+        np.add.at(counts, units[units >= 0], weights[numbers[units >= 0]])
+
+    tokens = np.flatnonzero(pattern.complete)
+    count(tokens[:, None], pattern.complete[tokens])
+    firsts = [(np.flatnonzero(leads), state) for state, leads in pattern.entries]
+    windows = np.concatenate([np.empty(0, dtype=np.int64), *(tokens for tokens, _ in firsts)])[:, None]
+    states = np.repeat([state for _, state in firsts], [len(tokens) for tokens, _ in firsts]).astype(np.int64)
+    while len(windows):
+        low = np.searchsorted(pattern.keys, states * pattern.vocabulary)
+        high = np.searchsorted(pattern.keys, (states + 1) * pattern.vocabulary)
+        if (high - low).sum() > WINDOWS_AT_ONCE:
+            return None
+        row = np.repeat(np.arange(len(windows)), high - low)
+        key = np.arange(len(row)) - np.repeat(np.cumsum(high - low) - high, high - low)
+        windows = np.column_stack([windows[row], pattern.keys[key] % pattern.vocabulary])
+        states = pattern.states[key]
+        complete = states == pattern.length
+        count(windows[complete], np.ones(int(complete.sum()), dtype=np.int64))
+        windows, states = windows[~complete], states[~complete]
+        occurs = index.contains(windows)
+        windows, states = windows[occurs], states[occurs]
+    return [Hit(i, int(counts[i])) for i in np.flatnonzero(counts).tolist()]
+
+
 def search(
-    reader: SampleReader, tokenizer: Decoder, text: str, *, progress: Callable[[int], None] | None = None
+    reader: SampleReader,
+    tokenizer: Decoder,
+    text: str,
+    *,
+    index: Index | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> list[Hit]:
     """Find the samples of `reader` that contain `text`, byte for byte, in ascending order.
 
     Parameters
     ----------
+    index : Index, optional
+        The index of a corpus; the samples are the same as those of a scan.
     progress : callable, optional
         Called with the number of samples searched so far.
 
@@ -221,15 +269,25 @@ def search(
     for sample_id in np.unique(np.linspace(0, reader.n - 1, CHECKED_SAMPLES).astype(np.int64)).tolist():
         check(table, tokenizer, reader, sample_id)
     pattern = compile_pattern(normalized(text, tokenizer).encode(), table)
-    hits = []
+    hits = None
+    if index is not None and isinstance(reader, Corpus | Segments):
+        corpus = reader.corpus if isinstance(reader, Segments) else reader
+        hits = _in_index(pattern, index, Bounds.of(corpus))
+    if hits is None:
+        hits = _scan(reader, pattern, progress)
+    for hit in hits:
+        check(table, tokenizer, reader, hit.sample_id)
+    return hits
+
+
+def _scan(reader: SampleReader, pattern: Pattern, progress: Callable[[int], None] | None) -> list[Hit]:
+    hits: list[Hit] = []
     for start, tokens, offsets in blocks(reader):
         _check_ids(tokens, pattern, start)
         counts = occurrences(pattern, tokens, offsets)
         hits += [Hit(start + i, int(counts[i])) for i in np.flatnonzero(counts).tolist()]
         if progress:
             progress(start + len(offsets) - 1)
-    for hit in hits:
-        check(table, tokenizer, reader, hit.sample_id)
     return hits
 
 
