@@ -13,7 +13,7 @@ from pathlib import Path
 import polars as pl
 
 run = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/tiny-sample")
-record = pl.scan_parquet(run / "record" / "*.parquet")
+record = pl.scan_parquet(run / "record" / "part-*.parquet")
 samples = pl.scan_parquet(run / "corpus" / "samples.parquet")
 
 print("Loss by epoch (mean over readings, in nats per token):")

@@ -22,6 +22,7 @@ def test_defaults_are_as_documented() -> None:
     config = RunConfig()
     assert (config.model.name, config.model.dtype, config.data.holdout) == ("tiny", "bf16", 0.25)
     assert (config.schedule.seed, config.watch.log_every, config.cluster.name) == (0, 10, "local")
+    assert (config.watch.eval_every, config.watch.eval_samples) == (None, 256)
     assert (config.cluster.strategy, config.save.resume, config.save.save_schedule) == ("auto", "auto", "linear")
     assert (config.data.max_bad_rows, config.data.corpora) == (0, "corpora")
     assert (config.optim.beta1, config.optim.beta2, config.optim.eps, config.optim.clip) == (0.9, 0.95, 1e-8, 1.0)
@@ -57,6 +58,7 @@ def test_every_field_is_documented() -> None:
         ({"batch_size": -4}, "--batch_size -4: must be at least 1"),
         ({"micro_batch_size": 0}, "--micro_batch_size 0: must be at least 1"),
         ({"seq_len": 0}, "--seq_len 0: must be at least 1"),
+        ({"eval_samples": 0}, "--eval_samples 0: must be at least 1"),
         ({"save_every": 0}, "--save_every 0: must be at least 1"),
         ({"log_every": 0}, "--log_every 0: must be at least 1"),
         ({"nodes": 0}, "--nodes 0: must be at least 1"),

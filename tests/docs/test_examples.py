@@ -23,7 +23,7 @@ def example(*command: object, **variables: str) -> str:
 
 def test_a_record_is_read_with_polars(tiny_run: RunDirectory) -> None:
     text = example(sys.executable, "examples/read_record.py", tiny_run.path, POLARS_FMT_MAX_ROWS="20")
-    record = pl.read_parquet(tiny_run.record / "*.parquet")
+    record = pl.read_parquet(tiny_run.record / "part-*.parquet")
     (epoch,) = record["epoch"].unique().to_list()
     mean = record["loss"].mean()
     assert f"│ {epoch}     ┆ {len(record)}      ┆ {record['sample_id'].n_unique()}     ┆ {mean:.6f}" in text

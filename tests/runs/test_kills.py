@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 def command(model: Path, run: Path) -> list[str]:
     flags = f"--data sample --steps {STEPS} --save_every 1 --batch_size 8 --seq_len 64 --dtype fp32 --ranks_per_node 2"
-    flags += " --generations 0"
+    flags += " --generations 0 --eval_samples 4"
     where = ["--model", str(model), "--out", str(run), "--corpora", str(run.parent / "corpora")]
     return [sys.executable, "-m", "launch", "run", "finetune", *flags.split(), *where]
 
@@ -96,6 +96,9 @@ def test_thirty_kills_leave_the_record_of_an_uninterrupted_run(tmp_path: Path, s
     subprocess.run(command(small_model, run), cwd=root, check=True)
     assert rows(run) == rows(uninterrupted)
     assert len(rows(run)) == STEPS * 8
+    sealed = [Record.open(each / "record").sealed() for each in (run, uninterrupted)]
+    assert len(sealed[0]) == (STEPS + 1) * 4
+    assert sealed[0].equals(sealed[1])
     final = f"checkpoints/step-{STEPS:08d}/model/model.safetensors"
     assert (run / final).read_bytes() == (uninterrupted / final).read_bytes()
     verified = subprocess.run([sys.executable, "-m", "eval", "verify", str(run)], cwd=root, check=False)

@@ -81,6 +81,7 @@ def test_resume_is_bit_exact(train: Train, strategy: str) -> None:  # ddp and ze
     assert written[0].count("\n") == 3
     assert exact_rows(resumed) == exact_rows(uninterrupted)
     assert (losses(resumed) == losses(uninterrupted)).all()
+    assert Record.open(resumed.record).sealed().equals(Record.open(uninterrupted.record).sealed())
 
 
 @pytest.mark.long

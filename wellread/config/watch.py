@@ -21,6 +21,8 @@ class WatchConfig:
     """Steps between lines of the log."""
     eval_every: int | None = None
     """Steps between measurements of the loss on sealed samples (default: only at checkpoints)."""
+    eval_samples: int = field(default=256, metadata=unit("samples"))
+    """Sealed samples, at most one per document, whose losses each measurement records; they take turns."""
     generations: int = field(default=3, metadata=unit("samples"))
     """Number of sealed samples with prompts that the model answers at each checkpoint (generations.jsonl)."""
     on_bad_loss: OnBadLoss = "stop"
@@ -38,7 +40,7 @@ class WatchConfig:
         return self.tracker.split(",")
 
     def __post_init__(self) -> None:
-        check.at_least_one(self, "log_every", "eval_every")
+        check.at_least_one(self, "log_every", "eval_every", "eval_samples")
         if unknown := sorted(set(self.trackers) - set(TRACKERS)):
             raise UserError(
                 f"--tracker {self.tracker}: unknown: {', '.join(unknown)}; choose from {', '.join(TRACKERS)}"

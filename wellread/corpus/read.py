@@ -263,9 +263,9 @@ class Corpus:
         """Digest of one sample, computed from its tokens, loss mask and segments on disk."""
         return digest(self.tokens(sample_id), self.targets(sample_id), self.starts(sample_id))
 
-    def samples(self) -> pyarrow.Table:
+    def samples(self, columns: list[str] | None = None) -> pyarrow.Table:
         """The table of samples (docs/formats.md): digest, split, lengths, document, source, rows, category, author."""
-        return self._table("samples.parquet")
+        return self._table("samples.parquet", columns)
 
     @property
     def metrics(self) -> tuple[str, ...]:

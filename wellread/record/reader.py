@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from wellread.errors import UserError
 from wellread.files import damage_named, read_json, sha256_file
+from wellread.record import sealed
 from wellread.record.writer import COLUMNS, RecordedBatch, to_parquet
 
 if TYPE_CHECKING:
     import pyarrow
 
 PART = {"name": str, "from": int, "to": int, "rows": int, "sha256": str}
-HEAD = {"version": int, "genesis": str, "step": int, "head": str, "parts": [PART], "checksum": str}
+HEAD = {"version": int, "genesis": str, "step": int, "head": str, "parts": [PART], "sealed": [PART], "checksum": str}
 """Shape of head.json."""
 
 
@@ -61,6 +62,32 @@ class Record:
     def parts(self) -> list[dict[str, Any]]:
         """Name, range of batch ids, rows and sha256 of each part."""
         return list(self.info["parts"])
+
+    @property
+    def sealed_files(self) -> list[dict[str, Any]]:
+        """Name, first and last step, rows and sha256 of each file with losses of sealed samples; older runs have none.
+
+        The chain does not cover them.
+        """
+        return list(self.info.get("sealed", []))
+
+    def sealed(self) -> pyarrow.Table:
+        """Losses of sealed samples that the run measured: step, sample_id, n_targets, loss; ascending by step.
+
+        Raises
+        ------
+        UserError
+            When a file is missing or damaged.
+        """
+        import pyarrow
+        import pyarrow.parquet
+
+        tables = [pyarrow.parquet.read_table(io.BytesIO(sealed.to_parquet([sealed.NONE])))]
+        for file in self.sealed_files:
+            path = self.directory / file["name"]
+            with damage_named(path, f"run wellread verify {path.parent.parent}"):
+                tables.append(pyarrow.parquet.read_table(path).select(list(sealed.COLUMNS)))
+        return pyarrow.concat_tables(tables)
 
     def table(self, columns: list[str] | None = None, batches: tuple[int, int] | None = None) -> pyarrow.Table:
         """Rows of batches ``start … stop-1`` (default: all), in order of reading.

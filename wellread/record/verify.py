@@ -12,7 +12,7 @@ from wellread.checkpoint import Checkpoint
 from wellread.corpus.read import Corpus
 from wellread.errors import UserError
 from wellread.order.store import open_order
-from wellread.record import verify_checkpoints, verify_corpus, verify_record, verify_settings
+from wellread.record import verify_checkpoints, verify_corpus, verify_record, verify_sealed, verify_settings
 from wellread.record.chain import genesis
 from wellread.record.findings import Findings
 from wellread.record.reader import Record
@@ -51,9 +51,9 @@ def examine(run: RunDirectory) -> Verified:
     """Check everything that a run claims to have read.
 
     It compares the files of a corpus with each other, with its tokenizer and with its hash; each part of the record
-    with its hash; each recorded batch with the order and the corpus; the chain with the head of the record and of each
-    checkpoint; each checkpoint with its files, the record, the corpus and the identity of the run; and config.yaml,
-    plan.json, order.json and the corpus with this identity.
+    with its hash; each recorded batch with the order and the corpus; measured losses with the sealed samples; the chain
+    with the head of the record and of each checkpoint; each checkpoint with its files, the record, the corpus and the
+    identity of the run; and config.yaml, plan.json, order.json and the corpus with this identity.
 
     Raises
     ------
@@ -123,6 +123,8 @@ def _check_reading(
     if corpus is None:
         return
     verify_settings.check_order(findings, run, identity, order, corpus)
+    with findings.reading(record.directory / "head.json"):
+        verify_sealed.check(findings, record, corpus)
     if readable and digests is not None:
         walked = verify_record.walk(
             findings, record, corpus, order, digests, start, [each.step for each in checkpoints]

@@ -15,7 +15,9 @@ from wellread.corpus import arrow
 from wellread.corpus.digest import DIGEST_BYTES
 from wellread.errors import UserError
 from wellread.files import read_json, with_checksum, write_atomic, write_json
+from wellread.record import sealed
 from wellread.record.chain import link
+from wellread.record.sealed import SealedLosses
 
 COLUMNS = ("step", "batch_id", "slot", "sample_id", "epoch", "n_targets", "loss", "digest", "skipped")
 
@@ -43,7 +45,7 @@ class RecordWriter:
     """Appends to the record of one run. Only one process may write at a time."""
 
     def __init__(self, directory: Path, *, start: str, step: int = 0, head: str | None = None) -> None:
-        """Open the record at `step`, and delete later batches, which belong to no checkpoint.
+        """Open the record at `step`, and delete later batches and measurements, which belong to no checkpoint.
 
         Parameters
         ----------
@@ -52,7 +54,7 @@ class RecordWriter:
         step : int
             Number of batches that the checkpoint has read from which the run resumes.
         head : str
-            Head of the record in this checkpoint.
+            Head of the record in this checkpoint; None when there is no checkpoint, not even of step 0.
 
         Raises
         ------
@@ -64,15 +66,23 @@ class RecordWriter:
         self._genesis = start
         self.step = step
         self.head = head or start
-        self._parts = [part for part in _parts(directory) if part["to"] <= step]
+        self._parts = [part for part in _listed(directory, "parts") if part["to"] <= step]
+        self._sealed = [file for file in _listed(directory, "sealed") if head and file["to"] <= step]
         if (self._parts[-1]["to"] if self._parts else 0) != step:
             raise UserError(f"{directory}: the record has no part that ends at step {step}; its files are incomplete")
         self._rows: list[RecordedBatch] = []
+        self._measured: list[SealedLosses] = []
         self._write_head()
-        names = {part["name"] for part in self._parts}
-        for path in directory.glob("part-*.parquet"):
-            if path.name not in names:
-                path.unlink()
+        names = {file["name"] for file in (*self._parts, *self._sealed)}
+        for pattern in ("part-*.parquet", "sealed-*.parquet"):
+            for path in directory.glob(pattern):
+                if path.name not in names:
+                    path.unlink()
+
+    @property
+    def sealed_values(self) -> int:
+        """Number of losses of sealed samples in the record."""
+        return sum(int(file["rows"]) for file in self._sealed) + sum(len(each.sample_ids) for each in self._measured)
 
     def append(self, batch: RecordedBatch) -> None:
         """Add the batch that was just read; call it after its optimizer step succeeded or was deliberately skipped."""
@@ -84,10 +94,26 @@ class RecordWriter:
         if len(self._rows) * len(batch.sample_ids) >= ROWS_PER_PART:
             self.flush()
 
+    def measured(self, losses: SealedLosses) -> None:
+        """Add losses of sealed samples under the weights of this step. They do not enter the chain."""
+        last = self._measured[-1].step if self._measured else self._sealed[-1]["to"] if self._sealed else -1
+        if not last < losses.step == self.step:
+            raise AssertionError(f"step {losses.step} measured at step {self.step}, after step {last}")
+        self._measured.append(losses)
+        if sum(len(each.sample_ids) for each in self._measured) >= ROWS_PER_PART:
+            self.flush()
+
     def flush(self) -> None:
-        """Write the buffered batches as one part, then the head that names it; both are durable when this returns."""
-        if not self._rows:
+        """Write what is buffered as files, then the head that names them; all are durable when this returns."""
+        if not self._rows and not self._measured:
             return
+        if self._rows:
+            self._write_part()
+        if self._measured:
+            self._write_sealed()
+        self._write_head()
+
+    def _write_part(self) -> None:
         start, stop = self._rows[0].batch_id, self._rows[-1].batch_id + 1
         name = f"part-{start:08d}-{stop:08d}.parquet"
         content = to_parquet(self._rows)
@@ -96,17 +122,31 @@ class RecordWriter:
         digest = hashlib.sha256(content).hexdigest()
         self._parts.append({"name": name, "from": start, "to": stop, "rows": rows, "sha256": digest})
         self._rows.clear()
-        self._write_head()
+
+    def _write_sealed(self) -> None:
+        first, last = self._measured[0].step, self._measured[-1].step
+        name, content = sealed.file_name(first, last), sealed.to_parquet(self._measured)
+        write_atomic(self._directory / name, content)
+        rows = sum(len(each.sample_ids) for each in self._measured)
+        digest = hashlib.sha256(content).hexdigest()
+        self._sealed.append({"name": name, "from": first, "to": last, "rows": rows, "sha256": digest})
+        self._measured.clear()
 
     def _write_head(self) -> None:
         head = {"version": 1, "genesis": self._genesis, "step": self.step, "head": self.head, "parts": self._parts}
+        if self._sealed:  # older versions write none, and their records stay as they are
+            head["sealed"] = self._sealed
         write_json(self._directory / "head.json", with_checksum(head))
 
 
-def _parts(directory: Path) -> list[dict[str, Any]]:
+def _listed(directory: Path, kind: str) -> list[dict[str, Any]]:
+    """The files of one kind that head.json names; records of older versions name no `sealed`."""
     path = directory / "head.json"
-    parts: list[dict[str, Any]] = read_json(path)["parts"] if path.exists() else []
-    return parts
+    if not path.exists():
+        return []
+    head = read_json(path)
+    files: list[dict[str, Any]] = head[kind] if kind == "parts" else head.get(kind, [])
+    return files
 
 
 def to_parquet(rows: list[RecordedBatch]) -> bytes:

@@ -68,6 +68,7 @@ def train(run: RunDirectory, initial: Callable[[], Source], log: Path) -> int:
     )
     if ranks.rank() == 0:
         record = open_record(run, corpus, order, newest)
+        loop.meter.place = record.sealed_values
         monitor = open_monitor(run, config, plan, engine, newest.step if newest else 0, log)
         loop.outputs = Outputs(record, monitor)
     for line in damaged:
@@ -115,6 +116,12 @@ class TrainingLoop:
         """The tokenizer of the corpus."""
         return Tokenizer.load(self.corpus.tokenizer)
 
+    @cached_property
+    def meter(self) -> sealed.SealedMeter:
+        """Measures losses of sealed samples."""
+        count, seed = self.config.watch.eval_samples, self.config.schedule.seed
+        return sealed.SealedMeter(self.corpus, self.plan, count=count, seed=seed)
+
     def train(self) -> int:
         """Read batches until the last step or a request to stop; return the stop signal, 0 for none."""
         stop = 0
@@ -123,7 +130,7 @@ class TrainingLoop:
             if self.step in self.plan.save_steps or stop:
                 self.save()
             elif self.config.watch.eval_every and self.step % self.config.watch.eval_every == 0:
-                self.evaluate(texts=False)
+                self.evaluate(at_checkpoint=False)
         self.saver.wait()
         return stop
 
@@ -212,22 +219,28 @@ class TrainingLoop:
         if self.outputs:
             self.say(f"skipped batch {reading.batch_id}: {fault}; {guards.name_samples(self.corpus, reading)}")
 
-    def evaluate(self, *, texts: bool) -> tuple[float | None, list[dict[str, Any]]]:
-        """Loss on sealed samples and, with `texts`, what the model generates for some of their prompts. Collective."""
+    def evaluate(self, *, at_checkpoint: bool) -> tuple[float | None, list[dict[str, Any]]]:
+        """Record losses of sealed samples; return the holdout loss and what the model generates. Collective.
+
+        Texts are generated only at a checkpoint. The holdout loss is measured there, and elsewhere unless fewer samples
+        are requested than it consists of.
+        """
         began = time.perf_counter()
-        holdout = sealed.holdout_loss(self.engine, self.corpus, self.plan)
-        measured = time.perf_counter()
-        count = self.config.watch.generations if texts else 0
+        measured = self.meter.measure(self.engine, self.step, holdout=at_checkpoint or self.meter.covers_fixed)
+        seconds = time.perf_counter() - began
+        count = self.config.watch.generations if at_checkpoint else 0
         rows = sealed.generations(self.engine, self.corpus, self.tokenizer, self.plan, count)
         if self.outputs:
-            written = time.perf_counter() - measured if rows else None
-            self.outputs.monitor.evaluated(self.step, holdout, measured - began, rows, written)
-        return holdout, rows
+            if measured.losses is not None:
+                self.outputs.record.measured(measured.losses)
+            written = time.perf_counter() - began - seconds if rows else None
+            self.outputs.monitor.evaluated(self.step, measured.holdout, seconds, rows, written)
+        return measured.holdout, rows
 
     def save(self) -> None:
         """Save a checkpoint; the record is on disk before the checkpoint that refers to it. Collective."""
         step, outputs = self.step, self.outputs
-        holdout, rows = self.evaluate(texts=True)
+        holdout, rows = self.evaluate(at_checkpoint=True)
         manifest: dict[str, Any] = {}
         if outputs:
             outputs.record.flush()

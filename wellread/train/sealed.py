@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,10 @@ from wellread.corpus.read import Corpus
 from wellread.corpus.tokenizer import Tokenizer
 from wellread.models import generate
 from wellread.planning.plan import Plan
+from wellread.record.sealed import SealedLosses
 from wellread.train import ranks
 from wellread.train.engines.base import Engine
+from wellread.train.rotation import Rotation
 
 GENERATIONS = "generations.jsonl"
 """File in a checkpoint: the text that its model generates for the prompts of some sealed samples."""
@@ -25,23 +29,78 @@ NEW_TOKENS = 48
 """Maximum number of tokens generated for a prompt."""
 
 
-def holdout_loss(engine: Engine, corpus: Corpus, plan: Plan) -> float | None:
-    """Mean loss per target token over up to 256 sealed samples; None if there are none. Every rank calls it."""
+@dataclass
+class Measured:
+    """Losses of sealed samples, measured at one step."""
+
+    holdout: float | None
+    """Mean loss per target token over the fixed samples; None if it was not measured, or if no sample is sealed."""
+    losses: SealedLosses | None
+    """Loss of each sample of the rotation; None if no sample is sealed."""
+
+
+class SealedMeter:
+    """Measures the loss on sealed samples: that of a fixed set, and that of the next samples of a rotation.
+
+    Measuring changes nothing in the run: without dropout no random number is drawn, and the model is in training mode
+    afterwards.
+    """
+
+    def __init__(self, corpus: Corpus, plan: Plan, *, count: int, seed: int) -> None:
+        self._corpus, self._plan, self._count, self._seed = corpus, plan, count, seed
+        self._fixed = fixed_samples(corpus)
+        self.place = 0
+        """Number of losses that the run has measured so far, the place in the rotation; only rank 0 knows it."""
+
+    @cached_property
+    def _rotation(self) -> Rotation:
+        """Only on rank 0: the other ranks do not read the samples table."""
+        return Rotation(self._corpus, self._seed)
+
+    @property
+    def covers_fixed(self) -> bool:
+        """Whether as many samples are measured between checkpoints that the holdout loss is measured there, too."""
+        return self._count >= len(self._fixed)
+
+    def measure(self, engine: Engine, step: int, *, holdout: bool) -> Measured:
+        """Measure the next samples of the rotation and, with `holdout`, the fixed set. Every rank calls it."""
+        if not len(self._fixed):
+            return Measured(None, None)
+        turn = self._rotation.take(self.place, self._count).tolist() if ranks.rank() == 0 else []
+        sample_ids = np.array(ranks.gather_objects(turn)[0], dtype=np.int64)
+        fixed = self._fixed if holdout else self._fixed[:0]
+        more = np.setdiff1d(sample_ids, fixed)
+        sums = [summed_losses(engine, self._corpus, self._plan, ids) for ids in (fixed, more) if len(ids)]
+        ids, values = np.concatenate([fixed, more]), np.concatenate(sums)
+        self.place += len(sample_ids)
+        order = np.argsort(ids)
+        n_targets = self._corpus.n_targets(sample_ids)
+        losses = values[order[np.searchsorted(ids[order], sample_ids)]] / n_targets
+        mean = float(values[: len(fixed)].sum() / self._corpus.n_targets(fixed).sum()) if len(fixed) else None
+        recorded = SealedLosses(step=step, sample_ids=sample_ids, n_targets=n_targets, losses=losses.astype(np.float32))
+        return Measured(mean, recorded)
+
+
+def fixed_samples(corpus: Corpus) -> NDArray[np.int64]:
+    """The up to 256 sealed samples of the holdout loss, ascending."""
     sealed = np.arange(corpus.n_trainable, corpus.n)
-    if not len(sealed):
-        return None
-    sample_ids = np.sort(np.random.default_rng(0).permutation(sealed)[:HOLDOUT_SAMPLES])
-    sample_ids = sample_ids[np.argsort(-corpus.lengths(sample_ids), kind="stable")]
-    share, counted = _share(sample_ids, plan.ranks)
-    sums = np.zeros(2)
+    return np.sort(np.random.default_rng(0).permutation(sealed)[:HOLDOUT_SAMPLES])
+
+
+def summed_losses(engine: Engine, corpus: Corpus, plan: Plan, sample_ids: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Loss of each sample, summed over its target tokens, in nats, (n,); the same on all ranks, which all call it."""
+    order = np.argsort(-corpus.lengths(sample_ids), kind="stable")
+    share, _ = _share(sample_ids[order], plan.ranks)
+    values = np.empty(len(share))
     for start in range(0, len(share), plan.micro_batch_size):
         part = slice(start, start + plan.micro_batch_size)
         padded = collate(corpus, share[part])
         batch = (padded.flat() if "varlen" in plan.fast else padded).to(engine.device)
-        losses = engine.evaluate(batch).float().cpu().numpy()
-        sums += (losses * counted[part]).sum(), (padded.n_targets() * counted[part]).sum()
-    total = ranks.gather(torch.from_numpy(sums[None])).numpy().sum(0)
-    return float(total[0] / total[1])
+        values[part] = engine.evaluate(batch).float().cpu().numpy()
+    gathered = ranks.gather(torch.from_numpy(values[None])).numpy()  # (ranks, per rank)
+    sums = np.empty(len(sample_ids))
+    sums[order] = gathered.T.ravel()[: len(sample_ids)]
+    return sums
 
 
 def _share(ids: NDArray[np.int64], n_ranks: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
