@@ -34,9 +34,11 @@ from wellread.models.registry import find
 from wellread.models.spec import ModelSpec
 from wellread.recipes.finetune import Rows
 from wellread.recipes.registry import resolve
-from wellread.terminal import console, plural
+from wellread.terminal import plural, progress
 
 ROWS_PER_SHARD = 2000
+ROWS_BETWEEN_LOOKS = 1000
+"""How many rows are read before the progress is shown again."""
 RowMasks = list[NDArray[np.bool_] | None]
 """For each data set, a mask of the rows that are used; None: all rows."""
 
@@ -140,12 +142,15 @@ def _check_rows(
     counts, bad = [], BadRows(allowed)
     for reader in data_sets:
         n_samples = array("q")
-        for number, samples in reader.rows():
-            if reader.schema.name == TEXT:
-                _check_tokens(samples, f"{reader.source.where} row {number}", spec)
-            n_samples.append(0 if isinstance(samples, str) else len(samples))
-            if isinstance(samples, str):
-                bad.add(samples)
+        with progress(f"reading {reader.source.name}", None) as show:
+            for number, samples in reader.rows():
+                if reader.schema.name == TEXT:
+                    _check_tokens(samples, f"{reader.source.where} row {number}", spec)
+                n_samples.append(0 if isinstance(samples, str) else len(samples))
+                if isinstance(samples, str):
+                    bad.add(samples)
+                if len(n_samples) % ROWS_BETWEEN_LOOKS == 0:
+                    show(len(n_samples))
         if not n_samples:
             raise UserError(f"{reader.source.where}: contains no rows")
         reader.unused.check(reader.source.where)
@@ -219,12 +224,9 @@ def _in_corpus(
 def _write(
     build: Path, remaining: Iterator[Item], backend: tokenizer.Tokenizer, config: DataConfig, items: int
 ) -> None:
-    """Tokenize and write shard by shard, with a progress bar on a terminal."""
-    from rich.progress import Progress
-
+    """Tokenize and write shard by shard, and show how far it is."""
     consumed = 0
-    with Progress(console=console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("tokenizing", total=items)
+    with progress("tokenizing", items) as show:
 
         def make(index: int) -> Shard:
             nonlocal consumed
@@ -234,4 +236,4 @@ def _write(
             return tokenize(chunk, backend, config)
 
         count = -(-items // ROWS_PER_SHARD)
-        write_shards(build, count, make, lambda n: bar.update(task, completed=min(items, n * ROWS_PER_SHARD)))
+        write_shards(build, count, make, lambda n: show(min(items, n * ROWS_PER_SHARD)))

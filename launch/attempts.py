@@ -15,6 +15,9 @@ from wellread.streams import print_error
 if TYPE_CHECKING:
     from wellread.planning.plan import Plan
 
+ERROR = {"time": float, "rank": int, "error": str, "trace": str, "signal": int, "shortage": dict}
+"""Shape of a rank's error file."""
+
 
 def begin(run: RunDirectory, plan: Plan, layout: dict[str, Any], code: Path | None = None) -> int:
     """Add an attempt to the manifest; return its number, which starts at 1.
@@ -60,7 +63,7 @@ def first_error(run: RunDirectory, number: int) -> dict[str, Any] | None:
 
 def errors(run: RunDirectory, number: int) -> list[dict[str, Any]]:
     """Return the error files of an attempt's ranks, earliest first."""
-    failures = [read_json(path) for path in run.log.glob(f"attempt-{number:03d}-rank-*.error.json")]
+    failures = [read_json(path, ERROR) for path in run.log.glob(f"attempt-{number:03d}-rank-*.error.json")]
     return sorted(failures, key=lambda error: float(error["time"]))
 
 
@@ -84,7 +87,7 @@ def lost_ranks(run: RunDirectory, number: int, ranks: int) -> list[int]:
     lost = []
     for rank in range(ranks):
         path = run.log / f"attempt-{number:03d}-rank-{rank}.error.json"
-        if not path.exists() or "signal" in read_json(path):
+        if not path.exists() or "signal" in read_json(path, ERROR):
             lost.append(rank)
     return lost
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import reprlib
 from dataclasses import dataclass, field, fields, replace
@@ -32,6 +33,8 @@ OF_SBATCH = ("gpus-per-node", "gpus-per-task", "gpus")
 """Options of sbatch that request GPUs; they are read as a gres, so that the plan and the job request the same."""
 OTHER_GPUS = {"gres", "gpus-per-socket", "tres-per-job", "tres-per-node", "tres-per-socket", "tres-per-task"}
 """Options of sbatch that may request GPUs in ways that the plan cannot read."""
+PATH = {"path": True}
+"""Metadata of a field that is a path; ~ is expanded in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +51,13 @@ class ClusterFile:
     """auto: on slurm, cuda when `gres` requests GPUs; otherwise cuda when this machine has a GPU, or the first host."""
     ranks_per_node: int | None = None
     """Value of `--ranks_per_node auto` (default: number of GPUs or slots of a node, else 1)."""
-    python: str | None = None
+    python: str | None = field(default=None, metadata=PATH)
     """Python interpreter on the nodes (default: the one that runs launch)."""
     environment: dict[str, str] = field(default_factory=dict)
     """Environment variables of every rank."""
     interface: str | None = None
     """Network interface between the nodes (default: the one on the route to rank 0)."""
-    hostfile: str = "hostfile"
+    hostfile: str = field(default="hostfile", metadata=PATH)
     """hostfile: path of the list of hosts."""
     ssh: str = "ssh"
     """hostfile: command that connects to a host, with its options."""
@@ -197,6 +200,8 @@ def load(name: str) -> ClusterFile:
         raise UserError(f"--cluster {path}: unknown key {_brief(unknown[0])}; use one of {', '.join(sorted(keys))}")
     try:
         converted = {key: _field(key, value, hints[key]) for key, value in values.items()}
+        for key in (f.name for f in fields(ClusterFile) if "path" in f.metadata and converted.get(f.name)):
+            converted[key] = os.path.expanduser(converted[key])
         return _with_gpus(ClusterFile(**converted | {"name": path.stem, "path": str(path)}))
     except UserError as error:
         raise UserError(f"--cluster {path}: {error}") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import socket
 from collections.abc import Iterator
@@ -11,8 +10,9 @@ from dataclasses import asdict
 
 from launch import attempts
 from wellread.config import from_dict
+from wellread.config.flat import shape_of
 from wellread.errors import UserError
-from wellread.files import with_checksum, write_json
+from wellread.files import read_json, with_checksum, write_json
 from wellread.planning import host_memory
 from wellread.planning.fallback import Failure, Shortage
 from wellread.planning.host_memory import Kills
@@ -113,7 +113,7 @@ def _shortage(run: RunDirectory, plan: Plan, attempt: int) -> Shortage | None:
     for node in sorted({rank // plan.machine.ranks_per_node for rank in killed}):
         path = run.log / f"attempt-{attempt:03d}-node-{node}.memory.json"
         if path.exists():
-            return _read(json.loads(path.read_text(encoding="utf-8")))
+            return _read(read_json(path, shape_of(Shortage)))
     return None
 
 

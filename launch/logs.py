@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from launch import attempts
 from launch.backends import base as backends
 from launch.state import (
     EVALUATION,
@@ -26,7 +27,6 @@ from launch.state import (
 from wellread.cli import new_parser, parse
 from wellread.errors import UserError
 from wellread.escapes import joined, styled, visible
-from wellread.files import read_json
 from wellread.run import RunDirectory
 
 EXAMPLES = """examples:
@@ -150,7 +150,7 @@ class AttemptLog:
         """Print, once, which rank failed first and why; also print when a signal ended a rank without an error file."""
         if self._error_shown:
             return
-        errors = _errors(self._run, self.number)
+        errors = attempts.errors(self._run, self.number)
         code = attempts_of(self._run)[self.number - 1].get("exit_code", 0)
         explained = any("signal" in error for error in errors) if code > SIGNALLED else bool(errors)
         silent = code and code not in REQUESTS and not explained
@@ -161,12 +161,6 @@ class AttemptLog:
         if errors:
             print(_red(f"rank {errors[0]['rank']} failed first: {errors[0]['error']}"))
         self._error_shown = bool(silent or errors)
-
-
-def _errors(run: RunDirectory, number: int) -> list[dict[str, Any]]:
-    """Return the errors of an attempt's ranks, earliest first: later ones often only follow from it."""
-    failures = [read_json(path) for path in run.log.glob(f"attempt-{number:03d}-rank-*.error.json")]
-    return sorted(failures, key=lambda error: float(error["time"]))
 
 
 def _show(run: RunDirectory, listed: list[dict[str, Any]], number: int, rank: int | None) -> None:
@@ -183,7 +177,7 @@ def _show(run: RunDirectory, listed: list[dict[str, Any]], number: int, rank: in
 
 def _show_errors(run: RunDirectory, listed: list[dict[str, Any]], number: int, rank: int | None) -> None:
     """Print the tracebacks of an attempt's ranks by time, then the last lines of its job."""
-    errors = [error for error in _errors(run, number) if rank in (None, error["rank"])]
+    errors = [error for error in attempts.errors(run, number) if rank in (None, error["rank"])]
     for error in errors:
         moment = time.strftime("%H:%M:%S", time.localtime(error["time"]))
         print(_red(f"rank {error['rank']} at {moment}: {error['error']}"))

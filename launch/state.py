@@ -25,6 +25,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ PROGRESS: dict[str, Any] = {
     "loss": NUMBER, "tokens_per_second": NUMBER,
 }  # fmt: skip
 """Shape of progress.json; a file with another one, or damaged, is ignored."""
+LONGEST_STEP = 1e6
+"""Seconds; more are not a report of a run."""
 EVALUATION = "eval"
 """Kind of jobs that evaluate; all other jobs train."""
 
@@ -261,8 +264,9 @@ def progress(run: RunDirectory, attempt: int) -> dict[str, Any]:
     """Return the progress report of rank 0 in attempt `attempt`; empty without one."""
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         report: dict[str, Any] = json.loads((run.log / "progress.json").read_text(encoding="utf-8"))
-        if not mismatch(report, PROGRESS, "") and report["attempt"] == attempt:
-            return report if PROGRESS.keys() <= report.keys() else {}
+        if not mismatch(report, PROGRESS, "") and report["attempt"] == attempt and PROGRESS.keys() <= report.keys():
+            is_possible = 0 <= report["seconds_per_step"] < LONGEST_STEP and isfinite(report["time"])
+            return report if is_possible else {}
     return {}
 
 

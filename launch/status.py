@@ -78,13 +78,24 @@ def _runs(folder: Path) -> list[RunDirectory]:
     if not folder.is_dir():
         raise UserError(f"--runs {folder}: no such folder; give the folder of your runs")
     runs = [RunDirectory(path) for path in folder.iterdir() if path.is_dir()]
-    runs = [run for run in runs if run.config_file.is_file() or run.holder()]
+    runs = [run for run in runs if _is_run(run)]
     return sorted(runs, key=lambda run: (-_launched(run), run.path))
+
+
+def _is_run(run: RunDirectory) -> bool:
+    """Whether a folder is a run, or one that cannot be read and may be a run."""
+    try:
+        return run.config_file.is_file() or run.holder() is not None
+    except (OSError, UserError):
+        return True
 
 
 def _launched(run: RunDirectory) -> float:
     """Return the time of the last launch, which writes the configuration; infinity for a run that is being prepared."""
-    return run.config_file.stat().st_mtime if run.config_file.is_file() else float("inf")
+    try:
+        return run.config_file.stat().st_mtime
+    except OSError:
+        return float("inf")
 
 
 def _table(statuses: list[Status], folder: str) -> str:
@@ -195,7 +206,7 @@ def _lines(about: dict[str, Any]) -> list[tuple[str, str]]:
         cells["state"] += "; run the same command to resume" + f" from step {cells['saved']}" * (cells["saved"] != "-")
     if error := about["first_error"]:
         cells["first error"] = f"rank {error['rank']}: {error['error']}"
-    if status.tokens is not None:
+    if status.tokens is not None and status.loss is not None:
         cells["step"] += f", {status.tokens:,} tokens read, loss {status.loss:.4f}"
     if status.seconds_per_step is not None:
         cells["rate"] += f", {status.seconds_per_step:.3g} s/step"

@@ -38,7 +38,7 @@ from wellread.models.registry import find
 from wellread.processes import die_with
 from wellread.recipes.pretrain import Documents
 from wellread.recipes.registry import resolve
-from wellread.terminal import console, plural
+from wellread.terminal import plural, progress
 
 DOCUMENTS_PER_SHARD = 2000
 LISTED = 10
@@ -254,11 +254,8 @@ def _written(path: Path, chunk: list[Text], tokenizing: Tokenizing) -> Future[No
 
 
 def _with_progress(label: str, items: Iterator[T], total: int | None) -> Iterator[T]:
-    """Yield the same items, with a progress bar on a terminal."""
-    from rich.progress import Progress
-
-    with Progress(console=console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(label, total=total)
-        for item in items:
+    """Yield the same items, and show how far it is."""
+    with progress(label, total) as show:
+        for number, item in enumerate(items, 1):
             yield item
-            bar.advance(task)
+            show(number)

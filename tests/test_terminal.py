@@ -1,8 +1,9 @@
-"""Tables for people."""
+"""Tables and progress for people."""
 
 import pytest
 
-from wellread.terminal import say_narrow_table
+from wellread import terminal
+from wellread.terminal import progress, say_narrow_table
 
 
 def test_a_wide_table_becomes_several_of_at_most_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
@@ -20,3 +21,22 @@ def test_a_narrow_table_stays_one_table(capsys: pytest.CaptureFixture[str]) -> N
     say_narrow_table(["step", "loss"], [[1, 0.5]])
     say_narrow_table(["step"], [[1]])
     assert capsys.readouterr().out == "step    loss\n   1  0.5000\nstep\n   1\n"
+
+
+@pytest.mark.parametrize(
+    ("total", "lines"),
+    [
+        (2_000, "tokenizing: 300 of 2,000 (15%)\ntokenizing: 600 of 2,000 (30%)\n"),
+        (None, "tokenizing: 300\ntokenizing: 600\n"),
+    ],
+)
+def test_a_task_in_a_pipe_says_how_far_it_is_every_half_minute(
+    total: int | None, lines: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now)
+    with progress("tokenizing", total) as show:
+        for number in range(100, 900, 100):
+            now += 11
+            show(number)
+    assert capsys.readouterr().err == lines

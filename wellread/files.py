@@ -112,8 +112,10 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and not error.filename:  # a write does not know its file
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     fsync_directory(path.parent)
 
@@ -192,13 +194,15 @@ def checksum(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 
 
-def read_json(path: Path, shape: Any = object) -> Any:
+def read_json(path: Path, shape: Any = object, remedy: str = REMEDY) -> Any:
     """Read a JSON file.
 
     Parameters
     ----------
     shape : type, tuple, list or dict
         What the file contains (`wellread.shapes`).
+    remedy : str
+        What an error says to do.
 
     Raises
     ------
@@ -210,8 +214,8 @@ def read_json(path: Path, shape: Any = object) -> Any:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:  # not JSON, not even text, or nested too deeply
         reason = " ".join(str(error).split())[:LONGEST_REASON]
-        raise UserError(f"{path}: damaged ({reason}); restore it from a copy") from None
-    return _checked(value, shape, path)
+        raise UserError(f"{path}: damaged ({reason}); {remedy}") from None
+    return _checked(value, shape, path, remedy)
 
 
 class Content(dict[str, Any]):
@@ -224,7 +228,7 @@ class Content(dict[str, Any]):
         raise UserError(f"{self.where}: damaged ({key!r} is missing); {REMEDY}")
 
 
-def _checked(value: Any, shape: Any, path: object) -> Any:
+def _checked(value: Any, shape: Any, path: object, remedy: str) -> Any:
     """The value of a file with `Content` instead of its dicts.
 
     Raises
@@ -234,7 +238,7 @@ def _checked(value: Any, shape: Any, path: object) -> Any:
     """
     problem = mismatch(value, shape, "")
     if problem:
-        raise UserError(f"{path}: damaged ({problem}); {REMEDY}")
+        raise UserError(f"{path}: damaged ({problem}); {remedy}")
     return _content(value, str(path))
 
 

@@ -108,7 +108,7 @@ def export(argv: list[str]) -> int:
 
 
 def _by_kind(command: str, argv: list[str]) -> int:
-    models = positionals(argv)
+    models = [os.path.expanduser(word) for word in positionals(argv)]
     if not models and {"-h", "--help"} & {*argv}:
         return _help(command)
     program = program_of(models[0]) if models else "pretrain"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 NARROW = 4
 """Spaces before a sample's text."""
+SECONDS_BETWEEN_LINES = 30.0
+"""How often a long task without a terminal says how far it is."""
 BORDER = 3
 """Characters between two columns of a table on a terminal."""
 
@@ -41,6 +45,41 @@ def console(stderr: bool = False, **settings: Any) -> Console:
     from rich.console import Console
 
     return Console(file=OfRich(sys.stderr if stderr else sys.stdout), **settings)  # type: ignore[arg-type]
+
+
+@contextmanager
+def progress(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Show how far a task is, on standard error: a bar on a terminal, elsewhere a line now and then.
+
+    Parameters
+    ----------
+    label : str
+        What is done, e.g. tokenizing.
+    total : int, optional
+        How many items there are, if that is known.
+
+    Yields
+    ------
+    callable
+        Takes the number of items that are finished.
+    """
+    if sys.stderr.isatty():
+        from rich.progress import Progress
+
+        with Progress(console=console(stderr=True)) as bar:
+            task = bar.add_task(label, total=total)
+            yield lambda number: bar.update(task, completed=number)
+        return
+    last = time.monotonic()
+
+    def say_now_and_then(number: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            of = f" of {total:,} ({number / total:.0%})" if total else ""
+            print(f"{label}: {number:,}{of}", file=sys.stderr, flush=True)
+
+    yield say_now_and_then
 
 
 def _styled() -> bool:

@@ -28,6 +28,7 @@ SECONDS_TO_MEET = 900
 """How long the agents of several nodes wait for each other."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 ASKED = "asked to stop: saving; press Ctrl-C again to end at once\n"
+ASKED_EARLY = "asked to stop before training began: there is nothing to save\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,8 @@ class Node:
 def start(arguments: list[str], ranks: int, variables: dict[str, str], code: Path, node: Node | None = None) -> int:
     """Start `ranks` processes of ``python ARGUMENTS`` in folder `code`, wait for them, and return the exit code.
 
-    SIGTERM, SIGINT and SIGHUP ask the ranks to save and end; a second signal ends them at once.
+    SIGTERM, SIGINT and SIGHUP ask the ranks to save and end; a second signal ends them at once, and so does the first
+    one before all ranks can save.
 
     Parameters
     ----------
@@ -70,10 +72,14 @@ def start(arguments: list[str], ranks: int, variables: dict[str, str], code: Pat
             end_children()  # elastic waits for them and then returns
             return
         received = number
+        is_early = not can_all_save()
+        if is_early:  # a rank that imports would show a traceback, and one that waits for others would not end
+            end_children()
         if not _patience(LaunchConfig):
             _wait_for_saving()
         if is_launcher:
-            os.write(sys.stderr.fileno(), ASKED.encode())  # print() is not reentrant
+            with suppress(OSError):  # the terminal may be closed
+                os.write(sys.stderr.fileno(), (ASKED_EARLY if is_early else ASKED).encode())  # print() is not reentrant
         to_send = signal.SIGTERM if number == signal.SIGHUP else signal.Signals(number)
         raise SignalException(f"asked to stop by {to_send.name}", sigval=to_send)  # elastic passes it on to the ranks
 
@@ -143,6 +149,24 @@ def stop_signals(handler: Callable[[int, types.FrameType | None], None]) -> Iter
     finally:
         for number in handled:
             signal.signal(number, before[number])
+
+
+def can_all_save() -> bool:
+    """Return whether all ranks, the children of this process, handle or ignore SIGTERM: they do before they train."""
+    import psutil
+
+    ranks = psutil.Process().children()
+    return bool(ranks) and all(_handles(process.pid, signal.SIGTERM) for process in ranks)
+
+
+def _handles(pid: int, number: signal.Signals) -> bool:
+    """Return whether a process handles or ignores a signal; True where the system does not say."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    except OSError:  # it has just ended, or this is not Linux
+        return True
+    masks = dict(line.split(":", 1) for line in lines if line.startswith(("SigCgt", "SigIgn")))
+    return any(int(mask, 16) >> (number - 1) & 1 for mask in masks.values())
 
 
 def end_children() -> list[psutil.Process]:

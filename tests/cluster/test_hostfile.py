@@ -284,6 +284,7 @@ sys.exit(3)
 @pytest.mark.slow
 def test_a_second_signal_ends_ranks_that_ignore_signals(ssh: str, root: Path, tmp_path: Path) -> None:
     text = """
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # else it cannot save, and the first signal ends it
 signal.signal(signal.SIGINT, lambda number, frame: (folder / f"asked-{rank}").touch())
 ready(str(os.getpid()))
 while True:

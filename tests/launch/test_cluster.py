@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import fields, replace
 from pathlib import Path
@@ -86,7 +87,7 @@ def test_every_key(tmp_path: Path) -> None:
         python="/opt/venv/bin/python",
         environment={"NCCL_DEBUG": "INFO", "LEVEL": "3"},
         interface="ib0",
-        hostfile="~/hosts",
+        hostfile=os.path.expanduser("~/hosts"),
         ssh="ssh -p 2222",
         forward=("LANG", "NCCL_IB_HCA"),
         partition="gpu",

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,54 @@ def test_ranks_that_hang_are_reported(tmp_path: Path) -> None:
     run = run_folder(tmp_path / "slow", attempt(), report=progress(1, 5, ago=3600, seconds_per_step=600))
     with run.lock():
         assert looked(run).in_words == "running"
+
+
+DAMAGE = ["", "{", "[]", "5", "null", "[1]", '[{"id": 7}]', '[{"id": "x; y", "kind": "finetune"}]', '[{"id": "7"}]',
+          '{"kind": 1}', "[" * 100_000, '{"time": "x"}', '{"time": NaN, "rank": "x"}', "\xff", "9" * 5000]  # fmt: skip
+FILES = ("manifest.json", "submit/jobs.json", "submit/intent.json", "log/attempt-001-rank-0.error.json", "lock",
+         "log/progress.json", "checkpoints/step-00000020/checkpoint.json", "config.yaml")  # fmt: skip
+
+
+def table(folder: Path) -> list[str]:
+    """The lines of ``wellread status``; it must be possible to write them as JSON, too."""
+    statuses = [looked(run) for run in status._runs(folder)]
+    status._json([dataclasses.asdict(each) for each in statuses])
+    return status._table(statuses, str(folder)).splitlines()
+
+
+def absurd(**values: object) -> str:
+    return json.dumps(progress(1, 30) | values)
+
+
+REPORTS = [absurd(seconds_per_step=value) for value in (float("nan"), float("inf"), 1e300, -1)]
+REPORTS += [absurd(time=float("-inf")), absurd(loss=None), absurd(tokens=None), absurd(steps=10**30)]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_damaged_file_of_a_run_breaks_the_status_of_others(
+    name: str, tmp_path: Path, queue: dict[str, JobState | str]
+) -> None:
+    run_folder(tmp_path / "good", attempt(exit_code=1, **ENDED), saved=(0, 20))
+    bad = run_folder(tmp_path / "bad", attempt(exit_code=1, **ENDED), saved=(0, 20), jobs=(job(7),)).path
+    for text in [*DAMAGE, *REPORTS * (name == "log/progress.json")]:
+        (bad / name).write_text(text)
+        lines = table(tmp_path)
+        assert any("good" in line and "failed (exit code 1)" in line for line in lines), (text, lines)
+        assert any("bad" in line for line in lines)
+        with suppress(UserError):  # one line; anything else fails this test
+            run = RunDirectory(bad)
+            status._page(status.details(run, looked(run), state.Scheduler()))
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "lock", "manifest.json", "submit", "log", "checkpoints"])
+def test_no_odd_file_of_a_run_breaks_the_status_of_others(name: str, tmp_path: Path) -> None:
+    run_folder(tmp_path / "good", attempt(exit_code=1, **ENDED), saved=(0, 20))
+    path = run_folder(tmp_path / "bad", attempt(exit_code=1, **ENDED), saved=(0, 20), jobs=(job(7),)).path / name
+    path.rename(tmp_path / "before") if path.exists() else None
+    for make in (path.mkdir, lambda: path.symlink_to(path), lambda: path.symlink_to("/dev/null"), path.touch):
+        make()
+        assert any("good" in line and "failed (exit code 1)" in line for line in table(tmp_path))
+        path.rmdir() if path.is_dir() else path.unlink()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"identity": {}}'])

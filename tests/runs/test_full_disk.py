@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from support.programs import ROOT
+from support.whole_runs import OLD
 
 from wellread.checkpoint import list_checkpoints, name_of, newest_valid
 from wellread.record.reader import Record
@@ -78,3 +83,32 @@ def test_disk_full_while_saving(program: Program, corpora: Path, disk: Disk) -> 
     verified = program("eval", "verify", run.path, check=True)
     assert verified.stdout.startswith("verified: 6 batches, ")
     assert verified.stdout.endswith(f" checkpoints agree, head {Record.open(run.record).head}\n")
+
+
+ASKED = {
+    "membership": ("membership", "RUN", "--steps", "10", "--bootstrap", "100"),
+    "report": ("report", "RUN"),
+    "csv": ("read", "RUN", "--batch", "0:10", "--csv", "DISK/batches.csv"),
+    "token ids": ("read", "RUN", "--batch", "0:10", "--save", "DISK/batches.npy"),
+    "jsonl": ("read", "RUN", "--batch", "0:10", "--jsonl", "DISK/batches.jsonl"),
+    "export": ("export", "RUN", "--out", "DISK/exported"),
+}
+"""Questions about a run that write to the disk."""
+
+
+@pytest.mark.parametrize(
+    "question", [pytest.param(q, marks=[pytest.mark.long] * (q in ("csv", "jsonl", "export"))) for q in ASKED]
+)
+def test_disk_full_while_a_run_is_read(question: str, disk: Disk) -> None:
+    """The error names a place on the disk; a write to a mapped file must not end the process with SIGBUS."""
+    place = disk(8 * MIB)
+    shutil.copytree(OLD / "finetune" / "run", place / "run")
+    with suppress(OSError), open(place / "rest", "wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    before = {path for path in place.rglob("*") if path.is_file()}
+    command = [word.replace("RUN", str(place / "run")).replace("DISK", str(place)) for word in ASKED[question]]
+    result = subprocess.run([sys.executable, "-m", "wellread", *command], cwd=ROOT, capture_output=True, text=True)
+    result.stderr = "".join(line for line in result.stderr.splitlines(keepends=True) if not line.startswith("no TPR"))
+    assert_disk_full(result, place)
+    assert {path for path in place.rglob("*") if path.is_file()} == before

@@ -107,9 +107,24 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         fsync_directory(path.parent)
+    except OSError as error:
+        if error.errno and not error.filename:  # a write does not know its file
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def _new_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
+    """Create an .npy file with space for all its values, and map it.
+
+    Without the space, a write to the map on a full disk would end this process with SIGBUS.
+    """
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    with open(path, "rb+") as file:
+        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+    return array
 
 
 def save(history: History, start: int, stop: int, path: str) -> None:
@@ -118,7 +133,7 @@ def save(history: History, start: int, stop: int, path: str) -> None:
     size = history.order.batch_size
     with replacing(Path(path)) as temporary:
         shape = ((stop - start) * size, width)
-        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.int32, shape=shape)
+        array = _new_array(temporary, np.int32, shape)
         for batch_id in range(start, stop):
             for slot, sample_id in enumerate(history.numbers(batch_id)[0].tolist()):
                 tokens = history.reader.tokens(sample_id)

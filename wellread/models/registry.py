@@ -64,7 +64,7 @@ def find(name: str) -> ModelSpec:
     plain = _canonical(plain)
     for directory in filter(None, os.environ.get(SEARCH_PATH, "").split(os.pathsep)):
         for folder in dict.fromkeys((name, plain + at + revision)):
-            path = Path(directory) / folder
+            path = Path(directory).expanduser() / folder
             if (path / "config.json").is_file():
                 spec = _from_directory(path, plain + at + revision)
                 return replace(spec, **_training_defaults(entries.get(plain, {})))

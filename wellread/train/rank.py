@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 import traceback
@@ -40,6 +41,8 @@ def main(path: str) -> int:
     log = run.log / f"attempt-{attempt:03d}-rank-{rank}.log"
     try:
         return _train(run, log, rank)
+    except KeyboardInterrupt:  # before the handler of the loop exists: nothing has been trained
+        return 128 + signal.SIGINT
     except BaseException as error:
         text = traceback.format_exc()
         with open_unlinked(log, "a") as file:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import subprocess
@@ -19,8 +18,8 @@ from launch.backends.slurm import queue
 from launch.backends.slurm.task import CommandTask, RankTask, keep_pickles_private
 from launch.cluster import GPUS, ClusterFile, minutes
 from wellread.errors import UserError
-from wellread.files import write_json
-from wellread.run import RunDirectory
+from wellread.files import read_json, write_json
+from wellread.run import TIME, RunDirectory
 from wellread.streams import print_error
 
 FOLLOW_SECONDS = 2.0
@@ -48,6 +47,9 @@ REMEDIES = {
 """Pattern in SLURM's error when it rejects a job -> what to do; the first match counts."""
 INTENT = "intent.json"
 """File in RUN/submit while a job is being submitted: its future entry in jobs.json."""
+NUMBER = re.compile(r"[0-9]+")
+NOTE = {"kind": str, "submitted": TIME, "tasks": int, "folder": str}
+"""Shape of that file; an entry of jobs.json also has the `id` of the job."""
 
 
 def check(run: RunDirectory) -> None:
@@ -209,21 +211,19 @@ def _jobs_file(run: RunDirectory) -> Path:
 
 def jobs_of(run: RunDirectory) -> list[dict[str, Any]]:
     """Return the submitted jobs of a run, oldest first: `id`, `kind`, `submitted`, `tasks`, `folder`."""
-    jobs: list[dict[str, Any]] = _noted(_jobs_file(run)) if _jobs_file(run).exists() else []
+    jobs: list[dict[str, Any]] = _noted(_jobs_file(run), [NOTE | {"id": NUMBER}]) if _jobs_file(run).exists() else []
     if (run.submit / INTENT).exists():  # a launcher died while it submitted a job
-        note = _noted(run.submit / INTENT)
+        note = _noted(run.submit / INTENT, NOTE)
         noted = {job["id"] for job in jobs}
-        ids = {path.name.partition("_")[0] for path in run.submit.glob("[0-9]*_submission.sh")}
+        names = (path.name.removesuffix("_submission.sh") for path in run.submit.glob("*_submission.sh"))
+        ids = {name for name in names if NUMBER.fullmatch(name)}
         jobs += [note | {"id": job_id} for job_id in sorted(ids - noted, key=int)]
     return jobs
 
 
-def _noted(path: Path) -> Any:
+def _noted(path: Path, shape: Any) -> Any:
     """Return the content of a JSON file in RUN/submit."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); check squeue for running jobs, then remove the file") from None
+    return read_json(path, shape, "check squeue for running jobs, then remove the file")
 
 
 def state_of(job: dict[str, Any]) -> JobState:

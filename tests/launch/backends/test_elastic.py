@@ -13,7 +13,7 @@ import pytest
 from support.waiting import PATIENCE, wait_until
 
 from launch.backends import elastic
-from launch.backends.elastic import ASKED, likely_cause
+from launch.backends.elastic import ASKED, ASKED_EARLY, likely_cause
 
 LAUNCHER = """
 import sys
@@ -92,6 +92,21 @@ def test_one_signal_lets_the_ranks_save(number: signal.Signals, passed_on: str, 
     _, errors = launcher.communicate(timeout=PATIENCE)
     assert (launcher.returncode, errors) == (128 + number, ASKED)
     assert [(tmp_path / f"saved-{rank}").read_text() for rank in (0, 1)] == [passed_on] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "one_can_save", ["", SAVING.replace("signal.SIGTERM, save", "signal.SIGTERM, save) if rank == '0' else (")]
+)
+def test_a_signal_before_all_ranks_can_save_ends_them(one_can_save: str, tmp_path: Path) -> None:
+    """As while they import, or wait for each other: no traceback, and nobody waits."""
+    launcher = launched(tmp_path, one_can_save, READY, WAITING)
+    victims = ranks(tmp_path)
+    launcher.send_signal(signal.SIGINT)
+    _, errors = launcher.communicate(timeout=PATIENCE)
+    assert (launcher.returncode, errors) == (130, ASKED_EARLY)
+    assert not any(victim.is_running() for victim in victims)
+    assert not list(tmp_path.glob("saved-*"))
 
 
 @pytest.mark.slow
