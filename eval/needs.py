@@ -18,6 +18,15 @@ def a_checkpoint(run: RunDirectory) -> None:
         raise UserError(f"{run.path}: no checkpoint yet; wait until the run has saved one")
 
 
+def sealed_samples(run: RunDirectory) -> None:
+    """At least two sealed samples."""
+    from wellread.corpus.read import Corpus
+
+    corpus = Corpus.open(run.corpus)
+    if corpus.n - corpus.n_trainable < 2:
+        raise UserError(f"{run.path}: has fewer than two sealed samples; train with --holdout above 0")
+
+
 def a_whole_record(run: RunDirectory) -> None:
     """A record that contains every batch that the last checkpoint has read."""
     from wellread.checkpoint import list_checkpoints

@@ -9,7 +9,10 @@ from importlib import import_module
 
 from eval.evaluation import Evaluation, PerCheckpoint
 
-EVALUATIONS: dict[str, str] = {"membership": "eval.membership.evaluation:Membership"}
+EVALUATIONS: dict[str, str] = {
+    "membership": "eval.membership.evaluation:Membership",
+    "generations": "eval.generations.evaluation:Generations",
+}
 """Name -> module:class, in the order of help and report; imported on demand."""
 
 

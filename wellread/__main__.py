@@ -75,6 +75,9 @@ GROUPS: dict[str, dict[str, Command]] = {
         "index": Command("eval.__main__:main", {"RUN": "index its tokens: text searches without a scan"}),
         "trace": Command("eval.__main__:main", {"RUN TEXT": "spans of a text that a checkpoint has read, and when"}),
         "membership": Command("eval.__main__:main", {"RUN": "can losses distinguish read samples from sealed ones"}),
+        "generations": Command(
+            "eval.__main__:main", {"RUN": "what checkpoints write after fixed prompts; bits per byte"}
+        ),
         "report": Command("eval.__main__:main", {"RUN …": "write RUN/report/index.html; --serve"}),
     },
     "use the model": {

@@ -4,7 +4,8 @@ Every evaluation writes its table with this module (`eval/*.parquet` of a run di
 compared. The scores of single samples, from which results are computed, are stored next to them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
@@ -95,11 +96,19 @@ def write_table(path: Path, table: Any) -> None:
 
 def read_table(path: Path) -> Any:
     """Read a Parquet table of an evaluation; UserError when it is missing or unreadable."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with damage_named(path):
         return pq.read_table(path)
+
+
+@contextmanager
+def damage_named(path: Path) -> Iterator[None]:
+    """Turn errors of reading a Parquet table of an evaluation into a UserError."""
+    import pyarrow as pa
+
+    try:
+        yield
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; run the evaluation first") from error
     except (pa.ArrowInvalid, OSError) as error:

@@ -148,6 +148,7 @@ PATHS: dict[str, list[str]] = {
     "index": ["index", "PATH"],
     "trace": ["trace", "PATH", "a text of more than six tokens"],
     "membership": ["membership", "PATH"],
+    "generations": ["generations", "PATH"],
     "report": ["report", "PATH"],
     "sample": ["sample", "PATH", "text"],
     "export": ["export", "PATH", "--format", "hf", "--out", "OUT"],

@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "index": ("eval.__main__", "index"),
     "trace": ("eval.__main__", "trace"),
     "membership": ("eval.__main__", "membership"),
+    "generations": ("eval.__main__", "generations"),
     "report": ("eval.__main__", "report"),
     "sample pretrain": ("pretrain.__main__", "sample"),
     "export finetune": ("finetune.__main__", "export"),

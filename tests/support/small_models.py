@@ -25,11 +25,25 @@ SIZES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},  # its head is not a plain matrix: full logits
 }  # fmt: skip
 
+LIKE_LLAMA: dict[str, dict[str, Any]] = {
+    "mistral": {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "intermediate_size": 64, "sliding_window": None,
+    },
+    "qwen2": {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "intermediate_size": 64,
+    },
+}  # fmt: skip
+"""Families whose layers are those of Llama: only few tests need them as well."""
+
 
 def tiny(family: str) -> nn.Module:
     """A model with random parameters, biases too: with biases of zero a test would not notice a missing one."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, vocab_size=VOCAB, bos_token_id=0, eos_token_id=0, **SIZES[family])
+    config = AutoConfig.for_model(
+        family, vocab_size=VOCAB, bos_token_id=0, eos_token_id=0, **(SIZES | LIKE_LLAMA)[family]
+    )
     model: nn.Module = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -21,6 +21,7 @@ from wellread.models.load import Source
 from wellread.order.permutation import Order
 from wellread.order.store import open_order
 from wellread.planning.plan import Plan
+from wellread.planning.rate import planned_rate
 from wellread.record.writer import RecordedBatch
 from wellread.run import RunDirectory
 from wellread.terminal import plural
@@ -29,7 +30,6 @@ from wellread.train import guard as guards
 from wellread.train.engines.base import Engine
 from wellread.train.engines.choose import make_engine
 from wellread.train.engines.compiling import compiled_graphs
-from wellread.train.engines.optim import learning_rate
 from wellread.train.evidence import Evidence
 from wellread.train.guard import Guard
 from wellread.train.micro_batches import divide
@@ -195,9 +195,7 @@ class TrainingLoop:
         return evidence.gather(rank, samples, batch_size=plan.batch_size)
 
     def _learning_rate(self) -> float:
-        optim, plan = self.config.optim, self.plan
-        peak, warmup = optim.lr or 0.0, plan.warmup_steps
-        return learning_rate(self.step, peak=peak, warmup=warmup, steps=plan.steps, floor=optim.min_lr)
+        return planned_rate(self.step, self.plan, self.config.optim)
 
     def _update(self, loss: float, lr: float) -> tuple[str | None, float]:
         """Update the weights unless the batch is bad; return what is wrong with it, and its gradient norm."""

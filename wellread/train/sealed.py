@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from wellread.corpus.batch import collate
+from wellread.corpus.prompts import prompt_and_reference
 from wellread.corpus.read import Corpus
 from wellread.corpus.tokenizer import Tokenizer
 from wellread.models import generate
@@ -127,7 +128,7 @@ def generations(engine: Engine, corpus: Corpus, tokenizer: Tokenizer, plan: Plan
     if not len(ids):
         return []
     share, counted = _share(ids, plan.ranks)
-    parts = [_prompt_and_reference(corpus, int(i)) for i in share]
+    parts = [prompt_and_reference(corpus, int(i)) for i in share]
     written = generate.greedy(
         engine.next_logits,
         [prompt for prompt, _ in parts],
@@ -155,21 +156,6 @@ def _without_begin(prompt: list[int], tokenizer: Tokenizer) -> list[int]:
     """The prompt without the tokens that the tokenizer puts before each text, so it can be tokenized again."""
     begins = tokenizer.begins
     return prompt[len(begins) :] if prompt[: len(begins)] == begins else prompt
-
-
-def _prompt_and_reference(corpus: Corpus, sample_id: int) -> tuple[list[int], list[int]]:
-    """Tokens of a sample before its first response, and tokens of that response.
-
-    If all tokens are targets, as in raw text, the two halves of the sample.
-    """
-    tokens, targets = corpus.tokens(sample_id), corpus.targets(sample_id)
-    start = int(targets.argmax())
-    if start <= 1:
-        half = max(1, len(tokens) // 2)
-        return tokens[:half].tolist(), tokens[half:].tolist()
-    from_start = targets[start:]
-    stop = start + (len(from_start) if from_start.all() else int(from_start.argmin()))
-    return tokens[:start].tolist(), tokens[start:stop].tolist()
 
 
 def as_jsonl(rows: list[dict[str, Any]]) -> str:

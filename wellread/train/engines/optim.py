@@ -1,8 +1,7 @@
-"""Optimizer and learning-rate schedule."""
+"""The optimizer."""
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,17 +9,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from wellread.config import OptimConfig
-
-
-def learning_rate(batch_id: int, *, peak: float, warmup: int, steps: int, floor: float) -> float:
-    """Learning rate of one batch: linear warm-up over `warmup` batches, then cosine decay to ``floor * peak``.
-
-    It depends only on the batch, so that resuming needs no scheduler state.
-    """
-    if batch_id < warmup:
-        return peak * (batch_id + 1) / warmup
-    progress = (batch_id - warmup) / max(1, steps - warmup)
-    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig, *, on_host: bool = False) -> torch.optim.Optimizer:

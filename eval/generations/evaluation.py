@@ -1,0 +1,240 @@
+"""What does each checkpoint write after the same prompts, and how well does it predict sealed samples? Run with
+
+    wellread generations runs/NAME
+
+Prompts are beginnings of sealed samples, so no checkpoint has read them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from eval.evaluation import PerCheckpoint
+from eval.generations import metrics, prompts, sealed, texts
+from eval.intervals import clustered_mean
+from eval.items import Items
+from eval.needs import Need, a_checkpoint, sealed_samples
+from wellread.errors import UserError
+
+if TYPE_CHECKING:
+    from eval.generations.prompts import Prompt
+    from eval.progress import Reporter
+    from eval.separation import Floats, Ints
+    from wellread.checkpoint import Checkpoint
+    from wellread.corpus.tokenizer import Tokenizer
+    from wellread.results import Result
+    from wellread.run import RunDirectory
+
+TASK = "generations"
+REFERENCE, SEALED = "reference", "sealed"
+"""Groups of results, next to the methods `greedy` and `sampled`."""
+FORMS = {"type_token_ratio": "logistic", "repeated": "logistic", "bleu": "logistic", "chrf": "logistic"}
+"""Form of curve that may be fitted to a metric of texts: only to shares."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """What is known of a checkpoint: its texts, and its losses on sealed samples."""
+
+    texts: list[texts.Text]
+    losses: sealed.SealedLosses
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generations(PerCheckpoint[Outputs]):
+    """Continuations of fixed prompts at each checkpoint, greedy and sampled, with metrics of each text.
+
+    The prompts are the beginnings of sealed samples, drawn by `seed`. Texts are kept in
+    `eval/generations/step-N.parquet`: another call writes only what is missing or belongs to other weights or settings.
+
+    Raises
+    ------
+    UserError
+        When a number is too small, or a prompt leaves no position for a new token.
+    """
+
+    prompts: int = 64
+    """Number of prompts; fewer where fewer samples are sealed."""
+    new_tokens: int = 200
+    """Maximum number of tokens that continue a prompt."""
+    max_samples: int = 256
+    """Sealed samples for perplexity and bits per byte."""
+    seed: int = 0
+    """Seed for drawing prompts and samples, and for sampled texts."""
+
+    name: ClassVar[str] = "generations"
+    summary: ClassVar[str] = "continue fixed prompts at each checkpoint; metrics of each text, bits per byte"
+    needs: ClassVar[tuple[Need, ...]] = (a_checkpoint, sealed_samples)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for flag in ("prompts", "new_tokens", "max_samples"):
+            least = 1 if flag == "new_tokens" else 2
+            if getattr(self, flag) < least:
+                raise UserError(f"--{flag} {getattr(self, flag)}: must be at least {least}")
+
+    def size(self, step: int) -> int:
+        """Texts and sealed samples at a step."""
+        return len(texts.METHODS) * len(self.fixed_prompts) + self.sealed_ids.size
+
+    def notes(self) -> Iterator[str]:
+        """That fewer samples are sealed than asked for."""
+        if len(self.fixed_prompts) < self.prompts:
+            yield f"{len(self.fixed_prompts):,} prompts instead of {self.prompts:,}: no more samples are sealed"
+
+    def score(self, checkpoint: Checkpoint, reporter: Reporter) -> Outputs:
+        """Load the kept texts and losses of a checkpoint; write and keep the missing ones."""
+        written, path = self._written(checkpoint), sealed.path(self.run, checkpoint)
+        losses, start = sealed.SealedLosses.read(path, self.settings_of_losses(checkpoint)), reporter.scored
+        incomplete = losses is None or not written.complete(self.fixed_prompts)
+        if incomplete or self.verify:
+            checkpoint.refuse_damaged(self.run.eval / "hashes" / f"{checkpoint.path.name}.json", self.verify)
+        if incomplete:
+            from eval.generations.writing import fill
+
+            losses = fill(self, checkpoint, written, losses, reporter)
+        assert losses is not None
+        reporter.move_to(start + self.size(checkpoint.step))
+        return Outputs(texts=written.read(), losses=losses)
+
+    def measure(self, checkpoint: Checkpoint, scores: Outputs, reporter: Reporter) -> Iterator[Result]:
+        """Mean of each metric, with an interval over documents."""
+        for group, metric, values, documents in self._values(scores):
+            row = clustered_mean(values, documents)
+            yield self.result(checkpoint, task=TASK, metric=metric, group=group, n=values.size, **row)
+            if (group, metric) == (SEALED, "loss"):
+                yield self.result(
+                    checkpoint, task=TASK, metric="perplexity", group=group, n=values.size, **_exponential(row)
+                )
+        for method in texts.METHODS:
+            rows = [text for text in scores.texts if text.method == method]
+            references = [self._references[text.prompt_id] for text in rows]
+            for metric, value in metrics.corpus_overlap([text.text for text in rows], references).items():
+                yield self.result(checkpoint, task=TASK, metric=metric, group=method, n=len(rows), value=value)
+
+    def headline(self, results: Sequence[Result]) -> str:
+        """Bits per byte, and how much greedy texts repeat."""
+        values = {(result.group, result.metric): result.value for result in results}
+        return f"{values[SEALED, 'bits_per_byte']:.3f} bits per byte, {values['greedy', 'repeated']:.0%} repeated"
+
+    @classmethod
+    def overview(cls, results: Sequence[Result]) -> tuple[list[str], list[list[object]]]:
+        """One row per checkpoint with the main results; the table on disk has all."""
+        cells = {(result.step, result.group, result.metric): result.value for result in results}
+        columns = {
+            "bits per byte": (SEALED, "bits_per_byte"),
+            "perplexity": (SEALED, "perplexity"),
+            "BLEU": ("greedy", "corpus_bleu"),
+            "chrF": ("greedy", "corpus_chrf"),
+            "repeated": ("greedy", "repeated"),
+            "words": ("greedy", "words"),
+            "words sampled": ("sampled", "words"),
+        }
+        rows: list[list[object]] = [
+            [step, *(cells.get((step, *of)) for of in columns.values())] for step in sorted({r.step for r in results})
+        ]
+        return ["step", *columns], rows
+
+    @classmethod
+    def items(cls, run: RunDirectory, checkpoint: Checkpoint) -> Iterator[Items]:
+        """Values of each prompt and sealed sample at a checkpoint, from kept files; nothing if they are incomplete."""
+        of_texts = texts.settings_in(texts.path(run, checkpoint))
+        of_losses = texts.settings_in(sealed.path(run, checkpoint))
+        if not of_texts or not of_losses:
+            return
+        names = ("prompts", "new_tokens", "seed")
+        settings: dict[str, Any] = {name: of_texts.get(name) for name in names}
+        settings["max_samples"] = of_losses.get("max_samples")
+        if all(type(number) is int for number in settings.values()):
+            yield from cls(run, **settings)._items(checkpoint)
+
+    def _items(self, checkpoint: Checkpoint) -> Iterator[Items]:
+        losses = sealed.SealedLosses.read(sealed.path(self.run, checkpoint), self.settings_of_losses(checkpoint))
+        written = self._written(checkpoint)
+        if losses is None or not written.complete(self.fixed_prompts):
+            return
+        for group, metric, values, documents in self._values(Outputs(texts=written.read(), losses=losses)):
+            if group != REFERENCE and metric != "loss":  # which is bits per byte, times a constant
+                ids = losses.sample_id if group == SEALED else self._ids
+                form = "power" if group == SEALED else FORMS.get(metric)
+                yield Items(metric=f"{group}/{metric}", ids=ids, documents=documents, values=values, form=form)
+
+    def _values(self, outputs: Outputs) -> Iterator[tuple[str, str, Floats, Ints]]:
+        """Group, metric, value of each item, and document of each item."""
+        documents = self._documents[self._ids]
+        for method in texts.METHODS:
+            by_id = {text.prompt_id: text.text for text in outputs.texts if text.method == method}
+            written, references = [by_id[i] for i in self._ids], [self._references[i] for i in self._ids]
+            for metric, values in (metrics.measure(written) | metrics.overlap(written, references)).items():
+                yield method, metric, values, documents
+        for metric, values in metrics.measure([self._references[i] for i in self._ids]).items():
+            yield REFERENCE, metric, values, documents
+        of_sealed = self._documents[outputs.losses.sample_id]
+        yield SEALED, "loss", outputs.losses.per_token, of_sealed
+        yield SEALED, "bits_per_byte", outputs.losses.bits_per_byte, of_sealed
+
+    def _written(self, checkpoint: Checkpoint) -> texts.Written:
+        settings: dict[str, Any] = {name: getattr(self, name) for name in ("prompts", "new_tokens", "seed")}
+        settings |= {"top_p": texts.TOP_P, "batch": prompts.BATCH, "digest": prompts.digest(self.fixed_prompts)}
+        return texts.Written.at(self.run, checkpoint, settings)
+
+    def settings_of_losses(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """To what the kept losses of a checkpoint belong."""
+        from eval.kept import _belongs_to
+
+        return {"max_samples": self.max_samples, "seed": self.seed} | _belongs_to(checkpoint)
+
+    @cached_property
+    def _samples(self) -> tuple[Any, Ints]:
+        return prompts.samples_of(self.run)
+
+    @cached_property
+    def _documents(self) -> Ints:
+        return self._samples[1]
+
+    @property
+    def samples(self) -> Any:
+        """The samples of the run, or segments of a packed corpus."""
+        return self._samples[0]
+
+    @cached_property
+    def sealed_ids(self) -> Ints:
+        """Sealed samples whose losses are computed."""
+        return prompts.draw(self._samples[0], self.max_samples, self.seed)
+
+    @cached_property
+    def fixed_prompts(self) -> list[Prompt]:
+        """The prompts, the same ones at every checkpoint."""
+        samples, documents = self._samples
+        return prompts.prompts_of(samples, documents, prompts.draw(samples, self.prompts, self.seed))
+
+    @cached_property
+    def _ids(self) -> Ints:
+        return np.array([prompt.id for prompt in self.fixed_prompts])
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the corpus."""
+        from wellread.corpus.tokenizer import Tokenizer
+
+        return Tokenizer.load(self.run.corpus / "tokenizer")
+
+    @cached_property
+    def _references(self) -> dict[int, str]:
+        """Prompt -> its true continuation, as long as a generated text may be, without special tokens."""
+        return {
+            prompt.id: texts.plain(self.tokenizer, prompt.reference[: self.new_tokens]) for prompt in self.fixed_prompts
+        }
+
+
+def _exponential(row: dict[str, float]) -> dict[str, float]:
+    """Perplexity from loss: exp of value and interval; the standard error by the delta method."""
+    value = math.exp(row["value"])
+    results = {name: math.exp(end) for name, end in row.items() if name != "stderr"}
+    return results | ({"stderr": row["stderr"] * value} if "stderr" in row else {})

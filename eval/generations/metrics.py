@@ -1,0 +1,61 @@
+"""Metrics of single texts: those of `wellread.data.text_metrics`, overlap with the true continuation, repetition."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from eval.separation import Floats
+from wellread.data import text_metrics
+
+N_GRAM = 4
+OVERLAP = ("bleu", "chrf")
+"""Metrics that compare a text with its reference; a reference has none."""
+
+
+def measure(texts: Sequence[str]) -> dict[str, Floats]:
+    """Metrics of each text by itself: those of `text_metrics.NAMES`, and `repeated`; float64[n] each."""
+    columns = text_metrics.measure(texts).astype(np.float64).T
+    values = dict(zip(text_metrics.NAMES, columns, strict=True))
+    return values | {"repeated": np.array([repeated(text) for text in texts])}
+
+
+def repeated(text: str) -> float:
+    """Share of the 4-grams of words that occurred before in the text; 0 for fewer than four words.
+
+    Words are separated by spaces and line ends. As in Welleck et al. 2020, 1 - different 4-grams / 4-grams.
+    """
+    words = text.split()
+    grams = [tuple(words[start : start + N_GRAM]) for start in range(len(words) - N_GRAM + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def overlap(texts: Sequence[str], references: Sequence[str]) -> dict[str, Floats]:
+    """BLEU and chrF of each text against its reference, 0 to 100, by sacrebleu; float64[n] each.
+
+    BLEU of a single text uses only the lengths of n-grams that it has (effective order), as sacrebleu recommends.
+    """
+    scorers = _scorers(effective_order=True)
+    pairs = list(zip(texts, references, strict=True))
+    return {
+        name: np.array([scorer.sentence_score(text, [reference]).score for text, reference in pairs])
+        for name, scorer in scorers.items()
+    }
+
+
+def corpus_overlap(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """BLEU and chrF of all texts together, 0 to 100, by sacrebleu: `corpus_bleu` and `corpus_chrf`."""
+    scorers = _scorers(effective_order=False)
+    return {
+        f"corpus_{name}": float(scorer.corpus_score(list(texts), [list(references)]).score)
+        for name, scorer in scorers.items()
+    }
+
+
+def _scorers(*, effective_order: bool) -> dict[str, Any]:
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+
+    return {"bleu": BLEU(effective_order=effective_order), "chrf": CHRF()}
