@@ -57,7 +57,7 @@ class TokenFile:
     def locked(self) -> Iterator[None]:
         """Hold the lock of this file, for which other processes wait, and forget what the file had before."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path.with_suffix(".lock"), "w") as lock:
+        with open(self.path.with_suffix(".lock"), "wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self._forget()
             yield

@@ -49,8 +49,8 @@ def _by_category(groups: Groups, step: int) -> Iterator[Pair]:
     """By data set, or by category where there is only one data set: both sides."""
     at, categories = groups.at(step), np.array(groups.categories())
     for name in np.unique(categories[at[READ]]).tolist():
-        members, others = (at[side][categories[at[side]] == name] for side in (READ, SEALED))
-        yield f"{READ}/{name or 'none'}", members, others
+        members, sealed = (at[side][categories[at[side]] == name] for side in (READ, SEALED))
+        yield f"{READ}/{name or 'none'}", members, sealed
 
 
 DIVISIONS: dict[str, Callable[[Groups, int], Iterator[Pair]]] = {
@@ -66,4 +66,4 @@ DIVISIONS: dict[str, Callable[[Groups, int], Iterator[Pair]]] = {
 def divide(names: Sequence[str], groups: Groups, step: int) -> dict[str, tuple[Ints, Ints]]:
     """Name of each group at `step` -> its samples and the sealed ones to compare them with; without empty groups."""
     pairs = (pair for name in dict.fromkeys(names) for pair in DIVISIONS[name](groups, step))
-    return {name: (members, others) for name, members, others in pairs if members.size and others.size}
+    return {name: (members, sealed) for name, members, sealed in pairs if members.size and sealed.size}

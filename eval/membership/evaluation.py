@@ -134,7 +134,7 @@ class Membership(PerCheckpoint[Values]):
         sealed = min(corpus.n - corpus.n_trainable, self.max_samples)
         yield from self.division.notes([checkpoint.step for checkpoint in self.checkpoints])
         if self.groups is None and UNREAD not in self._group_names:
-            yield "the order is not a shuffle, so unread samples are no control and are left out"
+            yield "the order is not a shuffle, so unread samples are not a control; they are left out"
         if self.reference is None and self.source.reference is None and began_pretrained(self.run):
             yield "step 0 has no checkpoint, so there is no reference model; reference and ez are left out"
         if not sealed:
@@ -184,8 +184,8 @@ class Membership(PerCheckpoint[Values]):
                     f"step {checkpoint.step:,}: {column.name} is not defined for {undefined:,} of {ids.size:,} samples"
                 )
             compared = {
-                name: (self._side(members, ids, values), self._side(others, ids, values))
-                for name, (members, others) in pairs.items()
+                name: (self._side(members, ids, values), self._side(sealed, ids, values))
+                for name, (members, sealed) in pairs.items()
             }
             rows += comparer.rows(compared, SEALED)
             for row in rows:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.kept import How, by_part, fill, run_directory, tokens_of
+from eval.kept import How, by_part, fill, run_directory, token_file, tokens_of
 from eval.membership.scores import Column, Inputs, needs
 from eval.membership.texts import LowerCase, zlib_bytes
 from eval.separation import Floats, Ints
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from eval.progress import Reporter
     from wellread.checkpoint import Checkpoint
+    from wellread.corpus.decoder import Decoder
     from wellread.corpus.read import Corpus
     from wellread.corpus.segments import Segments
-    from wellread.corpus.tokenizer import Tokenizer
     from wellread.run import RunDirectory
     from wellread.tokens import Tokens
 
@@ -44,28 +44,36 @@ class Source:
         return 1 + sum(need in ("lowercase", "reference") for need in needs(self.scores))
 
     @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the corpus."""
-        from wellread.corpus.segments import Segments
-        from wellread.corpus.tokenizer import Tokenizer
+    def _decoder(self) -> Decoder:
+        from wellread.corpus.decoder import Decoder
 
-        corpus = self.samples.corpus if isinstance(self.samples, Segments) else self.samples
-        return Tokenizer.load(corpus.tokenizer)
+        return Decoder.load(self.samples.path / "tokenizer")
 
     @cached_property
     def _lowercase(self) -> LowerCase:
-        return LowerCase(self.samples, self.samples.longest, tokenizer=self.tokenizer)
+        from wellread.corpus.tokenizer import Tokenizer
+
+        tokenizer = Tokenizer.load(self.samples.path / "tokenizer")
+        return LowerCase(self.samples, self.samples.longest, tokenizer=tokenizer)
 
     def files(self, checkpoint: Checkpoint, ids: Ints, reporter: Reporter) -> dict[str, TokenFile]:
         """Field of `Inputs` -> file with its token columns; what is missing is computed."""
         files = {"tokens": tokens_of(self.run, checkpoint, self.samples, ids, reporter, self.how)}
         required = needs(self.scores)
         if "lowercase" in required:
-            how = replace(self.how, variant="lowercase")
-            files["lowercase"] = tokens_of(self.run, checkpoint, self._lowercase, ids, reporter, how)
+            files["lowercase"] = self._lowercase_file(checkpoint, ids, reporter)
         if "reference" in required:
             files["reference"] = self._reference_file(ids, reporter)
         return files
+
+    def _lowercase_file(self, checkpoint: Checkpoint, ids: Ints, reporter: Reporter) -> TokenFile:
+        """Loads the tokenizer, which takes seconds, only if samples are missing."""
+        how = replace(self.how, variant="lowercase")
+        file = token_file(self.run, checkpoint, how)
+        if np.isin(ids, file.sample_id).all():
+            reporter.move_to(reporter.scored + ids.size)
+            return file
+        return tokens_of(self.run, checkpoint, self._lowercase, ids, reporter, how)
 
     def _reference_file(self, ids: Ints, reporter: Reporter) -> TokenFile:
         from wellread.checkpoint import Checkpoint
@@ -86,12 +94,12 @@ class Source:
 
     def values(self, files: dict[str, TokenFile], ids: Ints) -> dict[str, Floats]:
         """Name of each score -> its values, float64[n]; NaN where it is not defined."""
-        others = {name: file for name, file in files.items() if name != "tokens"}
+        more_files = {name: file for name, file in files.items() if name != "tokens"}
         parts: dict[str, list[Floats]] = {column.name: [] for column in self.scores}
         for tokens in by_part(files["tokens"], self.samples, ids):
-            more: dict[str, Any] = {name: file.read(tokens.sample_id) for name, file in others.items()}
+            more: dict[str, Any] = {name: file.read(tokens.sample_id) for name, file in more_files.items()}
             if "zlib" in needs(self.scores):
-                more["zlib"] = zlib_bytes(self.samples, tokens.sample_id, self.tokenizer)
+                more["zlib"] = zlib_bytes(self.samples, tokens.sample_id, self._decoder)
             inputs = Inputs(tokens=tokens, **more)
             for column in self.scores:
                 parts[column.name].append(column.score.values(inputs, column.k))

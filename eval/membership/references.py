@@ -66,8 +66,8 @@ def _check(directory: Path, name: str, samples: Corpus | Segments) -> None:
     from wellread.models.pretrained import configuration_in
 
     corpus = samples.corpus if isinstance(samples, Segments) else samples
-    theirs, vocabulary = (Tokenizer.load(folder).backend.get_vocab() for folder in (directory, corpus.tokenizer))
-    if theirs != vocabulary:
+    of_model, vocabulary = (Tokenizer.load(folder).backend.get_vocab() for folder in (directory, corpus.tokenizer))
+    if of_model != vocabulary:
         raise UserError(f"--reference {name}: has another vocabulary than the corpus; choose a model with the same one")
     positions = getattr(configuration_in(directory), "max_position_embeddings", None)
     if positions is not None and positions < corpus.longest:

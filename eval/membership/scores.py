@@ -77,8 +77,9 @@ def min_k_plus_plus(inputs: Inputs, k: float) -> Floats:
     """Mean of the lowest log-probabilities, standardized by mean and deviation under p (Zhang et al. 2025)."""
     tokens = inputs.tokens
     distance = tokens.logp.astype(np.float64) - tokens.mu
+    standardized = np.zeros(distance.size)
     with np.errstate(divide="ignore"):  # no deviation and another value: minus infinity
-        standardized: Floats = np.divide(distance, tokens.sigma, out=np.zeros_like(distance), where=distance != 0)
+        np.divide(distance, tokens.sigma, out=standardized, where=distance != 0)
     return mean_of_lowest(tokens, standardized, k)
 
 
@@ -111,7 +112,7 @@ def recall(inputs: Inputs, k: float = 1) -> Floats:
 def gradnorm(inputs: Inputs, k: float = 1) -> Floats:
     """Minus the 2-norm of the gradient of the loss over all parameters (Wang et al. 2024)."""
     assert inputs.gradnorm is not None
-    return -inputs.gradnorm
+    return np.asarray(-inputs.gradnorm)
 
 
 def mean_of_lowest(tokens: Tokens, values: Floats, k: float) -> Floats:

@@ -14,21 +14,22 @@ from eval.separation import Ints
 
 if TYPE_CHECKING:
     from wellread.corpus.batch import Samples
+    from wellread.corpus.decoder import Decoder
     from wellread.corpus.tokenizer import Tokenizer
 
 Sample = tuple[NDArray[Any], NDArray[np.bool_]]
 """Tokens and loss mask, (length,) each."""
 
 
-def scored_text(samples: Samples, sample_id: int, tokenizer: Tokenizer) -> str:
+def scored_text(samples: Samples, sample_id: int, decoder: Decoder) -> str:
     """Text of the target tokens of a sample, without special tokens."""
     targets = samples.tokens(sample_id)[samples.targets(sample_id)].tolist()
-    return tokenizer.decode(token for token in targets if token not in tokenizer.special_ids)
+    return decoder.decode(token for token in targets if token not in decoder.special_ids)
 
 
-def zlib_bytes(samples: Samples, ids: Ints, tokenizer: Tokenizer) -> Ints:
+def zlib_bytes(samples: Samples, ids: Ints, decoder: Decoder) -> Ints:
     """Bytes of `scored_text` of each sample, compressed; (n,)."""
-    texts = (scored_text(samples, sample_id, tokenizer).encode() for sample_id in ids.tolist())
+    texts = (scored_text(samples, sample_id, decoder).encode() for sample_id in ids.tolist())
     return np.array([len(zlib.compress(text)) for text in texts], dtype=np.int64)
 
 
@@ -39,19 +40,19 @@ class Changed:
     samples: Samples
     longest: int
     """Maximum number of tokens: changed samples are truncated to it."""
-    _made: dict[int, Sample] = field(default_factory=dict)
+    _samples: dict[int, Sample] = field(default_factory=dict)
 
     def change(self, sample_id: int) -> Sample:
         """The changed sample."""
         raise NotImplementedError
 
     def _sample(self, sample_id: int) -> Sample:
-        if sample_id not in self._made:
-            if len(self._made) >= KEPT_SAMPLES:
-                self._made.clear()
+        if sample_id not in self._samples:
+            if len(self._samples) >= KEPT_SAMPLES:
+                self._samples.clear()
             tokens, targets = self.change(sample_id)
-            self._made[sample_id] = tokens[: self.longest], targets[: self.longest]
-        return self._made[sample_id]
+            self._samples[sample_id] = tokens[: self.longest], targets[: self.longest]
+        return self._samples[sample_id]
 
     def tokens(self, sample_id: int, /) -> NDArray[Any]:
         """Tokens of one sample, (length,)."""

@@ -64,6 +64,11 @@ class Decoder:
         """Number of tokens, including added ones; ids are smaller than it."""
         return int(self.backend.get_vocab_size(with_added_tokens=True))
 
+    @cached_property
+    def special_ids(self) -> set[int]:
+        """Ids of all special tokens."""
+        return {i for i, token in self.backend.get_added_tokens_decoder().items() if token.special}
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`, including special tokens."""
         text = str(self.backend.decode(list(ids), skip_special_tokens=False))
