@@ -98,7 +98,8 @@ def ez(inputs: Inputs, k: float = 1) -> Floats:
     tokens, errs = inputs.tokens, inputs.tokens.rank != 0
     shift = np.where(errs, tokens.logp.astype(np.float64) - inputs.reference.logp, 0.0)
     gained, lost = tokens.sums(np.maximum(shift, 0)), -tokens.sums(np.minimum(shift, 0))
-    ratio = np.divide(gained, lost, out=np.full(lost.size, np.inf), where=lost != 0)
+    ratio = np.full(lost.size, np.inf)
+    np.divide(gained, lost, out=ratio, where=lost != 0)
     ratio[np.isnan(gained) | np.isnan(lost) | (tokens.sums(errs) == 0)] = np.nan
     return ratio
 

@@ -381,7 +381,7 @@ def test_eight_evaluations_two_at_a_time(program: Program, small_model: Path, co
     assert [state for state, _, _ in times] == ["COMPLETED"] * 8
     assert max(sum(start <= moment < end for _, start, end in times) for _, moment, _ in times) <= 2
     assert "COMPLETED" in call("sacct", "-X", "-n", "-P", "-j", last["id"], "-o", "State")
-    assert len(list((out / "eval" / "scores").glob("*.parquet"))) == 8
+    assert len(list((out / "eval" / "tokens").glob("*.parquet"))) == 16
     assert (out / "report" / "index.html").exists()
 
 

@@ -92,12 +92,12 @@ def test_hashes_are_kept_and_computed_again(evaluation: str, run: RunDirectory, 
         file.seek(len(content) - 1)
         file.write(bytes([content[-1] ^ 1]))
     os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns))
-    shutil.rmtree(run.eval / "scores")
+    shutil.rmtree(run.eval / "tokens")
     assert answer(*words)[0] == 0  # same size, time and inode: docs/trust.md says so
     code, text = answer(*words, "--verify")
     assert (code, "model.safetensors: altered" in text) == (BAD_INPUT, True)
     os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
-    shutil.rmtree(run.eval / "scores")
+    shutil.rmtree(run.eval / "tokens")
     assert answer(*words)[0] == BAD_INPUT
     weights.write_bytes(content)
     assert answer(*words, "--verify")[0] == 0

@@ -267,9 +267,9 @@ def test_a_pool_has_the_results_of_one_process(program: Program, copied_run: Run
     table, expected = (pq.read_table(run.eval / "membership.parquet") for run in (copied_run, alone))
     assert table.equals(expected)
     assert set(table.column("step").to_pylist()) == {0, 4, 8, 12}
-    scores = [sorted(path.name for path in (run.eval / "scores").iterdir()) for run in (copied_run, alone)]
+    scores = [sorted(path.name for path in (run.eval / "tokens").glob("*.parquet")) for run in (copied_run, alone)]
     assert scores[0] == scores[1]
-    assert len(scores[0]) == 4
+    assert len(scores[0]) == 8  # as they are, and in lower case
 
     refused = program("launch", "run", "eval", "verify", copied_run.path, "--fan_out")
     assert (refused.returncode, refused.stderr) == (
