@@ -51,9 +51,14 @@ def _usage() -> str:
 
 def _evaluate(name: str, argv: list[str]) -> int:
     from eval.evaluate import main as evaluate
+    from eval.membership.arguments import names_a_model
     from eval.registry import find
 
     streams.outlive_reader()  # its result is the table of the run
+    if name == "membership" and names_a_model(argv):
+        from eval.membership.any_model import main as of_any_model
+
+        return of_any_model(argv)
     return evaluate(find(name), argv)
 
 

@@ -125,6 +125,11 @@ def _at_revision(argument: str, name: str, revision: str, entries: dict[str, dic
     return replace(_from_entry(f"{name}@{revision}", entries[name]), revision=revision)
 
 
+def revision_step(name: str) -> int:
+    """Step of a model by name, e.g. 3000 of pythia-70m@step3000; 0 for a name without one."""
+    return _number(name.rpartition("@")[2].replace("-", "")) if "@" in name else 0
+
+
 def _number(revision: str) -> int:
     digits = revision.removeprefix("step")
     return int(digits) if digits.isdecimal() else 0

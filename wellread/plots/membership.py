@@ -60,6 +60,25 @@ def roc(fpr: Floats, tpr: Floats, *, nonmembers: int, log: bool = False) -> Figu
     return Figure(alt.layer(*(layer.encode(x=x, y=y, color=color, strokeDash=dash) for layer in layers)), height=400)
 
 
+def rocs(curves: Mapping[str, tuple[Floats, Floats]]) -> Figure:
+    """ROC curves of several models (at most eight in color) on linear axes.
+
+    Parameters
+    ----------
+    curves
+        Name -> false- and true-positive rates from (0, 0) to (1, 1), float[k] each, ascending.
+    """
+    import altair as alt
+
+    table = [row for name, (fpr, tpr) in curves.items() for row in rows(fpr=fpr, tpr=tpr, series=name)]
+    scale = alt.Scale(domain=[0, 1], nice=False)
+    x = alt.X("fpr:Q").title("false-positive rate").scale(scale)
+    y = alt.Y("tpr:Q").title("true-positive rate").scale(scale)
+    diagonal = view(rows(fpr=np.array([0.0, 1.0]), tpr=np.array([0.0, 1.0]))).mark_line(color=GREY, strokeDash=[4, 3])
+    lines = view(table).mark_line(interpolate="step-after").encode(x=x, y=y, color=color_of(list(curves)))
+    return Figure(alt.layer(diagonal.encode(x=x, y=y), lines), height=400)
+
+
 def _decades(lowest: float) -> list[float]:
     """Powers of ten from `lowest` to 1."""
     return [10.0**power for power in range(int(np.ceil(np.log10(lowest))), 1)]

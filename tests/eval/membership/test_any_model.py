@@ -1,0 +1,129 @@
+"""Membership of any texts under any models, without a run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+from sklearn.metrics import roc_auc_score, roc_curve
+
+from eval.__main__ import main
+from eval.membership.files import TextSamples, read_texts
+from wellread.corpus.tokenizer import Tokenizer
+from wellread.errors import UserError
+from wellread.models.load import load_model
+from wellread.models.score import log_likelihoods
+from wellread.results import read
+
+
+def write_texts(path: Path, texts: list[str], *, as_strings: bool = False) -> Path:
+    path.write_text("".join(json.dumps(text if as_strings else {"text": text, "n": 1}) + "\n" for text in texts))
+    return path
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    rng = np.random.default_rng(0)
+    words = ["river", "stone", "tree", "a", "the", "of", "runs", "over", "Blue", "cold"]
+    texts = [" ".join(rng.choice(words, rng.integers(3, 40))) + f" {i}" for i in range(230)]
+    return write_texts(tmp_path / "a.jsonl", texts[:120]), write_texts(
+        tmp_path / "b.jsonl", texts[120:], as_strings=True
+    )
+
+
+@pytest.mark.slow
+def test_models_and_files(
+    files: tuple[Path, Path], small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, out = shutil.copytree(small_model, tmp_path / "copy"), tmp_path / "out"
+    words = ["--members", str(files[0]), "--nonmembers", str(files[1]), "--bootstrap", "100", "--device", "cpu"]
+    more = [
+        "--out",
+        str(out),
+        "--threshold",
+        str(files[0]),
+        "--csv",
+        "--scores",
+        "loss,zlib,lowercase,min_k",
+        "--k",
+        "0.2",
+    ]
+    assert main(["membership", "--model", f"{small_model},{copy}", *words, *more]) == 0
+    printed = capsys.readouterr()
+    assert f"{small_model} and {copy} have the same weights; they are compared once" in printed.err
+    assert "no TPR at 1% FPR: it needs 1,000 non-members, not 110" in printed.err
+    assert "words (p " in printed.out
+
+    texts = [text for path in files for text in read_texts(path)]
+    samples = TextSamples(texts, Tokenizer.load(small_model), 128)
+    totals, n_targets = log_likelihoods(load_model(small_model), samples, np.arange(230))
+    loss, is_member = totals / n_targets, np.arange(230) < 120
+    results = {(each.task, each.group, each.metric): each for each in read(out / "membership.parquet")}
+    assert results["membership/loss", "members", "auc"].value == pytest.approx(roc_auc_score(is_member, loss), abs=1e-4)
+    assert results["membership/loss", "nonmembers", "mean_loss"].value == pytest.approx(-loss[120:].mean(), abs=1e-5)
+    assert {task for task, _, _ in results} == {
+        "membership/loss", "membership/zlib", "membership/lowercase", "membership/min_k_0.2",
+        "gate/words", "gate/shape", "copies",
+    }  # fmt: skip
+
+    curve = pq.read_table(out / "roc.parquet").to_pandas().query("score == 'loss'")
+    expected = roc_curve(is_member, loss, drop_intermediate=False)
+    assert np.allclose(curve["fpr"], expected[0], atol=1 / 100)
+    assert np.allclose(curve["tpr"], expected[1], atol=1 / 100)
+    classified = pq.read_table(out / "classified.parquet").to_pandas().query("score == 'loss'")
+    rate = results["membership/loss", "members", "tpr_at_fpr_0.1"].value
+    assert classified["member"].astype(float).mean() == pytest.approx(rate, abs=1e-12)  # the members, classified again
+    above = (loss[120:] > results["membership/loss", "members", "threshold_at_fpr_0.1"].value - 1e-4).mean()
+    assert above <= 0.11
+    assert pyarrow.csv.read_csv(out / "roc.csv").num_rows == pq.read_table(out / "roc.parquet").num_rows
+    assert (out / "roc.svg").read_bytes().startswith(b"<svg")
+
+    shutil.rmtree(copy)
+    assert main(["membership", "--model", str(small_model), *words]) == 0  # only prints
+    assert "all results" not in capsys.readouterr().out
+
+
+LINES = {
+    "not a file": ("c.jsonl", "does not exist"),
+    "empty": ("empty.jsonl", "has no texts"),
+    "not JSON": ("plain.jsonl", "plain.jsonl:1: not JSON"),
+    "no text": ("number.jsonl", "number.jsonl:2: has no text"),
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_a_file_without_texts_is_refused(name: str, files: tuple[Path, Path], tmp_path: Path) -> None:
+    for file, content in {"empty": "\n", "plain": "once upon", "number": '"a"\n{"texts": "b"}\n'}.items():
+        (tmp_path / f"{file}.jsonl").write_text(content)
+    file, line = LINES[name]
+    with pytest.raises(UserError, match=line) as error:
+        main(["membership", "--model", "pythia-70m", "--members", str(files[0]), "--nonmembers", str(tmp_path / file)])
+    assert "\n" not in str(error.value)
+
+
+def test_other_mistakes_are_one_line(files: tuple[Path, Path], small_model: Path, tmp_path: Path) -> None:
+    few = write_texts(tmp_path / "few.jsonl", ["x y", "z"])
+    both = write_texts(tmp_path / "both.jsonl", [*read_texts(files[0])[:7], "new"])
+    start = ["membership", "--model", str(small_model), "--members", str(files[0]), "--nonmembers"]
+    cases = {
+        (str(both),): r"7 texts are in both \((?:\"[^\"]*\", ){4}\"[^\"]*\"\); remove them",
+        (str(files[1]), "--csv"): "--csv: writes files; add --out DIR",
+        (str(few), "--threshold", str(few), "--out", "x"): "--threshold: needs 100 non-members",
+        (str(files[1]), "--scores", "ez"): "--scores ez: needs a reference model",
+        (str(files[1]), "--scores", "gradnorm"): "--scores gradnorm: is not available for texts of files",
+        (str(files[1]), "--k", "2"): "--k 2: expected fractions",
+        (str(files[1]), "--bootstrap", "1"): "--bootstrap 1: too few",
+        (str(files[1]), "--max_tokens", "1"): "--max_tokens 1: nothing to score",
+        (str(files[1]), "--seed", "-1"): "--seed -1: must be at least 0",
+    }
+    for words, line in cases.items():
+        with pytest.raises(UserError, match=line) as error:
+            main([*start, *words])
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="--model no-such-model: not a directory or a known model"):
+        main(["membership", "--model", "no-such-model", "--members", str(files[0]), "--nonmembers", str(files[1])])
