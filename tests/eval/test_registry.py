@@ -123,10 +123,8 @@ def test_a_fan_out(tmp_path: Path, dummy: None, scored: list[Any], capsys: pytes
 def test_it_is_in_the_help(dummy: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert per_checkpoint() == ["membership", "generations", "dummy"]
     assert main(["--help"]) == 0
-    assert "  dummy RUN         samples with good scores\n  verify RUN " in capsys.readouterr().out
-    with pytest.raises(
-        UserError, match="eval none: unknown command; use read, verify, report, membership, generations, dummy"
-    ):
+    assert "  dummy RUN         samples with good scores\n" in capsys.readouterr().out
+    with pytest.raises(UserError, match="eval none: unknown command; use read, verify, .*, dummy$"):
         main(["none"])
 
 
