@@ -124,7 +124,7 @@ def test_it_is_in_the_help(dummy: None, capsys: pytest.CaptureFixture[str]) -> N
     assert per_checkpoint() == ["membership", "generations", "dummy"]
     assert main(["--help"]) == 0
     assert "  dummy RUN         samples with good scores\n" in capsys.readouterr().out
-    with pytest.raises(UserError, match="eval none: unknown command; use read, verify, .*, dummy$"):
+    with pytest.raises(UserError, match=r"eval none: unknown command; use read, verify, .*, dummy$"):
         main(["none"])
 
 

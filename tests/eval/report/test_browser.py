@@ -24,7 +24,7 @@ HOSTILE = (
     "<script>document.title='run'</script>", "</script><script>document.title='run'</script>", "{{7*7}}",
     "<img src=x onerror=document.title='run'>", "__proto__", "<!--<script>", "a'\"&b",
 )  # fmt: skip
-DRAWN = "document.documentElement.dataset.drawn === 'true'"
+DRAWN = "document.documentElement.dataset.drawn !== undefined"
 
 
 class Hostile(Evaluation):
