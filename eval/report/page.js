@@ -7,8 +7,11 @@
   const NARROW = 460;
   const draw = async () => {
     for (const place of document.querySelectorAll("[data-figure]")) {
+      const columns = place.clientWidth < NARROW ? 2 : 3; // of the legend; Vega follows the width by itself
+      if (place.dataset.columns === String(columns)) continue;
+      place.dataset.columns = columns;
       const spec = data.figures[Number(place.dataset.figure)];
-      spec.config.legend.columns = place.clientWidth < NARROW ? 2 : 3;
+      spec.config.legend.columns = columns;
       await vegaEmbed(place, spec, {actions: false, renderer: "svg"});
       await new Promise((resume) => setTimeout(resume));
     }
@@ -81,4 +84,5 @@
   }
 
   draw();
+  addEventListener("resize", draw);
 }
