@@ -48,8 +48,6 @@ def evaluate(evaluation: Evaluation, *, progress: bool = True) -> list[Result]:
     UserError
         When the run does not have what the evaluation needs.
     """
-    from wellread.results import write
-
     evaluation.run.config()  # fail on a damaged config before the expensive part
     for need in evaluation.needs:
         need(evaluation.run)
@@ -57,7 +55,7 @@ def evaluate(evaluation: Evaluation, *, progress: bool = True) -> list[Result]:
         for note in evaluation.notes():
             reporter.note(note)
         results = list(evaluation.results(reporter))
-    write(evaluation.table(evaluation.run), results)
+    evaluation.write(results)
     return results
 
 
@@ -95,9 +93,13 @@ def _parse(kind: type[Evaluation], argv: list[str]) -> dict[str, Any]:
     example = f"example:\n  wellread {kind.name} runs/tiny-sample" + " --steps 0,100,200" * fans_out
     parser = new_parser(f"wellread {kind.name}", f"{kind.summary[0].upper()}{kind.summary[1:]}.", example)
     parser.add_argument("run", help="Run directory.")
+    if kind.several:
+        parser.add_argument("more_runs", nargs="*", help="Further runs, to compare with it.")
     if fans_out:
         parser.add_argument("--steps", help="Checkpoints: all, last, or by step, e.g. 0,100 (default: all).")
-    parser.add_class_arguments(kind, nested_key=None, as_group=False, skip=NO_FLAGS)
+    parser.add_class_arguments(kind, nested_key=None, as_group=False, skip=NO_FLAGS | kind.switches.keys())
+    for name, text in kind.switches.items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
     if fans_out:
         parser.add_argument(
             "--scores_only",

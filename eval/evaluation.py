@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from wellread.errors import UserError
 from wellread.run import RunDirectory
 
 if TYPE_CHECKING:
+    from eval.items import Items
     from eval.progress import Reporter
     from eval.section import Section
     from wellread.checkpoint import Checkpoint
@@ -36,12 +37,16 @@ class Evaluation(ABC):
     """Name on the command line, and in its table `eval/NAME.parquet`."""
     summary: ClassVar[str]
     """One line for the help."""
+    several: ClassVar[bool] = False
+    """Whether it compares several runs: then its field `more_runs` has the further runs of the command line."""
+    switches: ClassVar[Mapping[str, str]] = {}
+    """Fields that are flags without a value, each with its help."""
     needs: ClassVar[tuple[Need, ...]] = ()
     """What a run must have; an error names the first that is missing."""
 
     @abstractmethod
-    def results(self, reporter: Reporter) -> Iterator[Result]:
-        """Yield the rows of its table."""
+    def results(self, reporter: Reporter) -> Iterator[Any]:
+        """Yield the rows of its table: `Result`, unless it has another schema."""
 
     def work(self) -> int:
         """Total amount of work, in the units of `Reporter.move_to`."""
@@ -50,6 +55,17 @@ class Evaluation(ABC):
     def notes(self) -> Iterable[str]:
         """What is left out, and why; shown at the start."""
         return ()
+
+    @classmethod
+    def items(cls, run: RunDirectory, checkpoint: Checkpoint) -> Iterator[Items]:
+        """Values of single items at a checkpoint that it has kept, by which saturation is judged; by default none."""
+        yield from ()
+
+    def write(self, results: Sequence[Any]) -> None:
+        """Write its table; override it, and `stored`, for a table with another schema."""
+        from wellread.results import write
+
+        write(self.table(self.run), results)
 
     @classmethod
     def table(cls, run: RunDirectory) -> Path:
@@ -86,7 +102,7 @@ class Evaluation(ABC):
         )
 
     @classmethod
-    def stored(cls, run: RunDirectory) -> list[Result]:
+    def stored(cls, run: RunDirectory) -> list[Any]:
         """Rows of its table, none when there is no table; override it for a table with another schema."""
         from wellread.results import read
 
@@ -169,5 +185,5 @@ class PerCheckpoint(Evaluation, Generic[ScoresType]):
         return self.run.config().model.name
 
 
-NO_FLAGS = {"run", "steps", "device", "verify"}
+NO_FLAGS = {"run", "more_runs", "steps", "device", "verify"}
 """Fields of an evaluation that do not become flags; the command line sets run, steps and verify in other ways."""

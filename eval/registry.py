@@ -12,6 +12,7 @@ from eval.evaluation import Evaluation, PerCheckpoint
 EVALUATIONS: dict[str, str] = {
     "membership": "eval.membership.evaluation:Membership",
     "generations": "eval.generations.evaluation:Generations",
+    "saturation": "eval.saturation.evaluation:Saturation",
 }
 """Name -> module:class, in the order of help and report; imported on demand."""
 

@@ -116,7 +116,9 @@ def evaluation_flags(argv: list[str]) -> tuple[Namespace, list[str]]:
     from wellread.cli import parse_known, plain_parser, refuse_typo
 
     parser = plain_parser("wellread run eval", "Evaluate a run, here or as SLURM jobs.", EVALUATION_EXAMPLES)
-    parser.add_argument("command", metavar="EVALUATION", help="membership, generations, read, verify or report.")
+    parser.add_argument(
+        "command", metavar="EVALUATION", help="membership, generations, saturation, read, verify or report."
+    )
     parser.add_argument("run", metavar="RUN", help="Run directory.")
     parser.add_argument("--cluster", default="local", help="local, slurm or FILE.yaml.")
     parser.add_argument("--fan_out", action="store_true", help="One task per checkpoint, then one that compares.")

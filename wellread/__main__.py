@@ -78,6 +78,9 @@ GROUPS: dict[str, dict[str, Command]] = {
         "generations": Command(
             "eval.__main__:main", {"RUN": "what checkpoints write after fixed prompts; bits per byte"}
         ),
+        "saturation": Command(
+            "eval.__main__:main", {"RUN": "when each metric stops changing; what was read until then"}
+        ),
         "report": Command("eval.__main__:main", {"RUN …": "write RUN/report/index.html; --serve"}),
     },
     "use the model": {

@@ -149,6 +149,7 @@ PATHS: dict[str, list[str]] = {
     "trace": ["trace", "PATH", "a text of more than six tokens"],
     "membership": ["membership", "PATH"],
     "generations": ["generations", "PATH"],
+    "saturation": ["saturation", "PATH"],
     "report": ["report", "PATH"],
     "sample": ["sample", "PATH", "text"],
     "export": ["export", "PATH", "--format", "hf", "--out", "OUT"],

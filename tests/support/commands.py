@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "trace": ("eval.__main__", "trace"),
     "membership": ("eval.__main__", "membership"),
     "generations": ("eval.__main__", "generations"),
+    "saturation": ("eval.__main__", "saturation"),
     "report": ("eval.__main__", "report"),
     "sample pretrain": ("pretrain.__main__", "sample"),
     "export finetune": ("finetune.__main__", "export"),

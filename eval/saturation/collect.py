@@ -1,0 +1,97 @@
+"""Curves of all metrics of a run, from the values of single items that its evaluations have kept."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from eval.saturation.curve import Curve
+from wellread.errors import UserError
+
+if TYPE_CHECKING:
+    from eval.items import Items
+    from wellread.checkpoint import Checkpoint
+    from wellread.run import RunDirectory
+
+FEWEST_CHECKPOINTS = 3
+
+
+@dataclass(frozen=True)
+class MetricCurve:
+    """A curve, its checkpoints, and the form that may be fitted to it."""
+
+    curve: Curve
+    checkpoints: Sequence[Checkpoint]
+    form: str | None
+
+
+def curves_of(run: RunDirectory, only: Collection[str] = ()) -> list[MetricCurve]:
+    """Curves of the metrics of a run.
+
+    Parameters
+    ----------
+    only
+        Names of metrics, with or without their group: `greedy/words`, or `words` of all groups. Empty: all metrics.
+
+    Raises
+    ------
+    UserError
+        When there are no values, or only at one or two checkpoints; when a name is unknown; when the items are not the
+        same at all checkpoints, or a value is not finite.
+    """
+    values: dict[str, list[tuple[Checkpoint, Items]]] = {}
+    for checkpoint, items in _items(run):
+        values.setdefault(items.metric, []).append((checkpoint, items))
+    if not values:
+        raise UserError(f"{run.path}: no checkpoint has values of single texts; run wellread generations {run.path}")
+    _refuse_unknown(only, values, run)
+    return [
+        _curve(run, metric, points)
+        for metric, points in values.items()
+        if not only or metric in only or metric.rpartition("/")[2] in only
+    ]
+
+
+def _items(run: RunDirectory) -> Iterator[tuple[Checkpoint, Items]]:
+    from eval.registry import evaluations
+    from wellread.checkpoint import list_checkpoints
+
+    for checkpoint in list_checkpoints(run.checkpoints):
+        for kind in evaluations():
+            for items in kind.items(run, checkpoint):
+                yield checkpoint, items
+
+
+def _refuse_unknown(only: Collection[str], values: Collection[str], run: RunDirectory) -> None:
+    names = {*values, *(metric.rpartition("/")[2] for metric in values)}
+    if unknown := [name for name in only if name not in names]:
+        raise UserError(f"--only {unknown[0]}: {run.path} has no such metric; choose from {', '.join(values)}")
+
+
+def _curve(run: RunDirectory, metric: str, points: list[tuple[Checkpoint, Items]]) -> MetricCurve:
+    checkpoints, items = [checkpoint for checkpoint, _ in points], [item for _, item in points]
+    steps = [checkpoint.step for checkpoint in checkpoints]
+    if len(points) < FEWEST_CHECKPOINTS:
+        raise UserError(
+            f"{run.path}: {metric} has values at {len(points)} checkpoint{'s' * (len(points) > 1)} "
+            f"({', '.join(map(str, steps))}); saturation needs at least {FEWEST_CHECKPOINTS}"
+        )
+    for step, item in zip(steps, items, strict=True):
+        if not np.array_equal(item.ids, items[0].ids):
+            raise UserError(
+                f"{run.path}: {metric} at step {step} has other texts than at step {steps[0]}; run wellread "
+                f"generations {run.path} for all checkpoints with the same flags"
+            )
+        if not np.isfinite(item.values).all():
+            bad = item.ids[np.argmin(np.isfinite(item.values))]
+            raise UserError(f"{run.path}: {metric} of item {bad} at step {step} is not finite; the run has diverged")
+    curve = Curve(
+        metric=metric,
+        steps=np.array(steps),
+        values=np.stack([item.values for item in items], axis=1),
+        documents=items[0].documents,
+    )
+    return MetricCurve(curve, checkpoints, items[0].form)

@@ -1,0 +1,77 @@
+"""What a model has read between checkpoints and up to each: means of its metrics, weighted by times read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from eval.separation import Floats, Ints
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from wellread.record.reader import Record
+
+BATCHES_AT_ONCE = 4096
+LOSS, PERPLEXITY = "loss", "perplexity"
+
+
+@dataclass(frozen=True)
+class InputMeans:
+    """Means of one metric over what was read, float64[k] each, one per checkpoint; NaN where nothing was read."""
+
+    interval: Floats
+    """Since the previous checkpoint of the list."""
+    cumulative: Floats
+    """Since the start of the run."""
+
+
+def input_means(record: Record, steps: Sequence[int], metrics: Mapping[str, Floats]) -> dict[str, InputMeans]:
+    """Means of metrics of the samples that were read, and of the recorded loss.
+
+    A sample that was read twice counts twice. Batches that were skipped changed no weight and are left out. `loss` is
+    the mean per target token, in nats, as recorded; `perplexity` is its exponential.
+
+    Parameters
+    ----------
+    steps
+        Steps of the checkpoints, ascending; the record has all their batches.
+    metrics
+        Name -> value of each trainable sample, float64[n_trainable].
+    """
+    totals: dict[str, Floats] = {name: np.zeros(len(steps)) for name in (*metrics, LOSS)}
+    readings, targets = np.zeros(len(steps)), np.zeros(len(steps))
+    for interval, sample_id, n_targets, loss in _readings(record, np.asarray(steps)):
+
+        def total(weights: Floats | Ints | None, places: Ints = interval) -> Floats:
+            return np.bincount(places, weights=weights, minlength=len(steps)).astype(np.float64)
+
+        readings += total(None)
+        targets += total(n_targets)
+        totals[LOSS] += total(loss * n_targets)
+        for name, values in metrics.items():
+            totals[name] += total(values[sample_id])
+    counts = {name: targets if name == LOSS else readings for name in totals}
+    means = {name: InputMeans(*_means(totals[name], counts[name])) for name in totals}
+    loss_means = means[LOSS]
+    return means | {PERPLEXITY: InputMeans(np.exp(loss_means.interval), np.exp(loss_means.cumulative))}
+
+
+def _readings(record: Record, steps: Ints) -> Iterator[tuple[Ints, Ints, Ints, Floats]]:
+    """Place of the interval, sample id, number of targets and loss of each reading, some thousand batches at a time."""
+    columns = ["batch_id", "sample_id", "n_targets", "loss", "skipped"]
+    for start in range(0, int(steps[-1]), BATCHES_AT_ONCE):
+        stop = min(start + BATCHES_AT_ONCE, int(steps[-1]))
+        table = record.table(columns=columns, batches=(start, stop))
+        batch_id, sample_id, n_targets, loss, skipped = (table.column(name).to_numpy() for name in columns)
+        learned = ~skipped
+        interval = np.searchsorted(steps, batch_id[learned], "right")
+        yield interval, sample_id[learned], n_targets[learned], loss[learned].astype(np.float64)
+
+
+def _means(totals: Floats, counts: Floats) -> Iterator[Floats]:
+    for total, count in ((totals, counts), (totals.cumsum(), counts.cumsum())):
+        yield np.divide(total, count, out=np.full(total.size, np.nan), where=count > 0)

@@ -1,0 +1,118 @@
+"""What saturation writes next to its table: fits, the summary, figures; and how several runs differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+from eval.saturation.inputs import InputMeans, input_means
+from eval.saturation.measured import measure, metrics_of
+from eval.saturation.summary import summary
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from eval.saturation.collect import MetricCurve
+    from eval.saturation.table import Row
+    from wellread.results import Result
+    from wellread.run import RunDirectory
+
+NUMBERS = ("chi2", "chi2_p", "runs_p", "asymptote", "ci_low", "ci_high")
+
+
+def folder(run: RunDirectory) -> Path:
+    """Directory of the files next to the table."""
+    return run.eval / "saturation"
+
+
+def write_fits(run: RunDirectory, fits: Sequence[dict[str, Any]]) -> None:
+    """Write `fits.parquet`: a row per metric that has a form, with its verdict; undefined numbers are null."""
+    import pyarrow as pa
+
+    from wellread.results import write_table
+
+    text, real = pa.string(), pa.float64()
+    fields = [pa.field(name, text, nullable=False) for name in ("metric", "form", "verdict", "reason")]
+    schema = pa.schema([*fields, *(pa.field(name, real) for name in NUMBERS)])
+    rows = [row | {name: row[name] if isfinite(row[name]) else None for name in NUMBERS} for row in fits]
+    write_table(folder(run) / "fits.parquet", pa.Table.from_pylist(rows, schema=schema))
+
+
+def write_summary(run: RunDirectory, *, csv: bool) -> Iterator[str]:
+    """Write the summary and its figures; yield what is missing, and the command that adds it."""
+    from io import BytesIO
+
+    from pyarrow.csv import write_csv
+
+    from eval.saturation.figures import figures_of
+    from wellread.files import write_atomic
+    from wellread.results import write_table
+
+    results, inputs = output_results(run), inputs_of(run)
+    rows = summary(results, inputs)
+    write_table(folder(run) / "summary.parquet", rows)
+    if csv:
+        buffer = BytesIO()
+        write_csv(rows, buffer)
+        write_atomic(folder(run) / "summary.csv", buffer.getvalue())
+    for name, figure in figures_of(results, inputs).items():
+        write_atomic(folder(run) / f"{name}.png", figure.png())
+    yield from missing_metrics(run)
+
+
+def measure_read(run: RunDirectory) -> None:
+    """Measure the texts that a run has read, unless its corpus has text metrics."""
+    from wellread.corpus.read import Corpus
+    from wellread.record.reader import Record
+
+    corpus = Corpus.open(run.corpus)
+    if not corpus.metrics:
+        measure(run, corpus, Record.open(run.record))
+
+
+def output_results(run: RunDirectory) -> list[Result]:
+    """The results of the generations of a run."""
+    from eval.generations.evaluation import Generations
+
+    return Generations.stored(run)
+
+
+def inputs_of(run: RunDirectory) -> dict[str, InputMeans]:
+    """Input metrics of a run, at the steps that have output metrics; empty without such steps."""
+    from wellread.corpus.read import Corpus
+    from wellread.record.reader import Record
+
+    steps = sorted({result.step for result in output_results(run)})
+    return input_means(Record.open(run.record), steps, metrics_of(run, Corpus.open(run.corpus))) if steps else {}
+
+
+def missing_metrics(run: RunDirectory) -> Iterator[str]:
+    """The command that adds text metrics to what a run has read, if there are none."""
+    import shlex
+
+    from wellread.corpus.read import Corpus
+
+    if not metrics_of(run, Corpus.open(run.corpus)):
+        yield (
+            "what was read has no text metrics, only losses; to add them: "
+            f"wellread saturation {shlex.quote(str(run.path))} --metrics"
+        )
+
+
+def differences(tables: Mapping[str, Sequence[Row]], curves: Sequence[Sequence[MetricCurve]]) -> Iterator[str]:
+    """How the verdicts and the last means of several runs differ, a line for each metric that all of them have."""
+    if len(tables) < 2:
+        return
+    last = [{metric.curve.metric: float(metric.curve.means[-1]) for metric in of_run} for of_run in curves]
+    by_metric = [{row.metric: row for row in rows} for rows in tables.values()]
+    for metric in by_metric[0]:
+        if all(metric in rows for rows in by_metric):
+            verdicts = [_words(rows[metric]) for rows in by_metric]
+            ends = [means[metric] for means in last]
+            parts = ", ".join(f"{name}: {words}" for name, words in zip(tables, verdicts, strict=True))
+            yield f"{metric}: {parts}; at the end {min(ends):.4g} to {max(ends):.4g}"
+
+
+def _words(row: Row) -> str:
+    return row.verdict if row.step is None else f"{row.verdict} at step {row.step:,}"
