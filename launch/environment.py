@@ -8,13 +8,21 @@ from pathlib import Path
 
 from launch.cluster import ClusterFile
 from wellread.models.directories import SEARCH_PATH
-from wellread.planning.phases import CACHED_KERNELS
+from wellread.planning.phases import CACHED_KERNELS, HEAP_BLOCK
+from wellread.units import GIB, MIB
 
 INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 """Variables from which Gloo and NCCL read the network interface."""
 
 KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 """Variable with the number of matrix products for which oneDNN keeps compiled kernels."""
+
+WAITING = "OMP_WAIT_POLICY"
+"""Variable that says whether threads that wait for each other spin."""
+
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": HEAP_BLOCK, "MALLOC_TRIM_THRESHOLD_": 4 * GIB, "MALLOC_TOP_PAD_": 256 * MIB}
+"""Variables of glibc's malloc: keep the memory of freed blocks, as the plan expects (`HEAP_BLOCK`). Otherwise each
+micro-batch returns the memory of its activations to the system, which clears it before the next one gets it."""
 
 
 def variables(cluster: ClusterFile, device: str, cores: int | None) -> dict[str, str]:
@@ -33,11 +41,21 @@ def variables(cluster: ClusterFile, device: str, cores: int | None) -> dict[str,
         values[SEARCH_PATH] = os.pathsep.join(paths)
     if device == "cpu":
         values["DS_ACCELERATOR"] = "cpu"
-        # Threads that spin while they wait take cores from other processes, and are slower.
-        values["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "passive")
+        if WAITING in os.environ:
+            values[WAITING] = os.environ[WAITING]
+        elif not _have_cores(values["OMP_NUM_THREADS"], cores):
+            # Threads that spin while they wait would take the core from the one that they wait for.
+            values[WAITING] = "passive"
+        values |= {name: os.environ.get(name, str(size)) for name, size in MALLOC.items()}
         # oneDNN keeps the kernels of the last 1,024 products by default.
         values[KERNELS] = os.environ.get(KERNELS, str(CACHED_KERNELS))
         values["CUDA_VISIBLE_DEVICES"] = ""  # no library of a rank may choose another device than the plan
     if cluster.interface:
         values |= dict.fromkeys(INTERFACE_VARIABLES, cluster.interface)
     return values | cluster.environment
+
+
+def _have_cores(threads: str, cores: int | None) -> bool:
+    """Whether each of a rank's threads has a core; `threads` may be a list, for nested teams."""
+    first = threads.partition(",")[0].strip()
+    return first.isdecimal() and int(first) <= (cores or 0)

@@ -31,15 +31,20 @@ from wellread.units import GIB
 SAMPLES, TOKENS = 3, 48
 
 
-def saved_by_autograd(family: str, compute: Compute, layers: int, packed: bool = False) -> int:
+def saved_by_autograd(
+    family: str, compute: Compute, layers: int, packed: bool = False, in_blocks: bool = False, length: int = TOKENS
+) -> int:
     """Bytes of all tensors that a forward pass saves for backward, without weights and their bf16 copies."""
     import torch
     from transformers import AutoModelForCausalLM
 
+    from wellread.models import blocked
     from wellread.models.loss import sample_losses
 
     model = AutoModelForCausalLM.from_config(small_config(family, layers)).train()
     model = model.to(torch.bfloat16 if compute == "bf16" else torch.float32)
+    if in_blocks:
+        blocked.use(model)
     weights = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
     shapes = {tuple(p.shape) for p in model.parameters()} | {tuple(p.shape)[::-1] for p in model.parameters()}
     saved: dict[int, Any] = {}
@@ -50,7 +55,7 @@ def saved_by_autograd(family: str, compute: Compute, layers: int, packed: bool =
             saved[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    tokens = torch.randint(0, 512, (SAMPLES, TOKENS + 1), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(0, 512, (SAMPLES, length + 1), generator=torch.Generator().manual_seed(0))
     targets = torch.ones_like(tokens, dtype=torch.bool)
     targets[:, 0] = False
     with (
@@ -85,6 +90,37 @@ def test_activations_of_packed_samples(family: str) -> None:
     layer = saved_by_autograd(family, "bf16", 3, packed=True) - saved_by_autograd(family, "bf16", 2, packed=True)
     predicted = layer_activations(SMALL[family], "bf16", SAMPLES, TOKENS + 1, cuda=False, repeated=True)
     assert predicted == pytest.approx(layer, rel=0.01)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["samples", "packed"])
+@pytest.mark.parametrize(("family", "compute"), [("gpt_neox", "autocast"), ("llama", "autocast"), ("llama", "bf16")])
+def test_activations_of_attention_in_blocks(
+    family: str, compute: Compute, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two blocks of rows: 128 x 128 and 52 x 180 probabilities per head."""
+    import torch
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    length = 180 - packed  # a packed pass reads the last token too
+    two, three = (saved_by_autograd(family, compute, layers, packed, True, length) for layers in (2, 3))
+    predicted = layer_activations(SMALL[family], compute, SAMPLES, 180, cuda=False, blocked=True)
+    assert predicted == pytest.approx(three - two, rel=0.01)
+
+
+@pytest.mark.parametrize("seq_len", [256, 512, 600, 2048])
+def test_probabilities_of_attention_in_blocks_are_planned_up_to_their_limit(seq_len: int) -> None:
+    spec, machine = find("pythia-160m"), Machine(device="cpu")
+    parts = [
+        estimate(spec, Work(seq_len=seq_len, micro_batch=8, dtype=dtype), machine, "ddp").parts["host"]["activations"]
+        for dtype in ("bf16", "fp32")
+    ]
+    plain = layer_activations(spec, "autocast", 8, seq_len, cuda=False)
+    short = min(seq_len, 512)
+    in_blocks = layer_activations(spec, "autocast", 8, short, cuda=False, blocked=True)
+    entry = 8 * seq_len * spec.width * 4
+    assert parts[0] == 12 * max(plain, in_blocks) + entry
+    assert parts[1] == 12 * layer_activations(spec, "fp32", 8, seq_len, cuda=False) + entry
+    assert (in_blocks > plain) == (seq_len <= 600)
 
 
 def test_eager_attention_grows_with_the_square_of_the_length() -> None:

@@ -56,6 +56,9 @@ class Family:
     """Whether packing is supported: tests show that segments of a packed sample do not attend to each other."""
     varlen: bool = False
     """Whether variable-length attention is supported: its layers pass the bounds of segments on to attention."""
+    blocked: float | None = None
+    """What a layer saves more per token when attention runs in blocks in bf16 on a CPU (`wellread.models.blocked`), in
+    addition to probabilities, as a multiple of the width. None: it never runs in blocks."""
     lora: tuple[str, ...]
     """Default matrices for LoRA: the same as in peft (tests compare them)."""
     transposed: bool = False
@@ -83,6 +86,7 @@ FAMILIES: dict[str, Family] = {
         plain_head=True,
         packed=True,
         varlen=True,
+        blocked=-2,
         lora=("query_key_value",),
         fresh=Fresh(configuration=gpt_neox.configuration),
     ),
@@ -92,6 +96,7 @@ FAMILIES: dict[str, Family] = {
         plain_head=True,
         packed=True,
         varlen=True,
+        blocked=0,
         lora=_QUERIES_AND_VALUES,
         fresh=Fresh(configuration=llama.configuration, adjust=llama.scale_residual_projections),
     ),
@@ -127,6 +132,7 @@ FAMILIES: dict[str, Family] = {
 }
 """All known families; to support a new one, add an entry."""
 
+BLOCKED_FAMILIES = tuple(name for name, family in FAMILIES.items() if family.blocked is not None)
 VARLEN_FAMILIES = tuple(name for name, family in FAMILIES.items() if family.varlen)
 PACKED_FAMILIES = tuple(name for name, family in FAMILIES.items() if family.packed)
 FRESH_FAMILIES = tuple(name for name, family in FAMILIES.items() if family.fresh)

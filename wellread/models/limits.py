@@ -3,3 +3,8 @@
 LOGITS_AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 24}
 """Number of logits that the loss converts to fp32 at once, in two copies: 16 MiB on a CPU, which fits its caches, and
 128 MiB on a GPU, which needs more parallel work."""
+
+BLOCKED_TOKENS = 512
+"""Longest sequence of blocked attention (`wellread.models.blocked`), which keeps the probabilities for backward."""
+BLOCKED_ROWS = 128
+"""Rows of a block: its scores for one head of a sample fit the caches of a core."""

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from wellread.config import Dtype
 from wellread.errors import UserError
-from wellread.models.families import Compute
+from wellread.models.families import BLOCKED_FAMILIES, Compute
+from wellread.models.limits import BLOCKED_TOKENS
 from wellread.planning.machine import Machine, Place
 from wellread.planning.parameters import (
     layer_activations,
@@ -240,6 +241,9 @@ def _sizes(
     shape = (work.micro_batch, work.seq_len)
     varlen = "varlen" in work.fast
     layer = layer_activations(spec, compute, *shape, cuda=cuda, repeated=work.packed or varlen)
+    if not cuda and bf16 and not varlen and spec.family in BLOCKED_FAMILIES:  # where attention runs in blocks, or not
+        short = (work.micro_batch, min(work.seq_len, BLOCKED_TOKENS))
+        layer = max(layer, layer_activations(spec, compute, *short, cuda=cuda, blocked=True))
     entry = layer_input(spec, compute, *shape)
     mask = packing_mask(compute, *shape) if work.packed and not varlen else 0
     sizes = Sizes(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from wellread.errors import UserError
 from wellread.models.families import FAMILIES, Compute
 from wellread.models.layouts import Layout
+from wellread.models.limits import BLOCKED_ROWS
 from wellread.models.spec import ModelSpec
 
 
@@ -106,7 +107,14 @@ def layout_of(spec: ModelSpec) -> Layout:
 
 
 def layer_activations(
-    spec: ModelSpec, compute: Compute, samples: int, tokens: int, *, cuda: bool, repeated: bool = False
+    spec: ModelSpec,
+    compute: Compute,
+    samples: int,
+    tokens: int,
+    *,
+    cuda: bool,
+    repeated: bool = False,
+    blocked: bool = False,
 ) -> int:
     """Bytes that one layer keeps from its forward to its backward pass.
 
@@ -127,17 +135,29 @@ def layer_activations(
     repeated : bool
         Whether keys and values are repeated for all heads before attention: with a mask, and with variable-length
         attention.
+    blocked : bool
+        Whether attention runs in blocks of rows (`wellread.models.blocked`): it keeps its probabilities, repeats no
+        keys, and writes its output in the layout of the next product.
     """
     family = FAMILIES[spec.family]
     saved, width = family.saved[compute], 4 if compute == "fp32" else 2
     head = spec.head_size or spec.width // spec.heads
     per_token = saved.width * spec.width + saved.intermediate * spec.intermediate
     per_token += saved.keys * head * (spec.kv_heads or spec.heads) + saved.scores * spec.heads * tokens
+    if blocked and (more := family.blocked) is not None:
+        computed = sum(
+            min(BLOCKED_ROWS, tokens - start) * min(tokens, start + BLOCKED_ROWS) for start in _starts(tokens)
+        )
+        return int(samples * (tokens * (per_token + more * spec.width) + spec.heads * width * computed))
     if repeated and family.sdpa:
         per_token += 2 * width * head * (spec.heads - (spec.kv_heads or spec.heads))
     if family.sdpa:
         per_token += 4 * spec.heads - (width * spec.width if cuda else 0)
     return int(samples * tokens * per_token)
+
+
+def _starts(tokens: int) -> range:
+    return range(0, tokens, BLOCKED_ROWS)
 
 
 def packing_mask(compute: Compute, samples: int, tokens: int) -> int:
