@@ -1,11 +1,11 @@
 # The commands of the README; `make` without a target explains them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup ft pretrain plan models status logs cancel doctor eval read verify report tb slurm-up slurm-down oom-demo test test-long check lint bench gpu-check clean
+.PHONY: help setup ft pretrain plan models status logs cancel doctor eval read verify report tb slurm-up slurm-down oom-demo test test-long check lint bench bench-cpu gpu-check clean
 
 # A name that comes from elsewhere must not be executed, neither by make nor by the shell: make expands no value of a
 # setting (`value`), and recipes read it as a variable of the shell, in quotes.
-SETTINGS := MODEL DATA RUN CLUSTER NODES RANKS THEN PACK WORKERS SIZE VOCAB ARGS PYTHON
+SETTINGS := MODEL DATA RUN CLUSTER NODES RANKS THEN PACK WORKERS SIZE VOCAB LLAMA2C ARGS PYTHON
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command override,$(origin $(name))),$(name)))
 UNKNOWN := $(filter-out $(SETTINGS) MAKEFLAGS MAKEOVERRIDES MAKELEVEL -*-command-variables-*-,$(GIVEN))
 ifneq ($(UNKNOWN),)
@@ -24,6 +24,7 @@ PACK ?=
 WORKERS ?= 2
 SIZE ?= 15M
 VOCAB ?=
+LLAMA2C ?=
 ARGS ?=
 PYTHON ?= python3
 $(foreach name,$(SETTINGS),$(eval override $(name) := $$(value $(name))))
@@ -137,6 +138,10 @@ test-long: $(STAMP)  ## the tests that make test leaves out: every case, many ki
 
 bench: $(STAMP)  ## measure speed
 	@for bench in bench/*.py; do echo "== $$bench"; $(PY) -m bench.$$(basename $$bench .py); done
+
+bench-cpu: $(STAMP)  ## measure pretraining on a CPU against llama2.c's model; LLAMA2C=DIR is its checkout
+	@[ -n "$$LLAMA2C" ] || { echo "bench-cpu: give a checkout of llama2.c: make bench-cpu LLAMA2C=DIR" >&2; exit 2; }
+	@$(PY) -m scripts.with_args bench.cpu "$$LLAMA2C"
 
 # Without setup, which needs a network: a machine without one uses the Python packages that it has.
 gpu-check:  ## on a machine with GPUs: correctness, speed, predicted and measured memory (docs/gpu.md)

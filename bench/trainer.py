@@ -166,12 +166,14 @@ def run_command(settings: dict[str, Any], program: str = "finetune") -> list[str
     return [sys.executable, "-m", "launch", "run", program, *flags]
 
 
-def wellread(settings: dict[str, Any], ranks: int, program: str = "finetune") -> float:
+def wellread(
+    settings: dict[str, Any], ranks: int, program: str = "finetune", variables: dict[str, str] | None = None
+) -> float:
     """Tokens per second of a run, from its TensorBoard files."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = Path(settings["out"])
-    call(run_command(settings, program), ranks)
+    call(run_command(settings, program), ranks, variables)
     events = EventAccumulator(str(run / "tb"), {"scalars": 0})
     events.Reload()
     rates, seconds = (events.Scalars(f"speed/{name}") for name in ("tokens_per_second", "step_seconds"))
@@ -325,9 +327,10 @@ def environment(ranks: int) -> dict[str, str]:
     }
 
 
-def call(command: list[str], ranks: int = 1) -> None:
-    """Run a command; raise if it fails."""
-    process = subprocess.run(command, cwd=ROOT, env=environment(ranks), capture_output=True, text=True, check=False)
+def call(command: list[str], ranks: int = 1, variables: dict[str, str] | None = None) -> None:
+    """Run a command in an environment (default: `environment` of so many ranks); raise if it fails."""
+    within = environment(ranks) if variables is None else variables
+    process = subprocess.run(command, cwd=ROOT, env=within, capture_output=True, text=True, check=False)
     if process.returncode:
         output = (process.stdout + process.stderr)[-3000:]
         raise RuntimeError(f"{shlex.join(command)}: failed, code {process.returncode}\n{output}")
