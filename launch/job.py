@@ -100,7 +100,7 @@ class Job:
         corpus = Corpus.open(self.run.corpus.resolve())
         saved, settings = corpus.meta["settings"], json.loads(json.dumps(self.samples.settings))
         older = saved.get("version", 0) < settings["version"]
-        return corpus.path if older and saved | {"version": 0} == settings | {"version": 0} else None
+        return corpus.path if older and same_but_version(saved, settings) else None
 
     def plan(self, corpus: Corpus | None) -> Plan:
         """Plan the run; without a compiled corpus, estimate its size from the rows of the source."""
@@ -117,6 +117,12 @@ class Job:
         if not any(self.run.checkpoints.glob("step-*")) or not self.run.manifest_file.is_file():
             return
         batch_size, ranks = self.run.manifest()["identity"]["batch_size"], self.machine.ranks
+        requested = self.config.schedule.batch_size or batch_size
+        if requested != batch_size and requested % ranks:  # the planner would suggest other sizes that are refused, too
+            raise UserError(
+                f"--batch_size {requested}: {self.run.path} reads batches of {batch_size} samples, which never "
+                f"changes; give --batch_size {batch_size}, or choose another --out"
+            )
         if batch_size % ranks and self.config.schedule.batch_size == batch_size:
             fitting = [str(n) for n in range(1, batch_size + 1) if batch_size % n == 0 and n <= 2 * ranks]
             raise UserError(
@@ -182,6 +188,24 @@ class Job:
     def _identity(self, corpus: Corpus, plan: Plan) -> dict[str, Any]:
         """Return the identity of this run with a compiled corpus."""
         return identity.of(self.config, self.spec, corpus.hash, self.order(corpus).order, plan)
+
+
+def same_but_version(older: dict[str, Any], newer: dict[str, Any]) -> bool:
+    """Whether settings of a corpus of an older version mean what `newer` means.
+
+    Older versions kept the byte-order marks of templates, and did not write what belongs to chat templates.
+    """
+    later = {"version": 0} | ({} if "chat" in older else {"chat": None})
+    return bool(_unmarked(older | later) == newer | later)
+
+
+def _unmarked(value: Any) -> Any:
+    """The value with all its texts, without byte-order marks at their beginning."""
+    if isinstance(value, dict):
+        return {key: _unmarked(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_unmarked(each) for each in value]
+    return value.removeprefix("\ufeff") if isinstance(value, str) else value
 
 
 def _sized(config: ClusterConfig, backend: Backend, options: LaunchOptions) -> Machine:
@@ -252,8 +276,11 @@ def run(config: RunConfig, options: LaunchOptions) -> int:
 
 def _prepare(job: Job) -> int:
     directory = job.corpus_directory()
-    if (directory / "corpus.json").is_file():
-        if not job.run.manifest_file.exists():
+    is_new = not job.run.manifest_file.exists()
+    # The program also checks the files of a model in a directory, before ranks start; without a corpus it compiles one.
+    checks = is_new and job.spec.path is not None and job.config.model.init == "pretrained"
+    if (directory / "corpus.json").is_file() and not checks:
+        if is_new:
             print(f"corpus {directory}: already compiled", flush=True)
             summaries.summary(Corpus.open(directory))
         return 0

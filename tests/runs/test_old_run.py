@@ -17,12 +17,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from support.outcomes import outcome
 from support.programs import ROOT, Program
 
 import wellread
-from launch.job import Job
+from launch.job import Job, same_but_version
 from launch.options import LaunchOptions
 from wellread.config import RunConfig
+from wellread.errors import BAD_INPUT
 
 OLD = ROOT / "tests" / "fixtures" / "run-c5af5a2"
 
@@ -93,6 +95,42 @@ def test_it_is_resumed_on_its_own_corpus(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert corpus_directory(64).parent == Path("corpora")
     shutil.rmtree(folder / "run" / "checkpoints")
     assert corpus_directory(128).parent == Path("corpora")
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (
+            "--batch_size 4 --ranks_per_node 3",
+            "run: reads batches of 4 samples, which 3 ranks cannot share",
+        ),
+        (
+            "--batch_size 8 --ranks_per_node 3",
+            "--batch_size 8: run reads batches of 4 samples, which never",
+        ),
+        ("--batch_size 4 --ranks_per_node 2", ""),
+    ],
+)
+def test_ranks_and_batches_of_a_run_that_is_resumed(
+    flags: str, line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(shutil.copytree(OLD / "finetune", tmp_path / "finetune"))
+    usual = ["--model", "model", "--data", "data.jsonl", "--seq_len", "128", "--steps", "24", "--out", "run"]
+    code, message = outcome(["plan", "finetune", *usual, *flags.split()])
+    assert (code, message[: len(line)]) == (BAD_INPUT if line else 0, line), message
+
+
+def test_settings_of_an_older_version_mean_the_same() -> None:
+    """It kept byte-order marks, and wrote nothing about chats."""
+    older = {"version": 1, "sets": [{"template": ["t.txt", "\ufeff{instruction}"]}], "seq_len": 64}
+    newer = {"version": 3, "sets": [{"template": ["t.txt", "{instruction}"]}], "seq_len": 64}
+    chat = {"chat": {"version": 2, "date": "2024-07-26"}}
+    assert same_but_version(older, newer)
+    assert same_but_version(older, newer | chat)
+    assert same_but_version(older | chat, newer | chat)
+    assert not same_but_version(older | chat, newer | {"chat": {"version": 2, "date": "2025-01-01"}})
+    assert not same_but_version(older, newer | {"seq_len": 65})
+    assert not same_but_version(older, newer | {"sets": [{"template": ["t.txt", "{instruction} "]}]})
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from wellread.corpus.read import META, METRICS, Corpus
 from wellread.corpus.segments import FILE as SEGMENTS
 from wellread.errors import UserError
 from wellread.files import load_array, read_json, sha256_file
-from wellread.record import verify_tables
+from wellread.record import verify_segments, verify_tables
 from wellread.record.findings import Findings
 from wellread.record.verify_tables import SAMPLES
 
@@ -23,6 +23,8 @@ OTHERS = {"version": int, "checksum": str}
 """Keys of corpus.json that reading samples does not need."""
 FILES = ("tokens.bin", "offsets.npy", "targets.npy", "target_offsets.npy", SAMPLES)
 INDEX = ("tokens.sa", "tokens.sa.json")
+SAMPLES_AT_ONCE = 1 << 20
+"""Samples, or offsets, that are compared at once, so that the memory does not grow with the corpus."""
 PACKED_FILES = ("segments.npy", "segment_offsets.npy", SEGMENTS)
 
 
@@ -40,7 +42,7 @@ def check(findings: Findings, corpus: Corpus) -> NDArray[np.uint8] | None:
         digests = verify_tables.check_samples(findings, corpus)
     if corpus.packed:
         with findings.reading(corpus.path / SEGMENTS):
-            verify_tables.check_segments(findings, corpus)
+            verify_segments.check_segments(findings, corpus)
     if METRICS in corpus.meta["sizes"] or corpus.metrics:
         with findings.reading(corpus.path / METRICS):
             verify_tables.check_metrics(findings, corpus)
@@ -138,12 +140,30 @@ def _check_arrays(findings: Findings, corpus: Corpus) -> None:
             findings.add(f"{path / 'segments.npy'}: its segments do not begin and end where the samples do")
     if offsets is None or span_offsets is None or not len(spans):
         return
-    lengths = np.repeat(np.diff(offsets), np.diff(span_offsets))
-    outside = np.flatnonzero((spans[:, 0] < 0) | (spans[:, 1] <= spans[:, 0]) | (spans[:, 1] > lengths))
-    findings.add(*(f"{path / 'targets.npy'}: row {i}: outside its sample" for i in outside[:1]))
+    outside = _first_outside(offsets, spans, span_offsets)
+    findings.add(*(f"{path / 'targets.npy'}: row {i}: outside its sample" for i in outside))
     largest = int(np.memmap(path / "tokens.bin", dtype=corpus.meta["dtype"], mode="r").max())
     if largest >= corpus.words:
         findings.add(f"{path / 'tokens.bin'}: has token {largest:,}, but the tokenizer only {corpus.words:,}")
+
+
+def _first_outside(offsets: NDArray[np.int64], spans: NDArray[np.int64], span_offsets: NDArray[np.int64]) -> list[int]:
+    """The first span that is outside its sample, or none; some samples at once."""
+    for start in range(0, len(offsets) - 1, SAMPLES_AT_ONCE):
+        stop = min(start + SAMPLES_AT_ONCE, len(offsets) - 1)
+        first, last = int(span_offsets[start]), int(span_offsets[stop])
+        lengths = np.repeat(np.diff(offsets[start : stop + 1]), np.diff(span_offsets[start : stop + 1]))
+        part = spans[first:last]
+        outside = np.flatnonzero((part[:, 0] < 0) | (part[:, 1] <= part[:, 0]) | (part[:, 1] > lengths))
+        if len(outside):
+            return [first + int(outside[0])]
+    return []
+
+
+def _ascends(offsets: NDArray[np.int64]) -> bool:
+    """Whether no value is below the one before; some values at once."""
+    parts = range(0, len(offsets), SAMPLES_AT_ONCE)
+    return all((np.diff(offsets[start : start + SAMPLES_AT_ONCE + 1]) >= 0).all() for start in parts)
 
 
 def _offsets(findings: Findings, path: Path, n: int, end: int) -> NDArray[np.int64] | None:
@@ -151,7 +171,7 @@ def _offsets(findings: Findings, path: Path, n: int, end: int) -> NDArray[np.int
     offsets = np.asarray(load_array(path, "restore it from a copy"))
     if offsets.dtype != np.int64 or offsets.shape != (n + 1,):
         findings.add(f"{path}: {offsets.dtype}{list(offsets.shape)}, expected int64[{n + 1}]")
-    elif offsets[0] != 0 or offsets[-1] != end or (np.diff(offsets) < 0).any():
+    elif offsets[0] != 0 or offsets[-1] != end or not _ascends(offsets):
         findings.add(f"{path}: does not ascend from 0 to {end:,}")
     else:
         return offsets

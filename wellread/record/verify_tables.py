@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,6 @@ from numpy.typing import NDArray
 
 from wellread.corpus.digest import DIGEST_BYTES, HASH_BEGINS
 from wellread.corpus.holdout import is_sealed
-from wellread.corpus.pack import joined_document, shared
 from wellread.corpus.read import METRICS, Corpus
 from wellread.corpus.segments import FILE as SEGMENTS
 from wellread.corpus.segments import Segments
@@ -39,21 +37,21 @@ Seen = dict[str, NDArray[np.bool_]]
 def check_samples(findings: Findings, corpus: Corpus) -> NDArray[np.uint8] | None:
     """Check samples.parquet; return the digests of all samples, (n, 16), or None when it has too few or many rows."""
     place = corpus.path / SAMPLES
-    if not _check_form(findings, place, COLUMNS, corpus.n):
+    if not check_form(findings, place, COLUMNS, corpus.n):
         return None
     digests, sources = np.empty((corpus.n, DIGEST_BYTES), np.uint8), np.empty(corpus.n, np.int64)
     documents = np.empty(corpus.n, np.int64)
     state, counts = hashlib.sha256(HASH_BEGINS), Counter[str]()
-    marks = _start_of_tables(corpus)
-    for start, table in _pieces(place):
+    marks = unseen(corpus)
+    for start, table in pieces(place):
         ids = np.arange(start, start + len(table))
         digests[ids], documents[ids] = digest_array(table["digest"]), table["document"].to_numpy()
         sources[ids] = _first_rows(corpus, table)
         state.update(_hashed(table))
         _check_columns(findings, corpus, place, table, ids)
-        _check_rows(findings, corpus, place, table, start, marks)
+        check_rows(findings, corpus, place, table, start, marks)
         if not corpus.packed:
-            _check_holdout(findings, corpus, place, table, start)
+            check_holdout(findings, corpus, place, table, start)
         _count(counts, corpus, table, ids)
     findings.expect(corpus.path / "corpus.json", "hash", corpus.hash, state.hexdigest(), "its samples")
     _check_counts(findings, corpus, counts, documents, sources)
@@ -61,7 +59,9 @@ def check_samples(findings: Findings, corpus: Corpus) -> NDArray[np.uint8] | Non
     return digests
 
 
-def _check_form(findings: Findings, place: Path, columns: tuple[str, ...], n: int) -> bool:
+def check_form(
+    findings: Findings, place: Path, columns: tuple[str, ...], n: int, source: str = "counts of corpus.json"
+) -> bool:
     """Columns and number of rows; return whether the rows can be compared."""
     import pyarrow.parquet
 
@@ -69,10 +69,10 @@ def _check_form(findings: Findings, place: Path, columns: tuple[str, ...], n: in
         names, rows = file.schema_arrow.names, file.metadata.num_rows
     foreign = [name for name in names if name not in columns or names.count(name) > 1]
     findings.add(*(f"{place}: {name}: is not a column of this table" for name in foreign))
-    return findings.expect(place, "rows", rows, n, "counts of corpus.json")
+    return findings.expect(place, "rows", rows, n, source)
 
 
-def _pieces(place: Path) -> Iterator[tuple[int, pyarrow.Table]]:
+def pieces(place: Path) -> Iterator[tuple[int, pyarrow.Table]]:
     """The rows of a table, some at once, with the number of the first."""
     import pyarrow.parquet
 
@@ -92,7 +92,8 @@ def digest_array(column: pyarrow.ChunkedArray) -> NDArray[np.uint8]:
     return np.concatenate([np.empty(0, np.uint8), *parts]).reshape(-1, DIGEST_BYTES)
 
 
-def _values(table: pyarrow.Table, name: str) -> NDArray[Any]:
+def column_of(table: pyarrow.Table, name: str) -> NDArray[Any]:
+    """A column of a table, of any type."""
     return np.array(table[name].to_pylist())
 
 
@@ -121,10 +122,10 @@ def _check_columns(
         "n_targets": corpus.n_targets(ids),
     }
     for name, expected in columns.items():
-        findings.expect_column(place, name, _values(table, name), expected, "sample", int(ids[0]))
+        findings.expect_column(place, name, column_of(table, name), expected, "sample", int(ids[0]))
 
 
-def _check_holdout(findings: Findings, corpus: Corpus, place: Path, table: pyarrow.Table, start: int) -> None:
+def check_holdout(findings: Findings, corpus: Corpus, place: Path, table: pyarrow.Table, start: int) -> None:
     """The split follows from documents and holdout."""
     settings = corpus.meta["settings"]
     if not {"holdout", "holdout_seed"} <= settings.keys():
@@ -132,10 +133,10 @@ def _check_holdout(findings: Findings, corpus: Corpus, place: Path, table: pyarr
     documents = table["document"].to_pylist()
     sealed = np.array([is_sealed(each, settings["holdout"], settings["holdout_seed"]) for each in documents])
     expected = np.where(sealed, "sealed", "trainable")
-    findings.expect_column(place, "split by its document", _values(table, "split"), expected, "row", start)
+    findings.expect_column(place, "split by its document", column_of(table, "split"), expected, "row", start)
 
 
-def _check_rows(findings: Findings, corpus: Corpus, place: Path, table: pyarrow.Table, start: int, marks: Seen) -> None:
+def check_rows(findings: Findings, corpus: Corpus, place: Path, table: pyarrow.Table, start: int, marks: Seen) -> None:
     """Every source is a data set of the corpus, and every sample has rows; mark these rows as seen."""
     pairs = zip(table["source"].to_pylist(), table["rows"].to_pylist(), strict=True)
     for i, (source, rows) in enumerate(pairs, start):
@@ -149,7 +150,7 @@ def _check_rows(findings: Findings, corpus: Corpus, place: Path, table: pyarrow.
             marks[source][rows] = True
 
 
-def _start_of_tables(corpus: Corpus) -> Seen:
+def unseen(corpus: Corpus) -> Seen:
     """For each data set: no row is seen."""
     return {name: np.zeros(1, np.bool_) for name in corpus.set_names}
 
@@ -192,7 +193,10 @@ def _check_counts(
     expected |= {name: counts[name] for name in ("sealed_tokens", "longest")}
     if corpus.packed:
         segments = Segments(corpus)
-        documents, sources = segments.table["document"].to_numpy(), _first_rows(corpus, segments.table)
+        parts = [
+            (table["document"].to_numpy(), _first_rows(corpus, table)) for _, table in pieces(corpus.path / SEGMENTS)
+        ]
+        documents, sources = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         expected |= {"segments": segments.n, "sealed_segments": segments.n - segments.n_trainable}
     stored, n_documents = corpus.meta["counts"], len(np.unique(documents))
     n_duplicates = {len(np.unique(sources)) - n_documents, len(documents) - n_documents}  # the second: older corpora
@@ -201,51 +205,6 @@ def _check_counts(
         f"counts.{name}": (stored.get(name), value) for name, value in expected.items()
     }
     findings.expect_all(corpus.path / "corpus.json", values, "its samples")
-
-
-def check_segments(findings: Findings, corpus: Corpus) -> None:
-    """Compare the segments table with the tokens, and with the samples that consist of them."""
-    segments, place = Segments(corpus), corpus.path / SEGMENTS
-    table, n, samples = segments.table, segments.n, corpus.samples()
-    if table.num_rows != n:
-        findings.add(f"{corpus.path}: its segments table has {table.num_rows} rows, segments.npy has {n}")
-        return
-    digests = table["digest"].to_pylist()
-    altered = [i for i in range(n) if segments.digest(i) != digests[i]]
-    findings.add_rows(f"{corpus.path}: segment {{}}: its tokens or loss mask do not match its digest", altered)
-    samples_of = segments.sample_of(np.arange(n))
-    moved = np.flatnonzero(table["sample_id"].to_numpy() != samples_of)
-    findings.add_rows(
-        f"{corpus.path}: segment {{}}: is not part of the sample that the segments table names", moved.tolist()
-    )
-    columns = {
-        "segment": np.arange(n),
-        "n_tokens": segments.lengths(np.arange(n)),
-        "n_targets": np.array([int(segments.targets(i).sum()) for i in range(n)]),
-    }
-    for name in ("split", "source"):
-        columns[name] = _values(samples, name)[samples_of]
-    for name, expected in columns.items():
-        findings.expect_column(place, name, _values(table, name), expected, "segment")
-    _check_form(findings, place, ("segment", *COLUMNS), n)
-    _check_holdout(findings, corpus, place, table, 0)
-    _check_rows(findings, corpus, place, table, 0, _start_of_tables(corpus))
-    _check_joined(findings, corpus, samples, table)
-
-
-def _check_joined(findings: Findings, corpus: Corpus, samples: pyarrow.Table, table: pyarrow.Table) -> None:
-    """Columns of packed samples that follow from their segments."""
-    place = corpus.path / SAMPLES
-    columns = {name: table[name].to_pylist() for name in ("document", "rows", "category", "author")}
-    of_samples = {name: samples[name].to_pylist() for name in columns}
-    for i, (a, b) in enumerate(pairwise(corpus.segment_offsets.tolist())):
-        if joined_document(columns["document"][a:b]) != of_samples["document"][i]:
-            findings.add(f"{corpus.path}: sample {i}: its document does not match its segments")
-        rows = [row for of_segment in columns["rows"][a:b] for row in of_segment]
-        findings.expect(place, f"rows: sample {i}", of_samples["rows"][i], rows, "its segments")
-        for name in ("category", "author"):
-            value = of_samples[name][i] or ""
-            findings.expect(place, f"{name}: sample {i}", value, shared(columns[name][a:b]) or "", "its segments")
 
 
 def check_metrics(findings: Findings, corpus: Corpus) -> None:
@@ -257,6 +216,6 @@ def check_metrics(findings: Findings, corpus: Corpus) -> None:
     with pyarrow.parquet.ParquetFile(place) as file:
         findings.expect(place, "columns", list(file.schema_arrow.names), expected, "metrics in corpus.json")
         findings.expect(place, "rows", file.metadata.num_rows, corpus.n)
-    for start, table in _pieces(place):
+    for start, table in pieces(place):
         ids = np.arange(start, start + len(table))
-        findings.expect_column(place, "sample_id", _values(table, "sample_id"), ids, "row", start)
+        findings.expect_column(place, "sample_id", column_of(table, "sample_id"), ids, "row", start)
