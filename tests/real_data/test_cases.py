@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from support.made_once import made_once
-from support.programs import SHARED
+from support.programs import ROOT, SHARED, Program
 
 pytestmark = pytest.mark.shared
 
@@ -151,3 +151,67 @@ def test_clusters(run: Any, folder: Path) -> None:
     result = run("22", "launch", "plan", "finetune", *model, *data)
     assert result.returncode in (0, 2)
     assert "(cpu)" not in result.stdout
+
+
+LATIN = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+"""An environment in which Python takes text for ASCII, as on nodes without a UTF-8 locale."""
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_corpus_is_compiled_and_shown_in_any_locale(
+    folder: Path, models: Path, program: Program, tmp_path: Path
+) -> None:
+    data = ["--data", folder / "14-locale/chat60.jsonl", "--model", models / "chatml", "--seq_len", "64"]
+    keys = {}
+    for name, variables in (("utf8", {}), ("latin", LATIN)):
+        where = ["--corpora", tmp_path / name, "--show", "1"]
+        result = program("finetune", "prepare", *data, *where, env=variables)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert "\u27e6" in result.stdout
+        (keys[name],) = (path.parent.name for path in tmp_path.glob(f"{name}/*/corpus.json"))
+    assert keys["utf8"] == keys["latin"]  # the text of the template, too, is read as UTF-8
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_run_ends_in_any_locale(folder: Path, models: Path, program: Program, tmp_path: Path) -> None:
+    data = ["--data", folder / "14-locale/chat60.jsonl", "--model", models / "chatml", "--seq_len", "64"]
+    few = ["--steps", "1", "--batch_size", "2", "--ranks_per_node", "1", "--generations", "2", "--snapshot", "off"]
+    result = program(
+        "launch", "run", "finetune", *data, *few, "--out", tmp_path / "run", "--corpora", tmp_path / "c", env=LATIN
+    )
+    assert result.returncode == 0, result.stderr
+    written = tmp_path / "run/checkpoints/step-00000001/generations.jsonl"
+    assert len([json.loads(line) for line in written.read_text(encoding="utf-8").splitlines()]) == 2
+
+
+def test_a_tilde_is_the_home_folder(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copyfile(CASES / "14-locale/chat60.jsonl", tmp_path / "chat60.jsonl")
+    (tmp_path / "t.txt").write_text("{instruction} {response}")
+    (tmp_path / "run.yaml").write_text("out: ~/run1\ncorpora: ~/c\n")
+    data = ["--data=~/chat60.jsonl", "--model", "MODELS/chatml", "--seq_len", "64"]
+    result = run("20", "launch", "plan", "finetune", *data, "--config=~/run.yaml")
+    assert result.returncode == 0, result.stderr
+    assert f"{tmp_path}/run1" in result.stdout
+    result = run("20", "launch", "plan", "finetune", *data, "--out=~/run2")
+    assert f"{tmp_path}/run2" in result.stdout
+    assert run("20", "finetune", "prepare", *data, "--corpora=~/c").returncode == 0
+    assert len(list(tmp_path.glob("c/*/corpus.json"))) == 1
+    assert not (Path.cwd() / "~").exists()
+
+
+@pytest.mark.long
+def test_the_packed_corpus_of_the_documents(program: Program, pythia_tokenizer: Path, tmp_path: Path) -> None:
+    """docs/data.md shows what compiling Dolly with --pack prints."""
+    shutil.copytree(pythia_tokenizer, tmp_path / "pythia-70m")
+    sizes = {"hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 2048}
+    config = {"model_type": "gpt_neox", "vocab_size": 50304, "max_position_embeddings": 2048} | sizes
+    (tmp_path / "pythia-70m/config.json").write_text(json.dumps(config))
+    dolly = SHARED / "dolly/databricks-dolly-12k.jsonl"
+    flags = ["--model", tmp_path / "pythia-70m", "--data", f"dolly@{dolly}", "--seq_len", "512", "--pack"]
+    result = program("wellread", "prepare", "finetune", *flags, "--corpora", tmp_path / "corpora", check=True)
+    text = (ROOT / "docs/data.md").read_text().partition("--seq_len 512 --pack\n")[2].partition("```")[0]
+    _, *lines = text.splitlines()  # the first names the folder of the corpus
+    assert len(lines) == 2
+    assert [line for line in lines if line not in result.stdout] == [], result.stdout

@@ -94,8 +94,8 @@ def test_an_untouched_run_of_this_kind_is_verified(
         program("wellread", "import", bin_file, vocabulary, "--out", tmp_path / "IMPORTED", check=True)
     if "EXPORTED" in words:
         program("wellread", "export", OLD / "finetune" / "run", "--out", tmp_path / "EXPORTED", check=True)
-    for name, made in places.items():
-        words = [word.replace(name, str(made(tmp_path))) if name in word else word for word in words]
+    for name, make_data in places.items():
+        words = [word.replace(name, str(make_data(tmp_path))) if name in word else word for word in words]
     words = [str(tmp_path / word) if word in ("IMPORTED", "EXPORTED") else word for word in words]
     run = tmp_path / "run"
     program("wellread", "run", *words, "--out", run, "--corpora", corpora, check=True)
