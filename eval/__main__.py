@@ -13,9 +13,9 @@ Ask what the checkpoints of a run know, and what they have read.
 
 commands:
   read RUN          what a checkpoint has read; which batch read a sample, a source row or a text; tables, SQL
-{evaluations}
   index RUN         index the tokens of its corpus, so that texts are searched and traced without a scan
   trace RUN TEXT    the longest spans of a text that a checkpoint has read, and when it read them
+{evaluations}
   verify RUN        recompute the record's hash chain; compare it with corpus, order and all checkpoints
   report RUN …      write RUN/report/index.html from all results; several runs on one page; --serve
 

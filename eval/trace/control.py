@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.continuations import first_run
 from wellread.corpus.segments import Segments
 from wellread.record.trace import Tracer, covered
 
@@ -34,9 +35,7 @@ def sealed_coverage(tracer: Tracer, n_tokens: int, least: int) -> tuple[float, i
     sealed = np.random.default_rng(0).permutation(np.arange(units.n_trainable, units.n))
     texts: list[NDArray[np.int64]] = []
     for unit in sealed.tolist():
-        targets = units.targets(unit)
-        first = int(targets.argmax())
-        length = int((~np.append(targets[first:], False)).argmax())
+        first, length = first_run(units.targets(unit))
         if length >= least:
             texts.append(units.tokens(unit)[first : first + min(length, n_tokens)].astype(np.int64))
         if len(texts) == SAMPLES:

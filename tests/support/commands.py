@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "verify": ("eval.__main__", "verify"),
     "index": ("eval.__main__", "index"),
     "trace": ("eval.__main__", "trace"),
+    "memorization": ("eval.__main__", "memorization"),
     "membership": ("eval.__main__", "membership"),
     "generations": ("eval.__main__", "generations"),
     "saturation": ("eval.__main__", "saturation"),

@@ -1,0 +1,1 @@
+"""Which samples can be extracted from a checkpoint, decided from token columns without generating."""

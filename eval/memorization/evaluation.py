@@ -1,0 +1,221 @@
+"""How much of what it read does a checkpoint give back? Run with
+
+    wellread memorization runs/NAME
+
+All numbers are arithmetic on the token columns of `eval/tokens/`, which membership uses, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from eval.continuations import first_run
+from eval.evaluation import PerCheckpoint
+from eval.groups import READ, SEALED, UNREAD, Groups
+from eval.kept import How, by_part, tokens_of
+from eval.membership.divisions import DIVISIONS
+from eval.memorization.extraction import Suffixes, samples_needed, share
+from eval.needs import Need, a_checkpoint, a_whole_record
+from eval.separation import Ints, codes_of
+from wellread.config import Dtype
+from wellread.errors import UserError
+from wellread.units import plural
+
+if TYPE_CHECKING:
+    from eval.progress import Reporter
+    from wellread.checkpoint import Checkpoint
+    from wellread.results import Result
+
+LEVELS = (0.1, 0.5, 0.9)
+"""Probabilities p of (n, p)-discoverable extraction."""
+COPIES = (1, 2, 3, 5, 9, 17)
+"""Bounds of groups by number of trainable samples of one document: `copies:3-4` has 3 or 4."""
+MAIN = (READ, UNREAD, SEALED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memorization(PerCheckpoint[Suffixes]):
+    """Extraction of the true suffix of samples at each checkpoint, without generating.
+
+    The prefix of a text is its first `prefix` tokens, that of an instruction sample its prompt and the first `prefix`
+    target tokens. The next `suffix` target tokens are the suffix. Samples without so many in a row are left out.
+
+    Raises
+    ------
+    UserError
+        When a setting is not valid.
+    """
+
+    prefix: int = 32
+    """Tokens of the prefix; for instruction samples target tokens after the prompt."""
+    suffix: int = 32
+    """Tokens of the suffix that is extracted."""
+    tries: str = "1,100,1000"
+    """Numbers of draws for discoverable extraction."""
+    rate: float | None = None
+    """Also say how many samples would show that at most this share can be extracted (default: do not)."""
+    dtype: Dtype = "fp32"
+    """Precision of the forward pass; each has its own kept columns."""
+
+    name: ClassVar[str] = "memorization"
+    summary: ClassVar[str] = "which samples can be extracted from each checkpoint: greedy, or in n draws"
+    needs: ClassVar[tuple[Need, ...]] = (a_checkpoint, a_whole_record)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("prefix", "suffix", "max_samples"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} {getattr(self, name)}: must be at least 1")
+        if self.rate is not None and not 0 < self.rate < 1:
+            raise UserError(f"--rate {self.rate}: must be between 0 and 1")
+        _ = self._tries
+
+    @cached_property
+    def _tries(self) -> list[int]:
+        words = [word.strip() for word in self.tries.split(",")]
+        for word in words:
+            if not word.isdecimal() or int(word) < 1:
+                raise UserError(f"--tries {word}: expected numbers of draws of at least 1, e.g. 1,100,1000")
+        return list(dict.fromkeys(map(int, words)))
+
+    @cached_property
+    def division(self) -> Groups:
+        """The groups of the run."""
+        return Groups.of(self.run, self.max_samples, self.seed)
+
+    @cached_property
+    def _is_text(self) -> bool:
+        from wellread.corpus.read import Corpus
+
+        return Corpus.open(self.run.corpus).meta.get("kind") == "text"
+
+    @property
+    def _skip(self) -> int:
+        """Target tokens of the prefix: the first token of a text is not a target."""
+        return self.prefix - 1 if self._is_text else self.prefix
+
+    @cached_property
+    def _long(self) -> dict[int, bool]:
+        return {}
+
+    def _eligible(self, ids: Ints) -> Ints:
+        """Samples whose first run of targets has a prefix and a suffix."""
+        for i in ids.tolist():
+            if i not in self._long:
+                self._long[i] = first_run(self.division.corpus.targets(i))[1] >= self._skip + self.suffix
+        return np.asarray(ids[np.array([self._long[i] for i in ids.tolist()], dtype=bool)])
+
+    def size(self, step: int) -> int:
+        """Samples of all groups at `step` that are long enough."""
+        return self._eligible(self.division.all(step)).size
+
+    def notes(self) -> Iterator[str]:
+        """The window, what is left out, and why."""
+        condition = "a text" if self._is_text else "the prompt and"
+        of = (
+            f"the first {plural(self.prefix, 'token')} of {condition}"
+            if self._is_text
+            else (f"{condition} the first {plural(self.prefix, 'target token')}")
+        )
+        yield f"prefix: {of}; suffix: the next {plural(self.suffix, 'token')}, all true tokens before each are given"
+        steps = [checkpoint.step for checkpoint in self.checkpoints]
+        yield from self.division.notes(steps)
+        if steps:
+            ids = self.division.all(steps[-1])
+            if short := ids.size - self._eligible(ids).size:
+                yield f"{short:,} of {ids.size:,} samples at step {steps[-1]:,} are too short and are left out"
+        if not self._is_shuffle:
+            yield "the order is not a shuffle, so unread samples are no control and are left out"
+        if self.rate is not None:
+            yield f"0 extracted of {samples_needed(self.rate):,} samples would show a rate of at most {self.rate:g}"
+
+    @property
+    def _is_shuffle(self) -> bool:
+        manifest = self.run.manifest() if self.run.manifest_file.exists() else None
+        return manifest is None or manifest["identity"]["order"]["kind"] == "shuffle"
+
+    def score(self, checkpoint: Checkpoint, reporter: Reporter) -> Suffixes:
+        """The suffixes of the samples of all groups, from kept token columns; the model runs for missing ones."""
+        ids, corpus = self._eligible(self.division.all(checkpoint.step)), self.division.corpus
+        how = How(device=self.device, verify=self.verify, dtype=self.dtype)
+        file = tokens_of(self.run, checkpoint, corpus, ids, reporter, how)
+        empty = Suffixes(ids[:0], np.empty(0), np.empty(0))
+        parts = [empty, *(Suffixes.of(tokens, self._skip, self.suffix) for tokens in by_part(file, corpus, ids))]
+        columns = [
+            np.concatenate([getattr(part, name) for part in parts]) for name in ("sample_id", "matched", "log_q")
+        ]
+        order = np.argsort(columns[0])
+        return Suffixes(*(column[order] for column in columns))
+
+    def measure(self, checkpoint: Checkpoint, scores: Suffixes, reporter: Reporter) -> Iterator[Result]:
+        """Shares of each group."""
+        task = f"{self.name}/{self.prefix}_{self.suffix}"
+        undefined = int(np.isnan(scores.matched).sum())
+        if undefined:
+            reporter.note(f"step {checkpoint.step:,}: the suffix of {plural(undefined, 'sample')} is not defined")
+        for group, members in self._groups(checkpoint.step):
+            long = self._eligible(members)
+            of = scores.at(long)
+            left_out = {"too_short": members.size - long.size, "undefined": long.size - of.sample_id.size}
+            for metric, count in left_out.items():
+                yield self.result(checkpoint, task=task, group=group, metric=metric, value=float(count), n=members.size)
+            if of.sample_id.size:
+                for metric, row in self._shares(of):
+                    yield self.result(checkpoint, task=task, group=group, metric=metric, n=of.sample_id.size, **row)
+
+    def _shares(self, of: Suffixes) -> Iterator[tuple[str, dict[str, Any]]]:
+        documents = self.division.documents[of.sample_id]
+        yield "extractible", share(of.extractible, documents)
+        yield "matched", share(of.matched, documents)
+        for tries in self._tries:
+            drawn = of.drawn(tries)
+            yield f"drawn@{tries}", share(drawn, documents)
+            for level in LEVELS:
+                yield f"discoverable@{tries},{level:g}", share((drawn >= level).astype(np.float64), documents)
+
+    def _groups(self, step: int) -> Iterator[tuple[str, Ints]]:
+        """Name and samples of each group that is not empty."""
+        at = self.division.at(step)
+        groups = [(name, at[name]) for name in MAIN if name != UNREAD or self._is_shuffle]
+        for name in ("age", "times"):
+            groups += [(group, members) for group, members, _ in DIVISIONS[name](self.division, step)]
+        groups += self._by_copies(at[READ])
+        return ((name, members) for name, members in groups if members.size)
+
+    def _by_copies(self, members: Ints) -> Iterator[tuple[str, Ints]]:
+        codes = codes_of(self.division.documents[: self.division.corpus.n_trainable])
+        copies = np.bincount(codes)[codes][members]
+        for low, high in zip(COPIES, (*COPIES[1:], None), strict=True):
+            last = "" if high is None else high - 1
+            name = f"copies:{low}" if last == low else f"copies:{low}-{last}"
+            yield name, members[(copies >= low) & (copies < (high or np.inf))]
+
+    def headline(self, results: Sequence[Result]) -> str:
+        """How many samples of each main group are extractible."""
+        rows = [each for each in results if each.metric == "extractible" and each.group in MAIN]
+        return "extractible: " + (", ".join(map(_words, rows)) or "no sample is long enough")
+
+    @classmethod
+    def overview(cls, results: Sequence[Result]) -> tuple[list[str], list[list[object]]]:
+        """The main groups at each checkpoint, all groups at the last; the table on disk has all numbers."""
+        last = max((each.step for each in results), default=0)
+        metrics = [m for m in dict.fromkeys(each.metric for each in results) if m.startswith("drawn@")]
+        values = {(each.step, each.group, each.metric): each for each in results}
+        rows: list[list[object]] = []
+        for (step, group, metric), each in values.items():
+            if metric == "extractible" and (step == last or group in MAIN):
+                others = [values[step, group, name].value for name in ("matched", *metrics)]
+                rows.append([f"{step}", group, each.n, _words(each).partition(" ")[2], *others])
+        return ["step", "group", "n", "extractible", "rank 0", *metrics], rows
+
+
+def _words(result: Result) -> str:
+    """``read 0 of 128 (at most 2.3%)``; the limit only for 0."""
+    count = round(result.value * result.n)
+    limit = f" (at most {result.ci_high:.1%})" if not count and result.ci_high is not None else ""
+    return f"{result.group} {count} of {result.n}{limit}"
