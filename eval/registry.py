@@ -11,6 +11,7 @@ from eval.evaluation import Evaluation, PerCheckpoint
 
 EVALUATIONS: dict[str, str] = {
     "membership": "eval.membership.evaluation:Membership",
+    "forgetting": "eval.forgetting.evaluation:Forgetting",
     "memorization": "eval.memorization.evaluation:Memorization",
     "generations": "eval.generations.evaluation:Generations",
     "saturation": "eval.saturation.evaluation:Saturation",

@@ -75,6 +75,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "index": Command("eval.__main__:main", {"RUN": "index its tokens: text searches without a scan"}),
         "trace": Command("eval.__main__:main", {"RUN TEXT": "spans of a text that a checkpoint has read, and when"}),
         "membership": Command("eval.__main__:main", {"RUN": "can losses distinguish read samples from sealed ones"}),
+        "forgetting": Command("eval.__main__:main", {"RUN": "what is left of each reading, with a control"}),
         "memorization": Command("eval.__main__:main", {"RUN": "which samples can be extracted from checkpoints"}),
         "generations": Command(
             "eval.__main__:main", {"RUN": "what checkpoints write after fixed prompts; bits per byte"}

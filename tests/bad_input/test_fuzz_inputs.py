@@ -148,6 +148,7 @@ PATHS: dict[str, list[str]] = {
     "index": ["index", "PATH"],
     "trace": ["trace", "PATH", "a text of more than six tokens"],
     "membership": ["membership", "PATH"],
+    "forgetting": ["forgetting", "PATH"],
     "memorization": ["memorization", "PATH"],
     "generations": ["generations", "PATH"],
     "saturation": ["saturation", "PATH"],

@@ -65,7 +65,7 @@ def test_sql_groups_metrics_by_batch_and_by_checkpoint(copied_run: RunDirectory,
     assert [int(step) for step, _ in printed] == [4, 8, 12]
     expected = [grades[ids[i : i + 4]].mean() for i in (0, 4, 8)]
     assert [float(mean) for _, mean in printed] == pytest.approx(expected, abs=1e-5)
-    with pytest.raises(UserError, match=r"tables are record, checkpoints, samples and metrics"):
+    with pytest.raises(UserError, match=r"tables are record, losses, checkpoints, samples and metrics"):
         ask("--sql", "select * from recrod", of=copied_run.path)
 
 

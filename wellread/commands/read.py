@@ -87,7 +87,7 @@ def _parse(argv: list[str], prog: str) -> Any:
     add(
         "--sql",
         metavar="QUERY",
-        help="SQL query on the tables record, checkpoints, samples, segments (if packed) and metrics (needs DuckDB).",
+        help="SQL query on record, losses, checkpoints, samples, segments (if packed) and metrics (needs DuckDB).",
     )
     add("--corpus", metavar="PREFIX", help="Instead of a run: a Megatron data set or a compiled corpus.")
     add("--order", default="sequential", help="With --corpus: sequential, pythia or megatron:DOC,SAMPLE,SHUFFLE.npy.")

@@ -21,11 +21,12 @@ SHOWN = 100
 
 
 def show_sql(history: History, query: str, path: str | None) -> None:
-    """Run a query on ``record``, ``checkpoints`` and ``samples``; print its rows, or write them as CSV to `path`.
+    """Run a query on the views of a run; print its rows, or write them as CSV to `path`.
 
-    A row of ``checkpoints`` has a step and the batches that it read since the previous checkpoint: first_batch …
-    stop_batch - 1. A packed corpus has also ``segments``, and a corpus with text metrics ``metrics``, whose columns
-    are in ``samples``, too.
+    They are ``record``, ``checkpoints``, ``samples`` and ``losses``. A row of ``losses`` is a reading of a sample: its
+    number, from 1, its batch and its loss; skipped batches are not readings. A row of ``checkpoints`` has a step and
+    the batches that it read since the previous checkpoint: first_batch … stop_batch - 1. A packed corpus has also
+    ``segments``, and a corpus with text metrics ``metrics``, whose columns are in ``samples``, too.
 
     Raises
     ------
@@ -48,7 +49,7 @@ def show_sql(history: History, query: str, path: str | None) -> None:
 
 
 def _tables(history: History) -> str:
-    names = ["record", "checkpoints", "samples"]
+    names = ["record", "losses", "checkpoints", "samples"]
     names += ["segments"] * bool(history.samples.segments) + ["metrics"] * bool(history.samples.text_metrics)
     return f"{', '.join(names[:-1])} and {names[-1]}"
 
@@ -67,6 +68,7 @@ def _create_views(connection: duckdb.DuckDBPyConnection, history: History) -> No
         # by name, because old parts have no column `skipped`
         source = f"read_parquet([{', '.join(map(_quoted, files))}], union_by_name=true)"
         connection.execute(f"create view record as select * from {source}")
+        connection.execute(_losses(connection))
     connection.execute("create table checkpoints (step bigint, first_batch bigint, stop_batch bigint)")
     for checkpoint in history.checkpoints:
         connection.execute("insert into checkpoints values (?, ?, ?)", [checkpoint.step, *checkpoint.batches])
@@ -79,6 +81,14 @@ def _create_views(connection: duckdb.DuckDBPyConnection, history: History) -> No
         if samples.text_metrics is not None:  # the same columns as --csv and --checkpoint know
             query = f"select * from ({query}) left join metrics using (sample_id)"
         connection.execute(f"create view samples as {query}")
+
+
+def _losses(connection: duckdb.DuckDBPyConnection) -> str:
+    """The query that creates the view ``losses``; records of older versions have no column `skipped`."""
+    columns = {row[0] for row in connection.execute("describe record").fetchall()}
+    learned = "where not coalesce(skipped, false)" if "skipped" in columns else ""
+    number = "row_number() over (partition by sample_id order by batch_id, slot)"
+    return f"create view losses as select sample_id, {number} as reading, batch_id, loss from record {learned}"
 
 
 def _quoted(text: str) -> str:
