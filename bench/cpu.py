@@ -44,9 +44,9 @@ from wellread.checkpoint import list_checkpoints
 from wellread.corpus.read import Corpus
 from wellread.order.store import open_order
 from wellread.planning.plan import Plan
+from wellread.planning.rate import learning_rate
 from wellread.record.reader import Record
 from wellread.run import RunDirectory
-from wellread.train.engines.optim import learning_rate
 
 GOAL, GOAL_OF_EQUALS = 1.3, 1.15
 """Goals of the two tables: as shipped, and in the same environment."""
