@@ -130,7 +130,7 @@ class Memorization(PerCheckpoint[Suffixes]):
             if short := ids.size - self._eligible(ids).size:
                 yield f"{short:,} of {ids.size:,} samples at step {steps[-1]:,} are too short and are left out"
         if not self._is_shuffle:
-            yield "the order is not a shuffle, so unread samples are no control and are left out"
+            yield "the order is not a shuffle, so unread samples cannot be a control and are left out"
         if self.rate is not None:
             yield f"0 extracted of {samples_needed(self.rate):,} samples would show a rate of at most {self.rate:g}"
 
@@ -173,10 +173,10 @@ class Memorization(PerCheckpoint[Suffixes]):
         yield "extractible", share(of.extractible, documents)
         yield "matched", share(of.matched, documents)
         for tries in self._tries:
-            drawn = of.drawn(tries)
-            yield f"drawn@{tries}", share(drawn, documents)
+            chance = of.chance(tries)
+            yield f"drawn@{tries}", share(chance, documents)
             for level in LEVELS:
-                yield f"discoverable@{tries},{level:g}", share((drawn >= level).astype(np.float64), documents)
+                yield f"discoverable@{tries},{level:g}", share((chance >= level).astype(np.float64), documents)
 
     def _groups(self, step: int) -> Iterator[tuple[str, Ints]]:
         """Name and samples of each group that is not empty."""
@@ -209,8 +209,8 @@ class Memorization(PerCheckpoint[Suffixes]):
         rows: list[list[object]] = []
         for (step, group, metric), each in values.items():
             if metric == "extractible" and (step == last or group in MAIN):
-                others = [values[step, group, name].value for name in ("matched", *metrics)]
-                rows.append([f"{step}", group, each.n, _words(each).partition(" ")[2], *others])
+                more = [values[step, group, name].value for name in ("matched", *metrics)]
+                rows.append([f"{step}", group, each.n, _words(each).partition(" ")[2], *more])
         return ["step", "group", "n", "extractible", "rank 0", *metrics], rows
 
 

@@ -71,7 +71,7 @@ class Suffixes:
         """1.0 where greedy decoding returns the suffix, else 0.0."""
         return np.asarray(self.matched == 1, dtype=np.float64)
 
-    def drawn(self, tries: int) -> Floats:
+    def chance(self, tries: int) -> Floats:
         """Probability that at least one of `tries` draws is the suffix: 1 - (1 - q)^tries, float64[samples]."""
         with np.errstate(divide="ignore"):  # q = 1
             return np.asarray(-np.expm1(tries * np.log1p(-np.exp(self.log_q))))

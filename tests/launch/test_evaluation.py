@@ -14,6 +14,7 @@ import pytest
 from support.programs import Program, seem_saved
 from support.waiting import PATIENCE, wait_until
 
+from eval.registry import per_checkpoint
 from launch import devices, evaluation
 from launch.backends import local
 from launch.cluster import ClusterFile
@@ -88,7 +89,8 @@ def test_arguments_of_python(run: RunDirectory) -> None:
 def test_evaluations_without_parts_are_not_fanned_out(command: str, run: RunDirectory) -> None:
     with pytest.raises(UserError) as error:
         evaluation.run(Request(command=command, run=run, cluster=LOCAL, fan_out=True))
-    assert str(error.value) == f"--fan_out: eval {command} cannot be split by checkpoint; it works with membership"
+    names = ", ".join(per_checkpoint())
+    assert str(error.value) == f"--fan_out: eval {command} cannot be split by checkpoint; it works with {names}"
 
 
 @pytest.mark.parametrize("flags", [("--steps", "4"), ("--steps=4",), ("--seed", "1", "--steps", "4")])
@@ -272,6 +274,6 @@ def test_a_pool_has_the_results_of_one_process(program: Program, copied_run: Run
     assert len(scores[0]) == 8  # as they are, and in lower case
 
     refused = program("launch", "run", "eval", "verify", copied_run.path, "--fan_out")
-    assert (refused.returncode, refused.stderr) == (
-        2, "error: --fan_out: eval verify cannot be split by checkpoint; it works with membership\n",
-    )  # fmt: skip
+    names = ", ".join(per_checkpoint())
+    line = f"error: --fan_out: eval verify cannot be split by checkpoint; it works with {names}\n"
+    assert (refused.returncode, refused.stderr) == (2, line)

@@ -52,15 +52,15 @@ def test_formulas_by_hand() -> None:
     q = np.array([0.625 * 0.625, 0.625 * 0.5, 0.02 * 0.5, 0, 1])
     assert np.exp(of.log_q) == pytest.approx(q, rel=1e-6)
     assert of.log_q[3] == -np.inf
-    assert of.drawn(1) == pytest.approx(q, rel=1e-6)
-    assert of.drawn(100) == pytest.approx(1 - (1 - q) ** 100, rel=1e-5)
-    assert of.drawn(100)[2] == pytest.approx(0.6339677, rel=1e-5)  # 1 - 0.99^100
-    assert of.drawn(100)[3:].tolist() == [0, 1]
+    assert of.chance(1) == pytest.approx(q, rel=1e-6)
+    assert of.chance(100) == pytest.approx(1 - (1 - q) ** 100, rel=1e-5)
+    assert of.chance(100)[2] == pytest.approx(0.6339677, rel=1e-5)  # 1 - 0.99^100
+    assert of.chance(100)[3:].tolist() == [0, 1]
 
 
 def test_a_tiny_probability_is_not_lost() -> None:
     of = Suffixes.of(tokens([[(1, 1e-30, 1.0), (1, 1e-7, 1.0)]]), 0, 2)
-    assert of.drawn(1000)[0] == pytest.approx(1e-34, rel=1e-4)
+    assert of.chance(1000)[0] == pytest.approx(1e-34, rel=1e-4)
 
 
 def test_samples_where_the_model_has_diverged_are_not_defined() -> None:
