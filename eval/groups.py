@@ -80,11 +80,8 @@ class Groups:
         """Component of each sample: its data set, or its category where there is only one data set; (corpus.n,)."""
         from wellread.corpus.segments import Segments
 
-        if isinstance(self.corpus, Segments):
-            table, corpus = self.corpus.table, self.corpus.corpus
-        else:
-            table, corpus = self.corpus.samples(), self.corpus
-        column = table.column("source" if len(corpus.set_names) > 1 else "category")
+        table = self.corpus.table if isinstance(self.corpus, Segments) else self.corpus.samples()
+        column = table.column("source" if len(table.column("source").unique()) > 1 else "category")
         return [value or "" for value in column.to_pylist()]
 
     def at(self, step: int) -> dict[str, Ints]:

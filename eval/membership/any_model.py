@@ -208,8 +208,10 @@ class AnyModel:
         """Whether members can be distinguished without a model, and copies between the files."""
         lengths = np.array([len(text) for text in self.all_texts])
         texts = self.all_texts
-        known = Samples("files", lambda ids: [texts[i] for i in ids.tolist()], lambda ids: lengths[ids], [], documents)
-        checks, pairs = Checks(known, self.seed), {MEMBERS: (self.ids(MEMBERS), self.ids(NONMEMBERS))}
+        samples = Samples(
+            "files", lambda ids: [texts[i] for i in ids.tolist()], lambda ids: lengths[ids], [], documents
+        )
+        checks, pairs = Checks(samples, self.seed), {MEMBERS: (self.ids(MEMBERS), self.ids(NONMEMBERS))}
         rows = [self._result("", f"gate/{kind}", row) for kind, row in checks.gate_rows(pairs)]
         return rows + [self._result("", "copies", row) for row in checks.copies_rows(pairs)]
 

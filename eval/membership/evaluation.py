@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from eval.boards import write_scalars
 from eval.evaluation import PerCheckpoint
 from eval.groups import READ, SEALED, UNREAD, Groups
 from eval.kept import How
@@ -151,8 +152,9 @@ class Membership(PerCheckpoint[Values]):
         return self.source.values(self.source.files(checkpoint, ids, reporter), ids)
 
     def results(self, reporter: Reporter) -> Iterator[Result]:
-        """Score and measure one checkpoint after the other; keep the scores of single samples."""
-        rows = []
+        """Score and measure one checkpoint after the other; keep the scores of single samples, and write scalars."""
+        rows: list[Any] = []
+        every: list[Result] = []
         for checkpoint in self.checkpoints:
             values = self.score(checkpoint, reporter)
             results = list(self.measure(checkpoint, values, reporter))
@@ -160,8 +162,10 @@ class Membership(PerCheckpoint[Values]):
             rows.append(
                 tables.sample_rows(checkpoint.step, self.division.at(checkpoint.step), self._ids(checkpoint), values)
             )
+            every += results
             yield from results
         tables.write_samples(self.run, rows)
+        write_scalars(self.run, self.name, every)
 
     def measure(self, checkpoint: Checkpoint, scores: Values, reporter: Reporter) -> Iterator[Result]:
         """Compare the groups; only count the samples without a score where the run has diverged."""

@@ -67,8 +67,8 @@ def refuse_overlap(members: Sequence[str], nonmembers: Sequence[str]) -> None:
         [text for text in dict.fromkeys(nonmembers) if text in set(members)] if set(members) & set(nonmembers) else []
     )
     if both:
-        shown = ", ".join(json.dumps(text[:40], ensure_ascii=False) for text in both[:SHOWN])
-        raise UserError(f"--members, --nonmembers: {len(both):,} texts are in both ({shown}); remove them from one")
+        first = ", ".join(json.dumps(text[:40], ensure_ascii=False) for text in both[:SHOWN])
+        raise UserError(f"--members, --nonmembers: {len(both):,} texts are in both ({first}); remove them from one")
 
 
 def documents_of(texts: Sequence[str]) -> Ints:
