@@ -32,6 +32,8 @@ def main(kind: type[Evaluation], argv: list[str]) -> int:
     say_narrow_table(*evaluation.overview(results))
     print(f"all results: {evaluation.table(evaluation.run)}")
     print(f"report: {write(evaluation.run)}")
+    for line in evaluation.conclusions(results):
+        print(line)
     return 0
 
 

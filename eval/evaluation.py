@@ -79,6 +79,11 @@ class Evaluation(ABC):
         return heads, [[getattr(result, head) for head in heads] for result in results]
 
     @classmethod
+    def conclusions(cls, results: Sequence[Result]) -> Iterable[str]:
+        """Lines below the table on the terminal: what the table does not show; warnings come last."""
+        return ()
+
+    @classmethod
     def section(cls, run: RunDirectory, results: Sequence[Result]) -> Section | None:
         """Its section of the report, by default its overview; None when there is nothing to show yet.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from eval.randomness import Randomness
 from eval.separation import Ints, codes_of
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class Groups:
     seed: int
     record: Path | None = None
     """Record of the run."""
+    selected: Ints | None = None
+    """Trainable samples of insertions: they were selected, so they do not count as unread."""
 
     @classmethod
     def of(cls, run: RunDirectory, max_samples: int, seed: int) -> Groups:
@@ -52,12 +55,14 @@ class Groups:
         first_read = np.full(corpus.n_trainable, last, dtype=np.int64)
         batch_id, sample_id = readings(Record.open(run.record), last)
         np.minimum.at(first_read, sample_id, batch_id)
+        selected = Randomness.of(run).selected
         if corpus.packed:
             segments = Segments(corpus)
             documents = segments.table.column("document").to_numpy()
-            first_read = first_read[segments.sample_of(np.arange(segments.n_trainable))]
-            return cls(segments, documents, first_read, last, max_samples, seed, run.record)
-        return cls(corpus, documents, first_read, last, max_samples, seed, run.record)
+            samples = segments.sample_of(np.arange(segments.n_trainable))
+            selected = np.flatnonzero(np.isin(samples, selected))
+            return cls(segments, documents, first_read[samples], last, max_samples, seed, run.record, selected)
+        return cls(corpus, documents, first_read, last, max_samples, seed, run.record, selected)
 
     def history(self, step: int) -> tuple[Ints, Ints]:
         """Batch of the last reading before `step`, -1 if none, and number of readings; int64[n_trainable] each."""
@@ -90,9 +95,12 @@ class Groups:
         codes = codes_of(self.documents[:n])
         document_read = np.full(codes.max() + 1, self.last, dtype=np.int64)
         np.minimum.at(document_read, codes, self.first_read)
+        unread = (self.first_read < self.last) & (document_read[codes] >= step)
+        if self.selected is not None:
+            unread[self.selected] = False
         return {
             READ: self._draw(np.flatnonzero(self.first_read < step)),
-            UNREAD: self._draw(np.flatnonzero((self.first_read < self.last) & (document_read[codes] >= step))),
+            UNREAD: self._draw(np.flatnonzero(unread)),
             SEALED: self._draw(np.arange(n, self.corpus.n)),
         }
 
@@ -112,6 +120,21 @@ class Groups:
         sizes = [ids.size for step in steps for ids in self.at(step).values()]
         if self.max_samples in sizes:
             yield f"at most {self.max_samples:,} samples per group are scored, drawn with seed {self.seed}"
+
+
+def draw_documents(ids: Ints, documents: Ints, most: int, seed: int) -> Ints:
+    """The ids of at most `most` documents, drawn by `seed`, in their order.
+
+    Parameters
+    ----------
+    documents
+        Document of each id, int64[ids].
+    """
+    unique = np.unique(documents)
+    if unique.size <= most:
+        return ids
+    drawn_documents = np.random.default_rng(seed).permutation(unique)[:most]
+    return np.asarray(ids[np.isin(documents, drawn_documents)])
 
 
 def readings(record: Record, before: int) -> tuple[Ints, Ints]:

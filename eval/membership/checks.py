@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from eval.groups import draw_documents
 from eval.membership.copies import Copies, copies_between
 from eval.membership.gates import FEWEST, SUSPECT, gate, permutations_for, shape, words
 from eval.separation import Floats, Ints
@@ -33,7 +34,8 @@ VERSION = 1
 """Of the computation: increase it with any change to what is kept."""
 MOST = 1000
 """Documents of each side that a gate looks at: enough to see an AUC of 0.54, in seconds."""
-GATES = ("words", "shape")
+GATES = {"words": "words", "shape": "length, data set and category"}
+"""Name of each gate -> what it sees."""
 WITHOUT = " without copies"
 """End of the name of a group that excludes copies."""
 
@@ -108,6 +110,11 @@ class Checks:
                 reduced[name + WITHOUT] = members[~copies.members], nonmembers[~copies.nonmembers]
         return reduced
 
+    def rows(self, pairs: Mapping[str, Sides]) -> Iterator[tuple[str, Row]]:
+        """Yield task and row of each gate, and of the number of copies."""
+        yield from ((f"gate/{kind}", row) for kind, row in self.gate_rows(pairs))
+        yield from (("copies", row) for row in self.copies_rows(pairs))
+
     def copies_rows(self, pairs: Mapping[str, Sides]) -> Iterator[Row]:
         """Number of members and of non-members with a copy on the other side."""
         for name, sides in pairs.items():
@@ -141,15 +148,9 @@ class Checks:
         return members, nonmembers
 
     def _reduced(self, sides: Sides) -> Sides:
-        """The samples of at most `MOST` documents of each side, drawn by the seed."""
-        reduced = []
-        for ids in sides:
-            documents = self.samples.documents[ids]
-            unique = np.unique(documents)
-            if unique.size > MOST:
-                unique = np.random.default_rng(self.seed).permutation(unique)[:MOST]
-            reduced.append(ids[np.isin(documents, unique)])
-        return reduced[0], reduced[1]
+        """The samples of at most `MOST` documents of each side."""
+        members, nonmembers = (draw_documents(ids, self.samples.documents[ids], MOST, self.seed) for ids in sides)
+        return members, nonmembers
 
     def _gate(self, kind: str, sides: Sides, permutations: int) -> tuple[float, float]:
         """AUC and p-value."""
@@ -197,3 +198,13 @@ def suspicions(results: Sequence[Result]) -> list[str]:
         for (step, task, group, metric), value in values.items()
         if task.startswith("gate/") and metric == "p_holm" and value < SUSPECT
     ]
+
+
+def with_corrected_p(results: Sequence[Result]) -> Iterator[Result]:
+    """The results, each `p` of a score followed by its `p_holm`: corrected over scores, groups and checkpoints."""
+    tested = [r for r in results if r.metric == "p" and r.task.startswith("membership/")]
+    corrected = iter(holm(np.array([result.value for result in tested])).tolist())
+    for result in results:
+        yield result
+        if result.metric == "p" and result.task.startswith("membership/"):
+            yield replace(result, metric="p_holm", value=next(corrected))

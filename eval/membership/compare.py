@@ -12,6 +12,7 @@ from eval.groups import SHUFFLED
 from eval.intervals import clustered_mean, spread
 from eval.resampling import Resampling
 from eval.separation import ALPHAS, Floats, Ints, auc, nonmembers_needed, threshold_at_fpr, tpr_at_fpr
+from eval.statistics import detectable_auc, rank_sum_p
 
 Row = dict[str, Any]
 """Fields group, metric, value, stderr, ci_low, ci_high and n of a result."""
@@ -67,7 +68,7 @@ class Comparer:
             yield {"group": SHUFFLED, **value}
 
     def _compare(self, members: Side, nonmembers: Side, nonmembers_name: str) -> Iterator[Row]:
-        """Yield metric, value and interval of AUC and of each TPR that the number of non-members allows."""
+        """Yield AUC, each TPR that the number of non-members allows, p-value and what this number can show."""
         resampling = self._resampling(members, nonmembers)
         alphas = [alpha for alpha in ALPHAS if nonmembers.size >= nonmembers_needed(alpha)]
         values = resampling.rates(members.scores, nonmembers.scores, alphas) if resampling.has_interval else {}
@@ -79,6 +80,11 @@ class Comparer:
             threshold = threshold_at_fpr(nonmembers.scores, alpha)
             yield {"metric": f"threshold_at_fpr_{alpha:g}", "value": threshold}
         yield {"metric": f"n_{nonmembers_name}", "value": float(nonmembers.size)}
+        sides = (members.scores, nonmembers.scores, members.documents, nonmembers.documents)
+        yield {"metric": "p", "value": rank_sum_p(*sides)}
+        smallest = detectable_auc(np.unique(members.documents).size, np.unique(nonmembers.documents).size)
+        if smallest is not None:
+            yield {"metric": "detectable_auc", "value": smallest}
 
     def _resampling(self, members: Side, nonmembers: Side) -> Resampling:
         key = members.documents.tobytes(), nonmembers.documents.tobytes()

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -20,16 +21,22 @@ from eval.evaluation import PerCheckpoint
 from eval.groups import READ, SEALED, UNREAD, Groups
 from eval.kept import How
 from eval.membership import summary, tables
+from eval.membership.checks import FILE as CHECKS
+from eval.membership.checks import Checks, Row, Samples, with_corrected_p
 from eval.membership.compare import Comparer, Side, describe
 from eval.membership.divisions import DIVISIONS, divide
 from eval.membership.inputs import Source
 from eval.membership.references import began_pretrained, reference_of
 from eval.membership.scores import ON_REQUEST, SCORES, Column, columns
 from eval.membership.section import section
+from eval.membership.set_tests import SetTests, select_tests
+from eval.membership.whole_sets import write_transcript
 from eval.needs import Need, a_checkpoint, a_whole_record
+from eval.randomness import Randomness
 from eval.separation import ALPHAS, Floats, Ints, nonmembers_needed
 from wellread.config import Dtype
 from wellread.errors import UserError
+from wellread.files import require_folder
 
 if TYPE_CHECKING:
     from eval.progress import Reporter
@@ -71,6 +78,11 @@ class Membership(PerCheckpoint[Values]):
     bootstrap: int = 1000
     """Number of bootstrap resamples per interval, and of shuffles for the control."""
 
+    tests: str | None = None
+    """Tests of groups at the last evaluated checkpoint: order, inference, none (default: all that the order allows)."""
+    transcript: str | None = None
+    """Parquet file of what that checkpoint had read, in order, for the published script of the order test."""
+
     name: ClassVar[str] = "membership"
     summary: ClassVar[str] = "compare scores of read and sealed samples at each checkpoint: AUC, ROC, report"
     needs: ClassVar[tuple[Need, ...]] = (a_checkpoint, a_whole_record)
@@ -81,6 +93,12 @@ class Membership(PerCheckpoint[Values]):
             raise UserError(f"--bootstrap {self.bootstrap}: too few for an interval; give at least 100")
         if self.max_samples < 2:
             raise UserError(f"--max_samples {self.max_samples}: nothing to compare; give at least 2")
+        if self.transcript:
+            require_folder(Path(self.transcript))
+            if why := Randomness.of(self.run).why_not():
+                raise UserError(f"--transcript {self.transcript}: {why}; leave it out")
+        if self.tests:
+            select_tests(self.tests, self.run)
         _ = self._fractions, self._group_names, columns(self._score_names, self._fractions)
 
     @cached_property
@@ -97,15 +115,28 @@ class Membership(PerCheckpoint[Values]):
         for name in names:
             if name not in DIVISIONS:
                 raise UserError(f"--groups {name}: not a group; choose from {', '.join(DIVISIONS)}")
-        kind = self.run.manifest()["identity"]["order"]["kind"] if self.run.manifest_file.exists() else "shuffle"
-        if kind == "shuffle" or UNREAD not in names:
+        why = self._why_no_unread
+        if not why or UNREAD not in names:
             return names
         if self.groups is not None:
-            raise UserError(
-                f"--groups unread: the order of {self.run.path} is {kind}, so samples that were not read yet "
-                "differ from those read; leave it out"
-            )
+            raise UserError(f"--groups unread: {why}; leave it out")
         return [READ]
+
+    @cached_property
+    def _why_no_unread(self) -> str:
+        """Why unread samples are not a control; empty if they are, or if there is no order yet."""
+        return Randomness.of(self.run).why_not(needs_one_draw=True) if self.run.manifest_file.exists() else ""
+
+    @cached_property
+    def checks(self) -> Checks:
+        """Gates and copies of the run's samples."""
+        samples = Samples.of(self.division.corpus, self.division.documents)
+        return Checks(samples, self.seed, self.run.eval / CHECKS)
+
+    @cached_property
+    def set_tests(self) -> SetTests:
+        """Tests of all samples of a group together."""
+        return SetTests(self.run, self.division, select_tests(self.tests, self.run), self.seed)
 
     @cached_property
     def division(self) -> Groups:
@@ -135,7 +166,7 @@ class Membership(PerCheckpoint[Values]):
         sealed = min(corpus.n - corpus.n_trainable, self.max_samples)
         yield from self.division.notes([checkpoint.step for checkpoint in self.checkpoints])
         if self.groups is None and UNREAD not in self._group_names:
-            yield "the order is not a shuffle, so unread samples are not a control; they are left out"
+            yield f"unread samples are not a control and are left out: {self._why_no_unread}"
         if self.reference is None and self.source.reference is None and began_pretrained(self.run):
             yield "step 0 has no checkpoint, so there is no reference model; reference and ez are left out"
         if not sealed:
@@ -163,9 +194,12 @@ class Membership(PerCheckpoint[Values]):
                 tables.sample_rows(checkpoint.step, self.division.at(checkpoint.step), self._ids(checkpoint), values)
             )
             every += results
-            yield from results
         tables.write_samples(self.run, rows)
+        if self.transcript:
+            self._write_transcript(Path(self.transcript), reporter)
+        every = list(with_corrected_p(every))
         write_scalars(self.run, self.name, every)
+        yield from every
 
     def measure(self, checkpoint: Checkpoint, scores: Values, reporter: Reporter) -> Iterator[Result]:
         """Compare the groups; only count the samples without a score where the run has diverged."""
@@ -174,7 +208,8 @@ class Membership(PerCheckpoint[Values]):
         few = [f"{name} ({members.size})" for name, members in groups.items() if members.size == 1]
         if few:  # an empty group is expected: nothing is read at step 0, and all is read after an epoch
             reporter.note(f"step {checkpoint.step:,}: fewer than 2 samples in {', '.join(few)}; left out")
-        pairs = divide(self._group_names, self.division, checkpoint.step)
+        divided = divide(self._group_names, self.division, checkpoint.step)
+        pairs = divided | self.checks.without_copies(divided)
         comparer = Comparer(self.bootstrap, self.seed)
         for column in self.source.scores:
             if column.score.needs == "reference" and checkpoint == self.source.reference:
@@ -194,6 +229,28 @@ class Membership(PerCheckpoint[Values]):
             rows += comparer.rows(compared, SEALED)
             for row in rows:
                 yield self.result(checkpoint, task=f"{self.name}/{column.name}", **row)
+        for task, row in self._check(checkpoint, divided, scores, reporter):
+            yield self.result(checkpoint, task=task, **row)
+
+    def _check(
+        self, checkpoint: Checkpoint, pairs: dict[str, tuple[Ints, Ints]], scores: Values, reporter: Reporter
+    ) -> Iterator[tuple[str, Row]]:
+        """Gates and copies of each group and its non-members; at the last checkpoint, the tests of groups."""
+        step, small = checkpoint.step, self.checks.too_small(pairs)
+        if small:
+            reporter.note(f"step {step:,}: no gate for {', '.join(small)}: fewer than 10 documents on a side")
+        yield from self.checks.rows(pairs)
+        self.checks.keep()
+        if checkpoint == self.checkpoints[-1]:
+            finite = {column.name: _finite(scores[column.name], column) for column in self.source.scores}
+            yield from self.set_tests.rows(step, finite, reporter.note)
+
+    def _write_transcript(self, path: Path, reporter: Reporter) -> None:
+        from wellread.corpus.read import Corpus
+
+        step = self.checkpoints[-1].step
+        n = write_transcript(path, Corpus.open(self.run.corpus), self.set_tests.readings(step))
+        reporter.note(f"{path}: {n:,} samples that step {step:,} had read, in order of their last reading")
 
     def _ids(self, checkpoint: Checkpoint) -> Ints:
         return self.division.all(checkpoint.step)
@@ -209,6 +266,11 @@ class Membership(PerCheckpoint[Values]):
     def overview(cls, results: Sequence[Result]) -> tuple[list[str], list[list[object]]]:
         """Main results of the loss at each checkpoint, of all scores at the last; the table on disk has all."""
         return summary.overview(results)
+
+    @classmethod
+    def conclusions(cls, results: Sequence[Result]) -> Iterator[str]:
+        """Tests of groups, copies, and whether the ground truth is suspect."""
+        return summary.conclusions(results)
 
     @classmethod
     def section(cls, run: RunDirectory, results: Sequence[Result]) -> Section | None:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.groups import READ, SEALED, SHUFFLED, UNREAD
+from eval.membership.checks import GATES, suspicions
+from eval.membership.summary import conclusions
 from eval.membership.tables import read_scores
 from eval.section import Column, Picture, Section, with_interval
 from eval.separation import ALPHAS, nonmembers_needed, roc
@@ -23,6 +25,7 @@ LOW_RATES = "The same curve: log axes show low false-positive rates, down to one
 
 def section(run: RunDirectory, results: Sequence[Result]) -> Section | None:
     """The section of a run, about the loss; None without results."""
+    warnings, checks = suspicions(results), list(_checks(results))
     results = [result for result in results if result.task == TASK]
     if not results:
         return None
@@ -36,9 +39,10 @@ def section(run: RunDirectory, results: Sequence[Result]) -> Section | None:
         template=TEMPLATE.read_text(encoding="utf-8"),
         values={
             "finding": _finding(aucs, evaluated) or _losses(results),
-            "remarks": list(_remarks(run, results, evaluated)),
+            "warnings": warnings,
+            "remarks": [*_remarks(run, results, evaluated), *checks],
         },
-        pictures=list(_pictures(run, results, evaluated)),
+        pictures=list(_pictures(run, results, evaluated, bool(warnings))),
         columns=[_column(aucs, group) for group in (READ, UNREAD)],
         commands=[
             (
@@ -95,7 +99,6 @@ def _remarks(run: RunDirectory, results: Sequence[Result], step: int | None) -> 
             needed = f"not reported, because it needs {nonmembers_needed(alpha):,} sealed samples"
             stated = with_interval(rate) if rate else needed
             yield f"True-positive rate at a false-positive rate of {100 * alpha:g}%: {stated}."
-        yield "Sealed documents are random, so both groups should have similar texts; no blind baseline was computed."
     if run.config().data.pack:
         yield "Samples are packed; their rows (segments) are compared, each scored by itself."
     kind = run.manifest()["identity"]["order"]["kind"]
@@ -103,12 +106,26 @@ def _remarks(run: RunDirectory, results: Sequence[Result], step: int | None) -> 
         yield f"The order is {kind}: “{UNREAD}” is not a valid control, since its samples may differ from those read."
 
 
+def _checks(results: Sequence[Result]) -> Iterator[str]:
+    """Whether the groups can be distinguished without the model, copies, and tests of groups."""
+    last = max((result.step for result in results), default=0)
+    values = {(r.task, r.metric): r.value for r in results if (r.step, r.group) == (last, READ)}
+    for kind in GATES:
+        if (f"gate/{kind}", "auc") in values:
+            auc, p = values[f"gate/{kind}", "auc"], values[f"gate/{kind}", "p"]
+            yield (
+                f"Without the model, from {GATES[kind]}: AUC {auc:.3f}, p {p:.2g}; after Holm "
+                f"{values[f'gate/{kind}', 'p_holm']:.2g}."
+            )
+    yield from (f"{line[0].upper()}{line[1:]}." for line in conclusions(results) if line not in suspicions(results))
+
+
 def _column(aucs: dict[tuple[int, str], Result], group: str) -> Column:
     cells = {step: with_interval(result) for (step, of), result in aucs.items() if of == group}
     return Column((f"AUC {group}", "[95%]"), cells)
 
 
-def _pictures(run: RunDirectory, results: Sequence[Result], step: int | None) -> Iterator[Picture]:
+def _pictures(run: RunDirectory, results: Sequence[Result], step: int | None, suspect: bool) -> Iterator[Picture]:
     """AUC of all checkpoints; ROC curve and scores at the last evaluated one."""
     from wellread.plots.membership import auc_by_step, score_histogram
     from wellread.plots.membership import roc as roc_plot
@@ -116,7 +133,7 @@ def _pictures(run: RunDirectory, results: Sequence[Result], step: int | None) ->
     if any(result.metric == "auc" for result in results):
         alt = "AUC against the step, with 95% intervals, for read samples and the two controls; numbers below."
         caption = "How well the loss distinguishes samples of a group from sealed ones. The dashed line is chance."
-        yield Picture("Membership", auc_by_step(results), alt, caption)
+        yield Picture("Membership", auc_by_step(results, suspect=suspect), alt, caption)
     scores = read_scores(run, step, "loss") if step is not None else {}
     if not scores.keys() >= {READ, SEALED}:
         return

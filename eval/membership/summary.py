@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from eval.groups import READ, SEALED, SHUFFLED, UNREAD
+from eval.membership.checks import GATES, suspicions
 from eval.section import with_interval
 from eval.separation import ALPHAS
 
 if TYPE_CHECKING:
     from wellread.results import Result
 
-HEADS = ["step", "score", "AUC read", "AUC unread", "labels shuffled", "TPR at 10% FPR", "loss read", "loss sealed"]
+HEADS = [
+    *("step", "score", "AUC read", "p", "p Holm", "without the model", "AUC unread", "labels shuffled"),
+    *("TPR at 10% FPR", "loss read", "loss sealed"),
+]
+INFERENCE = ("dataset_inference", "p")
 
 
 def headline(results: Sequence[Result]) -> str:
@@ -29,7 +34,8 @@ def headline(results: Sequence[Result]) -> str:
 def overview(results: Sequence[Result]) -> tuple[list[str], list[list[object]]]:
     """One row for the first score at each checkpoint, and for each other score at the last one."""
     cells = {(result.step, result.task, result.group, result.metric): result for result in results}
-    tasks, steps = list(dict.fromkeys(result.task for result in results)), sorted({result.step for result in results})
+    scores = [result for result in results if result.task.startswith("membership/")]
+    tasks, steps = list(dict.fromkeys(result.task for result in scores)), sorted({result.step for result in scores})
     pairs = [(step, task) for step in steps for task in (tasks[:1] if step != steps[-1] else tasks)]
 
     def value(key: tuple[int, str], group: str, metric: str) -> float | None:
@@ -44,10 +50,50 @@ def overview(results: Sequence[Result]) -> tuple[list[str], list[list[object]]]:
         [
             key[0],
             key[1].partition("/")[2],
-            *(auc_of(key, group) for group in (READ, UNREAD, SHUFFLED)),
+            auc_of(key, READ),
+            *(p_value(value(key, READ, metric)) for metric in ("p", "p_holm")),
+            gates(results, key[0], READ),
+            *(auc_of(key, group) for group in (UNREAD, SHUFFLED)),
             value(key, READ, f"tpr_at_fpr_{ALPHAS[0]:g}"),
             *(value(key, group, "mean_loss") for group in (READ, SEALED)),
         ]
         for key in pairs
     ]
     return HEADS, rows
+
+
+def p_value(value: float | None) -> str | None:
+    """A p-value with two significant digits."""
+    return None if value is None else f"{value:.2g}"
+
+
+def gates(results: Sequence[Result], step: int, group: str) -> str | None:
+    """AUC of each gate of a group at a step; with a warning when one distinguishes the group."""
+    rows = [result for result in results if (result.step, result.group) == (step, group)]
+    aucs = {row.task: row.value for row in rows if row.metric == "auc"}
+    cells = [f"{kind} {aucs[f'gate/{kind}']:.3f}" for kind in GATES if f"gate/{kind}" in aucs]
+    return "".join(["ground truth suspect: " if suspicions(rows) else "", ", ".join(cells)]) or None
+
+
+def conclusions(results: Sequence[Result]) -> Iterator[str]:
+    """Tests of groups at the last checkpoint, copies, and at last whether the ground truth is suspect."""
+    last = max((result.step for result in results), default=0)
+    values = {(r.task, r.group, r.metric): r.value for r in results if r.step == last}
+    for task, group, metric in values:
+        if task.startswith("order_test/") and metric == "rho":
+            line = (
+                f"{task} at step {last:,}: rho {values[task, group, 'rho']:+.3f}, p {p_value(values[task, group, 'p'])}"
+            )
+            if (overall := (task, group, "rho_overall")) in values:
+                p = p_value(values[task, group, "p_overall"])
+                line += f" within epochs; {values[overall]:+.3f}, p {p} over all epochs"
+            yield line
+    inferred = [f"{group} {p_value(p)}" for (task, group, metric), p in values.items() if (task, metric) == INFERENCE]
+    if inferred:
+        yield f"dataset inference at step {last:,}: p of {', '.join(inferred)} (sealed: its halves, a check)"
+    groups = [group for task, group, metric in values if (task, metric) == ("copies", "exact_members")]
+    for group in groups:
+        exact, near = (int(values["copies", group, f"{kind}_members"]) for kind in ("exact", "near"))
+        if exact + near:
+            yield f"copies at step {last:,}: {exact:,} exact and {near:,} near ones of {group} samples are sealed"
+    yield from suspicions(results)

@@ -63,7 +63,7 @@ class Readings:
 def order_rows(
     scores: Floats, samples: Ints, documents: Ints, readings: Readings, random: Randomness, seed: int
 ) -> Iterator[Row]:
-    """Rows rho, p and z of the order test for one score.
+    """Rows rho, p and z of the order test for one score; where several epochs are compared, also over all of them.
 
     Samples without a score are left out, and those that were last read at a time that is not random. Epochs are not
     compared, nor phases of a curriculum, nor samples that were read more often with others.
@@ -85,8 +85,13 @@ def order_rows(
     kinds = np.stack([phase, readings.epoch, readings.times])[:, usable]
     strata = np.unique(kinds, axis=1, return_inverse=True)[1].ravel()
     test = order_test(scores[usable], readings.batch[usable], strata, documents[usable], seed=seed)
-    for metric, value in {"rho": test.rho, "p": test.p, "z": test.z}.items():
-        yield {"metric": metric, "value": value, "n": test.n}
+    tests = {"": test}
+    if random.is_one_draw and np.unique(strata).size > 1:
+        overall = np.zeros_like(strata)
+        tests["_overall"] = order_test(scores[usable], readings.batch[usable], overall, documents[usable], seed=seed)
+    for suffix, of in tests.items():
+        for metric, value in {"rho": of.rho, "p": of.p, "z": of.z}.items():
+            yield {"metric": metric + suffix, "value": value, "n": of.n}
 
 
 def write_transcript(path: Path, corpus: Corpus, readings: Readings) -> int:

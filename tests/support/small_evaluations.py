@@ -45,7 +45,7 @@ def make_run(
     """A run of 8 trainable samples in order of their ids, two per batch, with a checkpoint every second batch."""
     corpus = make_corpus(path / "corpus", 8, sealed, copies)
     run, config = RunDirectory(path), resolve(RunConfig.of(data="sample"), registry.find("tiny"))
-    write_json(run.manifest_file, {"identity": {"order": {"kind": "shuffle"}}, "attempts": [ATTEMPT]})
+    write_json(run.manifest_file, {"identity": {"order": {"kind": "shuffle", "batch_size": 2}}, "attempts": [ATTEMPT]})
     run.write_config(config.replace(model=model))
     counts = Counts(samples=corpus.n, trainable=8, sealed=sealed, exact=True)
     plan = make_plan(

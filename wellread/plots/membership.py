@@ -19,14 +19,21 @@ COLORS = {"read": BLUE, "unread": ORANGE, "shuffled": GREY}
 """Color of each group that is compared with the sealed holdout."""
 
 
-def auc_by_step(results: Sequence[Result]) -> Figure:
-    """AUC by step, one line per group, with 95% confidence bands; groups without results are omitted."""
+def auc_by_step(results: Sequence[Result], *, suspect: bool = False) -> Figure:
+    """AUC by step, one line per group, with 95% confidence bands; groups without results are omitted.
+
+    Parameters
+    ----------
+    suspect
+        Whether the axis says that the groups can be distinguished without the model.
+    """
+    label = "AUC against sealed" + " (ground truth suspect)" * suspect
     series = {
         group: [Point(r.step, r.value, r.ci_low, r.ci_high) for r in results if (r.metric, r.group) == ("auc", group)]
         for group in COLORS
     }
     groups = {group: points for group, points in series.items() if points}
-    return step_curves(groups, "AUC against sealed", chance=0.5, colors=[COLORS[group] for group in groups])
+    return step_curves(groups, label, chance=0.5, colors=[COLORS[group] for group in groups])
 
 
 def roc(fpr: Floats, tpr: Floats, *, nonmembers: int, log: bool = False) -> Figure:

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from scipy.stats import spearmanr
 from support.small_evaluations import make_run
 
 from eval.membership import checks as module
-from eval.membership.checks import Checks, Samples, suspicions
+from eval.membership.checks import Checks, Samples, suspicions, with_corrected_p
 from eval.membership.whole_sets import Readings, halves, inference_rows, order_rows, write_transcript
 from eval.randomness import Randomness
 from eval.separation import Ints
@@ -108,6 +109,20 @@ def test_a_suspect_comparison_is_named() -> None:
     assert suspicions([result("gate/shape", "p_holm", 0.01), result("membership/loss", "p_holm", 0.001)]) == []
 
 
+def test_p_values_of_scores_are_corrected_over_the_table() -> None:
+    rows = [
+        result("membership/loss", "p", 0.01), result("membership/zlib", "p", 0.03), result("gate/words", "p", 0.5),
+        result("membership/loss", "p", 0.02, step=200), result("membership/loss", "auc", 0.7),
+    ]  # fmt: skip
+    corrected = list(with_corrected_p(rows))
+    assert [r for r in corrected if r.metric != "p_holm"] == rows
+    assert [(r.task, r.step, r.value) for r in corrected if r.metric == "p_holm"] == [
+        ("membership/loss", 100, pytest.approx(0.03)),
+        ("membership/zlib", 100, pytest.approx(0.04)),
+        ("membership/loss", 200, pytest.approx(0.04)),
+    ]
+
+
 # -- tests of whole sets
 
 
@@ -143,6 +158,11 @@ def test_order_test_leaves_out_what_was_not_read_at_random() -> None:
     readings = Readings(ids * 4, np.zeros(60, np.int64), np.ones(60, np.int64), 4)
     rows = {row["metric"]: row for row in order_rows(scores, ids, ids, readings, ALL, 0)}
     assert (rows["rho"]["value"], rows["p"]["value"], rows["p"]["n"]) == (pytest.approx(1), 0.001, 40)
+    assert set(rows) == {"rho", "p", "z"}
+    two_epochs = Readings(readings.position, ids // 20, ids // 20 + 1, 4)
+    split = {row["metric"]: row["value"] for row in order_rows(np.tile(scores[:20], 3), ids, ids, two_epochs, ALL, 0)}
+    assert (split["rho"], split["p"]) == (pytest.approx(1), 0.001)
+    assert split["rho_overall"] == pytest.approx(spearmanr(np.tile(scores[:20], 3), ids).statistic)
     some = Randomness("curriculum", np.array([[0, 30]]), np.array([3, 4]), False)
     assert next(order_rows(scores, ids, ids, readings, some, 0))["n"] == 28
     with pytest.raises(TooFew):

@@ -230,8 +230,8 @@ def test_results_of_an_evaluation(tmp_path: Path, scored: list[Any], capsys: pyt
     assert lines[0] == (
         "no TPR at 10%, 1%, 0.1% FPR: it needs 100, 1,000, 10,000 sealed samples, but only 4 are scored"
     )
-    assert lines[1].startswith("step 0: scored; AUC against sealed: unread ")
-    assert lines[2].startswith("step 2: scored; AUC against sealed: read 1.000, unread 1.000, shuffled 0.")
+    assert lines[2].startswith("step 0: scored; AUC against sealed: unread ")
+    assert lines[4].startswith("step 2: scored; AUC against sealed: read 1.000, unread 1.000, shuffled 0.")
     assert not any(r.group == "read" for r in results if r.step == 0)
     heads, rows = Membership.overview(results)
     assert heads[:3] == ["step", "score", "AUC read"]
