@@ -28,6 +28,11 @@ def main(kind: type[Evaluation], argv: list[str]) -> int:
     from eval.report.page import write
     from wellread.terminal import say_narrow_table
 
+    if listing := evaluation.listing():
+        heads, rows, remark = listing
+        say_narrow_table(heads, rows)
+        print(remark)
+        return 0
     results = evaluate(evaluation)
     say_narrow_table(*evaluation.overview(results))
     print(f"all results: {evaluation.table(evaluation.run)}")

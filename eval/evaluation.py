@@ -56,6 +56,10 @@ class Evaluation(ABC):
         """What is left out, and why; shown at the start."""
         return ()
 
+    def listing(self) -> tuple[list[str], list[list[object]], str] | None:
+        """Heads, rows and a remark of a list that is printed instead of an evaluation; None unless it is requested."""
+        return None
+
     @classmethod
     def items(cls, run: RunDirectory, checkpoint: Checkpoint) -> Iterator[Items]:
         """Values of single items at a checkpoint that it has kept, by which saturation is judged; by default none."""

@@ -248,6 +248,8 @@ MISTAKES = [
     ("eval membership RUN --steps 4,last", "last"),
     ("eval membership RUN --bootstrap 5", "--bootstrap 5"),
     ("eval membership RUN --steps 5", "5"),
+    ("eval membership RUN --vulnerable 50", "--vulnerable"),
+    ("eval membership RUN --vulnerable 0", "--vulnerable 0"),
     ("eval forgetting DIR/thesis", "DIR/thesis"),
     ("eval forgetting RUN --steps 5", "5"),
     ("eval forgetting RUN --seed -1", "--seed -1"),

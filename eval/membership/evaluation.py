@@ -20,7 +20,7 @@ from eval.boards import write_scalars
 from eval.evaluation import PerCheckpoint
 from eval.groups import READ, SEALED, UNREAD, Groups
 from eval.kept import How
-from eval.membership import summary, tables
+from eval.membership import summary, tables, vulnerable
 from eval.membership.checks import FILE as CHECKS
 from eval.membership.checks import Checks, Row, Samples, with_corrected_p
 from eval.membership.compare import Comparer, Side, describe
@@ -77,7 +77,8 @@ class Membership(PerCheckpoint[Values]):
     """Precision of the forward pass; each has its own kept columns."""
     bootstrap: int = 1000
     """Number of bootstrap resamples per interval, and of shuffles for the control."""
-
+    vulnerable: int | None = None
+    """Only list this many samples by the range of their recorded losses (LT-IQR); no model runs (default: off)."""
     tests: str | None = None
     """Tests of groups at the last evaluated checkpoint: order, inference, none (default: all that the order allows)."""
     transcript: str | None = None
@@ -121,6 +122,10 @@ class Membership(PerCheckpoint[Values]):
         if self.groups is not None:
             raise UserError(f"--groups unread: {why}; leave it out")
         return [READ]
+
+    def listing(self) -> tuple[list[str], list[list[object]], str] | None:
+        """The most vulnerable samples, with `vulnerable`."""
+        return vulnerable.listing(self.run, self.vulnerable) if self.vulnerable is not None else None
 
     @cached_property
     def _why_no_unread(self) -> str:
