@@ -52,9 +52,9 @@ def seconds_to_draw(page: Path) -> float | None:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [browser, *BROWSER, f"--user-data-dir={profile}", page.resolve().as_uri()]
         html = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    drawn = re.search(r'data-drawn="(\d+)"', html)
-    assert drawn, "the page was not drawn in time"
-    return int(drawn.group(1)) / 1000
+    match = re.search(r'data-drawn="(\d+)"', html)
+    assert match, "the page was not drawn in time"
+    return int(match.group(1)) / 1000
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ MOST_RUNS = 7
 """Runs on one page: their curves must be distinguishable."""
 
 
-def write(run: RunDirectory, *others: RunDirectory) -> Path:
+def write(run: RunDirectory, *more: RunDirectory) -> Path:
     """Write the report of a run, or of several, below the directory of the first; return its path.
 
     Raises
@@ -40,12 +40,12 @@ def write(run: RunDirectory, *others: RunDirectory) -> Path:
     """
     from wellread.files import write_atomic
 
-    runs = [run, *others]
+    runs = [run, *more]
     if len({each.path.resolve() for each in runs}) < len(runs):
         raise UserError("report: a run is named twice; name each run once")
     if len(runs) > MOST_RUNS:
         raise UserError(f"report: {len(runs)} runs; at most {MOST_RUNS} fit on one page")
-    path = run.report / ("together.html" if others else "index.html")
+    path = run.report / ("together.html" if more else "index.html")
     page = Page(runs).html()
     run.refuse_links()
     path.parent.mkdir(parents=True, exist_ok=True)

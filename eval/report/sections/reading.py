@@ -37,8 +37,8 @@ def section(facts: Facts, before: Sequence[Section]) -> Section | None:
         heading="What each checkpoint has read",
         n=f"{facts.read.readings:,} readings in {len(rows):,} intervals; {TEXTS} sample texts per interval, evenly "
         f"spaced over its readings, at most {LONGEST_TEXT} characters of each.",
-        help="An interval is what was read since the previous checkpoint: what the model has learned in between it has "
-        "learned from these samples.",
+        help="An interval is what was read since the previous checkpoint: what the model has learned in between, it "
+        "has learned from these samples.",
         template=TEMPLATE.read_text(encoding="utf-8"),
         values={"last": len(panels) - 1},
         tables=[Table("Read between checkpoints; losses in nats per target token", (*HEADS, *metrics), rows)],
