@@ -44,7 +44,7 @@ from wellread.checkpoint import list_checkpoints
 from wellread.corpus.read import Corpus
 from wellread.order.store import open_order
 from wellread.planning.plan import Plan
-from wellread.planning.rate import learning_rate
+from wellread.planning.rate import planned_rate
 from wellread.record.reader import Record
 from wellread.run import RunDirectory
 
@@ -188,9 +188,7 @@ class Trainer:
         began, bf16 = time.perf_counter(), "bf16" in self.variant
         while len(ended) < steps or time.perf_counter() - began < seconds:
             number = len(self.losses) + len(losses)
-            lr = learning_rate(
-                number, peak=config.optim.lr or 0, warmup=plan.warmup_steps, steps=plan.steps, floor=config.optim.min_lr
-            )
+            lr = planned_rate(number, plan, config.optim)
             for group in self._optimizer.param_groups:
                 group["lr"] = lr
             batch, loss_of_step = torch.from_numpy(next(batches)), 0.0
@@ -274,7 +272,13 @@ def check(work: Work, checkout: Path, folder: Path) -> RunDirectory:
     """
     losses: dict[str, NDArray[np.float64]] = {}
     for dtype in ("fp32", "bf16"):
-        small = {"steps": CHECKED_STEPS, "batch_size": CHECKED_BATCH, "dtype": dtype, "ranks_per_node": 1}
+        small = {
+            "steps": CHECKED_STEPS,
+            "batch_size": CHECKED_BATCH,
+            "dtype": dtype,
+            "ranks_per_node": 1,
+            "holdout": 0.0,
+        }
         out = folder / f"checked-{dtype}"
         call(run_command(settings(work, folder, **small, out=out), "pretrain"), variables=untuned())
         rows = Record.open(RunDirectory.open(out).record).table(["loss", "n_targets"])
@@ -348,7 +352,7 @@ class Bench:
         expected = max(rates[f"llama2.c, {variant}"][-1] for variant in variants if f"llama2.c, {variant}" in rates)
         steps = WARM + max(3, round(SECONDS * expected / self.work.batch_size / self.work.seq_len))
         for name, overrides in runs.items():
-            run = settings(self.work, self.folder, steps=steps, **overrides)
+            run = settings(self.work, self.folder, steps=steps, holdout=0.0, **overrides)
             rates.setdefault(name, []).append(wellread(run, 1, "pretrain", untuned()))
 
     def ratio(self, rates: dict[str, list[float]], name: str) -> list[float]:
@@ -413,13 +417,15 @@ def bench() -> None:
     if not (options.llama2c / "model.py").is_file():
         parser.error(f"{options.llama2c / 'model.py'}: not found; give a checkout of github.com/karpathy/llama2.c")
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
-    work = Work("15M", 4096, 32, 256, 3000)
+    work = Work("15M", 4096, 32, 256, 2000)
     with tempfile.TemporaryDirectory(prefix="wellread-cpu-") as name:
         folder = Path(name)
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
         print(versions())
         print(f"{', '.join((processor()[0], *processor()[1]))}; {threads()} threads")
-        print(f"wellread: {' '.join(map(str, run_command(settings(work, folder), 'pretrain')))}", flush=True)
+        print(
+            f"wellread: {' '.join(map(str, run_command(settings(work, folder, holdout=0.0), 'pretrain')))}", flush=True
+        )
         run = check(work, options.llama2c.resolve(), folder)
         measured = Bench(work, options.llama2c.resolve(), folder, run)
         measured.measure(options.repeats, began + 60 * options.minutes)
