@@ -166,7 +166,7 @@ class Trainer:
     def __post_init__(self) -> None:
         import torch
 
-        self._model = llama2c_model(self.checkout, self.run)
+        self._model = llama2c_model(self.checkout, list_checkpoints(self.run.checkpoints)[0].model)
         self._forward: Any = torch.compile(self._model) if "compiled" in self.variant else self._model
         optim = self.run.config().optim
         self._optimizer = self._model.configure_optimizers(
@@ -221,8 +221,8 @@ def windows(run: RunDirectory, batch_size: int) -> Iterator[NDArray[np.int64]]:
             yield every[end - batch_size : end]
 
 
-def llama2c_model(checkout: Path, run: RunDirectory) -> Any:
-    """llama2.c's model with the initial weights of a run."""
+def llama2c_model(checkout: Path, directory: Path) -> Any:
+    """llama2.c's model with the weights of a model directory."""
     import torch
 
     from wellread.models.llama2c.writer import ATTENTION, INNER, NORMS, weights
@@ -233,7 +233,7 @@ def llama2c_model(checkout: Path, run: RunDirectory) -> Any:
     code = importlib.util.module_from_spec(module)
     sys.modules[module.name] = code
     module.loader.exec_module(code)
-    saved = weights(list_checkpoints(run.checkpoints)[0].model)
+    saved = weights(directory)
     config = saved.config
     model = code.Transformer(
         code.ModelArgs(
