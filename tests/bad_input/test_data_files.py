@@ -8,7 +8,7 @@ import pytest
 
 from finetune.__main__ import main
 from wellread.cli import run_program
-from wellread.errors import BAD_INPUT
+from wellread.errors import BAD_INPUT, UserError
 
 ROW = {"instruction": "Name a color.", "context": "", "response": "Blue."}
 ROWS = [ROW] * 3
@@ -90,3 +90,12 @@ def test_one_line(
     assert printed.err.startswith(f"error: {message.replace('DIR', str(tmp_path))}"), printed.err
     assert printed.err.count("\n") == 1
     assert [path.name for path in (tmp_path / "corpora").glob("*") if path.is_dir()] == []
+
+
+def test_a_megatron_data_set_is_recognized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for suffix in (".idx", ".bin"):
+        (tmp_path / f"pile{suffix}").write_bytes(b"MMIDIDX")
+    monkeypatch.chdir(tmp_path)
+    for name in ("pile.bin", "pile.idx", "./pile"):
+        with pytest.raises(UserError, match=rf"--data {name}: a Megatron data set, .* write text@"):
+            main(["prepare", "--data", name])

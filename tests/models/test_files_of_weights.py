@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.programs import Program
 
 from pretrain.__main__ import main
 from wellread.errors import UserError
@@ -179,3 +180,18 @@ def test_files_are_checked_before_a_corpus_is_compiled(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(UserError, match=r"model\.safetensors: is a Git LFS pointer"):
         check_files(find(str(tmp_path)), "pretrained")
+
+
+@pytest.mark.long
+def test_files_are_checked_before_ranks_start_if_the_corpus_exists(
+    program: Program, small_model: Path, tmp_path: Path
+) -> None:
+    directory = shutil.copytree(small_model, tmp_path / "model")
+    flags = ["--model", directory, "--corpora", tmp_path / "corpora", "--data", "sample", "--seq_len", "64"]
+    program("wellread", "prepare", "finetune", *flags, check=True)
+    change(directory, {"some.lora_A.weight": torch.ones(2)})
+    result = program("wellread", "run", "finetune", *flags, "--steps", "1", "--out", tmp_path / "run")
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "a tensor that its config.json has no place for, some.lora_A.weight" in result.stderr
+    assert not (tmp_path / "run").exists()

@@ -63,17 +63,27 @@ def curriculum(folder: Path) -> Path:
 
 
 def ids(folder: Path) -> Path:
-    np.save(folder / "ids.npy", np.arange(12)[::-1].copy())
+    np.save(folder / "ids.npy", np.arange(8)[::-1].copy())
     return folder / "ids.npy"
 
 
 RUNS: dict[str, list[Any]] = {
     "sorted, two ranks": ["finetune", *ROWS, *TWO, "--order", "sorted:n_tokens:desc"],
-    "filter, control": ["finetune", *ROWS, *ONE, "--order", "filter:n_tokens>10", "--order_control"],
-    "file, fast": ["finetune", *ROWS, *ONE, "--order", "file:IDS", "--fast", "on"],
+    "filter": ["finetune", *ROWS, *ONE, "--order", "filter:n_tokens>10"],
+    "file, control, fast": ["finetune", *ROWS, *ONE, "--order", "file:IDS", "--order_control", "--fast", "on"],
     "curriculum": ["finetune", *ROWS, *ONE, "--order", "curriculum:CURRICULUM"],
     "zero2, packed, two ranks": ["finetune", *ROWS, *TWO, "--pack", "--strategy", "zero2"],
-    "megatron, sequential": ["finetune", "--model", MODEL, "--data", "MEGATRON", *FEW, *ONE, "--order", "sequential"],
+    "megatron, sequential": [
+        "finetune",
+        "--model",
+        MODEL,
+        "--data",
+        "text@MEGATRON",
+        *FEW,
+        *ONE,
+        "--order",
+        "sequential",
+    ],
     "stories, metrics": ["pretrain", *TEXT, *TWO, "--metrics", "--save_schedule", "linear", "--packing", "story"],
     "imported, frozen": ["finetune", "--model", "IMPORTED", *ROWS[2:], *ONE, "--freeze", "*.embed_tokens.*"],
     "exported, no holdout": ["finetune", "--model", "EXPORTED", *ROWS[2:], *ONE, "--holdout", "0"],

@@ -296,6 +296,8 @@ def _files(path: Path, data: str, *, is_text: bool = False) -> tuple[Path, ...]:
         for file in files:
             refuse_foreign(file)
         return tuple(files)
+    if not is_text and is_megatron(path):
+        raise UserError(f"--data {data}: a Megatron data set, which has tokens of text; write {TEXT}@{path}")
     if not path.is_file():
         raise UserError(f"--data {data}: {path} {'is not a file' if path.exists() else 'does not exist'}")
     if not path.name.endswith(suffixes):
