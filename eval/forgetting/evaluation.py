@@ -25,6 +25,7 @@ from eval.groups import READ, SEALED, UNREAD, Groups
 from eval.kept import scores_of
 from eval.needs import Need, a_checkpoint, a_whole_record
 from eval.section import with_interval
+from wellread.errors import UserError
 from wellread.scores import Scores
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from wellread.checkpoint import Checkpoint
     from wellread.results import Result
     from wellread.run import RunDirectory
+
+FEWEST_REPEATS = 10
+"""Fewest measurements of sealed documents beyond the first of each: a curve compares documents only with themselves."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +51,7 @@ class Forgetting(PerCheckpoint[Scores]):
     Raises
     ------
     UserError
-        When the run has no sealed losses, was packed, or was trained with dropout.
+        When the run has no sealed losses or too few, was packed, or was trained with dropout.
     """
 
     name: ClassVar[str] = "forgetting"
@@ -79,7 +83,13 @@ class Forgetting(PerCheckpoint[Scores]):
         table = Record.open(self.run.record).sealed()
         steps, ids, losses = (table[name].to_numpy() for name in ("step", "sample_id", "loss"))
         before = steps <= self.groups.last
-        return fit(steps[before], self.groups.documents[ids[before]], losses[before].astype(np.float64))
+        documents = self.groups.documents[ids[before]]
+        if len(documents) - len(np.unique(documents)) < FEWEST_REPEATS:
+            raise UserError(
+                f"{self.run.record}: hardly any sealed document was measured twice, so no change of their losses is "
+                "known; train with a larger --eval_samples or a smaller --eval_every"
+            )
+        return fit(steps[before], documents, losses[before].astype(np.float64))
 
     def size(self, step: int) -> int:
         """Samples of all groups at `step`."""

@@ -154,6 +154,20 @@ def test_losses_at_one_step_only(copied_run: RunDirectory, in_process: Program) 
     assert "losses of sealed samples at one step only; train further" in refusal(in_process, copied_run.path)
 
 
+@pytest.mark.usefixtures("exact")
+def test_documents_that_were_measured_once(copied_run: RunDirectory, in_process: Program) -> None:
+    """A few documents per checkpoint, none of them twice: nothing says how their losses changed."""
+    import pyarrow.parquet
+
+    head = json.loads((copied_run.record / "head.json").read_text())
+    for number, entry in enumerate(head["sealed"]):
+        path = copied_run.record / entry["name"]
+        table = pyarrow.parquet.read_table(path)
+        pyarrow.parquet.write_table(table.slice(4 * number, 4), path)
+    text = refusal(in_process, copied_run.path)
+    assert "record: hardly any sealed document was measured twice, so no change of their losses is known" in text
+
+
 def test_a_packed_run(copied_run: RunDirectory, in_process: Program) -> None:
     values = yaml.safe_load(copied_run.config_file.read_text())
     copied_run.config_file.write_text(yaml.safe_dump(values | {"pack": True}))
