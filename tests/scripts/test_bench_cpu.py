@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.programs import missing
 from support.small_models import tiny
 
 from bench.cpu import Bench, llama2c_model, of_ranks, processor, untuned
@@ -45,7 +46,7 @@ def test_neither_side_gets_variables_of_the_caller(monkeypatch: pytest.MonkeyPat
 def test_losses_of_llama2cs_model_are_those_of_the_same_weights(shared: Path, tmp_path: Path) -> None:
     checkout = shared.parent / "peers" / "llama2c"
     if not (checkout / "model.py").is_file():
-        pytest.skip(f"{checkout} has no model.py of llama2.c")
+        missing(f"{checkout} has no model.py of llama2.c")
     model: Any = tiny("llama")
     model.config.rms_norm_eps = EPSILON
     model.config.tie_word_embeddings = True
