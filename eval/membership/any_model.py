@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eval.kept import How, fill, run_directory
-from eval.membership.checks import Checks, Samples, suspicions
+from eval.membership.checks import Checks, Samples, suspicions, with_corrected_p
 from eval.membership.compare import Comparer, Side, describe
 from eval.membership.evaluation import fractions
 from eval.membership.files import TextSamples, documents_of, read_texts, refuse_overlap
@@ -186,16 +186,24 @@ class AnyModel:
         file = TokenFile(folder / "tokens" / f"{name}.parquet", key)
         return fill(file, np.arange(len(self.all_texts)), reporter, compute)
 
-    def results(self, name: str, values: dict[str, Floats], documents: Ints) -> list[Result]:
-        """Results of one model: task `membership/SCORE`, groups `members`, `nonmembers`, `shuffled`."""
+    def _side(self, ids: Ints, values: Floats) -> Side:
+        return Side(values[ids], self._checks.samples.documents[ids])
+
+    def results(self, name: str, values: dict[str, Floats]) -> list[Result]:
+        """Results of one model: task `membership/SCORE`, groups `members`, `nonmembers`, `shuffled`.
+
+        If there are copies between the files, also `members without copies`.
+        """
         comparer, results = Comparer(self.bootstrap, self.seed), []
+        pairs = self._pairs | self._checks.without_copies(self._pairs)
         for column in self.columns:
-            sides = {
-                group: Side(values[column.name][self.ids(group)], documents[self.ids(group)])
-                for group in (MEMBERS, NONMEMBERS)
-            }
+            sides = {group: self._side(self.ids(group), values[column.name]) for group in (MEMBERS, NONMEMBERS)}
             rows = [*describe(sides, is_loss=column.name == "loss")]
-            rows += comparer.rows({MEMBERS: (sides[MEMBERS], sides[NONMEMBERS])}, NONMEMBERS)
+            compared = {
+                group: (self._side(members, values[column.name]), self._side(nonmembers, values[column.name]))
+                for group, (members, nonmembers) in pairs.items()
+            }
+            rows += comparer.rows(compared, NONMEMBERS)
             results += [self._result(name, f"membership/{column.name}", row) for row in rows]
         return results
 
@@ -204,16 +212,22 @@ class AnyModel:
 
         return Result(run="", model=model, step=revision_step(model), tokens=0, task=task, **row)
 
-    def gates(self, documents: Ints) -> list[Result]:
+    def gates(self) -> list[Result]:
         """Whether members can be distinguished without a model, and copies between the files."""
-        lengths = np.array([len(text) for text in self.all_texts])
-        texts = self.all_texts
+        return [self._result("", task, row) for task, row in self._checks.rows(self._pairs)]
+
+    @property
+    def _pairs(self) -> dict[str, tuple[Ints, Ints]]:
+        return {MEMBERS: (self.ids(MEMBERS), self.ids(NONMEMBERS))}
+
+    @cached_property
+    def _checks(self) -> Checks:
+        lengths, texts = np.array([len(text) for text in self.all_texts]), self.all_texts
+        documents = documents_of(texts)
         samples = Samples(
             "files", lambda ids: [texts[i] for i in ids.tolist()], lambda ids: lengths[ids], [], documents
         )
-        checks, pairs = Checks(samples, self.seed), {MEMBERS: (self.ids(MEMBERS), self.ids(NONMEMBERS))}
-        rows = [self._result("", f"gate/{kind}", row) for kind, row in checks.gate_rows(pairs)]
-        return rows + [self._result("", "copies", row) for row in checks.copies_rows(pairs)]
+        return Checks(samples, self.seed)
 
 
 def roc_rows(name: str, score: str, members: Floats, nonmembers: Floats) -> dict[str, Any]:
@@ -237,8 +251,8 @@ def run(task: AnyModel) -> int:
     from eval.membership.any_output import classify, show, write
     from eval.progress import Reporter
 
-    documents, n = documents_of(task.all_texts), len(task.texts[NONMEMBERS])
-    results, values = task.gates(documents), dict[str, dict[str, Floats]]()
+    n, values = len(task.texts[NONMEMBERS]), dict[str, dict[str, Floats]]()
+    results = task.gates()
     with tempfile.TemporaryDirectory() as temporary, Reporter(len(task.all_texts), True) as reporter:
         for alpha in ALPHAS:
             if n < nonmembers_needed(alpha):
@@ -247,7 +261,8 @@ def run(task: AnyModel) -> int:
                 )
         for name, directory in task.distinct_models(reporter.note).items():
             values[name] = task.values(directory, Path(task.out or temporary), reporter)
-            results += task.results(name, values[name], documents)
+            results += task.results(name, values[name])
+    results = list(with_corrected_p(results))
     curves = [
         roc_rows(name, score, column[task.ids(MEMBERS)], column[task.ids(NONMEMBERS)])
         for name, scores in values.items()

@@ -66,6 +66,8 @@ def test_models_and_files(
     results = {(each.task, each.group, each.metric): each for each in read(out / "membership.parquet")}
     assert results["membership/loss", "members", "auc"].value == pytest.approx(roc_auc_score(is_member, loss), abs=1e-4)
     assert results["membership/loss", "nonmembers", "mean_loss"].value == pytest.approx(-loss[120:].mean(), abs=1e-5)
+    p, p_holm = (results["membership/loss", "members", metric].value for metric in ("p", "p_holm"))
+    assert p <= p_holm <= 4 * p or p_holm == 1  # four scores
     assert {task for task, _, _ in results} == {
         "membership/loss", "membership/zlib", "membership/lowercase", "membership/min_k_0.2",
         "gate/words", "gate/shape", "copies",
