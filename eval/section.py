@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -77,6 +78,32 @@ class Section:
     columns: Sequence[Column] = ()
     commands: Sequence[tuple[str, str]] = ()
     """Next steps: purpose and command of each."""
+
+
+SLIDER = Path(__file__).with_name("slider.html.j2")
+TEXTS = 8
+"""Texts per checkpoint in a slider."""
+LONGEST_TEXT = 600
+"""Characters of a text in a slider; the page has to stay small."""
+
+
+def slider(panels: Sequence[Mapping[str, Any]], otherwise: str) -> dict[str, Any]:
+    """Arguments of a `Section` with a slider over checkpoints: ``Section(…, **slider(panels, otherwise))``.
+
+    Parameters
+    ----------
+    panels
+        For each checkpoint its `step`; `facts`, pairs of name and text; `texts`, each with `about` and `text`.
+    otherwise
+        What a reader without scripts is shown.
+    """
+    values = {"last": len(panels) - 1, "otherwise": otherwise}
+    return {"template": SLIDER.read_text(encoding="utf-8"), "values": values, "data": panels}
+
+
+def excerpt(text: str) -> str:
+    """The beginning of a text, with an ellipsis if that is not all of it."""
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}…"
 
 
 def with_interval(result: Result | None) -> str:

@@ -20,6 +20,7 @@ from eval.generations import metrics, prompts, sealed, texts
 from eval.intervals import clustered_mean
 from eval.items import Items
 from eval.needs import Need, a_checkpoint, sealed_samples
+from eval.section import Section
 from wellread.errors import UserError
 
 if TYPE_CHECKING:
@@ -140,6 +141,13 @@ class Generations(PerCheckpoint[Outputs]):
             [step, *(cells.get((step, *of)) for of in columns.values())] for step in sorted({r.step for r in results})
         ]
         return ["step", *columns], rows
+
+    @classmethod
+    def section(cls, run: RunDirectory, results: Sequence[Result]) -> Section | None:
+        """Results of each checkpoint, and what it wrote after some of the prompts."""
+        from eval.generations.section import section
+
+        return section(run, results, *cls.overview(results)) if results else None
 
     @classmethod
     def items(cls, run: RunDirectory, checkpoint: Checkpoint) -> Iterator[Items]:

@@ -48,9 +48,9 @@
     });
   }
 
-  // --- what each checkpoint has read
-  for (const panel of document.querySelectorAll("[data-reading]")) {
-    const checkpoints = data.sections[Number(panel.dataset.reading)];
+  // --- sliders over checkpoints
+  for (const panel of document.querySelectorAll("[data-slider]")) {
+    const checkpoints = data.sections[Number(panel.dataset.slider)];
     const [slider, [back, next]] = [panel.querySelector("input"), panel.querySelectorAll("button")];
     const show = () => {
       const place = Number(slider.value);
@@ -59,7 +59,7 @@
       panel.querySelector("output").textContent = title;
       slider.setAttribute("aria-valuetext", title);
       [back.disabled, next.disabled] = [place === 0, place === checkpoints.length - 1];
-      const counts = facts.slice(1).map(([name, value]) => {
+      const counts = facts.map(([name, value]) => {
         const entry = element("div", "");
         entry.append(element("dt", name), element("dd", value));
         return entry;

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eval.report.facts import Facts
-from eval.section import Section, Table, cell
+from eval.section import LONGEST_TEXT, TEXTS, Section, Table, cell, excerpt, slider
 
 if TYPE_CHECKING:
     from wellread.corpus.read import Corpus
 
-TEMPLATE = Path(__file__).with_name("reading.html.j2")
-TEXTS = 8
-"""Sample texts per checkpoint."""
-LONGEST_TEXT = 600
-"""Characters of a sample text; the page has to stay small."""
 HEADS = ("step", "batches", "readings", "samples", "new samples", "tokens", "targets", "mean loss", "median length")
 
 
@@ -31,18 +25,16 @@ def section(facts: Facts, before: Sequence[Section]) -> Section | None:
     rows, panels = [], []
     for numbers, texts in _intervals(facts, metrics):
         rows.append(numbers)
-        heads = (*HEADS, *metrics)
-        panels.append({"step": numbers[0], "facts": list(zip(heads, map(cell, numbers), strict=True)), "texts": texts})
+        facts_of_interval = list(zip((*HEADS, *metrics)[1:], map(cell, numbers[1:]), strict=True))
+        panels.append({"step": numbers[0], "facts": facts_of_interval, "texts": texts})
     return Section(
         heading="What each checkpoint has read",
         n=f"{facts.read.readings:,} readings in {len(rows):,} intervals; {TEXTS} sample texts per interval, evenly "
         f"spaced over its readings, at most {LONGEST_TEXT} characters of each.",
         help="An interval is what was read since the previous checkpoint: what the model has learned in between, it "
         "has learned from these samples.",
-        template=TEMPLATE.read_text(encoding="utf-8"),
-        values={"last": len(panels) - 1},
+        **slider(panels, "Sample texts need a script; wellread read RUN --checkpoint STEP prints them."),
         tables=[Table("Read between checkpoints; losses in nats per target token", (*HEADS, *metrics), rows)],
-        data=panels,
     )
 
 
@@ -105,7 +97,6 @@ def _decoder(corpus: Corpus) -> Callable[[int], str]:
         tokens = corpus.tokens(sample_id)
         ids = tokens[: LONGEST_TEXT + 1].tolist()
         text = decoder.decode(ids) if decoder else f"token ids {' '.join(map(str, ids))}"
-        is_complete = len(text) <= LONGEST_TEXT and len(ids) == len(tokens)
-        return text if is_complete else f"{text[:LONGEST_TEXT]}…"
+        return excerpt(text) if len(ids) == len(tokens) or len(text) > LONGEST_TEXT else f"{text}…"
 
     return text_of

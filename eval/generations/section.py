@@ -1,0 +1,80 @@
+"""Generations in the report: metrics of each checkpoint, and a slider over what it writes after the same prompts."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from eval.generations import prompts, texts
+from eval.section import LONGEST_TEXT, TEXTS, Section, Table, cell, excerpt, slider
+
+if TYPE_CHECKING:
+    from eval.generations.prompts import Prompt
+    from wellread.corpus.tokenizer import Tokenizer
+    from wellread.results import Result
+    from wellread.run import RunDirectory
+
+
+def section(run: RunDirectory, results: Sequence[Result], heads: Sequence[str], rows: list[list[object]]) -> Section:
+    """The section of a run whose results are `rows` below `heads`, one row per checkpoint, the step first."""
+    written = dict(_written(run, [int(str(row[0])) for row in rows]))
+    ids = sorted({text.prompt_id for of_step in written.values() for text in of_step})
+    first = list(_prompts(run, _some(ids, TEXTS // 2)))
+    panels = []
+    for row in rows:
+        step = int(str(row[0]))
+        facts = list(zip(heads[1:], map(cell, row[1:]), strict=True))
+        panels.append({"step": step, "facts": facts, "texts": list(_texts(first, written.get(step, [])))})
+    counts = [result.n for result in results if result.group in texts.METHODS]
+    command = f"wellread generations {shlex.quote(str(run.path))}"
+    return Section(
+        heading="Generations: what does each checkpoint write after the same prompts?",
+        n=f"{max(counts, default=0):,} prompts from sealed samples, continued by {len(rows):,} checkpoints; "
+        f"{len(first)} of the prompts below, at most {LONGEST_TEXT} characters of each text.",
+        help="No checkpoint has read the prompts or their true continuations; greedy texts differ only because the "
+        "models differ, sampled ones also by chance.",
+        **slider(panels, "Texts need a script; they are in the folder eval/generations of the run."),
+        tables=[Table("Means over texts; bits per byte and perplexity of sealed samples", heads, rows)],
+        commands=[("Continue the prompts at new checkpoints and write this page again", command)],
+    )
+
+
+def _some(ids: Sequence[int], count: int) -> list[int]:
+    """At most `count` of the ids, evenly spaced."""
+    if not ids:
+        return []
+    return [ids[place] for place in np.unique(np.linspace(0, len(ids) - 1, count).round().astype(int))]
+
+
+def _written(run: RunDirectory, steps: Sequence[int]) -> Iterator[tuple[int, list[texts.Text]]]:
+    """Step -> kept texts of these checkpoints; without those that other weights have written."""
+    from eval.kept import _belongs_to
+    from wellread.checkpoint import list_checkpoints
+    from wellread.results import read_table
+
+    for checkpoint in list_checkpoints(run.checkpoints):
+        file = texts.path(run, checkpoint)
+        if checkpoint.step in steps and _belongs_to(checkpoint).items() <= texts.settings_in(file).items():
+            yield checkpoint.step, [texts.Text(**row) for row in read_table(file).to_pylist()]
+
+
+def _prompts(run: RunDirectory, ids: Sequence[int]) -> Iterator[tuple[Prompt, Tokenizer]]:
+    from wellread.corpus.tokenizer import Tokenizer
+
+    if ids:
+        tokenizer = Tokenizer.load(run.corpus / "tokenizer")
+        for prompt in prompts.prompts_of(*prompts.samples_of(run), np.array(ids)):
+            yield prompt, tokenizer
+
+
+def _texts(first: Sequence[tuple[Prompt, Any]], written: Sequence[texts.Text]) -> Iterator[dict[str, str]]:
+    """For each prompt its greedy and its sampled continuation."""
+    by_prompt = {(text.prompt_id, text.method): text.text for text in written}
+    for prompt, tokenizer in first:
+        for method in texts.METHODS:
+            if (text := by_prompt.get((prompt.id, method))) is not None:
+                about = excerpt(tokenizer.decode(prompt.tokens))
+                yield {"about": f"{method}, sample {prompt.id:,}: {about}", "text": excerpt(text)}
