@@ -174,7 +174,7 @@ class Trainer:
         )
 
     def train(self, *, batch_size: int, micro_batch: int, steps: int, seconds: float) -> dict[str, Any]:
-        """Train `steps` steps, or more until `seconds` have passed.
+        """Train `steps` steps, or more until `seconds` have passed since the warm-up.
 
         Returns
         -------
@@ -185,8 +185,8 @@ class Trainer:
 
         config, plan = self.run.config(), Plan.open(self.run.plan_file)
         batches, ended, tokens, losses = windows(self.run, batch_size), list[float](), list[int](), list[float]()
-        began, bf16 = time.perf_counter(), "bf16" in self.variant
-        while len(ended) < steps or time.perf_counter() - began < seconds:
+        bf16 = "bf16" in self.variant
+        while len(ended) < steps or ended[-1] - ended[WARM - 1] < seconds:
             number = len(self.losses) + len(losses)
             lr = planned_rate(number, plan, config.optim)
             for group in self._optimizer.param_groups:
@@ -384,16 +384,16 @@ class Bench:
     def result(self) -> dict[str, Any]:
         """The last line of the output."""
         name, isa = processor()
-        ratio = statistics.median(self.ratio(self.shipped, "wellread"))
+        ratio = float(statistics.median(self.ratio(self.shipped, "wellread")))
         return {
             "wellread": round(statistics.median(self.shipped["wellread"])),
             "llama2c": round(statistics.median(self.shipped[self.compared(self.shipped)])),
             "ratio": round(ratio, 3),
-            "same_environment": round(statistics.median(self.ratio(self.equal, "wellread")), 3),
+            "same_environment": round(float(statistics.median(self.ratio(self.equal, "wellread"))), 3),
             "processor": name,
             "isa": isa,
             "goal": GOAL,
-            "reached": ratio >= GOAL,
+            "reached": bool(ratio >= GOAL),
         }
 
 
