@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
 """Types as messages name them."""
 PATHS = {
-    "checkpoint", "corpora", "corpus", "csv", "jsonl", "model", "nvme_path", "out", "perplexity", "run", "runs", "save",
-    "template", "tokenizer",
+    "checkpoint", "corpora", "corpus", "csv", "jsonl", "members", "model", "more_runs", "nonmembers", "nvme_path",
+    "out", "perplexity", "reference", "run", "runs", "save", "template", "threshold", "tokenizer", "transcript",
 }  # fmt: skip
 """Arguments that are paths, in which ~ is expanded; others, such as --data, expand it in their own syntax."""
 SHORT = {"lr": "optim.lr", "learning_rate": "optim.lr", "warmup": "optim.warmup", "weight_decay": "optim.weight_decay"}
@@ -178,6 +178,8 @@ def _with_homes(parsed: Any) -> Any:
 
 
 def _with_home(name: str, value: Any) -> Any:
+    if name in PATHS and isinstance(value, list):
+        return [_with_home(name, each) for each in value]
     return os.path.expanduser(value) if name in PATHS and isinstance(value, str) else value
 
 

@@ -23,8 +23,9 @@ HERE = {
 }  # fmt: skip
 """Flags that may contain a path, and expand it in their own syntax."""
 TEXTS = {
-    "batch", "call", "command", "diff", "format", "freeze", "lora", "lora.targets", "optim", "packing", "partition",
-    "print_config", "row", "sample", "size", "sql", "steps", "template_date", "text", "time", "tracker",
+    "batch", "call", "command", "diff", "format", "freeze", "groups", "k", "lora", "lora.targets", "only", "optim",
+    "packing", "partition", "print_config", "row", "sample", "scores", "size", "sql", "steps", "template_date", "tests",
+    "text", "time", "tracker", "tries",
 }  # fmt: skip
 """Flags that contain no path."""
 
