@@ -95,7 +95,7 @@ class Membership(PerCheckpoint[Values]):
         if self.max_samples < 2:
             raise UserError(f"--max_samples {self.max_samples}: nothing to compare; give at least 2")
         if self.transcript:
-            require_folder(Path(self.transcript))
+            require_folder(Path(self.transcript).expanduser())
             if why := Randomness.of(self.run).why_not():
                 raise UserError(f"--transcript {self.transcript}: {why}; leave it out")
         if self.tests:
@@ -201,7 +201,7 @@ class Membership(PerCheckpoint[Values]):
             every += results
         tables.write_samples(self.run, rows)
         if self.transcript:
-            self._write_transcript(Path(self.transcript), reporter)
+            self._write_transcript(Path(self.transcript).expanduser(), reporter)
         every = list(with_corrected_p(every))
         write_scalars(self.run, self.name, every)
         yield from every
