@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from eval.evaluation import PerCheckpoint
-from eval.generations import metrics, prompts, sealed, texts
+from eval.generations import metrics, prompts, sealed, spans, texts
 from eval.intervals import clustered_mean
 from eval.items import Items
 from eval.needs import Need, a_checkpoint, sealed_samples
@@ -106,7 +106,7 @@ class Generations(PerCheckpoint[Outputs]):
 
     def measure(self, checkpoint: Checkpoint, scores: Outputs, reporter: Reporter) -> Iterator[Result]:
         """Mean of each metric, with an interval over documents."""
-        for group, metric, values, documents in self._values(scores):
+        for group, metric, values, documents in self._values(checkpoint, scores):
             row = clustered_mean(values, documents)
             yield self.result(checkpoint, task=TASK, metric=metric, group=group, n=values.size, **row)
             if (group, metric) == (SEALED, "loss"):
@@ -167,25 +167,35 @@ class Generations(PerCheckpoint[Outputs]):
         written = self._written(checkpoint)
         if losses is None or not written.complete(self.fixed_prompts):
             return
-        for group, metric, values, documents in self._values(Outputs(texts=written.read(), losses=losses)):
+        outputs = Outputs(texts=written.read(), losses=losses)
+        for group, metric, values, documents in self._values(checkpoint, outputs):
             if group != REFERENCE and metric != "loss":  # which is bits per byte, times a constant
                 ids = losses.sample_id if group == SEALED else self._ids
                 form = "power" if group == SEALED else FORMS.get(metric)
                 yield Items(metric=f"{group}/{metric}", ids=ids, documents=documents, values=values, form=form)
 
-    def _values(self, outputs: Outputs) -> Iterator[tuple[str, str, Floats, Ints]]:
+    def _values(self, checkpoint: Checkpoint, outputs: Outputs) -> Iterator[tuple[str, str, Floats, Ints]]:
         """Group, metric, value of each item, and document of each item."""
-        documents = self._documents[self._ids]
+        documents, tracer = self._documents[self._ids], spans.tracer_of(self.run, checkpoint)
+        tokens = {REFERENCE: [prompt.reference[: self.new_tokens] for prompt in self.fixed_prompts]}
         for method in texts.METHODS:
-            by_id = {text.prompt_id: text.text for text in outputs.texts if text.method == method}
-            written, references = [by_id[i] for i in self._ids], [self._references[i] for i in self._ids]
+            by_id = {text.prompt_id: text for text in outputs.texts if text.method == method}
+            written, references = [by_id[i].text for i in self._ids], [self._references[i] for i in self._ids]
+            tokens[method] = [by_id[i].tokens for i in self._ids]
             for metric, values in (metrics.measure(written) | metrics.overlap(written, references)).items():
                 yield method, metric, values, documents
         for metric, values in metrics.measure([self._references[i] for i in self._ids]).items():
             yield REFERENCE, metric, values, documents
+        for group, texts_of_group in tokens.items() if tracer else ():
+            assert tracer is not None
+            yield group, "longest_read", spans.longest_read(tracer, self._plain(texts_of_group)), documents
         of_sealed = self._documents[outputs.losses.sample_id]
         yield SEALED, "loss", outputs.losses.per_token, of_sealed
         yield SEALED, "bits_per_byte", outputs.losses.bits_per_byte, of_sealed
+
+    def _plain(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Tokens of texts without special tokens."""
+        return [[token for token in row if token not in self.tokenizer.special_ids] for row in rows]
 
     def _written(self, checkpoint: Checkpoint) -> texts.Written:
         settings: dict[str, Any] = {name: getattr(self, name) for name in ("prompts", "new_tokens", "seed")}

@@ -24,6 +24,7 @@ from eval.generations.prompts import Prompt
 from wellread.checkpoint import list_checkpoints
 from wellread.corpus.read import Corpus
 from wellread.errors import UserError
+from wellread.record.reader import Record
 from wellread.results import Result, read
 from wellread.run import RunDirectory
 
@@ -121,6 +122,35 @@ def test_overlap_of_equal_and_different_texts() -> None:
     assert values["chrf"] == pytest.approx([100, 0])
 
 
+def occurs(span: list[int], tokens: list[int]) -> bool:
+    return any(tokens[i : i + len(span)] == span for i in range(len(tokens) - len(span) + 1))
+
+
+def longest_span(text: list[int], read_tokens: list[list[int]]) -> int:
+    """Tokens of the longest span of `text`, of at least four, that occurs in one of the samples."""
+    spans = [text[a:b] for a in range(len(text)) for b in range(a + 4, len(text) + 1)]
+    return max((len(span) for span in spans if any(occurs(span, tokens) for tokens in read_tokens)), default=0)
+
+
+def test_the_longest_span_that_was_read_by_brute_force(copy_of_written: RunDirectory) -> None:
+    run = copy_of_written
+    assert main(["index", str(run.path)]) == 0
+    results = evaluate(Generations(run, steps=[0, 12], **SETTINGS), progress=False)
+    assert value(results, 0, "reference", "longest_read") == 0  # nothing was read
+    corpus, special = Corpus.open(run.corpus), AutoTokenizer.from_pretrained(run.corpus / "tokenizer").all_special_ids
+    ids = set(Record.open(run.record).table(columns=["sample_id"]).column("sample_id").to_pylist())
+    read_tokens = [corpus.tokens(i).tolist() for i in ids]
+    rows = pq.read_table(run.eval / "generations" / "step-00000012.parquet").to_pylist()
+    for method in ("greedy", "sampled"):
+        written_texts = [[t for t in row["tokens"] if t not in special] for row in rows if row["method"] == method]
+        lengths = [longest_span(text, read_tokens) for text in written_texts]
+        assert value(results, 12, method, "longest_read") == pytest.approx(np.mean(lengths))
+    references = [prompt.reference[:12] for prompt in Generations(run, **SETTINGS).fixed_prompts]
+    lengths = [longest_span([t for t in text if t not in special], read_tokens) for text in references]
+    assert value(results, 12, "reference", "longest_read") == pytest.approx(np.mean(lengths))
+    assert max(lengths) >= 4
+
+
 # -- what is stored
 
 
@@ -210,8 +240,9 @@ def test_fewer_sealed_samples_than_prompts(written: Written) -> None:
 
 @pytest.mark.parametrize(("flag", "number", "least"), [("prompts", 1, 2), ("new_tokens", 0, 1), ("max_samples", 1, 2)])
 def test_numbers_that_are_too_small(written: Written, flag: str, number: int, least: int) -> None:
+    settings: dict[str, Any] = {flag: number}
     with pytest.raises(UserError, match=f"--{flag} {number}: must be at least {least}"):
-        Generations(written[0], **{flag: number})
+        Generations(written[0], **settings)
 
 
 # -- what saturation reads
