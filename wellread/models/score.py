@@ -168,8 +168,11 @@ def token_columns(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch
 
     logits = logits if logits.dtype == torch.float64 else logits.float()
     of_label = logits.gather(1, labels[:, None])
-    lower_ids = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
-    rank = ((logits > of_label) | ((logits == of_label) & lower_ids)).sum(1, dtype=torch.int32)
+    rank = (logits > of_label).sum(1, dtype=torch.int32)
+    tied = (logits >= of_label).sum(1, dtype=torch.int32) - rank > 1  # rare, so that few rows are compared again
+    if tied.any():
+        lower_ids = torch.arange(logits.shape[1], device=logits.device) < labels[tied, None]
+        rank[tied] += ((logits[tied] == of_label[tied]) & lower_ids).sum(1, dtype=torch.int32)
     logp = logits.log_softmax(1)
     p, highest = logp.exp(), logp.max(1, keepdim=True).values
     mu = highest + (p * (logp - highest)).sum(1, keepdim=True)
