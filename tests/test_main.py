@@ -131,6 +131,7 @@ WITHOUT_DEFAULT = {
     # questions of `wellread read`: none of them is asked by default
     *("batch", "save", "jsonl", "call", "sample", "row", "text", "csv", "diff", "sql", "corpus", "checkpoint"),
     *("batch_size", "tokenizer"),  # of `wellread read --corpus`
+    "transcript",  # of `wellread membership`
 }
 
 

@@ -97,9 +97,21 @@ class Generations(PerCheckpoint[Outputs]):
         if incomplete or self.verify:
             checkpoint.refuse_damaged(self.run.eval / "hashes" / f"{checkpoint.path.name}.json", self.verify)
         if incomplete:
-            from eval.generations.writing import fill
+            from eval.generations.writing import Work, fill
 
-            losses = fill(self, checkpoint, written, losses, reporter)
+            work = Work(
+                prompts=self.fixed_prompts,
+                new_tokens=self.new_tokens,
+                samples=self.samples,
+                sealed_ids=self.sealed_ids,
+                tokenizer=self.tokenizer,
+                seed=self.seed,
+                device=self.device,
+            )
+            measured = losses is None
+            losses = fill(work, checkpoint, written, losses, reporter)
+            if measured:
+                losses.write(path, self.settings_of_losses(checkpoint))
         assert losses is not None
         reporter.move_to(start + self.size(checkpoint.step))
         return Outputs(texts=written.read(), losses=losses)

@@ -21,7 +21,7 @@ from eval.membership.compare import Comparer, Side, describe
 from eval.membership.evaluation import fractions
 from eval.membership.files import TextSamples, documents_of, read_texts, refuse_overlap
 from eval.membership.references import model_named
-from eval.membership.scores import ON_REQUEST, SCORES, Column, Inputs, columns, needs
+from eval.membership.scores import SCORES, Column, Inputs, columns, needs
 from eval.membership.texts import LowerCase
 from eval.separation import ALPHAS, Floats, Ints, nonmembers_needed, roc
 from eval.token_store import TokenFile
@@ -100,7 +100,7 @@ class AnyModel:
     @cached_property
     def columns(self) -> list[Column]:
         """The scores."""
-        every = [name for name in SCORES if name not in ON_REQUEST]
+        every = list(SCORES)
         if self.reference is None:
             every = [name for name in every if SCORES[name].needs != "reference"]
         names = [name.strip() for name in self.scores.split(",")] if self.scores is not None else every
@@ -108,8 +108,6 @@ class AnyModel:
         for column in scores:
             if column.score.needs == "reference" and self.reference is None:
                 raise UserError(f"--scores {column.name}: needs a reference model; add --reference MODEL")
-            if column.name in ON_REQUEST:
-                raise UserError(f"--scores {column.name}: is not available for texts of files; leave it out")
         return scores
 
     @cached_property
@@ -272,7 +270,7 @@ def run(task: AnyModel) -> int:
     if task.out:
         write(Path(task.out), results, curves, csv=task.csv)
         if task.threshold:
-            classify(task, results, values)
+            classify(Path(task.out), task.ids("threshold"), results, values, csv=task.csv)
     for line in suspicions(results):
         print(line)
     return 0

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eval.section import with_interval
-from eval.separation import ALPHAS, Floats
+from eval.separation import ALPHAS, Floats, Ints
 
 if TYPE_CHECKING:
-    from eval.membership.any_model import AnyModel
     from wellread.results import Result
 
 HEADS = ["model", "score", "AUC", "labels shuffled", *(f"TPR at {100 * alpha:g}% FPR" for alpha in ALPHAS)]
@@ -72,13 +71,18 @@ def _write_csv(path: Path) -> None:
         pyarrow.csv.write_csv(read_table(path), file)
 
 
-def classify(task: AnyModel, results: Sequence[Result], values: Mapping[str, Mapping[str, Floats]]) -> None:
-    """Write `classified.parquet`: whether each text of `--threshold` is called a member, at each threshold."""
+def classify(
+    folder: Path, ids: Ints, results: Sequence[Result], values: Mapping[str, Mapping[str, Floats]], *, csv: bool
+) -> None:
+    """Write `classified.parquet`: whether each text of `--threshold` is called a member, at each threshold.
+
+    `ids` are the places of these texts among the scored ones, int64[n].
+    """
     import pyarrow as pa
 
     from wellread.results import write_table
 
-    rows, ids = [], task.ids("threshold")
+    rows: list[dict[str, object]] = []
     for each in results:
         if each.metric.startswith("threshold_at_fpr_"):
             scores = values[each.model][each.task.removeprefix("membership/")][ids]
@@ -87,8 +91,8 @@ def classify(task: AnyModel, results: Sequence[Result], values: Mapping[str, Map
                 about = {"row": place, "model": each.model, "score": each.task.removeprefix("membership/")}
                 member = None if np.isnan(value) else value > each.value
                 rows.append(about | {"fpr": rate, "threshold": each.value, "value": value, "member": member})
-    path = Path(task.out or ".") / "classified.parquet"
+    path = folder / "classified.parquet"
     write_table(path, pa.Table.from_pylist(rows))
-    if task.csv:
+    if csv:
         _write_csv(path)
     print(f"classified: {path}")

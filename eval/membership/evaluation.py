@@ -27,7 +27,7 @@ from eval.membership.compare import Comparer, Side, describe
 from eval.membership.divisions import DIVISIONS, divide
 from eval.membership.inputs import Source
 from eval.membership.references import began_pretrained, reference_of
-from eval.membership.scores import ON_REQUEST, SCORES, Column, columns
+from eval.membership.scores import SCORES, Column, columns
 from eval.membership.section import section
 from eval.membership.set_tests import SetTests, select_tests
 from eval.membership.whole_sets import write_transcript
@@ -152,7 +152,7 @@ class Membership(PerCheckpoint[Values]):
     def source(self) -> Source:
         """The samples, and what their scores are computed from."""
         reference = reference_of(self.run, self.reference, self.division.corpus)
-        every = [name for name in SCORES if name not in ON_REQUEST]
+        every = list(SCORES)
         if reference is None:
             every = [name for name in every if SCORES[name].needs != "reference"]
         scores = columns(self._score_names or every, self._fractions)

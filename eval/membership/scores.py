@@ -29,10 +29,6 @@ class Inputs:
     """The samples in lower case."""
     reference: Tokens | None = None
     """The samples under the reference model."""
-    recall: Tokens | None = None
-    """The samples after a prefix of sealed text."""
-    gradnorm: Floats | None = None
-    """(samples,), 2-norm of the gradient of the mean loss."""
 
 
 Values = Callable[[Inputs, float], Floats]
@@ -104,18 +100,6 @@ def ez(inputs: Inputs, k: float = 1) -> Floats:
     return ratio
 
 
-def recall(inputs: Inputs, k: float = 1) -> Floats:
-    """Loss after a prefix of sealed text, divided by the loss without it (Xie et al. 2024)."""
-    assert inputs.recall
-    return _ratio(inputs.recall.means(inputs.recall.logp), loss(inputs))
-
-
-def gradnorm(inputs: Inputs, k: float = 1) -> Floats:
-    """Minus the 2-norm of the gradient of the loss over all parameters (Wang et al. 2024)."""
-    assert inputs.gradnorm is not None
-    return np.asarray(-inputs.gradnorm)
-
-
 def mean_of_lowest(tokens: Tokens, values: Floats, k: float) -> Floats:
     """Mean of the lowest max(1, int(k m)) of the m values of each sample; (samples,), NaN where m is 0.
 
@@ -146,11 +130,7 @@ SCORES: dict[str, Score] = {
     "min_k++": Score(min_k_plus_plus, takes_k=True),
     "reference": Score(reference, needs="reference"),
     "ez": Score(ez, needs="reference"),
-    "recall": Score(recall, needs="recall"),
-    "gradnorm": Score(gradnorm, needs="gradnorm"),
 }
-ON_REQUEST = ("recall", "gradnorm")
-"""Scores that run the model once more for each sample, with a prefix or backward."""
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def test_other_mistakes_are_one_line(files: tuple[Path, Path], small_model: Path
         (str(files[1]), "--csv"): "--csv: writes files; add --out DIR",
         (str(few), "--threshold", str(few), "--out", "x"): "--threshold: needs 100 non-members",
         (str(files[1]), "--scores", "ez"): "--scores ez: needs a reference model",
-        (str(files[1]), "--scores", "gradnorm"): "--scores gradnorm: is not available for texts of files",
+        (str(files[1]), "--scores", "gradnorm"): "--scores gradnorm: not a score; choose from loss",
         (str(files[1]), "--k", "2"): "--k 2: expected fractions",
         (str(files[1]), "--bootstrap", "1"): "--bootstrap 1: too few",
         (str(files[1]), "--max_tokens", "1"): "--max_tokens 1: nothing to score",

@@ -99,9 +99,7 @@ def test_ez_counts_only_errors() -> None:
 @pytest.mark.parametrize("name", SCORES)
 def test_what_is_not_a_number_stays_so(name: str) -> None:
     wrong = sample(logp=[-1, np.nan, -2], rank=[1, 1, 1], sigma=[1, 1, 1])
-    inputs = Inputs(
-        tokens=wrong, zlib=np.array([9]), lowercase=wrong, reference=wrong, recall=wrong, gradnorm=np.array([np.nan])
-    )
+    inputs = Inputs(tokens=wrong, zlib=np.array([9]), lowercase=wrong, reference=wrong)
     assert np.isnan(SCORES[name].values(inputs, 0.4)).all()
 
 
@@ -115,5 +113,5 @@ def test_names_and_needs() -> None:
     scores = columns(["min_k", "loss", "ez", "zlib"], [0.1, 0.25])
     assert [column.name for column in scores] == ["min_k_0.1", "min_k_0.25", "loss", "ez", "zlib"]
     assert needs(scores) == ["zlib", "reference"]
-    with pytest.raises(UserError, match=r"--scores lost: not a score; choose from loss, zlib, .*gradnorm$"):
+    with pytest.raises(UserError, match=r"--scores lost: not a score; choose from loss, zlib, .*ez$"):
         columns(["lost"], [0.1])
