@@ -8,8 +8,7 @@ from pathlib import Path
 
 from launch.cluster import ClusterFile
 from wellread.models.directories import SEARCH_PATH
-from wellread.planning.phases import CACHED_KERNELS, HEAP_BLOCK
-from wellread.units import GIB, MIB
+from wellread.planning.phases import CACHED_KERNELS
 
 INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 """Variables from which Gloo and NCCL read the network interface."""
@@ -19,10 +18,6 @@ KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 
 WAITING = "OMP_WAIT_POLICY"
 """Variable that says whether threads that wait for each other spin."""
-
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": HEAP_BLOCK, "MALLOC_TRIM_THRESHOLD_": 4 * GIB, "MALLOC_TOP_PAD_": 256 * MIB}
-"""Variables of glibc's malloc: keep the memory of freed blocks, as the plan expects (`HEAP_BLOCK`). Otherwise each
-micro-batch returns the memory of its activations to the system, which clears it before the next one gets it."""
 
 
 def variables(cluster: ClusterFile, device: str, cores: int | None) -> dict[str, str]:
@@ -46,7 +41,6 @@ def variables(cluster: ClusterFile, device: str, cores: int | None) -> dict[str,
         elif not _have_cores(values["OMP_NUM_THREADS"], cores):
             # Threads that spin while they wait would take the core from the one that they wait for.
             values[WAITING] = "passive"
-        values |= {name: os.environ.get(name, str(size)) for name, size in MALLOC.items()}
         # oneDNN keeps the kernels of the last 1,024 products by default.
         values[KERNELS] = os.environ.get(KERNELS, str(CACHED_KERNELS))
         values["CUDA_VISIBLE_DEVICES"] = ""  # no library of a rank may choose another device than the plan

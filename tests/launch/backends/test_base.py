@@ -21,12 +21,6 @@ PLAN = Plan(
 )  # fmt: skip
 LOCAL = ClusterFile(kind="local")
 
-MALLOC = {
-    "MALLOC_MMAP_THRESHOLD_": "33554432",
-    "MALLOC_TRIM_THRESHOLD_": "4294967296",
-    "MALLOC_TOP_PAD_": "268435456",
-}
-
 
 def environment(plan: Plan, file: ClusterFile) -> dict[str, str]:
     return of(file).environment(plan)
@@ -39,7 +33,6 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         "OMP_NUM_THREADS",
         "OMP_WAIT_POLICY",
         "ONEDNN_PRIMITIVE_CACHE_CAPACITY",
-        "MALLOC_TRIM_THRESHOLD_",
         "TORCH_EXTENSIONS_DIR",
         "WELLREAD_MODELS",
     ):
@@ -59,7 +52,6 @@ def test_the_ranks_get_exactly_these_variables(bare: pytest.MonkeyPatch) -> None
         "PYTHONFAULTHANDLER": "1",
         "PYTHONUTF8": "1",
         "DS_ACCELERATOR": "cpu",
-        **MALLOC,
         "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
         "CUDA_VISIBLE_DEVICES": "",
     }
@@ -72,7 +64,7 @@ def test_the_accelerator_is_set_only_on_cpus(bare: pytest.MonkeyPatch) -> None:
     bare.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "1024")
     assert environment(PLAN, LOCAL)["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "1024"
     on_gpus = environment(replace(PLAN, machine=replace(PLAN.machine, device="cuda")), LOCAL)
-    assert not on_gpus.keys() & {"DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES", "OMP_WAIT_POLICY", *MALLOC}
+    assert not on_gpus.keys() & {"DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES", "OMP_WAIT_POLICY"}
 
 
 def test_threads_spin_only_where_each_has_a_core(bare: pytest.MonkeyPatch) -> None:
@@ -89,12 +81,6 @@ def test_threads_spin_only_where_each_has_a_core(bare: pytest.MonkeyPatch) -> No
     for threads, expected in {"2,4": None, " 2 ": None, "5,1": "passive", "all": "passive"}.items():
         bare.setenv("OMP_NUM_THREADS", threads)
         assert waiting(2) == expected
-
-
-def test_variables_of_malloc_are_those_of_the_user(bare: pytest.MonkeyPatch) -> None:
-    assert environment(PLAN, LOCAL).items() >= MALLOC.items()
-    bare.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
-    assert environment(PLAN, LOCAL).items() >= (MALLOC | {"MALLOC_TRIM_THRESHOLD_": "131072"}).items()
 
 
 def test_threads_share_the_cores(bare: pytest.MonkeyPatch) -> None:
