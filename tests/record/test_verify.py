@@ -50,7 +50,8 @@ def test_a_record_that_ends_before_a_checkpoint(copied_run: RunDirectory) -> Non
     record = Record.open(copied_run.record)
     parts = [part for part in record.parts if part["to"] <= 8]
     head = next(checkpoint.head for checkpoint in list_checkpoints(copied_run.checkpoints) if checkpoint.step == 8)
-    info = record.info | {"step": 8, "head": head, "parts": parts}
+    sealed = [part for part in record.info["sealed"] if part["to"] <= 8]
+    info = record.info | {"step": 8, "head": head, "parts": parts, "sealed": sealed}
     write_json(copied_run.record / "head.json", with_checksum(info))
     assert verify(copied_run) == [
         f"{copied_run.manifest_file}: the last attempt has finished, but the record ends at 8 of 12",

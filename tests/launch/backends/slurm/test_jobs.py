@@ -333,7 +333,7 @@ def test_a_rejected_run_is_one_line_and_exit_code_2(
 
 def test_a_job_whose_id_was_not_written_is_found(run: RunDirectory) -> None:
     """The launcher died after it submitted a job and before it wrote its id."""
-    noted = {"id": "7", "kind": "finetune", "submitted": "then", "tasks": 1, "folder": "/code"}
+    noted = {"id": "7", "kind": "finetune", "submitted": "2026-01-02T03:04:05+0000", "tasks": 1, "folder": "/code"}
     run.submit.mkdir(exist_ok=True)
     write_json(run.submit / "jobs.json", [noted])
     for name in ("7_submission.sh", "31_submission.sh"):
