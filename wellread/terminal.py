@@ -115,13 +115,17 @@ def say_table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
 
 def say_narrow_table(heads: Sequence[str], rows: Sequence[Sequence[object]], width: int = 80) -> None:
-    """As `say_table`, in several tables of at most `width` columns of text; each begins with the first column."""
+    """As `say_table`, in several tables of at most `width` columns of text; each begins with the first column.
+
+    A table leaves out rows that have no other value.
+    """
     widths = [max(len(cell(row[i])) for row in [heads, *rows]) + BORDER for i in range(len(heads))]
     start, used = 1, widths[0]
     for i in range(1, len(heads) + 1):
         if i == len(heads) or (used + widths[i] >= width and i > start):
             columns = [0, *range(start, i)]
-            say_table([heads[k] for k in columns], [[row[k] for k in columns] for row in rows])
+            filled = [row for row in rows if len(columns) == 1 or any(row[k] is not None for k in columns[1:])]
+            say_table([heads[k] for k in columns], [[row[k] for k in columns] for row in filled])
             start, used = i, widths[0]
         used += widths[i] if i < len(heads) else 0
 

@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from wellread.results import Result
 
 HEADS = [
-    *("step", "score", "AUC read", "p", "p Holm", "without the model", "AUC unread", "labels shuffled"),
-    *("TPR at 10% FPR", "loss read", "loss sealed"),
+    *("step", "score", "AUC read", "p", "Holm", "gates", "TPR"),
+    *("AUC unread", "labels shuffled", "loss read", "loss sealed"),
 ]
+"""Short, so that the first line fits 80 columns. Those of the second line are of the first score only."""
 INFERENCE = ("dataset_inference", "p")
+TPR = f"tpr_at_fpr_{ALPHAS[0]:g}"
 
 
 def headline(results: Sequence[Result]) -> str:
@@ -32,7 +34,10 @@ def headline(results: Sequence[Result]) -> str:
 
 
 def overview(results: Sequence[Result]) -> tuple[list[str], list[list[object]]]:
-    """One row for the first score at each checkpoint, and for each other score at the last one."""
+    """One row for the first score at each checkpoint, and for each other score at the last one.
+
+    The controls and the losses are in the rows of the first score.
+    """
     cells = {(result.step, result.task, result.group, result.metric): result for result in results}
     scores = [result for result in results if result.task.startswith("membership/")]
     tasks, steps = list(dict.fromkeys(result.task for result in scores)), sorted({result.step for result in scores})
@@ -48,13 +53,10 @@ def overview(results: Sequence[Result]) -> tuple[list[str], list[list[object]]]:
 
     rows: list[list[object]] = [
         [
-            key[0],
-            key[1].partition("/")[2],
-            auc_of(key, READ),
+            *(key[0], key[1].partition("/")[2], auc_of(key, READ)),
             *(p_value(value(key, READ, metric)) for metric in ("p", "p_holm")),
-            gates(results, key[0], READ),
-            *(auc_of(key, group) for group in (UNREAD, SHUFFLED)),
-            value(key, READ, f"tpr_at_fpr_{ALPHAS[0]:g}"),
+            *(gates(results, key[0], READ), None if (rate := value(key, READ, TPR)) is None else share(rate)),
+            *(auc_of(key, group) if key[1] == tasks[0] else None for group in (UNREAD, SHUFFLED)),
             *(value(key, group, "mean_loss") for group in (READ, SEALED)),
         ]
         for key in pairs
@@ -63,16 +65,23 @@ def overview(results: Sequence[Result]) -> tuple[list[str], list[list[object]]]:
 
 
 def p_value(value: float | None) -> str | None:
-    """A p-value with two significant digits."""
-    return None if value is None else f"{value:.2g}"
+    """A p-value with three decimals, or one digit where it is below 0.001."""
+    return None if value is None else f"{value:.0e}" if value < 0.001 else f"{value:.3f}"
+
+
+def share(value: float) -> str:
+    """A share with three decimals, without its 0."""
+    return f"{value:.3f}".removeprefix("0")
 
 
 def gates(results: Sequence[Result], step: int, group: str) -> str | None:
     """AUC of each gate of a group at a step; with a warning when one distinguishes the group."""
     rows = [result for result in results if (result.step, result.group) == (step, group)]
     aucs = {row.task: row.value for row in rows if row.metric == "auc"}
-    cells = [f"{kind} {aucs[f'gate/{kind}']:.3f}" for kind in GATES if f"gate/{kind}" in aucs]
-    return "".join(["ground truth suspect: " if suspicions(rows) else "", ", ".join(cells)]) or None
+    cells = [share(aucs[name]) if name in aucs else "-" for name in (f"gate/{kind}" for kind in GATES)]
+    if not any(f"gate/{kind}" in aucs for kind in GATES):
+        return None
+    return ("ground truth suspect: " if suspicions(rows) else "") + " ".join(cells)
 
 
 def conclusions(results: Sequence[Result]) -> Iterator[str]:

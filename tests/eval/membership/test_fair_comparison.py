@@ -44,13 +44,13 @@ def cells(rows: list[Result]) -> dict[str, object]:
 
 def test_a_suspect_ground_truth_is_in_table_and_last_line() -> None:
     suspect, fair = results(0.002), results(0.02)
-    assert cells(suspect)["without the model"] == "ground truth suspect: words 0.910, shape 0.520"
-    assert cells(fair)["without the model"] == "words 0.910, shape 0.520"
-    assert (cells(fair)["p"], cells(fair)["p Holm"]) == ("1e-09", "3e-09")
+    assert cells(suspect)["gates"] == "ground truth suspect: .910 .520"
+    assert cells(fair)["gates"] == ".910 .520"
+    assert (cells(fair)["p"], cells(fair)["Holm"]) == ("1e-09", "3e-09")
     assert list(conclusions(suspect))[-1].startswith("ground truth suspect: at step 100, gate/words distinguishes read")
     assert list(conclusions(fair)) == [
         "order_test/loss at step 100: rho -0.150, p 0.001",
-        "dataset inference at step 100: p of read 0.002, sealed 0.61 (sealed: its halves, a check)",
+        "dataset inference at step 100: p of read 0.002, sealed 0.610 (sealed: its halves, a check)",
         "copies at step 100: 0 exact and 3 near ones of read samples are sealed",
     ]
 
@@ -135,7 +135,7 @@ def test_a_run_with_its_gates_and_tests(copied_run: RunDirectory, tmp_path: Path
     assert 0 < value["dataset_inference", "sealed", "p"] <= 1
     assert value["order_test/loss", "read", "rho"] == pytest.approx(0, abs=0.4)
     out = capsys.readouterr().out
-    assert "without the model" in out
+    assert "gates" in out
     assert "dataset inference at step 12: p of read" in out
     assert "ground truth suspect" not in out
     table = pq.read_table(transcript)
