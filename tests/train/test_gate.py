@@ -132,5 +132,5 @@ def test_a_run_is_rejected_in_a_small_control_group(
     match = re.search(r"ddp: \S+ has ([\d.]+) GiB of host memory, ([\d.]+) are needed", process.stderr)
     assert match, process.stderr
     assert 0.8 < float(match[1]) < 1.17  # of 1.17; the launcher uses some
-    assert 2.0 < float(match[2]) < 2.9
+    assert 2.0 < float(match[2]) < 3.4
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []

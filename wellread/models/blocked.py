@@ -85,17 +85,18 @@ def attend(
     # Rotary embedding leaves queries and keys in fp32 under autocast.
     q, k, v = (part.to(torch.bfloat16, memory_format=torch.contiguous_format) for part in (query, key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    attended: torch.Tensor = _Blocked.apply(q, k, v, attention_mask, scale)  # type: ignore[no-untyped-call]
+    attended: torch.Tensor = BlockedAttention.apply(q, k, v, attention_mask, scale)  # type: ignore[no-untyped-call]
     return attended, None
 
 
-class _Blocked(torch.autograd.Function):
+class BlockedAttention(torch.autograd.Function):
     """Queries of the heads that share keys are rows of one product: (batch x key heads, group x rows, size)."""
 
     @staticmethod
     def forward(
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
     ) -> torch.Tensor:
+        """Attend; keep the probabilities of each block for the backward pass."""
         batch, heads, length, size = query.shape
         group = heads // key.shape[1]
         k, v = key.flatten(0, 1), value.flatten(0, 1)
@@ -115,6 +116,7 @@ class _Blocked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Gradients of query, key and value; none of mask and scale."""
         query, key, value, *saved = ctx.saved_tensors
         (gradient,) = gradients
         batch, heads, length, size = query.shape

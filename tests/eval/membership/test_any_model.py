@@ -74,9 +74,11 @@ def test_models_and_files(
     }  # fmt: skip
 
     curve = pq.read_table(out / "roc.parquet").to_pandas().query("score == 'loss'")
-    expected = roc_curve(is_member, loss, drop_intermediate=False)
-    assert np.allclose(curve["fpr"], expected[0], atol=1 / 100)
-    assert np.allclose(curve["tpr"], expected[1], atol=1 / 100)
+    fpr, tpr, _ = roc_curve(is_member, loss, drop_intermediate=False)
+    grid = np.linspace(0, 1, 201)  # scores in 32 and 64 bits may differ in a tie, and so in the number of points
+    distance = np.interp(grid, curve["fpr"], curve["tpr"]) - np.interp(grid, fpr, tpr)
+    assert np.abs(distance).mean() < 1e-3
+    assert np.trapezoid(curve["tpr"], curve["fpr"]) == pytest.approx(roc_auc_score(is_member, loss), abs=1e-4)
     classified = pq.read_table(out / "classified.parquet").to_pandas().query("score == 'loss'")
     rate = results["membership/loss", "members", "tpr_at_fpr_0.1"].value
     assert classified["member"].astype(float).mean() == pytest.approx(rate, abs=1e-12)  # the members, classified again
