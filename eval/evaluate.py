@@ -20,12 +20,7 @@ def main(kind: type[Evaluation], argv: list[str]) -> int:
     """``wellread NAME RUN``: evaluate, write table and report, print an overview."""
     options = _parse(kind, argv)
     only_scores, evaluation = options.pop("scores_only", False), _evaluation(kind, options)
-    if only_scores:
-        assert isinstance(evaluation, PerCheckpoint)
-        keep_scores(evaluation)
-        return 0
 
-    from eval.report.page import write
     from wellread.terminal import say_narrow_table
 
     if listing := evaluation.listing():
@@ -33,8 +28,16 @@ def main(kind: type[Evaluation], argv: list[str]) -> int:
         say_narrow_table(heads, rows)
         print(remark)
         return 0
+    if only_scores:
+        assert isinstance(evaluation, PerCheckpoint)
+        keep_scores(evaluation)
+        return 0
+
+    from eval.report.page import write
+
     results = evaluate(evaluation)
-    say_narrow_table(*evaluation.overview(results))
+    if results:
+        say_narrow_table(*evaluation.overview(results))
     print(f"all results: {evaluation.table(evaluation.run)}")
     print(f"report: {write(evaluation.run)}")
     for line in evaluation.conclusions(results):
@@ -97,7 +100,7 @@ def parts(argv: list[str]) -> int:
 def _parse(kind: type[Evaluation], argv: list[str]) -> dict[str, Any]:
     """Name -> value of the run and all flags."""
     fans_out = issubclass(kind, PerCheckpoint)
-    example = f"example:\n  wellread {kind.name} runs/tiny-sample" + " --steps 0,100,200" * fans_out
+    example = f"example:\n  wellread {kind.name} runs/tiny-sample" + " --steps 0,100,200" * fans_out + kind.more_help
     parser = new_parser(f"wellread {kind.name}", f"{kind.summary[0].upper()}{kind.summary[1:]}.", example)
     parser.add_argument("run", help="Run directory.")
     if kind.several:
@@ -142,5 +145,5 @@ def _last(run: RunDirectory) -> list[int]:
 def _step(word: str) -> int:
     digits = word.strip().removeprefix("step-")
     if not digits.isdecimal():
-        raise UserError(f"--steps {word}: expected all, last, or step numbers, e.g. 0,100 or step-100")
+        raise UserError(f"--steps {word}: not a step; give all, or last, or a list such as 0,100 or step-100")
     return int(digits)

@@ -41,6 +41,8 @@ class Evaluation(ABC):
     """Whether it compares several runs: then its field `more_runs` has the further runs of the command line."""
     switches: ClassVar[Mapping[str, str]] = {}
     """Fields that are flags without a value, each with its help."""
+    more_help: ClassVar[str] = ""
+    """Added to the example at the end of its help."""
     needs: ClassVar[tuple[Need, ...]] = ()
     """What a run must have; an error names the first that is missing."""
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from eval.randomness import Randomness
 from eval.separation import Ints, codes_of
+from wellread.units import plural
 
 if TYPE_CHECKING:
     from wellread.corpus.read import Corpus
@@ -119,7 +120,7 @@ class Groups:
         """What is left out at these steps, and why."""
         sizes = [ids.size for step in steps for ids in self.at(step).values()]
         if self.max_samples in sizes:
-            yield f"at most {self.max_samples:,} samples per group are scored, drawn with seed {self.seed}"
+            yield f"scores at most {plural(self.max_samples, 'sample')} per group, drawn with seed {self.seed}"
 
 
 def draw_documents(ids: Ints, documents: Ints, most: int, seed: int) -> Ints:

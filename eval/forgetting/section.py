@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from eval.groups import READ, UNREAD
 from eval.section import Picture, Section, Table, with_interval
+from wellread.units import plural
 
 if TYPE_CHECKING:
     from wellread.results import Result
@@ -61,7 +62,7 @@ def section(run: RunDirectory, results: Sequence[Result]) -> Section | None:
     )
     return Section(
         heading="Forgetting: what is left of a reading?",
-        n=f"{len({each.step for each in read}):,} checkpoints; {last.n:,} read samples at the last one.",
+        n=f"{plural(len({each.step for each in read}), 'checkpoint')}; {last.n:,} read samples at the last one.",
         help="The difference is in nats per token: 0 means that a sample is as likely as if it had not been read. "
         "Intervals are 95%, clustered by document and by batch of reading.",
         template=TEMPLATE,

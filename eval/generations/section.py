@@ -10,6 +10,7 @@ import numpy as np
 
 from eval.generations import prompts, texts
 from eval.section import LONGEST_TEXT, TEXTS, Section, Table, cell, excerpt, slider
+from wellread.units import plural
 
 if TYPE_CHECKING:
     from eval.generations.prompts import Prompt
@@ -32,7 +33,7 @@ def section(run: RunDirectory, results: Sequence[Result], heads: Sequence[str], 
     command = f"wellread generations {shlex.quote(str(run.path))}"
     return Section(
         heading="Generations: what does each checkpoint write after the same prompts?",
-        n=f"{max(counts, default=0):,} prompts from sealed samples, continued by {len(rows):,} checkpoints; "
+        n=f"{max(counts, default=0):,} prompts from sealed samples, continued by {plural(len(rows), 'checkpoint')}; "
         f"{len(first)} of the prompts below, at most {LONGEST_TEXT} characters of each text.",
         help="No checkpoint has read the prompts or their true continuations; greedy texts differ only because the "
         "models differ, sampled ones also by chance.",

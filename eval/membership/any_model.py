@@ -91,6 +91,9 @@ class AnyModel:
             raise UserError(f"{'--threshold' if self.threshold else '--csv'}: writes files; add --out DIR")
         _ = self.columns
         self.texts.update({MEMBERS: read_texts(Path(self.members)), NONMEMBERS: read_texts(Path(self.nonmembers))})
+        for flag, name, file in (("--members", MEMBERS, self.members), ("--nonmembers", NONMEMBERS, self.nonmembers)):
+            if len(set(self.texts[name])) < 2:
+                raise UserError(f"{flag} {file}: fewer than two different texts; there is nothing to compare")
         refuse_overlap(self.texts[MEMBERS], self.texts[NONMEMBERS])
         needed = nonmembers_needed(max(ALPHAS))
         if self.threshold and len(self.texts[NONMEMBERS]) < needed:
@@ -250,14 +253,15 @@ def run(task: AnyModel) -> int:
     from eval.progress import Reporter
 
     n, values = len(task.texts[NONMEMBERS]), dict[str, dict[str, Floats]]()
-    results = task.gates()
     with tempfile.TemporaryDirectory() as temporary, Reporter(len(task.all_texts), True) as reporter:
         for alpha in ALPHAS:
             if n < nonmembers_needed(alpha):
                 reporter.note(
                     f"no TPR at {100 * alpha:g}% FPR: it needs {nonmembers_needed(alpha):,} non-members, not {n:,}"
                 )
-        for name, directory in task.distinct_models(reporter.note).items():
+        models = task.distinct_models(reporter.note)
+        results = task.gates()
+        for name, directory in models.items():
             values[name] = task.values(directory, Path(task.out or temporary), reporter)
             results += task.results(name, values[name])
     results = list(with_corrected_p(results))

@@ -25,15 +25,15 @@ def show(results: Sequence[Result]) -> None:
     rows: list[list[object]] = []
     for model, task in dict.fromkeys((each.model, each.task) for each in results if each.metric == "auc"):
         rates = [cells.get((model, task, "members", f"tpr_at_fpr_{alpha:g}")) for alpha in ALPHAS]
-        p_value = cells.get((model, task, "members", "p_holm"))
+        p_value, shuffled = cells.get((model, task, "members", "p_holm")), cells.get((model, task, "shuffled", "auc"))
         rows.append(
             [
                 model or "none",
-                task.removeprefix("membership/") + (f" (p {p_value.value:.2g})" if p_value else ""),
+                task.removeprefix("membership/") + (f" (p Holm {p_value.value:.2g})" if p_value else ""),
                 with_interval(cells[model, task, "members", "auc"])
                 if (model, task, "members", "auc") in cells
                 else None,
-                with_interval(cells.get((model, task, "shuffled", "auc"))),
+                with_interval(shuffled) if shuffled else None,
                 *(rate.value if rate else None for rate in rates),
             ]
         )

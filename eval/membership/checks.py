@@ -192,9 +192,10 @@ class Checks:
 def suspicions(results: Sequence[Result]) -> list[str]:
     """One line for each gate that distinguishes the groups: the ground truth of that comparison is suspect."""
     values = {(result.step, result.task, result.group, result.metric): result.value for result in results}
+    of_run = any(result.run for result in results)
     return [
-        f"ground truth suspect: at step {step:,}, {task} distinguishes {group} from its non-members without the model "
-        f"(AUC {values[step, task, group, 'auc']:.3f}, p {value:.2g} after Holm)"
+        f"ground truth suspect: {f'at step {step:,}, ' if of_run else ''}{task} distinguishes {group} from its "
+        f"non-members without the model (AUC {values[step, task, group, 'auc']:.3f}, p {value:.2g} after Holm)"
         for (step, task, group, metric), value in values.items()
         if task.startswith("gate/") and metric == "p_holm" and value < SUSPECT
     ]

@@ -86,6 +86,10 @@ class Membership(PerCheckpoint[Values]):
 
     name: ClassVar[str] = "membership"
     summary: ClassVar[str] = "compare scores of read and sealed samples at each checkpoint: AUC, ROC, report"
+    more_help: ClassVar[str] = (
+        "\n  wellread membership --model pythia-70m --members a.jsonl --nonmembers b.jsonl\n\n"
+        "The last form compares any texts, without a run; wellread membership --model pythia-70m --help has its flags."
+    )
     needs: ClassVar[tuple[Need, ...]] = (a_checkpoint, a_whole_record)
 
     def __post_init__(self) -> None:
@@ -94,6 +98,8 @@ class Membership(PerCheckpoint[Values]):
             raise UserError(f"--bootstrap {self.bootstrap}: too few for an interval; give at least 100")
         if self.max_samples < 2:
             raise UserError(f"--max_samples {self.max_samples}: nothing to compare; give at least 2")
+        if self.vulnerable is not None and self.steps is not None:
+            raise UserError("--vulnerable: uses the losses of all batches; leave out --steps")
         if self.transcript:
             require_folder(Path(self.transcript).expanduser())
             if why := Randomness.of(self.run).why_not():

@@ -13,6 +13,7 @@ from eval.membership.summary import conclusions
 from eval.membership.tables import read_scores
 from eval.section import Column, Picture, Section, with_interval
 from eval.separation import ALPHAS, nonmembers_needed, roc
+from wellread.units import plural
 
 if TYPE_CHECKING:
     from wellread.results import Result
@@ -24,25 +25,28 @@ LOW_RATES = "The same curve: log axes show low false-positive rates, down to one
 
 
 def section(run: RunDirectory, results: Sequence[Result]) -> Section | None:
-    """The section of a run, about the loss; None without results."""
+    """The section of a run, about the loss or else the first score; None without results."""
     warnings, checks = suspicions(results), list(_checks(results))
-    results = [result for result in results if result.task == TASK]
-    if not results:
+    tasks = [result.task for result in results if result.task.startswith("membership/")]
+    if not tasks:
         return None
+    task = TASK if TASK in tasks else tasks[0]
+    name = task.partition("/")[2]
+    results = [result for result in results if result.task == task]
     aucs = {(result.step, result.group): result for result in results if result.metric == "auc"}
     evaluated = max((step for step, group in aucs if group == READ), default=None)
     return Section(
-        heading="Membership: can the loss distinguish read from sealed samples?",
+        heading=f"Membership: can {_noun(name)} distinguish read from sealed samples?",
         n=_counts(results, evaluated),
-        help="AUC is the probability that a sample of the group has a lower loss than a sealed one: 0.5 is chance, 1 "
-        "is a perfect separation. Intervals are 95%, from a bootstrap over documents.",
+        help=f"AUC is the probability that a sample of the group has a {_better(name)} than a sealed one: 0.5 is "
+        "chance, 1 is a perfect separation. Intervals are 95%, from a bootstrap over documents.",
         template=TEMPLATE.read_text(encoding="utf-8"),
         values={
-            "finding": _finding(aucs, evaluated) or _losses(results),
+            "finding": _finding(aucs, evaluated, name) or _losses(results),
             "warnings": warnings,
             "remarks": [*_remarks(run, results, evaluated), *checks],
         },
-        pictures=list(_pictures(run, results, evaluated, bool(warnings))),
+        pictures=list(_pictures(run, results, evaluated, name, suspect=bool(warnings))),
         columns=[_column(aucs, group) for group in (READ, UNREAD)],
         commands=[
             (
@@ -53,27 +57,38 @@ def section(run: RunDirectory, results: Sequence[Result]) -> Section | None:
     )
 
 
+def _noun(score: str) -> str:
+    return "the loss" if score == "loss" else score
+
+
+def _better(score: str) -> str:
+    return "lower loss" if score == "loss" else f"higher {score}"
+
+
 def _counts(results: Sequence[Result], step: int | None) -> str:
     """How many samples were compared, in words."""
-    checkpoints = len({result.step for result in results})
-    sizes = {(result.step, result.group, result.metric): result for result in results}
-    sealed = sizes.get((step or 0, READ, "n_sealed"))
-    if sealed is None:
-        return f"{checkpoints:,} checkpoints; no sealed samples."
-    return (
-        f"{checkpoints:,} checkpoints; {sealed.n:,} read against {int(sealed.value):,} sealed samples at the last one."
-    )
+    checkpoints = plural(len({result.step for result in results}), "checkpoint")
+    sizes = {(result.step, result.group): result for result in results if result.metric == "n_sealed"}
+    if not sizes:
+        return f"{checkpoints}; no sealed samples."
+    compared = sizes.get((step or 0, READ)) or sizes.get((0, UNREAD))
+    if compared is None:
+        return f"{checkpoints}."
+    count = int(compared.value)
+    if compared.group == UNREAD:
+        return f"{checkpoints}; nothing is read at step 0, {compared.n:,} unread against {count:,} sealed samples."
+    return f"{checkpoints}; {compared.n:,} read against {count:,} sealed samples at the last one."
 
 
-def _finding(aucs: dict[tuple[int, str], Result], step: int | None) -> str | None:
+def _finding(aucs: dict[tuple[int, str], Result], step: int | None, score: str) -> str | None:
     """The main result in one sentence; None when there is none."""
     if step is None:
         return None
     read, control = aucs[step, READ], aucs.get((step, SHUFFLED))
     chance = f" Shuffled labels give {with_interval(control)}." if control else ""
     return (
-        f"At step {step:,}, a sample that the model has read has a lower loss than a sealed one with probability "
-        f"{with_interval(read)} (AUC; 0.5 is chance).{chance}"
+        f"At step {step:,}, a sample that the model has read has a {_better(score)} than a sealed one with "
+        f"probability {with_interval(read)} (AUC; 0.5 is chance).{chance}"
     )
 
 
@@ -117,7 +132,7 @@ def _checks(results: Sequence[Result]) -> Iterator[str]:
                 f"Without the model, from {GATES[kind]}: AUC {auc:.3f}, p {p:.2g}; after Holm "
                 f"{values[f'gate/{kind}', 'p_holm']:.2g}."
             )
-    yield from (f"{line[0].upper()}{line[1:]}." for line in conclusions(results) if line not in suspicions(results))
+    yield from (f"{line}." for line in conclusions(results) if line not in suspicions(results))
 
 
 def _column(aucs: dict[tuple[int, str], Result], group: str) -> Column:
@@ -125,24 +140,28 @@ def _column(aucs: dict[tuple[int, str], Result], group: str) -> Column:
     return Column((f"AUC {group}", "[95%]"), cells)
 
 
-def _pictures(run: RunDirectory, results: Sequence[Result], step: int | None, suspect: bool) -> Iterator[Picture]:
+def _pictures(
+    run: RunDirectory, results: Sequence[Result], step: int | None, score: str, *, suspect: bool
+) -> Iterator[Picture]:
     """AUC of all checkpoints; ROC curve and scores at the last evaluated one."""
     from wellread.plots.membership import auc_by_step, score_histogram
     from wellread.plots.membership import roc as roc_plot
 
     if any(result.metric == "auc" for result in results):
         alt = "AUC against the step, with 95% intervals, for read samples and the two controls; numbers below."
-        caption = "How well the loss distinguishes samples of a group from sealed ones. The dashed line is chance."
+        caption = f"How well {_noun(score)} distinguishes samples of a group from sealed ones. Dashed: chance."
         yield Picture("Membership", auc_by_step(results, suspect=suspect), alt, caption)
-    scores = read_scores(run, step, "loss") if step is not None else {}
+    scores = read_scores(run, step, score) if step is not None else {}
     if not scores.keys() >= {READ, SEALED}:
         return
     read, sealed = scores[READ], scores[SEALED]
     curve = roc(read, sealed)
     alt = f"ROC curve of {read.size:,} read against {sealed.size:,} sealed samples."
-    caption = f"All thresholds on the loss at step {step:,}; the dashed line is chance."
+    caption = f"All thresholds on {_noun(score)} at step {step:,}; the dashed line is chance."
     yield Picture("ROC", roc_plot(*curve, nonmembers=sealed.size), alt, caption)
     yield Picture("ROC, log axes", roc_plot(*curve, nonmembers=sealed.size, log=True), alt, LOW_RATES)
+    if score != "loss":
+        return  # the axis of this figure is in nats per token
     alt = f"Mean score {read.mean():.3f} of read and {sealed.mean():.3f} of sealed samples, in nats per token."
     figure = score_histogram({READ: read, SEALED: sealed})
     yield Picture("Scores", figure, alt, f"Mean log-likelihood of each sample at step {step:,}; higher is more likely.")

@@ -55,6 +55,9 @@ class SetTests:
         note
             Called with the reason why a test is left out.
         """
+        if self.names and not self.division.at(step)[READ].size:
+            note(f"step {step:,}: nothing is read, so there are no tests of groups")
+            return
         usable = {name: of for name, of in values.items() if np.unique(of[~np.isnan(of)]).size > 1}
         cases = {"order": self._order(step, usable), "inference": self._inference(step, usable)}
         for name in self.names:

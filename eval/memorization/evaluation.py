@@ -122,13 +122,13 @@ class Memorization(PerCheckpoint[Suffixes]):
             if self._is_text
             else (f"{condition} the first {plural(self.prefix, 'target token')}")
         )
-        yield f"prefix: {of}; suffix: the next {plural(self.suffix, 'token')}, all true tokens before each are given"
+        yield f"prefix: {of}; suffix: the next {plural(self.suffix, 'token')}, each after the true ones"
         steps = [checkpoint.step for checkpoint in self.checkpoints]
         yield from self.division.notes(steps)
         if steps:
             ids = self.division.all(steps[-1])
             if short := ids.size - self._eligible(ids).size:
-                yield f"{short:,} of {ids.size:,} samples at step {steps[-1]:,} are too short and are left out"
+                yield f"{short:,} of {ids.size:,} samples at step {steps[-1]:,} too short, left out"
         if not self._is_shuffle:
             yield "the order is not a shuffle, so unread samples cannot be a control and are left out"
         if self.rate is not None:

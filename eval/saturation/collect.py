@@ -77,7 +77,8 @@ def _curve(run: RunDirectory, metric: str, points: list[tuple[Checkpoint, Items]
     if len(points) < FEWEST_CHECKPOINTS:
         raise UserError(
             f"{run.path}: {metric} has values at {len(points)} checkpoint{'s' * (len(points) > 1)} "
-            f"({', '.join(map(str, steps))}); saturation needs at least {FEWEST_CHECKPOINTS}"
+            f"({', '.join(map(str, steps))}); saturation needs at least {FEWEST_CHECKPOINTS}; run "
+            f"wellread generations {run.path} --steps all, if the run has more checkpoints"
         )
     for step, item in zip(steps, items, strict=True):
         if not np.array_equal(item.ids, items[0].ids):

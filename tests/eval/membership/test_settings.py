@@ -139,7 +139,7 @@ def test_steps_by_word(tmp_path: Path, scored: list[Any], capsys: pytest.Capture
         more = ["--bootstrap", "100", "--scores", "loss"]
         assert main(["membership", str(run.path), "--steps", words, *more]) == 0
         assert sorted({result.step for result in read(run.eval / "membership.parquet")}) == steps
-    with pytest.raises(UserError, match="--steps last: expected all, last, or step numbers"):
+    with pytest.raises(UserError, match="--steps last: not a step; give all, or last, or a list"):
         main(["membership", str(run.path), "--steps", "4,last"])
 
 

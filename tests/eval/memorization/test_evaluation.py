@@ -78,7 +78,7 @@ def test_samples_that_are_too_short(run: RunDirectory, capsys: pytest.CaptureFix
     assert values(run)[4, "read", "too_short"] == (8, 8)
     assert not [key for key in values(run) if key[2] == "extractible"]
     printed = capsys.readouterr().err
-    assert "12 of 12 samples at step 4 are too short and are left out" in printed
+    assert "12 of 12 samples at step 4 too short, left out" in printed
     assert "extractible: no sample is long enough" in printed
 
 
