@@ -145,8 +145,9 @@ def serve(checkout: Path, run: Path) -> None:
         request = json.loads(line)
         variant = request.pop("variant")
         try:
-            trainer = trainers.setdefault(variant, Trainer(checkout, RunDirectory.open(run), variant))
-            answer = trainer.train(**request)
+            if variant not in trainers:
+                trainers[variant] = Trainer(checkout, RunDirectory.open(run), variant)
+            answer = trainers[variant].train(**request)
         except Exception as error:  # torch.compile raises many kinds where it cannot compile
             if "compiled" not in variant:
                 raise

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from eval.evaluation import NO_FLAGS, Evaluation, PerCheckpoint
+from eval.needs import a_checkpoint
 from eval.progress import Reporter
 from eval.registry import find, per_checkpoint
 from wellread.cli import new_parser, parse
@@ -90,8 +91,7 @@ def parts(argv: list[str]) -> int:
         raise UserError("--fan_out: evaluates all checkpoints; leave it out to evaluate only those of --steps")
     evaluation = _evaluation(find(name), {key: value for key, value in options.items() if key != "scores_only"})
     assert isinstance(evaluation, PerCheckpoint)
-    if not evaluation.checkpoints:
-        raise UserError(f"{evaluation.run.path}: no checkpoint yet; wait until the run has saved one")
+    a_checkpoint(evaluation.run)
     steps = [str(checkpoint.step) for checkpoint in evaluation.checkpoints]
     print(json.dumps([[*argv, "--steps", step, "--scores_only"] for step in steps]))
     return 0

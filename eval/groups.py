@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,8 +66,27 @@ class Groups:
             return cls(segments, documents, first_read[samples], last, max_samples, seed, run.record, selected)
         return cls(corpus, documents, first_read, last, max_samples, seed, run.record, selected)
 
+    @cached_property
+    def document_codes(self) -> Ints:
+        """Number of the document of each trainable sample, from 0; int64[corpus.n_trainable]."""
+        return codes_of(self.documents[: self.corpus.n_trainable])
+
+    @cached_property
+    def _keys(self) -> Ints:
+        return np.random.default_rng(self.seed).integers(2**63, size=self.corpus.n)
+
+    @cached_property
+    def _last_history(self) -> dict[int, tuple[Ints, Ints]]:
+        return {}
+
     def history(self, step: int) -> tuple[Ints, Ints]:
         """Batch of the last reading before `step`, -1 if none, and number of readings; int64[n_trainable] each."""
+        if step not in self._last_history:
+            self._last_history.clear()  # steps come one after the other
+            self._last_history[step] = self._history(step)
+        return self._last_history[step]
+
+    def _history(self, step: int) -> tuple[Ints, Ints]:
         from wellread.corpus.segments import Segments
         from wellread.record.reader import Record
 
@@ -93,7 +113,7 @@ class Groups:
     def at(self, step: int) -> dict[str, Ints]:
         """Drawn sample ids of each group at `step`, ascending. Copies of read documents do not count as unread."""
         n = self.corpus.n_trainable
-        codes = codes_of(self.documents[:n])
+        codes = self.document_codes
         document_read = np.full(codes.max() + 1, self.last, dtype=np.int64)
         np.minimum.at(document_read, codes, self.first_read)
         unread = (self.first_read < self.last) & (document_read[codes] >= step)
@@ -113,8 +133,7 @@ class Groups:
         """The `max_samples` ids with the lowest keyed hash: a uniform draw that changes little when the group grows."""
         if ids.size <= self.max_samples:
             return ids
-        keys = np.random.default_rng(self.seed).integers(2**63, size=self.corpus.n)[ids]
-        return np.sort(ids[np.argpartition(keys, self.max_samples)[: self.max_samples]])
+        return np.sort(ids[np.argpartition(self._keys[ids], self.max_samples)[: self.max_samples]])
 
     def notes(self, steps: Sequence[int]) -> Iterator[str]:
         """What is left out at these steps, and why."""

@@ -41,7 +41,7 @@ def token_file(run: RunDirectory, checkpoint: Checkpoint, how: How | None = None
     """The file of token columns of `checkpoint`; it may be missing."""
     how = how or How()
     words = [checkpoint.path.name, *filter(None, [how.variant, how.dtype if how.dtype != "fp32" else ""])]
-    belongs_to = _belongs_to(checkpoint) | {"dtype": how.dtype, "variant": how.variant}
+    belongs_to = binding_of(checkpoint) | {"dtype": how.dtype, "variant": how.variant}
     return TokenFile(run.eval / "tokens" / f"{'.'.join(words)}.parquet", belongs_to)
 
 
@@ -63,7 +63,7 @@ def tokens_of(
     how = how or How()
 
     def check() -> None:
-        checkpoint.refuse_damaged(run.eval / "hashes" / f"{checkpoint.path.name}.json", how.verify)
+        refuse_damaged(run, checkpoint, again=how.verify)
 
     if how.verify:
         check()
@@ -136,7 +136,23 @@ PART_TOKENS = 1 << 20
 """Tokens that are read at once: 20 MiB."""
 
 
-def _belongs_to(checkpoint: Checkpoint) -> dict[str, str]:
+def refuse_damaged(run: RunDirectory, checkpoint: Checkpoint, *, again: bool = False) -> None:
+    """Refuse a checkpoint with files that its manifest does not list, or that are missing or altered.
+
+    Parameters
+    ----------
+    again
+        Whether to hash files again that have not changed since the last evaluation of the run.
+
+    Raises
+    ------
+    UserError
+        Names the file.
+    """
+    checkpoint.refuse_damaged(run.eval / "hashes" / f"{checkpoint.path.name}.json", again)
+
+
+def binding_of(checkpoint: Checkpoint) -> dict[str, str]:
     """Metadata that binds a file to this checkpoint: head of the record, and hash over the hashes of its model.
 
     The head is not enough: step 0 has the same head in every run, but different weights.
@@ -161,12 +177,10 @@ def run_directory(
     from wellread.processes import importing
 
     with importing():
-        import torch
         import transformers.modeling_utils  # noqa: F401 (AutoModel imports it later)
 
     from wellread.models.load import loaded
     from wellread.models.score import score_tokens
 
-    device = how.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    with loaded(directory, device) as (model, where):
+    with loaded(directory, how.device) as (model, where):
         yield from score_tokens(model, samples, ids, dtype=how.dtype, progress=progress, device=where)

@@ -106,6 +106,11 @@ def excerpt(text: str) -> str:
     return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}…"
 
 
+def p_value(value: float | None) -> str | None:
+    """A p-value with three decimals, or one digit where it is below 0.001."""
+    return None if value is None else f"{value:.0e}" if value < 0.001 else f"{value:.3f}"
+
+
 def with_interval(result: Result | None) -> str:
     """A value with its 95% interval; a dash without a result."""
     if result is None:

@@ -1,9 +1,10 @@
-"""How well scores separate members from non-members: AUC, TPR at a bounded FPR, bootstrap, shuffled control."""
+"""How well scores separate members from non-members: AUC, ROC, TPR at a bounded FPR; permutations."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ def auc(members: Floats, nonmembers: Floats) -> float:
     members, nonmembers
         Scores, float[m] and float[n], finite and not empty.
     """
-    below, up_to = _ranks(members, np.sort(nonmembers))
+    below, up_to = ranks(members, np.sort(nonmembers))
     return float((below + up_to).sum() / (2 * members.size * nonmembers.size))
 
 
@@ -54,7 +55,7 @@ def tpr_at_fpr(members: Floats, nonmembers: Floats, alpha: float) -> float | Non
     if nonmembers.size < nonmembers_needed(alpha):
         return None
     u, v = np.ones((1, members.size)), np.ones((1, nonmembers.size))
-    return float(_weighted_tpr(np.sort(members), u, np.sort(nonmembers), v, alpha)[0])
+    return float(weighted_tpr(np.sort(members), u, np.sort(nonmembers), v, alpha)[0])
 
 
 def threshold_at_fpr(nonmembers: Floats, alpha: float) -> float:
@@ -69,61 +70,14 @@ def threshold_at_fpr(nonmembers: Floats, alpha: float) -> float:
     return float(np.sort(nonmembers)[::-1][min(allowed, nonmembers.size - 1)])
 
 
-def cluster_bootstrap(
-    members: Floats,
-    nonmembers: Floats,
-    member_documents: Ints,
-    nonmember_documents: Ints,
-    *,
-    draws: int,
-    seed: int,
-    alpha: float | None = None,
-) -> Floats:
-    """AUC, or TPR at FPR <= `alpha`, in bootstrap draws of documents, drawn separately for members and non-members.
-
-    Samples of one document are not independent, so documents, not samples, are drawn with replacement (cluster
-    bootstrap, Davison & Hinkley 1997, section 3.8). Memory stays near 100 MB for any number of draws.
-
-    Parameters
-    ----------
-    member_documents, nonmember_documents
-        Document of each sample, int[m] and int[n].
-
-    Returns
-    -------
-    float64[draws]
-    """
-    order, other = np.argsort(members), np.argsort(nonmembers)
-    codes, other_codes = codes_of(member_documents[order]), codes_of(nonmember_documents[other])
-    rng = np.random.default_rng(seed)
-    values = []
-    for size in chunks(draws, members.size + nonmembers.size):
-        u, v = _draw(rng, codes, size), _draw(rng, other_codes, size)
-        sides = (members[order], u, nonmembers[other], v)
-        values.append(_weighted_auc(*sides) if alpha is None else _weighted_tpr(*sides, alpha))
-    return np.concatenate(values)
+def permuted(values: NDArray[Any], draws: int, rng: np.random.Generator) -> Iterator[NDArray[Any]]:
+    """`draws` permutations of `values`, (n,); arrays (part, n), each of at most 16 MB of float64."""
+    for size in chunks(draws, values.size):
+        yield rng.permuted(np.broadcast_to(values, (size, values.size)), axis=1)
 
 
-def permuted_auc(
-    members: Floats, nonmembers: Floats, member_documents: Ints, nonmember_documents: Ints, *, draws: int, seed: int
-) -> Floats:
-    """AUC after shuffling the labels among documents: the values that chance gives; float64[draws]."""
-    documents = codes_of(np.concatenate([member_documents, nonmember_documents]))
-    scores = np.concatenate([members, nonmembers])
-    below, up_to = _ranks(scores, np.sort(scores))
-    sizes = np.bincount(documents)
-    rank_sums = np.bincount(documents, weights=(below + up_to + 1) / 2)  # mid-ranks, counted from 1
-    labels = np.arange(sizes.size) < np.unique(member_documents).size
-    rng = np.random.default_rng(seed)
-    values = []
-    for size in chunks(draws, sizes.size):
-        shuffled = rng.permuted(np.broadcast_to(labels, (size, labels.size)), axis=1).astype(np.float64)
-        m = shuffled @ sizes
-        values.append((shuffled @ rank_sums - m * (m + 1) / 2) / (m * (scores.size - m)))
-    return np.concatenate(values)
-
-
-def _ranks(values: Floats, ordered: Floats) -> tuple[Ints, Ints]:
+def ranks(values: Floats, ordered: Floats) -> tuple[Ints, Ints]:
+    """How many of `ordered`, ascending, are below each value, and how many are not above it; same shape."""
     return np.searchsorted(ordered, values, "left"), np.searchsorted(ordered, values, "right")
 
 
@@ -138,23 +92,7 @@ def chunks(draws: int, width: int) -> Iterator[int]:
     yield from (min(size, draws - start) for start in range(0, draws, size))
 
 
-def _draw(rng: np.random.Generator, codes: Ints, draws: int) -> Floats:
-    """How often each sample is drawn when its documents are drawn with replacement; float64[draws, n]."""
-    count = int(codes.max()) + 1
-    picks = rng.integers(count, size=(draws, count)) + count * np.arange(draws)[:, None]
-    times = np.bincount(picks.ravel(), minlength=draws * count).reshape(draws, count)
-    return times[:, codes].astype(np.float64)
-
-
-def _weighted_auc(members: Floats, u: Floats, nonmembers: Floats, v: Floats) -> Floats:
-    """`auc` with weights u[draws, m] and v[draws, n]; scores must be ascending."""
-    cumulative = np.concatenate([np.zeros((len(v), 1)), v.cumsum(axis=1)], axis=1)
-    below, up_to = _ranks(members, nonmembers)
-    wins = (u * (cumulative[:, below] + cumulative[:, up_to])).sum(axis=1)
-    return np.asarray(wins / (2 * u.sum(axis=1) * cumulative[:, -1]))
-
-
-def _weighted_tpr(members: Floats, u: Floats, nonmembers: Floats, v: Floats, alpha: float) -> Floats:
+def weighted_tpr(members: Floats, u: Floats, nonmembers: Floats, v: Floats, alpha: float) -> Floats:
     """`tpr_at_fpr` with weights u[draws, m] and v[draws, n]; scores must be ascending.
 
     Counted from the highest score down, the first non-member whose weight exceeds `alpha` must be at or below the

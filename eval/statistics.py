@@ -88,8 +88,8 @@ def rank_sum_p(members: Floats, nonmembers: Floats, member_documents: Ints, nonm
     return float(2 * norm.sf(abs(sums[is_member].sum()) / deviation))
 
 
-def detectable_auc(n_members: int, n_nonmembers: int, power: float = POWER, level: float = LEVEL) -> float | None:
-    """Smallest AUC above 0.5 that a two-sided test at `level` distinguishes from 0.5 with probability `power`.
+def detectable_auc(n_members: int, n_nonmembers: int) -> float | None:
+    """Smallest AUC above 0.5 that a two-sided test at `LEVEL` distinguishes from 0.5 with probability `POWER`.
 
     Standard errors of an AUC at 0.5 and at the alternative are those of Hanley & McNeil 1982 (exponential scores), the
     sample size is theirs. An AUC below it that is "not significant" shows nothing.
@@ -107,7 +107,7 @@ def detectable_auc(n_members: int, n_nonmembers: int, power: float = POWER, leve
     from scipy.optimize import brentq
     from scipy.stats import norm
 
-    z_level, z_power = norm.isf(level / 2), norm.ppf(power)
+    z_level, z_power = norm.isf(LEVEL / 2), norm.ppf(POWER)
     at_chance = _standard_error(0.5, n_members, n_nonmembers)
 
     def excess(auc: float) -> float:

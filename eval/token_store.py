@@ -67,7 +67,7 @@ class TokenFile:
         if not self._part_files:
             return
         for path in self._part_files:
-            if not self._is_ours(path):
+            if not self._is_ours(_open(path)):
                 path.unlink()
         self._forget()
         self._join()
@@ -100,8 +100,7 @@ class TokenFile:
         """Open file, number and sample ids of each row group, of the file and of the parts next to it."""
         groups = []
         for path in [self.path, *self._part_files]:
-            if path.exists() and self._is_ours(path):
-                file = _open(path)
+            if path.exists() and self._is_ours(file := _open(path)):
                 for group in range(file.num_row_groups):
                     column = file.read_row_group(group, columns=["sample_id"]).column("sample_id")
                     groups.append((file, group, column.to_numpy()))
@@ -111,8 +110,8 @@ class TokenFile:
         for name in ("_groups", "sample_id"):
             self.__dict__.pop(name, None)
 
-    def _is_ours(self, path: Path) -> bool:
-        metadata = _open(path).schema_arrow.metadata or {}
+    def _is_ours(self, file: Any) -> bool:
+        metadata = file.schema_arrow.metadata or {}
         return {key: metadata.get(key.encode(), b"").decode() for key in self.belongs_to} == dict(self.belongs_to)
 
     def _table(self, tokens: Tokens) -> pa.Table:

@@ -17,6 +17,14 @@ def test_a_wide_table_becomes_several_of_at_most_80_columns(capsys: pytest.Captu
     assert lines[4].split() == ["50", "0.2722", "5.6649", "5.8726"]
 
 
+def test_the_parts_of_a_wide_table_repeat_what_distinguishes_their_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [[9, "read", "x" * 40, "y" * 30, 1], [9, "sealed", "x" * 40, "y" * 30, None], [9, "age", "x", None, None]]
+    say_narrow_table(["step", "group", "first", "second", "third"], rows)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[:4]] == [["step", "group"], ["9", "read"], ["9", "sealed"], ["9", "age"]]
+    assert [line.split()[:2] for line in lines[4:]] == [["step", "group"], ["9", "read"], ["9", "sealed"]]
+
+
 def test_a_narrow_table_stays_one_table(capsys: pytest.CaptureFixture[str]) -> None:
     say_narrow_table(["step", "loss"], [[1, 0.5]])
     say_narrow_table(["step"], [[1]])

@@ -98,12 +98,12 @@ def read_table(path: Path) -> Any:
     """Read a Parquet table of an evaluation; UserError when it is missing or unreadable."""
     import pyarrow.parquet as pq
 
-    with damage_named(path):
+    with unreadable_named(path):
         return pq.read_table(path)
 
 
 @contextmanager
-def damage_named(path: Path) -> Iterator[None]:
+def unreadable_named(path: Path) -> Iterator[None]:
     """Turn errors of reading a Parquet table of an evaluation into a UserError."""
     import pyarrow as pa
 

@@ -115,19 +115,23 @@ def say_table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
 
 def say_narrow_table(heads: Sequence[str], rows: Sequence[Sequence[object]], width: int = 80) -> None:
-    """As `say_table`, in several tables of at most `width` columns of text; each begins with the first column.
+    """As `say_table`, in several tables of at most `width` columns of text.
 
-    A table leaves out rows that have no other value.
+    The further tables leave out rows without a value, and begin with the first columns: with as many of them as
+    distinguish their rows.
     """
-    widths = [max(len(cell(row[i])) for row in [heads, *rows]) + BORDER for i in range(len(heads))]
-    start, used = 1, widths[0]
-    for i in range(1, len(heads) + 1):
-        if i == len(heads) or (used + widths[i] >= width and i > start):
-            columns = [0, *range(start, i)]
-            filled = [row for row in rows if len(columns) == 1 or any(row[k] is not None for k in columns[1:])]
-            say_table([heads[k] for k in columns], [[row[k] for k in columns] for row in filled])
-            start, used = i, widths[0]
-        used += widths[i] if i < len(heads) else 0
+    sizes = [max(len(cell(row[i])) for row in [heads, *rows]) + BORDER for i in range(len(heads))]
+    start = 0
+    while start < len(heads):
+        for repeated in range(min(start, 1), max(start, 1) + 1):
+            columns = [*range(repeated), start]
+            while columns[-1] + 1 < len(heads) and sum(sizes[k] for k in columns) + sizes[columns[-1] + 1] < width:
+                columns.append(columns[-1] + 1)
+            filled = [row for row in rows if not start or any(row[k] is not None for k in columns[repeated:])]
+            if not start or len({tuple(row[:repeated]) for row in filled}) == len(filled):
+                break
+        say_table([heads[k] for k in columns], [[row[k] for k in columns] for row in filled])
+        start = columns[-1] + 1
 
 
 def _say_rich(heads: Sequence[str], cells: list[list[str]], numbers: list[bool]) -> None:

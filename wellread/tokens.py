@@ -74,12 +74,12 @@ class Tokens:
         """
         order = np.argsort(self.sample_id, kind="stable")
         places = np.searchsorted(self.sample_id, ids, sorter=order)
-        rows = order[np.minimum(places, max(0, order.size - 1))] if order.size else order
-        if ids.size and (not rows.size or not np.array_equal(self.sample_id[rows], ids)):
+        rows = order[np.minimum(places, order.size - 1)] if order.size else order
+        if not np.array_equal(self.sample_id[rows], ids):
             raise KeyError("samples are missing")
-        sizes = self.n_targets[rows[: ids.size]]
+        sizes = self.n_targets[rows]
         bounds = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        picks = np.repeat(self.bounds[rows[: ids.size]] - bounds[:-1], sizes) + np.arange(bounds[-1])
+        picks = np.repeat(self.bounds[rows] - bounds[:-1], sizes) + np.arange(bounds[-1])
         return Tokens(sample_id=ids, bounds=bounds, **{name: getattr(self, name)[picks] for name in COLUMNS})
 
     @classmethod

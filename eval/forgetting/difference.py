@@ -23,10 +23,6 @@ class Cohort:
     """Batch of the first reading, int64[n]: its weights had read this many batches."""
     documents: Ints
 
-    def select(self, mask: np.ndarray) -> Cohort:
-        """The samples where `mask` is True."""
-        return Cohort(*(column[mask] for column in (self.scores, self.before, self.batches, self.documents)))
-
 
 @dataclass(frozen=True, eq=False)
 class Sealed:

@@ -142,6 +142,11 @@ class Forgetting(PerCheckpoint[Scores]):
         """The sealed samples whose documents were measured."""
         documents = self.groups.documents[ids]
         measured = np.isin(documents, self.curve.ids)
+        if not measured.any():
+            raise UserError(
+                f"{self.run.record}: none of the {ids.size:,} sealed samples that are scored was measured during "
+                "training; give a larger --max_samples"
+            )
         return Sealed(scores.at(ids[measured]).mean, documents[measured])
 
     def _cohort(self, ids: Ints, scores: Scores) -> Cohort:
@@ -150,7 +155,7 @@ class Forgetting(PerCheckpoint[Scores]):
 
     def headline(self, results: Sequence[Result]) -> str:
         """The difference of all read samples, and the control."""
-        parts = [f"{each.group} {with_interval(each)}" for each in results if is_main(each)]
+        parts = [f"{each.group} {with_interval(each)}" for each in results if _is_main(each)]
         return f"difference from sealed: {', '.join(parts) or 'none'}"
 
     @classmethod
@@ -164,6 +169,6 @@ class Forgetting(PerCheckpoint[Scores]):
         return section(run, results)
 
 
-def is_main(result: Result) -> bool:
+def _is_main(result: Result) -> bool:
     """Whether a result is the difference of all read samples or of the control."""
     return result.metric == DIFFERENCE and result.group in (READ, UNREAD)

@@ -32,7 +32,7 @@ def overview(results: Sequence[Result]) -> tuple[list[str], list[list[object]]]:
         result = cells.get((step, group, metric))
         return with_interval(result) if result else None
 
-    heads = ["step", "difference read", "control: unread", "plain difference read", "n read"]
+    heads = ["step", "read", "control: unread", "read, plain difference", "n"]
     rows: list[list[object]] = []
     for step in sorted({each.step for each in results}):
         columns = [cell(step, READ, DIFFERENCE), cell(step, UNREAD, DIFFERENCE), cell(step, READ, PLAIN)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -19,6 +19,7 @@ from eval.evaluation import PerCheckpoint
 from eval.generations import metrics, prompts, sealed, spans, texts
 from eval.intervals import clustered_mean
 from eval.items import Items
+from eval.kept import binding_of, refuse_damaged
 from eval.needs import Need, a_checkpoint, sealed_samples
 from eval.section import Section
 from wellread.errors import UserError
@@ -95,7 +96,7 @@ class Generations(PerCheckpoint[Outputs]):
         losses, start = sealed.SealedLosses.read(path, self.settings_of_losses(checkpoint)), reporter.scored
         incomplete = losses is None or not written.complete(self.fixed_prompts)
         if incomplete or self.verify:
-            checkpoint.refuse_damaged(self.run.eval / "hashes" / f"{checkpoint.path.name}.json", self.verify)
+            refuse_damaged(self.run, checkpoint, again=self.verify)
         if incomplete:
             from eval.generations.writing import Work, fill
 
@@ -141,13 +142,13 @@ class Generations(PerCheckpoint[Outputs]):
         """One row per checkpoint with the main results; the table on disk has all."""
         cells = {(result.step, result.group, result.metric): result.value for result in results}
         columns = {
-            "bits per byte": (SEALED, "bits_per_byte"),
+            "bits/byte": (SEALED, "bits_per_byte"),
             "perplexity": (SEALED, "perplexity"),
             "BLEU": ("greedy", "corpus_bleu"),
             "chrF": ("greedy", "corpus_chrf"),
             "repeated": ("greedy", "repeated"),
             "words": ("greedy", "words"),
-            "words sampled": ("sampled", "words"),
+            "sampled": ("sampled", "words"),
         }
         rows: list[list[object]] = [
             [step, *(cells.get((step, *of)) for of in columns.values())] for step in sorted({r.step for r in results})
@@ -172,7 +173,7 @@ class Generations(PerCheckpoint[Outputs]):
         settings: dict[str, Any] = {name: of_texts.get(name) for name in names}
         settings["max_samples"] = of_losses.get("max_samples")
         if all(type(number) is int for number in settings.values()):
-            yield from cls(run, **settings)._items(checkpoint)
+            yield from _with(run, **settings)._items(checkpoint)
 
     def _items(self, checkpoint: Checkpoint) -> Iterator[Items]:
         losses = sealed.SealedLosses.read(sealed.path(self.run, checkpoint), self.settings_of_losses(checkpoint))
@@ -198,16 +199,13 @@ class Generations(PerCheckpoint[Outputs]):
                 yield method, metric, values, documents
         for metric, values in metrics.measure([self._references[i] for i in self._ids]).items():
             yield REFERENCE, metric, values, documents
-        for group, texts_of_group in tokens.items() if tracer else ():
-            assert tracer is not None
-            yield group, "longest_read", spans.longest_read(tracer, self._plain(texts_of_group)), documents
+        if tracer:
+            for group, rows in tokens.items():
+                plain = [texts.without_special(self.tokenizer, row) for row in rows]
+                yield group, "longest_read", spans.longest_read(tracer, plain), documents
         of_sealed = self._documents[outputs.losses.sample_id]
         yield SEALED, "loss", outputs.losses.per_token, of_sealed
         yield SEALED, "bits_per_byte", outputs.losses.bits_per_byte, of_sealed
-
-    def _plain(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Tokens of texts without special tokens."""
-        return [[token for token in row if token not in self.tokenizer.special_ids] for row in rows]
 
     def _written(self, checkpoint: Checkpoint) -> texts.Written:
         settings: dict[str, Any] = {name: getattr(self, name) for name in ("prompts", "new_tokens", "seed")}
@@ -216,9 +214,7 @@ class Generations(PerCheckpoint[Outputs]):
 
     def settings_of_losses(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """To what the kept losses of a checkpoint belong."""
-        from eval.kept import _belongs_to
-
-        return {"max_samples": self.max_samples, "seed": self.seed} | _belongs_to(checkpoint)
+        return {"max_samples": self.max_samples, "seed": self.seed} | binding_of(checkpoint)
 
     @cached_property
     def _samples(self) -> tuple[Any, Ints]:
@@ -261,6 +257,12 @@ class Generations(PerCheckpoint[Outputs]):
         return {
             prompt.id: texts.plain(self.tokenizer, prompt.reference[: self.new_tokens]) for prompt in self.fixed_prompts
         }
+
+
+@lru_cache(maxsize=1)  # the checkpoints of a run have the same prompts
+def _with(run: RunDirectory, **settings: Any) -> Generations:
+    """The evaluation with the settings of kept files."""
+    return Generations(run, **settings)
 
 
 def _exponential(row: dict[str, float]) -> dict[str, float]:

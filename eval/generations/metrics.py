@@ -11,8 +11,6 @@ from eval.separation import Floats
 from wellread.data import text_metrics
 
 N_GRAM = 4
-OVERLAP = ("bleu", "chrf")
-"""Metrics that compare a text with its reference; a reference has none."""
 
 
 def measure(texts: Sequence[str]) -> dict[str, Floats]:

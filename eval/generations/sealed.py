@@ -5,7 +5,6 @@ Special tokens, such as the one that ends a text, have no bytes, so their losses
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.generations.texts import SETTINGS
+from eval.generations.texts import SETTINGS, metadata_of
 from eval.separation import Floats, Ints
 from wellread.errors import UserError
 
@@ -66,7 +65,7 @@ class SealedLosses:
         if not path.is_file():
             return None
         table = read_table(path)
-        if (table.schema.metadata or {}).get(SETTINGS) != _metadata(settings)[SETTINGS]:
+        if (table.schema.metadata or {}).get(SETTINGS) != metadata_of(settings)[SETTINGS]:
             return None
         return cls(**{name: table.column(name).to_numpy() for name in COLUMNS})
 
@@ -77,7 +76,7 @@ class SealedLosses:
         from wellread.results import write_table
 
         table = pa.table({name: getattr(self, name) for name in COLUMNS})
-        write_table(path, table.replace_schema_metadata(_metadata(settings)))
+        write_table(path, table.replace_schema_metadata(metadata_of(settings)))
 
 
 def path(run: RunDirectory, checkpoint: Checkpoint) -> Path:
@@ -103,10 +102,11 @@ def compute(
     import torch
 
     from wellread.models.loss import sample_losses
+    from wellread.models.score import by_length
 
     special = torch.tensor(sorted(tokenizer.special_ids))
     losses, targets, n_bytes = (np.zeros(ids.size) for _ in range(3))
-    for places in _by_length(samples.lengths(ids)):
+    for places in by_length(samples.lengths(ids), BATCH_TOKENS):
         batch = _without(special, samples, ids[places])
         with torch.inference_mode():
             losses[places] = sample_losses(model, *(part.to(device) for part in batch.inputs)).double().cpu().numpy()
@@ -135,18 +135,3 @@ def _without(special: Any, samples: Corpus | Segments, ids: Ints) -> Any:
 
     batch = collate(samples, ids)
     return replace(batch, targets=batch.targets & ~torch.isin(batch.tokens, special))
-
-
-def _by_length(lengths: Ints) -> list[Ints]:
-    """Places of samples, in groups of similar length with at most `BATCH_TOKENS` tokens."""
-    order = np.argsort(-lengths, kind="stable")
-    groups, start = [], 0
-    while start < order.size:
-        count = max(1, BATCH_TOKENS // max(1, int(lengths[order[start]])))
-        groups.append(order[start : start + count])
-        start += count
-    return groups
-
-
-def _metadata(settings: dict[str, Any]) -> dict[bytes, bytes]:
-    return {SETTINGS: json.dumps(settings, sort_keys=True).encode()}

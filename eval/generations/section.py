@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,20 +13,18 @@ from eval.section import LONGEST_TEXT, TEXTS, Section, Table, cell, excerpt, sli
 from wellread.units import plural
 
 if TYPE_CHECKING:
-    from eval.generations.prompts import Prompt
-    from wellread.corpus.tokenizer import Tokenizer
     from wellread.results import Result
     from wellread.run import RunDirectory
 
 
 def section(run: RunDirectory, results: Sequence[Result], heads: Sequence[str], rows: list[list[object]]) -> Section:
     """The section of a run whose results are `rows` below `heads`, one row per checkpoint, the step first."""
-    written = dict(_written(run, [int(str(row[0])) for row in rows]))
+    steps = sorted({result.step for result in results})
+    written = dict(_written(run, steps))
     ids = sorted({text.prompt_id for of_step in written.values() for text in of_step})
-    first = list(_prompts(run, _some(ids, TEXTS // 2)))
+    first = _prompts(run, _some(ids, TEXTS // 2))
     panels = []
-    for row in rows:
-        step = int(str(row[0]))
+    for step, row in zip(steps, rows, strict=True):
         facts = list(zip(heads[1:], map(cell, row[1:]), strict=True))
         panels.append({"step": step, "facts": facts, "texts": list(_texts(first, written.get(step, [])))})
     counts = [result.n for result in results if result.group in texts.METHODS]
@@ -52,30 +50,31 @@ def _some(ids: Sequence[int], count: int) -> list[int]:
 
 def _written(run: RunDirectory, steps: Sequence[int]) -> Iterator[tuple[int, list[texts.Text]]]:
     """Step -> kept texts of these checkpoints; without those that other weights have written."""
-    from eval.kept import _belongs_to
+    from eval.kept import binding_of
     from wellread.checkpoint import list_checkpoints
     from wellread.results import read_table
 
     for checkpoint in list_checkpoints(run.checkpoints):
         file = texts.path(run, checkpoint)
-        if checkpoint.step in steps and _belongs_to(checkpoint).items() <= texts.settings_in(file).items():
+        if checkpoint.step in steps and binding_of(checkpoint).items() <= texts.settings_in(file).items():
             yield checkpoint.step, [texts.Text(**row) for row in read_table(file).to_pylist()]
 
 
-def _prompts(run: RunDirectory, ids: Sequence[int]) -> Iterator[tuple[Prompt, Tokenizer]]:
-    from wellread.corpus.tokenizer import Tokenizer
+def _prompts(run: RunDirectory, ids: Sequence[int]) -> list[tuple[int, str]]:
+    """Id and beginning of these prompts."""
+    from wellread.corpus.decoder import Decoder
 
-    if ids:
-        tokenizer = Tokenizer.load(run.corpus / "tokenizer")
-        for prompt in prompts.prompts_of(*prompts.samples_of(run), np.array(ids)):
-            yield prompt, tokenizer
+    if not ids:
+        return []
+    decoder = Decoder.load(run.corpus / "tokenizer")
+    selection = prompts.prompts_of(*prompts.samples_of(run), np.array(ids))
+    return [(prompt.id, excerpt(decoder.decode(prompt.tokens))) for prompt in selection]
 
 
-def _texts(first: Sequence[tuple[Prompt, Any]], written: Sequence[texts.Text]) -> Iterator[dict[str, str]]:
+def _texts(first: Sequence[tuple[int, str]], written: Sequence[texts.Text]) -> Iterator[dict[str, str]]:
     """For each prompt its greedy and its sampled continuation."""
     by_prompt = {(text.prompt_id, text.method): text.text for text in written}
-    for prompt, tokenizer in first:
+    for prompt_id, beginning in first:
         for method in texts.METHODS:
-            if (text := by_prompt.get((prompt.id, method))) is not None:
-                about = excerpt(tokenizer.decode(prompt.tokens))
-                yield {"about": f"{method}, sample {prompt.id:,}: {about}", "text": excerpt(text)}
+            if (text := by_prompt.get((prompt_id, method))) is not None:
+                yield {"about": f"{method}, sample {prompt_id:,}: {beginning}", "text": excerpt(text)}

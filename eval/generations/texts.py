@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,9 +76,9 @@ class Written:
     @classmethod
     def at(cls, run: RunDirectory, checkpoint: Checkpoint, settings: dict[str, Any]) -> Written:
         """The file of a checkpoint; it may be missing."""
-        from eval.kept import _belongs_to
+        from eval.kept import binding_of
 
-        return cls(path(run, checkpoint), settings | _belongs_to(checkpoint))
+        return cls(path(run, checkpoint), settings | binding_of(checkpoint))
 
     def read(self) -> list[Text]:
         """Texts that belong to `settings`; none if the file is missing or belongs to others."""
@@ -87,7 +87,7 @@ class Written:
         if not self.path.is_file():
             return []
         table = read_table(self.path)
-        if (table.schema.metadata or {}).get(SETTINGS) != self._metadata()[SETTINGS]:
+        if (table.schema.metadata or {}).get(SETTINGS) != metadata_of(self.settings)[SETTINGS]:
             return []
         return [Text(**row) for row in table.to_pylist()]
 
@@ -99,7 +99,7 @@ class Written:
 
         rows = sorted(texts, key=lambda text: (METHODS.index(text.method), text.batch, text.prompt_id))
         table = pa.Table.from_pylist([vars(row) for row in rows], schema=schema())
-        write_table(self.path, table.replace_schema_metadata(self._metadata()))
+        write_table(self.path, table.replace_schema_metadata(metadata_of(self.settings)))
 
     def complete(self, prompts: Sequence[Prompt]) -> bool:
         """Whether each prompt has a text of each method."""
@@ -110,19 +110,21 @@ class Written:
         present = {(text.method, text.batch) for text in self.read()}
         yield from ((method, batch) for method in METHODS for batch in batches if (method, batch.number) not in present)
 
-    def _metadata(self) -> dict[bytes, bytes]:
-        return {SETTINGS: json.dumps(self.settings, sort_keys=True).encode()}
+
+def metadata_of(settings: Mapping[str, Any]) -> dict[bytes, bytes]:
+    """Metadata of a kept file that `settings_in` reads."""
+    return {SETTINGS: json.dumps(settings, sort_keys=True).encode()}
 
 
 def settings_in(file: Path) -> dict[str, Any]:
     """The settings to which the content of a kept file belongs; empty if there is no file or it states none."""
     import pyarrow.parquet as pq
 
-    from wellread.results import damage_named
+    from wellread.results import unreadable_named
 
     if not file.is_file():
         return {}
-    with damage_named(file):
+    with unreadable_named(file):
         metadata = pq.read_schema(file).metadata or {}
     settings = json.loads(metadata.get(SETTINGS, b"{}"))
     return settings if isinstance(settings, dict) else {}
@@ -130,7 +132,12 @@ def settings_in(file: Path) -> dict[str, Any]:
 
 def plain(tokenizer: Tokenizer, tokens: list[int]) -> str:
     """Text of tokens without special tokens."""
-    return tokenizer.decode([token for token in tokens if token not in tokenizer.special_ids])
+    return tokenizer.decode(without_special(tokenizer, tokens))
+
+
+def without_special(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[int]:
+    """Tokens without special ones."""
+    return [token for token in tokens if token not in tokenizer.special_ids]
 
 
 def path(run: RunDirectory, checkpoint: Checkpoint) -> Path:

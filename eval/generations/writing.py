@@ -47,13 +47,12 @@ def fill(
     from wellread.processes import importing
 
     with importing():
-        import torch
         import transformers.modeling_utils  # noqa: F401 (AutoModel imports it later)
 
     from wellread.models.continuations import positions
     from wellread.models.load import loaded
 
-    with loaded(checkpoint.model, work.device or ("cuda" if torch.cuda.is_available() else "cpu")) as (model, device):
+    with loaded(checkpoint.model, work.device) as (model, device):
         batches = list(prompts.batches(work.prompts, work.new_tokens, positions(model.config)))
         for method, batch in written.missing(batches):
             new = write(work, checkpoint, model, device, method, batch)

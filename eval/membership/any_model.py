@@ -20,8 +20,8 @@ from eval.membership.checks import Checks, Samples, suspicions, with_corrected_p
 from eval.membership.compare import Comparer, Side, describe
 from eval.membership.evaluation import fractions
 from eval.membership.files import TextSamples, documents_of, read_texts, refuse_overlap
-from eval.membership.references import model_named
-from eval.membership.scores import SCORES, Column, Inputs, columns, needs
+from eval.membership.references import check_reference, model_named
+from eval.membership.scores import Column, Inputs, needs, select_scores
 from eval.membership.texts import LowerCase
 from eval.separation import ALPHAS, Floats, Ints, nonmembers_needed, roc
 from eval.token_store import TokenFile
@@ -103,15 +103,10 @@ class AnyModel:
     @cached_property
     def columns(self) -> list[Column]:
         """The scores."""
-        every = list(SCORES)
-        if self.reference is None:
-            every = [name for name in every if SCORES[name].needs != "reference"]
-        names = [name.strip() for name in self.scores.split(",")] if self.scores is not None else every
-        scores = columns(names, fractions(self.k))
-        for column in scores:
-            if column.score.needs == "reference" and self.reference is None:
-                raise UserError(f"--scores {column.name}: needs a reference model; add --reference MODEL")
-        return scores
+        names = [name.strip() for name in self.scores.split(",")] if self.scores is not None else []
+        return select_scores(
+            names, fractions(self.k), has_reference=self.reference is not None, add="--reference MODEL"
+        )
 
     @cached_property
     def all_texts(self) -> list[str]:
@@ -145,14 +140,14 @@ class AnyModel:
         if samples.truncated:
             reporter.note(f"{directory.name}: {samples.truncated:,} texts are truncated to {samples.longest:,} tokens")
         required, ids = needs(self.columns), np.arange(len(self.all_texts))
+        reference = model_named(self.reference) if self.reference and "reference" in required else None
+        if reference:
+            check_reference(reference, str(self.reference), samples.tokenizer, samples.longest)
         more: dict[str, Any] = {"zlib": samples.zlib()} if "zlib" in required else {}
         if "lowercase" in required:
             lower = LowerCase(samples, samples.longest, tokenizer=samples.tokenizer)
             more["lowercase"] = self._file(directory, folder, lower, "lowercase", reporter).read(ids)
-        if "reference" in required:
-            assert self.reference
-            reference = model_named(self.reference)
-            self._check_reference(reference, samples)
+        if reference:
             more["reference"] = self._file(reference, folder, samples, "", reporter).read(ids)
         inputs = Inputs(tokens=self._file(directory, folder, samples, "", reporter).read(ids), **more)
         return {column.name: column.score.values(inputs, column.k) for column in self.columns}
@@ -163,12 +158,6 @@ class AnyModel:
 
         positions = getattr(configuration_in(directory), "max_position_embeddings", None) or self.max_tokens
         return TextSamples(self.all_texts, Tokenizer.load(directory), min(self.max_tokens, positions))
-
-    def _check_reference(self, reference: Path, samples: TextSamples) -> None:
-        from wellread.corpus.tokenizer import Tokenizer
-
-        if Tokenizer.load(reference).backend.get_vocab() != samples.tokenizer.backend.get_vocab():
-            raise UserError(f"--reference {self.reference}: has another vocabulary than the model; choose another one")
 
     def _file(
         self, directory: Path, folder: Path, samples: TextSamples | LowerCase, variant: str, reporter: Reporter

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,19 +61,22 @@ class Samples:
 
         table = corpus.table if isinstance(corpus, Segments) else corpus.samples()
         labels = [table.column(name).to_pylist() for name in ("source", "category")]
-        return cls(f"{corpus.hash}/{corpus.n}", lambda ids: texts_of(corpus, ids), corpus.lengths, labels, documents)
+        return cls(f"{corpus.hash}/{corpus.n}", texts_of(corpus), corpus.lengths, labels, documents)
 
 
-def texts_of(corpus: Corpus | Segments, ids: Ints) -> list[str]:
-    """Text of each sample; without a tokenizer, its token numbers as words."""
+def texts_of(corpus: Corpus | Segments) -> Callable[[Ints], list[str]]:
+    """Function from sample ids to texts; without a tokenizer, token numbers as words. Loads it at the first call."""
     from wellread.corpus.decoder import FILE as TOKENIZER
     from wellread.corpus.decoder import Decoder
 
     directory = corpus.path / "tokenizer"
-    if not directory.is_dir() or not (directory / TOKENIZER).is_file():
-        return [" ".join(f"t{token}" for token in corpus.tokens(i).tolist()) for i in ids.tolist()]
-    decoder = Decoder.load(directory)
-    return [decoder.decode(corpus.tokens(i).tolist()) for i in ids.tolist()]
+    decoder = cache(lambda: Decoder.load(directory) if (directory / TOKENIZER).is_file() else None)
+
+    def texts(ids: Ints) -> list[str]:
+        samples, loaded = (corpus.tokens(i).tolist() for i in ids.tolist()), decoder()
+        return [loaded.decode(tokens) if loaded else " ".join(f"t{token}" for token in tokens) for tokens in samples]
+
+    return texts
 
 
 @dataclass
@@ -128,7 +132,8 @@ class Checks:
 
         Groups with fewer than 10 documents on a side have no gate; `too_small` names them.
         """
-        tested = {name: self._reduced(sides) for name, sides in pairs.items() if name not in self.too_small(pairs)}
+        small = self.too_small(pairs)
+        tested = {name: self._reduced(sides) for name, sides in pairs.items() if name not in small}
         permutations = permutations_for(len(GATES) * len(tested))
         cases = [(name, sides, kind) for name, sides in tested.items() for kind in GATES]
         results = [self._gate(kind, sides, permutations) for _, sides, kind in cases]

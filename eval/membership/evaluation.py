@@ -27,7 +27,7 @@ from eval.membership.compare import Comparer, Side, describe
 from eval.membership.divisions import DIVISIONS, divide
 from eval.membership.inputs import Source
 from eval.membership.references import began_pretrained, reference_of
-from eval.membership.scores import SCORES, Column, columns
+from eval.membership.scores import Column, columns, select_scores
 from eval.membership.section import section
 from eval.membership.set_tests import SetTests, select_tests
 from eval.membership.whole_sets import write_transcript
@@ -158,12 +158,8 @@ class Membership(PerCheckpoint[Values]):
     def source(self) -> Source:
         """The samples, and what their scores are computed from."""
         reference = reference_of(self.run, self.reference, self.division.corpus)
-        every = list(SCORES)
-        if reference is None:
-            every = [name for name in every if SCORES[name].needs != "reference"]
-        scores = columns(self._score_names or every, self._fractions)
-        if reference is None and (needing := [each.name for each in scores if each.score.needs == "reference"]):
-            raise UserError(f"--scores {needing[0]}: needs a reference model; add --reference own or --reference MODEL")
+        add = "--reference own or --reference MODEL"
+        scores = select_scores(self._score_names, self._fractions, has_reference=reference is not None, add=add)
         how = How(device=self.device, verify=self.verify, dtype=self.dtype)
         return Source(self.run, self.division.corpus, scores, how, reference)
 

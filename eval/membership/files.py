@@ -63,10 +63,8 @@ def refuse_overlap(members: Sequence[str], nonmembers: Sequence[str]) -> None:
     UserError
         Lists the first five.
     """
-    both = (
-        [text for text in dict.fromkeys(nonmembers) if text in set(members)] if set(members) & set(nonmembers) else []
-    )
-    if both:
+    pool = set(members)
+    if both := [text for text in dict.fromkeys(nonmembers) if text in pool]:
         first = ", ".join(json.dumps(text[:40], ensure_ascii=False) for text in both[:SHOWN])
         raise UserError(f"--members, --nonmembers: {len(both):,} texts are in both ({first}); remove them from one")
 
@@ -87,13 +85,17 @@ class TextSamples:
     """Maximum number of tokens: longer texts are truncated."""
 
     @cached_property
+    def _complete(self) -> list[NDArray[np.int64]]:
+        return [np.array(ids, dtype=np.int64) for ids in self.tokenizer.prompts(list(self.texts))]
+
+    @cached_property
     def _tokens(self) -> list[NDArray[np.int64]]:
-        return [np.array(ids[: self.longest], dtype=np.int64) for ids in self.tokenizer.prompts(list(self.texts))]
+        return [ids[: self.longest] for ids in self._complete]
 
     @cached_property
     def truncated(self) -> int:
         """Number of texts that are longer than `longest`."""
-        return sum(len(ids) > self.longest for ids in self.tokenizer.prompts(list(self.texts)))
+        return sum(ids.size > self.longest for ids in self._complete)
 
     def tokens(self, sample_id: int, /) -> NDArray[Any]:
         """Tokens of one text, (length,)."""

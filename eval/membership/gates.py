@@ -7,14 +7,14 @@ et al. 2024).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.separation import Floats, Ints, codes_of
-from eval.statistics import TooFew, holm, permutation_p
+from eval.separation import Floats, Ints, codes_of, permuted
+from eval.statistics import TooFew, permutation_p
 
 PERMUTATIONS = 999
 """Label permutations of one gate, at least."""
@@ -115,18 +115,13 @@ def gate(
     rng = np.random.default_rng(seed)
     smoother = _smoother(gram, rng.permutation(labels.size)[codes] % FOLDS)
     observed = float(_aucs(smoother, labels[None, codes])[0])
-    draws = [_aucs(smoother, batch[:, codes]) for batch in _permuted(labels, permutations, rng)]
+    draws = [_aucs(smoother, batch[:, codes]) for batch in permuted(labels, permutations, rng)]
     return Gate(name, observed, permutation_p(observed, np.concatenate(draws)))
 
 
 def permutations_for(tests: int) -> int:
     """Permutations per gate so that the smallest possible p-value is significant after Holm over `tests` gates."""
     return max(PERMUTATIONS, int(2 * tests / SUSPECT) - 1)
-
-
-def suspect(p_values: Sequence[float]) -> list[bool]:
-    """Which gates make the ground truth suspect, after Holm's correction over all of them."""
-    return [bool(p < SUSPECT) for p in holm(np.array(p_values, dtype=np.float64))]
 
 
 def _document_labels(codes: Ints, is_member: Bools) -> Bools:
@@ -161,13 +156,6 @@ def _smoother(gram: Floats, folds: Ints) -> Floats:
         smoother[inside] = -np.linalg.solve(inverse[np.ix_(inside, inside)], inverse[inside])
         smoother[np.ix_(inside, inside)] = 0  # the solution there is minus the identity: the labels themselves
     return smoother
-
-
-def _permuted(labels: Bools, draws: int, rng: np.random.Generator) -> Iterator[Bools]:
-    """`draws` permutations of `labels`, bool[batch, documents], a batch at a time."""
-    size = max(1, 2_000_000 // labels.size)
-    for start in range(0, draws, size):
-        yield rng.permuted(np.broadcast_to(labels, (min(size, draws - start), labels.size)), axis=1)
 
 
 def _aucs(smoother: Floats, labels: Bools) -> Floats:

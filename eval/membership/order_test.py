@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eval.separation import Floats, Ints
+from eval.separation import Floats, Ints, permuted
 from eval.statistics import TooFew, permutation_p
 
 PERMUTATIONS = 999
@@ -110,8 +110,4 @@ def _groups(codes: Ints) -> Iterator[Ints]:
 
 def _permuted_sums(x: Floats, y: Floats, draws: int, rng: np.random.Generator) -> Floats:
     """Sum of products of `x` and permuted `y`, float64[draws]."""
-    size = max(1, 2_000_000 // y.size)
-    shuffled = (
-        rng.permuted(np.broadcast_to(y, (min(size, draws - start), y.size)), axis=1) for start in range(0, draws, size)
-    )
-    return np.concatenate([batch @ x for batch in shuffled])
+    return np.concatenate([part @ x for part in permuted(y, draws, rng)])

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from wellread.checkpoint import Checkpoint
     from wellread.corpus.read import Corpus
     from wellread.corpus.segments import Segments
+    from wellread.corpus.tokenizer import Tokenizer
     from wellread.run import RunDirectory
 
 
@@ -41,8 +42,11 @@ def reference_of(run: RunDirectory, name: str | None, samples: Corpus | Segments
         if not first and name:
             raise UserError(f"--reference own: {run.path} has no checkpoint at step 0; give --reference MODEL")
         return first[0] if first else None
-    directory = model_named(name)
-    _check(directory, name, samples)
+    from wellread.corpus.segments import Segments
+    from wellread.corpus.tokenizer import Tokenizer
+
+    directory, corpus = model_named(name), samples.corpus if isinstance(samples, Segments) else samples
+    check_reference(directory, name, Tokenizer.load(corpus.tokenizer), corpus.longest)
     return directory
 
 
@@ -60,15 +64,19 @@ def model_named(name: str, flag: str = "--reference") -> Path:
         raise UserError(str(error).replace("--model", flag, 1)) from None
 
 
-def _check(directory: Path, name: str, samples: Corpus | Segments) -> None:
-    from wellread.corpus.segments import Segments
+def check_reference(directory: Path, name: str, tokenizer: Tokenizer, longest: int) -> None:
+    """Refuse a reference model that reads other tokens than `tokenizer` gives, or fewer than `longest` at once.
+
+    Raises
+    ------
+    UserError
+        Names it by `name`.
+    """
     from wellread.corpus.tokenizer import Tokenizer
     from wellread.models.pretrained import configuration_in
 
-    corpus = samples.corpus if isinstance(samples, Segments) else samples
-    of_model, vocabulary = (Tokenizer.load(folder).backend.get_vocab() for folder in (directory, corpus.tokenizer))
-    if of_model != vocabulary:
-        raise UserError(f"--reference {name}: has another vocabulary than the corpus; choose a model with the same one")
+    if Tokenizer.load(directory).backend.get_vocab() != tokenizer.backend.get_vocab():
+        raise UserError(f"--reference {name}: has another vocabulary than the samples; choose one with the same")
     positions = getattr(configuration_in(directory), "max_position_embeddings", None)
-    if positions is not None and positions < corpus.longest:
-        raise UserError(f"--reference {name}: reads {positions:,} tokens, but samples have up to {corpus.longest:,}")
+    if positions is not None and positions < longest:
+        raise UserError(f"--reference {name}: reads {positions:,} tokens, but samples have up to {longest:,}")

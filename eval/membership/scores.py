@@ -161,6 +161,26 @@ def columns(names: Sequence[str], ks: Sequence[float]) -> list[Column]:
     ]
 
 
+def select_scores(names: Sequence[str], ks: Sequence[float], *, has_reference: bool, add: str) -> list[Column]:
+    """The scores with these names, by default all that can be computed, those with a k for each k.
+
+    Parameters
+    ----------
+    add
+        The flag that adds a reference model, for the error.
+
+    Raises
+    ------
+    UserError
+        When a name is not in the table, or its score needs a reference model and there is none.
+    """
+    every = [name for name, score in SCORES.items() if has_reference or score.needs != "reference"]
+    scores = columns(names or every, ks)
+    if not has_reference and (needing := [each.name for each in scores if each.score.needs == "reference"]):
+        raise UserError(f"--scores {needing[0]}: needs a reference model; add {add}")
+    return scores
+
+
 def needs(scores: Sequence[Column]) -> list[str]:
     """Fields of `Inputs` that these scores need, in their order."""
     return [field.name for field in fields(Inputs) if field.name in {column.score.needs for column in scores}]

@@ -26,7 +26,8 @@ LOW_RATES = "The same curve: log axes show low false-positive rates, down to one
 
 def section(run: RunDirectory, results: Sequence[Result]) -> Section | None:
     """The section of a run, about the loss or else the first score; None without results."""
-    warnings, checks = suspicions(results), list(_checks(results))
+    warnings = suspicions(results)
+    checks = list(_checks(results, warnings))
     tasks = [result.task for result in results if result.task.startswith("membership/")]
     if not tasks:
         return None
@@ -121,7 +122,7 @@ def _remarks(run: RunDirectory, results: Sequence[Result], step: int | None) -> 
         yield f"The order is {kind}: “{UNREAD}” is not a valid control, since its samples may differ from those read."
 
 
-def _checks(results: Sequence[Result]) -> Iterator[str]:
+def _checks(results: Sequence[Result], warnings: Sequence[str]) -> Iterator[str]:
     """Whether the groups can be distinguished without the model, copies, and tests of groups."""
     last = max((result.step for result in results), default=0)
     values = {(r.task, r.metric): r.value for r in results if (r.step, r.group) == (last, READ)}
@@ -132,7 +133,7 @@ def _checks(results: Sequence[Result]) -> Iterator[str]:
                 f"Without the model, from {GATES[kind]}: AUC {auc:.3f}, p {p:.2g}; after Holm "
                 f"{values[f'gate/{kind}', 'p_holm']:.2g}."
             )
-    yield from (f"{line}." for line in conclusions(results) if line not in suspicions(results))
+    yield from (f"{line}." for line in conclusions(results) if line not in warnings)
 
 
 def _column(aucs: dict[tuple[int, str], Result], group: str) -> Column:

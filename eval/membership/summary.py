@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from eval.groups import READ, SEALED, SHUFFLED, UNREAD
 from eval.membership.checks import GATES, suspicions
-from eval.section import with_interval
+from eval.section import p_value, with_interval
 from eval.separation import ALPHAS
 
 if TYPE_CHECKING:
@@ -62,11 +62,6 @@ def overview(results: Sequence[Result]) -> tuple[list[str], list[list[object]]]:
         for key in pairs
     ]
     return HEADS, rows
-
-
-def p_value(value: float | None) -> str | None:
-    """A p-value with three decimals, or one digit where it is below 0.001."""
-    return None if value is None else f"{value:.0e}" if value < 0.001 else f"{value:.3f}"
 
 
 def share(value: float) -> str:

@@ -1,4 +1,4 @@
-"""Other forms of samples: their scored text, and the samples in lower case or after a prefix."""
+"""Other forms of samples: their scored text, and the samples in lower case."""
 
 from __future__ import annotations
 
@@ -33,24 +33,28 @@ def zlib_bytes(samples: Samples, ids: Ints, decoder: Decoder) -> Ints:
     return np.array([len(zlib.compress(text)) for text in texts], dtype=np.int64)
 
 
+KEPT_SAMPLES = 10_000
+"""Samples in lower case that are kept in memory."""
+
+
 @dataclass(frozen=True)
-class Changed:
-    """Samples that are a function of other samples, in the form of `wellread.corpus.batch.Samples`."""
+class LowerCase:
+    """Samples in lower case, tokenized again: prompt and response separately, special tokens unchanged.
+
+    In the form of `wellread.corpus.batch.Samples`. The number of target tokens may be another one than before.
+    """
 
     samples: Samples
     longest: int
-    """Maximum number of tokens: changed samples are truncated to it."""
+    """Maximum number of tokens: samples are truncated to it."""
+    tokenizer: Tokenizer
     _samples: dict[int, Sample] = field(default_factory=dict)
-
-    def change(self, sample_id: int) -> Sample:
-        """The changed sample."""
-        raise NotImplementedError
 
     def _sample(self, sample_id: int) -> Sample:
         if sample_id not in self._samples:
             if len(self._samples) >= KEPT_SAMPLES:
                 self._samples.clear()
-            tokens, targets = self.change(sample_id)
+            tokens, targets = self._change(sample_id)
             self._samples[sample_id] = tokens[: self.longest], targets[: self.longest]
         return self._samples[sample_id]
 
@@ -63,30 +67,15 @@ class Changed:
         return self._sample(sample_id)[1]
 
     def starts(self, sample_id: int, /) -> NDArray[np.int64]:
-        """A changed sample has one segment."""
+        """A sample in lower case has one segment."""
         return np.zeros(1, dtype=np.int64)
 
     def lengths(self, sample_ids: NDArray[np.int64], /) -> NDArray[np.int64]:
         """Number of tokens of each sample."""
         return np.array([self.tokens(sample_id).size for sample_id in sample_ids.tolist()], dtype=np.int64)
 
-
-KEPT_SAMPLES = 10_000
-"""Changed samples that are kept in memory."""
-
-
-@dataclass(frozen=True)
-class LowerCase(Changed):
-    """Samples in lower case, tokenized again: prompt and response separately, special tokens unchanged.
-
-    The number of target tokens may be another one than before.
-    """
-
-    tokenizer: Tokenizer | None = None
-
-    def change(self, sample_id: int) -> Sample:
+    def _change(self, sample_id: int) -> Sample:
         """Lower case, tokenized again."""
-        assert self.tokenizer
         tokens, targets, begins = list[int](), list[bool](), True
         for ids, scored in self._pieces(sample_id):
             if ids[0] not in self.tokenizer.special_ids:
@@ -100,7 +89,6 @@ class LowerCase(Changed):
 
     def _pieces(self, sample_id: int) -> Iterator[tuple[list[int], bool]]:
         """Longest ranges of tokens that are all targets or all not, and all text or all special."""
-        assert self.tokenizer
         tokens, targets = self.samples.tokens(sample_id).tolist(), self.samples.targets(sample_id).tolist()
         special = [token in self.tokenizer.special_ids for token in tokens]
         if len(targets) > 1 and not targets[0] and targets[1] and not special[0]:
@@ -114,7 +102,6 @@ class LowerCase(Changed):
 
     def _encode(self, text: str, begins: bool) -> list[int]:
         """Tokens of a piece of a sample, which may be its first one."""
-        assert self.tokenizer
         if not begins:
             return self.tokenizer.continuations([text])[0]
         return self.tokenizer.prompts([text])[0][len(self.tokenizer.begins) :]

@@ -21,7 +21,7 @@ from eval.kept import How, by_part, tokens_of
 from eval.membership.divisions import DIVISIONS
 from eval.memorization.extraction import Suffixes, samples_needed, share
 from eval.needs import Need, a_checkpoint, a_whole_record
-from eval.separation import Ints, codes_of
+from eval.separation import Ints
 from wellread.config import Dtype
 from wellread.errors import UserError
 from wellread.units import plural
@@ -116,12 +116,10 @@ class Memorization(PerCheckpoint[Suffixes]):
 
     def notes(self) -> Iterator[str]:
         """The window, what is left out, and why."""
-        condition = "a text" if self._is_text else "the prompt and"
-        of = (
-            f"the first {plural(self.prefix, 'token')} of {condition}"
-            if self._is_text
-            else (f"{condition} the first {plural(self.prefix, 'target token')}")
-        )
+        if self._is_text:
+            of = f"the first {plural(self.prefix, 'token')} of a text"
+        else:
+            of = f"the prompt and the first {plural(self.prefix, 'target token')}"
         yield f"prefix: {of}; suffix: the next {plural(self.suffix, 'token')}, each after the true ones"
         steps = [checkpoint.step for checkpoint in self.checkpoints]
         yield from self.division.notes(steps)
@@ -145,12 +143,8 @@ class Memorization(PerCheckpoint[Suffixes]):
         how = How(device=self.device, verify=self.verify, dtype=self.dtype)
         file = tokens_of(self.run, checkpoint, corpus, ids, reporter, how)
         empty = Suffixes(ids[:0], np.empty(0), np.empty(0))
-        parts = [empty, *(Suffixes.of(tokens, self._skip, self.suffix) for tokens in by_part(file, corpus, ids))]
-        columns = [
-            np.concatenate([getattr(part, name) for part in parts]) for name in ("sample_id", "matched", "log_q")
-        ]
-        order = np.argsort(columns[0])
-        return Suffixes(*(column[order] for column in columns))
+        parts = (Suffixes.of(tokens, self._skip, self.suffix) for tokens in by_part(file, corpus, ids))
+        return Suffixes.joined([empty, *parts])
 
     def measure(self, checkpoint: Checkpoint, scores: Suffixes, reporter: Reporter) -> Iterator[Result]:
         """Shares of each group."""
@@ -188,7 +182,7 @@ class Memorization(PerCheckpoint[Suffixes]):
         return ((name, members) for name, members in groups if members.size)
 
     def _by_copies(self, members: Ints) -> Iterator[tuple[str, Ints]]:
-        codes = codes_of(self.division.documents[: self.division.corpus.n_trainable])
+        codes = self.division.document_codes
         copies = np.bincount(codes)[codes][members]
         for low, high in zip(COPIES, (*COPIES[1:], None), strict=True):
             last = "" if high is None else high - 1

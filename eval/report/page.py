@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from eval.report.facts import Facts
 from eval.report.script import as_json, bundle, for_page, palette
 from eval.report.sections.registry import sections_of
+from eval.report.sections.together import section as together
 from eval.section import Picture, Section, cell
 from wellread.errors import UserError
 
@@ -71,13 +72,13 @@ class Page:
         return self._environment.get_template("page.html.j2").render(
             title=" and ".join(names),
             runs=runs,
-            together=_together(facts, names) if len(facts) > 1 else None,
+            together=together(facts, names) if len(facts) > 1 else None,
             css=(FOLDER / "page.css").read_text(encoding="utf-8"),
             script=(FOLDER / "page.js").read_text(encoding="utf-8"),
             palette=palette,
             figure=self._figure,
             data=self._all_data,
-            bundle=_unescaped(bundle),
+            bundle=bundle,
         )
 
     def _run(self, facts: Facts, name: str, prefix: str) -> dict[str, Any]:
@@ -130,12 +131,6 @@ def _environment() -> Environment:
     return environment
 
 
-def _unescaped(text_of: Any) -> Any:
-    from markupsafe import Markup
-
-    return lambda: Markup(text_of())
-
-
 def _names(runs: Sequence[RunDirectory]) -> list[str]:
     """Names of the runs; their paths when two have the same name."""
     names = [run.name for run in runs]
@@ -146,13 +141,6 @@ def _lead(facts: Facts) -> str:
     config, tokens = facts.run.config(), facts.checkpoints[-1].tokens if facts.checkpoints else 0
     read = f"{facts.record.batches:,} batches read, {tokens:,} tokens at the last checkpoint"
     return f"{config.model.name} on {config.data.name}: {read}."
-
-
-def _together(facts: Sequence[Facts], names: Sequence[str]) -> Section:
-    """The runs next to each other."""
-    from eval.report.sections.together import section
-
-    return section(facts, names)
 
 
 def _commands(facts: Facts) -> Iterator[tuple[str, str]]:

@@ -97,9 +97,9 @@ class Curve:
             yield Curve(metric=self.metric, steps=self.steps, values=self.values[half], documents=self.documents[half])
 
 
-def contrast(k: int, **weights: int) -> Floats:
+def contrast(k: int, *, plus: int, minus: int) -> Floats:
     """Weights of `k` checkpoints that compare ``plus`` with ``minus``: their places; float64[k]."""
     row = np.zeros(k)
-    row[weights["plus"]] += 1
-    row[weights["minus"]] -= 1
+    row[plus] += 1
+    row[minus] -= 1
     return row

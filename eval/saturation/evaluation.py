@@ -18,6 +18,7 @@ from eval.saturation import outputs, table
 from eval.saturation.collect import MetricCurve, curves_of
 from eval.saturation.fits import FORMS, fit
 from eval.saturation.verdict import judge
+from eval.section import p_value
 from wellread.errors import UserError
 from wellread.run import RunDirectory
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from eval.progress import Reporter
     from eval.section import Section
     from wellread.checkpoint import Checkpoint
+    from wellread.config import OptimConfig
+    from wellread.planning.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -72,16 +75,17 @@ class Saturation(Evaluation):
     def results(self, reporter: Reporter) -> Iterator[table.Row]:
         """Judge each metric; write fits, summary and figures. The other runs get their own tables."""
         other_runs = self._other_runs()
-        tables = {self.run.name: list(self._judged(reporter))}
+        judged = list(self._judged(reporter))
+        tables = [(self.run.name, judged)]
         for other in other_runs:
             for need in other.needs:
                 need(other.run)
             rows = list(other._judged(reporter))
             other.write(rows)
-            tables[str(other.run.path)] = rows
+            tables.append((str(other.run.path), rows))
         for line in outputs.differences(tables, [self._curves, *(other._curves for other in other_runs)]):
             reporter.note(line)
-        yield from next(iter(tables.values()))
+        yield from judged
 
     def write(self, results: Sequence[Any]) -> None:
         """Write its table."""
@@ -96,7 +100,7 @@ class Saturation(Evaluation):
     def overview(cls, results: Sequence[Any]) -> tuple[list[str], list[list[object]]]:
         """The table, without the tokens."""
         heads = ["metric", "verdict", "step", "learning_rate", "p", "n"]
-        return heads, [[getattr(row, head) for head in heads] for row in results]
+        return heads, [[p_value(row.p) if head == "p" else getattr(row, head) for head in heads] for row in results]
 
     @classmethod
     def section(cls, run: RunDirectory, results: Sequence[Any]) -> Section | None:
@@ -131,12 +135,18 @@ class Saturation(Evaluation):
         for note in outputs.write_summary(self.run, csv=self.csv):
             reporter.note(note)
 
+    @cached_property
+    def _schedule(self) -> tuple[Plan, OptimConfig]:
+        """Plan of the run, and settings of its optimizer."""
+        from wellread.planning.plan import Plan
+
+        return Plan.open(self.run.plan_file), self.run.config().optim
+
     def _rate(self, checkpoint: Checkpoint) -> float:
         """Learning rate of the last batch that a checkpoint has learned from."""
-        from wellread.planning.plan import Plan
         from wellread.planning.rate import planned_rate
 
-        return planned_rate(max(0, checkpoint.step - 1), Plan.open(self.run.plan_file), self.run.config().optim)
+        return planned_rate(max(0, checkpoint.step - 1), *self._schedule)
 
     @cached_property
     def _curves(self) -> list[MetricCurve]:

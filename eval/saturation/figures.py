@@ -21,7 +21,7 @@ def figures_of(results: Sequence[Result], inputs: Mapping[str, InputMeans]) -> d
         series: dict[str, list[Point]] = {}
         for result in (each for each in results if each.metric == metric):
             points = series.setdefault(result.group, [])
-            points.append(Point(result.step, result.value, result.ci_low, result.ci_high))
+            points.append(Point.of(result))
         figures[f"output-{metric}"] = step_curves(series, metric.replace("_", " "))
     steps = sorted({result.step for result in results})
     for metric, means in inputs.items():

@@ -25,7 +25,6 @@ class Form:
     """A family of curves level + shape(t, *parameters)."""
 
     name: str
-    formula: str
     shape: Callable[..., Floats]
     """Function of log t, float64[k], and the parameters."""
     starts: Callable[[Floats, float], list[list[float]]]
@@ -37,17 +36,18 @@ class Form:
 
 
 def _power(log_t: Floats, a: float, alpha: float) -> Floats:
+    """A (t / t_0)^-alpha, the part of L + A t^-alpha that changes."""
     return np.asarray(a * np.exp(-alpha * (log_t - log_t[0])))
 
 
 def _logistic(log_t: Floats, height: float, slope: float, middle: float) -> Floats:
+    """H / (1 + exp(-s (log t - c)))."""
     return np.asarray(height / (1 + np.exp(np.clip(-slope * (log_t - middle), -700, 700))))
 
 
 FORMS = {
     "power": Form(
         name="power",
-        formula="L + A t^-alpha",
         shape=_power,
         starts=lambda log_t, change: [[-change / (1 - np.exp(-a * np.ptp(log_t))), a] for a in (0.1, 0.5, 1.5)],
         lower=(-np.inf, 1e-6),
@@ -55,7 +55,6 @@ FORMS = {
     ),
     "logistic": Form(
         name="logistic",
-        formula="L + H / (1 + exp(-s (log t - c)))",
         shape=_logistic,
         starts=lambda log_t, change: [
             [change, 4 / np.ptp(log_t), float(np.quantile(log_t, share))] for share in (0.25, 0.5, 0.75)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from wellread.record.reader import Record
     from wellread.run import RunDirectory
 
+ROWS_AT_ONCE = 1 << 18
+"""Readings of the record that are in memory at once."""
 AT_ONCE = 2048
 """Samples that are decoded at once."""
 
@@ -65,9 +67,8 @@ def measure(run: RunDirectory, corpus: Corpus, record: Record) -> None:
 
 def _read_samples(record: Record, n_trainable: int) -> Ints:
     was_read = np.zeros(n_trainable, dtype=np.bool_)
-    for start in range(0, record.batches, 4096):
-        batches = start, min(start + 4096, record.batches)
-        was_read[record.table(columns=["sample_id"], batches=batches).column("sample_id").to_numpy()] = True
+    for _, _, table in record.pieces(["sample_id"], ROWS_AT_ONCE):
+        was_read[table.column("sample_id").to_numpy()] = True
     return np.flatnonzero(was_read)
 
 

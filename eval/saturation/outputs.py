@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,8 @@ def write_summary(run: RunDirectory, *, csv: bool) -> Iterator[str]:
     from wellread.files import write_atomic
     from wellread.results import write_table
 
-    results, inputs = output_results(run), inputs_of(run)
+    results = output_results(run)
+    inputs = inputs_of(run, results)
     rows = summary(results, inputs)
     write_table(folder(run) / "summary.parquet", rows)
     if csv:
@@ -78,12 +79,18 @@ def output_results(run: RunDirectory) -> list[Result]:
     return Generations.stored(run)
 
 
-def inputs_of(run: RunDirectory) -> dict[str, InputMeans]:
-    """Input metrics of a run, at the steps that have output metrics; empty without such steps."""
+def inputs_of(run: RunDirectory, results: Sequence[Result]) -> dict[str, InputMeans]:
+    """Input metrics of a run, at the steps that have output metrics; empty without such steps.
+
+    Parameters
+    ----------
+    results
+        The results of its generations, from `output_results`.
+    """
     from wellread.corpus.read import Corpus
     from wellread.record.reader import Record
 
-    steps = sorted({result.step for result in output_results(run)})
+    steps = sorted({result.step for result in results})
     return input_means(Record.open(run.record), steps, metrics_of(run, Corpus.open(run.corpus))) if steps else {}
 
 
@@ -100,17 +107,17 @@ def missing_metrics(run: RunDirectory) -> Iterator[str]:
         )
 
 
-def differences(tables: Mapping[str, Sequence[Row]], curves: Sequence[Sequence[MetricCurve]]) -> Iterator[str]:
+def differences(tables: Sequence[tuple[str, Sequence[Row]]], curves: Sequence[Sequence[MetricCurve]]) -> Iterator[str]:
     """How the verdicts and the last means of several runs differ, a line for each metric that all of them have."""
     if len(tables) < 2:
         return
     last = [{metric.curve.metric: float(metric.curve.means[-1]) for metric in of_run} for of_run in curves]
-    by_metric = [{row.metric: row for row in rows} for rows in tables.values()]
+    by_metric = [{row.metric: row for row in rows} for _, rows in tables]
     for metric in by_metric[0]:
         if all(metric in rows for rows in by_metric):
             verdicts = [_words(rows[metric]) for rows in by_metric]
             ends = [means[metric] for means in last]
-            parts = ", ".join(f"{name}: {words}" for name, words in zip(tables, verdicts, strict=True))
+            parts = ", ".join(f"{name}: {words}" for (name, _), words in zip(tables, verdicts, strict=True))
             yield f"{metric}: {parts}; at the end {min(ends):.4g} to {max(ends):.4g}"
 
 

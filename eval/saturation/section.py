@@ -64,7 +64,8 @@ def _fits(run: RunDirectory) -> Iterator[Table]:
 
 
 def _pictures(run: RunDirectory) -> Iterator[Picture]:
-    results, inputs = outputs.output_results(run), outputs.inputs_of(run)
+    results = outputs.output_results(run)
+    inputs = outputs.inputs_of(run, results)
     first, last = (end(result.step for result in results) for end in (min, max)) if results else (0, 0)
     for name, figure in figures_of(results, inputs).items():
         if name in NOT_DRAWN:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.continuations import first_run
+from eval.kept import refuse_damaged
 from wellread.corpus.segments import Segments
 from wellread.record.trace import Tracer, covered
 
@@ -57,15 +58,13 @@ def losses_now(
     UserError
         When a file of the checkpoint is missing, altered or not listed.
     """
-    checkpoint.refuse_damaged(run.eval / "hashes" / f"{checkpoint.path.name}.json")
+    refuse_damaged(run, checkpoint)
     if not len(sample_ids):
         return {}
-    import torch
 
     from wellread.models.load import loaded
     from wellread.models.score import log_likelihoods
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with loaded(checkpoint.model, device) as (model, where):
+    with loaded(checkpoint.model) as (model, where):
         total, n_targets = log_likelihoods(model, corpus, sample_ids, device=where)
     return dict(zip(sample_ids.tolist(), (-total / n_targets).tolist(), strict=True))

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 from sklearn import metrics
+from support.resampled import cluster_bootstrap, permuted_auc
 
-from eval.separation import auc, cluster_bootstrap, permuted_auc, roc
+from eval.separation import auc, roc
 from eval.statistics import detectable_auc, holm, permutation_p, rank_sum_p
 
 IDS = np.arange(10_000)

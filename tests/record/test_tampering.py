@@ -210,6 +210,7 @@ KINDS = [
         PACKED,
     ),
     Kind("segment's rows", "rows: sample", corpus_column("rows", put(0, [9]), "segments.parquet"), PACKED),
+    Kind("no segments", "segments.parquet: rows", in_corpus("segments.parquet", lambda t: t.slice(0, 0)), PACKED),
     Kind("bounds of segments", "segment", array("corpus/segments.npy", put(1, lambda n: n + 1)), PACKED),
     # settings
     Kind("seed", "identity.seed", json_value("manifest.json", "identity.seed", 1)),

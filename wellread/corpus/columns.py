@@ -32,6 +32,11 @@ def _ragged(lengths: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np
     """Indices of all values of the samples at `places` in a ragged column."""
     counts = lengths[places]
     first = np.cumsum(lengths)[places] - counts
+    return consecutive(first, counts)
+
+
+def consecutive(first: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """first[i], first[i] + 1, …: counts[i] values for each i in turn, (counts.sum(),)."""
     return np.asarray(np.arange(counts.sum()) + np.repeat(first - (np.cumsum(counts) - counts), counts))
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wellread.corpus.columns import consecutive
 from wellread.errors import UserError
 from wellread.files import checksum, read_json, replacing, sha256_file, with_checksum, write_json
 
@@ -142,9 +143,8 @@ class Index:
         for offset, shard in zip(self.starts.tolist(), self.shards, strict=False):
             start, stop = shard.ranges(windows)
             number = np.repeat(np.arange(len(windows)), stop - start)
-            rank = np.arange(len(number)) - np.repeat(np.cumsum(stop - start) - (stop - start), stop - start)
             numbers.append(number)
-            places.append(offset + np.asarray(shard.suffixes)[start[number] + rank].astype(np.int64))
+            places.append(offset + np.asarray(shard.suffixes)[consecutive(start, stop - start)].astype(np.int64))
         for i, window in enumerate(windows if len(self.shards) > 1 else ()):
             across = self._across(window)
             numbers.append(np.full(len(across), i))

@@ -213,7 +213,7 @@ def _plain(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a peft adapter ({problem})")
     if missing := [key for key in ("peft_type", "base_model_name_or_path", "r", "target_modules") if key not in values]:
         raise UserError(f"{path}: not a peft adapter ({missing[0]} is missing)")
-    usual = dict(asdict(LoraConfig()))
+    usual = asdict(LoraConfig())
     unusual = [key for key, value in values.items() if key not in SHAPE and value and value != usual.get(key)]
     unusual += ["peft_type"] * (values["peft_type"] != "LORA")
     unusual += ["init_lora_weights"] * (values.get("init_lora_weights", True) not in STARTS)

@@ -9,7 +9,6 @@ grows with the square of the length, so long sequences keep torch's attention, w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 from typing import Any, cast
 
@@ -17,7 +16,7 @@ import torch
 from torch import nn
 
 from wellread.models.families import BLOCKED_FAMILIES
-from wellread.models.limits import BLOCKED_ROWS, BLOCKED_TOKENS
+from wellread.models.limits import BLOCKED_TOKENS, blocks
 
 NAME = "wellread_blocked"
 """Name of this attention in transformers."""
@@ -101,7 +100,7 @@ class BlockedAttention(torch.autograd.Function):
         group = heads // key.shape[1]
         k, v = key.flatten(0, 1), value.flatten(0, 1)
         out, saved = query.new_empty(batch, length, heads, size), []
-        for start, end in _blocks(length):
+        for start, end in blocks(length):
             q = _rows(query, group, start, end)
             scores = torch.baddbmm(
                 _added(mask, batch, heads, group, start, end), q, k[:, :end].transpose(1, 2), alpha=scale
@@ -124,10 +123,10 @@ class BlockedAttention(torch.autograd.Function):
         q_gradient = torch.empty_like(query)
         k, v = key.flatten(0, 1), value.flatten(0, 1)
         # Several blocks are added up in fp32; they begin with the last, which has all keys.
-        blocks = list(zip(_blocks(length), saved, strict=True))[::-1]
+        parts = list(zip(blocks(length), saved, strict=True))[::-1]
         k_gradient: torch.Tensor | None = None
         v_gradient: torch.Tensor | None = None
-        for (start, end), probabilities in blocks:
+        for (start, end), probabilities in parts:
             q = _rows(query, group, start, end)
             upper = gradient[:, start:end].transpose(1, 2).reshape(len(k), -1, size)
             of_probabilities = torch.bmm(upper, v[:, :end].transpose(1, 2))
@@ -136,7 +135,7 @@ class BlockedAttention(torch.autograd.Function):
             q_gradient[:, :, start:end] = rows.view(batch, heads, end - start, size)
             of_values, of_keys = torch.bmm(probabilities.mT, upper), torch.bmm(of_scores.mT, q)
             if k_gradient is None or v_gradient is None:
-                one = len(blocks) == 1
+                one = len(parts) == 1
                 k_gradient, v_gradient = (part if one else part.float() for part in (of_keys, of_values))
             else:
                 k_gradient[:, :end] += of_keys
@@ -145,11 +144,6 @@ class BlockedAttention(torch.autograd.Function):
         assert v_gradient is not None
         scaled = k_gradient.mul_(ctx.scale).to(key.dtype).view_as(key)
         return q_gradient, scaled, v_gradient.to(value.dtype).view_as(value), None, None
-
-
-def _blocks(length: int) -> Iterator[tuple[int, int]]:
-    """First row of each block, and the row after its last."""
-    return ((start, min(length, start + BLOCKED_ROWS)) for start in range(0, length, BLOCKED_ROWS))
 
 
 def _rows(query: torch.Tensor, group: int, start: int, end: int) -> torch.Tensor:

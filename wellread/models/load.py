@@ -290,7 +290,7 @@ SHARE_FOR_WEIGHTS = 0.8
 
 @contextmanager
 def loaded(
-    directory: Path, device: str, max_memory: dict[int | str, int] | None = None
+    directory: Path, device: str | None = None, max_memory: dict[int | str, int] | None = None
 ) -> Iterator[tuple[nn.Module, str]]:
     """Load a saved model in fp32 and evaluation mode; yield it and the device of its inputs.
 
@@ -299,13 +299,14 @@ def loaded(
 
     Parameters
     ----------
-    device : str
-        cpu, cuda or cuda:N.
+    device : str, optional
+        cpu, cuda or cuda:N (default: CUDA if there is a GPU, otherwise the CPU).
     max_memory : dict, optional
         Maximum bytes of weights per GPU number and for "cpu" (default: a fraction of the free memory).
     """
     import torch
 
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     limits = max_memory or _memory_limits(torch.device(device))
     first = next(iter(limits))
     if 4 * _n_weights(directory) <= limits[first]:

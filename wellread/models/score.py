@@ -25,7 +25,6 @@ def log_likelihoods(
     ids: NDArray[np.int64],
     *,
     max_tokens: int = 8192,
-    progress: Callable[[int], None] | None = None,
     device: str | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Compute log-likelihoods of samples, with exactly the tokens that training reads.
@@ -36,8 +35,6 @@ def log_likelihoods(
     ids : (n,) sample ids
     max_tokens : int
         Padded tokens per forward pass.
-    progress : callable, optional
-        Called with the number of samples scored so far.
     device : str, optional
         Device for the model's inputs (default: device of its first parameter).
 
@@ -55,16 +52,12 @@ def log_likelihoods(
 
     target_device = device or next(model.parameters()).device
     total, counts = np.zeros(len(ids)), np.zeros(len(ids), dtype=np.int64)
-    n_scored = 0
-    for places in _by_length(corpus.lengths(ids), max_tokens):
+    for places in by_length(corpus.lengths(ids), max_tokens):
         batch = collate(corpus, ids[places]).to(target_device)
         with torch.inference_mode():
             losses = sample_losses(model, *batch.inputs)
         total[places] = -losses.double().cpu().numpy()
         counts[places] = batch.targets.sum(1).cpu().numpy()
-        n_scored += len(places)
-        if progress:
-            progress(n_scored)
     return total, counts
 
 
@@ -102,7 +95,7 @@ def score_tokens(
     lengths, limit, n_scored = corpus.lengths(ids), _tokens_at_once(model, max_tokens), 0
     for part in in_parts(lengths, part_tokens):
         batches = []
-        for places in _by_length(lengths[part], limit):
+        for places in by_length(lengths[part], limit):
             members = ids[part][places]
             with torch.inference_mode(), torch.autocast(target_device.type, torch.bfloat16, enabled=dtype == "bf16"):
                 batches.append(_score_batch(model, corpus, members, target_device))
@@ -187,7 +180,7 @@ def token_columns(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch
     }
 
 
-def _by_length(lengths: NDArray[np.int64], max_tokens: int) -> list[NDArray[np.int64]]:
+def by_length(lengths: NDArray[np.int64], max_tokens: int) -> list[NDArray[np.int64]]:
     """Split indices into groups of similar length; each has at most `max_tokens` tokens including padding."""
     groups: list[NDArray[np.int64]] = []
     order = np.argsort(-lengths, kind="stable")

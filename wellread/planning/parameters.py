@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from wellread.errors import UserError
 from wellread.models.families import FAMILIES, Compute
 from wellread.models.layouts import Layout
-from wellread.models.limits import BLOCKED_ROWS
+from wellread.models.limits import blocks
 from wellread.models.spec import ModelSpec
 
 
@@ -145,19 +145,13 @@ def layer_activations(
     per_token = saved.width * spec.width + saved.intermediate * spec.intermediate
     per_token += saved.keys * head * (spec.kv_heads or spec.heads) + saved.scores * spec.heads * tokens
     if blocked and (more := family.blocked) is not None:
-        computed = sum(
-            min(BLOCKED_ROWS, tokens - start) * min(tokens, start + BLOCKED_ROWS) for start in _starts(tokens)
-        )
+        computed = sum((end - start) * end for start, end in blocks(tokens))
         return int(samples * (tokens * (per_token + more * spec.width) + spec.heads * width * computed))
     if repeated and family.sdpa:
         per_token += 2 * width * head * (spec.heads - (spec.kv_heads or spec.heads))
     if family.sdpa:
         per_token += 4 * spec.heads - (width * spec.width if cuda else 0)
     return int(samples * tokens * per_token)
-
-
-def _starts(tokens: int) -> range:
-    return range(0, tokens, BLOCKED_ROWS)
 
 
 def packing_mask(compute: Compute, samples: int, tokens: int) -> int:

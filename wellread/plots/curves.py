@@ -12,6 +12,8 @@ from wellread.plots.style import CATEGORIES, DASHES
 if TYPE_CHECKING:
     from altair import Color, X, Y
 
+    from wellread.results import Result
+
 CLOSEST_LABELS = 0.07
 """Least distance between two labels of the axis of steps, as a part of its length."""
 LONGEST_NAME = 320
@@ -25,6 +27,11 @@ class Point(NamedTuple):
     value: float
     low: float | None = None
     high: float | None = None
+
+    @classmethod
+    def of(cls, result: Result) -> Point:
+        """The value of a result, with its interval."""
+        return cls(result.step, result.value, result.ci_low, result.ci_high)
 
 
 def step_curves(

@@ -21,11 +21,7 @@ def forgetting_by_step(results: Sequence[Result]) -> Figure:
     """Difference of read samples and of the control by step, and the plain difference, with 95% bands."""
     series, colors = {}, []
     for name, (metric, group, color) in (SERIES | WITHOUT_RECORD).items():
-        points = [
-            Point(each.step, each.value, each.ci_low, each.ci_high)
-            for each in results
-            if (each.metric, each.group) == (metric, group)
-        ]
+        points = [Point.of(each) for each in results if (each.metric, each.group) == (metric, group)]
         if points:
             series[name] = points
             colors.append(color)

@@ -28,10 +28,7 @@ def auc_by_step(results: Sequence[Result], *, suspect: bool = False) -> Figure:
         Whether the axis says that the groups can be distinguished without the model.
     """
     label = "AUC against sealed" + " (ground truth suspect)" * suspect
-    series = {
-        group: [Point(r.step, r.value, r.ci_low, r.ci_high) for r in results if (r.metric, r.group) == ("auc", group)]
-        for group in COLORS
-    }
+    series = {group: [Point.of(r) for r in results if (r.metric, r.group) == ("auc", group)] for group in COLORS}
     groups = {group: points for group, points in series.items() if points}
     return step_curves(groups, label, chance=0.5, colors=[COLORS[group] for group in groups])
 
@@ -68,7 +65,7 @@ def roc(fpr: Floats, tpr: Floats, *, nonmembers: int, log: bool = False) -> Figu
 
 
 def rocs(curves: Mapping[str, tuple[Floats, Floats]]) -> Figure:
-    """ROC curves of several models (at most eight in color) on linear axes.
+    """ROC curves of several models (at most seven in color) on linear axes.
 
     Parameters
     ----------

@@ -85,8 +85,10 @@ def problems(reader: Corpus | Megatron, *, again: bool = False) -> dict[Path, st
 
 def open_index(reader: Corpus | Megatron) -> Index | None:
     """The index of a reader; None if a file of tokens has none that can be used: `problems` says why."""
-    if problems(reader):
-        return None
+    return None if problems(reader) else _opened(reader)
+
+
+def _opened(reader: Corpus | Megatron) -> Index:
     files, dtype = token_files(reader)
     return Index(tuple(suffixes.open_suffixes(file, dtype) for file in files))
 
@@ -101,12 +103,12 @@ def usable_index(reader: SampleReader, name: str) -> tuple[Index | None, list[st
     """
     if not isinstance(reader, Corpus):
         return None, []
-    n_tokens, lines = int(reader.offsets[-1]), []
-    for file, reason in problems(reader).items():
+    n_tokens, lines, reasons = int(reader.offsets[-1]), [], problems(reader)
+    for file, reason in reasons.items():
         if reason != suffixes.MISSING or n_tokens > SCANNED:
             index = suffixes.index_file(file)
             lines.append(f"{index}: {reason}; scanning {n_tokens:,} tokens instead; run wellread index {name}")
-    return open_index(reader), lines
+    return None if reasons else _opened(reader), lines
 
 
 def copies(reader: Corpus | Megatron, index: Index, window: NDArray[Any]) -> int:

@@ -139,18 +139,25 @@ class Record:
         skipped = np.concatenate(ids)
         return np.asarray(skipped[(skipped >= start) & (skipped < stop)])
 
+    def damage(self, file: dict[str, Any]) -> str:
+        """Why a file that head.json names cannot be used, in one line; empty if it is complete and unaltered."""
+        path = self.directory / file["name"]
+        if not path.is_file():
+            return f"{path}: missing"
+        if sha256_file(path) != file["sha256"]:
+            return f"{path}: altered (its sha256 is not the one in head.json)"
+        return ""
+
     def damaged_parts(self) -> list[str]:
         """One line for each part that is missing, altered, or not preceded by the previous batch."""
         problems, expected = [], 0
         for part in self.parts:
-            path = self.directory / part["name"]
             if part["from"] != expected:
+                path = self.directory / part["name"]
                 problems.append(f"{path}: starts at batch {part['from']}, expected {expected}")
             expected = part["to"]
-            if not path.is_file():
-                problems.append(f"{path}: missing")
-            elif sha256_file(path) != part["sha256"]:
-                problems.append(f"{path}: altered (its sha256 is not the one in head.json)")
+            if problem := self.damage(part):
+                problems.append(problem)
         if expected != self.batches:
             problems.append(f"{self.directory}: parts end at batch {expected}, head.json says {self.batches}")
         return problems

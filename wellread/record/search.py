@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wellread.corpus.columns import consecutive
 from wellread.corpus.decoder import Decoder
 from wellread.corpus.read import COMPILE_AGAIN, Corpus, SampleReader
 from wellread.corpus.segments import Segments
@@ -230,7 +231,7 @@ def _in_index(pattern: Pattern, index: Index, bounds: Bounds) -> list[Hit] | Non
         if (high - low).sum() > WINDOWS_AT_ONCE:
             return None
         row = np.repeat(np.arange(len(windows)), high - low)
-        key = np.arange(len(row)) - np.repeat(np.cumsum(high - low) - high, high - low)
+        key = consecutive(low, high - low)
         windows = np.column_stack([windows[row], pattern.keys[key] % pattern.vocabulary])
         states = pattern.states[key]
         complete = states == pattern.length

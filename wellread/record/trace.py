@@ -142,18 +142,19 @@ class Tracer:
     def objects(self, spans: Sequence[Span]) -> list[dict[str, Any]]:
         """One object per span: text, start, end, count, and each reading of a sample that contains it, by time."""
         units = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *(span.match.units for span in spans)]))
-        origins = dict(zip(units.tolist(), self._origins(units), strict=True))
+        sample_ids = self.samples_of(units).tolist()
+        origins = dict(zip(units.tolist(), zip(sample_ids, self._origins(units), strict=True), strict=True))
         objects = []
         for span in spans:
-            readings = [each for unit in np.unique(span.match.units).tolist() for each in self._of(unit, origins[unit])]
+            readings = [each for unit in np.unique(span.match.units).tolist() for each in self._of(*origins[unit])]
             readings.sort(key=lambda each: (each["batch"], each["slot"]))
             place = {"text": span.text, "start": span.start, "end": span.end}
             objects.append({**place, "count": len(span.match.units), "readings": readings})
         return objects
 
-    def _of(self, unit: int, origin: dict[str, Any]) -> list[dict[str, Any]]:
-        """The readings of a sample or segment."""
-        sample_id, of = int(self.samples_of(np.array([unit]))[0]), self.readings
+    def _of(self, sample_id: int, origin: dict[str, Any]) -> list[dict[str, Any]]:
+        """The readings of a sample; `origin` is its source and row, or that of one of its segments."""
+        of = self.readings
         return [
             {
                 "sample_id": sample_id,

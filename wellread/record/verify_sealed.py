@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wellread.corpus.read import Corpus
-from wellread.files import sha256_file
 from wellread.record import sealed
 from wellread.record.findings import Findings
 from wellread.record.reader import Record
@@ -31,10 +30,8 @@ def check(findings: Findings, record: Record, corpus: Corpus) -> None:
         if not last < file["from"] <= file["to"] <= record.batches:
             findings.add(f"{place}: sealed losses {path.name}: steps after {last} and up to {record.batches} expected")
         last = file["to"]
-        if not path.is_file():
-            findings.add(f"{path}: missing")
-        elif sha256_file(path) != file["sha256"]:
-            findings.add(f"{path}: altered (its sha256 is not the one in head.json)")
+        if problem := record.damage(file):
+            findings.add(problem)
         else:
             with findings.reading(path):
                 _check_file(findings, path, file, corpus)

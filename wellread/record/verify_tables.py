@@ -193,9 +193,9 @@ def _check_counts(
     expected |= {name: counts[name] for name in ("sealed_tokens", "longest")}
     if corpus.packed:
         segments = Segments(corpus)
-        parts = [
-            (table["document"].to_numpy(), _first_rows(corpus, table)) for _, table in pieces(corpus.path / SEGMENTS)
-        ]
+        parts = [(documents[:0], sources[:0])]  # the file may be empty
+        for _, table in pieces(corpus.path / SEGMENTS):
+            parts.append((table["document"].to_numpy(), _first_rows(corpus, table)))
         documents, sources = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         expected |= {"segments": segments.n, "sealed_segments": segments.n - segments.n_trainable}
     stored, n_documents = corpus.meta["counts"], len(np.unique(documents))

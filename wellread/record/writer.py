@@ -66,8 +66,9 @@ class RecordWriter:
         self._genesis = start
         self.step = step
         self.head = head or start
-        self._parts = [part for part in _listed(directory, "parts") if part["to"] <= step]
-        self._sealed = [file for file in _listed(directory, "sealed") if head and file["to"] <= step]
+        parts, measured = _listed(directory)
+        self._parts = [part for part in parts if part["to"] <= step]
+        self._sealed = [file for file in measured if head and file["to"] <= step]
         if (self._parts[-1]["to"] if self._parts else 0) != step:
             raise UserError(f"{directory}: the record has no part that ends at step {step}; its files are incomplete")
         self._rows: list[RecordedBatch] = []
@@ -82,7 +83,7 @@ class RecordWriter:
     @property
     def sealed_values(self) -> int:
         """Number of losses of sealed samples in the record."""
-        return sum(int(file["rows"]) for file in self._sealed) + sum(len(each.sample_ids) for each in self._measured)
+        return sum(int(file["rows"]) for file in self._sealed) + self._measured_rows
 
     def append(self, batch: RecordedBatch) -> None:
         """Add the batch that was just read; call it after its optimizer step succeeded or was deliberately skipped."""
@@ -100,7 +101,7 @@ class RecordWriter:
         if not last < losses.step == self.step:
             raise AssertionError(f"step {losses.step} measured at step {self.step}, after step {last}")
         self._measured.append(losses)
-        if sum(len(each.sample_ids) for each in self._measured) >= ROWS_PER_PART:
+        if self._measured_rows >= ROWS_PER_PART:
             self.flush()
 
     def flush(self) -> None:
@@ -115,22 +116,26 @@ class RecordWriter:
 
     def _write_part(self) -> None:
         start, stop = self._rows[0].batch_id, self._rows[-1].batch_id + 1
-        name = f"part-{start:08d}-{stop:08d}.parquet"
-        content = to_parquet(self._rows)
-        write_atomic(self._directory / name, content)
         rows = sum(len(reading.sample_ids) for reading in self._rows)
-        digest = hashlib.sha256(content).hexdigest()
-        self._parts.append({"name": name, "from": start, "to": stop, "rows": rows, "sha256": digest})
+        self._write(self._parts, f"part-{start:08d}-{stop:08d}.parquet", to_parquet(self._rows), start, stop, rows)
         self._rows.clear()
 
     def _write_sealed(self) -> None:
         first, last = self._measured[0].step, self._measured[-1].step
         name, content = sealed.file_name(first, last), sealed.to_parquet(self._measured)
-        write_atomic(self._directory / name, content)
-        rows = sum(len(each.sample_ids) for each in self._measured)
-        digest = hashlib.sha256(content).hexdigest()
-        self._sealed.append({"name": name, "from": first, "to": last, "rows": rows, "sha256": digest})
+        self._write(self._sealed, name, content, first, last, self._measured_rows)
         self._measured.clear()
+
+    def _write(self, files: list[dict[str, Any]], name: str, content: bytes, first: int, last: int, rows: int) -> None:
+        """Write a file, and add its entry in head.json to `files`."""
+        write_atomic(self._directory / name, content)
+        digest = hashlib.sha256(content).hexdigest()
+        files.append({"name": name, "from": first, "to": last, "rows": rows, "sha256": digest})
+
+    @property
+    def _measured_rows(self) -> int:
+        """Number of losses of sealed samples that are not written yet."""
+        return sum(len(each.sample_ids) for each in self._measured)
 
     def _write_head(self) -> None:
         head = {"version": 1, "genesis": self._genesis, "step": self.step, "head": self.head, "parts": self._parts}
@@ -139,14 +144,13 @@ class RecordWriter:
         write_json(self._directory / "head.json", with_checksum(head))
 
 
-def _listed(directory: Path, kind: str) -> list[dict[str, Any]]:
-    """The files of one kind that head.json names; records of older versions name no `sealed`."""
+def _listed(directory: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The parts and the files of sealed losses that head.json names; older versions name none of the latter."""
     path = directory / "head.json"
     if not path.exists():
-        return []
+        return [], []
     head = read_json(path)
-    files: list[dict[str, Any]] = head[kind] if kind == "parts" else head.get(kind, [])
-    return files
+    return head["parts"], head.get("sealed", [])
 
 
 def to_parquet(rows: list[RecordedBatch]) -> bytes:

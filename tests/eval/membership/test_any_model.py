@@ -129,5 +129,10 @@ def test_other_mistakes_are_one_line(files: tuple[Path, Path], small_model: Path
         with pytest.raises(UserError, match=line) as error:
             main([*start, *words])
         assert "\n" not in str(error.value)
+    short = shutil.copytree(small_model, tmp_path / "short")
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8}))
+    with pytest.raises(UserError, match=r"--reference .*short: reads 8 tokens, but samples have up to 128"):
+        main([*start, str(files[1]), "--reference", str(short), "--scores", "reference"])
     with pytest.raises(UserError, match="--model no-such-model: not a directory or a known model"):
         main(["membership", "--model", "no-such-model", "--members", str(files[0]), "--nonmembers", str(files[1])])

@@ -9,7 +9,8 @@ from scipy import stats
 from sklearn.linear_model import Ridge
 
 from eval.membership import gates
-from eval.membership.gates import gate, permutations_for, shape, suspect, words
+from eval.membership.gates import SUSPECT, gate, permutations_for, shape, words
+from eval.statistics import holm
 from wellread.data.sources.generated import story
 
 IDS = np.arange(10_000)
@@ -106,7 +107,7 @@ def test_null_draws_raise_few_alarms() -> None:
             gate("words", pool_gram[np.ix_(ids, ids)], is_member, documents, seed=seed).p,
             gate("shape", shape(lengths[ids], categories[ids].tolist()), is_member, documents, seed=seed).p,
         ]
-    assert sum(any(suspect(pair)) for pair in p_values.tolist()) <= 8
+    assert sum((holm(pair) < SUSPECT).any() for pair in p_values) <= 8
     for of_gate in p_values.T:
         assert stats.kstest(of_gate, "uniform").pvalue > 0.001
 
@@ -115,9 +116,9 @@ def test_questions_and_stories_are_distinguished_and_one_file_is_not(root: Path)
     rows = [json.loads(line) for line in (root / "configs/data/sample.jsonl").read_text().splitlines()]
     questions = [row["response"] for row in rows if len(row["response"]) > 80][:240]
     half = np.random.default_rng(5).permutation(240) < 120
-    assert not any(suspect([gate("words", words(questions), half, IDS[:240]).p]))
+    assert gate("words", words(questions), half, IDS[:240]).p >= SUSPECT
     stories = [story(number) for number in range(120)]
-    assert suspect([gate("words", words(questions[:120] + stories), IDS[:240] < 120, IDS[:240]).p]) == [True]
+    assert gate("words", words(questions[:120] + stories), IDS[:240] < 120, IDS[:240]).p < SUSPECT
 
 
 def test_many_components_need_more_permutations() -> None:
@@ -126,8 +127,8 @@ def test_many_components_need_more_permutations() -> None:
 
 
 def test_alarms_are_corrected_for_the_number_of_gates() -> None:
-    assert suspect([0.004, 0.4]) == [True, False]
-    assert suspect([0.006, 0.4]) == [False, False]
+    assert (holm(np.array([0.004, 0.4])) < SUSPECT).tolist() == [True, False]
+    assert (holm(np.array([0.006, 0.4])) < SUSPECT).tolist() == [False, False]
 
 
 def test_a_side_that_is_too_small_is_refused() -> None:

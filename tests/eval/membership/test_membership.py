@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
+from support.resampled import cluster_bootstrap, permuted_auc
 from support.small_evaluations import evaluate, make_run, tokens_with
 
-from eval import kept, separation
+from eval import kept, resampling, separation
 from eval.groups import Groups
 from eval.membership.compare import Side, mean_loss
 from eval.membership.evaluation import Membership
 from eval.progress import Reporter
-from eval.separation import auc, cluster_bootstrap, permuted_auc, roc, tpr_at_fpr
+from eval.separation import auc, roc, tpr_at_fpr
 from wellread.corpus.read import Corpus
 from wellread.errors import UserError
 from wellread.files import sha256_file, with_checksum, write_json
@@ -85,11 +86,11 @@ def test_bootstrap_agrees_with_resampling_one_by_one() -> None:
     rng = np.random.default_rng(1)
     members, nonmembers = rng.integers(0, 6, 9).astype(float), rng.integers(0, 5, 120).astype(float)
     documents, other_documents = rng.integers(0, 4, 9), rng.integers(0, 50, 120)
-    u = separation._draw(rng, separation.codes_of(documents), 20)
-    v = separation._draw(rng, separation.codes_of(other_documents), 20)
+    u = resampling._draw(rng, separation.codes_of(documents), 20)
+    v = resampling._draw(rng, separation.codes_of(other_documents), 20)
     order, other = np.argsort(members), np.argsort(nonmembers)
     sides = (members[order], u[:, order], nonmembers[other], v[:, other])
-    aucs, tprs = separation._weighted_auc(*sides), separation._weighted_tpr(*sides, 0.1)
+    aucs, tprs = resampling._weighted_auc(*sides), separation.weighted_tpr(*sides, 0.1)
     for row in range(20):
         assert all(
             len(set(u[row][documents == document])) == 1 for document in documents

@@ -144,6 +144,16 @@ def test_several_runs(run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureF
     )
 
 
+def test_runs_of_one_name_keep_their_own_tables(run: RunDirectory, tmp_path: Path) -> None:
+    other = make_run(tmp_path / "elsewhere" / run.name, batches=6)
+    alone = saturation(run, "--only", "falls")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(other.path.parent)
+        assert saturation(run, run.name, "--only", "falls") == alone
+    assert read(run.eval / "saturation.parquet") == alone
+    assert read(other.eval / "saturation.parquet") != alone
+
+
 def test_two_runs_without_a_common_metric(run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = make_run(tmp_path / "other", batches=4)
     items = Generations.items
