@@ -107,8 +107,8 @@ class Evaluation(ABC):
         heads, rows = cls.overview(results)
         return Section(
             heading=f"{cls.name.capitalize()}: {cls.summary}",
-            n=f"{len(results):,} results.",
-            help="Each row is one result; the column n says how many samples it is about.",
+            n=f"{len(results):,} results in eval/{cls.name}.parquet.",
+            help="The table shows the main ones; the column n says how many samples each is about.",
             tables=[Table(f"Results of {cls.name}", heads, rows)],
         )
 

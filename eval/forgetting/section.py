@@ -71,7 +71,7 @@ def section(run: RunDirectory, results: Sequence[Result]) -> Section | None:
             f"{with_interval(last)} nats per token.",
             "control": f"The control, samples that step {control.step:,} had not read yet: {with_interval(control)}."
             if control
-            else "There is no control: every checkpoint had read all samples.",
+            else "There is no control: every evaluated checkpoint had read all samples.",
             "plain": with_interval(plain),
         },
         pictures=[Picture("Forgetting", forgetting_by_step(results), alt, caption)],

@@ -82,8 +82,9 @@ def test_models_and_files(
     classified = pq.read_table(out / "classified.parquet").to_pandas().query("score == 'loss'")
     rate = results["membership/loss", "members", "tpr_at_fpr_0.1"].value
     assert classified["member"].astype(float).mean() == pytest.approx(rate, abs=1e-12)  # the members, classified again
-    above = (loss[120:] > results["membership/loss", "members", "threshold_at_fpr_0.1"].value - 1e-4).mean()
-    assert above <= 0.11
+    threshold = results["membership/loss", "members", "threshold_at_fpr_0.1"].value
+    noise = 1e-4  # two machines add the same numbers in another order
+    assert (loss[120:] > threshold + noise).mean() <= 0.1 <= (loss[120:] > threshold - noise).mean() + 1 / 110
     assert pyarrow.csv.read_csv(out / "roc.csv").num_rows == pq.read_table(out / "roc.parquet").num_rows
     assert (out / "roc.svg").read_bytes().startswith(b"<svg")
 
