@@ -107,7 +107,9 @@ def _parse(kind: type[Evaluation], argv: list[str]) -> dict[str, Any]:
         parser.add_argument("more_runs", nargs="*", help="Further runs, to compare with it.")
     if fans_out:
         parser.add_argument("--steps", help="Checkpoints: all, last, or by step, e.g. 0,100 (default: all).")
-    parser.add_class_arguments(kind, nested_key=None, as_group=False, skip=NO_FLAGS | kind.switches.keys())
+    parser.add_class_arguments(
+        kind, nested_key=None, as_group=False, skip=NO_FLAGS | kind.switches.keys() | kind.without
+    )
     for name, text in kind.switches.items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
     if fans_out:

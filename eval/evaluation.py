@@ -39,6 +39,8 @@ class Evaluation(ABC):
     """One line for the help."""
     several: ClassVar[bool] = False
     """Whether it compares several runs: then its field `more_runs` has the further runs of the command line."""
+    without: ClassVar[frozenset[str]] = frozenset()
+    """Fields that have no meaning for it and do not become flags."""
     switches: ClassVar[Mapping[str, str]] = {}
     """Fields that are flags without a value, each with its help."""
     more_help: ClassVar[str] = ""
@@ -49,6 +51,11 @@ class Evaluation(ABC):
     @abstractmethod
     def results(self, reporter: Reporter) -> Iterator[Any]:
         """Yield the rows of its table: `Result`, unless it has another schema."""
+
+    @classmethod
+    def applies(cls, run: RunDirectory) -> bool:
+        """Whether the run can be evaluated at all; otherwise the report does not name the evaluation."""
+        return True
 
     def work(self) -> int:
         """Total amount of work, in the units of `Reporter.move_to`."""

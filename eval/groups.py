@@ -12,6 +12,7 @@ import numpy as np
 
 from eval.randomness import Randomness
 from eval.separation import Ints, codes_of
+from wellread.corpus import canaries
 from wellread.units import plural
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Groups:
         first_read = np.full(corpus.n_trainable, last, dtype=np.int64)
         batch_id, sample_id = readings(Record.open(run.record), last)
         np.minimum.at(first_read, sample_id, batch_id)
+        first_read[corpus.n_ordinary :] = last  # canaries are in no group: they are not of the other samples' kind
         selected = Randomness.of(run).selected
         if corpus.packed:
             segments = Segments(corpus)
@@ -107,7 +109,8 @@ class Groups:
         from wellread.corpus.segments import Segments
 
         table = self.corpus.table if isinstance(self.corpus, Segments) else self.corpus.samples()
-        column = table.column("source" if len(table.column("source").unique()) > 1 else "category")
+        sources = {*table.column("source").unique().to_pylist()} - {canaries.SET}
+        column = table.column("source" if len(sources) > 1 else "category")
         return [value or "" for value in column.to_pylist()]
 
     def at(self, step: int) -> dict[str, Ints]:

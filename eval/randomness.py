@@ -21,7 +21,8 @@ class Randomness:
     """The random parts of an order.
 
     An order that shuffles, also one over a selection or a list, is random in each epoch. Of a curriculum, the phases
-    that shuffle are; samples of insertions are not, since they were selected and have their own batches.
+    that shuffle are; samples of insertions are not, since they were selected and have their own batches. With canaries,
+    neither are the samples that they displace.
     """
 
     kind: str
@@ -29,7 +30,7 @@ class Randomness:
     phases: Ints
     """Batches [start, stop) of the random ranges, int64[ranges, 2]."""
     selected: Ints
-    """Samples that insertions read, ascending; they are in no comparison that needs a random time."""
+    """Samples that insertions read or displace, ascending; they are in no comparison that needs a random time."""
     is_one_draw: bool
     """Whether all batches are drawn from the same samples, so that what is read later differs only by chance."""
 
@@ -37,11 +38,16 @@ class Randomness:
     def of(cls, run: RunDirectory) -> Randomness:
         """The random parts of the order of a run, from its manifest and order.json."""
         from wellread.files import read_json
+        from wellread.order.inserted import InsertedOrder
+        from wellread.order.store import open_order
 
         identity: dict[str, Any] = run.manifest()["identity"]
         order, every = identity["order"], np.array([[0, np.iinfo(np.int64).max]])
-        notes = read_json(run.order_notes, NOTES) if order["kind"] == "curriculum" else {"phases": [], "inserted": []}
+        has_notes = order["kind"] == "curriculum" or "inserted" in order
+        notes = read_json(run.order_notes, NOTES) if has_notes else {"phases": [], "inserted": []}
         selected = np.unique(np.array([each["sample_id"] for each in notes["inserted"]], dtype=np.int64))
+        if isinstance(opened := open_order(run) if "inserted" in order else None, InsertedOrder):
+            selected = np.union1d(selected, opened.displaced())
         if order.get("pass", order["kind"]) == "shuffle":
             return cls(order["kind"], every, selected, True)
         random = [each for each in notes["phases"] if each["order"].partition(":")[0] in ("shuffle", "filter")]

@@ -13,6 +13,7 @@ EVALUATIONS: dict[str, str] = {
     "membership": "eval.membership.evaluation:Membership",
     "forgetting": "eval.forgetting.evaluation:Forgetting",
     "memorization": "eval.memorization.evaluation:Memorization",
+    "canaries": "eval.canaries.evaluation:Canaries",
     "generations": "eval.generations.evaluation:Generations",
     "saturation": "eval.saturation.evaluation:Saturation",
 }

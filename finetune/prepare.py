@@ -7,6 +7,7 @@ import itertools
 import sys
 from array import array
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from numpy.typing import NDArray
 from finetune import show
 from finetune.tokenize import Item, tokenize
 from wellread.config import DataConfig, RunConfig
+from wellread.corpus import canaries as registered
 from wellread.corpus import summary, tokenizer
 from wellread.corpus.building import building
 from wellread.corpus.merge import merge
 from wellread.corpus.read import Corpus
 from wellread.corpus.shards import Shard, write_shards
-from wellread.data import documents
+from wellread.data import canaries, documents
 from wellread.data.mixture import Reader, readers
 from wellread.data.rows import templates
 from wellread.data.rows.bad_rows import BadRows
@@ -77,6 +79,7 @@ def compile_corpus(config: RunConfig, n_shown: int = 0) -> Path:
 
 def _compile(build: Path, target: Path, rows: Rows) -> None:
     config, mixture, spec, settings = rows.config, rows.mixture, rows.spec, rows.settings
+    canaries.refuse_name(config, mixture.names)
     gc.freeze()  # modules stay loaded; otherwise each garbage collection would traverse all their objects
     backend = None if spec.fresh else _tokenizer_of(spec, build / "tokenizer")
     data_sets = [reader.kept_if_small() for reader in readers(config.data, mixture)]
@@ -94,9 +97,11 @@ def _compile(build: Path, target: Path, rows: Rows) -> None:
         )
     items = sum(int((n if mask is None else n[mask]).sum()) for n, mask in zip(counts, masks, strict=True)) + len(bad)
     _write(build, _items(data_sets, masks), backend, config.data, items)
+    extra = canaries.add(build, config, len(mixture.names), backend, partial(_complete, backend))
     merge(
         build,
-        sets=mixture.names,
+        sets=[*mixture.names, *([registered.SET] if extra else [])],
+        files=[registered.FILE] if extra else [],
         vocab_size=spec.vocab,
         settings=settings,
         pack=config.data.seq_len if config.data.pack else None,
@@ -109,8 +114,14 @@ def _compile(build: Path, target: Path, rows: Rows) -> None:
                 "sha256": tokenizer.fingerprint(build / "tokenizer"),
             },
             "bad_rows": bad,
+            **extra,
         },
     )
+
+
+def _complete(backend: tokenizer.Tokenizer, texts: list[str]) -> list[list[int]]:
+    """Tokens of texts with their end, as documents have them."""
+    return [[*tokens, backend.eos] for tokens in backend.prompts(texts)]
 
 
 def _described(reader: Reader, counts: NDArray[np.int64], n_taken: int, settings: dict[str, Any]) -> dict[str, Any]:

@@ -19,13 +19,15 @@ from wellread.planning.plan import Plan
 from wellread.recipes.registry import recipe_of
 from wellread.run import RunDirectory
 
-HASHES = ("model", "corpus", "order.ids")
+HASHES = ("model", "corpus", "order.ids", "order.canaries", "order.inserted")
 """Values that a user does not set; an error lists them last."""
 NAMES = {
     "order.n": "trainable samples",
     "order.ids": "sample ids of the order",
     "corpus": "hash of the corpus (--data and its settings)",
     "model": "hash of the model (--model)",
+    "order.canaries": "registered draw of canaries (--canaries)",
+    "order.inserted": "places of canaries",
 }
 """Key of an identity -> what an error calls it."""
 CONSEQUENCES = {
@@ -33,6 +35,7 @@ CONSEQUENCES = {
     "order.n": {"seq_len"},
     "order.batch_size": {"batch_size"},
     "order.seed": {"seed"},
+    "order.inserted": {"seed", "steps", "batch_size", "order.canaries"},
     "order.ids": {"order.n", "order.kind", "order.seed", "order.source", "order.by"},
 }
 """Key of an identity -> keys that explain a difference in it; then an error lists only those."""

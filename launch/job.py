@@ -18,11 +18,13 @@ from wellread import provenance
 from wellread.config import ClusterConfig, RunConfig, packages
 from wellread.corpus import summary as summaries
 from wellread.corpus.read import Corpus
+from wellread.data import canaries
 from wellread.errors import UserError
 from wellread.files import with_checksum, write_json
 from wellread.models import registry
 from wellread.models.spec import ModelSpec
 from wellread.order.build import Built, build, samples_before_corpus
+from wellread.order.inserted import check
 from wellread.planning import deepspeed_file
 from wellread.planning.choose import WORDS
 from wellread.planning.machine import Machine
@@ -31,7 +33,7 @@ from wellread.planning.planner import make_plan
 from wellread.recipes.base import Samples
 from wellread.recipes.registry import RESOLVED, handed_over, resolve, samples_of
 from wellread.run import RunDirectory
-from wellread.units import GIB
+from wellread.units import GIB, plural
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,8 @@ class Job:
         falls_back = self.options.ladder == "on" and not self.options.force  # --force starts the requested strategy
         failures = ladder.failures(self.run) if falls_back else ()
         plan = make_plan(self.config, self.spec, self.machine, counts, ds_config, failures)
+        if corpus is None and (registered := canaries.planned(self.config)):  # otherwise the order was checked
+            check(registered, steps=plan.steps, batch_size=plan.batch_size)
         return replace(plan, forced=self.options.force)
 
     def _check_ranks(self) -> None:
@@ -174,6 +178,13 @@ class Job:
             print(f"{self.run.path} is finished: step {plan.steps} of {plan.steps}; nothing to do", flush=True)
             return None
         write_json(self.run.plan_file, with_checksum(plan.as_dict()))
+        if registered := corpus.canaries:
+            share = check(registered, steps=plan.steps, batch_size=plan.batch_size)
+            print(
+                f"canaries: {plural(int(registered.doses.sum()), 'reading')}, {share:.2%} of all, in place of other "
+                "samples",
+                flush=True,
+            )
         if self.options.snapshot == "on":
             for name in snapshot.take(self.run, Path(self.config.data.corpora)):
                 print(f"not in the code snapshot, because untracked and large: {name}", file=sys.stderr)

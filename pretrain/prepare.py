@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
@@ -21,13 +22,14 @@ from numpy.typing import NDArray
 from pretrain import perplexity
 from pretrain.tokenize import Text, Tokenizing, write
 from wellread.config import PretrainConfig, TextConfig
+from wellread.corpus import canaries as registered
 from wellread.corpus import sentencepiece, summary, tokenizer
 from wellread.corpus.building import building
 from wellread.corpus.merge import merge
 from wellread.corpus.read import Corpus
 from wellread.corpus.sentencepiece import Pieces
 from wellread.corpus.shards import shard_path
-from wellread.data import documents, text_metrics
+from wellread.data import canaries, documents, text_metrics
 from wellread.data.mixture import Mixture
 from wellread.data.rows.bad_rows import BadRows
 from wellread.data.rows.unused import Unused
@@ -84,6 +86,7 @@ def _seq_len(config: TextConfig) -> int:
 
 def _compile(build: Path, target: Path, inputs: Documents, words: tuple[str, ...]) -> None:
     config, source, settings = inputs.config, inputs.source, inputs.settings
+    canaries.refuse_name(config, [source.name])
     scan = _scan(source, config.data)
     model = _model(build, config.data, scan)
     mask = Mixture((source,)).choose([scan.usable])[0]
@@ -100,11 +103,13 @@ def _compile(build: Path, target: Path, inputs: Documents, words: tuple[str, ...
         words=words,
     )
     _write_shards(build, _texts(source, mask), tokenizing, total)
-    pieces = Pieces(model)
+    pieces, backend = Pieces(model), tokenizer.Tokenizer.load(build / "tokenizer")
+    extra = canaries.add(build, config, 1, backend, partial(_complete, pieces))
     names = (*text_metrics.NAMES, *([text_metrics.WORD_LIST_RATE] if words else []))
     merge(
         build,
-        sets=[source.name],
+        sets=[source.name, *([registered.SET] if extra else [])],
+        files=[registered.FILE] if extra else [],
         vocab_size=pieces.size,
         settings=settings,
         metrics=names if tokenizing.metrics else (),
@@ -120,15 +125,21 @@ def _compile(build: Path, target: Path, inputs: Documents, words: tuple[str, ...
             "tokenizer": {
                 "size": pieces.size,
                 "bos": pieces.bos,
-                "eos": tokenizer.Tokenizer.load(build / "tokenizer").eos,
+                "eos": backend.eos,
                 "sha256": tokenizer.fingerprint(build / "tokenizer"),
             },
             "metrics": list(names) if tokenizing.metrics else [],
             "bad_rows": scan.bad.lines,
+            **extra,
         },
     )
     if config.data.perplexity:
         perplexity.add(build, config.data.perplexity)
+
+
+def _complete(pieces: Pieces, texts: list[str]) -> list[list[int]]:
+    """Tokens of texts with their beginning and end, as stories have them."""
+    return [[pieces.bos, *pieces.encode(text).tolist(), pieces.bos] for text in texts]
 
 
 # --- checking the source ---------------------------------------------------------------------------------------------

@@ -214,7 +214,7 @@ def test_ten_flags_come_first(name: str) -> None:
     assert first.startswith("most used:\n")
     assert len(re.findall(r"^  --", first, re.MULTILINE)) == 10
     titles = re.findall(r"^(\w+): .+:$", text, re.MULTILINE)
-    assert titles == ["model", "data", "schedule", "save", "watch", "cluster", "optim", "lora", "launch"]
+    assert titles == ["model", "data", "canary", "schedule", "save", "watch", "cluster", "optim", "lora", "launch"]
 
 
 @pytest.mark.parametrize("name", ["", "run", "plan", "prepare", "sample", "export", *NAMES])

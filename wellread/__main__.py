@@ -77,6 +77,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "membership": Command("eval.__main__:main", {"RUN": "can losses distinguish read samples from sealed ones"}),
         "forgetting": Command("eval.__main__:main", {"RUN": "what is left of each reading, with a control"}),
         "memorization": Command("eval.__main__:main", {"RUN": "which samples can be extracted from checkpoints"}),
+        "canaries": Command("eval.__main__:main", {"RUN": "which inserted texts checkpoints remember, exactly tested"}),
         "generations": Command(
             "eval.__main__:main", {"RUN": "what checkpoints write after fixed prompts; bits per byte"}
         ),

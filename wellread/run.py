@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 ORDER = {
     "kind": str, "seed": int, "n": int, "batch_size": int, "version": int, "pass": str, "ids": str, "by": str,
-    "source": (str, None),
+    "source": (str, None), "canaries": str, "inserted": str,
 }  # fmt: skip
 IDENTITY = {"order": ORDER, "steps": int, "batch_size": int, "seq_len": int, "corpus": str, "model": str}
 TIME = re.compile(r"\d{4}-[01]\d-[0-3]\dT[0-2]\d:[0-5]\d:[0-6]\d[+-]\d{4}")
@@ -89,7 +89,7 @@ class RunDirectory:
 
     @property
     def order_notes(self) -> Path:
-        """Phases of a curriculum, and the slots of its insertions."""
+        """Phases of a curriculum, and the slots of its insertions and of canaries."""
         return self.path / "order.json"
 
     @property

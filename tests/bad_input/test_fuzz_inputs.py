@@ -150,6 +150,7 @@ PATHS: dict[str, list[str]] = {
     "membership": ["membership", "PATH"],
     "forgetting": ["forgetting", "PATH"],
     "memorization": ["memorization", "PATH"],
+    "canaries": ["canaries", "PATH"],
     "generations": ["generations", "PATH"],
     "saturation": ["saturation", "PATH"],
     "report": ["report", "PATH"],

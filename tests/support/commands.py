@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "index": ("eval.__main__", "index"),
     "trace": ("eval.__main__", "trace"),
     "memorization": ("eval.__main__", "memorization"),
+    "canaries": ("eval.__main__", "canaries"),
     "membership": ("eval.__main__", "membership"),
     "forgetting": ("eval.__main__", "forgetting"),
     "generations": ("eval.__main__", "generations"),

@@ -12,6 +12,7 @@ from eval import evaluate as evaluating
 from eval.membership.evaluation import Membership
 from wellread import checkpoint as checkpoints
 from wellread.config import RunConfig
+from wellread.corpus.canaries import Texts
 from wellread.corpus.merge import merge
 from wellread.corpus.read import Corpus
 from wellread.corpus.shards import Sample, Shard, write_shards
@@ -40,10 +41,19 @@ def evaluate(
 
 
 def make_run(
-    path: Path, *, sealed: int = 4, batches: int = 4, copies: bool = False, model: str = "tiny"
+    path: Path,
+    *,
+    sealed: int = 4,
+    batches: int = 4,
+    copies: bool = False,
+    model: str = "tiny",
+    canaries: Texts | None = None,
 ) -> RunDirectory:
-    """A run of 8 trainable samples in order of their ids, two per batch, with a checkpoint every second batch."""
-    corpus = make_corpus(path / "corpus", 8, sealed, copies)
+    """A run of 8 trainable samples in order of their ids, two per batch, with a checkpoint every second batch.
+
+    The last ones are canaries, if there are any.
+    """
+    corpus = make_corpus(path / "corpus", 8, sealed, copies, canaries)
     run, config = RunDirectory(path), resolve(RunConfig.of(data="sample"), registry.find("tiny"))
     write_json(run.manifest_file, {"identity": {"order": {"kind": "shuffle", "batch_size": 2}}, "attempts": [ATTEMPT]})
     run.write_config(config.replace(model=model))
@@ -66,7 +76,7 @@ def make_run(
 ATTEMPT = {"attempt": 1, "started": "2026-01-01T00:00:00+0000", "ranks": 1, "strategy": "ddp", "code": {"commit": None}, "python": "3", "packages": {"torch": "2"}}  # fmt: skip # noqa: E501
 
 
-def make_corpus(path: Path, trainable: int, sealed: int, copies: bool) -> Corpus:
+def make_corpus(path: Path, trainable: int, sealed: int, copies: bool, canaries: Texts | None = None) -> Corpus:
     samples = [
         Sample(
             tokens=[5 + i, 6, 7 + i % 3, 9], spans=[(2, 4)], document=3 if copies and i in (0, 7) else 100 + i,
@@ -76,7 +86,15 @@ def make_corpus(path: Path, trainable: int, sealed: int, copies: bool) -> Corpus
     ]  # fmt: skip
     path.mkdir(parents=True)
     write_shards(path, 1, lambda _: Shard(samples), lambda _: None)
-    merge(path, sets=("made up",), vocab_size=64, settings={}, extra={})
+    extra: dict[str, Any] = {}
+    if canaries:
+        canaries.write(path)
+        doses, counts = np.unique(canaries.repeats[~canaries.control], return_counts=True)
+        draw = {"per_dose": int(counts[0]), "repeats": doses.tolist(), "controls": int(canaries.control.sum())}
+        registered = {"version": 1, "seed": 0, "text": "random", "at": "uniform", "sha256": canaries.sha256(0)}
+        extra = {"canaries": draw | registered}
+    files = ("canaries.parquet",) if canaries else ()
+    merge(path, sets=("made up",), vocab_size=64, settings={}, extra=extra, files=files)
     return Corpus.open(path)
 
 

@@ -4,6 +4,7 @@ A field that is ``None`` has a default that depends on the model or the data; it
 `wellread.recipes.registry.resolve` fills it in.
 """
 
+from wellread.config.canary import CanaryConfig as CanaryConfig
 from wellread.config.cluster import ClusterConfig as ClusterConfig
 from wellread.config.cluster import Strategy as Strategy
 from wellread.config.cluster import Switch as Switch

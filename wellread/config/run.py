@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
+from wellread.config.canary import CanaryConfig
 from wellread.config.cluster import ClusterConfig
 from wellread.config.data import DataConfig, TextConfig
 from wellread.config.flat import SECTION, flat, from_dict, keys_of
@@ -26,6 +27,7 @@ class RunConfig:
     """The program that prepares and trains it: the name of its recipe."""
     model: ModelConfig = field(default_factory=ModelConfig, metadata=SECTION)
     data: DataConfig = field(default_factory=DataConfig, metadata=SECTION)
+    canary: CanaryConfig = field(default_factory=CanaryConfig, metadata=SECTION)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig, metadata=SECTION)
     save: SaveConfig = field(default_factory=SaveConfig, metadata=SECTION)
     watch: WatchConfig = field(default_factory=WatchConfig, metadata=SECTION)
@@ -53,6 +55,8 @@ class RunConfig:
             raise UserError("--load_in_4bit: 4-bit weights cannot be trained; add adapters with --lora.rank")
         if model.load_in_4bit and not self.cluster.may_be_ddp:
             raise UserError("--load_in_4bit: ZeRO cannot partition 4-bit weights; leave out --strategy and --ds_config")
+        if self.canary.canaries and self.data.pack:
+            raise UserError("--canaries: are samples of their own and cannot be packed; leave out --pack")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +69,13 @@ class PretrainConfig(RunConfig):
     save: EarlySaves = field(default_factory=EarlySaves, metadata=SECTION)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(weight_decay=0.1, min_lr=0.0))
     """Optimizer and learning-rate schedule; the defaults are llama2.c's."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.canary.canaries and (self.data.metrics or self.data.word_list or self.data.perplexity):
+            raise UserError(
+                "--canaries: have no text metrics; leave out --metrics, --word_list and --perplexity, or --canaries"
+            )
 
 
 KINDS: tuple[type[RunConfig], ...] = (RunConfig, PretrainConfig)

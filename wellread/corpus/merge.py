@@ -33,6 +33,7 @@ def merge(
     extra: dict[str, Any],
     metrics: Sequence[str] = (),
     pack: int | None = None,
+    files: Sequence[str] = (),
 ) -> None:
     """Merge all shards into the files of a corpus, trainable samples first, then sealed ones.
 
@@ -46,6 +47,8 @@ def merge(
         Names of the shards' text metrics, which are written to metrics.parquet.
     pack : int, optional
         Pack the trainable and the sealed samples into sequences of this many tokens (`wellread.corpus.pack`).
+    files : sequence of str
+        Further files of the corpus, which are in the build already.
 
     Raises
     ------
@@ -55,18 +58,17 @@ def merge(
     dtype = "<u2" if vocab_size <= 65536 else "<u4"
     counts = _check_trainable(build, sets)
     columns, packs = _write_samples(build, sets, dtype, pack)
-    names = ["tokens.bin", "offsets.npy", "targets.npy", "target_offsets.npy", "samples.parquet"]
+    names = ["tokens.bin", "offsets.npy", "targets.npy", "target_offsets.npy", "samples.parquet", *files]
     if metrics:
         write_metrics(build, dict(zip(metrics, columns["metrics"].T, strict=True)))
         names.append(METRICS)
     n_duplicates = duplicates(columns["document"], columns["set_id"], columns["first_row"])
     if packs:
         segments = joined([packed.segments for packed in packs])
-        n_segments = np.concatenate([packed.n_segments for packed in packs])
         n_duplicates = duplicates(segments["document"], segments["set_id"], first_rows(segments))
         counts["segments"] = len(segments["document"])
         counts["sealed_segments"] = int(segments["sealed"].sum())
-        names += write_segments(build, segments, n_segments, sets)
+        names += write_segments(build, segments, np.concatenate([each.n_segments for each in packs]), sets)
     meta = {
         "version": 1,
         "hash": corpus_hash(

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from wellread.corpus import canaries
+from wellread.corpus.canaries import Registration
 from wellread.corpus.digest import digest
 from wellread.errors import UserError
 from wellread.files import damage_named, load_array, read_json
@@ -23,7 +25,7 @@ COMPILE_AGAIN = "delete this corpus and compile it again"
 META = {
     "hash": str, "dtype": str, "counts": {...: int}, "sizes": {...: int}, "sha256": {...: str}, "settings": dict,
     "kind": str, "packing": str, "sets": [{"name": str}], "source": {"name": str}, "tokenizer": {"size": int},
-    "metrics": [str], "bad_rows": list,
+    "metrics": [str], "bad_rows": list, "canaries": canaries.SHAPE,
 }  # fmt: skip
 """Shape of corpus.json."""
 
@@ -131,6 +133,22 @@ class Corpus:
     def n_trainable(self) -> int:
         """Number of trainable samples; their ids come first."""
         return int(self.meta["counts"]["trainable"])
+
+    @cached_property
+    def canaries(self) -> Registration | None:
+        """The registered draw of canaries; None without canaries."""
+        return Registration.of(self.meta)
+
+    @property
+    def n_ordinary(self) -> int:
+        """Number of trainable samples without canaries; their ids come first, canaries follow."""
+        return self.n_trainable - (self.canaries.count if self.canaries else 0)
+
+    def why_not(self, sample_id: int) -> str:
+        """Why an order cannot select a sample."""
+        if not 0 <= sample_id < self.n:
+            return f"there is no sample {sample_id}"
+        return f"sample {sample_id} is {'sealed' if sample_id >= self.n_trainable else 'a canary'}"
 
     @property
     def longest(self) -> int:
@@ -244,9 +262,8 @@ class Corpus:
     @cached_property
     def set_names(self) -> tuple[str, ...]:
         """Names of the data sets that the samples come from; the id of a set is its index here."""
-        return tuple(
-            each["name"] for each in self.meta.get("sets") or [self.meta["source"]]
-        )  # corpora from before mixtures have one "source"
+        sets = self.meta.get("sets") or [self.meta["source"]]  # corpora from before mixtures have one "source"
+        return (*(each["name"] for each in sets), *([canaries.SET] if self.canaries else []))
 
     @cached_property
     def _set_ids(self) -> NDArray[np.uint16]:

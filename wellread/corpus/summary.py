@@ -60,6 +60,11 @@ def summary(corpus: Corpus) -> None:
         print(f"sets: {', '.join(parts)}")
     if corpus.packed:
         _packing(corpus)
+    if draw := corpus.canaries:
+        print(
+            f"canaries: {draw.per_dose:,} for each of {', '.join(map(str, draw.repeats))} readings, "
+            f"{draw.controls:,} controls, sha256 {draw.sha256}"
+        )
     unit = "segment" if corpus.packed else "sample"
     print(f"tokens per {unit}: median {np.median(lengths):.0f}, longest {lengths.max():,}")
     for line in _histogram(lengths.tolist(), int(lengths.max())):

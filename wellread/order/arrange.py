@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from wellread.corpus.canaries import TAG
 from wellread.corpus.read import Corpus
 from wellread.errors import UserError
 from wellread.order import metrics
@@ -46,8 +47,11 @@ def arrange(curriculum: Curriculum, corpus: Corpus, *, seed: int, batch_size: in
         When a phase or an insertion cannot be satisfied; names its place in the file.
     """
     used: list[str] = [curriculum.sha256]
+    for insertion in curriculum.insertions if corpus.canaries else ():
+        if insertion.tag.startswith(TAG):
+            raise UserError(f"{insertion.place}.tag: {insertion.tag!r} is a tag of --canaries; choose another")
     inserted_ids = [_insertion_ids(insertion, corpus, used) for insertion in curriculum.insertions]
-    free = np.ones(corpus.n_trainable, dtype=np.bool_)
+    free = np.ones(corpus.n_ordinary, dtype=np.bool_)
     for insertion, ids in zip(curriculum.insertions, inserted_ids, strict=True):
         if not free[ids].all():
             raise UserError(f"{insertion.place}: sample {ids[~free[ids]][0]} is already part of an earlier insertion")
@@ -94,8 +98,8 @@ def _phase_batches(
 
 
 def _mask(pool: Pool, corpus: Corpus, place: str, used: list[str]) -> NDArray[np.bool_]:
-    """Mask of the trainable samples in a pool, bool[n_trainable]."""
-    mask = np.ones(corpus.n_trainable, dtype=np.bool_)
+    """Mask of the trainable samples in a pool, bool[n_ordinary]."""
+    mask = np.ones(corpus.n_ordinary, dtype=np.bool_)
     for condition in pool.where:
         values = metrics.column(corpus, condition.metric, f"{place}.where")
         used.append(metrics.digest(values))
@@ -104,7 +108,7 @@ def _mask(pool: Pool, corpus: Corpus, place: str, used: list[str]) -> NDArray[np
         if name not in corpus.set_names:
             raise UserError(f"{place}.sets: no data set {name!r}; this corpus has {', '.join(corpus.set_names)}")
     if pool.sets:
-        numbers = corpus.sets(np.arange(corpus.n_trainable))
+        numbers = corpus.sets(np.arange(corpus.n_ordinary))
         mask &= np.isin(numbers, [corpus.set_names.index(name) for name in pool.sets])
     return mask
 
@@ -120,9 +124,9 @@ def _insertion_ids(insertion: Insertion, corpus: Corpus, used: list[str]) -> NDA
             raise UserError(f"{insertion.place}: no trainable sample matches its where and sets")
         return ids
     for sample, times in Counter(insertion.samples).items():
-        if sample >= corpus.n_trainable:
-            what = f"sample {sample} is sealed" if sample < corpus.n else f"there is no sample {sample}"
-            raise UserError(f"{insertion.place}.samples: {what}; choose ids 0 … {corpus.n_trainable - 1}")
+        if sample >= corpus.n_ordinary:
+            what = corpus.why_not(sample)
+            raise UserError(f"{insertion.place}.samples: {what}; choose ids 0 … {corpus.n_ordinary - 1}")
         if times > 1:
             raise UserError(
                 f"{insertion.place}.samples: sample {sample} is listed twice; list it once, each batch of at reads it"

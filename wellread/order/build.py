@@ -15,6 +15,7 @@ from wellread.errors import UserError
 from wellread.order import curriculum as curricula
 from wellread.order import metrics
 from wellread.order.arrange import Arranged, arrange, steps_before_corpus
+from wellread.order.inserted import insert, notes_of
 from wellread.order.permutation import Kind, ListedOrder, Order
 from wellread.order.select import choose, open_ids
 from wellread.order.spec import OrderSpec, parse
@@ -26,7 +27,7 @@ class Built:
 
     order: Order
     notes: dict[str, Any] | None = None
-    """Only for a curriculum: `phases`, and the slots of the insertions (docs/formats.md, order.json)."""
+    """Of a curriculum, or with canaries: `phases`, and the slots of insertions (docs/formats.md, order.json)."""
 
 
 def build(config: ScheduleConfig, corpus: Corpus) -> Built:
@@ -35,13 +36,33 @@ def build(config: ScheduleConfig, corpus: Corpus) -> Built:
     Raises
     ------
     UserError
-        When a metric, a file or a curriculum cannot be used, or no sample is left.
+        When a metric, a file or a curriculum cannot be used, no sample is left, or canaries have no slots.
     """
+    built = _without_canaries(config, corpus)
+    if not corpus.canaries:
+        return built
+    notes = built.notes or {"version": 1, "control": config.order_control, "phases": [], "inserted": []}
+    batch_size, first = built.order.batch_size, corpus.n_ordinary
+    reserved = [each["batch_id"] * batch_size + each["slot"] for each in notes["inserted"]]
+    order = insert(
+        built.order,
+        corpus.canaries,
+        first,
+        steps=config.steps or built.order.steps(config.epochs or 1),
+        seed=config.seed,
+        reserved=np.array(reserved, dtype=np.int64),
+    )
+    inserted = [*notes["inserted"], *notes_of(order, corpus.canaries, first)]
+    inserted.sort(key=lambda each: (each["batch_id"], each["slot"]))
+    return Built(order, notes | {"inserted": inserted})
+
+
+def _without_canaries(config: ScheduleConfig, corpus: Corpus) -> Built:
     spec, batch_size = parse(config.order), config.batch_size or 0
     plain: dict[str, Any] = {"seed": config.seed, "batch_size": batch_size}
     where = f"--order {config.order}"
     if spec.kind in ("shuffle", "sequential"):
-        return Built(Order(kind="shuffle" if spec.kind == "shuffle" else "sequential", n=corpus.n_trainable, **plain))
+        return Built(Order(kind="shuffle" if spec.kind == "shuffle" else "sequential", n=corpus.n_ordinary, **plain))
     if spec.kind != "curriculum":
         choice = choose(spec, corpus, where)
         return Built(_listed(spec, choice.ids, _passes(config, choice.passes), choice.source, plain))

@@ -22,7 +22,7 @@ def names(corpus: Corpus) -> list[str]:
 
 
 def column(corpus: Corpus, metric: str, where: str) -> NDArray[Any]:
-    """One metric of all trainable samples, int64 or float64[n_trainable].
+    """One metric of all trainable samples but canaries, int64 or float64[n_ordinary].
 
     Raises
     ------
@@ -42,7 +42,7 @@ def column(corpus: Corpus, metric: str, where: str) -> NDArray[Any]:
         raise UserError(
             f"{files[metric]}: {len(table_column):,} rows for {corpus.n:,} samples; compile the corpus again"
         )
-    values = table_column.slice(0, corpus.n_trainable).to_numpy()
+    values = table_column.slice(0, corpus.n_ordinary).to_numpy()
     missing = np.flatnonzero(np.isnan(values))
     if len(missing):
         also = f" (and {len(missing) - 1:,} more)" * (len(missing) > 1)

@@ -37,8 +37,8 @@ def choose(spec: OrderSpec, corpus: Corpus, where: str, among: NDArray[np.bool_]
         Any order except a curriculum.
     where : str
         Beginning of error messages.
-    among : bool[n_trainable], optional
-        Samples that may be chosen (default: all trainable ones).
+    among : bool[n_ordinary], optional
+        Samples that may be chosen (default: all trainable ones but canaries).
 
     Raises
     ------
@@ -50,7 +50,7 @@ def choose(spec: OrderSpec, corpus: Corpus, where: str, among: NDArray[np.bool_]
         listed, source = read_ids(Path(spec.path).expanduser(), corpus, where)
         ids = listed if among is None else listed[among[listed]]
     else:
-        ids = np.arange(corpus.n_trainable, dtype=np.int64) if among is None else np.flatnonzero(among)
+        ids = np.arange(corpus.n_ordinary, dtype=np.int64) if among is None else np.flatnonzero(among)
     if spec.condition:
         values = metrics.column(corpus, spec.condition.metric, where)
         ids, source = ids[spec.condition.holds(values[ids])], metrics.digest(values)
@@ -84,11 +84,12 @@ def read_ids(path: Path, corpus: Corpus, where: str) -> tuple[NDArray[np.int64],
         When the file contains anything else; the message begins with `where`.
     """
     file_ids = open_ids(path, where)
-    wrong = np.flatnonzero((file_ids < 0) | (file_ids >= corpus.n_trainable))
+    wrong = np.flatnonzero((file_ids < 0) | (file_ids >= corpus.n_ordinary))
     if len(wrong):
         first = int(file_ids[wrong[0]])
-        sealed = f"sample {first} is sealed" if 0 <= first < corpus.n else f"there is no sample {first}"
-        raise UserError(f"{where}: entry {wrong[0]} of {path}: {sealed}; choose ids 0 … {corpus.n_trainable - 1}")
+        raise UserError(
+            f"{where}: entry {wrong[0]} of {path}: {corpus.why_not(first)}; choose ids 0 … {corpus.n_ordinary - 1}"
+        )
     ids = np.ascontiguousarray(file_ids, dtype="<i8")
     counts = np.bincount(ids, minlength=1)
     if counts.max() > 1:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from wellread.cli import add_dataclass, parse_dataclass
 from wellread.config import RunConfig, to_dict
+from wellread.config.canary import RANDOM
 from wellread.errors import UserError
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class Recipe(ABC, Generic[C]):
         from wellread.help import arrange
 
         self._add_settings(parser)
-        arrange(parser, self.config, self.most_used_to_compile, only_sections=("data",))
+        arrange(parser, self.config, self.most_used_to_compile, only_sections=("data", "canary"))
 
     def _add_settings(self, parser: ArgumentParser) -> None:
         add_dataclass(parser, self.config, self.hidden)
@@ -134,6 +135,11 @@ class Recipe(ABC, Generic[C]):
         seq_len = config.data.seq_len or min(spec.seq_len, spec.positions)
         if seq_len > self.positions(spec, seq_len):
             raise UserError(f"--seq_len {seq_len}: {spec.name} has {spec.positions} positions; choose at most that")
+        if config.canary.canaries and config.canary.tokens > seq_len and config.canary.canary_text == RANDOM:
+            raise UserError(
+                f"--canary_tokens {config.canary.tokens}: longer than a window of {seq_len} tokens (--seq_len); "
+                "choose at most that"
+            )
         order = _checked_order(config)
         data, lora = config.data.name or self.usual_data(spec), config.lora
         if lora.rank and (spec.fresh or config.model.init == "fresh"):

@@ -45,11 +45,13 @@ class Rows(Samples):
     def settings(self) -> dict[str, Any]:
         """All settings that determine the content of the corpus."""
         from wellread.corpus import tokenizer
+        from wellread.data import canaries
         from wellread.data.mixture import corpus_settings
         from wellread.models.directories import local_directory
 
         directory = None if self.model.fresh else local_directory(self.model, weights=False)
-        return corpus_settings(self.config.data, self.mixture, tokenizer.identify(directory, self.model.vocab))
+        backend = tokenizer.identify(directory, self.model.vocab)
+        return corpus_settings(self.config.data, self.mixture, backend) | canaries.settings(self.config)
 
     def estimate(self) -> int:
         """One sample per row."""

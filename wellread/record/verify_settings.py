@@ -12,11 +12,13 @@ from wellread.config import RunConfig, to_dict
 from wellread.corpus.read import Corpus
 from wellread.files import array_header, read_json
 from wellread.order.build import build
+from wellread.order.inserted import plain
 from wellread.order.permutation import ListedOrder, Order, steps_of
 from wellread.order.spec import parse
 from wellread.planning.plan import Plan
 from wellread.planning.saving import save_steps
 from wellread.planning.strategies import STRATEGIES
+from wellread.record import verify_canaries
 from wellread.record.findings import Findings
 from wellread.run import CHECKSUM, MANIFEST, RunDirectory
 
@@ -42,6 +44,15 @@ def check(findings: Findings, run: RunDirectory, manifest: dict[str, Any], corpu
         _check_config(findings, run, config, identity)
         if corpus:
             settings = corpus.meta["settings"]
+            verify_canaries.check_config(findings, run.config_file, config, corpus)
+            registered = corpus.canaries.sha256 if corpus.canaries else None
+            findings.expect(
+                corpus.path / "corpus.json",
+                "canaries.sha256",
+                registered,
+                identity["order"].get("canaries"),
+                "manifest.json",
+            )
             for name, value in vars(config.data).items():
                 if name != "seq_len" and not isinstance(settings.get(name), dict | None):
                     place = corpus.path / "corpus.json"
@@ -158,7 +169,7 @@ def _check_plan(
 
 def check_order(findings: Findings, run: RunDirectory, identity: dict[str, Any], order: Order, corpus: Corpus) -> None:
     """Compare the order with its identity and the corpus, and order.json with the order."""
-    expected = identity["order"]
+    expected, inserted, order = identity["order"], order, plain(order)
     if isinstance(order, ListedOrder):
         header = array_header(order.ids)
         with open(run.order_file, "rb") as file:
@@ -166,17 +177,19 @@ def check_order(findings: Findings, run: RunDirectory, identity: dict[str, Any],
                 findings.add(
                     f"{run.order_file}: its header or size is not that of {order.ids.dtype} [{len(order.ids)}]"
                 )
-        outside = np.flatnonzero((order.ids < 0) | (order.ids >= corpus.n_trainable))
-        findings.add(*(f"{run.order_file}: row {i}: sample {order.ids[i]} is not trainable" for i in outside[:5]))
+        outside = np.flatnonzero((order.ids < 0) | (order.ids >= corpus.n_ordinary))
+        findings.add(*(f"{run.order_file}: row {i}: {corpus.why_not(int(order.ids[i]))}" for i in outside[:5]))
         findings.expect(run.manifest_file, "identity.order.n", expected["n"], len(order.ids), "order.npy")
-        if expected["kind"] in ("sorted", "filter"):  # made of the corpus only
-            order = build(run.config().schedule, corpus).order
     else:
-        findings.expect(run.manifest_file, "identity.order.n", expected["n"], corpus.n_trainable, "the corpus")
-    findings.expect(run.manifest_file, "identity.order", expected, order.identity(), "the order")
-    if expected["kind"] == "curriculum":
+        findings.expect(run.manifest_file, "identity.order.n", expected["n"], corpus.n_ordinary, "the corpus")
+    if expected["kind"] in ("sorted", "filter") or (corpus.canaries and not isinstance(order, ListedOrder)):
+        actual = build(run.config().schedule, corpus).order  # made of the corpus only
+    else:
+        actual = inserted
+    findings.expect(run.manifest_file, "identity.order", expected, actual.identity(), "the order")
+    if expected["kind"] == "curriculum" or corpus.canaries:
         with findings.reading(run.order_notes):
-            _check_notes(findings, run, identity, order)
+            _check_notes(findings, run, identity, inserted)
 
 
 def _check_notes(findings: Findings, run: RunDirectory, identity: dict[str, Any], order: Order) -> None:
@@ -191,7 +204,7 @@ def _check_notes(findings: Findings, run: RunDirectory, identity: dict[str, Any]
         findings.expect(place, f"phases: start of {phase['name']!r}", phase["start"], start)
         parse(phase["order"])
         start = phase["stop"]
-    if not control:
+    if not control and identity["order"]["kind"] == "curriculum":
         findings.expect(place, "phases: end of the last", start, steps, "steps in manifest.json")
     listed = [(each["batch_id"], each["slot"], each["sample_id"]) for each in notes["inserted"]]
     read = order.batches(0, steps)

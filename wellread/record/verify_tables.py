@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wellread.corpus import canaries
 from wellread.corpus.digest import DIGEST_BYTES, HASH_BEGINS
 from wellread.corpus.holdout import is_sealed
 from wellread.corpus.read import METRICS, Corpus
@@ -126,12 +127,14 @@ def _check_columns(
 
 
 def check_holdout(findings: Findings, corpus: Corpus, place: Path, table: pyarrow.Table, start: int) -> None:
-    """The split follows from documents and holdout."""
+    """The split follows from documents and holdout; canaries are trainable."""
     settings = corpus.meta["settings"]
     if not {"holdout", "holdout_seed"} <= settings.keys():
         return
     documents = table["document"].to_pylist()
     sealed = np.array([is_sealed(each, settings["holdout"], settings["holdout_seed"]) for each in documents])
+    if corpus.canaries:  # they are exempt
+        sealed &= column_of(table, "source") != canaries.SET
     expected = np.where(sealed, "sealed", "trainable")
     findings.expect_column(place, "split by its document", column_of(table, "split"), expected, "row", start)
 

@@ -28,7 +28,8 @@ def sections_of(facts: Facts) -> dict[str, Section | None]:
     """Name -> section, in the order of the page; None for an evaluation that was not run."""
     sections: dict[str, Section | None] = dict(_sections(FIRST, facts, []))
     for kind in evaluations():
-        sections[kind.name] = kind.section(facts.run, kind.stored(facts.run))
+        if kind.applies(facts.run):
+            sections[kind.name] = kind.section(facts.run, kind.stored(facts.run))
     before = [section for section in sections.values() if section]
     return sections | dict(_sections(LAST, facts, before))
 
