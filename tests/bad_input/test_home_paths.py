@@ -23,9 +23,9 @@ HERE = {
 }  # fmt: skip
 """Flags that may contain a path, and expand it in their own syntax."""
 TEXTS = {
-    "batch", "call", "command", "diff", "format", "freeze", "groups", "k", "lora", "lora.targets", "only", "optim",
-    "packing", "partition", "print_config", "row", "sample", "scores", "size", "sql", "steps", "template_date", "tests",
-    "text", "time", "tracker", "tries",
+    "batch", "call", "canary_repeats", "command", "diff", "format", "freeze", "groups", "k", "lora", "lora.targets", "only",
+    "optim", "packing", "partition", "print_config", "row", "sample", "scores", "size", "sql", "steps",
+    "template_date", "tests", "text", "time", "tracker", "tries",
 }  # fmt: skip
 """Flags that contain no path."""
 
@@ -71,6 +71,7 @@ def test_paths_in_files(home: Path) -> None:
     }
     (home / "c.yaml").write_text(yaml.safe_dump(curriculum))
     (home / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": 2}}))
+    (home / "secrets.jsonl").write_text("".join(f'"the number of drawer {i} is {i * i}"\n' for i in range(40)))
     (home / "words.txt").write_text("river\n")
     few = ["--max_bad_rows", "9", "--seq_len", "64", "--corpora=~/corpora", "--out=~/run", "--batch_size", "4"]
     finetune = ["plan", "finetune", "--model=~/old/model", *few]
@@ -79,6 +80,7 @@ def test_paths_in_files(home: Path) -> None:
         [*finetune, "--data=dolly@~/old/data.jsonl:5"],
         [*finetune, "--data=~/data.yaml", "--template=~/t.txt"],
         ["prepare", "finetune", "--model=~/old/model", "--data=~/data.yaml", *few[:4], "--corpora=~/corpora"],
+        [*finetune, "--data=~/data.yaml", "--canaries=1", "--canary_repeats=1", "--canary_text=~/secrets.jsonl"],
         [*finetune, "--data=~/data.yaml", "--order=file:~/ids.npy", "--holdout", "0"],
         [*finetune, "--data=~/data.yaml", "--order=curriculum:~/c.yaml", "--ds_config=~/ds.json", "--epochs", "1"],
         ["sample", "~/old/run", "once", "--tokens", "2"],
