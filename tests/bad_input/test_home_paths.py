@@ -23,8 +23,8 @@ HERE = {
 }  # fmt: skip
 """Flags that may contain a path, and expand it in their own syntax."""
 TEXTS = {
-    "batch", "call", "canary_repeats", "command", "diff", "format", "freeze", "groups", "k", "lora", "lora.targets", "only",
-    "optim", "packing", "partition", "print_config", "row", "sample", "scores", "size", "sql", "steps",
+    "batch", "call", "canary_repeats", "command", "diff", "format", "freeze", "groups", "k", "lora", "lora.targets",
+    "only", "optim", "packing", "partition", "print_config", "row", "sample", "scores", "size", "sql", "steps",
     "template_date", "tests", "text", "time", "tracker", "tries",
 }  # fmt: skip
 """Flags that contain no path."""
