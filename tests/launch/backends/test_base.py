@@ -28,7 +28,7 @@ def environment(plan: Plan, file: ClusterFile) -> dict[str, str]:
 
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """An environment without variables that affect those of the ranks, and eight cores."""
+    """An environment without variables that affect those of the ranks, and eight cores, of which one is busy."""
     for name in (
         "OMP_NUM_THREADS",
         "OMP_WAIT_POLICY",
@@ -38,6 +38,8 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.0, 9.0, 9.0))
     return monkeypatch
 
 
@@ -67,7 +69,7 @@ def test_the_accelerator_is_set_only_on_cpus(bare: pytest.MonkeyPatch) -> None:
     assert not on_gpus.keys() & {"DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES", "OMP_WAIT_POLICY"}
 
 
-def test_threads_spin_only_where_each_has_a_core(bare: pytest.MonkeyPatch) -> None:
+def test_threads_spin_only_where_each_has_an_idle_core(bare: pytest.MonkeyPatch) -> None:
     def waiting(ranks: int, file: ClusterFile = LOCAL) -> str | None:
         plan = replace(PLAN, machine=Machine(device="cpu", ranks_per_node=ranks))
         return environment(plan, file).get("OMP_WAIT_POLICY")
@@ -76,6 +78,9 @@ def test_threads_spin_only_where_each_has_a_core(bare: pytest.MonkeyPatch) -> No
     assert waiting(9) == "passive"  # nine ranks of one thread on eight cores
     assert waiting(2, ClusterFile(kind="slurm")) == "passive"  # the number of cores is unknown
     assert waiting(2, ClusterFile(kind="slurm", cpus_per_rank=12)) is None
+    bare.setattr(os, "getloadavg", lambda: (8.5, 1.0, 1.0))  # other programs use the cores
+    assert [waiting(1), waiting(2, ClusterFile(kind="slurm", cpus_per_rank=12))] == ["passive", None]
+    bare.setattr(os, "getloadavg", lambda: (8.0, 9.0, 9.0))
     bare.setenv("OMP_NUM_THREADS", "5")
     assert [waiting(1), waiting(2)] == [None, "passive"]
     for threads, expected in {"2,4": None, " 2 ": None, "5,1": "passive", "all": "passive"}.items():
