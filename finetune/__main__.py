@@ -15,6 +15,7 @@ from wellread.errors import UserError
 
 EXAMPLES = """examples:
   wellread prepare finetune --data dolly@databricks-dolly-15k.jsonl --model models/pythia-70m --seq_len 512 --show 3
+  wellread prepare finetune --data sample --metrics
   wellread run finetune --model tiny      (prepares, plans and trains; see wellread --help)
 """
 

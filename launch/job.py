@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass, field, replace
@@ -164,10 +165,17 @@ class Job:
         Plan, int or None
             The plan; an exit code when preparing failed; None when the run is finished.
         """
-        code = 0 if self._corpus_of_run() else _prepare(self)
+        older = self._corpus_of_run()
+        code = 0 if older else _prepare(self)
         if code:
             return code
         corpus = Corpus.open(self.corpus_directory())
+        if older and self.config.data.metrics and not corpus.metrics:
+            print(
+                f"--metrics: {corpus.path} was compiled by an older version and gets no text metrics; "
+                f"to measure what the run reads: wellread saturation {shlex.quote(str(self.run.path))} --metrics",
+                file=sys.stderr,
+            )
         if corpus.words > self.spec.vocab:  # the corpus was compiled for another model with the same tokenizer
             raise UserError(
                 f"--model {self.spec.name}: the tokenizer has {corpus.words:,} tokens, but the embedding only "
@@ -290,7 +298,9 @@ def _prepare(job: Job) -> int:
     is_new = not job.run.manifest_file.exists()
     # The program also checks the files of a model in a directory, before ranks start; without a corpus it compiles one.
     checks = is_new and job.spec.path is not None and job.config.model.init == "pretrained"
-    if (directory / "corpus.json").is_file() and not checks:
+    compiled = (directory / "corpus.json").is_file()
+    unmeasured = compiled and job.config.data.metrics and not Corpus.open(directory).metrics
+    if compiled and not checks and not unmeasured:
         if is_new:
             print(f"corpus {directory}: already compiled", flush=True)
             summaries.summary(Corpus.open(directory))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 
-from wellread.corpus.read import METRICS, Corpus
-from wellread.corpus.tables import write_metrics
+from wellread.corpus.read import Corpus
+from wellread.corpus.tables import add_metrics
 from wellread.errors import UserError
-from wellread.files import sha256_file, with_checksum, write_json
 from wellread.models import registry
 from wellread.models.directories import local_directory
 
@@ -34,13 +32,7 @@ def add(build: Path, model: str) -> None:
     _check_vocabulary(corpus, directory, spec.vocab, model)
     print(f"scoring {corpus.n:,} samples with {model}", flush=True)
     scores, targets = log_likelihoods(load_model(directory).eval(), corpus, np.arange(corpus.n))
-    columns = {name: corpus.metric(name) for name in corpus.metrics}
-    write_metrics(build, columns | {NAME: np.exp(-scores / targets).astype(np.float32)})
-    meta = json.loads((build / "corpus.json").read_text(encoding="utf-8"))
-    meta["metrics"].append(NAME)
-    meta["sizes"][METRICS] = (build / METRICS).stat().st_size
-    meta["sha256"][METRICS] = sha256_file(build / METRICS)
-    write_json(build / "corpus.json", with_checksum(meta))
+    add_metrics(build, {NAME: np.exp(-scores / targets).astype(np.float32)})
 
 
 def _check_vocabulary(corpus: Corpus, directory: Path, rows: int, model: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wellread.data import text_metrics
+from wellread.data import sample_metrics, text_metrics
 
 if TYPE_CHECKING:
     from eval.separation import Floats, Ints
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 ROWS_AT_ONCE = 1 << 18
 """Readings of the record that are in memory at once."""
-AT_ONCE = 2048
-"""Samples that are decoded at once."""
 
 
 def metrics_of(run: RunDirectory, corpus: Corpus) -> dict[str, Floats]:
@@ -49,23 +47,19 @@ def measure(run: RunDirectory, corpus: Corpus, record: Record) -> None:
     """Decode every sample that the run has read, without special tokens, and keep its text metrics."""
     import pyarrow as pa
 
-    from wellread.corpus.tokenizer import Tokenizer
     from wellread.results import write_table
+    from wellread.terminal import progress
 
-    ids = _read_samples(record, corpus.n_trainable)
-    tokenizer = Tokenizer.load(corpus.tokenizer)
-    special = np.array(sorted(tokenizer.special_ids))
-    parts = [np.zeros((0, len(text_metrics.NAMES)), dtype=np.float32)]
-    for start in range(0, ids.size, AT_ONCE):
-        samples = (corpus.tokens(int(i)) for i in ids[start : start + AT_ONCE])
-        texts = [tokenizer.decode(tokens[~np.isin(tokens, special)].tolist()) for tokens in samples]
-        parts.append(text_metrics.measure(texts))
-    columns = dict(zip(text_metrics.NAMES, np.concatenate(parts).T, strict=True))
+    ids = read_samples(record, corpus.n_trainable)
+    with progress("measuring texts", ids.size) as show:
+        values = sample_metrics.measure(corpus, ids, show)
+    columns = dict(zip(text_metrics.NAMES, values.T, strict=True))
     table = pa.table({"sample_id": ids, **{name: np.ascontiguousarray(column) for name, column in columns.items()}})
     write_table(_file(run), table.replace_schema_metadata({"corpus": corpus.hash}))
 
 
-def _read_samples(record: Record, n_trainable: int) -> Ints:
+def read_samples(record: Record, n_trainable: int) -> Ints:
+    """Ids of the samples that a run has read at least once, int64[n], ascending."""
     was_read = np.zeros(n_trainable, dtype=np.bool_)
     for _, _, table in record.pieces(["sample_id"], ROWS_AT_ONCE):
         was_read[table.column("sample_id").to_numpy()] = True

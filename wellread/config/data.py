@@ -39,6 +39,8 @@ class DataConfig:
     holdout_seed: int = 0
     """Seed that chooses the sealed documents; separate from --seed, so that runs with different seeds share one
     holdout."""
+    metrics: bool = False
+    """Measure length, variety, readability and sentiment of each sample."""
     max_bad_rows: int = field(default=0, metadata=unit("rows"))
     """Number of malformed rows to skip; one more stops compiling."""
     max_document: int = field(default=256, metadata=unit("MiB"))
@@ -72,8 +74,6 @@ class TextConfig(DataConfig):
     """stream (stories are concatenated and cut into windows) or story (one story per sample)."""
     long_stories: LongStories = "split"
     """With --packing story: a story longer than seq_len is split into several samples, or cut."""
-    metrics: bool = False
-    """Measure length, variety, readability and sentiment of each sample."""
     word_list: str | None = None
     """File of words, one per line; how frequent they are becomes a metric; implies --metrics (default: no file)."""
     perplexity: str | None = None

@@ -17,7 +17,7 @@ def building(target: Path) -> Iterator[Path | None]:
 
     After an error the build directory is removed. After a crash it remains, and the next build reuses its shards.
     """
-    with _only_builder(target):  # if another process builds the same corpus: wait, then use its result
+    with only_builder(target):  # if another process builds the same corpus: wait, then use its result
         if (target / "corpus.json").is_file():
             yield None
             return
@@ -38,8 +38,8 @@ def building(target: Path) -> Iterator[Path | None]:
 
 
 @contextmanager
-def _only_builder(target: Path) -> Iterator[None]:
-    """Wait until no other process builds `target`. Afterwards the lock, and a folder created for it, are removed."""
+def only_builder(target: Path) -> Iterator[None]:
+    """Wait until no other process builds or changes `target`. Its lock, and a folder made for it, are removed later."""
     import fcntl
 
     path = target.with_name(f".{target.name}.lock")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +14,9 @@ from numpy.typing import NDArray
 from wellread.corpus import arrow
 from wellread.corpus.columns import Columns, n_targets
 from wellread.corpus.digest import DIGEST_BYTES
-from wellread.corpus.read import METRICS
+from wellread.corpus.read import METRICS, Corpus
 from wellread.corpus.segments import FILE
-from wellread.files import write_array
+from wellread.files import replacing, sha256_file, with_checksum, write_array, write_json
 
 if TYPE_CHECKING:
     import pyarrow
@@ -83,4 +84,17 @@ def write_metrics(build: Path, columns: dict[str, NDArray[Any]]) -> None:
     n = len(next(iter(columns.values())))
     table = {"sample_id": arrow.numbers(np.arange(n), np.int64)}
     table |= {name: arrow.numbers(values, np.float32) for name, values in columns.items()}
-    pyarrow.parquet.write_table(pyarrow.table(table), build / METRICS, compression="zstd")
+    with replacing(build / METRICS) as file:
+        pyarrow.parquet.write_table(pyarrow.table(table), file, compression="zstd")
+
+
+def add_metrics(directory: Path, columns: dict[str, NDArray[Any]]) -> None:
+    """Add metrics to a corpus that is compiled: metrics.parquet has its other ones too, and corpus.json names all."""
+    corpus = Corpus.open(directory)
+    write_metrics(directory, {name: corpus.metric(name) for name in corpus.metrics} | columns)
+    meta = json.loads((directory / "corpus.json").read_text(encoding="utf-8"))
+    meta["metrics"] = [*corpus.metrics, *columns]
+    meta["sizes"][METRICS] = (directory / METRICS).stat().st_size
+    if "sha256" in meta:  # not in older corpora
+        meta["sha256"][METRICS] = sha256_file(directory / METRICS)
+    write_json(directory / "corpus.json", with_checksum(meta))

@@ -33,7 +33,7 @@ def column(corpus: Corpus, metric: str, where: str) -> NDArray[Any]:
 
     files = _files(corpus)
     hint = f"this corpus has the metrics {', '.join(files)}"
-    if "packing" in corpus.meta and not corpus.metrics:
+    if not corpus.metrics:
         hint += "; text metrics need --metrics"
     if metric not in files:
         raise UserError(f"{where}: no metric {metric!r}; {hint}")

@@ -72,6 +72,7 @@ class Finetune(Recipe[RunConfig]):
         "template",
         "pack",
         "loss_on",
+        "metrics",
         "corpora",
     )
     usage = "prepare the corpus, train; the same command again resumes"
