@@ -76,6 +76,25 @@ def tokens_of(
     return fill(token_file(run, checkpoint, how), ids, reporter, compute)
 
 
+def tokens_under(
+    run: RunDirectory, directory: Path, samples: Samples, ids: Ints, reporter: Reporter, how: How | None = None
+) -> TokenFile:
+    """The file with the token columns of these samples under a model that is not a checkpoint of the run.
+
+    Its name has the fingerprint of the model; see `tokens_of`.
+    """
+    from wellread.models.directories import fingerprint_directory
+
+    how, key = how or How(), fingerprint_directory(directory).rpartition(":")[2]
+    words = [f"reference-{key[:12]}", *([how.dtype] if how.dtype != "fp32" else [])]
+    file = TokenFile(run.eval / "tokens" / f"{'.'.join(words)}.parquet", {"model": key, "dtype": how.dtype})
+
+    def compute(missing: Ints, progress: Callable[[int], None]) -> Iterator[Tokens]:
+        return run_directory(directory, samples, missing, how, progress)
+
+    return fill(file, ids, reporter, compute)
+
+
 def fill(
     file: TokenFile, ids: Ints, reporter: Reporter, compute: Callable[[Ints, Callable[[int], None]], Iterator[Tokens]]
 ) -> TokenFile:

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.kept import How, by_part, fill, run_directory, token_file, tokens_of
+from eval.kept import How, by_part, token_file, tokens_of, tokens_under
 from eval.membership.scores import Column, Inputs, needs
 from eval.membership.texts import LowerCase, zlib_bytes
 from eval.separation import Floats, Ints
-from eval.token_store import TokenFile
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from eval.progress import Reporter
+    from eval.token_store import TokenFile
     from wellread.checkpoint import Checkpoint
     from wellread.corpus.decoder import Decoder
     from wellread.corpus.read import Corpus
     from wellread.corpus.segments import Segments
     from wellread.run import RunDirectory
-    from wellread.tokens import Tokens
 
 
 @dataclass(frozen=True)
@@ -77,20 +76,11 @@ class Source:
 
     def _reference_file(self, ids: Ints, reporter: Reporter) -> TokenFile:
         from wellread.checkpoint import Checkpoint
-        from wellread.models.directories import fingerprint_directory
 
         if isinstance(self.reference, Checkpoint):
             return tokens_of(self.run, self.reference, self.samples, ids, reporter, self.how)
         assert self.reference
-        directory, key = self.reference, fingerprint_directory(self.reference).rpartition(":")[2]
-        words = [f"reference-{key[:12]}", *([self.how.dtype] if self.how.dtype != "fp32" else [])]
-        path = self.run.eval / "tokens" / f"{'.'.join(words)}.parquet"
-        file = TokenFile(path, {"model": key, "dtype": self.how.dtype})
-
-        def compute(missing: Ints, progress: Callable[[int], None]) -> Iterator[Tokens]:
-            return run_directory(directory, self.samples, missing, self.how, progress)
-
-        return fill(file, ids, reporter, compute)
+        return tokens_under(self.run, self.reference, self.samples, ids, reporter, self.how)
 
     def values(self, files: dict[str, TokenFile], ids: Ints) -> dict[str, Floats]:
         """Name of each score -> its values, float64[n]; NaN where it is not defined."""

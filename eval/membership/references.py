@@ -64,19 +64,19 @@ def model_named(name: str, flag: str = "--reference") -> Path:
         raise UserError(str(error).replace("--model", flag, 1)) from None
 
 
-def check_reference(directory: Path, name: str, tokenizer: Tokenizer, longest: int) -> None:
+def check_reference(directory: Path, name: str, tokenizer: Tokenizer, longest: int, flag: str = "--reference") -> None:
     """Refuse a reference model that reads other tokens than `tokenizer` gives, or fewer than `longest` at once.
 
     Raises
     ------
     UserError
-        Names it by `name`.
+        Names it by flag and `name`.
     """
     from wellread.corpus.tokenizer import Tokenizer
     from wellread.models.pretrained import configuration_in
 
     if Tokenizer.load(directory).backend.get_vocab() != tokenizer.backend.get_vocab():
-        raise UserError(f"--reference {name}: has another vocabulary than the samples; choose one with the same")
+        raise UserError(f"{flag} {name}: has another vocabulary than the samples; choose one with the same")
     positions = getattr(configuration_in(directory), "max_position_embeddings", None)
     if positions is not None and positions < longest:
-        raise UserError(f"--reference {name}: reads {positions:,} tokens, but samples have up to {longest:,}")
+        raise UserError(f"{flag} {name}: reads {positions:,} tokens, but samples have up to {longest:,}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from eval.evaluation import Evaluation
 from eval.needs import Need, a_checkpoint, a_whole_record
-from eval.saturation import outputs, table
+from eval.saturation import outputs, perplexity, table
 from eval.saturation.collect import MetricCurve, curves_of
 from eval.saturation.fits import FORMS, fit
 from eval.saturation.verdict import judge
@@ -52,6 +52,9 @@ class Saturation(Evaluation):
     """Whether to write the summary also as eval/saturation/summary.csv."""
     metrics: bool = False
     """Whether to measure the texts that were read, if the corpus has no text metrics."""
+    perplexity: str | None = None
+    """Model under which the perplexity of what was read is measured: RUN@step-N, a directory, or a name that --model
+    accepts (default: only the recorded loss)."""
     seed: int = 0
     """Seed of the random halves and signs."""
     more_runs: Sequence[str] = ()
@@ -71,6 +74,11 @@ class Saturation(Evaluation):
             raise UserError(f"--margin {self.margin:g}: must be above 0 and below 1")
         if self.seed < 0:
             raise UserError(f"--seed {self.seed}: must be at least 0")
+
+    def work(self) -> int:
+        """Number of samples that are scored under another model; without one, 1."""
+        runs = [self.run, *map(RunDirectory.open, self.more_runs)]
+        return sum(perplexity.size(run) for run in runs) if self.perplexity else 1
 
     def results(self, reporter: Reporter) -> Iterator[table.Row]:
         """Judge each metric; write fits, summary and figures. The other runs get their own tables."""
@@ -132,6 +140,8 @@ class Saturation(Evaluation):
         outputs.write_fits(self.run, fits)
         if self.metrics:
             outputs.measure_read(self.run)
+        if self.perplexity:
+            outputs.measure_perplexity(self.run, self.perplexity, reporter)
         for note in outputs.write_summary(self.run, csv=self.csv):
             reporter.note(note)
 

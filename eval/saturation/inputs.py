@@ -29,11 +29,18 @@ class InputMeans:
     """Since the start of the run."""
 
 
-def input_means(record: Record, steps: Sequence[int], metrics: Mapping[str, Floats]) -> dict[str, InputMeans]:
+def input_means(
+    record: Record,
+    steps: Sequence[int],
+    metrics: Mapping[str, Floats],
+    log_likelihoods: Mapping[str, Floats] | None = None,
+) -> dict[str, InputMeans]:
     """Means of metrics of the samples that were read, and of the recorded loss.
 
     A sample that was read twice counts twice. Batches that were skipped changed no weight and are left out. `loss` is
     the mean per target token, in nats, as recorded; `perplexity` is its exponential.
+
+    Perplexities under other models are exp(-sum of log p / number of targets), the sums over all readings.
 
     Parameters
     ----------
@@ -41,8 +48,12 @@ def input_means(record: Record, steps: Sequence[int], metrics: Mapping[str, Floa
         Steps of the checkpoints, ascending; the record has all their batches.
     metrics
         Name -> value of each trainable sample, float64[n_trainable].
+    log_likelihoods
+        Name of a perplexity -> log p of the targets of each trainable sample under a model, nats, float64[n_trainable].
     """
-    totals: dict[str, Floats] = {name: np.zeros(len(steps)) for name in (*metrics, LOSS)}
+    log_likelihoods = log_likelihoods or {}
+    summed = {**metrics, **{name: -values for name, values in log_likelihoods.items()}}
+    totals: dict[str, Floats] = {name: np.zeros(len(steps)) for name in (*summed, LOSS)}
     readings, targets = np.zeros(len(steps)), np.zeros(len(steps))
     for interval, sample_id, n_targets, loss in _readings(record, np.asarray(steps)):
 
@@ -52,12 +63,12 @@ def input_means(record: Record, steps: Sequence[int], metrics: Mapping[str, Floa
         readings += total(None)
         targets += total(n_targets)
         totals[LOSS] += total(loss * n_targets)
-        for name, values in metrics.items():
+        for name, values in summed.items():
             totals[name] += total(values[sample_id])
-    counts = {name: targets if name == LOSS else readings for name in totals}
+    counts = {name: readings if name in metrics else targets for name in totals}
     means = {name: InputMeans(*_means(totals[name], counts[name])) for name in totals}
-    loss_means = means[LOSS]
-    return means | {PERPLEXITY: InputMeans(np.exp(loss_means.interval), np.exp(loss_means.cumulative))}
+    perplexities = {PERPLEXITY: means[LOSS]} | {name: means[name] for name in log_likelihoods}
+    return means | {name: InputMeans(np.exp(of.interval), np.exp(of.cumulative)) for name, of in perplexities.items()}
 
 
 def _readings(record: Record, steps: Ints) -> Iterator[tuple[Ints, Ints, Ints, Floats]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
+from eval.saturation import perplexity
 from eval.saturation.inputs import InputMeans, input_means
 from eval.saturation.measured import measure, metrics_of
 from eval.saturation.summary import summary
@@ -13,6 +14,7 @@ from eval.saturation.summary import summary
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from eval.progress import Reporter
     from eval.saturation.collect import MetricCurve
     from eval.saturation.table import Row
     from wellread.results import Result
@@ -72,6 +74,14 @@ def measure_read(run: RunDirectory) -> None:
         measure(run, corpus, Record.open(run.record))
 
 
+def measure_perplexity(run: RunDirectory, model: str, reporter: Reporter) -> None:
+    """Measure the perplexity of what a run has read under a model."""
+    from wellread.corpus.read import Corpus
+    from wellread.record.reader import Record
+
+    perplexity.measure(run, Corpus.open(run.corpus), Record.open(run.record), model, reporter)
+
+
 def output_results(run: RunDirectory) -> list[Result]:
     """The results of the generations of a run."""
     from eval.generations.evaluation import Generations
@@ -91,7 +101,9 @@ def inputs_of(run: RunDirectory, results: Sequence[Result]) -> dict[str, InputMe
     from wellread.record.reader import Record
 
     steps = sorted({result.step for result in results})
-    return input_means(Record.open(run.record), steps, metrics_of(run, Corpus.open(run.corpus))) if steps else {}
+    corpus = Corpus.open(run.corpus)
+    record, metrics, likelihoods = Record.open(run.record), metrics_of(run, corpus), perplexity.likelihoods(run, corpus)
+    return input_means(record, steps, metrics, likelihoods) if steps else {}
 
 
 def missing_metrics(run: RunDirectory) -> Iterator[str]:

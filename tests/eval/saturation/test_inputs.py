@@ -25,7 +25,8 @@ def test_means_by_hand(tmp_path: Path) -> None:
     record = Record.open(tmp_path)
     rows = record.table(columns=["batch_id", "sample_id"]).to_pylist()
     metric = np.arange(10.0) ** 2
-    means = input_means(record, [0, 2, 5], {"square": metric})
+    under = -np.arange(10.0)  # log p of a sample with i + 1 targets
+    means = input_means(record, [0, 2, 5], {"square": metric}, {"under": under})
     for place, (start, stop) in enumerate([(0, 0), (0, 2), (2, 5)]):
         ids = [row["sample_id"] for row in rows if start <= row["batch_id"] < stop]
         since_start = [row["sample_id"] for row in rows if row["batch_id"] < stop]
@@ -38,6 +39,8 @@ def test_means_by_hand(tmp_path: Path) -> None:
         loss = sum(i / 8 * (i + 1) for i in ids) / sum(i + 1 for i in ids)  # loss i / 8, i + 1 targets
         assert means["loss"].interval[place] == pytest.approx(loss)
         assert means["perplexity"].interval[place] == pytest.approx(math.exp(loss))
+        for values, of in ((means["under"].interval, ids), (means["under"].cumulative, since_start)):
+            assert values[place] == pytest.approx(math.exp(sum(of) / sum(i + 1 for i in of)))
 
 
 def test_means_are_those_of_the_decoded_text_of_all_batches(copied_run: RunDirectory) -> None:
