@@ -72,7 +72,7 @@ class Page:
         return self._environment.get_template("page.html.j2").render(
             title=" and ".join(names),
             runs=runs,
-            together=together(facts, names) if len(facts) > 1 else None,
+            together=self._together(facts, names) if len(facts) > 1 else None,
             css=(FOLDER / "page.css").read_text(encoding="utf-8"),
             script=(FOLDER / "page.js").read_text(encoding="utf-8"),
             palette=palette,
@@ -99,11 +99,20 @@ class Page:
         part = {"id": f"{prefix}{name}", "link": name, "section": section}
         if section is None:
             return part | {"heading": name.capitalize(), "command": command}
-        self._data.append(section.data)
+        return part | {"text": self._text(section)}
+
+    def _together(self, facts: Sequence[Facts], names: Sequence[str]) -> dict[str, Any]:
+        """Variables of the template for the section about all runs."""
+        section = together(facts, names)
+        return {"section": section, "text": self._text(section)}
+
+    def _text(self, section: Section) -> str:
+        """Text of a section as HTML; registers its data."""
         from markupsafe import Markup
 
+        self._data.append(section.data)
         text = self._environment.from_string(section.template).render(section.values, index=len(self._data) - 1)
-        return part | {"text": Markup(text)}
+        return Markup(text)
 
     def _figure(self, picture: Picture) -> int:
         """Register a figure; its index in the data of the page."""

@@ -93,6 +93,10 @@ class Saturation(Evaluation):
             tables.append((str(other.run.path), rows))
         for line in outputs.differences(tables, [self._curves, *(other._curves for other in other_runs)]):
             reporter.note(line)
+        if other_runs:
+            runs, curves = zip(*((each.run, each._curves) for each in (self, *other_runs)), strict=True)
+            for line in outputs.write_bands(runs, curves):
+                reporter.note(line)
         yield from judged
 
     def write(self, results: Sequence[Any]) -> None:

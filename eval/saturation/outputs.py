@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
+from eval import between
 from eval.saturation import perplexity
 from eval.saturation.inputs import InputMeans, input_means
 from eval.saturation.measured import measure, metrics_of
@@ -131,6 +132,34 @@ def differences(tables: Sequence[tuple[str, Sequence[Row]]], curves: Sequence[Se
             ends = [means[metric] for means in last]
             parts = ", ".join(f"{name}: {words}" for (name, _), words in zip(tables, verdicts, strict=True))
             yield f"{metric}: {parts}; at the end {min(ends):.4g} to {max(ends):.4g}"
+
+
+def write_bands(runs: Sequence[RunDirectory], curves: Sequence[Sequence[MetricCurve]]) -> Iterator[str]:
+    """Write how several runs differ, as `runs.parquet` and figures of the first; yield what must be known about it.
+
+    Parameters
+    ----------
+    curves
+        The metrics of each run.
+    """
+    from wellread.files import write_atomic
+
+    rows = between.bands([_means(of_run) for of_run in curves])
+    target = folder(runs[0])
+    between.write(target / "runs.parquet", rows, runs)
+    for metric, figure in between.figures_of(rows).items():
+        write_atomic(target / f"runs-{metric}.png", figure.png())
+    if not rows:
+        yield "the runs have no step in common, so there is no band between them"
+    if settings := between.other_differences(runs):
+        yield f"the runs differ not only in their seed, but also in {', '.join(settings)}"
+
+
+def _means(curves: Sequence[MetricCurve]) -> between.Values:
+    return {
+        each.curve.metric: dict(zip(each.curve.steps.tolist(), each.curve.means.tolist(), strict=True))
+        for each in curves
+    }
 
 
 def _words(row: Row) -> str:

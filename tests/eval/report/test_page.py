@@ -123,7 +123,8 @@ def test_several_runs_on_one_page(tmp_path: Path) -> None:
     assert len(identifiers) == len(set(identifiers))
     assert {"together", "run-1-curves", "run-2-curves", "run-2-membership"} <= set(identifiers)
     assert {str(first.path), str(second.path)} <= set(page.texts)  # two runs of one name
-    assert page.tags.count("img") == 5
+    assert page.tags.count("img") == 6
+    assert any("differ in nothing but their seed" in text for text in page.texts)
     with pytest.raises(UserError, match="a run is named twice"):
         write(first, first)
     with pytest.raises(UserError, match="8 runs; at most 7 fit on one page"):

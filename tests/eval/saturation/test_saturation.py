@@ -20,6 +20,7 @@ from eval.saturation.table import Row, read, schema
 from wellread import results
 from wellread.checkpoint import Checkpoint, list_checkpoints
 from wellread.errors import UserError
+from wellread.files import read_json, write_json
 from wellread.planning.plan import Plan
 from wellread.planning.rate import planned_rate
 from wellread.run import RunDirectory
@@ -142,6 +143,26 @@ def test_several_runs(run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureF
     assert (
         f"g/falls: run: saturated at step 2, {other.path}: saturated at step 2; at the end" in capsys.readouterr().err
     )
+
+
+def test_the_band_between_runs(run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = make_run(tmp_path / "other", batches=6)
+    saturation(run, str(other.path), "--only", "falls")
+    table = pq.read_table(run.eval / "saturation" / "runs.parquet")
+    assert table.schema.metadata[b"runs"].decode().splitlines() == [str(run.path), str(other.path)]
+    rows = table.to_pylist()
+    assert [(row["metric"], row["step"], row["runs"]) for row in rows] == [("g/falls", step, 2) for step in (0, 2, 4)]
+    for row in rows:  # both runs have the same items
+        assert row["low"] == row["high"] == row["mean"] == pytest.approx(values_at(row["step"], "g/falls").mean())
+        assert row["sd"] == 0
+    assert (run.eval / "saturation" / "runs-falls.png").read_bytes().startswith(b"\x89PNG")
+    assert "the runs differ" not in capsys.readouterr().err
+
+    manifest = read_json(other.manifest_file)
+    manifest["identity"]["order"] |= {"batch_size": 4, "seed": 7}
+    write_json(other.manifest_file, manifest)
+    saturation(run, str(other.path), "--only", "falls")
+    assert "the runs differ not only in their seed, but also in order.batch_size\n" in capsys.readouterr().err
 
 
 def test_runs_of_one_name_keep_their_own_tables(run: RunDirectory, tmp_path: Path) -> None:
