@@ -12,11 +12,16 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from eval import between
+from eval.saturation.figures import figures_of as saturation_figures
+from eval.saturation.inputs import InputMeans
+from eval.saturation.perplexity import NAME
 from wellread.plots.curves import Point, step_curves
 from wellread.plots.figure import Figure
+from wellread.plots.forgetting import forgetting_by_step
 from wellread.plots.lengths import length_histogram
-from wellread.plots.loss import MAX_POINTS, _running_mean, loss_curve
-from wellread.plots.membership import auc_by_step, roc, score_histogram
+from wellread.plots.loss import MAX_POINTS, _running_mean, compare_losses, loss_curve
+from wellread.plots.membership import auc_by_step, roc, rocs, score_histogram
 from wellread.plots.style import CATEGORIES, DARK, DASHES
 from wellread.results import Result
 
@@ -24,9 +29,20 @@ SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = ("<script>alert(1)</script>", "</script>", "{{7*7}}", "<img src=x onerror=alert(1)>", "__proto__", "a'\"&b")
 
 
+ABOUT: dict[str, Any] = {"run": "r", "model": "m", "task": "t", "tokens": 1, "n": 5}
+
+
 def aucs(step: int, **values: float) -> list[Result]:
-    about: dict[str, Any] = {"run": "r", "model": "m", "step": step, "tokens": 1, "task": "t", "metric": "auc", "n": 5}
+    about = ABOUT | {"step": step, "metric": "auc"}
     return [Result(**about, group=group, value=v, ci_low=v - 0.1, ci_high=v + 0.1) for group, v in values.items()]
+
+
+def measured(metric: str, group: str, *means: float) -> list[Result]:
+    """A metric at steps 0, 50, 100, …"""
+    return [
+        Result(**ABOUT, metric=metric, group=group, step=50 * i, value=v, ci_low=v - 0.1, ci_high=v + 0.1)
+        for i, v in enumerate(means)
+    ]
 
 
 def values(spec: dict[str, Any], layer: int) -> list[dict[str, Any]]:
@@ -35,7 +51,18 @@ def values(spec: dict[str, Any], layer: int) -> list[dict[str, Any]]:
     return list(spec["datasets"][data["name"]])
 
 
+WRITTEN = [
+    result
+    for group, means in (("greedy", (1.0, 2.0, 2.5)), ("sampled", (2.0, 3.0, 3.1)), ("reference", (4.0, 4.0, 4.0)))
+    for result in measured("flesch_kincaid", group, *means)
+]
 CURVE = [*aucs(0, unread=0.5, shuffled=0.5), *aucs(8, read=0.6, unread=0.5), *aucs(64, read=0.8)]
+RUNS = (("seed 0", 2.0), ("seed 1", 2.5))
+SEEDS: list[between.Values] = [
+    {"greedy/words": {0: 1.0, 50: 4.0}, "sampled/words": {0: 2.0, 50: 6.0}},
+    {"greedy/words": {0: 3.0, 50: 8.0}, "sampled/words": {0: 2.0, 50: 5.0}},
+]
+READ = InputMeans(np.array([np.nan, 4.0, 2.0]), np.array([np.nan, 4.0, 3.0]))  # nothing was read until step 0
 RATES = np.array([0.0, 0.2, 1]), np.array([0.0, 0.9, 1])
 FIGURES: dict[str, Callable[[], Figure]] = {
     "loss": lambda: loss_curve(np.arange(6), np.linspace(5, 2, 6), holdout=[(0, 5.0)], reference=("other", 3.0)),
@@ -46,6 +73,22 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "roc-log": lambda: roc(*RATES, nonmembers=50, log=True),
     "scores": lambda: score_histogram({"read": np.array([-1.0, -2]), "sealed": np.ones(3)}),
     "lengths": lambda: length_histogram({"trainable": np.array([256, 256])}),
+    "auc-suspect": lambda: auc_by_step(CURVE, suspect=True),
+    "rocs": lambda: rocs({"a": RATES, "b": (RATES[0], RATES[0])}),
+    "losses-of-runs": lambda: compare_losses({name: (np.arange(8), np.linspace(5, end, 8)) for name, end in RUNS}),
+    "forgetting": lambda: forgetting_by_step(
+        [*measured("difference", "read", 0, 0.4, 0.2), *measured("difference", "unread", 0, 0.0, 0.1)]
+    ),
+    "forgetting-without-record": lambda: forgetting_by_step(
+        [*measured("difference", "read", 0, 0.4), *measured("plain_difference", "read", 0, 0.3)]
+    ),
+    "written": lambda: saturation_figures(WRITTEN, {})["output-flesch_kincaid"],
+    "written-at-one-step": lambda: saturation_figures(WRITTEN[:1], {})["output-flesch_kincaid"],
+    "what-was-read": lambda: saturation_figures(WRITTEN, {"words": READ})["read-words"],
+    "perplexity-of-what-was-read": lambda: saturation_figures(WRITTEN, {f"{NAME}m@step-0": READ})[
+        f"read-{NAME}m@step-0"
+    ],
+    "between-runs": lambda: between.figures_of(between.bands(SEEDS))["words"],
 }
 
 
