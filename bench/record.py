@@ -212,6 +212,9 @@ class _EqualSamples:
         """Tokens of each sample."""
         return np.full(len(ids), 2049)
 
+    def release(self) -> None:
+        """No file is mapped."""
+
 
 def _write_record(directory: Path, order: Order, digests: Any, start: str, batches: int) -> None:
     from wellread.record.writer import RecordedBatch, RecordWriter

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from wellread.errors import UserError
-from wellread.files import load_array
+from wellread.files import load_array, release
 
 
 def test_every_byte_of_a_header_may_be_damaged(tmp_path: Path) -> None:
@@ -35,3 +35,24 @@ def test_a_shortened_array_is_damaged(tmp_path: Path, length: int) -> None:
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(UserError, match=r"a\.npy: damaged"):
         load_array(path, "restore it")
+
+
+def test_a_released_array_is_read_again_and_leaves_the_memory(tmp_path: Path) -> None:
+    """80 MB of ones: after their sum they are in memory, after `release` they are not; a small array stays."""
+
+    def mapped_mib() -> float:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssFile")) / 1024
+
+    np.save(tmp_path / "a.npy", np.ones(10_000_000))
+    array = load_array(tmp_path / "a.npy", "restore it")
+    before = mapped_mib()
+    assert array.sum() == 10_000_000
+    assert mapped_mib() - before > 70
+    release(array[5:])
+    assert mapped_mib() - before < 5
+    assert array.sum() == 10_000_000
+    part = array[:1000]
+    release(part)
+    assert mapped_mib() - before > 70
+    release(np.ones(10_000_000))  # no file is mapped

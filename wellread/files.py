@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import mmap
 import os
 import secrets
 import shutil
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 
 LINK = "a link or a special file in place of a file of wellread; remove it"
+KEPT_MAPPED = 1 << 26
+"""Bytes of a mapped array that `release` leaves in memory."""
 LONGEST_REASON = 120
 """Characters of a library's reason that an error repeats."""
 
@@ -290,6 +293,17 @@ def map_array(path: Path) -> Any:
         TypeError,
     ) as error:  # fmt: skip
         raise ValueError(str(error) or type(error).__name__) from None
+
+
+def release(array: NDArray[Any]) -> None:
+    """Give back the memory of a large array that is mapped from a file; what is used again is read again."""
+    if array.nbytes <= KEPT_MAPPED or array.flags.writeable:
+        return
+    base: Any = array
+    while base is not None and not isinstance(base, mmap.mmap):
+        base = getattr(base, "base", None)
+    if base is not None:
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def fsync_directory(path: Path) -> None:

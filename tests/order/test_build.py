@@ -24,7 +24,7 @@ from wellread.corpus.read import Corpus
 from wellread.errors import UserError
 from wellread.files import write_json
 from wellread.models.registry import find
-from wellread.order import store
+from wellread.order import permutation, store
 from wellread.order.build import Built, samples_before_corpus
 from wellread.order.build import build as build_order
 from wellread.order.permutation import ListedOrder, Order
@@ -102,6 +102,18 @@ def test_two_million_ids() -> None:
     assert order.batch(1900)[3] == sample_ids[1900 * 1024 + 3]
     assert "_by_sample" not in order.__dict__  # reading batches needs no inverse
     assert order.locate(int(sample_ids[500 * 1024 + 7]), batches=1900) == [(500, 7)]
+
+
+def test_a_list_that_is_too_long_to_sort_is_scanned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(permutation, "SORTED_AT_MOST", 99)
+    monkeypatch.setattr(permutation, "SCANNED_AT_ONCE", 16)
+    sample_ids = np.tile(np.arange(20), 5)
+    names = {"listed": "curriculum", "by": "", "source": "", "ids_sha256": ""}
+    order = ListedOrder(kind="sequential", seed=0, n=100, batch_size=10, ids=sample_ids, **names)  # type: ignore[arg-type]
+    assert order.places(17).tolist() == [17, 37, 57, 77, 97]
+    assert order.places(20).tolist() == []
+    assert order.locate(17, batches=8) == [(1, 7), (3, 7), (5, 7), (7, 7)]
+    assert "_by_sample" not in order.__dict__
 
 
 # --- which samples are selected ---

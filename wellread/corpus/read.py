@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from wellread.corpus import canaries
 from wellread.corpus.canaries import Registration
+from wellread.corpus.columns import consecutive
 from wellread.corpus.digest import digest
 from wellread.errors import UserError
-from wellread.files import damage_named, load_array, read_json
+from wellread.files import damage_named, load_array, read_json, release
 
 if TYPE_CHECKING:
     import pyarrow
@@ -253,11 +254,17 @@ class Corpus:
 
     def n_targets(self, sample_ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Number of tokens of each sample that carry loss."""
-        first, last = self._span_offsets[sample_ids], self._span_offsets[sample_ids + 1]
-        return np.array(
-            [int((self._spans[a:b, 1] - self._spans[a:b, 0]).sum()) for a, b in zip(first, last, strict=True)],
-            dtype=np.int64,
-        )
+        first = np.asarray(self._span_offsets[sample_ids])
+        counts = np.asarray(self._span_offsets[sample_ids + 1]) - first
+        spans, ends = self._spans[consecutive(first, counts)], np.cumsum(counts)
+        sums = np.concatenate([[0], np.cumsum(spans[:, 1] - spans[:, 0], dtype=np.int64)])
+        return np.asarray(sums[ends] - sums[ends - counts])
+
+    def release(self) -> None:
+        """Give back the memory of its mapped files; what is used again is read again."""
+        for name in ("_tokens", "_offsets", "_spans", "_span_offsets", "segments", "segment_offsets"):
+            if name in self.__dict__:
+                release(self.__dict__[name])
 
     @cached_property
     def set_names(self) -> tuple[str, ...]:

@@ -66,6 +66,10 @@ class InsertedOrder(Order):
         displaced = {divmod(p, self.batch_size) for p in self.at[self.displaced() == sample_id].tolist()}
         return [place for place in self.base.locate(sample_id, batches=batches) if place not in displaced]
 
+    def release(self) -> None:
+        """Give back the memory of the mapped files of `base`."""
+        self.base.release()
+
     def identity(self) -> dict[str, int | str]:
         """That of `base`, the registered draw, and a hash of where canaries are read."""
         places = {"canaries": self.registered, "inserted": digest(self.at, self.canaries)}

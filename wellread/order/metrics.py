@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 
 from wellread.corpus.read import METRICS, Corpus
 from wellread.errors import UserError
+from wellread.files import release
 
 IDS = ("sample_id", "document")
 """Numeric columns that are ids, not metrics."""
+VALUES_AT_ONCE = 1 << 20
+"""Values that are hashed at once."""
 
 
 def names(corpus: Corpus) -> list[str]:
@@ -52,7 +55,11 @@ def column(corpus: Corpus, metric: str, where: str) -> NDArray[Any]:
 
 def digest(values: NDArray[Any]) -> str:
     """Hex sha256 of a column's values, as little-endian int64 or float64."""
-    return hashlib.sha256(np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<")).data).hexdigest()
+    state, dtype = hashlib.sha256(), values.dtype.newbyteorder("<")
+    for start in range(0, len(values), VALUES_AT_ONCE):  # a list of ids may be larger than the memory
+        state.update(np.ascontiguousarray(values[start : start + VALUES_AT_ONCE], dtype=dtype).data)
+        release(values)
+    return state.hexdigest()
 
 
 def _files(corpus: Corpus) -> dict[str, Path]:

@@ -23,12 +23,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wellread.errors import UserError
+from wellread.files import release
 
 Kind = Literal["shuffle", "sequential"]
 
 VERSION = 1  # of the function: increase it with any change to the ids of an order
 MAX_SAMPLES = 2**40  # a digit times 32 bits is then far below 2^64
 CHUNK = 16_384  # positions processed at once: five buffers of 128 KiB fit into the cache of a core
+SORTED_AT_MOST = 1 << 25  # ids of a list that are sorted to look samples up; the ids of a longer one are scanned
+SCANNED_AT_ONCE = 1 << 22
 # Small n needs the most rounds. With ideal round functions, 24 rounds bring the permutations of n samples this close
 # to uniform (exact total variation distance): 8e-8 for n <= 4, 5e-4 for n = 5 and 6, 4e-3 for n = 8.
 ROUNDS = 24
@@ -161,6 +164,9 @@ class Order:
         positions = np.sort(self.positions(self.places(sample_id)[:, None], epochs), axis=None)
         return [divmod(p, self.batch_size) for p in positions[positions < end].tolist()]
 
+    def release(self) -> None:
+        """Give back the memory of its mapped files; only listed orders have one."""
+
     def steps(self, epochs: float) -> int:
         """Number of steps that read `epochs` epochs: see `steps_of`."""
         return steps_of(epochs, self.n, self.batch_size)
@@ -200,8 +206,18 @@ class ListedOrder(Order):
 
     def places(self, sample_id: int) -> NDArray[np.int64]:
         """Indices of a sample in the list, int64[readings per pass], ascending; empty when the list has none."""
+        if len(self.ids) > SORTED_AT_MOST:
+            parts = [np.empty(0, np.int64)]
+            for start in range(0, len(self.ids), SCANNED_AT_ONCE):
+                parts.append(start + np.flatnonzero(self.ids[start : start + SCANNED_AT_ONCE] == sample_id))
+                self.release()
+            return np.concatenate(parts)
         first, last = np.searchsorted(self.ids, [sample_id, sample_id + 1], sorter=self._by_sample)
         return np.asarray(self._by_sample[first:last])
+
+    def release(self) -> None:
+        """Give back the memory of its mapped ids."""
+        release(self.ids)
 
     @cached_property
     def _by_sample(self) -> NDArray[np.int64]:

@@ -15,7 +15,7 @@ from wellread.corpus.digest import corpus_key
 from wellread.corpus.read import META, METRICS, Corpus
 from wellread.corpus.segments import FILE as SEGMENTS
 from wellread.errors import UserError
-from wellread.files import load_array, read_json, sha256_file
+from wellread.files import load_array, read_json, release, sha256_file
 from wellread.record import verify_canaries, verify_segments, verify_tables
 from wellread.record.findings import Findings
 from wellread.record.verify_tables import SAMPLES
@@ -26,6 +26,7 @@ FILES = ("tokens.bin", "offsets.npy", "targets.npy", "target_offsets.npy", SAMPL
 INDEX = ("tokens.sa", "tokens.sa.json")
 SAMPLES_AT_ONCE = 1 << 20
 """Samples, or offsets, that are compared at once, so that the memory does not grow with the corpus."""
+TOKENS_AT_ONCE = 1 << 24
 PACKED_FILES = ("segments.npy", "segment_offsets.npy", SEGMENTS)
 
 
@@ -146,7 +147,7 @@ def _check_arrays(findings: Findings, corpus: Corpus) -> None:
         return
     outside = _first_outside(offsets, spans, span_offsets)
     findings.add(*(f"{path / 'targets.npy'}: row {i}: outside its sample" for i in outside))
-    largest = int(np.memmap(path / "tokens.bin", dtype=corpus.meta["dtype"], mode="r").max())
+    largest = _largest(np.memmap(path / "tokens.bin", dtype=corpus.meta["dtype"], mode="r"))
     if largest >= corpus.words:
         findings.add(f"{path / 'tokens.bin'}: has token {largest:,}, but the tokenizer only {corpus.words:,}")
 
@@ -162,6 +163,15 @@ def _first_outside(offsets: NDArray[np.int64], spans: NDArray[np.int64], span_of
         if len(outside):
             return [first + int(outside[0])]
     return []
+
+
+def _largest(tokens: NDArray[Any]) -> int:
+    """The largest token; some tokens at once."""
+    largest = 0
+    for start in range(0, len(tokens), TOKENS_AT_ONCE):
+        largest = max(largest, int(tokens[start : start + TOKENS_AT_ONCE].max()))
+        release(tokens)
+    return largest
 
 
 def _ascends(offsets: NDArray[np.int64]) -> bool:

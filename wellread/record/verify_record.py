@@ -110,6 +110,8 @@ def walk(
                 walked.heads[batch_id + 1], walked.skipped[batch_id + 1] = head, skipped
                 if same_so_far:
                     walked.tokens[batch_id + 1] = tokens
+        corpus.release()
+        order.release()
     if head != record.head:
         findings.add(f"{record.directory}: its chain ends at {head}, head.json says {record.head}")
     return walked

@@ -45,6 +45,7 @@ def check_segments(findings: Findings, corpus: Corpus) -> None:
         check_holdout(findings, corpus, place, table, first)
         check_rows(findings, corpus, place, table, first, marks)
         _check_joined(findings, corpus, samples, table, start, corpus.segment_offsets[start : ids[-1] + 2])
+        corpus.release()
 
 
 class _Rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from math import ceil
 from typing import Any
 
@@ -19,7 +20,7 @@ from wellread.planning.plan import Plan
 from wellread.planning.saving import save_steps
 from wellread.planning.strategies import STRATEGIES
 from wellread.record import verify_canaries
-from wellread.record.findings import Findings
+from wellread.record.findings import SHOWN, Findings
 from wellread.run import CHECKSUM, MANIFEST, RunDirectory
 
 NOTES = {
@@ -28,6 +29,8 @@ NOTES = {
     "inserted": [{"tag": str, "sample_id": int, "batch_id": int, "slot": int}], "checksum": str,
 }  # fmt: skip
 """Shape of order.json."""
+IDS_AT_ONCE = 1 << 20
+"""Sample ids of an order that are compared at once, so that the memory does not grow with the run."""
 
 
 def check(findings: Findings, run: RunDirectory, manifest: dict[str, Any], corpus: Corpus | None) -> None:
@@ -177,8 +180,8 @@ def check_order(findings: Findings, run: RunDirectory, identity: dict[str, Any],
                 findings.add(
                     f"{run.order_file}: its header or size is not that of {order.ids.dtype} [{len(order.ids)}]"
                 )
-        outside = np.flatnonzero((order.ids < 0) | (order.ids >= corpus.n_ordinary))
-        findings.add(*(f"{run.order_file}: row {i}: {corpus.why_not(int(order.ids[i]))}" for i in outside[:5]))
+        outside = _outside(order, corpus.n_ordinary)
+        findings.add(*(f"{run.order_file}: row {i}: {corpus.why_not(int(order.ids[i]))}" for i in outside))
         findings.expect(run.manifest_file, "identity.order.n", expected["n"], len(order.ids), "order.npy")
     else:
         findings.expect(run.manifest_file, "identity.order.n", expected["n"], corpus.n_ordinary, "the corpus")
@@ -190,6 +193,28 @@ def check_order(findings: Findings, run: RunDirectory, identity: dict[str, Any],
     if expected["kind"] == "curriculum" or corpus.canaries:
         with findings.reading(run.order_notes):
             _check_notes(findings, run, identity, inserted)
+
+
+def _outside(order: ListedOrder, n: int) -> list[int]:
+    """The first rows of a list, at most five, whose sample is not 0 … n - 1; some rows at once."""
+    rows: list[int] = []
+    for start in range(0, len(order.ids), IDS_AT_ONCE):
+        part = order.ids[start : start + IDS_AT_ONCE]
+        rows += (start + np.flatnonzero((part < 0) | (part >= n))[:SHOWN]).tolist()
+        order.release()
+    return rows[:SHOWN]
+
+
+def _times(order: Order, steps: int, sample_ids: list[int]) -> dict[int, int]:
+    """How often batches 0 … steps - 1 read each of these samples; some batches at once."""
+    ids = np.array(sorted(set(sample_ids)), dtype=np.int64)
+    times, most = np.zeros(len(ids), dtype=np.int64), max(1, IDS_AT_ONCE // order.batch_size)
+    for start in range(0, steps if len(ids) else 0, most):
+        read = order.batches(start, min(steps, start + most)).ravel()
+        places = np.minimum(np.searchsorted(ids, read), len(ids) - 1)
+        times += np.bincount(places[ids[places] == read], minlength=len(ids))
+        order.release()
+    return dict(zip(ids.tolist(), times.tolist(), strict=True))
 
 
 def _check_notes(findings: Findings, run: RunDirectory, identity: dict[str, Any], order: Order) -> None:
@@ -207,13 +232,11 @@ def _check_notes(findings: Findings, run: RunDirectory, identity: dict[str, Any]
     if not control and identity["order"]["kind"] == "curriculum":
         findings.expect(place, "phases: end of the last", start, steps, "steps in manifest.json")
     listed = [(each["batch_id"], each["slot"], each["sample_id"]) for each in notes["inserted"]]
-    read = order.batches(0, steps)
     for batch_id, slot, sample_id in listed:
-        actual = int(read[batch_id, slot]) if 0 <= batch_id < steps and 0 <= slot < order.batch_size else None
+        inside = 0 <= batch_id < steps and 0 <= slot < order.batch_size
+        actual = int(order.samples(np.array([batch_id * order.batch_size + slot]))[0]) if inside else None
         findings.expect(place, f"inserted: batch {batch_id} slot {slot}", sample_id, actual, "the order")
     findings.expect(place, "inserted", listed, sorted(set(listed)), "each place once, in order of reading")
-    for sample_id in sorted({each[2] for each in listed}):
-        times = sum(each[2] == sample_id for each in listed)
-        findings.expect(
-            place, f"inserted: readings of sample {sample_id}", times, int((read == sample_id).sum()), "the order"
-        )
+    n_listed = Counter(each[2] for each in listed)
+    for sample_id, times in _times(order, steps, [*n_listed]).items():
+        findings.expect(place, f"inserted: readings of sample {sample_id}", n_listed[sample_id], times, "the order")

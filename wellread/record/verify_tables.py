@@ -54,6 +54,7 @@ def check_samples(findings: Findings, corpus: Corpus) -> NDArray[np.uint8] | Non
         if not corpus.packed:
             check_holdout(findings, corpus, place, table, start)
         _count(counts, corpus, table, ids)
+        corpus.release()
     findings.expect(corpus.path / "corpus.json", "hash", corpus.hash, state.hexdigest(), "its samples")
     _check_counts(findings, corpus, counts, documents, sources)
     _check_taken(findings, corpus, marks)

@@ -1,0 +1,289 @@
+"""Cost at scale: preparing rows and text, and asking and verifying a long record.
+
+    python -m bench.scale [--rows 10000,100000] [--text 10,100] [--readings 1000000] [--only KIND] [--json FILE]
+
+Each line is one command in a process of its own: seconds, CPU seconds with those of its children, and the peak of
+resident memory of its largest process. The rows and the text are generated. The record is that of a run over the first
+rows, written batch by batch as training would, but without a model: the losses are random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wellread.units import GIB
+
+ROOT = Path(__file__).resolve().parent.parent
+WORDS = 20_000
+LONGEST = 256
+BATCH_SIZE = 1024
+LIMIT_MIB = 1024
+"""Goal: no command needs more memory."""
+KINDS = ("rows", "text", "readings")
+
+
+# --- what is prepared and asked --------------------------------------------------------------------------------------
+
+
+def words(n: int, rng: random.Random) -> str:
+    """A text of n made-up words, of which a few are frequent."""
+    return " ".join(f"w{min(WORDS, int(rng.paretovariate(0.7)))}" for _ in range(n))
+
+
+def write_rows(path: Path, n: int) -> Path:
+    """Write n instructions with answers, about as long as those of Dolly."""
+    rng = random.Random(0)
+    with open(path, "w", encoding="utf-8") as file:
+        for i in range(n):
+            row = {"instruction": f"{words(8, rng)} {i}?", "output": words(rng.randint(5, 50), rng)}
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+def write_text(path: Path, n_bytes: int) -> Path:
+    """Write stories with a separator between them, at least n_bytes in all."""
+    rng = random.Random(0)
+    stories = [words(180, rng) for _ in range(2000)]
+    with open(path, "w", encoding="utf-8") as file:
+        for i in range(n_bytes // 600 + 1):
+            if file.tell() >= n_bytes:
+                break
+            file.write(f"{i} {stories[i % len(stories)]}\n<|endoftext|>\n")
+    return path
+
+
+def write_run(path: Path, config: Any, corpus_directory: Path, steps: int) -> Path:
+    """Write a run that has read `steps` batches and saved checkpoints at the first and last step, without a model."""
+    from wellread import checkpoint as checkpoints
+    from wellread.config import to_dict
+    from wellread.corpus import tokenizer
+    from wellread.corpus.read import Corpus
+    from wellread.files import with_checksum, write_json
+    from wellread.models import registry
+    from wellread.order.build import build
+    from wellread.order.store import keep
+    from wellread.planning.machine import Machine
+    from wellread.planning.plan import Counts
+    from wellread.planning.planner import make_plan
+    from wellread.recipes.registry import recipe_of, resolve
+    from wellread.record.chain import genesis
+    from wellread.record.writer import RecordWriter
+    from wellread.run import RunDirectory
+
+    spec, corpus, run = registry.find(config.model.name), Corpus.open(corpus_directory), RunDirectory(path)
+    run.checkpoints.mkdir(parents=True)
+    config = resolve(config, spec)
+    built = build(config.schedule, corpus)
+    counts = Counts(
+        samples=corpus.n,
+        trainable=corpus.n_trainable,
+        sealed=corpus.n - corpus.n_trainable,
+        exact=True,
+        pass_samples=built.order.n,
+    )
+    plan = make_plan(config, spec, Machine(cluster="local", nodes=1, ranks_per_node=1, device="cpu"), counts)
+    identity = {
+        "model": "weights:" + "0" * 32, "corpus": corpus.hash, "order": built.order.identity(),
+        "batch_size": plan.batch_size, "seq_len": plan.seq_len, "seed": config.schedule.seed, "steps": plan.steps,
+        "dtype": plan.dtype, "optim": to_dict(config.optim),
+    } | recipe_of(config).identity(config)  # fmt: skip
+    run.write_config(config)
+    keep(run, built)
+    (run.path / "corpus").symlink_to(corpus.path)
+    write_json(run.plan_file, with_checksum(plan.as_dict()))
+    attempt = {"attempt": 1, "cluster": "local", "strategy": plan.strategy, "ranks": 1, "exit_code": 0}
+    write_json(run.manifest_file, with_checksum({"version": 1, "identity": identity, "attempts": [attempt]}))
+    writer, tokens = RecordWriter(run.record, start=genesis(corpus.hash, built.order.identity())), 0
+    for step in (0, steps):
+        tokens += _read(writer, corpus, built.order, step)
+        writer.flush()
+        model = checkpoints.staging(run.checkpoints, step) / "model"
+        model.mkdir(parents=True)
+        for name in ("config.json", "model.safetensors"):
+            (model / name).write_text(f"{name} at {step}")
+        tokenizer.copy_files(corpus.tokenizer, model)
+        about = {
+            "step": step, "tokens": tokens, "skipped": 0, "record": {"head": writer.head, "batches": [0, step]},
+            "corpus": corpus.hash, "identity": identity, "strategy": plan.strategy, "ranks": 1, "dtype": plan.dtype,
+            "holdout_loss": None,
+        }  # fmt: skip
+        checkpoints.commit(run.checkpoints, step, about)
+    return path
+
+
+def _read(writer: Any, corpus: Any, order: Any, stop: int) -> int:
+    """Record the batches up to `stop`; return the number of their tokens."""
+    from wellread.record.writer import RecordedBatch
+
+    if not stop:
+        return 0
+    rng, tokens = np.random.default_rng(0), 0
+    digests = corpus.samples(["digest"])["digest"].to_pylist()
+    targets = corpus.n_targets(np.arange(corpus.n))
+    size = order.batch_size
+    for batch_id in range(stop):
+        ids = order.batch(batch_id)
+        writer.append(
+            RecordedBatch(
+                batch_id=batch_id,
+                sample_ids=ids,
+                epochs=order.epochs(batch_id * size + np.arange(size)),
+                n_targets=targets[ids],
+                losses=rng.normal(3, 0.3, size).astype(np.float32),
+                digests=[digests[i] for i in ids.tolist()],
+            )
+        )
+        tokens += int(corpus.lengths(ids).sum())
+    return tokens
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+def measure(name: str, command: list[str]) -> dict[str, Any]:
+    """Run a command; return its seconds, CPU seconds and peak memory, MiB of its largest process.
+
+    Raises
+    ------
+    RuntimeError
+        When it fails.
+    """
+    script = (
+        "import json, resource, subprocess, sys\n"
+        "done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)\n"
+        "used = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
+        "sys.stderr.buffer.write(done.stderr)\n"
+        "print(json.dumps([done.returncode, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024]))\n"
+    )  # a process of its own: the usage of children adds up over all that have ended
+    began = time.perf_counter()
+    output = subprocess.run(
+        [sys.executable, "-c", script, *command], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    code, cpu, peak = json.loads(output.stdout)
+    if code:
+        raise RuntimeError(f"{shlex.join(command)} ended with {code}: {output.stderr[-2000:]}")
+    return {
+        "name": name, "command": shlex.join(command), "seconds": time.perf_counter() - began, "cpu_seconds": cpu,
+        "peak_mib": peak,
+    }  # fmt: skip
+
+
+def program(module: str, *arguments: object) -> list[str]:
+    """Command line of a program."""
+    return [sys.executable, "-m", module, *map(str, arguments)]
+
+
+def prepared(folder: Path, sizes: list[int]) -> Iterator[dict[str, Any]]:
+    """Prepare rows for a fine-tuning."""
+    for n in sizes:
+        data = write_rows(folder / f"rows-{n}.jsonl", n)
+        yield measure(f"{n:,} rows", program("finetune", "prepare", *_settings(data, folder / "corpora")))
+
+
+def _settings(data: Path, corpora: Path) -> list[str]:
+    return [f"--data=alpaca@{data}", "--model=tiny", f"--seq_len={LONGEST}", f"--corpora={corpora}"]
+
+
+def prepared_text(folder: Path, sizes: list[int]) -> Iterator[dict[str, Any]]:
+    """Prepare text for a pretraining."""
+    for n in sizes:
+        data = write_text(folder / f"text-{n}.txt", n * 1_000_000)
+        arguments = (f"--data={data}", "--size=8x1x2", "--vocab=4096", f"--seq_len={LONGEST}")
+        yield measure(f"{n:,} MB of text", program("pretrain", "prepare", *arguments, f"--corpora={folder / 'text'}"))
+        shutil.rmtree(folder / "text")
+        data.unlink()
+
+
+def queried(folder: Path, rows: int, sizes: list[int]) -> Iterator[dict[str, Any]]:
+    """Verify and read runs with long records over a corpus of `rows` rows."""
+    from wellread.config import RunConfig
+
+    data = write_rows(folder / f"rows-{rows}.jsonl", rows)
+    call = program("finetune", "prepare", *_settings(data, folder / "queried"))
+    subprocess.run(call, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    (corpus,) = (path.parent for path in (folder / "queried").glob("*/corpus.json"))
+    for n in sizes:
+        steps, path = n // BATCH_SIZE, folder / f"run-{n}"
+        config = RunConfig.of(
+            model="tiny", data=f"alpaca@{data}", seq_len=LONGEST, corpora=str(folder / "queried"), out=str(path),
+            steps=steps, batch_size=BATCH_SIZE, strategy="ddp", dtype="fp32",
+        )  # fmt: skip
+        write_run(path, config, corpus, steps)
+        size = sum(file.stat().st_size for file in (path / "record").iterdir())
+        print(f"# {n:,} readings: {size / GIB:.2f} GiB on disk", flush=True)
+        for flags in QUESTIONS:
+            arguments = [flag.format(last=steps, batch=steps - 1) for flag in flags]
+            yield measure(f"read {' '.join(flags[:1])}, {n:,}", program("wellread", "read", path, *arguments))
+        yield measure(f"verify, {n:,} readings", program("wellread", "verify", path))
+        shutil.rmtree(path)
+
+
+QUESTIONS = (
+    ("--checkpoint", "{last}"),
+    ("--batch", "{batch}"),
+    ("--sample", "7"),
+    ("--text", "w19999 "),
+    ("--text", "w1 "),
+    ("--csv",),
+)
+"""The queries of each record."""
+
+
+def machine() -> str:
+    """Name of the processor, its cores, and the load."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown")
+    return f"{model}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.2f}"
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(each) for each in text.split(",") if each]
+
+
+def main() -> None:
+    """Measure, and print a line per command."""
+    parser = argparse.ArgumentParser(prog="python -m bench.scale", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rows", type=_numbers, default=[10_000, 100_000], help="numbers of rows")
+    parser.add_argument("--text", type=_numbers, default=[10, 100], help="megabytes of text")
+    parser.add_argument("--readings", type=_numbers, default=[1_000_000, 10_000_000], help="recorded readings")
+    parser.add_argument("--of_rows", type=int, default=10_000, help="rows that the recorded runs read")
+    parser.add_argument("--only", choices=KINDS, help="measure only one kind")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
+    options = parser.parse_args()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    print(f"# {machine()}")
+    print(f"{'':32}{'seconds':>10}{'CPU s':>10}{'MiB':>8}", flush=True)
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="wellread-scale-") as name:
+        work = {
+            "rows": prepared(Path(name), options.rows),
+            "text": prepared_text(Path(name), options.text),
+            "readings": queried(Path(name), options.of_rows, options.readings),
+        }
+        for kind in [options.only] if options.only else KINDS:
+            for row in work[kind]:
+                rows.append(row)
+                over = "  above the goal" if row["peak_mib"] > LIMIT_MIB else ""
+                print(f"{row['name']:32}{row['seconds']:10.1f}{row['cpu_seconds']:10.1f}{row['peak_mib']:8.0f}{over}")
+                sys.stdout.flush()
+    print(f"# {machine()}")
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
