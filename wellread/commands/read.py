@@ -32,6 +32,7 @@ GOES_WITH = {
     "jsonl": ("batch", "text"),
     "csv": ("batch", "sql"),
     "checkpoint": ("sample", "row", "text"),
+    "limit": ("text",),
 }
 """Option -> the questions that it refines; csv and checkpoint are also questions themselves."""
 
@@ -71,6 +72,7 @@ def _parse(argv: list[str], prog: str) -> Any:
     add("--sample", metavar="ID", help="When a sample was or will be read.")
     add("--row", metavar="SOURCE:ROW", help="When a source row was or will be read; rows count from 1.")
     add("--text", metavar="TEXT", help="Which samples contain a text, byte for byte, and when each is read.")
+    add("--limit", type=int, metavar="N", help="With --text: end the search after N samples (default: 1000).")
     add(
         "--csv",
         nargs="?",
@@ -163,11 +165,14 @@ def _answer_batches(history: Any, options: Any) -> None:
 
 
 def _answer_samples(history: Any, question: str, options: Any) -> None:
-    from wellread.commands.read_samples import show_row, show_sample, show_text
+    from wellread.commands.read_samples import LIMIT, show_row, show_sample, show_text
 
+    limit = LIMIT if options.limit is None else options.limit
+    if limit < 1:
+        raise UserError(f"--limit {limit}: must be at least 1")
     step = history.checkpoint(options.checkpoint).step if options.checkpoint else history.batches_read
     if question == "text":
-        show_text(history, options.text, step, options.jsonl)
+        show_text(history, options.text, step, options.jsonl, limit)
     elif question == "row":
         show_row(history, options.row, step)
     elif options.sample.isdecimal():

@@ -20,6 +20,10 @@ from wellread.terminal import cell, console, plural, say, say_aside, say_table, 
 
 SHOWN = 20
 """Most matches listed on a terminal; all are listed when piped."""
+LIMIT = 1000
+"""Most matches of a search, unless --limit is given."""
+AT_ONCE = 256
+"""Matches whose readings are in memory together."""
 AROUND = 30
 """Characters shown before and after a match."""
 
@@ -70,8 +74,13 @@ def show_row(history: History, name: str, step: int) -> None:
         show_sample(history, sample_id, step)
 
 
-def show_text(history: History, text: str, step: int, jsonl: str | None) -> None:
+def show_text(history: History, text: str, step: int, jsonl: str | None, limit: int) -> None:
     """Print the samples that contain a text, and when each is read; with `jsonl`, write them to a file instead.
+
+    Parameters
+    ----------
+    limit : int
+        The search ends after this many samples, or segments of a packed corpus; then the last line says so.
 
     Raises
     ------
@@ -83,20 +92,20 @@ def show_text(history: History, text: str, step: int, jsonl: str | None) -> None
     index, lines = usable_index(history.reader, history.name)
     say_aside(lines)
     with _progress(history.units.n) as progress:
-        hits = search(history.units, history.tokenizer, text, index=index, progress=progress)
+        hits = search(history.units, history.tokenizer, text, index=index, most=limit + 1, progress=progress)
+    more = len(hits) > limit
+    del hits[limit:]
     if jsonl:
         _write(history, hits, step, jsonl)
     else:
         _list(history, hits, text, step)
     if jsonl != STDOUT:
-        say(_summary(history, hits, step), "bold")
+        say(_summary(history, hits, step, more), "bold")
 
 
 def _list(history: History, hits: list[Hit], text: str, step: int) -> None:
     listed = hits[:SHOWN] if sys.stdout.isatty() else hits
-    for hit in listed:
-        sample_id, place, row = _locate(history, hit)
-        readings = history.sample(sample_id)
+    for hit, sample_id, place, row, readings in _located(history, listed):
         say(f"sample {sample_id}{place}  {where_from(row)}  {plural(hit.count, 'occurrence')}", "cyan")
         say(f"    {_snippet(history, hit, text)}")
         say(f"    {state(history, sample_id, readings, step)}")
@@ -108,15 +117,21 @@ def _list(history: History, hits: list[Hit], text: str, step: int) -> None:
         say(f"… and {more} more; pipe the output or pass --jsonl FILE to get all")
 
 
-def _locate(history: History, hit: Hit) -> tuple[int, str, dict[str, Any]]:
-    """Sample id of a match, its segment in words, and its row of the samples or segments table."""
-    units, sample_id = history.units, _sample_id(history, hit)
-    rows = history.samples.rows(_one(sample_id))
-    if not isinstance(units, Segments):
-        return sample_id, "", rows[0] if rows else {}
-    place = hit.sample_id - int(units.corpus.segment_offsets[sample_id])
-    segments = rows[0]["segments"]
-    return sample_id, f" segment {place + 1} of {len(segments)}", segments[place]
+def _located(history: History, hits: list[Hit]) -> Iterator[tuple[Hit, int, str, dict[str, Any], list[Reading]]]:
+    """Yield each match, its sample, its segment in words, its row of the samples or segments table, its readings."""
+    import numpy as np
+
+    units = history.units
+    for start in range(0, len(hits), AT_ONCE):
+        part = hits[start : start + AT_ONCE]
+        ids = [_sample_id(history, hit) for hit in part]
+        rows = history.samples.rows(np.array(ids, dtype=np.int64)) or [{} for _ in ids]
+        for hit, sample_id, row, readings in zip(part, ids, rows, history.readings(ids), strict=True):
+            if isinstance(units, Segments):
+                place, segments = hit.sample_id - int(units.corpus.segment_offsets[sample_id]), row["segments"]
+                yield hit, sample_id, f" segment {place + 1} of {len(segments)}", segments[place], readings
+            else:
+                yield hit, sample_id, "", row, readings
 
 
 def _sample_id(history: History, hit: Hit) -> int:
@@ -143,9 +158,8 @@ def _snippet(history: History, hit: Hit, text: str) -> str:
 
 def _write(history: History, hits: list[Hit], step: int, path: str) -> None:
     with writing(path) as file:
-        for hit in hits:
-            sample_id, place, row = _locate(history, hit)
-            readings = [_object(reading, step) for reading in history.sample(sample_id)]
+        for hit, sample_id, place, row, of in _located(history, hits):
+            readings = [_object(reading, step) for reading in of]
             segment = {"segment": hit.sample_id} if place else {}
             value = {"sample_id": sample_id, **segment, "occurrences": hit.count, **row}
             sealed = sample_id >= history.reader.n_trainable
@@ -160,7 +174,7 @@ def _object(reading: Reading, step: int) -> dict[str, object]:
     return {**place, "read": read, "loss": reading.loss if read else None}
 
 
-def _summary(history: History, hits: list[Hit], step: int) -> str:
+def _summary(history: History, hits: list[Hit], step: int, more: bool) -> str:
     if not hits:
         message = f"none of {history.units.n:,} {_noun(history)}s contains it"
         is_windowed = isinstance(history.units, Corpus) and history.units.meta.get("packing") == "stream"
@@ -168,13 +182,20 @@ def _summary(history: History, hits: list[Hit], step: int) -> str:
     ids = [_sample_id(history, hit) for hit in hits]
     trainable = history.reader.n_trainable
     sealed = sum(i >= trainable for i in ids)
-    places = [p for i in ids if i < trainable for p in history.order.locate(i, batches=step)]
-    batches = {batch_id for batch_id, _ in places}
+    times, batches = 0, set[int]()
+    for i in ids:
+        places = history.order.locate(i, batches=step) if i < trainable else []
+        times += len(places)
+        batches.update(batch_id for batch_id, _ in places)
     span = f", in {plural(len(batches), 'batch')} from {min(batches)} to {max(batches)}" if batches else ""
-    return (
-        f"{plural(len(hits), _noun(history))} of {history.units.n:,} {'contains' if len(hits) == 1 else 'contain'} it "
-        f"({sealed} sealed); read {plural(len(places), 'time')} by step {step}{span}"
-    )
+    contain = "contains" if len(hits) == 1 else "contain"
+    if more:
+        noun, n = _noun(history), history.units.n
+        first = f"cut off at --limit {len(hits)}: the first {plural(len(hits), noun)} of {n:,} that {contain} it"
+        end = "; more follow: raise --limit, or give a longer text"
+    else:
+        first, end = f"{plural(len(hits), _noun(history))} of {history.units.n:,} {contain} it", ""
+    return f"{first} ({sealed} sealed); read {plural(times, 'time')} by step {step}{span}{end}"
 
 
 @contextmanager

@@ -151,6 +151,10 @@ class Index:
             places.append(across)
         return np.concatenate(numbers), np.concatenate(places)
 
+    def total(self, windows: NDArray[Any]) -> int:
+        """Number of `matches`, without those that begin in one file and end in another."""
+        return sum(int((stop - start).sum()) for start, stop in (shard.ranges(windows) for shard in self.shards))
+
     def contains(self, windows: NDArray[Any]) -> NDArray[np.bool_]:
         """Whether each of many windows of one size, (k, size), occurs; (k,)."""
         present = np.zeros(len(windows), dtype=np.bool_)

@@ -250,16 +250,37 @@ class History:
         UserError
             When there is no such sample; the message gives the range.
         """
+        (readings,) = self.readings([sample_id])
+        return readings
+
+    def readings(self, sample_ids: Sequence[int]) -> list[list[Reading]]:
+        """The same for several samples at once; each part of the record is read once.
+
+        Raises
+        ------
+        UserError
+            When there is no such sample; the message gives the range.
+        """
+        places = [self._places(sample_id) for sample_id in sample_ids]
+        read = sorted((*place, sample_id) for sample_id, of in zip(sample_ids, places, strict=True) for place in of)
+        losses = {each: self._loss(*each) for each in read}
+        return [
+            [
+                Reading(batch_id, slot, epoch, losses[batch_id, slot, sample_id])
+                for (batch_id, slot), epoch in zip(of, self._epochs(of), strict=True)
+            ]
+            for sample_id, of in zip(sample_ids, places, strict=True)
+        ]
+
+    def _places(self, sample_id: int) -> list[tuple[int, int]]:
+        """Batch and slot of each reading of a sample; sealed samples are in no order."""
         if not 0 <= sample_id < self.reader.n:
             raise UserError(f"sample {sample_id}: out of range, {self.name} has samples 0 … {self.reader.n - 1}")
-        if sample_id >= self.reader.n_trainable:
-            return []  # sealed samples are in no order
-        places = self.order.locate(sample_id, batches=self.steps)
-        epochs = self.order.epochs(np.array([b * self.order.batch_size + s for b, s in places], dtype=np.int64))
-        return [
-            Reading(batch_id, slot, epoch, self._loss(batch_id, slot, sample_id))
-            for (batch_id, slot), epoch in zip(places, epochs.tolist(), strict=True)
-        ]
+        return [] if sample_id >= self.reader.n_trainable else self.order.locate(sample_id, batches=self.steps)
+
+    def _epochs(self, places: list[tuple[int, int]]) -> list[int]:
+        positions = np.array([b * self.order.batch_size + s for b, s in places], dtype=np.int64)
+        return list(self.order.epochs(positions).tolist())
 
     def _loss(self, batch_id: int, slot: int, sample_id: int) -> float | None:
         if batch_id >= self.batches_read:

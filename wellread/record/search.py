@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,8 @@ TOKENS_AT_ONCE = 1 << 21
 """Tokens of one block; keeps buffers below 64 MiB for a corpus of any size."""
 WINDOWS_AT_ONCE = 100_000
 """Most token sequences that are looked up in an index at once; a text that can be more of them is scanned."""
+PLACES_AT_ONCE = 1 << 22
+"""Most places that are taken from an index at once; a text that occurs more often is scanned."""
 CHECKED_SAMPLES = 16
 """Number of samples whose decoded bytes are compared with the tokenizer before a search; matches are compared after."""
 
@@ -205,17 +207,22 @@ def _mapped_blocks(reader: Corpus | Segments) -> Iterator[tuple[int, NDArray[Any
         start = stop
 
 
-def _in_index(pattern: Pattern, index: Index, bounds: Bounds) -> list[Hit] | None:
+def _in_index(pattern: Pattern, index: Index, bounds: Bounds) -> Iterable[Hit] | None:
     """Look up all token sequences that can contain the text, token by token; only those that occur are continued.
 
     Returns
     -------
-    list of Hit
-        As a scan finds them; None if the text can be too many sequences, as one that begins and ends inside words.
+    iterable of Hit
+        As a scan finds them; None if the text occurs too often, or can be too many sequences, as one that begins and
+        ends inside words.
     """
-    counts = np.zeros(len(bounds.starts), dtype=np.int64)
+    counts, n_places = np.zeros(len(bounds.starts), dtype=np.int64), 0
 
     def count(windows: Ints, weights: Ints) -> None:
+        nonlocal n_places
+        n_places += index.total(windows)
+        if n_places > PLACES_AT_ONCE:
+            return
         numbers, places = index.matches(windows)
         units = bounds.units(places, windows.shape[1])
         np.add.at(counts, units[units >= 0], weights[numbers[units >= 0]])
@@ -225,7 +232,7 @@ def _in_index(pattern: Pattern, index: Index, bounds: Bounds) -> list[Hit] | Non
     firsts = [(np.flatnonzero(leads), state) for state, leads in pattern.entries]
     windows = np.concatenate([np.empty(0, dtype=np.int64), *(tokens for tokens, _ in firsts)])[:, None]
     states = np.repeat([state for _, state in firsts], [len(tokens) for tokens, _ in firsts]).astype(np.int64)
-    while len(windows):
+    while len(windows) and n_places <= PLACES_AT_ONCE:
         low = np.searchsorted(pattern.keys, states * pattern.vocabulary)
         high = np.searchsorted(pattern.keys, (states + 1) * pattern.vocabulary)
         if (high - low).sum() > WINDOWS_AT_ONCE:
@@ -239,7 +246,11 @@ def _in_index(pattern: Pattern, index: Index, bounds: Bounds) -> list[Hit] | Non
         windows, states = windows[~complete], states[~complete]
         occurs = index.contains(windows)
         windows, states = windows[occurs], states[occurs]
-    return [Hit(i, int(counts[i])) for i in np.flatnonzero(counts).tolist()]
+    return None if n_places > PLACES_AT_ONCE else _hits(counts)
+
+
+def _hits(counts: Ints, start: int = 0) -> Iterator[Hit]:
+    return (Hit(start + i, int(counts[i])) for i in np.flatnonzero(counts).tolist())
 
 
 def search(
@@ -248,12 +259,15 @@ def search(
     text: str,
     *,
     index: Index | None = None,
+    most: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Hit]:
     """Find the samples of `reader` that contain `text`, byte for byte, in ascending order.
 
     Parameters
     ----------
+    most : int, optional
+        The search ends after this many samples.
     index : Index, optional
         The index of a corpus; the samples are the same as those of a scan.
     progress : callable, optional
@@ -270,26 +284,23 @@ def search(
     for sample_id in np.unique(np.linspace(0, reader.n - 1, CHECKED_SAMPLES).astype(np.int64)).tolist():
         check(table, tokenizer, reader, sample_id)
     pattern = compile_pattern(normalized(text, tokenizer).encode(), table)
-    hits = None
+    stream = None
     if index is not None and isinstance(reader, Corpus | Segments):
         corpus = reader.corpus if isinstance(reader, Segments) else reader
-        hits = _in_index(pattern, index, Bounds.of(corpus))
-    if hits is None:
-        hits = _scan(reader, pattern, progress)
+        stream = _in_index(pattern, index, Bounds.of(corpus))
+    hits = list(itertools.islice(_scan(reader, pattern, progress) if stream is None else stream, most))
     for hit in hits:
         check(table, tokenizer, reader, hit.sample_id)
     return hits
 
 
-def _scan(reader: SampleReader, pattern: Pattern, progress: Callable[[int], None] | None) -> list[Hit]:
-    hits: list[Hit] = []
+def _scan(reader: SampleReader, pattern: Pattern, progress: Callable[[int], None] | None) -> Iterator[Hit]:
     for start, tokens, offsets in blocks(reader):
         _check_ids(tokens, pattern, start)
         counts = occurrences(pattern, tokens, offsets)
-        hits += [Hit(start + i, int(counts[i])) for i in np.flatnonzero(counts).tolist()]
+        yield from _hits(counts, start)
         if progress:
             progress(start + len(offsets) - 1)
-    return hits
 
 
 def _check_ids(tokens: NDArray[Any], pattern: Pattern, start: int) -> None:
