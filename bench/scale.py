@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from wellread.units import GIB
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = 20_000
+LETTERS = "eeetttaaooiinnsshhrrddlucmwfgypbvk"
 LONGEST = 256
 BATCH_SIZE = 1024
 LIMIT_MIB = 1024
@@ -39,9 +41,17 @@ KINDS = ("rows", "text", "readings")
 # --- what is prepared and asked --------------------------------------------------------------------------------------
 
 
+@cache
+def vocabulary() -> list[str]:
+    """Made-up words of letters, all different."""
+    rng = random.Random(1)
+    return list(dict.fromkeys("".join(rng.choices(LETTERS, k=rng.randint(2, 9))) for _ in range(WORDS)))
+
+
 def words(n: int, rng: random.Random) -> str:
     """A text of n made-up words, of which a few are frequent."""
-    return " ".join(f"w{min(WORDS, int(rng.paretovariate(0.7)))}" for _ in range(n))
+    of = vocabulary()
+    return " ".join(of[int(rng.paretovariate(0.7)) % len(of)] for _ in range(n))
 
 
 def write_rows(path: Path, n: int) -> Path:
@@ -226,8 +236,9 @@ def queried(folder: Path, rows: int, sizes: list[int]) -> Iterator[dict[str, Any
         size = sum(file.stat().st_size for file in (path / "record").iterdir())
         print(f"# {n:,} readings: {size / GIB:.2f} GiB on disk", flush=True)
         for flags in QUESTIONS:
-            arguments = [flag.format(last=steps, batch=steps - 1) for flag in flags]
-            yield measure(f"read {' '.join(flags[:1])}, {n:,}", program("wellread", "read", path, *arguments))
+            often, seldom = vocabulary()[1], vocabulary()[-1]
+            arguments = [flag.format(last=steps, batch=steps - 1, often=often, seldom=seldom) for flag in flags]
+            yield measure(f"read {' '.join(flags)}, {n:,}", program("wellread", "read", path, *arguments))
         yield measure(f"verify, {n:,} readings", program("wellread", "verify", path))
         shutil.rmtree(path)
 
@@ -236,8 +247,8 @@ QUESTIONS = (
     ("--checkpoint", "{last}"),
     ("--batch", "{batch}"),
     ("--sample", "7"),
-    ("--text", "w19999 "),
-    ("--text", "w1 "),
+    ("--text", " {seldom} "),
+    ("--text", "{often}"),
     ("--csv",),
 )
 """The queries of each record."""

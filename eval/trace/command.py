@@ -33,6 +33,8 @@ def main(argv: list[str], prog: str = "wellread trace") -> int:
     options = _parse(argv, prog)
     if options.min < 1:
         raise UserError(f"--min {options.min}: must be at least 1")
+    if options.limit < 1:
+        raise UserError(f"--limit {options.limit}: must be at least 1")
     text, name = _text(options.text)
 
     from wellread.record.index import usable_index
@@ -47,7 +49,8 @@ def main(argv: list[str], prog: str = "wellread trace") -> int:
     say_aside(lines)
     tracer = Tracer.of(run, checkpoint.step, index)
     spans, n_tokens = tracer.trace(text, options.min)
-    objects = tracer.objects(spans)
+    objects = tracer.objects(spans, options.limit)
+    say_aside(_cut_off(tracer, spans, options.limit))
     if options.loss_now:
         _add_losses(run, checkpoint, objects)
     if options.jsonl:
@@ -66,7 +69,8 @@ def _parse(argv: list[str], prog: str) -> Any:
     add("text", help="Text to trace, or a file that contains it; - is standard input.")
     add("--checkpoint", metavar="STEP", help="Trace to what this checkpoint has read, e.g. step-200 (default: newest).")
     add("--min", type=int, default=6, metavar="TOKENS", help="Fewest tokens of a span.")
-    add("--jsonl", metavar="FILE", help="Write one object per span, with all its readings; - is standard output.")
+    add("--limit", type=int, default=1000, metavar="N", help="Most readings of a span; the first ones are listed.")
+    add("--jsonl", metavar="FILE", help="Write one object per span, with its readings; - is standard output.")
     add("--loss_now", action="store_true", help="Run the model: the loss that each sample has at the checkpoint.")
     return parse(parser, argv)
 
@@ -106,6 +110,16 @@ def _check_length(run: Run, text: str, name: str, least: int) -> None:
         raise UserError(
             f"{name}: {plural(n_tokens, 'token')}, fewer than --min {least}; give a longer text or a lower --min"
         )
+
+
+def _cut_off(tracer: Tracer, spans: Sequence[Span], limit: int) -> list[str]:
+    """A line for each span that has more readings than are listed."""
+    numbers = enumerate(map(tracer.n_readings, spans), 1)
+    return [
+        f"span {number}: cut off at --limit {limit:,} of {n:,} readings; raise --limit to list more"
+        for number, n in numbers
+        if n > limit
+    ]
 
 
 def _add_losses(run: Run, checkpoint: Checkpoint, objects: Sequence[dict[str, Any]]) -> None:

@@ -18,6 +18,7 @@ from wellread.corpus import suffixes
 from wellread.corpus.decoder import Decoder
 from wellread.corpus.read import Corpus
 from wellread.corpus.segments import Segments
+from wellread.errors import UserError
 from wellread.record import index as indexes
 from wellread.record import search as searches
 from wellread.record.history import History
@@ -272,3 +273,32 @@ def test_which_searches_use_the_index(corpus: Corpus, tmp_path: Path, monkeypatc
     monkeypatch.setattr(searches, "WINDOWS_AT_ONCE", 10)
     assert search(corpus, decoder, "e ", index=index) == []
     assert scans == ["scan"]
+
+
+def test_the_first_readings_of_a_span_and_their_number(tiny_run: RunDirectory) -> None:
+    run = open_run(tiny_run.path)
+    sample = int(run.order.batch(2)[1])
+    tracer = Tracer.of(run, 12, None)
+    spans, _ = tracer.trace(run.tokenizer.decode(run.corpus.tokens(sample)[:-1].tolist()), 1)
+    complete = tracer.objects(spans)
+    assert [len(each["readings"]) for each in complete] == [tracer.n_readings(span) for span in spans]
+    assert max(len(each["readings"]) for each in complete) >= 1
+    for most in (1, 3):
+        assert tracer.objects(spans, most) == [each | {"readings": each["readings"][:most]} for each in complete]
+
+
+def test_a_text_whose_parts_occur_too_often_is_refused(
+    tiny_run: RunDirectory, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    windows = np.array([[int(token)] for token in corpus.tokens(0)[:30]])
+    lookups = [scanned(corpus, int(corpus.offsets[-1]))]
+    shutil.copy(corpus.path / "tokens.bin", tmp_path / "tokens.bin")
+    suffixes.build(tmp_path / "tokens.bin", np.dtype(corpus.meta["dtype"]))
+    array = suffixes.open_suffixes(tmp_path / "tokens.bin", np.dtype(corpus.meta["dtype"]))
+    lookups.append(indexes.indexed(suffixes.Index((array,))))
+    n = len(lookups[0](windows)[0])
+    assert [len(lookup(windows)[0]) for lookup in lookups] == [n, n]
+    monkeypatch.setattr(indexes, "MOST_PLACES", n - 1)
+    for lookup in lookups:
+        with pytest.raises(UserError, match=r"^cut off after [\d,]+ places: the text has parts of 1 token that occur"):
+            lookup(windows)

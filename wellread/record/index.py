@@ -21,6 +21,8 @@ SCANNED = 50_000_000
 """Tokens up to which a scan is fast enough to need no index."""
 TOKENS_AT_ONCE = 1 << 21
 """Tokens of one block of a scan; keeps buffers below 100 MiB."""
+MOST_PLACES = 1 << 23
+"""Most places of the windows of a text; keeps their buffers below 1 GiB."""
 BASE = 0x9E3779B97F4A7C15
 """Base of the hashes of a scan, odd; matches are compared token by token after."""
 UNSIGNED = {"<i2": "<u2", "<i4": "<u4"}
@@ -116,8 +118,38 @@ def copies(reader: Corpus | Megatron, index: Index, window: NDArray[Any]) -> int
     return int((Bounds.of(reader).units(index.places(window.tolist()), len(window)) >= 0).sum())
 
 
+def indexed(index: Index) -> Lookup:
+    """Look up windows in an index, all windows at once.
+
+    Raises
+    ------
+    UserError
+        When they have more than `MOST_PLACES` places.
+    """
+
+    def lookup(windows: NDArray[Any]) -> tuple[Ints, Ints]:
+        _refuse_many(index.total(windows), windows)
+        return index.matches(windows)
+
+    return lookup
+
+
+def _refuse_many(n_places: int, windows: NDArray[Any]) -> None:
+    if n_places > MOST_PLACES:
+        raise UserError(
+            f"cut off after {MOST_PLACES:,} places: the text has parts of {plural(windows.shape[1], 'token')} that "
+            "occur almost everywhere; raise --min, or give another text"
+        )
+
+
 def scanned(corpus: Corpus, stop: int) -> Lookup:
-    """Look up windows by a scan of the tokens before `stop`, all windows at once."""
+    """Look up windows by a scan of the tokens before `stop`, all windows at once.
+
+    Raises
+    ------
+    UserError
+        When they have more than `MOST_PLACES` places.
+    """
 
     def lookup(windows: NDArray[Any]) -> tuple[Ints, Ints]:
         unique, first = np.unique(windows, axis=0, return_inverse=True)
@@ -126,6 +158,7 @@ def scanned(corpus: Corpus, stop: int) -> Lookup:
         numbers, places = numbers[order], places[order]
         first = first.reshape(-1)
         low, high = np.searchsorted(numbers, first, "left"), np.searchsorted(numbers, first, "right")
+        _refuse_many(int((high - low).sum()), windows)
         parts = [places[a:b] for a, b in zip(low.tolist(), high.tolist(), strict=True)]
         return np.repeat(np.arange(len(first)), high - low), np.concatenate([np.empty(0, dtype=np.int64), *parts])
 
@@ -134,7 +167,7 @@ def scanned(corpus: Corpus, stop: int) -> Lookup:
 
 def _scan(corpus: Corpus, stop: int, windows: NDArray[Any]) -> tuple[Ints, Ints]:
     """Matches of different windows, (k, size): number of the window and place, ascending by place."""
-    matches = [(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))]
+    matches, n_places = [(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))], 0
     if len(windows):
         base, hashes = _hashes(windows)
         order = np.argsort(hashes)
@@ -148,6 +181,8 @@ def _scan(corpus: Corpus, stop: int, windows: NDArray[Any]) -> tuple[Ints, Ints]
                 same = tokens[starts + j] == windows[nearest, j]
                 starts, nearest = starts[same], nearest[same]
             matches.append((nearest, low + starts))
+            n_places += len(starts)
+            _refuse_many(n_places, windows)
     numbers, places = zip(*matches, strict=True)
     return np.concatenate(numbers), np.concatenate(places)
 

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wellread.corpus.columns import consecutive
 from wellread.corpus.decoder import Decoder
 from wellread.corpus.read import Corpus
 from wellread.corpus.segments import Segments
 from wellread.corpus.suffixes import Index
-from wellread.record.index import Bounds, Lookup, scanned
+from wellread.record.index import Bounds, Lookup, indexed, scanned
 from wellread.record.opened import Run
 from wellread.record.samples import SamplesTable
 
@@ -69,10 +70,6 @@ class Readings:
         sample_id, batch_id, slot = (column[order].astype(np.int64) for column in columns[:3])
         return cls(sample_id, batch_id, slot, columns[3][order])
 
-    def rows(self, sample_id: int) -> range:
-        """Rows of one sample."""
-        return range(*np.searchsorted(self.sample_id, [sample_id, sample_id + 1]).tolist())
-
 
 @dataclass(frozen=True, eq=False)
 class Tracer:
@@ -93,7 +90,7 @@ class Tracer:
             When the record does not contain all batches before `step`, or a part of it is damaged.
         """
         corpus = run.corpus
-        lookup = scanned(corpus, int(corpus.offsets[corpus.n_trainable])) if index is None else index.matches
+        lookup = scanned(corpus, int(corpus.offsets[corpus.n_trainable])) if index is None else indexed(index)
         return cls(corpus, run.tokenizer, Readings.of(run, step), lookup)
 
     @cached_property
@@ -139,34 +136,55 @@ class Tracer:
             matches[text].append(Match(first, stop, where))
         return matches
 
-    def objects(self, spans: Sequence[Span]) -> list[dict[str, Any]]:
-        """One object per span: text, start, end, count, and each reading of a sample that contains it, by time."""
-        units = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *(span.match.units for span in spans)]))
-        sample_ids = self.samples_of(units).tolist()
-        origins = dict(zip(units.tolist(), zip(sample_ids, self._origins(units), strict=True), strict=True))
+    def objects(self, spans: Sequence[Span], most: int | None = None) -> list[dict[str, Any]]:
+        """One object per span: text, start, end, count, and the readings of the samples that contain it, by time.
+
+        Parameters
+        ----------
+        most : int, optional
+            Only the first ones of the readings of each span.
+        """
+        rows = [self._rows(span, most) for span in spans]
+        units = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *(units for units, _ in rows)]))
+        origins = dict(zip(units.tolist(), self._origins(units), strict=True))
         objects = []
-        for span in spans:
-            readings = [each for unit in np.unique(span.match.units).tolist() for each in self._of(*origins[unit])]
-            readings.sort(key=lambda each: (each["batch"], each["slot"]))
+        for span, (of_units, of_rows) in zip(spans, rows, strict=True):
+            readings = [self._of(k, origins[unit]) for unit, k in zip(of_units.tolist(), of_rows.tolist(), strict=True)]
             place = {"text": span.text, "start": span.start, "end": span.end}
             objects.append({**place, "count": len(span.match.units), "readings": readings})
         return objects
 
-    def _of(self, sample_id: int, origin: dict[str, Any]) -> list[dict[str, Any]]:
-        """The readings of a sample; `origin` is its source and row, or that of one of its segments."""
+    def n_readings(self, span: Span) -> int:
+        """Number of readings of the samples that contain a span."""
+        low, high = self._ranges(np.unique(span.match.units))
+        return int((high - low).sum())
+
+    def _rows(self, span: Span, most: int | None) -> tuple[Ints, Ints]:
+        """Sample or segment, and row in `readings`, of each reading of a span, by time."""
+        units = np.unique(span.match.units)
+        low, high = self._ranges(units)
+        rows, of = consecutive(low, high - low), np.repeat(units, high - low)
+        order = np.lexsort((self.readings.slot[rows], self.readings.batch_id[rows]))[:most]
+        return of[order], rows[order]
+
+    def _ranges(self, units: Ints) -> tuple[Ints, Ints]:
+        """First row in `readings`, and the one after the last, of the sample of each unit."""
+        ids = self.samples_of(units)
+        low, high = (np.searchsorted(self.readings.sample_id, ids, side) for side in ("left", "right"))
+        return low, high
+
+    def _of(self, row: int, origin: dict[str, Any]) -> dict[str, Any]:
+        """One reading; `origin` is source and row of its sample, or of one of its segments."""
         of = self.readings
-        return [
-            {
-                "sample_id": sample_id,
-                **origin,
-                "batch": int(of.batch_id[k]),
-                "step": int(of.batch_id[k]) + 1,
-                "slot": int(of.slot[k]),
-                "loss": float(of.loss[k]),
-                "loss_now": None,
-            }
-            for k in of.rows(sample_id)
-        ]
+        return {
+            "sample_id": int(of.sample_id[row]),
+            **origin,
+            "batch": int(of.batch_id[row]),
+            "step": int(of.batch_id[row]) + 1,
+            "slot": int(of.slot[row]),
+            "loss": float(of.loss[row]),
+            "loss_now": None,
+        }
 
     def _origins(self, units: Ints) -> list[dict[str, Any]]:
         """Source and row of samples or segments; a list of rows where windows are cut from a stream of documents."""

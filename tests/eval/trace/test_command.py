@@ -197,3 +197,20 @@ def test_the_loss_now_is_that_of_the_next_batch(copied_run: RunDirectory, text: 
     (expected,) = losses_now(copied_run, run.history.checkpoint("12"), run.corpus, np.array([sample_id])).values()
     assert reading["loss_now"] == pytest.approx(expected)
     assert reading["loss_now"] < reading["loss"]
+
+
+def test_the_readings_of_a_span_are_cut_off(
+    tiny_run: RunDirectory, text: str, answer: Answer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    complete = objects(answer("trace", tiny_run.path, text, "--min", 1, "--jsonl", "-"))
+    numbers = [len(each["readings"]) for each in complete]  # type: ignore[arg-type]
+    assert main(["trace", str(tiny_run.path), text, "--min", "1", "--limit", "1", "--jsonl", "-"]) == 0
+    printed = capsys.readouterr()
+    assert [each["readings"] for each in objects(printed.out)] == [each["readings"][:1] for each in complete]  # type: ignore[index]
+    assert [each["count"] for each in objects(printed.out)] == [each["count"] for each in complete]
+    assert printed.err.splitlines() == [
+        f"span {number}: cut off at --limit 1 of {n:,} readings; raise --limit to list more"
+        for number, n in enumerate(numbers, 1)
+        if n > 1
+    ]
+    assert refusal("trace", tiny_run.path, text, "--limit", 0) == "--limit 0: must be at least 1"
