@@ -235,22 +235,22 @@ def queried(folder: Path, rows: int, sizes: list[int]) -> Iterator[dict[str, Any
         write_run(path, config, corpus, steps)
         size = sum(file.stat().st_size for file in (path / "record").iterdir())
         print(f"# {n:,} readings: {size / GIB:.2f} GiB on disk", flush=True)
-        for flags in QUESTIONS:
+        for name, flags in QUESTIONS.items():
             often, seldom = vocabulary()[1], vocabulary()[-1]
             arguments = [flag.format(last=steps, batch=steps - 1, often=often, seldom=seldom) for flag in flags]
-            yield measure(f"read {' '.join(flags)}, {n:,}", program("wellread", "read", path, *arguments))
-        yield measure(f"verify, {n:,} readings", program("wellread", "verify", path))
+            yield measure(f"{name}, {n:,}", program("wellread", "read", path, *arguments))
+        yield measure(f"verify, {n:,}", program("wellread", "verify", path))
         shutil.rmtree(path)
 
 
-QUESTIONS = (
-    ("--checkpoint", "{last}"),
-    ("--batch", "{batch}"),
-    ("--sample", "7"),
-    ("--text", " {seldom} "),
-    ("--text", "{often}"),
-    ("--csv",),
-)
+QUESTIONS = {
+    "read --checkpoint": ("--checkpoint", "{last}"),
+    "read --batch": ("--batch", "{batch}"),
+    "read --sample": ("--sample", "7"),
+    "read --text, a rare word": ("--text", " {seldom} "),
+    "read --text, a frequent word": ("--text", "{often}"),
+    "read --csv": ("--csv",),
+}
 """The queries of each record."""
 
 
@@ -277,7 +277,7 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     print(f"# {machine()}")
-    print(f"{'':32}{'seconds':>10}{'CPU s':>10}{'MiB':>8}", flush=True)
+    print(f"{'':40}{'seconds':>10}{'CPU s':>10}{'MiB':>8}", flush=True)
     rows = []
     with tempfile.TemporaryDirectory(prefix="wellread-scale-") as name:
         work = {
@@ -289,7 +289,7 @@ def main() -> None:
             for row in work[kind]:
                 rows.append(row)
                 over = "  above the goal" if row["peak_mib"] > LIMIT_MIB else ""
-                print(f"{row['name']:32}{row['seconds']:10.1f}{row['cpu_seconds']:10.1f}{row['peak_mib']:8.0f}{over}")
+                print(f"{row['name']:40}{row['seconds']:10.1f}{row['cpu_seconds']:10.1f}{row['peak_mib']:8.0f}{over}")
                 sys.stdout.flush()
     print(f"# {machine()}")
     if options.json:

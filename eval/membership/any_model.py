@@ -6,6 +6,7 @@ wellread membership --model pythia-70m,pythia-160m --members a.jsonl --nonmember
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -124,7 +125,7 @@ class AnyModel:
         from wellread.models.directories import weight_files
 
         directories, of_weights = dict[str, Path](), dict[tuple[str, ...], str]()
-        for name in dict.fromkeys(word.strip() for word in self.model.split(",")):
+        for name in dict.fromkeys(os.path.expanduser(word.strip()) for word in self.model.split(",")):
             directory = model_named(name, "--model")
             weights = tuple(sha256_file(path) for path in weight_files(directory))
             if weights in of_weights:

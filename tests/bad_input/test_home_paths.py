@@ -13,6 +13,7 @@ from support.commands import COMMANDS, OLD_RUN, arguments, parser_of
 from support.outcomes import outcome
 from support.programs import ROOT
 
+from eval.membership import any_model
 from launch import cluster
 from wellread.__main__ import main
 from wellread.cli import PATHS, parse, plain_parser
@@ -103,3 +104,14 @@ def test_paths_in_cluster_files_and_variables(home: Path, monkeypatch: pytest.Mo
     shutil.copytree(OLD_RUN / "finetune" / "model", home / "models" / "mine")
     monkeypatch.setenv("WELLREAD_MODELS", "~/models")
     assert registry.find("mine").path == (home / "models" / "mine").resolve()
+
+
+def test_each_model_of_a_list(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        (home / name).mkdir()
+        (home / name / "model.safetensors").write_text(name)
+        (home / f"{name}.jsonl").write_text("".join(json.dumps(f"{name} {i}") + "\n" for i in range(3)))
+    monkeypatch.setattr(any_model, "model_named", lambda name, flag: Path(name))
+    texts = {"members": str(home / "a.jsonl"), "nonmembers": str(home / "b.jsonl")}
+    models = any_model.AnyModel(model=f"{home}/a, ~/b", **texts).distinct_models(print)  # type: ignore[arg-type]
+    assert models == {f"{home}/a": home / "a", f"{home}/b": home / "b"}
