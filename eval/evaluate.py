@@ -106,7 +106,7 @@ def _parse(kind: type[Evaluation], argv: list[str]) -> dict[str, Any]:
     if kind.several:
         parser.add_argument("more_runs", nargs="*", help="Further runs, to compare with it.")
     if fans_out:
-        parser.add_argument("--steps", help="Checkpoints: all, last, or by step, e.g. 0,100 (default: all).")
+        parser.add_argument("--steps", help="Checkpoints: all, or a list of steps such as 0,100,last (default: all).")
     parser.add_class_arguments(
         kind, nested_key=None, as_group=False, skip=NO_FLAGS | kind.switches.keys() | kind.without
     )
@@ -130,22 +130,18 @@ def _evaluation(kind: type[Evaluation], options: dict[str, Any]) -> Evaluation:
     run = RunDirectory.open(options.pop("run"))
     run.refuse_links()
     words = options.pop("steps", None)
-    if words == "last":
-        options["steps"] = _last(run)
-    elif words not in (None, "all"):
-        options["steps"] = [_step(word) for word in words.split(",")]
+    if words not in (None, "all"):
+        options["steps"] = [step for word in words.split(",") for step in _steps(run, word.strip())]
     return kind(run, **options)
 
 
-def _last(run: RunDirectory) -> list[int]:
-    """Step of the last checkpoint; nothing if there is none, which the evaluation then refuses."""
-    from wellread.checkpoint import list_checkpoints
+def _steps(run: RunDirectory, word: str) -> list[int]:
+    """The step that a word of `--steps` means; for `last` none without a checkpoint, which the evaluation refuses."""
+    if word == "last":
+        from wellread.checkpoint import list_checkpoints
 
-    return [checkpoint.step for checkpoint in list_checkpoints(run.checkpoints)[-1:]]
-
-
-def _step(word: str) -> int:
-    digits = word.strip().removeprefix("step-")
+        return [checkpoint.step for checkpoint in list_checkpoints(run.checkpoints)[-1:]]
+    digits = word.removeprefix("step-")
     if not digits.isdecimal():
-        raise UserError(f"--steps {word}: not a step; give all, or last, or a list such as 0,100 or step-100")
-    return int(digits)
+        raise UserError(f"--steps {word}: not a step; give only all, or a list such as 100,last or step-100")
+    return [int(digits)]

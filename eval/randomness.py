@@ -68,6 +68,11 @@ class Randomness:
             return "the curriculum has several phases, and the samples of a later one may differ from those read"
         return ""
 
+    @classmethod
+    def why_no_control(cls, run: RunDirectory) -> str:
+        """Why samples that a run reads later are not a control; empty if they are, or if there is no manifest yet."""
+        return cls.of(run).why_not(needs_one_draw=True) if run.manifest_file.exists() else ""
+
     def phase_of(self, batches: Ints) -> Ints:
         """Number of the random range that contains each batch, -1 for none; same shape."""
         phases = np.full(batches.shape, -1, dtype=np.int64)

@@ -24,6 +24,7 @@ from eval.forgetting.section import DIFFERENCE, PLAIN, overview, section
 from eval.groups import READ, SEALED, UNREAD, Groups
 from eval.kept import scores_of
 from eval.needs import Need, a_checkpoint, a_whole_record
+from eval.randomness import Randomness
 from eval.section import with_interval
 from wellread.errors import UserError
 from wellread.scores import Scores
@@ -104,11 +105,10 @@ class Forgetting(PerCheckpoint[Scores]):
                 f"warning: sealed losses were measured at {len(steps)} steps only ({', '.join(map(str, steps))}): "
                 "between them the curve is a guess, and differences may have a wrong sign; train with --eval_every"
             )
-        kind = self.run.manifest()["identity"]["order"]["kind"]
-        if kind != "shuffle":
+        if why := Randomness.why_no_control(self.run):
             yield (
-                f"warning: the order is {kind}: samples read at different times differ, and so may the losses that "
-                f"they would have without reading; look at {UNREAD}, the control"
+                f"warning: {why}, and so may the losses that they would have without reading; {UNREAD} is not a "
+                "control, but shows how much"
             )
 
     def score(self, checkpoint: Checkpoint, reporter: Reporter) -> Scores:

@@ -136,7 +136,7 @@ class Membership(PerCheckpoint[Values]):
     @cached_property
     def _why_no_unread(self) -> str:
         """Why unread samples are not a control; empty if they are, or if there is no order yet."""
-        return Randomness.of(self.run).why_not(needs_one_draw=True) if self.run.manifest_file.exists() else ""
+        return Randomness.why_no_control(self.run)
 
     @cached_property
     def checks(self) -> Checks:

@@ -11,6 +11,7 @@ from eval.groups import READ, SEALED, SHUFFLED, UNREAD
 from eval.membership.checks import GATES, suspicions
 from eval.membership.summary import conclusions
 from eval.membership.tables import read_scores
+from eval.randomness import Randomness
 from eval.section import Column, Picture, Section, with_interval
 from eval.separation import ALPHAS, nonmembers_needed, roc
 from wellread.units import plural
@@ -117,9 +118,8 @@ def _remarks(run: RunDirectory, results: Sequence[Result], step: int | None) -> 
             yield f"True-positive rate at a false-positive rate of {100 * alpha:g}%: {stated}."
     if run.config().data.pack:
         yield "Samples are packed; their rows (segments) are compared, each scored by itself."
-    kind = run.manifest()["identity"]["order"]["kind"]
-    if kind != "shuffle":
-        yield f"The order is {kind}: “{UNREAD}” is not a valid control, since its samples may differ from those read."
+    if why := Randomness.why_no_control(run):
+        yield f"“{UNREAD}” is not a control: {why}."
 
 
 def _checks(results: Sequence[Result], warnings: Sequence[str]) -> Iterator[str]:

@@ -21,6 +21,7 @@ from eval.kept import How, by_part, tokens_of
 from eval.membership.divisions import DIVISIONS
 from eval.memorization.extraction import Suffixes, samples_needed, share
 from eval.needs import Need, a_checkpoint, a_whole_record
+from eval.randomness import Randomness
 from eval.separation import Ints
 from wellread.config import Dtype
 from wellread.errors import UserError
@@ -127,15 +128,15 @@ class Memorization(PerCheckpoint[Suffixes]):
             ids = self.division.all(steps[-1])
             if short := ids.size - self._eligible(ids).size:
                 yield f"{short:,} of {ids.size:,} samples at step {steps[-1]:,} too short, left out"
-        if not self._is_shuffle:
-            yield "the order is not a shuffle, so unread samples cannot be a control and are left out"
+        if self._why_no_unread:
+            yield f"unread samples are not a control and are left out: {self._why_no_unread}"
         if self.rate is not None:
             yield f"0 extracted of {samples_needed(self.rate):,} samples would show a rate of at most {self.rate:g}"
 
-    @property
-    def _is_shuffle(self) -> bool:
-        manifest = self.run.manifest() if self.run.manifest_file.exists() else None
-        return manifest is None or manifest["identity"]["order"]["kind"] == "shuffle"
+    @cached_property
+    def _why_no_unread(self) -> str:
+        """Why unread samples are not a control; empty if they are."""
+        return Randomness.why_no_control(self.run)
 
     def score(self, checkpoint: Checkpoint, reporter: Reporter) -> Suffixes:
         """The suffixes of the samples of all groups, from kept token columns; the model runs for missing ones."""
@@ -175,7 +176,7 @@ class Memorization(PerCheckpoint[Suffixes]):
     def _groups(self, step: int) -> Iterator[tuple[str, Ints]]:
         """Name and samples of each group that is not empty."""
         at = self.division.at(step)
-        groups = [(name, at[name]) for name in MAIN if name != UNREAD or self._is_shuffle]
+        groups = [(name, at[name]) for name in MAIN if name != UNREAD or not self._why_no_unread]
         for name in ("age", "times"):
             groups += [(group, members) for group, members, _ in DIVISIONS[name](self.division, step)]
         groups += self._by_copies(at[READ])

@@ -14,6 +14,7 @@ from eval import kept
 from eval.__main__ import main
 from eval.memorization.extraction import upper_limit
 from wellread.errors import UserError
+from wellread.files import write_json
 from wellread.results import read
 from wellread.run import RunDirectory
 from wellread.tokens import Tokens
@@ -105,3 +106,27 @@ def test_mistakes(flags: tuple[str, ...], message: str, run: RunDirectory) -> No
     with pytest.raises(UserError) as error:
         main(["memorization", str(run.path), *flags])
     assert str(error.value) == message
+
+
+def set_order(run: RunDirectory, phases: list[str]) -> None:
+    """A curriculum with these phases of one batch each, which inserts sample 7."""
+    manifest = {"identity": {"order": {"kind": "curriculum", "pass": "sequential", "batch_size": 2}}, "attempts": []}
+    write_json(run.manifest_file, manifest)
+    notes = [{"name": "p", "order": order, "start": i, "stop": i + 1} for i, order in enumerate(phases)]
+    write_json(run.order_notes, {"phases": notes, "inserted": [{"sample_id": 7}]})
+
+
+def test_unread_is_a_control_where_the_record_is_random(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+    """One shuffled phase with insertions is a random draw, as in membership; a sorted one or several are not."""
+    words = ["memorization", str(run.path), *FLAGS, "--steps", "2"]
+    set_order(run, ["shuffle"])
+    assert main(words) == 0
+    assert values(run)[2, "unread", "extractible"] == (0, 3)  # without the sample of the insertion
+    assert "not a control" not in capsys.readouterr().err
+    for phases, why in ((["sorted:n_tokens:asc"], "the order is curriculum"), (["shuffle"] * 2, "several phases")):
+        set_order(run, phases)
+        assert main(words) == 0
+        assert "unread" not in {group for _, group, _ in values(run)}
+        line = capsys.readouterr().err
+        assert "unread samples are not a control and are left out: the " in line
+        assert why in line
