@@ -43,6 +43,8 @@ class Groups:
     """Record of the run."""
     selected: Ints | None = None
     """Trainable samples of insertions: they were selected, so they do not count as unread."""
+    withheld: Ints | None = None
+    """Sealed samples that are in no group, because they have another use."""
 
     @classmethod
     def of(cls, run: RunDirectory, max_samples: int, seed: int) -> Groups:
@@ -74,7 +76,8 @@ class Groups:
         return codes_of(self.documents[: self.corpus.n_trainable])
 
     @cached_property
-    def _keys(self) -> Ints:
+    def keys(self) -> Ints:
+        """A random number for each sample, int64[corpus.n]; those with the lowest ones are drawn for a group."""
         return np.random.default_rng(self.seed).integers(2**63, size=self.corpus.n)
 
     @cached_property
@@ -115,7 +118,6 @@ class Groups:
 
     def at(self, step: int) -> dict[str, Ints]:
         """Drawn sample ids of each group at `step`, ascending. Copies of read documents do not count as unread."""
-        n = self.corpus.n_trainable
         codes = self.document_codes
         document_read = np.full(codes.max() + 1, self.last, dtype=np.int64)
         np.minimum.at(document_read, codes, self.first_read)
@@ -125,8 +127,14 @@ class Groups:
         return {
             READ: self._draw(np.flatnonzero(self.first_read < step)),
             UNREAD: self._draw(np.flatnonzero(unread)),
-            SEALED: self._draw(np.arange(n, self.corpus.n)),
+            SEALED: self._draw(self.sealed),
         }
+
+    @property
+    def sealed(self) -> Ints:
+        """All sealed samples but those withheld, ascending."""
+        sealed = np.arange(self.corpus.n_trainable, self.corpus.n)
+        return sealed if self.withheld is None else np.setdiff1d(sealed, self.withheld)
 
     def all(self, step: int) -> Ints:
         """Sample ids of all groups at `step`, ascending."""
@@ -136,7 +144,7 @@ class Groups:
         """The `max_samples` ids with the lowest keyed hash: a uniform draw that changes little when the group grows."""
         if ids.size <= self.max_samples:
             return ids
-        return np.sort(ids[np.argpartition(self._keys[ids], self.max_samples)[: self.max_samples]])
+        return np.sort(ids[np.argpartition(self.keys[ids], self.max_samples)[: self.max_samples]])
 
     def notes(self, steps: Sequence[int]) -> Iterator[str]:
         """What is left out at these steps, and why."""

@@ -7,12 +7,12 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from eval.separation import Ints
-from eval.token_store import TokenFile
+from eval.token_store import SampleFile, TokenFile
 
 if TYPE_CHECKING:
     from eval.progress import Reporter
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from wellread.run import RunDirectory
     from wellread.scores import Scores
     from wellread.tokens import Tokens
+
+FileType = TypeVar("FileType", bound=SampleFile[Any])
+Progress = Callable[[int], None]
+"""Called with the number of samples scored so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,18 +66,10 @@ def tokens_of(
     """
     how = how or How()
 
-    def check() -> None:
-        refuse_damaged(run, checkpoint, again=how.verify)
-
-    if how.verify:
-        check()
-
-    def compute(missing: Ints, progress: Callable[[int], None]) -> Iterator[Tokens]:
-        if not how.verify:
-            check()
+    def compute(missing: Ints, progress: Progress) -> Iterator[Tokens]:
         return _run_model(checkpoint, samples, missing, how, progress)
 
-    return fill(token_file(run, checkpoint, how), ids, reporter, compute)
+    return fill_checked(token_file(run, checkpoint, how), (run, checkpoint), ids, reporter, compute, again=how.verify)
 
 
 def tokens_under(
@@ -89,15 +85,47 @@ def tokens_under(
     words = [f"reference-{key[:12]}", *([how.dtype] if how.dtype != "fp32" else [])]
     file = TokenFile(run.eval / "tokens" / f"{'.'.join(words)}.parquet", {"model": key, "dtype": how.dtype})
 
-    def compute(missing: Ints, progress: Callable[[int], None]) -> Iterator[Tokens]:
+    def compute(missing: Ints, progress: Progress) -> Iterator[Tokens]:
         return run_directory(directory, samples, missing, how, progress)
 
     return fill(file, ids, reporter, compute)
 
 
-def fill(
-    file: TokenFile, ids: Ints, reporter: Reporter, compute: Callable[[Ints, Callable[[int], None]], Iterator[Tokens]]
-) -> TokenFile:
+def fill_checked(
+    file: FileType,
+    of: tuple[RunDirectory, Checkpoint],
+    ids: Ints,
+    reporter: Reporter,
+    compute: Callable[[Ints, Progress], Iterator[Any]],
+    *,
+    again: bool,
+) -> FileType:
+    """`fill` under the model of a checkpoint, whose files are checked before they are used.
+
+    Parameters
+    ----------
+    of
+        The run, and its checkpoint.
+    again
+        Whether to check them in any case, and to hash files again that have not changed.
+
+    Raises
+    ------
+    UserError
+        When the checkpoint has a file that its manifest does not list, or one that is missing or altered.
+    """
+    if again:
+        refuse_damaged(*of, again=True)
+
+    def checked(missing: Ints, progress: Progress) -> Iterator[Any]:
+        if not again:
+            refuse_damaged(*of)
+        return compute(missing, progress)
+
+    return fill(file, ids, reporter, checked)
+
+
+def fill(file: FileType, ids: Ints, reporter: Reporter, compute: Callable[[Ints, Progress], Iterator[Any]]) -> FileType:
     """Add the samples of `ids` that a file misses; other processes that want the same file wait.
 
     Parameters
@@ -183,15 +211,11 @@ def binding_of(checkpoint: Checkpoint) -> dict[str, str]:
     }
 
 
-def _run_model(
-    checkpoint: Checkpoint, samples: Samples, ids: Ints, how: How, progress: Callable[[int], None]
-) -> Iterator[Tokens]:
+def _run_model(checkpoint: Checkpoint, samples: Samples, ids: Ints, how: How, progress: Progress) -> Iterator[Tokens]:
     return run_directory(checkpoint.model, samples, ids, how, progress)
 
 
-def run_directory(
-    directory: Path, samples: Samples, ids: Ints, how: How, progress: Callable[[int], None]
-) -> Iterator[Tokens]:
+def run_directory(directory: Path, samples: Samples, ids: Ints, how: How, progress: Progress) -> Iterator[Tokens]:
     """Yield token columns of samples under the model in `directory`, a part of them at a time."""
     from wellread.processes import importing
 

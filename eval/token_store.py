@@ -1,15 +1,16 @@
-"""Files of token columns, `eval/tokens/*.parquet`: written in parts, so that an interrupted process loses little."""
+"""Files of values of samples under a model, such as token columns: written in parts, so that a stop loses little."""
 
 from __future__ import annotations
 
 import fcntl
 import shutil
-from collections.abc import Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -21,9 +22,23 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+class Part(Protocol):
+    """Values of some samples."""
+
+    @property
+    def sample_id(self) -> Ints:
+        """(samples,)."""
+
+    def at(self, ids: Ints, /) -> Self:
+        """The given samples, in the given order."""
+
+
+PartType = TypeVar("PartType", bound=Part)
+
+
 @dataclass(frozen=True)
-class TokenFile:
-    """Token columns of samples under one model, kept in one file."""
+class SampleFile(ABC, Generic[PartType]):
+    """Values of samples under one model, kept in one file."""
 
     path: Path
     belongs_to: Mapping[str, str]
@@ -34,21 +49,37 @@ class TokenFile:
         """Samples that the file has, ascending; empty when it is missing or belongs to something else."""
         return np.unique(np.concatenate([np.zeros(0, np.int64), *(ids for _, _, ids in self._groups)]))
 
-    def read(self, ids: Ints) -> Tokens:
-        """Token columns of these samples, in the given order; all of them must be in the file."""
+    @abstractmethod
+    def joined(self, parts: Sequence[PartType]) -> PartType:
+        """The samples of all parts, one part after the other."""
+
+    @abstractmethod
+    def columns(self) -> Mapping[str, pa.DataType]:
+        """Columns of the file in addition to `sample_id`, and their types."""
+
+    @abstractmethod
+    def to_table(self, part: PartType) -> pa.Table:
+        """A part as a table: `sample_id` and `columns`."""
+
+    @abstractmethod
+    def from_table(self, table: pa.Table) -> PartType:
+        """A part from a table."""
+
+    def read(self, ids: Ints) -> PartType:
+        """Values of these samples, in the given order; all of them must be in the file."""
         if not ids.size:
-            return Tokens.joined([])
-        parts, low, high = [], ids.min(), ids.max()
+            return self.joined([])
+        parts, low, high = list[PartType](), ids.min(), ids.max()
         for file, group, members in self._groups:
             if members.size and members.min() <= high and members.max() >= low and np.isin(members, ids).any():
-                tokens = _tokens(file.read_row_group(group))
-                parts.append(tokens.at(members[np.isin(members, ids)]))
-        return Tokens.joined(parts).at(ids)
+                part = self.from_table(file.read_row_group(group))
+                parts.append(part.at(members[np.isin(members, ids)]))
+        return self.joined(parts).at(ids)
 
-    def write(self, parts: Iterator[Tokens]) -> None:
+    def write(self, parts: Iterator[PartType]) -> None:
         """Add samples: each part is written at once, and all are joined with the file at the end."""
-        for number, tokens in enumerate(parts, len(self._part_files)):
-            self._write(self._parts / f"{number:06}.parquet", iter([self._table(tokens)]))
+        for number, part in enumerate(parts, len(self._part_files)):
+            self._write(self._parts / f"{number:06}.parquet", iter([self.to_table(part)]))
         self._forget()
         if self._part_files:
             self._join()
@@ -114,21 +145,13 @@ class TokenFile:
         metadata = file.schema_arrow.metadata or {}
         return {key: metadata.get(key.encode(), b"").decode() for key in self.belongs_to} == dict(self.belongs_to)
 
-    def _table(self, tokens: Tokens) -> pa.Table:
-        import pyarrow as pa
-
-        bounds = pa.array(tokens.bounds.astype(np.int32))
-        lists = {name: pa.ListArray.from_arrays(bounds, getattr(tokens, name)) for name in COLUMNS}
-        return pa.table({"sample_id": tokens.sample_id, **lists})
-
     def _write(self, path: Path, tables: Iterator[pa.Table]) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         from wellread.files import replacing
 
-        types = {name: pa.list_(pa.from_numpy_dtype(kind)) for name, kind in COLUMNS.items()}
-        schema = pa.schema({"sample_id": pa.int64(), **types}, metadata=dict(self.belongs_to))
+        schema = pa.schema({"sample_id": pa.int64(), **self.columns()}, metadata=dict(self.belongs_to))
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
             for table in tables:
@@ -145,11 +168,33 @@ def _open(path: Path) -> Any:
         raise UserError(f"{path}: not a readable Parquet file; delete it and run the evaluation again") from error
 
 
-def _tokens(table: pa.Table) -> Tokens:
-    columns = {name: table.column(name).combine_chunks() for name in COLUMNS}
-    sizes = columns["logp"].value_lengths().to_numpy()
-    return Tokens(
-        sample_id=table.column("sample_id").to_numpy(),
-        bounds=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
-        **{name: column.flatten().to_numpy() for name, column in columns.items()},
-    )
+class TokenFile(SampleFile[Tokens]):
+    """Token columns of samples under one model."""
+
+    def joined(self, parts: Sequence[Tokens]) -> Tokens:
+        """The samples of all parts."""
+        return Tokens.joined(parts)
+
+    def columns(self) -> Mapping[str, pa.DataType]:
+        """Lists over the target tokens of a sample."""
+        import pyarrow as pa
+
+        return {name: pa.list_(pa.from_numpy_dtype(kind)) for name, kind in COLUMNS.items()}
+
+    def to_table(self, part: Tokens) -> pa.Table:
+        """One row per sample."""
+        import pyarrow as pa
+
+        bounds = pa.array(part.bounds.astype(np.int32))
+        lists = {name: pa.ListArray.from_arrays(bounds, getattr(part, name)) for name in COLUMNS}
+        return pa.table({"sample_id": part.sample_id, **lists})
+
+    def from_table(self, table: pa.Table) -> Tokens:
+        """Token columns from one row per sample."""
+        columns = {name: table.column(name).combine_chunks() for name in COLUMNS}
+        sizes = columns["logp"].value_lengths().to_numpy()
+        return Tokens(
+            sample_id=table.column("sample_id").to_numpy(),
+            bounds=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+            **{name: column.flatten().to_numpy() for name, column in columns.items()},
+        )

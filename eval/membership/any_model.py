@@ -5,37 +5,36 @@ wellread membership --model pythia-70m,pythia-160m --members a.jsonl --nonmember
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.kept import How, fill, run_directory
-from eval.membership.checks import Checks, Samples, suspicions, with_corrected_p
+from eval.kept import How
+from eval.membership.any_store import Stored
+from eval.membership.checks import suspicions, with_corrected_p
 from eval.membership.compare import Comparer, Side, describe
+from eval.membership.compared import MEMBERS, NONMEMBERS, Compared, Texts
 from eval.membership.evaluation import fractions
-from eval.membership.files import TextSamples, documents_of, read_texts, refuse_overlap
+from eval.membership.files import read_texts, refuse_overlap
 from eval.membership.references import check_reference, model_named
 from eval.membership.scores import Column, Inputs, needs, select_scores
 from eval.membership.texts import LowerCase
 from eval.separation import ALPHAS, Floats, Ints, nonmembers_needed, roc
-from eval.token_store import TokenFile
 from wellread.cli import new_parser, parse
 from wellread.config import Dtype
 from wellread.errors import UserError
 from wellread.results import Result
+from wellread.units import plural
 
 if TYPE_CHECKING:
     from eval.progress import Reporter
-    from wellread.tokens import Tokens
 
-MEMBERS, NONMEMBERS = "members", "nonmembers"
 EXAMPLE = (
     "example:\n  wellread membership --model pythia-70m,pythia-160m --members a.jsonl --nonmembers b.jsonl --out d"
 )
@@ -64,7 +63,8 @@ class AnyModel:
     csv: bool = False
     """Write all tables of --out as CSV, too."""
     scores: str | None = None
-    """Scores: loss, zlib, lowercase, min_k, min_k++, with a reference model reference, ez (default: all of these)."""
+    """Scores: loss, zlib, lowercase, min_k, min_k++, with a reference model reference, ez (default: all of these), and
+    only on request recall, gradnorm."""
     k: str = "0.1,0.2,0.3,0.5"
     """Fractions of tokens for min_k and min_k++."""
     reference: str | None = None
@@ -79,7 +79,6 @@ class AnyModel:
     """Seed for resampling."""
     device: str | None = None
     """Where the models run (default: CUDA if there is a GPU, otherwise the CPU)."""
-    texts: dict[str, list[str]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.bootstrap < 100:
@@ -90,16 +89,7 @@ class AnyModel:
             raise UserError(f"--max_tokens {self.max_tokens}: nothing to score; give at least 2")
         if self.out is None and (self.threshold or self.csv):
             raise UserError(f"{'--threshold' if self.threshold else '--csv'}: writes files; add --out DIR")
-        _ = self.columns
-        self.texts.update({MEMBERS: read_texts(Path(self.members)), NONMEMBERS: read_texts(Path(self.nonmembers))})
-        for flag, name, file in (("--members", MEMBERS, self.members), ("--nonmembers", NONMEMBERS, self.nonmembers)):
-            if len(set(self.texts[name])) < 2:
-                raise UserError(f"{flag} {file}: fewer than two different texts; there is nothing to compare")
-        refuse_overlap(self.texts[MEMBERS], self.texts[NONMEMBERS])
-        needed = nonmembers_needed(max(ALPHAS))
-        if self.threshold and len(self.texts[NONMEMBERS]) < needed:
-            raise UserError(f"--threshold: needs {needed:,} non-members, but {self.nonmembers} has fewer; add texts")
-        self.texts["threshold"] = read_texts(Path(self.threshold)) if self.threshold else []
+        _ = self.columns, self._texts
 
     @cached_property
     def columns(self) -> list[Column]:
@@ -110,14 +100,26 @@ class AnyModel:
         )
 
     @cached_property
-    def all_texts(self) -> list[str]:
-        """Members, non-members, and texts to classify."""
-        return [text for texts in self.texts.values() for text in texts]
+    def _texts(self) -> Compared:
+        """The texts of the files."""
+        files = {"--members": Path(self.members), "--nonmembers": Path(self.nonmembers)}
+        texts = {flag: read_texts(file) for flag, file in files.items()}
+        for flag, file in files.items():
+            if len(set(texts[flag])) < 2:
+                raise UserError(f"{flag} {file}: fewer than two different texts; there is nothing to compare")
+        refuse_overlap(texts["--members"], texts["--nonmembers"])
+        unlabeled = read_texts(Path(self.threshold)) if self.threshold else []
+        members, nonmembers = texts.values()
+        recall = "prefixed" in needs(self.columns)
+        compared = Texts(members, nonmembers, unlabeled, self.max_tokens).compared(recall=recall, seed=self.seed)
+        needed = nonmembers_needed(max(ALPHAS))
+        if self.threshold and compared.nonmembers.size < needed:
+            raise UserError(f"--threshold: needs {needed:,} non-members, but {self.nonmembers} has fewer; add texts")
+        return compared
 
-    def ids(self, name: str) -> Ints:
-        """Places in `all_texts` of the texts of one file."""
-        start = sum(len(self.texts[each]) for each in list(self.texts)[: list(self.texts).index(name)])
-        return np.arange(start, start + len(self.texts[name]))
+    def compared(self, name: str) -> Compared:
+        """What a model is compared on."""
+        return self._texts
 
     def distinct_models(self, notes: Callable[[str], None]) -> dict[str, Path]:
         """Name -> directory of each model; of models with the same weights only the first, with a note."""
@@ -135,66 +137,49 @@ class AnyModel:
             directories[name] = directory
         return directories
 
-    def values(self, directory: Path, folder: Path, reporter: Reporter) -> dict[str, Floats]:
-        """Name of each score -> its values for all texts under one model, float64[n]; NaN where it is not defined."""
-        samples = self._samples(directory)
+    def values(self, name: str, directory: Path, folder: Path, reporter: Reporter) -> dict[str, Floats]:
+        """Name of each score -> its values for all samples under one model, float64[n]; NaN where it is not defined."""
+        compared = self.compared(name)
+        samples = compared.read(directory)
         if samples.truncated:
             reporter.note(f"{directory.name}: {samples.truncated:,} texts are truncated to {samples.longest:,} tokens")
-        required, ids = needs(self.columns), np.arange(len(self.all_texts))
+        required, ids = needs(self.columns), np.arange(compared.n)
+        stored = Stored(compared, samples, folder, How(device=self.device, dtype=self.dtype), reporter)
         reference = model_named(self.reference) if self.reference and "reference" in required else None
         if reference:
             check_reference(reference, str(self.reference), samples.tokenizer, samples.longest)
-        more: dict[str, Any] = {"zlib": samples.zlib()} if "zlib" in required else {}
+        more: dict[str, Any] = {}
+        if "prefixed" in required:  # first: it may be refused
+            variant, prefixed = compared.prefixed(samples, directory)
+            more["prefixed"] = stored.tokens(directory, prefixed, variant).read(ids)
+        if "zlib" in required:
+            more["zlib"] = samples.zlib()
         if "lowercase" in required:
             lower = LowerCase(samples, samples.longest, tokenizer=samples.tokenizer)
-            more["lowercase"] = self._file(directory, folder, lower, "lowercase", reporter).read(ids)
+            more["lowercase"] = stored.tokens(directory, lower, "lowercase").read(ids)
         if reference:
-            more["reference"] = self._file(reference, folder, samples, "", reporter).read(ids)
-        inputs = Inputs(tokens=self._file(directory, folder, samples, "", reporter).read(ids), **more)
+            more["reference"] = stored.tokens(reference, samples).read(ids)
+        if "gradients" in required:
+            more["gradients"] = stored.norms(directory).read(ids)
+        inputs = Inputs(tokens=stored.tokens(directory, samples).read(ids), **more)
         return {column.name: column.score.values(inputs, column.k) for column in self.columns}
-
-    def _samples(self, directory: Path) -> TextSamples:
-        from wellread.corpus.tokenizer import Tokenizer
-        from wellread.models.pretrained import configuration_in
-
-        positions = getattr(configuration_in(directory), "max_position_embeddings", None) or self.max_tokens
-        return TextSamples(self.all_texts, Tokenizer.load(directory), min(self.max_tokens, positions))
-
-    def _file(
-        self, directory: Path, folder: Path, samples: TextSamples | LowerCase, variant: str, reporter: Reporter
-    ) -> TokenFile:
-        from wellread.models.directories import fingerprint_directory
-
-        model = fingerprint_directory(directory).rpartition(":")[2]
-        texts = hashlib.sha256("\0".join([str(samples.longest), *self.all_texts]).encode()).hexdigest()
-        key = {"model": model, "texts": texts, "dtype": self.dtype, "variant": variant}
-        name = hashlib.sha256(repr(sorted(key.items())).encode()).hexdigest()[:12]
-        how = How(device=self.device, dtype=self.dtype)
-
-        def compute(missing: Ints, progress: Callable[[int], None]) -> Iterator[Tokens]:
-            return run_directory(directory, samples, missing, how, progress)
-
-        file = TokenFile(folder / "tokens" / f"{name}.parquet", key)
-        return fill(file, np.arange(len(self.all_texts)), reporter, compute)
-
-    def _side(self, ids: Ints, values: Floats) -> Side:
-        return Side(values[ids], self._checks.samples.documents[ids])
 
     def results(self, name: str, values: dict[str, Floats]) -> list[Result]:
         """Results of one model: task `membership/SCORE`, groups `members`, `nonmembers`, `shuffled`.
 
-        If there are copies between the files, also `members without copies`.
+        If there are copies between the two, also `members without copies`.
         """
-        comparer, results = Comparer(self.bootstrap, self.seed), []
-        pairs = self._pairs | self._checks.without_copies(self._pairs)
+        comparer, results, compared = Comparer(self.bootstrap, self.seed), [], self.compared(name)
+        pairs = {MEMBERS: compared.sides}
+        pairs |= compared.checks.without_copies(pairs)
         for column in self.columns:
-            sides = {group: self._side(self.ids(group), values[column.name]) for group in (MEMBERS, NONMEMBERS)}
-            rows = [*describe(sides, is_loss=column.name == "loss")]
-            compared = {
-                group: (self._side(members, values[column.name]), self._side(nonmembers, values[column.name]))
-                for group, (members, nonmembers) in pairs.items()
-            }
-            rows += comparer.rows(compared, NONMEMBERS)
+
+            def side(ids: Ints, of: Floats = values[column.name], documents: Ints = compared.documents) -> Side:
+                return Side(of[ids], documents[ids])
+
+            groups = {MEMBERS: side(compared.members), NONMEMBERS: side(compared.nonmembers)}
+            rows = [*describe(groups, is_loss=column.name == "loss")]
+            rows += comparer.rows({group: (side(a), side(b)) for group, (a, b) in pairs.items()}, NONMEMBERS)
             results += [self._result(name, f"membership/{column.name}", row) for row in rows]
         return results
 
@@ -205,20 +190,7 @@ class AnyModel:
 
     def gates(self) -> list[Result]:
         """Whether members can be distinguished without a model, and copies between the files."""
-        return [self._result("", task, row) for task, row in self._checks.rows(self._pairs)]
-
-    @property
-    def _pairs(self) -> dict[str, tuple[Ints, Ints]]:
-        return {MEMBERS: (self.ids(MEMBERS), self.ids(NONMEMBERS))}
-
-    @cached_property
-    def _checks(self) -> Checks:
-        lengths, texts = np.array([len(text) for text in self.all_texts]), self.all_texts
-        documents = documents_of(texts)
-        samples = Samples(
-            "files", lambda ids: [texts[i] for i in ids.tolist()], lambda ids: lengths[ids], [], documents
-        )
-        return Checks(samples, self.seed)
+        return [self._result("", task, row) for task, row in self._texts.checks.rows({MEMBERS: self._texts.sides})]
 
 
 def roc_rows(name: str, score: str, members: Floats, nonmembers: Floats) -> dict[str, Any]:
@@ -232,7 +204,7 @@ def roc_rows(name: str, score: str, members: Floats, nonmembers: Floats) -> dict
 def main(argv: list[str]) -> int:
     """``wellread membership --model …``: score the texts, print the table, write files below ``--out``."""
     parser = new_parser("wellread membership", "Compare scores of any texts under any models.", EXAMPLE)
-    parser.add_class_arguments(AnyModel, nested_key=None, as_group=False, skip={"texts", "csv"})
+    parser.add_class_arguments(AnyModel, nested_key=None, as_group=False, skip={"csv"})
     parser.add_argument("--csv", action="store_true", help="Write all tables of --out as CSV, too.")
     return run(AnyModel(**dict(parse(parser, argv).as_dict())))
 
@@ -242,8 +214,11 @@ def run(task: AnyModel) -> int:
     from eval.membership.any_output import classify, show, write
     from eval.progress import Reporter
 
-    n, values = len(task.texts[NONMEMBERS]), dict[str, dict[str, Floats]]()
-    with tempfile.TemporaryDirectory() as temporary, Reporter(len(task.all_texts), True) as reporter:
+    values, texts = dict[str, dict[str, Floats]](), task.compared("")
+    n = texts.nonmembers.size
+    with tempfile.TemporaryDirectory() as temporary, Reporter(texts.n, True) as reporter:
+        if texts.shots.size:
+            reporter.note(f"recall: its prefix is of {plural(texts.shots.size, 'non-member')}, in no group")
         for alpha in ALPHAS:
             if n < nonmembers_needed(alpha):
                 reporter.note(
@@ -252,11 +227,11 @@ def run(task: AnyModel) -> int:
         models = task.distinct_models(reporter.note)
         results = task.gates()
         for name, directory in models.items():
-            values[name] = task.values(directory, Path(task.out or temporary), reporter)
+            values[name] = task.values(name, directory, Path(task.out or temporary), reporter)
             results += task.results(name, values[name])
     results = list(with_corrected_p(results))
     curves = [
-        roc_rows(name, score, column[task.ids(MEMBERS)], column[task.ids(NONMEMBERS)])
+        roc_rows(name, score, *(column[ids] for ids in task.compared(name).sides))
         for name, scores in values.items()
         for score, column in scores.items()
     ]
@@ -264,7 +239,7 @@ def run(task: AnyModel) -> int:
     if task.out:
         write(Path(task.out), results, curves, csv=task.csv)
         if task.threshold:
-            classify(Path(task.out), task.ids("threshold"), results, values, csv=task.csv)
+            classify(Path(task.out), texts.unlabeled, results, values, csv=task.csv)
     for line in suspicions(results):
         print(line)
     return 0

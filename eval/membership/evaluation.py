@@ -26,6 +26,7 @@ from eval.membership.checks import Checks, Row, Samples, with_corrected_p
 from eval.membership.compare import Comparer, Side, describe
 from eval.membership.divisions import DIVISIONS, divide
 from eval.membership.inputs import Source
+from eval.membership.recall import Prefix, reserve
 from eval.membership.references import began_pretrained, reference_of
 from eval.membership.scores import Column, columns, select_scores
 from eval.membership.section import section
@@ -37,6 +38,7 @@ from eval.separation import ALPHAS, Floats, Ints, nonmembers_needed
 from wellread.config import Dtype
 from wellread.errors import UserError
 from wellread.files import require_folder
+from wellread.units import plural
 
 if TYPE_CHECKING:
     from eval.progress import Reporter
@@ -66,7 +68,8 @@ class Membership(PerCheckpoint[Values]):
     """
 
     scores: str | None = None
-    """Scores: loss, zlib, lowercase, min_k, min_k++, with a reference model reference, ez (default: all of these)."""
+    """Scores: loss, zlib, lowercase, min_k, min_k++, with a reference model reference, ez (default: all of these), and
+    only on request recall, gradnorm."""
     k: str = "0.1,0.2,0.3,0.5"
     """Fractions of tokens for min_k and min_k++."""
     groups: str | None = None
@@ -151,8 +154,14 @@ class Membership(PerCheckpoint[Values]):
 
     @cached_property
     def division(self) -> Groups:
-        """The groups of the run."""
-        return Groups.of(self.run, self.max_samples, self.seed)
+        """The groups of the run, without the documents of the prefix of recall."""
+        return self._reserved[0]
+
+    @cached_property
+    def _reserved(self) -> tuple[Groups, Prefix | None]:
+        """The groups, and the prefix of recall if it is requested."""
+        groups = Groups.of(self.run, self.max_samples, self.seed)
+        return reserve(groups) if "recall" in self._score_names else (groups, None)
 
     @cached_property
     def source(self) -> Source:
@@ -161,7 +170,7 @@ class Membership(PerCheckpoint[Values]):
         add = "--reference own or --reference MODEL"
         scores = select_scores(self._score_names, self._fractions, has_reference=reference is not None, add=add)
         how = How(device=self.device, verify=self.verify, dtype=self.dtype)
-        return Source(self.run, self.division.corpus, scores, how, reference)
+        return Source(self.run, self.division.corpus, scores, how, reference, self._reserved[1])
 
     def size(self, step: int) -> int:
         """Samples of all groups at `step`, as often as they are scored."""
@@ -169,13 +178,14 @@ class Membership(PerCheckpoint[Values]):
 
     def notes(self) -> Iterator[str]:
         """What is left out, and why."""
-        corpus = self.division.corpus
-        sealed = min(corpus.n - corpus.n_trainable, self.max_samples)
+        sealed = min(self.division.sealed.size, self.max_samples)
         yield from self.division.notes([checkpoint.step for checkpoint in self.checkpoints])
         if self.groups is None and UNREAD not in self._group_names:
             yield f"unread samples are not a control and are left out: {self._why_no_unread}"
         if self.reference is None and self.source.reference is None and began_pretrained(self.run):
             yield "step 0 has no checkpoint, so there is no reference model; reference and ez are left out"
+        if self.division.withheld is not None:
+            yield f"recall: its prefix is of {plural(self.division.withheld.size, 'sealed sample')}, in no group"
         if not sealed:
             yield "no sample is sealed, so only losses are measured; to compare them, train with --holdout above 0"
         few = [alpha for alpha in ALPHAS if 0 < sealed < nonmembers_needed(alpha)]

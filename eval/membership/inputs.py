@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eval.kept import How, by_part, token_file, tokens_of, tokens_under
+from eval.membership.gradients import norms_of
+from eval.membership.recall import Prefix
 from eval.membership.scores import Column, Inputs, needs
 from eval.membership.texts import LowerCase, zlib_bytes
 from eval.separation import Floats, Ints
+from eval.token_store import SampleFile, TokenFile
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from eval.progress import Reporter
@@ -36,11 +40,13 @@ class Source:
     how: How
     reference: Checkpoint | Path | None = None
     """Checkpoint of the run or directory of a model."""
+    prefix: Prefix | None = None
+    """What is in front of samples for recall."""
 
     @property
     def passes(self) -> int:
         """How often each sample is scored."""
-        return 1 + sum(need in ("lowercase", "reference") for need in needs(self.scores))
+        return 1 + sum(need != "zlib" for need in needs(self.scores))
 
     @cached_property
     def _decoder(self) -> Decoder:
@@ -55,15 +61,26 @@ class Source:
         tokenizer = Tokenizer.load(self.samples.path / "tokenizer")
         return LowerCase(self.samples, self.samples.longest, tokenizer=tokenizer)
 
-    def files(self, checkpoint: Checkpoint, ids: Ints, reporter: Reporter) -> dict[str, TokenFile]:
-        """Field of `Inputs` -> file with its token columns; what is missing is computed."""
-        files = {"tokens": tokens_of(self.run, checkpoint, self.samples, ids, reporter, self.how)}
-        required = needs(self.scores)
-        if "lowercase" in required:
-            files["lowercase"] = self._lowercase_file(checkpoint, ids, reporter)
-        if "reference" in required:
-            files["reference"] = self._reference_file(ids, reporter)
-        return files
+    def files(self, checkpoint: Checkpoint, ids: Ints, reporter: Reporter) -> dict[str, SampleFile[Any]]:
+        """Field of `Inputs` -> file with its columns; what is missing is computed."""
+        kinds: dict[str, Callable[[], SampleFile[Any]]] = {
+            "prefixed": lambda: self._prefixed_file(checkpoint, ids, reporter),  # first: it may be refused
+            "tokens": lambda: tokens_of(self.run, checkpoint, self.samples, ids, reporter, self.how),
+            "lowercase": lambda: self._lowercase_file(checkpoint, ids, reporter),
+            "reference": lambda: self._reference_file(ids, reporter),
+            "gradients": lambda: norms_of(self.run, checkpoint, self.samples, ids, reporter, self.how),
+        }
+        required = {"tokens", *needs(self.scores)}
+        return {name: file() for name, file in kinds.items() if name in required}
+
+    def _prefixed_file(self, checkpoint: Checkpoint, ids: Ints, reporter: Reporter) -> TokenFile:
+        """Opens the model's configuration only if samples are missing."""
+        assert self.prefix
+        how = replace(self.how, variant=self.prefix.variant)
+        if np.isin(ids, token_file(self.run, checkpoint, how).sample_id).all():
+            return tokens_of(self.run, checkpoint, self.samples, ids, reporter, how)
+        samples = self.prefix.before(self.samples, self.samples.longest, checkpoint.model)
+        return tokens_of(self.run, checkpoint, samples, ids, reporter, how)
 
     def _lowercase_file(self, checkpoint: Checkpoint, ids: Ints, reporter: Reporter) -> TokenFile:
         """Loads the tokenizer, which takes seconds, only if samples are missing."""
@@ -82,11 +99,13 @@ class Source:
         assert self.reference
         return tokens_under(self.run, self.reference, self.samples, ids, reporter, self.how)
 
-    def values(self, files: dict[str, TokenFile], ids: Ints) -> dict[str, Floats]:
+    def values(self, files: dict[str, SampleFile[Any]], ids: Ints) -> dict[str, Floats]:
         """Name of each score -> its values, float64[n]; NaN where it is not defined."""
+        tokens_file = files["tokens"]
+        assert isinstance(tokens_file, TokenFile)
         more_files = {name: file for name, file in files.items() if name != "tokens"}
         parts: dict[str, list[Floats]] = {column.name: [] for column in self.scores}
-        for tokens in by_part(files["tokens"], self.samples, ids):
+        for tokens in by_part(tokens_file, self.samples, ids):
             more: dict[str, Any] = {name: file.read(tokens.sample_id) for name, file in more_files.items()}
             if "zlib" in needs(self.scores):
                 more["zlib"] = zlib_bytes(self.samples, tokens.sample_id, self._decoder)

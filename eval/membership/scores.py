@@ -15,6 +15,7 @@ from eval.separation import Floats, Ints
 from wellread.errors import UserError
 
 if TYPE_CHECKING:
+    from eval.membership.gradients import Norms
     from wellread.tokens import Tokens
 
 
@@ -29,6 +30,10 @@ class Inputs:
     """The samples in lower case."""
     reference: Tokens | None = None
     """The samples under the reference model."""
+    prefixed: Tokens | None = None
+    """The samples after a prefix that the model has not read."""
+    gradients: Norms | None = None
+    """Norms of the gradients of the samples."""
 
 
 Values = Callable[[Inputs, float], Floats]
@@ -44,6 +49,8 @@ class Score:
     """Field of `Inputs` that it needs in addition to the token columns."""
     takes_k: bool = False
     """Whether it is computed for each k of `--k`."""
+    on_request: bool = False
+    """Whether it is computed only if `--scores` names it."""
 
 
 def loss(inputs: Inputs, k: float = 1) -> Floats:
@@ -100,6 +107,18 @@ def ez(inputs: Inputs, k: float = 1) -> Floats:
     return ratio
 
 
+def recall(inputs: Inputs, k: float = 1) -> Floats:
+    """Mean log-probability after a prefix that was not read, divided by that without it (ReCaLL, Xie et al. 2024)."""
+    assert inputs.prefixed
+    return _ratio(inputs.prefixed.means(inputs.prefixed.logp), loss(inputs))
+
+
+def gradnorm(inputs: Inputs, k: float = 1) -> Floats:
+    """Minus the norm of the gradient of the mean loss, over all parameters together (Wang et al. 2024)."""
+    assert inputs.gradients
+    return -inputs.gradients.norm
+
+
 def mean_of_lowest(tokens: Tokens, values: Floats, k: float) -> Floats:
     """Mean of the lowest max(1, int(k m)) of the m values of each sample; (samples,), NaN where m is 0.
 
@@ -130,6 +149,8 @@ SCORES: dict[str, Score] = {
     "min_k++": Score(min_k_plus_plus, takes_k=True),
     "reference": Score(reference, needs="reference"),
     "ez": Score(ez, needs="reference"),
+    "recall": Score(recall, needs="prefixed", on_request=True),
+    "gradnorm": Score(gradnorm, needs="gradients", on_request=True),
 }
 
 
@@ -162,7 +183,9 @@ def columns(names: Sequence[str], ks: Sequence[float]) -> list[Column]:
 
 
 def select_scores(names: Sequence[str], ks: Sequence[float], *, has_reference: bool, add: str) -> list[Column]:
-    """The scores with these names, by default all that can be computed, those with a k for each k.
+    """The scores with these names, by default all that can be computed and are not only on request.
+
+    Those with a k are there once for each k.
 
     Parameters
     ----------
@@ -174,7 +197,8 @@ def select_scores(names: Sequence[str], ks: Sequence[float], *, has_reference: b
     UserError
         When a name is not in the table, or its score needs a reference model and there is none.
     """
-    every = [name for name, score in SCORES.items() if has_reference or score.needs != "reference"]
+    usual = {name: score for name, score in SCORES.items() if not score.on_request}
+    every = [name for name, score in usual.items() if has_reference or score.needs != "reference"]
     scores = columns(names or every, ks)
     if not has_reference and (needing := [each.name for each in scores if each.score.needs == "reference"]):
         raise UserError(f"--scores {needing[0]}: needs a reference model; add {add}")

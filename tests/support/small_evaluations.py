@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -128,3 +129,8 @@ def tokens_with(ids: Any, means: Any) -> Tokens:
         for name, kind in COLUMNS.items()
     }
     return Tokens(sample_id=ids, bounds=2 * np.arange(ids.size + 1), **columns)
+
+
+def write_texts(path: Path, texts: list[str], *, as_strings: bool = False) -> Path:
+    path.write_text("".join(json.dumps(text if as_strings else {"text": text, "n": 1}) + "\n" for text in texts))
+    return path

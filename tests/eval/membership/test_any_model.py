@@ -11,6 +11,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
+from support.small_evaluations import write_texts
 
 from eval.__main__ import main
 from eval.membership.files import TextSamples, read_texts
@@ -19,11 +20,6 @@ from wellread.errors import UserError
 from wellread.models.load import load_model
 from wellread.models.score import log_likelihoods
 from wellread.results import read
-
-
-def write_texts(path: Path, texts: list[str], *, as_strings: bool = False) -> Path:
-    path.write_text("".join(json.dumps(text if as_strings else {"text": text, "n": 1}) + "\n" for text in texts))
-    return path
 
 
 @pytest.fixture
@@ -120,7 +116,7 @@ def test_other_mistakes_are_one_line(files: tuple[Path, Path], small_model: Path
         (str(files[1]), "--csv"): "--csv: writes files; add --out DIR",
         (str(few), "--threshold", str(few), "--out", "x"): "--threshold: needs 100 non-members",
         (str(files[1]), "--scores", "ez"): "--scores ez: needs a reference model",
-        (str(files[1]), "--scores", "gradnorm"): "--scores gradnorm: not a score; choose from loss",
+        (str(files[1]), "--scores", "mope"): "--scores mope: not a score; choose from loss",
         (str(files[1]), "--k", "2"): "--k 2: expected fractions",
         (str(files[1]), "--bootstrap", "1"): "--bootstrap 1: too few",
         (str(files[1]), "--max_tokens", "1"): "--max_tokens 1: nothing to score",

@@ -11,6 +11,7 @@ import pytest
 import torch
 from support.small_evaluations import tokens_with
 
+from eval.membership.gradients import Norms
 from eval.membership.scores import SCORES, Inputs, columns, needs
 from wellread.errors import UserError
 from wellread.models.score import token_columns
@@ -99,7 +100,8 @@ def test_ez_counts_only_errors() -> None:
 @pytest.mark.parametrize("name", SCORES)
 def test_what_is_not_a_number_stays_so(name: str) -> None:
     wrong = sample(logp=[-1, np.nan, -2], rank=[1, 1, 1], sigma=[1, 1, 1])
-    inputs = Inputs(tokens=wrong, zlib=np.array([9]), lowercase=wrong, reference=wrong)
+    inputs = Inputs(tokens=wrong, zlib=np.array([9]), lowercase=wrong, reference=wrong, prefixed=wrong,
+                    gradients=Norms(sample_id=np.array([0]), norm=np.array([np.nan])))  # fmt: skip
     assert np.isnan(SCORES[name].values(inputs, 0.4)).all()
 
 
@@ -113,5 +115,5 @@ def test_names_and_needs() -> None:
     scores = columns(["min_k", "loss", "ez", "zlib"], [0.1, 0.25])
     assert [column.name for column in scores] == ["min_k_0.1", "min_k_0.25", "loss", "ez", "zlib"]
     assert needs(scores) == ["zlib", "reference"]
-    with pytest.raises(UserError, match=r"--scores lost: not a score; choose from loss, zlib, .*ez$"):
+    with pytest.raises(UserError, match=r"--scores lost: not a score; choose from loss, zlib, .*ez, recall, gradnorm$"):
         columns(["lost"], [0.1])
