@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from eval.membership.evaluation import fractions
 from eval.membership.files import read_texts, refuse_overlap
 from eval.membership.references import check_reference, model_named
 from eval.membership.scores import Column, Inputs, needs, select_scores
+from eval.membership.sequential import Sequential
 from eval.membership.texts import LowerCase
 from eval.separation import ALPHAS, Floats, Ints, nonmembers_needed, roc
 from wellread.cli import new_parser, parse
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
     from eval.progress import Reporter
 
 EXAMPLE = (
-    "example:\n  wellread membership --model pythia-70m,pythia-160m --members a.jsonl --nonmembers b.jsonl --out d"
+    "examples:\n  wellread membership --model pythia-70m,pythia-160m --members a.jsonl --nonmembers b.jsonl --out d\n"
+    "  wellread membership --model pythia-70m@step3000 --corpus pile/document --order sequential --batch_size 1024"
 )
 
 
@@ -52,10 +54,18 @@ class AnyModel:
 
     model: str
     """Models, separated by commas: names, NAME@REVISION, directories, RUN or RUN@step-N."""
-    members: str
+    members: str | None = None
     """JSONL file: a string, or an object with `text`, on each line."""
-    nonmembers: str
+    nonmembers: str | None = None
     """JSONL file with texts that no model has read."""
+    corpus: str | None = None
+    """Instead of files: a Megatron data set PREFIX or a compiled corpus that models NAME@stepN were trained on."""
+    order: str = "sequential"
+    """With --corpus: sequential, pythia or megatron:DOC,SAMPLE,SHUFFLE.npy."""
+    batch_size: int | None = None
+    """With --corpus: samples per batch of the training; published models have their own (default)."""
+    max_samples: int = 2000
+    """With --corpus: samples that are read, and as many that are not, drawn by --seed."""
     out: str | None = None
     """Directory for results, points of ROC curves and token columns (default: only print)."""
     threshold: str | None = None
@@ -89,7 +99,40 @@ class AnyModel:
             raise UserError(f"--max_tokens {self.max_tokens}: nothing to score; give at least 2")
         if self.out is None and (self.threshold or self.csv):
             raise UserError(f"{'--threshold' if self.threshold else '--csv'}: writes files; add --out DIR")
-        _ = self.columns, self._texts
+        _ = self.columns
+        if self.corpus is None:
+            _ = self._texts
+            return
+        if self.members or self.nonmembers or self.threshold:
+            flag = next(name for name in ("members", "nonmembers", "threshold") if getattr(self, name))
+            raise UserError(
+                f"--corpus and --{flag}: compare either samples of a corpus or texts of files; leave one out"
+            )
+        if self.max_samples < 2:
+            raise UserError(f"--max_samples {self.max_samples}: nothing to compare; give at least 2")
+        for name in self._names:
+            self._sequential.n_read(name)
+
+    @property
+    def _names(self) -> list[str]:
+        return list(dict.fromkeys(os.path.expanduser(word.strip()) for word in self.model.split(",")))
+
+    @property
+    def _recall(self) -> bool:
+        return "prefixed" in needs(self.columns)
+
+    @cached_property
+    def _sequential(self) -> Sequential:
+        """The corpus."""
+        return Sequential(
+            name=str(self.corpus),
+            order=self.order,
+            batch_size=self.batch_size,
+            max_samples=self.max_samples,
+            max_tokens=self.max_tokens,
+            seed=self.seed,
+            recall=self._recall,
+        )
 
     @cached_property
     def columns(self) -> list[Column]:
@@ -102,7 +145,10 @@ class AnyModel:
     @cached_property
     def _texts(self) -> Compared:
         """The texts of the files."""
-        files = {"--members": Path(self.members), "--nonmembers": Path(self.nonmembers)}
+        names = {"--members": self.members, "--nonmembers": self.nonmembers}
+        if missing := [flag for flag, name in names.items() if name is None]:
+            raise UserError(f"{missing[0]} is missing; give two files of texts, or --corpus")
+        files = {flag: Path(str(name)) for flag, name in names.items()}
         texts = {flag: read_texts(file) for flag, file in files.items()}
         for flag, file in files.items():
             if len(set(texts[flag])) < 2:
@@ -110,16 +156,15 @@ class AnyModel:
         refuse_overlap(texts["--members"], texts["--nonmembers"])
         unlabeled = read_texts(Path(self.threshold)) if self.threshold else []
         members, nonmembers = texts.values()
-        recall = "prefixed" in needs(self.columns)
-        compared = Texts(members, nonmembers, unlabeled, self.max_tokens).compared(recall=recall, seed=self.seed)
+        compared = Texts(members, nonmembers, unlabeled, self.max_tokens).compared(recall=self._recall, seed=self.seed)
         needed = nonmembers_needed(max(ALPHAS))
         if self.threshold and compared.nonmembers.size < needed:
             raise UserError(f"--threshold: needs {needed:,} non-members, but {self.nonmembers} has fewer; add texts")
         return compared
 
-    def compared(self, name: str) -> Compared:
-        """What a model is compared on."""
-        return self._texts
+    def compared(self, name: str, directory: Path) -> Compared:
+        """What a model, by name and with its files, is compared on."""
+        return self._sequential.compared(name, directory) if self.corpus else self._texts
 
     def distinct_models(self, notes: Callable[[str], None]) -> dict[str, Path]:
         """Name -> directory of each model; of models with the same weights only the first, with a note."""
@@ -127,7 +172,7 @@ class AnyModel:
         from wellread.models.directories import weight_files
 
         directories, of_weights = dict[str, Path](), dict[tuple[str, ...], str]()
-        for name in dict.fromkeys(os.path.expanduser(word.strip()) for word in self.model.split(",")):
+        for name in self._names:
             directory = model_named(name, "--model")
             weights = tuple(sha256_file(path) for path in weight_files(directory))
             if weights in of_weights:
@@ -137,13 +182,12 @@ class AnyModel:
             directories[name] = directory
         return directories
 
-    def values(self, name: str, directory: Path, folder: Path, reporter: Reporter) -> dict[str, Floats]:
+    def values(self, compared: Compared, directory: Path, folder: Path, reporter: Reporter) -> dict[str, Floats]:
         """Name of each score -> its values for all samples under one model, float64[n]; NaN where it is not defined."""
-        compared = self.compared(name)
-        samples = compared.read(directory)
+        samples, ids, required = compared.read(directory), np.arange(compared.n), needs(self.columns)
         if samples.truncated:
-            reporter.note(f"{directory.name}: {samples.truncated:,} texts are truncated to {samples.longest:,} tokens")
-        required, ids = needs(self.columns), np.arange(compared.n)
+            longest = int(samples.lengths(ids).max())
+            reporter.note(f"{directory.name}: {samples.truncated:,} texts are truncated to {longest:,} tokens")
         stored = Stored(compared, samples, folder, How(device=self.device, dtype=self.dtype), reporter)
         reference = model_named(self.reference) if self.reference and "reference" in required else None
         if reference:
@@ -164,12 +208,12 @@ class AnyModel:
         inputs = Inputs(tokens=stored.tokens(directory, samples).read(ids), **more)
         return {column.name: column.score.values(inputs, column.k) for column in self.columns}
 
-    def results(self, name: str, values: dict[str, Floats]) -> list[Result]:
+    def results(self, name: str, compared: Compared, values: dict[str, Floats]) -> list[Result]:
         """Results of one model: task `membership/SCORE`, groups `members`, `nonmembers`, `shuffled`.
 
         If there are copies between the two, also `members without copies`.
         """
-        comparer, results, compared = Comparer(self.bootstrap, self.seed), [], self.compared(name)
+        comparer, results = Comparer(self.bootstrap, self.seed), []
         pairs = {MEMBERS: compared.sides}
         pairs |= compared.checks.without_copies(pairs)
         for column in self.columns:
@@ -188,9 +232,16 @@ class AnyModel:
 
         return Result(run="", model=model, step=revision_step(model), tokens=0, task=task, **row)
 
-    def gates(self) -> list[Result]:
-        """Whether members can be distinguished without a model, and copies between the files."""
-        return [self._result("", task, row) for task, row in self._texts.checks.rows({MEMBERS: self._texts.sides})]
+    def gates(self, compared: dict[str, Compared]) -> Iterator[Result]:
+        """Whether members can be distinguished without a model, and copies: once for files, for a corpus by model."""
+        for name, of in compared.items() if self.corpus else [("", next(iter(compared.values())))]:
+            for task, row in of.checks.rows({MEMBERS: of.sides}):
+                yield self._result(name, task, row)
+
+    @property
+    def passes(self) -> int:
+        """How often each sample is scored."""
+        return 1 + sum(need != "zlib" for need in needs(self.columns))
 
 
 def roc_rows(name: str, score: str, members: Floats, nonmembers: Floats) -> dict[str, Any]:
@@ -214,24 +265,21 @@ def run(task: AnyModel) -> int:
     from eval.membership.any_output import classify, show, write
     from eval.progress import Reporter
 
-    values, texts = dict[str, dict[str, Floats]](), task.compared("")
-    n = texts.nonmembers.size
-    with tempfile.TemporaryDirectory() as temporary, Reporter(texts.n, True) as reporter:
-        if texts.shots.size:
-            reporter.note(f"recall: its prefix is of {plural(texts.shots.size, 'non-member')}, in no group")
-        for alpha in ALPHAS:
-            if n < nonmembers_needed(alpha):
-                reporter.note(
-                    f"no TPR at {100 * alpha:g}% FPR: it needs {nonmembers_needed(alpha):,} non-members, not {n:,}"
-                )
-        models = task.distinct_models(reporter.note)
-        results = task.gates()
+    remarks, values = list[str](), dict[str, dict[str, Floats]]()
+    models = task.distinct_models(remarks.append)
+    compared = {name: task.compared(name, directory) for name, directory in models.items()}
+    remarks += dict.fromkeys(remark for of in compared.values() for remark in _remarks(of))
+    total = task.passes * sum(of.n for of in compared.values())
+    with tempfile.TemporaryDirectory() as temporary, Reporter(total, True) as reporter:
+        for remark in remarks:
+            reporter.note(remark)
+        results = list(task.gates(compared))
         for name, directory in models.items():
-            values[name] = task.values(name, directory, Path(task.out or temporary), reporter)
-            results += task.results(name, values[name])
+            values[name] = task.values(compared[name], directory, Path(task.out or temporary), reporter)
+            results += task.results(name, compared[name], values[name])
     results = list(with_corrected_p(results))
     curves = [
-        roc_rows(name, score, *(column[ids] for ids in task.compared(name).sides))
+        roc_rows(name, score, *(column[ids] for ids in compared[name].sides))
         for name, scores in values.items()
         for score, column in scores.items()
     ]
@@ -239,7 +287,18 @@ def run(task: AnyModel) -> int:
     if task.out:
         write(Path(task.out), results, curves, csv=task.csv)
         if task.threshold:
-            classify(Path(task.out), texts.unlabeled, results, values, csv=task.csv)
+            unlabeled = next(iter(compared.values())).unlabeled
+            classify(Path(task.out), unlabeled, results, values, csv=task.csv)
     for line in suspicions(results):
         print(line)
     return 0
+
+
+def _remarks(compared: Compared) -> Iterator[str]:
+    """Which rates the number of non-members does not allow, and how many are the prefix of recall."""
+    n = compared.nonmembers.size
+    for alpha in ALPHAS:
+        if n < nonmembers_needed(alpha):
+            yield f"no TPR at {100 * alpha:g}% FPR: it needs {nonmembers_needed(alpha):,} non-members, not {n:,}"
+    if compared.shots.size:
+        yield f"recall: its prefix is of {plural(compared.shots.size, 'non-member')}, in no group"

@@ -14,7 +14,7 @@ from wellread.errors import UserError
 from wellread.models.directories import SEARCH_PATH, hub_file, is_hub_name
 from wellread.models.families import INNER_KEYS, KEYS, OPTIONAL_KEYS
 from wellread.models.headers import has_separate_head
-from wellread.models.published import models_file, steps_of
+from wellread.models.published import PublishedStep, models_file, steps_of
 from wellread.models.spec import ModelSpec, Pretraining, check_heads, check_pad
 from wellread.shapes import LONGEST_VALUE
 from wellread.text_io import Parser, read_text, refuse_marked
@@ -118,11 +118,34 @@ def _at_revision(argument: str, name: str, revision: str, entries: dict[str, dic
         if is_hub_name(name):
             return _from_hub(name, revision)
         raise UserError(f"--model {argument}: {name} is not a known model; {_nearest(name, entries)}")
-    steps = [published.revision for published in steps_of(name)]
-    if steps and revision.startswith("step") and revision not in steps:
+    if revision.startswith("step"):
+        _published(argument, name, revision)
+    return replace(_from_entry(f"{name}@{revision}", entries[name]), revision=revision)
+
+
+def _published(argument: str, name: str, revision: str) -> PublishedStep | None:
+    """The published checkpoint of this revision; None for a model that does not belong to a suite."""
+    steps = {published.revision: published for published in steps_of(name)}
+    if steps and revision not in steps:
         near = sorted(steps, key=lambda step: abs(_number(step) - _number(revision)))[:3]
         raise UserError(f"--model {argument}: this step was not published; the nearest are {', '.join(near)}")
-    return replace(_from_entry(f"{name}@{revision}", entries[name]), revision=revision)
+    return steps.get(revision)
+
+
+def published_step(name: str) -> PublishedStep | None:
+    """The published checkpoint that a name such as pythia-70m@step3000 means; None if it does not belong to a suite.
+
+    Raises
+    ------
+    UserError
+        When it belongs to a suite, but has no step, or one that was not published.
+    """
+    plain, _, revision = name.partition("@")
+    if not steps_of(_canonical(plain)):
+        return None
+    if not revision:
+        raise UserError(f"--model {name}: which step? write {name}@stepN, e.g. {name}@step3000")
+    return _published(name, _canonical(plain), revision)
 
 
 def revision_step(name: str) -> int:

@@ -133,14 +133,14 @@ def open_corpus(prefix: str, order: str, batch_size: int | None, tokenizer: Path
     UserError
         When the files or the order are not valid.
     """
-    reader, size = _open_samples(prefix, order, batch_size)
+    reader, size = open_samples(prefix, order, batch_size)
     sequence = Order(kind="sequential", seed=0, n=reader.n_trainable, batch_size=size)
     directory = tokenizer or (reader.tokenizer if isinstance(reader, Corpus) else None)
     return History(name=prefix, reader=reader, order=sequence, steps=sequence.steps(1), tokenizer_directory=directory)
 
 
-def _open_samples(prefix: str, order: str, batch_size: int | None) -> tuple[SampleReader, int]:
-    """Samples in the requested order, and the batch size."""
+def open_samples(prefix: str, order: str, batch_size: int | None) -> tuple[SampleReader, int]:
+    """Samples in the order of training, and the batch size; see `open_corpus`."""
     from wellread.data.sources.index_maps import IndexMaps
     from wellread.data.sources.megatron import PYTHIA_BATCH, Megatron
 
