@@ -111,16 +111,20 @@ class Tracer:
 
     def trace(self, text: str, least: int) -> tuple[list[Span], int]:
         """Maximal spans of `text` of at least `least` tokens that were read, by their start; number of its tokens."""
-        ids, places = self.decoder.encode(text)
-        (matches,) = self.matches([np.array(ids, dtype=np.int64)], least)
-        spans = []
-        for match in matches:
-            start, end = places[match.first][0], places[match.stop - 1][1]
-            spans.append(Span(text[start:end], start, end, match))
-        return spans, len(ids)
+        (traced,) = self.traces([text], least)
+        return traced
+
+    def traces(self, texts: Sequence[str], least: int) -> list[tuple[list[Span], int]]:
+        """The same for several texts, looked up at once."""
+        encoded = [self.decoder.encode(text) for text in texts]
+        of_all = self.matches([np.array(ids, dtype=np.int64) for ids, _ in encoded], least)
+        return [
+            ([_span(text, places, match) for match in matches], len(ids))
+            for text, (ids, places), matches in zip(texts, encoded, of_all, strict=True)
+        ]
 
     def matches(self, texts: Sequence[NDArray[Any]], least: int) -> list[list[Match]]:
-        """The same for several texts of token ids, looked up at once."""
+        """The same for several texts of token ids."""
         matches: list[list[Match]] = [[] for _ in texts]
         long = [(number, ids) for number, ids in enumerate(texts) if len(ids) >= least]
         if not long or not len(self.readings.sample_id):
@@ -202,6 +206,12 @@ def covered(matches: Sequence[Match], n_tokens: int) -> int:
     for match in matches:
         inside[match.first : match.stop] = True
     return int(inside.sum())
+
+
+def _span(text: str, places: Sequence[tuple[int, int]], match: Match) -> Span:
+    """The characters of a match; `places` are those of each token."""
+    start, end = places[match.first][0], places[match.stop - 1][1]
+    return Span(text[start:end], start, end, match)
 
 
 def _runs(text: Ints, units: Ints, position: Ints, places: Ints, size: int) -> tuple[Ints, Ints, Ints, Ints]:

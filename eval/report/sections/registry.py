@@ -19,6 +19,7 @@ FIRST = {
     "reading": "eval.report.sections.reading:section",
 }
 LAST = {
+    "trace": "eval.trace.section:section",
     "corpus": "eval.report.sections.corpus:section",
     "checkpoints": "eval.report.sections.checkpoints:section",
 }
