@@ -20,7 +20,7 @@ def continuations(
     prompts: Sequence[Sequence[int]],
     *,
     new_tokens: int,
-    end: int,
+    end: int | None,
     seed: int | None = None,
     top_p: float = 1.0,
     device: torch.device | str = "cpu",
@@ -33,8 +33,8 @@ def continuations(
     prompts : sequences of token ids, none empty
     new_tokens : int
         Maximum number of new tokens.
-    end : int
-        Token that ends a text.
+    end : int or None
+        Token that ends a text; None: all texts have `new_tokens`.
     seed : int, optional
         Seed of random choices at temperature 1; the global generators are restored afterwards. None: greedy decoding.
     top_p : float
@@ -48,8 +48,8 @@ def continuations(
     import torch
     from transformers import GenerationConfig
 
-    width = max(map(len, prompts))
-    tokens = torch.full((len(prompts), width), end, dtype=torch.int64)
+    width, padding = max(map(len, prompts)), 0 if end is None else end
+    tokens = torch.full((len(prompts), width), padding, dtype=torch.int64)
     visible = torch.zeros((len(prompts), width), dtype=torch.int64)
     for row, prompt in enumerate(prompts):
         tokens[row, width - len(prompt) :] = torch.as_tensor(prompt, dtype=torch.int64)
@@ -60,7 +60,7 @@ def continuations(
     causal_lm: Any = model
     # The settings in a model's directory, such as a penalty for repetition, would otherwise complete these.
     causal_lm.generation_config = GenerationConfig(
-        max_new_tokens=new_tokens, eos_token_id=end, pad_token_id=end, use_cache=True, **chance
+        max_new_tokens=new_tokens, eos_token_id=end, pad_token_id=padding, use_cache=True, **chance
     )
     with torch.random.fork_rng(devices=_gpus(device)), torch.inference_mode():
         if seed is not None:
@@ -75,7 +75,7 @@ def positions(configuration: Any) -> int | None:
     return next((int(limit) for limit in limits if limit), None)
 
 
-def _up_to(end: int, row: list[int]) -> list[int]:
+def _up_to(end: int | None, row: list[int]) -> list[int]:
     return row[: row.index(end) + 1] if end in row else row
 
 
