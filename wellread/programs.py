@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 
 from wellread.errors import UserError
@@ -24,6 +25,8 @@ PREPARE_EXAMPLES = """examples:
 """
 WITHOUT_VALUE = {"--merged", "-h", "--help"}
 """Flags of `sample` and `export` that take no value."""
+BERGSON = "wellread.commands.export_bergson:main"
+"""The one format of `export` that is the same for all runs."""
 EXPORT_FLAGS = {
     "finetune": ("--format", "pretraining runs and model directories"),
     "pretrain": ("--merged", "fine-tuning runs"),
@@ -103,7 +106,10 @@ def sample(argv: list[str]) -> int:
 
 
 def export(argv: list[str]) -> int:
-    """Run ``wellread export MODEL --out PATH``."""
+    """Run ``wellread export MODEL --out PATH``; the format of bergson is the same for all kinds of runs."""
+    words = [part for argument in argv for part in argument.split("=", 1)]
+    if ("--format", "bergson") in pairwise(words):
+        return load(BERGSON, "export")(argv)
     return _by_kind("export", argv)
 
 
@@ -140,6 +146,9 @@ def _help(command: str) -> int:
             load(f"{program}.__main__:main", command)([command, "--help"])
         except SystemExit:  # argparse exits after its help
             print()
+    if command == "export":
+        print("=== export a run for bergson ===")
+        load(BERGSON, command)(["--help"])
     return 0
 
 
