@@ -227,8 +227,9 @@ def test_print_config_gives_yaml_that_gives_the_same_plan(program, tmp_path: Pat
         (["run", "finetune", "--stpes", "3"], "unknown setting 'stpes': did you mean --steps?"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(argv: list[str], message: str, program) -> None:  # type: ignore[no-untyped-def]
-    result = program("launch", *argv)
+def test_bad_input_is_one_line_and_exit_code_2(argv: list[str], message: str, program, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    new = ["--out", tmp_path / "run"] if argv[:2] == ["plan", "finetune"] else []  # runs/ may have the default run
+    result = program("launch", *argv, *new)
     assert (result.returncode, result.stdout, result.stderr) == (2, "", f"error: {message}\n")
 
 
