@@ -168,7 +168,7 @@ def test_flags_that_are_added_late_are_in_the_help() -> None:
     [
         (
             "prepare finetune",
-            "model data show seq_len holdout template pack loss_on corpora",
+            "model data show seq_len holdout template pack loss_on metrics corpora",
             "steps optim.lr strategy",
         ),
         ("prepare pretrain", "data vocab seq_len size model holdout packing metrics corpora", "steps order out lora"),
