@@ -135,6 +135,17 @@ def write_run(path: Path, config: Any, corpus_directory: Path, steps: int) -> Pa
     return path
 
 
+def curriculum(folder: Path, steps: int) -> str:
+    """Two phases, and two samples that are read only in the second and the last batch; a value of --order."""
+    path = folder / f"curriculum-{steps}.yaml"
+    path.write_text(
+        f"phases:\n  - {{order: shuffle, steps: {steps // 2}}}\n"
+        f"  - {{order: sequential, steps: {steps - steps // 2}}}\n"
+        f"insert:\n  - {{tag: two, samples: [3, 5], at: [1, {steps - 1}]}}\n"
+    )
+    return f"curriculum:{path}"
+
+
 def _read(writer: Any, corpus: Any, order: Any, stop: int) -> int:
     """Record the batches up to `stop`; return the number of their tokens."""
     from wellread.record.writer import RecordedBatch
@@ -218,8 +229,8 @@ def prepared_text(folder: Path, sizes: list[int]) -> Iterator[dict[str, Any]]:
         data.unlink()
 
 
-def queried(folder: Path, rows: int, sizes: list[int]) -> Iterator[dict[str, Any]]:
-    """Verify and read runs with long records over a corpus of `rows` rows."""
+def queried(folder: Path, rows: int, sizes: list[int], phases: bool) -> Iterator[dict[str, Any]]:
+    """Verify and read runs with long records over a corpus of `rows` rows; with `phases`, of a curriculum."""
     from wellread.config import RunConfig
 
     data = write_rows(folder / f"rows-{rows}.jsonl", rows)
@@ -231,6 +242,7 @@ def queried(folder: Path, rows: int, sizes: list[int]) -> Iterator[dict[str, Any
         config = RunConfig.of(
             model="tiny", data=f"alpaca@{data}", seq_len=LONGEST, corpora=str(folder / "queried"), out=str(path),
             steps=steps, batch_size=BATCH_SIZE, strategy="ddp", dtype="fp32",
+            order=curriculum(folder, steps) if phases else "shuffle",
         )  # fmt: skip
         write_run(path, config, corpus, steps)
         size = sum(file.stat().st_size for file in (path / "record").iterdir())
@@ -272,6 +284,7 @@ def main() -> None:
     parser.add_argument("--text", type=_numbers, default=[10, 100], help="megabytes of text")
     parser.add_argument("--readings", type=_numbers, default=[1_000_000, 10_000_000], help="recorded readings")
     parser.add_argument("--of_rows", type=int, default=10_000, help="rows that the recorded runs read")
+    parser.add_argument("--curriculum", action="store_true", help="the recorded runs have a curriculum")
     parser.add_argument("--only", choices=KINDS, help="measure only one kind")
     parser.add_argument("--json", type=Path, help="write the results to this file")
     options = parser.parse_args()
@@ -283,7 +296,7 @@ def main() -> None:
         work = {
             "rows": prepared(Path(name), options.rows),
             "text": prepared_text(Path(name), options.text),
-            "readings": queried(Path(name), options.of_rows, options.readings),
+            "readings": queried(Path(name), options.of_rows, options.readings, options.curriculum),
         }
         for kind in [options.only] if options.only else KINDS:
             for row in work[kind]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.scale import LONGEST, measure, program, write_rows, write_run
+from bench.scale import LONGEST, curriculum, measure, program, write_rows, write_run
 from wellread.config import RunConfig
 from wellread.corpus.read import Corpus
 from wellread.record.reader import Record
@@ -44,17 +44,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (path,) = (each.parent for each in (folder / "corpora").glob("*/corpus.json"))
     return folder, path
-
-
-def curriculum(folder: Path, steps: int) -> str:
-    """Two phases, and two samples that are read only in the second and the last batch."""
-    path = folder / f"curriculum-{steps}.yaml"
-    path.write_text(
-        f"phases:\n  - {{order: shuffle, steps: {steps // 2}}}\n"
-        f"  - {{order: sequential, steps: {steps - steps // 2}}}\n"
-        f"insert:\n  - {{tag: two, samples: [3, 5], at: [1, {steps - 1}]}}\n"
-    )
-    return f"curriculum:{path}"
 
 
 @pytest.mark.long

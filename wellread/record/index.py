@@ -33,6 +33,10 @@ Lookup = Callable[[NDArray[Any]], tuple[Ints, Ints]]
 """Windows, (k, size) -> for each match the number of its window and the place of its first token in all tokens."""
 
 
+class TooManyPlaces(UserError):
+    """Windows have more than `MOST_PLACES` places."""
+
+
 @dataclass(frozen=True, eq=False)
 class Bounds:
     """Sequences that are read in isolation: samples, segments of a packed corpus, or sequences of Megatron."""
@@ -123,7 +127,7 @@ def indexed(index: Index) -> Lookup:
 
     Raises
     ------
-    UserError
+    TooManyPlaces
         When they have more than `MOST_PLACES` places.
     """
 
@@ -136,7 +140,7 @@ def indexed(index: Index) -> Lookup:
 
 def _refuse_many(n_places: int, windows: NDArray[Any]) -> None:
     if n_places > MOST_PLACES:
-        raise UserError(
+        raise TooManyPlaces(
             f"cut off after {MOST_PLACES:,} places: the text has parts of {plural(windows.shape[1], 'token')} that "
             "occur almost everywhere; raise --min, or give another text"
         )
@@ -147,7 +151,7 @@ def scanned(corpus: Corpus, stop: int) -> Lookup:
 
     Raises
     ------
-    UserError
+    TooManyPlaces
         When they have more than `MOST_PLACES` places.
     """
 

@@ -20,7 +20,7 @@ from wellread.corpus.decoder import Decoder
 from wellread.corpus.read import Corpus
 from wellread.corpus.segments import Segments
 from wellread.corpus.suffixes import Index
-from wellread.record.index import Bounds, Lookup, indexed, scanned
+from wellread.record.index import Bounds, Lookup, TooManyPlaces, indexed, scanned
 from wellread.record.opened import Run
 from wellread.record.samples import SamplesTable
 
@@ -124,7 +124,16 @@ class Tracer:
         ]
 
     def matches(self, texts: Sequence[NDArray[Any]], least: int) -> list[list[Match]]:
-        """The same for several texts of token ids."""
+        """Maximal spans of several texts of token ids, as many looked up at once as the memory allows."""
+        try:
+            return self._matches(texts, least)
+        except TooManyPlaces:
+            if len(texts) == 1:
+                raise
+            half = len(texts) // 2
+            return self.matches(texts[:half], least) + self.matches(texts[half:], least)
+
+    def _matches(self, texts: Sequence[NDArray[Any]], least: int) -> list[list[Match]]:
         matches: list[list[Match]] = [[] for _ in texts]
         long = [(number, ids) for number, ids in enumerate(texts) if len(ids) >= least]
         if not long or not len(self.readings.sample_id):

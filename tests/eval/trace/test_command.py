@@ -6,11 +6,13 @@ import io
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from eval.trace.command import underlined
 from eval.trace.control import losses_now, sealed_coverage
@@ -19,6 +21,7 @@ from wellread.__main__ import main
 from wellread.corpus.read import Corpus
 from wellread.errors import UserError
 from wellread.record.history import History
+from wellread.record.index import TooManyPlaces
 from wellread.record.trace import Match, Tracer, covered
 from wellread.record.verify import verify
 from wellread.run import RunDirectory
@@ -214,3 +217,20 @@ def test_the_readings_of_a_span_are_cut_off(
         if n > 1
     ]
     assert refusal("trace", tiny_run.path, text, "--limit", 0) == "--limit 0: must be at least 1"
+
+
+def test_the_control_is_counted_in_parts(tiny_run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The places of all texts at once are too many, those of a few are not."""
+    tracer = Tracer.of(open_run(tiny_run.path), 12, None)
+    expected, calls = sealed_coverage(tracer, 30, 2), list[int]()
+    matches = Tracer._matches
+
+    def counted(self: Tracer, texts: Sequence[NDArray[Any]], least: int) -> list[list[Match]]:
+        calls.append(len(texts))
+        if len(texts) > 20:
+            raise TooManyPlaces("too many")
+        return matches(self, texts, least)
+
+    monkeypatch.setattr(Tracer, "_matches", counted)
+    assert sealed_coverage(tracer, 30, 2) == expected
+    assert max(calls) > 20 >= min(calls)
