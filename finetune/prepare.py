@@ -23,7 +23,7 @@ from wellread.corpus.building import building
 from wellread.corpus.merge import merge
 from wellread.corpus.read import Corpus
 from wellread.corpus.shards import Shard, write_shards
-from wellread.data import canaries, documents, sample_metrics
+from wellread.data import canaries, documents, influence, sample_metrics
 from wellread.data.mixture import Reader, readers
 from wellread.data.rows import templates
 from wellread.data.rows.bad_rows import BadRows
@@ -72,6 +72,8 @@ def compile_corpus(config: RunConfig, n_shown: int = 0) -> Path:
             _compile(build, target, rows)
     if config.data.metrics:
         sample_metrics.add(target)
+    if config.data.influence:
+        influence.add(target, Path(config.data.influence).expanduser())
     corpus = Corpus.open(target)
     summary.summary(corpus)
     summary.metrics(corpus)

@@ -19,7 +19,7 @@ from wellread import provenance
 from wellread.config import ClusterConfig, RunConfig, packages
 from wellread.corpus import summary as summaries
 from wellread.corpus.read import Corpus
-from wellread.data import canaries
+from wellread.data import canaries, sample_metrics
 from wellread.errors import UserError
 from wellread.files import with_checksum, write_json
 from wellread.models import registry
@@ -299,8 +299,8 @@ def _prepare(job: Job) -> int:
     # The program also checks the files of a model in a directory, before ranks start; without a corpus it compiles one.
     checks = is_new and job.spec.path is not None and job.config.model.init == "pretrained"
     compiled = (directory / "corpus.json").is_file()
-    unmeasured = compiled and job.config.data.metrics and not Corpus.open(directory).metrics
-    if compiled and not checks and not unmeasured:
+    unmeasured = compiled and job.config.data.metrics and not sample_metrics.has(Corpus.open(directory))
+    if compiled and not checks and not unmeasured and not job.config.data.influence:
         if is_new:
             print(f"corpus {directory}: already compiled", flush=True)
             summaries.summary(Corpus.open(directory))

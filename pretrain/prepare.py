@@ -29,7 +29,7 @@ from wellread.corpus.merge import merge
 from wellread.corpus.read import Corpus
 from wellread.corpus.sentencepiece import Pieces
 from wellread.corpus.shards import shard_path
-from wellread.data import canaries, documents, text_metrics
+from wellread.data import canaries, documents, influence, text_metrics
 from wellread.data.mixture import Mixture
 from wellread.data.rows.bad_rows import BadRows
 from wellread.data.rows.unused import Unused
@@ -71,6 +71,8 @@ def compile_corpus(config: PretrainConfig) -> Path:
             print(f"corpus {target}: already compiled", flush=True)
         else:
             _compile(build, target, inputs, words)
+    if config.data.influence:
+        influence.add(target, Path(config.data.influence).expanduser())
     corpus = Corpus.open(target)
     summary.summary(corpus)
     summary.metrics(corpus)

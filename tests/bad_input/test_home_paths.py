@@ -20,7 +20,7 @@ from wellread.cli import PATHS, parse, plain_parser
 from wellread.models import registry
 
 HERE = {
-    "cluster", "config", "data", "ds_config", "order", "vocab", "word_list",
+    "cluster", "config", "data", "ds_config", "influence", "order", "vocab", "word_list",
 }  # fmt: skip
 """Flags that may contain a path, and expand it in their own syntax."""
 TEXTS = {

@@ -30,6 +30,9 @@ class DataConfig:
     """Tokens with loss: responses, or all (prompts too)."""
     corpora: str = "corpora"
     """Folder of compiled corpora; runs share them."""
+    influence: str | None = None
+    """Parquet file with columns sample_id and score, from another program: becomes the metric influence
+    (default: no file)."""
     seq_len: int | None = None
     """Maximum tokens per sample (default: that of the model in configs/models.yaml)."""
     pack: bool = False
@@ -47,7 +50,7 @@ class DataConfig:
     """Maximum size of a document or a row, also of a decompressed one; a longer one stops compiling."""
 
     def __post_init__(self) -> None:
-        check.not_empty(self, name="data", template="template", corpora="corpora")
+        check.not_empty(self, name="data", template="template", corpora="corpora", influence="influence")
         check.date(self, "template_date")
         if self.seq_len == 1:
             raise UserError("--seq_len 1: a sample needs at least 2 tokens, because the first one is not predicted")

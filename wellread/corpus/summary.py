@@ -97,7 +97,7 @@ def _packing(corpus: Corpus) -> None:
 def metrics(corpus: Corpus) -> None:
     """Print the median of each text metric, and the range of the middle 90% of samples."""
     for name in corpus.metrics:
-        low, median, high = np.percentile(corpus.metric(name), [5, 50, 95])
+        low, median, high = np.nanpercentile(corpus.metric(name), [5, 50, 95])
         print(f"  {name:16}  median {median:9.3f}, 90% between {low:9.3f} and {high:9.3f}")
 
 

@@ -31,12 +31,17 @@ def add(directory: Path) -> bool:
 
     with only_builder(directory):
         corpus = Corpus.open(directory)
-        if corpus.metrics:
+        if has(corpus):
             return False
         with progress("measuring texts", corpus.n) as show:
             values = measure(corpus, np.arange(corpus.n), show)
         add_metrics(directory, dict(zip(text_metrics.NAMES, values.T, strict=True)))
     return True
+
+
+def has(corpus: Corpus) -> bool:
+    """Whether a corpus has text metrics; it may have only scores of another program (`wellread.data.influence`)."""
+    return {*text_metrics.NAMES} <= {*corpus.metrics}
 
 
 def measure(
