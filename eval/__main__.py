@@ -59,6 +59,11 @@ def _evaluate(name: str, argv: list[str]) -> int:
         from eval.membership.any_model import main as of_any_model
 
         return of_any_model(argv)
+    if name == "marks":
+        from eval.marks import any_model
+
+        if any_model.names_a_model(argv):
+            return any_model.main(argv)
     return evaluate(find(name), argv)
 
 

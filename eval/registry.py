@@ -14,6 +14,7 @@ EVALUATIONS: dict[str, str] = {
     "forgetting": "eval.forgetting.evaluation:Forgetting",
     "memorization": "eval.memorization.evaluation:Memorization",
     "canaries": "eval.canaries.evaluation:Canaries",
+    "marks": "eval.marks.evaluation:MarksEvaluation",
     "generations": "eval.generations.evaluation:Generations",
     "saturation": "eval.saturation.evaluation:Saturation",
 }

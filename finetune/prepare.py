@@ -6,7 +6,7 @@ import gc
 import itertools
 import sys
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,12 @@ from wellread.config import DataConfig, RunConfig
 from wellread.corpus import canaries as registered
 from wellread.corpus import summary, tokenizer
 from wellread.corpus.building import building
+from wellread.corpus.marks import FILE as MARKS
 from wellread.corpus.merge import merge
 from wellread.corpus.read import Corpus
 from wellread.corpus.shards import Shard, write_shards
-from wellread.data import canaries, documents, influence, sample_metrics
+from wellread.data import canaries, documents, influence, marks, sample_metrics
+from wellread.data.marks import Marker
 from wellread.data.mixture import Reader, readers
 from wellread.data.rows import templates
 from wellread.data.rows.bad_rows import BadRows
@@ -101,12 +103,18 @@ def _compile(build: Path, target: Path, rows: Rows) -> None:
             flush=True,
         )
     items = sum(int((n if mask is None else n[mask]).sum()) for n, mask in zip(counts, masks, strict=True)) + len(bad)
-    _write(build, _items(data_sets, masks), backend, config.data, items)
+    marker = Marker.of(config.data)
+    if marker:
+        marker.check(backend.prompts)
+    _write(
+        build, _items(data_sets, masks), partial(tokenize, backend=backend, config=config.data, marker=marker), items
+    )
     extra = canaries.add(build, config, len(mixture.names), backend, partial(_complete, backend))
+    marked = marks.add(build, config.data)
     merge(
         build,
         sets=[*mixture.names, *([registered.SET] if extra else [])],
-        files=[registered.FILE] if extra else [],
+        files=[*([registered.FILE] if extra else []), *([MARKS] if marked else [])],
         vocab_size=spec.vocab,
         settings=settings,
         pack=config.data.seq_len if config.data.pack else None,
@@ -120,6 +128,7 @@ def _compile(build: Path, target: Path, rows: Rows) -> None:
             },
             "bad_rows": bad,
             **extra,
+            **marked,
         },
     )
 
@@ -237,9 +246,7 @@ def _in_corpus(
     return backend
 
 
-def _write(
-    build: Path, remaining: Iterator[Item], backend: tokenizer.Tokenizer, config: DataConfig, items: int
-) -> None:
+def _write(build: Path, remaining: Iterator[Item], tokenized: Callable[[Sequence[Item]], Shard], items: int) -> None:
     """Tokenize and write shard by shard, and show how far it is."""
     consumed = 0
     with progress("tokenizing", items) as show:
@@ -249,7 +256,7 @@ def _write(
             skipped = index * ROWS_PER_SHARD - consumed  # items in shards that an interrupted build has written
             chunk = list(itertools.islice(remaining, skipped, skipped + ROWS_PER_SHARD))
             consumed = (index + 1) * ROWS_PER_SHARD
-            return tokenize(chunk, backend, config)
+            return tokenized(chunk)
 
         count = -(-items // ROWS_PER_SHARD)
         write_shards(build, count, make, lambda n: show(min(items, n * ROWS_PER_SHARD)))

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TypeGuard
+
+import numpy as np
 
 from wellread.config import DataConfig
 from wellread.corpus import holdout
 from wellread.corpus.chat import messages_of
+from wellread.corpus.marks import Mark
 from wellread.corpus.shards import Sample, Shard
 from wellread.corpus.tokenizer import Tokenizer
+from wellread.data.marks import Marker
 from wellread.data.rows.instruct import Example
 from wellread.data.sources.raw import Raw
 from wellread.errors import UserError
@@ -29,9 +33,13 @@ class Item:
     content: Example | Raw | None
     where: str = ""
     """Its file or hub data set, for errors."""
+    document: int = 0
+    """Id of its document, by the original text."""
+    marks: Sequence[Mark] = ()
+    """Places of its text at which a form was picked."""
 
 
-def tokenize(items: Sequence[Item], backend: Tokenizer, config: DataConfig) -> Shard:
+def tokenize(items: Sequence[Item], backend: Tokenizer, config: DataConfig, marker: Marker | None = None) -> Shard:
     """Turn items into samples, in their order.
 
     With a template, a sample consists of prompt, response and EOS token for each turn; responses and EOS tokens carry
@@ -44,17 +52,57 @@ def tokenize(items: Sequence[Item], backend: Tokenizer, config: DataConfig) -> S
         When more than ``--max_bad_rows`` chats do not fit the chat template.
     """
     shard = Shard([], Counter())
-    usable = [item for item in items if _usable(item, shard.counts)]
+    usable = [_marked(item, marker) for item in items if _usable(item, shard.counts)]
     texts = iter(_templated([example for item in usable if _is_templated(example := item.content)], backend))
     documents = iter(_documents([item.content for item in usable if isinstance(item.content, Raw)], backend))
     for item in usable:
+        before = len(shard.samples)
         if isinstance(item.content, Raw):
             _add_windows(shard, item, next(documents), config)
-        elif _is_templated(item.content):
+            shard.marks += zip(_windows_of(item, before, backend, config), item.marks, strict=True)
+            continue
+        if _is_templated(item.content):
             _add(shard, item, *next(texts), config)
         elif isinstance(item.content, Example):
             _add_chat(shard, item, item.content, backend, config)
+        if len(shard.samples) > before:
+            shard.marks += [(before, mark) for mark in item.marks]
     return shard
+
+
+def _marked(item: Item, marker: Marker | None) -> Item:
+    """The item with its document, and with marks in raw text or in the responses that carry loss."""
+    content = item.content
+    assert content is not None
+    document = holdout.document_id(content.document)
+    if marker is None:
+        return replace(item, document=document)
+    if isinstance(content, Raw):
+        if content.tokens is not None:
+            raise UserError(f"--marks: {item.where} contains tokens, but marks need text; leave it out")
+        (text,), marks = marker.mark([(content.text, True)], document)
+        return replace(item, document=document, content=replace(content, text=text), marks=marks)
+    scored = [i not in content.unscored for i in range(len(content.turns))]
+    turns = [
+        part
+        for (prompt, response), flag in zip(content.turns, scored, strict=True)
+        for part in ((prompt, False), (response, flag))
+    ]
+    (_, *texts), marks = marker.mark([(content.system, False), *turns], document)
+    pairs = tuple(zip(texts[::2], texts[1::2], strict=True))
+    return replace(item, document=document, content=replace(content, turns=pairs), marks=marks)
+
+
+def _windows_of(item: Item, first: int, backend: Tokenizer, config: DataConfig) -> list[int]:
+    """Sample in which each mark of a document begins; its first sample is `first`."""
+    if not item.marks:
+        return []
+    assert isinstance(item.content, Raw)
+    assert config.seq_len
+    (starts,) = backend.starts([item.content.text])
+    begins = len(backend.begins)
+    places = np.searchsorted(starts[begins:], [mark.at for mark in item.marks], side="right") - 1 + begins
+    return [first + max(0, int(place) - 1) // (config.seq_len - 1) for place in places]
 
 
 def _usable(item: Item, counts: Counter[str]) -> bool:
@@ -155,7 +203,7 @@ def _add(shard: Shard, item: Item, tokens: list[int], spans: Spans, config: Data
     if not spans:
         shard.counts["dropped_nothing_scored"] += 1
         return
-    shard.samples.append(_sample(item, example, tokens, spans, holdout.document_id(example.document), config))
+    shard.samples.append(_sample(item, example, tokens, spans, config))
 
 
 def _documents(documents: Sequence[Raw], backend: Tokenizer) -> list[list[int]]:
@@ -171,20 +219,17 @@ def _add_windows(shard: Shard, item: Item, tokens: list[int], config: DataConfig
     """Cut a document into windows that overlap by one token, so that each token except the first carries loss once."""
     raw, seq_len = item.content, config.seq_len or 0
     assert isinstance(raw, Raw)
-    document = holdout.document_id(raw.document)
     for start in range(0, len(tokens) - 1, seq_len - 1):
         window = tokens[start : start + seq_len]
-        shard.samples.append(_sample(item, raw, window, [(1, len(window))], document, config))
+        shard.samples.append(_sample(item, raw, window, [(1, len(window))], config))
 
 
-def _sample(
-    item: Item, content: Example | Raw, tokens: list[int], spans: Spans, document: int, config: DataConfig
-) -> Sample:
+def _sample(item: Item, content: Example | Raw, tokens: list[int], spans: Spans, config: DataConfig) -> Sample:
     return Sample(
         tokens=tokens,
         spans=spans,
-        document=document,
-        sealed=holdout.is_sealed(document, config.holdout, config.holdout_seed),
+        document=item.document,
+        sealed=holdout.is_sealed(item.document, config.holdout, config.holdout_seed),
         set_id=item.set_id,
         row=item.row,
         category=content.category,

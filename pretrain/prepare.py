@@ -25,11 +25,13 @@ from wellread.config import PretrainConfig, TextConfig
 from wellread.corpus import canaries as registered
 from wellread.corpus import sentencepiece, summary, tokenizer
 from wellread.corpus.building import building
+from wellread.corpus.marks import FILE as MARKS
 from wellread.corpus.merge import merge
 from wellread.corpus.read import Corpus
 from wellread.corpus.sentencepiece import Pieces
 from wellread.corpus.shards import shard_path
-from wellread.data import canaries, documents, influence, text_metrics
+from wellread.data import canaries, documents, influence, marks, text_metrics
+from wellread.data.marks import Marker
 from wellread.data.mixture import Mixture
 from wellread.data.rows.bad_rows import BadRows
 from wellread.data.rows.unused import Unused
@@ -103,15 +105,19 @@ def _compile(build: Path, target: Path, inputs: Documents, words: tuple[str, ...
         holdout_seed=config.data.holdout_seed,
         metrics=settings["metrics"] is not None,
         words=words,
+        marker=Marker.of(config.data),
     )
+    if tokenizing.marker:
+        tokenizing.marker.check(partial(_complete, Pieces(model)))
     _write_shards(build, _texts(source, mask), tokenizing, total)
     pieces, backend = Pieces(model), tokenizer.Tokenizer.load(build / "tokenizer")
     extra = canaries.add(build, config, 1, backend, partial(_complete, pieces))
+    marked = marks.add(build, config.data)
     names = (*text_metrics.NAMES, *([text_metrics.WORD_LIST_RATE] if words else []))
     merge(
         build,
         sets=[source.name, *([registered.SET] if extra else [])],
-        files=[registered.FILE] if extra else [],
+        files=[*([registered.FILE] if extra else []), *([MARKS] if marked else [])],
         vocab_size=pieces.size,
         settings=settings,
         metrics=names if tokenizing.metrics else (),
@@ -133,6 +139,7 @@ def _compile(build: Path, target: Path, inputs: Documents, words: tuple[str, ...
             "metrics": list(names) if tokenizing.metrics else [],
             "bad_rows": scan.bad.lines,
             **extra,
+            **marked,
         },
     )
     if config.data.perplexity:

@@ -6,15 +6,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wellread.config import LongStories, Packing
 from wellread.corpus import holdout
+from wellread.corpus.marks import Mark
 from wellread.corpus.sentencepiece import Pieces
 from wellread.corpus.shards import Shard, write_shard
-from wellread.corpus.windows import Document, fill
+from wellread.corpus.windows import Document, fill, samples_of
+from wellread.data.marks import Marker
 from wellread.data.text_metrics import measure
 
 Text = tuple[int, str, str]
@@ -35,6 +38,7 @@ class Tokenizing:
     metrics: bool
     words: tuple[str, ...] = ()
     """Word list for the metric `word_list_rate`."""
+    marker: Marker | None = None
 
 
 def write(path: Path, chunk: Sequence[Text], settings: Tokenizing) -> None:
@@ -45,13 +49,19 @@ def write(path: Path, chunk: Sequence[Text], settings: Tokenizing) -> None:
 def tokenize(chunk: Sequence[Text], settings: Tokenizing) -> Shard:
     """Turn documents into samples; whether a document is sealed is decided before it is cut into windows."""
     pieces = _pieces(settings.model)
-    shard = fill(
-        list(_documents(chunk, pieces, settings)),
-        bos=pieces.bos,
-        seq_len=settings.seq_len,
-        packing=settings.packing,
-        long_stories=settings.long_stories,
-    )
+    described = list(_documents(chunk, pieces, settings))
+    documents = [document for document, _, _ in described]
+    how: dict[str, Any] = {
+        "seq_len": settings.seq_len,
+        "packing": settings.packing,
+        "long_stories": settings.long_stories,
+    }
+    shard = fill(documents, bos=pieces.bos, **how)
+    if settings.marker:
+        positions = [_positions(text, marks, pieces) for _, text, marks in described]
+        samples = samples_of(documents, positions, **how)
+        for (_, _, marks), places in zip(described, samples, strict=True):
+            shard.marks += zip(places.tolist(), marks, strict=True)
     if settings.metrics:
         texts = [text_of(np.asarray(sample.tokens), pieces) for sample in shard.samples]
         shard.metrics = measure(texts, words=settings.words)
@@ -64,16 +74,29 @@ def text_of(tokens: NDArray[np.uint32], pieces: Pieces) -> str:
     return "\n\n".join(filter(None, (pieces.decode(part) for part in parts)))
 
 
-def _documents(chunk: Sequence[Text], pieces: Pieces, settings: Tokenizing) -> Iterator[Document]:
+def _documents(
+    chunk: Sequence[Text], pieces: Pieces, settings: Tokenizing
+) -> Iterator[tuple[Document, str, list[Mark]]]:
+    """Documents, their texts with marks, and the marks. Id and holdout are those of the original text."""
     for row, text, category in chunk:
-        name = holdout.document_id(text)
-        yield Document(
+        name, marks = holdout.document_id(text), list[Mark]()
+        if settings.marker:
+            (text,), marks = settings.marker.mark([(text, True)], name)
+        document = Document(
             row=row,
             tokens=pieces.encode(text),
             id=name,
             sealed=holdout.is_sealed(name, settings.holdout, settings.holdout_seed),
             category=category,
         )
+        yield document, text, marks
+
+
+def _positions(text: str, marks: Sequence[Mark], pieces: Pieces) -> NDArray[np.int64]:
+    """Index of the piece in which each mark begins."""
+    if not marks:
+        return np.zeros(0, dtype=np.int64)
+    return np.searchsorted(pieces.starts(text), [mark.at for mark in marks], side="right") - 1
 
 
 @cache

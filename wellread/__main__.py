@@ -78,6 +78,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "forgetting": Command("eval.__main__:main", {"RUN": "what is left of each reading, with a control"}),
         "memorization": Command("eval.__main__:main", {"RUN": "which samples can be extracted from checkpoints"}),
         "canaries": Command("eval.__main__:main", {"RUN": "which inserted texts checkpoints remember, exactly tested"}),
+        "marks": Command("eval.__main__:main", {"RUN": "has a checkpoint learned which forms the coins picked"}),
         "generations": Command(
             "eval.__main__:main", {"RUN": "what checkpoints write after fixed prompts; bits per byte"}
         ),

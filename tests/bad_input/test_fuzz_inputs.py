@@ -151,6 +151,7 @@ PATHS: dict[str, list[str]] = {
     "forgetting": ["forgetting", "PATH"],
     "memorization": ["memorization", "PATH"],
     "canaries": ["canaries", "PATH"],
+    "marks": ["marks", "PATH"],
     "generations": ["generations", "PATH"],
     "saturation": ["saturation", "PATH"],
     "report": ["report", "PATH"],

@@ -31,7 +31,7 @@ def test_defaults_are_as_documented() -> None:
     assert undecided == {
         "data", "out", "steps", "epochs", "batch_size", "micro_batch_size", "seq_len", "save_every",
         "ds_config", "nvme_path", "template", "freeze", "eval_every", "spike_factor", "peak_tflops",
-        "canary_controls", "canary_tokens", "influence",
+        "canary_controls", "canary_tokens", "influence", "marks",
     }  # fmt: skip
 
 

@@ -121,7 +121,7 @@ def test_a_fan_out(tmp_path: Path, dummy: None, scored: list[Any], capsys: pytes
 
 
 def test_it_is_in_the_help(dummy: None, capsys: pytest.CaptureFixture[str]) -> None:
-    assert per_checkpoint() == ["membership", "forgetting", "memorization", "canaries", "generations", "dummy"]
+    assert per_checkpoint() == ["membership", "forgetting", "memorization", "canaries", "marks", "generations", "dummy"]
     assert main(["--help"]) == 0
     assert "  dummy RUN         samples with good scores\n" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"eval none: unknown command; use read, verify, .*, dummy$"):

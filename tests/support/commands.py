@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "trace": ("eval.__main__", "trace"),
     "memorization": ("eval.__main__", "memorization"),
     "canaries": ("eval.__main__", "canaries"),
+    "marks": ("eval.__main__", "marks"),
     "membership": ("eval.__main__", "membership"),
     "forgetting": ("eval.__main__", "forgetting"),
     "generations": ("eval.__main__", "generations"),

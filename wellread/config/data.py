@@ -46,17 +46,24 @@ class DataConfig:
     """Measure length, variety, readability and sentiment of each sample."""
     max_bad_rows: int = field(default=0, metadata=unit("rows"))
     """Number of malformed rows to skip; one more stops compiling."""
+    marks: str | None = None
+    """YAML file of pairs of ways to write one thing, e.g. configs/marks/spelling.yaml: at each place a coin picks one
+    (docs/evaluation.md; default: no marks)."""
+    marks_seed: int = 0
+    """Key of the coins of --marks."""
     max_document: int = field(default=256, metadata=unit("MiB"))
     """Maximum size of a document or a row, also of a decompressed one; a longer one stops compiling."""
 
     def __post_init__(self) -> None:
-        check.not_empty(self, name="data", template="template", corpora="corpora", influence="influence")
+        check.not_empty(self, name="data", template="template", corpora="corpora", influence="influence", marks="marks")
         check.date(self, "template_date")
         if self.seq_len == 1:
             raise UserError("--seq_len 1: a sample needs at least 2 tokens, because the first one is not predicted")
         check.at_least_one(self, "seq_len", "max_document")
         if not 0 <= self.holdout < 1:
             raise UserError(f"--holdout {self.holdout}: must be at least 0 and below 1 (a fraction of the documents)")
+        if self.marks is not None and self.pack:
+            raise UserError("--marks: places are in samples that are not packed; leave out --pack")
         if self.max_bad_rows < 0:
             raise UserError(f"--max_bad_rows {self.max_bad_rows}: must be at least 0")
 

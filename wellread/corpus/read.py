@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from wellread.corpus import canaries
+from wellread.corpus import canaries, marks
 from wellread.corpus.canaries import Registration
 from wellread.corpus.columns import consecutive
 from wellread.corpus.digest import digest
@@ -27,6 +27,7 @@ META = {
     "hash": str, "dtype": str, "counts": {...: int}, "sizes": {...: int}, "sha256": {...: str}, "settings": dict,
     "kind": str, "packing": str, "sets": [{"name": str}], "source": {"name": str}, "tokenizer": {"size": int},
     "metrics": [str], "bad_rows": list, "canaries": canaries.SHAPE,
+    "marks": marks.SHAPE,
 }  # fmt: skip
 """Shape of corpus.json."""
 
@@ -139,6 +140,11 @@ class Corpus:
     def canaries(self) -> Registration | None:
         """The registered draw of canaries; None without canaries."""
         return Registration.of(self.meta)
+
+    @cached_property
+    def marks(self) -> marks.Registration | None:
+        """The registered marks; None without marks."""
+        return marks.Registration.of(self.meta)
 
     @property
     def n_ordinary(self) -> int:

@@ -230,6 +230,14 @@ class Pieces:
             ids = b"".join([cache[word] for word in words])
         return np.frombuffer(ids, dtype=np.uint32)
 
+    def starts(self, text: str) -> NDArray[np.int64]:
+        """Character of `text` at which each of its pieces begins, (length,)."""
+        begins = np.array([p.begin for p in self._processor.encode(text, return_type="proto").pieces], dtype=np.int64)
+        if text.isascii():
+            return begins
+        in_bytes = np.cumsum([0, *(len(character.encode()) for character in text)])
+        return np.asarray(np.searchsorted(in_bytes, begins, side="right") - 1)
+
     def _learn(self, words: list[str]) -> None:
         """Encode the words that are not in the cache, all in one call: the call costs more than a word."""
         cache = self._cache

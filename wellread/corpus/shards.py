@@ -6,7 +6,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wellread.corpus.columns import DIGEST, Columns, digest_of_spans, take
+from wellread.corpus.marks import Mark
 from wellread.files import write_atomic
 
 BYTES, SIZES = "_bytes", "_sizes"
@@ -47,6 +48,8 @@ class Shard:
     counts: Counter[str] = field(default_factory=Counter)
     metrics: NDArray[np.float32] | None = None
     """(samples, metrics), if text metrics are requested."""
+    marks: list[tuple[int, Mark]] = field(default_factory=list)
+    """Marks, each with the index in `samples` of the sample in which it begins."""
 
 
 def write_shards(build: Path, count: int, make: Callable[[int], Shard], progress: Callable[[int], None]) -> None:
@@ -92,6 +95,7 @@ def _serialize(shard: Shard) -> bytes:
         **_encoded("category", [s.category for s in samples]),
         **_encoded("author", [s.author for s in samples]),
         counts=np.array(json.dumps(shard.counts)),
+        marks=np.frombuffer(json.dumps([asdict(mark) | {"sample": i} for i, mark in shard.marks]).encode(), np.uint8),
     )
     return buffer.getvalue()
 
@@ -131,5 +135,20 @@ def _shards(build: Path) -> Iterator[Columns]:
 def sides(build: Path, sealed: bool) -> Iterator[Columns]:
     """The sealed samples of each shard, or the trainable ones."""
     for shard in _shards(build):
-        samples = {name: values for name, values in shard.items() if name != "counts"}
+        samples = {name: values for name, values in shard.items() if name not in ("counts", "marks")}
         yield take(samples, np.flatnonzero(samples["sealed"] == sealed))
+
+
+def shard_marks(build: Path) -> Iterator[dict[str, Any]]:
+    """The marks of all shards: the fields of `Mark`, and the id that the sample will have in the corpus."""
+    n_trainable = 0
+    for path in shard_paths(build):
+        with np.load(path) as file:
+            n_trainable += int((~file["sealed"]).sum())
+    firsts = [0, n_trainable]  # next id of a trainable, and of a sealed sample
+    for path in shard_paths(build):
+        with np.load(path) as file:
+            sealed, marks = file["sealed"].astype(np.int64), json.loads(file["marks"].tobytes())
+        ids = np.where(sealed, firsts[1] + np.cumsum(sealed), firsts[0] + np.cumsum(1 - sealed)) - 1
+        yield from (mark | {"sample_id": int(ids[mark["sample"]])} for mark in marks)
+        firsts = [firsts[0] + int((1 - sealed).sum()), firsts[1] + int(sealed.sum())]

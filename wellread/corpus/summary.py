@@ -65,6 +65,11 @@ def summary(corpus: Corpus) -> None:
             f"canaries: {draw.per_dose:,} for each of {', '.join(map(str, draw.repeats))} readings, "
             f"{draw.controls:,} controls, sha256 {draw.sha256}"
         )
+    if marks := corpus.marks:
+        print(
+            f"marks: {plural(marks.places, 'place')} in {plural(marks.documents, 'document')}, "
+            f"{plural(len(marks.pairs), 'pair')} of {marks.file}, sha256 {marks.sha256}"
+        )
     unit = "segment" if corpus.packed else "sample"
     print(f"tokens per {unit}: median {np.median(lengths):.0f}, longest {lengths.max():,}")
     for line in _histogram(lengths.tolist(), int(lengths.max())):

@@ -110,6 +110,11 @@ class Tokenizer:
         encoded = [encoding.ids for encoding in self._plain.encode_batch_fast(texts, add_special_tokens=True)]
         return [ids[:-1] if ids and ids[-1] == self.eos and len(ids) > 1 else ids for ids in encoded]
 
+    def starts(self, texts: list[str]) -> list[list[int]]:
+        """Character at which each token of `prompts` begins; 0 for a token that no character has."""
+        encoded = self._plain.encode_batch(texts, add_special_tokens=True)
+        return [[start for start, _ in encoding.offsets] for encoding in encoded]
+
     def continuations(self, texts: list[str]) -> list[list[int]]:
         """Encode texts that continue a sample: no special tokens, even if a text contains one."""
         return [encoding.ids for encoding in self._continuing.encode_batch_fast(texts, add_special_tokens=False)]

@@ -75,6 +75,48 @@ def _stream(documents: Sequence[Document], bos: int, seq_len: int) -> Iterable[S
         yield _sample(tokens[start:stop], documents[first : last + 1])
 
 
+def samples_of(
+    documents: Sequence[Document],
+    positions: Sequence[NDArray[np.int64]],
+    *,
+    seq_len: int,
+    packing: Packing,
+    long_stories: LongStories = "split",
+) -> list[NDArray[np.int64]]:
+    """For tokens of each document, the sample in which the token carries loss.
+
+    Parameters
+    ----------
+    positions
+        Indices of tokens of each document, without its beginning-of-sequence token.
+
+    Returns
+    -------
+    list of int64[tokens]
+        Indices of the samples that `fill` returns for these documents; of a truncated end that of the story.
+    """
+    places: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64) for _ in documents]
+    first = 0
+    sides = (False, True) if packing == "stream" else (None,)
+    for side in sides:
+        before = 0
+        for i, document in enumerate(documents):
+            if side not in (None, document.sealed):
+                continue
+            places[i] = first + (before + positions[i]) // (seq_len - 1)
+            n_windows = len(range(0, len(document.tokens) + 1, seq_len - 1))
+            if side is not None:
+                before += 1 + len(document.tokens)
+            elif long_stories == "split":
+                first += n_windows
+            else:
+                places[i][:] = first
+                first += 1
+        if side is not None:
+            first += len(range(0, before, seq_len - 1))
+    return places
+
+
 def _sample(tokens: NDArray[np.uint32], documents: Sequence[Document]) -> Sample:
     """A sample of these tokens; its document is the first one."""
     first, *following = documents

@@ -45,13 +45,14 @@ class Rows(Samples):
     def settings(self) -> dict[str, Any]:
         """All settings that determine the content of the corpus."""
         from wellread.corpus import tokenizer
-        from wellread.data import canaries
+        from wellread.data import canaries, marks
         from wellread.data.mixture import corpus_settings
         from wellread.models.directories import local_directory
 
         directory = None if self.model.fresh else local_directory(self.model, weights=False)
         backend = tokenizer.identify(directory, self.model.vocab)
-        return corpus_settings(self.config.data, self.mixture, backend) | canaries.settings(self.config)
+        settings = corpus_settings(self.config.data, self.mixture, backend) | canaries.settings(self.config)
+        return settings | marks.settings(self.config.data)
 
     def estimate(self) -> int:
         """One sample per row."""

@@ -60,10 +60,11 @@ class Documents(Samples):
     @cached_property
     def settings(self) -> dict[str, Any]:
         """All settings that determine the content of the corpus."""
-        from wellread.data import canaries, documents
+        from wellread.data import canaries, documents, marks
 
         scorer = _scorer(self.config.data.perplexity) if self.config.data.perplexity else None
-        return documents.corpus_settings(self.config.data, self.source, scorer) | canaries.settings(self.config)
+        settings = documents.corpus_settings(self.config.data, self.source, scorer) | canaries.settings(self.config)
+        return settings | marks.settings(self.config.data)
 
     def estimate(self) -> int:
         """Estimated from the length of the text."""

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from wellread.corpus import suffixes, tokenizer
 from wellread.corpus.canaries import FILE as CANARIES
 from wellread.corpus.digest import corpus_key
+from wellread.corpus.marks import FILE as MARKS
 from wellread.corpus.read import META, METRICS, Corpus
 from wellread.corpus.segments import FILE as SEGMENTS
 from wellread.errors import UserError
 from wellread.files import load_array, read_json, release, sha256_file
-from wellread.record import verify_canaries, verify_segments, verify_tables
+from wellread.record import verify_canaries, verify_marks, verify_segments, verify_tables
 from wellread.record.findings import Findings
 from wellread.record.verify_tables import SAMPLES
 
@@ -50,6 +51,8 @@ def check(findings: Findings, corpus: Corpus) -> NDArray[np.uint8] | None:
             verify_tables.check_metrics(findings, corpus)
     with findings.reading(corpus.path / CANARIES):
         verify_canaries.check(findings, corpus)
+    with findings.reading(corpus.path / MARKS):
+        verify_marks.check(findings, corpus)
     return digests
 
 
@@ -58,6 +61,7 @@ def _check_description(findings: Findings, corpus: Corpus) -> None:
     meta, place = corpus.meta, corpus.path / "corpus.json"
     files = {*FILES} | ({*PACKED_FILES} & meta["sizes"].keys() and {*PACKED_FILES}) | ({METRICS} & meta["sizes"].keys())
     files |= {CANARIES} if corpus.canaries else set()
+    files |= {MARKS} if corpus.marks else set()
     findings.expect(place, "version", meta.get("version"), 1)
     findings.expect_checksum(place, meta)
     findings.expect_keys(place, dict.fromkeys(meta), META | OTHERS)

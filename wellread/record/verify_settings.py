@@ -19,7 +19,7 @@ from wellread.order.spec import parse
 from wellread.planning.plan import Plan
 from wellread.planning.saving import save_steps
 from wellread.planning.strategies import STRATEGIES
-from wellread.record import verify_canaries
+from wellread.record import verify_canaries, verify_marks
 from wellread.record.findings import SHOWN, Findings
 from wellread.run import CHECKSUM, MANIFEST, RunDirectory
 
@@ -48,6 +48,7 @@ def check(findings: Findings, run: RunDirectory, manifest: dict[str, Any], corpu
         if corpus:
             settings = corpus.meta["settings"]
             verify_canaries.check_config(findings, run.config_file, config, corpus)
+            verify_marks.check_config(findings, run.config_file, config, corpus)
             registered = corpus.canaries.sha256 if corpus.canaries else None
             findings.expect(
                 corpus.path / "corpus.json",

@@ -1,0 +1,114 @@
+"""The two forms of each place as texts that a model scores: all other places of the window have their original form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.marks.statistics import Places
+from eval.separation import Ints, codes_of
+from wellread.corpus.marks import Marks
+from wellread.corpus.tokenizer import Tokenizer
+
+AFTER = 100
+"""Characters after a place that are scored with it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Variants:
+    """Texts around places (`wellread.corpus.batch.Samples`).
+
+    Text 2 i has the taken form of row i of the table, text 2 i + 1 the left one. Targets are the
+    tokens from the first one in which the two texts differ.
+    """
+
+    longest: int
+    """Maximum number of tokens."""
+    sequences: dict[int, NDArray[np.int64]]
+    first_target: dict[int, int]
+
+    @classmethod
+    def of(cls, marks: Marks, rows: Ints, tokenizer: Tokenizer, longest: int) -> Variants:
+        """The texts of these rows of the table, with the tokens of a model."""
+        texts = [text for row in rows.tolist() for text in _texts(marks, row)]
+        encoded = tokenizer.prompts(texts) if texts else []
+        sequences, first_target = dict[int, NDArray[np.int64]](), dict[int, int]()
+        for row, one, other in zip(rows.tolist(), encoded[::2], encoded[1::2], strict=True):
+            common = _common(one, other)
+            start = min(max(0, max(len(one), len(other)) - longest), max(0, common - 1))
+            for k, tokens in enumerate((one, other)):
+                sequences[2 * row + k] = np.array(tokens[start : start + longest], dtype=np.int64)
+                last = len(sequences[2 * row + k]) - 1
+                first_target[2 * row + k] = max(1, min(common - start, last))
+        return cls(longest, sequences, first_target)
+
+    @property
+    def ids(self) -> Ints:
+        """Numbers of the texts, ascending."""
+        return np.array(sorted(self.sequences), dtype=np.int64)
+
+    def tokens(self, sample_id: int, /) -> NDArray[Any]:
+        """Tokens of one text, (length,)."""
+        return self.sequences[sample_id]
+
+    def targets(self, sample_id: int, /) -> NDArray[np.bool_]:
+        """Whether a token is scored, (length,)."""
+        return np.arange(self.sequences[sample_id].size) >= self.first_target[sample_id]
+
+    def starts(self, sample_id: int, /) -> NDArray[np.int64]:
+        """A text has one segment."""
+        return np.zeros(1, dtype=np.int64)
+
+    def lengths(self, sample_ids: NDArray[np.int64], /) -> NDArray[np.int64]:
+        """Number of tokens of each text."""
+        return np.array([self.sequences[i].size for i in sample_ids.tolist()], dtype=np.int64)
+
+
+def _texts(marks: Marks, row: int) -> tuple[str, str]:
+    """The window up to `AFTER` characters after a place, with the taken and with the left form."""
+    text, start = marks.text[row], int(marks.start[row])
+    stop = start + len(marks.original[row])
+    before, after = text[:start], text[stop : stop + AFTER]
+    return before + marks.taken[row] + after, before + marks.left[row] + after
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Number of equal tokens at the beginning."""
+    for i, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return i
+    return min(len(one), len(other))
+
+
+def places_of(marks: Marks, rows: Ints, log_likelihood: NDArray[np.float64]) -> Places:
+    """Rows of the table with the log-likelihoods of both texts of each, float64[2 n]."""
+    taken, left = ([forms[i] for i in rows.tolist()] for forms in (marks.taken, marks.left))
+    pairs = {pair: i for i, pair in enumerate(sorted({tuple(sorted(each)) for each in zip(taken, left, strict=True)}))}
+    keys = np.stack([marks.document[rows], marks.place[rows]], axis=1)
+    return Places(
+        difference=np.asarray(log_likelihood[::2] - log_likelihood[1::2]),
+        first=np.array([a < b for a, b in zip(taken, left, strict=True)], dtype=np.bool_),
+        pair=np.array([pairs[tuple(sorted(each))] for each in zip(taken, left, strict=True)], dtype=np.int64),
+        coin=np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64),
+        document=codes_of(marks.document[rows]),
+    )
+
+
+def registered(path: Any, seed: int, sha256: str) -> Marks:
+    """The marks of a corpus.
+
+    Raises
+    ------
+    UserError
+        When they are not the registered ones.
+    """
+    from wellread.errors import UserError
+
+    marks = Marks.read(path)
+    if marks.sha256(seed) != sha256:
+        raise UserError(f"{path / 'marks.parquet'}: not the registered marks; run wellread verify")
+    return marks
