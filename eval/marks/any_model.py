@@ -74,8 +74,8 @@ class AnyModel:
         rng, limit = np.random.default_rng(self.seed), self._corpus.n_trainable
         rows = dict[str, Ints]()
         for group, members in ((TRAINABLE, sample_id < limit), (SEALED, sample_id >= limit)):
-            drawn = rng.permutation(np.unique(sample_id[members]))[: self.max_samples]
-            rows[group] = np.flatnonzero(np.isin(sample_id, drawn))
+            chosen_ids = rng.permutation(np.unique(sample_id[members]))[: self.max_samples]
+            rows[group] = np.flatnonzero(np.isin(sample_id, chosen_ids))
         return rows
 
     def results(self) -> Iterator[Result]:

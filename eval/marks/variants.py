@@ -86,13 +86,15 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
 
 def places_of(marks: Marks, rows: Ints, log_likelihood: NDArray[np.float64]) -> Places:
     """Rows of the table with the log-likelihoods of both texts of each, float64[2 n]."""
-    taken, left = ([forms[i] for i in rows.tolist()] for forms in (marks.taken, marks.left))
-    pairs = {pair: i for i, pair in enumerate(sorted({tuple(sorted(each)) for each in zip(taken, left, strict=True)}))}
+    ones, alternatives = ([forms[i] for i in rows.tolist()] for forms in (marks.taken, marks.left))
+    pairs = {
+        pair: i for i, pair in enumerate(sorted({tuple(sorted(each)) for each in zip(ones, alternatives, strict=True)}))
+    }
     keys = np.stack([marks.document[rows], marks.place[rows]], axis=1)
     return Places(
         difference=np.asarray(log_likelihood[::2] - log_likelihood[1::2]),
-        first=np.array([a < b for a, b in zip(taken, left, strict=True)], dtype=np.bool_),
-        pair=np.array([pairs[tuple(sorted(each))] for each in zip(taken, left, strict=True)], dtype=np.int64),
+        first=np.array([a < b for a, b in zip(ones, alternatives, strict=True)], dtype=np.bool_),
+        pair=np.array([pairs[tuple(sorted(each))] for each in zip(ones, alternatives, strict=True)], dtype=np.int64),
         coin=np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64),
         document=codes_of(marks.document[rows]),
     )

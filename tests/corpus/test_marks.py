@@ -190,9 +190,9 @@ def test_places_do_not_cross_windows() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([], "expected a list of pairs, e.g. - colour|color"),
-        ({"a": "b"}, "expected a list of pairs, e.g. - colour|color"),
-        (["colour"], "pair 1: 'colour' is not two different forms, e.g. colour|color"),
+        ([], "expected a list of pairs, e.g. - grey|gray"),
+        ({"a": "b"}, "expected a list of pairs, e.g. - grey|gray"),
+        (["colour"], "pair 1: 'colour' is not two different forms, e.g. grey|gray"),
         (["a|b|c"], "pair 1: 'a|b|c' is not two different forms"),
         (["a|a"], "pair 1: 'a|a' is not two different forms"),
         ([3], "pair 1: 3 is not two different forms"),

@@ -53,12 +53,12 @@ def read_pairs(path: Path) -> list[Pair]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"--marks {path}: is not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, list) or not content:
-        raise UserError(f"--marks {path}: expected a list of pairs, e.g. - colour|color")
+        raise UserError(f"--marks {path}: expected a list of pairs, e.g. - grey|gray")
     pairs, lines = list[Pair](), dict[str, int]()
     for number, value in enumerate(content, 1):
         forms = value.split("|") if isinstance(value, str) else []
         if len(forms) != 2 or not all(forms) or forms[0] == forms[1]:
-            raise UserError(f"--marks {path}: pair {number}: {value!r} is not two different forms, e.g. colour|color")
+            raise UserError(f"--marks {path}: pair {number}: {value!r} is not two different forms, e.g. grey|gray")
         for form in (each for pair in _spellings((forms[0], forms[1])) for each in pair):
             if form in lines:
                 raise UserError(f"--marks {path}: {form!r} is in pairs {lines[form]} and {number}; remove one")
@@ -121,31 +121,31 @@ class Marker:
         marks : list of Mark
             All places, in the order of the text. Where they are does not depend on the coins.
         """
-        whole, size = "".join(text for text, _ in parts), WINDOW * self.seq_len
+        full_text, size = "".join(text for text, _ in parts), WINDOW * self.seq_len
         results, marks, base, grown = list[str](), list[Mark](), 0, 0
         for part, is_marked in parts:
-            written, done = list[str](), 0
+            written, copied_to = list[str](), 0
             for match in self._matches(part, base, size) if is_marked else ():
                 original, start = match[0], base + match.start()
-                taken, left = sorted((original, self._other[original]))
+                picked, alternative = sorted((original, self._other[original]))
                 if not coin(self.seed, document, len(marks)):
-                    taken, left = left, taken
+                    picked, alternative = alternative, picked
                 window = start // size * size
                 marks.append(
                     Mark(
                         place=len(marks),
-                        taken=taken,
-                        left=left,
+                        taken=picked,
+                        left=alternative,
                         document=document,
-                        text=whole[window : window + size],
+                        text=full_text[window : window + size],
                         start=start - window,
                         original=original,
                         at=start + grown,
                     )
                 )
-                written += [part[done : match.start()], taken]
-                done, grown = match.end(), grown + len(taken) - len(original)
-            results.append("".join([*written, part[done:]]))
+                written += [part[copied_to : match.start()], picked]
+                copied_to, grown = match.end(), grown + len(picked) - len(original)
+            results.append("".join([*written, part[copied_to:]]))
             base += len(part)
         return results, marks
 

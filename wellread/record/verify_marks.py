@@ -31,9 +31,9 @@ def check(findings: Findings, corpus: Corpus) -> None:
     keys = zip(marks.document.tolist(), marks.place.tolist(), strict=True)
     first = [coin(registered.seed, *key) for key in keys]
     forms = list(zip(marks.taken, marks.left, marks.original, strict=True))
-    wrong = [i for i, ((taken, left, _), heads) in enumerate(zip(forms, first, strict=True)) if (taken < left) != heads]
+    wrong = [i for i, ((one, other, _), heads) in enumerate(zip(forms, first, strict=True)) if (one < other) != heads]
     findings.add_rows(f"{place}: taken: row {{}}: not the form that the coin of its place picks", wrong)
-    wrong = [i for i, (taken, left, original) in enumerate(forms) if original not in (taken, left) or taken == left]
+    wrong = [i for i, (one, other, original) in enumerate(forms) if original not in (one, other) or one == other]
     findings.add_rows(f"{place}: original: row {{}}: not one of two different forms", wrong)
     texts = zip(marks.text, marks.start.tolist(), marks.original, strict=True)
     wrong = [i for i, (text, start, form) in enumerate(texts) if not (start >= 0 and text.startswith(form, start))]

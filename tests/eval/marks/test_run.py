@@ -64,9 +64,9 @@ def test_a_marked_run_is_found(program: Program, corpora: Path, tmp_path: Path) 
     rng, ps = np.random.default_rng(0), []
     for _ in range(200):  # other coins for the same texts and the same model
         flipped = rng.integers(2, size=places.coin.max() + 1).astype(bool)[places.coin]
-        drawn = replace(places, difference=np.where(flipped, -1, 1) * places.difference, first=places.first ^ flipped)
-        assert np.allclose(np.abs(drawn.excess), np.abs(places.excess))
-        ps.append(redraw_p(drawn.excess, drawn.coin, int(rng.integers(2**31)), draws=999))
+        redrawn = replace(places, difference=np.where(flipped, -1, 1) * places.difference, first=places.first ^ flipped)
+        assert np.allclose(np.abs(redrawn.excess), np.abs(places.excess))
+        ps.append(redraw_p(redrawn.excess, redrawn.coin, int(rng.integers(2**31)), draws=999))
     assert kstest(ps, "uniform").pvalue > 0.001
     _scores_do_not_depend_on_coins(program, corpora, marks, places, model)
 

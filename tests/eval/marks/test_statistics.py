@@ -52,8 +52,8 @@ def test_places_without_a_score_are_counted() -> None:
     rows = {metric: (row["value"], n) for metric, row, n in describe(some, 0)}
     assert rows["undefined"] == (1, 4)
     assert rows["excess"] == (pytest.approx(2 / 3), 3)
-    nothing = places([np.nan], [True], [0], [0])
-    assert [metric for metric, _, _ in describe(nothing, 0)] == ["undefined"]
+    empty = places([np.nan], [True], [0], [0])
+    assert [metric for metric, _, _ in describe(empty, 0)] == ["undefined"]
 
 
 class Characters:
