@@ -75,7 +75,7 @@ def test_commands_runs_and_models_are_completed(shell: str, workplace: Path, roo
     ("line", "words"),
     [
         ("wellread plan ", {"finetune", "pretrain"}),
-        ("wellread run eval m", {"membership", "memorization"}),
+        ("wellread run eval mem", {"membership", "memorization"}),
         ("wellread run finetune --optim.l", {"--optim.lr"}),
         ("wellread run finetune --data alp", {"alpaca", "alpaca-cleaned"}),
         ("wellread run finetune --strategy=zero3-", {"zero3-partial", "zero3-offload", "zero3-nvme"}),

@@ -245,7 +245,7 @@ MISTAKES = [
     ("eval read RUN --batch 12", "12"),
     ("eval read RUN --batc 3", "batc"),
     ("eval membership DIR/thesis", "DIR/thesis"),
-    ("eval membership RUN --steps 4,last", "last"),
+    ("eval membership RUN --steps 4,all", "all"),
     ("eval membership RUN --bootstrap 5", "--bootstrap 5"),
     ("eval membership RUN --steps 5", "5"),
     ("eval membership RUN --vulnerable 50", "--vulnerable"),

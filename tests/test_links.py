@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from wellread.checkpoint import clear_staging
-from wellread.corpus.building import _only_builder, building
+from wellread.corpus.building import building, only_builder
 from wellread.errors import UserError
 from wellread.files import open_unlinked, refuse_links, remove, replacing, write_atomic
 from wellread.run import RunDirectory
@@ -75,7 +75,7 @@ def test_a_link_as_the_lock_of_a_run_is_refused(victim: Path, tmp_path: Path) ->
 
 def test_a_link_as_the_lock_of_a_corpus_is_refused(victim: Path, tmp_path: Path) -> None:
     (tmp_path / ".corpus.lock").symlink_to(victim)
-    with pytest.raises(UserError, match=REFUSED), _only_builder(tmp_path / "corpus"):
+    with pytest.raises(UserError, match=REFUSED), only_builder(tmp_path / "corpus"):
         raise AssertionError("locked")
     assert victim.read_text() == "precious"
 

@@ -234,7 +234,7 @@ def test_a_killed_build_is_finished_by_the_next(tmp_path: Path, root: Path, monk
         "import sys, time; from finetune import prepare\n"
         "from wellread.config import RunConfig\n"
         "prepare.ROWS_PER_SHARD = 50; fast = prepare.tokenize\n"
-        "def slow(*arguments): time.sleep(1); return fast(*arguments)\n"
+        "def slow(*rows, **settings): time.sleep(1); return fast(*rows, **settings)\n"
         "prepare.tokenize = slow; prepare.prepare(RunConfig.of(corpora=sys.argv[1]))"
     )
     with subprocess.Popen(
@@ -250,9 +250,9 @@ def test_a_killed_build_is_finished_by_the_next(tmp_path: Path, root: Path, monk
     tokenize = preparing.tokenize
     first_rows: list[int] = []
 
-    def counted(rows, *arguments):  # type: ignore[no-untyped-def]
+    def counted(rows, **settings):  # type: ignore[no-untyped-def]
         first_rows.append(rows[0].row)
-        return tokenize(rows, *arguments)
+        return tokenize(rows, **settings)
 
     monkeypatch.setattr(preparing, "tokenize", counted)
     continued = preparing.prepare(RunConfig.of(corpora=str(tmp_path / "a")))

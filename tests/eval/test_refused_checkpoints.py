@@ -30,8 +30,8 @@ def linked(run: RunDirectory) -> None:
     path.symlink_to(run.path / "elsewhere")
 
 
-EVALUATIONS = [name for name in per_checkpoint() if name not in ("forgetting", "canaries")]
-"""Without those that need sealed losses or canaries; the old run has none. They read models as membership does."""
+EVALUATIONS = [name for name in per_checkpoint() if name not in ("forgetting", "canaries", "marks")]
+"""Without those that need sealed losses, canaries or marks; the old run has none. They read models in the same way."""
 
 CHANGES: dict[str, tuple[Change, str]] = {
     "adapter": (written(LAST + "model/adapter_model.safetensors"), "adapter_model.safetensors: not listed"),
