@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from eval.marks.statistics import Places
 from eval.separation import Ints, codes_of
 from wellread.corpus.marks import Marks
 from wellread.corpus.tokenizer import Tokenizer
+from wellread.errors import UserError
 
 AFTER = 100
 """Characters after a place that are scored with it."""
@@ -100,7 +102,7 @@ def places_of(marks: Marks, rows: Ints, log_likelihood: NDArray[np.float64]) -> 
     )
 
 
-def registered(path: Any, seed: int, sha256: str) -> Marks:
+def registered(path: Path, seed: int, sha256: str) -> Marks:
     """The marks of a corpus.
 
     Raises
@@ -108,8 +110,6 @@ def registered(path: Any, seed: int, sha256: str) -> Marks:
     UserError
         When they are not the registered ones.
     """
-    from wellread.errors import UserError
-
     marks = Marks.read(path)
     if marks.sha256(seed) != sha256:
         raise UserError(f"{path / 'marks.parquet'}: not the registered marks; run wellread verify")
