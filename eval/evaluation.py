@@ -16,7 +16,7 @@ from wellread.run import RunDirectory
 if TYPE_CHECKING:
     from eval.items import Items
     from eval.progress import Reporter
-    from eval.section import Section
+    from eval.section import Picture, Section
     from wellread.checkpoint import Checkpoint
     from wellread.results import Result
 
@@ -116,8 +116,14 @@ class Evaluation(ABC):
             heading=f"{cls.name.capitalize()}: {cls.summary}",
             n=f"{len(results):,} results in eval/{cls.name}.parquet.",
             help="The table shows the main ones; the column n says how many samples each is about.",
+            pictures=cls.pictures(results),
             tables=[Table(f"Results of {cls.name}", heads, rows)],
         )
+
+    @classmethod
+    def pictures(cls, results: Sequence[Result]) -> Sequence[Picture]:
+        """Pictures of its default section in the report."""
+        return ()
 
     @classmethod
     def stored(cls, run: RunDirectory) -> list[Any]:

@@ -22,6 +22,7 @@ from eval.kept import How, tokens_of
 from eval.membership.divisions import AGES
 from eval.memorization.extraction import Suffixes
 from eval.needs import Need, a_checkpoint, a_whole_record
+from eval.section import Picture
 from eval.separation import Floats, Ints
 from wellread.config import Dtype
 from wellread.corpus.canaries import TAG, Registration, Texts
@@ -211,6 +212,21 @@ class Canaries(PerCheckpoint[Scored]):
                 count = round(extractible.value * extractible.n)
                 rows.append([f"{step}", task.removeprefix(TAG), each.n, each.value, _words(p_05), bits.value, count])
         return ["step", "readings", "n", "p", "found", "exposure", "extractible"], rows
+
+    @classmethod
+    def pictures(cls, results: Sequence[Result]) -> Sequence[Picture]:
+        """The share of canaries that is found, by dose."""
+        from wellread.plots.canaries import found_by_step
+
+        last = max(each.step for each in results)
+        shares = [each for each in results if (each.step, each.metric, each.group) == (last, "found", ALL)]
+        by_dose = "; ".join(f"{plural(int(each.task.removeprefix(TAG)), 'reading')}: {_words(each)}" for each in shares)
+        alt = f"Share of canaries with p up to {LEVEL:g} against the step, by dose. At step {last:,}: {by_dose}."
+        caption = (
+            "A canary is found when few of its controls, texts of the same draw that no batch reads, have a higher "
+            f"score. The dashed line is the share that is found by chance, {LEVEL:g}; bands are 95% intervals."
+        )
+        return [Picture("Canaries that are found", found_by_step(results, LEVEL), alt, caption)]
 
 
 def _extractible(columns: Tokens) -> Floats:

@@ -18,7 +18,7 @@ from eval.kept import How, kept_scores, tokens_of
 from eval.marks.statistics import describe
 from eval.marks.variants import Variants, places_of, registered
 from eval.needs import Need, a_checkpoint, a_whole_record
-from eval.section import with_interval
+from eval.section import Picture, with_interval
 from wellread.config import Dtype
 from wellread.corpus.read import Corpus
 from wellread.errors import UserError
@@ -130,6 +130,24 @@ class MarksEvaluation(PerCheckpoint[Scores]):
         return ["step", "group", "places", "p", "excess", "taken likelier"], [
             [f"{step}", *row] for (step, _), row in rows_of(results).items()
         ]
+
+    @classmethod
+    def pictures(cls, results: Sequence[Result]) -> Sequence[Picture]:
+        """Excess by step."""
+        from wellread.plots.marks import excess_by_step
+
+        defined = [each for each in results if each.metric == "excess"]
+        if not defined:
+            return ()
+        last = [each for each in defined if each.step == defined[-1].step]
+        values = "; ".join(f"{each.group} {with_interval(each)}" for each in last)
+        alt = f"Excess of the forms that coins picked, in nats, against the step. At step {last[0].step:,}: {values}."
+        caption = (
+            "How much more likely the form is that a coin picked than the model's preference in its pair says. A model "
+            "that has not read the marks knows no coin: 0, the dashed line. Sealed samples are the control; bands are "
+            "95% intervals."
+        )
+        return [Picture("Forms that coins picked", excess_by_step(defined), alt, caption)]
 
     @classmethod
     def conclusions(cls, results: Sequence[Result]) -> Iterator[str]:

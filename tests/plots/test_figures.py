@@ -16,12 +16,15 @@ from eval import between
 from eval.saturation.figures import figures_of as saturation_figures
 from eval.saturation.inputs import InputMeans
 from eval.saturation.perplexity import NAME
+from wellread.plots.canaries import found_by_step
 from wellread.plots.curves import Point, step_curves
 from wellread.plots.figure import Figure
 from wellread.plots.forgetting import forgetting_by_step
 from wellread.plots.lengths import length_histogram
 from wellread.plots.loss import MAX_POINTS, _running_mean, compare_losses, loss_curve
+from wellread.plots.marks import excess_by_step
 from wellread.plots.membership import auc_by_step, roc, rocs, score_histogram
+from wellread.plots.memorization import poisson_qq
 from wellread.plots.style import CATEGORIES, DARK, DASHES
 from wellread.results import Result
 
@@ -88,6 +91,16 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "perplexity-of-what-was-read": lambda: saturation_figures(WRITTEN, {f"{NAME}m@step-0": READ})[
         f"read-{NAME}m@step-0"
     ],
+    "canaries": lambda: found_by_step(
+        [
+            Result(**ABOUT | {"task": f"canaries/repeats_{dose}"}, metric="found", group="all", step=step, value=share)
+            for dose, shares in ((16, (0.1, 0.6)), (1, (0.0, 0.1)))
+            for step, share in enumerate(shares)
+        ],
+        0.05,
+    ),
+    "marks": lambda: excess_by_step([*measured("excess", "read", 0, 1.0, 2.0), *measured("excess", "sealed", 0, 0.1)]),
+    "poisson-qq": lambda: poisson_qq(np.array([0, 1, 1, 2, 4])),
     "between-runs": lambda: between.figures_of(between.bands(SEEDS))["words"],
 }
 

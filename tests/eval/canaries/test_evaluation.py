@@ -13,6 +13,7 @@ from support.small_evaluations import make_run
 
 from eval import kept
 from eval.__main__ import main
+from eval.canaries.evaluation import Canaries
 from eval.groups import Groups
 from wellread.corpus.canaries import Texts
 from wellread.errors import UserError
@@ -76,6 +77,8 @@ def test_results_by_hand(run: RunDirectory, capsys: pytest.CaptureFixture[str]) 
     assert of[2, "unread", "p"].value == of[2, "all", "p"].value > 0.05
     assert (4, "unread", "p") not in of
     assert of[4, "all", "undefined"].value == 0
+    (picture,) = Canaries.pictures([*of.values()])
+    assert picture.alt.endswith("At step 4: 1 reading: 1 of 2 [0.01, 0.99].")
     printed = capsys.readouterr()
     assert "1 of 2 [0.01, 0.99]" in printed.out
     assert "canaries: 2, against 19 controls: the smallest p of one canary is 0.05; registered as " in printed.err

@@ -12,6 +12,7 @@ from support.programs import Program
 from support.small_evaluations import make_run
 
 from eval.__main__ import main
+from eval.marks.evaluation import MarksEvaluation
 from eval.marks.statistics import Places, redraw_p
 from eval.marks.variants import Variants, places_of
 from wellread.config import CONFIGS
@@ -59,6 +60,8 @@ def test_a_marked_run_is_found(program: Program, corpora: Path, tmp_path: Path) 
     for key in ((0, "unread", "p"), (0, "sealed", "p"), (400, "sealed", "p")):
         assert rows[key].value > 0.001
     assert (400, "unread", "p") not in rows
+    (picture,) = MarksEvaluation.pictures([*rows.values()])
+    assert "At step 400: read " in picture.alt
     model, corpus = path / "checkpoints" / "step-00000400" / "model", Corpus.open(run.corpus)
     marks, places = measured(model, corpus)
     rng, ps = np.random.default_rng(0), []
