@@ -21,5 +21,5 @@ def found_by_step(results: Sequence[Result], level: float) -> Figure:
         if (each.metric, each.group) == ("found", "all"):
             series.setdefault(int(each.task.rpartition("_")[2]), []).append(Point.of(each))
     doses = sorted(series)[-len(CATEGORIES) :]
-    named = {plural(dose, "reading"): series[dose] for dose in doses}
-    return step_curves(named, f"share of canaries with p up to {level:g}", chance=level)
+    lines = {plural(dose, "reading"): series[dose] for dose in doses}
+    return step_curves(lines, f"share of canaries with p up to {level:g}", chance=level)
