@@ -21,6 +21,6 @@ def excess_by_step(results: Sequence[Result]) -> Figure:
         group: [Point.of(each) for each in results if (each.metric, each.group) == ("excess", group)]
         for group in COLORS
     }
-    shown = {group: points for group, points in series.items() if points}
-    colors = [COLORS[group] for group in shown]
-    return step_curves(shown, "excess of the picked form (nats)", chance=0.0, colors=colors)
+    lines = {group: points for group, points in series.items() if points}
+    colors = [COLORS[group] for group in lines]
+    return step_curves(lines, "excess of the picked form (nats)", chance=0.0, colors=colors)
