@@ -103,14 +103,15 @@ def _compile(build: Path, target: Path, rows: Rows) -> None:
             flush=True,
         )
     items = sum(int((n if mask is None else n[mask]).sum()) for n, mask in zip(counts, masks, strict=True)) + len(bad)
-    marker = Marker.of(config.data)
+    assert config.data.seq_len  # resolved
+    marker = Marker.of(settings.get("marks"), config.data.seq_len)
     if marker:
         marker.check(backend.prompts)
     _write(
         build, _items(data_sets, masks), partial(tokenize, backend=backend, config=config.data, marker=marker), items
     )
     extra = canaries.add(build, config, len(mixture.names), backend, partial(_complete, backend))
-    marked = marks.add(build, config.data)
+    marked = marks.add(build, settings.get("marks"), config.data.marks)
     merge(
         build,
         sets=[*mixture.names, *([registered.SET] if extra else [])],

@@ -38,7 +38,7 @@ def variables(cluster: ClusterFile, device: str, cores: int | None) -> dict[str,
         values["DS_ACCELERATOR"] = "cpu"
         if WAITING in os.environ:
             values[WAITING] = os.environ[WAITING]
-        elif not _have_cores(values["OMP_NUM_THREADS"], cores) or (cluster.kind == "local" and is_busy()):
+        elif not _have_cores(values["OMP_NUM_THREADS"], cores) or (cluster.kind == "local" and _is_busy()):
             # Threads that spin while they wait would take the core from the one that they wait for.
             values[WAITING] = "passive"
         # oneDNN keeps the kernels of the last 1,024 products by default.
@@ -49,7 +49,7 @@ def variables(cluster: ClusterFile, device: str, cores: int | None) -> dict[str,
     return values | cluster.environment
 
 
-def is_busy() -> bool:
+def _is_busy() -> bool:
     """Whether more processes want to run on this machine than it has cores, on average over the last minute."""
     return os.getloadavg()[0] > (os.cpu_count() or 1)
 

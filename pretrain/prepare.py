@@ -105,14 +105,15 @@ def _compile(build: Path, target: Path, inputs: Documents, words: tuple[str, ...
         holdout_seed=config.data.holdout_seed,
         metrics=settings["metrics"] is not None,
         words=words,
-        marker=Marker.of(config.data),
+        marker=Marker.of(settings.get("marks"), _seq_len(config.data)),
     )
+    pieces = Pieces(model)
     if tokenizing.marker:
-        tokenizing.marker.check(partial(_complete, Pieces(model)))
+        tokenizing.marker.check(partial(_complete, pieces))
     _write_shards(build, _texts(source, mask), tokenizing, total)
-    pieces, backend = Pieces(model), tokenizer.Tokenizer.load(build / "tokenizer")
+    backend = tokenizer.Tokenizer.load(build / "tokenizer")
     extra = canaries.add(build, config, 1, backend, partial(_complete, pieces))
-    marked = marks.add(build, config.data)
+    marked = marks.add(build, settings.get("marks"), config.data.marks)
     names = (*text_metrics.NAMES, *([text_metrics.WORD_LIST_RATE] if words else []))
     merge(
         build,

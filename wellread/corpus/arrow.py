@@ -1,4 +1,4 @@
-"""numpy arrays as Arrow columns, without copying the values.
+"""Arrow tables of a corpus, and numpy arrays as Arrow columns, without copying the values.
 
 `pyarrow.array` does the same, but imports pandas at its first call. pandas is not used here, and importing it takes a
 third of a second and 48 MiB in every rank.
@@ -7,13 +7,33 @@ third of a second and 48 MiB in every rank.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from wellread.files import damage_named
+
 if TYPE_CHECKING:
     import pyarrow
+
+COMPILE_AGAIN = "delete this corpus and compile it again"
+"""What to do about a damaged file of a corpus."""
+
+
+def read_table(file: Path, columns: Sequence[str] | None = None) -> pyarrow.Table:
+    """Read all or some columns of a table of a corpus.
+
+    Raises
+    ------
+    UserError
+        When it is damaged.
+    """
+    import pyarrow.parquet
+
+    with damage_named(file, COMPILE_AGAIN):
+        return pyarrow.parquet.read_table(file, columns=None if columns is None else list(columns))
 
 
 def numbers(values: ArrayLike, dtype: DTypeLike) -> pyarrow.Array:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wellread.corpus import arrow
+
 FILE = "canaries.parquet"
 SET = "canary"
 """Name of the data set of canaries."""
@@ -131,12 +133,7 @@ class Texts:
         UserError
             When it is damaged.
         """
-        import pyarrow.parquet as pq
-
-        from wellread.files import damage_named
-
-        with damage_named(folder / FILE, "delete this corpus and compile it again"):
-            table = pq.read_table(folder / FILE, columns=list(COLUMNS))
+        table = arrow.read_table(folder / FILE, COLUMNS)
         sequences = [np.array(tokens, dtype=np.uint32) for tokens in table["tokens"].to_pylist()]
         control, repeats, rows = (table[name].to_numpy() for name in COLUMNS[:3])
         return cls(sequences, repeats, control, rows)

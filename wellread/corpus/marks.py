@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wellread.corpus import arrow
+
 FILE = "marks.parquet"
 VERSION = 1
 HASH_BEGINS = b"wellread marks 1\n"
@@ -115,12 +117,7 @@ class Marks:
         UserError
             When it is damaged.
         """
-        import pyarrow.parquet as pq
-
-        from wellread.files import damage_named
-
-        with damage_named(folder / FILE, "delete this corpus and compile it again"):
-            table = pq.read_table(folder / FILE, columns=list(COLUMNS))
+        table = arrow.read_table(folder / FILE, COLUMNS)
         numbers = {name: table[name].to_numpy() for name in ("sample_id", "place", "document", "start")}
         texts = {name: table[name].to_pylist() for name in ("taken", "left", "text", "original")}
         return cls(**numbers, **texts)

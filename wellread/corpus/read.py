@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from wellread.corpus import canaries, marks
+from wellread.corpus import arrow, canaries, marks
+from wellread.corpus.arrow import COMPILE_AGAIN as COMPILE_AGAIN
 from wellread.corpus.canaries import Registration
 from wellread.corpus.columns import consecutive
 from wellread.corpus.digest import digest
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     import pyarrow
 
 METRICS = "metrics.parquet"
-COMPILE_AGAIN = "delete this corpus and compile it again"
-"""What to do about a damaged file of a corpus."""
 META = {
     "hash": str, "dtype": str, "counts": {...: int}, "sizes": {...: int}, "sha256": {...: str}, "settings": dict,
     "kind": str, "packing": str, "sets": [{"name": str}], "source": {"name": str}, "tokenizer": {"size": int},
@@ -317,10 +316,7 @@ class Corpus:
         return np.asarray(column.to_numpy(), dtype=np.float32)
 
     def _table(self, name: str, columns: list[str] | None = None) -> pyarrow.Table:
-        import pyarrow.parquet
-
-        with damage_named(self.path / name, COMPILE_AGAIN):
-            return pyarrow.parquet.read_table(self.path / name, columns=columns)
+        return arrow.read_table(self.path / name, columns)
 
     def _check(self, sample_id: int) -> None:
         if not 0 <= sample_id < self.n:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -85,13 +85,11 @@ class Marker:
     seq_len: int
 
     @classmethod
-    def of(cls, config: DataConfig) -> Marker | None:
-        """The marker of a resolved configuration; None without ``--marks``."""
-        described = settings(config).get("marks")
+    def of(cls, described: Mapping[str, Any] | None, seq_len: int) -> Marker | None:
+        """The marker that `marks` in the settings of a corpus describes; None without ``--marks``."""
         if described is None:
             return None
-        assert config.seq_len
-        return cls(tuple((one, other) for one, other in described["pairs"]), config.marks_seed, config.seq_len)
+        return cls(tuple((one, other) for one, other in described["pairs"]), described["seed"], seq_len)
 
     @cached_property
     def _other(self) -> dict[str, str]:
@@ -177,8 +175,15 @@ def _bounded(form: str) -> str:
     return before + re.escape(form) + (r"(?!\w)" if re.search(r"\w\Z", form) else "")
 
 
-def add(build: Path, config: DataConfig) -> dict[str, Any]:
+def add(build: Path, described: Mapping[str, Any] | None, file: str | None) -> dict[str, Any]:
     """Write the places of all shards to the build, and return what corpus.json says about them.
+
+    Parameters
+    ----------
+    described
+        `marks` in the settings of the corpus; None without marks.
+    file
+        Value of ``--marks``, for errors.
 
     Returns
     -------
@@ -190,17 +195,14 @@ def add(build: Path, config: DataConfig) -> dict[str, Any]:
     UserError
         When the texts have no place.
     """
-    described = settings(config).get("marks")
     if described is None:
         return {}
     marks = joined(shard_marks(build))
     if not marks.taken:
-        raise UserError(
-            f"--marks {config.marks}: the texts have none of its forms; add pairs that they have, or leave it out"
-        )
+        raise UserError(f"--marks {file}: the texts have none of its forms; add pairs that they have, or leave it out")
     marks.write(build)
     counts = {"places": len(marks.taken), "documents": len(np.unique(marks.document))}
-    return {"marks": described | counts | {"sha256": marks.sha256(config.marks_seed)}}
+    return {"marks": {**described, **counts, "sha256": marks.sha256(described["seed"])}}
 
 
 def joined(rows: Iterable[dict[str, Any]]) -> Marks:

@@ -63,8 +63,10 @@ class InsertedOrder(Order):
         end, places = batches * self.batch_size, self.at[self.canaries == sample_id]
         if places.size or (not isinstance(self.base, ListedOrder) and sample_id >= self.n):  # a canary
             return [divmod(p, self.batch_size) for p in places[places < end].tolist()]
-        displaced = {divmod(p, self.batch_size) for p in self.at[self.displaced() == sample_id].tolist()}
-        return [place for place in self.base.locate(sample_id, batches=batches) if place not in displaced]
+        readings = self.base.locate(sample_id, batches=batches)
+        positions = np.array([batch * self.batch_size + slot for batch, slot in readings], dtype=np.int64)
+        is_displaced = np.isin(positions, self.at).tolist()
+        return [place for place, displaced in zip(readings, is_displaced, strict=True) if not displaced]
 
     def release(self) -> None:
         """Give back the memory of the mapped files of `base`."""

@@ -77,6 +77,15 @@ def step_curves(
     return Figure(alt.layer(*layers))
 
 
+def group_curves(
+    results: Sequence[Result], metric: str, label: str, *, colors: Mapping[str, str], chance: float
+) -> Figure:
+    """`step_curves` of one metric, a line per group of `colors`; groups without results are omitted."""
+    series = {group: [Point.of(r) for r in results if (r.metric, r.group) == (metric, group)] for group in colors}
+    lines = {group: points for group, points in series.items() if points}
+    return step_curves(lines, label, chance=chance, colors=[colors[group] for group in lines])
+
+
 def _rows(name: str, points: Sequence[Point]) -> list[dict[str, Any]]:
     steps, values, low, high = zip(*sorted(points), strict=True)
     return rows(step=steps, value=values, low=low, high=high, series=name)

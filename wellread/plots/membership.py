@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wellread.plots.curves import Point, color_of, step_curves
+from wellread.plots.curves import color_of, group_curves
 from wellread.plots.figure import Figure, rows, view
 from wellread.plots.histogram import histogram
 from wellread.plots.style import BLUE, GREY, ORANGE, Floats
@@ -28,9 +28,7 @@ def auc_by_step(results: Sequence[Result], *, suspect: bool = False) -> Figure:
         Whether the axis says that the groups can be distinguished without the model.
     """
     label = "AUC against sealed" + " (ground truth suspect)" * suspect
-    series = {group: [Point.of(r) for r in results if (r.metric, r.group) == ("auc", group)] for group in COLORS}
-    groups = {group: points for group, points in series.items() if points}
-    return step_curves(groups, label, chance=0.5, colors=[COLORS[group] for group in groups])
+    return group_curves(results, "auc", label, colors=COLORS, chance=0.5)
 
 
 def roc(fpr: Floats, tpr: Floats, *, nonmembers: int, log: bool = False) -> Figure:

@@ -11,6 +11,7 @@ from wellread.config.canary import RANDOM
 from wellread.corpus.canaries import COLUMNS, FILE, SET, Texts
 from wellread.corpus.read import Corpus
 from wellread.record.findings import Findings
+from wellread.record.verify_tables import SAMPLES, check_names, pieces
 
 
 def check(findings: Findings, corpus: Corpus) -> None:
@@ -18,11 +19,8 @@ def check(findings: Findings, corpus: Corpus) -> None:
     registered = corpus.canaries
     if registered is None:
         return
-    import pyarrow.parquet
-
     place, meta = corpus.path / FILE, corpus.path / "corpus.json"
-    with pyarrow.parquet.ParquetFile(place) as file:
-        findings.expect(place, "columns", list(file.schema_arrow.names), list(COLUMNS))
+    check_names(findings, place, COLUMNS)
     texts = Texts.read(corpus.path)
     actual = texts.sha256(registered.seed)
     findings.expect(meta, "canaries.sha256", registered.sha256, actual, f"the canaries and controls in {FILE}")
@@ -40,16 +38,22 @@ def check(findings: Findings, corpus: Corpus) -> None:
             if not np.array_equal(corpus.tokens(i), tokens)
         ],
     )
-    table = corpus.samples(["source", "rows"])
-    sources = np.array(table["source"].to_pylist())
-    is_canary = (np.arange(corpus.n) >= corpus.n_ordinary) & (np.arange(corpus.n) < corpus.n_trainable)
-    samples = f"{corpus.path / 'samples.parquet'}: source: row {{}}: only the last trainable samples are of set {SET}"
-    findings.add_rows(samples, np.flatnonzero((sources == SET) != is_canary).tolist())
+    wrong: list[int] = []
+    for start, table in pieces(corpus.path / SAMPLES):
+        at = np.arange(start, start + len(table))
+        is_canary = (at >= corpus.n_ordinary) & (at < corpus.n_trainable)
+        wrong += at[(np.array(table["source"].to_pylist()) == SET) != is_canary].tolist()
+    samples = f"{corpus.path / SAMPLES}: source: row {{}}: only the last trainable samples are of set {SET}"
+    findings.add_rows(samples, wrong)
+    table = corpus.samples(["rows"])
     rows = [row[0] if row else -1 for row in table["rows"].slice(corpus.n_ordinary, len(ids)).to_pylist()]
     findings.expect(place, "row", texts.rows[: len(ids)].tolist(), rows, "samples.parquet")
-    described, copies = corpus.meta["settings"].get("canaries", {}), ("version", "seed", "per_dose", "repeats", "at")
-    for name in copies:
-        findings.expect(meta, f"canaries.{name}", corpus.meta["canaries"][name], described.get(name), "settings")
+    described = corpus.meta["settings"].get("canaries", {})
+    copies = {
+        f"canaries.{name}": (corpus.meta["canaries"][name], described.get(name))
+        for name in ("version", "seed", "per_dose", "repeats", "at")
+    }
+    findings.expect_all(meta, copies, "settings")
     expected = described.get("text")
     findings.expect(meta, "canaries.text", registered.text, expected, "settings")
     if expected == RANDOM:

@@ -11,6 +11,7 @@ from wellread.corpus.holdout import is_sealed
 from wellread.corpus.marks import COLUMNS, FILE, Marks, coin
 from wellread.corpus.read import Corpus
 from wellread.record.findings import Findings
+from wellread.record.verify_tables import check_names
 
 
 def check(findings: Findings, corpus: Corpus) -> None:
@@ -18,11 +19,8 @@ def check(findings: Findings, corpus: Corpus) -> None:
     registered = corpus.marks
     if registered is None:
         return
-    import pyarrow.parquet
-
     place, meta = corpus.path / FILE, corpus.path / "corpus.json"
-    with pyarrow.parquet.ParquetFile(place) as file:
-        findings.expect(place, "columns", list(file.schema_arrow.names), list(COLUMNS))
+    check_names(findings, place, COLUMNS)
     marks = Marks.read(corpus.path)
     actual = marks.sha256(registered.seed)
     findings.expect(meta, "marks.sha256", registered.sha256, actual, f"the places in {FILE}")
@@ -40,8 +38,11 @@ def check(findings: Findings, corpus: Corpus) -> None:
     findings.add_rows(f"{place}: text: row {{}}: does not have the original form at its start", wrong)
     _check_samples(findings, corpus, place, marks)
     settings = corpus.meta["settings"].get("marks", {})
-    for name in ("version", "seed", "file", "pairs"):
-        findings.expect(meta, f"marks.{name}", corpus.meta["marks"][name], settings.get(name), "settings")
+    copies = {
+        f"marks.{name}": (corpus.meta["marks"][name], settings.get(name))
+        for name in ("version", "seed", "file", "pairs")
+    }
+    findings.expect_all(meta, copies, "settings")
 
 
 def _check_samples(findings: Findings, corpus: Corpus, place: Path, marks: Marks) -> None:
@@ -49,18 +50,18 @@ def _check_samples(findings: Findings, corpus: Corpus, place: Path, marks: Marks
     ids, settings = marks.sample_id, corpus.meta["settings"]
     outside = (ids < 0) | (ids >= corpus.n) | ((ids >= corpus.n_ordinary) & (ids < corpus.n_trainable))
     outside[1:] |= np.diff(ids) < 0
-    findings.add_rows(f"{place}: sample_id: row {{}}: not an ordinary sample, or not in order", _rows(outside))
+    findings.add_rows(
+        f"{place}: sample_id: row {{}}: not an ordinary sample, or not in order", np.flatnonzero(outside).tolist()
+    )
     if {"holdout", "holdout_seed"} <= settings.keys():
         of = {
             each: is_sealed(each, settings["holdout"], settings["holdout_seed"]) for each in {*marks.document.tolist()}
         }
         sealed = np.array([of[each] for each in marks.document.tolist()], dtype=np.bool_)
         wrong = sealed != (ids >= corpus.n_trainable)
-        findings.add_rows(f"{place}: sample_id: row {{}}: not a sample of the side of its document", _rows(wrong))
-
-
-def _rows(mask: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> list[int]:
-    return [int(i) for i in np.flatnonzero(mask)]
+        findings.add_rows(
+            f"{place}: sample_id: row {{}}: not a sample of the side of its document", np.flatnonzero(wrong).tolist()
+        )
 
 
 def check_config(findings: Findings, place: Path, config: RunConfig, corpus: Corpus) -> None:

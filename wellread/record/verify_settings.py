@@ -233,10 +233,12 @@ def _check_notes(findings: Findings, run: RunDirectory, identity: dict[str, Any]
     if not control and identity["order"]["kind"] == "curriculum":
         findings.expect(place, "phases: end of the last", start, steps, "steps in manifest.json")
     listed = [(each["batch_id"], each["slot"], each["sample_id"]) for each in notes["inserted"]]
+    inside = [(batch, slot) for batch, slot, _ in listed if 0 <= batch < steps and 0 <= slot < order.batch_size]
+    positions = np.array([batch * order.batch_size + slot for batch, slot in inside], dtype=np.int64)
+    actual = dict(zip(inside, order.samples(positions).tolist(), strict=True))
     for batch_id, slot, sample_id in listed:
-        inside = 0 <= batch_id < steps and 0 <= slot < order.batch_size
-        actual = int(order.samples(np.array([batch_id * order.batch_size + slot]))[0]) if inside else None
-        findings.expect(place, f"inserted: batch {batch_id} slot {slot}", sample_id, actual, "the order")
+        expected = actual.get((batch_id, slot))
+        findings.expect(place, f"inserted: batch {batch_id} slot {slot}", sample_id, expected, "the order")
     findings.expect(place, "inserted", listed, sorted(set(listed)), "each place once, in order of reading")
     n_listed = Counter(each[2] for each in listed)
     for sample_id, times in _times(order, steps, [*n_listed]).items():

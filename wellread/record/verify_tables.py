@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -211,15 +211,20 @@ def _check_counts(
     findings.expect_all(corpus.path / "corpus.json", values, "its samples")
 
 
-def check_metrics(findings: Findings, corpus: Corpus) -> None:
-    """Check metrics.parquet: a column per metric that corpus.json names, a row per sample."""
+def check_names(findings: Findings, place: Path, columns: Sequence[str], source: str = "") -> int:
+    """Compare the columns of a table and their order; return its number of rows."""
     import pyarrow.parquet
 
-    place = corpus.path / METRICS
-    expected = ["sample_id", *corpus.metrics]
     with pyarrow.parquet.ParquetFile(place) as file:
-        findings.expect(place, "columns", list(file.schema_arrow.names), expected, "metrics in corpus.json")
-        findings.expect(place, "rows", file.metadata.num_rows, corpus.n)
+        findings.expect(place, "columns", list(file.schema_arrow.names), list(columns), source)
+        return int(file.metadata.num_rows)
+
+
+def check_metrics(findings: Findings, corpus: Corpus) -> None:
+    """Check metrics.parquet: a column per metric that corpus.json names, a row per sample."""
+    place = corpus.path / METRICS
+    rows = check_names(findings, place, ["sample_id", *corpus.metrics], "metrics in corpus.json")
+    findings.expect(place, "rows", rows, corpus.n)
     for start, table in pieces(place):
         ids = np.arange(start, start + len(table))
         findings.expect_column(place, "sample_id", column_of(table, "sample_id"), ids, "row", start)
