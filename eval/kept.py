@@ -40,13 +40,16 @@ class How:
     variant: str = ""
     """Name of the change that the samples had before they were scored; each has its own file."""
 
+    def file_name(self, *words: str) -> str:
+        """Name of a kept file: its words that are not empty, and the precision if it is not the usual one."""
+        return ".".join([*filter(None, words), *([self.dtype] if self.dtype != "fp32" else []), "parquet"])
+
 
 def token_file(run: RunDirectory, checkpoint: Checkpoint, how: How | None = None) -> TokenFile:
     """The file of token columns of `checkpoint`; it may be missing."""
     how = how or How()
-    words = [checkpoint.path.name, *filter(None, [how.variant, how.dtype if how.dtype != "fp32" else ""])]
     belongs_to = binding_of(checkpoint) | {"dtype": how.dtype, "variant": how.variant}
-    return TokenFile(run.eval / "tokens" / f"{'.'.join(words)}.parquet", belongs_to)
+    return TokenFile(run.eval / "tokens" / how.file_name(checkpoint.path.name, how.variant), belongs_to)
 
 
 def tokens_of(
@@ -82,8 +85,8 @@ def tokens_under(
     from wellread.models.directories import fingerprint_directory
 
     how, key = how or How(), fingerprint_directory(directory).rpartition(":")[2]
-    words = [f"reference-{key[:12]}", *([how.dtype] if how.dtype != "fp32" else [])]
-    file = TokenFile(run.eval / "tokens" / f"{'.'.join(words)}.parquet", {"model": key, "dtype": how.dtype})
+    name = how.file_name(f"reference-{key[:12]}")
+    file = TokenFile(run.eval / "tokens" / name, {"model": key, "dtype": how.dtype})
 
     def compute(missing: Ints, progress: Progress) -> Iterator[Tokens]:
         return run_directory(directory, samples, missing, how, progress)

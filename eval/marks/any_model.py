@@ -81,18 +81,19 @@ class AnyModel:
     def results(self) -> Iterator[Result]:
         """Task `marks`, groups `trainable` and `sealed`."""
         from wellread.corpus.tokenizer import Tokenizer
+        from wellread.models.continuations import positions
         from wellread.models.pretrained import configuration_in
         from wellread.models.registry import revision_step
 
         draw, directory = self._corpus.marks, model_named(self.model, "--model")
         assert draw
         marks = registered(self._corpus.path, draw.seed, draw.sha256)
-        positions = getattr(configuration_in(directory), "max_position_embeddings", None) or self._corpus.longest
+        longest = min(self._corpus.longest, positions(configuration_in(directory)) or self._corpus.longest)
         tokenizer, how = Tokenizer.load(directory), How(device=self.device, dtype=self.dtype)
         for group, rows in self.rows(marks.sample_id).items():
             if not rows.size:
                 continue
-            variants = Variants.of(marks, rows, tokenizer, min(self._corpus.longest, positions))
+            variants = Variants.of(marks, rows, tokenizer, longest)
             parts = run_directory(directory, variants, variants.ids, how, lambda _: None)
             totals = np.concatenate([part.sums(part.logp) for part in parts])
             for metric, row, n in describe(places_of(marks, rows, totals), self.seed):

@@ -81,8 +81,7 @@ def norms_of(
         When the checkpoint has a file that its manifest does not list, or one that is missing or altered, or when its
         weights do not fit the device.
     """
-    words = [checkpoint.path.name, *([how.dtype] if how.dtype != "fp32" else [])]
-    path = run.eval / FOLDER / f"{'.'.join(words)}.parquet"
+    path = run.eval / FOLDER / how.file_name(checkpoint.path.name)
     file = NormFile(path, binding_of(checkpoint) | {"dtype": how.dtype})
 
     def compute(missing: Ints, progress: Progress) -> Iterator[Norms]:
