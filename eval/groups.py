@@ -98,10 +98,7 @@ class Groups:
         assert self.record
         packed = self.corpus if isinstance(self.corpus, Segments) else None
         n = packed.corpus.n_trainable if packed else self.corpus.n_trainable
-        last_read, times = np.full(n, -1, dtype=np.int64), np.zeros(n, dtype=np.int64)
-        batch_id, sample_id = readings(Record.open(self.record), step)
-        np.maximum.at(last_read, sample_id, batch_id)
-        np.add.at(times, sample_id, 1)
+        last_read, times = last_readings(Record.open(self.record), step, n)
         if packed:
             samples = packed.sample_of(np.arange(packed.n_trainable))
             return last_read[samples], times[samples]
@@ -173,3 +170,15 @@ def readings(record: Record, before: int) -> tuple[Ints, Ints]:
     table = record.table(columns=["batch_id", "sample_id", "skipped"], batches=(0, before))
     batch_id, sample_id, skipped = (table.column(name).to_numpy() for name in table.column_names)
     return batch_id[~skipped], sample_id[~skipped]
+
+
+def last_readings(record: Record, before: int, n: int) -> tuple[Ints, Ints]:
+    """Batch of the last reading before batch `before`, -1 if none, and number of readings, of samples 0 … `n` - 1.
+
+    int64[n] each.
+    """
+    last, times = np.full(n, -1, dtype=np.int64), np.zeros(n, dtype=np.int64)
+    batch_id, sample_id = readings(record, before)
+    np.maximum.at(last, sample_id, batch_id)
+    np.add.at(times, sample_id, 1)
+    return last, times

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from eval.canaries.statistics import combined_p, exact_share, exposure, p_values
 from eval.evaluation import PerCheckpoint
-from eval.groups import UNREAD, readings
+from eval.groups import UNREAD, last_readings
 from eval.intervals import clustered_mean
 from eval.kept import How, tokens_of
 from eval.membership.divisions import AGES
@@ -151,8 +151,9 @@ class Canaries(PerCheckpoint[Scored]):
         if undefined := int(np.isnan(controls).sum()):
             reporter.note(f"step {checkpoint.step:,}: {plural(undefined, 'control')} without a score count as higher")
             controls = np.where(np.isnan(controls), np.inf, controls)
+        history = self._history(checkpoint.step)
         for repeats in self._registered.repeats:
-            dose, undefined = self._dose(checkpoint.step, scores, controls, repeats)
+            dose, undefined = self._dose(history, scores, controls, repeats)
             rows = [(ALL, "undefined", {"value": float(undefined)}, undefined + dose.ids.size)]
             for group, members in _groups(dose, checkpoint.step):
                 rows += [(group, *row, members.ids.size) for row in self._of_group(group, members, controls)]
@@ -161,10 +162,10 @@ class Canaries(PerCheckpoint[Scored]):
                 task = f"{TAG}{repeats}"
                 yield self.result(checkpoint, task=task, group=group, metric=metric, n=n, **row)
 
-    def _dose(self, step: int, scores: Scored, controls: Floats, repeats: int) -> tuple[_Dose, int]:
+    def _dose(self, history: tuple[Ints, Ints], scores: Scored, controls: Floats, repeats: int) -> tuple[_Dose, int]:
         """The canaries of a dose, and how many have no score."""
         numbers = np.flatnonzero(self._registered.doses == repeats)
-        last, times = self._history(step)
+        last, times = history
         mean = scores.mean[numbers]
         dose = _Dose(
             ids=self._corpus.n_ordinary + numbers,
@@ -181,13 +182,8 @@ class Canaries(PerCheckpoint[Scored]):
         """Batch of the last reading before `step`, -1 for none, and number of readings, of each canary."""
         from wellread.record.reader import Record
 
-        first, count = self._corpus.n_ordinary, self._registered.count
-        batch_id, sample_id = readings(Record.open(self.run.record), step)
-        is_canary = (sample_id >= first) & (sample_id < first + count)
-        last, times = np.full(count, -1, dtype=np.int64), np.zeros(count, dtype=np.int64)
-        np.maximum.at(last, sample_id[is_canary] - first, batch_id[is_canary])
-        np.add.at(times, sample_id[is_canary] - first, 1)
-        return last, times
+        last, times = last_readings(Record.open(self.run.record), step, self._corpus.n_trainable)
+        return last[self._corpus.n_ordinary :], times[self._corpus.n_ordinary :]
 
     def _of_group(self, group: str, dose: _Dose, controls: Floats) -> Iterator[tuple[str, dict[str, Any]]]:
         if group in (ALL, UNREAD):

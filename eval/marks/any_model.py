@@ -18,6 +18,7 @@ from eval.kept import How, run_directory
 from eval.marks.evaluation import rows_of
 from eval.marks.statistics import describe
 from eval.marks.variants import Variants, places_of, registered
+from eval.membership.compared import positions_of
 from eval.membership.references import model_named
 from eval.separation import Ints
 from wellread.cli import new_parser, parse
@@ -81,14 +82,12 @@ class AnyModel:
     def results(self) -> Iterator[Result]:
         """Task `marks`, groups `trainable` and `sealed`."""
         from wellread.corpus.tokenizer import Tokenizer
-        from wellread.models.continuations import positions
-        from wellread.models.pretrained import configuration_in
         from wellread.models.registry import revision_step
 
         draw, directory = self._corpus.marks, model_named(self.model, "--model")
         assert draw
         marks = registered(self._corpus.path, draw.seed, draw.sha256)
-        longest = min(self._corpus.longest, positions(configuration_in(directory)) or self._corpus.longest)
+        longest = positions_of(directory, self._corpus.longest)
         tokenizer, how = Tokenizer.load(directory), How(device=self.device, dtype=self.dtype)
         for group, rows in self.rows(marks.sample_id).items():
             if not rows.size:

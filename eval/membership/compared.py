@@ -142,6 +142,7 @@ class Texts:
 
 def positions_of(directory: Path, most: int) -> int:
     """Tokens that the model in a directory reads at once, at most `most`."""
+    from wellread.models.continuations import positions
     from wellread.models.pretrained import configuration_in
 
-    return min(most, getattr(configuration_in(directory), "max_position_embeddings", None) or most)
+    return min(most, positions(configuration_in(directory)) or most)

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from eval.progress import Reporter
-    from eval.token_store import TokenFile
     from wellread.checkpoint import Checkpoint
     from wellread.corpus.decoder import Decoder
     from wellread.corpus.read import Corpus

@@ -88,17 +88,18 @@ class Prefix:
         UserError
             When it can read none.
         """
+        from wellread.models.continuations import positions
         from wellread.models.load import Source
 
-        positions = getattr(Source.of(directory).config, "max_position_embeddings", None)
-        texts, space = list[NDArray[np.int64]](), np.inf if positions is None else positions - longest
+        limit = positions(Source.of(directory).config)
+        texts, space = list[NDArray[np.int64]](), np.inf if limit is None else limit - longest
         for text in self.texts:
             if len(text) <= space:
                 texts.append(text)
                 space -= len(text)
         if not texts:
             raise UserError(
-                f"--scores recall: samples have up to {longest:,} tokens and the model reads {positions:,}, so no "
+                f"--scores recall: samples have up to {longest:,} tokens and the model reads {limit:,}, so no "
                 "prefix fits; leave it out"
             )
         return Prefixed(samples, np.concatenate(texts), longest)

@@ -73,10 +73,11 @@ def check_reference(directory: Path, name: str, tokenizer: Tokenizer, longest: i
         Names it by flag and `name`.
     """
     from wellread.corpus.tokenizer import Tokenizer
+    from wellread.models.continuations import positions
     from wellread.models.pretrained import configuration_in
 
     if Tokenizer.load(directory).backend.get_vocab() != tokenizer.backend.get_vocab():
         raise UserError(f"{flag} {name}: has another vocabulary than the samples; choose one with the same")
-    positions = getattr(configuration_in(directory), "max_position_embeddings", None)
-    if positions is not None and positions < longest:
-        raise UserError(f"{flag} {name}: reads {positions:,} tokens, but samples have up to {longest:,}")
+    limit = positions(configuration_in(directory))
+    if limit is not None and limit < longest:
+        raise UserError(f"{flag} {name}: reads {limit:,} tokens, but samples have up to {longest:,}")

@@ -149,20 +149,14 @@ class Memorization(PerCheckpoint[Extracted]):
                 yield f"{short:,} of {ids.size:,} samples at step {steps[-1]:,} too short, left out"
         if self._why_no_unread:
             yield f"unread samples are not a control and are left out: {self._why_no_unread}"
-        if self._why_not:
-            yield f"training order is not tested: {self._why_not}"
+            yield f"training order is not tested: {self._why_no_unread}"
         if self.rate is not None:
             yield f"0 extracted of {samples_needed(self.rate):,} samples would show a rate of at most {self.rate:g}"
 
     @cached_property
     def _why_no_unread(self) -> str:
-        """Why unread samples are not a control; empty if they are."""
+        """Why unread samples are not a control, and the order cannot be tested; empty if both can."""
         return Randomness.why_no_control(self.run)
-
-    @cached_property
-    def _why_not(self) -> str:
-        """Why the order of reading cannot be tested; empty if it can."""
-        return Randomness.of(self.run).why_not(needs_one_draw=True) if self.run.manifest_file.exists() else ""
 
     def score(self, checkpoint: Checkpoint, reporter: Reporter) -> Extracted:
         """The suffixes of the samples of all groups, from kept token columns; the model runs for missing ones."""
@@ -219,7 +213,7 @@ class Memorization(PerCheckpoint[Extracted]):
     def _order(self, step: int, suffixes: Suffixes, reporter: Reporter) -> Iterator[tuple[str, str, dict[str, Any]]]:
         """Group, metric and row of the test whether extractible samples depend on when they were read."""
         of = suffixes.at(np.setdiff1d(self._eligible(self.division.at(step)[READ]), self._selected))
-        if not of.sample_id.size or self._why_not:
+        if not of.sample_id.size or self._why_no_unread:
             return
         last_read, times = (column[of.sample_id] for column in self.division.history(step))
         codes = self.division.document_codes

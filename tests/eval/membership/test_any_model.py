@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from support.small_evaluations import write_texts
 
 from eval.__main__ import main
+from eval.membership.compared import positions_of
 from eval.membership.files import TextSamples, read_texts
 from wellread.corpus.tokenizer import Tokenizer
 from wellread.errors import UserError
@@ -87,6 +88,13 @@ def test_models_and_files(
     shutil.rmtree(copy)
     assert main(["membership", "--model", str(small_model), *words]) == 0  # only prints
     assert "all results" not in capsys.readouterr().out
+
+
+def test_positions_of_a_model_that_calls_them_otherwise(tmp_path: Path) -> None:
+    from transformers import MptConfig
+
+    MptConfig(d_model=8, n_heads=2, n_layers=1, max_seq_len=64, vocab_size=16).save_pretrained(tmp_path)
+    assert [positions_of(tmp_path, most) for most in (128, 32)] == [64, 32]
 
 
 LINES = {
