@@ -131,7 +131,7 @@ def _settings(node: Node, ranks: int, port: int) -> LaunchConfig:
         local_addr=one_node.LOOPBACK if is_single else None,
         max_restarts=0,
         run_id=f"wellread-{os.getpid()}" if is_single else "wellread",
-        logs_specs=DefaultLogsSpecs(),
+        logs_specs=DefaultLogsSpecs(os.devnull),  # by default torch makes a temporary folder and leaves it
         **_patience(LaunchConfig),
         signals_to_handle="SIGQUIT",  # other signals are handled here: with elastic, a second signal only waits again
     )

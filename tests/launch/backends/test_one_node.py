@@ -51,11 +51,26 @@ def test_only_this_user_can_open_the_store_and_nothing_stays() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_local_run_listens_on_the_loopback_address_only(number: int, tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-c", LAUNCHER, str(tmp_path), RANK, str(number)], check=True)
+    launched(tmp_path, RANK, number)
     for rank in range(number):
         listening, store = json.loads((tmp_path / str(rank)).read_text())
         assert set(listening) == {"127.0.0.1"}
-        assert not Path(store).parent.exists()
+        assert Path(store).is_relative_to(tmp_path / "temporary")
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+@pytest.mark.slow
+def test_a_failed_run_leaves_no_temporary_files(tmp_path: Path) -> None:
+    with pytest.raises(subprocess.CalledProcessError):
+        launched(tmp_path, "raise SystemExit(3)", 1)
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def launched(folder: Path, text: str, number: int) -> None:
+    """Start ranks that run this text, with a folder of their own for temporary files; wait for them."""
+    (folder / "temporary").mkdir()
+    variables = os.environ | {"TMPDIR": str(folder / "temporary")}
+    subprocess.run([sys.executable, "-c", LAUNCHER, str(folder), text, str(number)], check=True, env=variables)
 
 
 @pytest.mark.slow
