@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import wellread.starting  # isort: skip  # noqa: F401  # first: Ctrl-C during the other imports
+
 from eval.registry import EVALUATIONS
 from wellread import streams
 from wellread.cli import new_parser, parse, run_program

@@ -9,6 +9,8 @@ python -m finetune train runs/NAME                       train one rank; the lau
 
 from __future__ import annotations
 
+import wellread.starting  # isort: skip  # noqa: F401  # first: Ctrl-C during the other imports
+
 from wellread import streams
 from wellread.cli import run_program
 from wellread.errors import UserError

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from launch.backends import base as backends
 from launch.backends.base import Backend, Training
 from launch.evaluation import AFTER_A_RUN, Request
 from launch.options import LaunchOptions, cluster_of
-from wellread import provenance
+from wellread import processes, provenance
 from wellread.config import ClusterConfig, RunConfig, packages
 from wellread.corpus import summary as summaries
 from wellread.corpus.read import Corpus
@@ -306,6 +305,4 @@ def _prepare(job: Job) -> int:
             summaries.summary(Corpus.open(directory))
         return 0
     command = [sys.executable, "-m", job.config.program, "prepare", RESOLVED]
-    return subprocess.run(
-        command, input=handed_over(job.config), encoding="utf-8", errors="replace", check=False
-    ).returncode
+    return processes.run_program(command, handed_over(job.config))

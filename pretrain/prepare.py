@@ -39,7 +39,7 @@ from wellread.data.sources.raw import TEXT
 from wellread.data.sources.source import Source
 from wellread.errors import UserError
 from wellread.models.registry import find
-from wellread.processes import die_with
+from wellread.processes import die_with, starting
 from wellread.recipes.pretrain import Documents
 from wellread.recipes.registry import resolve
 from wellread.terminal import plural, progress
@@ -258,7 +258,12 @@ def _pool(workers: int, tokenizing: Tokenizing) -> Iterator[Callable[[Path, list
         yield lambda path, chunk: _written(path, chunk, tokenizing)
         return
     with ProcessPoolExecutor(workers, get_context("spawn"), _begin, (os.getpid(),)) as pool:
-        yield lambda path, chunk: pool.submit(write, path, chunk, tokenizing)
+
+        def submit(path: Path, chunk: list[Text]) -> Future[None]:
+            with starting():  # the first call starts the processes
+                return pool.submit(write, path, chunk, tokenizing)
+
+        yield submit
 
 
 def _begin(parent: int) -> None:

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
+
+from wellread.starting import PROGRAMS
 
 
 def main(module: str, *arguments: str) -> None:
@@ -18,6 +21,8 @@ def main(module: str, *arguments: str) -> None:
         print(f"error: ARGS: {str(error).lower()}; close it, or put a backslash before it", file=sys.stderr)
         sys.exit(2)
     sys.stdout.flush()
+    if module in PROGRAMS:  # Ctrl-C waits until it can end them without a traceback
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     os.execv(sys.executable, [sys.executable, "-m", module, *arguments, *more])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import wellread.starting  # isort: skip  # noqa: F401  # first: Ctrl-C during the other imports
+
 import difflib
 import os
 import sys

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
-from wellread import streams
+from wellread import starting, streams
 from wellread.errors import BAD_INPUT, UserError, user_message
 from wellread.streams import print_error
 from wellread.text_io import load_yaml
@@ -314,8 +315,11 @@ def _plain(kind: str) -> str:
 
 def run_program(main: Callable[[list[str]], int | None]) -> None:
     """Run `main` on the command line and exit: 2 for bad input, 1 for failure, else what `main` returns."""
-    streams.set_up()
+    ends_at_once = starting.is_ending_at_once()
     try:
+        if ends_at_once:  # since the program began to start
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        streams.set_up()
         code = main(sys.argv[1:]) or 0
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of the pipe has closed it, as in `… | head`
@@ -329,4 +333,7 @@ def run_program(main: Callable[[list[str]], int | None]) -> None:
             raise
         print_error(message)
         code = BAD_INPUT
+    finally:
+        if ends_at_once:  # while Python ends, too, Ctrl-C shows no traceback
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(code)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,12 +39,44 @@ def importing() -> Iterator[None]:
         gc.enable()
 
 
+@contextmanager
+def starting() -> Iterator[None]:
+    """Keep Ctrl-C from processes that are started here until they can end without a traceback (`wellread.starting`).
+
+    Python itself cannot: it takes a while before it runs the first line of a program.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def run_program(command: Sequence[str], text: str | None = None) -> int:
+    """Run one of the programs as a child process; return its exit code (-S: ended by signal S).
+
+    Parameters
+    ----------
+    text : str, optional
+        Its standard input (default: that of this process).
+    """
+    with starting():
+        stdin = None if text is None else subprocess.PIPE
+        process = subprocess.Popen(command, stdin=stdin, encoding="utf-8", errors="replace")
+    with process:
+        try:
+            process.communicate(text)
+        except BaseException:  # as in subprocess.run
+            process.kill()
+            raise
+    return process.returncode
+
+
 def die_with(parent: int) -> None:
     """Ask the kernel to kill this process when the process `parent` ends for any reason."""
     if not sys.platform.startswith("linux"):
         return
     import ctypes
-    import signal
 
     ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # 1 = PR_SET_PDEATHSIG
     if os.getppid() != parent:  # the parent ended before the request

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
 from abc import abstractmethod
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from pathlib import Path
 from launch import attempts, ladder, ops
 from launch.backends import elastic
 from launch.backends.base import Backend, Settle, Training, summary
+from wellread import processes
 from wellread.errors import FAILURE
 from wellread.planning.plan import Plan
 from wellread.run import RunDirectory
@@ -38,7 +38,7 @@ class Attended(Backend):
                 return plan
             code = self._train(training, plan) if plan else 0
         if code == 0 and training.then:
-            return subprocess.run([sys.executable, *training.then], check=False).returncode
+            return processes.run_program([sys.executable, *training.then])
         return code
 
     def _train(self, training: Training, plan: Plan) -> int:

@@ -18,6 +18,7 @@ from launch import devices, ladder, ops
 from launch.backends import elastic
 from launch.backends.attended import Attended
 from launch.backends.base import Evaluation
+from wellread import processes
 from wellread.errors import UserError
 from wellread.planning import deepspeed_file, host_memory
 from wellread.planning.machine import Machine
@@ -87,7 +88,7 @@ class Local(Attended):
             code = pool(evaluation.parts, evaluation.parallelism or max(1, devices.count_gpus()))
             if code:
                 return code
-        return subprocess.run([sys.executable, *evaluation.arguments], check=False).returncode
+        return processes.run_program([sys.executable, *evaluation.arguments])
 
     def checks(self, request: Request, nodes: int | None, no_job: bool) -> Iterator[Check]:
         """Yield the checks of this machine."""
@@ -111,7 +112,8 @@ def pool(parts: list[tuple[str, ...]], parallelism: int) -> int:
             return 0
         share = {"OMP_NUM_THREADS": str(max(1, cores // parallelism))}
         place = {"CUDA_VISIBLE_DEVICES": free.get()} if gpus else {}
-        running[number] = subprocess.Popen([sys.executable, *parts[number]], env=os.environ | share | place)
+        with processes.starting():
+            running[number] = subprocess.Popen([sys.executable, *parts[number]], env=os.environ | share | place)
         if stopped.is_set():  # stopped in the meantime
             running[number].terminate()
         code = running[number].wait()
