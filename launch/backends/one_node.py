@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 NAME = "wellread-one-node"
 """Name of the rendezvous in torch's registry."""
 LOOPBACK = "127.0.0.1"
+PREFIX = "wellread-ranks-"
+"""How the names of the folders with a store begin, in the folder for temporary files."""
+LOCK = "lock"
+"""Next to the store: locked as long as the launcher lives, so that others can remove what a killed one has left."""
 
 
 @contextmanager
@@ -33,15 +38,37 @@ def environment() -> Iterator[int]:
         MASTER_PORT of the ranks: reserved, so no other run on this node has the same, and nothing listens on it.
         DeepSpeed's ranks exchange gradients through shared memory that is named by it.
     """
-    folder = tempfile.mkdtemp(prefix="wellread-")
-    os.environ[STORE] = str(Path(folder) / "store")
+    _remove_left()
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+    os.environ[STORE] = str(folder / "store")
     try:
-        with socket.socket() as holder:
+        with _locked(folder), socket.socket() as holder:
             holder.bind((LOOPBACK, 0))
             yield holder.getsockname()[1]
     finally:
         del os.environ[STORE]
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder. It gets its name once it is locked: no other launcher sees it free."""
+    unnamed = folder / f"{LOCK}.new"
+    with open(unnamed, "w", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        unnamed.rename(folder / LOCK)
+        yield
+
+
+def _remove_left() -> None:
+    """Remove the folders of this user's launchers that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with suppress(OSError):  # of another user, already removed, or its launcher lives
+            if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+                continue
+            with open(os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW), encoding="utf-8") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
 
 
 def register() -> None:

@@ -79,6 +79,14 @@ def kernel(folder: Path, marker: Path) -> None:
     set_in(folder / "config.json", attn_implementation="someone/kernel")
 
 
+def downloaded_kernel(folder: Path, marker: Path) -> None:
+    set_in(folder / "config.json", attn_implementation="flash_attention_2")
+
+
+def unknown_kernel(folder: Path, marker: Path) -> None:
+    set_in(folder / "config.json", experts_implementation="sonicmoe")
+
+
 def pickle_only(folder: Path, marker: Path) -> None:
     (folder / "model.safetensors").unlink()
     pickled(folder / "pytorch_model.bin", marker)
@@ -131,6 +139,14 @@ HOSTILE: dict[str, tuple[Make, dict[str, str]]] = {
     "code, known type": (remote_map, {}),
     "code of another repository": (remote_repository, {}),
     "kernel": (kernel, dict.fromkeys(LOADS, f"config.json: names someone/kernel, {FOREIGN_CODE}; remove")),
+    "kernel that would be downloaded": (
+        downloaded_kernel,
+        dict.fromkeys(LOADS, "config.json: flash_attention_2 needs a GPU and the package flash-attn, one of which is"),
+    ),
+    "unknown kernel": (
+        unknown_kernel,
+        dict.fromkeys(LOADS, "config.json: experts_implementation sonicmoe: unknown; choose grouped_mm, batched_mm,"),
+    ),
     "pickle": (pickle_only, OF_PICKLES),
     "pickle in the index": (pickle_indexed, OF_PICKLES),
     "pickle with another name": (pickle_renamed, dict.fromkeys(LOADS, "the model cannot be loaded (Error while deser")),

@@ -15,6 +15,15 @@ from wellread.text_io import FOREIGN_CODE
 if TYPE_CHECKING:
     from torch import nn
 
+IMPLEMENTATIONS = {"attn": ("sdpa", "eager", "flex_attention"), "experts": ("grouped_mm", "batched_mm", "eager")}
+"""Part of a model -> its implementations that torch alone can compute; the first is the usual one."""
+FLASH = {
+    "flash_attention_2": ("is_flash_attn_2_available", "flash-attn"),
+    "flash_attention_3": ("is_flash_attn_3_available", "flash-attn-3"),
+    "flash_attention_4": ("is_flash_attn_4_available", "flash-attn-4"),
+}
+"""Attention -> transformers' function that says whether its package is usable here, and the name of this package."""
+
 
 def model_in(directory: Path, dtype: Any, **options: Any) -> nn.Module:
     """Load the model in a directory, with weights in a torch dtype.
@@ -136,10 +145,25 @@ def configuration_in(directory: Path) -> Any:
 
 
 def _refuse_kernels(directory: Path, config: Any) -> None:
-    """Refuse a config.json that names code of the hub for the attention: transformers would download and execute it."""
-    names = [getattr(config, f"_{part}_implementation", None) for part in ("attn", "experts")]
-    inside = (value for name in names for value in (name.values() if isinstance(name, dict) else [name]))
-    if foreign := next((name for name in inside if isinstance(name, str) and "/" in name), None):
-        raise UserError(
-            f"{directory / 'config.json'}: names {foreign}, {FOREIGN_CODE}; remove this setting, or write sdpa instead"
-        )
+    """Refuse a config.json that names code which is not here: transformers would download and execute it."""
+    file = directory / "config.json"
+    for part, known in IMPLEMENTATIONS.items():
+        value = getattr(config, f"_{part}_implementation", None)
+        for name in value.values() if isinstance(value, dict) else [value]:
+            if name is not None and name not in known:
+                _refuse_implementation(file, part, str(name))
+
+
+def _refuse_implementation(file: Path, part: str, name: str) -> None:
+    """Refuse what torch alone cannot compute, except flash attention whose package is usable here."""
+    from transformers.utils import import_utils
+
+    known = IMPLEMENTATIONS[part]
+    instead = f"remove this setting, or write {known[0]} instead"
+    if "/" in name:
+        raise UserError(f"{file}: names {name}, {FOREIGN_CODE}; {instead}")
+    if part != "attn" or name not in FLASH:
+        raise UserError(f"{file}: {part}_implementation {name}: unknown; choose {', '.join(known)}")
+    is_usable, package = FLASH[name]
+    if not getattr(import_utils, is_usable)():  # transformers would download it, if it has the package kernels
+        raise UserError(f"{file}: {name} needs a GPU and the package {package}, one of which is missing; {instead}")

@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,34 @@ def test_only_this_user_can_open_the_store_and_nothing_stays() -> None:
         (folder / "store").write_bytes(b"as torch does")
     assert STORE not in os.environ
     assert not folder.exists()
+
+
+KILLED = """
+import os, signal
+from launch.backends import one_node
+with one_node.environment():
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_launcher_has_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / f"{one_node.PREFIX}new").mkdir()  # its launcher has not locked it yet
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / one_node.LOCK).touch()
+    (tmp_path / f"{one_node.PREFIX}link").symlink_to("elsewhere")
+    before = {path.name for path in tmp_path.iterdir()}
+    with one_node.environment():
+        living = Path(os.environ[STORE]).parent
+        subprocess.run([sys.executable, "-c", KILLED], env=os.environ | {"TMPDIR": str(tmp_path)}, check=False)
+        (killed,) = {path.name for path in tmp_path.iterdir()} - before - {living.name}
+        monkeypatch.delenv(STORE)
+        with one_node.environment():
+            assert living.exists()
+            assert not (tmp_path / killed).exists()
+        monkeypatch.setenv(STORE, str(living / "store"))
+    assert {path.name for path in tmp_path.iterdir()} == before
+    assert (tmp_path / "elsewhere" / one_node.LOCK).exists()
 
 
 @pytest.mark.slow
