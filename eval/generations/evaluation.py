@@ -20,6 +20,7 @@ from eval.generations import metrics, prompts, sealed, spans, texts
 from eval.intervals import clustered_mean
 from eval.items import Items
 from eval.kept import binding_of, refuse_damaged
+from eval.kept_table import KeptTable, settings_in
 from eval.needs import Need, a_checkpoint, sealed_samples
 from eval.section import Section
 from wellread.errors import UserError
@@ -92,8 +93,8 @@ class Generations(PerCheckpoint[Outputs]):
 
     def score(self, checkpoint: Checkpoint, reporter: Reporter) -> Outputs:
         """Load the kept texts and losses of a checkpoint; write and keep the missing ones."""
-        written, path = self._written(checkpoint), sealed.path(self.run, checkpoint)
-        losses, start = sealed.SealedLosses.read(path, self.settings_of_losses(checkpoint)), reporter.scored
+        written, kept = self._written(checkpoint), self._kept_losses(checkpoint)
+        losses, start = sealed.SealedLosses.read(kept), reporter.scored
         incomplete = losses is None or not written.complete(self.fixed_prompts)
         if incomplete or self.verify:
             refuse_damaged(self.run, checkpoint, again=self.verify)
@@ -112,7 +113,7 @@ class Generations(PerCheckpoint[Outputs]):
             measured = losses is None
             losses = fill(work, checkpoint, written, losses, reporter)
             if measured:
-                losses.write(path, self.settings_of_losses(checkpoint))
+                losses.write(kept)
         assert losses is not None
         reporter.move_to(start + self.size(checkpoint.step))
         return Outputs(texts=written.read(), losses=losses)
@@ -165,8 +166,7 @@ class Generations(PerCheckpoint[Outputs]):
     @classmethod
     def items(cls, run: RunDirectory, checkpoint: Checkpoint) -> Iterator[Items]:
         """Values of each prompt and sealed sample at a checkpoint, from kept files; nothing if they are incomplete."""
-        of_texts = texts.settings_in(texts.path(run, checkpoint))
-        of_losses = texts.settings_in(sealed.path(run, checkpoint))
+        of_texts, of_losses = (settings_in(of.path(run, checkpoint)) for of in (texts, sealed))
         if not of_texts or not of_losses:
             return
         names = ("prompts", "new_tokens", "seed")
@@ -176,7 +176,7 @@ class Generations(PerCheckpoint[Outputs]):
             yield from _with(run, **settings)._items(checkpoint)
 
     def _items(self, checkpoint: Checkpoint) -> Iterator[Items]:
-        losses = sealed.SealedLosses.read(sealed.path(self.run, checkpoint), self.settings_of_losses(checkpoint))
+        losses = sealed.SealedLosses.read(self._kept_losses(checkpoint))
         written = self._written(checkpoint)
         if losses is None or not written.complete(self.fixed_prompts):
             return
@@ -212,9 +212,9 @@ class Generations(PerCheckpoint[Outputs]):
         settings |= {"top_p": texts.TOP_P, "batch": prompts.BATCH, "digest": prompts.digest(self.fixed_prompts)}
         return texts.Written.at(self.run, checkpoint, settings)
 
-    def settings_of_losses(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        """To what the kept losses of a checkpoint belong."""
-        return {"max_samples": self.max_samples, "seed": self.seed} | binding_of(checkpoint)
+    def _kept_losses(self, checkpoint: Checkpoint) -> KeptTable:
+        settings = {"max_samples": self.max_samples, "seed": self.seed} | binding_of(checkpoint)
+        return KeptTable(sealed.path(self.run, checkpoint), settings)
 
     @cached_property
     def _samples(self) -> tuple[Any, Ints]:

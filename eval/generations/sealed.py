@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.generations.texts import SETTINGS, metadata_of
 from eval.separation import Floats, Ints
 from wellread.errors import UserError
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from eval.kept_table import KeptTable
     from wellread.checkpoint import Checkpoint
     from wellread.corpus.read import Corpus
     from wellread.corpus.segments import Segments
@@ -58,25 +58,16 @@ class SealedLosses:
         return np.asarray(self.loss / math.log(2) / self.n_bytes.mean())
 
     @classmethod
-    def read(cls, path: Path, settings: dict[str, Any]) -> SealedLosses | None:
-        """Losses in a file that belong to `settings`; None without them."""
-        from wellread.results import read_table
+    def read(cls, kept: KeptTable) -> SealedLosses | None:
+        """Losses in a file; None without a file that belongs to its settings."""
+        table = kept.read()
+        return None if table is None else cls(**{name: table.column(name).to_numpy() for name in COLUMNS})
 
-        if not path.is_file():
-            return None
-        table = read_table(path)
-        if (table.schema.metadata or {}).get(SETTINGS) != metadata_of(settings)[SETTINGS]:
-            return None
-        return cls(**{name: table.column(name).to_numpy() for name in COLUMNS})
-
-    def write(self, path: Path, settings: dict[str, Any]) -> None:
+    def write(self, kept: KeptTable) -> None:
         """Replace a file."""
         import pyarrow as pa
 
-        from wellread.results import write_table
-
-        table = pa.table({name: getattr(self, name) for name in COLUMNS})
-        write_table(path, table.replace_schema_metadata(metadata_of(settings)))
+        kept.write(pa.table({name: getattr(self, name) for name in COLUMNS}))
 
 
 def path(run: RunDirectory, checkpoint: Checkpoint) -> Path:

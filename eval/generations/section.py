@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 def section(run: RunDirectory, results: Sequence[Result], heads: Sequence[str], rows: list[list[object]]) -> Section:
     """The section of a run whose results are `rows` below `heads`, one row per checkpoint, the step first."""
-    steps = sorted({result.step for result in results})
-    written = dict(_written(run, steps))
+    from wellread.checkpoint import list_checkpoints
+
+    steps, checkpoints = sorted({result.step for result in results}), list_checkpoints(run.checkpoints)
+    written = {each.step: texts.kept_texts(run, each) for each in checkpoints if each.step in steps}
     ids = sorted({text.prompt_id for of_step in written.values() for text in of_step})
     first = _prompts(run, _some(ids, TEXTS // 2))
     panels = []
@@ -46,18 +48,6 @@ def _some(ids: Sequence[int], count: int) -> list[int]:
     if not ids:
         return []
     return [ids[place] for place in np.unique(np.linspace(0, len(ids) - 1, count).round().astype(int))]
-
-
-def _written(run: RunDirectory, steps: Sequence[int]) -> Iterator[tuple[int, list[texts.Text]]]:
-    """Step -> kept texts of these checkpoints; without those that other weights have written."""
-    from eval.kept import binding_of
-    from wellread.checkpoint import list_checkpoints
-    from wellread.results import read_table
-
-    for checkpoint in list_checkpoints(run.checkpoints):
-        file = texts.path(run, checkpoint)
-        if checkpoint.step in steps and binding_of(checkpoint).items() <= texts.settings_in(file).items():
-            yield checkpoint.step, [texts.Text(**row) for row in read_table(file).to_pylist()]
 
 
 def _prompts(run: RunDirectory, ids: Sequence[int]) -> list[tuple[int, str]]:

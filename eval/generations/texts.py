@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from eval.kept_table import KeptTable, settings_in
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pyarrow as pa
 
     from eval.generations.prompts import Batch, Prompt
@@ -22,8 +24,6 @@ GREEDY, SAMPLED = "greedy", "sampled"
 METHODS = (GREEDY, SAMPLED)
 TOP_P = 0.9
 """Sampled texts: temperature 1, drawn from the most likely tokens with this total probability."""
-SETTINGS = b"settings"
-"""Key of the metadata that says to what the texts belong."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,37 +69,27 @@ def seed_of(seed: int, step: int, batch: int) -> int:
 class Written:
     """The texts of a checkpoint on disk."""
 
-    path: Path
-    settings: dict[str, Any]
-    """To what they belong: weights, prompts and how they are written."""
+    table: KeptTable
+    """Its settings: weights, prompts and how texts are written."""
 
     @classmethod
     def at(cls, run: RunDirectory, checkpoint: Checkpoint, settings: dict[str, Any]) -> Written:
         """The file of a checkpoint; it may be missing."""
         from eval.kept import binding_of
 
-        return cls(path(run, checkpoint), settings | binding_of(checkpoint))
+        return cls(KeptTable(path(run, checkpoint), settings | binding_of(checkpoint)))
 
     def read(self) -> list[Text]:
-        """Texts that belong to `settings`; none if the file is missing or belongs to others."""
-        from wellread.results import read_table
-
-        if not self.path.is_file():
-            return []
-        table = read_table(self.path)
-        if (table.schema.metadata or {}).get(SETTINGS) != metadata_of(self.settings)[SETTINGS]:
-            return []
-        return [Text(**row) for row in table.to_pylist()]
+        """Texts that belong to the settings; none if the file is missing or belongs to others."""
+        table = self.table.read()
+        return [] if table is None else [Text(**row) for row in table.to_pylist()]
 
     def write(self, texts: list[Text]) -> None:
         """Replace the file; the same texts give the same bytes, in whatever order they were written."""
         import pyarrow as pa
 
-        from wellread.results import write_table
-
         rows = sorted(texts, key=lambda text: (METHODS.index(text.method), text.batch, text.prompt_id))
-        table = pa.Table.from_pylist([vars(row) for row in rows], schema=schema())
-        write_table(self.path, table.replace_schema_metadata(metadata_of(self.settings)))
+        self.table.write(pa.Table.from_pylist([vars(row) for row in rows], schema=schema()))
 
     def complete(self, prompts: Sequence[Prompt]) -> bool:
         """Whether each prompt has a text of each method."""
@@ -111,23 +101,15 @@ class Written:
         yield from ((method, batch) for method in METHODS for batch in batches if (method, batch.number) not in present)
 
 
-def metadata_of(settings: Mapping[str, Any]) -> dict[bytes, bytes]:
-    """Metadata of a kept file that `settings_in` reads."""
-    return {SETTINGS: json.dumps(settings, sort_keys=True).encode()}
+def kept_texts(run: RunDirectory, checkpoint: Checkpoint) -> list[Text]:
+    """All kept texts of a checkpoint, whatever the settings; none if other weights have written them."""
+    from eval.kept import binding_of
+    from wellread.results import read_table
 
-
-def settings_in(file: Path) -> dict[str, Any]:
-    """The settings to which the content of a kept file belongs; empty if there is no file or it states none."""
-    import pyarrow.parquet as pq
-
-    from wellread.results import unreadable_named
-
-    if not file.is_file():
-        return {}
-    with unreadable_named(file):
-        metadata = pq.read_schema(file).metadata or {}
-    settings = json.loads(metadata.get(SETTINGS, b"{}"))
-    return settings if isinstance(settings, dict) else {}
+    file = path(run, checkpoint)
+    if not binding_of(checkpoint).items() <= settings_in(file).items():
+        return []
+    return [Text(**row) for row in read_table(file).to_pylist()]
 
 
 def plain(tokenizer: Tokenizer, tokens: list[int]) -> str:

@@ -8,18 +8,17 @@ are kept in `eval/memorization/step-N.parquet`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from eval.continuations import first_run
-from eval.generations.texts import SETTINGS, metadata_of
 from eval.kept import binding_of, refuse_damaged
+from eval.kept_table import KeptTable
 from eval.separation import Floats, Ints
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from torch import nn
 
@@ -35,24 +34,19 @@ BATCH = 32
 class Generated:
     """The scores of a checkpoint on disk."""
 
-    path: Path
-    settings: dict[str, Any]
-    """To what they belong: weights, prefix and suffix."""
+    table: KeptTable
+    """Its settings: weights, prefix and suffix."""
 
     @classmethod
     def at(cls, run: RunDirectory, checkpoint: Checkpoint, prefix: int, suffix: int) -> Generated:
         """The file of a checkpoint; it may be missing."""
         settings = {"prefix": prefix, "suffix": suffix, "batch": BATCH} | binding_of(checkpoint)
-        return cls(run.eval / "memorization" / f"{checkpoint.path.name}.parquet", settings)
+        return cls(KeptTable(run.eval / "memorization" / f"{checkpoint.path.name}.parquet", settings))
 
     def read(self) -> dict[int, float]:
         """Sample -> score; empty if the file is missing or belongs to other settings."""
-        from wellread.results import read_table
-
-        if not self.path.is_file():
-            return {}
-        table = read_table(self.path)
-        if (table.schema.metadata or {}).get(SETTINGS) != metadata_of(self.settings)[SETTINGS]:
+        table = self.table.read()
+        if table is None:
             return {}
         return dict(zip(table["sample_id"].to_pylist(), table["matched"].to_pylist(), strict=True))
 
@@ -60,11 +54,8 @@ class Generated:
         """Replace the file."""
         import pyarrow as pa
 
-        from wellread.results import write_table
-
         ids = sorted(scores)
-        table = pa.table({"sample_id": np.array(ids, np.int64), "matched": [scores[i] for i in ids]})
-        write_table(self.path, table.replace_schema_metadata(metadata_of(self.settings)))
+        self.table.write(pa.table({"sample_id": np.array(ids, np.int64), "matched": [scores[i] for i in ids]}))
 
 
 @dataclass(frozen=True)

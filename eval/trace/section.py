@@ -15,6 +15,7 @@ import numpy as np
 from eval.generations import prompts, texts
 from eval.generations.spans import SHORTEST
 from eval.intervals import clustered_mean
+from eval.kept_table import settings_in
 from eval.section import Section, Table, excerpt
 from wellread.record.trace import Span, covered
 from wellread.units import plural
@@ -58,7 +59,7 @@ class Traced:
 
 def section(facts: Facts, before: Sequence[Section]) -> Section | None:
     """The texts of the last checkpoint; None if it has written none (``wellread generations RUN``)."""
-    written = _written(facts)
+    written = texts.kept_texts(facts.run, facts.checkpoints[-1]) if facts.checkpoints else []
     if not written:
         return None
 
@@ -74,24 +75,11 @@ def section(facts: Facts, before: Sequence[Section]) -> Section | None:
     return _section(facts, checkpoint, tracer, _traced(facts, tracer, written))
 
 
-def _written(facts: Facts) -> list[texts.Text]:
-    """Kept texts of the last checkpoint; none if other weights have written them."""
-    from eval.kept import binding_of
-    from wellread.results import read_table
-
-    if not facts.checkpoints:
-        return []
-    file = texts.path(facts.run, facts.checkpoints[-1])
-    if not binding_of(facts.checkpoints[-1]).items() <= texts.settings_in(file).items():
-        return []
-    return [texts.Text(**row) for row in read_table(file).to_pylist()]
-
-
 def _traced(facts: Facts, tracer: Tracer, written: Sequence[texts.Text]) -> dict[str, list[Traced]]:
     """Method -> its texts; and the true continuation of each prompt, cut to what a text may have."""
     ids = np.unique([text.prompt_id for text in written])
     selection = {prompt.id: prompt for prompt in prompts.prompts_of(*prompts.samples_of(facts.run), ids)}
-    longest = int(texts.settings_in(texts.path(facts.run, facts.checkpoints[-1]))["new_tokens"])
+    longest = int(settings_in(texts.path(facts.run, facts.checkpoints[-1]))["new_tokens"])
     special = tracer.decoder.special_ids
     rows = [(text.method, selection[text.prompt_id], text.text) for text in written]
     for prompt in selection.values():
