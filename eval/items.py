@@ -19,5 +19,7 @@ class Items:
     """Document of each item, int64[n]."""
     values: Floats
     """float64[n], finite."""
+    flags: str = ""
+    """How they were measured, as flags: the same at every checkpoint, or the values cannot be compared."""
     form: str | None = None
     """Form of curve that may be fitted, of `eval.saturation.fits.FORMS`; None: no fit."""

@@ -120,6 +120,9 @@ class Generations(PerCheckpoint[Outputs]):
 
     def measure(self, checkpoint: Checkpoint, scores: Outputs, reporter: Reporter) -> Iterator[Result]:
         """Mean of each metric, with an interval over documents."""
+        yield from self._results(checkpoint, scores)
+
+    def _results(self, checkpoint: Checkpoint, scores: Outputs) -> Iterator[Result]:
         for group, metric, values, documents in self._values(checkpoint, scores):
             row = clustered_mean(values, documents)
             yield self.result(checkpoint, task=TASK, metric=metric, group=group, n=values.size, **row)
@@ -166,26 +169,32 @@ class Generations(PerCheckpoint[Outputs]):
     @classmethod
     def items(cls, run: RunDirectory, checkpoint: Checkpoint) -> Iterator[Items]:
         """Values of each prompt and sealed sample at a checkpoint, from kept files; nothing if they are incomplete."""
-        of_texts, of_losses = (settings_in(of.path(run, checkpoint)) for of in (texts, sealed))
-        if not of_texts or not of_losses:
-            return
-        names = ("prompts", "new_tokens", "seed")
-        settings: dict[str, Any] = {name: of_texts.get(name) for name in names}
-        settings["max_samples"] = of_losses.get("max_samples")
-        if all(type(number) is int for number in settings.values()):
-            yield from _with(run, **settings)._items(checkpoint)
+        if kept := _kept(run, checkpoint):
+            yield from kept[0]._items(checkpoint, kept[1])
 
-    def _items(self, checkpoint: Checkpoint) -> Iterator[Items]:
-        losses = sealed.SealedLosses.read(self._kept_losses(checkpoint))
-        written = self._written(checkpoint)
-        if losses is None or not written.complete(self.fixed_prompts):
-            return
-        outputs = Outputs(texts=written.read(), losses=losses)
+    @classmethod
+    def of_kept(cls, run: RunDirectory) -> Iterator[Result]:
+        """Results at every checkpoint whose kept files are complete, whichever call has written them."""
+        from wellread.checkpoint import list_checkpoints
+
+        for checkpoint in list_checkpoints(run.checkpoints):
+            if kept := _kept(run, checkpoint):
+                yield from kept[0]._results(checkpoint, kept[1])
+
+    def _items(self, checkpoint: Checkpoint, outputs: Outputs) -> Iterator[Items]:
+        flags = {name: f"--{name} {getattr(self, name)}" for name in ("prompts", "new_tokens", "max_samples", "seed")}
         for group, metric, values, documents in self._values(checkpoint, outputs):
             if group != REFERENCE and metric != "loss":  # which is bits per byte, times a constant
-                ids = losses.sample_id if group == SEALED else self._ids
-                form = "power" if group == SEALED else FORMS.get(metric)
-                yield Items(metric=f"{group}/{metric}", ids=ids, documents=documents, values=values, form=form)
+                of_sealed = group == SEALED
+                without = {"prompts", "new_tokens"} if of_sealed else {"max_samples"}
+                yield Items(
+                    metric=f"{group}/{metric}",
+                    ids=outputs.losses.sample_id if of_sealed else self._ids,
+                    documents=documents,
+                    values=values,
+                    form="power" if of_sealed else FORMS.get(metric),
+                    flags=" ".join(flag for name, flag in flags.items() if name not in without),
+                )
 
     def _values(self, checkpoint: Checkpoint, outputs: Outputs) -> Iterator[tuple[str, str, Floats, Ints]]:
         """Group, metric, value of each item, and document of each item."""
@@ -257,6 +266,22 @@ class Generations(PerCheckpoint[Outputs]):
         return {
             prompt.id: texts.plain(self.tokenizer, prompt.reference[: self.new_tokens]) for prompt in self.fixed_prompts
         }
+
+
+def _kept(run: RunDirectory, checkpoint: Checkpoint) -> tuple[Generations, Outputs] | None:
+    """What is kept of a checkpoint, and the evaluation with its settings; None if a file is missing or incomplete."""
+    of_texts, of_losses = (settings_in(of.path(run, checkpoint)) for of in (texts, sealed))
+    if not of_texts or not of_losses:
+        return None
+    settings: dict[str, Any] = {name: of_texts.get(name) for name in ("prompts", "new_tokens", "seed")}
+    settings["max_samples"] = of_losses.get("max_samples")
+    if not all(type(number) is int for number in settings.values()):
+        return None
+    evaluation = _with(run, **settings)
+    losses, written = sealed.SealedLosses.read(evaluation._kept_losses(checkpoint)), evaluation._written(checkpoint)
+    if losses is None or not written.complete(evaluation.fixed_prompts):
+        return None
+    return evaluation, Outputs(texts=written.read(), losses=losses)
 
 
 @lru_cache(maxsize=1)  # the checkpoints of a run have the same prompts

@@ -39,8 +39,8 @@ def curves_of(run: RunDirectory, only: Collection[str] = ()) -> list[MetricCurve
     Raises
     ------
     UserError
-        When there are no values, or only at one or two checkpoints; when a name is unknown; when the items are not the
-        same at all checkpoints, or a value is not finite.
+        When there are no values, or only at one or two checkpoints; when a name is unknown; when the items or the flags
+        are not the same at all checkpoints, or a value is not finite.
     """
     values: dict[str, list[tuple[Checkpoint, Items]]] = {}
     for checkpoint, items in _items(run):
@@ -81,6 +81,11 @@ def _curve(run: RunDirectory, metric: str, points: list[tuple[Checkpoint, Items]
             f"wellread generations {run.path} --steps all, if the run has more checkpoints"
         )
     for step, item in zip(steps, items, strict=True):
+        if item.flags != items[0].flags:
+            raise UserError(
+                f"{run.path}: {metric} was measured with {item.flags} at step {step}, with {items[0].flags} at step "
+                f"{steps[0]}; run wellread generations {run.path} for all checkpoints with the same flags"
+            )
         if not np.array_equal(item.ids, items[0].ids):
             raise UserError(
                 f"{run.path}: {metric} at step {step} has other texts than at step {steps[0]}; run wellread "

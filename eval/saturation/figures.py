@@ -2,34 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from eval.saturation.inputs import InputMeans
+from eval.saturation.summary import READ
 
 if TYPE_CHECKING:
+    from wellread.plots.curves import Point
     from wellread.plots.figure import Figure
-    from wellread.results import Result
+
+SPANS = {f"{READ}interval": "since the previous checkpoint", f"{READ}cumulative": "since the start"}
+"""Beginning of the names of columns of what was read -> name of the line."""
 
 
-def figures_of(results: Sequence[Result], inputs: Mapping[str, InputMeans]) -> dict[str, Figure]:
-    """Name of a file -> figure: `output-METRIC` with a line per group, `read-METRIC` per interval and cumulative."""
-    from wellread.plots.curves import Point, step_curves
+def figures_of(summary: Any) -> dict[str, Figure]:
+    """Name of a file -> figure: `output-METRIC` with a line per group, `read-METRIC` per interval and cumulative.
 
-    figures = {}
-    for metric in dict.fromkeys(result.metric for result in results):
-        series: dict[str, list[Point]] = {}
-        for result in (each for each in results if each.metric == metric):
-            points = series.setdefault(result.group, [])
-            points.append(Point.of(result))
-        figures[f"output-{metric}"] = step_curves(series, metric.replace("_", " "))
-    steps = sorted({result.step for result in results})
-    for metric, means in inputs.items():
-        spans = {"since the previous checkpoint": means.interval, "since the start": means.cumulative}
-        series = {
-            name: [Point(step, float(value)) for step, value in zip(steps, values, strict=True) if value == value]
-            for name, values in spans.items()
-        }
-        if any(series.values()):
-            figures[f"read-{metric}"] = step_curves(series, f"{metric.replace('_', ' ')} of what was read")
-    return figures
+    Parameters
+    ----------
+    summary
+        The Arrow table of `eval.saturation.summary.summary`.
+    """
+    from wellread.plots.curves import step_curves
+
+    columns = summary.to_pydict()
+    figures: dict[str, dict[str, list[Point]]] = {}
+    for name in columns:
+        group, slash, metric = name.partition("/")
+        if slash and not name.endswith(("_low", "_high")):
+            side = "read" if group in SPANS else "output"
+            figures.setdefault(f"{side}-{metric}", {})[SPANS.get(group, group)] = _points(columns, name)
+    return {
+        name: step_curves(series, _label(*name.split("-", 1)))
+        for name, series in figures.items()
+        if any(series.values())
+    }
+
+
+def _points(columns: Mapping[str, list[Any]], name: str) -> list[Point]:
+    from wellread.plots.curves import Point
+
+    ends = [columns.get(f"{name}{end}", [None] * len(columns[name])) for end in ("_low", "_high")]
+    places = zip(columns["step"], columns[name], *ends, strict=True)
+    return [Point(*place) for place in places if place[1] is not None]
+
+
+def _label(side: str, metric: str) -> str:
+    words = metric.replace("_", " ")
+    return f"{words} of what was read" if side == "read" else words

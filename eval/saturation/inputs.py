@@ -34,6 +34,8 @@ def input_means(
     steps: Sequence[int],
     metrics: Mapping[str, Floats],
     log_likelihoods: Mapping[str, Floats] | None = None,
+    *,
+    first: int = 0,
 ) -> dict[str, InputMeans]:
     """Means of metrics of the samples that were read, and of the recorded loss.
 
@@ -50,12 +52,14 @@ def input_means(
         Name -> value of each trainable sample, float64[n_trainable].
     log_likelihoods
         Name of a perplexity -> log p of the targets of each trainable sample under a model, nats, float64[n_trainable].
+    first
+        First batch of the first interval.
     """
     log_likelihoods = log_likelihoods or {}
     summed = {**metrics, **{name: -values for name, values in log_likelihoods.items()}}
     totals: dict[str, Floats] = {name: np.zeros(len(steps)) for name in (*summed, LOSS)}
     readings, targets = np.zeros(len(steps)), np.zeros(len(steps))
-    for interval, sample_id, n_targets, loss in _readings(record, np.asarray(steps)):
+    for interval, sample_id, n_targets, loss in _readings(record, first, np.asarray(steps)):
 
         def total(weights: Floats | Ints | None, places: Ints = interval) -> Floats:
             return np.bincount(places, weights=weights, minlength=len(steps)).astype(np.float64)
@@ -71,10 +75,21 @@ def input_means(
     return means | {name: InputMeans(np.exp(of.interval), np.exp(of.cumulative)) for name, of in perplexities.items()}
 
 
-def _readings(record: Record, steps: Ints) -> Iterator[tuple[Ints, Ints, Ints, Floats]]:
+def batch_means(
+    record: Record, metrics: Mapping[str, Floats], log_likelihoods: Mapping[str, Floats]
+) -> dict[str, Floats]:
+    """Means over what each batch of a record has read, as `input_means`: float64[batches], NaN for skipped batches."""
+    parts = []
+    for first in range(0, record.batches, BATCHES_AT_ONCE):
+        steps = range(first + 1, min(first + BATCHES_AT_ONCE, record.batches) + 1)
+        parts.append(input_means(record, steps, metrics, log_likelihoods, first=first))
+    return {name: np.concatenate([part[name].interval for part in parts]) for name in parts[0]} if parts else {}
+
+
+def _readings(record: Record, first: int, steps: Ints) -> Iterator[tuple[Ints, Ints, Ints, Floats]]:
     """Place of the interval, sample id, number of targets and loss of each reading, some thousand batches at a time."""
     columns = ["batch_id", "sample_id", "n_targets", "loss", "skipped"]
-    for start in range(0, int(steps[-1]), BATCHES_AT_ONCE):
+    for start in range(first, int(steps[-1]), BATCHES_AT_ONCE):
         stop = min(start + BATCHES_AT_ONCE, int(steps[-1]))
         table = record.table(columns=columns, batches=(start, stop))
         batch_id, sample_id, n_targets, loss, skipped = (table.column(name).to_numpy() for name in columns)

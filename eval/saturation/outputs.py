@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval import between
 from eval.saturation import perplexity
-from eval.saturation.inputs import InputMeans, input_means
+from eval.saturation.inputs import InputMeans, batch_means, input_means
 from eval.saturation.measured import measure, metrics_of
 from eval.saturation.summary import summary
 
@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     from eval.progress import Reporter
     from eval.saturation.collect import MetricCurve
     from eval.saturation.table import Row
+    from eval.separation import Floats
+    from wellread.record.reader import Record
     from wellread.results import Result
     from wellread.run import RunDirectory
 
+SUMMARY = "summary.parquet"
 NUMBERS = ("chi2", "chi2_p", "runs_p", "asymptote", "ci_low", "ci_high")
 
 
@@ -43,24 +46,25 @@ def write_fits(run: RunDirectory, fits: Sequence[dict[str, Any]]) -> None:
 
 
 def write_summary(run: RunDirectory, *, csv: bool) -> Iterator[str]:
-    """Write the summary and its figures; yield what is missing, and the command that adds it."""
+    """Write the summary, its figures, and the means of each batch; yield what is missing, and what adds it."""
     from io import BytesIO
 
     from pyarrow.csv import write_csv
 
+    from eval.generations.evaluation import Generations
     from eval.saturation.figures import figures_of
     from wellread.files import write_atomic
     from wellread.results import write_table
 
-    results = output_results(run)
-    inputs = inputs_of(run, results)
-    rows = summary(results, inputs)
-    write_table(folder(run) / "summary.parquet", rows)
+    results = list(Generations.of_kept(run))
+    rows = summary(results, inputs_of(run, results))
+    _write_batches(run)
+    write_table(folder(run) / SUMMARY, rows)
     if csv:
         buffer = BytesIO()
         write_csv(rows, buffer)
         write_atomic(folder(run) / "summary.csv", buffer.getvalue())
-    for name, figure in figures_of(results, inputs).items():
+    for name, figure in figures_of(rows).items():
         write_atomic(folder(run) / f"{name}.png", figure.png())
     yield from missing_metrics(run)
 
@@ -83,11 +87,24 @@ def measure_perplexity(run: RunDirectory, model: str, reporter: Reporter) -> Non
     perplexity.measure(run, Corpus.open(run.corpus), Record.open(run.record), model, reporter)
 
 
-def output_results(run: RunDirectory) -> list[Result]:
-    """The results of the generations of a run."""
-    from eval.generations.evaluation import Generations
+def _write_batches(run: RunDirectory) -> None:
+    """Write `batches.parquet`: a row per batch with the means of what it has read; null for skipped batches."""
+    import pyarrow as pa
 
-    return Generations.stored(run)
+    from wellread.results import write_table
+
+    columns = {name: pa.array(values, from_pandas=True) for name, values in batch_means(*_what_was_read(run)).items()}
+    size = len(next(iter(columns.values()), []))
+    write_table(folder(run) / "batches.parquet", pa.table({"batch": range(size), **columns}))
+
+
+def _what_was_read(run: RunDirectory) -> tuple[Record, dict[str, Floats], dict[str, Floats]]:
+    """The record; text metrics of the samples; and their log-likelihoods under the models that were measured."""
+    from wellread.corpus.read import Corpus
+    from wellread.record.reader import Record
+
+    corpus = Corpus.open(run.corpus)
+    return Record.open(run.record), metrics_of(run, corpus), perplexity.likelihoods(run, corpus)
 
 
 def inputs_of(run: RunDirectory, results: Sequence[Result]) -> dict[str, InputMeans]:
@@ -96,14 +113,10 @@ def inputs_of(run: RunDirectory, results: Sequence[Result]) -> dict[str, InputMe
     Parameters
     ----------
     results
-        The results of its generations, from `output_results`.
+        The results of its generations.
     """
-    from wellread.corpus.read import Corpus
-    from wellread.record.reader import Record
-
     steps = sorted({result.step for result in results})
-    corpus = Corpus.open(run.corpus)
-    record, metrics, likelihoods = Record.open(run.record), metrics_of(run, corpus), perplexity.likelihoods(run, corpus)
+    record, metrics, likelihoods = _what_was_read(run)
     return input_means(record, steps, metrics, likelihoods) if steps else {}
 
 

@@ -64,17 +64,21 @@ def _fits(run: RunDirectory) -> Iterator[Table]:
 
 
 def _pictures(run: RunDirectory) -> Iterator[Picture]:
-    results = outputs.output_results(run)
-    inputs = outputs.inputs_of(run, results)
-    first, last = (end(result.step for result in results) for end in (min, max)) if results else (0, 0)
-    for name, figure in figures_of(results, inputs).items():
+    from wellread.results import read_table
+
+    if not (path := outputs.folder(run) / outputs.SUMMARY).is_file():
+        return
+    rows = read_table(path)
+    steps = rows.column("step").to_pylist()
+    span = f"from step {steps[0]:,} to {steps[-1]:,}"
+    for name, figure in figures_of(rows).items():
         if name in NOT_DRAWN:
             continue
         side, _, metric = name.partition("-")
         metric = metric.replace("_", " ")
         if side == "read":
-            alt = f"Mean {metric} of what was read, from step {first:,} to {last:,}; numbers in summary.parquet."
+            alt = f"Mean {metric} of what was read, {span}; numbers in summary.parquet."
             yield Picture(f"Read: {metric}", figure, alt, "Means over readings; a sample read twice counts twice.")
         else:
-            alt = f"Mean {metric} of what the model writes, from step {first:,} to {last:,}, with 95% intervals."
+            alt = f"Mean {metric} of what the model writes, {span}, with 95% intervals."
             yield Picture(f"Written: {metric}", figure, alt, "Means over texts; reference: the true continuations.")

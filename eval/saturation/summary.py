@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from eval.saturation.inputs import InputMeans
     from wellread.results import Result
 
+READ = "read "
+"""Beginning of the names of columns of what was read; the span follows, and after a slash the metric."""
+
 
 def summary(results: Sequence[Result], inputs: Mapping[str, InputMeans]) -> Any:
     """The summary as an Arrow table.
@@ -35,6 +38,6 @@ def summary(results: Sequence[Result], inputs: Mapping[str, InputMeans]) -> Any:
     for place, row in enumerate(rows.values()):
         for name, means in inputs.items():
             for span, values in (("interval", means.interval), ("cumulative", means.cumulative)):
-                row[f"read {span}/{name}"] = None if values[place] != values[place] else float(values[place])
+                row[f"{READ}{span}/{name}"] = None if values[place] != values[place] else float(values[place])
     names = dict.fromkeys(name for row in rows.values() for name in row)
     return pa.table({name: [row.get(name) for row in rows.values()] for name in names})

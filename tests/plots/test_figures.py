@@ -16,6 +16,7 @@ from eval import between
 from eval.saturation.figures import figures_of as saturation_figures
 from eval.saturation.inputs import InputMeans
 from eval.saturation.perplexity import NAME
+from eval.saturation.summary import summary
 from wellread.plots.canaries import found_by_step
 from wellread.plots.curves import Point, step_curves
 from wellread.plots.figure import Figure
@@ -85,10 +86,10 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "forgetting-without-record": lambda: forgetting_by_step(
         [*measured("difference", "read", 0, 0.4), *measured("plain_difference", "read", 0, 0.3)]
     ),
-    "written": lambda: saturation_figures(WRITTEN, {})["output-flesch_kincaid"],
-    "written-at-one-step": lambda: saturation_figures(WRITTEN[:1], {})["output-flesch_kincaid"],
-    "what-was-read": lambda: saturation_figures(WRITTEN, {"words": READ})["read-words"],
-    "perplexity-of-what-was-read": lambda: saturation_figures(WRITTEN, {f"{NAME}m@step-0": READ})[
+    "written": lambda: saturation_figures(summary(WRITTEN, {}))["output-flesch_kincaid"],
+    "written-at-one-step": lambda: saturation_figures(summary(WRITTEN[:1], {}))["output-flesch_kincaid"],
+    "what-was-read": lambda: saturation_figures(summary(WRITTEN, {"words": READ}))["read-words"],
+    "perplexity-of-what-was-read": lambda: saturation_figures(summary(WRITTEN, {f"{NAME}m@step-0": READ}))[
         f"read-{NAME}m@step-0"
     ],
     "canaries": lambda: found_by_step(

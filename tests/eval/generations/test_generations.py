@@ -211,6 +211,7 @@ def test_the_command(copy_of_written: RunDirectory, capsys: pytest.CaptureFixtur
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split("  ")[0] == "step"
     assert {result.step for result in read(copy_of_written.eval / "generations.parquet")} == {0, 12}
+    assert {result.step for result in Generations.of_kept(copy_of_written)} == {0, 4, 8, 12}
 
 
 # -- prompts
@@ -253,6 +254,9 @@ def test_items_have_the_means_of_the_results(written: Written, monkeypatch: pyte
     (checkpoint,) = (each for each in list_checkpoints(run.checkpoints) if each.step == 8)
     items = {each.metric: each for each in Generations.items(run, checkpoint)}
     assert len(items) == 2 * 10 + 1
+    assert items["greedy/words"].flags == "--prompts 6 --new_tokens 12 --seed 0"
+    assert items["sealed/bits_per_byte"].flags == "--max_samples 10 --seed 0"
+    assert list(Generations.of_kept(run)) == results
     for metric, each in items.items():
         group, name = metric.split("/")
         assert each.values.mean() == pytest.approx(value(results, 8, group, name), rel=1e-9)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from support.records import write_record
 
+from eval.saturation import inputs
 from eval.saturation.inputs import input_means
 from eval.saturation.measured import measure, metrics_of
 from wellread.corpus.read import Corpus
@@ -19,7 +20,7 @@ from wellread.record.reader import Record
 from wellread.run import RunDirectory
 
 
-def test_means_by_hand(tmp_path: Path) -> None:
+def test_means_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Five batches of four from ten samples: each id counts as often as it was read."""
     write_record(tmp_path)
     record = Record.open(tmp_path)
@@ -27,6 +28,12 @@ def test_means_by_hand(tmp_path: Path) -> None:
     metric = np.arange(10.0) ** 2
     under = -np.arange(10.0)  # log p of a sample with i + 1 targets
     means = input_means(record, [0, 2, 5], {"square": metric}, {"under": under})
+    single = input_means(record, range(1, 6), {"square": metric}, {"under": under})
+    monkeypatch.setattr(inputs, "BATCHES_AT_ONCE", 2)  # batches 0 and 1, 2 and 3, 4
+    for name, values in inputs.batch_means(record, {"square": metric}, {"under": under}).items():
+        assert values == pytest.approx(single[name].interval)
+    by_batch = [[row["sample_id"] for row in rows if row["batch_id"] == batch] for batch in range(5)]
+    assert single["square"].interval == pytest.approx([np.mean(np.square(ids)) for ids in by_batch])
     for place, (start, stop) in enumerate([(0, 0), (0, 2), (2, 5)]):
         ids = [row["sample_id"] for row in rows if start <= row["batch_id"] < stop]
         since_start = [row["sample_id"] for row in rows if row["batch_id"] < stop]

@@ -50,6 +50,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
                 documents=np.arange(N),
                 values=values,
                 form="power" if "f" in metric else None,
+                flags="--new_tokens 8",
             )
 
     monkeypatch.setattr(Generations, "items", classmethod(items))
@@ -59,7 +60,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
         results.Result(**about, step=c.step, tokens=c.tokens, value=3.0 - c.step, ci_low=2.0 - c.step, ci_high=4.0)
         for c in list_checkpoints(run.checkpoints)
     ]
-    results.write(run.eval / "generations.parquet", rows)
+    results.write(run.eval / "generations.parquet", rows[-1:])  # a later call with --steps last
+    monkeypatch.setattr(Generations, "of_kept", classmethod(lambda cls, run: iter(rows)))
     return run
 
 
@@ -95,6 +97,10 @@ def test_the_summary(run: RunDirectory) -> None:
     assert table[1]["read interval/loss"] == pytest.approx(np.mean(losses[:2]))
     assert table[2]["read interval/loss"] == pytest.approx(np.mean(losses[2:]))
     assert table[2]["read cumulative/loss"] == pytest.approx(np.mean(losses))
+    batches = pq.read_table(run.eval / "saturation" / "batches.parquet").to_pydict()
+    assert batches["batch"] == [0, 1, 2, 3]
+    assert batches["loss"] == pytest.approx(losses)
+    assert batches["perplexity"] == pytest.approx(np.exp(losses))
     with open(run.eval / "saturation" / "summary.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [float(row["g/falls"]) for row in rows] == [3.0, 1.0, -1.0]
@@ -217,6 +223,10 @@ def test_settings_out_of_range(tmp_path: Path, settings: dict[str, Any], message
     ("change", "message"),
     [
         ({"ids": np.arange(N)[::-1]}, "g/falls at step 4 has other texts than at step 0; run wellread generations"),
+        (
+            {"flags": "--new_tokens 9"},
+            "g/falls was measured with --new_tokens 9 at step 4, with --new_tokens 8 at step 0; run wellread",
+        ),
         ({"values": np.full(N, np.nan)}, "g/falls of item 0 at step 4 is not finite; the run has diverged"),
     ],
 )
