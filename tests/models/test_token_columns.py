@@ -13,7 +13,7 @@ import torch
 from wellread.corpus.read import Corpus
 from wellread.models import limits
 from wellread.models.load import load_model
-from wellread.models.score import in_parts, log_likelihoods, score_tokens, token_columns
+from wellread.models.score import highest_values, in_parts, log_likelihoods, score_tokens, token_columns
 from wellread.tokens import Tokens
 
 
@@ -62,6 +62,24 @@ def test_equal_logits_have_no_deviation(value: float) -> None:
 def test_a_certain_token() -> None:
     columns = token_columns(torch.tensor([[0.0, 500.0, 0.0]]), torch.tensor([1]))
     assert {name: column.item() for name, column in columns.items()} == dict.fromkeys(columns, 0)
+
+
+@pytest.mark.parametrize("n", [1, 39, 40, 41, 89, 90, 91, 2048, 5003])
+def test_highest_values_are_those_of_sorting(n: int) -> None:
+    torch.manual_seed(n)
+    for values in (torch.randn(20, n), torch.randint(0, 9, (20, n)).float(), torch.arange(n).expand(2, n).float()):
+        expected = values.sort(dim=1, descending=True).values[:, :40]
+        assert torch.equal(highest_values(values, 40).sort(dim=1, descending=True).values, expected)
+
+
+def test_a_slice_is_computed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(30, 90), torch.randint(90, (30,))
+    whole = token_columns(logits, labels)
+    monkeypatch.setattr("wellread.models.score.LOGITS_IN_CACHE", 7 * 90)
+    for name, column in token_columns(logits, labels).items():
+        assert torch.equal(column, whole[name]), name
+    assert all(len(column) == 0 for column in token_columns(logits[:0], labels[:0]).values())
 
 
 def test_parts_have_a_limit() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
     from wellread.config import Dtype
     from wellread.corpus.batch import Samples
+
+LOGITS_IN_CACHE = 1 << 18
+"""Logits whose columns a CPU computes at once: 1 MiB in fp32, so that all steps stay in the caches of a core."""
 
 
 def log_likelihoods(
@@ -144,9 +148,6 @@ def _score_batch(model: nn.Module, corpus: Samples, ids: NDArray[np.int64], devi
 def token_columns(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
     """The columns of `wellread.tokens.Tokens` for one slice of tokens.
 
-    The mean is taken of the differences from the highest log-probability, so that it is exact, and the deviation 0,
-    where all probabilities are equal.
-
     Parameters
     ----------
     logits : (tokens, vocabulary), floating point
@@ -159,25 +160,63 @@ def token_columns(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch
     """
     import torch
 
+    step = max(1, LOGITS_IN_CACHE // logits.shape[1]) if logits.is_cpu else max(1, len(logits))
+    starts = range(0, max(1, len(logits)), step)
+    parts = [_columns(logits[start : start + step], labels[start : start + step]) for start in starts]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _columns(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Columns of a few tokens, from differences to the highest logit.
+
+    So the mean is exact, and the deviation 0, where all probabilities are equal.
+    """
+    import torch
+
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    of_label = logits.gather(1, labels[:, None])
-    rank = (logits > of_label).sum(1, dtype=torch.int32)
-    tied = (logits >= of_label).sum(1, dtype=torch.int32) - rank > 1  # rare, so that few rows are compared again
+    of_label, highest = logits.gather(1, labels[:, None]), logits.amax(1, keepdim=True)
+    work = torch.empty_like(logits)  # comparisons are counted as numbers: sums of booleans are slower
+    rank = torch.gt(logits, of_label, out=work).sum(1)
+    tied = torch.ge(logits, of_label, out=work).sum(1) - rank > 1  # rare, so that few rows are compared again
+    rank = rank.int()
     if tied.any():
         lower_ids = torch.arange(logits.shape[1], device=logits.device) < labels[tied, None]
         rank[tied] += ((logits[tied] == of_label[tied]) & lower_ids).sum(1, dtype=torch.int32)
-    logp = logits.log_softmax(1)
-    p, highest = logp.exp(), logp.max(1, keepdim=True).values
-    mu = highest + (p * (logp - highest)).sum(1, keepdim=True)
-    variance = (p * (logp - mu).square_()).sum(1)
-    top40 = p.topk(min(40, p.shape[1]), dim=1, sorted=False).values.sum(1).clamp(max=1).log()
+    shifted = torch.sub(logits, highest, out=work)
+    top40, p = highest_values(shifted, 40).exp().sum(1), shifted.exp()
+    total = p.sum(1)
+    mean, log_total = torch.linalg.vecdot(p, shifted) / total, total.log()
+    variance = torch.linalg.vecdot(p, shifted.sub_(mean[:, None]).square_()) / total
     return {
-        "logp": logp.gather(1, labels[:, None])[:, 0],
+        "logp": (of_label - highest)[:, 0] - log_total,
         "rank": rank,
-        "mu": mu[:, 0],
+        "mu": mean - log_total,
         "sigma": variance.sqrt_(),
-        "top40": top40,
+        "top40": (top40 / total).clamp_(max=1).log_(),
     }
+
+
+def highest_values(values: torch.Tensor, k: int) -> torch.Tensor:
+    """The k highest values of each row, or all if there are fewer, in any order; (rows, k).
+
+    Values are divided into groups, and only the k groups with the highest maxima are searched: any other value has k
+    values that are at least as high.
+
+    Parameters
+    ----------
+    values : (rows, n), floating point
+    """
+    import torch
+
+    n = values.shape[1]
+    if n <= k:
+        return values
+    size = max(1, round(math.sqrt(n / k)))  # about as many groups as values in k of them
+    groups = n // size
+    grouped = values[:, : groups * size].unflatten(1, (size, groups))
+    best = grouped.amax(1).topk(k, dim=1, sorted=False).indices
+    candidates = grouped.gather(2, best[:, None].expand(-1, size, -1)).flatten(1)
+    return torch.cat([candidates, values[:, groups * size :]], 1).topk(k, dim=1, sorted=False).values
 
 
 def by_length(lengths: NDArray[np.int64], max_tokens: int) -> list[NDArray[np.int64]]:

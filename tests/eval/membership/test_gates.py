@@ -1,5 +1,6 @@
 """Gates: compared with fitting fold by fold, calibrated on random halves, and raised by texts of another kind."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -119,6 +120,27 @@ def test_questions_and_stories_are_distinguished_and_one_file_is_not(root: Path)
     assert gate("words", words(questions), half, IDS[:240]).p >= SUSPECT
     stories = [story(number) for number in range(120)]
     assert gate("words", words(questions[:120] + stories), IDS[:240] < 120, IDS[:240]).p < SUSPECT
+
+
+@pytest.mark.long
+@pytest.mark.shared
+def test_instructions_and_the_pile_are_distinguished_and_one_real_file_is_not(shared: Path) -> None:
+    """200 responses of Dolly against 200 abstracts and posts of The Pile, and each file against itself."""
+    with open(shared / "dolly" / "databricks-dolly-12k.jsonl", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    texts = {"dolly": [row["response"][:500] for row in rows if len(row["response"]) > 200][:200]}
+    for name in ("pubmed_abstracts", "stackexchange"):
+        with gzip.open(shared / "pile_nonmembers" / f"{name}.ngram7.test_raw.jsonl.gz", "rt", encoding="utf-8") as file:
+            texts[name] = [json.loads(line)["original"][:500] for line in file][:200]
+    for name, pile in texts.items():
+        half = np.random.default_rng(6).permutation(200) < 100
+        gates_of_one_file = (words(pile), shape(np.array([len(text) for text in pile])))
+        p_values = [gate("any", gram, half, IDS[:200]).p for gram in gates_of_one_file]
+        assert (holm(np.array(p_values)) >= SUSPECT).all(), name
+        if name != "dolly":
+            result = gate("words", words(texts["dolly"] + pile), IDS[:400] < 200, IDS[:400])
+            assert result.auc > 0.95, name
+            assert result.p == 0.001, name
 
 
 def test_many_components_need_more_permutations() -> None:
