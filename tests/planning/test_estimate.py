@@ -38,13 +38,14 @@ def saved_by_autograd(
     import torch
     from transformers import AutoModelForCausalLM
 
-    from wellread.models import blocked
+    from wellread.models import blocked, fused
     from wellread.models.loss import sample_losses
 
     model = AutoModelForCausalLM.from_config(small_config(family, layers)).train()
     model = model.to(torch.bfloat16 if compute == "bf16" else torch.float32)
     if in_blocks:
         blocked.use(model)
+    fused.use(model)
     weights = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
     shapes = {tuple(p.shape) for p in model.parameters()} | {tuple(p.shape)[::-1] for p in model.parameters()}
     saved: dict[int, Any] = {}
@@ -84,7 +85,7 @@ def test_activations_equal_what_autograd_saves(family: str, compute: Compute) ->
     assert predicted == pytest.approx(layer, rel=0.03 if family == "gptj" else 0.01)
 
 
-@pytest.mark.parametrize("family", ["gpt_neox", "llama"])
+@pytest.mark.parametrize("family", ["gpt_neox", "llama", "gpt_neo", "mpt"])
 def test_activations_of_packed_samples(family: str) -> None:
     """Without the mask, which all layers share. When packing, a forward pass includes the last token."""
     layer = saved_by_autograd(family, "bf16", 3, packed=True) - saved_by_autograd(family, "bf16", 2, packed=True)
@@ -123,11 +124,21 @@ def test_probabilities_of_attention_in_blocks_are_planned_up_to_their_limit(seq_
     assert (in_blocks > plain) == (seq_len <= 600)
 
 
-def test_eager_attention_grows_with_the_square_of_the_length() -> None:
-    short, long = (layer_activations(SMALL["mpt"], "bf16", 1, tokens, cuda=True) for tokens in (1000, 2000))
-    assert long > 3 * short
-    short, long = (layer_activations(SMALL["llama"], "bf16", 1, tokens, cuda=True) for tokens in (1000, 2000))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_memory_of_attention_grows_with_the_length_and_not_with_its_square(family: str) -> None:
+    short, long = (layer_activations(SMALL[family], "bf16", 1, tokens, cuda=True) for tokens in (1000, 2000))
     assert long == 2 * short
+
+
+@pytest.mark.parametrize(("family", "masks"), [("gptj", 1), ("gpt_neo", 2), ("mpt", 2.5)])
+def test_masks_of_packed_samples(family: str, masks: float) -> None:
+    """GPT-Neo derives one for its window; MPT converts the mask to bool, and that to what is added to scores."""
+    spec, machine = SMALL[family], Machine(device="cuda", gpu_mem=80, host_mem=100)
+    plain, packed = (
+        estimate(spec, Work(seq_len=128, micro_batch=2, packed=packed), machine, "zero2").parts["gpu"]["activations"]
+        for packed in (False, True)
+    )
+    assert packed - plain == masks * 2 * 128 * 128 * 2
 
 
 # --- one strategy ----------------------------------------------------------------------------------------------------

@@ -29,8 +29,8 @@ class Saved:
     intermediate: float
     keys: float = 0
     """Multiple of the width of keys and values, if they have fewer heads than the queries."""
-    scores: float = 0
-    """Multiple of heads times sequence length, for eager attention, which stores its matrix of scores; 0 for SDPA."""
+    heads: float = 0
+    """Bytes per head, for what attention adds to queries, keys, values and its output."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,8 @@ class Family:
     """Whether the logits are exactly the output embedding applied to the last hidden state."""
     packed: bool = False
     """Whether packing is supported: tests show that segments of a packed sample do not attend to each other."""
+    masks: float = 1
+    """Masks of packed samples that a forward pass has: that of all families, and what layers derive from it."""
     varlen: bool = False
     """Whether variable-length attention is supported: its layers pass the bounds of segments on to attention."""
     blocked: float | None = None
@@ -65,11 +67,6 @@ class Family:
     """Whether its matrices are stored as (inputs, outputs)."""
     fresh: Fresh | None = None
     """None if models with random weights are not supported."""
-
-    @property
-    def sdpa(self) -> bool:
-        """Whether transformers supports SDPA for the family; its memory is linear in the sequence length."""
-        return not self.saved["bf16"].scores
 
 
 def _saved(bf16: tuple[float, ...], autocast: tuple[float, ...], fp32: tuple[float, ...]) -> dict[Compute, Saved]:
@@ -104,16 +101,17 @@ FAMILIES: dict[str, Family] = {
     "qwen2": Family(layout=layouts.qwen2, saved=_LLAMA_SAVED, lora=_QUERIES_AND_VALUES),
     "gptj": Family(
         layout=layouts.gptj,
-        saved=_saved((16.25, 10, 0, 6), (20.25, 10, 0, 6), (24.5, 20, 0, 4)),
+        saved=_saved((12.25, 10), (20.25, 10), (24.5, 20)),
         plain_head=True,
         packed=True,
         lora=_QUERIES_AND_VALUES,
     ),
     "gpt_neo": Family(
         layout=layouts.gpt_neo,
-        saved=_saved((20, 10, 0, 6), (24, 10, 0, 6), (32, 20, 0, 4)),
+        saved=_saved((16, 10), (24, 10), (32, 20)),
         plain_head=True,
         packed=True,
+        masks=2,
         lora=_QUERIES_AND_VALUES,
     ),
     "gpt2": Family(
@@ -124,9 +122,10 @@ FAMILIES: dict[str, Family] = {
     ),
     "mpt": Family(
         layout=layouts.mpt,
-        saved=_saved((16, 4, 0, 6), (20, 4, 0, 6), (32, 8, 0, 4)),
+        saved=_saved((18, 4, 0, 64), (22, 4, 0, 64), (36, 8, 0, 128)),
         plain_head=True,
         packed=True,
+        masks=2.5,
         lora=("Wqkv",),
     ),
 }

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from wellread.config import Dtype
 from wellread.errors import UserError
-from wellread.models.families import BLOCKED_FAMILIES, Compute
+from wellread.models.families import BLOCKED_FAMILIES, FAMILIES, Compute
 from wellread.models.limits import BLOCKED_TOKENS
 from wellread.planning.machine import Machine, Place
 from wellread.planning.parameters import (
@@ -245,7 +245,7 @@ def _sizes(
         short = (work.micro_batch, min(work.seq_len, BLOCKED_TOKENS))
         layer = max(layer, layer_activations(spec, compute, *short, cuda=cuda, blocked=True))
     entry = layer_input(spec, compute, *shape)
-    mask = packing_mask(compute, *shape) if work.packed and not varlen else 0
+    masks = FAMILIES[spec.family].masks if work.packed and not varlen else 0
     sizes = Sizes(
         model=model,
         trainable=lora_parameters(spec, work.lora_rank, work.lora_modules) if work.lora_rank else model.total,
@@ -254,7 +254,8 @@ def _sizes(
         bf16=bf16,
         cuda=cuda,
         accumulates=work.accumulation > 1,
-        activations=mask + (spec.layers * entry + layer if checkpointing else spec.layers * layer + entry),
+        activations=int(masks * packing_mask(compute, *shape))
+        + (spec.layers * entry + layer if checkpointing else spec.layers * layer + entry),
         activation_block=math.prod(shape) * spec.intermediate * (2 if bf16 else 4),
         logits=logits(spec, compute, *shape),
         head=spec.vocab * spec.width,

@@ -143,21 +143,22 @@ def layer_activations(
     saved, width = family.saved[compute], 4 if compute == "fp32" else 2
     head = spec.head_size or spec.width // spec.heads
     per_token = saved.width * spec.width + saved.intermediate * spec.intermediate
-    per_token += saved.keys * head * (spec.kv_heads or spec.heads) + saved.scores * spec.heads * tokens
+    per_token += saved.keys * head * (spec.kv_heads or spec.heads) + saved.heads * spec.heads
     if blocked and (more := family.blocked) is not None:
         computed = sum((end - start) * end for start, end in blocks(tokens))
         return int(samples * (tokens * (per_token + more * spec.width) + spec.heads * width * computed))
-    if repeated and family.sdpa:
+    if repeated:
         per_token += 2 * width * head * (spec.heads - (spec.kv_heads or spec.heads))
-    if family.sdpa:
-        per_token += 4 * spec.heads - (width * spec.width if cuda else 0)
+    in_order = cuda and not saved.heads  # what is added to heads is cut off the output, which copies it
+    per_token += 4 * spec.heads - (width * spec.width if in_order else 0)
     return int(samples * tokens * per_token)
 
 
 def packing_mask(compute: Compute, samples: int, tokens: int) -> int:
     """Bytes of the mask that isolates the segments of packed samples (`wellread.models.loss.isolation`).
 
-    One number for each pair of tokens of a sample; all layers and heads share the mask.
+    One number for each pair of tokens of a sample; all layers and heads share the mask. Some families derive more from
+    it (`Family.masks`).
     """
     return samples * tokens**2 * (4 if compute == "fp32" else 2)
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from wellread.errors import UserError
-from wellread.models import blocked, varlen
+from wellread.models import blocked, fused, varlen
 from wellread.models.loss import next_logits, sample_losses
 from wellread.models.varlen import flat_losses
 from wellread.train.engines.moments import Moments
@@ -119,11 +119,13 @@ def count_trained(model: nn.Module) -> int:
 
 def in_training(model: nn.Module, plan: Plan) -> LossModule:
     """The model with its loss, in training mode, with activation checkpointing and variable-length attention if the
-    plan has them. In bf16 on a CPU, attention runs in blocks."""
+    plan has them. In bf16 on a CPU, attention runs in blocks. Families for which transformers stores scores get fused
+    attention."""
     if "varlen" in plan.fast:
         varlen.use(model)
     elif plan.machine.device == "cpu" and plan.dtype == "bf16":
         blocked.use(model)
+    fused.use(model)
     if plan.activation_checkpointing:
         causal_lm = cast(Any, model)
         if not causal_lm.supports_gradient_checkpointing:
