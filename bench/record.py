@@ -100,7 +100,7 @@ def _step(loop: Any, writer: Any) -> tuple[float, float]:
     targets, read = int(loop.corpus.n_targets(ids).sum()), []
     micro = divide(loop.corpus.lengths(ids), loop.plan, 0)
     for number, slots in enumerate(micro):
-        batch = collate(loop.corpus, ids[slots]).to(loop.engine.device)
+        batch = collate(loop.corpus, ids[slots], loop.plan.machine.device).to(loop.engine.device)
         read.append((slots, batch, loop.engine.forward_backward(batch, 1 / targets, number == len(micro) - 1)))
     if loop.engine.device.type == "cuda":
         read[-1][2].sum().item()  # wait for the device, so that its work does not count for the record

@@ -30,6 +30,11 @@ def test_there_are_few_sizes_and_little_padding() -> None:
     assert [len(set(rounded[:most])) for most in (256, 2048, 4096)] == [24, 48, 56]
 
 
+@pytest.mark.parametrize(("size", "result"), [(1, 64), (64, 64), (65, 128), (129, 192), (2047, 2048), (2049, 2112)])
+def test_sizes_on_a_gpu(size: int, result: int) -> None:
+    assert padded(size, MANY, "cuda") == result
+
+
 def test_a_size_is_never_above_its_limit_nor_below_itself() -> None:
     assert (padded(130, 140), padded(130, 130), padded(250, 256), padded(0, 100)) == (140, 130, 256, 0)
 
@@ -41,3 +46,6 @@ def test_widths_of_batches(corpus: Corpus) -> None:
     assert computed == [padded(int(length) - 1, 256) for length in lengths]
     assert (max(lengths), max(computed)) == (256, 256)
     assert len(set(computed)) <= 24
+    on_gpu = [collate(corpus, ids[i : i + 1], "cuda") for i in ids]
+    assert {batch.tokens.shape[1] - 1 for batch in on_gpu} <= {64, 128, 192, 256}
+    assert [batch.digests() for batch in on_gpu] == [collate(corpus, ids[i : i + 1]).digests() for i in ids]

@@ -49,7 +49,7 @@ def test_micro_batches_hold_tokens_instead_of_samples(flat: bool) -> None:
     assert [len(each) for each in by_rank[0]] == [len(each) for each in by_rank[1]]
     limit = 64 * 512
     for each in (micro for rank in by_rank for micro in rank):
-        tokens = lengths[each].sum() if flat else padded(int(lengths[each].max()), 512) * len(each)
+        tokens = lengths[each].sum() if flat else padded(int(lengths[each].max()), 512, "cuda") * len(each)
         assert 0 < tokens <= limit
     fixed = divide(lengths, replace(decided, fast=()), 0)
     assert [len(each) for each in fixed] == [64, 64]

@@ -171,15 +171,15 @@ def fetched(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to("cpu", non_blocking=True)
 
 
-def collate(corpus: Samples, sample_ids: NDArray[np.int64]) -> Batch:
-    """Read samples from the corpus into padded tensors."""
+def collate(corpus: Samples, sample_ids: NDArray[np.int64], device: str = "cpu") -> Batch:
+    """Read samples from the corpus into tensors on the host, padded as suits `device` (cpu or cuda)."""
     import torch
 
     ids = [int(i) for i in sample_ids]
     lengths = corpus.lengths(np.asarray(ids, dtype=np.int64))
     starts = [corpus.starts(sample_id) for sample_id in ids]
     packed = any(len(begins) > 1 for begins in starts)
-    width = _width(int(lengths.max()), corpus.longest, packed=packed)
+    width = _width(int(lengths.max()), corpus.longest, device, packed=packed)
     tokens = np.zeros((len(ids), width), dtype=np.int64)
     targets = np.zeros((len(ids), width), dtype=np.bool_)
     segments = np.zeros((len(ids), width), dtype=np.int64)
@@ -197,12 +197,12 @@ def collate(corpus: Samples, sample_ids: NDArray[np.int64]) -> Batch:
     )
 
 
-def _width(length: int, longest: int, *, packed: bool) -> int:
+def _width(length: int, longest: int, device: str, *, packed: bool) -> int:
     """Padded length of a batch with samples of up to `length` tokens, from a corpus with samples of up to `longest`.
 
     The forward pass reads all tokens of a packed batch (`wellread.models.loss`), otherwise all but the last one: it
     never reads more positions than a sample may have, which is all that a model with learned positions has.
     """
     if packed:
-        return padded(length, -(-longest // SMALLEST) * SMALLEST)
-    return padded(length - 1, longest) + 1
+        return padded(length, -(-longest // SMALLEST) * SMALLEST, device)
+    return padded(length - 1, longest, device) + 1

@@ -181,7 +181,7 @@ class TrainingLoop:
         micro_slots = divide(self.corpus.lengths(sample_ids), plan, ranks.rank())
         read = []
         for number, slots in enumerate(micro_slots):
-            padded = collate(self.corpus, sample_ids[slots])
+            padded = collate(self.corpus, sample_ids[slots], plan.machine.device)
             batch = (padded.flat() if "varlen" in plan.fast else padded).to(self.engine.device)
             # The engines average gradients over ranks; ranks / targets turns that into a mean over all target tokens.
             scale, last = plan.ranks / total_targets, number == len(micro_slots) - 1

@@ -36,11 +36,11 @@ def _by_tokens(lengths: NDArray[np.int64], plan: Plan) -> list[int]:
     ----------
     lengths : (batch_size / ranks,) lengths of the longest sample that a rank reads at each place, longest first
     """
-    limit = plan.micro_batch_size * plan.seq_len
+    limit, device = plan.micro_batch_size * plan.seq_len, plan.machine.device
     flat = "varlen" in plan.fast
     ends, start, tokens = [], 0, 0
     for place, length in enumerate(lengths.tolist()):
-        tokens = tokens + length if flat else padded(int(lengths[start]), plan.seq_len) * (place - start + 1)
+        tokens = tokens + length if flat else padded(int(lengths[start]), plan.seq_len, device) * (place - start + 1)
         if place > start and tokens > limit:
             ends.append(place)
             start, tokens = place, length

@@ -95,7 +95,7 @@ def summed_losses(engine: Engine, corpus: Corpus, plan: Plan, sample_ids: NDArra
     values = np.empty(len(share))
     for start in range(0, len(share), plan.micro_batch_size):
         part = slice(start, start + plan.micro_batch_size)
-        padded = collate(corpus, share[part])
+        padded = collate(corpus, share[part], plan.machine.device)
         batch = (padded.flat() if "varlen" in plan.fast else padded).to(engine.device)
         values[part] = engine.evaluate(batch).float().cpu().numpy()
     gathered = ranks.gather(torch.from_numpy(values[None])).numpy()  # (ranks, per rank)
