@@ -168,18 +168,31 @@ def program() -> Program:
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Program:
-    """Run ``python -m MODULE ARGUMENT…`` in this process, which saves seconds. For commands that start no ranks."""
-    monkeypatch.chdir(ROOT)
+    """Run ``python -m MODULE ARGUMENT…`` in this process, which saves seconds. For commands that start no ranks.
 
-    def run(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    It is called as `program` is, without a `timeout`; `env` applies to this command alone.
+    """
+
+    def run(
+        module: str, *arguments: object, env: dict[str, str | None] | None = None, check: bool = False
+    ) -> subprocess.CompletedProcess[str]:
         command = [module, *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", command)
-        monkeypatch.delitem(sys.modules, f"{module}.__main__", raising=False)
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as end:
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        with monkeypatch.context() as patch:
+            patch.chdir(ROOT)
+            patch.setattr(sys, "argv", command)
+            patch.delitem(sys.modules, f"{module}.__main__", raising=False)
+            for name, value in (env or {}).items():
+                if value is None:
+                    patch.delenv(name, raising=False)
+                else:
+                    patch.setenv(name, value)
+            capfd.readouterr()
+            with pytest.raises(SystemExit) as end:
+                runpy.run_module(module, run_name="__main__", alter_sys=True)
         printed = capfd.readouterr()
         assert isinstance(end.value.code, int)
+        if check and end.value.code:
+            pytest.fail(f"{' '.join(command)}: exit code {end.value.code}\n{printed.out}\n{printed.err}")
         return subprocess.CompletedProcess(command, end.value.code, printed.out, printed.err)
 
     return run

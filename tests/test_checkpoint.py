@@ -206,10 +206,10 @@ def test_a_real_run_with_a_damaged_checkpoint(copied_run: RunDirectory) -> None:
     ("before", "after", "problem"), [(b"{", b"[", "damaged ("), (b'"step": 8', b'"step": 9', "step: step-00000009")]
 )
 def test_a_damaged_manifest_fails_verification(
-    program: Program, copied_run: RunDirectory, before: bytes, after: bytes, problem: str
+    in_process: Program, copied_run: RunDirectory, before: bytes, after: bytes, problem: str
 ) -> None:
     manifest = copied_run.checkpoints / name_of(8) / "checkpoint.json"
     manifest.write_bytes(manifest.read_bytes().replace(before, after, 1))
-    result = program("eval", "verify", copied_run.path)
+    result = in_process("eval", "verify", copied_run.path)
     assert result.returncode == 1
     assert f"{manifest}: {problem}" in result.stdout

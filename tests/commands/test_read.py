@@ -111,7 +111,7 @@ def test_control_characters_are_escaped() -> None:
     assert visible("a\x1b[2Jb\r\x9bc\td\ne") == "a\\x1b[2Jb\\x0d\\x9bc\td\ne"
 
 
-def test_index_maps_give_the_order_of_a_megatron_data_set(program: Program, tmp_path: Path) -> None:
+def test_index_maps_give_the_order_of_a_megatron_data_set(in_process: Program, tmp_path: Path) -> None:
     from wellread.data.sources.megatron_write import write
 
     rng = np.random.default_rng(0)
@@ -130,6 +130,6 @@ def test_index_maps_give_the_order_of_a_megatron_data_set(program: Program, tmp_
     kind = "megatron:" + ",".join(str(tmp_path / f"{name}.npy") for name in maps)
     out = tmp_path / "batch.npy"
     flags = ["--corpus", tmp_path / "pile", "--order", kind, "--batch_size", 4, "--batch", 3, "--save", out]
-    program("eval", "read", *flags, check=True)
+    in_process("eval", "read", *flags, check=True)
     expected = [stream[shuffle[12 + slot] * length :][: length + 1] for slot in range(4)]
     assert np.load(out).reshape(4, -1).tolist() == [tokens.tolist() for tokens in expected]

@@ -148,11 +148,11 @@ def test_data_sets_are_packed_separately(tmp_path: Path) -> None:
 # --- what is refused
 
 
-def test_a_model_family_without_proven_isolation_is_refused(program: Program, tmp_path: Path) -> None:
+def test_a_model_family_without_proven_isolation_is_refused(in_process: Program, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(
         json.dumps({"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 1, "n_positions": 64, "vocab_size": 9})
     )
-    process = program("launch", "plan", "finetune", "--model", tmp_path, "--data", "sample", "--pack")
+    process = in_process("launch", "plan", "finetune", "--model", tmp_path, "--data", "sample", "--pack")
     assert (process.returncode, process.stderr.count("\n")) == (2, 1)
     assert "is a gpt2; samples of one sequence are isolated only in " in process.stderr
 
@@ -250,28 +250,28 @@ def test_membership_compares_segments(packed_run: RunDirectory, packed: Corpus) 
     assert sizes == {"read": 20, "sealed": 20}
 
 
-def ask(program: Program, run: RunDirectory, *arguments: Any) -> str:
-    return program("eval", "read", run.path, *arguments, check=True).stdout
+def ask(in_process: Program, run: RunDirectory, *arguments: Any) -> str:
+    return in_process("eval", "read", run.path, *arguments, check=True).stdout
 
 
 def test_read_prints_every_row_of_a_packed_sample(
-    program: Program, packed_run: RunDirectory, packed: Corpus, tmp_path: Path
+    in_process: Program, packed_run: RunDirectory, packed: Corpus, tmp_path: Path
 ) -> None:
     sample_id = Record.open(packed_run.record).sample_ids()[0]
     rows = packed.samples()["rows"][sample_id].as_py()
     members = [row for row in Segments(packed).table.to_pylist() if row["sample_id"] == sample_id]
-    output = ask(program, packed_run, "--row", f"sample.jsonl:{rows[-1]}")
+    output = ask(in_process, packed_run, "--row", f"sample.jsonl:{rows[-1]}")
     assert output.startswith(f"sample {sample_id}  sample:{','.join(map(str, rows))}")
     for place, row in enumerate(members, 1):
         assert f"  segment {place} of {len(members)}  sample:{row['rows'][0]}  category {row['category']}" in output
     assert "read 1 time by step 6" in output
-    ask(program, packed_run, "--batch", "0", "--jsonl", tmp_path / "batch.jsonl")
+    ask(in_process, packed_run, "--batch", "0", "--jsonl", tmp_path / "batch.jsonl")
     first = json.loads((tmp_path / "batch.jsonl").read_text().splitlines()[0])
     assert [segment["rows"] for segment in first["segments"]] == [row["rows"] for row in members]
     assert "".join(segment["text"] for segment in first["segments"]) == first["text"]
     query = "select count(*) from record join segments using (sample_id) where step <= 3"
     expected = sum(len(packed.starts(i)) for i in Record.open(packed_run.record).sample_ids((0, 3)).tolist())
-    assert ask(program, packed_run, "--sql", query).splitlines()[1] == str(expected)
+    assert ask(in_process, packed_run, "--sql", query).splitlines()[1] == str(expected)
 
 
 def test_a_text_does_not_span_segments(packed_run: RunDirectory, packed: Corpus) -> None:
@@ -290,7 +290,7 @@ def test_a_text_does_not_span_segments(packed_run: RunDirectory, packed: Corpus)
     assert int(packed.segment_offsets[several]) in hits
 
 
-def test_a_packed_run_is_not_continued_unpacked(program: Program, packed_run: RunDirectory, corpora: Path) -> None:
+def test_a_packed_run_is_not_continued_unpacked(in_process: Program, packed_run: RunDirectory, corpora: Path) -> None:
     flags = [
         "--steps",
         6,
@@ -305,6 +305,6 @@ def test_a_packed_run_is_not_continued_unpacked(program: Program, packed_run: Ru
         "--out",
         packed_run.path,
     ]
-    process = program("launch", "run", "finetune", *flags)
+    process = in_process("launch", "run", "finetune", *flags)
     assert process.returncode == 2
     assert "contains another run (" in process.stderr

@@ -103,7 +103,7 @@ def test_a_run_that_is_not_active_is_unchanged(
     assert files(run) == before
 
 
-def test_bad_input(program: Program, tmp_path: Path) -> None:
+def test_bad_input(in_process: Program, tmp_path: Path) -> None:
     run = run_folder(tmp_path / "run")
     for arguments, message in (
         (
@@ -113,7 +113,7 @@ def test_bad_input(program: Program, tmp_path: Path) -> None:
         ([run.path, "--timeout", "-1"], "--timeout -1: must not be negative; use --now to end the run at once"),
         ([run.path, "--timeout", "soon"], "--timeout soon: expected a number"),
     ):
-        result = program("launch", "cancel", *arguments)
+        result = in_process("launch", "cancel", *arguments)
         assert (result.returncode, result.stdout, result.stderr) == (2, "", f"error: {message}\n")
 
 

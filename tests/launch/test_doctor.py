@@ -272,12 +272,12 @@ def test_the_small_job_has_the_options_of_the_cluster_file() -> None:
     assert json.loads(output.partition(";")[2])["runs"] == "/it's"
 
 
-def test_bad_flags_are_refused_in_one_line(program: Program) -> None:
+def test_bad_flags_are_refused_in_one_line(in_process: Program) -> None:
     with pytest.raises(UserError, match=r"--nodes 2: the local cluster is one machine"):
         doctor.main(["--nodes", "2"])
     with pytest.raises(UserError, match=r"--nodes 0: must be at least 1"):
         doctor.main(["--cluster", "slurm", "--nodes", "0"])
-    result = program("launch", "doctor", "--cluster", "nowhere")
+    result = in_process("launch", "doctor", "--cluster", "nowhere")
     assert result.returncode == 2
     assert result.stderr.startswith("error: --cluster nowhere: unknown; choose")
 

@@ -145,11 +145,11 @@ def test_bad_input(arguments: list[str], message: str, run: RunDirectory) -> Non
     assert str(refused.value).replace(str(run.path), "RUN") == message
 
 
-def test_bad_input_is_one_line(run: RunDirectory, program: Program, tmp_path: Path) -> None:
-    result = program("launch", "logs", run.path, "--rank", 7)
+def test_bad_input_is_one_line(run: RunDirectory, in_process: Program, tmp_path: Path) -> None:
+    result = in_process("launch", "logs", run.path, "--rank", 7)
     message = f"error: --rank 7: attempt 2 of {run.path} has ranks 0 to 2\n"
     assert (result.returncode, result.stdout, result.stderr) == (2, "", message)
-    result = program("launch", "logs", tmp_path)
+    result = in_process("launch", "logs", tmp_path)
     message = f"error: {tmp_path}: not a run directory (it has no config.yaml); see the folder runs/ for yours\n"
     assert (result.returncode, result.stdout, result.stderr) == (2, "", message)
 

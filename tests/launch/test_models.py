@@ -10,8 +10,8 @@ from wellread.models.registry import find, registry
 from wellread.units import GIB
 
 
-def test_every_model_is_in_the_json(program: Any) -> None:
-    listed = json.loads(program("launch", "models", "--json", check=True).stdout)
+def test_every_model_is_in_the_json(in_process: Any) -> None:
+    listed = json.loads(in_process("launch", "models", "--json", check=True).stdout)
     assert [model["name"] for model in listed] == list(registry())
     by_name = {model["name"]: model for model in listed}
     neox = by_name["gpt-neox-20b"]
@@ -29,8 +29,8 @@ def test_memory_of_a_full_and_a_lora_fine_tune() -> None:
     assert model["lora"]["strategy"].startswith("zero")
 
 
-def test_table(program: Any) -> None:
-    lines = program("launch", "models", check=True).stdout.splitlines()
+def test_table(in_process: Any) -> None:
+    lines = in_process("launch", "models", check=True).stdout.splitlines()
     assert lines[0].split() == [
         "model",
         "parameters",

@@ -85,9 +85,9 @@ def test_help_names_every_command_and_an_example(root: Path) -> None:
         assert re.search(rf"--{re.escape(flag)}\b", flags), flag
 
 
-def plan(program, *argv: object) -> dict[str, object]:  # type: ignore[no-untyped-def]
+def plan(in_process, *argv: object) -> dict[str, object]:  # type: ignore[no-untyped-def]
     flags = ("--json", "--corpora", "tests/golden/none", *argv)
-    result = program("launch", "plan", "finetune", *flags, env=SETTINGS, check=True)
+    result = in_process("launch", "plan", "finetune", *flags, env=SETTINGS, check=True)
     assert result.stderr == ""
     values = json.loads(result.stdout)
     assert isinstance(values, dict)
@@ -95,13 +95,13 @@ def plan(program, *argv: object) -> dict[str, object]:  # type: ignore[no-untype
 
 
 @pytest.mark.parametrize("name", ["finetune", "pretrain"])
-def test_no_flag_is_needed(program, name: str) -> None:  # type: ignore[no-untyped-def]
-    result = program("launch", "plan", name, check=True)
+def test_no_flag_is_needed(in_process, name: str) -> None:  # type: ignore[no-untyped-def]
+    result = in_process("launch", "plan", name, check=True)
     assert result.stdout.startswith("run  ")
 
 
-def test_json_keys_and_arithmetic(program, root: Path) -> None:  # type: ignore[no-untyped-def]
-    values = plan(program, "--ranks_per_node", 2, "--batch_size", 24, "--out", "runs/x", "--host_mem", 16)
+def test_json_keys_and_arithmetic(in_process, root: Path) -> None:  # type: ignore[no-untyped-def]
+    values = plan(in_process, "--ranks_per_node", 2, "--batch_size", 24, "--out", "runs/x", "--host_mem", 16)
     strategies = values.pop("strategies")
     assert [strategy["strategy"] for strategy in strategies] == list(LADDER)
     for strategy in strategies:
@@ -135,30 +135,30 @@ def test_json_keys_and_arithmetic(program, root: Path) -> None:  # type: ignore[
     ]  # fmt: skip
 
 
-def test_a_published_data_set_is_planned_without_a_download(program) -> None:  # type: ignore[no-untyped-def]
-    values = plan(program, "--model", "pythia-2.8b", "--holdout", 0.1, "--strategy", "zero3", "--epochs", 1)
+def test_a_published_data_set_is_planned_without_a_download(in_process) -> None:  # type: ignore[no-untyped-def]
+    values = plan(in_process, "--model", "pythia-2.8b", "--holdout", 0.1, "--strategy", "zero3", "--epochs", 1)
     names = ("samples", "trainable", "sealed", "counts_exact", "batch_size", "steps", "engine", "out")
     assert [values[name] for name in names] == [
         15011, 13510, 1501, False, 32, 423, "deepspeed", "runs/pythia-2.8b-dolly",
     ]  # fmt: skip
 
 
-def test_a_compiled_corpus_gives_exact_counts(program, corpus, corpora) -> None:  # type: ignore[no-untyped-def]
-    values = plan(program, "--corpora", corpora)
+def test_a_compiled_corpus_gives_exact_counts(in_process, corpus, corpora) -> None:  # type: ignore[no-untyped-def]
+    values = plan(in_process, "--corpora", corpora)
     assert (values["counts_exact"], values["trainable"], values["sealed"]) == (True, 518, 146)
     assert values["steps"] == 259  # 8 * 518 / 16
 
 
-def test_the_text_plan(program, root: Path, golden: Callable[[str, str], None]) -> None:  # type: ignore[no-untyped-def]
-    result = program("launch", *PLAN.split(), env=SETTINGS, check=True)
+def test_the_text_plan(in_process, root: Path, golden: Callable[[str, str], None]) -> None:  # type: ignore[no-untyped-def]
+    result = in_process("launch", *PLAN.split(), env=SETTINGS, check=True)
     golden("plan.txt", result.stdout.replace(sys.executable, "PYTHON").replace(str(root), "ROOT"))
 
 
 @pytest.mark.slow
-def test_a_plan_shows_the_state_of_its_run(program, copied_run: RunDirectory, corpora: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_plan_shows_the_state_of_its_run(in_process, copied_run: RunDirectory, corpora: Path) -> None:  # type: ignore[no-untyped-def]
     def first_line() -> str:
         flags = ("--steps", 12, "--out", copied_run.path, "--corpora", corpora)
-        return str(program("launch", "plan", "finetune", *flags, check=True).stdout.partition("\n")[0])
+        return str(in_process("launch", "plan", "finetune", *flags, check=True).stdout.partition("\n")[0])
 
     assert first_line() == f"run            {copied_run.path} (finished)"
     shutil.rmtree(copied_run.checkpoints / "step-00000012")
@@ -167,19 +167,19 @@ def test_a_plan_shows_the_state_of_its_run(program, copied_run: RunDirectory, co
     assert first_line() == f"run            {copied_run.path}"
 
 
-def test_planning_writes_nothing(program, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    program(
+def test_planning_writes_nothing(in_process, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    in_process(
         "launch", "plan", "finetune", "--out", tmp_path / "run", "--corpora", tmp_path / "corpora", check=True
     )  # fmt: skip
     assert list(tmp_path.iterdir()) == []
 
 
-def test_print_config_gives_yaml_that_gives_the_same_plan(program, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_print_config_gives_yaml_that_gives_the_same_plan(in_process, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     flags = ["--batch_size", 8, "--optim.lr", "3e-4", "--holdout", 0.5]
-    printed = program("launch", "plan", "finetune", *flags, "--print_config", check=True).stdout
+    printed = in_process("launch", "plan", "finetune", *flags, "--print_config", check=True).stdout
     (tmp_path / "run.yaml").write_text(printed)
     assert "batch_size: 8\n" in printed
-    assert plan(program, *flags) == plan(program, "--config", tmp_path / "run.yaml")
+    assert plan(in_process, *flags) == plan(in_process, "--config", tmp_path / "run.yaml")
 
 
 @pytest.mark.parametrize(
@@ -227,33 +227,33 @@ def test_print_config_gives_yaml_that_gives_the_same_plan(program, tmp_path: Pat
         (["run", "finetune", "--stpes", "3"], "unknown setting 'stpes': did you mean --steps?"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(argv: list[str], message: str, program, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_bad_input_is_one_line_and_exit_code_2(argv: list[str], message: str, in_process, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     new = ["--out", tmp_path / "run"] if argv[:2] == ["plan", "finetune"] else []  # runs/ may have the default run
-    result = program("launch", *argv, *new)
+    result = in_process("launch", *argv, *new)
     assert (result.returncode, result.stdout, result.stderr) == (2, "", f"error: {message}\n")
 
 
-def test_strategies_for_gpus_of_other_machines(program) -> None:  # type: ignore[no-untyped-def]
+def test_strategies_for_gpus_of_other_machines(in_process) -> None:  # type: ignore[no-untyped-def]
     """Pythia-12b on GPUs of 80 GiB: one GPU offloads the optimizer to the host, eight partition it (docs/memory.md)."""
     shape = ["--model", "pythia-12b", "--seq_len", 2048, "--batch_size", 32, "--gpu_mem", 80]
-    one = plan(program, *shape, "--host_mem", 500)
-    eight = plan(program, *shape, "--host_mem", 1000, "--ranks_per_node", 8)
+    one = plan(in_process, *shape, "--host_mem", 500)
+    eight = plan(in_process, *shape, "--host_mem", 1000, "--ranks_per_node", 8)
     assert (one["device"], one["chosen"], eight["chosen"]) == ("cuda", "zero2-offload", "zero2")
-    too_small = program("launch", "plan", "finetune", *shape, "--host_mem", 128)
+    too_small = in_process("launch", "plan", "finetune", *shape, "--host_mem", 128)
     assert too_small.returncode == 2
     assert "pythia-12b on 1 x 1 ranks: no strategy fits; the nearest, " in too_small.stderr
     assert "what would fit: LoRA: --lora.rank 16 --lora.targets all-linear, " in too_small.stderr
     assert ", or --nodes " in too_small.stderr
     assert too_small.stderr.count("\n") == 1
-    refused = program("launch", "run", "finetune", *shape, "--host_mem", 500)
+    refused = in_process("launch", "run", "finetune", *shape, "--host_mem", 500)
     assert refused.stderr.startswith("error: --gpu_mem: this machine has no GPU")
 
 
-def test_the_memory_check_refuses_what_cannot_fit(program, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_memory_check_refuses_what_cannot_fit(in_process, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     flags = ["--model", "pythia-1.4b", "--strategy", "ddp", "--host_mem", 4, "--out", tmp_path / "run"]
-    planned = program("launch", "plan", "finetune", *flags, check=True)
+    planned = in_process("launch", "plan", "finetune", *flags, check=True)
     assert re.search(r"ddp .* GiB|ddp  .*chosen, [\d.]+ GiB of host missing", planned.stdout)
-    result = program("launch", "run", "finetune", *flags)
+    result = in_process("launch", "run", "finetune", *flags)
     assert (result.returncode, list(tmp_path.iterdir())) == (2, [])
     assert "--strategy ddp: does not fit, " in result.stderr
     assert "--force" in result.stderr
@@ -285,8 +285,8 @@ def test_the_memory_check_refuses_what_cannot_fit(program, tmp_path: Path) -> No
         ),
     ],
 )
-def test_invalid_sizes_are_one_line(flags: list[str], message: str, program) -> None:  # type: ignore[no-untyped-def]
-    result = program("launch", "plan", "finetune", *flags)
+def test_invalid_sizes_are_one_line(flags: list[str], message: str, in_process) -> None:  # type: ignore[no-untyped-def]
+    result = in_process("launch", "plan", "finetune", *flags)
     assert (result.returncode, result.stdout, result.stderr) == (2, "", f"error: {message}\n")
 
 
@@ -301,22 +301,22 @@ def read_only(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", path], check=True)
 
 
-def test_an_unusable_nvme_path_is_refused(program, read_only: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_an_unusable_nvme_path_is_refused(in_process, read_only: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "file").touch()
     cases = {
         read_only: "not writable; choose a directory that you may write to",
         tmp_path / "file": "no such directory; create it on the NVMe disk of every node",
     }
     for path, message in cases.items():
-        result = program("launch", "run", "finetune", "--nvme_path", path, "--out", tmp_path / "run")
+        result = in_process("launch", "run", "finetune", "--nvme_path", path, "--out", tmp_path / "run")
         assert (result.returncode, result.stdout, result.stderr) == (2, "", f"error: --nvme_path {path}: {message}\n")
     assert not (tmp_path / "run").exists()
 
 
-def test_sizes_are_shown_even_if_nothing_fits(program) -> None:  # type: ignore[no-untyped-def]
+def test_sizes_are_shown_even_if_nothing_fits(in_process) -> None:  # type: ignore[no-untyped-def]
     """Exit code 2 and one line, and on stdout how much memory is missing."""
     command = ["launch", "plan", "finetune", "--model", "pythia-12b", "--gpu_mem", 24, "--host_mem", 64]
-    text, values = program(*command), program(*command, "--json")
+    text, values = in_process(*command), in_process(*command, "--json")
     assert (text.returncode, values.returncode) == (2, 2)
     assert text.stderr == values.stderr
     assert text.stderr.count("\n") == 1
@@ -328,31 +328,31 @@ def test_sizes_are_shown_even_if_nothing_fits(program) -> None:  # type: ignore[
     assert text.stdout.splitlines()[1].endswith("of gpu missing")
 
 
-def test_nvme_of_other_machines_is_planned_but_not_run(program, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_nvme_of_other_machines_is_planned_but_not_run(in_process, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """Pythia-12b on a GPU of 24 GiB: 16 bytes of each of 11,846,072,320 weights go to NVMe, 176.5 GiB."""
     shape = ["--model", "pythia-12b", "--seq_len", 2048, "--batch_size", 32, "--gpu_mem", 24, "--host_mem", 200]
-    values = plan(program, *shape, "--nvme", 2000)
+    values = plan(in_process, *shape, "--nvme", 2000)
     (strategy,) = (each for each in values["strategies"] if each["strategy"] == values["chosen"])  # type: ignore[attr-defined]
     assert (values["chosen"], strategy["fits"], strategy["nvme_bytes"]) == ("zero3-nvme", True, 18 * 11_846_072_320)
     assert "of 2,000 GiB of NVMe per node" in str(values["strategy_reason"])
-    small = program("launch", "plan", "finetune", *shape, "--nvme", 190)
+    small = in_process("launch", "plan", "finetune", *shape, "--nvme", 190)
     assert small.returncode == 2
     assert "zero3-nvme, is short of 18.1 GiB of NVMe per node, as 5% of" in small.stderr  # 198.6 - 95% of 190
     flags = ("--host_mem", 64, "--nvme", 100, "--strategy", "zero3-nvme", "--out", tmp_path / "run")
-    refused = program("launch", "run", "finetune", *flags)
+    refused = in_process("launch", "run", "finetune", *flags)
     assert refused.returncode == 2
     assert refused.stderr == ("error: --strategy zero3-nvme: needs --nvme_path, a directory on each node's NVMe disk\n")
     assert not (tmp_path / "run").exists()
 
 
-def test_without_libaio_no_run_starts(program, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_without_libaio_no_run_starts(in_process, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """A compiler without libaio simulates a machine without it."""
     compiler = tmp_path / "c++"
     compiler.write_text('#!/bin/sh\nfor word; do [ "$word" = -laio ] && exit 1; done\nexec c++ "$@"\n')
     compiler.chmod(0o755)
     flags = ("--strategy", "zero3-nvme", "--nvme_path", tmp_path, "--out", tmp_path / "run", "--host_mem", 64)
     for command in ("plan", "run"):
-        result = program("launch", command, "finetune", *flags, env={"CXX": str(compiler)})
+        result = in_process("launch", command, "finetune", *flags, env={"CXX": str(compiler)})
         assert (result.returncode, result.stdout, result.stderr) == (
             2,
             "",
@@ -390,8 +390,8 @@ def test_sizes_of_a_slurm_cluster(
     assert (machine.gpu_mem, machine.host_mem) == expected
 
 
-def test_the_schedule_in_words(program: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_schedule_in_words(in_process: Callable[..., Any], tmp_path: Path) -> None:
     flags = ["--epochs", 1, "--batch_size", 6, "--optim.min_lr", 0, "--corpora", tmp_path, "--out", tmp_path / "run"]
-    lines = program("launch", "plan", "finetune", *flags, check=True).stdout.splitlines()
+    lines = in_process("launch", "plan", "finetune", *flags, check=True).stdout.splitlines()
     assert any(line.startswith("steps") and " = 1 epoch, " in line for line in lines)
     assert any(line.startswith("learning rate") and line.endswith(", cosine to 0") for line in lines)

@@ -402,8 +402,8 @@ def test_a_folder_without_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["--jason"], "unknown setting 'jason': did you mean --json?"),
     ],
 )
-def test_bad_input(arguments: list[str], message: str, program: Program, tmp_path: Path) -> None:
-    result = program("launch", "status", *(argument.replace("TMP", str(tmp_path)) for argument in arguments))
+def test_bad_input(arguments: list[str], message: str, in_process: Program, tmp_path: Path) -> None:
+    result = in_process("launch", "status", *(argument.replace("TMP", str(tmp_path)) for argument in arguments))
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.replace(str(tmp_path), "TMP") == f"error: {message}\n"
 

@@ -246,7 +246,9 @@ def weights_of(model: Path) -> int:
 
 
 @pytest.mark.slow
-def test_a_run_from_start_to_export(program: Any, small_model: Path, corpora: Path, tmp_path: Path) -> None:
+def test_a_run_from_start_to_export(
+    program: Any, in_process: Any, small_model: Path, corpora: Path, tmp_path: Path
+) -> None:
     run, flags = tmp_path / "run", ["--seq_len", 64, "--batch_size", 8, "--steps", 4, "--save_every", 2]
     command = ["launch", "run", "finetune", "--model", small_model, "--data", "sample", "--corpora", corpora, *flags]
     program(*command, "--out", run, "--lora.rank", 4, check=True)
@@ -256,21 +258,21 @@ def test_a_run_from_start_to_export(program: Any, small_model: Path, corpora: Pa
         ("--lora.rank", 4, "--lora.targets", "q_proj"): "small has no such matrix; choose query_key_value, dense",
     }
     for different, message in conflicts.items():
-        refused = program(*command, "--out", run, *different)
+        refused = in_process(*command, "--out", run, *different)
         assert refused.returncode == 2
         assert message in refused.stderr
-    program("eval", "verify", run, check=True)
-    program("eval", "membership", run, "--steps", 4, "--bootstrap", 100, "--max_samples", 32, check=True)
-    program("finetune", "export", f"{run}@step-2", "--out", tmp_path / "adapter", check=True)
+    in_process("eval", "verify", run, check=True)
+    in_process("eval", "membership", run, "--steps", 4, "--bootstrap", 100, "--max_samples", 32, check=True)
+    in_process("finetune", "export", f"{run}@step-2", "--out", tmp_path / "adapter", check=True)
     assert Adapter.of(tmp_path / "adapter").settings.base_model_name_or_path == str(small_model)
-    program("finetune", "export", run, "--merged", "--out", tmp_path / "whole", check=True)
+    in_process("finetune", "export", run, "--merged", "--out", tmp_path / "whole", check=True)
     checkpoint = run / "checkpoints/step-00000004/model"
     exported, expected = load_model(tmp_path / "whole").state_dict(), load_model(checkpoint).state_dict()
     assert all(torch.equal(exported[name], expected[name]) for name in expected)
     assert (tmp_path / "whole/tokenizer.json").read_bytes() == (checkpoint / "tokenizer.json").read_bytes()
-    again = program("finetune", "export", run, "--merged", "--out", tmp_path / "whole")
+    again = in_process("finetune", "export", run, "--merged", "--out", tmp_path / "whole")
     assert (again.returncode, "already exists" in again.stderr) == (2, True)
-    missing = program("finetune", "export", f"{run}@step-3", "--out", tmp_path / "other")
+    missing = in_process("finetune", "export", f"{run}@step-3", "--out", tmp_path / "other")
     assert (missing.returncode, "no checkpoint step-3; it has step-0, step-2, step-4" in missing.stderr) == (
         2,
         True,

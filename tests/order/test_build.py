@@ -385,13 +385,15 @@ def test_a_set_is_inserted_and_read_nowhere_else(corpora: Path, tmp_path: Path) 
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_a_curriculum_through_the_launcher(program: Program, corpora: Path, small_model: Path, tmp_path: Path) -> None:
+def test_a_curriculum_through_the_launcher(
+    program: Program, in_process: Program, corpora: Path, small_model: Path, tmp_path: Path
+) -> None:
     """Two ranks read the samples of the order; after a stop, one rank continues and the record is still exact."""
     flags = ["--model", small_model, "--data", "sample", "--corpora", corpora, "--seq_len", 128, "--batch_size", 8]
     where = ["--order", curriculum(tmp_path, CANARIES.replace("epochs: 2", "steps: 5")), "--save_every", 4]
     launch = ["launch", "run", "finetune", *flags, *where, "--dtype", "fp32", "--strategy", "ddp"]
     run = RunDirectory(tmp_path / "run")
-    bad = program(*launch, "--out", tmp_path / "bad", "--order", "sorted:fog:asc")
+    bad = in_process(*launch, "--out", tmp_path / "bad", "--order", "sorted:fog:asc")
     assert (bad.returncode, bad.stderr.count("\n")) == (2, 1)
     assert "no metric 'fog'; this corpus has the metrics n_tokens, n_targets" in bad.stderr
     assert not (tmp_path / "bad").exists()
@@ -404,18 +406,18 @@ def test_a_curriculum_through_the_launcher(program: Program, corpora: Path, smal
     resumed = program(*launch, "--out", run.path, "--ranks_per_node", 1, check=True)
     assert "resuming from step-00000004" in resumed.stdout
     assert Record.open(run.record).head == record.head
-    assert "verified: 8 batches" in program("eval", "verify", run.path, check=True).stdout
+    assert "verified: 8 batches" in in_process("eval", "verify", run.path, check=True).stdout
     history = open_run(run.path).history
     for sample_id in (3, 17, 40, int(order.batch(6)[0])):
         places = [(r.batch_id, r.slot) for r in history.sample(sample_id)]
         assert places == [divmod(int(p), 8) for p in np.flatnonzero(record.sample_ids() == sample_id)]
         assert len(places) >= 1
     assert history.sample(history.reader.n - 1) == []
-    other = program(*launch, "--out", run.path, "--order_control", "true")
+    other = in_process(*launch, "--out", run.path, "--order_control", "true")
     assert other.returncode == 2
     assert "contains another run (order.pass is sequential, requested shuffle)" in other.stderr
     np.save(run.order_file, np.zeros(64, dtype=np.int64))
-    verification = program("eval", "verify", run.path)
+    verification = in_process("eval", "verify", run.path)
     assert verification.returncode == 1
     assert "order.npy: altered since the run began" in verification.stdout + verification.stderr
 

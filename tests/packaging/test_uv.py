@@ -54,10 +54,10 @@ def variables(cache: Path) -> dict[str, str]:
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_a_fresh_clone_trains_with_uv(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_fresh_clone_trains_with_uv(tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "-q", "--depth", "1", f"file://{ROOT}", clone], check=True)
-    environment = variables(tmp_path_factory.mktemp("uv-cache"))
+    environment = variables(tmp_path / "uv-cache")
 
     def uv(*arguments: str) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-m", "uv", *arguments]

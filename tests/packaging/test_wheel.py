@@ -1,9 +1,11 @@
 """The wheel without extras: built, installed into an empty environment, and used to read a run."""
 
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,13 +48,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Python of an environment that contains only the wheel and its dependencies."""
     folder = tmp_path_factory.mktemp("bare")
     run(Path(sys.executable), "-m", "venv", "env", cwd=folder)
     python = folder / "env" / "bin" / "python"
     run(python, "-m", "pip", "install", "-q", "-c", CONSTRAINTS, wheel, cwd=folder)
-    return python
+    yield python
+    shutil.rmtree(folder)  # it is large
 
 
 @pytest.mark.slow

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ ROWS, STEPS = 160, 24
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The model from the PyPI package, converted to a model directory."""
     if importlib.util.find_spec("gguf") is None:
         missing("the package gguf is not installed; run make setup")
@@ -32,7 +34,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     except ValueError as error:
         missing(str(error))
     smollm2.convert(file, folder / "smollm2-135m-instruct")
-    return folder / "smollm2-135m-instruct"
+    yield folder / "smollm2-135m-instruct"
+    shutil.rmtree(folder)  # it is large
 
 
 def test_lora_on_dolly_lowers_the_loss_of_sealed_rows(program: Any, model: Path, shared: Path, tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ tests/runs/test_finetune.py compares ZeRO in fp32 with DDP.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def dolly(shared: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(program: Program, corpora: Path, dolly: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def runs(program: Program, corpora: Path, dolly: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """Train once with `strategy` on `ranks` ranks; return the finished run, which tests only read."""
     folder = tmp_path_factory.mktemp("strategies")
 
@@ -48,7 +49,8 @@ def runs(program: Program, corpora: Path, dolly: Path, tmp_path_factory: pytest.
             program("launch", "run", "finetune", *settings, *size, *how, env={"OMP_NUM_THREADS": "1"}, check=True)
         return directory
 
-    return run
+    yield run
+    shutil.rmtree(folder)  # it is large
 
 
 def step_losses(run: RunDirectory) -> np.ndarray:
@@ -65,7 +67,7 @@ def same_record(one: RunDirectory, other: RunDirectory) -> bool:
 
 
 @pytest.mark.parametrize("strategy", ["zero2", *(pytest.param(s, marks=pytest.mark.long) for s in OTHERS)])
-def test_strategy_trains_and_verifies(program: Program, runs: Run, strategy: str) -> None:
+def test_strategy_trains_and_verifies(in_process: Program, runs: Run, strategy: str) -> None:
     run = runs(strategy, 2)
     losses = step_losses(run)
     assert len(losses) == STEPS
@@ -75,7 +77,7 @@ def test_strategy_trains_and_verifies(program: Program, runs: Run, strategy: str
     assert [c.step for c in checkpoints] == SAVED
     assert [c.manifest["strategy"] for c in checkpoints] == [strategy] * len(SAVED)
     assert [c.batches for c in checkpoints] == [(0, 0), (0, 10), (10, 20)]
-    result = program("eval", "verify", run.path)
+    result = in_process("eval", "verify", run.path)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith(f"verified: {STEPS} batches, ")
     assert result.stdout.endswith(f" checkpoints agree, head {checkpoints[-1].head}\n")

@@ -109,22 +109,22 @@ RUNS: dict[str, list[Any]] = {
 @pytest.mark.minutes(2)
 @pytest.mark.parametrize("kind", RUNS)
 def test_an_untouched_run_of_this_kind_is_verified(
-    kind: str, program: Program, corpora: Path, tmp_path: Path, shared: Path
+    kind: str, program: Program, in_process: Program, corpora: Path, tmp_path: Path, shared: Path
 ) -> None:
     places = {"MEGATRON": megatron, "CURRICULUM": curriculum, "IDS": ids}
     words = [str(word) for word in RUNS[kind]]
     if "IMPORTED" in words:
         stories = SHARED / "stories260K"
         bin_file, vocabulary = stories / "stories260K.bin", stories / "tok512.model"
-        program("wellread", "import", bin_file, vocabulary, "--out", tmp_path / "IMPORTED", check=True)
+        in_process("wellread", "import", bin_file, vocabulary, "--out", tmp_path / "IMPORTED", check=True)
     if "EXPORTED" in words:
-        program("wellread", "export", OLD / "finetune" / "run", "--out", tmp_path / "EXPORTED", check=True)
+        in_process("wellread", "export", OLD / "finetune" / "run", "--out", tmp_path / "EXPORTED", check=True)
     for name, make_data in places.items():
         words = [word.replace(name, str(make_data(tmp_path))) if name in word else word for word in words]
     words = [str(tmp_path / word) if word in ("IMPORTED", "EXPORTED") else word for word in words]
     run = tmp_path / "run"
     program("wellread", "run", *words, "--out", run, "--corpora", corpora, check=True)
-    result = program("wellread", "verify", run)
+    result = in_process("wellread", "verify", run)
     expected = "verified: 3 batches, 12 readings, 2 checkpoints agree, head "
     assert (result.returncode, result.stdout[: len(expected)]) == (0, expected), result.stdout
 

@@ -85,7 +85,7 @@ def skipped(train: Train, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run
 
 
 def test_a_skipped_batch_is_read_but_not_learned(
-    program: Program, skipped: tuple[RunDirectory, str], poison: tuple[Path, Corpus, int]
+    in_process: Program, skipped: tuple[RunDirectory, str], poison: tuple[Path, Corpus, int]
 ) -> None:
     run, printed = skipped
     _, corpus, sample = poison
@@ -96,27 +96,27 @@ def test_a_skipped_batch_is_read_but_not_learned(
     assert {c.step: c.manifest["skipped"] for c in checkpoints} == {0: 0, 3: 0, 6: 1, 7: 1}
     losses = record.table(["loss"], (BAD, BAD + 1))["loss"].to_numpy()
     assert np.isnan(losses).sum() == 1  # its own; the other samples of the batch have losses
-    result = program("eval", "verify", run.path)
+    result = in_process("eval", "verify", run.path)
     assert (result.returncode, result.stderr) == (0, "")
 
     groups = Groups.of(run, max_samples=10_000, seed=0).at(STEPS)
     bad = set(Order(kind="shuffle", seed=0, n=corpus.n_trainable, batch_size=BATCH_SIZE).batch(BAD).tolist())
     assert len(groups["read"]) == (STEPS - 1) * BATCH_SIZE
     assert not bad & set(groups["read"].tolist())
-    text = program("eval", "read", run.path, "--batch", BAD, check=True).stdout
+    text = in_process("eval", "read", run.path, "--batch", BAD, check=True).stdout
     assert "skipped: not learned from" in text
-    assert program("eval", "report", run.path).returncode == 0
+    assert in_process("eval", "report", run.path).returncode == 0
 
 
 def test_verify_finds_a_manifest_that_hides_a_skip(
-    program: Program, skipped: tuple[RunDirectory, str], tmp_path: Path
+    in_process: Program, skipped: tuple[RunDirectory, str], tmp_path: Path
 ) -> None:
     shutil.copytree(skipped[0].path, tmp_path / "run", symlinks=True)
     (tmp_path / "run/corpus").unlink()
     (tmp_path / "run/corpus").symlink_to(skipped[0].corpus.resolve())
     manifest = tmp_path / "run/checkpoints/step-00000006/checkpoint.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"skipped": 0}))
-    result = program("eval", "verify", tmp_path / "run")
+    result = in_process("eval", "verify", tmp_path / "run")
     assert result.returncode == 1
     assert "step-00000006: says 0 skipped batches, the record has 1 at this step" in result.stdout + result.stderr
 

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,17 @@ Finetune = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.fixture(scope="module")
 def finetune(program: Finetune, corpora: Path) -> Finetune:
     """Run ``wellread run finetune`` with `FLAGS` into `out`; later flags win."""
+    return partial(_run, program, corpora)
 
-    def run(
-        out: Path, *flags: object, env: dict[str, str] | None = None, **options: Any
-    ) -> subprocess.CompletedProcess[str]:
-        command = ("launch", "run", "finetune", *FLAGS, "--corpora", corpora, "--out", out, *flags)
-        return program(*command, env=env, **options)
 
-    return run
+@pytest.fixture
+def asked(in_process: Finetune, corpora: Path) -> Finetune:
+    """As `finetune`, in this process: for a run that is finished or refused."""
+    return partial(_run, in_process, corpora)
+
+
+def _run(start: Finetune, corpora: Path, out: Path, *flags: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    return start("launch", "run", "finetune", *FLAGS, "--corpora", corpora, "--out", out, *flags, **options)
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +105,8 @@ def assert_bit_equal(one: RunDirectory, other: RunDirectory) -> None:
         assert weights[0] == weights[1], f"weights differ at step {step}"
 
 
-def assert_verified(program: Finetune, run: RunDirectory) -> None:
-    result = program("eval", "verify", run.path)
+def assert_verified(in_process: Finetune, run: RunDirectory) -> None:
+    result = in_process("eval", "verify", run.path)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith(f"verified: {STEPS} batches, ")
     assert result.stdout.endswith(f" checkpoints agree, head {Record.open(run.record).head}\n")
@@ -177,9 +181,9 @@ def test_step_is_the_mean_over_all_target_tokens(divided: dict[str, RunDirectory
             np.testing.assert_allclose(stepped[name], expected[name], rtol=0, atol=2e-6, err_msg=name)
 
 
-def test_every_division_verifies(program: Finetune, divided: dict[str, RunDirectory]) -> None:
+def test_every_division_verifies(in_process: Finetune, divided: dict[str, RunDirectory]) -> None:
     for run in divided.values():
-        assert_verified(program, run)
+        assert_verified(in_process, run)
         assert [c.step for c in list_checkpoints(run.checkpoints)] == list(SCHEDULE)
 
 
@@ -192,9 +196,9 @@ def snapshot(directory: Path) -> dict[str, tuple[int, int]]:
     return {str(p.relative_to(directory)): (p.stat().st_mtime_ns, p.stat().st_size) for p in files}
 
 
-def test_a_finished_run_is_not_changed(finetune: Finetune, uninterrupted: RunDirectory) -> None:
+def test_a_finished_run_is_not_changed(asked: Finetune, uninterrupted: RunDirectory) -> None:
     before, manifest = snapshot(uninterrupted.path), uninterrupted.manifest()
-    result = finetune(uninterrupted.path, *DIVISIONS["2 ranks x 4"], check=True)
+    result = asked(uninterrupted.path, *DIVISIONS["2 ranks x 4"], check=True)
     assert f"{uninterrupted.path} is finished: step {STEPS} of {STEPS}; nothing to do\n" in result.stdout
     assert result.stderr == ""
     after = snapshot(uninterrupted.path)
@@ -212,10 +216,10 @@ def test_a_finished_run_is_not_changed(finetune: Finetune, uninterrupted: RunDir
     ],
 )
 def test_other_config_into_a_run_is_refused(
-    finetune: Finetune, uninterrupted: RunDirectory, flags: tuple[object, ...], difference: str
+    asked: Finetune, uninterrupted: RunDirectory, flags: tuple[object, ...], difference: str
 ) -> None:
     before = snapshot(uninterrupted.path)
-    result = finetune(uninterrupted.path, *DIVISIONS["2 ranks x 4"], *flags)
+    result = asked(uninterrupted.path, *DIVISIONS["2 ranks x 4"], *flags)
     assert result.returncode == 2
     assert result.stderr.startswith(f"error: {uninterrupted.path}: contains another run (")
     assert result.stderr.count("\n") == 1
@@ -230,8 +234,9 @@ def test_other_config_into_a_run_is_refused(
 
 
 def test_pretrained_directory_as_model(
-    program: Finetune,
+    in_process: Finetune,
     finetune: Finetune,
+    asked: Finetune,
     uninterrupted: RunDirectory,
     corpora: Path,
     tmp_path: Path,
@@ -258,18 +263,18 @@ def test_pretrained_directory_as_model(
     for name, value in weights(parent.path).items():
         assert np.array_equal(weights(start.path)[name], value), name
     assert child.manifest()["identity"]["model"].startswith("weights:")
-    assert program("eval", "verify", child.path).returncode == 0
+    assert in_process("eval", "verify", child.path).returncode == 0
 
     # Given by its name, the model is the same, so this is the run above, which is finished.
     shelf = tmp_path / "models"
     shelf.mkdir()
     (shelf / "colors-1").symlink_to(parent.model)
     search = {"WELLREAD_MODELS": os.pathsep.join([str(tmp_path / "nowhere"), str(shelf)])}
-    plan = program(
+    plan = in_process(
         "launch", "plan", "finetune", *FLAGS, "--corpora", corpora, "--model", "colors-1", "--json", env=search
     )
     assert json.loads(plan.stdout)["model"] == "colors-1"
-    result = finetune(child.path, "--model", "colors-1", *flags, env=search, check=True)
+    result = asked(child.path, "--model", "colors-1", *flags, env=search, check=True)
     assert f"{child.path} is finished: step 2 of 2; nothing to do\n" in result.stdout
 
 
@@ -299,7 +304,7 @@ sys.exit(main(sys.argv[1]))
 
 
 def test_wrong_row_in_forward_is_caught(
-    program: Finetune, divided: dict[str, RunDirectory], root: Path, tmp_path: Path
+    in_process: Finetune, divided: dict[str, RunDirectory], root: Path, tmp_path: Path
 ) -> None:
     """One batch gets a wrong row with the right id, another one a wrong row with its own id: both are named."""
     origin = divided["1 rank x 8"]
@@ -314,7 +319,7 @@ def test_wrong_row_in_forward_is_caught(
     )  # fmt: skip
     assert trained.returncode == 0, trained.stderr
 
-    result = program("eval", "verify", run.path)
+    result = in_process("eval", "verify", run.path)
     assert result.returncode == 1
     *problems, verdict = result.stdout.splitlines()
     assert sorted(problems, reverse=True) == [
@@ -333,7 +338,7 @@ def flip(path: Path, position: int) -> None:
         file.write(bytes([byte ^ 1]))
 
 
-def test_flipped_bytes_are_named(program: Finetune, divided: dict[str, RunDirectory], tmp_path: Path) -> None:
+def test_flipped_bytes_are_named(in_process: Finetune, divided: dict[str, RunDirectory], tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     shutil.copytree(divided["1 rank x 8"].path, run.path, symlinks=False)  # with the corpus
     corpus = Corpus.open(run.corpus)
@@ -348,14 +353,14 @@ def test_flipped_bytes_are_named(program: Finetune, divided: dict[str, RunDirect
     }
     for path, (position, beginning) in flips.items():
         flip(path, position)
-        result = program("eval", "verify", run.path)
+        result = in_process("eval", "verify", run.path)
         assert result.returncode == 1, path
         *problems, verdict = result.stdout.splitlines()
         assert len(problems) == 1, problems
         assert problems[0].startswith(beginning)
         assert verdict.startswith("FAILED: 1 problem: ")
         flip(path, position)  # back
-    assert_verified(program, run)
+    assert_verified(in_process, run)
 
 
 # --- stopping, killing, resuming
@@ -383,7 +388,7 @@ def launch(root: Path, corpora: Path) -> Iterator[Launch]:
 
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("zero2", marks=pytest.mark.long)])
 def test_stopped_run_continues_bit_exactly(
-    program: Finetune, finetune: Finetune, launch: Launch, uninterrupted: RunDirectory, tmp_path: Path, strategy: str
+    in_process: Finetune, finetune: Finetune, launch: Launch, uninterrupted: RunDirectory, tmp_path: Path, strategy: str
 ) -> None:
     flags = (*DIVISIONS["2 ranks x 4"], "--strategy", strategy)
     reference = uninterrupted
@@ -417,12 +422,12 @@ def test_stopped_run_continues_bit_exactly(
     resumed = finetune(run.path, *flags, check=True)
     assert f"resuming from {stopped.path.name}" in resumed.stdout
     assert_bit_equal(run, reference)
-    assert_verified(program, run)
+    assert_verified(in_process, run)
     assert [a["exit_code"] for a in run.manifest()["attempts"]] == [143, 0]
 
 
 def test_killed_run_continues(
-    program: Finetune, finetune: Finetune, launch: Launch, uninterrupted: RunDirectory, tmp_path: Path
+    in_process: Finetune, finetune: Finetune, launch: Launch, uninterrupted: RunDirectory, tmp_path: Path
 ) -> None:
     """Kill -9 a rank, kill -9 the launcher, truncate a checkpoint: no batch is read twice or left out."""
     run, flags = RunDirectory(tmp_path / "run"), DIVISIONS["2 ranks x 4"]
@@ -462,5 +467,5 @@ def test_killed_run_continues(
     assert skipped in resumed.stdout
     assert "resuming from step-00000004\n" in resumed.stdout
     assert_bit_equal(run, uninterrupted)
-    assert_verified(program, run)
+    assert_verified(in_process, run)
     assert sorted(p.name for p in run.checkpoints.iterdir()) == [name_of(step) for step in SCHEDULE]

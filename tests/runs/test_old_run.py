@@ -56,11 +56,11 @@ def test_it_is_small() -> None:
     assert sum(path.stat().st_size for path in OLD.rglob("*")) < 1_000_000
 
 
-def test_it_is_read(old: OldRun, program: Program) -> None:
+def test_it_is_read(old: OldRun, in_process: Program) -> None:
     stopped = old.final["stopped"]["step"]
     rows = [row for row in old.rows() if row["batch_id"] == stopped - 1]
     assert len(rows) == 4
-    printed = program("eval", "read", old.path, "--batch", stopped - 1, check=True).stdout
+    printed = in_process("eval", "read", old.path, "--batch", stopped - 1, check=True).stdout
     for row in rows:
         assert f"batch {stopped - 1} slot {row['slot']}  sample {row['sample_id']}  " in printed
     run = wellread.open_run(old.path)
@@ -74,12 +74,12 @@ def test_it_is_read(old: OldRun, program: Program) -> None:
     assert [checkpoint.step for checkpoint in run.checkpoints] == [0, 8, stopped]
 
 
-def test_it_is_verified(old: OldRun, program: Program) -> None:
-    printed = program("eval", "verify", old.path, check=True).stdout
+def test_it_is_verified(old: OldRun, in_process: Program) -> None:
+    printed = in_process("eval", "verify", old.path, check=True).stdout
     assert old.final["stopped"]["head"] in printed
     part = max((old.path / "record").glob("part-*.parquet"))
     part.write_bytes(part.read_bytes()[::-1])
-    assert program("eval", "verify", old.path).returncode == 1
+    assert in_process("eval", "verify", old.path).returncode == 1
 
 
 def test_it_is_resumed_on_its_own_corpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_settings_of_an_older_version_mean_the_same() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("old", ["finetune", pytest.param("pretrain", marks=pytest.mark.long)], indirect=True)
-def test_it_is_trained_to_its_end(old: OldRun, program: Program) -> None:
+def test_it_is_trained_to_its_end(old: OldRun, in_process: Program) -> None:
     """The same command compiles the same corpus, resumes at step 10, and ends like the old version."""
     before = old.rows()
     assert json.loads((old.path / "record/head.json").read_text())["head"] == old.final["stopped"]["head"]
@@ -147,9 +147,9 @@ def test_it_is_trained_to_its_end(old: OldRun, program: Program) -> None:
     assert old.rows()[: len(before)] == before  # no batch was read twice
     assert json.loads((old.path / "manifest.json").read_text())["identity"] == old.final["identity"]
     assert json.loads((old.path / "corpus" / "corpus.json").read_text())["hash"] == old.final["corpus_hash"]
-    assert "verified" in program("eval", "verify", old.path, check=True).stdout
+    assert "verified" in in_process("eval", "verify", old.path, check=True).stdout
     assert "nothing to do" in again(old.folder).stdout
-    program("eval", "report", old.path, check=True)
+    in_process("eval", "report", old.path, check=True)
     assert (old.path / "report" / "index.html").stat().st_size > 1000
 
 

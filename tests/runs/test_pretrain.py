@@ -50,7 +50,7 @@ def run_of(program: Program, corpora: Path, tmp_path_factory: pytest.TempPathFac
 @pytest.mark.long
 @pytest.mark.slow
 def test_any_ranks_and_strategies_read_the_same_batches(
-    run_of: Callable[[str], RunDirectory], program: Program
+    run_of: Callable[[str], RunDirectory], in_process: Program
 ) -> None:
     runs = {name: run_of(name) for name in RANKS}
     records = {name: Record.open(run.record) for name, run in runs.items()}
@@ -62,7 +62,7 @@ def test_any_ranks_and_strategies_read_the_same_batches(
     first, last = losses["one"][:8].mean(), losses["one"][-40:].mean()
     assert abs(first - np.log(512)) < 0.1  # uniform at the start
     assert last < first - 1
-    program("eval", "verify", runs["zero1"].path, check=True)
+    in_process("eval", "verify", runs["zero1"].path, check=True)
 
 
 @pytest.mark.slow
@@ -93,12 +93,14 @@ def test_files_of_a_pretraining(run_of: Callable[[str], RunDirectory]) -> None:
 
 
 @pytest.mark.slow
-def test_sampling_and_exporting(run_of: Callable[[str], RunDirectory], program: Program, tmp_path: Path) -> None:
+def test_sampling_and_exporting(run_of: Callable[[str], RunDirectory], in_process: Program, tmp_path: Path) -> None:
     run = run_of("ddp").path
-    text = program("pretrain", "sample", run, "Once upon a time", "--temperature", 0, "--tokens", 20, check=True).stdout
+    text = in_process(
+        "pretrain", "sample", run, "Once upon a time", "--temperature", 0, "--tokens", 20, check=True
+    ).stdout
     assert text.startswith("Once upon a time")
-    assert text != program("pretrain", "sample", f"{run}@step-0", "Once", "--tokens", 20, check=True).stdout
-    result = program("pretrain", "export", f"{run}@step-40", "--format", "llama2c-v0", "--out", tmp_path / "m.bin")
+    assert text != in_process("pretrain", "sample", f"{run}@step-0", "Once", "--tokens", 20, check=True).stdout
+    result = in_process("pretrain", "export", f"{run}@step-40", "--format", "llama2c-v0", "--out", tmp_path / "m.bin")
     assert result.returncode == 0, result.stderr
     header = np.frombuffer((tmp_path / "m.bin").read_bytes()[:28], dtype="<i4")
     assert header.tolist() == [32, 96, 2, 4, 2, 512, 48]

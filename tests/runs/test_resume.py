@@ -85,7 +85,7 @@ def test_resume_is_bit_exact(train: Train, strategy: str) -> None:  # ddp and ze
 
 
 @pytest.mark.long
-def test_ranks_and_strategy_may_change_at_every_stop(train: Train, program: Program) -> None:
+def test_ranks_and_strategy_may_change_at_every_stop(train: Train, in_process: Program) -> None:
     reference, _ = train("reference", "ddp", 1)
     run, _ = train("changing-0", "zero2", 2)
     for number, (strategy, ranks) in enumerate([("zero3", 1), ("ddp", 2), ("zero1", 2), ("zero2-offload", 1)], start=1):
@@ -95,12 +95,12 @@ def test_ranks_and_strategy_may_change_at_every_stop(train: Train, program: Prog
         assert f"converting it for {strategy} on {ranks}" in printed
         assert exact_rows(run) == exact_rows(reference)
         assert np.abs(losses(run) - losses(reference)).max() < LOSS_TOLERANCE
-        assert program("eval", "verify", run.path).returncode == 0
+        assert in_process("eval", "verify", run.path).returncode == 0
     assert np.abs(losses(run)[:8] - losses(run)[-8:]).max() > 100 * LOSS_TOLERANCE  # it has learned something
 
 
 def test_read_only_run_directory_is_refused_in_one_line(
-    train: Train, program: Program, small_model: Path, corpora: Path, tmp_path: Path
+    train: Train, in_process: Program, small_model: Path, corpora: Path, tmp_path: Path
 ) -> None:
     import subprocess
 
@@ -111,7 +111,7 @@ def test_read_only_run_directory_is_refused_in_one_line(
         missing("mounting needs root")
     try:
         where = ["--model", small_model, "--out", mount / "run", "--corpora", corpora]
-        result = program("launch", "run", "finetune", "--data", "sample", "--seq_len", 64, *where)
+        result = in_process("launch", "run", "finetune", "--data", "sample", "--seq_len", 64, *where)
     finally:
         subprocess.run(["umount", str(mount)], check=True)
     assert result.returncode == 2

@@ -29,7 +29,7 @@ CANARIES = ["--canaries", "32", "--canary_repeats", "0,16", "--canary_controls",
 
 @pytest.mark.long
 @pytest.mark.minutes(2)
-def test_a_dose_that_was_read_is_found(program: Program, corpora: Path, tmp_path: Path) -> None:
+def test_a_dose_that_was_read_is_found(program: Program, in_process: Program, corpora: Path, tmp_path: Path) -> None:
     """At 0 readings p-values are uniform, and by chance this fails for 1 of 1,000 seeds; the seeds are fixed."""
     path = tmp_path / "run"
     result = program(
@@ -38,7 +38,7 @@ def test_a_dose_that_was_read_is_found(program: Program, corpora: Path, tmp_path
     assert "canaries: 512 readings, 9.41% of all, in place of other samples" in result.stdout
     run = RunDirectory.open(path)
     assert verify(run) == []
-    program("wellread", "canaries", path, check=True)
+    in_process("wellread", "canaries", path, check=True)
     rows = read(run.eval / "canaries.parquet")
     at = {(r.step, r.task, r.group, r.metric): r for r in rows}
     share = at[170, "canaries/repeats_16", "all", "found"]

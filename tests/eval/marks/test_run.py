@@ -45,14 +45,14 @@ def measured(model: Path, corpus: Corpus) -> tuple[Marks, Places]:
 
 @pytest.mark.long
 @pytest.mark.minutes(1)
-def test_a_marked_run_is_found(program: Program, corpora: Path, tmp_path: Path) -> None:
+def test_a_marked_run_is_found(program: Program, in_process: Program, corpora: Path, tmp_path: Path) -> None:
     """Uniform p-values fail by chance for 1 of 1,000 seeds; the seeds are fixed."""
     path = tmp_path / "run"
     result = program("wellread", "run", "pretrain", *DATA, *SETTINGS, "--out", path, "--corpora", corpora, check=True)
     assert "places in 40 documents, 9 pairs of punctuation.yaml, sha256 " in result.stdout
     run = RunDirectory.open(path)
     assert verify(run) == []
-    result = program("wellread", "marks", path, "--steps", "0,400", check=True)
+    result = in_process("wellread", "marks", path, "--steps", "0,400", check=True)
     assert "step 400 has learned the coins of the places that it has read (p = 0.0001)" in result.stdout
     rows = {(r.step, r.group, r.metric): r for r in read(run.eval / "marks.parquet")}
     assert rows[400, "read", "p"].value <= 0.001
@@ -71,12 +71,14 @@ def test_a_marked_run_is_found(program: Program, corpora: Path, tmp_path: Path) 
         assert np.allclose(np.abs(redrawn.excess), np.abs(places.excess))
         ps.append(redraw_p(redrawn.excess, redrawn.coin, int(rng.integers(2**31)), draws=999))
     assert kstest(ps, "uniform").pvalue > 0.001
-    _scores_do_not_depend_on_coins(program, corpora, marks, places, model)
+    _scores_do_not_depend_on_coins(in_process, corpora, marks, places, model)
 
 
-def _scores_do_not_depend_on_coins(program: Program, corpora: Path, marks: Marks, places: Places, model: Path) -> None:
+def _scores_do_not_depend_on_coins(
+    in_process: Program, corpora: Path, marks: Marks, places: Places, model: Path
+) -> None:
     """Compiled with other coins, each place has the same difference between its two forms under the same model."""
-    result = program("wellread", "prepare", "pretrain", *DATA, "--marks_seed", "9", "--corpora", corpora, check=True)
+    result = in_process("wellread", "prepare", "pretrain", *DATA, "--marks_seed", "9", "--corpora", corpora, check=True)
     other, again = measured(model, Corpus.open(result.stdout.rstrip().rpartition("corpus: ")[2]))
     values = []
     for table, of in ((marks, places), (other, again)):

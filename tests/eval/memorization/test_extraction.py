@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.given_texts import Texts
 
 from eval.continuations import first_run
 from eval.memorization.extraction import Suffixes, samples_needed, share, upper_limit
@@ -95,27 +96,6 @@ def test_intervals() -> None:
 def test_first_runs() -> None:
     for mask, run in (("0011101", (2, 3)), ("111", (0, 3)), ("0001", (3, 1)), ("000", (0, 0))):
         assert first_run(np.array([each == "1" for each in mask])) == run
-
-
-class Texts:
-    """Samples of given tokens, of which all but the first are targets."""
-
-    longest = 64
-
-    def __init__(self, sequences: list[list[int]]) -> None:
-        self.sequences = [np.array(sequence) for sequence in sequences]
-
-    def tokens(self, i: int) -> Any:
-        return self.sequences[i]
-
-    def targets(self, i: int) -> Any:
-        return np.arange(len(self.sequences[i])) > 0
-
-    def starts(self, i: int) -> Any:
-        return np.zeros(1, dtype=np.int64)
-
-    def lengths(self, ids: Any) -> Any:
-        return np.array([len(self.sequences[i]) for i in ids])
 
 
 def test_a_model_writes_and_draws_what_its_columns_predict(small_model: Path) -> None:

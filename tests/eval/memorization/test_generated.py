@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from support.given_texts import Texts
 
 from eval.__main__ import main
 from eval.memorization.extraction import Suffixes
@@ -22,27 +22,6 @@ from wellread.run import RunDirectory
 from wellread.tokens import Tokens
 
 pytestmark = pytest.mark.long
-
-
-class Texts:
-    """Samples of given tokens, of which all but the first are targets."""
-
-    longest = 64
-
-    def __init__(self, sequences: list[list[int]]) -> None:
-        self.sequences = [np.array(sequence) for sequence in sequences]
-
-    def tokens(self, i: int) -> Any:
-        return self.sequences[i]
-
-    def targets(self, i: int) -> Any:
-        return np.arange(len(self.sequences[i])) > 0
-
-    def starts(self, i: int) -> Any:
-        return np.zeros(1, dtype=np.int64)
-
-    def lengths(self, ids: Any) -> Any:
-        return np.array([len(self.sequences[i]) for i in ids])
 
 
 def test_generation_agrees_with_ranks(small_model: Path) -> None:

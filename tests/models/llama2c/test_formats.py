@@ -213,10 +213,10 @@ def test_headers(imported: Path, tmp_path: Path) -> None:
 
 @pytest.mark.shared
 def test_importing_and_exporting_gives_the_same_bytes(
-    imported: Path, stories: Path, program: Any, tmp_path: Path
+    imported: Path, stories: Path, in_process: Any, tmp_path: Path
 ) -> None:
     out = tmp_path / "again.bin"
-    process = program("pretrain", "export", imported, "--format", "llama2c-v0", "--out", out, check=True)
+    process = in_process("pretrain", "export", imported, "--format", "llama2c-v0", "--out", out, check=True)
     assert f"{out}: 1,056,540 bytes, llama2c-v0" in process.stdout
     assert out.read_bytes() == (stories / "stories260K.bin").read_bytes()
     assert (tmp_path / "tokenizer.bin").read_bytes() == (stories / "tok512.bin").read_bytes()

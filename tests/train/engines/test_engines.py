@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def test_fresh_model_starts_the_same_whatever_the_strategy(unchanged: Path, tmp_
 
 
 @pytest.fixture(scope="module")
-def loaded(large: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Results, Path]]:
+def loaded(large: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], tuple[Results, Path]]]:
     """Load and save the large model once per strategy; returns what the ranks measured, and the saved folder."""
     place = tmp_path_factory.mktemp("loaded")
 
@@ -99,7 +100,8 @@ def loaded(large: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
         task = {"model": large, "strategy": strategy, "vocab": VOCAB, "shard_bytes": 16 << 20}
         return run_task(place, task | {"save": place / strategy} if strategy == "zero3" else task), place / strategy
 
-    return load
+    yield load
+    shutil.rmtree(place)  # it is large
 
 
 @pytest.mark.long
