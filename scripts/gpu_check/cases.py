@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,19 +27,6 @@ MICRO_BATCHES = (8, 4, 2, 1)
 SEQ_LEN = 2048
 STEPS = 4
 """Number of steps; the first one creates the optimizer state and is not timed."""
-PEAKS = {
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H200 NVL": 835e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "A100": 312e12,
-    "A10": 125e12,
-    "L4": 121e12,
-    "RTX 4090": 165e12,
-    "V100": 125e12,
-}
-"""Dense floating-point operations per second in bf16 (V100: fp16), from data sheets; more specific names first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,8 +154,10 @@ def _planned(case: Case, spec: ModelSpec, machine: Machine, nvme: Path) -> Settl
 
 
 def peak(gpu: str) -> float | None:
-    """Peak floating-point operations per second of the GPU with this name; None if unknown."""
-    return next((rate for name, rate in PEAKS.items() if re.search(rf"\b{name}\b", gpu)), None)
+    """Peak floating-point operations per second in bf16 of the GPU with this name; None if unknown."""
+    from wellread.train.watch.throughput import peak_flops
+
+    return peak_flops(gpu, "bf16")
 
 
 def flops_per_token(model: str, seq_len: int) -> float:

@@ -163,6 +163,15 @@ def test_a_strategy_that_only_a_file_selects_has_no_estimate() -> None:
     assert (decided.strategy, decided.needs, decided.rung.ops) == ("zero1-offload", None, ["cpu_adam"])
 
 
+@pytest.mark.parametrize("name", [name for name in LADDER if name != "ddp"])
+def test_files_set_the_buckets_of_the_estimates(name: str) -> None:
+    from wellread.planning.phases import BUCKET
+
+    settings = deepspeed_file.read(CONFIGS / "ds" / f"{name}.json")["zero_optimization"]
+    assert settings["reduce_bucket_size"] == BUCKET
+    assert settings.get("overlap_comm", False) == (name == "zero2")  # the default of stage 3 is true
+
+
 @pytest.mark.parametrize("name", ["zero3-partial", "zero3-nvme"])
 def test_files_set_the_sub_group_size_of_the_estimates(name: str) -> None:
     from wellread.planning.phases import FINE_SUB_GROUP

@@ -221,15 +221,15 @@ def test_operations_per_token_by_hand() -> None:
 @pytest.mark.parametrize(
     ("gpu", "rate"),
     [
-        ("NVIDIA H200", 989e12),
-        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H200", 989.4e12),
+        ("NVIDIA H100 80GB HBM3", 989.4e12),
         ("NVIDIA H100 PCIe", 756e12),
         ("NVIDIA A100-SXM4-80GB", 312e12),
         ("NVIDIA A10", 125e12),
-        ("NVIDIA A10G", None),
+        ("NVIDIA A10G", 70e12),
         ("NVIDIA L4", 121e12),
-        ("NVIDIA L40S", None),
-        ("NVIDIA GeForce RTX 4090", 165e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA GeForce RTX 4090", 165.2e12),
         ("Tesla V100-SXM2-32GB", 125e12),
     ],
 )

@@ -13,8 +13,8 @@ from wellread.models.tensors import SHARD_BYTES
 from wellread.planning.parameters import Parameters
 from wellread.units import MIB
 
-BUCKET = 500_000_000
-"""Elements of a gradient bucket (reduce_bucket_size, DeepSpeed's default)."""
+BUCKET = 200_000_000
+"""Elements of a gradient bucket (reduce_bucket_size); all files in configs/ds must set this value."""
 LIVE = 1_000_000_000
 """Elements that ZeRO-3 keeps gathered (stage3_max_live_parameters, stage3_max_reuse_distance)."""
 PREFETCH = 50_000_000

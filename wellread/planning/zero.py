@@ -102,7 +102,9 @@ def zero12(s: Sizes, *, stage: int) -> list[Phase]:
         *_flattening(s, weights, unflattened, resident, host),
         Phase(name="forward", device=(*resident, *carried, *forward(s)), host=tuple(host)),
         Phase(
-            name="backward", device=(*resident, *carried, s.bucket(touched=0), *first_gradients(s)), host=tuple(host)
+            name="backward",
+            device=(*resident, *carried, s.bucket(touched=0), *_second_bucket(s, stage, 0), *first_gradients(s)),
+            host=tuple(host),
         ),
         Phase(name="backward", device=(*resident, *_backward_end(s, stage, carried)), host=tuple(host)),
         Phase(name="step", device=(*resident, *_flat_step(s, stage)), host=tuple(host)),
@@ -154,7 +156,8 @@ def _flattening(
 def _backward_end(s: Sizes, stage: int, carried: list[Block]) -> list[Block]:
     """Gradients and communication buckets at the end of backward under ZeRO-1 and 2."""
     w, all_gradients = s.width, s.width * s.trainable
-    blocks = [s.bucket(), *([remaining(s)] if stage == 2 else [])]
+    more = max(0, s.trainable - BUCKET)
+    blocks = [s.bucket(), *_second_bucket(s, stage, more), *([remaining(s)] if stage == 2 else [])]
     if s.offloaded:
         # The last gradient is that of the embedding; autograd keeps it until its hook has reduced its bucket.
         norm = one("fp64 norm", max(s.in_bucket, 8 * s.largest_trained))
@@ -163,6 +166,11 @@ def _backward_end(s: Sizes, stage: int, carried: list[Block]) -> list[Block]:
     if all_gradients > s.in_bucket or s.accumulates:
         blocks.append(one("gradients", w * s.share))
     return [*blocks, *([one("gradients", all_gradients - s.in_bucket)] if stage == 1 else carried)]
+
+
+def _second_bucket(s: Sizes, stage: int, touched: int) -> list[Block]:
+    """The bucket that zero2 fills while the first is reduced (overlap_comm; stage_1_and_2.py: setup_buckets)."""
+    return [s.bucket(touched=touched)] if stage == 2 and not s.offloaded else []
 
 
 def _flat_step(s: Sizes, stage: int) -> list[Block]:

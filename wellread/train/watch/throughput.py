@@ -16,12 +16,17 @@ if TYPE_CHECKING:
     from wellread.train.evidence import Evidence
 
 PEAKS: tuple[tuple[str, float, float], ...] = (
+    ("GB300", 2500, 80),
+    ("B300", 2250, 75),
+    ("GB200", 2500, 80),
     ("B200", 2250, 75),
     ("GH200", 989.4, 67),
+    ("H200 NVL", 835, 60),
     ("H200", 989.4, 67),
     ("H100 PCIe", 756, 51),
     ("H100 NVL", 835, 60),
     ("H100", 989.4, 67),
+    ("H20", 148, 44),
     ("A100", 312, 19.5),
     ("A800", 312, 19.5),
     ("A40", 149.7, 37.4),
@@ -31,15 +36,18 @@ PEAKS: tuple[tuple[str, float, float], ...] = (
     ("L40S", 362, 91.6),
     ("L40", 181, 90.5),
     ("L4", 121, 30.3),
+    ("RTX 6000 Ada", 364.2, 91.1),
     ("RTX A6000", 154.8, 38.7),
+    ("RTX 5090", 209.5, 104.8),
     ("RTX 4090", 165.2, 82.6),
     ("RTX 3090", 71, 35.6),
+    ("V100", 125, 15.7),
     ("MI300X", 1307.4, 163.4),
     ("MI250X", 191.5, 47.9),
 )
 """Words of a device's name (the first matching line counts), dense TFLOP/s in bf16 and in fp32, from the vendors' data
 sheets. fp32 excludes TF32, which torch does not use for matrix products by default. MI250X: one of its two dies, each
-of which is a device."""
+of which is a device. GB200 and GB300: one of their two GPUs. V100: fp16, because it has neither bf16 nor TF32."""
 
 
 @dataclass(frozen=True, kw_only=True)
