@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import statistics
 import sys
+import time
 from pathlib import Path
 
 from launch.cluster import ClusterFile
@@ -18,6 +20,10 @@ KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 
 WAITING = "OMP_WAIT_POLICY"
 """Variable that says whether threads that wait for each other spin."""
+
+LOAD = Path("/proc/loadavg")
+LOOKS = 10
+"""How often the threads that want to run are counted."""
 
 
 def variables(cluster: ClusterFile, device: str, cores: int | None) -> dict[str, str]:
@@ -50,8 +56,24 @@ def variables(cluster: ClusterFile, device: str, cores: int | None) -> dict[str,
 
 
 def _is_busy() -> bool:
-    """Whether more processes want to run on this machine than it has cores, on average over the last minute."""
-    return os.getloadavg()[0] > (os.cpu_count() or 1)
+    """Whether more processes want to run on this machine than it has cores: over the last minute, and now.
+
+    After a run on all cores the average stays high for a minute, although the cores are free.
+    """
+    cores = os.cpu_count() or 1
+    return os.getloadavg()[0] > cores and _running() >= cores
+
+
+def _running() -> float:
+    """Number of other threads on this machine that want to run now: the mean over a tenth of a second."""
+    if not LOAD.is_file():
+        return float("inf")  # unknown
+    counts = []
+    for _ in range(LOOKS):
+        time.sleep(0.1 / LOOKS)
+        running, _, _ = LOAD.read_text().split()[3].partition("/")
+        counts.append(int(running) - 1)  # without this thread
+    return statistics.mean(counts)
 
 
 def _have_cores(threads: str, cores: int | None) -> bool:

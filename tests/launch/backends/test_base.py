@@ -69,7 +69,7 @@ def test_the_accelerator_is_set_only_on_cpus(bare: pytest.MonkeyPatch) -> None:
     assert not on_gpus.keys() & {"DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES", "OMP_WAIT_POLICY"}
 
 
-def test_threads_spin_only_where_each_has_an_idle_core(bare: pytest.MonkeyPatch) -> None:
+def test_threads_spin_only_where_each_has_an_idle_core(bare: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def waiting(ranks: int, file: ClusterFile = LOCAL) -> str | None:
         plan = replace(PLAN, machine=Machine(device="cpu", ranks_per_node=ranks))
         return environment(plan, file).get("OMP_WAIT_POLICY")
@@ -79,7 +79,11 @@ def test_threads_spin_only_where_each_has_an_idle_core(bare: pytest.MonkeyPatch)
     assert waiting(2, ClusterFile(kind="slurm")) == "passive"  # the number of cores is unknown
     assert waiting(2, ClusterFile(kind="slurm", cpus_per_rank=12)) is None
     bare.setattr(os, "getloadavg", lambda: (8.5, 1.0, 1.0))  # other programs use the cores
+    bare.setattr("launch.environment.LOAD", tmp_path / "loadavg")
     assert [waiting(1), waiting(2, ClusterFile(kind="slurm", cpus_per_rank=12))] == ["passive", None]
+    for running, expected in {9: "passive", 8: None}.items():  # this thread is one of them
+        (tmp_path / "loadavg").write_text(f"8.50 1.00 1.00 {running}/300 4000\n")
+        assert waiting(1) == expected
     bare.setattr(os, "getloadavg", lambda: (8.0, 9.0, 9.0))
     bare.setenv("OMP_NUM_THREADS", "5")
     assert [waiting(1), waiting(2)] == [None, "passive"]
