@@ -68,7 +68,8 @@ def tracing(directory: Path) -> dict[str, float]:
     index = open_index(corpus)
     assert index is not None
     ids = np.arange(corpus.n_trainable)
-    readings = Readings(ids, ids // 16, ids % 16, np.ones(ids.size, np.float32))
+    columns = ids, ids // 16, ids % 16, np.ones(ids.size, np.float32)
+    readings = Readings.counted(corpus.n, lambda: [columns])
     tracer = Tracer(corpus, Decoder.load(corpus.tokenizer), readings, index.matches)
     long = np.flatnonzero(corpus.lengths(np.arange(corpus.n)) >= LENGTH)
     sample_ids = np.random.default_rng(0).choice(long, TEXTS, replace=False)

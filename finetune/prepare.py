@@ -23,7 +23,8 @@ from wellread.corpus.building import building
 from wellread.corpus.marks import FILE as MARKS
 from wellread.corpus.merge import merge
 from wellread.corpus.read import Corpus
-from wellread.corpus.shards import Shard, write_shards
+from wellread.corpus.shards import Shard, write_shard
+from wellread.corpus.workers import cores, write_chunks
 from wellread.data import canaries, documents, influence, marks, sample_metrics
 from wellread.data.marks import Marker
 from wellread.data.mixture import Reader, readers
@@ -41,6 +42,8 @@ from wellread.recipes.registry import resolve
 from wellread.terminal import plural, progress
 
 ROWS_PER_SHARD = 2000
+PARALLEL = 20_000
+"""Fewest rows that several processes tokenize: starting them costs about a second of one core."""
 ROWS_BETWEEN_LOOKS = 1000
 """How many rows are read before the progress is shown again."""
 RowMasks = list[NDArray[np.bool_] | None]
@@ -248,16 +251,24 @@ def _in_corpus(
 
 
 def _write(build: Path, remaining: Iterator[Item], tokenized: Callable[[Sequence[Item]], Shard], items: int) -> None:
-    """Tokenize and write shard by shard, and show how far it is."""
-    consumed = 0
+    """Tokenize and write shard by shard, on all cores if that pays, and show how far it is."""
+    chunks = iter(lambda: list(itertools.islice(remaining, ROWS_PER_SHARD)), [])
+    workers = cores() if items >= PARALLEL else 1
     with progress("tokenizing", items) as show:
+        for n in write_chunks(build, chunks, partial(_write_shard, tokenized), workers, _length):
+            show(min(items, n * ROWS_PER_SHARD))
 
-        def make(index: int) -> Shard:
-            nonlocal consumed
-            skipped = index * ROWS_PER_SHARD - consumed  # items in shards that an interrupted build has written
-            chunk = list(itertools.islice(remaining, skipped, skipped + ROWS_PER_SHARD))
-            consumed = (index + 1) * ROWS_PER_SHARD
-            return tokenized(chunk)
 
-        count = -(-items // ROWS_PER_SHARD)
-        write_shards(build, count, make, lambda n: show(min(items, n * ROWS_PER_SHARD)))
+def _write_shard(tokenized: Callable[[Sequence[Item]], Shard], path: Path, chunk: Sequence[Item]) -> None:
+    write_shard(path, tokenized(chunk))
+
+
+def _length(chunk: Sequence[Item]) -> int:
+    """Number of characters, or tokens, of the documents."""
+    return sum(_size(item.content) for item in chunk)
+
+
+def _size(content: Example | Raw | None) -> int:
+    if isinstance(content, Raw):
+        return len(content.text if content.tokens is None else content.tokens)
+    return len(content.document) if content else 0

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import os
-import signal
 import sys
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,7 +24,7 @@ from wellread.corpus.marks import FILE as MARKS
 from wellread.corpus.merge import merge
 from wellread.corpus.read import Corpus
 from wellread.corpus.sentencepiece import Pieces
-from wellread.corpus.shards import shard_path
+from wellread.corpus.workers import cores, write_chunks
 from wellread.data import canaries, documents, influence, marks, text_metrics
 from wellread.data.marks import Marker
 from wellread.data.mixture import Mixture
@@ -39,7 +34,6 @@ from wellread.data.sources.raw import TEXT
 from wellread.data.sources.source import Source
 from wellread.errors import UserError
 from wellread.models.registry import find
-from wellread.processes import die_with, starting
 from wellread.recipes.pretrain import Documents
 from wellread.recipes.registry import resolve
 from wellread.terminal import plural, progress
@@ -232,51 +226,22 @@ def _model(build: Path, config: TextConfig, scan: _Scan) -> bytes:
     return (directory / "tokenizer.model").read_bytes()
 
 
-# --- shards, in parallel ---------------------------------------------------------------------------------------------
+# --- shards ----------------------------------------------------------------------------------------------------------
 
 
 def _write_shards(build: Path, texts: Iterator[Text], tokenizing: Tokenizing, total: int) -> None:
-    """Write the missing shards on all cores; at most two chunks per worker wait in the queue."""
-    workers = min(len(os.sched_getaffinity(0)), -(-total // DOCUMENTS_PER_SHARD))
-    waiting: deque[Future[None]] = deque()
+    """Write the missing shards on all cores."""
+    count = -(-total // DOCUMENTS_PER_SHARD)
     chunks = iter(lambda: list(itertools.islice(texts, DOCUMENTS_PER_SHARD)), [])
-    with _pool(workers, tokenizing) as submit:
-        for index, chunk in enumerate(_with_progress("tokenizing", chunks, -(-total // DOCUMENTS_PER_SHARD))):
-            path = shard_path(build, index)
-            if not path.exists():
-                waiting.append(submit(path, chunk))
-            while len(waiting) > 2 * workers:
-                waiting.popleft().result()
-        for future in waiting:
-            future.result()
-
-
-@contextmanager
-def _pool(workers: int, tokenizing: Tokenizing) -> Iterator[Callable[[Path, list[Text]], Future[None]]]:
-    """Yield a function that writes a shard: in this process for one worker, otherwise in other processes."""
-    if workers <= 1:
-        yield lambda path, chunk: _written(path, chunk, tokenizing)
-        return
-    with ProcessPoolExecutor(workers, get_context("spawn"), _begin, (os.getpid(),)) as pool:
-
-        def submit(path: Path, chunk: list[Text]) -> Future[None]:
-            with starting():  # the first call starts the processes
-                return pool.submit(write, path, chunk, tokenizing)
-
-        yield submit
-
-
-def _begin(parent: int) -> None:
-    """Ignore Ctrl-C, which the parent process handles, and end when the parent ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    die_with(parent)
-
-
-def _written(path: Path, chunk: list[Text], tokenizing: Tokenizing) -> Future[None]:
-    write(path, chunk, tokenizing)
-    future: Future[None] = Future()
-    future.set_result(None)
-    return future
+    written = write_chunks(
+        build,
+        chunks,
+        partial(write, settings=tokenizing),
+        min(cores(), count),
+        lambda chunk: sum(len(t) for _, t, _ in chunk),
+    )
+    for _ in _with_progress("tokenizing", written, count):
+        pass
 
 
 def _with_progress(label: str, items: Iterator[T], total: int | None) -> Iterator[T]:

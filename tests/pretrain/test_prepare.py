@@ -136,7 +136,11 @@ def test_prepare_continues_after_kill_9(tmp_path: Path) -> None:
     written: list[Path] = []
     original_write = preparing.write
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(preparing, "write", lambda path, *args: (written.append(path), original_write(path, *args)))
+        patched.setattr(
+            preparing,
+            "write",
+            lambda path, *args, **settings: (written.append(path), original_write(path, *args, **settings)),
+        )
         patched.setattr(os, "sched_getaffinity", lambda pid: {0})
         corpus = Corpus.open(
             prepare(

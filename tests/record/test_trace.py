@@ -21,6 +21,7 @@ from wellread.corpus.segments import Segments
 from wellread.errors import UserError
 from wellread.record import index as indexes
 from wellread.record import search as searches
+from wellread.record import trace as traces
 from wellread.record.history import History
 from wellread.record.index import open_index, scanned
 from wellread.record.search import search
@@ -141,11 +142,11 @@ def packed(corpora: Path) -> Corpus:
     return Corpus.open(prepare(RunConfig.of(corpora=str(corpora), seq_len=512, pack=True)))
 
 
-def readings_of(samples: list[int]) -> Readings:
-    """Readings of these samples, one after the other, in batches of 4."""
+def readings_of(samples: list[int], n: int) -> Readings:
+    """Readings of these of n samples, one after the other, in batches of 4."""
     k = np.arange(len(samples))
-    order = np.lexsort((k, samples))
-    return Readings(np.array(samples)[order], k[order] // 4, k[order] % 4, (k / 8).astype(np.float32)[order])
+    columns = np.array(samples), k // 4, k % 4, (k / 8).astype(np.float32)
+    return Readings.counted(n, lambda: [columns])
 
 
 def test_no_part_crosses_a_segment(packed: Corpus) -> None:
@@ -153,7 +154,7 @@ def test_no_part_crosses_a_segment(packed: Corpus) -> None:
     segments, rng = Segments(packed), np.random.default_rng(0)
     samples = rng.choice(packed.n_trainable, 60).tolist()  # some of them twice
     tracer = Tracer(
-        packed, Decoder.load(packed.tokenizer), readings_of(samples), scanned(packed, int(packed.offsets[-1]))
+        packed, Decoder.load(packed.tokenizer), readings_of(samples, packed.n), scanned(packed, int(packed.offsets[-1]))
     )
     units = {i: word(segments.tokens(i)) for i in range(segments.n)}
     sample_of = dict(enumerate(segments.sample_of(np.arange(segments.n)).tolist()))
@@ -177,7 +178,7 @@ def test_readings_of_a_segment_name_its_row(packed: Corpus) -> None:
     tracer = Tracer(
         packed,
         Decoder.load(packed.tokenizer),
-        readings_of([sample, 0, sample]),
+        readings_of([sample, 0, sample], packed.n),
         scanned(packed, int(packed.offsets[-1])),
     )
     text = tracer.decoder.decode(segments.tokens(unit).tolist())
@@ -209,7 +210,7 @@ def test_a_scan_in_small_blocks(packed: Corpus, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_text_without_tokens_of_the_corpus(packed: Corpus) -> None:
     tracer = Tracer(
-        packed, Decoder.load(packed.tokenizer), readings_of([0, 1]), scanned(packed, int(packed.offsets[-1]))
+        packed, Decoder.load(packed.tokenizer), readings_of([0, 1], packed.n), scanned(packed, int(packed.offsets[-1]))
     )
     for text in ("", "x", "🦙" * 40, "<|endoftext|>" * 8):
         assert tracer.trace(text, LEAST)[0] == []
@@ -275,7 +276,8 @@ def test_which_searches_use_the_index(corpus: Corpus, tmp_path: Path, monkeypatc
     assert scans == ["scan"]
 
 
-def test_the_first_readings_of_a_span_and_their_number(tiny_run: RunDirectory) -> None:
+def test_the_first_readings_of_a_span_and_their_number(tiny_run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long record is read again piece by piece for each question, with the same answers."""
     run = open_run(tiny_run.path)
     sample = int(run.order.batch(2)[1])
     tracer = Tracer.of(run, 12, None)
@@ -285,6 +287,20 @@ def test_the_first_readings_of_a_span_and_their_number(tiny_run: RunDirectory) -
     assert max(len(each["readings"]) for each in complete) >= 1
     for most in (1, 3):
         assert tracer.objects(spans, most) == [each | {"readings": each["readings"][:most]} for each in complete]
+    rows = run.record.table(["sample_id", "batch_id", "slot", "loss"], (0, 12)).to_pylist()
+    for span, each in zip(spans, complete, strict=True):
+        of = {*span.match.units.tolist()}
+        expected = [tuple(row.values()) for row in rows if row["sample_id"] in of]
+        assert [tuple(r[key] for key in ("sample_id", "batch", "slot", "loss")) for r in each["readings"]] == expected
+    monkeypatch.setattr(traces, "KEPT", 0)
+    monkeypatch.setattr(traces, "ROWS_AT_ONCE", 1)  # one batch
+    again = Tracer.of(run, 12, None)
+    assert again.readings.counts.tolist() == tracer.readings.counts.tolist()
+    assert [ids.tolist() for ids, *_ in again.readings.pieces()] == [run.order.batch(k).tolist() for k in range(12)]
+    assert again.objects(spans) == complete
+    assert again.objects(spans, 3) == tracer.objects(spans, 3)
+    with pytest.raises(UserError, match="out of range, the record has batches"):
+        Tracer.of(run, run.record.batches + 1, None)
 
 
 def test_a_text_whose_parts_occur_too_often_is_refused(

@@ -36,6 +36,13 @@ class Tokenizer:
 
     backend: Any
     """The transformers tokenizer."""
+    directory: Path | None = None
+    """Where its files are."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Send to another process, which loads the files only if it needs more than encoding texts."""
+        assert self.directory
+        return _Sent, (self.directory, self.eos, self.begins, self._serialized)
 
     @classmethod
     def load(cls, directory: Path, where: Path | None = None) -> Tokenizer:
@@ -69,9 +76,9 @@ class Tokenizer:
             raise UserError(f"{where or directory}: its tokenizer has no fast version; convert it to a tokenizer.json")
         if backend.eos_token_id is None:
             raise UserError(f"{where or directory}: its tokenizer has no eos_token; set it in tokenizer_config.json")
-        return cls(backend)
+        return cls(backend, directory)
 
-    @property
+    @cached_property
     def eos(self) -> int:
         """Id of the end-of-sequence token."""
         return int(self.backend.eos_token_id)
@@ -184,6 +191,19 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`, including special tokens."""
         return str(self.backend.decode(list(ids), skip_special_tokens=False))
+
+
+class _Sent(Tokenizer):
+    """A tokenizer of another process. Texts are encoded without importing transformers; chats need it."""
+
+    def __init__(self, directory: Path, eos: int, begins: list[int], serialized: str) -> None:
+        self.__dict__.update(directory=directory, eos=eos, begins=begins, _serialized=serialized)
+
+    @cached_property
+    def backend(self) -> Any:
+        """The transformers tokenizer."""
+        assert self.directory
+        return Tokenizer.load(self.directory).backend
 
 
 _SIGNS_OF_FIRST_SPACE = ('"Prepend"', '"Metaspace"', '"add_prefix_space":true')

@@ -101,8 +101,7 @@ class Record:
         import pyarrow.parquet
 
         start, stop = batches or (0, self.batches)
-        if not 0 <= start <= stop <= self.batches:
-            raise UserError(f"batches {start}:{stop}: out of range, the record has batches 0:{self.batches}")
+        self._check(start, stop)
         tables = []
         for part in self.parts:
             low, high = max(start, part["from"]), min(stop, part["to"])
@@ -114,14 +113,33 @@ class Record:
             return _empty_table(columns)
         return pyarrow.concat_tables(tables)
 
-    def pieces(self, columns: list[str], most: int) -> Iterator[tuple[int, int, pyarrow.Table]]:
-        """All rows, in order of reading: batches ``start … stop-1`` and their rows, at most about `most` at once."""
+    def pieces(self, columns: list[str], most: int, end: int | None = None) -> Iterator[tuple[int, int, pyarrow.Table]]:
+        """All rows, in order of reading: batches ``start … stop-1`` and their rows, at most about `most` at once.
+
+        Parameters
+        ----------
+        end : int, optional
+            Only batches before this one.
+
+        Raises
+        ------
+        UserError
+            When the record ends before that batch, or a part is damaged.
+        """
+        end = self.batches if end is None else end
+        self._check(0, end)
         for part in self.parts:
+            if part["from"] >= end:
+                return
             table = _read_part(self.directory / part["name"], columns)
             size = max(1, part["rows"] // max(1, part["to"] - part["from"]))
-            for start in range(part["from"], part["to"], max(1, most // size)):
-                stop = min(part["to"], start + max(1, most // size))
+            for start in range(part["from"], min(end, part["to"]), max(1, most // size)):
+                stop = min(end, part["to"], start + max(1, most // size))
                 yield start, stop, table.slice((start - part["from"]) * size, (stop - start) * size)
+
+    def _check(self, start: int, stop: int) -> None:
+        if not 0 <= start <= stop <= self.batches:
+            raise UserError(f"batches {start}:{stop}: out of range, the record has batches 0:{self.batches}")
 
     def sample_ids(self, batches: tuple[int, int] | None = None) -> NDArray[np.int64]:
         """Sample ids in order of reading, (batches * batch size,)."""

@@ -6,7 +6,7 @@ same tokens. A span is maximal if no longer span of the text contains it and occ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -26,6 +26,9 @@ from wellread.record.samples import SamplesTable
 
 Ints = NDArray[np.int64]
 COLUMNS = ["sample_id", "batch_id", "slot", "loss"]
+ROWS_AT_ONCE = 1 << 18
+KEPT = 1 << 20
+"""Most readings that are kept in memory, about 30 bytes each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,23 +55,92 @@ class Span:
     match: Match
 
 
+Columns = tuple[Ints, Ints, Ints, NDArray[np.float32]]
+"""Sample id, batch id, slot and loss of readings, by time."""
+
+
 @dataclass(frozen=True, eq=False)
 class Readings:
-    """The readings before a step, sorted by sample and, for each sample, by time."""
+    """The readings before a step. Its memory does not depend on their number, since they are read again when needed."""
 
-    sample_id: Ints
-    batch_id: Ints
-    slot: Ints
-    loss: NDArray[np.float32]
+    counts: Ints
+    """(n,) of each sample."""
+    pieces: Callable[[], Iterable[Columns]]
+    """Returns all readings in pieces, by time."""
 
     @classmethod
     def of(cls, run: Run, step: int) -> Readings:
-        """Read the readings before `step` from the record."""
-        table = run.record.table(COLUMNS, (0, step))
-        columns = [table.column(name).to_numpy() for name in COLUMNS]
-        order = np.lexsort((columns[2], columns[1], columns[0]))
-        sample_id, batch_id, slot = (column[order].astype(np.int64) for column in columns[:3])
-        return cls(sample_id, batch_id, slot, columns[3][order])
+        """Count the readings before `step` in the record; those of a short record are kept.
+
+        Raises
+        ------
+        UserError
+            When the record does not contain all batches before `step`, or a part of it is damaged.
+        """
+        record = run.record
+
+        def pieces() -> Iterator[Columns]:
+            for _, _, table in record.pieces(COLUMNS, ROWS_AT_ONCE, step):
+                sample_id, batch_id, slot, loss = (table.column(name).to_numpy() for name in COLUMNS)
+                yield sample_id.astype(np.int64), batch_id.astype(np.int64), slot.astype(np.int64), loss
+
+        if sum(part["rows"] for part in record.parts if part["from"] < step) <= KEPT:
+            kept = list(pieces())
+            return cls.counted(run.corpus.n, lambda: kept)
+        ids = (table.column("sample_id").to_numpy() for _, _, table in record.pieces(COLUMNS[:1], ROWS_AT_ONCE, step))
+        return cls(_counts(run.corpus.n, ids), pieces)
+
+    @classmethod
+    def counted(cls, n: int, pieces: Callable[[], Iterable[Columns]]) -> Readings:
+        """Count these readings of a corpus of `n` samples."""
+        return cls(_counts(n, (sample_id for sample_id, *_ in pieces())), pieces)
+
+    def first(self, groups: Sequence[Ints], most: int | None = None) -> list[Columns]:
+        """The readings of the samples of each group, by time.
+
+        Parameters
+        ----------
+        groups : sequence of int64[samples]
+            Ascending ids. A reading is listed once for each place in the group that has its sample.
+        most : int, optional
+            Only the first ones of each group.
+
+        Returns
+        -------
+        list of (place in the group, batch id, slot, loss)
+        """
+        missing = [int(self.counts[group].sum()) for group in groups]
+        missing = missing if most is None else [min(n, most) for n in missing]
+        none = np.empty(0, dtype=np.int64)
+        parts: list[list[Columns]] = [[(none, none, none, np.empty(0, dtype=np.float32))] for _ in groups]
+        asked = np.zeros(len(self.counts), dtype=np.bool_)
+        for group in groups:
+            asked[group] = True
+        for sample_id, batch_id, slot, loss in self.pieces() if any(missing) else ():
+            rows = np.flatnonzero(asked[sample_id])
+            ids = sample_id[rows]
+            for number, group in enumerate(groups):
+                low, high = (np.searchsorted(group, ids, side) for side in ("left", "right"))
+                places = consecutive(low, high - low)[: missing[number]]
+                of = np.repeat(rows, high - low)[: missing[number]]
+                missing[number] -= len(places)
+                parts[number].append((places, batch_id[of], slot[of], loss[of]))
+            if not any(missing):
+                break
+        return [_joined(each) for each in parts]
+
+
+def _joined(parts: Sequence[Columns]) -> Columns:
+    places, batch_id, slot, loss = ([part[i] for part in parts] for i in range(4))
+    return np.concatenate(places), np.concatenate(batch_id), np.concatenate(slot), np.concatenate(loss)
+
+
+def _counts(n: int, pieces: Iterable[Ints]) -> Ints:
+    """How often each of `n` ids occurs."""
+    counts = np.zeros(n, dtype=np.int64)
+    for ids in pieces:
+        counts += np.bincount(ids, minlength=n)
+    return counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +173,7 @@ class Tracer:
     @cached_property
     def _read(self) -> NDArray[np.bool_]:
         """Whether each sample or segment was read."""
-        samples = np.zeros(self.corpus.n, dtype=np.bool_)
-        samples[self.readings.sample_id] = True
+        samples = self.readings.counts > 0
         return samples[self.samples_of(np.arange(len(self.bounds.starts)))] if self.corpus.packed else samples
 
     def samples_of(self, units: Ints) -> Ints:
@@ -136,7 +207,7 @@ class Tracer:
     def _matches(self, texts: Sequence[NDArray[Any]], least: int) -> list[list[Match]]:
         matches: list[list[Match]] = [[] for _ in texts]
         long = [(number, ids) for number, ids in enumerate(texts) if len(ids) >= least]
-        if not long or not len(self.readings.sample_id):
+        if not long or not self.readings.counts.any():
             return matches
         windows = np.concatenate([np.lib.stride_tricks.sliding_window_view(ids, least) for _, ids in long])
         owner = np.concatenate([np.full(len(ids) - least + 1, number) for number, ids in long])
@@ -157,47 +228,23 @@ class Tracer:
         most : int, optional
             Only the first ones of the readings of each span.
         """
-        rows = [self._rows(span, most) for span in spans]
-        units = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *(units for units, _ in rows)]))
+        of_spans = [np.unique(span.match.units) for span in spans]
+        units = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *of_spans]))
         origins = dict(zip(units.tolist(), self._origins(units), strict=True))
         objects = []
-        for span, (of_units, of_rows) in zip(spans, rows, strict=True):
-            readings = [self._of(k, origins[unit]) for unit, k in zip(of_units.tolist(), of_rows.tolist(), strict=True)]
+        rows = self.readings.first([self.samples_of(each) for each in of_spans], most)
+        for span, of_span, (places, *where, loss) in zip(spans, of_spans, rows, strict=True):
+            of = of_span[places]
+            columns = [self.samples_of(of), *where]
+            values = zip(of.tolist(), *(each.tolist() for each in columns), loss.tolist(), strict=True)
+            readings = [_reading(origins[unit], *row) for unit, *row in values]
             place = {"text": span.text, "start": span.start, "end": span.end}
             objects.append({**place, "count": len(span.match.units), "readings": readings})
         return objects
 
     def n_readings(self, span: Span) -> int:
         """Number of readings of the samples that contain a span."""
-        low, high = self._ranges(np.unique(span.match.units))
-        return int((high - low).sum())
-
-    def _rows(self, span: Span, most: int | None) -> tuple[Ints, Ints]:
-        """Sample or segment, and row in `readings`, of each reading of a span, by time."""
-        units = np.unique(span.match.units)
-        low, high = self._ranges(units)
-        rows, of = consecutive(low, high - low), np.repeat(units, high - low)
-        order = np.lexsort((self.readings.slot[rows], self.readings.batch_id[rows]))[:most]
-        return of[order], rows[order]
-
-    def _ranges(self, units: Ints) -> tuple[Ints, Ints]:
-        """First row in `readings`, and the one after the last, of the sample of each unit."""
-        ids = self.samples_of(units)
-        low, high = (np.searchsorted(self.readings.sample_id, ids, side) for side in ("left", "right"))
-        return low, high
-
-    def _of(self, row: int, origin: dict[str, Any]) -> dict[str, Any]:
-        """One reading; `origin` is source and row of its sample, or of one of its segments."""
-        of = self.readings
-        return {
-            "sample_id": int(of.sample_id[row]),
-            **origin,
-            "batch": int(of.batch_id[row]),
-            "step": int(of.batch_id[row]) + 1,
-            "slot": int(of.slot[row]),
-            "loss": float(of.loss[row]),
-            "loss_now": None,
-        }
+        return int(self.readings.counts[self.samples_of(np.unique(span.match.units))].sum())
 
     def _origins(self, units: Ints) -> list[dict[str, Any]]:
         """Source and row of samples or segments; a list of rows where windows are cut from a stream of documents."""
@@ -207,6 +254,12 @@ class Tracer:
             {"source": row["source"], "row": row["rows"] if windows or len(row["rows"]) != 1 else row["rows"][0]}
             for row in SamplesTable(file).rows(units)
         ]
+
+
+def _reading(origin: dict[str, Any], sample_id: int, batch_id: int, slot: int, loss: float) -> dict[str, Any]:
+    """One reading; `origin` is source and row of its sample, or of one of its segments."""
+    place = {"batch": batch_id, "step": batch_id + 1, "slot": slot}
+    return {"sample_id": sample_id, **origin, **place, "loss": loss, "loss_now": None}
 
 
 def covered(matches: Sequence[Match], n_tokens: int) -> int:
