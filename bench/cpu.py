@@ -80,10 +80,14 @@ def processor() -> tuple[str, list[str]]:
     return name, [each for each in SETS if each in flags]
 
 
-def untuned() -> dict[str, str]:
-    """The environment without variables that change the speed, with the number of threads."""
+def untuned(ranks: int = 1) -> dict[str, str]:
+    """The environment without variables that change the speed, with the number of threads of each rank."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith(TUNED)}
-    return plain | {"OMP_NUM_THREADS": str(threads()), "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    return plain | {
+        "OMP_NUM_THREADS": str(max(1, threads() // ranks)),
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+    }
 
 
 def of_ranks() -> dict[str, str]:
@@ -354,7 +358,8 @@ class Bench:
         steps = WARM + max(3, round(SECONDS * expected / self.work.batch_size / self.work.seq_len))
         for name, overrides in runs.items():
             run = settings(self.work, self.folder, steps=steps, holdout=0.0, **overrides)
-            rates.setdefault(name, []).append(wellread(run, 1, "pretrain", untuned()))
+            variables = untuned(overrides.get("ranks_per_node", 1))
+            rates.setdefault(name, []).append(wellread(run, 1, "pretrain", variables))
 
     def ratio(self, rates: dict[str, list[float]], name: str) -> list[float]:
         """Ratio of a row to llama2.c's in each round."""

@@ -10,7 +10,7 @@ import torch
 from support.programs import missing
 from support.small_models import tiny
 
-from bench.cpu import Bench, llama2c_model, of_ranks, processor, untuned
+from bench.cpu import Bench, llama2c_model, of_ranks, processor, threads, untuned
 from wellread.models.llama import EPSILON
 from wellread.models.loss import sample_losses
 
@@ -40,6 +40,7 @@ def test_neither_side_gets_variables_of_the_caller(monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv(name, "x")
     assert {name for name in untuned() if name.startswith(("OMP_", "MALLOC_", "LD_", "ONEDNN_"))} == {"OMP_NUM_THREADS"}
     assert {"OMP_NUM_THREADS", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"} <= set(of_ranks())
+    assert (untuned()["OMP_NUM_THREADS"], untuned(2)["OMP_NUM_THREADS"]) == (str(threads()), "1")
 
 
 @pytest.mark.shared
