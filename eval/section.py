@@ -72,7 +72,10 @@ class Section:
     values: Mapping[str, Any] = field(default_factory=dict)
     """Variables of the template."""
     data: Any = None
-    """JSON for the page's script, which gets it by the variable `index` of the template."""
+    """JSON for the page's script, which gets it by the variable `index` of the template.
+
+    The variable `prefix` begins the ids of all sections of the same run: `#{{ prefix }}reading`.
+    """
     pictures: Sequence[Picture] = ()
     tables: Sequence[Table] = ()
     columns: Sequence[Column] = ()

@@ -99,20 +99,20 @@ class Page:
         part = {"id": f"{prefix}{name}", "link": name, "section": section}
         if section is None:
             return part | {"heading": name.capitalize(), "command": command}
-        return part | {"text": self._text(section)}
+        return part | {"text": self._text(section, prefix)}
 
     def _together(self, facts: Sequence[Facts], names: Sequence[str]) -> dict[str, Any]:
         """Variables of the template for the section about all runs."""
         section = together(facts, names)
-        return {"section": section, "text": self._text(section)}
+        return {"section": section, "text": self._text(section, "")}
 
-    def _text(self, section: Section) -> str:
-        """Text of a section as HTML; registers its data."""
+    def _text(self, section: Section, prefix: str) -> str:
+        """Text of a section as HTML; registers its data. `prefix` begins the ids of the sections of its run."""
         from markupsafe import Markup
 
         self._data.append(section.data)
-        text = self._environment.from_string(section.template).render(section.values, index=len(self._data) - 1)
-        return Markup(text)
+        variables = {"index": len(self._data) - 1, "prefix": prefix}
+        return Markup(self._environment.from_string(section.template).render(section.values, **variables))
 
     def _figure(self, picture: Picture) -> int:
         """Register a figure; its index in the data of the page."""

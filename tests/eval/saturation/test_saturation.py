@@ -115,6 +115,13 @@ def test_the_section(run: RunDirectory) -> None:
     page = (run.report / "index.html").read_text()
     assert "Saturation: when did each metric stop changing?" in page
     assert "1 saturated, 2 no change." in page
+    (row,) = (each for each in read(run.eval / "saturation.parquet") if each.step is not None)
+    share = f"{(row.learning_rate or 0) / (run.config().optim.lr or 1):.0%}"
+    assert f"<b>g/falls</b> is saturated from step 2 on: 16 tokens read, {share} of the peak learning rate." in page
+    assert "<dt>no change</dt><dd>g/flat, g/still: a change of the size that matters would have been seen" in page
+    step_2 = pq.read_table(run.eval / "saturation" / "summary.parquet").to_pylist()[1]
+    assert "<td>the start</td>" in page
+    assert f'<td data-value="{step_2["read cumulative/loss"]}">{step_2["read cumulative/loss"]:.4g}</td>' in page
     assert "3 metrics, each of 32 texts." in page
     assert "Read: loss" in page
 
