@@ -18,7 +18,7 @@ from wellread import processes, provenance
 from wellread.config import ClusterConfig, RunConfig, packages
 from wellread.corpus import summary as summaries
 from wellread.corpus.read import Corpus
-from wellread.data import canaries, sample_metrics
+from wellread.data import canaries, influence, sample_metrics
 from wellread.errors import UserError
 from wellread.files import with_checksum, write_json
 from wellread.models import registry
@@ -298,11 +298,18 @@ def _prepare(job: Job) -> int:
     # The program also checks the files of a model in a directory, before ranks start; without a corpus it compiles one.
     checks = is_new and job.spec.path is not None and job.config.model.init == "pretrained"
     compiled = (directory / "corpus.json").is_file()
-    unmeasured = compiled and job.config.data.metrics and not sample_metrics.has(Corpus.open(directory))
-    if compiled and not checks and not unmeasured and not job.config.data.influence:
+    if compiled and not checks and _has_metrics(Corpus.open(directory), job.config):
         if is_new:
             print(f"corpus {directory}: already compiled", flush=True)
             summaries.summary(Corpus.open(directory))
         return 0
     command = [sys.executable, "-m", job.config.program, "prepare", RESOLVED]
     return processes.run_program(command, handed_over(job.config))
+
+
+def _has_metrics(corpus: Corpus, config: RunConfig) -> bool:
+    """Whether a compiled corpus has the text metrics and the scores of other programs that are requested."""
+    scores = config.data.influence
+    return (not config.data.metrics or sample_metrics.has(corpus)) and (
+        not scores or influence.has(corpus, Path(scores).expanduser())
+    )

@@ -21,7 +21,7 @@ def as_dict(job: Job) -> dict[str, Any]:
     """Return the plan as one JSON object, with the files that the run writes."""
     plan = job.planned()
     started = {"command": _command(job), "environment": _environment(job, plan)} | _plan_files(job, plan)
-    about = {"chosen": plan.strategy, "out": str(job.run.path), "files": plan.files()} | started
+    about = {"chosen": plan.strategy, "out": str(job.run.path), "files": _files(job, plan)} | started
     return plan.as_dict() | about | dict.fromkeys(_arithmetic(job), True)
 
 
@@ -43,13 +43,18 @@ def as_text(job: Job) -> str:
         ("learning rate", f"{job.config.optim.lr:g}, {_decay(job)}"),
         *([("defaults", _defaults(job))] if _defaults(job) else []),
         ("checkpoints", f"{len(plan.save_steps)}, at steps {', '.join(map(str, plan.save_steps))}"),
-        ("files", "\n".join(plan.files())),
+        ("files", "\n".join(_files(job, plan))),
         ("command", shlex.join(_command(job))),
         ("environment", "\n".join(f"{k}={v}" for k, v in sorted(_environment(job, plan).items()))),
     ]
     rows += [(f"{name} file", text.rstrip()) for name, text in _plan_files(job, plan).items()]
     width = max(len(name) for name, _ in rows) + 2
     return "\n".join(f"{name:<{width}}{value}".replace("\n", "\n" + " " * width) for name, value in rows)
+
+
+def _files(job: Job, plan: Plan) -> list[str]:
+    """Return the files that the run writes."""
+    return plan.files(canaries=bool(job.config.canary.canaries))
 
 
 def _arithmetic(job: Job) -> list[str]:

@@ -17,7 +17,7 @@ from eval.groups import SEALED
 from eval.kept import How, run_directory
 from eval.marks.evaluation import rows_of
 from eval.marks.statistics import describe
-from eval.marks.variants import Variants, places_of, registered
+from eval.marks.variants import Variants, places_of, registered, texts_of
 from eval.membership.compared import positions_of
 from eval.membership.references import model_named
 from eval.separation import Ints
@@ -89,12 +89,12 @@ class AnyModel:
         marks = registered(self._corpus.path, draw.seed, draw.sha256)
         longest = positions_of(directory, self._corpus.longest)
         tokenizer, how = Tokenizer.load(directory), How(device=self.device, dtype=self.dtype)
-        for group, rows in self.rows(marks.sample_id).items():
-            if not rows.size:
-                continue
-            variants = Variants.of(marks, rows, tokenizer, longest)
-            parts = run_directory(directory, variants, variants.ids, how, lambda _: None)
-            totals = np.concatenate([part.sums(part.logp) for part in parts])
+        groups = {group: rows for group, rows in self.rows(marks.sample_id).items() if rows.size}
+        variants = Variants.of(marks, np.sort(np.concatenate(list(groups.values()))), tokenizer, longest)
+        parts = run_directory(directory, variants, variants.ids, how, lambda _: None)
+        all_totals = np.concatenate([part.sums(part.logp) for part in parts])  # of the texts of all groups
+        for group, rows in groups.items():
+            totals = all_totals[np.searchsorted(variants.ids, texts_of(rows))]
             for metric, row, n in describe(places_of(marks, rows, totals), self.seed):
                 about: dict[str, Any] = {"run": "", "model": self.model, "step": revision_step(self.model), "tokens": 0}
                 yield Result(**about, task="marks", group=group, metric=metric, n=n, **row)

@@ -16,7 +16,7 @@ from eval.evaluation import PerCheckpoint
 from eval.groups import READ, Groups
 from eval.kept import How, kept_scores, tokens_of
 from eval.marks.statistics import describe
-from eval.marks.variants import Variants, places_of, registered
+from eval.marks.variants import Variants, places_of, registered, texts_of
 from eval.needs import Need, a_checkpoint, a_whole_record
 from eval.section import Picture, with_interval
 from wellread.config import Dtype
@@ -115,8 +115,7 @@ class MarksEvaluation(PerCheckpoint[Scores]):
         for group, rows in self._rows(checkpoint.step).items():
             if not rows.size:
                 continue
-            ids = np.stack([2 * rows, 2 * rows + 1], axis=1).reshape(-1)
-            places = places_of(self._marks, rows, scores.at(ids).log_likelihood)
+            places = places_of(self._marks, rows, scores.at(texts_of(rows)).log_likelihood)
             for metric, row, n in describe(places, self.seed):
                 yield self.result(checkpoint, task=self.name, group=group, metric=metric, n=n, **row)
 

@@ -70,6 +70,11 @@ class Variants:
         return np.array([self.sequences[i].size for i in sample_ids.tolist()], dtype=np.int64)
 
 
+def texts_of(rows: Ints) -> Ints:
+    """Numbers of the two texts of each row, one after the other, int64[2 n]."""
+    return np.stack([2 * rows, 2 * rows + 1], axis=1).reshape(-1)
+
+
 def _texts(marks: Marks, row: int) -> tuple[str, str]:
     """The window up to `AFTER` characters after a place, with the taken and with the left form."""
     text, start = marks.text[row], int(marks.start[row])

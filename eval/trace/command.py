@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from wellread.cli import parse, plain_parser
 from wellread.errors import UserError
+from wellread.text_io import PLAIN
 from wellread.units import plural
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ EXAMPLES = """examples:
   wellread sample runs/tiny-sample "Name three rivers." | {prog} runs/tiny-sample - --min 4 --jsonl -"""
 SHOWN = 5
 """Most readings of a span that are listed on a terminal; all are listed when piped."""
+FILES = (*PLAIN, ".md")
+"""Endings of files that contain text."""
 UNDERLINED = 4
 """Code of a terminal."""
 
@@ -83,6 +86,8 @@ def _text(word: str) -> tuple[str, str]:
         text, name = sys.stdin.read(), "standard input"
     elif _is_file(word):
         text, name = read_text(Path(word)), word
+    elif _looks_like_a_path(word):
+        raise UserError(f"{word}: no such file; to trace these words as a text, pass - and write them to its input")
     else:
         text, name = word, "TEXT"
     if any("\ud800" <= character <= "\udfff" for character in text):
@@ -95,6 +100,11 @@ def _is_file(word: str) -> bool:
         return Path(word).is_file()
     except (OSError, ValueError):  # a text that is too long for a name
         return False
+
+
+def _looks_like_a_path(word: str) -> bool:
+    """Whether a word would be the name of a file: no white space, and a slash or the ending of a text file."""
+    return not any(map(str.isspace, word)) and ("/" in word or Path(word).suffix in FILES)
 
 
 def _checkpoint(run: Run, name: str | None) -> Checkpoint:

@@ -206,3 +206,5 @@ def test_files() -> None:
         "config.yaml", "plan.json", "manifest.json", "corpus", "code/", "log/", "tb/", "record/",
         "checkpoints/step-00000000/", "checkpoints/step-00000006/", "checkpoints/step-00000012/",
     ]  # fmt: skip
+    with_canaries = plan(RunConfig.of(steps=12, save_every=6)).files(canaries=True)
+    assert with_canaries[3:6] == ["corpus", "order.json", "code/"]

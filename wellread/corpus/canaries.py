@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,10 @@ class Registration:
             return None
         values = {name: meta["canaries"][name] for name in SHAPE}
         return cls(**values | {"repeats": tuple(values["repeats"])})
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of `canaries` in corpus.json."""
+        return asdict(self) | {"repeats": list(self.repeats)}
 
     @property
     def count(self) -> int:
@@ -117,12 +121,13 @@ class Texts:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        tokens = pa.array(self.sequences, type=pa.list_(pa.uint32()))
-        pq.write_table(
-            pa.table({"control": self.control, "repeats": self.repeats, "row": self.rows, "tokens": tokens}),
-            folder / FILE,
-            compression="zstd",
-        )
+        columns = {
+            "control": arrow.flags(self.control),
+            "repeats": arrow.numbers(self.repeats, np.int64),
+            "row": arrow.numbers(self.rows, np.int64),
+            "tokens": arrow.lists(np.concatenate(self.sequences), list(map(len, self.sequences)), np.uint32),
+        }
+        pq.write_table(pa.table(columns), folder / FILE, compression="zstd")
 
     @classmethod
     def read(cls, folder: Path) -> Texts:

@@ -17,6 +17,7 @@ FILE = "marks.parquet"
 VERSION = 1
 HASH_BEGINS = b"wellread marks 1\n"
 COLUMNS = ("sample_id", "place", "taken", "left", "document", "text", "start", "original")
+NUMBERS = ("sample_id", "place", "document", "start")
 SHAPE = {"version": int, "seed": int, "file": str, "pairs": [list], "places": int, "documents": int, "sha256": str}
 """Shape of `marks` in corpus.json."""
 WINDOW = 4
@@ -104,8 +105,10 @@ class Marks:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        types = {"sample_id": pa.int64(), "place": pa.int64(), "document": pa.int64(), "start": pa.int64()}
-        columns = {name: pa.array(getattr(self, name), type=types.get(name, pa.string())) for name in COLUMNS}
+        columns = {
+            name: arrow.numbers(getattr(self, name), np.int64) if name in NUMBERS else arrow.texts(getattr(self, name))
+            for name in COLUMNS
+        }
         pq.write_table(pa.table(columns), folder / FILE, compression="zstd")
 
     @classmethod
@@ -118,6 +121,6 @@ class Marks:
             When it is damaged.
         """
         table = arrow.read_table(folder / FILE, COLUMNS)
-        numbers = {name: table[name].to_numpy() for name in ("sample_id", "place", "document", "start")}
-        texts = {name: table[name].to_pylist() for name in ("taken", "left", "text", "original")}
+        numbers = {name: table[name].to_numpy() for name in NUMBERS}
+        texts = {name: table[name].to_pylist() for name in COLUMNS if name not in NUMBERS}
         return cls(**numbers, **texts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +48,20 @@ def settings(config: RunConfig) -> dict[str, Any]:
 
 
 def planned(config: RunConfig) -> Registration | None:
-    """The registration as far as the settings say; None without canaries."""
+    """The registration as far as the settings say; None without canaries.
+
+    Raises
+    ------
+    UserError
+        When the file of texts cannot be read.
+    """
     canary = config.canary
     if not canary.canaries:
         return None
     return Registration(
         version=VERSION,
         seed=config.data.holdout_seed,
-        text=canary.canary_text,
+        text=RANDOM if canary.canary_text == RANDOM else _file(canary).name,
         per_dose=canary.canaries,
         repeats=canary.doses,
         controls=canary.controls,
@@ -87,26 +94,16 @@ def add(build: Path, config: RunConfig, set_id: int, tokenizer: Tokenizer, encod
     UserError
         When the file of texts cannot be used, or a text is longer than a window.
     """
-    canary, seed = config.canary, config.data.holdout_seed
-    if not canary.canaries:
+    plan = planned(config)
+    if plan is None:
         return {}
-    draw = _random if canary.canary_text == RANDOM else _from_file
+    draw = _random if plan.text == RANDOM else _from_file
     texts = draw(config, tokenizer, encode)
     texts.write(build)
     (build / SHARD).parent.mkdir(exist_ok=True)
     write_shard(build / SHARD, Shard([_sample(texts, i, set_id) for i in np.flatnonzero(~texts.control).tolist()]))
-    return {
-        "canaries": {
-            "version": VERSION,
-            "seed": seed,
-            "text": canary.canary_text if canary.canary_text == RANDOM else _file(canary).name,
-            "per_dose": canary.canaries,
-            "repeats": list(canary.doses),
-            "controls": int(texts.control.sum()),
-            "at": canary.canary_at,
-            "sha256": texts.sha256(seed),
-        }
-    }
+    registered = replace(plan, controls=int(texts.control.sum()), sha256=texts.sha256(plan.seed))
+    return {"canaries": registered.as_dict()}
 
 
 def _sample(texts: Texts, number: int, set_id: int) -> Sample:

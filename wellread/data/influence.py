@@ -33,8 +33,7 @@ def add(directory: Path, file: Path) -> None:
         if ids.size and not 0 <= ids[0] <= ids[-1] < corpus.n:
             wrong = ids[0] if ids[0] < 0 else ids[-1]
             raise UserError(f"--influence {file}: sample {wrong} does not exist; {corpus.path.name} has {corpus.n:,}")
-        column = np.full(corpus.n, np.nan, dtype=np.float32)
-        column[ids] = scores
+        column = _column(corpus, ids, scores)
         if NAME not in corpus.metrics:
             add_metrics(directory, {NAME: column})
         elif not np.array_equal(corpus.metric(NAME), column, equal_nan=True):
@@ -42,6 +41,27 @@ def add(directory: Path, file: Path) -> None:
                 f"--influence {file}: {directory} already has other scores; choose another --corpora, or leave it out"
             )
     print(f"influence: {ids.size:,} of {corpus.n:,} samples have a score", flush=True)
+
+
+def has(corpus: Corpus, file: Path) -> bool:
+    """Whether a corpus already has the scores of this file.
+
+    Raises
+    ------
+    UserError
+        When the file is not valid.
+    """
+    ids, scores = read(file)
+    if NAME not in corpus.metrics or (ids.size and not 0 <= ids[0] <= ids[-1] < corpus.n):
+        return False
+    return np.array_equal(corpus.metric(NAME), _column(corpus, ids, scores), equal_nan=True)
+
+
+def _column(corpus: Corpus, ids: NDArray[np.int64], scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Score of each sample, NaN for none, float32[n]."""
+    column = np.full(corpus.n, np.nan, dtype=np.float32)
+    column[ids] = scores
+    return column
 
 
 def read(file: Path) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -149,11 +149,17 @@ class Plan:
         values |= {key: counts[name] for key, name in _OF_COUNTS.items()}
         return {key: values[key] for key in KEYS}
 
-    def files(self) -> list[str]:
-        """Files and directories that the run writes, relative to the run directory."""
+    def files(self, *, canaries: bool = False) -> list[str]:
+        """Files and directories that the run writes, relative to the run directory.
+
+        Parameters
+        ----------
+        canaries : bool
+            Whether the order has canaries.
+        """
         checkpoints = [f"checkpoints/step-{step:08d}/" for step in self.save_steps]
         order = parse(self.order)
-        order_files = ["order.npy"] * order.is_listed + ["order.json"] * (order.kind == "curriculum")
+        order_files = ["order.npy"] * order.is_listed + ["order.json"] * (canaries or order.kind == "curriculum")
         return [
             "config.yaml",
             "plan.json",
