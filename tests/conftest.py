@@ -27,6 +27,7 @@ import pytest
 from support.made_once import made_once
 from support.programs import ROOT, SHARED, Program, missing
 
+import wellread.starting  # noqa: F401  # before `in_process` runs a program, so that Ctrl-C still ends pytest
 from launch import ops
 from launch.cluster import ClusterFile
 from scripts import oom_demo

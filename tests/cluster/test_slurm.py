@@ -135,6 +135,7 @@ def test_the_same_command_again_says_finished(pair: Launched) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.minutes(1)
 def test_pending_running_requeued_done(start: Callable[..., Launched], tmp_path: Path) -> None:
     """USR2 requeues the job; killing the follower changes nothing; each batch is in the record once."""
     later = tmp_path / "later.yaml"
@@ -209,6 +210,7 @@ def limited(
 
 
 @pytest.mark.long
+@pytest.mark.minutes(1)
 def test_a_pretraining_reads_on_two_nodes_what_one_rank_reads(program: Program, corpora: Path, tmp_path: Path) -> None:
     local, remote = tmp_path / "here", tmp_path / "there"
     common = f"{PRETRAIN} --corpora {corpora}".split()
@@ -238,6 +240,7 @@ def test_refused_by_slurm(program: Program, small_model: Path, corpora: Path, tm
 
 
 @pytest.mark.long
+@pytest.mark.minutes(1)
 def test_a_job_that_fails_brings_back_its_first_error(
     start: Callable[..., Launched], program: Program, corpora: Path, tmp_path: Path
 ) -> None:
@@ -259,6 +262,7 @@ def test_a_job_that_fails_brings_back_its_first_error(
 
 
 @pytest.mark.long
+@pytest.mark.minutes(1)
 def test_killed_processes_cost_only_unsaved_steps(start: Callable[..., Launched], program: Program) -> None:
     """Kill -9 a rank, then SLURM's own process on a node: requeued and resumed both times. Cancel saves and ends."""
     run = start("--steps", 100_000, "--save_every", 50)
@@ -301,6 +305,7 @@ def disconnect() -> Iterator[Callable[[str], None]]:
 
 
 @pytest.mark.long
+@pytest.mark.minutes(1)
 def test_a_node_disconnected_for_a_minute_and_for_good(
     start: Callable[..., Launched], program: Program, disconnect: Callable[[str], None]
 ) -> None:
@@ -333,6 +338,7 @@ def test_a_node_disconnected_for_a_minute_and_for_good(
 
 
 @pytest.mark.long
+@pytest.mark.minutes(1)
 def test_an_out_of_memory_run_falls_back_to_another_strategy(
     program: Program, corpora: Path, tmp_path: Path, memory_group: Callable[..., Path]
 ) -> None:
@@ -368,6 +374,7 @@ def test_an_out_of_memory_run_falls_back_to_another_strategy(
 
 
 @pytest.mark.long
+@pytest.mark.minutes(1)
 def test_eight_evaluations_two_at_a_time(program: Program, small_model: Path, corpora: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     flags = f"--data sample --batch_size 8 --seq_len 64 --dtype fp32 --steps 14 --save_every 2 --out {out}".split()
@@ -386,6 +393,7 @@ def test_eight_evaluations_two_at_a_time(program: Program, small_model: Path, co
 
 
 @pytest.mark.long
+@pytest.mark.minutes(1)
 def test_cancelling_a_pending_run_cancels_its_evaluation(
     start: Callable[..., Launched], program: Program, tmp_path: Path
 ) -> None:
@@ -401,6 +409,7 @@ def test_cancelling_a_pending_run_cancels_its_evaluation(
 
 
 @pytest.mark.long
+@pytest.mark.minutes(1)
 def test_a_time_limit_is_a_pause(limited: Launched, program: Program) -> None:
     """After two minutes: saved within the remaining twenty seconds, requeued, resumed, no batch read twice."""
     until("the end of its time", lambda: "stopped by SIGUSR2" in limited.log(1))

@@ -280,6 +280,7 @@ def test_out_of_memory_reported_by_slurm(failed: tuple[RunDirectory, Plan], job:
 
 @pytest.mark.long
 @pytest.mark.slow
+@pytest.mark.minutes(4)
 def test_fallbacks_after_real_kills(root: Path, tmp_path: Path) -> None:
     """With a real limit and a real kill, the record equals that of a run with the right strategy from the start."""
     if not may_limit_memory():

@@ -54,6 +54,7 @@ def variables(cache: Path) -> dict[str, str]:
 
 @pytest.mark.long
 @pytest.mark.slow
+@pytest.mark.minutes(2)
 def test_a_fresh_clone_trains_with_uv(tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "-q", "--depth", "1", f"file://{ROOT}", clone], check=True)

@@ -18,7 +18,7 @@ from wellread.models.registry import find
 from wellread.planning.parameters import lora_parameters, parameters
 from wellread.run import RunDirectory
 
-pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.shared]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.minutes(4), pytest.mark.shared]
 
 ROWS, STEPS = 160, 24
 

@@ -327,13 +327,14 @@ def test_some_tampering_is_named(kind: Kind, run: str, run_of: Callable[[str], R
 
 
 @pytest.mark.long
+@pytest.mark.minutes(0.005)
 @pytest.mark.parametrize(("kind", "run"), CASES)
 def test_tampering_is_named(kind: Kind, run: str, run_of: Callable[[str], RunDirectory]) -> None:
     assert_named(kind, run_of(run))
 
 
 @pytest.mark.long
-@pytest.mark.minutes(6)
+@pytest.mark.minutes(0.005)
 @pytest.mark.parametrize(("kind", "run"), TRAINED)
 def test_tampering_with_a_run_that_was_trained_is_named(
     kind: Kind, run: str, run_of: Callable[[str], RunDirectory]
@@ -381,7 +382,7 @@ def test_a_flipped_byte_is_found(kind: str, run_of: Callable[[str], RunDirectory
 
 
 @pytest.mark.long
-@pytest.mark.minutes(6)
+@pytest.mark.minutes(0.5)
 @pytest.mark.parametrize("kind", ["packed", "lora", *REAL])
 def test_a_flipped_byte_anywhere_is_found(kind: str, run_of: Callable[[str], RunDirectory]) -> None:
     """Files of the same name, such as the weights of each checkpoint, share 20 flips, and have at least 4 each."""

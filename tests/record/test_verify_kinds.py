@@ -106,7 +106,7 @@ RUNS: dict[str, list[Any]] = {
 
 
 @pytest.mark.long
-@pytest.mark.minutes(2)
+@pytest.mark.minutes(0.3)
 @pytest.mark.parametrize("kind", RUNS)
 def test_an_untouched_run_of_this_kind_is_verified(
     kind: str, program: Program, in_process: Program, corpora: Path, tmp_path: Path, shared: Path

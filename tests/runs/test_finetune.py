@@ -289,10 +289,10 @@ from wellread.train import loop
 hidden, wrong, visible = map(int, sys.argv[2:])  # samples: replaced under their own id, replacement, replaced visibly
 collate = loop.collate
 
-def wrong_rows(corpus, ids):
+def wrong_rows(corpus, ids, device):
     fed = ids.copy()
     fed[(fed == hidden) | (fed == visible)] = wrong
-    batch = collate(corpus, fed)
+    batch = collate(corpus, fed, device)
     if hidden in ids:
         batch.sample_ids[fed == wrong] = hidden
     return batch

@@ -63,6 +63,7 @@ def weights(run: RunDirectory) -> bytes:
     return (run.checkpoints / f"step-{STEPS:08d}" / "model" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.minutes(0.6)
 @pytest.mark.parametrize(
     "strategy",
     ["zero1", *(pytest.param(s, marks=pytest.mark.long) for s in ("zero3", "zero2-offload", "zero3-offload"))],
@@ -85,6 +86,7 @@ def test_resume_is_bit_exact(train: Train, strategy: str) -> None:  # ddp and ze
 
 
 @pytest.mark.long
+@pytest.mark.minutes(2)
 def test_ranks_and_strategy_may_change_at_every_stop(train: Train, in_process: Program) -> None:
     reference, _ = train("reference", "ddp", 1)
     run, _ = train("changing-0", "zero2", 2)
