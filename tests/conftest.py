@@ -171,7 +171,7 @@ def program() -> Program:
 def in_process(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Program:
     """Run ``python -m MODULE ARGUMENT…`` in this process, which saves seconds. For commands that start no ranks.
 
-    It is called as `program` is, without a `timeout`; `env` applies to this command alone.
+    It is called as `program` is, without a `timeout`; `env` applies only to this command.
     """
 
     def run(
