@@ -75,10 +75,10 @@ def test_highest_values_are_those_of_sorting(n: int) -> None:
 def test_a_slice_is_computed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     logits, labels = torch.randn(30, 90), torch.randint(90, (30,))
-    whole = token_columns(logits, labels)
+    expected = token_columns(logits, labels)
     monkeypatch.setattr("wellread.models.score.LOGITS_IN_CACHE", 7 * 90)
     for name, column in token_columns(logits, labels).items():
-        assert torch.equal(column, whole[name]), name
+        assert torch.equal(column, expected[name]), name
     assert all(len(column) == 0 for column in token_columns(logits[:0], labels[:0]).values())
 
 

@@ -213,7 +213,7 @@ def highest_values(values: torch.Tensor, k: int) -> torch.Tensor:
         return values
     size = max(1, round(math.sqrt(n / k)))  # about as many groups as values in k of them
     groups = n // size
-    grouped = values[:, : groups * size].unflatten(1, (size, groups))
+    grouped = values[:, : groups * size].reshape(len(values), size, groups)
     best = grouped.amax(1).topk(k, dim=1, sorted=False).indices
     candidates = grouped.gather(2, best[:, None].expand(-1, size, -1)).flatten(1)
     return torch.cat([candidates, values[:, groups * size :]], 1).topk(k, dim=1, sorted=False).values
