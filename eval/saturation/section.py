@@ -29,8 +29,8 @@ SENTENCES = {
 }
 """Verdicts with a step."""
 MEANINGS = {
-    NOT_REACHED: "changed for sure, but were not flat in the first half of the run; this does not say that they would "
-    "still improve",
+    NOT_REACHED: "changed from first to last checkpoint, but were not flat in the first half of the run; this does not "
+    "say that they would still improve",
     NO_CHANGE: "a change of the size that matters would have been seen, and was not",
     CANNOT_TELL: "too few texts, or too much noise, for any statement",
 }
