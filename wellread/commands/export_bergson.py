@@ -79,7 +79,10 @@ def export(last: Checkpoint, out: Path) -> list[str]:
     UserError
         When the run cannot be attributed, its record is not complete, or `out` already exists.
     """
+    import pyarrow as pa
+
     from wellread.record.opened import Run
+    from wellread.results import write_table
 
     run = Run.open(last.path.parent.parent)
     if run.corpus.packed:
@@ -93,7 +96,7 @@ def export(last: Checkpoint, out: Path) -> list[str]:
     with new_directory(out) as directory:
         _write_samples(directory / "train" / "data.parquet", run.corpus, rows)
         _write_samples(directory / "query" / "data.parquet", run.corpus, {"sample_id": query})
-        _write(directory / "readings.parquet", readings)
+        write_table(directory / "readings.parquet", pa.table(readings))
         (directory / "bergson.yaml").write_text(_yaml(run, segments, out.absolute()), encoding="utf-8")
     used = [each.step for segment in segments for each in segment.checkpoints]
     left_out = [each.step for each in run.checkpoints if 0 < each.step <= last.step and each.step not in used]
@@ -182,13 +185,6 @@ def _tables(corpus: Corpus, rows: dict[str, Ints], schema: pa.Schema) -> Iterato
         part["input_ids"] = tokens
         part["labels"] = [np.where(corpus.targets(i), each, NO_LOSS) for i, each in zip(ids, tokens, strict=True)]
         yield pa.table(part, schema=schema)
-
-
-def _write(file: Path, columns: dict[str, Ints]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    pq.write_table(pa.table(columns), file, compression="zstd")
 
 
 def _yaml(run: Run, segments: Sequence[Segment], out: Path) -> str:
