@@ -93,8 +93,8 @@ class Generations(PerCheckpoint[Outputs]):
 
     def score(self, checkpoint: Checkpoint, reporter: Reporter) -> Outputs:
         """Load the kept texts and losses of a checkpoint; write and keep the missing ones."""
-        written, kept = self._written(checkpoint), self._kept_losses(checkpoint)
-        losses, start = sealed.SealedLosses.read(kept), reporter.scored
+        written, kept_losses = self._written(checkpoint), self._kept_losses(checkpoint)
+        losses, start = sealed.SealedLosses.read(kept_losses), reporter.scored
         incomplete = losses is None or not written.complete(self.fixed_prompts)
         if incomplete or self.verify:
             refuse_damaged(self.run, checkpoint, again=self.verify)
@@ -113,7 +113,7 @@ class Generations(PerCheckpoint[Outputs]):
             measured = losses is None
             losses = fill(work, checkpoint, written, losses, reporter)
             if measured:
-                losses.write(kept)
+                losses.write(kept_losses)
         assert losses is not None
         reporter.move_to(start + self.size(checkpoint.step))
         return Outputs(texts=written.read(), losses=losses)
@@ -169,8 +169,8 @@ class Generations(PerCheckpoint[Outputs]):
     @classmethod
     def items(cls, run: RunDirectory, checkpoint: Checkpoint) -> Iterator[Items]:
         """Values of each prompt and sealed sample at a checkpoint, from kept files; nothing if they are incomplete."""
-        if kept := _kept(run, checkpoint):
-            yield from kept[0]._items(checkpoint, kept[1])
+        if state := _complete(run, checkpoint):
+            yield from state[0]._items(checkpoint, state[1])
 
     @classmethod
     def of_kept(cls, run: RunDirectory) -> Iterator[Result]:
@@ -178,8 +178,8 @@ class Generations(PerCheckpoint[Outputs]):
         from wellread.checkpoint import list_checkpoints
 
         for checkpoint in list_checkpoints(run.checkpoints):
-            if kept := _kept(run, checkpoint):
-                yield from kept[0]._results(checkpoint, kept[1])
+            if state := _complete(run, checkpoint):
+                yield from state[0]._results(checkpoint, state[1])
 
     def _items(self, checkpoint: Checkpoint, outputs: Outputs) -> Iterator[Items]:
         flags = {name: f"--{name} {getattr(self, name)}" for name in ("prompts", "new_tokens", "max_samples", "seed")}
@@ -268,7 +268,7 @@ class Generations(PerCheckpoint[Outputs]):
         }
 
 
-def _kept(run: RunDirectory, checkpoint: Checkpoint) -> tuple[Generations, Outputs] | None:
+def _complete(run: RunDirectory, checkpoint: Checkpoint) -> tuple[Generations, Outputs] | None:
     """What is kept of a checkpoint, and the evaluation with its settings; None if a file is missing or incomplete."""
     of_texts, of_losses = (settings_in(of.path(run, checkpoint)) for of in (texts, sealed))
     if not of_texts or not of_losses:

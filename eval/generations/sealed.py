@@ -58,16 +58,16 @@ class SealedLosses:
         return np.asarray(self.loss / math.log(2) / self.n_bytes.mean())
 
     @classmethod
-    def read(cls, kept: KeptTable) -> SealedLosses | None:
+    def read(cls, file: KeptTable) -> SealedLosses | None:
         """Losses in a file; None without a file that belongs to its settings."""
-        table = kept.read()
+        table = file.read()
         return None if table is None else cls(**{name: table.column(name).to_numpy() for name in COLUMNS})
 
-    def write(self, kept: KeptTable) -> None:
+    def write(self, file: KeptTable) -> None:
         """Replace a file."""
         import pyarrow as pa
 
-        kept.write(pa.table({name: getattr(self, name) for name in COLUMNS}))
+        file.write(pa.table({name: getattr(self, name) for name in COLUMNS}))
 
 
 def path(run: RunDirectory, checkpoint: Checkpoint) -> Path:
