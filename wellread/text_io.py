@@ -26,7 +26,8 @@ LFS_POINTER = b"version https://git-lfs"
 """First bytes of the file that Git stores in place of a large one."""
 START = 64
 """Bytes at the start of a file that show its encoding."""
-_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_UTF32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 
 
 def foreign(start: bytes) -> str:
@@ -40,10 +41,12 @@ def foreign(start: bytes) -> str:
     start = start[:START]
     if start.startswith(LFS_POINTER):
         return "is a Git LFS pointer, not the file itself; run git lfs pull in its folder"
+    if start.startswith(_UTF32):
+        return "is UTF-32; save it as UTF-8"
     if start.startswith(_UTF16):
         return "is UTF-16; save it as UTF-8"
     if 3 * start.count(0) > len(start):
-        return "is UTF-16 without its mark, or not text; save it as UTF-8"
+        return "is UTF-16 or UTF-32 without its mark, or not text; save it as UTF-8"
     return ""
 
 

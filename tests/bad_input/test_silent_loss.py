@@ -231,7 +231,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, tuple[str, ...], str]] = {
     ),
     "UTF-16 without its mark": (
         {"a.csv": "instruction,response\na,b\n".encode("utf-16-le")}, "base", (),
-        "DIR/a.csv: is UTF-16 without its mark, or not text; save it as UTF-8",
+        "DIR/a.csv: is UTF-16 or UTF-32 without its mark, or not text; save it as UTF-8",
     ),
     "a template in UTF-16": (
         {"a.jsonl": [{"instruction": "a", "response": "b"}], "t.txt": "{instruction} {response}".encode("utf-16")},

@@ -110,7 +110,7 @@ def test_json_keys_and_arithmetic(in_process, root: Path) -> None:  # type: igno
     assert command == [sys.executable, "-u", "-m", "finetune", "train", str(root / "runs/x")]
     assert variables == {
         "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "3", "OMP_WAIT_POLICY": "passive",
-        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024",
         "PYTHONFAULTHANDLER": "1", "PYTHONUTF8": "1", "TOKENIZERS_PARALLELISM": "false",
         "TORCH_EXTENSIONS_DIR": "/var/cache/torch", "WELLREAD_CODE": str(root / "runs/x/code"),
     }  # fmt: skip

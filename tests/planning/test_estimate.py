@@ -436,7 +436,7 @@ def test_measured_memory_is_near_the_estimate(program: Any, tmp_path: Path) -> N
 
 
 def test_kernels_of_samples_of_different_lengths() -> None:
-    """1.1 MiB for each of 256 products; none if all samples have one length, in fp32 (MKL keeps none) or on GPUs."""
+    """256 x 1.1 MiB; none if all samples have one length, in fp32 (MKL keeps none) or on GPUs."""
     cpu = Machine(device="cpu", ranks_per_node=2)
     kernels = [
         of("ddp", work, machine).parts["host"].get("compiled kernels", 0)
@@ -444,4 +444,4 @@ def test_kernels_of_samples_of_different_lengths() -> None:
             (Work(), cpu), (Work(even=True), cpu), (Work(dtype="fp32"), cpu), (Work(), ON_GPUS),
         )
     ]  # fmt: skip
-    assert kernels == [2 * 256 * int(1.1 * 2**20), 0, 0, 0]
+    assert kernels == [2 * int(256 * 1.1 * 2**20), 0, 0, 0]

@@ -114,7 +114,8 @@ def one_line(directory: Path) -> Iterator[None]:
     except Exception as error:
         if "out of memory" in str(error) or "can't allocate memory" in str(error):
             raise
-        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        first, *more = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        reason = f"{first} {more[0]}" if more and first.endswith(":") else first
         reason = FOREIGN_CODE if "custom code" in reason else reason
         raise UserError(f"{directory}: the model cannot be loaded ({reason})") from None
 

@@ -26,7 +26,7 @@ from wellread.planning.parameters import (
     packing_mask,
     parameters,
 )
-from wellread.planning.phases import CACHED_KERNELS, KERNEL, Block, Phase, Sizes, plain
+from wellread.planning.phases import KERNELS, Block, Phase, Sizes, plain
 from wellread.planning.strategies import LADDER, Strategy
 from wellread.units import GIB, MIB
 
@@ -178,7 +178,7 @@ def _estimate(
         "processes": machine.ranks_per_node * PROCESS[rung.engine] + PROCESS["rank 0"],
     }
     if machine.device == "cpu" and work.dtype == "bf16" and not work.even:
-        parts["host"]["compiled kernels"] = machine.ranks_per_node * CACHED_KERNELS * KERNEL
+        parts["host"]["compiled kernels"] = machine.ranks_per_node * KERNELS
     if rung.on_nvme:
         on_node = -(-sizes.trainable // machine.nodes)
         weights = -(-sizes.width * sizes.model.total // machine.nodes)

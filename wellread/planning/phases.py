@@ -39,12 +39,13 @@ HEAP_BLOCK = 32 * MIB
 its mmap threshold, which grows to 32 MiB (DEFAULT_MMAP_THRESHOLD_MAX); smaller blocks are in the heap, which it returns
 to the system only from its end."""
 
-CACHED_KERNELS = 256
-"""Matrix products in bf16 for which oneDNN keeps compiled kernels on a CPU (ONEDNN_PRIMITIVE_CACHE_CAPACITY). A layer
-has about twenty for each padded length (`wellread.corpus.padding`), which all layers share."""
-KERNEL = int(1.1 * MIB)
-"""Bytes that a process keeps for each of these products: kernels of half a MiB, and the freed memory between them,
-which the heap cannot return. Fitted to one run of 300 steps (oneDNN 3.12, AVX-512)."""
+CACHED_KERNELS = 1024
+"""Matrix products in bf16 for which oneDNN keeps compiled kernels on a CPU (ONEDNN_PRIMITIVE_CACHE_CAPACITY). It must
+be more than a run has: a layer has about twenty for each padded length (`wellread.corpus.padding`), which all layers
+share. Otherwise kernels are compiled again and again, each at another place of the heap."""
+KERNELS = int(256 * 1.1 * MIB)
+"""Bytes that a process keeps for kernels: half a MiB each, and the freed memory between them, which the heap cannot
+return. Fitted to one run of 300 steps (oneDNN 3.12, AVX-512) with kernels of 256 products."""
 
 
 @dataclass(frozen=True)

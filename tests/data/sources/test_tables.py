@@ -100,7 +100,7 @@ def test_csv(tmp_path: Path) -> None:
     text = '\ufeffa,b\r\n1,"two\nlines, ""quoted"""\r\n\r\n3\r\n4,ä\r\n'
     assert read(write(tmp_path / "x.csv", text)) == [
         Row(1, {"a": "1", "b": 'two\nlines, "quoted"'}),
-        Row(2, None, "has 1 fields, but the header has 2"),
+        Row(2, None, "has 1 field, but the header has 2"),
         Row(3, {"a": "4", "b": "ä"}),
     ]
     long = "x" * 200_000  # longer than the default limit of the csv module

@@ -54,7 +54,7 @@ def test_the_ranks_get_exactly_these_variables(bare: pytest.MonkeyPatch) -> None
         "PYTHONFAULTHANDLER": "1",
         "PYTHONUTF8": "1",
         "DS_ACCELERATOR": "cpu",
-        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024",
         "CUDA_VISIBLE_DEVICES": "",
     }
 
@@ -63,8 +63,8 @@ def test_the_accelerator_is_set_only_on_cpus(bare: pytest.MonkeyPatch) -> None:
     assert environment(PLAN, LOCAL)["DS_ACCELERATOR"] == "cpu"
     bare.setenv("OMP_WAIT_POLICY", "active")
     assert environment(PLAN, LOCAL)["OMP_WAIT_POLICY"] == "active"
-    bare.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "1024")
-    assert environment(PLAN, LOCAL)["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "1024"
+    bare.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    assert environment(PLAN, LOCAL)["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "64"
     on_gpus = environment(replace(PLAN, machine=replace(PLAN.machine, device="cuda")), LOCAL)
     assert not on_gpus.keys() & {"DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES", "OMP_WAIT_POLICY"}
 

@@ -14,6 +14,7 @@ from wellread.data.sources.json_rows import json_rows, jsonl_rows, lines_of
 from wellread.data.sources.source import MAX_DOCUMENT, Row, Source, Unreadable, too_long
 from wellread.errors import UserError
 from wellread.text_io import repeated
+from wellread.units import plural
 
 if TYPE_CHECKING:
     import pyarrow
@@ -75,7 +76,7 @@ def csv_rows(path: Path, file: IO[str], limit: int = MAX_DOCUMENT) -> Iterator[R
             if len(values) == len(header):
                 yield Row(number, dict(zip(header, values, strict=True)))
             else:
-                yield Row(number, None, f"has {len(values)} fields, but the header has {len(header)}")
+                yield Row(number, None, f"has {plural(len(values), 'field')}, but the header has {len(header)}")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason}); save it as UTF-8") from None
     except csv.Error as error:
