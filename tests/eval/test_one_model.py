@@ -132,21 +132,21 @@ def _ranks_agree_with_generation(run: RunDirectory) -> Iterator[str]:
         columns = Tokens.joined(list(score_tokens(model, texts, ids, device="cpu")))
         of = Suffixes.of(columns.at(ids), 3, 4)
         positive = ids[of.extractible == 1]
-        others = np.setdiff1d(ids, positive)[-100:]
+        negative = np.setdiff1d(ids, positive)[-100:]
         assert positive.size >= 20
         assert generate(model, Work(texts, 3, 4, "cpu"), positive, "cpu") == [1.0] * positive.size
-        assert max(generate(model, Work(texts, 3, 4, "cpu"), others, "cpu")) < 1
+        assert max(generate(model, Work(texts, 3, 4, "cpu"), negative, "cpu")) < 1
         generator = torch.Generator().manual_seed(0)
         between = ids[(of.log_q > np.log(0.05)) & (of.log_q < np.log(0.5))][:4]
         assert between.size == 4
         for i in between.tolist():
             tokens, q = torch.from_numpy(texts.tokens(i).astype(np.int64)), float(np.exp(of.log_q[i]))
-            frequency = float((_drawn(model, tokens[:4], 4, generator) == tokens[4:]).all(1).double().mean())
+            frequency = float((_draws(model, tokens[:4], 4, generator) == tokens[4:]).all(1).double().mean())
             yield f"text {i}: q {q:.4f}, drawn in {frequency:.4f} of {DRAWS:,}"
             assert abs(frequency - q) < 4 * (q * (1 - q) / DRAWS) ** 0.5
 
 
-def _drawn(model: Any, prefix: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
+def _draws(model: Any, prefix: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
     """Continuations of a prefix, drawn at temperature 1 from the 40 most likely tokens; (draws, size)."""
     ids = prefix.repeat(DRAWS, 1)
     for _ in range(size):
