@@ -71,7 +71,7 @@ def _running() -> float:
     counts = []
     for _ in range(LOOKS):
         time.sleep(0.1 / LOOKS)
-        running, _, _ = LOAD.read_text().split()[3].partition("/")
+        running, _, _ = LOAD.read_text(encoding="ascii").split()[3].partition("/")
         counts.append(int(running) - 1)  # without this thread
     return statistics.mean(counts)
 

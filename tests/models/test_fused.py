@@ -70,8 +70,8 @@ def test_masks_of_padding(family: str) -> None:
     """transformers' masks of two dimensions, where padding may also be on the left; a mask of no padding is none."""
     tokens = batch()[0]
     real = torch.ones_like(tokens)
-    for row, (left, right) in enumerate(((0, 7), (5, 0), (3, 2), (0, 0))):
-        real[row, :left], real[row, WIDTH - right :] = 0, 0
+    for row, (before, after) in enumerate(((0, 7), (5, 0), (3, 2), (0, 0))):
+        real[row, :before], real[row, WIDTH - after :] = 0, 0
     plain, model = tiny(family), with_fused(family, "evaluation")
     for mask in (real, torch.ones_like(real)):
         with torch.no_grad():
@@ -116,13 +116,13 @@ def test_only_a_window_and_packed_samples_need_a_mask(family: str, monkeypatch: 
 
 
 def test_layers_share_what_they_derive_from_a_mask() -> None:
-    masks, given, like = fused.Masks(), torch.zeros(1, 1, 3, 3, dtype=torch.bool), torch.zeros(1)
-    first = masks.made(fused._hiding, given, 3, 3, like)
-    assert masks.made(fused._hiding, given, 3, 3, like) is first
-    assert masks.made(fused._hiding, given.clone(), 3, 3, like) is not first
+    masks, mask, like = fused.Masks(), torch.zeros(1, 1, 3, 3, dtype=torch.bool), torch.zeros(1)
+    first = masks.derive(fused._hiding, mask, 3, 3, like)
+    assert masks.derive(fused._hiding, mask, 3, 3, like) is first
+    assert masks.derive(fused._hiding, mask.clone(), 3, 3, like) is not first
     with torch.inference_mode():
-        assert masks.made(fused._hiding, given, 3, 3, like.double()).dtype == torch.float64
-    assert not masks.made(fused._hiding, given, 3, 3, like.double()).is_inference()
+        assert masks.derive(fused._hiding, mask, 3, 3, like.double()).dtype == torch.float64
+    assert not masks.derive(fused._hiding, mask, 3, 3, like.double()).is_inference()
 
 
 @pytest.mark.parametrize("heads", [4, 12])
@@ -173,8 +173,8 @@ def test_other_models_and_other_choices_stay_as_they_are() -> None:
     model: Any = tiny("llama")
     fused.use(model)
     assert model.config._attn_implementation == "sdpa"
-    chosen: Any = tiny("gptj")
-    chosen.config._attn_implementation = "flash_attention_2"
-    fused.use(chosen)
-    assert "_attn" not in vars(chosen.transformer.h[0].attn)
+    flash: Any = tiny("gptj")
+    flash.config._attn_implementation = "flash_attention_2"
+    fused.use(flash)
+    assert "_attn" not in vars(flash.transformer.h[0].attn)
     assert not set(fused.FUSED) - set(FAMILIES)

@@ -56,7 +56,7 @@ def finetune(program: Finetune, corpora: Path) -> Finetune:
 
 
 @pytest.fixture
-def asked(in_process: Finetune, corpora: Path) -> Finetune:
+def finetune_in_process(in_process: Finetune, corpora: Path) -> Finetune:
     """As `finetune`, in this process: for a run that is finished or refused."""
     return partial(_run, in_process, corpora)
 
@@ -196,9 +196,9 @@ def snapshot(directory: Path) -> dict[str, tuple[int, int]]:
     return {str(p.relative_to(directory)): (p.stat().st_mtime_ns, p.stat().st_size) for p in files}
 
 
-def test_a_finished_run_is_not_changed(asked: Finetune, uninterrupted: RunDirectory) -> None:
+def test_a_finished_run_is_not_changed(finetune_in_process: Finetune, uninterrupted: RunDirectory) -> None:
     before, manifest = snapshot(uninterrupted.path), uninterrupted.manifest()
-    result = asked(uninterrupted.path, *DIVISIONS["2 ranks x 4"], check=True)
+    result = finetune_in_process(uninterrupted.path, *DIVISIONS["2 ranks x 4"], check=True)
     assert f"{uninterrupted.path} is finished: step {STEPS} of {STEPS}; nothing to do\n" in result.stdout
     assert result.stderr == ""
     after = snapshot(uninterrupted.path)
@@ -216,10 +216,10 @@ def test_a_finished_run_is_not_changed(asked: Finetune, uninterrupted: RunDirect
     ],
 )
 def test_other_config_into_a_run_is_refused(
-    asked: Finetune, uninterrupted: RunDirectory, flags: tuple[object, ...], difference: str
+    finetune_in_process: Finetune, uninterrupted: RunDirectory, flags: tuple[object, ...], difference: str
 ) -> None:
     before = snapshot(uninterrupted.path)
-    result = asked(uninterrupted.path, *DIVISIONS["2 ranks x 4"], *flags)
+    result = finetune_in_process(uninterrupted.path, *DIVISIONS["2 ranks x 4"], *flags)
     assert result.returncode == 2
     assert result.stderr.startswith(f"error: {uninterrupted.path}: contains another run (")
     assert result.stderr.count("\n") == 1
@@ -236,7 +236,7 @@ def test_other_config_into_a_run_is_refused(
 def test_pretrained_directory_as_model(
     in_process: Finetune,
     finetune: Finetune,
-    asked: Finetune,
+    finetune_in_process: Finetune,
     uninterrupted: RunDirectory,
     corpora: Path,
     tmp_path: Path,
@@ -274,7 +274,7 @@ def test_pretrained_directory_as_model(
         "launch", "plan", "finetune", *FLAGS, "--corpora", corpora, "--model", "colors-1", "--json", env=search
     )
     assert json.loads(plan.stdout)["model"] == "colors-1"
-    result = asked(child.path, "--model", "colors-1", *flags, env=search, check=True)
+    result = finetune_in_process(child.path, "--model", "colors-1", *flags, env=search, check=True)
     assert f"{child.path} is finished: step 2 of 2; nothing to do\n" in result.stdout
 
 

@@ -49,7 +49,7 @@ class Masks:
         self._made: torch.Tensor | None = None
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # what it keeps would be compiled into each layer
-    def made(
+    def derive(
         self, make: Callable[..., torch.Tensor], mask: torch.Tensor | None, rows: int, keys: int, like: torch.Tensor
     ) -> torch.Tensor:
         """``make(mask, rows, keys, like)``, or its last result if the arguments are the same."""
@@ -130,7 +130,7 @@ def _gpt_neo(
 ) -> tuple[torch.Tensor, None]:
     rows, keys, mask = query.shape[2], key.shape[2], attention_mask
     if module.attention_type == "local" and keys > module.config.window_size:
-        mask = masks.made(partial(_window, module.config.window_size), mask, rows, keys, value)
+        mask = masks.derive(partial(_window, module.config.window_size), mask, rows, keys, value)
     return _attend(query, key, value, mask, scale=1.0, dropout=_probability(module, module.attn_dropout.p)), None
 
 
@@ -175,7 +175,7 @@ def _mpt(
     if past_key_values is not None:
         key, value = past_key_values.update(key, value, module.layer_idx)
     rows, keys, mask = query.shape[2], key.shape[2], attention_mask
-    mask = masks.made(_hiding, mask, rows, keys, value) if mask is not None and mask.numel() else None
+    mask = masks.derive(_hiding, mask, rows, keys, value) if mask is not None and mask.numel() else None
     scale = float(module.softmax_scale)
     slopes = position_bias[:, 0, -1] - position_bias[:, 0, -2]
     parts = _alibi(query, key, value, slopes / scale)

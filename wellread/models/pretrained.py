@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 IMPLEMENTATIONS = {"attn": ("sdpa", "eager", "flex_attention"), "experts": ("grouped_mm", "batched_mm", "eager")}
-"""Part of a model -> its implementations that torch alone can compute; the first is the usual one."""
+"""Part of a model -> its implementations that torch itself can compute; the first is the usual one."""
 FLASH = {
     "flash_attention_2": ("is_flash_attn_2_available", "flash-attn"),
     "flash_attention_3": ("is_flash_attn_3_available", "flash-attn-3"),
@@ -148,23 +148,23 @@ def configuration_in(directory: Path) -> Any:
 def _refuse_kernels(directory: Path, config: Any) -> None:
     """Refuse a config.json that names code which is not here: transformers would download and execute it."""
     file = directory / "config.json"
-    for part, known in IMPLEMENTATIONS.items():
+    for part, implementations in IMPLEMENTATIONS.items():
         value = getattr(config, f"_{part}_implementation", None)
         for name in value.values() if isinstance(value, dict) else [value]:
-            if name is not None and name not in known:
+            if name is not None and name not in implementations:
                 _refuse_implementation(file, part, str(name))
 
 
 def _refuse_implementation(file: Path, part: str, name: str) -> None:
-    """Refuse what torch alone cannot compute, except flash attention whose package is usable here."""
+    """Refuse what torch itself cannot compute, except flash attention whose package is usable here."""
     from transformers.utils import import_utils
 
-    known = IMPLEMENTATIONS[part]
-    instead = f"remove this setting, or write {known[0]} instead"
+    implementations = IMPLEMENTATIONS[part]
+    instead = f"remove this setting, or write {implementations[0]} instead"
     if "/" in name:
         raise UserError(f"{file}: names {name}, {FOREIGN_CODE}; {instead}")
     if part != "attn" or name not in FLASH:
-        raise UserError(f"{file}: {part}_implementation {name}: unknown; choose {', '.join(known)}")
+        raise UserError(f"{file}: {part}_implementation {name}: unknown; choose {', '.join(implementations)}")
     is_usable, package = FLASH[name]
     if not getattr(import_utils, is_usable)():  # transformers would download it, if it has the package kernels
         raise UserError(f"{file}: {name} needs a GPU and the package {package}, one of which is missing; {instead}")

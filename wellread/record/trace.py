@@ -85,8 +85,8 @@ class Readings:
                 yield sample_id.astype(np.int64), batch_id.astype(np.int64), slot.astype(np.int64), loss
 
         if sum(part["rows"] for part in record.parts if part["from"] < step) <= KEPT:
-            kept = list(pieces())
-            return cls.counted(run.corpus.n, lambda: kept)
+            short = list(pieces())
+            return cls.counted(run.corpus.n, lambda: short)
         ids = (table.column("sample_id").to_numpy() for _, _, table in record.pieces(COLUMNS[:1], ROWS_AT_ONCE, step))
         return cls(_counts(run.corpus.n, ids), pieces)
 
@@ -113,11 +113,11 @@ class Readings:
         missing = missing if most is None else [min(n, most) for n in missing]
         none = np.empty(0, dtype=np.int64)
         parts: list[list[Columns]] = [[(none, none, none, np.empty(0, dtype=np.float32))] for _ in groups]
-        asked = np.zeros(len(self.counts), dtype=np.bool_)
+        is_in_a_group = np.zeros(len(self.counts), dtype=np.bool_)
         for group in groups:
-            asked[group] = True
+            is_in_a_group[group] = True
         for sample_id, batch_id, slot, loss in self.pieces() if any(missing) else ():
-            rows = np.flatnonzero(asked[sample_id])
+            rows = np.flatnonzero(is_in_a_group[sample_id])
             ids = sample_id[rows]
             for number, group in enumerate(groups):
                 low, high = (np.searchsorted(group, ids, side) for side in ("left", "right"))
