@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -49,11 +50,11 @@ def test_only_this_user_can_open_the_store_and_nothing_stays() -> None:
     assert not folder.exists()
 
 
-KILLED = """
-import os, signal
+MEETING = """
+import os, signal, sys
 from launch.backends import one_node
 with one_node.environment():
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), int(sys.argv[1]))
 """
 
 
@@ -66,13 +67,13 @@ def test_what_a_killed_launcher_has_left_is_removed(tmp_path: Path, monkeypatch:
     before = {path.name for path in tmp_path.iterdir()}
     with one_node.environment():
         living = Path(os.environ[STORE]).parent
-        subprocess.run([sys.executable, "-c", KILLED], env=os.environ | {"TMPDIR": str(tmp_path)}, check=False)
+        launcher = [sys.executable, "-c", MEETING]
+        elsewhere = os.environ | {"TMPDIR": str(tmp_path)}
+        subprocess.run([*launcher, str(int(signal.SIGKILL))], env=elsewhere, check=False)
         (killed,) = {path.name for path in tmp_path.iterdir()} - before - {living.name}
-        monkeypatch.delenv(STORE)
-        with one_node.environment():
-            assert living.exists()
-            assert not (tmp_path / killed).exists()
-        monkeypatch.setenv(STORE, str(living / "store"))
+        subprocess.run([*launcher, "0"], env=elsewhere, check=True)
+        assert living.exists()
+        assert not (tmp_path / killed).exists()
     assert {path.name for path in tmp_path.iterdir()} == before
     assert (tmp_path / "elsewhere" / one_node.LOCK).exists()
 
