@@ -199,14 +199,15 @@ class Generations(PerCheckpoint[Outputs]):
     def _values(self, checkpoint: Checkpoint, outputs: Outputs) -> Iterator[tuple[str, str, Floats, Ints]]:
         """Group, metric, value of each item, and document of each item."""
         documents, tracer = self._documents[self._ids], spans.tracer_of(self.run, checkpoint)
+        references = tuple(self._references[i] for i in self._ids)
         tokens = {REFERENCE: [prompt.reference[: self.new_tokens] for prompt in self.fixed_prompts]}
         for method in texts.METHODS:
             by_id = {text.prompt_id: text for text in outputs.texts if text.method == method}
-            written, references = [by_id[i].text for i in self._ids], [self._references[i] for i in self._ids]
+            written = tuple(by_id[i].text for i in self._ids)
             tokens[method] = [by_id[i].tokens for i in self._ids]
             for metric, values in (metrics.measure(written) | metrics.overlap(written, references)).items():
                 yield method, metric, values, documents
-        for metric, values in metrics.measure([self._references[i] for i in self._ids]).items():
+        for metric, values in metrics.measure(references).items():
             yield REFERENCE, metric, values, documents
         if tracer:
             for group, rows in tokens.items():

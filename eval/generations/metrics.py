@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -11,13 +13,17 @@ from eval.separation import Floats
 from wellread.data import text_metrics
 
 N_GRAM = 4
+MOST = 256
+"""Results that are kept: saturation and report ask for those of each checkpoint several times, and each time for those
+of the same references."""
 
 
-def measure(texts: Sequence[str]) -> dict[str, Floats]:
+@lru_cache(MOST)
+def measure(texts: tuple[str, ...]) -> MappingProxyType[str, Floats]:
     """Metrics of each text by itself: those of `text_metrics.NAMES`, and `repeated`; float64[n] each."""
     columns = text_metrics.measure(texts).astype(np.float64).T
     values = dict(zip(text_metrics.NAMES, columns, strict=True))
-    return values | {"repeated": np.array([repeated(text) for text in texts])}
+    return MappingProxyType(values | {"repeated": np.array([repeated(text) for text in texts])})
 
 
 def repeated(text: str) -> float:
@@ -30,17 +36,19 @@ def repeated(text: str) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def overlap(texts: Sequence[str], references: Sequence[str]) -> dict[str, Floats]:
+@lru_cache(MOST)
+def overlap(texts: tuple[str, ...], references: tuple[str, ...]) -> MappingProxyType[str, Floats]:
     """BLEU and chrF of each text against its reference, 0 to 100, by sacrebleu; float64[n] each.
 
     BLEU of a single text uses only the lengths of n-grams that it has (effective order), as sacrebleu recommends.
     """
     scorers = _scorers(effective_order=True)
     pairs = list(zip(texts, references, strict=True))
-    return {
+    scores = {
         name: np.array([scorer.sentence_score(text, [reference]).score for text, reference in pairs])
         for name, scorer in scorers.items()
     }
+    return MappingProxyType(scores)
 
 
 def corpus_overlap(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:

@@ -117,7 +117,7 @@ def test_repeated_by_hand() -> None:
 
 
 def test_overlap_of_equal_and_different_texts() -> None:
-    values = metrics.overlap(["the red ball is big", "no"], ["the red ball is big", "yes"])
+    values = metrics.overlap(("the red ball is big", "no"), ("the red ball is big", "yes"))
     assert values["bleu"] == pytest.approx([100, 0])
     assert values["chrf"] == pytest.approx([100, 0])
 
