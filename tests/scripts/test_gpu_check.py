@@ -266,9 +266,9 @@ def test_the_remarks_compare_assumptions_with_measurements() -> None:
         "pythia-12b", "zero3-partial", "trained", trained=True, story=True, fits=True, ratio=0.5, gpu=gpu, idle=idle
     )
     row.predicted = {"gpu": 11 * GIB, "host": 6 * GIB}
-    lines = remarks([row], Inventory(LARGE, ["NVIDIA B200"], "2.13.0", "0.19.8", None), ["pythia-12b zero1"], [])
+    lines = remarks([row], Inventory(LARGE, ["NVIDIA RTX A4000"], "2.13.0", "0.19.8", None), ["pythia-12b zero1"], [])
     assert "Host memory of a rank without a model: 2.00 GiB (predicted with 2.50)." in lines
     assert any("0.50 GiB before the model, 1.00 after training (predicted with 0.75)" in line for line in lines)
-    assert any(line.endswith("has no peak rate for NVIDIA B200.") for line in lines)
+    assert any(line.endswith("has no peak rate for NVIDIA RTX A4000.") for line in lines)
     assert "The story: pythia-12b, zero3-partial 50%, predicted to fit (11.00 GiB per GPU): trained." in lines
     assert lines[-1] == "Skipped, because they are predicted not to fit: pythia-12b zero1."

@@ -44,6 +44,7 @@ def tree(root: Path, tmp_path: Path) -> Path:
         ".venv/bin/python": PYTHON, ".venv/.wellread-setup": "", "wellread/__main__.py": PROGRAM,
         "wellread/recipes/registry.py": REGISTRY, "wellread/__init__.py": "", "wellread/recipes/__init__.py": "",
         "scripts/__init__.py": "", "scripts/with_args.py": (root / "scripts/with_args.py").read_text(),
+        "wellread/starting.py": (root / "wellread/starting.py").read_text(),
     }  # fmt: skip
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
