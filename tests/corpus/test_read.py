@@ -64,6 +64,8 @@ def test_other_values_are_refused_by_key(copied: Path, key: str, values: object)
         ("offsets.npy", lambda values: values[:-1]),
         ("offsets.npy", lambda values: values + 1),
         ("offsets.npy", lambda values: values * 1000),
+        ("offsets.npy", lambda values: np.where(np.arange(values.size) == 9, 1 << 40, values)),  # as one altered byte
+        ("target_offsets.npy", lambda values: np.where(np.arange(values.size) == 9, 1 << 40, values)),
         ("target_offsets.npy", lambda values: values * 2),
         ("targets.npy", lambda values: values.reshape(-1)),
     ],

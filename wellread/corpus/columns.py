@@ -16,6 +16,8 @@ from wellread.corpus.digest import DIGEST_BYTES, digest
 
 Columns = dict[str, NDArray[Any]]
 DIGEST = np.dtype((np.void, DIGEST_BYTES))
+VALUES_AT_ONCE = 1 << 20
+"""Values that are compared at once, so that the memory does not grow with their number."""
 RAGGED = {"tokens": "lengths", "spans": "n_spans", "rows": "n_rows"}
 """Columns with several values per sample -> the column with the number of values."""
 
@@ -38,6 +40,12 @@ def _ragged(lengths: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np
 def consecutive(first: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """first[i], first[i] + 1, …: counts[i] values for each i in turn, (counts.sum(),)."""
     return np.asarray(np.arange(counts.sum()) + np.repeat(first - (np.cumsum(counts) - counts), counts))
+
+
+def is_ascending(values: NDArray[np.int64]) -> bool:
+    """Whether no value is below the one before; some values at once."""
+    parts = range(0, len(values), VALUES_AT_ONCE)
+    return all((np.diff(values[start : start + VALUES_AT_ONCE + 1]) >= 0).all() for start in parts)
 
 
 def joined(parts: Sequence[Columns]) -> Columns:

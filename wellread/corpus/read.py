@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from wellread.corpus import arrow, canaries, marks
 from wellread.corpus.arrow import COMPILE_AGAIN as COMPILE_AGAIN
 from wellread.corpus.canaries import Registration
-from wellread.corpus.columns import consecutive
+from wellread.corpus.columns import consecutive, is_ascending
 from wellread.corpus.digest import digest
 from wellread.errors import UserError
 from wellread.files import damage_named, load_array, read_json, release
@@ -212,6 +212,8 @@ class Corpus:
                 f"{self.path / name}: damaged (from {array[0]:,} to {array[-1]:,}, expected from 0"
                 f"{'' if last is None else f' to {last:,}'}); {COMPILE_AGAIN}"
             )
+        if not is_ascending(array):  # else one altered byte could ask for any amount of memory
+            raise UserError(f"{self.path / name}: damaged (its values are not ascending); {COMPILE_AGAIN}")
         return array
 
     def _not_the_format(self, name: str, array: Any, expected: str) -> UserError:

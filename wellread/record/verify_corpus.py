@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from wellread.corpus import suffixes, tokenizer
 from wellread.corpus.canaries import FILE as CANARIES
+from wellread.corpus.columns import is_ascending
 from wellread.corpus.digest import corpus_key
 from wellread.corpus.marks import FILE as MARKS
 from wellread.corpus.read import META, METRICS, Corpus
@@ -178,18 +179,12 @@ def _largest(tokens: NDArray[Any]) -> int:
     return largest
 
 
-def _ascends(offsets: NDArray[np.int64]) -> bool:
-    """Whether no value is below the one before; some values at once."""
-    parts = range(0, len(offsets), SAMPLES_AT_ONCE)
-    return all((np.diff(offsets[start : start + SAMPLES_AT_ONCE + 1]) >= 0).all() for start in parts)
-
-
 def _offsets(findings: Findings, path: Path, n: int, end: int) -> NDArray[np.int64] | None:
     """Offsets of `n` things that end at `end`; None, with a problem, if they are anything else."""
     offsets = np.asarray(load_array(path, "restore it from a copy"))
     if offsets.dtype != np.int64 or offsets.shape != (n + 1,):
         findings.add(f"{path}: {offsets.dtype}{list(offsets.shape)}, expected int64[{n + 1}]")
-    elif offsets[0] != 0 or offsets[-1] != end or not _ascends(offsets):
+    elif offsets[0] != 0 or offsets[-1] != end or not is_ascending(offsets):
         findings.add(f"{path}: does not ascend from 0 to {end:,}")
     else:
         return offsets
