@@ -27,7 +27,8 @@ from wellread.corpus.columns import duplicates
 from wellread.corpus.digest import corpus_key, digest
 from wellread.corpus.merge import merge
 from wellread.corpus.read import Corpus
-from wellread.corpus.shards import Sample, Shard, write_shards
+from wellread.corpus.shards import Sample, Shard, write_shard
+from wellread.corpus.workers import write_chunks
 from wellread.errors import UserError
 
 
@@ -54,10 +55,15 @@ SHARDS = [
 ]
 
 
+def written(build: Path, count: int, make: Callable[[int], Shard]) -> list[int]:
+    """Write the missing ones of the shards 0 … count-1; return what is yielded meanwhile."""
+    return [*write_chunks(build, range(count), lambda path, i: write_shard(path, make(i)), 1, lambda _: 1)]
+
+
 def compiled(target: Path, shards: list[Shard] = SHARDS, vocab: int = 65536) -> Corpus:
     with building(target) as build:
         assert build is not None
-        write_shards(build, len(shards), shards.__getitem__, lambda _: None)
+        written(build, len(shards), shards.__getitem__)
         merge(
             build,
             sets=("toy", "odd"),
@@ -151,7 +157,7 @@ def test_compiling_twice_gives_the_same_bytes(tmp_path: Path) -> None:
 def build_until(error: type[BaseException], target: Path, make) -> None:  # type: ignore[no-untyped-def]
     with building(target) as build:
         assert build is not None
-        write_shards(build, 3, make, lambda _: None)
+        written(build, 3, make)
         raise error("stop")
 
 
@@ -167,10 +173,9 @@ def test_an_interrupted_build_continues_where_it_stopped(tmp_path: Path) -> None
     with pytest.raises(KeyboardInterrupt):
         build_until(KeyboardInterrupt, target, make)
     assert not target.exists()
-    progress: list[int] = []
     with building(target) as build:
         assert build is not None
-        write_shards(build, 3, make, progress.append)
+        progress = written(build, 3, make)
         merge(
             build,
             sets=("toy", "odd"),

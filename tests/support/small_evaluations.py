@@ -16,7 +16,7 @@ from wellread.config import RunConfig
 from wellread.corpus.canaries import Texts
 from wellread.corpus.merge import merge
 from wellread.corpus.read import Corpus
-from wellread.corpus.shards import Sample, Shard, write_shards
+from wellread.corpus.shards import Sample, Shard, shard_path, write_shard
 from wellread.files import write_json
 from wellread.models import registry
 from wellread.planning.machine import Machine
@@ -86,7 +86,7 @@ def make_corpus(path: Path, trainable: int, sealed: int, copies: bool, canaries:
         for i in range(trainable + sealed)
     ]  # fmt: skip
     path.mkdir(parents=True)
-    write_shards(path, 1, lambda _: Shard(samples), lambda _: None)
+    write_shard(shard_path(path, 0), Shard(samples))
     extra: dict[str, Any] = {}
     if canaries:
         canaries.write(path)

@@ -17,7 +17,7 @@ from wellread.corpus import tokenizer
 from wellread.corpus.holdout import is_sealed
 from wellread.corpus.merge import merge
 from wellread.corpus.read import Corpus
-from wellread.corpus.shards import Sample, Shard, write_shards
+from wellread.corpus.shards import Sample, Shard, shard_path, write_shard
 from wellread.files import with_checksum, write_json
 from wellread.models import registry
 from wellread.order.permutation import Order
@@ -114,7 +114,7 @@ def _corpus(path: Path, packed: bool) -> Corpus:
         )
         for i in range(60)
     ]  # fmt: skip
-    write_shards(path, 1, lambda _: Shard(samples), lambda _: None)
+    write_shard(shard_path(path, 0), Shard(samples))
     (path / "tokenizer").mkdir()
     tokenizer.copy_files(OLD / "finetune" / "model", path / "tokenizer")
     size, eos = 320, 0

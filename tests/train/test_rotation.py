@@ -10,7 +10,7 @@ import pytest
 
 from wellread.corpus.merge import merge
 from wellread.corpus.read import Corpus
-from wellread.corpus.shards import Sample, Shard, write_shards
+from wellread.corpus.shards import Sample, Shard, shard_path, write_shard
 from wellread.train.rotation import Rotation
 
 TRAINABLE = 5
@@ -27,7 +27,7 @@ def windows(tmp_path: Path) -> Corpus:
         Sample(tokens=[5, 6, 7], spans=[(1, 3)], document=d, sealed=d >= 100, set_id=0, row=i, category="")
         for i, d in enumerate(documents)
     ]
-    write_shards(tmp_path, 1, lambda _: Shard(samples), lambda _: None)
+    write_shard(shard_path(tmp_path, 0), Shard(samples))
     merge(tmp_path, sets=("synthetic",), vocab_size=64, settings={}, extra={})
     return Corpus.open(tmp_path)
 
@@ -62,6 +62,6 @@ def test_the_key_is_the_seed(windows: Corpus) -> None:
 
 def test_without_sealed_samples(tmp_path: Path) -> None:
     samples = [Sample(tokens=[5, 6], spans=[(1, 2)], document=1, sealed=False, set_id=0, row=0, category="")]
-    write_shards(tmp_path, 1, lambda _: Shard(samples), lambda _: None)
+    write_shard(shard_path(tmp_path, 0), Shard(samples))
     merge(tmp_path, sets=("synthetic",), vocab_size=64, settings={}, extra={})
     assert Rotation(Corpus.open(tmp_path), seed=0).take(0, 4).tolist() == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,15 +50,6 @@ class Shard:
     """(samples, metrics), if text metrics are requested."""
     marks: list[tuple[int, Mark]] = field(default_factory=list)
     """Marks, each with the index in `samples` of the sample in which it begins."""
-
-
-def write_shards(build: Path, count: int, make: Callable[[int], Shard], progress: Callable[[int], None]) -> None:
-    """Write the missing ones of the shards 0 … count-1; call ``progress(done)`` after each shard."""
-    for index in range(count):
-        path = shard_path(build, index)
-        if not path.exists():
-            write_shard(path, make(index))
-        progress(index + 1)
 
 
 def shard_path(build: Path, index: int) -> Path:
