@@ -214,6 +214,7 @@ class Corpus:
             )
         if not is_ascending(array):  # else one altered byte could ask for any amount of memory
             raise UserError(f"{self.path / name}: damaged (its values are not ascending); {COMPILE_AGAIN}")
+        release(array)
         return array
 
     def _not_the_format(self, name: str, array: Any, expected: str) -> UserError:
