@@ -6,31 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from support.small_models import VOCAB, tiny
+from support.segments import batch, gradients
+from support.small_models import tiny
 from torch import nn
 
 from wellread.models import fused
 from wellread.models.families import FAMILIES
 from wellread.models.loss import sample_losses
-
-LENGTHS = ((9, 1, 12, 5), (3, 2), (14,), (2, 13, 7))
-"""Lengths of the segments of each sample: longer than GPT-Neo's window of 4 tokens, and single tokens."""
-WIDTH = 32
-
-
-def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Tokens, targets and segments of packed samples with padding."""
-    generator = torch.Generator().manual_seed(3)
-    tokens = torch.randint(1, VOCAB, (len(LENGTHS), WIDTH), generator=generator)
-    targets, segments = torch.zeros_like(tokens, dtype=torch.bool), torch.zeros_like(tokens)
-    for row, lengths in enumerate(LENGTHS):
-        end = 0
-        for number, length in enumerate(lengths):
-            targets[row, end + 1 : end + length] = True
-            segments[row, end : end + length] = number
-            end += length
-        segments[row, end:] = len(lengths)
-    return tokens, targets, segments
 
 
 def with_fused(family: str, how: str = "training") -> nn.Module:
@@ -42,21 +24,17 @@ def with_fused(family: str, how: str = "training") -> nn.Module:
     return model.eval() if how == "evaluation" else model.train()
 
 
-def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
 @pytest.mark.parametrize("how", ["evaluation", "training", "checkpointing"])
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("family", fused.FUSED)
 def test_losses_and_gradients_are_those_of_stored_scores(family: str, packed: bool, how: str) -> None:
-    tokens, targets, segments = batch()
-    inputs = (tokens, targets, segments) if packed else (tokens, targets)
+    inputs = batch(packed=packed).inputs
     plain, model = tiny(family).train(), with_fused(family, how)
     expected, losses = sample_losses(plain, *inputs), sample_losses(model, *inputs)
     expected.sum().backward()
     losses.sum().backward()
-    assert expected.min() > 5
+    assert expected[[0, 2, 3]].min() > 5
+    assert losses[1] == expected[1] == 0
     torch.testing.assert_close(losses, expected, rtol=1e-6, atol=0)
     of_plain, of_fused = gradients(plain), gradients(model)
     assert of_plain.keys() == of_fused.keys() == dict(plain.named_parameters()).keys()
@@ -68,10 +46,10 @@ def test_losses_and_gradients_are_those_of_stored_scores(family: str, packed: bo
 @pytest.mark.parametrize("family", fused.FUSED)
 def test_masks_of_padding(family: str) -> None:
     """transformers' masks of two dimensions, where padding may also be on the left; a mask of no padding is none."""
-    tokens = batch()[0]
+    tokens = batch(packed=True).tokens
     real = torch.ones_like(tokens)
     for row, (before, after) in enumerate(((0, 7), (5, 0), (3, 2), (0, 0))):
-        real[row, :before], real[row, WIDTH - after :] = 0, 0
+        real[row, :before], real[row, tokens.shape[1] - after :] = 0, 0
     plain, model = tiny(family), with_fused(family, "evaluation")
     for mask in (real, torch.ones_like(real)):
         with torch.no_grad():
@@ -84,7 +62,7 @@ def test_masks_of_padding(family: str) -> None:
 
 @pytest.mark.parametrize("family", fused.FUSED)
 def test_generation_with_a_cache(family: str) -> None:
-    prompt = batch()[0][:1, :9]
+    prompt = batch(packed=True).tokens[:1, :9]
     texts = [
         each.generate(
             input_ids=prompt, max_new_tokens=12, do_sample=False, output_logits=True, return_dict_in_generate=True
@@ -106,12 +84,12 @@ def test_only_a_window_and_packed_samples_need_a_mask(family: str, monkeypatch: 
 
     monkeypatch.setattr(fused, "scaled_dot_product_attention", noted)
     model = with_fused(family)
-    sample_losses(model, *batch()[:2])
+    sample_losses(model, *batch(packed=False).inputs)
     assert [(mask is None, causal) for mask, causal in calls] == [
         (True, True),
         (False, False) if family == "gpt_neo" else (True, True),
     ]
-    sample_losses(model, *batch())
+    sample_losses(model, *batch(packed=True).inputs)
     assert all(mask is not None and mask.shape[1] == 1 for mask, _ in calls[2:])  # not one per head
 
 
@@ -142,7 +120,7 @@ def test_the_bias_of_mpt_in_bf16_is_exact_where_it_matters(heads: int) -> None:
 
 @pytest.mark.parametrize("family", fused.FUSED)
 def test_autocast_and_bf16_weights(family: str) -> None:
-    model, plain, inputs = with_fused(family), tiny(family).train(), batch()
+    model, plain, inputs = with_fused(family), tiny(family).train(), batch(packed=True).inputs
     with torch.no_grad():
         expected = sample_losses(plain, *inputs)
         with torch.autocast("cpu", torch.bfloat16):
@@ -161,8 +139,8 @@ def test_compiled_layers_give_the_same_losses() -> None:
     torch._dynamo.reset()
     model, plain, before = with_fused("gpt_neo"), with_fused("gpt_neo"), compiled_graphs()
     compile_layers(model, backend="aot_eager")
-    for count in (3, 2):
-        losses, expected = (sample_losses(each, *batch()[:count]) for each in (model, plain))
+    for packed in (True, False):
+        losses, expected = (sample_losses(each, *batch(packed=packed).inputs) for each in (model, plain))
         losses.sum().backward()
         torch.testing.assert_close(losses, expected, rtol=1e-6, atol=1e-6)
     assert compiled_graphs() > before

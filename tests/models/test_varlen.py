@@ -8,35 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.small_models import SIZES, VOCAB, tiny
+from support.segments import SEGMENTS, batch, gradients
+from support.small_models import SIZES, tiny
 from torch import nn
 
-from wellread.corpus.batch import Batch
 from wellread.errors import UserError
 from wellread.models import varlen
 from wellread.models.families import VARLEN_FAMILIES
 from wellread.models.loss import sample_losses
 from wellread.models.varlen import flat_losses, positions
-
-SEGMENTS = ((9, 1, 12, 5), (3, 2), (14,), (2, 13, 7))
-"""Lengths of the segments of each sample; one is a single token."""
-
-
-def batch(*, packed: bool, width: int = 32) -> Batch:
-    """Padded samples; each segment has a prompt without targets, one sample has no target at all."""
-    generator = torch.Generator().manual_seed(1)
-    rows = SEGMENTS if packed else tuple((sum(each),) for each in SEGMENTS)
-    tokens, targets, segments = (torch.zeros(len(rows), width, dtype=torch.int64) for _ in range(3))
-    for row, lengths in enumerate(rows):
-        end = 0
-        for number, length in enumerate(lengths):
-            tokens[row, end : end + length] = torch.randint(1, VOCAB, (length,), generator=generator)
-            targets[row, end + max(1, length // 3) : end + length] = row != 1
-            segments[row, end : end + length] = number
-            end += length
-        segments[row, end:] = len(lengths)
-    lengths = torch.tensor([sum(each) for each in rows])
-    return Batch(torch.arange(len(rows)) + 7, lengths, tokens, targets.bool(), segments if packed else None)
 
 
 def with_varlen(family: str, how: str = "training") -> nn.Module:
@@ -46,10 +26,6 @@ def with_varlen(family: str, how: str = "training") -> nn.Module:
         checkpointed: Any = model
         checkpointed.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.eval() if how == "evaluation" else model.train()
-
-
-def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("how", ["evaluation", "training", "checkpointing"])

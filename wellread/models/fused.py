@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from typing import Any, cast
 
 import torch
@@ -30,12 +31,14 @@ def use(model: nn.Module) -> None:
     from transformers import AttentionMaskInterface
 
     causal_lm = cast(Any, model)
-    prepare = FUSED.get(causal_lm.config.model_type)
-    if prepare is None or causal_lm.config._attn_implementation != "eager":
+    family = causal_lm.config.model_type
+    if family not in FUSED or causal_lm.config._attn_implementation != "eager":
         return
-    masks = Masks()
+    masks, (name, method, function) = Masks(), FUSED[family]
+    attention = getattr(import_module(f"transformers.models.{family}.modeling_{family}"), name)
     for module in model.modules():
-        prepare(module, masks)
+        if isinstance(module, attention):
+            setattr(module, method, partial(function, module, masks))
     AttentionMaskInterface.register(NAME, _mask)
     causal_lm.config._attn_implementation = NAME
 
@@ -96,28 +99,20 @@ def _probability(module: nn.Module, dropout: float) -> float:
 # --- GPT-J
 
 
-def _prepare_gptj(module: nn.Module, masks: Masks) -> None:
-    from transformers.models.gptj.modeling_gptj import GPTJAttention
-
-    if isinstance(module, GPTJAttention):
-        cast(Any, module)._attn = partial(_gptj, module)
-
-
 def _gptj(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None = None
+    module: Any,
+    masks: Masks,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, None]:
+    """``GPTJAttention._attn``."""
     dropout = _probability(module, module.attn_dropout.p)
     return _attend(query, key, value, attention_mask, scale=1 / module.scale_attn, dropout=dropout), None
 
 
 # --- GPT-Neo
-
-
-def _prepare_gpt_neo(module: nn.Module, masks: Masks) -> None:
-    from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
-
-    if isinstance(module, GPTNeoSelfAttention):
-        cast(Any, module)._attn = partial(_gpt_neo, module, masks)
 
 
 def _gpt_neo(
@@ -128,6 +123,7 @@ def _gpt_neo(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, None]:
+    """``GPTNeoSelfAttention._attn``."""
     rows, keys, mask = query.shape[2], key.shape[2], attention_mask
     if module.attention_type == "local" and keys > module.config.window_size:
         mask = masks.derive(partial(_window, module.config.window_size), mask, rows, keys, value)
@@ -138,23 +134,15 @@ def _window(size: int, mask: torch.Tensor | None, rows: int, keys: int, like: to
     """What is added to the scores so that a row sees only the last `size` keys: (batch or 1, 1, rows, keys)."""
     places = torch.arange(keys, device=like.device)
     distances = places[keys - rows :, None] - places
-    visible = ((distances >= 0) & (distances < size))[None, None]
-    if mask is not None and not mask.is_floating_point():
-        visible = visible & mask
-    added = torch.zeros((), dtype=like.dtype, device=like.device)
-    if mask is not None and mask.is_floating_point():
-        added = mask.to(like.dtype)
-    return added.masked_fill(~visible, torch.finfo(like.dtype).min)
+    hidden = ((distances < 0) | (distances >= size))[None, None]
+    if mask is None:
+        return _hiding(hidden, rows, keys, like)
+    if mask.is_floating_point():
+        return mask.to(like.dtype).masked_fill(hidden, torch.finfo(like.dtype).min)
+    return _hiding(hidden | ~mask, rows, keys, like)
 
 
 # --- MPT
-
-
-def _prepare_mpt(module: nn.Module, masks: Masks) -> None:
-    from transformers.models.mpt.modeling_mpt import MptAttention
-
-    if isinstance(module, MptAttention):
-        cast(Any, module).forward = partial(_mpt, module, masks)
 
 
 def _mpt(
@@ -166,7 +154,7 @@ def _mpt(
     attention_mask: torch.Tensor | None = None,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The forward pass of `MptAttention`."""
+    """``MptAttention.forward``."""
     shape = (*hidden_states.shape[:2], 3, module.n_heads, module.head_dim)
     mixed = module.Wqkv(hidden_states)
     if module.clip_qkv:
@@ -206,7 +194,7 @@ def _alibi(
     places = torch.arange(key.shape[2], device=key.device)
     upper = slopes.to(value.dtype)
     lower = (slopes - upper).to(value.dtype)
-    coarse, fine = ((part).to(value.dtype) for part in (places // FINE * FINE, places % FINE))
+    coarse, fine = (part.to(value.dtype) for part in (places // FINE * FINE, places % FINE))
     of_query, of_key = torch.stack([upper, upper, lower, lower], -1), torch.stack([coarse, fine, coarse, fine], -1)
     more_query = F.pad(of_query, (0, COLUMNS - 4))[None, :, None].expand(*query.shape[:3], COLUMNS)
     more_key = F.pad(of_key, (0, COLUMNS - 4)).expand(*key.shape[:3], COLUMNS)
@@ -214,9 +202,9 @@ def _alibi(
     return q, k, F.pad(value, (0, COLUMNS))
 
 
-FUSED: dict[str, Callable[[nn.Module, Masks], None]] = {
-    "gptj": _prepare_gptj,
-    "gpt_neo": _prepare_gpt_neo,
-    "mpt": _prepare_mpt,
+FUSED: dict[str, tuple[str, str, Callable[..., tuple[torch.Tensor, None]]]] = {
+    "gptj": ("GPTJAttention", "_attn", _gptj),
+    "gpt_neo": ("GPTNeoSelfAttention", "_attn", _gpt_neo),
+    "mpt": ("MptAttention", "forward", _mpt),
 }
-"""Family -> what changes one of its modules; to support another, add an entry."""
+"""Family -> class of transformers, its method, and the function that replaces it; it gets the module and `Masks`."""
