@@ -124,6 +124,7 @@ def _fits(run: RunDirectory) -> Iterator[Table]:
 
 
 def _pictures(run: RunDirectory) -> Iterator[Picture]:
+    from eval.generations.evaluation import REFERENCE, SEALED
     from wellread.results import read_table
 
     if not (path := outputs.folder(run) / outputs.SUMMARY).is_file():
@@ -134,11 +135,15 @@ def _pictures(run: RunDirectory) -> Iterator[Picture]:
     for name, figure in figures_of(rows).items():
         if name in NOT_DRAWN:
             continue
-        side, _, metric = name.partition("-")
-        metric = metric.replace("_", " ")
+        side, _, column = name.partition("-")
+        metric = column.replace("_", " ")
         if side == "read":
             alt = f"Mean {metric} of what was read, {span}; numbers in summary.parquet."
             yield Picture(f"Read: {metric}", figure, alt, "Means over readings; a sample read twice counts twice.")
+        elif f"{SEALED}/{column}" in rows.column_names:
+            alt = f"Mean {metric} of sealed samples, {span}, with 95% intervals."
+            yield Picture(f"Sealed samples: {metric}", figure, alt, "Means over sealed samples.")
         else:
             alt = f"Mean {metric} of what the model writes, {span}, with 95% intervals."
-            yield Picture(f"Written: {metric}", figure, alt, "Means over texts; reference: the true continuations.")
+            of = "; reference: the true continuations" if f"{REFERENCE}/{column}" in rows.column_names else ""
+            yield Picture(f"Written: {metric}", figure, alt, f"Means over texts{of}.")
