@@ -100,7 +100,7 @@ def compute(
     for places in by_length(samples.lengths(ids), BATCH_TOKENS):
         batch = _without(special, samples, ids[places])
         with torch.inference_mode():
-            losses[places] = sample_losses(model, *(part.to(device) for part in batch.inputs)).double().cpu().numpy()
+            losses[places] = sample_losses(model, *batch.to(device).inputs).double().cpu().numpy()
         targets[places] = batch.n_targets()
         texts = [tokenizer.decode(row[mask].tolist()) for row, mask in zip(batch.tokens, batch.targets, strict=True)]
         n_bytes[places] = [len(text.encode()) for text in texts]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from wellread.corpus.padding import SMALLEST, padded
 if TYPE_CHECKING:
     import torch
 
+B = TypeVar("B", "Batch", "FlatBatch")
 LONGEST_MULTIPLE = 256
 """Lengths of the longest segment are rounded up to multiples of this: fewer values for which layers are compiled."""
 
@@ -53,11 +54,19 @@ class Batch:
     """(samples, length) bool, True where the token carries loss."""
     segments: torch.Tensor | None = None
     """(samples, length) int64, index of each token's segment; padding has the next index. None without packing."""
+    count: int | None = None
+    """Number of target tokens, where the forward pass must not wait for the device to count them (`counted`)."""
 
     @property
-    def inputs(self) -> tuple[torch.Tensor, ...]:
-        """Inputs of the forward pass: tokens, targets, and segments where a sample has several."""
+    def inputs(self) -> tuple[Any, ...]:
+        """Inputs of the forward pass (`wellread.models.loss.sample_losses`), without those that are None at the end."""
+        if self.count is not None:
+            return (self.tokens, self.targets, self.segments, self.count)
         return (self.tokens, self.targets) if self.segments is None else (self.tokens, self.targets, self.segments)
+
+    def counted(self) -> Batch:
+        """The same batch with the number of its targets; only on a CPU."""
+        return replace(self, count=int(self.targets.sum()))
 
     def flat(self) -> FlatBatch:
         """The same samples as one row without padding; only on a CPU."""
@@ -74,11 +83,11 @@ class Batch:
 
     def to(self, device: Any) -> Batch:
         """The same batch on `device`."""
-        return Batch(*(_copied_to(t, device) for t in (self.sample_ids, self.lengths, *self.inputs)))
+        return _with(self, lambda tensor: copied_to(tensor, device))
 
     def fetched(self) -> Batch:
         """Copies of these tensors on the host (`fetched`)."""
-        return Batch(*(fetched(t) for t in (self.sample_ids, self.lengths, *self.inputs)))
+        return _with(self, fetched)
 
     def digests(self) -> list[bytes]:
         """Digest of each sample, computed from these tensors and not from the corpus."""
@@ -136,16 +145,11 @@ class FlatBatch:
 
     def to(self, device: Any) -> FlatBatch:
         """The same batch on `device`."""
-        return self._with(lambda tensor: _copied_to(tensor, device))
+        return _with(self, lambda tensor: copied_to(tensor, device))
 
     def fetched(self) -> FlatBatch:
         """Copies of these tensors on the host (`fetched`)."""
-        return self._with(fetched)
-
-    def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> FlatBatch:
-        names = ("sample_ids", "lengths", "tokens", "places", "starts")
-        changed: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
-        return replace(self, **changed)
+        return _with(self, fetched)
 
     def digests(self) -> list[bytes]:
         """Digest of each sample, computed from these tensors and not from the corpus."""
@@ -157,7 +161,16 @@ class FlatBatch:
         return [digest(tokens[each], targets[each], np.flatnonzero(begins[each])) for each in places]
 
 
-def _copied_to(tensor: torch.Tensor, device: Any) -> torch.Tensor:
+def _with(batch: B, change: Callable[[torch.Tensor], torch.Tensor]) -> B:
+    """The batch with each of its tensors changed."""
+    import torch
+
+    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    tensors: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, torch.Tensor)}
+    return replace(batch, **tensors)
+
+
+def copied_to(tensor: torch.Tensor, device: Any) -> torch.Tensor:
     """The tensor on `device`; to a GPU through page-locked memory, so that the host does not wait for the copy."""
     import torch
 

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 
 def sample_losses(
-    model: nn.Module, tokens: torch.Tensor, targets: torch.Tensor, segments: torch.Tensor | None = None
+    model: nn.Module,
+    tokens: torch.Tensor,
+    targets: torch.Tensor,
+    segments: torch.Tensor | None = None,
+    count: int | None = None,
 ) -> torch.Tensor:
     """Sum of negative log-likelihoods over the target tokens of each sample, in nats.
 
@@ -29,6 +33,8 @@ def sample_losses(
     targets : (batch, length) bool, True for target tokens; never for the first token of a segment
     segments : (batch, length) int64, optional
         Number of the segment of each token; padding has a separate number. Segments do not attend to each other.
+    count : int, optional
+        Number of target tokens. Without it, the host waits until a GPU has counted them.
 
     Returns
     -------
@@ -40,12 +46,12 @@ def sample_losses(
     from wellread.models.token_loss import token_losses
 
     inputs, scored, isolating = _inputs(model, tokens, targets, segments)
-    labels = tokens[:, 1:][targets[:, 1:]]
-    logits = _logits(model, inputs, scored, isolating, padding=True)
+    places = torch.nonzero(scored) if count is None else torch.nonzero_static(scored, size=count)
+    labels = _labels(tokens, places)
+    logits = _logits(model, inputs, places, isolating, padding=True)
     # Rows of padding have no effect: their losses are left out, so their gradients are 0.
     losses = token_losses(logits, F.pad(labels, (0, len(logits) - len(labels))))[: len(labels)]
-    rows = torch.nonzero(scored)[:, 0]
-    return torch.zeros(len(tokens), dtype=losses.dtype, device=losses.device).index_add(0, rows, losses)
+    return torch.zeros(len(tokens), dtype=losses.dtype, device=losses.device).index_add(0, places[:, 0], losses)
 
 
 def target_logits(
@@ -61,9 +67,12 @@ def target_logits(
     logits : (part, vocabulary), floating point
     labels : (part,) int64
     """
+    import torch
+
     inputs, scored, isolating = _inputs(model, tokens, targets, segments)
-    labels = tokens[:, 1:][targets[:, 1:]]
-    hidden, head = _before_head(model, inputs, scored, isolating)
+    places = torch.nonzero(scored)
+    labels = _labels(tokens, places)
+    hidden, head = _before_head(model, inputs, places, isolating)
     vocabulary = cast(Any, model).config.get_text_config().vocab_size
     step = max(1, LOGITS_AT_ONCE["cpu" if hidden.is_cpu else "cuda"] // vocabulary)
     for start in range(0, len(labels), step):
@@ -82,6 +91,12 @@ def _inputs(
     return tokens, F.pad(targets[:, 1:], (0, 1)), isolation(model, segments)
 
 
+def _labels(tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """The token after each place, (places,)."""
+    rows, columns = places.unbind(1)
+    return tokens[rows, columns + 1]
+
+
 def next_logits(model: nn.Module, tokens: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
     """Logits of the token after each position where `last` is True, in order of rows.
 
@@ -94,7 +109,9 @@ def next_logits(model: nn.Module, tokens: torch.Tensor, last: torch.Tensor) -> t
     -------
     (positions, vocabulary)
     """
-    return _logits(model, tokens, last, {}, padding=False)
+    import torch
+
+    return _logits(model, tokens, torch.nonzero(last), {}, padding=False)
 
 
 def isolation(model: nn.Module, segments: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -130,33 +147,37 @@ def isolation(model: nn.Module, segments: torch.Tensor) -> dict[str, torch.Tenso
 
 
 def _logits(
-    model: nn.Module, inputs: torch.Tensor, scored: torch.Tensor, isolating: dict[str, torch.Tensor], *, padding: bool
+    model: nn.Module, inputs: torch.Tensor, places: torch.Tensor, isolating: dict[str, torch.Tensor], *, padding: bool
 ) -> torch.Tensor:
-    """Logits at the positions where `scored` is True, (positions, vocabulary): they predict the next tokens.
+    """Logits at some places, (places, vocabulary): they predict the next tokens.
 
     With `padding`, rows without meaning may follow on a CPU: the number of scored tokens is different in every batch,
     and few shapes keep memory constant (`wellread.corpus.padding`).
+
+    Parameters
+    ----------
+    places : (places, 2) int64, row and column
     """
     import torch.nn.functional as F
 
-    hidden, head = _before_head(model, inputs, scored, isolating)
+    hidden, head = _before_head(model, inputs, places, isolating)
     if padding and hidden.is_cpu and head is not _identity:
-        hidden = F.pad(hidden, (0, 0, 0, padded(len(hidden), scored.numel()) - len(hidden)))
+        hidden = F.pad(hidden, (0, 0, 0, padded(len(hidden), inputs.numel()) - len(hidden)))
     return head(hidden)
 
 
 def _before_head(
-    model: nn.Module, inputs: torch.Tensor, scored: torch.Tensor, isolating: dict[str, torch.Tensor]
+    model: nn.Module, inputs: torch.Tensor, places: torch.Tensor, isolating: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
-    """What the head computes logits from where `scored` is True, (positions, width), and the head.
+    """What the head computes logits from at some places, (places, width), and the head.
 
     For a family whose head is not a plain matrix: the logits, and the identity.
     """
-    causal_lm = cast(Any, model)
+    causal_lm, at = cast(Any, model), tuple(places.unbind(1))
     family = FAMILIES.get(causal_lm.config.model_type)
     if family is None or not family.plain_head:
-        return causal_lm(input_ids=inputs, use_cache=False, **isolating).logits[scored], _identity
-    hidden = causal_lm.base_model(input_ids=inputs, use_cache=False, **isolating).last_hidden_state[scored]
+        return causal_lm(input_ids=inputs, use_cache=False, **isolating).logits[at], _identity
+    hidden = causal_lm.base_model(input_ids=inputs, use_cache=False, **isolating).last_hidden_state[at]
     return hidden, causal_lm.get_output_embeddings()
 
 
