@@ -105,6 +105,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "1.4B, bf16 weights": {"settings": CHOSEN, "paths": ["bf16"]},
     "1.4B, attention of variable length": {"settings": CHOSEN, "paths": ["varlen"]},
     "1.4B, bf16 weights, compiled": {"settings": CHOSEN, "paths": ["bf16", "compile"]},
+    "1.4B, bf16 weights, host ahead": {"settings": CHOSEN, "paths": ["bf16", "ahead"]},
 }
 """Name of a row -> settings of the run, by their names on the command line, next to those of `Scale.large`, and the
 fast paths to choose from (default: all). If this version has no such setting, the row says so."""
@@ -192,6 +193,12 @@ def _correct(scale: Scale) -> list[Check]:
             name="host waits per step, --fast on",
             section="waits",
             task=_with(trial | {"waits": True}, **FAST),
+            **common,
+        ),
+        Check(
+            name="host waits per step, host ahead",
+            section="waits",
+            task=_with(trial | {"waits": True, "paths": ["ahead"]}, **FAST),
             **common,
         ),
         Check(name="host waits per step, packed", section="waits", task=packed | {"waits": True}, **common),

@@ -41,7 +41,7 @@ def test_auto_takes_what_the_tables_of_an_h200_show() -> None:
     hopper = replace(GPU, gpu="NVIDIA H200")
     assert plan(hopper).fast == ("bf16",)
     assert plan(hopper, pack=True).fast == ("varlen", "bf16")  # without packing, varlen was slower
-    assert "varlen, tokens, compile (--fast on takes them)" in plan(hopper).fast_reason
+    assert "varlen, tokens, compile, ahead (--fast on takes them)" in plan(hopper).fast_reason
 
 
 def test_on_takes_every_path_that_suits_and_names_the_others() -> None:
@@ -124,7 +124,7 @@ def test_what_does_not_suit_is_named() -> None:
     assert "bf16: not with --freeze" in plan(fast="on", freeze="*.embed_in.*").fast_reason
     other = plan(fast="on", model="gpt-neo-125m").fast_reason
     assert "varlen: not for gpt_neo, only for gpt_neox and llama" in other
-    for name in ("varlen", "tokens", "bf16", "compile"):
+    for name in fast.PATHS:
         assert name in plan(fast="on").fast
 
 

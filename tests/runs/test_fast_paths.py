@@ -16,17 +16,19 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("packed", [False, pytest.param(True, marks=pytest.mark.long)], ids=["samples", "packed"])
-def test_rows_of_tokens_leave_the_record_as_it_is(
+def test_all_paths_together_leave_the_record_as_it_is(
     program: Program, corpora: Path, tmp_path: Path, packed: bool
 ) -> None:
+    """On two ranks."""
     runs = {}
     for fast in ("off", "on"):
         sizes = ["--steps", 4, "--save_every", 4, "--batch_size", 8, "--seq_len", 96, "--dtype", "fp32"]
         where = ["--corpora", corpora, "--out", tmp_path / fast, "--generations", 1, "--snapshot", "off"]
+        where += ["--ranks_per_node", 2]
         program("launch", "run", "finetune", *sizes, *where, *["--pack"] * packed, "--fast", fast, check=True)
         runs[fast] = RunDirectory.open(tmp_path / fast)
     last = {fast: list_checkpoints(run.checkpoints)[-1].manifest for fast, run in runs.items()}
-    assert {fast: manifest["fast"] for fast, manifest in last.items()} == {"off": [], "on": ["varlen"]}
+    assert {fast: manifest["fast"] for fast, manifest in last.items()} == {"off": [], "on": ["varlen", "ahead"]}
     assert last["on"]["record"] == last["off"]["record"]  # the head of the chain
     assert last["on"]["holdout_loss"] == pytest.approx(last["off"]["holdout_loss"], rel=1e-6)
     off, on = (Record.open(run.record).table() for run in runs.values())

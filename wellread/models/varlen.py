@@ -16,10 +16,13 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
 from wellread.errors import UserError
+from wellread.models.families import VARLEN_FAMILIES
 from wellread.models.token_loss import token_losses
 
 NAME = "wellread_varlen"
 """Name of this attention in transformers."""
+CAUSAL = "wellread_causal"
+"""Name of torch's fused attention where transformers makes no masks."""
 
 
 def use(model: nn.Module) -> None:
@@ -43,6 +46,21 @@ def use(model: nn.Module) -> None:
     # No mask function has this name, so transformers computes no mask.
     AttentionInterface.register(NAME, attend)
     causal_lm.set_attn_implementation(NAME)
+
+
+def without_masks(model: nn.Module) -> None:
+    """Let a transformers model call fused attention without asking for a mask, where all its attention is causal.
+
+    To find out that it needs no mask, transformers waits for the device in each forward pass. A mask that is passed to
+    the model is used as before. A model of another family, or with its own choice of attention, stays as it is.
+    """
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    causal_lm = cast(Any, model)
+    if causal_lm.config.model_type in VARLEN_FAMILIES and causal_lm.config._attn_implementation == "sdpa":
+        AttentionInterface.register(CAUSAL, sdpa_attention_forward)
+        causal_lm.set_attn_implementation(CAUSAL)
 
 
 def flat_losses(

@@ -123,6 +123,12 @@ PATHS: dict[str, FastPath] = {
             unsuited=_compile,
             engines=("torch",),
         ),
+        FastPath(
+            name="ahead",
+            changes="the host queues a step while the device computes the one before, which is recorded then",
+            unsuited=lambda setting: "",
+            engines=("torch",),
+        ),
     )
 }
 """Name -> path, in the order in which a plan lists them."""

@@ -101,13 +101,15 @@ def of_rank(stop_signal: int, peaks: tuple[int, int]) -> NDArray[np.void]:
     return np.array((stop_signal, *peaks), RANK)
 
 
-def gather(rank: NDArray[np.void], samples: NDArray[np.void], *, batch_size: int) -> Evidence:
+def gather(rank: NDArray[np.void], samples: NDArray[np.void], *, batch_size: int, on_host: bool = False) -> Evidence:
     """Exchange the reports of all ranks. Collective.
 
     Parameters
     ----------
     rank : () `RANK`
     samples : (batch_size / ranks,) `SAMPLE`
+    on_host : bool
+        The host must not wait for the GPUs (`wellread.train.ranks.gather`).
     """
     import torch
 
@@ -115,7 +117,7 @@ def gather(rank: NDArray[np.void], samples: NDArray[np.void], *, batch_size: int
     if len(samples) != share:  # the other ranks would wait for missing bytes, or misread the message
         raise AssertionError(f"rank {ranks.rank()} read {len(samples)} samples, its share of the batch is {share}")
     message = torch.from_numpy(serialize(rank, samples)[None])
-    return deserialize(ranks.gather(message).numpy())
+    return deserialize(ranks.gather(message, on_host=on_host).numpy())
 
 
 def serialize(rank: NDArray[np.void], samples: NDArray[np.void]) -> NDArray[np.uint8]:

@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Iterable
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,20 +35,21 @@ class Guard:
     """
 
     def __init__(self, spike_factor: float | None, past: Iterable[tuple[float, bool]] = ()) -> None:
-        self._factor = spike_factor
-        self._past: deque[tuple[float, bool]] = deque(past, maxlen=WINDOW)
+        self.factor = spike_factor
+        self.past: deque[tuple[float, bool]] = deque(past, maxlen=WINDOW)
+        """Loss of each recent batch, and whether it was skipped."""
 
     def verdict(self, loss: float) -> str | None:
         """What is wrong with a batch of this mean loss; None if it is not bad."""
         if not math.isfinite(loss):
             return f"loss is not finite ({loss})"
-        trained = [past for past, skipped in self._past if not skipped]
-        if self._factor is None or len(trained) < LEAST:
+        trained = [past for past, skipped in self.past if not skipped]
+        if self.factor is None or len(trained) < LEAST:
             return None
         usual = median(trained)
-        if loss <= self._factor * usual:
+        if loss <= self.factor * usual:
             return None
-        return f"loss {loss:.4f} is above {self._factor:g} x {usual:.4f}, the median of the last {len(trained)} batches"
+        return f"loss {loss:.4f} is above {self.factor:g} x {usual:.4f}, the median of the last {len(trained)} batches"
 
     def note(self, loss: float, skipped: bool) -> None:
         """Remember a batch.
@@ -58,8 +59,8 @@ class Guard:
         FloatingPointError
             When too many consecutive batches were skipped.
         """
-        self._past.append((loss, skipped))
-        last = list(self._past)[-IN_A_ROW:]
+        self.past.append((loss, skipped))
+        last = list(self.past)[-IN_A_ROW:]
         if len(last) == IN_A_ROW and all(skipped for _, skipped in last):
             raise FloatingPointError(
                 f"{IN_A_ROW} consecutive batches would have been skipped, so the batches are not the cause; "
@@ -81,7 +82,25 @@ def past_of(record: Record, step: int) -> Past:
 
 def mean_loss(losses: np.ndarray, n_targets: np.ndarray) -> float:
     """Mean loss over all target tokens of a batch, from the means of its samples."""
-    return float((losses.astype(np.float64) * n_targets).sum() / n_targets.sum())
+    sums = np.zeros(length_of_halves(len(losses)))
+    sums[: len(losses)] = losses.astype(np.float64) * n_targets
+    return float(sum_of_halves(sums) / n_targets.sum())
+
+
+def length_of_halves(count: int) -> int:
+    """The smallest power of two that is not below `count`."""
+    return 1 << (count - 1).bit_length()
+
+
+def sum_of_halves(values: Any) -> Any:
+    """Sum of an array or tensor whose length is a power of two, with the same rounding on every device.
+
+    Its second half is added to its first until one value is left. Other sums have an order of their own.
+    """
+    while len(values) > 1:
+        half = len(values) // 2
+        values = values[:half] + values[half:]
+    return values[0]
 
 
 def name_samples(corpus: Corpus, reading: RecordedBatch) -> str:

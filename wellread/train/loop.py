@@ -14,7 +14,7 @@ import torch
 
 from wellread.checkpoint import Checkpoint
 from wellread.config import RunConfig
-from wellread.corpus.batch import collate, fetched
+from wellread.corpus.batch import collate
 from wellread.corpus.read import Corpus
 from wellread.corpus.tokenizer import Tokenizer
 from wellread.models.load import Source
@@ -27,13 +27,15 @@ from wellread.run import RunDirectory
 from wellread.terminal import plural
 from wellread.train import evidence, gate, nvme, ranks, resume, sealed
 from wellread.train import guard as guards
+from wellread.train.ahead import Ahead
 from wellread.train.engines.base import Engine
 from wellread.train.engines.choose import make_engine
 from wellread.train.engines.compiling import compiled_graphs
-from wellread.train.evidence import Evidence
+from wellread.train.engines.torch_engine import TorchEngine
 from wellread.train.guard import Guard
 from wellread.train.micro_batches import divide
 from wellread.train.outputs import Outputs, open_monitor, open_record
+from wellread.train.queued import QueuedStep
 from wellread.train.saver import Saver
 from wellread.train.stop import STOP_CODE, StopRequest, stopped
 from wellread.train.watch import throughput, trackers
@@ -110,6 +112,10 @@ class TrainingLoop:
     saved_step: int = 0
     _warm: bool = False
     """Whether this attempt has taken a step: the first one also loads the kernels of a GPU."""
+    _pending: QueuedStep | None = None
+    """The step that is queued, but not recorded yet: only on the path `ahead`."""
+    _recorded: float = 0.0
+    """When the last step was recorded, seconds."""
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -127,9 +133,13 @@ class TrainingLoop:
         stop = 0
         while self.step < self.plan.steps and not stop:
             stop = self.take_step()
-            if self.step in self.plan.save_steps or stop:
+            saves = self.step in self.plan.save_steps
+            evaluates = self.config.watch.eval_every and self.step % self.config.watch.eval_every == 0
+            if saves or evaluates or stop:
+                stop = self.drain() or stop
+            if saves or stop:
                 self.save()
-            elif self.config.watch.eval_every and self.step % self.config.watch.eval_every == 0:
+            elif evaluates:
                 self.evaluate(at_checkpoint=False)
         self.saver.wait()
         return stop
@@ -137,75 +147,101 @@ class TrainingLoop:
     def take_step(self) -> int:
         """Read one batch, train on it unless it is bad, record it; return the stop signal, 0 for none.
 
+        On the path `ahead`, the batch before is recorded instead, and the signal is the one of its step.
+
         Raises
         ------
         FloatingPointError
             When the batch is bad and bad batches are not skipped, or when too many consecutive batches were skipped.
         """
         self.saver.check()
-        began, compiled = time.perf_counter(), compiled_graphs()
-        report = self._forward_backward()
-        reading, cost = report.reading(self.step, self.order), Cost.of(report, self.plan)
+        queued = self._queue()
+        self.step += 1
+        self._warm = True
+        if not queued.is_updated:
+            return self._record(queued)
+        before, self._pending = self._pending, queued
+        return self._record(before) if before else 0
+
+    def drain(self) -> int:
+        """Record the step that is queued, if there is one; return the stop signal, 0 for none. Collective."""
+        queued, self._pending = self._pending, None
+        return self._record(queued) if queued else 0
+
+    def _queue(self) -> QueuedStep:
+        """Run the next batch forward and backward, and on the path `ahead` update the weights. Collective."""
+        began, compiled, plan, ahead = time.perf_counter(), compiled_graphs(), self.plan, "ahead" in self.plan.fast
+        sample_ids, lr = self.order.batch(self.step), planned_rate(self.step, plan, self.config.optim)
+        n_targets = self.corpus.n_targets(sample_ids)
+        total_targets = int(n_targets.sum())
+        _seed(self.config.schedule.seed, self.step)
+        micro_slots = divide(self.corpus.lengths(sample_ids), plan, ranks.rank())
+        queued = QueuedStep(step=self.step, lr=lr, began=began, slots=micro_slots)
+        for number, slots in enumerate(micro_slots):
+            padded = collate(self.corpus, sample_ids[slots], plan.machine.device)
+            rows = padded.flat() if "varlen" in plan.fast else padded.counted() if ahead else padded
+            batch = rows.to(self.engine.device)
+            # The engines average gradients over ranks; ranks / targets turns that into a mean over all target tokens.
+            scale, last = plan.ranks / total_targets, number == len(micro_slots) - 1
+            queued.note(batch, self.engine.forward_backward(batch, scale, last=last))
+        if ahead:
+            queued.updated(self._ahead.update(queued.losses, np.concatenate(micro_slots), n_targets, lr))
+        queued.warm_up = compiled_graphs() > compiled or (self.engine.device.type == "cuda" and not self._warm)
+        queued.end()
+        return queued
+
+    @cached_property
+    def _ahead(self) -> Ahead:
+        assert isinstance(self.engine, TorchEngine), "planned only for it"
+        return Ahead(self.engine, self.guard, self.plan.batch_size)
+
+    def _record(self, queued: QueuedStep) -> int:
+        """Wait for a step, update the weights unless that is queued, record it; return the stop signal. Collective."""
+        samples = queued.samples()
+        rank = evidence.of_rank(self.stop.signal, throughput.memory_peaks())
+        report = evidence.gather(rank, samples, batch_size=self.plan.batch_size, on_host=queued.is_updated)
+        reading, cost = report.reading(queued.step, self.order), Cost.of(report, self.plan)
         loss = guards.mean_loss(reading.losses, reading.n_targets)
-        lr = self._learning_rate()
-        fault, grad_norm = self._update(loss, lr)
+        fault, grad_norm = self._update(queued, loss)
         skipped = fault is not None
         if fault:
             self._skip(fault, reading)
         self.guard.note(loss, skipped=skipped)
-        self.step += 1
         self.skipped += skipped
         self.tokens += cost.tokens
         if self.outputs:
             self.outputs.record.append(replace(reading, skipped=skipped))
+        before, self._recorded = self._recorded, time.perf_counter()
+        if self.outputs:
             stats = StepStats(
-                step=self.step,
+                step=queued.step + 1,
                 loss=loss,
-                lr=lr,
+                lr=queued.lr,
                 grad_norm=grad_norm,
                 cost=cost,
-                seconds=time.perf_counter() - began,
-                warm_up=compiled_graphs() > compiled or (self.engine.device.type == "cuda" and not self._warm),
+                seconds=self._recorded - max(before, queued.began),
+                warm_up=queued.warm_up,
                 skipped=skipped,
                 set_losses=_set_losses(self.corpus, reading),
             )
             self.outputs.monitor.step(stats)
-        self._warm = True
         return report.stop_signal
 
-    def _forward_backward(self) -> Evidence:
-        """Run the next batch forward and backward; return the evidence of all ranks. Collective."""
-        plan, sample_ids = self.plan, self.order.batch(self.step)
-        total_targets = int(self.corpus.n_targets(sample_ids).sum())
-        _seed(self.config.schedule.seed, self.step)
-        micro_slots = divide(self.corpus.lengths(sample_ids), plan, ranks.rank())
-        read = []
-        for number, slots in enumerate(micro_slots):
-            padded = collate(self.corpus, sample_ids[slots], plan.machine.device)
-            batch = (padded.flat() if "varlen" in plan.fast else padded).to(self.engine.device)
-            # The engines average gradients over ranks; ranks / targets turns that into a mean over all target tokens.
-            scale, last = plan.ranks / total_targets, number == len(micro_slots) - 1
-            losses = self.engine.forward_backward(batch, scale, last=last)
-            # Copies of the very tensors that entered the model, queued behind the pass that read them.
-            read.append((slots, batch.fetched(), fetched(losses)))
-        if self.engine.device.type == "cuda":
-            torch.cuda.current_stream().synchronize()  # once per step, after all micro-batches are queued
-        samples = np.concatenate([evidence.of_micro_batch(*micro_batch) for micro_batch in read])
-        rank = evidence.of_rank(self.stop.signal, throughput.memory_peaks())
-        return evidence.gather(rank, samples, batch_size=plan.batch_size)
-
-    def _learning_rate(self) -> float:
-        return planned_rate(self.step, self.plan, self.config.optim)
-
-    def _update(self, loss: float, lr: float) -> tuple[str | None, float]:
-        """Update the weights unless the batch is bad; return what is wrong with it, and its gradient norm."""
-        fault = self.guard.verdict(loss)
-        if fault is None:
-            norm = self.engine.step(lr)
-            return (None if np.isfinite(norm) else f"gradient is not finite (its norm is {norm})"), norm
-        if self.config.watch.on_bad_loss == "skip":
+    def _update(self, queued: QueuedStep, loss: float) -> tuple[str | None, float]:
+        """Update the weights, unless the batch is bad or the device has done it; return what is wrong with the batch,
+        and its gradient norm."""
+        fault, norm = self.guard.verdict(loss), float("nan")
+        if queued.is_updated:
+            norm, bad = queued.outcome
+            # Otherwise the record would be wrong about what was learned.
+            assert (fault is not None) == bad, f"batch {queued.step}: host and device do not agree on loss {loss!r}"
+        elif fault is None:
+            norm = self.engine.step(queued.lr)
+        elif self.config.watch.on_bad_loss == "skip":
             self.engine.drop()
-        return fault, float("nan")
+        if fault:
+            return fault, float("nan")
+        return (None if np.isfinite(norm) else f"gradient is not finite (its norm is {norm})"), norm
 
     def _skip(self, fault: str, reading: RecordedBatch) -> None:
         """Report the samples of a bad batch; end the run unless bad batches are skipped."""
@@ -223,6 +259,7 @@ class TrainingLoop:
         Texts are generated only at a checkpoint. The holdout loss is measured there, and elsewhere unless fewer samples
         are requested than it consists of.
         """
+        assert self._pending is None, "drain first"
         began = time.perf_counter()
         measured = self.meter.measure(self.engine, self.step, holdout=at_checkpoint or self.meter.covers_fixed)
         seconds = time.perf_counter() - began

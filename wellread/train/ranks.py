@@ -8,6 +8,7 @@ import socket
 from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from datetime import timedelta
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from wellread.errors import UserError
@@ -99,7 +100,7 @@ def stop() -> None:
     import torch.distributed as dist
 
     dist.barrier()
-    if dist.get_backend() != "gloo":
+    if dist.get_backend() != "gloo" and not _host_group.cache_info().currsize:
         dist.destroy_process_group()
 
 
@@ -146,17 +147,41 @@ def from_rank0(value: int) -> int:
     return int(tensor.item())
 
 
-def gather(rows: torch.Tensor) -> torch.Tensor:
-    """Concatenate every rank's `rows` (same shape on all) along the first axis, in rank order."""
+@cache
+def _host_group() -> Any:
+    """A group of all ranks, which have GPUs, that exchanges host memory. Collective."""
+    import torch.distributed as dist
+
+    return dist.new_group(backend="gloo", timeout=TIMEOUT)
+
+
+def add_up(values: torch.Tensor) -> torch.Tensor:
+    """Add every rank's `values`, in place; the host does not wait for a GPU."""
+    import torch.distributed as dist
+
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def gather(rows: torch.Tensor, *, on_host: bool = False) -> torch.Tensor:
+    """Concatenate every rank's `rows` (same shape on all) along the first axis, in rank order.
+
+    Parameters
+    ----------
+    on_host : bool
+        `rows` are in host memory, and the host must not wait for the GPUs.
+    """
     import torch
     import torch.distributed as dist
 
     if world_size() == 1:
         return rows.cpu()
-    rows = rows.to(device()).contiguous()
+    rows = rows.to("cpu" if on_host else device()).contiguous()
     gathered = torch.empty((world_size() * rows.shape[0], *rows.shape[1:]), dtype=rows.dtype, device=rows.device)
     name = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"  # in torch 2.11
-    getattr(dist, name)(gathered, rows)
+    group = _host_group() if on_host and dist.get_backend() != "gloo" else None  # None: that of all collectives
+    getattr(dist, name)(gathered, rows, group=group)
     return gathered.cpu()
 
 

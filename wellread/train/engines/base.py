@@ -125,6 +125,8 @@ def in_training(model: nn.Module, plan: Plan) -> LossModule:
         varlen.use(model)
     elif plan.machine.device == "cpu" and plan.dtype == "bf16":
         blocked.use(model)
+    elif "ahead" in plan.fast:
+        varlen.without_masks(model)
     fused.use(model)
     if plan.activation_checkpointing:
         causal_lm = cast(Any, model)

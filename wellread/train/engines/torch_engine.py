@@ -94,7 +94,22 @@ class TorchEngine:
         return logits
 
     def step(self, lr: float) -> float:
-        """See `Engine`; a GPU itself tests the norm, and the host does not wait before the update is queued."""
+        """See `Engine`."""
+        return float(self.queue_step(lr))
+
+    def queue_step(self, lr: float, bad: torch.Tensor | None = None) -> torch.Tensor:
+        """As `step`, but the host does not wait: the device itself tests the norm, and `bad`.
+
+        Parameters
+        ----------
+        bad : () bool, on the device, optional
+            If it is true, the gradients are dropped.
+
+        Returns
+        -------
+        () float32, on the device
+            The norm.
+        """
         clip = self._config.optim.clip or float("inf")
         if self._masters:
             self._masters.wait()
@@ -102,12 +117,13 @@ class TorchEngine:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         optimizer: Any = self._optimizer
-        optimizer.found_inf = (~norm.isfinite()).float()  # the fused AdamW then changes nothing, not even its step
+        dropped = ~norm.isfinite() if bad is None else bad | ~norm.isfinite()
+        optimizer.found_inf = dropped.float()  # the fused AdamW then changes nothing, not even its step
         optimizer.step()
         if self._masters:
             self._masters.publish()
         self.drop()
-        return float(norm)
+        return norm
 
     def drop(self) -> None:
         """See `Engine`."""
