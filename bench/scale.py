@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.cpu import processor
 from wellread.units import GIB
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -268,9 +269,7 @@ QUESTIONS = {
 
 def machine() -> str:
     """Name of the processor, its cores, and the load."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown")
-    return f"{model}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.2f}"
+    return f"{processor()[0]}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.2f}"
 
 
 def _numbers(text: str) -> list[int]:

@@ -20,7 +20,6 @@ from wellread.config import DataConfig, RunConfig
 from wellread.corpus import canaries as registered
 from wellread.corpus import summary, tokenizer
 from wellread.corpus.building import building
-from wellread.corpus.marks import FILE as MARKS
 from wellread.corpus.merge import merge
 from wellread.corpus.read import Corpus
 from wellread.corpus.shards import Shard, write_shard
@@ -78,7 +77,7 @@ def compile_corpus(config: RunConfig, n_shown: int = 0) -> Path:
     if config.data.metrics:
         sample_metrics.add(target)
     if config.data.influence:
-        influence.add(target, Path(config.data.influence).expanduser())
+        influence.add(target, Path(config.data.influence))
     corpus = Corpus.open(target)
     summary.summary(corpus)
     summary.metrics(corpus)
@@ -118,7 +117,6 @@ def _compile(build: Path, target: Path, rows: Rows) -> None:
     merge(
         build,
         sets=[*mixture.names, *([registered.SET] if extra else [])],
-        files=[*([registered.FILE] if extra else []), *([MARKS] if marked else [])],
         vocab_size=spec.vocab,
         settings=settings,
         pack=config.data.seq_len if config.data.pack else None,

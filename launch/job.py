@@ -311,5 +311,5 @@ def _has_metrics(corpus: Corpus, config: RunConfig) -> bool:
     """Whether a compiled corpus has the text metrics and the scores of other programs that are requested."""
     scores = config.data.influence
     return (not config.data.metrics or sample_metrics.has(corpus)) and (
-        not scores or influence.has(corpus, Path(scores).expanduser())
+        not scores or influence.has(corpus, Path(scores))
     )

@@ -20,7 +20,6 @@ from wellread.config import PretrainConfig, TextConfig
 from wellread.corpus import canaries as registered
 from wellread.corpus import sentencepiece, summary, tokenizer
 from wellread.corpus.building import building
-from wellread.corpus.marks import FILE as MARKS
 from wellread.corpus.merge import merge
 from wellread.corpus.read import Corpus
 from wellread.corpus.sentencepiece import Pieces
@@ -60,7 +59,7 @@ def compile_corpus(config: PretrainConfig) -> Path:
     inputs = Documents.of(config, find(config.model.name))
     if config.data.packing == "story":
         _check_separators(inputs.source)
-    words = tuple(text_metrics.read_words(Path(config.data.word_list).expanduser())) if config.data.word_list else ()
+    words = tuple(text_metrics.read_words(Path(config.data.word_list))) if config.data.word_list else ()
     target = inputs.directory
     with building(target) as build:
         if build is None:
@@ -68,7 +67,7 @@ def compile_corpus(config: PretrainConfig) -> Path:
         else:
             _compile(build, target, inputs, words)
     if config.data.influence:
-        influence.add(target, Path(config.data.influence).expanduser())
+        influence.add(target, Path(config.data.influence))
     corpus = Corpus.open(target)
     summary.summary(corpus)
     summary.metrics(corpus)
@@ -112,7 +111,6 @@ def _compile(build: Path, target: Path, inputs: Documents, words: tuple[str, ...
     merge(
         build,
         sets=[source.name, *([registered.SET] if extra else [])],
-        files=[*([registered.FILE] if extra else []), *([MARKS] if marked else [])],
         vocab_size=pieces.size,
         settings=settings,
         metrics=names if tokenizing.metrics else (),

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
 """Types as messages name them."""
 PATHS = {
-    "canary_text", "checkpoint", "corpora", "corpus", "csv", "jsonl", "marks", "members", "model", "more_runs",
-    "nonmembers", "nvme_path", "out", "perplexity", "reference", "run", "runs", "save", "template", "threshold",
-    "tokenizer", "transcript",
+    "canary_text", "checkpoint", "corpora", "corpus", "csv", "influence", "jsonl", "marks", "members", "model",
+    "more_runs", "nonmembers", "nvme_path", "out", "perplexity", "reference", "run", "runs", "save", "template",
+    "threshold", "tokenizer", "transcript", "word_list",
 }  # fmt: skip
 """Arguments that are paths, in which ~ is expanded; others, such as --data, expand it in their own syntax."""
 SHORT = {"lr": "optim.lr", "learning_rate": "optim.lr", "warmup": "optim.warmup", "weight_decay": "optim.weight_decay"}

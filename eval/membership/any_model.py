@@ -23,7 +23,7 @@ from eval.membership.compared import MEMBERS, NONMEMBERS, Compared, Texts
 from eval.membership.evaluation import fractions
 from eval.membership.files import read_texts, refuse_overlap
 from eval.membership.references import check_reference, model_named
-from eval.membership.scores import Column, Inputs, needs, select_scores
+from eval.membership.scores import Column, Inputs, needs, passes, select_scores
 from eval.membership.sequential import Sequential
 from eval.membership.texts import LowerCase
 from eval.separation import ALPHAS, Floats, Ints, nonmembers_needed, roc
@@ -238,11 +238,6 @@ class AnyModel:
             for task, row in of.checks.rows({MEMBERS: of.sides}):
                 yield self._result(name, task, row)
 
-    @property
-    def passes(self) -> int:
-        """How often each sample is scored."""
-        return 1 + sum(need != "zlib" for need in needs(self.columns))
-
 
 def roc_rows(name: str, score: str, members: Floats, nonmembers: Floats) -> dict[str, Any]:
     """Points of one ROC curve, as columns; a text with a score of at least `threshold` is called a member."""
@@ -269,7 +264,7 @@ def run(task: AnyModel) -> int:
     models = task.distinct_models(remarks.append)
     compared = {name: task.compared(name, directory) for name, directory in models.items()}
     remarks += dict.fromkeys(remark for of in compared.values() for remark in _remarks(of))
-    total = task.passes * sum(of.n for of in compared.values())
+    total = passes(task.columns) * sum(of.n for of in compared.values())
     with tempfile.TemporaryDirectory() as temporary, Reporter(total, True) as reporter:
         for remark in remarks:
             reporter.note(remark)

@@ -28,7 +28,7 @@ from eval.membership.divisions import DIVISIONS, divide
 from eval.membership.inputs import Source
 from eval.membership.recall import Prefix, reserve
 from eval.membership.references import began_pretrained, reference_of
-from eval.membership.scores import Column, columns, select_scores
+from eval.membership.scores import Column, columns, passes, select_scores
 from eval.membership.section import section
 from eval.membership.set_tests import SetTests, select_tests
 from eval.membership.whole_sets import write_transcript
@@ -174,7 +174,7 @@ class Membership(PerCheckpoint[Values]):
 
     def size(self, step: int) -> int:
         """Samples of all groups at `step`, as often as they are scored."""
-        return self.division.all(step).size * self.source.passes
+        return self.division.all(step).size * passes(self.source.scores)
 
     def notes(self) -> Iterator[str]:
         """What is left out, and why."""

@@ -42,11 +42,6 @@ class Source:
     prefix: Prefix | None = None
     """What is in front of samples for recall."""
 
-    @property
-    def passes(self) -> int:
-        """How often each sample is scored."""
-        return 1 + sum(need != "zlib" for need in needs(self.scores))
-
     @cached_property
     def _decoder(self) -> Decoder:
         from wellread.corpus.decoder import Decoder

@@ -208,3 +208,8 @@ def select_scores(names: Sequence[str], ks: Sequence[float], *, has_reference: b
 def needs(scores: Sequence[Column]) -> list[str]:
     """Fields of `Inputs` that these scores need, in their order."""
     return [field.name for field in fields(Inputs) if field.name in {column.score.needs for column in scores}]
+
+
+def passes(scores: Sequence[Column]) -> int:
+    """How often each sample is scored by a model, for these scores."""
+    return 1 + sum(need != "zlib" for need in needs(scores))

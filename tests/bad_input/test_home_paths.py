@@ -19,9 +19,7 @@ from wellread.__main__ import main
 from wellread.cli import PATHS, parse, plain_parser
 from wellread.models import registry
 
-HERE = {
-    "cluster", "config", "data", "ds_config", "influence", "order", "vocab", "word_list",
-}  # fmt: skip
+HERE = {"cluster", "config", "data", "ds_config", "order", "vocab"}
 """Flags that may contain a path, and expand it in their own syntax."""
 TEXTS = {
     "batch", "call", "canary_repeats", "command", "diff", "format", "freeze", "groups", "k", "lora", "lora.targets",

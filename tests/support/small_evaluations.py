@@ -94,8 +94,7 @@ def make_corpus(path: Path, trainable: int, sealed: int, copies: bool, canaries:
         draw = {"per_dose": int(counts[0]), "repeats": doses.tolist(), "controls": int(canaries.control.sum())}
         registered = {"version": 1, "seed": 0, "text": "random", "at": "uniform", "sha256": canaries.sha256(0)}
         extra = {"canaries": draw | registered}
-    files = ("canaries.parquet",) if canaries else ()
-    merge(path, sets=("made up",), vocab_size=64, settings={}, extra=extra, files=files)
+    merge(path, sets=("made up",), vocab_size=64, settings={}, extra=extra)
     return Corpus.open(path)
 
 

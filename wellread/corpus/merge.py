@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from wellread.corpus.canaries import FILE as CANARIES
 from wellread.corpus.columns import Columns, duplicates, first_rows, joined
 from wellread.corpus.digest import corpus_hash
+from wellread.corpus.marks import FILE as MARKS
 from wellread.corpus.pack import Packed, packed
 from wellread.corpus.read import METRICS
 from wellread.corpus.shards import shard_paths, sides
@@ -33,7 +35,6 @@ def merge(
     extra: dict[str, Any],
     metrics: Sequence[str] = (),
     pack: int | None = None,
-    files: Sequence[str] = (),
 ) -> None:
     """Merge all shards into the files of a corpus, trainable samples first, then sealed ones.
 
@@ -47,8 +48,6 @@ def merge(
         Names of the shards' text metrics, which are written to metrics.parquet.
     pack : int, optional
         Pack the trainable and the sealed samples into sequences of this many tokens (`wellread.corpus.pack`).
-    files : sequence of str
-        Further files of the corpus, which are in the build already.
 
     Raises
     ------
@@ -58,7 +57,8 @@ def merge(
     dtype = "<u2" if vocab_size <= 65536 else "<u4"
     counts = _check_trainable(build, sets)
     columns, packs = _write_samples(build, sets, dtype, pack)
-    names = ["tokens.bin", "offsets.npy", "targets.npy", "target_offsets.npy", "samples.parquet", *files]
+    names = ["tokens.bin", "offsets.npy", "targets.npy", "target_offsets.npy", "samples.parquet"]
+    names += [name for name in (CANARIES, MARKS) if (build / name).is_file()]
     if metrics:
         write_metrics(build, dict(zip(metrics, columns["metrics"].T, strict=True)))
         names.append(METRICS)
