@@ -13,6 +13,7 @@ import numpy as np
 
 from eval.separation import Ints
 from eval.token_store import SampleFile, TokenFile
+from wellread.errors import UserError
 
 if TYPE_CHECKING:
     from eval.progress import Reporter
@@ -199,6 +200,11 @@ def refuse_damaged(run: RunDirectory, checkpoint: Checkpoint, *, again: bool = F
     UserError
         Names the file.
     """
+    if not checkpoint.model.is_dir():
+        raise UserError(
+            f"{checkpoint.path}: has no model/, and {run.eval} has not kept all that was asked for; restore it, or "
+            f"leave step {checkpoint.step} out of --steps"
+        )
     checkpoint.refuse_damaged(run.eval / "hashes" / f"{checkpoint.path.name}.json", again)
 
 

@@ -187,12 +187,21 @@ class Membership(PerCheckpoint[Values]):
         if self.division.withheld is not None:
             yield f"recall: its prefix is of {plural(self.division.withheld.size, 'sealed sample')}, in no group"
         if not sealed:
-            yield "no sample is sealed, so only losses are measured; to compare them, train with --holdout above 0"
+            yield (
+                f"no sample is sealed, so only the losses of {self._remaining} samples are measured; to compare them, "
+                "train with --holdout above 0"
+            )
         few = [alpha for alpha in ALPHAS if 0 < sealed < nonmembers_needed(alpha)]
         if few:
             rates = ", ".join(f"{100 * alpha:g}%" for alpha in few)
             needed = ", ".join(f"{nonmembers_needed(alpha):,}" for alpha in few)
             yield f"no TPR at {rates} FPR: it needs {needed} sealed samples, but only {sealed:,} are scored"
+
+    @property
+    def _remaining(self) -> str:
+        """The groups that a run without sealed samples has."""
+        groups = [self.division.at(checkpoint.step) for checkpoint in self.checkpoints]
+        return " and ".join(name for name in (READ, UNREAD) if any(each[name].size for each in groups))
 
     def score(self, checkpoint: Checkpoint, reporter: Reporter) -> Values:
         """Values of all scores for the samples of all groups at `checkpoint`."""

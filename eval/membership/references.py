@@ -80,4 +80,6 @@ def check_reference(directory: Path, name: str, tokenizer: Tokenizer, longest: i
         raise UserError(f"{flag} {name}: has another vocabulary than the samples; choose one with the same")
     limit = positions(configuration_in(directory))
     if limit is not None and limit < longest:
-        raise UserError(f"{flag} {name}: reads {limit:,} tokens, but samples have up to {longest:,}")
+        raise UserError(
+            f"{flag} {name}: reads {limit:,} tokens, but samples have up to {longest:,}; choose one that reads as many"
+        )

@@ -79,8 +79,8 @@ def ranges_of_run(run: RunDirectory) -> Ranges:
     if not ranges.sample_ids.size:
         most = int(np.bincount(sample_ids[~skipped]).max()) if (~skipped).any() else 0
         raise UserError(
-            f"--vulnerable: needs {FEWEST_READINGS} readings of a sample, but no sample of {run.path} was read more "
-            f"than {most} times; train for more epochs"
+            f"--vulnerable: needs {FEWEST_READINGS} readings of a sample, but no sample of {run.path} has more "
+            f"than {most:,}; train for more epochs"
         )
     return ranges
 

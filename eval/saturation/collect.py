@@ -10,6 +10,7 @@ import numpy as np
 
 from eval.saturation.curve import Curve
 from wellread.errors import UserError
+from wellread.units import plural
 
 if TYPE_CHECKING:
     from eval.items import Items
@@ -42,8 +43,16 @@ def curves_of(run: RunDirectory, only: Collection[str] = ()) -> list[MetricCurve
         When there are no values, or only at one or two checkpoints; when a name is unknown; when the items or the flags
         are not the same at all checkpoints, or a value is not finite.
     """
+    from wellread.checkpoint import list_checkpoints
+
+    checkpoints = list_checkpoints(run.checkpoints)
+    if len(checkpoints) < FEWEST_CHECKPOINTS:
+        raise UserError(
+            f"{run.path}: has {plural(len(checkpoints), 'checkpoint')}, and saturation needs at least "
+            f"{FEWEST_CHECKPOINTS}; train further, or with a smaller --save_every"
+        )
     values: dict[str, list[tuple[Checkpoint, Items]]] = {}
-    for checkpoint, items in _items(run):
+    for checkpoint, items in _items(run, checkpoints):
         values.setdefault(items.metric, []).append((checkpoint, items))
     if not values:
         raise UserError(f"{run.path}: no checkpoint has values of single texts; run wellread generations {run.path}")
@@ -55,11 +64,10 @@ def curves_of(run: RunDirectory, only: Collection[str] = ()) -> list[MetricCurve
     ]
 
 
-def _items(run: RunDirectory) -> Iterator[tuple[Checkpoint, Items]]:
+def _items(run: RunDirectory, checkpoints: Sequence[Checkpoint]) -> Iterator[tuple[Checkpoint, Items]]:
     from eval.registry import evaluations
-    from wellread.checkpoint import list_checkpoints
 
-    for checkpoint in list_checkpoints(run.checkpoints):
+    for checkpoint in checkpoints:
         for kind in evaluations():
             for items in kind.items(run, checkpoint):
                 yield checkpoint, items
@@ -76,9 +84,9 @@ def _curve(run: RunDirectory, metric: str, points: list[tuple[Checkpoint, Items]
     steps = [checkpoint.step for checkpoint in checkpoints]
     if len(points) < FEWEST_CHECKPOINTS:
         raise UserError(
-            f"{run.path}: {metric} has values at {len(points)} checkpoint{'s' * (len(points) > 1)} "
-            f"({', '.join(map(str, steps))}); saturation needs at least {FEWEST_CHECKPOINTS}; run "
-            f"wellread generations {run.path} --steps all, if the run has more checkpoints"
+            f"{run.path}: {metric} has values at {plural(len(points), 'checkpoint')} "
+            f"({', '.join(map(str, steps))}), and saturation needs at least {FEWEST_CHECKPOINTS}; run "
+            f"wellread generations {run.path} --steps all"
         )
     for step, item in zip(steps, items, strict=True):
         if item.flags != items[0].flags:

@@ -296,7 +296,8 @@ def test_a_run_without_sealed_samples_has_losses_and_no_comparison(
     assert {result.metric for result in results} == {"mean_loss"}
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == (
-        "no sample is sealed, so only losses are measured; to compare them, train with --holdout above 0"
+        "no sample is sealed, so only the losses of read and unread samples are measured; to compare them, train with "
+        "--holdout above 0"
     )
     assert not any("TPR" in line for line in lines)
     finding = Membership.section(run, results).values["finding"]

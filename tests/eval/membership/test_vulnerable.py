@@ -45,8 +45,8 @@ def test_a_run_with_too_few_readings_is_refused(tiny_run: RunDirectory, in_proce
     result = in_process("eval", "membership", tiny_run.path, "--vulnerable", 50)
     assert result.returncode == 2
     assert result.stderr == (
-        f"error: --vulnerable: needs 4 readings of a sample, but no sample of {tiny_run.path} was read more than 1 "
-        "times; train for more epochs\n"
+        f"error: --vulnerable: needs 4 readings of a sample, but no sample of {tiny_run.path} has more than 1; "
+        "train for more epochs\n"
     )
 
 

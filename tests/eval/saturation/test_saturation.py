@@ -126,6 +126,15 @@ def test_the_section(run: RunDirectory) -> None:
     assert "Read: loss" in page
 
 
+def test_a_report_without_text_metrics_names_the_command(run: RunDirectory) -> None:
+    saturation(run)
+    assert main(["report", str(run.path)]) == 0
+    page = (run.report / "index.html").read_text()
+    assert "what was read has no text metrics, only losses; to add them: " in page
+    assert f"wellread saturation {run.path} --metrics" in page
+    assert "Written: falls" in page
+
+
 def test_a_report_without_saturation_names_the_command(run: RunDirectory) -> None:
     assert main(["report", str(run.path)]) == 0
     assert f"wellread saturation {run.path}" in (run.report / "index.html").read_text()
@@ -201,10 +210,23 @@ def test_two_runs_without_a_common_metric(run: RunDirectory, tmp_path: Path, mon
         saturation(run, str(other.path))
 
 
-def test_fewer_than_three_checkpoints(run: RunDirectory, tmp_path: Path) -> None:
-    short = make_run(tmp_path / "short", batches=2)
-    with pytest.raises(UserError, match=r"g/falls has values at 2 checkpoints \(0, 2\); saturation needs at least 3"):
+@pytest.mark.parametrize(("batches", "count"), [(0, "1 checkpoint"), (2, "2 checkpoints")])
+def test_fewer_than_three_checkpoints(run: RunDirectory, tmp_path: Path, batches: int, count: str) -> None:
+    short = make_run(tmp_path / "short", batches=batches)
+    with pytest.raises(UserError, match=f"has {count}, and saturation needs at least 3; train further, or with a sma"):
         saturation(short)
+
+
+def test_values_at_fewer_than_three_checkpoints(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = Generations.items
+
+    def at_first(cls: type, of: RunDirectory, checkpoint: Checkpoint) -> Iterator[Items]:
+        yield from items(of, checkpoint) if checkpoint.step < 4 else ()
+
+    monkeypatch.setattr(Generations, "items", classmethod(at_first))
+    line = rf"g/falls has values at 2 checkpoints \(0, 2\), and saturation .* run wellread generations {run.path} --st"
+    with pytest.raises(UserError, match=line):
+        saturation(run)
 
 
 def test_a_run_without_generations(tmp_path: Path) -> None:
