@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ DIGITS = 6
 """Significant digits of numbers in a figure; more cannot be seen, and make the page larger."""
 VEGA_LITE = "6.4"
 """Version of the specifications, which Altair and vl-convert must both know."""
+MOST_KEPT = 64
+"""Figures that are kept as SVG, some 10 KiB each."""
 
 Column = Sequence[Any] | NDArray[Any] | str | float
 
@@ -52,16 +55,21 @@ class Figure:
 
     def svg(self) -> bytes:
         """The figure as SVG, with text as text."""
-        import vl_convert
-
-        return str(vl_convert.vegalite_to_svg(self.spec(), vl_version=VEGA_LITE, allowed_base_urls=[])).encode()
+        return _svg(json.dumps(self.spec())).encode()
 
     def png(self) -> bytes:
         """The figure as PNG, of twice the size."""
         import vl_convert
 
-        spec = self.spec()
-        return bytes(vl_convert.vegalite_to_png(spec, vl_version=VEGA_LITE, scale=PNG_SCALE, allowed_base_urls=[]))
+        return bytes(vl_convert.svg_to_png(_svg(json.dumps(self.spec())), scale=PNG_SCALE))
+
+
+@lru_cache(MOST_KEPT)
+def _svg(spec: str) -> str:
+    """SVG of a specification, as JSON. Vega draws each only once for the pictures of a command and its report."""
+    import vl_convert
+
+    return str(vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE, allowed_base_urls=[]))
 
 
 def view(table: list[dict[str, Any]]) -> Any:
