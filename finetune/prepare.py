@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune import show
-from finetune.tokenize import Item, tokenize
+from finetune.marked import Item
+from finetune.tokenize import tokenize
 from wellread.config import DataConfig, RunConfig
 from wellread.corpus import canaries as registered
 from wellread.corpus import summary, tokenizer

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TypeGuard
 
-import numpy as np
-
+from finetune.marked import Item, windows_of, with_marks
 from wellread.config import DataConfig
 from wellread.corpus import holdout
 from wellread.corpus.chat import messages_of
-from wellread.corpus.marks import Mark
 from wellread.corpus.shards import Sample, Shard
 from wellread.corpus.tokenizer import Tokenizer
 from wellread.data.marks import Marker
@@ -22,21 +19,6 @@ from wellread.data.sources.raw import Raw
 from wellread.errors import UserError
 
 Spans = list[tuple[int, int]]
-
-
-@dataclass(frozen=True)
-class Item:
-    """Input of one sample, or of several windows of raw text; `content` is None for a malformed row."""
-
-    set_id: int
-    row: int
-    content: Example | Raw | None
-    where: str = ""
-    """Its file or hub data set, for errors."""
-    document: int = 0
-    """Id of its document, by the original text."""
-    marks: Sequence[Mark] = ()
-    """Places of its text at which a form was picked."""
 
 
 def tokenize(items: Sequence[Item], backend: Tokenizer, config: DataConfig, marker: Marker | None = None) -> Shard:
@@ -52,14 +34,14 @@ def tokenize(items: Sequence[Item], backend: Tokenizer, config: DataConfig, mark
         When more than ``--max_bad_rows`` chats do not fit the chat template.
     """
     shard = Shard([], Counter())
-    usable = [_marked(item, marker) for item in items if _usable(item, shard.counts)]
+    usable = [with_marks(item, backend, config, marker) for item in items if _usable(item, shard.counts)]
     texts = iter(_templated([example for item in usable if _is_templated(example := item.content)], backend))
     documents = iter(_documents([item.content for item in usable if isinstance(item.content, Raw)], backend))
     for item in usable:
         before = len(shard.samples)
         if isinstance(item.content, Raw):
             _add_windows(shard, item, next(documents), config)
-            shard.marks += zip(_windows_of(item, before, backend, config), item.marks, strict=True)
+            shard.marks += zip(windows_of(item, before, backend, config), item.marks, strict=True)
             continue
         if _is_templated(item.content):
             _add(shard, item, *next(texts), config)
@@ -68,41 +50,6 @@ def tokenize(items: Sequence[Item], backend: Tokenizer, config: DataConfig, mark
         if len(shard.samples) > before:
             shard.marks += [(before, mark) for mark in item.marks]
     return shard
-
-
-def _marked(item: Item, marker: Marker | None) -> Item:
-    """The item with its document, and with marks in raw text or in the responses that carry loss."""
-    content = item.content
-    assert content is not None
-    document = holdout.document_id(content.document)
-    if marker is None:
-        return replace(item, document=document)
-    if isinstance(content, Raw):
-        if content.tokens is not None:
-            raise UserError(f"--marks: {item.where} contains tokens, but marks need text; leave it out")
-        (text,), marks = marker.mark([(content.text, True)], document)
-        return replace(item, document=document, content=replace(content, text=text), marks=marks)
-    scored = [i not in content.unscored for i in range(len(content.turns))]
-    turns = [
-        part
-        for (prompt, response), flag in zip(content.turns, scored, strict=True)
-        for part in ((prompt, False), (response, flag))
-    ]
-    (_, *texts), marks = marker.mark([(content.system, False), *turns], document)
-    pairs = tuple(zip(texts[::2], texts[1::2], strict=True))
-    return replace(item, document=document, content=replace(content, turns=pairs), marks=marks)
-
-
-def _windows_of(item: Item, first: int, backend: Tokenizer, config: DataConfig) -> list[int]:
-    """Sample in which each mark of a document begins; its first sample is `first`."""
-    if not item.marks:
-        return []
-    assert isinstance(item.content, Raw)
-    assert config.seq_len
-    (starts,) = backend.starts([item.content.text])
-    begins = len(backend.begins)
-    places = np.searchsorted(starts[begins:], [mark.at for mark in item.marks], side="right") - 1 + begins
-    return [first + max(0, int(place) - 1) // (config.seq_len - 1) for place in places]
 
 
 def _usable(item: Item, counts: Counter[str]) -> bool:

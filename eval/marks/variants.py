@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from wellread.corpus.tokenizer import Tokenizer
 from wellread.errors import UserError
 
 AFTER = 100
-"""Characters after a place that are scored with it."""
+"""Characters after a place that are scored with it, up to the end of its response."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +38,7 @@ class Variants:
     @classmethod
     def of(cls, marks: Marks, rows: Ints, tokenizer: Tokenizer, longest: int) -> Variants:
         """The texts of these rows of the table, with the tokens of a model."""
-        texts = [text for row in rows.tolist() for text in _texts(marks, row)]
-        encoded = tokenizer.prompts(texts) if texts else []
+        encoded = [tokens for row in rows.tolist() for tokens in _encoded(marks, row, tokenizer)]
         sequences, first_target = dict[int, NDArray[np.int64]](), dict[int, int]()
         for row, one, other in zip(rows.tolist(), encoded[::2], encoded[1::2], strict=True):
             common = _common(one, other)
@@ -75,12 +76,28 @@ def texts_of(rows: Ints) -> Ints:
     return np.stack([2 * rows, 2 * rows + 1], axis=1).reshape(-1)
 
 
-def _texts(marks: Marks, row: int) -> tuple[str, str]:
-    """The window up to `AFTER` characters after a place, with the taken and with the left form."""
-    text, start = marks.text[row], int(marks.start[row])
+def _encoded(marks: Marks, row: int, tokenizer: Tokenizer) -> list[list[int]]:
+    """Tokens of the window up to `AFTER` characters after a place, with the taken and with the left form.
+
+    A text becomes tokens as in training, so prompts and responses one by one, or with the special tokens of a chat.
+    """
+    text, start, breaks = marks.text[row], int(marks.start[row]), [*marks.breaks[row]]
+    place = bisect_right(breaks, start)
     stop = start + len(marks.original[row])
-    before, after = text[:start], text[stop : stop + AFTER]
-    return before + marks.taken[row] + after, before + marks.left[row] + after
+    end = min([stop + AFTER, *breaks[place : place + 1]])
+    parts = [text[a:b] for a, b in pairwise([0, *breaks[:place], start])]
+    forms = [[*parts[:-1], parts[-1] + form + text[stop:end]] for form in (marks.taken[row], marks.left[row])]
+    if marks.kind[row] == "turns":
+        return [_turns(form, tokenizer) for form in forms]
+    texts = ["".join(form) for form in forms]
+    return [tokenizer.rendered(each)[0] for each in texts] if marks.kind[row] == "chat" else tokenizer.prompts(texts)
+
+
+def _turns(parts: Sequence[str], tokenizer: Tokenizer) -> list[int]:
+    """Tokens of prompts and responses in turn; each response but the last one, of which this is the beginning, ends."""
+    (first,), others = tokenizer.prompts([parts[0]]), tokenizer.continuations([*parts[1:]])
+    ends = [[tokenizer.eos] if i % 2 == 0 and part else [] for i, part in enumerate(parts[1:-1])]
+    return [*first, *chain.from_iterable([*tokens, *end] for tokens, end in zip(others, [*ends, []], strict=True))]
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from finetune.marked import Item
 from finetune.prepare import prepare
-from finetune.tokenize import Item, tokenize
+from finetune.tokenize import tokenize
 from wellread.config import DataConfig, RunConfig
 from wellread.corpus.chat import messages_of, scored
 from wellread.corpus.read import Corpus

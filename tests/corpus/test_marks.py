@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
+from eval.marks.variants import Variants
 from finetune.prepare import prepare as prepare_rows
 from pretrain.prepare import prepare as prepare_text
 from wellread.config import CONFIGS, PretrainConfig, RunConfig
@@ -144,6 +145,58 @@ def test_only_responses_are_marked(tmp_path: Path) -> None:
     assert (corpus.marks.places, corpus.marks.documents, corpus.marks.seed) == (120, 40, 0)
     assert corpus.marks.sha256 == marks.sha256(0) != marks.sha256(1)
     assert problems(corpus) == []
+
+
+ANSWERS = [  # each row has one place in what carries loss, so no other coin changes its tokens
+    [f"name {i}: a Color, and more", f"a plain answer {i}", f"then {i}", f" it is the colour {i}. " + "x y " * 40]
+    for i in range(12)
+] + [[f"ask {i} Colour", f"color of {i}", f"and {i}", f"a plain answer {i}"] for i in range(12)]
+
+
+def dialogues(folder: Path) -> Path:
+    roles = ("user", "assistant", "user", "assistant")
+    rows = [
+        {"messages": [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]}
+        for texts in ANSWERS
+    ]
+    (folder / "chats.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return folder / "chats.jsonl"
+
+
+@pytest.mark.parametrize("template", ["chat", "alpaca", "none"])
+def test_what_is_scored_is_what_was_trained(template: str, tmp_path: Path) -> None:
+    """The taken form after the tokens that training reads, up to 100 characters later or the end of the response."""
+    flags = {"model": "tiny", "data": str(dialogues(tmp_path)), "corpora": str(tmp_path / "c"), "template": template}
+    corpus = Corpus.open(prepare_rows(RunConfig.of(marks=pairs_file(tmp_path), seq_len=200, **flags)))
+    marks, tokenizer = Marks.read(corpus.path), Tokenizer.load(corpus.tokenizer)
+    assert (len(marks.taken), {*marks.kind}) == (24, {"chat" if template == "chat" else "turns"})
+    variants = Variants.of(marks, np.arange(24), tokenizer, corpus.longest)
+    for row, sample in enumerate(marks.sample_id.tolist()):
+        one, other = (variants.tokens(2 * row + k).tolist() for k in (0, 1))
+        trained, scored = corpus.tokens(sample).tolist(), corpus.targets(sample)
+        is_cut = marks.text[row].count("x y") > 0
+        length = len(one) - is_cut  # the last token may be shorter where the text is cut
+        assert one[:length] == trained[:length]
+        assert one[length] if is_cut else trained[length] == tokenizer.eos  # else it has the entire response
+        assert scored[: len(one)][variants.targets(2 * row)].all()
+        assert tokenizer.decode(one) == tokenizer.decode(other).replace(marks.left[row], marks.taken[row])
+        assert len(one) < len(trained)
+    assert problems(corpus) == []
+
+
+def test_the_end_of_an_instruction_has_no_marks(tmp_path: Path) -> None:
+    row = {
+        "instruction": "q",
+        "context": "",
+        "response": "a color " * 40,
+    }  # a sample has at most 8 characters per token
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row | {"instruction": f"q {i}"}) + "\n" for i in range(8)))
+    flags = {"model": "tiny", "data": str(tmp_path / "rows.jsonl"), "corpora": str(tmp_path / "c"), "seq_len": 24}
+    corpus = Corpus.open(prepare_rows(RunConfig.of(marks=pairs_file(tmp_path), **flags)))
+    marks = Marks.read(corpus.path)
+    assert {*map(len, marks.text)} == {8 * 24}
+    assert marks.start.max() == 182  # the next place would end at 195
+    assert [*marks.breaks[0]] == [36, 8 * 24]
 
 
 def test_verify_notices_a_changed_mark(tmp_path: Path) -> None:

@@ -168,6 +168,22 @@ def _masked(text: str, special: re.Pattern[str]) -> str:
     return special.sub(lambda match: "\0" * len(match[0]), text)
 
 
+def contents(text: str, spans: Spans, answers: Sequence[str], special: re.Pattern[str]) -> list[int]:
+    """Character of a rendered chat at which each answer begins; -1 where the template writes its beginning.
+
+    Parameters
+    ----------
+    text, spans
+        Result of `render`.
+    answers : sequence of str
+        Content of each answer that is not empty, as the template writes it: without white space around it.
+    special : pattern
+        Matches the special tokens.
+    """
+    masked = _masked(text, special)
+    return [masked.rfind(answer, start, stop) for answer, (start, stop) in zip(answers, spans, strict=True)]
+
+
 def scored(offsets: list[tuple[int, int]], spans: Spans) -> list[tuple[int, int]]:
     """Ranges of tokens that carry loss: those with at least one character inside a span.
 

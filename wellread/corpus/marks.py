@@ -5,23 +5,29 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wellread.corpus import arrow
+from wellread.errors import UserError
 
 FILE = "marks.parquet"
-VERSION = 1
+VERSION = 2
 HASH_BEGINS = b"wellread marks 1\n"
-COLUMNS = ("sample_id", "place", "taken", "left", "document", "text", "start", "original")
+COLUMNS = ("sample_id", "place", "taken", "left", "document", "text", "start", "original", "kind", "breaks")
 NUMBERS = ("sample_id", "place", "document", "start")
 SHAPE = {"version": int, "seed": int, "file": str, "pairs": [list], "places": int, "documents": int, "sha256": str}
 """Shape of `marks` in corpus.json."""
 WINDOW = 4
 """Characters of a window of original text, for each token of a sample."""
+BEGINNING = 8
+"""Characters of the beginning of an instruction that can have marks, for each token of a sample: it has few more."""
+Kind = Literal["text", "turns", "chat"]
+"""How a text becomes tokens: as one text; prompts and responses one by one; with the special tokens of a chat."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +42,14 @@ class Mark:
     """The other form."""
     document: int
     text: str
-    """The window of original text around the place."""
+    """The window of original text around the place; of an instruction its beginning, of a chat as it is rendered."""
     start: int
     """First character of the place in `text`."""
     original: str
     """The form that the original text has."""
+    kind: Kind
+    breaks: tuple[int, ...]
+    """Characters of `text` at which responses begin and end, in turn; none in raw text."""
     at: int
     """First character of the place in the marked text; not stored."""
 
@@ -89,6 +98,8 @@ class Marks:
     text: Sequence[str]
     start: NDArray[np.int64]
     original: Sequence[str]
+    kind: Sequence[Kind]
+    breaks: Sequence[Sequence[int]]
 
     def sha256(self, seed: int) -> str:
         """Hash of what was registered: seed, and of each place sample, number, document, and both forms."""
@@ -107,9 +118,10 @@ class Marks:
 
         columns = {
             name: arrow.numbers(getattr(self, name), np.int64) if name in NUMBERS else arrow.texts(getattr(self, name))
-            for name in COLUMNS
+            for name in COLUMNS[:-1]
         }
-        pq.write_table(pa.table(columns), folder / FILE, compression="zstd")
+        breaks = arrow.lists([*chain(*self.breaks)], [*map(len, self.breaks)], np.int64)
+        pq.write_table(pa.table(columns | {"breaks": breaks}), folder / FILE, compression="zstd")
 
     @classmethod
     def read(cls, folder: Path) -> Marks:
@@ -118,9 +130,11 @@ class Marks:
         Raises
         ------
         UserError
-            When it is damaged.
+            When it is damaged, or of an older version.
         """
         table = arrow.read_table(folder / FILE, COLUMNS)
+        if missing := [name for name in COLUMNS if name not in table.column_names]:
+            raise UserError(f"{folder / FILE}: has no {', '.join(missing)}; {arrow.COMPILE_AGAIN}")
         numbers = {name: table[name].to_numpy() for name in NUMBERS}
         texts = {name: table[name].to_pylist() for name in COLUMNS if name not in NUMBERS}
         return cls(**numbers, **texts)

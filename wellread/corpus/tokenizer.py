@@ -163,15 +163,37 @@ class Tokenizer:
             When the chat does not fit the template (see `wellread.corpus.chat.render`).
         """
         text, spans = chat.render(self.renderer(date), self._special, messages)
-        encoded = self.backend(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        tokens, ranges = list(encoded["input_ids"]), chat.scored(encoded["offset_mapping"], spans)
-        if self.begins and tokens[: len(self.begins)] != self.begins:
-            tokens = self.begins + tokens
-            ranges = [(start + len(self.begins), stop + len(self.begins)) for start, stop in ranges]
+        tokens, offsets = self.rendered(text)
+        ranges = chat.scored(offsets, spans)
         if tokens[-1] not in self.special_ids and messages[-1]["content"].strip():
             tokens.append(self.eos)
             ranges[-1] = (ranges[-1][0], len(tokens))
         return tokens, ranges
+
+    def rendered(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Tokens of a rendered chat, with special tokens, and the half-open range of characters of each."""
+        encoded = self.backend(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        tokens, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
+        if self.begins and tokens[: len(self.begins)] != self.begins:
+            return self.begins + tokens, [(0, 0)] * len(self.begins) + offsets
+        return tokens, offsets
+
+    def answers(self, messages: Sequence[Message], date: str) -> tuple[str, list[tuple[int, int] | None]]:
+        """The text of a chat, and the half-open range of characters of each answer, without what ends it.
+
+        None for an answer that is empty, or whose beginning the template writes.
+
+        Raises
+        ------
+        UserError
+            As `chat`.
+        """
+        text, spans = chat.render(self.renderer(date), self._special, messages)
+        answers = [each["content"].strip() for each in messages if each["role"] == "assistant"]
+        starts = iter(chat.contents(text, spans, [*filter(None, answers)], self._special))
+        at = [next(starts) if answer else -1 for answer in answers]
+        ranges = zip(at, answers, strict=True)
+        return text, [(start, start + len(answer)) if start >= 0 else None for start, answer in ranges]
 
     @cached_property
     def special_ids(self) -> set[int]:

@@ -6,13 +6,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from wellread.config import DataConfig
-from wellread.corpus.marks import VERSION, WINDOW, Mark, Marks, coin
+from wellread.corpus.marks import BEGINNING, COLUMNS, NUMBERS, VERSION, WINDOW, Kind, Mark, Marks, coin
 from wellread.corpus.shards import shard_marks
 from wellread.errors import UserError
 
@@ -102,15 +103,20 @@ class Marker:
         forms = sorted(self._other, key=len, reverse=True)
         return re.compile("|".join(map(_bounded, forms)))
 
-    def mark(self, parts: Sequence[tuple[str, bool]], document: int) -> tuple[list[str], list[Mark]]:
+    def mark(
+        self, parts: Sequence[tuple[str, bool]], document: int, kind: Kind = "text"
+    ) -> tuple[list[str], list[Mark]]:
         """Pick a form at each place.
 
         Parameters
         ----------
         parts
-            The original text in parts, and whether a part is marked.
+            The original text in parts, and whether a part is marked; of an instruction prompts and responses, in turn.
         document
             Id of the document.
+        kind
+            How the text becomes tokens. Raw text is marked in all its windows, an instruction in its beginning, because
+            its end is in no sample.
 
         Returns
         -------
@@ -119,11 +125,14 @@ class Marker:
         marks : list of Mark
             All places, in the order of the text. Where they are does not depend on the coins.
         """
-        full_text, size = "".join(text for text, _ in parts), WINDOW * self.seq_len
+        full_text, size = "".join(text for text, _ in parts), (WINDOW if kind == "text" else BEGINNING) * self.seq_len
+        ends = () if kind == "text" else tuple(accumulate(len(text) for text, _ in parts))
         results, marks, base, grown = list[str](), list[Mark](), 0, 0
         for part, is_marked in parts:
             written, copied_to = list[str](), 0
             for match in self._matches(part, base, size) if is_marked else ():
+                if kind != "text" and base + match.start() >= size:
+                    break
                 original, start = match[0], base + match.start()
                 picked, alternative = sorted((original, self._other[original]))
                 if not coin(self.seed, document, len(marks)):
@@ -138,6 +147,8 @@ class Marker:
                         text=full_text[window : window + size],
                         start=start - window,
                         original=original,
+                        kind=kind,
+                        breaks=tuple(min(end, size) for end in ends),
                         at=start + grown,
                     )
                 )
@@ -208,9 +219,6 @@ def add(build: Path, described: Mapping[str, Any] | None, file: str | None) -> d
 def joined(rows: Iterable[dict[str, Any]]) -> Marks:
     """All places, by sample id."""
     ordered = sorted(rows, key=lambda row: int(row["sample_id"]))
-    numbers: dict[str, Any] = {
-        name: np.array([row[name] for row in ordered], dtype=np.int64)
-        for name in ("sample_id", "place", "document", "start")
-    }
-    texts: dict[str, Any] = {name: [row[name] for row in ordered] for name in ("taken", "left", "text", "original")}
-    return Marks(**numbers, **texts)
+    numbers: dict[str, Any] = {name: np.array([row[name] for row in ordered], dtype=np.int64) for name in NUMBERS}
+    others: dict[str, Any] = {name: [row[name] for row in ordered] for name in COLUMNS if name not in numbers}
+    return Marks(**numbers, **others)

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from finetune.marked import Item
 from finetune.prepare import prepare
-from finetune.tokenize import Item, tokenize
+from finetune.tokenize import tokenize
 from wellread.config import RunConfig
 from wellread.corpus.holdout import document_id, is_sealed
 from wellread.corpus.read import Corpus

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import zstandard
 
+from finetune.marked import Item
 from finetune.prepare import prepare
-from finetune.tokenize import Item, tokenize
+from finetune.tokenize import tokenize
 from wellread.config import RunConfig
 from wellread.corpus.read import Corpus
 from wellread.corpus.tokenizer import Tokenizer

@@ -68,6 +68,7 @@ def test_each_place_is_scored_with_all_others_as_they_were() -> None:
     marks = Marks(
         sample_id=np.array([0, 0]), place=np.array([0, 1]), taken=["color", "color"], left=["colour", "colour"],
         document=np.array([5, 5]), text=[text, text], start=np.array([2, 15]), original=["colour", "color"],
+        kind=["text", "text"], breaks=[(), ()],
     )  # fmt: skip
     variants = Variants.of(marks, np.arange(2), Characters(), 1000)  # type: ignore[arg-type]
 
