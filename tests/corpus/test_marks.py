@@ -16,7 +16,7 @@ from finetune.prepare import prepare as prepare_rows
 from pretrain.prepare import prepare as prepare_text
 from wellread.config import CONFIGS, PretrainConfig, RunConfig
 from wellread.corpus.holdout import document_id, is_sealed
-from wellread.corpus.marks import Marks, coin
+from wellread.corpus.marks import Marks, coin, has_marks
 from wellread.corpus.read import Corpus
 from wellread.corpus.sentencepiece import Pieces
 from wellread.corpus.tokenizer import Tokenizer
@@ -199,6 +199,26 @@ def test_the_end_of_an_instruction_has_no_marks(tmp_path: Path) -> None:
     assert [*marks.breaks[0]] == [36, 8 * 24]
 
 
+def test_a_share_of_the_documents_has_marks(tmp_path: Path) -> None:
+    """The same documents with other coins; all others are as they were written."""
+    corpora = [stories(tmp_path, packing="story", marks_share=0.3, marks_seed=seed) for seed in (0, 1)]
+    with_marks = [{*Marks.read(corpus.path).document.tolist()} for corpus in corpora]
+    assert with_marks[0] == with_marks[1] == {d for d in map(document_id, STORIES) if has_marks(d, 0.3, 0)}
+    assert 6 <= len(with_marks[0]) <= 30  # of 60
+    pieces = Pieces((corpora[0].tokenizer / "tokenizer.model").read_bytes())
+    plain = "".join(text for text in STORIES if document_id(text) not in with_marks[0])
+    corpus, documents = corpora[0], corpora[0].samples()["document"].to_pylist()
+    read = [pieces.decode(corpus.tokens(i)) for i in range(corpus.n) if documents[i] not in with_marks[0]]
+    assert read
+    assert all(text in plain for text in read)
+    assert problems(corpus) == []
+    alter = json.loads((corpus.path / "corpus.json").read_text())
+    del alter["checksum"]
+    alter["settings"]["marks"]["share"] = 0.01
+    write_json(corpus.path / "corpus.json", with_checksum(alter))
+    assert any("document: row 0: not among those that have marks" in line for line in problems(corpus))
+
+
 def test_verify_notices_a_changed_mark(tmp_path: Path) -> None:
     corpus = stories(tmp_path)
     path, meta = corpus.path / "marks.parquet", corpus.path / "corpus.json"
@@ -269,6 +289,10 @@ def test_mistakes(tmp_path: Path) -> None:
         prepare_rows(RunConfig.of(model="tiny", data="sample", corpora=str(tmp_path), marks="none.yaml"))
     with pytest.raises(UserError, match="--marks: places are in samples that are not packed; leave out --pack"):
         RunConfig.of(marks="x.yaml", pack=True)
+    with pytest.raises(UserError, match="--marks_share 0: must be above 0 and at most 1"):
+        RunConfig.of(marks="x.yaml", marks_share=0)
+    with pytest.raises(UserError, match=r"--marks_share 0\.1: is a setting of --marks; leave it out, or add --marks"):
+        RunConfig.of(marks_share=0.1)
     with pytest.raises(UserError, match="--marks: is empty"):
         RunConfig.of(marks="")
     with pytest.raises(UserError, match=re.escape("the tokenizer reads both forms of '. |.  ' as the same tokens")):

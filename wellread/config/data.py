@@ -51,6 +51,8 @@ class DataConfig:
     (docs/evaluation.md; default: no marks)."""
     marks_seed: int = 0
     """Key of the coins of --marks."""
+    marks_share: float = field(default=1.0, metadata=unit("of the documents"))
+    """Fraction of the documents that have marks; --holdout_seed draws them."""
     max_document: int = field(default=256, metadata=unit("MiB"))
     """Maximum size of a document or a row, also of a decompressed one; a longer one stops compiling."""
 
@@ -64,6 +66,12 @@ class DataConfig:
             raise UserError(f"--holdout {self.holdout}: must be at least 0 and below 1 (a fraction of the documents)")
         if self.marks is not None and self.pack:
             raise UserError("--marks: places are in samples that are not packed; leave out --pack")
+        if not 0 < self.marks_share <= 1:
+            raise UserError(
+                f"--marks_share {self.marks_share}: must be above 0 and at most 1 (a fraction of documents)"
+            )
+        if self.marks is None and self.marks_share != DataConfig.marks_share:
+            raise UserError(f"--marks_share {self.marks_share}: is a setting of --marks; leave it out, or add --marks")
         if self.max_bad_rows < 0:
             raise UserError(f"--max_bad_rows {self.max_bad_rows}: must be at least 0")
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wellread.corpus import arrow
+from wellread.corpus.holdout import drawn
 from wellread.errors import UserError
 
 FILE = "marks.parquet"
@@ -83,6 +84,11 @@ def coin(seed: int, document: int, place: int) -> bool:
     """Whether a place has the form that is first in the order of Unicode: keyed by `seed`, equal for copies."""
     content = document.to_bytes(8, "little", signed=True) + place.to_bytes(8, "little")
     return bool(hashlib.blake2b(content, digest_size=1, key=f"marks {seed}".encode()).digest()[0] & 1)
+
+
+def has_marks(document: int, share: float, seed: int) -> bool:
+    """Whether a document is among the `share` of all documents that have marks, drawn by `seed`; equal for copies."""
+    return drawn(document, share, f"marks {seed}")
 
 
 @dataclass(frozen=True, eq=False)

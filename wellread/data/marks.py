@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from wellread.config import DataConfig
-from wellread.corpus.marks import BEGINNING, COLUMNS, NUMBERS, VERSION, WINDOW, Kind, Mark, Marks, coin
+from wellread.corpus.marks import BEGINNING, COLUMNS, NUMBERS, VERSION, WINDOW, Kind, Mark, Marks, coin, has_marks
 from wellread.corpus.shards import shard_marks
 from wellread.errors import UserError
 
@@ -32,7 +32,8 @@ def settings(config: DataConfig) -> dict[str, Any]:
         return {}
     path = Path(config.marks).expanduser()
     pairs = [list(pair) for pair in read_pairs(path)]
-    return {"marks": {"version": VERSION, "seed": config.marks_seed, "file": path.name, "pairs": pairs}}
+    some = {"share": config.marks_share, "share_seed": config.holdout_seed} if config.marks_share < 1 else {}
+    return {"marks": {"version": VERSION, "seed": config.marks_seed, "file": path.name, "pairs": pairs} | some}
 
 
 def read_pairs(path: Path) -> list[Pair]:
@@ -84,13 +85,18 @@ class Marker:
     pairs: tuple[Pair, ...]
     seed: int
     seq_len: int
+    share: float = 1.0
+    """Share of the documents that have marks."""
+    share_seed: int = 0
+    """Seed that draws them."""
 
     @classmethod
     def of(cls, described: Mapping[str, Any] | None, seq_len: int) -> Marker | None:
         """The marker that `marks` in the settings of a corpus describes; None without ``--marks``."""
         if described is None:
             return None
-        return cls(tuple((one, other) for one, other in described["pairs"]), described["seed"], seq_len)
+        some = {name: described[name] for name in ("share", "share_seed") if name in described}
+        return cls(tuple((one, other) for one, other in described["pairs"]), described["seed"], seq_len, **some)
 
     @cached_property
     def _other(self) -> dict[str, str]:
@@ -125,6 +131,8 @@ class Marker:
         marks : list of Mark
             All places, in the order of the text. Where they are does not depend on the coins.
         """
+        if not has_marks(document, self.share, self.share_seed):
+            return [text for text, _ in parts], []
         full_text, size = "".join(text for text, _ in parts), (WINDOW if kind == "text" else BEGINNING) * self.seq_len
         ends = () if kind == "text" else tuple(accumulate(len(text) for text, _ in parts))
         results, marks, base, grown = list[str](), list[Mark](), 0, 0

@@ -8,7 +8,7 @@ import numpy as np
 
 from wellread.config import RunConfig
 from wellread.corpus.holdout import is_sealed
-from wellread.corpus.marks import COLUMNS, FILE, Marks, coin
+from wellread.corpus.marks import COLUMNS, FILE, Marks, coin, has_marks
 from wellread.corpus.read import Corpus
 from wellread.record.findings import Findings
 from wellread.record.verify_tables import check_names
@@ -43,6 +43,9 @@ def check(findings: Findings, corpus: Corpus) -> None:
         for name in ("version", "seed", "file", "pairs")
     }
     findings.expect_all(meta, copies, "settings")
+    share, seed = settings.get("share", 1), settings.get("share_seed", 0)
+    wrong = [i for i, document in enumerate(marks.document.tolist()) if not has_marks(document, share, seed)]
+    findings.add_rows(f"{place}: document: row {{}}: not among those that have marks", wrong)
 
 
 def _check_samples(findings: Findings, corpus: Corpus, place: Path, marks: Marks) -> None:
@@ -71,3 +74,5 @@ def check_config(findings: Findings, place: Path, config: RunConfig, corpus: Cor
     findings.expect(place, "marks", name, registered.file if registered else None, "corpus.json")
     if registered:
         findings.expect(place, "marks_seed", config.data.marks_seed, registered.seed, "corpus.json")
+        share = corpus.meta["settings"].get("marks", {}).get("share", 1)
+        findings.expect(place, "marks_share", config.data.marks_share, share, "corpus.json")
