@@ -199,7 +199,7 @@ def _yaml(run: Run, segments: Sequence[Segment], out: Path) -> str:
             "precision": "fp32",
             "token_batch_size": _positions(run, Path(checkpoints[-1])),
             "drop_columns": False,
-            "data": {"dataset": str(out / "train"), "split": "train"},
+            "data": _data(out / "train"),
         },
         "hessian_cfg": {"method": "kfac", "hessian_dtype": "fp32", "ev_correction": True},
         "approx_unrolling_cfg": {
@@ -207,11 +207,15 @@ def _yaml(run: Run, segments: Sequence[Segment], out: Path) -> str:
             "segments": len(segments),
             "lr_list": [segment.rate for segment in segments],
             "step_size_list": [segment.steps for segment in segments],
-            "query": {"dataset": str(out / "query"), "split": "train"},
-            "query_aggregation": "mean",
+            "query": _data(out / "query"),  # of its mean gradient, bergson's default
         },
     }
     return yaml.safe_dump({"steps": [{"approxunrolling": settings}]}, sort_keys=False, allow_unicode=True)
+
+
+def _data(folder: Path) -> dict[str, Any]:
+    """Samples as they are: tokenized already, and not cut into chunks."""
+    return {"dataset": str(folder), "split": "train", "chunk_length": 0}
 
 
 def _positions(run: Run, model: Path) -> int:
