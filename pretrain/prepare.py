@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain import perplexity
-from pretrain.tokenize import Text, Tokenizing, write
+from pretrain.tokenize import Text, Tokenizing, measured, write
 from wellread.config import PretrainConfig, TextConfig
 from wellread.corpus import canaries as registered
 from wellread.corpus import sentencepiece, summary, tokenizer
@@ -105,7 +105,8 @@ def _compile(build: Path, target: Path, inputs: Documents, words: tuple[str, ...
         tokenizing.marker.check(partial(_complete, pieces))
     _write_shards(build, _texts(source, mask), tokenizing, total)
     backend = tokenizer.Tokenizer.load(build / "tokenizer")
-    extra = canaries.add(build, config, 1, backend, partial(_complete, pieces))
+    measure = partial(measured, pieces=pieces, words=words) if tokenizing.metrics else None
+    extra = canaries.add(build, config, 1, backend, partial(_complete, pieces), measure)
     marked = marks.add(build, settings.get("marks"), config.data.marks)
     names = (*text_metrics.NAMES, *([text_metrics.WORD_LIST_RATE] if words else []))
     merge(

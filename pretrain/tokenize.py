@@ -63,9 +63,13 @@ def tokenize(chunk: Sequence[Text], settings: Tokenizing) -> Shard:
         for (_, _, marks), places in zip(described, samples, strict=True):
             shard.marks += zip(places.tolist(), marks, strict=True)
     if settings.metrics:
-        texts = [text_of(np.asarray(sample.tokens), pieces) for sample in shard.samples]
-        shard.metrics = measure(texts, words=settings.words)
+        shard.metrics = measured([np.asarray(sample.tokens) for sample in shard.samples], pieces, settings.words)
     return shard
+
+
+def measured(samples: Sequence[NDArray[np.uint32]], pieces: Pieces, words: tuple[str, ...]) -> NDArray[np.float32]:
+    """Text metrics of samples, (samples, metrics), from their tokens."""
+    return measure([text_of(tokens, pieces) for tokens in samples], words=words)
 
 
 def text_of(tokens: NDArray[np.uint32], pieces: Pieces) -> str:

@@ -11,11 +11,14 @@ import pytest
 
 from finetune.prepare import prepare as prepare_rows
 from pretrain.prepare import prepare as prepare_text
+from pretrain.tokenize import text_of
 from wellread.config import PretrainConfig, RunConfig
 from wellread.corpus.canaries import Texts, random_texts
 from wellread.corpus.read import Corpus
+from wellread.corpus.segments import Segments
 from wellread.corpus.sentencepiece import Pieces
 from wellread.corpus.tokenizer import Tokenizer
+from wellread.data.text_metrics import NAMES, WORD_LIST_RATE, measure
 from wellread.errors import UserError
 from wellread.files import sha256_file, with_checksum, write_json
 from wellread.models.registry import find
@@ -206,7 +209,6 @@ def test_files_that_are_refused(rows: list[str], changes: dict[str, Any], messag
         ({"canary_text": ""}, "--canary_text: is empty; leave it out for random tokens"),
         ({"canary_text": "none.jsonl"}, "--canary_text none.jsonl: is neither random nor a file"),
         ({"canaries": -1}, "--canaries -1: must be at least 0"),
-        ({"pack": True}, "--canaries: are samples of their own and cannot be packed; leave out --pack"),
     ],
 )
 def test_mistakes(flags: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -217,9 +219,43 @@ def test_mistakes(flags: dict[str, Any], message: str, tmp_path: Path) -> None:
     assert str(error.value).startswith(message)
 
 
-def test_metrics_and_names(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--canaries: have no text metrics; leave out --metrics"):
-        PretrainConfig.of(canaries=1, metrics=True)
+def test_a_canary_is_not_packed(tmp_path: Path) -> None:
+    flags = {"model": "tiny", "data": str(rows_file(tmp_path)), "corpora": str(tmp_path / "c"), "seq_len": 64}
+    corpus, plain = (Corpus.open(prepare_rows(RunConfig.of(pack=True, **flags, **few))) for few in (FEW, {}))
+    texts, segments = Texts.read(corpus.path), Segments(corpus)
+    assert corpus.n_ordinary == plain.n_trainable < 30  # of 30 trainable rows; their sequences are the same
+    assert [corpus.tokens(i).tolist() for i in range(plain.n_trainable)] == [
+        plain.tokens(i).tolist() for i in range(plain.n_trainable)
+    ]
+    for i in range(6):
+        assert corpus.tokens(corpus.n_ordinary + i).tolist() == texts.sequences[i].tolist()
+        assert corpus.starts(corpus.n_ordinary + i).tolist() == [0]
+    assert segments.n_trainable == Segments(plain).n_trainable + 6
+    assert problems(corpus) == []
+    config = resolve(RunConfig.of(data="sample", steps=30, batch_size=4, **FEW), find("tiny"))
+    read = build(config.schedule, corpus).order.batches(0, 30)
+    assert [int((read == corpus.n_ordinary + i).sum()) for i in range(6)] == [0, 0, 1, 1, 3, 3]
+
+
+def test_canaries_have_text_metrics(tmp_path: Path) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("the\n")
+    flags: dict[str, Any] = {"data": "stories:60", "vocab": "600", "seq_len": 64, "corpora": str(tmp_path / "c")}
+    corpus = Corpus.open(prepare_text(PretrainConfig.of(word_list=str(words), **flags, **FEW)))
+    texts, pieces = Texts.read(corpus.path), Pieces((corpus.tokenizer / "tokenizer.model").read_bytes())
+    expected = measure([text_of(tokens, pieces) for tokens in texts.sequences[:6]], words=["the"])
+    actual = np.stack([corpus.metric(name) for name in corpus.metrics], axis=1)
+    assert corpus.metrics == (*NAMES, WORD_LIST_RATE)
+    assert np.array_equal(actual[corpus.n_ordinary : corpus.n_trainable], expected)
+    assert (expected[:, 0] > 0).all()
+    assert problems(corpus) == []
+    config = resolve(
+        PretrainConfig.of(order="sorted:words:asc", steps=30, batch_size=4, **flags, **FEW), find("stories-260k")
+    )
+    assert build(config.schedule, corpus).order.n == corpus.n_ordinary
+
+
+def test_names(tmp_path: Path) -> None:
     rows = rows_file(tmp_path).rename(tmp_path / "canary.jsonl")
     with pytest.raises(UserError, match="--data canary: is the name of the set of --canaries"):
         prepare_rows(RunConfig.of(model="tiny", data=str(rows), canaries=1, corpora=str(tmp_path / "c")))

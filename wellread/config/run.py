@@ -55,8 +55,6 @@ class RunConfig:
             raise UserError("--load_in_4bit: 4-bit weights cannot be trained; add adapters with --lora.rank")
         if model.load_in_4bit and not self.cluster.may_be_ddp:
             raise UserError("--load_in_4bit: ZeRO cannot partition 4-bit weights; leave out --strategy and --ds_config")
-        if self.canary.canaries and self.data.pack:
-            raise UserError("--canaries: are samples of their own and cannot be packed; leave out --pack")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +67,6 @@ class PretrainConfig(RunConfig):
     save: EarlySaves = field(default_factory=EarlySaves, metadata=SECTION)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(weight_decay=0.1, min_lr=0.0))
     """Optimizer and learning-rate schedule; the defaults are llama2.c's."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.canary.canaries and (self.data.metrics or self.data.word_list or self.data.perplexity):
-            raise UserError(
-                "--canaries: have no text metrics; leave out --metrics, --word_list and --perplexity, or --canaries"
-            )
 
 
 KINDS: tuple[type[RunConfig], ...] = (RunConfig, PretrainConfig)

@@ -47,7 +47,8 @@ def merge(
     metrics : sequence of str
         Names of the shards' text metrics, which are written to metrics.parquet.
     pack : int, optional
-        Pack the trainable and the sealed samples into sequences of this many tokens (`wellread.corpus.pack`).
+        Pack the trainable and the sealed samples into sequences of this many tokens (`wellread.corpus.pack`); canaries
+        are not packed, because a slot reads one canary.
 
     Raises
     ------
@@ -56,7 +57,8 @@ def merge(
     """
     dtype = "<u2" if vocab_size <= 65536 else "<u4"
     counts = _check_trainable(build, sets)
-    columns, packs = _write_samples(build, sets, dtype, pack)
+    canary_set = len(sets) - 1 if "canaries" in extra else None
+    columns, packs = _write_samples(build, sets, dtype, pack, apart=canary_set)
     names = ["tokens.bin", "offsets.npy", "targets.npy", "target_offsets.npy", "samples.parquet"]
     names += [name for name in (CANARIES, MARKS) if (build / name).is_file()]
     if metrics:
@@ -86,8 +88,13 @@ def merge(
     write_json(build / "corpus.json", with_checksum(meta))
 
 
-def _write_samples(build: Path, sets: Sequence[str], dtype: str, pack: int | None) -> tuple[Columns, list[Packed]]:
-    """Write the files of samples; return the columns in KEPT, and with `pack` the packed samples of both splits."""
+def _write_samples(
+    build: Path, sets: Sequence[str], dtype: str, pack: int | None, apart: int | None
+) -> tuple[Columns, list[Packed]]:
+    """Write the files of samples; return the columns in KEPT, and with `pack` the packed samples of both splits.
+
+    Samples of data set `apart` are not packed.
+    """
     kept_columns: list[Columns] = []
     packs: list[Packed] = []
     n_samples = 0
@@ -95,7 +102,7 @@ def _write_samples(build: Path, sets: Sequence[str], dtype: str, pack: int | Non
         for sealed in (False, True):
             parts: Iterable[Columns] = sides(build, sealed)
             if pack:
-                packs.append(packed(joined(list(parts)), pack))
+                packs.append(packed(joined(list(parts)), pack, apart))
                 parts = [packs[-1].samples]
             for part in parts:
                 n = len(part["lengths"])

@@ -25,6 +25,8 @@ SHARD = "shards/canaries.npz"
 """The last of the shards, by its name."""
 Encode = Callable[[list[str]], Sequence[Sequence[int]]]
 """Tokens of complete texts, as they would be read as documents."""
+Measure = Callable[[Sequence[NDArray[np.uint32]]], NDArray[np.float32]]
+"""Text metrics of samples, (samples, metrics), from their tokens."""
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
@@ -76,13 +78,17 @@ def refuse_name(config: RunConfig, names: Sequence[str]) -> None:
         raise UserError(f"--data {SET}: is the name of the set of --canaries; give it another name: NAME@PATH")
 
 
-def add(build: Path, config: RunConfig, set_id: int, tokenizer: Tokenizer, encode: Encode) -> dict[str, Any]:
+def add(
+    build: Path, config: RunConfig, set_id: int, tokenizer: Tokenizer, encode: Encode, measure: Measure | None = None
+) -> dict[str, Any]:
     """Draw canaries and controls, write them to the build, and return what corpus.json says about them.
 
     Parameters
     ----------
     set_id : int
         Index of their data set.
+    measure : callable, optional
+        Measures the text metrics that the other samples have.
 
     Returns
     -------
@@ -101,7 +107,9 @@ def add(build: Path, config: RunConfig, set_id: int, tokenizer: Tokenizer, encod
     texts = draw(config, tokenizer, encode)
     texts.write(build)
     (build / SHARD).parent.mkdir(exist_ok=True)
-    write_shard(build / SHARD, Shard([_sample(texts, i, set_id) for i in np.flatnonzero(~texts.control).tolist()]))
+    samples = [_sample(texts, i, set_id) for i in np.flatnonzero(~texts.control).tolist()]
+    metrics = measure([texts.sequences[i] for i in range(len(samples))]) if measure else None
+    write_shard(build / SHARD, Shard(samples, metrics=metrics))
     registered = replace(plan, controls=int(texts.control.sum()), sha256=texts.sha256(plan.seed))
     return {"canaries": registered.as_dict()}
 
