@@ -13,7 +13,7 @@ from torch import nn
 from wellread.config import RunConfig
 from wellread.models.load import Source, check_4bit
 from wellread.planning import host_memory
-from wellread.train import ranks
+from wellread.train import heap, ranks
 from wellread.train.engines.base import Write, count_trained, freeze, in_training
 from wellread.train.engines.compiling import compile_layers
 from wellread.train.engines.masters import Masters
@@ -36,6 +36,8 @@ class TorchEngine:
     def __init__(self, source: Source, config: RunConfig, plan: Plan) -> None:
         self.device = ranks.device()
         self._config, self._source = config, source
+        if self.device.type == "cpu":
+            heap.keep_freed()
         model = source.on_meta()
         self.parameters = sum(p.numel() for p in model.parameters())
         freeze(model, config.model.freeze)
