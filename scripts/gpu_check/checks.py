@@ -105,6 +105,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "1.4B, bf16 weights": {"settings": CHOSEN, "paths": ["bf16"]},
     "1.4B, attention of variable length": {"settings": CHOSEN, "paths": ["varlen"]},
     "1.4B, bf16 weights, compiled": {"settings": CHOSEN, "paths": ["bf16", "compile"]},
+    "1.4B, bf16 weights, loss in one pass": {"settings": CHOSEN, "paths": ["bf16", "loss"]},
     "1.4B, bf16 weights, host ahead": {"settings": CHOSEN, "paths": ["bf16", "ahead"]},
 }
 """Name of a row -> settings of the run, by their names on the command line, next to those of `Scale.large`, and the

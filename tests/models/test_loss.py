@@ -14,6 +14,7 @@ from wellread.models import loss, token_loss
 from wellread.models.families import FAMILIES
 from wellread.models.limits import LOGITS_AT_ONCE
 from wellread.models.loss import sample_losses
+from wellread.train.engines.compiling import compiled_graphs
 
 
 def batch(lengths: tuple[int, ...] = (11, 7, 3), width: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
@@ -196,3 +197,29 @@ def test_zero_tokens() -> None:
     losses = token_loss.token_losses(logits, torch.empty(0, dtype=torch.int64))
     assert losses.shape == (0,)
     losses.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float32, marks=pytest.mark.long)])
+@pytest.mark.slow
+def test_one_pass_losses_equal_float64(dtype: torch.dtype) -> None:
+    """Compiled once for several numbers of tokens; the gradient overwrites the logits."""
+    before = compiled_graphs()
+    for count in (11, 40, 3):
+        generator = torch.Generator().manual_seed(count)
+        logits = (torch.randn(count, 997, generator=generator) * 8).to(dtype)
+        labels, weights = torch.randint(0, 997, (count,), generator=generator), torch.rand(count, generator=generator)
+        inputs, reference = logits.clone().requires_grad_(), logits.double().requires_grad_()
+        overwritten = inputs * 1
+        losses = token_loss.one_pass_losses(overwritten, labels)
+        expected = F.cross_entropy(reference, labels, reduction="none")
+        assert losses.dtype == torch.float32
+        torch.testing.assert_close(losses.double(), expected, rtol=1e-6, atol=2e-6)
+        (losses * weights).sum().backward()
+        (expected * weights).sum().backward()
+        assert inputs.grad is not None
+        assert inputs.grad.dtype == dtype
+        rounding = 2**-8 if dtype == torch.bfloat16 else 1e-5
+        torch.testing.assert_close(inputs.grad.double(), reference.grad, rtol=rounding, atol=1e-8)
+        assert torch.equal(overwritten, inputs.grad)
+    assert compiled_graphs() - before == 2

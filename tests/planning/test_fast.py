@@ -41,7 +41,7 @@ def test_auto_takes_what_the_tables_of_an_h200_show() -> None:
     hopper = replace(GPU, gpu="NVIDIA H200")
     assert plan(hopper).fast == ("bf16",)
     assert plan(hopper, pack=True).fast == ("varlen", "bf16")  # without packing, varlen was slower
-    assert "varlen, tokens, compile, ahead (--fast on takes them)" in plan(hopper).fast_reason
+    assert "varlen, tokens, compile, loss, ahead (--fast on takes them)" in plan(hopper).fast_reason
 
 
 def test_on_takes_every_path_that_suits_and_names_the_others() -> None:

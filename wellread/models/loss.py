@@ -14,12 +14,18 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+TokenLosses = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
+"""Losses of tokens from logits, (tokens, vocabulary), and labels."""
+
+
 def sample_losses(
     model: nn.Module,
     tokens: torch.Tensor,
     targets: torch.Tensor,
     segments: torch.Tensor | None = None,
     count: int | None = None,
+    *,
+    of_tokens: TokenLosses | None = None,
 ) -> torch.Tensor:
     """Sum of negative log-likelihoods over the target tokens of each sample, in nats.
 
@@ -35,6 +41,8 @@ def sample_losses(
         Number of the segment of each token; padding has a separate number. Segments do not attend to each other.
     count : int, optional
         Number of target tokens. Without it, the host waits until a GPU has counted them.
+    of_tokens : callable, optional
+        Computes losses of tokens (default: `wellread.models.token_loss.token_losses`).
 
     Returns
     -------
@@ -50,7 +58,7 @@ def sample_losses(
     labels = _labels(tokens, places)
     logits = _logits(model, inputs, places, isolating, padding=True)
     # Rows of padding have no effect: their losses are left out, so their gradients are 0.
-    losses = token_losses(logits, F.pad(labels, (0, len(logits) - len(labels))))[: len(labels)]
+    losses = (of_tokens or token_losses)(logits, F.pad(labels, (0, len(logits) - len(labels))))[: len(labels)]
     return torch.zeros(len(tokens), dtype=losses.dtype, device=losses.device).index_add(0, places[:, 0], losses)
 
 

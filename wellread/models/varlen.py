@@ -17,6 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from wellread.errors import UserError
 from wellread.models.families import VARLEN_FAMILIES
+from wellread.models.loss import TokenLosses
 from wellread.models.token_loss import token_losses
 
 NAME = "wellread_varlen"
@@ -70,6 +71,8 @@ def flat_losses(
     lengths: torch.Tensor,
     starts: torch.Tensor,
     longest: int,
+    *,
+    of_tokens: TokenLosses = token_losses,
 ) -> torch.Tensor:
     """Sum of negative log-likelihoods over the target tokens of each sample, in nats, as `sample_losses`.
 
@@ -84,6 +87,8 @@ def flat_losses(
     starts : (segments + 1,) int32, first token of each segment, then the number of tokens
     longest : int
         At least the number of tokens of the longest segment.
+    of_tokens : callable, optional
+        Computes losses of tokens.
 
     Returns
     -------
@@ -100,7 +105,7 @@ def flat_losses(
         max_length_k=longest,
     ).last_hidden_state[0]
     logits = causal_lm.get_output_embeddings()(hidden.index_select(0, places - 1))
-    losses = token_losses(logits, tokens.index_select(0, places))
+    losses = of_tokens(logits, tokens.index_select(0, places))
     rows = torch.searchsorted(lengths.cumsum(0), places, right=True)
     return torch.zeros(len(lengths), dtype=losses.dtype, device=losses.device).index_add(0, rows, losses)
 

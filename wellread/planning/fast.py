@@ -124,6 +124,11 @@ PATHS: dict[str, FastPath] = {
             engines=("torch",),
         ),
         FastPath(
+            name="loss",
+            changes="one compiled kernel reads the logits for the losses, another overwrites them with their gradient",
+            unsuited=_compile,
+        ),
+        FastPath(
             name="ahead",
             changes="the host queues a step while the device computes the one before, which is recorded then",
             unsuited=lambda setting: "",

@@ -6,9 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from support.engine_ranks import plan_of
 from support.small_models import SIZES, VOCAB, tiny
 
+from wellread.corpus.batch import Batch
+from wellread.models import token_loss
 from wellread.models.loss import sample_losses
+from wellread.train.engines.base import in_training
 from wellread.train.engines.compiling import compile_layers, compiled_graphs
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
@@ -90,3 +94,27 @@ def test_every_family_has_layers_and_equal_losses(family: str) -> None:
     compile_layers(model, backend=Recorder())
     for computed, plain in zip(losses(model, (33, 41)), expected, strict=True):
         torch.testing.assert_close(computed, plain, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("rows", [False, True], ids=["samples", "rows"])
+def test_a_plan_with_the_path_loss_uses_it_only_in_training(rows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(token_loss, "_compiled", lambda function: calls.append(function.__name__) or function)
+    tokens = torch.arange(48).view(3, 16) % VOCAB
+    targets = torch.ones_like(tokens, dtype=torch.bool)
+    targets[:, 0] = False
+    batch: Any = Batch(torch.arange(3), torch.full((3,), 16), tokens, targets)
+    batch = batch.flat() if rows else batch
+    computed = []
+    for paths in ([], ["loss"]):
+        plan = plan_of({"strategy": "ddp", "dtype": "fp32", "plan": {"fast": paths + ["varlen"] * rows}}, 1)
+        module = in_training(tiny("gpt_neox"), plan)
+        each = module(*batch.inputs)
+        each.sum().backward()
+        gradients = [parameter.grad for parameter in module.parameters()]
+        computed.append([each.detach(), *gradients])
+        assert calls == ["losses_of_rows", "overwrite_rows"] * bool(paths)
+        torch.testing.assert_close(module.eval()(*batch.inputs).detach(), each.detach(), rtol=1e-6, atol=0)
+    assert calls == ["losses_of_rows", "overwrite_rows"]
+    for usual, fast in zip(*computed, strict=True):
+        torch.testing.assert_close(fast, usual, rtol=1e-5, atol=1e-6)

@@ -14,6 +14,7 @@ from torch import nn
 from wellread.errors import UserError
 from wellread.models import blocked, fused, varlen
 from wellread.models.loss import next_logits, sample_losses
+from wellread.models.token_loss import one_pass_losses, token_losses
 from wellread.models.varlen import flat_losses
 from wellread.train.engines.moments import Moments
 
@@ -78,15 +79,20 @@ class Engine(Protocol):
 class LossModule(nn.Module):
     """A model together with its loss, so that hooks of DDP and ZeRO see one forward pass."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, one_pass: bool = False) -> None:
         super().__init__()
         self.model = model
+        self._one_pass = one_pass
+        """Whether losses of tokens come from compiled kernels in training (`one_pass_losses`)."""
 
     def forward(self, tokens: torch.Tensor, *more: Any, loss: bool = True) -> torch.Tensor:
         """Each sample's summed loss, (samples,) float32, from the inputs of a batch; or logits (`next_logits`)."""
         if not loss:
             return next_logits(self.model, tokens, *more)
-        return flat_losses(self.model, tokens, *more) if tokens.ndim == 1 else sample_losses(self.model, tokens, *more)
+        of_samples: Any = flat_losses if tokens.ndim == 1 else sample_losses
+        of_tokens = one_pass_losses if self._one_pass and self.training else token_losses
+        losses: torch.Tensor = of_samples(self.model, tokens, *more, of_tokens=of_tokens)
+        return losses
 
 
 def freeze(model: nn.Module, patterns: str | None) -> None:
@@ -135,4 +141,4 @@ def in_training(model: nn.Module, plan: Plan) -> LossModule:
             raise UserError(f"--activation_checkpointing on: transformers has none for {kind}; choose off")
         # The reentrant kind needs inputs with gradients, and would call DDP's hooks twice.
         causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return LossModule(model).train()
+    return LossModule(model, one_pass="loss" in plan.fast).train()
