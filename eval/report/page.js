@@ -5,14 +5,20 @@
 
   // --- figures, one after the other, so that the page can be used meanwhile
   const NARROW = 460;
+  const fits = (place) => {
+    const legend = place.querySelector(".role-legend");
+    return !legend || legend.getBoundingClientRect().right <= place.getBoundingClientRect().right + 1;
+  };
   const draw = async () => {
     for (const place of document.querySelectorAll("[data-figure]")) {
       const columns = place.clientWidth < NARROW ? 2 : 3; // of the legend; Vega follows the width by itself
       if (place.dataset.columns === String(columns)) continue;
       place.dataset.columns = columns;
       const spec = data.figures[Number(place.dataset.figure)];
-      spec.config.legend.columns = columns;
-      await vegaEmbed(place, spec, {actions: false, renderer: "svg"});
+      for (spec.config.legend.columns = columns; ; spec.config.legend.columns -= 1) {
+        await vegaEmbed(place, spec, {actions: false, renderer: "svg"});
+        if (fits(place) || spec.config.legend.columns === 1) break; // with long names, fewer next to each other
+      }
       await new Promise((resume) => setTimeout(resume));
     }
     document.documentElement.dataset.drawn = Math.round(performance.now()); // milliseconds since the page began to load

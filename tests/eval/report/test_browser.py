@@ -95,7 +95,7 @@ def test_the_report_in_a_browser(page: Path, browser: Browser) -> None:
     _text_stays_text(browser)
     _the_slider(browser)
     _sorting(browser)
-    _narrow_and_dark(browser)
+    _narrow_and_dark(page, browser)
     assert browser.requests == []
     assert browser.errors == []
     _without_script(page, browser)
@@ -146,13 +146,18 @@ def _sorting(browser: Browser) -> None:
     assert texts(browser, column)[0] == "4.5"
 
 
-def _narrow_and_dark(browser: Browser) -> None:
+def _narrow_and_dark(page: Path, browser: Browser) -> None:
     ink = "getComputedStyle(document.querySelector('svg .role-axis-label text')).fill"
     assert browser.run(ink) == "rgb(34, 34, 34)"
     for width in (1400, 400):
         for dark in (False, True):
             browser.show(width, dark=dark)
+            browser.open(page.as_uri())
+            browser.wait(DRAWN)
             assert browser.run("document.documentElement.scrollWidth") <= width
+            for part in ("caption span", ".role-legend"):  # also the ends of long captions and names can be seen
+                ends = f"[...document.querySelectorAll('{part}')].map((one) => one.getBoundingClientRect().right)"
+                assert max(browser.run(ends)) <= width
     assert browser.run(ink) == "rgb(230, 233, 236)"
     assert browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 26)"
 
