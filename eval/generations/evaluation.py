@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from eval.progress import Reporter
     from eval.separation import Floats, Ints
     from wellread.checkpoint import Checkpoint
+    from wellread.corpus.decoder import Decoder
     from wellread.corpus.tokenizer import Tokenizer
     from wellread.results import Result
     from wellread.run import RunDirectory
@@ -132,8 +133,8 @@ class Generations(PerCheckpoint[Outputs]):
                 )
         for method in texts.METHODS:
             rows = [text for text in scores.texts if text.method == method]
-            references = [self._references[text.prompt_id] for text in rows]
-            for metric, value in metrics.corpus_overlap([text.text for text in rows], references).items():
+            references = tuple(self._references[text.prompt_id] for text in rows)
+            for metric, value in metrics.corpus_overlap(tuple(text.text for text in rows), references).items():
                 yield self.result(checkpoint, task=TASK, metric=metric, group=method, n=len(rows), value=value)
 
     def headline(self, results: Sequence[Result]) -> str:
@@ -211,7 +212,7 @@ class Generations(PerCheckpoint[Outputs]):
             yield REFERENCE, metric, values, documents
         if tracer:
             for group, rows in tokens.items():
-                plain = [texts.without_special(self.tokenizer, row) for row in rows]
+                plain = [texts.without_special(self.decoder, row) for row in rows]
                 yield group, "longest_read", spans.longest_read(tracer, plain), documents
         of_sealed = self._documents[outputs.losses.sample_id]
         yield SEALED, "loss", outputs.losses.per_token, of_sealed
@@ -256,16 +257,23 @@ class Generations(PerCheckpoint[Outputs]):
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the corpus."""
+        """The tokenizer of the corpus, with which texts are written; its package takes seconds to load."""
         from wellread.corpus.tokenizer import Tokenizer
 
         return Tokenizer.load(self.run.corpus / "tokenizer")
 
     @cached_property
+    def decoder(self) -> Decoder:
+        """The same tokenizer, with which texts are measured."""
+        from wellread.corpus.decoder import Decoder
+
+        return Decoder.load(self.run.corpus / "tokenizer")
+
+    @cached_property
     def _references(self) -> dict[int, str]:
         """Prompt -> its true continuation, as long as a generated text may be, without special tokens."""
         return {
-            prompt.id: texts.plain(self.tokenizer, prompt.reference[: self.new_tokens]) for prompt in self.fixed_prompts
+            prompt.id: texts.plain(self.decoder, prompt.reference[: self.new_tokens]) for prompt in self.fixed_prompts
         }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
@@ -51,13 +50,15 @@ def overlap(texts: tuple[str, ...], references: tuple[str, ...]) -> MappingProxy
     return MappingProxyType(scores)
 
 
-def corpus_overlap(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+@lru_cache(MOST)
+def corpus_overlap(texts: tuple[str, ...], references: tuple[str, ...]) -> MappingProxyType[str, float]:
     """BLEU and chrF of all texts together, 0 to 100, by sacrebleu: `corpus_bleu` and `corpus_chrf`."""
     scorers = _scorers(effective_order=False)
-    return {
+    scores = {
         f"corpus_{name}": float(scorer.corpus_score(list(texts), [list(references)]).score)
         for name, scorer in scorers.items()
     }
+    return MappingProxyType(scores)
 
 
 def _scorers(*, effective_order: bool) -> dict[str, Any]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from eval.generations.prompts import Batch, Prompt
     from wellread.checkpoint import Checkpoint
+    from wellread.corpus.decoder import Decoder
     from wellread.corpus.tokenizer import Tokenizer
     from wellread.run import RunDirectory
 
@@ -112,12 +113,12 @@ def kept_texts(run: RunDirectory, checkpoint: Checkpoint) -> list[Text]:
     return [Text(**row) for row in read_table(file).to_pylist()]
 
 
-def plain(tokenizer: Tokenizer, tokens: list[int]) -> str:
+def plain(tokenizer: Tokenizer | Decoder, tokens: list[int]) -> str:
     """Text of tokens without special tokens."""
     return tokenizer.decode(without_special(tokenizer, tokens))
 
 
-def without_special(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[int]:
+def without_special(tokenizer: Tokenizer | Decoder, tokens: Sequence[int]) -> list[int]:
     """Tokens without special ones."""
     return [token for token in tokens if token not in tokenizer.special_ids]
 

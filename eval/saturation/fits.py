@@ -94,7 +94,7 @@ def fit(curve: Curve, form: Form) -> Fit:
     and runs test use this covariance. Since it is an estimate from c documents, chi-square is compared with Hotelling's
     distribution instead of its own.
     """
-    from scipy import stats
+    from scipy.special import fdtrc  # scipy.stats takes a second to load
 
     after = curve.steps > 0
     k, n_parameters, c = int(after.sum()), len(form.lower), curve.n_documents
@@ -113,7 +113,7 @@ def fit(curve: Curve, form: Form) -> Fit:
         return _none(form, "the search does not converge")
     parameters, errors, chi2 = best
     residuals = basis.T @ (basis @ (means - form.shape(log_t, *parameters)))
-    p = float(stats.f.sf(chi2 * (c - degrees) / ((c - 1) * degrees), degrees, c - degrees))
+    p = float(fdtrc(degrees, c - degrees, chi2 * (c - degrees) / ((c - 1) * degrees)))
     tests = {"chi2": chi2 / degrees, "chi2_p": p, "runs_p": runs_p(residuals)}
     bad = [name for name, value in (("chi-square", p), ("runs test", tests["runs_p"])) if value < LEVEL]
     if bad:

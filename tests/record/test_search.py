@@ -90,6 +90,7 @@ def test_search_with_published_tokenizers(shared: Path, tmp_path: Path, kind: st
     name = "PreTrainedTokenizerFast" if kind == "pythia" else "LlamaTokenizer"
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name, **eos}))
     tokenizer, decoder = Tokenizer.load(tmp_path), Decoder.load(tmp_path)
+    assert decoder.special_ids == tokenizer.special_ids
     stories = (shared / "tinystories/validation_head.txt").read_text()[:20000]
     texts = [
         "Ünïcödé 日本語 🦙🦙 naïve",

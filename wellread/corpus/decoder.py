@@ -30,6 +30,8 @@ class Decoder:
     """The `tokenizers.Tokenizer`."""
     cleans: bool = False
     """Whether spaces before punctuation are removed (``clean_up_tokenization_spaces``)."""
+    named: frozenset[int] = frozenset()
+    """Special tokens that the files next to tokenizer.json name."""
 
     @classmethod
     def load(cls, directory: Path) -> Decoder:
@@ -57,7 +59,8 @@ class Decoder:
         cleans = settings.get("clean_up_tokenization_spaces", False)
         # transformers does not clean the text of BPE models without this second setting
         for_bpe = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
-        return cls(backend, bool(cleans and (not isinstance(backend.model, models.BPE) or settings.get(for_bpe))))
+        cleans = bool(cleans and (not isinstance(backend.model, models.BPE) or settings.get(for_bpe)))
+        return cls(backend, cleans, frozenset(map(backend.token_to_id, _special_tokens(directory))))
 
     @property
     def size(self) -> int:
@@ -67,7 +70,7 @@ class Decoder:
     @cached_property
     def special_ids(self) -> set[int]:
         """Ids of all special tokens."""
-        return {i for i, token in self.backend.get_added_tokens_decoder().items() if token.special}
+        return {i for i, token in self.backend.get_added_tokens_decoder().items() if token.special} | self.named
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`, including special tokens."""
@@ -110,14 +113,23 @@ def _extra_tokens(directory: Path) -> Iterator[str]:
     """Tokens that the files next to tokenizer.json name."""
     yield from _settings(directory / "added_tokens.json")
     for name in SPECIAL_TOKEN_FILES:
+        yield from map(_text, _settings(directory / name).get("added_tokens_decoder", {}).values())
+    yield from _special_tokens(directory)
+
+
+def _special_tokens(directory: Path) -> Iterator[str]:
+    """Special tokens that the files next to tokenizer.json name."""
+    for name in SPECIAL_TOKEN_FILES:
         settings = _settings(directory / name)
-        added = [*settings.get("added_tokens_decoder", {}).values()]
+        tokens = [value for key, value in settings.items() if key.endswith("_token") and not isinstance(value, bool)]
         for key in ("additional_special_tokens", "extra_special_tokens"):
             extra = settings.get(key) or []
-            added += extra.values() if isinstance(extra, dict) else extra
-        added += [value for key, value in settings.items() if key.endswith("_token") and not isinstance(value, bool)]
-        for token in filter(None, added):
-            yield token["content"] if isinstance(token, dict) else token
+            tokens += extra.values() if isinstance(extra, dict) else extra
+        yield from map(_text, filter(None, tokens))
+
+
+def _text(token: str | dict[str, Any]) -> str:
+    return str(token["content"]) if isinstance(token, dict) else token
 
 
 def _settings(file: Path) -> dict[str, Any]:
