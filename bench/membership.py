@@ -3,8 +3,9 @@
     python -m bench.membership RUN [--samples 664] [--rounds 5] [--threads 1] [--json]
 
 All times are CPU seconds of this process, so other programs hardly change them. The model runs in rounds, one call of
-each kind after the other: all token columns, a forward pass with losses only, a plain loop of one sample per batch, a
-step of training (forward and backward); each value is the median over rounds. Then without a model: scores for four
+each kind after the other: all token columns, also in bf16, a forward pass with losses only, two plain loops of one
+sample per batch (losses only, and all columns as a short script computes them), a step of training (forward and
+backward); each value is the median over rounds. Then without a model: scores for four
 values of k from kept columns, and their memory, for 4,000 and 16,000 samples.
 """
 
@@ -60,6 +61,19 @@ def plain_loop(model: torch.nn.Module, corpus: Corpus, ids: np.ndarray) -> None:
         logp[0, :-1].gather(1, row[0, 1:, None]).mean()
 
 
+def plain_columns(model: torch.nn.Module, corpus: Corpus, ids: np.ndarray) -> None:
+    """All columns as a short script computes them: one sample at a time, from the probabilities of all tokens."""
+    for sample_id in ids.tolist():
+        row = torch.from_numpy(corpus.tokens(sample_id).astype(np.int64))
+        with torch.inference_mode():
+            logp = model(input_ids=row[None]).logits[0, :-1].float().log_softmax(-1)
+        p, label = logp.exp(), logp.gather(1, row[1:, None])
+        mu = (p * logp).sum(1)
+        (p * (logp - mu[:, None]).square()).sum(1).sqrt()
+        (logp > label).sum(1)
+        p.topk(40).values.sum(1).log()
+
+
 def training(model: torch.nn.Module, corpus: Corpus, ids: np.ndarray) -> None:
     """Forward and backward over the samples in batches, without an optimizer."""
     for places in by_length(corpus.lengths(ids), 8192):
@@ -95,7 +109,9 @@ def measure(model: torch.nn.Module, corpus: Corpus, ids: np.ndarray, rounds: int
         {
             "forward": lambda: log_likelihoods(model, corpus, ids),
             "columns": lambda: list(score_tokens(model, corpus, ids)),
+            "columns_bf16": lambda: list(score_tokens(model, corpus, ids, dtype="bf16")),
             "loop": lambda: plain_loop(model, corpus, ids),
+            "loop_columns": lambda: plain_columns(model, corpus, ids),
             "training": lambda: training(model, corpus, ids),
         },
         rounds,
@@ -112,6 +128,8 @@ def measure(model: torch.nn.Module, corpus: Corpus, ids: np.ndarray, rounds: int
         "all_columns_s": float(np.median(times["columns"])),
         "all_columns_over_forward": ratio("columns", "forward"),
         "plain_loop_over_all_columns": ratio("loop", "columns"),
+        "plain_loop_with_columns_over_all_columns": ratio("loop_columns", "columns"),
+        "plain_loop_with_columns_over_bf16": ratio("loop_columns", "columns_bf16"),
         "forward_over_training": ratio("forward", "training"),
         "another_k_4000_samples_s": duration,
         "another_k_4000_samples_mib": mib,
@@ -137,7 +155,7 @@ def main() -> None:
     print(
         json.dumps(numbers)
         if options.json
-        else "\n".join(f"{name:28} {value:10.3f}" for name, value in numbers.items())
+        else "\n".join(f"{name:41} {value:10.3f}" for name, value in numbers.items())
     )
 
 
