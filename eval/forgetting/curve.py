@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eval.separation import Floats, Ints, codes_of
 
@@ -20,6 +21,8 @@ FEWEST_STEPS = 5
 """Below this many measured steps, the curve is not smoothed but interpolated, and a warning is due."""
 MOST_KNOTS = 30
 """Most intervals between knots; the penalty, not their number, decides how smooth the curve is."""
+MOST_GROWTH = 6.0
+"""Most that 1 + step may grow from one measured step to the next, so that steps between them are not far from both."""
 WEIGHTS = 10.0 ** np.arange(-8.0, 8.25, 0.25)
 """Weights of the penalty that are compared, relative to the size of the data's part."""
 
@@ -54,6 +57,15 @@ class Curve:
     def at(self, steps: Ints) -> Floats:
         """f at `steps`, float64[m]; only differences between steps have a meaning."""
         return self.basis(steps) @ self.coefficients
+
+    def is_far(self, steps: Ints) -> NDArray[np.bool_]:
+        """Whether each step is far from all measured ones, so that the curve is a guess there; bool[m]."""
+        measured = np.unique(self.steps)
+        after = np.searchsorted(measured, steps)
+        outside = (after == 0) | (after == len(measured))
+        before, after = np.maximum(after - 1, 0), np.minimum(after, len(measured) - 1)
+        growth = (1 + measured[after]) / (1 + measured[before])
+        return np.asarray((measured[after] != steps) & (outside | (growth > MOST_GROWTH)))
 
     @cached_property
     def codes(self) -> Ints:

@@ -9,7 +9,7 @@ loss at a checkpoint, minus the same difference of sealed documents, is what the
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
@@ -28,6 +28,7 @@ from eval.randomness import Randomness
 from eval.section import with_interval
 from wellread.errors import UserError
 from wellread.scores import Scores
+from wellread.units import plural
 
 if TYPE_CHECKING:
     from eval.progress import Reporter
@@ -67,9 +68,15 @@ class Forgetting(PerCheckpoint[Scores]):
     )
 
     @cached_property
-    def groups(self) -> Groups:
-        """The groups of the run."""
+    def _all_groups(self) -> Groups:
         return Groups.of(self.run, self.max_samples, self.seed)
+
+    @cached_property
+    def groups(self) -> Groups:
+        """The groups of the run; of sealed samples only those of documents that were measured."""
+        groups = self._all_groups
+        measured = np.isin(groups.documents[groups.sealed], self.curve.ids)
+        return replace(groups, withheld=groups.sealed[~measured])
 
     @cached_property
     def readings(self) -> Readings:
@@ -83,12 +90,12 @@ class Forgetting(PerCheckpoint[Scores]):
 
         table = Record.open(self.run.record).sealed()
         steps, ids, losses = (table[name].to_numpy() for name in ("step", "sample_id", "loss"))
-        before = steps <= self.groups.last
-        documents = self.groups.documents[ids[before]]
+        before = steps <= self._all_groups.last
+        documents = self._all_groups.documents[ids[before]]
         if len(documents) - len(np.unique(documents)) < FEWEST_REPEATS:
             raise UserError(
                 f"{self.run.record}: hardly any sealed document was measured twice, so no change of their losses is "
-                "known; train with a larger --eval_samples or a smaller --eval_every"
+                "known; train further, or with a larger --eval_samples or a smaller --eval_every"
             )
         return fit(steps[before], documents, losses[before].astype(np.float64))
 
@@ -104,6 +111,12 @@ class Forgetting(PerCheckpoint[Scores]):
             yield (
                 f"warning: sealed losses were measured at {len(steps)} steps only ({', '.join(map(str, steps))}): "
                 "between them the curve is a guess, and differences may have a wrong sign; train with --eval_every"
+            )
+        elif far := int(self.curve.is_far(self.readings.steps).sum()):
+            yield (
+                f"warning: {far:,} of {plural(self.readings.steps.size, 'first reading')} are far from any step at "
+                "which sealed losses were measured: the curve is a guess there, and differences may have a wrong sign; "
+                "train with --eval_every"
             )
         if why := Randomness.why_no_control(self.run):
             yield (
@@ -126,7 +139,7 @@ class Forgetting(PerCheckpoint[Scores]):
             yield self.result(checkpoint, task=self.name, **counted)
             return
         groups = self.groups.at(step)
-        sealed = self._sealed(groups[SEALED], scores)
+        sealed = Sealed(scores.at(groups[SEALED]).mean, self.groups.documents[groups[SEALED]])
         cohorts = [*self.readings.cohorts(self.groups, step), (UNREAD, groups[UNREAD])]
         for name, members in cohorts:
             if members.size < 2:
@@ -137,17 +150,6 @@ class Forgetting(PerCheckpoint[Scores]):
             row = {"task": self.name, "group": name, "n": members.size}
             yield self.result(checkpoint, metric=DIFFERENCE, **row, **recorded_difference(cohort, sealed, self.curve))
             yield self.result(checkpoint, metric=PLAIN, **row, **plain_difference(cohort, sealed))
-
-    def _sealed(self, ids: Ints, scores: Scores) -> Sealed:
-        """The sealed samples whose documents were measured."""
-        documents = self.groups.documents[ids]
-        measured = np.isin(documents, self.curve.ids)
-        if not measured.any():
-            raise UserError(
-                f"{self.run.record}: none of the {ids.size:,} sealed samples that are scored was measured during "
-                "training; give a larger --max_samples"
-            )
-        return Sealed(scores.at(ids[measured]).mean, documents[measured])
 
     def _cohort(self, ids: Ints, scores: Scores) -> Cohort:
         readings = self.readings

@@ -33,6 +33,11 @@ class Readings:
     rates: Floats
     """Learning rate of each batch of the run, float64[batches]."""
 
+    @property
+    def steps(self) -> Ints:
+        """Batches of the first readings, of the samples that were read."""
+        return self.batches[self.batches >= 0]
+
     @classmethod
     def of(cls, run: RunDirectory, groups: Groups) -> Readings:
         """First readings until the last checkpoint of a run."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from wellread.config import RunConfig
+from wellread.config import RunConfig, WatchConfig
 from wellread.corpus.read import Corpus
 from wellread.models.load import Source
 from wellread.models.registry import find
@@ -27,7 +27,7 @@ def test_random_state_and_model_mode_stay(small_model: Path, corpus: Corpus) -> 
     machine = Machine(cluster="local", nodes=1, ranks_per_node=1, device="cpu")
     plan = make_plan(config, spec, machine, counts)
     engine = TorchEngine(Source.of(small_model), config, plan)
-    meter = SealedMeter(corpus, plan, count=4, seed=0)
+    meter = SealedMeter(corpus, plan, WatchConfig(eval_samples=4, eval_every=1), seed=0)
     torch.manual_seed(7)
     before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index, union-attr]
     first, second = (meter.measure(engine, step, holdout=False) for step in (0, 1))
@@ -39,7 +39,11 @@ def test_random_state_and_model_mode_stay(small_model: Path, corpus: Corpus) -> 
     assert first.losses is not None
     assert second.losses is not None
     assert not set(first.losses.sample_ids) & set(second.losses.sample_ids)
-    assert meter.place == 8
+    assert meter.values == 8
+    assert meter.steps == {*range(plan.steps + 1)}
+    assert not meter.has_holdout_loss(5)  # 4 samples are fewer than the fixed ones
+    every_100 = SealedMeter(corpus, plan, WatchConfig(eval_every=100), seed=0)
+    assert [step for step in sorted(every_100.steps) if every_100.has_holdout_loss(step)] == [0, 100, 200]
 
     with_holdout = meter.measure(engine, 2, holdout=True)
     sealed = np.arange(corpus.n_trainable, corpus.n)  # fewer than 256: all of them

@@ -20,7 +20,7 @@ class WatchConfig:
     log_every: int = field(default=10, metadata=unit("steps"))
     """Steps between lines of the log."""
     eval_every: int | None = None
-    """Steps between measurements of the loss on sealed samples (default: only at checkpoints)."""
+    """Steps between measurements of losses of sealed samples (default: at checkpoints and steps 4, 16, 64, …)."""
     eval_samples: int = field(default=256, metadata=unit("samples"))
     """Sealed samples, at most one per document, whose losses each measurement records; they take turns."""
     generations: int = field(default=3, metadata=unit("samples"))

@@ -70,7 +70,7 @@ def train(run: RunDirectory, initial: Callable[[], Source], log: Path) -> int:
     )
     if ranks.rank() == 0:
         record = open_record(run, corpus, order, newest)
-        loop.meter.place = record.sealed_values
+        loop.meter.values = record.sealed_values
         monitor = open_monitor(run, config, plan, engine, newest.step if newest else 0, log)
         loop.outputs = Outputs(record, monitor)
     for line in damaged:
@@ -125,16 +125,14 @@ class TrainingLoop:
     @cached_property
     def meter(self) -> sealed.SealedMeter:
         """Measures losses of sealed samples."""
-        count, seed = self.config.watch.eval_samples, self.config.schedule.seed
-        return sealed.SealedMeter(self.corpus, self.plan, count=count, seed=seed)
+        return sealed.SealedMeter(self.corpus, self.plan, self.config.watch, self.config.schedule.seed)
 
     def train(self) -> int:
         """Read batches until the last step or a request to stop; return the stop signal, 0 for none."""
         stop = 0
         while self.step < self.plan.steps and not stop:
             stop = self.take_step()
-            saves = self.step in self.plan.save_steps
-            evaluates = self.config.watch.eval_every and self.step % self.config.watch.eval_every == 0
+            saves, evaluates = self.step in self.plan.save_steps, self.step in self.meter.steps
             if saves or evaluates or stop:
                 stop = self.drain() or stop
             if saves or stop:
@@ -256,12 +254,12 @@ class TrainingLoop:
     def evaluate(self, *, at_checkpoint: bool) -> tuple[float | None, list[dict[str, Any]]]:
         """Record losses of sealed samples; return the holdout loss and what the model generates. Collective.
 
-        Texts are generated only at a checkpoint. The holdout loss is measured there, and elsewhere unless fewer samples
-        are requested than it consists of.
+        Texts are generated only at a checkpoint.
         """
         assert self._pending is None, "drain first"
         began = time.perf_counter()
-        measured = self.meter.measure(self.engine, self.step, holdout=at_checkpoint or self.meter.covers_fixed)
+        holdout = at_checkpoint or self.meter.has_holdout_loss(self.step)
+        measured = self.meter.measure(self.engine, self.step, holdout=holdout)
         seconds = time.perf_counter() - began
         count = self.config.watch.generations if at_checkpoint else 0
         rows = sealed.generations(self.engine, self.corpus, self.tokenizer, self.plan, count)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from wellread.config import WatchConfig
 from wellread.corpus.batch import collate
 from wellread.corpus.prompts import prompt_and_reference
 from wellread.corpus.read import Corpus
@@ -20,7 +21,7 @@ from wellread.planning.plan import Plan
 from wellread.record.sealed import SealedLosses
 from wellread.train import ranks
 from wellread.train.engines.base import Engine
-from wellread.train.rotation import Rotation
+from wellread.train.rotation import Rotation, measured_steps
 
 GENERATIONS = "generations.jsonl"
 """File in a checkpoint: the text that its model generates for the prompts of some sealed samples."""
@@ -47,39 +48,51 @@ class SealedMeter:
     afterwards.
     """
 
-    def __init__(self, corpus: Corpus, plan: Plan, *, count: int, seed: int) -> None:
-        self._corpus, self._plan, self._count, self._seed = corpus, plan, count, seed
+    def __init__(self, corpus: Corpus, plan: Plan, watch: WatchConfig, seed: int) -> None:
+        self._corpus, self._plan, self._watch, self._seed = corpus, plan, watch, seed
         self._fixed = fixed_samples(corpus)
-        self.place = 0
+        self.values = 0
         """Number of losses that the run has measured so far, the place in the rotation; only rank 0 knows it."""
 
     @cached_property
     def _rotation(self) -> Rotation:
         """Only on rank 0: the other ranks do not read the samples table."""
-        return Rotation(self._corpus, self._seed)
+        return Rotation(self._corpus, self._seed, count=self._watch.eval_samples, measurements=len(self.steps))
 
-    @property
-    def covers_fixed(self) -> bool:
-        """Whether as many samples are measured between checkpoints that the holdout loss is measured there, too."""
-        return self._count >= len(self._fixed)
+    @cached_property
+    def steps(self) -> frozenset[int]:
+        """Steps at which the rotation is measured."""
+        return measured_steps(self._plan.save_steps, self._plan.steps, self._watch.eval_every)
+
+    def has_holdout_loss(self, step: int) -> bool:
+        """Whether the holdout loss is measured at a step without a checkpoint.
+
+        It is measured every `eval_every` steps, if as many samples are requested as it consists of.
+        """
+        every = self._watch.eval_every
+        return every is not None and step % every == 0 and self._watch.eval_samples >= len(self._fixed)
 
     def measure(self, engine: Engine, step: int, *, holdout: bool) -> Measured:
         """Measure the next samples of the rotation and, with `holdout`, the fixed set. Every rank calls it."""
         if not len(self._fixed):
             return Measured(None, None)
-        turn = self._rotation.take(self.place, self._count).tolist() if ranks.rank() == 0 else []
+        turn = self._next().tolist() if ranks.rank() == 0 else []
         sample_ids = np.array(ranks.gather_objects(turn)[0], dtype=np.int64)
         fixed = self._fixed if holdout else self._fixed[:0]
         more = np.setdiff1d(sample_ids, fixed)
         sums = [summed_losses(engine, self._corpus, self._plan, ids) for ids in (fixed, more) if len(ids)]
         ids, values = np.concatenate([fixed, more]), np.concatenate(sums)
-        self.place += len(sample_ids)
+        self.values += len(sample_ids)
         order = np.argsort(ids)
         n_targets = self._corpus.n_targets(sample_ids)
         losses = values[order[np.searchsorted(ids[order], sample_ids)]] / n_targets
         mean = float(values[: len(fixed)].sum() / self._corpus.n_targets(fixed).sum()) if len(fixed) else None
         recorded = SealedLosses(step=step, sample_ids=sample_ids, n_targets=n_targets, losses=losses.astype(np.float32))
         return Measured(mean, recorded)
+
+    def _next(self) -> NDArray[np.int64]:
+        rotation = self._rotation
+        return rotation.take(self.values // rotation.count)
 
 
 def fixed_samples(corpus: Corpus) -> NDArray[np.int64]:

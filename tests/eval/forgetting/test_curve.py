@@ -66,6 +66,16 @@ def test_beyond_the_measured_steps_it_is_constant() -> None:
     assert curve.at(np.array([0, 100])).tolist() == curve.at(np.array([10, 29])).tolist()
 
 
+def test_which_steps_are_far_from_measured_ones() -> None:
+    """Measured at 0, 4, 16 and 250: between 16 and 250, 1 + step grows 14.8 times."""
+    steps, documents = rotated(np.array([0, 4, 16, 250]), 4, 4)
+    curve = fit(steps, documents, truth(steps))
+    assert curve.is_far(np.array([0, 2, 4, 16, 17, 100, 249, 250, 251])).tolist() == [False] * 4 + [True] * 3 + [
+        False,
+        True,
+    ]
+
+
 def test_means_by_code() -> None:
     assert means_by(np.array([1, 0, 1]), np.array([1.0, 5.0, 3.0])).tolist() == [5.0, 2.0]
     assert means_by(np.array([0, 0]), np.array([[1.0, 2.0], [3.0, 6.0]])).tolist() == [[2.0, 4.0]]

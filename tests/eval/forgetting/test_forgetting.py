@@ -11,6 +11,7 @@ import pytest
 import yaml
 from support.programs import Program
 
+from eval.forgetting.evaluation import Forgetting
 from eval.forgetting.needs import dropouts, no_dropout
 from eval.forgetting.readings import Readings
 from eval.groups import SEALED, UNREAD, Groups
@@ -85,6 +86,42 @@ def test_the_gain_of_reading_is_measured(copied_run: RunDirectory, in_process: P
     assert "Forgetting: what is left of a reading?" in (copied_run.path / "report" / "index.html").read_text()
 
 
+def replace_sealed(run: RunDirectory, change: Any) -> None:
+    """Replace each file of sealed losses by ``change(table)``."""
+    import pyarrow.parquet
+
+    for entry in json.loads((run.record / "head.json").read_text())["sealed"]:
+        path = run.record / entry["name"]
+        pyarrow.parquet.write_table(change(pyarrow.parquet.read_table(path)), path)
+
+
+@pytest.mark.usefixtures("exact")
+def test_readings_far_from_measured_steps_are_named(copied_run: RunDirectory, in_process: Program) -> None:
+    """Measured at 0, 9, 10, 11, 12: what the batches 1 to 8 have read is compared with a guess."""
+    import pyarrow as pa
+
+    def later(table: Any) -> Any:
+        steps = {0: [0], 4: [9, 10], 8: [11], 12: [12]}[table["step"][0].as_py()]
+        return pa.concat_tables(
+            table.set_column(0, "step", pa.array([step] * len(table), pa.int64())) for step in steps
+        )
+
+    replace_sealed(copied_run, later)
+    result = in_process("eval", "forgetting", copied_run.path, "--steps", 12)
+    assert result.returncode == 0, result.stderr
+    assert "warning: 128 of 192 first readings are far from any step at which sealed losses were m" in result.stderr
+
+
+def test_only_documents_that_were_measured_are_compared(copied_run: RunDirectory) -> None:
+    replace_sealed(copied_run, lambda table: table.slice(0, 40))  # the same 40 samples at each step
+    groups, all_groups = Forgetting(copied_run).groups, Groups.of(copied_run, 2000, 0)
+    measured = Record.open(copied_run.record).sealed()["sample_id"].to_numpy()
+    documents = np.unique(all_groups.documents[measured])
+    assert len(documents) == 40
+    assert np.unique(groups.documents[groups.at(12)[SEALED]]).tolist() == documents.tolist()
+    assert groups.at(12)["read"].tolist() == all_groups.at(12)["read"].tolist()
+
+
 def test_skipped_batches_are_not_readings(copied_run: RunDirectory) -> None:
     import pyarrow
     import pyarrow.parquet
@@ -157,13 +194,7 @@ def test_losses_at_one_step_only(copied_run: RunDirectory, in_process: Program) 
 @pytest.mark.usefixtures("exact")
 def test_documents_that_were_measured_once(copied_run: RunDirectory, in_process: Program) -> None:
     """A few documents per checkpoint, none of them twice: nothing says how their losses changed."""
-    import pyarrow.parquet
-
-    head = json.loads((copied_run.record / "head.json").read_text())
-    for number, entry in enumerate(head["sealed"]):
-        path = copied_run.record / entry["name"]
-        table = pyarrow.parquet.read_table(path)
-        pyarrow.parquet.write_table(table.slice(4 * number, 4), path)
+    replace_sealed(copied_run, lambda table: table.slice(table["step"][0].as_py(), 4))
     text = refusal(in_process, copied_run.path)
     assert "record: hardly any sealed document was measured twice, so no change of their losses is known" in text
 
