@@ -34,6 +34,7 @@ from launch.backends.jobs import WAITING, Job, JobState
 from wellread.checkpoint import MANIFEST
 from wellread.run import Holder, RunDirectory
 from wellread.shapes import mismatch
+from wellread.whole import read_whole
 
 REQUEST_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 REQUESTS = {128 + number: number.name for number in REQUEST_SIGNALS}
@@ -263,7 +264,7 @@ def moment(text: str) -> datetime:
 def progress(run: RunDirectory, attempt: int) -> dict[str, Any]:
     """Return the progress report of rank 0 in attempt `attempt`; empty without one."""
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        report: dict[str, Any] = json.loads((run.log / "progress.json").read_text(encoding="utf-8"))
+        report: dict[str, Any] = json.loads(read_whole(run.log / "progress.json"))
         if not mismatch(report, PROGRESS, "") and report["attempt"] == attempt and PROGRESS.keys() <= report.keys():
             is_possible = 0 <= report["seconds_per_step"] < LONGEST_STEP and isfinite(report["time"])
             return report if is_possible else {}

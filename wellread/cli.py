@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
 from wellread import starting, streams
 from wellread.errors import BAD_INPUT, UserError, user_message
 from wellread.streams import print_error
 from wellread.text_io import load_yaml
+from wellread.whole import read_whole
 
 if TYPE_CHECKING:
     import argparse
@@ -246,7 +246,7 @@ def _config_file(path: str) -> dict[str, Any]:
     import yaml
 
     try:
-        values = load_yaml(Path(path).read_bytes())
+        values = load_yaml(read_whole(path))
     except OSError as error:
         raise UserError(f"--config {path}: cannot be read ({error.strerror}); name a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -10,6 +10,10 @@ BAD_INPUT = 2
 """Exit code after a mistake of the user."""
 FAILURE = 1
 """Exit code after any other failure."""
+NOT_FILES = (errno.ENODEV, errno.ENXIO, errno.EFBIG)
+"""Errors of `wellread.whole`: a device, a pipe without a writer, a file larger than memory can have."""
+LINE_ENDS = re.compile(r"[ \t]*[\r\n][ \t\r\n]*")
+"""Ends of lines, with the indentation of the next one; other characters may belong to a name."""
 
 
 class UserError(ValueError):
@@ -43,6 +47,8 @@ def _os_message(error: OSError) -> str | None:
         return f"not allowed to write{where}: choose another directory"
     if error.errno == errno.ENAMETOOLONG:
         return f"a name is too long{where}: file systems allow at most 255 bytes per name; choose a shorter one"
+    if error.errno in NOT_FILES and error.filename:
+        return f"{error.filename}: {error.strerror}"
     if error.errno == errno.ELOOP:
         return f"its symbolic links form a loop{where}: name the file itself"
     if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):

@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from wellread.errors import UserError
 from wellread.shapes import REMEDY, mismatch
+from wellread.whole import read_whole
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -212,9 +213,8 @@ def read_json(path: Path, shape: Any = object, remedy: str = REMEDY) -> Any:
     UserError
         When it is damaged or has another shape; reading a missing key of an object in it raises one, too.
     """
-    text = path.read_bytes()
     try:
-        value = json.loads(text)
+        value = json.loads(read_whole(path))
     except (ValueError, RecursionError) as error:  # not JSON, not even text, or nested too deeply
         reason = " ".join(str(error).split())[:LONGEST_REASON]
         raise UserError(f"{path}: damaged ({reason}); {remedy}") from None

@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 from wellread.errors import UserError
 from wellread.files import open_unlinked, read_json, refuse_links, write_atomic
 from wellread.text_io import load_yaml
+from wellread.whole import read_whole
 
 if TYPE_CHECKING:
     from wellread.config import RunConfig
@@ -138,7 +139,7 @@ class RunDirectory:
 
         from wellread.config import from_file, kind_of
 
-        text = self.config_file.read_bytes()
+        text = read_whole(self.config_file)
         try:
             values = load_yaml(text)
         except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wellread.errors import UserError
+from wellread.whole import read_whole
 
 PLAIN = (".jsonl", ".json", ".csv", ".txt", ".yaml", ".yml", ".jinja")
 """Endings of files that contain text."""
@@ -73,7 +74,7 @@ def read_text(path: Path) -> str:
     UserError
         When it is not UTF-8.
     """
-    content = path.read_bytes()
+    content = read_whole(path)
     if problem := foreign(content):
         raise UserError(f"{path}: {problem}")
     try:

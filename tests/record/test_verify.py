@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
+import pytest
 from support.reading import BATCH
+from support.whole_runs import make
 
+from wellread import whole
 from wellread.checkpoint import list_checkpoints
+from wellread.errors import UserError
 from wellread.files import sha256_file, with_checksum, write_json
 from wellread.record.reader import Record
 from wellread.record.verify import verify
@@ -77,3 +82,34 @@ def test_an_altered_digest_of_a_sample_is_named(copied_run: RunDirectory) -> Non
     ids = Record.open(copied_run.record).sample_ids()
     places = [f"batch {place // BATCH} slot {place % BATCH}" for place in np.flatnonzero(ids == 3).tolist()]
     assert problems[2:] == [f"{place}: the tokens read as sample 3 are not those of the corpus" for place in places]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.yaml",
+        "plan.json",
+        "manifest.json",
+        "record/head.json",
+        "record/part-00000000-00000008.parquet",
+        "checkpoints/step-00000008/checkpoint.json",
+        "checkpoints/step-00000008/model/model.safetensors",
+        "corpus/corpus.json",
+        "corpus/tokens.bin",
+        "corpus/samples.parquet",
+        "corpus/tokenizer/tokenizer.json",
+        "corpus/tokenizer/tokenizer_config.json",
+    ],
+)
+def test_a_pipe_in_place_of_a_file_is_named_and_not_waited_for(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(whole, "SECONDS", 0.0)
+    run = make("finetune", tmp_path / "run")
+    (run.path / name).unlink()
+    os.mkfifo(run.path / name)
+    try:
+        problems = verify(RunDirectory.open(run.path))
+    except UserError as error:
+        problems = [str(error)]
+    assert any(name.rpartition("/")[2] in line or name.split("/")[-2] in line for line in problems), problems

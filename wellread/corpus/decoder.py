@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wellread.errors import UserError
+from wellread.whole import read_whole
 
 FILE = "tokenizer.json"
 SETTINGS = "tokenizer_config.json"
@@ -135,7 +136,7 @@ def _text(token: str | dict[str, Any]) -> str:
 def _settings(file: Path) -> dict[str, Any]:
     """Settings in a JSON file; empty when the file does not exist."""
     try:
-        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        values: dict[str, Any] = json.loads(read_whole(file))
     except FileNotFoundError:
         return {}
     except ValueError as error:

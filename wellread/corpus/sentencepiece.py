@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wellread.errors import UserError
+from wellread.whole import read_whole
 
 SMALLEST, LARGEST = 512, 32_000
 """Smallest and largest size of a trained vocabulary."""
@@ -142,7 +143,7 @@ def load(path: Path) -> bytes:
         When it cannot be read, is damaged, or has no beginning-of-sequence piece.
     """
     try:
-        content = path.read_bytes()
+        content = read_whole(path)
     except OSError as error:
         raise UserError(f"--vocab {path}: cannot be read ({error.strerror})") from None
     try:

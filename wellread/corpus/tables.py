@@ -17,6 +17,7 @@ from wellread.corpus.digest import DIGEST_BYTES
 from wellread.corpus.read import METRICS, Corpus
 from wellread.corpus.segments import FILE
 from wellread.files import replacing, sha256_file, with_checksum, write_array, write_json
+from wellread.whole import read_whole
 
 if TYPE_CHECKING:
     import pyarrow
@@ -92,7 +93,7 @@ def add_metrics(directory: Path, columns: dict[str, NDArray[Any]]) -> None:
     """Add metrics to a corpus that is compiled: metrics.parquet has its other ones too, and corpus.json names all."""
     corpus = Corpus.open(directory)
     write_metrics(directory, {name: corpus.metric(name) for name in corpus.metrics} | columns)
-    meta = json.loads((directory / "corpus.json").read_text(encoding="utf-8"))
+    meta = json.loads(read_whole(directory / "corpus.json"))
     meta["metrics"] = [*corpus.metrics, *columns]
     meta["sizes"][METRICS] = (directory / METRICS).stat().st_size
     if "sha256" in meta:  # not in older corpora

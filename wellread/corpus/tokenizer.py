@@ -16,6 +16,7 @@ from wellread.corpus import chat
 from wellread.corpus.rendering import Message, Renderer
 from wellread.errors import UserError
 from wellread.text_io import FOREIGN_CODE, refuse_foreign, refuse_marked
+from wellread.whole import unusable
 
 FILES = (
     "tokenizer.json",
@@ -27,6 +28,7 @@ FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
+TEMPLATE = "chat_template.jinja"
 END_OF_TEXT = "<|endoftext|>"
 
 
@@ -283,7 +285,11 @@ def copy_files(source: Path, target: Path) -> None:
             shutil.copyfile(source / name, target / name)
 
 
+        if problem := unusable(source / name):
+            raise UserError(f"{source / name}: {problem}")
 def fingerprint(directory: Path) -> str:
+            if name == TEMPLATE:
+                refuse_foreign(source / name)
     """Hash of the tokenizer's files in `directory`."""
     digest = hashlib.sha256()
     for name in FILES:

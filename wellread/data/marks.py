@@ -16,6 +16,7 @@ from wellread.config import DataConfig
 from wellread.corpus.marks import BEGINNING, COLUMNS, NUMBERS, VERSION, WINDOW, Kind, Mark, Marks, coin, has_marks
 from wellread.corpus.shards import shard_marks
 from wellread.errors import UserError
+from wellread.whole import read_whole
 
 Pair = tuple[str, str]
 
@@ -49,7 +50,7 @@ def read_pairs(path: Path) -> list[Pair]:
     from wellread.text_io import load_yaml
 
     try:
-        content = load_yaml(path.read_bytes())
+        content = load_yaml(read_whole(path))
     except OSError as error:
         raise UserError(f"--marks {path}: cannot be read ({error.strerror}); give a YAML file of pairs") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -22,6 +22,7 @@ from wellread.data.sources.text import COMPRESSED, KINDS
 from wellread.errors import UserError
 from wellread.shapes import mismatch
 from wellread.text_io import load_yaml, refuse_foreign
+from wellread.whole import read_whole, unusable
 
 AMOUNT = re.compile(r"(.*):([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?|[+-]?(?:inf|nan))", re.IGNORECASE | re.DOTALL)
 TEXT_OR_NULL = (str, None)
@@ -209,7 +210,7 @@ def _of_yaml(path: Path, text: str) -> Source:
     import yaml
 
     try:
-        entry = load_yaml(path.read_bytes())
+        entry = load_yaml(read_whole(path))
     except OSError as error:
         raise UserError(f"--data {text}: {path} cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -11,6 +11,7 @@ from wellread.errors import UserError
 from wellread.models.spec import ModelSpec
 from wellread.text_io import LFS_POINTER, Parser, read_text
 
+from wellread.whole import unusable
 SEARCH_PATH = "WELLREAD_MODELS"
 """Environment variable with directories (separated as in PATH) that contain models by registry name."""
 
@@ -104,6 +105,9 @@ def weight_files(directory: Path) -> list[Path]:
     if (directory / WEIGHTS).is_file():
         paths = [directory / WEIGHTS]
     elif (directory / INDEX).is_file():
+    for name in (WEIGHTS, INDEX):
+        if problem := unusable(directory / name):
+            raise UserError(f"{directory / name}: {problem}")
         paths = _indexed(directory)
     else:
         raise _other_format(directory)

@@ -13,6 +13,7 @@ from wellread.errors import UserError
 from wellread.order import spec as specs
 from wellread.order.spec import Condition, OrderSpec
 from wellread.text_io import load_yaml
+from wellread.whole import read_whole
 
 MOST_BATCHES = 10_000_000
 """Most batches of an insertion or of a phase; more are taken for a mistake, before memory is used for them."""
@@ -82,7 +83,7 @@ def read(path: Path, flag: str) -> Curriculum:
     import yaml
 
     try:
-        content = load_yaml(path.read_bytes())
+        content = load_yaml(read_whole(path))
     except OSError as error:
         raise UserError(f"{flag}: {path} cannot be read ({error.strerror}); give a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -21,6 +21,7 @@ from wellread.files import load_array, read_json, release, sha256_file
 from wellread.record import verify_canaries, verify_marks, verify_segments, verify_tables
 from wellread.record.findings import Findings
 from wellread.record.verify_tables import SAMPLES
+from wellread.whole import unusable
 
 OTHERS = {"version": int, "checksum": str}
 """Keys of corpus.json that reading samples does not need."""
@@ -120,10 +121,13 @@ def _vocabulary(directory: Path) -> tuple[int, int | None]:
     """Size of a vocabulary, and the id of the end-of-sequence token if its files name it."""
     from tokenizers import Tokenizer
 
+    file = directory / "tokenizer.json"
+    if problem := unusable(file):
+        raise UserError(f"{file}: {problem}")
     try:
-        backend = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        backend = Tokenizer.from_file(str(file))
     except Exception as error:  # it raises nothing more specific
-        raise UserError(f"{directory / 'tokenizer.json'}: damaged ({error}); restore it from a copy") from None
+        raise UserError(f"{file}: damaged ({error}); restore it from a copy") from None
     settings = directory / "tokenizer_config.json"
     token = read_json(settings).get("eos_token") if settings.is_file() else None
     text = token.get("content") if isinstance(token, dict) else token

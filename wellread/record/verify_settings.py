@@ -22,6 +22,7 @@ from wellread.planning.strategies import STRATEGIES
 from wellread.record import verify_canaries, verify_marks
 from wellread.record.findings import SHOWN, Findings
 from wellread.run import CHECKSUM, MANIFEST, RunDirectory
+from wellread.whole import read_whole
 
 NOTES = {
     "version": int, "control": bool,
@@ -77,7 +78,7 @@ def check(findings: Findings, run: RunDirectory, manifest: dict[str, Any], corpu
 
 def _check_bytes(findings: Findings, run: RunDirectory) -> None:
     """The last line of config.yaml is the hash of the lines above; in older files it is missing."""
-    text, separator, last = run.config_file.read_bytes().rpartition(CHECKSUM.encode())
+    text, separator, last = read_whole(run.config_file).rpartition(CHECKSUM.encode())
     expected = hashlib.sha256(text).hexdigest()
     if separator and last != f"{expected}\n".encode():
         findings.add(f"{run.config_file}: sha256: {last[:80]!r}, expected {expected} (the lines above)")
