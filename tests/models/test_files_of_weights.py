@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +16,18 @@ from safetensors.torch import load_file, save_file
 from support.programs import Program
 
 from pretrain.__main__ import main
+from wellread.corpus.tokenizer import FILES, copy_files
 from wellread.errors import UserError
+from wellread.models.directories import weight_files
 from wellread.models.load import Source, check_files, load_model
 from wellread.models.registry import find
 
 TOKENS = torch.arange(20)[None]
+SIZES = {
+    "num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "vocab_size": 101,
+    "max_position_embeddings": 64, "intermediate_size": 32,
+}  # fmt: skip
+"""Sizes in the config.json of a Llama."""
 FAMILIES = {
     "LlamaConfig": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
     "GPTNeoXConfig": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
@@ -119,6 +127,59 @@ def test_a_padding_token_outside_the_vocabulary_is_refused_from_the_config(tmp_p
     for load in (lambda: find(str(tmp_path)), lambda: Source.of(tmp_path)):
         with pytest.raises(UserError, match="pad_token_id 101 is outside its vocabulary of 101; set it to null"):
             load()
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("key", ["pad_token_id", "eos_token_id", "bos_token_id"])
+def test_special_tokens_that_the_model_does_not_have(tmp_path: Path, file: str, key: str) -> None:
+    save(tmp_path)
+    path = tmp_path / file
+    content = json.loads(path.read_text()) if path.exists() else {}
+    outside, several = (101, 10**30), "outside its vocabulary of 101" if key == "eos_token_id" else "not the id"
+    for value in (*outside, -1, 2.0, "2", True, [], [[2]], [2, 101], {"id": 2}):
+        path.write_text(json.dumps(content | {key: value}))
+        what = several if value == [2, 101] else "outside its vocabulary of 101" if value in outside else "not the id"
+        with pytest.raises(UserError, match=f"{file}: {key} {re.escape(json.dumps(value))} is {what}.*; set it to"):
+            find(str(tmp_path))
+    for good in (None, 0, 100, *([[0, 100]] if key == "eos_token_id" else [])):
+        path.write_text(json.dumps(content | {key: good}))
+        find(str(tmp_path))
+
+
+def read_files(model: Path) -> None:
+    """Read all files of a model as the commands do that compile a corpus."""
+    find(str(model))
+    copy_files(model, model / "copy")
+    weight_files(model)
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "loop", "missing", "/dev/zero"])
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "model.safetensors", *FILES])
+def test_what_is_not_a_file_is_refused_at_once(tmp_path: Path, name: str, kind: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"} | SIZES))
+    path = tmp_path / name
+    path.unlink(missing_ok=True)
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(name if kind == "loop" else kind)
+    with pytest.raises(UserError) as refused:
+        read_files(tmp_path)
+    assert str(refused.value).startswith(f"{path}: is a ")
+
+
+def test_settings_of_generation_that_cannot_be_used(tmp_path: Path) -> None:
+    save(tmp_path)
+    path = tmp_path / "generation_config.json"
+    for text in ("", "[]", "5", "{", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"generation_config.json: (is|not) "):
+            find(str(tmp_path))
+    path.write_text('{"max_new_tokens": -1}')
+    with pytest.raises(UserError, match=r"generation_config.json: the model cannot be loaded \(.*max_new_tokens"):
+        load_model(tmp_path)
 
 
 # --- other formats

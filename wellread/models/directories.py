@@ -8,10 +8,11 @@ from typing import Any
 
 from wellread.config import Init
 from wellread.errors import UserError
+from wellread.models.configs import check_generation
 from wellread.models.spec import ModelSpec
 from wellread.text_io import LFS_POINTER, Parser, read_text
-
 from wellread.whole import unusable
+
 SEARCH_PATH = "WELLREAD_MODELS"
 """Environment variable with directories (separated as in PATH) that contain models by registry name."""
 
@@ -63,7 +64,9 @@ def local_directory(spec: ModelSpec, *, weights: bool) -> Path:
         When the hub cannot be reached, or the weights are not in safetensors.
     """
     if spec.path is None:
-        return _from_cache(str(spec.hub), spec.revision, weights=weights)
+        directory = _from_cache(str(spec.hub), spec.revision, weights=weights)
+        check_generation(directory, spec.vocab)
+        return directory
     if weights:
         weight_files(spec.path)
     return spec.path
@@ -102,12 +105,12 @@ def weight_files(directory: Path) -> list[Path]:
     UserError
         When there are none, one is missing or only a Git LFS pointer, or the weights are in another format.
     """
-    if (directory / WEIGHTS).is_file():
-        paths = [directory / WEIGHTS]
-    elif (directory / INDEX).is_file():
     for name in (WEIGHTS, INDEX):
         if problem := unusable(directory / name):
             raise UserError(f"{directory / name}: {problem}")
+    if (directory / WEIGHTS).is_file():
+        paths = [directory / WEIGHTS]
+    elif (directory / INDEX).is_file():
         paths = _indexed(directory)
     else:
         raise _other_format(directory)

@@ -14,6 +14,7 @@ from wellread.errors import UserError
 from wellread.models import adapter as adapters
 from wellread.models import tensors
 from wellread.models.adapter import Adapter
+from wellread.models.configs import GENERATION
 from wellread.models.directories import local_directory, named_directory
 from wellread.models.families import FAMILIES, FRESH_FAMILIES, Fresh
 from wellread.models.pretrained import configuration_in, model_in, one_line
@@ -86,7 +87,8 @@ class Source:
             with init_empty_weights(include_buffers=False):
                 model: Any = AutoModelForCausalLM.from_config(self.config, dtype=torch.float32)
             model.tie_weights()  # moving to the meta device has untied weights
-            if self.directory and (self.directory / "generation_config.json").is_file():
+        if self.directory and (file := self.directory / GENERATION).is_file():
+            with one_line(file):
                 model.generation_config = GenerationConfig.from_pretrained(self.directory)
         if self.adapter:
             self.adapter.inject(model)

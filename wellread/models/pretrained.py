@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from wellread.errors import UserError
-from wellread.models.spec import check_pad
+from wellread.models.configs import CONFIG, check_tokens
 from wellread.text_io import FOREIGN_CODE
 
 if TYPE_CHECKING:
@@ -141,13 +141,13 @@ def configuration_in(directory: Path) -> Any:
         config: Any = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         words = config.vocab_size
     _refuse_kernels(directory, config)
-    check_pad(str(directory / "config.json"), getattr(config, "pad_token_id", None), words)
+    check_tokens(str(directory / CONFIG), {"pad_token_id": getattr(config, "pad_token_id", None)}, words)
     return config
 
 
 def _refuse_kernels(directory: Path, config: Any) -> None:
     """Refuse a config.json that names code which is not here: transformers would download and execute it."""
-    file = directory / "config.json"
+    file = directory / CONFIG
     for part, implementations in IMPLEMENTATIONS.items():
         value = getattr(config, f"_{part}_implementation", None)
         for name in value.values() if isinstance(value, dict) else [value]:

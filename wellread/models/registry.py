@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
 from dataclasses import replace
@@ -11,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from wellread.errors import UserError
+from wellread.models.configs import CONFIG, as_json, check_generation, check_tokens, read_config
 from wellread.models.directories import SEARCH_PATH, hub_file, is_hub_name
 from wellread.models.families import INNER_KEYS, KEYS, OPTIONAL_KEYS
 from wellread.models.headers import has_separate_head
 from wellread.models.published import PublishedStep, models_file, steps_of
-from wellread.models.spec import ModelSpec, Pretraining, check_heads, check_pad
-from wellread.shapes import LONGEST_VALUE
-from wellread.text_io import Parser, read_text, refuse_marked
+from wellread.models.spec import ModelSpec, Pretraining, check_heads
 
 MOST = (100_000_000, 10_000)
 """Largest size of a model that is meant seriously, and largest number of its layers."""
@@ -166,7 +164,7 @@ def _training_defaults(entry: dict[str, Any]) -> dict[str, Any]:
 
 def _from_directory(path: Path, name: str) -> ModelSpec:
     try:
-        config = _config_in(path / "config.json")
+        config = read_config(path / CONFIG)
     except FileNotFoundError:
         if (path / "adapter_config.json").is_file():
             raise UserError(
@@ -176,26 +174,15 @@ def _from_directory(path: Path, name: str) -> ModelSpec:
         raise UserError(f"--model {path}: has no config.json; a model directory needs Hugging Face layout") from None
     if (path / "adapter_config.json").is_file():
         raise UserError(f"--model {path}: contains a model and an adapter; remove config.json or adapter_config.json")
-    spec = replace(_from_config(config, name, str(path / "config.json")), path=path.resolve())
+    spec = replace(_from_config(config, name, str(path / CONFIG)), path=path.resolve())
+    check_generation(path, spec.vocab)
     return replace(spec, tied=False) if spec.tied is not False and has_separate_head(path) else spec
 
 
-def _config_in(path: Path) -> dict[str, Any]:
-    text = read_text(path)
-    refuse_marked(path)  # transformers reads the file again
-    try:
-        config = Parser().decode(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({str(error).partition(';')[0]})") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: is not a JSON object; pass the config.json of a language model")
-    return config
-
-
 def _from_hub(name: str, revision: str | None = None) -> ModelSpec:
-    path = hub_file(name, "config.json", revision)
+    path = hub_file(name, CONFIG, revision)
     short = name.rpartition("/")[2] + (f"@{revision}" if revision else "")
-    return replace(_from_config(_config_in(path), short, name), hub=name, revision=revision)
+    return replace(_from_config(read_config(path), short, name), hub=name, revision=revision)
 
 
 def _from_config(config: dict[str, Any], name: str, where: str) -> ModelSpec:
@@ -208,7 +195,7 @@ def _from_config(config: dict[str, Any], name: str, where: str) -> ModelSpec:
         if key is None:
             raise UserError(f"{where}: has none of {', '.join(keys)}; {family} is not supported")
         numbers[field] = _size(config, key, where)
-    check_pad(where, config.get("pad_token_id"), numbers["vocab"])
+    check_tokens(where, config, numbers["vocab"])
     inner = next((_size(config, key, where) for key in INNER_KEYS if config.get(key)), 4 * numbers["width"])
     optional: dict[str, Any] = {}
     for field, key in OPTIONAL_KEYS.items():
@@ -223,7 +210,7 @@ def _size(config: dict[str, Any], key: str, where: str) -> int:
     most = MOST[key in KEYS["layers"]]
     if type(value) is not int or not 1 <= value <= most:
         raise UserError(
-            f"{where}: {key} {_short(value)}: expected a whole number from 1 to {most:,}; restore the model's own file"
+            f"{where}: {key} {as_json(value)}: expected a whole number from 1 to {most:,}; restore the model's own file"
         )
     return value
 
@@ -231,10 +218,5 @@ def _size(config: dict[str, Any], key: str, where: str) -> int:
 def _switch(config: dict[str, Any], key: str, where: str) -> bool:
     value = config[key]
     if not isinstance(value, bool):
-        raise UserError(f"{where}: {key} {_short(value)}: expected true or false; restore the model's own file")
+        raise UserError(f"{where}: {key} {as_json(value)}: expected true or false; restore the model's own file")
     return value
-
-
-def _short(value: Any) -> str:
-    """A value of a JSON file for a message."""
-    return json.dumps(value)[:LONGEST_VALUE]

@@ -68,12 +68,3 @@ def check_heads(where: str, width: int, heads: int, kv_heads: int) -> None:
         raise UserError(
             f"{where}: rotary embedding needs heads of even width, not {width // heads}; change the width or the heads"
         )
-
-
-def check_pad(where: str, pad: object, vocab: int) -> None:
-    """Raise an error for a padding token outside the vocabulary; some families build no embedding with it."""
-    if isinstance(pad, int) and pad >= vocab:
-        raise UserError(
-            f"{where}: pad_token_id {pad:,} is outside its vocabulary of {vocab:,}; set it to null, "
-            "since padding is known by length here"
-        )
