@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from wellread.errors import UserError
-from wellread.escapes import Own
+from wellread.escapes import Own, prose
 
 if TYPE_CHECKING:
     from wellread.corpus.tokenizer import Tokenizer
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     options = parse(parser, argv)
 
     text = answer(options.model, options.text, sampling.Settings.of(options))
-    print(text if sys.stdout.isatty() else Own(text))
+    print(prose(text) if sys.stdout.isatty() else Own(text))
     return 0
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from wellread.corpus.read import Corpus
 from wellread.corpus.segments import Segments
 from wellread.corpus.tokenizer import Tokenizer
-from wellread.escapes import joined, styled
+from wellread.escapes import joined, prose, styled
 
 if TYPE_CHECKING:
     import pyarrow
@@ -73,8 +73,8 @@ def _sample(
 
 def _marked(text: str, has_loss: bool, colors: bool) -> str:
     if colors:
-        return styled(text, WITH_LOSS if has_loss else WITHOUT_LOSS)
-    return f"{OPEN}{text}{CLOSE}" if has_loss else text
+        return styled(prose(text), WITH_LOSS if has_loss else WITHOUT_LOSS)
+    return joined([OPEN, prose(text), CLOSE]) if has_loss else prose(text)
 
 
 def _ids(runs: list[tuple[str, bool]], colors: bool) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -69,8 +68,8 @@ def main(argv: list[str]) -> int:
 
 
 def _json(values: list[dict[str, Any]]) -> str:
-    text = json.dumps(values, indent=2, ensure_ascii=False)  # escapes all control characters but these
-    return re.sub(r"[\x7f-\x9f]", lambda match: f"\\u{ord(match[0]):04x}", text)
+    text = json.dumps(values, indent=2, ensure_ascii=False)
+    return "".join(c if visible(c) == c else json.dumps(c)[1:-1] for c in text)
 
 
 def _runs(folder: Path) -> list[RunDirectory]:

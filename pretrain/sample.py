@@ -9,7 +9,7 @@ from typing import Any
 
 from wellread.corpus.tokenizer import Tokenizer
 from wellread.errors import UserError
-from wellread.escapes import Own, visible
+from wellread.escapes import Own, prose
 from wellread.models.load import load_model
 from wellread.models.sampling import Settings, continuation
 
@@ -34,7 +34,7 @@ def sample(directory: Path, text: str, settings: Settings) -> None:
             "use the tokenizer of this model"
         )
     _check_length(len(prompt), settings.tokens, model.config.max_position_embeddings)
-    shows = visible if sys.stdout.isatty() else Own
+    shows = prose if sys.stdout.isatty() else Own
     ends = {tokenizer.eos, *_start(tokenizer)}
     for part in pieces_of_text(tokenizer, prompt, continuation(model, prompt, settings, ends)):
         print(shows(part), end="", flush=sys.stdout.isatty())

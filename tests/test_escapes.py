@@ -2,7 +2,7 @@
 
 import pytest
 
-from wellread.escapes import Own, joined, of_rich, styled, visible
+from wellread.escapes import Own, joined, of_rich, prose, styled, visible
 
 KEPT = {"\t", "\n"}
 
@@ -11,12 +11,27 @@ KEPT = {"\t", "\n"}
 def test_controls_become_escapes(code: int) -> None:
     character = chr(code)
     expected = character if character in KEPT else f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
-    assert visible(f"a{character}b") == f"a{expected}b"
+    assert visible(f"a{character}b") == prose(f"a{character}b") == f"a{expected}b"
+
+
+UNSEEN = {
+    "\ufeff": r"\ufeff", "\u200b": r"\u200b", "\u200f": r"\u200f", "\xa0": r"\xa0", "\xad": r"\xad",
+    "\u3000": r"\u3000", "\u2028": r"\u2028", "\ue000": r"\ue000", "\U000e0041": r"\U000e0041",
+    "\u3164": r"\u3164", "\u2800": r"\u2800", "\ufe0f": r"\ufe0f", "\U000e0100": r"\U000e0100", "\udcff": r"\udcff",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("character", UNSEEN)
+def test_what_cannot_be_seen_is_escaped_in_names_and_stays_in_samples(character: str) -> None:
+    assert visible(f"é{character}東") == f"é{UNSEEN[character]}東"
+    assert prose(f"é{character}東") == f"é{character}東"
 
 
 def test_text_of_any_language_stays() -> None:
-    text = "Zürich 東京 عربي \u200f עברית 👩\u200d🔬 \u00a0\r\n"
+    text = "Zürich 東京 عربي עברית 👩🔬 e\u0301\r\n\t"
     assert visible(text) == text
+    text += " \u200f 👩\u200d🔬 \u00a0"
+    assert visible(prose(text)) == text
 
 
 def test_a_style_is_around_visible_text() -> None:

@@ -67,6 +67,32 @@ def test_foreign_text_does_not_control_the_terminal(statement: str, start: str, 
     assert not [c for c in written if (c < " " and c not in "\n\t") or "\x7f" <= c < "\xa0" or c == "\u202e"], written
 
 
+UNSEEN = "na\ufeffm\u200be\xa0"
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        ("print(text)", r"na\ufeffm\u200be\xa0"),
+        ("print(text, file=sys.stderr)", r"na\ufeffm\u200be\xa0"),
+        ("from wellread.terminal import say_table; say_table([text], [[text]])", (r"na\ufeffm\u200be\xa0" + "\n") * 2),
+        (
+            "streams.print_error(str(user_message(UserError(f'a  {text}:\\n   b'))))",
+            r"error: a  na\ufeffm\u200be\xa0: b",
+        ),
+        ("from wellread.terminal import say_text; say_text(text + '.')", f"    {UNSEEN}."),
+        ("from wellread.terminal import say_table; say_table(['a'], [[prose(text)]])", f"a\n{UNSEEN.rstrip()}"),
+    ],
+)
+def test_what_cannot_be_seen_is_escaped_in_names_and_stays_in_samples(
+    statement: str, expected: str, root: Path
+) -> None:
+    imports = "from wellread.errors import UserError, user_message; from wellread.escapes import prose"
+    command = [sys.executable, "-c", f"{START}{imports}\ntext = {UNSEEN!r}\n{statement}"]
+    result = subprocess.run(command, cwd=root, capture_output=True, check=True)
+    assert (result.stdout + result.stderr).decode().rstrip("\n") == expected.rstrip("\n")
+
+
 def test_text_of_this_program_may(root: Path) -> None:
     program = START + (
         f"from wellread.escapes import *; text = {FOREIGN!r}; print(joined([styled('error:', 31), text], ' ')); "

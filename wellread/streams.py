@@ -1,4 +1,4 @@
-"""Standard streams: UTF-8 in any locale, without foreign control characters, even if closed or without a reader."""
+"""Standard streams: UTF-8 in any locale, without characters that control or hide, even if closed or not read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Any, TextIO
 
-from wellread.escapes import Own, joined, of_rich, styled, visible
+from wellread.escapes import Own, joined, of_rich, prose, styled, visible
 
 LONGEST_ERROR = 4000
 """Characters of an error that are printed; a file may have a name or value of any length."""
@@ -21,7 +21,7 @@ _replaced: list[TextIO] = []
 
 
 class Shown(io.TextIOWrapper):
-    """A stream for people: control characters in what is written are escaped, except in an `Own` text."""
+    """A stream for people: what is written is made `visible`, except an `Own` text."""
 
     def write(self, text: str) -> int:
         """Write `text`; return its length."""
@@ -68,7 +68,7 @@ class Data(io.TextIOBase):
 
     def write(self, text: str) -> int:
         """Write `text`; return its length."""
-        sys.stdout.write(text if sys.stdout.isatty() else Own(text))
+        sys.stdout.write(prose(text) if sys.stdout.isatty() else Own(text))
         return len(text)
 
     def flush(self) -> None:
@@ -122,7 +122,7 @@ def outlive_reader() -> None:
 
 
 def print_error(message: str) -> None:
-    """Print one line on stderr, red on a terminal; control characters in it, e.g. of a file name, are escaped."""
+    """Print one line on stderr, red on a terminal; what cannot be seen in it, e.g. in a file name, is escaped."""
     label = styled("error:", *[31] * (sys.stderr.isatty() and "NO_COLOR" not in os.environ))
     half = LONGEST_ERROR // 2
     text = message if len(message) <= LONGEST_ERROR else f"{message[:half]} … {message[-half:]}"

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from wellread.escapes import Own, prose
 from wellread.escapes import visible as visible
 from wellread.streams import OfRich
 from wellread.units import plural as plural
@@ -97,21 +98,21 @@ def say_pairs(pairs: Iterable[tuple[str, str]]) -> None:
 
 def say_text(text: str) -> None:
     """Print a sample's text, indented, with visible control characters."""
-    for line in visible(text).split("\n"):
-        say(f"{'':{NARROW}}{line}".rstrip())
+    for line in prose(text).split("\n"):
+        say(Own(f"{'':{NARROW}}{line}".rstrip()))
 
 
 def say_table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table; columns of numbers are aligned right."""
-    cells = [[cell(value) for value in row] for row in rows]
+    heads, cells = [cell(head) for head in heads], [[cell(value) for value in row] for row in rows]
     numbers = [all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(heads))]
     if _styled():
         _say_rich(heads, cells, numbers)
         return
-    widths = [max(len(row[i]) for row in [list(heads), *cells]) for i in range(len(heads))]
-    for row in [list(heads), *cells]:
+    widths = [max(len(row[i]) for row in [heads, *cells]) for i in range(len(heads))]
+    for row in [heads, *cells]:
         padded = [c.rjust(w) if right else c.ljust(w) for c, w, right in zip(row, widths, numbers, strict=True)]
-        print("  ".join(padded).rstrip())
+        print(Own("  ".join(padded).rstrip()))
 
 
 def say_narrow_table(heads: Sequence[str], rows: Sequence[Sequence[object]], width: int = 80) -> None:

@@ -160,7 +160,8 @@ def _write(objects: Sequence[dict[str, Any]], path: str) -> None:
 
 def _show(text: str, objects: Sequence[dict[str, Any]]) -> None:
     """Print the text with its spans underlined, then each span with its readings."""
-    from wellread.terminal import say, say_table, visible
+    from wellread.escapes import joined, prose
+    from wellread.terminal import say, say_table
 
     on_terminal = sys.stdout.isatty()
     if on_terminal:
@@ -169,7 +170,7 @@ def _show(text: str, objects: Sequence[dict[str, Any]]) -> None:
         readings = each["readings"][: SHOWN if on_terminal else None]
         times = f"{plural(each['count'], 'occurrence')}, {plural(len(each['readings']), 'reading')}"
         say(f"span {number}  characters {each['start']}-{each['end']}  {times}", "cyan")
-        say(f"    {visible(each['text'].replace(chr(10), '⏎').replace(chr(9), ' '))}")
+        say(joined(["    ", prose(each["text"].replace("\n", "⏎").replace("\t", " "))]))
         heads = ["sample", "row", "batch", "step", "slot", "loss", "loss now"]
         say_table(heads, [_row(reading) for reading in readings])
         if len(readings) < len(each["readings"]):
@@ -184,15 +185,15 @@ def _row(reading: dict[str, Any]) -> list[object]:
 
 def underlined(text: str, ranges: Sequence[tuple[int, int]]) -> str:
     """The text for a terminal, with these ranges of characters underlined; they may overlap."""
-    from wellread.escapes import joined, styled
+    from wellread.escapes import joined, prose, styled
 
     pieces: list[str] = []
     end = 0
     for start, stop in sorted(ranges):
         if stop > end:
-            pieces += [text[end : max(start, end)], styled(text[max(start, end) : stop], UNDERLINED)]
+            pieces += [prose(text[end : max(start, end)]), styled(prose(text[max(start, end) : stop]), UNDERLINED)]
             end = stop
-    return joined([*pieces, text[end:]])
+    return joined([*pieces, prose(text[end:])])
 
 
 def _summarize(tracer: Tracer, checkpoint: Checkpoint, spans: Sequence[Span], n_tokens: int, least: int) -> None:

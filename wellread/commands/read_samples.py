@@ -13,10 +13,11 @@ from wellread.commands.read_batches import STDOUT, segment_line, where_from, wri
 from wellread.corpus.read import Corpus
 from wellread.corpus.segments import Segments
 from wellread.errors import UserError
+from wellread.escapes import prose
 from wellread.record.history import History, Reading
 from wellread.record.index import usable_index
 from wellread.record.search import Hit, search
-from wellread.terminal import cell, console, plural, say, say_aside, say_table, visible
+from wellread.terminal import cell, console, plural, say, say_aside, say_table
 
 SHOWN = 20
 """Most matches listed on a terminal; all are listed when piped."""
@@ -153,7 +154,7 @@ def _snippet(history: History, hit: Hit, text: str) -> str:
     place = max(0, decoded.find(needle))
     low, high = max(0, place - AROUND), place + len(needle) + AROUND
     snippet = f"{'…' * (low > 0)}{decoded[low:high]}{'…' * (high < len(decoded))}"
-    return visible(snippet.replace("\n", "⏎").replace("\t", " "))
+    return prose(snippet.replace("\n", "⏎").replace("\t", " "))
 
 
 def _write(history: History, hits: list[Hit], step: int, path: str) -> None:

@@ -31,7 +31,7 @@ class SaveConfig:
     def __post_init__(self) -> None:
         check.not_empty(self, out="out")
         if self.out and not self.out.isprintable():
-            raise UserError(f"--out {self.out!r}: contains a control character; choose another name")
+            raise UserError(f"--out {self.out!r}: contains a character that cannot be seen; choose another name")
         check.at_least_one(self, "save_every", "keep_states")
 
 

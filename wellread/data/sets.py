@@ -99,7 +99,7 @@ def label(data: str) -> str:
     """Short form of ``--data`` for the name of a run: data sets and files without folders, suffixes and amounts."""
     for pattern, replacement in _LABEL:
         data = re.sub(pattern, replacement, data)
-    return data
+    return "".join(character if character.isprintable() else "-" for character in data)
 
 
 def documents(data: str, max_document: int = MAX_DOCUMENT) -> Source:
