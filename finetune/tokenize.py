@@ -110,7 +110,8 @@ def _joined(example: Example, tokens: list[int], texts: Iterator[list[int]], eos
 
 def _add_chat(shard: Shard, item: Item, example: Example, backend: Tokenizer, config: DataConfig) -> None:
     try:
-        tokens, spans = backend.chat(messages_of(example.system, example.turns, example.messages), config.template_date)
+        messages = messages_of(example.system, example.turns, example.messages)
+        tokens, spans, changes = backend.chat(messages, config.template_date)
         if example.unscored and len(spans) != len(_answered(example)):
             raise UserError("has answers with weight 0, which cannot be located in this chat template")
     except UserError as error:
@@ -120,6 +121,8 @@ def _add_chat(shard: Shard, item: Item, example: Example, backend: Tokenizer, co
                 f"{item.where} row {item.row}: its chat {error}; fix it, or skip such rows with --max_bad_rows"
             ) from None
         return
+    for change in changes:
+        shard.count(change.name, f"{item.where} row {item.row}: {change.difference}")
     _add(shard, item, tokens, spans, config)
 
 

@@ -128,6 +128,32 @@ SEEN: dict[str, tuple[dict[str, Any], str, tuple[str, ...], list[str]]] = {
         "chatml", ("--template=chat",),
         ["user\n    a = 1\n    b = 2<|im_end|>", "⟦    c = a + b\n    return c<|im_end|>⟧"],
     ),
+    "indentation that a chat template removes": (
+        {"a.jsonl": chat(user(" Go on."), bot("    c = a + b\n    return c\n")) + chat(user("Go on."), bot("\tb"))},
+        "trimming", (),
+        ["⟦c = a + b\n    return c<|im_end|>⟧",
+         "answers that lose whitespace at their start in the chat template: 2; first, DIR/a.jsonl row 1: "
+         "'    c = a + b\\n    return c' becomes 'c = a + b\\n    return c'\n",
+         "other messages that lose whitespace at their start in the chat template: 1; first, DIR/a.jsonl row 1: "
+         "' Go on.' becomes 'Go on.'\n"],
+    ),
+    "nothing that a chat template could remove": (
+        {"a.jsonl": chat(user("Go on."), bot("c = a + b\n    return c"))}, "trimming", (), [COMPLETE],
+    ),
+    "whitespace that a chat template keeps": (
+        {"a.jsonl": chat(user(" Go on."), bot("    return c"), user("\t?"), bot(" d"))}, "chatml", (),
+        ["user\n Go on.", "⟦    return c<|im_end|>⟧", "user\n\t?", "⟦ d<|im_end|>⟧", COMPLETE],
+    ),
+    "a long line that a chat template changes": (
+        {"a.jsonl": chat(user("Go on."), bot("\t" + "c = a + b; " * 20 + "d"))}, "trimming", (),
+        [r"row 1: '\tc = a + b; c = a +  …  a + b; c = a + b; d' becomes 'c = a + b; c = a + b …  a + b; c = a"],
+    ),
+    "what a chat template writes before an answer": (
+        {"a.jsonl": chat(user("Name a bird."), bot("A wren."))}, "unprompted", (),
+        ["⟦<|im_start|>assistant\nA wren.<|im_end|>⟧",
+         "answers before which the chat template writes text that is learned, too: 1; first, DIR/a.jsonl row 1: "
+         "'A wren.' becomes '<|im_start|>assistant\\nA wren.'\n"],
+    ),
     "a byte-order mark in a list": (
         {"a.json": "\ufeff" + json.dumps([{"instruction": "Name a bird.", "response": "A wren."}])},
         "base", (), ["⟦A wren.<|endoftext|>⟧"],
@@ -168,7 +194,7 @@ def test_content_is_used_or_counted(kind: str, prepared: Callable[..., tuple[int
     assert " samples: " in output
     for text in expected:
         assert text in output, output
-    lost = ("left out", "is ignored", "joined to it", "not taken", "without loss")
+    lost = ("left out", "is ignored", "joined to it", "not taken", "without loss", "chat template: ", "learned, too: ")
     assert (COMPLETE in output) != any(phrase in output.replace(COMPLETE, "") for phrase in lost)
 
 

@@ -40,7 +40,7 @@ def masked(tokenizer: Tokenizer, tokens: list[int], spans: list[tuple[int, int]]
 def chat(
     tokenizer: Tokenizer, system: str, turns: tuple[tuple[str, str], ...]
 ) -> tuple[list[int], list[tuple[int, int]]]:
-    return tokenizer.chat(messages_of(system, turns), DataConfig.template_date)
+    return tokenizer.chat(messages_of(system, turns), DataConfig.template_date)[:2]
 
 
 def llama(shared: Path, directory: Path, template: str | None) -> Tokenizer:

@@ -69,7 +69,7 @@ def messages(pairs: list[tuple[str, str]]) -> list[Message]:
 
 def marked(tokenizer: Tokenizer, pairs: list[tuple[str, str]]) -> str:
     """The chat, with ⟦ ⟧ around the tokens that carry loss."""
-    tokens, spans = tokenizer.chat(messages(pairs), DATE)
+    tokens, spans, _ = tokenizer.chat(messages(pairs), DATE)
     text, end = "", 0
     for start, stop in spans:
         text += f"{tokenizer.decode(tokens[end:start])}⟦{tokenizer.decode(tokens[start:stop])}⟧"

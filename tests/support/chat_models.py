@@ -26,6 +26,8 @@ TEMPLATES = {
     "dated": "<|im_start|>system\nToday: {{ strftime_now('%d %b %Y') }}<|im_end|>\n" + CHATML,
     "failing": "{% for m in messages %}<|im_start|>{{ m.content + 1 }}<|im_end|>{% endfor %}",
     "marked": "\ufeff" + CHATML,
+    "trimming": CHATML.replace("m.content", "m.content | trim"),
+    "unprompted": CHATML.partition("{% if add_generation_prompt")[0],
 }
 """Name of a model -> its chat template."""
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>", "<|User|>", "<|Assistant|>"]

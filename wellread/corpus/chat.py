@@ -2,13 +2,15 @@
 
 The template renders the text up to each answer, then the text including it. The difference is the answer with the token
 that ends it. So a template need not mark its answers. What the template writes is compared with the messages: a
-template that leaves out, changes or moves one of them is refused.
+template that leaves out, changes or moves one of them is refused. Many templates remove whitespace around messages, and
+some begin an answer with text of their own: this is reported.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from wellread.corpus.rendering import Message, Renderer
 from wellread.errors import UserError
@@ -18,6 +20,28 @@ Spans = list[tuple[int, int]]
 PROBE = "A message that no data set contains: 7fd2c1e95b."
 EXCERPT = 40
 """Characters of a template's text that an error quotes."""
+TRIMMED, ADDED, PROMPT_TRIMMED = "answers_start_trimmed", "answers_start_added", "prompts_start_trimmed"
+"""Names of the counts of what a template changes: whitespace before a message, or text before an answer."""
+
+
+class Change(NamedTuple):
+    """What a template changes in a message, which stays usable."""
+
+    name: str
+    """Name of its count in corpus.json."""
+    difference: str
+    """Before and after, for people."""
+
+
+class Rendered(NamedTuple):
+    """A chat as its template writes it."""
+
+    text: str
+    """The chat, up to the end of the last answer."""
+    spans: Spans
+    """Character ranges of the answers, each including the token that ends the answer. Where the template ends an
+    answer by nothing but the next role marker, the range includes that marker."""
+    changes: list[Change]
 
 
 def messages_of(
@@ -39,7 +63,7 @@ def messages_of(
     return messages
 
 
-def render(renderer: Renderer, special: re.Pattern[str], messages: Sequence[Message]) -> tuple[str, Spans]:
+def render(renderer: Renderer, special: re.Pattern[str], messages: Sequence[Message]) -> Rendered:
     """Render a chat with the tokenizer's template.
 
     Parameters
@@ -51,14 +75,6 @@ def render(renderer: Renderer, special: re.Pattern[str], messages: Sequence[Mess
     messages : sequence of dict
         ``role`` (system, user or assistant) and ``content`` of each message. A system message may be anywhere.
 
-    Returns
-    -------
-    text : str
-        The chat, up to the end of the last answer.
-    spans : list of (int, int)
-        Character ranges of the answers in `text`, each including the token that ends the answer. Where the template
-        ends an answer by nothing but the next role marker, the range includes that marker.
-
     Raises
     ------
     UserError
@@ -66,7 +82,7 @@ def render(renderer: Renderer, special: re.Pattern[str], messages: Sequence[Mess
         message; or a message contains a special token. The text of the error continues a sentence that begins with
         "its chat".
     """
-    text, spans, first = "", Spans(), 0
+    text, spans, changes, first = "", Spans(), list[Change](), 0
     is_open = False  # whether the last answer still needs a token that ends it
     for number, message in enumerate(messages):
         content = message["content"]
@@ -78,17 +94,18 @@ def render(renderer: Renderer, special: re.Pattern[str], messages: Sequence[Mess
         if not number:
             raise UserError("begins with the assistant; begin it with a message of the user")
         before, after = _rendered(renderer, messages[: number + 1], text)
-        _check_prompts(_masked(before[len(text) :], special), messages[first:number])
+        changes += _changes_of_prompts(_masked(before[len(text) :], special), messages[first:number])
         if is_open:
             marker = _role_marker(renderer, messages[:number], first, before, text)
             spans[-1] = (spans[-1][0], len(text) + _end(marker, special))
         asking, text = before[len(text) :], after.rstrip()  # white space after an answer does not belong to it
-        ending = _ending(content.strip(), asking, _masked(text[len(before) :], special))
-        is_open = bool(content.strip()) and not ending
+        start, stop = _place(content.strip(), asking, _masked(text[len(before) :], special))
+        is_open = bool(content.strip()) and len(before) + stop == len(text)
         if content.strip():  # an empty answer must not teach the model to end at once
             spans.append((len(before), len(text)))
+            changes += _changes_of_start(content, asking, text[len(before) :], start)
         first = number + 1
-    return text, spans
+    return Rendered(text, spans, changes)
 
 
 def _rendered(renderer: Renderer, messages: Sequence[Message], text: str) -> tuple[str, str]:
@@ -115,16 +132,42 @@ def _changed_start(before: str, after: str) -> str:
     )
 
 
-def _check_prompts(text: str, messages: Sequence[Message]) -> None:
-    """Check that `text` contains all messages before an answer, in their order."""
-    end = 0
+def _changes_of_prompts(text: str, messages: Sequence[Message]) -> list[Change]:
+    """Check that `text` contains all messages before an answer, in their order; return which of them are trimmed."""
+    end, changes = 0, []
     for message in messages:
         content = message["content"].strip()
         start = text.find(content, end)
         if start < 0:
             speaker = "the system message" if message["role"] == "system" else "the user"
             raise UserError(f"template leaves out or changes part of what {speaker} says")
+        if message["content"][:1].isspace() and message["content"].rstrip() not in text[end:]:
+            changes.append(Change(PROMPT_TRIMMED, _difference(message["content"], content)))
         end = start + len(content)
+    return changes
+
+
+def _changes_of_start(content: str, asking: str, span: str, start: int) -> list[Change]:
+    """How the template changes the start of an answer, whose first character except spaces is at `start` of `span`.
+
+    Its start is negative where the template itself begins the answer, at the end of `asking`.
+    """
+    answer, spaces = content.strip(), content[: len(content) - len(content.lstrip())]
+    lead = span[:start] if start > 0 else ""
+    if lead.strip():
+        return [Change(ADDED, _difference(answer, lead + answer))]
+    if (asking[:start] if start < 0 else lead).endswith(spaces):
+        return []
+    return [Change(TRIMMED, _difference(content, lead + answer))]
+
+
+def _difference(before: str, after: str) -> str:
+    return f"{_excerpt(before)!r} becomes {_excerpt(after)!r}"
+
+
+def _excerpt(text: str) -> str:
+    """The text, or its start and its end."""
+    return text if len(text) <= EXCERPT else f"{text[: EXCERPT // 2]} … {text[-EXCERPT // 2 :]}"
 
 
 def _role_marker(renderer: Renderer, messages: Sequence[Message], first: int, before: str, text: str) -> str:
@@ -149,17 +192,17 @@ def _end(marker: str, special: re.Pattern[str]) -> int:
     return end
 
 
-def _ending(answer: str, asking: str, span: str) -> str:
-    """What the template writes after `answer` in `span`, which follows `asking`.
+def _place(answer: str, asking: str, span: str) -> tuple[int, int]:
+    """Start and end of `answer` in `span`, which follows `asking`.
 
-    The beginning of an answer may be written by the template itself, such as ``<think>``.
+    The beginning of an answer may be written by the template itself, such as ``<think>``; then the start is negative.
     """
     start = span.rfind(answer)
     if start >= 0:
-        return span[start + len(answer) :]
+        return start, start + len(answer)
     for shared in range(min(len(answer) - 1, len(asking)), 0, -1):
         if asking.endswith(answer[:shared]) and span.startswith(answer[shared:]):
-            return span[len(answer) - shared :]
+            return -shared, len(answer) - shared
     raise UserError("template leaves out part of what the assistant says")
 
 

@@ -56,7 +56,7 @@ def merge(
         When no trainable sample is left.
     """
     dtype = "<u2" if vocab_size <= 65536 else "<u4"
-    counts = _check_trainable(build, sets)
+    counts, examples = _check_trainable(build, sets)
     canary_set = len(sets) - 1 if "canaries" in extra else None
     columns, packs = _write_samples(build, sets, dtype, pack, apart=canary_set)
     names = ["tokens.bin", "offsets.npy", "targets.npy", "target_offsets.npy", "samples.parquet"]
@@ -81,7 +81,7 @@ def merge(
         "dtype": dtype,
         "counts": _counts(columns, n_duplicates, counts),
         "settings": settings,
-        **extra,
+        **(extra | examples),
         "sizes": {name: (build / name).stat().st_size for name in names},
         "sha256": {name: sha256_file(build / name) for name in names if name != "tokens.bin"},  # has the digests
     }
@@ -120,13 +120,14 @@ def _write_samples(
     return columns, packs
 
 
-def _check_trainable(build: Path, sets: Sequence[str]) -> Counter[str]:
-    """Check that a trainable sample is left; return how many rows were skipped or truncated, by reason."""
-    counts: Counter[str] = Counter()
+def _check_trainable(build: Path, sets: Sequence[str]) -> tuple[Counter[str], dict[str, Any]]:
+    """Check that a trainable sample is left; return what was skipped, truncated or changed, by reason, and examples."""
+    counts, examples = Counter[str](), dict[str, str]()
     n_trainable = n_sealed = 0
     for path in shard_paths(build):
         with np.load(path) as file:
             counts.update(json.loads(str(file["counts"])))
+            examples = json.loads(str(file["examples"])) | examples
             sealed = int(file["sealed"].sum())
             n_sealed, n_trainable = n_sealed + sealed, n_trainable + len(file["sealed"]) - sealed
     if n_trainable == 0:
@@ -134,7 +135,7 @@ def _check_trainable(build: Path, sets: Sequence[str]) -> Counter[str]:
         remedy = "lower --holdout or provide more rows" if n_sealed else "provide rows with tokens to learn"
         remedy = "raise --seq_len" if counts["dropped_prompt_fills_window"] else remedy
         raise UserError(f"{'+'.join(sets)}: no trainable sample is left ({_reasons(counts)}); {remedy}")
-    return counts
+    return counts, {"examples": dict(sorted(examples.items()))} if examples else {}
 
 
 def _counts(columns: Columns, n_duplicates: int, counts: Counter[str]) -> dict[str, Any]:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 METRICS = "metrics.parquet"
 META = {
-    "hash": str, "dtype": str, "counts": {...: int}, "sizes": {...: int}, "sha256": {...: str}, "settings": dict,
+    "hash": str, "dtype": str, "counts": {...: int}, "examples": {...: str}, "sizes": {...: int}, "sha256": {...: str},
+    "settings": dict,
     "kind": str, "packing": str, "sets": [{"name": str}], "source": {"name": str}, "tokenizer": {"size": int},
     "metrics": [str], "bad_rows": list, "canaries": canaries.SHAPE,
     "marks": marks.SHAPE,

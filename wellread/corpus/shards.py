@@ -19,6 +19,8 @@ from wellread.files import write_atomic
 
 BYTES, SIZES = "_bytes", "_sizes"
 """Endings of the two columns of a shard that store one column of texts."""
+OF_ALL = ("counts", "examples", "marks")
+"""Parts of a shard that describe all its samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,13 @@ class Shard:
     """(samples, metrics), if text metrics are requested."""
     marks: list[tuple[int, Mark]] = field(default_factory=list)
     """Marks, each with the index in `samples` of the sample in which it begins."""
+    examples: dict[str, str] = field(default_factory=dict)
+    """Reason -> the first example of it."""
+
+    def count(self, reason: str, example: str) -> None:
+        """Count one more of `reason`, with its place and what it is."""
+        self.counts[reason] += 1
+        self.examples.setdefault(reason, example)
 
 
 def shard_path(build: Path, index: int) -> Path:
@@ -86,6 +95,7 @@ def _serialize(shard: Shard) -> bytes:
         **_encoded("category", [s.category for s in samples]),
         **_encoded("author", [s.author for s in samples]),
         counts=np.array(json.dumps(shard.counts)),
+        examples=np.array(json.dumps(shard.examples)),
         marks=np.frombuffer(json.dumps([asdict(mark) | {"sample": i} for i, mark in shard.marks]).encode(), np.uint8),
     )
     return buffer.getvalue()
@@ -126,7 +136,7 @@ def _shards(build: Path) -> Iterator[Columns]:
 def sides(build: Path, sealed: bool) -> Iterator[Columns]:
     """The sealed samples of each shard, or the trainable ones."""
     for shard in _shards(build):
-        samples = {name: values for name, values in shard.items() if name not in ("counts", "marks")}
+        samples = {name: values for name, values in shard.items() if name not in OF_ALL}
         yield take(samples, np.flatnonzero(samples["sealed"] == sealed))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from wellread.corpus import chat
 from wellread.corpus.read import Corpus
 from wellread.corpus.segments import Segments
 from wellread.units import plural
@@ -27,6 +28,9 @@ REASONS = {
     "dropped_no_place_in_chat_template": "left out, rejected by the chat template",
     "story_split": "stories longer than --seq_len, split into several samples",
     "story_cut": "stories longer than --seq_len, truncated, the end is lost",
+    chat.TRIMMED: "answers that lose whitespace at their start in the chat template",
+    chat.PROMPT_TRIMMED: "other messages that lose whitespace at their start in the chat template",
+    chat.ADDED: "answers before which the chat template writes text that is learned, too",
     "prompt_prefix_taken_off": "already had Alpaca's prompt, which was removed",
 }
 """Descriptions of the counts of a corpus."""
@@ -76,7 +80,8 @@ def summary(corpus: Corpus) -> None:
         print(f"  {line}")
     reasons = counts | {"dropped_broken": len(corpus.meta.get("bad_rows", ()))}
     names = REASONS | {name: name for name in reasons if name not in TOTALS and name not in REASONS}
-    lines = [f"{text}: {reasons[name]:,}" for name, text in names.items() if reasons.get(name)]
+    examples = {name: f"; first, {text}" for name, text in corpus.meta.get("examples", {}).items()}
+    lines = [f"{text}: {reasons[name]:,}{examples.get(name, '')}" for name, text in names.items() if reasons.get(name)]
     for each in corpus.meta.get("sets", ()):
         lines += [
             f"column {column!r} of {each['name']} is ignored: {plural(n, 'row')}"

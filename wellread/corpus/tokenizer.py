@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from wellread.corpus import chat
 from wellread.corpus.rendering import Message, Renderer
@@ -30,6 +30,17 @@ FILES = (
 )
 TEMPLATE = "chat_template.jinja"
 END_OF_TEXT = "<|endoftext|>"
+
+
+class EncodedChat(NamedTuple):
+    """A chat in tokens."""
+
+    tokens: list[int]
+    """The chat, up to the end of the last answer. An end-of-sequence token is appended if the template has none."""
+    spans: list[tuple[int, int]]
+    """Half-open token ranges of the assistant's answers."""
+    changes: list[chat.Change]
+    """What the template changes in the messages."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +153,7 @@ class Tokenizer:
     def _renderers(self) -> dict[str, Renderer]:
         return {}
 
-    def chat(self, messages: Sequence[Message], date: str) -> tuple[list[int], list[tuple[int, int]]]:
+    def chat(self, messages: Sequence[Message], date: str) -> EncodedChat:
         """Encode one chat with the tokenizer's chat template.
 
         Parameters
@@ -152,25 +163,18 @@ class Tokenizer:
         date : str
             The date that the template takes for today, as YYYY-MM-DD.
 
-        Returns
-        -------
-        tokens : list of int
-            The chat, up to the end of the last answer. An end-of-sequence token is appended if the template has none.
-        spans : list of (int, int)
-            Half-open token ranges of the assistant's answers.
-
         Raises
         ------
         UserError
             When the chat does not fit the template (see `wellread.corpus.chat.render`).
         """
-        text, spans = chat.render(self.renderer(date), self._special, messages)
+        text, spans, changes = chat.render(self.renderer(date), self._special, messages)
         tokens, offsets = self.rendered(text)
         ranges = chat.scored(offsets, spans)
         if tokens[-1] not in self.special_ids and messages[-1]["content"].strip():
             tokens.append(self.eos)
             ranges[-1] = (ranges[-1][0], len(tokens))
-        return tokens, ranges
+        return EncodedChat(tokens, ranges, changes)
 
     def rendered(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Tokens of a rendered chat, with special tokens, and the half-open range of characters of each."""
@@ -190,7 +194,7 @@ class Tokenizer:
         UserError
             As `chat`.
         """
-        text, spans = chat.render(self.renderer(date), self._special, messages)
+        text, spans, _ = chat.render(self.renderer(date), self._special, messages)
         answers = [each["content"].strip() for each in messages if each["role"] == "assistant"]
         starts = iter(chat.contents(text, spans, [*filter(None, answers)], self._special))
         at = [next(starts) if answer else -1 for answer in answers]
@@ -281,15 +285,15 @@ def copy_files(source: Path, target: Path) -> None:
     """Copy the files of the tokenizer from one directory to another."""
     target.mkdir(parents=True, exist_ok=True)
     for name in FILES:
+        if problem := unusable(source / name):
+            raise UserError(f"{source / name}: {problem}")
         if (source / name).is_file():
+            if name == TEMPLATE:
+                refuse_foreign(source / name)
             shutil.copyfile(source / name, target / name)
 
 
-        if problem := unusable(source / name):
-            raise UserError(f"{source / name}: {problem}")
 def fingerprint(directory: Path) -> str:
-            if name == TEMPLATE:
-                refuse_foreign(source / name)
     """Hash of the tokenizer's files in `directory`."""
     digest = hashlib.sha256()
     for name in FILES:
