@@ -214,3 +214,39 @@ def test_folders_of_the_hub_and_of_its_library(tmp_path: Path) -> None:
         UserError, match=r"contains \.arrow files, as save_to_disk writes them; write the data set with"
     ):
         sets.find(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "reason"),
+    [
+        ("b.jsonl", "missing.jsonl", "is a link to a file that does not exist; restore the file, or remove the link"),
+        ("b.jsonl", "b.jsonl", "is a link to a file that does not exist"),
+        ("b.jsonl", "/dev/zero", "is a pipe or a device, not a file; remove it"),
+        ("more", ".", "is a link to a folder, which is not followed; name that folder, or remove the link"),
+        ("b.jsonl.gz", "", "is not a kind of file that is read (.jsonl .json .csv .parquet); convert or remove it"),
+        ("B.JSONL", "", "is not a kind of file that is read"),
+        ("b.tsv", "", "is not a kind of file that is read"),
+    ],
+)
+def test_a_folder_with_data_that_would_not_be_read(name: str, target: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"instruction": "a", "response": "b"}\n')
+    (tmp_path / "README.md").write_text("read me")
+    (tmp_path / ".cache.jsonl").symlink_to("missing")
+    assert [path.name for path in sets.find(str(tmp_path)).sources[0].paths] == ["a.jsonl"]
+    if target:
+        (tmp_path / name).symlink_to(target)
+    else:
+        (tmp_path / name).write_text("x")
+    with pytest.raises(UserError) as refused:
+        sets.find(str(tmp_path))
+    assert str(refused.value).startswith(f"{tmp_path / name}: {reason}")
+
+
+@pytest.mark.parametrize("data", ["dolly@", "text@", "sample@", "hc3:human@"])
+def test_an_empty_path_is_not_the_current_folder(data: str) -> None:
+    with pytest.raises(UserError, match=f"--data {data}: names no file after @; write [a-z0-9]+@FILE"):
+        sets.find(data)
+
+
+def test_the_name_of_a_run_can_be_seen() -> None:
+    assert sets.label("a\u200bb\u00a0c\n.jsonl,sample:5") == "a-b-c-+sample"

@@ -46,6 +46,12 @@ YAML = (".yaml", ".yml")
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """Files in folders of the hub and of its library that describe a data set; they contain no rows."""
 
+UNREAD = (
+    *SUFFIXES, *COMPRESSED, *ARCHIVES, ".tsv", ".ndjson", ".feather", ".xlsx", ".bz2", ".xz", ".lz4", ".7z", ".rar",
+    ".tar", ".tgz",
+)  # fmt: skip
+"""Endings of files that contain data, in upper or lower case; in a folder they must be of a kind that is read."""
+
 
 def registry() -> dict[str, dict[str, Any]]:
     """Data sets known by name (configs/data.yaml)."""
@@ -158,6 +164,8 @@ def _source_of(text: str) -> Source:
     if name in entries and not Path(text).exists():
         source = _of_entry(name, entries[name], CONFIGS)
         if at:
+            if not file:
+                raise UserError(f"--data {text}: names no file after @; write {name}@FILE")
             path = Path(file).expanduser()
             paths = _files(path, text, is_text=TEXT in source.schemas)
             source = replace(
@@ -278,6 +286,20 @@ def _hidden(file: Path, folder: Path) -> bool:
     return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
+def _refuse_unread(paths: Iterable[Path], suffixes: tuple[str, ...]) -> None:
+    """Refuse what is in a folder of data and looks like data, but would not be read."""
+    for path in paths:
+        if path.is_symlink() and path.is_dir():
+            raise UserError(
+                f"{path}: is a link to a folder, which is not followed; name that folder, or remove the link"
+            )
+        if path.name.endswith(suffixes):
+            if (problem := unusable(path)) and not path.is_dir():
+                raise UserError(f"{path}: {problem}")
+        elif path.name.lower().endswith(UNREAD) and path.is_file():
+            raise UserError(f"{path}: is not a kind of file that is read ({' '.join(suffixes)}); convert or remove it")
+
+
 def _files(path: Path, data: str, *, is_text: bool = False) -> tuple[Path, ...]:
     """The file itself, or all data files of a folder, sorted by name."""
     texts = (*(kind + compression for kind in KINDS for compression in ("", *COMPRESSED)), *ARCHIVES)
@@ -285,13 +307,14 @@ def _files(path: Path, data: str, *, is_text: bool = False) -> tuple[Path, ...]:
     if is_text and is_megatron(path):
         return (path,)
     if path.is_dir():
-        visible = [p for p in path.rglob("*") if p.is_file() and not _hidden(p, path)]
-        files = sorted(p for p in visible if p.name.endswith(suffixes) and p.name not in DESCRIPTIONS)
+        visible = sorted(p for p in path.rglob("*") if not _hidden(p, path) and p.name not in DESCRIPTIONS)
         if any(p.suffix == ".arrow" for p in visible):
             raise UserError(
                 f"--data {data}: {path} contains .arrow files, as save_to_disk writes them; write the data set with "
                 "to_parquet or to_json instead"
             )
+        _refuse_unread(visible, suffixes)
+        files = [p for p in visible if p.name.endswith(suffixes) and p.is_file()]
         if not files:
             raise UserError(f"--data {data}: {path} contains no data file ({' '.join(suffixes)})")
         for file in files:

@@ -374,6 +374,7 @@ def test_allowed_malformed_rows_are_skipped(tmp_path: Path, capsys: pytest.Captu
         (["", " "], "rows.jsonl: contains no rows"),
         (["{", "["], "2 malformed rows, 0 allowed: "),
         ([{"prompt": "x"}], "rows.jsonl: columns prompt match no known schema "),
+        ([{" prompt": "x", "\ufeffid": 1}], r"rows.jsonl: columns ' prompt', '\ufeffid' match no known schema "),
         ([{"instruction": "x", "response": ""}], "no trainable sample is left (dropped empty response: 1, sealed: 0)"),
         (
             [{"instruction": "word " * 400, "response": "x"}],

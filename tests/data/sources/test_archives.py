@@ -103,6 +103,15 @@ def test_archives_of_a_folder_are_read_and_unfinished_ones_are_not(tmp_path: Pat
     assert [path.name for path in sets.documents(str(tmp_path)).paths] == ["a.dat.zst", "b.zip"]
 
 
+def test_a_cut_archive_is_damaged_even_if_its_members_are_complete(tmp_path: Path) -> None:
+    path = tarred(tmp_path / "a.tar.gz", {"a.txt": b"one", "b.txt": b"two"})
+    assert texts(path) == ["one", "two"]
+    for end in (-4, -12, -20):
+        path.write_bytes(tarred(tmp_path / "b.tar.gz", {"a.txt": b"one", "b.txt": b"two"}).read_bytes()[:end])
+        with pytest.raises(UserError, match=r"a\.tar\.gz: damaged \(Compressed file ended before .*; copy or download"):
+            texts(path)
+
+
 @pytest.mark.parametrize("name", ["a.zip", "a.tar.gz", "a.dat.zst", "a.jsonl.zst", "a.txt.gz", "a.json.zst"])
 def test_a_document_that_expands_without_end_stops_at_the_limit(tmp_path: Path, name: str) -> None:
     bomb, path = b"0" * (3 << 20), tmp_path / name

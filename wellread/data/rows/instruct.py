@@ -255,8 +255,10 @@ def recognize(columns: Iterable[str], where: str) -> Schema:
         if schema.name != "text" and set(schema.required_columns) <= present:
             return schema
     schemas = "; ".join(f"{s.name}: {', '.join(s.required_columns)}" for s in SCHEMAS.values() if s.name != "text")
-    raw = f"; is it raw text? then text@{where}" if "text" in present else ""
-    raise UserError(f"{where}: columns {', '.join(sorted(present))} match no known schema ({schemas}){raw}")
+    names = ", ".join(name if name.isidentifier() else repr(name) for name in sorted(present))
+    remedy = "rename them, or describe the data set in YAML with columns: (docs/data.md)"
+    remedy = f"is it raw text? then text@{where}" if "text" in present else remedy
+    raise UserError(f"{where}: columns {names} match no known schema ({schemas}); {remedy}")
 
 
 def with_columns(columns: dict[str, str]) -> Schema:

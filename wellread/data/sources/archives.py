@@ -21,6 +21,8 @@ from wellread.text_io import foreign
 KINDS = (".dat.zst", ".zip", ".tar.gz")
 LENGTH = 16
 """Digits before each document of a .dat.zst file: its number of bytes."""
+BLOCK = 1 << 20
+"""Bytes that are read at once."""
 REFUSED = (".parquet", ".gz", ".zst", ".xz", ".bz2", ".zip", ".tar", ".tgz", ".7z", ".npy", ".npz", ".bin", ".idx")
 """Kinds of members that are neither text nor a table."""
 
@@ -124,13 +126,16 @@ def _zip_members(path: Path, limit: int) -> Iterator[tuple[str, bytes]]:
 
 
 def _tar_members(path: Path, limit: int) -> Iterator[tuple[str, bytes]]:
+    import gzip
     import tarfile
 
-    with _damage_named(path), tarfile.open(path, "r|gz") as archive:
+    with _damage_named(path), gzip.open(path) as content, tarfile.open(fileobj=content, mode="r|") as archive:
         while (member := archive.next()) is not None:
             archive.members.clear()  # type: ignore[attr-defined]  # else it keeps the headers of all members
             if member.isfile() and (file := archive.extractfile(member)) is not None:
                 yield _read(path, member.name, file, limit)
+        while content.read(BLOCK):  # to its end, where gzip compares length and checksum
+            pass
 
 
 @contextmanager
