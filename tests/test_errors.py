@@ -392,7 +392,8 @@ class Refused(UserError):
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (UserError("row 3: no\n 'response';\tadd it"), "row 3: no 'response'; add it"),
+        (UserError("row 3: no\n 'response';\r\n\tadd it\n"), "row 3: no 'response'; add it"),
+        (UserError("a\tb  c\xa0d: is empty"), "a\\tb  c\xa0d: is empty"),  # a name stays as it is
         (Refused("no"), "no"),
         (ValueError("invalid literal for int()"), None),
         (TypeError("x"), None),

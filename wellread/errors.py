@@ -32,7 +32,7 @@ def user_message(error: BaseException) -> str | None:
         return _os_message(error)
     if isinstance(error, RuntimeError) and (loop := re.fullmatch(r"Symlink loop from '(.*)'", str(error), re.DOTALL)):
         return f"its symbolic links form a loop: {loop[1]}: name the file itself"  # what Path.resolve raises
-    return LINE_ENDS.sub(" ", str(error).strip("\n ")) if isinstance(error, UserError) else None
+    return LINE_ENDS.sub(" ", str(error).strip()).replace("\t", "\\t") if isinstance(error, UserError) else None
 
 
 def _os_message(error: OSError) -> str | None:

@@ -55,8 +55,9 @@ def check_tokens(where: str, config: Mapping[str, Any], vocab: int) -> None:
     """
     for key, remedy in REMEDIES.items():
         value = config.get(key)
-        several = key == "eos_token_id" and isinstance(value, list) and value
-        for token in value if several else [] if value is None else [value]:
+        if value is None:
+            continue
+        for token in value if key == "eos_token_id" and isinstance(value, list) and value else [value]:
             if type(token) is not int or token < 0:
                 raise UserError(f"{where}: {key} {as_json(value)} is not the id of a token; {remedy}")
             if token >= vocab:
