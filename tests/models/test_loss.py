@@ -12,7 +12,7 @@ from wellread.corpus.padding import padded
 from wellread.corpus.read import Corpus
 from wellread.models import loss, token_loss
 from wellread.models.families import FAMILIES
-from wellread.models.limits import LOGITS_AT_ONCE
+from wellread.models.limits import SOFTMAX_AT_ONCE
 from wellread.models.loss import sample_losses
 from wellread.train.engines.compiling import compiled_graphs
 
@@ -155,7 +155,7 @@ def test_losses_of_tokens_equal_those_of_torch(
     dtype: torch.dtype, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Losses are bitwise equal, gradients within the precision of their dtype."""
-    monkeypatch.setitem(LOGITS_AT_ONCE, "cpu", at_once)
+    monkeypatch.setitem(SOFTMAX_AT_ONCE, "cpu", at_once)
     generator = torch.Generator().manual_seed(0)
     logits = (torch.randn(11, 97, generator=generator) * 5).to(dtype)
     labels, weights = torch.randint(0, 97, (11,), generator=generator), torch.rand(11, generator=generator)

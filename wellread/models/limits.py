@@ -3,8 +3,11 @@
 from collections.abc import Iterator
 
 LOGITS_AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 24}
-"""Number of logits that the loss converts to fp32 at once, in two copies: 16 MiB on a CPU, which fits its caches, and
-128 MiB on a GPU, which needs more parallel work."""
+"""Number of logits that an evaluation computes at once."""
+
+SOFTMAX_AT_ONCE = {"cpu": 1 << 19, "cuda": 1 << 24}
+"""Number of logits that the loss converts to fp32 at once, in two copies: 4 MiB on a CPU, which fit the caches of its
+cores, and 128 MiB on a GPU, which needs more parallel work."""
 
 BLOCKED_TOKENS = 512
 """Longest sequence of blocked attention (`wellread.models.blocked`), which keeps the probabilities for backward."""

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from wellread.models.limits import LOGITS_AT_ONCE
+from wellread.models.limits import SOFTMAX_AT_ONCE
 
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -110,5 +110,5 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _parts(logits: torch.Tensor) -> Iterator[slice]:
-    step = max(1, LOGITS_AT_ONCE["cpu" if logits.is_cpu else "cuda"] // logits.shape[1])
+    step = max(1, SOFTMAX_AT_ONCE["cpu" if logits.is_cpu else "cuda"] // logits.shape[1])
     return (slice(start, start + step) for start in range(0, len(logits), step))

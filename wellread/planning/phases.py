@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from wellread.models.limits import LOGITS_AT_ONCE
+from wellread.models.limits import SOFTMAX_AT_ONCE
 from wellread.models.tensors import SHARD_BYTES
 from wellread.planning.parameters import Parameters
 from wellread.units import MIB
@@ -158,7 +158,7 @@ def lasting(part: str, size: float) -> Block:
 def forward(s: Sizes) -> list[Block]:
     """Peak of forward: activations, logits and loss (`wellread.models.token_loss`)."""
     small = s.activations if s.activation_block < HEAP_BLOCK else 0
-    at_once = 8 * min(LOGITS_AT_ONCE["cuda" if s.cuda else "cpu"], s.logits // s.width)
+    at_once = 8 * min(SOFTMAX_AT_ONCE["cuda" if s.cuda else "cpu"], s.logits // s.width)
     loss = [one("logits and loss", s.logits), Block("logits and loss", at_once, at_once)]
     return [Block("activations", s.activations, small), *loss]
 
