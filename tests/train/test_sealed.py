@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,3 +54,28 @@ def test_random_state_and_model_mode_stay(small_model: Path, corpus: Corpus) -> 
     ids = with_holdout.losses.sample_ids
     expected = sums[ids - corpus.n_trainable] / corpus.n_targets(ids)
     assert with_holdout.losses.losses == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_last_batch_has_as_many_samples_as_the_others(
+    small_model: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CPU keeps kernels for each number of samples, and how many are left over differs each time."""
+    spec = find("tiny")
+    config = resolve(RunConfig.of(dtype="fp32", batch_size=8), spec)
+    counts = Counts(samples=corpus.n, trainable=corpus.n_trainable, sealed=corpus.n - corpus.n_trainable, exact=True)
+    plan = make_plan(config, spec, Machine(cluster="local", nodes=1, ranks_per_node=1, device="cpu"), counts)
+    engine = TorchEngine(Source.of(small_model), config, plan)
+    sizes: list[int] = []
+    evaluate = engine.evaluate
+
+    def counted(batch: Any) -> torch.Tensor:
+        sizes.append(len(batch.tokens))
+        return evaluate(batch)
+
+    monkeypatch.setattr(engine, "evaluate", counted)
+    ids = np.arange(corpus.n_trainable, corpus.n_trainable + 21)
+    sums = summed_losses(engine, corpus, plan, ids)
+    assert sizes == [8, 8, 8]
+    one_by_one = [summed_losses(engine, corpus, plan, ids[i : i + 1])[0] for i in range(len(ids))]
+    assert sums == pytest.approx(one_by_one, rel=1e-5)
+    assert set(sizes[3:]) == {1}  # few samples are not filled up

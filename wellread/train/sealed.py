@@ -105,13 +105,14 @@ def summed_losses(engine: Engine, corpus: Corpus, plan: Plan, sample_ids: NDArra
     """Loss of each sample, summed over its target tokens, in nats, (n,); the same on all ranks, which all call it."""
     order = np.argsort(-corpus.lengths(sample_ids), kind="stable")
     share, _ = _share(sample_ids[order], plan.ranks)
-    values = np.empty(len(share))
-    for start in range(0, len(share), plan.micro_batch_size):
+    full = _in_full_batches(share, plan.micro_batch_size)
+    values = np.empty(len(full))
+    for start in range(0, len(full), plan.micro_batch_size):
         part = slice(start, start + plan.micro_batch_size)
-        padded = collate(corpus, share[part], plan.machine.device)
+        padded = collate(corpus, full[part], plan.machine.device)
         batch = (padded.flat() if "varlen" in plan.fast else padded).to(engine.device)
         values[part] = engine.evaluate(batch).float().cpu().numpy()
-    gathered = ranks.gather(torch.from_numpy(values[None])).numpy()  # (ranks, per rank)
+    gathered = ranks.gather(torch.from_numpy(values[None, : len(share)])).numpy()  # (ranks, per rank)
     sums = np.empty(len(sample_ids))
     sums[order] = gathered.T.ravel()[: len(sample_ids)]
     return sums
@@ -126,6 +127,15 @@ def _share(ids: NDArray[np.int64], n_ranks: int) -> tuple[NDArray[np.int64], NDA
     per_rank = -(-len(ids) // n_ranks)
     share = np.resize(ids, per_rank * n_ranks).reshape(per_rank, n_ranks)[:, ranks.rank()]
     return share, (np.arange(per_rank) * n_ranks + ranks.rank()) < len(ids)
+
+
+def _in_full_batches(share: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """The samples, the last one repeated until every batch has `size`; fewer than `size` samples stay as they are.
+
+    How many are left for the last batch differs each time, and a CPU keeps kernels for each number of samples
+    (`wellread.corpus.padding`).
+    """
+    return np.pad(share, (0, -len(share) % size if len(share) > size else 0), mode="edge")
 
 
 def generations(engine: Engine, corpus: Corpus, tokenizer: Tokenizer, plan: Plan, count: int) -> list[dict[str, Any]]:
