@@ -192,7 +192,7 @@ def collate(corpus: Samples, sample_ids: NDArray[np.int64], device: str = "cpu")
     lengths = corpus.lengths(np.asarray(ids, dtype=np.int64))
     starts = [corpus.starts(sample_id) for sample_id in ids]
     packed = any(len(begins) > 1 for begins in starts)
-    width = _width(int(lengths.max()), corpus.longest, device, packed=packed)
+    width = width_of(int(lengths.max()), corpus.longest, device, packed=packed)
     tokens = np.zeros((len(ids), width), dtype=np.int64)
     targets = np.zeros((len(ids), width), dtype=np.bool_)
     segments = np.zeros((len(ids), width), dtype=np.int64)
@@ -210,7 +210,7 @@ def collate(corpus: Samples, sample_ids: NDArray[np.int64], device: str = "cpu")
     )
 
 
-def _width(length: int, longest: int, device: str, *, packed: bool) -> int:
+def width_of(length: int, longest: int, device: str, *, packed: bool) -> int:
     """Padded length of a batch with samples of up to `length` tokens, from a corpus with samples of up to `longest`.
 
     The forward pass reads all tokens of a packed batch (`wellread.models.loss`), otherwise all but the last one: it

@@ -25,7 +25,7 @@ from wellread.planning.rate import planned_rate
 from wellread.record.writer import RecordedBatch
 from wellread.run import RunDirectory
 from wellread.terminal import plural
-from wellread.train import evidence, gate, nvme, ranks, resume, sealed
+from wellread.train import evidence, gate, kernels, nvme, ranks, resume, sealed
 from wellread.train import guard as guards
 from wellread.train.ahead import Ahead
 from wellread.train.engines.base import Engine
@@ -129,8 +129,10 @@ class TrainingLoop:
 
     def train(self) -> int:
         """Read batches until the last step or a request to stop; return the stop signal, 0 for none."""
-        stop = 0
+        stop, start = 0, self.step
         while self.step < self.plan.steps and not stop:
+            if self.step == start + kernels.AFTER:
+                kernels.compile_ahead(self.engine, self.corpus, self.order, self.plan, start)
             stop = self.take_step()
             saves, evaluates = self.step in self.plan.save_steps, self.step in self.meter.steps
             if saves or evaluates or stop:
