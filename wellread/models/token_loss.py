@@ -76,6 +76,7 @@ def one_pass_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 class _OnePassLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        losses: torch.Tensor
         losses, normalizers = _compiled(losses_of_rows)(logits, labels)
         ctx.save_for_backward(logits, labels, normalizers)
         return losses
