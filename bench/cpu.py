@@ -53,7 +53,7 @@ GOAL, GOAL_OF_EQUALS = 1.3, 1.15
 THREADS = 2
 CHECKED_STEPS, CHECKED_BATCH, CHECKED_RATE = 50, 8, 1e-4
 """Steps, samples per step and learning rate of the comparison of losses. At the learning rate of a run, 5e-4, rounding
-alone moves the loss of these steps by up to 0.07, in either direction; at 1e-4 by 0.0002."""
+moves the loss of these steps by up to 0.07, in either direction; at 1e-4 by 0.0002."""
 TOLERANCE = {"fp32": 1e-3, "bf16": 2e-3, "bf16 compiled": 2e-3}
 """Largest difference of the mean loss of the last ten of the checked steps, in nats."""
 SECONDS = 10.0
