@@ -35,6 +35,7 @@ def begin(run: RunDirectory, plan: Plan, layout: dict[str, Any], code: Path | No
     on = plan.machine
     world = {"ranks": on.ranks, "nodes": on.nodes, "ranks_per_node": on.ranks_per_node, "device": on.device}
     about = {"attempt": number, "started": now(), "cluster": on.cluster, "strategy": plan.strategy}
+    about |= {"grad_accum_dtype": plan.grad_accum_dtype}
     manifest["attempts"].append(about | world | layout | provenance.describe(code))
     write_json(run.manifest_file, with_checksum(manifest))
     return number

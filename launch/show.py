@@ -31,7 +31,7 @@ def as_text(job: Job) -> str:
     machine = plan.machine
     rows = [
         ("run", f"{job.run.path}{_state(job)}"),
-        ("model", f"{plan.model} ({', '.join([plan.dtype, *_arithmetic(job)])})"),
+        ("model", f"{plan.model} ({', '.join([plan.dtype, *_arithmetic(job)])}; {_gradients(plan)})"),
         ("data", f"{job.config.data.name}: {_counts(plan, job.config.data.pack)}"),
         ("order", _order(plan)),
         ("batch", _batch(plan)),
@@ -55,6 +55,10 @@ def as_text(job: Job) -> str:
 def _files(job: Job, plan: Plan) -> list[str]:
     """Return the files that the run writes."""
     return plan.files(canaries=bool(job.config.canary.canaries))
+
+
+def _gradients(plan: Plan) -> str:
+    return f"gradients added up in {plan.grad_accum_dtype}"
 
 
 def _arithmetic(job: Job) -> list[str]:

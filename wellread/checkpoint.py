@@ -27,7 +27,7 @@ SHAPE = {
     "version": int, "step": int, "tokens": int, "skipped": int, "record": {"head": str, "batches": [int]},
     "corpus": str, "identity": dict, "strategy": str, "ranks": int, "dtype": str, "holdout_loss": (float, None),
     "files": {...: {"size": int, "sha256": str}}, "dropped": {...: {"size": int, "sha256": str}}, "checksum": str,
-    "fast": [str],
+    "fast": [str], "grad_accum_dtype": (str, None),
 }  # fmt: skip
 """Shape of that file."""
 SHOWN = 12

@@ -31,6 +31,7 @@ TIME = re.compile(r"\d{4}-[01]\d-[0-3]\dT[0-2]\d:[0-5]\d:[0-6]\d[+-]\d{4}")
 ATTEMPT = {
     "attempt": int, "started": TIME, "ended": TIME, "exit_code": int, "cluster": str, "strategy": str, "ranks": int,
     "nodes": int, "ranks_per_node": int, "device": str, "hosts": [str], "host": str, "job": str, "restart": int,
+    "grad_accum_dtype": (str, None),
 }  # fmt: skip
 MANIFEST = {"version": int, "identity": IDENTITY, "attempts": [ATTEMPT], "checksum": str}
 """Shape of manifest.json."""

@@ -117,7 +117,7 @@ def test_json_keys_and_arithmetic(in_process, root: Path) -> None:  # type: igno
     assert values == {
         "model": "tiny", "cluster": "local", "device": "cpu", "nodes": 1, "ranks_per_node": 2, "ranks": 2,
         "batch_size": 24, "micro_batch_size": 6, "accumulation": 2,
-        "dtype": "bf16", "engine": "torch", "strategy": "ddp",
+        "dtype": "bf16", "grad_accum_dtype": "fp32", "engine": "torch", "strategy": "ddp",
         "chosen": "ddp", "strategy_reason": "the fastest that fits (1.7 of 16 GiB of host memory per node)",
         "seq_len": 256, "samples": 664, "trainable": 498, "sealed": 166, "counts_exact": False,
         "order": "shuffle", "order_control": False, "pass_samples": 498,

@@ -230,6 +230,22 @@ def test_disk_holds_every_model_and_the_newest_states() -> None:
     assert of("zero3-nvme", work).disk_bytes == 9 * 4 * N + 3 * 8 * N
 
 
+def test_gradients_in_fp32_are_counted() -> None:
+    """zero2 and zero3 keep 4 instead of 2 bytes per weight of a rank; the others stay as they are."""
+    work, share = Work(accumulation=4, micro_batch=8, seq_len=2048), -(-N // 8)
+    usual, exact = (
+        {strategy: of(strategy, replace(work, fp32_gradients=in_fp32)) for strategy in LADDER}
+        for in_fp32 in (False, True)
+    )
+    for strategy in ("ddp", "zero1", "zero2-offload"):
+        assert exact[strategy] == usual[strategy]
+    for strategy in ("zero2", "zero3"):  # the peak is at the start of backward
+        assert usual[strategy].peaks["gpu"] == exact[strategy].peaks["gpu"] == "backward"
+        more = exact[strategy].parts["gpu"]["gradients"] - usual[strategy].parts["gpu"]["gradients"]
+        assert more == 2 * share
+    assert exact["zero3-offload"].host_bytes - usual["zero3-offload"].host_bytes == 8 * 2 * share
+
+
 @pytest.mark.parametrize("strategy", LADDER)
 def test_less_work_never_needs_more(strategy: str) -> None:
     def gpu(work: Work, **settings: Any) -> int:

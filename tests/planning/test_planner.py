@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import fields
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -208,3 +209,37 @@ def test_files() -> None:
     ]  # fmt: skip
     with_canaries = plan(RunConfig.of(steps=12, save_every=6)).files(canaries=True)
     assert with_canaries[3:6] == ["corpus", "order.json", "code/"]
+
+
+# --- precision of accumulated gradients
+
+
+def test_the_plan_states_the_precision_of_accumulated_gradients() -> None:
+    assert accumulated(strategy="ddp") == accumulated(strategy="zero2", dtype="fp32") == "fp32"
+    assert accumulated(strategy="zero2") == accumulated(strategy="zero1") == "bf16"
+    for strategy in ("ddp", "zero2", "zero3", "zero3-offload"):
+        assert accumulated(strategy=strategy, grad_accum_dtype="fp32") == "fp32"
+    assert accumulated(strategy="zero1", grad_accum_dtype="fp32", dtype="fp32") == "fp32"
+
+
+def accumulated(**flags: Any) -> str | None:
+    return gpu_plan(model="pythia-410m", **flags).grad_accum_dtype
+
+
+def gpu_plan(model: str, gpu_mem: float = 80, **flags: Any) -> Plan:
+    spec = find(model)
+    counts = Counts(samples=5000, trainable=4000, sealed=1000, exact=True)
+    machine = Machine(device="cuda", ranks_per_node=2, gpu_mem=gpu_mem, host_mem=500)
+    return make_plan(resolve(RunConfig.of(model=model, data="dolly", steps=9, **flags), spec), spec, machine, counts)
+
+
+@pytest.mark.parametrize("strategy", ["zero1", "zero2-offload"])
+def test_strategies_that_cannot_accumulate_in_fp32_are_refused(strategy: str) -> None:
+    with pytest.raises(UserError, match=f"--grad_accum_dtype fp32: .* {strategy}; choose one of ddp, zero2, zero3,"):
+        gpu_plan("pythia-410m", strategy=strategy, grad_accum_dtype="fp32")
+
+
+def test_the_fastest_strategy_is_one_that_can() -> None:
+    size: dict[str, Any] = {"model": "pythia-1.4b", "gpu_mem": 20, "micro_batch_size": 1, "seq_len": 128}
+    assert gpu_plan(**size).strategy == "zero1"
+    assert gpu_plan(**size, grad_accum_dtype="fp32").strategy == "zero2"

@@ -10,6 +10,7 @@ from wellread.errors import UserError
 
 Dtype = Literal["bf16", "fp32"]
 Init = Literal["pretrained", "fresh"]
+GradAccumDtype = Literal["auto", "fp32"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,9 @@ class ModelConfig:
     """Load the frozen weights of a LoRA run in 4 bits (NF4); needs GPUs and bitsandbytes."""
     dtype: Dtype = "bf16"
     """Precision: bf16 (fp32 master weights, bf16 compute) or fp32."""
+    grad_accum_dtype: GradAccumDtype = "auto"
+    """Precision in which the gradients of micro-batches are added up: auto is fp32 under ddp and --dtype under ZeRO;
+    fp32 is possible under zero2 and zero3, for 2 bytes more per weight."""
     tf32: bool = False
     """Products in TF32: with --dtype fp32 on GPUs, faster matrix products of numbers rounded to 11 bits."""
     deterministic: bool = False

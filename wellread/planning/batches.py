@@ -62,6 +62,7 @@ def ways(
             seq_len=config.data.seq_len or spec.seq_len,
             lora_rank=config.lora.rank,
             lora_modules=targets(config.lora, spec) if config.lora.rank else (),
+            fp32_gradients=config.model.grad_accum_dtype == "fp32",
             packed=config.data.pack,
             even=config.data.pack or (isinstance(config.data, TextConfig) and config.data.packing == "stream"),
             fast=fast,

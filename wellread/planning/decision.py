@@ -108,10 +108,15 @@ def decide(
     NothingFits
         When no strategy fits.
     UserError
-        When 4-bit weights or TF32 are requested without GPUs.
+        When 4-bit weights or TF32 are requested without GPUs, or the requested strategy cannot add up gradients in
+        fp32.
     """
     modes = MODES[config.cluster.activation_checkpointing]
     unpredicted = None
+    needs_fp32 = config.model.grad_accum_dtype == "fp32" and config.model.dtype == "bf16"
+    if needs_fp32 and request and not STRATEGIES[request.strategy].fp32_gradients:
+        able = ", ".join(name for name, rung in LADDER.items() if rung.fp32_gradients)
+        raise UserError(f"--grad_accum_dtype fp32: DeepSpeed has it not for {request.strategy}; choose one of {able}")
     if config.model.tf32 and machine.device != "cuda":
         raise UserError("--tf32: needs GPUs, but the ranks would run on CPUs; leave it out")
     if config.model.load_in_4bit:
@@ -124,7 +129,8 @@ def decide(
     if unpredicted:
         name, reason = unpredicted.strategy, unpredicted.how
         return Decision(strategy=name, reason=reason, work=works[0], checkpointing=modes == (True,))
-    search = _Search(spec, works, machine, modes, failures)
+    allowed = tuple(name for name, rung in LADDER.items() if rung.fp32_gradients or not needs_fp32)
+    search = _Search(spec, works, machine, modes, failures, allowed)
     return (search.of(request) if request else None) or search.fastest()
 
 
@@ -137,6 +143,8 @@ class _Search:
     machine: Machine
     modes: tuple[bool, ...]
     failures: Sequence[Failure]
+    allowed: Sequence[str]
+    """Names of the strategies to choose from."""
 
     def predicted(self, work: Work) -> tuple[Estimate, ...]:
         """Estimate of each strategy for the same micro-batch size; with checkpointing if it fits only that way."""
@@ -167,7 +175,7 @@ class _Search:
             self.spec,
             self.works,
             self.machine,
-            strategies=[name for name, rung in LADDER.items() if self.machine.nvme is not None or not rung.on_nvme],
+            strategies=[n for n in self.allowed if self.machine.nvme is not None or not LADDER[n].on_nvme],
             checkpointing=self._checkpointing,
             tried={failure.rung for failure in self.failures},
         )

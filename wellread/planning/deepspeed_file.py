@@ -23,7 +23,7 @@ OWNED = {
     "fp16": "--dtype",
     "amp": "--dtype",
     "torch_autocast": "--dtype",
-    "data_types": "--dtype",
+    "data_types": "--grad_accum_dtype",
     "activation_checkpointing": "--activation_checkpointing",
     "prescale_gradients": "the mean over all target tokens",
     "gradient_predivide_factor": "the mean over all target tokens",

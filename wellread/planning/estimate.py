@@ -66,6 +66,8 @@ class Work:
     accumulation: int = 1
     """Forward passes per optimizer step."""
     seq_len: int = 512
+    fp32_gradients: bool = False
+    """Whether the gradients of micro-batches are added up in fp32 under every strategy that can do that."""
     packed: bool = False
     """Whether samples are packed: then attention has a mask, unless it is of variable length."""
     fast: tuple[str, ...] = ()
@@ -252,6 +254,7 @@ def _sizes(
         ranks=machine.ranks,
         width=2 if bf16 else 4,
         bf16=bf16,
+        gradient_width=4 if (work.fp32_gradients and rung.fp32_gradients) or not bf16 else 2,
         cuda=cuda,
         accumulates=work.accumulation > 1,
         activations=int(masks * packing_mask(compute, *shape))

@@ -82,6 +82,8 @@ class Sizes:
     width: int
     """Bytes per weight under DeepSpeed: 2 in bf16."""
     bf16: bool
+    gradient_width: int
+    """Bytes per weight of the gradients that DeepSpeed adds up."""
     cuda: bool
     accumulates: bool
     """Whether a step has several micro-batches."""
@@ -107,6 +109,11 @@ class Sizes:
     def share(self) -> int:
         """Trainable elements of one rank under ZeRO (T / ranks)."""
         return -(-self.trainable // self.ranks)
+
+    @property
+    def flat_gradients(self) -> bool:
+        """Whether gradients in bf16 are added up in fp32, in one flat buffer (`--grad_accum_dtype fp32`)."""
+        return self.gradient_width > self.width
 
     @property
     def full(self) -> bool:

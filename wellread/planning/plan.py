@@ -17,10 +17,10 @@ from wellread.shapes import REMEDY
 
 KEYS = (
     "model", "cluster", "device", "nodes", "ranks_per_node", "ranks", "batch_size", "micro_batch_size", "accumulation",
-    "dtype", "engine", "strategy", "strategy_reason", "strategies", "fast", "fast_reason", "seq_len", "samples",
-    "trainable", "sealed", "counts_exact", "order", "order_control", "pass_samples", "steps", "epochs", "warmup_steps",
-    "save_steps", "gpu", "gpu_mem", "host_mem", "nvme", "activation_checkpointing", "offload_ratio", "ds_config",
-    "failures", "forced",
+    "dtype", "grad_accum_dtype", "engine", "strategy", "strategy_reason", "strategies", "fast", "fast_reason",
+    "seq_len", "samples", "trainable", "sealed", "counts_exact", "order", "order_control", "pass_samples", "steps",
+    "epochs", "warmup_steps", "save_steps", "gpu", "gpu_mem", "host_mem", "nvme", "activation_checkpointing",
+    "offload_ratio", "ds_config", "failures", "forced",
 )  # fmt: skip
 """Keys of plan.json in their order; the file is flat."""
 _OF_MACHINE = ("cluster", "device", "nodes", "ranks_per_node", "gpu", "gpu_mem", "host_mem", "nvme")
@@ -66,6 +66,8 @@ class Plan:
     """Predicted bytes of every strategy, fastest first (`wellread.planning.estimate`); empty when the model's family
     is unknown. Each has `strategy`, `activation_checkpointing`, `fits`, `gpu_bytes`, `host_bytes`, `disk_bytes`,
     `nvme_bytes`, `relative_speed`, `short`, `peaks`, `parts`."""
+    grad_accum_dtype: str | None = None
+    """Precision in which the gradients of micro-batches are added up; None in plans of older versions."""
     fast: tuple[str, ...] = ()
     """Names of the fast paths that the run takes (`wellread.planning.fast`)."""
     fast_reason: str = ""

@@ -54,7 +54,6 @@ def make_plan(
     works = _works(config, spec, machine.ranks, batch_size, len(saves), fast.choose(setting).names)
     counted = that_count(failures, _limits(config.cluster, machine))
     decided, file = _decided(config, spec, machine, works, ds_config, counted)
-    paths_taken = fast.choose(setting, decided.engine)
     return Plan(
         model=spec.name,
         machine=machine,
@@ -63,12 +62,13 @@ def make_plan(
         micro_batch_size=decided.work.micro_batch,
         accumulation=decided.work.accumulation,
         dtype=config.model.dtype,
+        grad_accum_dtype=_grad_accum_dtype(config, decided),
         engine=decided.engine,
         strategy=decided.strategy,
         strategy_reason=decided.reason,
         strategies=tuple(estimate.as_dict() for estimate in decided.estimates),
-        fast=paths_taken.names,
-        fast_reason=paths_taken.reason,
+        fast=(selection := fast.choose(setting, decided.engine)).names,
+        fast_reason=selection.reason,
         seq_len=config.data.seq_len or spec.seq_len,
         order=config.schedule.order,
         order_control=config.schedule.order_control,
@@ -116,6 +116,12 @@ def _decided(
     if config.cluster.compile == "on" and decision.engine != "torch":
         raise UserError(f"--compile: works only with ddp, not {decision.strategy} ({decision.reason}); leave it out")
     return decision, ds_config if request and request.strategy == decision.strategy else None
+
+
+def _grad_accum_dtype(config: RunConfig, decided: Decision) -> str:
+    """Precision in which the engine adds up the gradients of micro-batches: torch always in fp32."""
+    in_fp32 = decided.engine == "torch" or config.model.grad_accum_dtype == "fp32"
+    return "fp32" if in_fp32 else config.model.dtype
 
 
 def replan(config: RunConfig, spec: ModelSpec, plan: Plan, failures: Sequence[Failure]) -> Plan:

@@ -39,6 +39,9 @@ class Strategy:
     """Bytes per trained weight in a checkpoint's state: moments (8) and master weights (4)."""
     state_weights: bool = False
     """Whether the state also contains the weights in the training precision."""
+    fp32_gradients: bool = False
+    """Whether it can add up the gradients of micro-batches in fp32 while it trains in bf16. For zero1, DeepSpeed would
+    take another optimizer; zero2-offload adds them up in bf16 in host memory in any case."""
 
     @property
     def engine(self) -> Engine:
@@ -64,10 +67,17 @@ class Strategy:
 STRATEGIES: dict[str, Strategy] = {
     entry.name: entry
     for entry in (
-        Strategy(name="ddp", stage=0, speed=1.0, phases=plain, state=8),
+        Strategy(name="ddp", stage=0, speed=1.0, phases=plain, state=8, fp32_gradients=True),
         Strategy(name="zero1", stage=1, speed=0.98, phases=partial(zero12, stage=1), state_weights=True),
-        Strategy(name="zero2", stage=2, speed=0.97, phases=partial(zero12, stage=2), state_weights=True),
-        Strategy(name="zero3", stage=3, speed=0.85, phases=zero3),
+        Strategy(
+            name="zero2",
+            stage=2,
+            speed=0.97,
+            phases=partial(zero12, stage=2),
+            state_weights=True,
+            fp32_gradients=True,
+        ),
+        Strategy(name="zero3", stage=3, speed=0.85, phases=zero3, fp32_gradients=True),
         Strategy(
             name="zero2-offload",
             stage=2,
@@ -83,6 +93,7 @@ STRATEGIES: dict[str, Strategy] = {
             ratios=tuple(step / 20 for step in range(1, 21)),
             speed=0.55,
             phases=partial(zero3, sub_group=FINE_SUB_GROUP),
+            fp32_gradients=True,
         ),
         Strategy(
             name="zero3-offload",
@@ -91,6 +102,7 @@ STRATEGIES: dict[str, Strategy] = {
             parameters="cpu",
             speed=0.40,
             phases=partial(zero3, host_weights=True),
+            fp32_gradients=True,
         ),
         Strategy(
             name="zero3-nvme",
@@ -100,6 +112,7 @@ STRATEGIES: dict[str, Strategy] = {
             speed=0.15,
             phases=partial(zero3, host_weights=True, nvme=True, sub_group=FINE_SUB_GROUP),
             state=8,
+            fp32_gradients=True,
         ),
         Strategy(name="zero1-offload", stage=1, optimizer="cpu"),
     )

@@ -85,7 +85,8 @@ def zero12(s: Sizes, *, stage: int) -> list[Phase]:
     Every rank has all weights in one flat buffer. Master weights and moments, 12 bytes per trainable weight, are
     partitioned over the ranks (Rajbhandari et al. 2020, sections 5.1 and 5.2). Gradients are reduced in a bucket and a
     flat copy of it; in stage 1, all gradients exist before that, at the end of backward. The step flattens the
-    gradients of a rank and casts them to fp32; their norm is computed in fp64, tensor by tensor (stage_1_and_2.py:
+    gradients of a rank and casts them to fp32, unless they were added up in one flat buffer in fp32 (stage 2,
+    _build_compact_grad_partition_buffer); their norm is computed in fp64, tensor by tensor (stage_1_and_2.py:
     __init__, allreduce_bucket, step, get_norm_dtype). With offloading, master weights, fp32 gradients and a copy of the
     new weights are page-locked, and every gradient passes through buffers as large as the largest tensor (ZeRO-Offload:
     Ren et al. 2021, https://arxiv.org/abs/2101.06840; __init__, async_inplace_copy_grad_to_fp32_buffer_from_gpu).
@@ -96,7 +97,7 @@ def zero12(s: Sizes, *, stage: int) -> list[Phase]:
     resident, host = _flat_state(s, weights)
     carried: list[Block] = []
     if s.accumulates and not s.offloaded:
-        carried = [one("gradients", w * (s.trainable if stage == 1 else share))]
+        carried = [one("gradients", w * s.trainable if stage == 1 else s.gradient_width * share)]
     return [
         loading(s, weights),
         *_flattening(s, weights, unflattened, resident, host),
@@ -163,6 +164,8 @@ def _backward_end(s: Sizes, stage: int, carried: list[Block]) -> list[Block]:
         norm = one("fp64 norm", max(s.in_bucket, 8 * s.largest_trained))
         return [*blocks, norm, one("gradients", w * s.head if s.full else 0)]
     blocks.append(one("communication buckets", s.in_bucket))
+    if s.flat_gradients:
+        return [*blocks, one("gradients", s.gradient_width * s.share)]
     if all_gradients > s.in_bucket or s.accumulates:
         blocks.append(one("gradients", w * s.share))
     return [*blocks, *([one("gradients", all_gradients - s.in_bucket)] if stage == 1 else carried)]
@@ -175,11 +178,11 @@ def _second_bucket(s: Sizes, stage: int, touched: int) -> list[Block]:
 
 def _flat_step(s: Sizes, stage: int) -> list[Block]:
     """What the step needs under ZeRO-1 and 2: buffers for casting and the norm, or the weights gathered after it."""
-    w, share, partition = s.width, s.share, one("gradients", s.width * s.share)
+    w, share, partition = s.width, s.share, one("gradients", s.gradient_width * s.share)
     gathering = one("communication buckets", w * s.model.total if s.ranks > 1 and not s.cuda else 0)
-    casting = w * share + (4 * share if s.bf16 else 0)
+    casting = 0 if s.flat_gradients else w * share + (4 * share if s.bf16 else 0)
     step = [one("optimizer step", max(8 * min(s.largest_trained, share), casting)), partition]
-    if stage == 2 and s.accumulates and s.ranks > 1:
+    if stage == 2 and s.accumulates and s.ranks > 1 and not s.flat_gradients:
         step += [partition, partition]
     return [gathering] if s.offloaded or gathering.bytes > sum(b.bytes for b in step) else step
 
@@ -215,7 +218,7 @@ def zero3(s: Sizes, *, host_weights: bool = False, nvme: bool = False, sub_group
     weights = lasting("weights", s.width * -(-s.model.total // s.ranks))
     resident = _divided_on_device(s, device_elements, None if host_weights else weights)
     if nvme:
-        host = [lasting("gradients", s.width * s.share), *_nvme_buffers(s, group, weights.bytes)]
+        host = [lasting("gradients", s.gradient_width * s.share), *_nvme_buffers(s, group, weights.bytes)]
     else:
         host = _divided_on_host(s, host_elements, weights if host_weights else None)
     gathers = s.ranks > 1 or (host_weights and s.cuda)
@@ -253,7 +256,7 @@ def zero3(s: Sizes, *, host_weights: bool = False, nvme: bool = False, sub_group
 
 def _divided_on_device(s: Sizes, device_elements: int, weights: Block | None) -> list[Block]:
     """What is always on a rank's device under ZeRO-3, with the optimizer state of `device_elements` weights."""
-    gradients = lasting("gradients", 4 * device_elements if s.offloaded else s.width * s.share)
+    gradients = lasting("gradients", 4 * device_elements if s.offloaded else s.gradient_width * s.share)
     state = [lasting("master weights", 4 * device_elements), lasting("moments", 8 * device_elements), gradients]
     return [s.bucket(), *state, *([weights] if weights else [])]
 
@@ -267,7 +270,7 @@ def _divided_on_host(s: Sizes, host_elements: int, weights: Block | None) -> lis
         lasting("moments", 8 * host_elements),
         lasting("gradients", 4 * host_elements),
     ]
-    return [lasting("gradients", s.width * s.share), *state, *([weights] if weights else [])]
+    return [lasting("gradients", s.gradient_width * s.share), *state, *([weights] if weights else [])]
 
 
 def _gathered(s: Sizes, gathers: bool) -> tuple[Block, Block]:
@@ -285,14 +288,14 @@ def _reduced(s: Sizes, gathered: Block, gathers: bool, *, nvme: bool) -> list[Bl
     last = gathered if s.trainable > BUCKET else one("gathered weights", w * s.head if gathers else 0)
     # The last gradient, as in `_backward_end`.
     blocks = [copies, last, remaining(s), one("gradients", w * s.head if s.full else 0)]
-    if nvme and s.bf16:  # the gradients of a bucket are cast to fp32 before they are written
+    if s.bf16 and (nvme or s.flat_gradients):  # a bucket's gradients are cast to fp32: before they are written or added
         blocks.append(one("gradients", 4 * min(BUCKET, s.trainable) // s.ranks))
     return blocks
 
 
 def _group_step(s: Sizes, group: int, device_elements: int) -> Block:
     """What the step of one sub-group needs on the device under ZeRO-3; or the gradient norm before it, if more."""
-    casting = s.width * group + (4 * group if s.bf16 else 0)
+    casting = 4 * group if s.flat_gradients else s.width * group + (4 * group if s.bf16 else 0)
     if s.offloaded:
         casting = 8 * group if device_elements else 0
     return one("optimizer step", max(8 * -(-s.model.largest // s.ranks), casting))

@@ -304,6 +304,7 @@ class TrainingLoop:
             "strategy": self.plan.strategy,
             "ranks": self.plan.ranks,
             "dtype": self.plan.dtype,
+            "grad_accum_dtype": self.plan.grad_accum_dtype,
             "fast": list(self.plan.fast),
             "holdout_loss": holdout,
         }

@@ -297,6 +297,7 @@ def deepspeed_settings(config: RunConfig, plan: Plan) -> dict[str, Any]:
     for key, device in offload_devices(settings).items():
         if device == "nvme":
             zero[key] = zero[key] | {"nvme_path": config.cluster.nvme_path}
+    in_fp32 = plan.grad_accum_dtype == "fp32" and config.model.dtype == "bf16"
     return settings | {
         "zero_optimization": zero,
         "train_batch_size": plan.batch_size,
@@ -305,4 +306,5 @@ def deepspeed_settings(config: RunConfig, plan: Plan) -> dict[str, Any]:
         "gradient_clipping": config.optim.clip,
         "bf16": {"enabled": config.model.dtype == "bf16"},
         "steps_per_print": 10**9,  # the loop prints
+        **({"data_types": {"grad_accum_dtype": "fp32"}} if in_fp32 else {}),
     }
