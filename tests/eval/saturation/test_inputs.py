@@ -7,15 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.decoded import compare_means
 from support.records import write_record
 
 from eval.saturation import inputs
 from eval.saturation.inputs import input_means
-from eval.saturation.measured import measure, metrics_of
-from wellread.corpus.read import Corpus
-from wellread.corpus.tokenizer import Tokenizer
-from wellread.data.text_metrics import NAMES
-from wellread.data.text_metrics import measure as measure_texts
 from wellread.record.reader import Record
 from wellread.run import RunDirectory
 
@@ -51,21 +47,4 @@ def test_means_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_means_are_those_of_the_decoded_text_of_all_batches(copied_run: RunDirectory) -> None:
-    corpus, record = Corpus.open(copied_run.corpus), Record.open(copied_run.record)
-    assert metrics_of(copied_run, corpus) == {}
-    measure(copied_run, corpus, record)
-    means = input_means(record, [4, 12], metrics_of(copied_run, corpus))
-    tokenizer = Tokenizer.load(corpus.tokenizer)
-    texts = []
-    for row in record.table(columns=["batch_id", "sample_id"]).to_pylist():
-        text = tokenizer.decode(corpus.tokens(row["sample_id"]).tolist())
-        for token in tokenizer.backend.all_special_tokens:
-            text = text.replace(token, "")
-        texts.append((row["batch_id"], text))
-    assert len(texts) == 12 * 16
-    for place, (start, stop) in enumerate([(0, 4), (4, 12)]):
-        expected = measure_texts([text for batch, text in texts if start <= batch < stop]).mean(axis=0)
-        total = measure_texts([text for batch, text in texts if batch < stop]).mean(axis=0)
-        for column, name in enumerate(NAMES):
-            assert means[name].interval[place] == pytest.approx(expected[column], rel=1e-4, abs=1e-6)
-            assert means[name].cumulative[place] == pytest.approx(total[column], rel=1e-4, abs=1e-6)
+    assert compare_means(copied_run, [4, 12]) == 12 * 16
