@@ -33,6 +33,8 @@ PATHS = {
     "threshold", "tokenizer", "transcript", "word_list",
 }  # fmt: skip
 """Arguments that are paths, in which ~ is expanded; others, such as --data, expand it in their own syntax."""
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""What Python makes of bytes on the command line that are not UTF-8."""
 SHORT = {"lr": "optim.lr", "learning_rate": "optim.lr", "warmup": "optim.warmup", "weight_decay": "optim.weight_decay"}
 """Short names of flags."""
 
@@ -128,6 +130,7 @@ def parse_dataclass(parser: ArgumentParser, kind: type[Any], argv: Sequence[str]
     """
     from wellread.config.flat import from_dict, hints_of
 
+    _refuse_foreign_bytes(argv)
     ordered = _config_first([_long(argument) for argument in argv])
     typed: dict[str, Any] = {}
     for path in _config_files(ordered):
@@ -161,15 +164,24 @@ def _check_types(settings: dict[str, Any], hints: dict[str, Any]) -> None:
 
 def parse(parser: ArgumentParser | argparse.ArgumentParser, argv: Sequence[str]) -> Any:
     """Parse `argv`; a mistake is a one-line UserError that names the nearest valid flag."""
+    _refuse_foreign_bytes(argv)
     with _explained(parser):
         return _with_homes(parser.parse_args(list(argv)))
 
 
 def parse_known(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """As `parse`; arguments that the parser does not know are returned, for another parser."""
+    _refuse_foreign_bytes(argv)
     with _explained(parser):
         parsed, unknown = parser.parse_known_args(list(argv))
         return _with_homes(parsed), unknown
+
+
+def _refuse_foreign_bytes(argv: Sequence[str]) -> None:
+    """Refuse words that are not UTF-8: they can be neither tokenized nor written to the files of a run."""
+    for word in argv:
+        if not word.isascii() and SURROGATE.search(word):
+            raise UserError(f"{word!r}: is not UTF-8; rename the file, or give the text in UTF-8")
 
 
 def _with_homes(parsed: Any) -> Any:

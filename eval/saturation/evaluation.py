@@ -78,6 +78,8 @@ class Saturation(Evaluation):
     def work(self) -> int:
         """Number of samples that are scored under another model; without one, 1."""
         runs = [self.run, *map(RunDirectory.open, self.more_runs)]
+        if len({run.path.resolve() for run in runs}) < len(runs):
+            raise UserError("saturation: a run is named twice; name each run once")
         return sum(perplexity.size(run) for run in runs) if self.perplexity else 1
 
     def results(self, reporter: Reporter) -> Iterator[table.Row]:

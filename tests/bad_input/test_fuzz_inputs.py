@@ -256,6 +256,32 @@ def test_mistakes_in_a_command_line() -> None:
     assert faults(commands()) == []
 
 
+BYTES = """
+read RUN --text \udcff
+read RUN --row \udcff:1
+read RUN --sql \udcff
+sample RUN \udcff
+trace RUN \udcff
+status \udcff
+verify \udcff
+plan finetune --data caf\udce9.jsonl
+plan finetune --out \udcff
+plan pretrain --config=\udcff.yaml
+prepare finetune --data caf\udce9.jsonl
+membership --model tiny --members \udcff --nonmembers x
+""".strip().splitlines()
+"""Words with bytes that are not UTF-8."""
+
+
+def test_words_that_are_not_utf_8() -> None:
+    rows: list[Row] = []
+    for line in BYTES:
+        words = line.split()
+        (name,) = (word for word in words if not word.isascii())
+        rows.append((line, list(words), f"{name!r}: is not UTF-8; "))
+    assert faults(rows) == []
+
+
 @pytest.mark.slow
 def test_the_same_as_processes(tmp_path: Path, root: Path) -> None:
     """What the user sees: one line on stderr, nothing on stdout, exit code 2. Above, all lines are compared."""

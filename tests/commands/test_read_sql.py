@@ -64,3 +64,14 @@ def test_sql_without_duckdb_names_the_package_to_install(ask: Ask, monkeypatch: 
     monkeypatch.setitem(sys.modules, "duckdb", None)
     with pytest.raises(UserError, match="pip install 'duckdb"):
         ask("--sql", "select 1")
+
+
+@pytest.mark.parametrize("query", ["", " ", ";", "-- a comment"])
+def test_sql_without_a_statement(ask: Ask, query: str) -> None:
+    with pytest.raises(UserError, match="--sql: contains no statement; write a query"):
+        ask("--sql", query)
+
+
+def test_a_folder_in_place_of_a_table(ask: Ask, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"{tmp_path}: is a folder; name a file in it"):
+        ask("--sql", "select 1", "--csv", tmp_path)

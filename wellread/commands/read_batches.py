@@ -95,6 +95,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same directory; it replaces `path` when the block succeeds."""
     if not path.parent.is_dir():
         raise UserError(f"{path}: the directory {path.parent} does not exist; create it first")
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file in it")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:

@@ -38,7 +38,9 @@ def show_sql(history: History, query: str, path: str | None) -> None:
 
     try:
         _create_views(connection, history)
-        cursor = connection.execute(query)
+        cursor: Any = connection.execute(query)
+        if cursor is None:
+            raise UserError("--sql: contains no statement; write a query, e.g. select * from record")
         heads = [column[0] for column in cursor.description or []]
         if path or not sys.stdout.isatty():
             _write(cursor, heads, path or "-", "," if path else "\t")

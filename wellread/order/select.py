@@ -15,6 +15,7 @@ from wellread.files import map_array
 from wellread.order import metrics
 from wellread.order.permutation import Kind
 from wellread.order.spec import OrderSpec
+from wellread.whole import unusable
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,8 @@ def open_ids(path: Path, where: str) -> NDArray[Any]:
     UserError
         When it is not such a file; the message begins with `where`.
     """
+    if path.exists() and (problem := unusable(path)):
+        raise UserError(f"{where}: {path} {problem.replace('remove it', 'give a .npy file')}")
     try:
         array = map_array(path)
     except OSError as error:

@@ -142,7 +142,7 @@ def test_mistakes(tiny_run: RunDirectory, tmp_path: Path) -> None:
     assert refusal("trace", run, "").startswith("TEXT: 0 tokens, fewer than --min 6")
     assert refusal("trace", run, "a b c", "--min", 0) == "--min 0: must be at least 1"
     assert refusal("trace", run, tmp_path / "binary").startswith(f"{tmp_path / 'binary'}: not UTF-8 at byte 0")
-    assert refusal("trace", run, "a \udcff b c d e f g h") == "TEXT: not UTF-8; give a text in UTF-8"
+    assert refusal("trace", run, "a \udcff b c d e f g h").startswith(r"'a \udcff b c d e f g h': is not UTF-8; ")
     assert "step-5" in refusal("trace", run, "word " * 20, "--checkpoint", "step-5")
     for name in ("answer.txt", "notes.md", "no/such/answer"):
         assert refusal("trace", run, name).startswith(f"{name}: no such file; to trace these words as a text, pass - ")
