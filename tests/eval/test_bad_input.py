@@ -18,7 +18,7 @@ Flags = Callable[[Path], list[str]]
 """Flags of a command, given a folder with files of texts and a model."""
 
 
-def nothing(run: RunDirectory) -> None:
+def as_it_is(run: RunDirectory) -> None:
     """Leave the run as it is."""
 
 
@@ -61,30 +61,30 @@ REFUSED: dict[str, tuple[str, Change, Flags, str]] = {
         "restore it, or leave step 8 out of --steps",
     ),
     "reference with other words": (
-        "membership", nothing, flags("--reference", "{}/other"),
+        "membership", as_it_is, flags("--reference", "{}/other"),
         "error: --reference {folder}/other: has another vocabulary than the samples; choose one with the same",
     ),
     "few readings": (
-        "membership", nothing, flags("--vulnerable", "50"),
+        "membership", as_it_is, flags("--vulnerable", "50"),
         "error: --vulnerable: needs 4 readings of a sample, but no sample of {run} has more than 1; train for more "
         "epochs",
     ),
     "forgetting without sealed losses": (
-        "forgetting", nothing, flags(),
+        "forgetting", as_it_is, flags(),
         "error: {run}/record: no losses of sealed samples (sealed-*.parquet); the run is of an older version, train "
         "again",
     ),
     "overlapping files": (
-        "", nothing, flags(*TEXTS, "{}/both.jsonl"),
+        "", as_it_is, flags(*TEXTS, "{}/both.jsonl"),
         'error: --members, --nonmembers: 7 texts are in both ("text 0", "text 1", "text 2", "text 3", "text 4"); '
         "remove them from one",
     ),
     "few non-members": (
-        "", nothing, flags(*TEXTS, "{}/few.jsonl", "--threshold", "{}/a.jsonl", "--out", "{}/out"),
+        "", as_it_is, flags(*TEXTS, "{}/few.jsonl", "--threshold", "{}/a.jsonl", "--out", "{}/out"),
         "error: --threshold: needs 100 non-members, but {folder}/few.jsonl has fewer; add texts",
     ),
     "reference with other words, without a run": (
-        "", nothing, flags(*TEXTS, "{}/few.jsonl", "--reference", "{}/other"),
+        "", as_it_is, flags(*TEXTS, "{}/few.jsonl", "--reference", "{}/other"),
         "error: --reference {folder}/other: has another vocabulary than the samples; choose one with the same",
     ),
     "saturation of one checkpoint": (
@@ -93,7 +93,7 @@ REFUSED: dict[str, tuple[str, Change, Flags, str]] = {
         "--save_every",
     ),
     "saturation without texts": (
-        "saturation", nothing, flags(),
+        "saturation", as_it_is, flags(),
         "error: {run}: no checkpoint has values of single texts; run wellread generations {run}",
     ),
 }  # fmt: skip

@@ -105,12 +105,12 @@ def test_one_point_in_ten_gives_the_same_effect(default_run: RunDirectory) -> No
         used = np.isin(sides.documents, of.ids)
         return recorded_difference(cohort, Sealed(sides.scores[used], sides.documents[used]), of)["value"]
 
-    def paired(drawn: Ints) -> float:
-        rows = [np.flatnonzero(curve.documents == document) for document in drawn.tolist()]
+    def paired(draw: Ints) -> float:
+        rows = [np.flatnonzero(curve.documents == document) for document in draw.tolist()]
         at = np.concatenate(rows)
-        copies = np.repeat(np.arange(len(drawn)), [len(each) for each in rows])  # a document drawn twice is two
-        places = [np.flatnonzero(sealed.documents == document) for document in drawn.tolist()]
-        copies_of_places = np.repeat(np.arange(len(drawn)), [len(each) for each in places])
+        copies = np.repeat(np.arange(len(draw)), [len(each) for each in rows])  # a document drawn twice is two
+        places = [np.flatnonzero(sealed.documents == document) for document in draw.tolist()]
+        copies_of_places = np.repeat(np.arange(len(draw)), [len(each) for each in places])
         sides = Sealed(sealed.scores[np.concatenate(places)], copies_of_places)
         few = curve.steps[at] % 10 == 0
         curves = [fit(curve.steps[at[rows]], copies[rows], curve.losses[at[rows]]) for rows in (few, ~few | few)]

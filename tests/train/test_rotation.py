@@ -61,8 +61,8 @@ def test_as_many_documents_as_are_measured_four_times(
 ) -> None:
     """With fewer measurements, or few documents, each is measured as often as possible."""
     rotation, documents = Rotation(windows, 3, count=count, measurements=measurements), windows.samples()["document"]
-    taken = np.concatenate([rotation.take(number) for number in range(measurements)])
-    times = Counter(documents.to_numpy()[taken].tolist())
+    ids = np.concatenate([rotation.take(number) for number in range(measurements)])
+    times = Counter(documents.to_numpy()[ids].tolist())
     assert len(times) == panel
     assert min(times.values()) >= min(REPEATS, measurements)
 

@@ -31,7 +31,7 @@ class Decoder:
     """The `tokenizers.Tokenizer`."""
     cleans: bool = False
     """Whether spaces before punctuation are removed (``clean_up_tokenization_spaces``)."""
-    named: frozenset[int] = frozenset()
+    more_special: frozenset[int] = frozenset()
     """Special tokens that the files next to tokenizer.json name."""
 
     @classmethod
@@ -71,7 +71,7 @@ class Decoder:
     @cached_property
     def special_ids(self) -> set[int]:
         """Ids of all special tokens."""
-        return {i for i, token in self.backend.get_added_tokens_decoder().items() if token.special} | self.named
+        return {i for i, token in self.backend.get_added_tokens_decoder().items() if token.special} | self.more_special
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`, including special tokens."""

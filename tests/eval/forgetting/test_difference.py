@@ -106,8 +106,8 @@ def drawn_default(rng: np.random.Generator) -> dict[str, float]:
         return np.asarray(mean + rng.normal(scale=0.8, size=(count, 1)) + moves.cumsum(1))
 
     of_sealed, of_read = losses(sealed), losses(size)
-    taken = [rotation.take(number) for number in range(len(measured))]
-    at, documents = np.repeat(measured, 256), np.concatenate(taken)
+    turns = [rotation.take(number) for number in range(len(measured))]
+    at, documents = np.repeat(measured, 256), np.concatenate(turns)
     noise = rng.normal(scale=0.05, size=len(at))
     curve = fit(at, documents, of_sealed[documents, np.searchsorted(grid, at)] + noise)
     assert not curve.is_far(np.arange(700)).any()
