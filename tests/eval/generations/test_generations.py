@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import sacrebleu
@@ -74,6 +75,30 @@ def test_means_are_those_of_the_texts_on_disk(written: Written) -> None:
             assert value(results, step, method, "corpus_bleu") == pytest.approx(bleu, abs=1e-9)
             chrf = [sacrebleu.sentence_chrf(t, [r]).score for t, r in zip(texts, references, strict=True)]
             assert value(results, step, method, "chrf") == pytest.approx(np.mean(chrf), abs=1e-9)
+
+
+def test_the_summary_of_saturation_is_that_of_the_files_on_disk(copy_of_written: RunDirectory) -> None:
+    """Written and read metrics, recomputed with pandas from texts, samples' metrics and record."""
+    run = copy_of_written
+    assert main(["saturation", str(run.path), "--metrics", "--only", "greedy/words"]) == 0
+    summary = pd.read_parquet(run.eval / "saturation" / "summary.parquet").set_index("step")
+    assert summary.index.tolist() == [0, 4, 8, 12]
+    columns = ["batch_id", "sample_id", "loss", "n_targets"]
+    record = pd.concat([pd.read_parquet(path, columns=columns) for path in run.record.glob("part-*.parquet")])
+    metrics_of_samples = pd.read_parquet(run.eval / "saturation" / "metrics.parquet").set_index("sample_id")
+    read_samples = record.join(metrics_of_samples, on="sample_id")
+    for before, step in zip([0, 0, 4, 8], summary.index.tolist(), strict=True):
+        texts = pd.read_parquet(run.eval / "generations" / f"step-{step:08d}.parquet")
+        for method, rows in texts.groupby("method"):
+            words = rows["text"].str.lower().str.count(r"[^\W_]+(?:['-][^\W_]+)*")
+            assert summary.loc[step, f"{method}/words"] == pytest.approx(words.mean(), rel=1e-6)
+        for span, start in (("interval", before), ("cumulative", 0)):
+            rows = read_samples[(start <= read_samples["batch_id"]) & (read_samples["batch_id"] < step)]
+            values = {name: rows[name].mean() for name in metrics_of_samples.columns}
+            values["loss"] = (rows["loss"].astype(float) * rows["n_targets"]).sum() / max(1, rows["n_targets"].sum())
+            for name, expected in values.items():
+                value_of = summary.loc[step, f"read {span}/{name}"]
+                assert np.isnan(value_of) if step == 0 else value_of == pytest.approx(expected, rel=1e-5), (step, name)
 
 
 def test_bits_per_byte_by_brute_force(written: Written) -> None:
