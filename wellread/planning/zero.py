@@ -165,7 +165,8 @@ def _backward_end(s: Sizes, stage: int, carried: list[Block]) -> list[Block]:
         return [*blocks, norm, one("gradients", w * s.head if s.full else 0)]
     blocks.append(one("communication buckets", s.in_bucket))
     if s.flat_gradients:
-        return [*blocks, one("gradients", s.gradient_width * s.share)]
+        added = one("gradients", s.gradient_width * min(s.largest_trained, s.share))  # cast before it is added
+        return [*blocks, one("gradients", s.gradient_width * s.share), added]
     if all_gradients > s.in_bucket or s.accumulates:
         blocks.append(one("gradients", w * s.share))
     return [*blocks, *([one("gradients", all_gradients - s.in_bucket)] if stage == 1 else carried)]
