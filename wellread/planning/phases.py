@@ -44,8 +44,8 @@ CACHED_KERNELS = 1024
 be more than a run has: a layer has about twenty for each padded length (`wellread.corpus.padding`), which all layers
 share. Otherwise kernels are compiled again and again, each at another place of the heap."""
 KERNELS = int(256 * 1.1 * MIB)
-"""Bytes that a process keeps for kernels: half a MiB each, and the freed memory between them, which the heap cannot
-return. Fitted to one run of 300 steps (oneDNN 3.12, AVX-512) with kernels of 256 products."""
+"""Bytes that a process keeps for kernels. Fitted to one run of 300 steps (oneDNN 3.12, AVX-512) when the cache held 256
+products; with all of them, the 506 products of `tiny` on Dolly need 276 MiB, 558 KiB each (docs/memory.md)."""
 
 
 @dataclass(frozen=True)
