@@ -1,6 +1,6 @@
 """Kill a run thirty times, at least ten of them during a save: it still reads each batch exactly once.
 
-Also where the host runs ahead of the device (`wellread.train.ahead`), so that rows are recorded one step late.
+Fewer times also where the host runs ahead of the device (`wellread.train.ahead`) and records rows one step late.
 """
 
 import os
@@ -86,9 +86,9 @@ def rows(run: Path) -> list[dict[str, object]]:
 @pytest.mark.long
 @pytest.mark.minutes(6)
 @pytest.mark.timeout(2400)
-@pytest.mark.parametrize(("fast", "kills"), [("off", 30), ("on", 6)])
+@pytest.mark.parametrize(("fast", "kills", "least"), [("off", 30, 10), ("on", 6, 1)], ids=["off", "on"])
 def test_kills_leave_the_record_of_an_uninterrupted_run(
-    tmp_path: Path, small_model: Path, fast: str, kills: int
+    tmp_path: Path, small_model: Path, fast: str, kills: int, least: int
 ) -> None:
     draw, run, uninterrupted = random.Random(0), tmp_path / "killed", tmp_path / "whole"
     subprocess.run(command(small_model, uninterrupted, fast), cwd=ROOT, check=True)
@@ -96,7 +96,7 @@ def test_kills_leave_the_record_of_an_uninterrupted_run(
     for attempt in range(1, kills + 1):
         inside += kill_once(command(small_model, run, fast), run, attempt, draw, in_save=attempt % 2 == 0)
     print(f"{kills} kills, {inside} of them inside a save")
-    assert inside >= kills // 3
+    assert inside >= least
     root = ROOT
     subprocess.run(command(small_model, run, fast), cwd=root, check=True)
     assert rows(run) == rows(uninterrupted)
