@@ -95,9 +95,9 @@ def _encoded(marks: Marks, row: int, tokenizer: Tokenizer) -> list[list[int]]:
 
 def _turns(parts: Sequence[str], tokenizer: Tokenizer) -> list[int]:
     """Tokens of prompts and responses in turn; each response but the last one, of which this is the beginning, ends."""
-    (first,), others = tokenizer.prompts([parts[0]]), tokenizer.continuations([*parts[1:]])
+    (first,), continued = tokenizer.prompts([parts[0]]), tokenizer.continuations([*parts[1:]])
     ends = [[tokenizer.eos] if i % 2 == 0 and part else [] for i, part in enumerate(parts[1:-1])]
-    return [*first, *chain.from_iterable([*tokens, *end] for tokens, end in zip(others, [*ends, []], strict=True))]
+    return [*first, *chain.from_iterable([*tokens, *end] for tokens, end in zip(continued, [*ends, []], strict=True))]
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

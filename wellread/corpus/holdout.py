@@ -19,10 +19,10 @@ def is_sealed(document: int, holdout: float, seed: int) -> bool:
     The draw depends only on the document and `seed`, not on the order of the file, so it needs no state and
     a renamed or reshuffled source keeps its holdout.
     """
-    return drawn(document, holdout, f"{seed}")
+    return is_drawn(document, holdout, f"{seed}")
 
 
-def drawn(document: int, share: float, key: str) -> bool:
+def is_drawn(document: int, share: float, key: str) -> bool:
     """Whether `document` is in a pseudorandom `share` of all documents; draws with different keys are independent."""
     draw = hashlib.blake2b(document.to_bytes(8, "little", signed=True), digest_size=8, key=key.encode()).digest()
     return int.from_bytes(draw, "little") < share * 2**64

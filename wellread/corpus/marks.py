@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wellread.corpus import arrow
-from wellread.corpus.holdout import drawn
+from wellread.corpus.holdout import is_drawn
 from wellread.errors import UserError
 
 FILE = "marks.parquet"
@@ -88,7 +88,7 @@ def coin(seed: int, document: int, place: int) -> bool:
 
 def has_marks(document: int, share: float, seed: int) -> bool:
     """Whether a document is among the `share` of all documents that have marks, drawn by `seed`; equal for copies."""
-    return drawn(document, share, f"marks {seed}")
+    return is_drawn(document, share, f"marks {seed}")
 
 
 @dataclass(frozen=True, eq=False)

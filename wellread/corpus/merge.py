@@ -58,7 +58,7 @@ def merge(
     dtype = "<u2" if vocab_size <= 65536 else "<u4"
     counts, examples = _check_trainable(build, sets)
     canary_set = len(sets) - 1 if "canaries" in extra else None
-    columns, packs = _write_samples(build, sets, dtype, pack, apart=canary_set)
+    columns, packs = _write_samples(build, sets, dtype, pack, unpacked_set=canary_set)
     names = ["tokens.bin", "offsets.npy", "targets.npy", "target_offsets.npy", "samples.parquet"]
     names += [name for name in (CANARIES, MARKS) if (build / name).is_file()]
     if metrics:
@@ -89,11 +89,11 @@ def merge(
 
 
 def _write_samples(
-    build: Path, sets: Sequence[str], dtype: str, pack: int | None, apart: int | None
+    build: Path, sets: Sequence[str], dtype: str, pack: int | None, unpacked_set: int | None
 ) -> tuple[Columns, list[Packed]]:
     """Write the files of samples; return the columns in KEPT, and with `pack` the packed samples of both splits.
 
-    Samples of data set `apart` are not packed.
+    Samples of data set `unpacked_set` are not packed.
     """
     kept_columns: list[Columns] = []
     packs: list[Packed] = []
@@ -102,7 +102,7 @@ def _write_samples(
         for sealed in (False, True):
             parts: Iterable[Columns] = sides(build, sealed)
             if pack:
-                packs.append(packed(joined(list(parts)), pack, apart))
+                packs.append(packed(joined(list(parts)), pack, unpacked_set))
                 parts = [packs[-1].samples]
             for part in parts:
                 n = len(part["lengths"])

@@ -45,7 +45,7 @@ def first_fit_decreasing(lengths: NDArray[np.int64], capacity: int) -> NDArray[n
 
 
 def pack(
-    lengths: NDArray[np.int64], sets: NDArray[np.int64], capacity: int, apart: int | None = None
+    lengths: NDArray[np.int64], sets: NDArray[np.int64], capacity: int, unpacked_set: int | None = None
 ) -> list[NDArray[np.int64]]:
     """Group samples into packed samples.
 
@@ -55,7 +55,7 @@ def pack(
     ----------
     lengths : (n,) number of tokens of each sample, at most `capacity`
     sets : (n,) data set of each sample
-    apart : int, optional
+    unpacked_set : int, optional
         Data set whose samples are not packed: each is a packed sample of its own.
 
     Returns
@@ -66,7 +66,7 @@ def pack(
     packed = []
     for set_id in np.unique(sets):
         in_set = np.flatnonzero(sets == set_id)
-        bins = np.arange(len(in_set)) if set_id == apart else first_fit_decreasing(lengths[in_set], capacity)
+        bins = np.arange(len(in_set)) if set_id == unpacked_set else first_fit_decreasing(lengths[in_set], capacity)
         order = np.argsort(bins, kind="stable")
         packed += np.split(in_set[order], np.flatnonzero(np.diff(bins[order])) + 1)
     return sorted(packed, key=lambda members: int(members[0]))
@@ -84,13 +84,13 @@ class Packed:
     """Number of segments of each packed sample."""
 
 
-def packed(samples: Columns, capacity: int, apart: int | None = None) -> Packed:
+def packed(samples: Columns, capacity: int, unpacked_set: int | None = None) -> Packed:
     """Pack samples into sequences of at most `capacity` tokens; spans of targets are shifted with their segment.
 
-    Samples of data set `apart` are not packed.
+    Samples of data set `unpacked_set` are not packed.
     """
     assert samples["spans"].size == 0 or samples["spans"].min() > 0, "the first token of a sample cannot be a target"
-    members = pack(samples["lengths"], samples["set_id"], capacity, apart)
+    members = pack(samples["lengths"], samples["set_id"], capacity, unpacked_set)
     n_segments = np.array([len(each) for each in members], dtype=np.int64)
     segments = take(samples, np.concatenate([np.empty(0, dtype=np.int64), *members]))
     bounds = np.concatenate([[0], np.cumsum(n_segments)])

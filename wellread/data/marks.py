@@ -229,5 +229,5 @@ def joined(rows: Iterable[dict[str, Any]]) -> Marks:
     """All places, by sample id."""
     ordered = sorted(rows, key=lambda row: int(row["sample_id"]))
     numbers: dict[str, Any] = {name: np.array([row[name] for row in ordered], dtype=np.int64) for name in NUMBERS}
-    others: dict[str, Any] = {name: [row[name] for row in ordered] for name in COLUMNS if name not in numbers}
-    return Marks(**numbers, **others)
+    columns: dict[str, Any] = {name: [row[name] for row in ordered] for name in COLUMNS if name not in numbers}
+    return Marks(**numbers, **columns)
