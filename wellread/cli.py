@@ -179,9 +179,8 @@ def parse_known(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[a
 
 def _refuse_foreign_bytes(argv: Sequence[str]) -> None:
     """Refuse words that are not UTF-8: they can be neither tokenized nor written to the files of a run."""
-    for word in argv:
-        if not word.isascii() and SURROGATE.search(word):
-            raise UserError(f"{word!r}: is not UTF-8; rename the file, or give the text in UTF-8")
+    for word in filter(SURROGATE.search, argv):
+        raise UserError(f"{word!r}: is not UTF-8; rename the file, or give the text in UTF-8")
 
 
 def _with_homes(parsed: Any) -> Any:

@@ -52,13 +52,13 @@ def test_all_shapes_of_the_run_and_each_once(corpus: Corpus, run: tuple[TorchEng
         ]
         for step in range(STEPS)
     ]
-    seen = set().union(*(each for step in by_step[: kernels.AFTER] for each in step))
-    expected = set().union(*(each for step in by_step for each in step)) - seen
+    before = set().union(*(each for step in by_step[: kernels.AFTER] for each in step))
+    expected = set().union(*(each for step in by_step for each in step)) - before
     assert expected
     for sample_ids in kernels.missing(corpus, order, plan, 0):
-        new = computed(corpus, sample_ids) - seen
+        new = computed(corpus, sample_ids) - before
         assert new
-        seen |= new
+        before |= new
         expected -= new
     assert not expected
     assert not list(kernels.missing(corpus, order, plan, STEPS - kernels.AFTER))

@@ -47,11 +47,11 @@ def compile_ahead(engine: Engine, corpus: Corpus, order: Order, plan: Plan, star
 
 def missing(corpus: Corpus, order: Order, plan: Plan, start: int) -> Iterator[NDArray[np.int64]]:
     """Samples of the first micro-batch of this rank with each shape that appears from step ``start + AFTER`` on."""
-    seen: set[tuple[str, int, int]] = set()
+    shapes: set[tuple[str, int, int]] = set()
     for step, sample_ids in enumerate(order.batches(start, min(start + AHEAD, plan.steps)), start):
         for slots in divide(corpus.lengths(sample_ids), plan, ranks.rank()):
-            new = _shapes(corpus, sample_ids[slots]) - seen
-            seen |= new
+            new = _shapes(corpus, sample_ids[slots]) - shapes
+            shapes |= new
             if new and step >= start + AFTER:
                 yield sample_ids[slots]
 
