@@ -56,6 +56,7 @@ def main(argv: list[str]) -> int:
     if not available:
         commands = " or ".join(f"wellread {of} {run.path}" for of, _ in FIGURES.values())
         raise UserError(f"{run.path}: no results to draw; run {commands} first")
+    target.mkdir(parents=True, exist_ok=True)
     for name in available:
         write_atomic(target / f"{name}.png", FIGURES[name][1](read(tables[name])).png())
         print(target / f"{name}.png")
