@@ -12,6 +12,8 @@ MOST = 2 << 30
 """Most bytes of a file that is read as a whole; those of this program and of models have a few megabytes."""
 SECONDS = 2.0
 """How long a pipe may have no writer."""
+AT_ONCE = 1 << 20
+"""Bytes that are read at once: Python reserves as much memory as it is asked to read."""
 BLOCK = 1 << 16
 """Bytes that are read from a pipe to find out whether it has a writer."""
 
@@ -34,10 +36,13 @@ def read_whole(path: str | Path) -> bytes:
         if not (stat.S_ISREG(kind) or stat.S_ISFIFO(kind)):
             raise OSError(errno.ENODEV, "is a device, not a file; name a file", str(path))
         start = _start(descriptor, path) if stat.S_ISFIFO(kind) else b""
-        if os.fstat(descriptor).st_size <= MOST:
-            content = start + file.read(MOST + 1)
-            if len(content) <= MOST:
-                return content
+        if os.fstat(descriptor).st_size <= MOST:  # 0 of a pipe
+            blocks, n_bytes = [start], len(start)
+            while n_bytes <= MOST and (block := file.read(AT_ONCE)):
+                blocks.append(block)
+                n_bytes += len(block)
+            if n_bytes <= MOST:
+                return b"".join(blocks)
     raise OSError(errno.EFBIG, f"is larger than {MOST >> 30} GiB; name another file", str(path))
 
 
