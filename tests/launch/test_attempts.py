@@ -45,6 +45,7 @@ def test_each_start_is_in_the_manifest(run: RunDirectory, monkeypatch: pytest.Mo
     assert first == {
         "attempt": 1, "cluster": "slurm", "strategy": "zero3", "ranks": 8, "nodes": 2, "ranks_per_node": 4,
         "device": "cuda", "job": "28", "restart": 0, "hosts": ["n1", "n2"], "code": "/runs/x/code", "host": "n1",
+        "grad_accum_dtype": None,
     }  # fmt: skip
 
     attempts.end(run, 1, 143)

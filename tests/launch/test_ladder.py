@@ -83,7 +83,7 @@ def test_a_new_plan_changes_only_the_strategy() -> None:
     other = {key for key, value in plan.as_dict().items() if lower[key] != value}
     assert other <= {
         "engine", "strategy", "strategy_reason", "strategies", "failures", "micro_batch_size", "accumulation",
-        "activation_checkpointing", "offload_ratio", "fast_reason",
+        "activation_checkpointing", "offload_ratio", "fast_reason", "grad_accum_dtype",
     }  # fmt: skip
 
 
