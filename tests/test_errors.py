@@ -347,7 +347,7 @@ def test_a_damaged_file_of_a_run_is_one_line(
 ) -> None:
     file = damageable.path / damaged.replace("PART", Record.open(damageable.record).parts[0]["name"])
     content = file.read_bytes()
-    file.write_bytes(content[: len(content) // 2] + b"{[" if truncated else b"\xff" + content)
+    file.write_bytes(content[: len(content) // 2] + b"\n{[" if truncated else b"\xff" + content)
     try:
         result = in_process(*words(command, damageable.path.parent, damageable.path))
     finally:
