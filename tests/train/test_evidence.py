@@ -167,7 +167,7 @@ def _exchange(rank: int, meeting: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     calls = []
     gather = ranks.gather
-    ranks.gather = lambda rows: calls.append(rows.shape) or gather(rows)  # type: ignore[func-returns-value]
+    ranks.gather = lambda rows, **to: calls.append(rows.shape) or gather(rows, **to)  # type: ignore[func-returns-value]
     share = np.concatenate([sample(slot=slot, sample_id=2**40 + slot, loss=-0.0) for slot in (3 - rank, rank)])
     gathered = evidence.gather(of_rank(10 * rank, (rank, 0)), share, batch_size=4)
     assert calls == [(1, 24 + 2 * 60)]
