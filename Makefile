@@ -136,8 +136,8 @@ test: $(STAMP)  ## test every part in some minutes, WORKERS processes at a time
 test-long: $(STAMP)  ## the tests that make test leaves out: every case, many kills, simulations
 	@$(PY) -m pytest -n "$$WORKERS" -m long
 
-bench: $(STAMP)  ## measure speed, except what needs LLAMA2C or a run
-	@for bench in $(filter-out bench/cpu.py bench/membership.py,$(wildcard bench/*.py)); do echo "== $$bench"; $(PY) -m bench.$$(basename $$bench .py); done
+bench: $(STAMP)  ## measure speed, except what needs LLAMA2C, a run or a folder
+	@for bench in $(filter-out bench/cpu.py bench/marks.py bench/membership.py bench/memorization.py,$(wildcard bench/*.py)); do echo "== $$bench"; $(PY) -m bench.$$(basename $$bench .py); done
 
 bench-cpu: $(STAMP)  ## measure pretraining on a CPU against llama2.c's model; LLAMA2C=DIR is its checkout
 	@[ -n "$$LLAMA2C" ] || { echo "bench-cpu: give a checkout of llama2.c: make bench-cpu LLAMA2C=DIR" >&2; exit 2; }

@@ -235,7 +235,8 @@ def gpu_plan(model: str, gpu_mem: float = 80, **flags: Any) -> Plan:
 
 @pytest.mark.parametrize("strategy", ["zero1", "zero2-offload"])
 def test_strategies_that_cannot_accumulate_in_fp32_are_refused(strategy: str) -> None:
-    with pytest.raises(UserError, match=f"--grad_accum_dtype fp32: .* {strategy}; choose one of ddp, zero2, zero3,"):
+    refusal = f"--grad_accum_dtype fp32: {strategy} cannot do this; choose one of ddp, zero2, zero3,"
+    with pytest.raises(UserError, match=refusal):
         gpu_plan("pythia-410m", strategy=strategy, grad_accum_dtype="fp32")
 
 

@@ -57,7 +57,7 @@ def merge(
     """
     dtype = "<u2" if vocab_size <= 65536 else "<u4"
     counts, examples = _check_trainable(build, sets)
-    canary_set = len(sets) - 1 if "canaries" in extra else None
+    canary_set = len(sets) - 1 if "canaries" in extra else None  # they are added as the last set
     columns, packs = _write_samples(build, sets, dtype, pack, unpacked_set=canary_set)
     names = ["tokens.bin", "offsets.npy", "targets.npy", "target_offsets.npy", "samples.parquet"]
     names += [name for name in (CANARIES, MARKS) if (build / name).is_file()]

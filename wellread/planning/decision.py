@@ -116,7 +116,7 @@ def decide(
     needs_fp32 = config.model.grad_accum_dtype == "fp32" and config.model.dtype == "bf16"
     if needs_fp32 and request and not STRATEGIES[request.strategy].fp32_gradients:
         able = ", ".join(name for name, rung in LADDER.items() if rung.fp32_gradients)
-        raise UserError(f"--grad_accum_dtype fp32: DeepSpeed has it not for {request.strategy}; choose one of {able}")
+        raise UserError(f"--grad_accum_dtype fp32: {request.strategy} cannot do this; choose one of {able}")
     if config.model.tf32 and machine.device != "cuda":
         raise UserError("--tf32: needs GPUs, but the ranks would run on CPUs; leave it out")
     if config.model.load_in_4bit:

@@ -18,8 +18,8 @@ NEVER = -1
 def keep_freed() -> bool:
     """Let glibc's malloc keep freed blocks below `HEAP_BLOCK`, and return larger ones at once.
 
-    It would otherwise return the end of the heap after each micro-batch and take it again for the next one, which
-    costs a tenth of a step on two threads: the kernel clears all pages again. A plan counts these blocks as kept.
+    It would otherwise return the end of the heap after each micro-batch and take it again for the next one, and the
+    kernel would clear all pages again: 3 to 5% of the CPU time (docs/memory.md). A plan counts these blocks as kept.
     Without glibc, or where the user has set the same, nothing changes.
 
     Returns
