@@ -140,12 +140,14 @@ class TorchEngine:
             self._write(directory, self._weights(), self._optimizer.state_dict())
 
     def snapshot(self) -> Write | None:
-        """See `Engine`."""
-        if ranks.rank() > 0:
-            return lambda directory: None
-        weights, optimizer = self._weights(), self._optimizer.state_dict()
-        if 2 * (_bytes(weights) + _bytes(optimizer["state"])) > host_memory.available():
+        """See `Engine`; rank 0 alone copies, but all ranks must know whether it could: they go on differently."""
+        is_writer = ranks.rank() == 0
+        weights, optimizer = (self._weights(), self._optimizer.state_dict()) if is_writer else ({}, {"state": {}})
+        size = 2 * (_bytes(weights) + _bytes(optimizer["state"]))
+        if not ranks.from_rank0(int(not is_writer or size <= host_memory.available())):
             return None
+        if not is_writer:
+            return lambda directory: None
         copies = _on_host(weights), _on_host(optimizer)
         return lambda directory: self._write(directory, *copies)
 
