@@ -111,7 +111,7 @@ def test_damaged_checkpoints_are_skipped_and_reported(damage, tmp_path: Path) ->
     checkpoint, skipped = newest_valid(tmp_path)
     assert checkpoint is not None
     assert checkpoint.step == 4
-    assert skipped == [line]
+    assert skipped == {"step-00000008": line}
 
 
 def test_all_damaged(tmp_path: Path) -> None:
@@ -119,8 +119,9 @@ def test_all_damaged(tmp_path: Path) -> None:
         damage_by_one_bit(save(tmp_path, step).path)
     checkpoint, skipped = newest_valid(tmp_path)
     assert checkpoint is None
-    assert [line.split("step-")[1][:8] for line in skipped] == ["00000004", "00000000"]
-    assert newest_valid(tmp_path / "nowhere") == (None, [])
+    assert list(skipped) == ["step-00000004", "step-00000000"]
+    assert all(line.startswith(str(tmp_path / name)) for name, line in skipped.items())
+    assert newest_valid(tmp_path / "nowhere") == (None, {})
 
 
 def test_an_interrupted_save_is_not_a_checkpoint(tmp_path: Path) -> None:
@@ -129,7 +130,7 @@ def test_an_interrupted_save_is_not_a_checkpoint(tmp_path: Path) -> None:
     (staging(tmp_path, 8) / "model" / "model.safetensors").write_bytes(b"hal")
     checkpoint, skipped = newest_valid(tmp_path)
     assert checkpoint is not None
-    assert (checkpoint.step, skipped) == (4, [])
+    assert (checkpoint.step, skipped) == (4, {})
     clear_staging(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000004"]
 
@@ -154,7 +155,7 @@ def test_a_failed_commit_keeps_the_other_checkpoints(tmp_path: Path, monkeypatch
         save(tmp_path, 8)
     checkpoint, skipped = newest_valid(tmp_path)
     assert checkpoint is not None
-    assert (checkpoint.step, skipped) == (4, [])
+    assert (checkpoint.step, skipped) == (4, {})
 
 
 @pytest.mark.parametrize(
@@ -198,7 +199,29 @@ def test_a_real_run_with_a_damaged_checkpoint(copied_run: RunDirectory) -> None:
     checkpoint, skipped = newest_valid(copied_run.checkpoints)
     assert checkpoint is not None
     assert checkpoint.step == 4
-    assert [line.rpartition("/")[2].partition(":")[0] for line in skipped] == ["model.safetensors", "optimizer.pt"]
+    assert [line.rpartition("/")[2].partition(":")[0] for line in skipped.values()] == [
+        "model.safetensors",
+        "optimizer.pt",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", ["states", "files added"])
+def test_a_run_that_cannot_be_resumed_keeps_what_it_has(
+    program: Program, copied_run: RunDirectory, corpora: Path, lost: str
+) -> None:
+    """A new start from step 0 would delete the record, and overwrite the checkpoints."""
+    for checkpoint in list_checkpoints(copied_run.checkpoints):
+        if lost == "states":
+            shutil.rmtree(checkpoint.state)
+        else:
+            (checkpoint.model / ".DS_Store").write_text("")
+    before = {path: path.read_bytes() for path in copied_run.record.iterdir()}
+    flags = ["--steps", 12, "--save_every", 4, "--keep_states", 4, "--ranks_per_node", 2, "--generations", 0]
+    result = program("launch", "run", "finetune", *flags, "--corpora", corpora, "--out", copied_run.path)
+    assert result.returncode == 2, result.stderr
+    assert f"{copied_run.checkpoints}: no checkpoint can be resumed (" in result.stderr
+    assert {path: path.read_bytes() for path in copied_run.record.iterdir()} == before
 
 
 @pytest.mark.slow

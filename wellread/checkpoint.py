@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -232,9 +232,9 @@ def missing_checkpoint(run: str, step: int, steps: list[int]) -> UserError:
     return UserError(f"{run}: no checkpoint step-{step}; it has {', '.join(names) or 'none yet'}")
 
 
-def newest_valid(directory: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Newest resumable checkpoint with no damaged file, and one line of error for each newer checkpoint."""
-    skipped: list[str] = []
+def newest_valid(directory: Path) -> tuple[Checkpoint | None, dict[str, str]]:
+    """Newest resumable checkpoint with no damaged file, and what is wrong with each newer one, by name."""
+    skipped: dict[str, str] = {}
     by_path = {checkpoint.path: checkpoint for checkpoint in list_checkpoints(directory)}
     for path in sorted(directory.glob("step-*"), reverse=True):
         checkpoint = by_path.get(path)
@@ -243,18 +243,20 @@ def newest_valid(directory: Path) -> tuple[Checkpoint | None, list[str]]:
         damage = checkpoint.damage() if checkpoint else f"{path / MANIFEST}: missing or damaged"
         if checkpoint and damage is None:
             return checkpoint, skipped
-        skipped.append(str(damage))
+        skipped[path.name] = str(damage)
     return None, skipped
 
 
-def drop_old_states(directory: Path, keep: int) -> None:
+def drop_old_states(directory: Path, keep: int, damaged: Collection[str] = ()) -> None:
     """Delete the states of all but the newest `keep` checkpoints; models are kept.
 
-    The state is removed from the manifest before its files are deleted: a crash in between leaves a valid checkpoint.
+    Checkpoints named in `damaged` do not count, and keep what they have: training cannot resume from them. The state is
+    removed from the manifest before its files are deleted: a crash in between leaves a valid checkpoint.
     """
     checkpoints = list_checkpoints(directory)
-    steps_with_state = [checkpoint.step for checkpoint in checkpoints if checkpoint.resumable][-keep:]
-    for checkpoint in checkpoints:
+    usable = [checkpoint for checkpoint in checkpoints if checkpoint.path.name not in damaged]
+    steps_with_state = [checkpoint.step for checkpoint in usable if checkpoint.resumable][-keep:]
+    for checkpoint in usable:
         if checkpoint.step in steps_with_state:
             continue
         if checkpoint.resumable:

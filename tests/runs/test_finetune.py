@@ -414,7 +414,7 @@ def test_stopped_run_continues_bit_exactly(
 
     stopped, damaged = newest_valid(run.checkpoints)
     assert isinstance(stopped, Checkpoint)
-    assert damaged == []
+    assert damaged == {}
     assert 5 <= stopped.step < 8
     assert Record.open(run.record).batches == stopped.step
     assert run.manifest()["attempts"][-1]["exit_code"] == 143

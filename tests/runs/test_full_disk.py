@@ -74,7 +74,7 @@ def test_disk_full_while_saving(program: Program, corpora: Path, disk: Disk) -> 
     assert sorted(p.name for p in run.checkpoints.iterdir()) == [name_of(0), name_of(2)]  # no staging directory
     newest, damaged = newest_valid(run.checkpoints)  # by the hashes of its manifest
     assert newest is not None
-    assert (newest.step, damaged) == (2, [])
+    assert (newest.step, damaged) == (2, {})
 
     disk(256 * MIB)
     result = program(*flags, check=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -247,15 +248,20 @@ def test_bad_batches_are_skipped_as_usual(train: Train, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("fault", [(float("nan"), 1.0), (0.0, float("inf"))], ids=["loss", "gradient"])
 def test_a_bad_batch_stops_the_run_and_is_named(
-    train: Train, monkeypatch: pytest.MonkeyPatch, fault: tuple[float, float]
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: tuple[float, float]
 ) -> None:
+    """The checkpoint before it is kept, although it is still being written."""
     change_passes(monkeypatch, lambda step, batch: fault if step == 4 else (0.0, 1.0))
     opened, open_monitor = [], loop.open_monitor
     monkeypatch.setattr(loop, "open_monitor", lambda *of: opened.append(open_monitor(*of)) or opened[-1])
+    write = TorchEngine._write
+    monkeypatch.setattr(TorchEngine, "_write", lambda *of: time.sleep(0.5) or write(*of))
     messages = []
     for name, paths in (("usual", ()), ("ahead", ("ahead",))):
         with pytest.raises(FloatingPointError, match=r"batch 4: .* the weights were not updated") as error:
             train(name, paths)
+        (folder,) = tmp_path.glob(f"{name}/**/checkpoints")
+        assert [checkpoint.step for checkpoint in list_checkpoints(folder)] == [0, 4]  # still in writing at the error
         messages.append(str(error.value))
         opened[-1].close()  # otherwise the end of the process does it
     assert messages[0] == messages[1]

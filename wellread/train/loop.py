@@ -64,7 +64,7 @@ def train(run: RunDirectory, initial: Callable[[], Source], log: Path) -> int:
     gate.check(run, config.cluster, plan)
     trackers.check(config.watch)
     engine = make_engine(Source.of(newest.model) if newest else initial(), config, plan)
-    saver = Saver(run.checkpoints, engine, corpus.tokenizer, config.save.keep_states)
+    saver = Saver(run.checkpoints, engine, corpus.tokenizer, config.save.keep_states, damaged)
     loop = TrainingLoop(
         run, config, plan, corpus, order, engine, saver, StopRequest(), Guard(config.watch.spike_factor)
     )
@@ -73,7 +73,7 @@ def train(run: RunDirectory, initial: Callable[[], Source], log: Path) -> int:
         loop.meter.values = record.sealed_values
         monitor = open_monitor(run, config, plan, engine, newest.step if newest else 0, log)
         loop.outputs = Outputs(record, monitor)
-    for line in damaged:
+    for line in damaged.values():
         loop.say(f"skipped a damaged checkpoint: {line}")
     part = f" ({engine.trained:,} of them trained)" * (engine.trained < engine.parameters)
     loop.say(f"{plan.model}: {engine.parameters:,} parameters{part}, {plural(corpus.n_trainable, 'trainable sample')}")
@@ -129,6 +129,19 @@ class TrainingLoop:
 
     def train(self) -> int:
         """Read batches until the last step or a request to stop; return the stop signal, 0 for none."""
+        try:
+            stop = self._train()
+        except FloatingPointError:  # a bad batch does not make the checkpoint bad that is still being written
+            try:
+                self.saver.wait()
+            except Exception as error:
+                self.say(f"the checkpoint before it was not saved: {error}")
+            ranks.barrier()  # the launcher ends all ranks when one has ended
+            raise
+        self.saver.wait()
+        return stop
+
+    def _train(self) -> int:
         stop, start = 0, self.step
         while self.step < self.plan.steps and not stop:
             if self.step == start + kernels.AFTER:
@@ -141,7 +154,6 @@ class TrainingLoop:
                 self.save()
             elif evaluates:
                 self.evaluate(at_checkpoint=False)
-        self.saver.wait()
         return stop
 
     def take_step(self) -> int:

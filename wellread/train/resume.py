@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from wellread import checkpoint as checkpoints
 from wellread.checkpoint import Checkpoint
+from wellread.errors import UserError
 from wellread.planning.plan import Plan
 from wellread.record.reader import Record
 from wellread.run import RunDirectory
@@ -16,18 +17,29 @@ from wellread.train.engines.base import Engine
 from wellread.train.guard import Guard
 
 
-def newest_checkpoint(run: RunDirectory) -> tuple[Checkpoint | None, list[str]]:
-    """Newest valid checkpoint, and a line for each newer one that is damaged. Collective.
+def newest_checkpoint(run: RunDirectory) -> tuple[Checkpoint | None, dict[str, str]]:
+    """Newest valid checkpoint, and what is wrong with each newer one, by name. Collective.
 
     Rank 0 searches for it, and removes the files of interrupted saves. The other ranks return the same checkpoint and
-    no lines.
+    no damage.
+
+    Raises
+    ------
+    UserError
+        When training has advanced, but no checkpoint is left from which it can continue: a new start would delete the
+        record.
     """
     newest: Checkpoint | None = None
-    damaged: list[str] = []
+    damaged: dict[str, str] = {}
     if ranks.rank() == 0:
         run.checkpoints.mkdir(exist_ok=True)
         checkpoints.clear_staging(run.checkpoints)
         newest, damaged = checkpoints.newest_valid(run.checkpoints)
+        if newest is None and any(path.name != checkpoints.name_of(0) for path in run.checkpoints.glob("step-*")):
+            reason = next(iter(damaged.values()), "their states are missing")
+            raise UserError(
+                f"{run.checkpoints}: no checkpoint can be resumed ({reason}); restore it, or choose another --out"
+            )
     step = ranks.from_rank0(newest.step if newest else -1)
     return (checkpoints.open_checkpoint(run.checkpoints, step) if step >= 0 else None), damaged
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,12 @@ from wellread.train.engines.base import Engine, Write
 class Saver:
     """Saves the checkpoints of one run; every rank has its saver."""
 
-    def __init__(self, directory: Path, engine: Engine, tokenizer_files: Path, keep_states: int) -> None:
+    def __init__(
+        self, directory: Path, engine: Engine, tokenizer_files: Path, keep_states: int, damaged: Iterable[str] = ()
+    ) -> None:
+        """Prepare saving into a directory, in which `damaged` names the checkpoints that cannot be resumed."""
         self._directory, self._engine, self._keep = directory, engine, keep_states
+        self._damaged = set(damaged)
         self._tokenizer = tokenizer_files
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -66,7 +70,7 @@ class Saver:
             raise self._error
 
     def wait(self) -> None:
-        """Wait until the current checkpoint is committed."""
+        """Wait until the current checkpoint is committed; raise if saving it has failed."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -117,4 +121,5 @@ class Saver:
             (staging / name).write_text(text, encoding="utf-8")
         tokenizer.copy_files(self._tokenizer, staging / "model")
         checkpoints.commit(self._directory, step, manifest)
-        checkpoints.drop_old_states(self._directory, self._keep)
+        self._damaged.discard(checkpoints.name_of(step))
+        checkpoints.drop_old_states(self._directory, self._keep, self._damaged)
