@@ -32,6 +32,7 @@ from support.tampering import (
     in_corpus,
     json_value,
     longer,
+    no_checkpoints,
     put,
     recorded,
     recorded_column,
@@ -52,6 +53,8 @@ from wellread.run import RunDirectory
 CORPUS = "corpus/corpus.json"
 HEAD = "record/head.json"
 PLAIN_WEIGHTS = ("finetune", "packed", "pretrain")
+COMPLETE = ("packed", "lora")
+"""Runs that have read all their steps; the others were stopped."""
 KINDS = [
     # files of a checkpoint
     Kind(
@@ -77,6 +80,18 @@ KINDS = [
         json_value(LAST, "files", lambda v: v | {"../x": {"size": 1, "sha256": ""}}),
     ),
     Kind("a checkpoint is removed", "record.batches", removed("checkpoints/middle")),
+    Kind(
+        "the last checkpoint is removed",
+        "is missing; the last attempt has finished",
+        removed("checkpoints/last"),
+        COMPLETE,
+    ),
+    Kind("all checkpoints are removed", "step-00000000 is missing", no_checkpoints),
+    Kind(
+        "precision in which gradients are added up",
+        "strategy, ranks, grad_accum_dtype: ",
+        json_value(LAST, "grad_accum_dtype", "fp16"),
+    ),
     Kind("an adapter is listed", "does not have LoRA", added("model/adapter_model.safetensors"), PLAIN_WEIGHTS),
     Kind("weights are listed", "has LoRA", added("model/model.safetensors"), LORA),
     Kind("a model's file is listed as dropped", "x.py: not listed", added("model/x.py", "dropped")),

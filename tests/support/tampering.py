@@ -50,6 +50,11 @@ def place(run: RunDirectory, name: str) -> Path:
     return run.path / name
 
 
+def no_checkpoints(run: RunDirectory) -> None:
+    """Remove all checkpoints."""
+    shutil.rmtree(run.checkpoints)
+
+
 def rewrite(path: Path, content: Any) -> None:
     """Write a JSON file with a checksum of its new content, if it had one."""
     write_json(path, with_checksum(content) if "checksum" in content else content)

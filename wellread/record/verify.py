@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wellread.checkpoint import Checkpoint
+from wellread.checkpoint import Checkpoint, name_of
 from wellread.corpus.read import Corpus
 from wellread.errors import UserError
 from wellread.order.store import open_order
@@ -81,7 +81,7 @@ def examine(run: RunDirectory) -> Verified:
                 )
             verify_settings.check(findings, run, manifest, corpus)
         with findings.reading(run.checkpoints):
-            verify_checkpoints.check_identities(findings, checkpoints, manifest)
+            verify_checkpoints.check_identities(findings, run.checkpoints, checkpoints, manifest)
         if record:
             with findings.reading(run.record):
                 _check_reading(findings, run, manifest, corpus, record, digests, checkpoints)
@@ -118,7 +118,7 @@ def _check_reading(
     identity = manifest["identity"]
     start = genesis(identity["corpus"], identity["order"])
     readable = verify_record.check_parts(findings, record, start, identity["batch_size"])
-    _check_end(findings, run, manifest, record)
+    _check_end(findings, run, manifest, record, checkpoints)
     order = open_order(run)
     if corpus is None:
         return
@@ -132,8 +132,10 @@ def _check_reading(
         verify_checkpoints.check_record(findings, checkpoints, record, walked)
 
 
-def _check_end(findings: Findings, run: RunDirectory, manifest: dict[str, Any], record: Record) -> None:
-    """A run never reads more than its steps, and all of them when it ends without an error."""
+def _check_end(
+    findings: Findings, run: RunDirectory, manifest: dict[str, Any], record: Record, checkpoints: list[Checkpoint]
+) -> None:
+    """A run never reads more than its steps; when it ends without an error, it has read all of them, and saved."""
     steps, last = manifest["identity"]["steps"], manifest["attempts"][-1:]
     if record.batches > steps:
         findings.add(f"{record.directory / 'head.json'}: step: {record.batches}, the run has only {steps} steps")
@@ -142,3 +144,5 @@ def _check_end(findings: Findings, run: RunDirectory, manifest: dict[str, Any], 
         findings.add(
             f"{run.manifest_file}: the last attempt has finished, but the record ends at {record.batches} of {steps}"
         )
+    if ended and steps not in (each.step for each in checkpoints):
+        findings.add(f"{run.checkpoints / name_of(steps)} is missing; the last attempt has finished, and saved it")

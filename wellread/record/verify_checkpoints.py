@@ -15,6 +15,9 @@ from wellread.record.reader import Record
 from wellread.record.verify_record import Walked
 from wellread.run import RunDirectory
 
+MADE_BY = ("strategy", "ranks", "grad_accum_dtype")
+"""Settings of an attempt that each of its checkpoints states; older versions do not state the last."""
+
 
 def check_files(findings: Findings, run: RunDirectory) -> list[Checkpoint]:
     """Compare the files of every checkpoint with its manifest; return the checkpoints that can be read."""
@@ -54,12 +57,14 @@ def check_tokenizers(findings: Findings, checkpoints: list[Checkpoint], corpus: 
                 findings.expect(checkpoint.path / MANIFEST, f"files: model/{name}", listed, sha256, "the corpus")
 
 
-def check_identities(findings: Findings, checkpoints: list[Checkpoint], manifest: dict[str, Any]) -> None:
+def check_identities(
+    findings: Findings, directory: Path, checkpoints: list[Checkpoint], manifest: dict[str, Any]
+) -> None:
     """Fields that every checkpoint shares with the manifest of the run, and the batches between checkpoints."""
     identity, saved = manifest["identity"], 0
-    if checkpoints and checkpoints[0].step != 0:
-        findings.add(f"{checkpoints[0].path.parent / name_of(0)} is missing; every run saves it before it reads")
-    attempts = {(each.get("strategy"), each.get("ranks")) for each in manifest["attempts"]}
+    if not checkpoints or checkpoints[0].step != 0:
+        findings.add(f"{directory / name_of(0)} is missing; every run saves it before it reads")
+    attempts = {tuple(each.get(name) for name in MADE_BY) for each in manifest["attempts"]}
     for checkpoint in checkpoints:
         place, values = checkpoint.path / MANIFEST, checkpoint.manifest
         with findings.reading(place):
@@ -68,9 +73,9 @@ def check_identities(findings: Findings, checkpoints: list[Checkpoint], manifest
             findings.expect_all(place, {name: (values.get(name), value) for name, value in expected.items()})
             compare_identity(findings, place, values["identity"], identity)
             findings.expect(place, "record.batches", list(checkpoint.batches), [saved, checkpoint.step])
-            made_by = (values.get("strategy"), values.get("ranks"))
+            made_by = tuple(values.get(name) for name in MADE_BY)
             if attempts and made_by not in attempts:
-                findings.add(f"{place}: strategy, ranks: {made_by}, but no attempt in manifest.json has them")
+                findings.add(f"{place}: {', '.join(MADE_BY)}: {made_by}, but no attempt in manifest.json has them")
             _check_kind(findings, checkpoint, "lora" in identity)
             loss = values.get("holdout_loss")
             if loss is not None and (not isinstance(loss, float) or math.isnan(loss) or loss < 0):

@@ -108,7 +108,7 @@ def _check_plan_of(findings: Findings, run: RunDirectory, plan: Plan, manifest: 
     findings.expect_all(run.plan_file, values, "config.yaml")
     last = manifest["attempts"][-1:]
     if any(each.get("exit_code") == 0 for each in last):
-        fields = ("strategy", "ranks", "nodes", "ranks_per_node", "device", "cluster")
+        fields = ("strategy", "ranks", "nodes", "ranks_per_node", "device", "cluster", "grad_accum_dtype")
         flat = plan.as_dict()
         copies = {name: (flat[name], last[0][name]) for name in fields if name in last[0]}
         findings.expect_all(run.plan_file, copies, "the last attempt in manifest.json")
