@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from finetune import show
 from finetune.marked import Item
-from finetune.tokenize import tokenize
+from finetune.tokenize import refuse_unfit, tokenize
 from wellread.config import DataConfig, RunConfig
 from wellread.corpus import canaries as registered
 from wellread.corpus import summary, tokenizer
 from wellread.corpus.building import building
 from wellread.corpus.merge import merge
 from wellread.corpus.read import Corpus
-from wellread.corpus.shards import Shard, write_shard
+from wellread.corpus.shards import Shard, totals, write_shard
 from wellread.corpus.workers import cores, write_chunks
 from wellread.data import canaries, documents, influence, marks, sample_metrics
 from wellread.data.marks import Marker
@@ -113,6 +113,7 @@ def _compile(build: Path, target: Path, rows: Rows) -> None:
     _write(
         build, _items(data_sets, masks), partial(tokenize, backend=backend, config=config.data, marker=marker), items
     )
+    refuse_unfit(*totals(build), len(bad), config.data.max_bad_rows)
     extra = canaries.add(build, config, len(mixture.names), backend, partial(_complete, backend))
     marked = marks.add(build, settings.get("marks"), config.data.marks)
     merge(

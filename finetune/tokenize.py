@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TypeGuard
 
@@ -19,6 +19,8 @@ from wellread.data.sources.raw import Raw
 from wellread.errors import UserError
 
 Spans = list[tuple[int, int]]
+UNFIT = "dropped_no_place_in_chat_template"
+"""Key in the counts of a corpus: chats that do not fit the chat template."""
 
 
 def tokenize(items: Sequence[Item], backend: Tokenizer, config: DataConfig, marker: Marker | None = None) -> Shard:
@@ -31,7 +33,7 @@ def tokenize(items: Sequence[Item], backend: Tokenizer, config: DataConfig, mark
     Raises
     ------
     UserError
-        When more than ``--max_bad_rows`` chats do not fit the chat template.
+        When more than ``--max_bad_rows`` chats of these items do not fit the chat template; `refuse_unfit` checks all.
     """
     shard = Shard([], Counter())
     usable = [with_marks(item, backend, config, marker) for item in items if _usable(item, shard.counts)]
@@ -115,15 +117,25 @@ def _add_chat(shard: Shard, item: Item, example: Example, backend: Tokenizer, co
         if example.unscored and len(spans) != len(_answered(example)):
             raise UserError("has answers with weight 0, which cannot be located in this chat template")
     except UserError as error:
-        shard.counts["dropped_no_place_in_chat_template"] += 1
-        if shard.counts["dropped_no_place_in_chat_template"] > config.max_bad_rows:
-            raise UserError(
-                f"{item.where} row {item.row}: its chat {error}; fix it, or skip such rows with --max_bad_rows"
-            ) from None
+        shard.count(UNFIT, f"{item.where} row {item.row}: its chat {error}")
+        refuse_unfit(shard.counts, shard.examples, 0, config.max_bad_rows)
         return
     for change in changes:
         shard.count(change.name, f"{item.where} row {item.row}: {change.difference}")
     _add(shard, item, tokens, spans, config)
+
+
+def refuse_unfit(counts: Mapping[str, int], examples: Mapping[str, str], n_bad: int, allowed: int) -> None:
+    """Check that no more rows are left out than allowed: `n_bad` malformed ones, and chats that do not fit.
+
+    Raises
+    ------
+    UserError
+        Names the first chat that does not fit its template.
+    """
+    if (unfit := counts.get(UNFIT, 0)) and unfit + n_bad > allowed:
+        total = f"; {unfit + n_bad} such rows, {allowed} allowed" * (unfit + n_bad > 1)
+        raise UserError(f"{examples[UNFIT]}{total}; fix it, or skip such rows with --max_bad_rows")
 
 
 def _answered(example: Example) -> list[int]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune import prepare as preparing
 from finetune.marked import Item
 from finetune.prepare import prepare
 from finetune.tokenize import tokenize
@@ -202,3 +203,21 @@ def test_a_set_of_chats_without_a_chat_template(tmp_path: Path, capsys: pytest.C
     tokenizer = Tokenizer.load(corpus.tokenizer)
     assert tokenizer.decode(tokens) == "User: Name a color.\nAssistant: Blue.<|endoftext|>"
     assert tokenizer.decode(tokens[targets]) == " Blue.<|endoftext|>"
+
+
+def test_rows_that_are_left_out_are_counted_over_all_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chats that do not fit the template and malformed rows together, however many shards there are."""
+    monkeypatch.setattr(preparing, "ROWS_PER_SHARD", 1)
+    good = [{"role": "user", "content": "Name a color."}, {"role": "assistant", "content": "Blue."}]
+    bad = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "<|endoftext|>"}]
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in (good, bad, bad, bad)) + "{\n")
+    settings = {"data": str(path), "corpora": str(tmp_path / "corpora"), "holdout": 0.0}
+    with pytest.raises(UserError) as refused:
+        prepare(RunConfig.of(**settings, max_bad_rows=3))
+    assert str(refused.value) == (
+        f"{path} row 2: its chat contains '<|endoftext|>', which the chat template would turn into a special token; "
+        "4 such rows, 3 allowed; fix it, or skip such rows with --max_bad_rows"
+    )
+    corpus = Corpus.open(prepare(RunConfig.of(**settings, max_bad_rows=4)))
+    assert (corpus.n, corpus.meta["counts"]["dropped_no_place_in_chat_template"]) == (1, 3)

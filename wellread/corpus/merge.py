@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -17,7 +16,7 @@ from wellread.corpus.digest import corpus_hash
 from wellread.corpus.marks import FILE as MARKS
 from wellread.corpus.pack import Packed, packed
 from wellread.corpus.read import METRICS
-from wellread.corpus.shards import shard_paths, sides
+from wellread.corpus.shards import shard_paths, sides, totals
 from wellread.corpus.tables import samples_table, table_of_samples, write_metrics, write_segments
 from wellread.errors import UserError
 from wellread.files import sha256_file, with_checksum, write_array, write_json
@@ -56,7 +55,8 @@ def merge(
         When no trainable sample is left.
     """
     dtype = "<u2" if vocab_size <= 65536 else "<u4"
-    counts, examples = _check_trainable(build, sets)
+    counts, examples = totals(build)
+    _check_trainable(build, sets, counts)
     canary_set = len(sets) - 1 if "canaries" in extra else None  # they are added as the last set
     columns, packs = _write_samples(build, sets, dtype, pack, unpacked_set=canary_set)
     names = ["tokens.bin", "offsets.npy", "targets.npy", "target_offsets.npy", "samples.parquet"]
@@ -81,7 +81,7 @@ def merge(
         "dtype": dtype,
         "counts": _counts(columns, n_duplicates, counts),
         "settings": settings,
-        **(extra | examples),
+        **(extra | ({"examples": dict(sorted(examples.items()))} if examples else {})),
         "sizes": {name: (build / name).stat().st_size for name in names},
         "sha256": {name: sha256_file(build / name) for name in names if name != "tokens.bin"},  # has the digests
     }
@@ -120,14 +120,11 @@ def _write_samples(
     return columns, packs
 
 
-def _check_trainable(build: Path, sets: Sequence[str]) -> tuple[Counter[str], dict[str, Any]]:
-    """Check that a trainable sample is left; return what was skipped, truncated or changed, by reason, and examples."""
-    counts, examples = Counter[str](), dict[str, str]()
+def _check_trainable(build: Path, sets: Sequence[str], counts: Counter[str]) -> None:
+    """Check that a trainable sample is left."""
     n_trainable = n_sealed = 0
     for path in shard_paths(build):
         with np.load(path) as file:
-            counts.update(json.loads(str(file["counts"])))
-            examples = json.loads(str(file["examples"])) | examples
             sealed = int(file["sealed"].sum())
             n_sealed, n_trainable = n_sealed + sealed, n_trainable + len(file["sealed"]) - sealed
     if n_trainable == 0:
@@ -135,7 +132,6 @@ def _check_trainable(build: Path, sets: Sequence[str]) -> tuple[Counter[str], di
         remedy = "lower --holdout or provide more rows" if n_sealed else "provide rows with tokens to learn"
         remedy = "raise --seq_len" if counts["dropped_prompt_fills_window"] else remedy
         raise UserError(f"{'+'.join(sets)}: no trainable sample is left ({_reasons(counts)}); {remedy}")
-    return counts, {"examples": dict(sorted(examples.items()))} if examples else {}
 
 
 def _counts(columns: Columns, n_duplicates: int, counts: Counter[str]) -> dict[str, Any]:

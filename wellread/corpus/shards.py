@@ -124,6 +124,16 @@ def shard_paths(build: Path) -> list[Path]:
     return sorted((build / "shards").glob("*.npz"))
 
 
+def totals(build: Path) -> tuple[Counter[str], dict[str, str]]:
+    """What was skipped, truncated or changed in all shards: how often by reason, and the first example of each."""
+    counts, examples = Counter[str](), dict[str, str]()
+    for path in shard_paths(build):
+        with np.load(path) as file:
+            counts.update(json.loads(str(file["counts"])))
+            examples = json.loads(str(file["examples"])) | examples
+    return counts, examples
+
+
 def _shards(build: Path) -> Iterator[Columns]:
     for path in shard_paths(build):
         with np.load(path) as file:
