@@ -64,12 +64,13 @@ def answer(name: str, text: str, settings: Settings) -> str:
 
 def _new_tokens(run: RunDirectory, model: Any, prompt: int, tokens: int) -> int:
     """At most `tokens` tokens after a prompt of `prompt` tokens, within the positions of the model."""
+    from wellread.models.continuations import positions
     from wellread.recipes.registry import model_of_run
 
-    positions = int(getattr(model.config, "max_position_embeddings", 0) or model_of_run(run).positions)
-    if prompt >= positions:
-        raise UserError(f"the prompt has {prompt} tokens and the model {positions} positions; give a shorter text")
-    return min(tokens, positions - prompt)
+    limit = positions(model.config) or model_of_run(run).positions
+    if prompt >= limit:
+        raise UserError(f"the prompt has {prompt} tokens and the model {limit} positions; give a shorter text")
+    return min(tokens, limit - prompt)
 
 
 def _prompt(run: RunDirectory, text: str, tokenizer: Tokenizer) -> list[int]:

@@ -15,6 +15,25 @@ from wellread.models.directories import local_directory
 NAME = "perplexity"
 
 
+def check(model: str, seq_len: int) -> None:
+    """Check, before anything is compiled, that there is such a model and that it can read samples of `seq_len` tokens.
+
+    Raises
+    ------
+    UserError
+        When there is none, or its positions are fewer.
+    """
+    from wellread.models.continuations import positions
+    from wellread.models.pretrained import configuration_in
+
+    limit = positions(configuration_in(local_directory(registry.find(model), weights=True)))
+    if limit is not None and limit < seq_len:
+        raise UserError(
+            f"--perplexity {model}: reads {limit:,} tokens, but samples have up to {seq_len:,}; "
+            "choose a model that reads as many, or a lower --seq_len"
+        )
+
+
 def add(build: Path, model: str) -> None:
     """Add the perplexity of each sample to the metrics of a corpus: exp of its mean loss over target tokens.
 

@@ -83,6 +83,8 @@ def _seq_len(config: TextConfig) -> int:
 
 def _compile(build: Path, target: Path, inputs: Documents, words: tuple[str, ...]) -> None:
     config, source, settings = inputs.config, inputs.source, inputs.settings
+    if config.data.perplexity:
+        perplexity.check(config.data.perplexity, _seq_len(config.data))
     canaries.refuse_name(config, [source.name])
     scan = _scan(source, config.data)
     model = _model(build, config.data, scan)

@@ -10,6 +10,7 @@ from typing import Any
 from wellread.corpus.tokenizer import Tokenizer
 from wellread.errors import UserError
 from wellread.escapes import Own, prose
+from wellread.models.continuations import positions
 from wellread.models.load import load_model
 from wellread.models.sampling import Settings, continuation
 
@@ -33,7 +34,8 @@ def sample(directory: Path, text: str, settings: Settings) -> None:
             f"{directory}: its tokenizer has {tokenizer.size:,} tokens, but the model {model.config.vocab_size:,}; "
             "use the tokenizer of this model"
         )
-    _check_length(len(prompt), settings.tokens, model.config.max_position_embeddings)
+    if (limit := positions(model.config)) is not None:
+        _check_length(len(prompt), settings.tokens, limit)
     shows = prose if sys.stdout.isatty() else Own
     ends = {tokenizer.eos, *_start(tokenizer)}
     for part in pieces_of_text(tokenizer, prompt, continuation(model, prompt, settings, ends)):

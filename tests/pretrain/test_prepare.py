@@ -175,6 +175,20 @@ def test_perplexity_of_each_sample(file: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "d").exists()
 
 
+def test_perplexity_needs_a_position_for_each_token(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is compiled, and although rotary positions can be extrapolated."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    LlamaForCausalLM(LlamaConfig(vocab_size=600, max_position_embeddings=63, **sizes)).save_pretrained(tmp_path / "m")
+    capsys.readouterr()
+    with pytest.raises(UserError, match=r"/m: reads 63 tokens, but samples have up to 64; choose a model that reads"):
+        corpus_of(tmp_path / "c", data=f"{file}:20", seq_len=64, perplexity=str(tmp_path / "m"))
+    assert "compiling" not in capsys.readouterr().out
+
+
 REFUSED = [
     ([], b"a<|endoftext|> \n<|endoftext|>b", "1 malformed row, 0 allowed: FILE row 2: empty story; fix them, or"),
     ([], b"ab<|endoftext|>c\xffd<|endoftext|>", "1 malformed row, 0 allowed: FILE row 2: not UTF-8 at byte 16 of"),

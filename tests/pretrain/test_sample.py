@@ -10,6 +10,8 @@ import torch
 
 from pretrain.sample import sample
 from wellread.checkpoint import commit, staging
+from wellread.corpus.read import Corpus
+from wellread.corpus.tokenizer import Tokenizer
 from wellread.errors import UserError
 from wellread.models.sampling import Settings, choose
 from wellread.named import model_directory
@@ -29,7 +31,24 @@ def test_sampling_follows_temperature_and_top_p() -> None:
     assert [everything.count(i) / 4000 for i in range(4)] == pytest.approx([0.1, 0.5, 0.15, 0.25], abs=0.03)
     hot = sampled(Settings(temperature=100, top_p=1), 4000)
     assert hot.count(0) / 4000 == pytest.approx(0.25, abs=0.03)
+    assert set(sampled(Settings(temperature=1e-40, top_p=1), 50)) == {1}
     assert sampled(Settings(seed=4), 50) == sampled(Settings(seed=4), 50) != sampled(Settings(seed=5), 50)
+
+
+@pytest.mark.slow
+def test_a_model_of_any_family_is_sampled(corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """MPT's configuration has another name for the number of positions."""
+    from transformers import MptConfig, MptForCausalLM
+
+    tokenizer = Tokenizer.load(corpus.tokenizer)
+    config = MptConfig(d_model=32, n_heads=2, n_layers=1, expansion_ratio=2, max_seq_len=16, vocab_size=tokenizer.size)
+    MptForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.backend.save_pretrained(tmp_path)
+    capsys.readouterr()
+    sample(tmp_path, "One", Settings(tokens=4))
+    assert capsys.readouterr().out.startswith("One")
+    with pytest.raises(UserError, match="and the model only 16 positions"):
+        sample(tmp_path, "One", Settings(tokens=17))
 
 
 @pytest.mark.shared

@@ -84,7 +84,8 @@ def choose(logits: torch.Tensor, settings: Settings, generator: torch.Generator)
 
     if settings.temperature == 0:
         return int(logits.argmax())
-    probabilities, order = torch.softmax(logits / settings.temperature, dim=0).sort(descending=True)
+    scaled = (logits - logits.max()) / settings.temperature  # at most 0: a tiny temperature gives no infinity
+    probabilities, order = torch.softmax(scaled, dim=0).sort(descending=True)
     before = probabilities.cumsum(0) - probabilities
     nucleus = probabilities * (before < settings.top_p)
     return int(order[torch.multinomial(nucleus, 1, generator=generator)])
