@@ -3,7 +3,7 @@
 On a CPU, oneDNN compiles kernels in bf16 when a shape first appears, and keeps them: half a MiB per matrix product
 (docs/memory.md). Rare shapes first appear after hundreds of steps, so memory would grow for as long. But the order of
 the samples is known, and so are all shapes. After `AFTER` steps, a micro-batch of each shape that is still missing runs
-once: a run that has enough memory then has enough until its end.
+once: a run that has enough memory then has enough for the next `AHEAD` steps.
 """
 
 from __future__ import annotations
@@ -35,9 +35,12 @@ def compile_ahead(engine: Engine, corpus: Corpus, order: Order, plan: Plan, star
     """Run one micro-batch of each shape that the steps after ``start + AFTER`` have and those since `start` had not.
 
     Their tokens are 0 and their gradients are dropped, so the model reads nothing and does not change. ZeRO is left
-    out: its forward passes are collective, and ranks have different shapes.
+    out: its forward passes are collective, and ranks have different shapes. So is `varlen`, where the shape of a
+    micro-batch is its number of tokens, and hardly any appears twice.
     """
-    if plan.machine.device != "cpu" or plan.dtype != "bf16" or plan.engine != "torch" or corpus.packed:
+    if plan.machine.device != "cpu" or plan.dtype != "bf16" or plan.engine != "torch":
+        return
+    if corpus.packed or "varlen" in plan.fast:
         return
     for sample_ids in missing(corpus, order, plan, start):
         batch = collate(corpus, sample_ids)

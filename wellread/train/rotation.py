@@ -28,9 +28,9 @@ class Rotation:
 
     The documents are drawn by `seed`: all of them, or as many as a run of `measurements` measures `REPEATS` times, so
     that a large holdout does not mean that each document is measured once. They take turns in rounds, each in an order
-    of its own, so that documents are not always measured at the same steps as the same others. At any time, none was
-    measured more than once more often than another. The samples of a document take turns, too, from one that `seed`
-    draws: else, all documents would be measured first at their beginnings, which are harder.
+    of its own, so that documents are not always measured at the same steps as the same others. While the settings stay
+    the same, none was measured more than once more often than another. The samples of a document take turns, too, from
+    one that `seed` draws: else, all documents would be measured first at their beginnings, which are harder.
 
     Parameters
     ----------

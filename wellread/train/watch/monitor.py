@@ -19,7 +19,7 @@ from wellread.run import RunDirectory
 from wellread.terminal import console, visible
 from wellread.train.watch.throughput import Cost, training_flops
 from wellread.train.watch.trackers import Tracker
-from wellread.units import GIB
+from wellread.units import GIB, clock
 
 if TYPE_CHECKING:
     from wellread.models.spec import ModelSpec
@@ -158,7 +158,7 @@ class Monitor:
 
     def _step_line(self, stats: StepStats, rate: float) -> None:
         per_step = sum(s.seconds for s in self._recent) / len(self._recent)
-        remaining = time.strftime("%H:%M:%S", time.gmtime(per_step * (self._plan.steps - stats.step)))
+        remaining = clock(per_step * (self._plan.steps - stats.step))
         width = len(str(self._plan.steps))
         text = (
             f"step {stats.step:>{width}}/{self._plan.steps}  loss {stats.loss:.4f}  lr {stats.lr:.2e}  "
