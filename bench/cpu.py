@@ -36,8 +36,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.peers.work import WARM
 from bench.pretrain import Work, settings
-from bench.trainer import ROOT, WARM, call, run_command, versions, wellread
+from bench.trainer import ROOT, call, run_command, versions, wellread
 from launch import environment
 from launch.cluster import ClusterFile
 from wellread.checkpoint import list_checkpoints

@@ -21,7 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.trainer import DATA, TOKENIZER, call, compare, line, make_model, versions
+from bench.peers.work import make_model
+from bench.trainer import DATA, TOKENIZER, call, compare, line, versions
 from wellread.config import RunConfig
 from wellread.data.rows import templates
 

@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.trainer import WARM, Step, call, compare, line, rate, run_command, versions, wellread
+from bench.peers.work import WARM
+from bench.trainer import Step, call, compare, line, rate, run_command, versions, wellread
 from wellread.checkpoint import list_checkpoints
 from wellread.config import PretrainConfig
 from wellread.corpus.read import Corpus

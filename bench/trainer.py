@@ -5,8 +5,9 @@
 Both sides train the same model (random weights, one file) on the same tokens and loss masks, with the same batch,
 micro-batch, dtype, strategy, optimizer, ranks and threads, and neither saves during the measurement. The Trainer gets
 its fastest settings: samples grouped by length, dynamic padding, precomputed lengths and labels, a worker for
-collation, no logging. The sides take turns. Rates are those of an epoch without its first steps, in tokens without
-padding.
+collation, no logging. First, both sides read the same samples with the same weights: if their losses differ, the row
+says so, and no time is measured. Then the sides take turns. Rates are those of an epoch without its first steps, in
+tokens without padding. `bench.sft` compares with TRL in the same way.
 """
 
 from __future__ import annotations
@@ -21,48 +22,39 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from wellread.config import CONFIGS, RunConfig
-from wellread.corpus.read import Corpus
-from wellread.errors import UserError
-from wellread.models.registry import find
+from bench.peers import losses
+from bench.peers.losses import Losses, Reading, why_different
+from bench.peers.training import STEPS, Epoch, train, training_arguments
+from bench.peers.work import (
+    WARM,
+    Work,
+    compiled,
+    labeled,
+    make_data,
+    make_model,
+    mean_length,
+    packed_settings,
+    run_settings,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared/data/dolly/databricks-dolly-12k.jsonl"
 TOKENIZER = ROOT.parent / "shared/data/tokenizers/pythia_20B_tokenizer.json"
-VOCABULARY = 50304
-"""Number of rows of Pythia's embedding: its number of tokens, rounded up."""
-WARM = 3
-"""Number of warm-up steps of an epoch, which are not measured."""
-GOALS = {"tokens/s": 1.2, "samples/s packed": 2.0, "seconds to step 1": 10.0}
+TOKENS, PACKED = "tokens/s", "samples/s packed"
+GOALS = {TOKENS: 1.2, PACKED: 2.0, "seconds to step 1": 10.0}
 """Minimum ratios wellread / peer, and the maximum number of seconds from a command to its first step."""
+COMPARED_STEPS = 4
+"""Steps of the epoch whose losses are compared."""
 Side = Callable[[], float]
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "datasets", "tokenizers")
-
-
-@dataclass(frozen=True)
-class Work:
-    """Model and sizes that both sides use."""
-
-    model: str
-    strategy: str
-    ranks: int
-    batch_size: int
-    micro_batch_size: int
-    seq_len: int
-    samples: int
-
-    @property
-    def steps(self) -> int:
-        """Number of steps of an epoch."""
-        return self.samples // self.batch_size
 
 
 @dataclass(frozen=True)
@@ -80,84 +72,7 @@ def rate(steps: list[Step]) -> float:
     return sum(step.tokens for step in steps[WARM:]) / (steps[-1].ended - steps[WARM - 1].ended)
 
 
-# --- a model and its data --------------------------------------------------------------------------------------------
-
-
-def make_model(directory: Path, name: str, tokenizer: Path) -> None:
-    """Write a gpt_neox with random weights in the shape of `name`, with Pythia's tokenizer."""
-    import torch
-    from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedTokenizerFast
-
-    spec = find(name)
-    config = GPTNeoXConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=spec.width,
-        num_hidden_layers=spec.layers,
-        num_attention_heads=spec.heads,
-        intermediate_size=spec.intermediate,
-        max_position_embeddings=spec.positions,
-    )
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(directory)
-    end = "<|endoftext|>"
-    PreTrainedTokenizerFast(tokenizer_file=str(tokenizer), eos_token=end, pad_token=end).save_pretrained(directory)
-
-
-def make_data(work: Work, data: Path, folder: Path) -> None:
-    """Write the first rows of `data` that give `work.samples` samples to rows.jsonl."""
-    rows = data.read_text().splitlines(keepends=True)
-    file = folder / "rows.jsonl"
-    file.write_text("".join(rows[: work.samples + work.samples // 4]))
-    usable = np.sort([numbers[0] for numbers in compiled(work, folder).samples()["rows"].to_pylist()])
-    if len(usable) < work.samples:
-        raise UserError(f"--samples {work.samples}: {data} has only {len(usable)}; choose fewer")
-    shutil.rmtree(folder / "corpora")
-    file.write_text("".join(rows[row - 1] for row in usable[: work.samples]))
-
-
-def compiled(work: Work, folder: Path) -> Corpus:
-    """The corpus that runs of `work` read."""
-    from finetune.prepare import prepare
-
-    settings = run_settings(work, folder)
-    return Corpus.open(prepare(RunConfig.of(**{name: settings[name] for name in RUN_DATA})))
-
-
 # --- wellread --------------------------------------------------------------------------------------------------------
-
-
-RUN_DATA = ("model", "data", "corpora", "seq_len", "holdout")
-"""Settings of a run that define its corpus."""
-
-
-def run_settings(work: Work, folder: Path) -> dict[str, Any]:
-    """Settings of a run of one epoch that saves only at its start and end."""
-    return {
-        "model": str(folder / "model"),
-        "data": f"dolly@{folder / 'rows.jsonl'}",
-        "corpora": str(folder / "corpora"),
-        "out": str(folder / "run"),
-        "seq_len": work.seq_len,
-        "holdout": 0.0,
-        "steps": work.steps,
-        "batch_size": work.batch_size,
-        "micro_batch_size": work.micro_batch_size,
-        "ranks_per_node": work.ranks,
-        "strategy": work.strategy,
-        "save_every": work.steps,
-        "log_every": work.steps,
-    }
-
-
-def packed_settings(work: Work, folder: Path) -> dict[str, Any]:
-    """The same epoch with packed samples and the same number of tokens per step."""
-    tokens = work.samples * mean_length(work, folder)
-    sequences = max(work.ranks, round(tokens / work.steps / work.seq_len / work.ranks) * work.ranks)
-    steps = max(WARM + 1, int(tokens / work.seq_len / sequences))
-    overrides = {"pack": True, "steps": steps, "batch_size": sequences, "save_every": steps, "log_every": steps}
-    settings = run_settings(work, folder) | overrides
-    del settings["micro_batch_size"]
-    return settings
 
 
 def run_command(settings: dict[str, Any], program: str = "finetune") -> list[str]:
@@ -208,107 +123,111 @@ def start_command(folder: Path) -> list[str]:
     return run_command(settings | {"steps": WARM, "save_every": WARM})
 
 
-# --- the Trainer -----------------------------------------------------------------------------------------------------
+# --- a peer ----------------------------------------------------------------------------------------------------------
 
 
-def trainer_command(work: Work, folder: Path) -> list[str]:
-    """The command that trains one epoch with the Trainer."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={work.ranks}"]
-    return [*torchrun, "-m", "bench.trainer", "peer", json.dumps(asdict(work)), str(folder)]
+@dataclass(frozen=True)
+class Peer:
+    """A side that wellread is compared with: a module that trains an epoch of `bench.peers.training`."""
+
+    name: str
+    module: str
+    packed: bool = False
+    packages: Path | None = None
+    """Folder of packages that only the process of this peer imports."""
+
+    def command(self, work: Work, folder: Path, *, compared: bool = False) -> list[str]:
+        """The command that trains one epoch."""
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={work.ranks}"]
+        flags = [name for name, enabled in (("packed", self.packed), ("compared", compared)) if enabled]
+        return [*torchrun, "-m", self.module, "peer", json.dumps(asdict(work)), str(folder), *flags]
+
+    def variables(self, ranks: int) -> dict[str, str]:
+        """Environment of the command."""
+        if self.packages is None:
+            return environment(ranks)
+        path = os.pathsep.join(filter(None, (str(self.packages), os.environ.get("PYTHONPATH"))))
+        return environment(ranks) | {"PYTHONPATH": path}
+
+    def rate(self, work: Work, folder: Path) -> float:
+        """Tokens per second."""
+        call(self.command(work, folder), work.ranks, self.variables(work.ranks))
+        return rate([Step(*values) for values in json.loads((folder / STEPS).read_text())])
+
+    def losses(self, work: Work, folder: Path) -> Losses:
+        """Losses of an epoch that changes no weight."""
+        call(self.command(work, folder, compared=True), work.ranks, self.variables(work.ranks))
+        scores = losses.read(folder)
+        for file in folder.glob("losses-*.json"):
+            file.unlink()
+        return scores
 
 
-def trainer(work: Work, folder: Path) -> float:
-    """Tokens per second of the Trainer."""
-    call(trainer_command(work, folder), work.ranks)
-    return rate([Step(*values) for values in json.loads((folder / "peer.json").read_text())])
+TRAINER = Peer("Trainer", "bench.trainer")
 
 
-def peer(work: Work, folder: Path) -> None:
-    """Train one epoch with the Trainer on this rank; rank 0 writes each step's end and tokens to peer.json."""
-    import torch
-    import torch.distributed as dist
+def peer(epoch: Epoch) -> None:
+    """Train an epoch with the Trainer on this rank."""
     from datasets import Dataset
-    from transformers import (
-        AutoModelForCausalLM,
-        AutoTokenizer,
-        DataCollatorForSeq2Seq,
+    from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
+
+    settings = TrainingArguments(**training_arguments(epoch))
+    tokenizer = AutoTokenizer.from_pretrained(epoch.folder / "model")
+    train(
         Trainer,
-        TrainerCallback,
-        TrainingArguments,
+        epoch,
+        AutoModelForCausalLM.from_pretrained(epoch.folder / "model"),
+        settings,
+        train_dataset=Dataset.from_list(list(labeled(compiled(epoch.work, epoch.folder)))),
+        data_collator=DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=8),
     )
 
-    settings = TrainingArguments(**training_arguments(work, folder))
-    steps: list[tuple[float, int]] = []
-    tokens = 0
 
-    class Ends(TrainerCallback):  # type: ignore[misc]
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            nonlocal tokens
-            steps.append((time.time(), tokens))
-            tokens = 0
-
-    class Counting(Trainer):  # type: ignore[misc]
-        def training_step(self, model: Any, inputs: Any, *arguments: Any, **options: Any) -> Any:
-            nonlocal tokens
-            tokens += int(inputs["attention_mask"].sum())
-            return super().training_step(model, inputs, *arguments, **options)
-
-    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-    Counting(
-        model=AutoModelForCausalLM.from_pretrained(folder / "model"),
-        args=settings,
-        train_dataset=Dataset.from_list(list(labeled(compiled(work, folder)))),
-        data_collator=DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=8),
-        callbacks=[Ends()],
-    ).train()
-    counts = torch.tensor([count for _, count in steps])
-    if work.ranks > 1:
-        dist.all_reduce(counts)
-    if settings.process_index == 0:
-        summed = [(ended, count) for (ended, _), count in zip(steps, counts.tolist(), strict=True)]
-        (folder / "peer.json").write_text(json.dumps(summed))
+# --- equal losses ----------------------------------------------------------------------------------------------------
 
 
-def training_arguments(work: Work, folder: Path) -> dict[str, Any]:
-    """Arguments of the Trainer; all others have its defaults."""
-    deepspeed = json.loads((CONFIGS / f"ds/{work.strategy}.json").read_text()) if work.strategy != "ddp" else None
-    if deepspeed:
-        automatic = "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"
-        deepspeed |= dict.fromkeys((*automatic, "gradient_clipping"), "auto") | {"bf16": {"enabled": "auto"}}
-    config = RunConfig().optim
-    return {
-        "output_dir": str(folder / "peer"),
-        "use_cpu": True,
-        "bf16": True,
-        "deepspeed": deepspeed,
-        "ddp_find_unused_parameters": False,
-        "num_train_epochs": 1,
-        "per_device_train_batch_size": work.micro_batch_size,
-        "gradient_accumulation_steps": work.batch_size // work.micro_batch_size // work.ranks,
-        "train_sampling_strategy": "group_by_length",
-        "dataloader_num_workers": 1,
-        "optim": "adamw_torch_fused",
-        "learning_rate": find(work.model).lr,
-        "adam_beta1": config.beta1,
-        "adam_beta2": config.beta2,
-        "weight_decay": config.weight_decay,
-        "max_grad_norm": config.clip,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": config.warmup,
-        "logging_strategy": "no",
-        "save_strategy": "no",
-        "eval_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-    }
+@dataclass(frozen=True)
+class Comparison:
+    """What both sides read once with the weights of the file, to compare the losses of its samples."""
+
+    work: Work
+    folder: Path
+
+    @classmethod
+    def make(cls, work: Work, data: Path, folder: Path) -> Comparison:
+        """The first samples of the work, with the same model."""
+        few = replace(work, samples=min(work.samples, COMPARED_STEPS * work.batch_size))
+        inside = folder / "compared"
+        inside.mkdir()
+        (inside / "model").symlink_to(folder / "model")
+        make_data(few, data, inside)
+        return cls(few, inside)
+
+    def why_missing(self, peer: Peer, *, packed: bool) -> str | None:
+        """Why a peer cannot be compared with wellread, without or with packing; None if the losses are equal."""
+        try:
+            peer_losses = losses_of(peer, self)
+        except RuntimeError as error:
+            return f"{peer.name} has failed: {str(error).strip().splitlines()[-1]}"
+        # One by one, also if the peer packs them: the mean of a packed row hides samples that see each other.
+        reason = why_different(readings(self, packed=False), peer_losses)
+        return why_different(readings(self, packed=True), peer_losses) if packed and not reason else reason
 
 
-def labeled(corpus: Corpus) -> Iterator[dict[str, Any]]:
-    """Rows for the Trainer: the corpus's tokens, with label -100 for tokens without loss."""
-    for sample in range(corpus.n_trainable):
-        tokens = corpus.tokens(sample).astype(np.int64)
-        labels = np.where(corpus.targets(sample), tokens, -100)
-        yield {"input_ids": tokens.tolist(), "labels": labels.tolist(), "length": len(tokens)}
+@cache
+def losses_of(peer: Peer, comparison: Comparison) -> Losses:
+    """What a peer reads."""
+    return peer.losses(comparison.work, comparison.folder)
+
+
+@cache
+def readings(comparison: Comparison, *, packed: bool) -> list[Reading]:
+    """What wellread records."""
+    settings = (packed_settings if packed else run_settings)(comparison.work, comparison.folder)
+    call(run_command(settings | {"optim.lr": losses.RATE}), comparison.work.ranks)
+    recorded = losses.recorded(Path(settings["out"]))
+    shutil.rmtree(settings["out"])
+    return recorded
 
 
 # --- both ------------------------------------------------------------------------------------------------------------
@@ -360,24 +279,29 @@ def compare(name: str, wellread: Side, peer: Side, repeats: int, *, seconds: boo
     }
 
 
-def training(work: Work, folder: Path, repeats: int) -> Iterator[dict[str, Any]]:
-    """Training speed, without and with packing."""
+def rows_of(
+    peer: Peer, packed_peer: Peer, comparison: Comparison, work: Work, folder: Path, repeats: int
+) -> Iterator[dict[str, Any]]:
+    """Training speed without and with packing, each row compared with its own peer, or the reason why it is missing."""
     mean = mean_length(work, folder)
-    settings = run_settings(work, folder)
-    yield compare("tokens/s", lambda: wellread(settings, work.ranks), lambda: trainer(work, folder), repeats)
-    packed = packed_settings(work, folder)
-    yield compare(
-        "samples/s packed",
-        lambda: wellread(packed, work.ranks) / mean,
-        lambda: trainer(work, folder) / mean,
-        repeats,
+    plain, packed = run_settings(work, folder), packed_settings(work, folder)
+    reason = comparison.why_missing(peer, packed=False)
+    yield (
+        {"what": TOKENS, "missing": reason}
+        if reason
+        else compare(TOKENS, lambda: wellread(plain, work.ranks), lambda: peer.rate(work, folder), repeats)
     )
-
-
-def mean_length(work: Work, folder: Path) -> float:
-    """Mean number of tokens of a sample."""
-    corpus = compiled(work, folder)
-    return float(corpus.lengths(np.arange(corpus.n_trainable)).mean())
+    reason = comparison.why_missing(packed_peer, packed=True)
+    yield (
+        {"what": PACKED, "missing": reason}
+        if reason
+        else compare(
+            PACKED,
+            lambda: wellread(packed, work.ranks) / mean,
+            lambda: packed_peer.rate(work, folder) / mean,
+            repeats,
+        )
+    )
 
 
 def starting(folder: Path, repeats: int) -> dict[str, Any]:
@@ -386,17 +310,19 @@ def starting(folder: Path, repeats: int) -> dict[str, Any]:
     return {"what": "seconds to step 1", "wellread": statistics.median(took)}
 
 
-def commands(work: Work, folder: Path) -> Iterator[tuple[str, list[str]]]:
+def commands(work: Work, folder: Path, *peers: Peer) -> Iterator[tuple[str, list[str]]]:
     """Names and commands of what is measured."""
     yield "wellread", run_command(run_settings(work, folder))
     yield "packed", run_command(packed_settings(work, folder))
-    yield "Trainer", trainer_command(work, folder)
-    yield "start", start_command(folder)
+    for peer in peers:
+        yield peer.name, peer.command(work, folder)
 
 
 def line(row: dict[str, Any], goals: dict[str, float]) -> str:
     """One line of the table."""
     what = row["what"]
+    if "missing" in row:
+        return f"{what:<18}missing: {row['missing']}"
     if "ratio" not in row:
         return f"{what:<18}{row['wellread']:>12,.2f}{'':>22}   (goal: below {goals[what]:g})"
     least, most = row["ratios"]
@@ -407,25 +333,17 @@ def line(row: dict[str, Any], goals: dict[str, float]) -> str:
     )
 
 
-def measure(options: argparse.Namespace, work: Work, folder: Path) -> Iterator[dict[str, Any]]:
-    """The rows of the table, or those that --only selects."""
-    if options.only in (None, "train"):
-        yield from training(work, folder, options.repeats)
-    if options.only in (None, "start"):
-        yield starting(folder, options.repeats)
-
-
 def main() -> None:
     """Run the benchmark, or one of the processes that it measures."""
     if sys.argv[1:2] == ["peer"]:
-        peer(Work(**json.loads(sys.argv[2])), Path(sys.argv[3]))
+        peer(Epoch.of(sys.argv[2:]))
     else:
         bench()
 
 
-def bench() -> None:
-    """Measure; print the commands and a line per comparison."""
-    parser = argparse.ArgumentParser(prog="python -m bench.trainer", description=(__doc__ or "").splitlines()[0])
+def options_of(program: str, description: str) -> argparse.ArgumentParser:
+    """The options of a comparison on rows of Dolly."""
+    parser = argparse.ArgumentParser(prog=f"python -m {program}", description=description.splitlines()[0])
     parser.add_argument("--model", default="tiny", choices=("tiny", "pythia-70m"), help="shape of the model")
     parser.add_argument("--strategy", default="zero2", choices=("ddp", "zero1", "zero2", "zero3"))
     parser.add_argument("--ranks", type=int, default=1)
@@ -434,32 +352,70 @@ def bench() -> None:
     parser.add_argument("--seq_len", type=int, default=512)
     parser.add_argument("--samples", type=int, help="samples of the epoch (default: 320, for pythia-70m 128)")
     parser.add_argument("--repeats", type=int, default=3, help="measurements per side")
-    parser.add_argument("--only", choices=("train", "start"), help="measure only this")
     parser.add_argument("--data", type=Path, default=DATA, help="rows of Dolly, as JSONL")
     parser.add_argument("--tokenizer", type=Path, default=TOKENIZER, help="Pythia's tokenizer.json")
     parser.add_argument("--json", type=Path, help="write the results to this file")
+    return parser
+
+
+def parsed(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Work]:
+    """The options of the command line, and what is trained."""
     options = parser.parse_args()
     for file in (options.data, options.tokenizer):
         if not file.is_file():
             parser.error(f"{file}: not found; pass files with --data and --tokenizer")
     samples = options.samples or (320 if options.model == "tiny" else 128)
     sizes = {name: getattr(options, name) for name in ("model", "strategy", "ranks", "batch_size", "micro_batch_size")}
-    work = Work(**sizes, seq_len=options.seq_len, samples=samples)
+    return options, Work(**sizes, seq_len=options.seq_len, samples=samples)
+
+
+@contextmanager
+def prepared(options: argparse.Namespace, work: Work) -> Iterator[tuple[Path, Comparison]]:
+    """A folder with the model and the rows, and those whose losses are compared."""
     with tempfile.TemporaryDirectory(prefix="wellread-trainer-") as name:
         folder = Path(name)
         make_model(folder / "model", work.model, options.tokenizer)
         make_data(work, options.data, folder)
-        for what, command in commands(work, folder):
-            print(f"{what}: {shlex.join(command)}")
-        print(versions())
-        print(f"threads per rank: {environment(work.ranks)['OMP_NUM_THREADS']}; {work}")
-        print(f"{'':<18}{'wellread':>12}{'peer':>12}{'ratio':>10}", flush=True)
-        rows = []
-        for row in measure(options, work, folder):
-            rows.append(row)
-            print(line(row, GOALS), flush=True)
+        yield folder, Comparison.make(work, options.data, folder)
+
+
+def show(
+    options: argparse.Namespace,
+    work: Work,
+    measured: Iterable[dict[str, Any]],
+    named_commands: Iterable[tuple[str, list[str]]],
+    goals: dict[str, float],
+) -> None:
+    """Print the commands, then measure and print a line per comparison; write the file of --json."""
+    for what, command in named_commands:
+        print(f"{what}: {shlex.join(command)}")
+    print(f"threads per rank: {environment(work.ranks)['OMP_NUM_THREADS']}; {work}")
+    print(f"{'':<18}{'wellread':>12}{'peer':>12}{'ratio':>10}", flush=True)
+    rows = []
+    for row in measured:
+        rows.append(row)
+        print(line(row, goals), flush=True)
     if options.json:
         options.json.write_text(json.dumps({"work": asdict(work), "rows": rows}, indent=1))
+
+
+def measure(options: argparse.Namespace, comparison: Comparison, work: Work, folder: Path) -> Iterator[dict[str, Any]]:
+    """The rows of the table, or those that --only selects."""
+    if options.only in (None, "train"):
+        yield from rows_of(TRAINER, TRAINER, comparison, work, folder, options.repeats)
+    if options.only in (None, "start"):
+        yield starting(folder, options.repeats)
+
+
+def bench() -> None:
+    """Compare with the Trainer, and measure the start."""
+    parser = options_of("bench.trainer", __doc__ or "")
+    parser.add_argument("--only", choices=("train", "start"), help="measure only this")
+    options, work = parsed(parser)
+    with prepared(options, work) as (folder, comparison):
+        print(versions())
+        named_commands = [*commands(work, folder, TRAINER), ("start", start_command(folder))]
+        show(options, work, measure(options, comparison, work, folder), named_commands, GOALS)
 
 
 if __name__ == "__main__":
