@@ -59,7 +59,7 @@ def of(config: RunConfig, spec: ModelSpec, corpus: str, order: Order, plan: Plan
         "steps": plan.steps,
         "dtype": plan.dtype,
         "optim": to_dict(config.optim),
-        **({"tf32": True} if config.model.tf32 else {}),  # not in runs of older versions
+        **{flag: True for flag in ("tf32", "float8") if getattr(config.model, flag)},  # not in runs of older versions
     } | recipe_of(config).identity(config)
 
 

@@ -63,7 +63,7 @@ def _gradients(plan: Plan) -> str:
 
 def _arithmetic(job: Job) -> list[str]:
     """Return the names of the settings of arithmetic that are on."""
-    return [name for name in ("tf32", "deterministic") if getattr(job.config.model, name)]
+    return [name for name in ("tf32", "float8", "deterministic") if getattr(job.config.model, name)]
 
 
 def _steps(plan: Plan) -> str:

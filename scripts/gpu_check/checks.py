@@ -105,11 +105,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "1.4B, bf16 weights": {"settings": CHOSEN, "paths": ["bf16"]},
     "1.4B, attention of variable length": {"settings": CHOSEN, "paths": ["varlen"]},
     "1.4B, bf16 weights, compiled": {"settings": CHOSEN, "paths": ["bf16", "compile"]},
+    "1.4B, bf16 weights, compiled, float8": {
+        "settings": CHOSEN | {"float8": True},
+        "paths": ["bf16", "compile"],
+        "check": {"needs": ("torchao",), "only_gpu": True},
+    },
     "1.4B, bf16 weights, loss in one pass": {"settings": CHOSEN, "paths": ["bf16", "loss"]},
     "1.4B, bf16 weights, host ahead": {"settings": CHOSEN, "paths": ["bf16", "ahead"]},
 }
-"""Name of a row -> settings of the run, by their names on the command line, next to those of `Scale.large`, and the
-fast paths to choose from (default: all). If this version has no such setting, the row says so."""
+"""Name of a row -> settings of the run, by their names on the command line, next to those of `Scale.large`, the
+fast paths to choose from (default: all), and as `check` fields of the check. If this version has no such setting, the
+row says so."""
 FIRST_VARIANTS = 5
 """So many of them come before the memory of the strategies."""
 
@@ -158,7 +164,9 @@ def _variants(scale: Scale) -> list[Check]:
         more = {"pieces": pieces} if packed else {}
         for name, variant in variants.items():
             settings = plain | ({"pack": True} if packed else {}) | variant["settings"]
-            rows.append(Check(name=name, task={**task, **variant, **more, "settings": settings}, **common))
+            of_row = {**task, **variant, **more, "settings": settings}
+            fields = common | of_row.pop("check", {})
+            rows.append(Check(name=name, task=of_row, **fields))
     first, *later = rows
     equal = {"same_losses_as": AS_IS, "tolerance": BF16}
     return [first, *(row if row.task.get("pieces") else replace(row, **equal) for row in later)]  # type: ignore[arg-type]

@@ -38,7 +38,7 @@ SLOWER_ON_A_CPU = 5
 """Factor of the time limits of single checks on a CPU."""
 LATE = "timed out"
 """First words of the reason of a row that did not end in time."""
-PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "peft", "bitsandbytes", "triton", "numpy")
+PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "peft", "bitsandbytes", "torchao", "triton", "numpy")
 
 
 @dataclass

@@ -200,7 +200,7 @@ def test_every_imported_package_is_declared(root: Path) -> None:
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     requirements = project["dependencies"] + extras["train"] + extras["dev"]
-    optional = {re.split(r"[\[<>=! ]", name, maxsplit=1)[0].lower() for name in extras["4bit"]}
+    optional = {re.split(r"[\[<>=! ]", name, maxsplit=1)[0].lower() for name in extras["4bit"] + extras["float8"]}
     declared = {re.split(r"[\[<>=! ]", name, maxsplit=1)[0].lower() for name in requirements}
     names = {
         "sklearn": "scikit-learn",

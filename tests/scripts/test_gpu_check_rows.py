@@ -162,7 +162,7 @@ def test_a_setting_that_is_off_needs_no_support() -> None:
     assert unsupported("finetune", {"vocab": "512"}) == ["vocab"]
     assert "warp" not in supported({"warp": "off"})
     assert all("model" in scale.large for scale in (GPU, CPU))
-    assert all(variant["settings"].keys() <= {"fast", "compile"} for variant in VARIANTS.values())
+    assert all(variant["settings"].keys() <= {"fast", "compile", "float8"} for variant in VARIANTS.values())
 
 
 def test_without_time_a_check_waits(tmp_path: Path) -> None:

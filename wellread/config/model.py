@@ -32,6 +32,9 @@ class ModelConfig:
     fp32 is possible under zero2 and zero3, for 2 bytes more per weight."""
     tf32: bool = False
     """Products in TF32: with --dtype fp32 on GPUs, faster matrix products of numbers rounded to 11 bits."""
+    float8: bool = False
+    """Products of the layers' matrices in float8, with --dtype bf16 under ddp on GPUs from compute capability 8.9;
+    needs torchao, and is meant for --compile on: without it, slower."""
     deterministic: bool = False
     """Only operations that give the same bits each time, so that resuming on the same GPUs is exact; slower."""
 
@@ -39,6 +42,8 @@ class ModelConfig:
         check.not_empty(self, name="model")
         if self.tf32 and self.dtype != "fp32":
             raise UserError("--tf32: rounds the products of fp32 training; add --dtype fp32, or leave it out")
+        if self.float8 and self.dtype == "fp32":
+            raise UserError("--float8: rounds the products of bf16 training; leave out --dtype fp32, or leave it out")
         if self.freeze is not None and not all(pattern.strip() for pattern in self.freeze.split(",")):
             raise UserError(
                 f"--freeze {self.freeze!r}: contains an empty pattern; write patterns as *.embed_in.*,*.layers.0.*"

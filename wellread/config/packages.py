@@ -28,6 +28,7 @@ def _needed(config: RunConfig) -> dict[str, str]:
     uses = {
         ("wandb", "--tracker wandb"): "wandb" in config.watch.trackers,
         ("bitsandbytes", "--load_in_4bit"): config.model.load_in_4bit,
+        ("torchao", "--float8"): config.model.float8,
     }
     return dict(need for need, is_used in uses.items() if is_used)
 

@@ -55,6 +55,12 @@ class RunConfig:
             raise UserError("--load_in_4bit: 4-bit weights cannot be trained; add adapters with --lora.rank")
         if model.load_in_4bit and not self.cluster.may_be_ddp:
             raise UserError("--load_in_4bit: ZeRO cannot partition 4-bit weights; leave out --strategy and --ds_config")
+        if model.float8 and lora.rank:
+            raise UserError(
+                "--float8: is for matrices that are trained, and LoRA freezes them; leave out one of the two"
+            )
+        if model.float8 and not self.cluster.may_be_ddp:
+            raise UserError("--float8: works only with ddp; leave it out, or leave out --strategy and --ds_config")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,6 +66,7 @@ def ways(
             packed=config.data.pack,
             even=config.data.pack or (isinstance(config.data, TextConfig) and config.data.packing == "stream"),
             fast=fast,
+            float8=config.model.float8,
             checkpoints=checkpoints,
             states=config.save.keep_states,
         )

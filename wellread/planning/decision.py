@@ -9,7 +9,7 @@ from typing import Any
 from wellread.config import ClusterConfig, RunConfig
 from wellread.errors import UserError
 from wellread.models.spec import ModelSpec
-from wellread.planning import deepspeed_file
+from wellread.planning import deepspeed_file, float8
 from wellread.planning.choose import Choice, choose
 from wellread.planning.estimate import Estimate, Work, estimate
 from wellread.planning.fallback import Failure
@@ -19,6 +19,9 @@ from wellread.planning.strategies import LADDER, PLAIN, STRATEGIES, Engine
 
 MODES = {"auto": (False, True), "off": (False,), "on": (True,)}
 """Value of --activation_checkpointing -> which modes may be chosen: False is without, True is with it."""
+
+ONLY_ON_GPUS = ("tf32", "float8", "load_in_4bit")
+"""Settings of the model that are refused on CPUs."""
 
 
 class NothingFits(UserError):
@@ -108,8 +111,8 @@ def decide(
     NothingFits
         When no strategy fits.
     UserError
-        When 4-bit weights or TF32 are requested without GPUs, or the requested strategy cannot add up gradients in
-        fp32.
+        When a setting of `ONLY_ON_GPUS` is on without GPUs, the model or the GPUs do not suit float8, or the requested
+        strategy cannot add up gradients in fp32.
     """
     modes = MODES[config.cluster.activation_checkpointing]
     unpredicted = None
@@ -117,11 +120,12 @@ def decide(
     if needs_fp32 and request and not STRATEGIES[request.strategy].fp32_gradients:
         able = ", ".join(name for name, rung in LADDER.items() if rung.fp32_gradients)
         raise UserError(f"--grad_accum_dtype fp32: {request.strategy} cannot do this; choose one of {able}")
-    if config.model.tf32 and machine.device != "cuda":
-        raise UserError("--tf32: needs GPUs, but the ranks would run on CPUs; leave it out")
+    for flag in ONLY_ON_GPUS:
+        if getattr(config.model, flag) and machine.device != "cuda":
+            raise UserError(f"--{flag}: needs GPUs, but the ranks would run on CPUs; leave it out")
+    if config.model.float8:
+        float8.check(spec, machine.gpu)
     if config.model.load_in_4bit:
-        if machine.device != "cuda":
-            raise UserError("--load_in_4bit: needs GPUs, but the ranks would run on CPUs; leave it out")
         unpredicted = Request(strategy=PLAIN, how="memory is not predicted for 4-bit weights")
     elif not knows(spec):
         why = "memory is not predicted for this model family; choose a --strategy"

@@ -17,6 +17,7 @@ from wellread.config import Dtype
 from wellread.errors import UserError
 from wellread.models.families import BLOCKED_FAMILIES, FAMILIES, Compute
 from wellread.models.limits import BLOCKED_TOKENS
+from wellread.planning import float8
 from wellread.planning.machine import Machine, Place
 from wellread.planning.parameters import (
     layer_activations,
@@ -72,6 +73,8 @@ class Work:
     """Whether samples are packed: then attention has a mask, unless it is of variable length."""
     fast: tuple[str, ...] = ()
     """Fast paths that the run takes where the engine has them (`wellread.planning.fast`)."""
+    float8: bool = False
+    """Whether the products of the layers are in float8, where the engine has that."""
     even: bool = False
     """Whether all samples have the same length: then a CPU compiles few kernels."""
     lora_rank: int = 0
@@ -264,6 +267,7 @@ def _sizes(
         head=spec.vocab * spec.width,
         fresh=spec.fresh,
         masters=masters,
+        float8=float8.copies(spec, math.prod(shape)) if work.float8 and rung.engine == "torch" else 0,
         gpu=machine.limit("gpu") if cuda else None,
         offloaded=float(rung.offloads) if ratio is None else ratio,
     )
@@ -273,8 +277,7 @@ def _sizes(
 def _fits_a_snapshot(sizes: Sizes, machine: Machine) -> bool:
     """Whether the torch engine saves from a copy: only when twice its size is free (TorchEngine.snapshot)."""
     copies = 12 * sizes.trainable
-    limit = machine.limit("host")
-    if limit is None:
+    if (limit := machine.limit("host")) is None:
         return True
     before = [phase for phase in plain(sizes) if phase.name == "saving"]
     return 2 * copies <= limit - sum(_host([replace(before[0], first=())], machine)[1].values())

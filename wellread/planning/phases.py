@@ -102,6 +102,8 @@ class Sizes:
     """Fraction of the optimizer that is offloaded to host memory or NVMe."""
     masters: bool = False
     """Whether the torch engine has bf16 weights with fp32 masters instead of autocast."""
+    float8: int = 0
+    """Bytes of the copies in float8 of one product (`wellread.planning.float8`); 0 without --float8."""
     snapshot: bool = False
     """Whether rank 0 saves from a copy in host memory (TorchEngine.snapshot)."""
 
@@ -178,6 +180,11 @@ def first_gradients(s: Sizes) -> list[Block]:
     return [*forward(s), one("gradients", s.width * s.head)]
 
 
+def product(s: Sizes) -> list[Block]:
+    """What exists only during one product of a layer: with --float8, the copies of its factors."""
+    return [one("float8 copies", s.float8)]
+
+
 def remaining(s: Sizes) -> Block:
     """Activations that still exist when backward has filled the first bucket of gradients."""
     fraction = max(0.0, 1 - BUCKET / s.trainable) if s.full else 1.0
@@ -211,9 +218,13 @@ def plain(s: Sizes) -> list[Phase]:
     meanwhile = {"first": copies} if s.snapshot else {}
     return [
         loading(s, weights),
-        Phase(name="forward", device=(*resident, *before, *casts, *forward(s)), **meanwhile),
-        Phase(name="backward", device=(*resident, *before, *casts, *first_gradients(s), *cast), **meanwhile),
-        Phase(name="backward", device=(*resident, *gradients), **meanwhile),
+        Phase(name="forward", device=(*resident, *before, *casts, *forward(s), *product(s)), **meanwhile),
+        Phase(
+            name="backward",
+            device=(*resident, *before, *casts, *first_gradients(s), *cast, *product(s)),
+            **meanwhile,
+        ),
+        Phase(name="backward", device=(*resident, *gradients, *product(s)), **meanwhile),
         Phase(name="saving", device=tuple(resident), first=copies if s.snapshot else (shard(s),)),
     ]
 
@@ -231,9 +242,12 @@ def _with_masters(s: Sizes) -> list[Phase]:
     passing = one("gradients", 2 * s.largest_trained)
     return [
         loading(s, lasting("weights", 4 * s.model.total)),
-        Phase(name="forward", device=(*resident, *before, *forward(s)), **meanwhile),
-        Phase(name="backward", device=(*resident, *before, *first_gradients(s), one("gradients", 4 * s.head))),
-        Phase(name="backward", device=(*resident, gradients, passing), **meanwhile),
+        Phase(name="forward", device=(*resident, *before, *forward(s), *product(s)), **meanwhile),
+        Phase(
+            name="backward",
+            device=(*resident, *before, *first_gradients(s), one("gradients", 4 * s.head), *product(s)),
+        ),
+        Phase(name="backward", device=(*resident, gradients, passing, *product(s)), **meanwhile),
         Phase(name="saving", device=tuple(resident), first=copies if s.snapshot else (shard(s),)),
     ]
 

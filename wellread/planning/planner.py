@@ -108,13 +108,14 @@ def _decided(
     Raises
     ------
     UserError
-        When nothing fits, or ``--compile`` is on and the engine cannot compile.
+        When nothing fits, or ``--compile`` or ``--float8`` is on and the engine does not have it.
     """
     request = asked_for(config.cluster, machine, ds_config)
     limits = narrowed(_limits(config.cluster, machine), counted)
     decision = decide(config, spec, limits, works, request, counted)
-    if config.cluster.compile == "on" and decision.engine != "torch":
-        raise UserError(f"--compile: works only with ddp, not {decision.strategy} ({decision.reason}); leave it out")
+    for flag, is_on in {"compile": config.cluster.compile == "on", "float8": config.model.float8}.items():
+        if is_on and decision.engine != "torch":
+            raise UserError(f"--{flag}: works only with ddp, not {decision.strategy} ({decision.reason}); leave it out")
     return decision, ds_config if request and request.strategy == decision.strategy else None
 
 

@@ -126,7 +126,7 @@ def _check_config(findings: Findings, run: RunDirectory, config: RunConfig, iden
         "seq_len": (config.data.seq_len or identity["seq_len"], identity["seq_len"]),
         "steps": (schedule.steps or identity["steps"], identity["steps"]),
         "dtype": (config.model.dtype, identity["dtype"]),
-        "tf32": (config.model.tf32, identity.get("tf32", False)),
+        **{flag: (getattr(config.model, flag), identity.get(flag, False)) for flag in ("tf32", "float8")},
         "optim": (to_dict(config.optim), identity["optim"]),
         "lora": (to_dict(config.lora) if config.lora.rank else None, identity.get("lora")),
         "freeze": (config.model.freeze or None, identity.get("freeze")),

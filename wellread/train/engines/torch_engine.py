@@ -16,6 +16,7 @@ from wellread.planning import host_memory
 from wellread.train import heap, ranks
 from wellread.train.engines.base import Write, count_trained, freeze, in_training
 from wellread.train.engines.compiling import compile_layers
+from wellread.train.engines.float8 import convert
 from wellread.train.engines.masters import Masters
 from wellread.train.engines.moments import OPTIMIZER_FILE, Moments
 from wellread.train.engines.optim import make_optimizer
@@ -48,6 +49,8 @@ class TorchEngine:
         else:
             fill(model, Weights(source, model), torch.float32, self.device)
         self._module = in_training(model.to(self.device), plan)
+        if config.model.float8:
+            convert(self._module.model)  # before the layers are compiled: the parameters stay the same objects
         if "compile" in plan.fast:
             compile_layers(self._module.model)
         self._masters = Masters(self._module) if "bf16" in plan.fast else None
@@ -67,6 +70,10 @@ class TorchEngine:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
+    def _inference(self) -> AbstractContextManager[Any]:
+        # torchao's tensors with a scale per row cannot be reshaped in the inference mode of torch.
+        return torch.no_grad() if self._config.model.float8 else torch.inference_mode()
+
     def forward_backward(self, batch: Batch | FlatBatch, scale: float, last: bool) -> torch.Tensor:
         """See `Engine`; ranks exchange gradients only with the last micro-batch."""
         ddp: Any = self._parallel
@@ -82,7 +89,7 @@ class TorchEngine:
     def evaluate(self, batch: Batch | FlatBatch) -> torch.Tensor:
         """See `Engine`."""
         self._module.eval()
-        with torch.inference_mode(), self._autocast(), _as_written():
+        with self._inference(), self._autocast(), _as_written():
             losses: torch.Tensor = self._module(*batch.inputs)
         self._module.train()
         return losses
@@ -90,7 +97,7 @@ class TorchEngine:
     def next_logits(self, tokens: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
         """See `Engine`."""
         self._module.eval()
-        with torch.inference_mode(), self._autocast(), _as_written():
+        with self._inference(), self._autocast(), _as_written():
             logits: torch.Tensor = self._module(tokens, last, loss=False)
         self._module.train()
         return logits
