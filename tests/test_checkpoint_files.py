@@ -87,14 +87,14 @@ def test_damaged_hashes_are_computed_again(saved: Checkpoint, text: str) -> None
     assert len(json.loads(hashes.read_text())) == 2
 
 
-@pytest.mark.parametrize(("damaged", "kept"), [(12, [8, 12]), (4, [4, 8])])
-def test_damaged_checkpoints_do_not_count_as_states(saved: Checkpoint, damaged: int, kept: list[int]) -> None:
+@pytest.mark.parametrize(("damaged", "expected"), [(12, [8, 12]), (4, [4, 8])])
+def test_damaged_checkpoints_do_not_count_as_states(saved: Checkpoint, damaged: int, expected: list[int]) -> None:
     """Whether training has passed them again or not: one state is kept from which it can continue."""
     directory = saved.path.parent
     for step in {8, damaged} - {saved.step}:
         save(directory, step)
     drop_old_states(directory, 1, {f"step-{damaged:08d}"})
-    assert [checkpoint.step for checkpoint in list_checkpoints(directory) if checkpoint.resumable] == kept
+    assert [checkpoint.step for checkpoint in list_checkpoints(directory) if checkpoint.resumable] == expected
 
 
 def test_a_crash_while_a_state_is_deleted_leaves_a_valid_checkpoint(saved: Checkpoint) -> None:

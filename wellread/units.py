@@ -14,5 +14,5 @@ def plural(count: int, noun: str) -> str:
 
 def clock(seconds: float) -> str:
     """``HH:MM:SS``, with as many hours as there are."""
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60:02}:{minutes % 60:02}:{rest:02}"
+    minutes, remaining = divmod(int(seconds), 60)
+    return f"{minutes // 60:02}:{minutes % 60:02}:{remaining:02}"

@@ -55,8 +55,7 @@ def merge(
         When no trainable sample is left.
     """
     dtype = "<u2" if vocab_size <= 65536 else "<u4"
-    counts, examples = totals(build)
-    _check_trainable(build, sets, counts)
+    counts, examples = _totals(build, sets)
     canary_set = len(sets) - 1 if "canaries" in extra else None  # they are added as the last set
     columns, packs = _write_samples(build, sets, dtype, pack, unpacked_set=canary_set)
     names = ["tokens.bin", "offsets.npy", "targets.npy", "target_offsets.npy", "samples.parquet"]
@@ -120,8 +119,9 @@ def _write_samples(
     return columns, packs
 
 
-def _check_trainable(build: Path, sets: Sequence[str], counts: Counter[str]) -> None:
-    """Check that a trainable sample is left."""
+def _totals(build: Path, sets: Sequence[str]) -> tuple[Counter[str], dict[str, str]]:
+    """The totals of all shards; an error when no trainable sample is left."""
+    counts, examples = totals(build)
     n_trainable = n_sealed = 0
     for path in shard_paths(build):
         with np.load(path) as file:
@@ -132,6 +132,7 @@ def _check_trainable(build: Path, sets: Sequence[str], counts: Counter[str]) -> 
         remedy = "lower --holdout or provide more rows" if n_sealed else "provide rows with tokens to learn"
         remedy = "raise --seq_len" if counts["dropped_prompt_fills_window"] else remedy
         raise UserError(f"{'+'.join(sets)}: no trainable sample is left ({_reasons(counts)}); {remedy}")
+    return counts, examples
 
 
 def _counts(columns: Columns, n_duplicates: int, counts: Counter[str]) -> dict[str, Any]:

@@ -132,11 +132,7 @@ class TrainingLoop:
         try:
             stop = self._train()
         except FloatingPointError:  # a bad batch does not make the checkpoint bad that is still being written
-            try:
-                self.saver.wait()
-            except Exception as error:
-                self.say(f"the checkpoint before it was not saved: {error}")
-            ranks.barrier()  # the launcher ends all ranks when one has ended
+            self.saver.finish(self.say)
             raise
         self.saver.wait()
         return stop

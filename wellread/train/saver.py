@@ -76,6 +76,14 @@ class Saver:
             self._thread = None
         self.check()
 
+    def finish(self, say: Callable[[str], None]) -> None:
+        """Wait until the current checkpoint is committed, while another error ends the run. Collective."""
+        try:
+            self.wait()
+        except Exception as error:
+            say(f"the last checkpoint was not saved: {error}")
+        ranks.barrier()  # the launcher ends all ranks when one has ended
+
     def _write_together(self, step: int, manifest: dict[str, Any], texts: dict[str, str], staging: Path) -> None:
         with self._cleared_on_error():
             if ranks.rank() == 0:

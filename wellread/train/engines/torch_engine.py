@@ -147,7 +147,7 @@ class TorchEngine:
             self._write(directory, self._weights(), self._optimizer.state_dict())
 
     def snapshot(self) -> Write | None:
-        """See `Engine`; rank 0 alone copies, but all ranks must know whether it could: they go on differently."""
+        """See `Engine`; only rank 0 copies, but all ranks must know whether it could: they go on differently."""
         is_writer = ranks.rank() == 0
         weights, optimizer = (self._weights(), self._optimizer.state_dict()) if is_writer else ({}, {"state": {}})
         size = 2 * (_bytes(weights) + _bytes(optimizer["state"]))
