@@ -1,15 +1,18 @@
 """Is what is read late memorized more? Poisson regression of memorized counts on the true order of reading.
 
-Samples are divided into blocks by the batch of their last reading. The unit is a document: its memorized samples are a
-count, and its time t is the mean of the blocks of its samples, from 0 (first block) to 1 (last). Units with the same
-number of copies, of drawn samples and of readings form a stratum s, with log E[count] = log(samples) + alpha_s +
-beta t. Given the total of each stratum the counts are multinomial, so the alpha_s drop out (Cameron & Trivedi 2013,
-section 9.3). exp(beta) is the rate at the end of the order divided by the rate at its start.
+The time of a sample is the rank of the batch of its last reading, from 0 (the first one) to 1 (the last); the samples
+of one batch have one time, the mean of their ranks. The unit is a document: its memorized samples are a count, and its
+time t is the mean over its samples. Units with the same number of copies, of drawn samples and of readings form a
+stratum s, with log E[count] = log(samples) + alpha_s + beta t. Given the total of each stratum the counts are
+multinomial, so the alpha_s drop out (Cameron & Trivedi 2013, section 9.3). exp(beta) is the rate at the end of the
+order divided by the rate at its start.
 
 p comes from permutations of the counts within strata, which a random order makes exact, whatever the counts are:
 the statistic is the score of beta at 0, sum of count * (t - mean t of the stratum), two-sided.
 
-The published view is a Q-Q plot of the counts of the blocks against a Poisson distribution (Biderman et al. 2023).
+The published view divides the samples into blocks of equal size by the order of reading, and is a Q-Q plot of the
+counts of the blocks against a Poisson distribution (Biderman et al. 2023). Nothing orders the samples of one batch, so
+a batch that is in two blocks is divided at random.
 """
 
 from __future__ import annotations
@@ -99,11 +102,11 @@ def trend(memorized: Floats, last_read: Ints, times: Ints, copies: Ints, documen
     TooFew
         When no sample is memorized, or fewer than `FEWEST` documents can be exchanged.
     """
-    blocks = _blocks(last_read)
+    blocks = _blocks(last_read, seed)
     units = codes_of(documents)
     sizes = np.bincount(units)
     counts: Floats = np.bincount(units, weights=memorized).astype(np.float64)
-    time = np.bincount(units, weights=blocks / max(1, int(blocks.max()))) / sizes
+    time = np.bincount(units, weights=_times(last_read)) / sizes
     readings = np.bincount(units, weights=times).astype(np.int64)
     of_unit = np.zeros(sizes.size, dtype=np.int64)
     of_unit[units] = copies
@@ -128,11 +131,19 @@ def trend(memorized: Floats, last_read: Ints, times: Ints, copies: Ints, documen
     )
 
 
-def _blocks(last_read: Ints) -> Ints:
-    """Block of each sample, from 0: equal numbers of samples, in the order of reading."""
+def _times(last_read: Ints) -> Floats:
+    """Rank of the batch of each sample, from 0 (first batch) to 1 (last); samples of a batch have their mean rank."""
+    from scipy.stats import rankdata
+
+    ranks = rankdata(last_read)
+    return np.asarray((ranks - ranks.min()) / max(1.0, float(np.ptp(ranks))))
+
+
+def _blocks(last_read: Ints, seed: int) -> Ints:
+    """Block of each sample, from 0: equal numbers of samples, in the order of reading, at random within a batch."""
     number = max(1, min(BLOCKS, last_read.size // PER_BLOCK))
     place = np.empty(last_read.size, dtype=np.int64)
-    place[np.argsort(last_read, kind="stable")] = np.arange(last_read.size)
+    place[np.lexsort((np.random.default_rng(seed).random(last_read.size), last_read))] = np.arange(last_read.size)
     return np.asarray(place * number // max(1, last_read.size))
 
 

@@ -10,7 +10,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.stats import chi2, hypergeom, kstest, poisson
 
-from eval.memorization.order import BLOCKS, Trend, _blocks, rows, trend
+from eval.memorization.order import BLOCKS, Trend, rows, trend
 from eval.memorization.section import order_rows, section
 from eval.statistics import TooFew
 from wellread.plots.memorization import poisson_qq, poisson_quantiles
@@ -18,15 +18,16 @@ from wellread.results import Result
 
 
 def simple(memorized: list[int], **more: Any) -> Trend:
-    """Samples of different documents, read once each, in this order."""
+    """Samples of different documents, read once each, one per batch in this order."""
     n = len(memorized)
-    columns = {"times": np.ones(n, int), "copies": np.ones(n, int), "documents": np.arange(n)} | more
-    return trend(np.array(memorized, float), np.arange(n), **columns)
+    ones = np.ones(n, int)
+    columns = {"last_read": np.arange(n), "times": ones, "copies": ones, "documents": np.arange(n)} | more
+    return trend(np.array(memorized, float), **columns)
 
 
-def test_two_blocks_by_hand() -> None:
+def test_two_batches_by_hand() -> None:
     """1 of 5, then 3 of 5: the ratio is 3, its log has the variance 1 / 1 + 1 / 3."""
-    of = simple([1, 0, 0, 0, 0, 1, 1, 1, 0, 0])
+    of = simple([1, 0, 0, 0, 0, 1, 1, 1, 0, 0], last_read=np.repeat([4, 9], 5))
     assert (of.counts.tolist(), of.sizes.tolist(), of.n, of.documents) == ([1, 3], [5, 5], 10, 10)
     assert of.beta == pytest.approx(math.log(3))
     assert of.stderr == pytest.approx(math.sqrt(4 / 3))
@@ -46,7 +47,7 @@ def test_strata_are_intercepts_of_a_poisson_regression() -> None:
     copies, last_read = rng.integers(1, 4, n), rng.permutation(n)
     memorized = (rng.random(n) < 0.1 * copies * np.exp(0.5 * last_read / n)).astype(float)
     of = trend(memorized, last_read, np.ones(n, int), copies, np.arange(n))
-    time = _blocks(last_read) / (BLOCKS - 1)
+    time = last_read / (n - 1)
 
     def loss(x: Any) -> float:
         log_mean = x[copies - 1] + x[3] * time
@@ -60,13 +61,41 @@ def test_strata_are_intercepts_of_a_poisson_regression() -> None:
 
 
 def test_copies_count_once_as_a_document() -> None:
-    """Ten documents of two samples each, read in halves of the order: both count for the document's time."""
-    documents = np.tile(np.arange(10), 2)
+    """Ten documents of two samples each, read in four batches: both count for the document's time."""
+    documents, batches = np.tile(np.arange(10), 2), np.repeat([0, 1, 2, 3], 5)
     memorized = np.tile([1, 0, 0, 0, 0, 0, 1, 1, 0, 1], 2).astype(float)
-    of = trend(memorized, np.arange(20), np.ones(20, int), np.full(20, 2), documents)
+    of = trend(memorized, batches, np.ones(20, int), np.full(20, 2), documents)
     assert (of.n, of.documents, of.counts.tolist()) == (20, 10, [1, 3, 1, 3])
-    # a document is in blocks 0 and 2, or in 1 and 3, so its time is 1 / 3 or 2 / 3: 2 memorized against 6
+    # a document is in batches 0 and 2, or in 1 and 3, so its time is 1 / 3 or 2 / 3: 2 memorized against 6
     assert of.beta == pytest.approx(3 * math.log(3))
+
+
+def test_samples_of_one_batch_have_one_time() -> None:
+    """Ids follow the data: here the first half of them is memorized more. What one batch reads has no order."""
+    rng = np.random.default_rng(0)
+    memorized = (rng.random(200) < np.repeat([0.5, 0.1], 100)).astype(int).tolist()
+    two = simple(memorized, last_read=np.tile([3, 8], 100))
+    swapped = simple(memorized, last_read=np.tile([8, 3], 100))
+    assert two.p > 0.2
+    assert two.beta == pytest.approx(-(swapped.beta or 0))
+    assert simple(memorized).p == 0.001
+    assert two.sizes.tolist() == [10] * BLOCKS
+
+
+def test_p_does_not_depend_on_ids_within_a_batch() -> None:
+    """40 null draws of 2 batches of 100 samples; the first 50 ids of each batch are memorized at 50%, others at 5%.
+
+    p is uniform; 9 or more of 40 are at most .05 with a probability of 1 in 7,700, and the seeds are fixed.
+    """
+    rng, ones = np.random.default_rng(3), np.ones(200, int)
+    low = 0
+    for seed in range(40):
+        batches = rng.permutation(np.repeat(np.arange(2), 100))
+        ids = np.argsort(batches, kind="stable")
+        memorized = np.zeros(200)
+        memorized[ids] = rng.random(200) < np.tile(np.repeat([0.5, 0.05], 50), 2)
+        low += trend(memorized, batches, ones, ones, np.arange(200), seed=seed).p <= 0.05
+    assert low <= 8
 
 
 def test_samples_with_more_readings_are_not_exchanged_with_others() -> None:
@@ -79,7 +108,7 @@ def test_samples_with_more_readings_are_not_exchanged_with_others() -> None:
 
 
 def test_all_at_one_end_has_no_maximum() -> None:
-    of = simple([0] * 5 + [1] * 5)
+    of = simple([0] * 5 + [1] * 5, last_read=np.repeat([0, 1], 5))
     assert (of.beta, of.stderr) == (None, None)
     assert of.p < 0.05
     assert "order_ratio" not in dict(rows(of))
@@ -98,7 +127,7 @@ def test_the_power_of_the_plot() -> None:
     """Share of 20,000 draws of Poisson counts at the detectable ratio whose index of dispersion is above 95%."""
     of = simple([1, 0, 0, 0, 0] * 400)
     assert of.counts.tolist() == [20] * BLOCKS
-    mean = of.detectable ** np.linspace(0, 1, BLOCKS)
+    mean = of.detectable ** ((np.arange(BLOCKS) + 0.5) / BLOCKS)
     counts = poisson(20 * mean / mean.mean()).rvs((20_000, BLOCKS), random_state=0)
     average = counts.mean(axis=1, keepdims=True)
     dispersion = ((counts - average) ** 2 / average).sum(axis=1)
