@@ -35,6 +35,8 @@ FEWEST = 10
 PERMUTATIONS = 999
 ROUNDS = 100
 """Steps of Newton's method after which there is no maximum: all memorized samples are at one end."""
+LEAST_INFORMATION = 1e-4
+"""With less, the standard error of beta is above 100: no ratio of rates could be detected, or written as a number."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ def trend(memorized: Floats, last_read: Ints, times: Ints, copies: Ints, documen
     Raises
     ------
     TooFew
-        When no sample is memorized, or fewer than `FEWEST` documents can be exchanged.
+        When no sample is memorized, or fewer than `FEWEST` documents can be exchanged, or those that can be exchanged
+        with memorized ones were read at the same time.
     """
     blocks = _blocks(last_read, seed)
     units = codes_of(documents)
@@ -118,6 +121,9 @@ def trend(memorized: Floats, last_read: Ints, times: Ints, copies: Ints, documen
     if not sum(counts[stratum].sum() for stratum in strata):
         raise TooFew("no read sample is memorized, so training order cannot be tested")
     pairs = [(time[stratum], counts[stratum]) for stratum in strata]
+    information = _derivatives(pairs, 0.0)[1]
+    if information < LEAST_INFORMATION:
+        raise TooFew("training order needs memorized samples among others that were read at another time")
     beta, stderr = _fit(pairs)
     return Trend(
         beta=beta,
@@ -125,7 +131,7 @@ def trend(memorized: Floats, last_read: Ints, times: Ints, copies: Ints, documen
         p=_p(pairs, seed),
         counts=np.bincount(blocks, weights=memorized).astype(np.int64),
         sizes=np.bincount(blocks),
-        information=_derivatives(pairs, 0.0)[1],
+        information=information,
         n=int(memorized.size),
         documents=exchangeable,
     )
@@ -171,7 +177,7 @@ def _fit(pairs: list[tuple[Floats, Floats]]) -> tuple[float | None, float | None
     beta = 0.0
     for _ in range(ROUNDS):
         score, information = _derivatives(pairs, beta)
-        if information < 1e-9 or abs(beta) > ROUNDS:
+        if information < LEAST_INFORMATION or abs(beta) > ROUNDS:
             return None, None
         step = score / information
         beta += max(-1.0, min(1.0, step))

@@ -98,6 +98,22 @@ def test_p_does_not_depend_on_ids_within_a_batch() -> None:
     assert low <= 8
 
 
+def test_documents_that_were_read_at_almost_the_same_time() -> None:
+    """A ratio that no float can hold is not a result, nor is that of one memorized sample next to a copy in time."""
+    copies = np.repeat([1, 2], [38, 2])
+    memorized = [0] * 38 + [1, 0]
+    batches = np.concatenate([np.arange(38), [38, 38]])
+    with pytest.raises(TooFew, match="were read at another time"):
+        simple(memorized, last_read=batches, copies=copies)
+    copies, far = np.repeat([1, 2], [4998, 2]), [0] * 4998 + [1, 0]
+    with pytest.raises(TooFew, match="were read at another time"):
+        simple(far, copies=copies)
+    near = simple([0] * 18 + [1, 0] + [0] * 18 + [0, 1], copies=np.repeat([1, 2, 1, 3], [18, 2, 18, 2]))
+    with pytest.raises(TooFew, match="were read at another time"):
+        simple([1, 0] * 20, last_read=np.full(40, 7))
+    assert all(math.isfinite(number) for _, row in rows(near) for number in row.values())
+
+
 def test_samples_with_more_readings_are_not_exchanged_with_others() -> None:
     """What is read twice is read last: without strata it would look as if time mattered."""
     times = np.repeat([1, 2], 20)
