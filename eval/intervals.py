@@ -15,6 +15,21 @@ def spread(draws: Floats) -> dict[str, float]:
     return {"stderr": float(draws.std(ddof=1)), "ci_low": float(low), "ci_high": float(high)}
 
 
+def linearized(totals: Floats, sizes: Floats) -> Floats:
+    """Values whose mean is the ratio q = sum of `totals` / sum of `sizes`, and whose errors are those of q.
+
+    q + (total - q size) / mean size: the linearization of a ratio (Cochran 1977, section 2.11). A total that differs
+    from others only because its size does adds nothing to the error.
+
+    Parameters
+    ----------
+    totals, sizes
+        Of each item, float64[n]; the sizes do not add up to 0.
+    """
+    ratio = totals.sum() / sizes.sum()
+    return np.asarray(ratio + (totals - ratio * sizes) / sizes.mean())
+
+
 def clustered_mean(values: Floats, documents: Ints) -> dict[str, float]:
     """Mean of `values`, float64[n], with a cluster-robust standard error; without one for a single document.
 

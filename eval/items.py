@@ -19,6 +19,9 @@ class Items:
     """Document of each item, int64[n]."""
     values: Floats
     """float64[n], finite."""
+    sizes: Floats | None = None
+    """Of a ratio, the size of each item, such as its bytes, float64[n]: a value is then what the item has / mean size.
+    None: the metric is a mean of single values."""
     flags: str = ""
     """How they were measured, as flags: the same at every checkpoint, or the values cannot be compared."""
     form: str | None = None

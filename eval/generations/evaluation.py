@@ -7,7 +7,6 @@ Prompts are beginnings of sealed samples, so no checkpoint has read them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -186,13 +185,14 @@ class Generations(PerCheckpoint[Outputs]):
         flags = {name: f"--{name} {getattr(self, name)}" for name in ("prompts", "new_tokens", "max_samples", "seed")}
         for group, metric, values, documents in self._values(checkpoint, outputs):
             if group != REFERENCE and metric != "loss":  # which is bits per byte, times a constant
-                of_sealed = group == SEALED
+                of_sealed, losses = group == SEALED, outputs.losses
                 without = {"prompts", "new_tokens"} if of_sealed else {"max_samples"}
                 yield Items(
                     metric=f"{group}/{metric}",
-                    ids=outputs.losses.sample_id if of_sealed else self._ids,
+                    ids=losses.sample_id if of_sealed else self._ids,
                     documents=documents,
-                    values=values,
+                    values=losses.paired_bits_per_byte if of_sealed else values,
+                    sizes=losses.n_bytes.astype(np.float64) if of_sealed else None,
                     form="power" if of_sealed else FORMS.get(metric),
                     flags=" ".join(flag for name, flag in flags.items() if name not in without),
                 )
@@ -301,6 +301,6 @@ def _with(run: RunDirectory, **settings: Any) -> Generations:
 
 def _exponential(row: dict[str, float]) -> dict[str, float]:
     """Perplexity from loss: exp of value and interval; the standard error by the delta method."""
-    value = math.exp(row["value"])
-    results = {name: math.exp(end) for name, end in row.items() if name != "stderr"}
-    return results | ({"stderr": row["stderr"] * value} if "stderr" in row else {})
+    with np.errstate(over="ignore"):  # a diverged run: infinite
+        results = {name: float(np.exp(number)) for name, number in row.items() if name != "stderr"}
+    return results | ({"stderr": row["stderr"] * results["value"]} if "stderr" in row else {})

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from eval.intervals import linearized
 from eval.separation import Floats, Ints
 from wellread.errors import UserError
 
@@ -46,14 +47,19 @@ class SealedLosses:
 
     @property
     def per_token(self) -> Floats:
-        """Loss of each sample / mean number of targets; its mean is the loss per target token, in nats."""
-        return np.asarray(self.loss / self.n_targets.mean())
+        """The mean is the loss per target token of all samples together, in nats; see `linearized`."""
+        return linearized(self.loss, self.n_targets.astype(np.float64))
 
     @property
     def bits_per_byte(self) -> Floats:
-        """Loss of each sample in bits / mean number of bytes; its mean is the bits per byte of all samples together.
+        """The mean is the bits per byte of all samples together; see `linearized`."""
+        return linearized(self.loss / math.log(2), self.n_bytes.astype(np.float64))
 
-        The number of bytes is the same at every checkpoint, so this keeps both the ratio and the pairing.
+    @property
+    def paired_bits_per_byte(self) -> Floats:
+        """Loss of each sample in bits / mean number of bytes, which has the same mean as `bits_per_byte`.
+
+        For differences between checkpoints: the number of bytes is the same at all of them.
         """
         return np.asarray(self.loss / math.log(2) / self.n_bytes.mean())
 

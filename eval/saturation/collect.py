@@ -107,5 +107,6 @@ def _curve(run: RunDirectory, metric: str, points: list[tuple[Checkpoint, Items]
         steps=np.array(steps),
         values=np.stack([item.values for item in items], axis=1),
         documents=items[0].documents,
+        item_sizes=items[0].sizes,
     )
     return MetricCurve(curve, checkpoints, items[0].form)

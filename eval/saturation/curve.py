@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -26,6 +26,8 @@ class Curve:
     """Value of each item at each checkpoint, float64[n, k], finite."""
     documents: Ints
     """Document of each item, int64[n]."""
+    item_sizes: Floats | None = None
+    """Of a ratio, the size of each item, float64[n]: see `eval.items.Items`."""
 
     @property
     def n(self) -> int:
@@ -36,6 +38,17 @@ class Curve:
     def means(self) -> Floats:
         """Mean over the items at each checkpoint, float64[k]."""
         return np.asarray(self.values.mean(axis=0))
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation between items: the root of the mean over checkpoints of their variance.
+
+        Of a ratio, it is that of the linearized values (`eval.intervals.linearized`): items that differ only in their
+        size do not differ.
+        """
+        shares = np.ones(self.n) if self.item_sizes is None else self.item_sizes / self.item_sizes.mean()
+        residuals = self.values - shares[:, None] * self.means
+        return float(np.sqrt((residuals**2).sum(axis=0).mean() / (self.n - 1)))
 
     @cached_property
     def sizes(self) -> Ints:
@@ -94,7 +107,12 @@ class Curve:
         codes = codes_of(self.documents)
         first = np.random.default_rng(seed).permutation(self.n_documents) < self.n_documents // 2
         for half in (first[codes], ~first[codes]):
-            yield Curve(metric=self.metric, steps=self.steps, values=self.values[half], documents=self.documents[half])
+            yield replace(
+                self,
+                values=self.values[half],
+                documents=self.documents[half],
+                item_sizes=None if self.item_sizes is None else self.item_sizes[half],
+            )
 
 
 def contrast(k: int, *, plus: int, minus: int) -> Floats:

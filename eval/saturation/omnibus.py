@@ -48,7 +48,7 @@ def omnibus(curve: Curve, *, level: float, seed: int) -> Omnibus:
     null = _statistic(chance, squares)
     observed = _statistic(deviations.sum(axis=0), squares)
     p = (1 + int((null >= observed * (1 - 1e-12)).sum())) / (1 + DRAWS)
-    matters = MATTERS * float(np.sqrt(curve.values.var(axis=0, ddof=1).mean())) * _ramp(curve)
+    matters = MATTERS * curve.spread * _ramp(curve)
     shifted = _statistic(chance + curve.n * matters, squares)
     return Omnibus(p=p, power=float((shifted > np.quantile(null, 1 - level)).mean()))
 

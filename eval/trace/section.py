@@ -14,7 +14,7 @@ import numpy as np
 
 from eval.generations import prompts, texts
 from eval.generations.spans import SHORTEST
-from eval.intervals import clustered_mean
+from eval.intervals import clustered_mean, linearized
 from eval.kept_table import settings_in
 from eval.section import Section, Table, excerpt
 from wellread.record.trace import Span, covered
@@ -127,10 +127,7 @@ def _coverage(name: str, group: Sequence[Traced]) -> list[object]:
     counts: list[object] = [name, len(group), int(tokens.sum())]
     if not tokens.sum():
         return [*counts, None, None, None, longest]
-    share = inside.sum() / tokens.sum()
-    row = clustered_mean(
-        share + (inside - share * tokens) / tokens.mean(), np.array([each.prompt.document for each in group])
-    )
+    row = clustered_mean(linearized(inside, tokens), np.array([each.prompt.document for each in group]))
     ends = [min(max(row[end], 0.0), 1.0) if end in row else None for end in ("ci_low", "ci_high")]
     return [*counts, row["value"], *ends, longest]
 

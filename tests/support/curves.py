@@ -28,3 +28,15 @@ def simulated(shape: str, *, sd: float, n: int = 256, seed: int = 0) -> Curve:
     items, noise = rng.normal(0, 1, (n, 1)), rng.normal(0, sd, (n, STEPS.size))
     values = items - items.mean() + SHAPES[shape](STEPS.astype(float)) + noise
     return Curve(metric=shape, steps=STEPS, values=values, documents=np.arange(n))
+
+
+def of_sizes(fall: float, *, sd: float, n: int = 256, seed: int = 0) -> Curve:
+    """A ratio, 2.8 per unit of size at the first checkpoint, that falls in a straight line; most items are small.
+
+    Items differ by .3 (SD) per unit of size, and have independent normal noise of `sd` at each checkpoint.
+    """
+    rng = np.random.default_rng([seed, n])
+    sizes = rng.lognormal(0, 0.7, n)
+    per_unit = 2.8 + rng.normal(0, 0.3, (n, 1)) + rng.normal(0, sd, (n, STEPS.size))
+    values = (per_unit - fall * np.linspace(0, 1, STEPS.size)) * (sizes / sizes.mean())[:, None]
+    return Curve(metric="ratio", steps=STEPS, values=values, documents=np.arange(n), item_sizes=sizes)

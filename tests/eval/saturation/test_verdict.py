@@ -5,11 +5,12 @@ Seeds are fixed, so these tests either always pass or always fail.
 
 from collections import Counter
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
-from support.curves import SHAPES, STEPS, simulated
+from support.curves import SHAPES, STEPS, of_sizes, simulated
 
 from eval.saturation.curve import Curve
 from eval.saturation.omnibus import omnibus
@@ -73,6 +74,23 @@ def test_with_eight_items_nothing_can_be_said(shape: str) -> None:
 def test_a_flat_metric_with_much_noise_cannot_be_judged() -> None:
     assert verdicts("flat", 10, sd=4) == {"cannot tell": 10}  # a change of 0.2 SD between items is not detected
     assert verdicts("flat", 10, sd=1) == {"no change": 10}
+
+
+def test_sizes_of_items_do_not_make_a_change_small() -> None:
+    """A fall of .2 where items differ in size: 12 draws. By the SD of the totals it would be `no change` in 11."""
+    curves = [of_sizes(0.2, sd=1.5, seed=seed) for seed in range(12)]
+    assert "no change" not in {judge(curve, margin=0.05).verdict for curve in curves}
+    assert {judge(of_sizes(0, sd=0.1, seed=seed), margin=0.05).verdict for seed in range(4)} == {"no change"}
+
+
+def test_the_spread_of_a_ratio_by_hand() -> None:
+    of: dict[str, Any] = {"metric": "m", "steps": np.arange(2), "documents": np.arange(3)}
+    sizes, totals = np.array([1.0, 2, 3]), np.array([[2.0, 4, 6], [3, 4, 5]]).T  # 2 per unit; then 3, 2 and 5 / 3
+    curve = Curve(values=totals / 2, item_sizes=sizes, **of)
+    assert curve.means == pytest.approx([2, 2])
+    assert curve.spread == pytest.approx(np.sqrt((0 + (0.25 + 0 + 0.25) / 2) / 2))
+    assert Curve(values=totals / 2, **of).spread == pytest.approx(np.sqrt((1 + 0.25) / 2))
+    assert [half.item_sizes.size for half in curve.halves(0)] == [1, 2]
 
 
 @pytest.mark.long
