@@ -21,7 +21,7 @@ LOSS, PERPLEXITY = "loss", "perplexity"
 
 @dataclass(frozen=True)
 class InputMeans:
-    """Means of one metric over what was read, float64[k] each, one per checkpoint; NaN where nothing was read."""
+    """Means of one metric over what was read, float64[k] each, one per checkpoint; NaN where no reading has a value."""
 
     interval: Floats
     """Since the previous checkpoint of the list."""
@@ -39,8 +39,9 @@ def input_means(
 ) -> dict[str, InputMeans]:
     """Means of metrics of the samples that were read, and of the recorded loss.
 
-    A sample that was read twice counts twice. Batches that were skipped changed no weight and are left out. `loss` is
-    the mean per target token, in nats, as recorded; `perplexity` is its exponential.
+    A sample that was read twice counts twice. Samples without a value are left out of the means of this metric only.
+    Batches that were skipped changed no weight and are left out. `loss` is the mean per target token, in nats, as
+    recorded; `perplexity` is its exponential.
 
     Perplexities under other models are exp(-sum of log p / number of targets), the sums over all readings.
 
@@ -49,27 +50,28 @@ def input_means(
     steps
         Steps of the checkpoints, ascending; the record has all their batches.
     metrics
-        Name -> value of each trainable sample, float64[n_trainable].
+        Name -> value of each trainable sample, float64[n_trainable]; NaN: none.
     log_likelihoods
-        Name of a perplexity -> log p of the targets of each trainable sample under a model, nats, float64[n_trainable].
+        Name of a perplexity -> log p of the targets of each trainable sample under a model, nats, float64[n_trainable];
+        NaN: none.
     first
         First batch of the first interval.
     """
     log_likelihoods = log_likelihoods or {}
     summed = {**metrics, **{name: -values for name, values in log_likelihoods.items()}}
-    totals: dict[str, Floats] = {name: np.zeros(len(steps)) for name in (*summed, LOSS)}
-    readings, targets = np.zeros(len(steps)), np.zeros(len(steps))
+    totals, counts = ({name: np.zeros(len(steps)) for name in (*summed, LOSS)} for _ in range(2))
     for interval, sample_id, n_targets, loss in _readings(record, first, np.asarray(steps)):
 
-        def total(weights: Floats | Ints | None, places: Ints = interval) -> Floats:
+        def total(weights: Floats | Ints, places: Ints = interval) -> Floats:
             return np.bincount(places, weights=weights, minlength=len(steps)).astype(np.float64)
 
-        readings += total(None)
-        targets += total(n_targets)
         totals[LOSS] += total(loss * n_targets)
+        counts[LOSS] += total(n_targets)
         for name, values in summed.items():
-            totals[name] += total(values[sample_id])
-    counts = {name: readings if name in metrics else targets for name in totals}
+            of_readings = values[sample_id]
+            defined = np.isfinite(of_readings)
+            totals[name] += total(np.where(defined, of_readings, 0.0))
+            counts[name] += total(defined if name in metrics else n_targets * defined)
     means = {name: InputMeans(*_means(totals[name], counts[name])) for name in totals}
     perplexities = {PERPLEXITY: means[LOSS]} | {name: means[name] for name in log_likelihoods}
     return means | {name: InputMeans(np.exp(of.interval), np.exp(of.cumulative)) for name, of in perplexities.items()}

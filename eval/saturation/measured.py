@@ -20,15 +20,18 @@ ROWS_AT_ONCE = 1 << 18
 
 
 def metrics_of(run: RunDirectory, corpus: Corpus) -> dict[str, Floats]:
-    """Text metrics of the trainable samples: those of the corpus, else those that `measure` has kept; else none.
+    """Metrics of the trainable samples: those of the corpus, and without text metrics there, those that `measure` kept.
 
     Returns
     -------
     dict
-        Name -> float64[n_trainable]; NaN for samples that were not read when they were measured.
+        Name -> float64[n_trainable]; NaN for samples that were not read when they were measured, or without a score.
     """
-    if corpus.metrics:
-        return {name: corpus.metric(name)[: corpus.n_trainable].astype(np.float64) for name in corpus.metrics}
+    values = {name: corpus.metric(name)[: corpus.n_trainable].astype(np.float64) for name in corpus.metrics}
+    return values if sample_metrics.has(corpus) else values | _text_metrics(run, corpus)
+
+
+def _text_metrics(run: RunDirectory, corpus: Corpus) -> dict[str, Floats]:
     from wellread.results import read_table
 
     if not (path := _file(run)).is_file():

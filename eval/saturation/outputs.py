@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from eval import between
 from eval.saturation import perplexity
 from eval.saturation.inputs import InputMeans, batch_means, input_means
-from eval.saturation.measured import measure, metrics_of
+from eval.saturation.measured import measure, metrics_of, read_samples
 from eval.saturation.summary import summary
+from wellread.units import plural
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,10 +77,11 @@ def write_summary(run: RunDirectory, *, csv: bool) -> Iterator[str]:
 def measure_read(run: RunDirectory) -> None:
     """Measure the texts that a run has read, unless its corpus has text metrics."""
     from wellread.corpus.read import Corpus
+    from wellread.data import sample_metrics
     from wellread.record.reader import Record
 
     corpus = Corpus.open(run.corpus)
-    if not corpus.metrics:
+    if not sample_metrics.has(corpus):
         measure(run, corpus, Record.open(run.record))
 
 
@@ -123,16 +127,34 @@ def inputs_of(run: RunDirectory, results: Sequence[Result]) -> dict[str, InputMe
 
 
 def missing_metrics(run: RunDirectory) -> Iterator[str]:
-    """The command that adds text metrics to what a run has read, if there are none."""
+    """The command that adds text metrics to what a run has read, if there are none; and metrics that are incomplete."""
     import shlex
 
-    from wellread.corpus.read import Corpus
+    from wellread.data import text_metrics
 
-    if not metrics_of(run, Corpus.open(run.corpus)):
+    record, metrics, likelihoods = _what_was_read(run)
+    if text_metrics.NAMES[0] not in metrics:
         yield (
             "what was read has no text metrics, only losses; to add them: "
             f"wellread saturation {shlex.quote(str(run.path))} --metrics"
         )
+    yield from _incomplete(record, metrics | likelihoods)
+
+
+def _incomplete(record: Record, values: Mapping[str, Floats]) -> Iterator[str]:
+    """Names of metrics that some samples do not have that were read, such as those read after they were measured."""
+    if not values:
+        return
+    ids = read_samples(record, len(next(iter(values.values()))))
+    by_number: dict[int, list[str]] = {}
+    for name, of_samples in values.items():
+        by_number.setdefault(int(np.isnan(of_samples[ids]).sum()), []).append(name)
+    for number, names in by_number.items():
+        if number:
+            yield (
+                f"{', '.join(names)}: {number:,} of {plural(len(ids), 'sample')} that the run has read have no value "
+                "and are not in the means"
+            )
 
 
 def differences(tables: Sequence[tuple[str, Sequence[Row]]], curves: Sequence[Sequence[MetricCurve]]) -> Iterator[str]:

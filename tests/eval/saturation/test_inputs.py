@@ -46,5 +46,25 @@ def test_means_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert values[place] == pytest.approx(math.exp(sum(of) / sum(i + 1 for i in of)))
 
 
+def test_samples_without_a_value_are_left_out_of_this_metric_only(tmp_path: Path) -> None:
+    write_record(tmp_path)
+    record = Record.open(tmp_path)
+    rows = record.table(columns=["batch_id", "sample_id"]).to_pylist()
+    square, under = np.arange(10.0) ** 2, -np.arange(10.0)  # log p of a sample with i + 1 targets
+    partly, partly_under = (np.where(np.arange(10) == 3, np.nan, of) for of in (square, under))
+    metrics, likelihoods = {"square": square, "partly": partly, "none": np.full(10, np.nan)}, {"u": partly_under}
+    means = input_means(record, [0, 2, 5], metrics, likelihoods)
+    assert 3 in {row["sample_id"] for row in rows}
+    for start, stop, place, of in ((0, 2, 1, "interval"), (2, 5, 2, "interval"), (0, 5, 2, "cumulative")):
+        ids = [row["sample_id"] for row in rows if start <= row["batch_id"] < stop]
+        defined = [i for i in ids if i != 3]
+        numbers = {name: getattr(each, of)[place] for name, each in means.items()}
+        assert numbers["square"] == pytest.approx(np.mean([i**2 for i in ids]))
+        assert numbers["partly"] == pytest.approx(np.mean([i**2 for i in defined]))
+        assert numbers["u"] == pytest.approx(math.exp(sum(defined) / sum(i + 1 for i in defined)))
+        assert np.isfinite(numbers["loss"])
+        assert np.isnan(numbers["none"])
+
+
 def test_means_are_those_of_the_decoded_text_of_all_batches(copied_run: RunDirectory) -> None:
     assert compare_means(copied_run, [4, 12]) == 12 * 16

@@ -19,6 +19,9 @@ from eval.saturation.evaluation import Saturation
 from eval.saturation.table import Row, read, schema
 from wellread import results
 from wellread.checkpoint import Checkpoint, list_checkpoints
+from wellread.corpus.read import Corpus
+from wellread.corpus.tables import add_metrics
+from wellread.data import sample_metrics, text_metrics
 from wellread.errors import UserError
 from wellread.files import read_json, write_json
 from wellread.planning.plan import Plan
@@ -133,6 +136,32 @@ def test_a_report_without_text_metrics_names_the_command(run: RunDirectory) -> N
     assert "what was read has no text metrics, only losses; to add them: " in page
     assert f"wellread saturation {run.path} --metrics" in page
     assert "Written: falls" in page
+
+
+def test_scores_of_another_program_are_not_text_metrics(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One sample has no score: it is left out of the mean, and texts are measured as without scores."""
+    scores = np.arange(Corpus.open(run.corpus).n, dtype=float)
+    scores[5] = np.nan
+    add_metrics(run.corpus, {"influence": scores})
+    saturation(run, "--only", "still")
+    table = pq.read_table(run.eval / "saturation" / "summary.parquet").to_pylist()
+    assert [row["read interval/influence"] for row in table] == [None, np.mean([0, 1, 2, 3]), np.mean([4, 6, 7])]
+    assert table[2]["read cumulative/influence"] == pytest.approx(np.mean([0, 1, 2, 3, 4, 6, 7]))
+    printed = capsys.readouterr().err
+    assert f"to add them: wellread saturation {run.path} --metrics" in printed
+    assert "influence: 1 of 8 samples that the run has read have no value and are not in the means" in printed
+
+    def measured(corpus: Corpus, ids: np.ndarray, show: Any) -> np.ndarray:
+        return np.tile(ids[:, None], (1, len(text_metrics.NAMES))).astype(np.float32)
+
+    monkeypatch.setattr(sample_metrics, "measure", measured)
+    saturation(run, "--only", "still", "--metrics")
+    table = pq.read_table(run.eval / "saturation" / "summary.parquet").to_pylist()
+    assert table[2]["read interval/words"] == np.mean([4, 5, 6, 7])
+    assert table[2]["read interval/influence"] == np.mean([4, 6, 7])
+    assert "to add them" not in capsys.readouterr().err
 
 
 def test_a_report_without_saturation_names_the_command(run: RunDirectory) -> None:
