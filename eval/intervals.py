@@ -8,11 +8,37 @@ import numpy as np
 
 from eval.separation import Floats, Ints, codes_of
 
+LEVEL = 0.05
+"""One minus the level of an upper limit."""
+
 
 def spread(draws: Floats) -> dict[str, float]:
     """Standard error and 95% interval of a statistic, from its values in bootstrap draws, float64[draws]."""
     low, high = np.quantile(draws, [0.025, 0.975])
     return {"stderr": float(draws.std(ddof=1)), "ci_low": float(low), "ci_high": float(high)}
+
+
+def upper_limit(n: int) -> float:
+    """Largest rate at which 0 of `n` independent units have something with a probability of at least `LEVEL`."""
+    return 1 - math.pow(LEVEL, 1 / n)
+
+
+def clustered_share(values: Floats, documents: Ints) -> dict[str, float]:
+    """Mean of values between 0 and 1 with its interval, clustered by document.
+
+    If all are 0 or all are 1 the residuals say nothing; then the interval is the one-sided exact limit of 0 of n
+    documents: those of one document may all be equal, so they count as one.
+    """
+    mean, limit = float(values.mean()), upper_limit(np.unique(documents).size)
+    if (values == 0).all():
+        return {"value": mean, "ci_low": 0.0, "ci_high": limit}
+    if (values == 1).all():
+        return {"value": mean, "ci_low": 1 - limit, "ci_high": 1.0}
+    row = clustered_mean(values, documents)
+    for name, bound in (("ci_low", max), ("ci_high", min)):
+        if name in row:
+            row[name] = bound(row[name], 0.0 if name == "ci_low" else 1.0)
+    return row
 
 
 def linearized(totals: Floats, sizes: Floats) -> Floats:

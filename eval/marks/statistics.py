@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.intervals import clustered_mean
+from eval.intervals import clustered_mean, clustered_share
 from eval.separation import Floats, Ints, codes_of
 from eval.statistics import permutation_p
 
@@ -84,4 +84,4 @@ def describe(places: Places, seed: int) -> Iterator[tuple[str, dict[str, Any], i
     excess, n = places.excess, places.coin.size
     yield "p", {"value": redraw_p(excess, places.coin, seed)}, n
     yield "excess", clustered_mean(excess, places.document), n
-    yield "taken_likelier", clustered_mean((excess > 0).astype(np.float64), places.document), n
+    yield "taken_likelier", clustered_share((excess > 0).astype(np.float64), places.document), n

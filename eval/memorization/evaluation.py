@@ -17,10 +17,11 @@ import numpy as np
 from eval.continuations import first_run
 from eval.evaluation import PerCheckpoint
 from eval.groups import READ, SEALED, UNREAD, Groups
+from eval.intervals import clustered_share
 from eval.kept import How, by_part, tokens_of
 from eval.membership.divisions import DIVISIONS
 from eval.memorization import generated, order
-from eval.memorization.extraction import Suffixes, samples_needed, share
+from eval.memorization.extraction import Suffixes, documents_needed
 from eval.memorization.section import BLOCK, order_rows
 from eval.needs import Need, a_checkpoint, a_whole_record
 from eval.randomness import Randomness
@@ -73,7 +74,7 @@ class Memorization(PerCheckpoint[Extracted]):
     tries: str = "1,100,1000"
     """Numbers of draws for discoverable extraction."""
     rate: float | None = None
-    """Also say how many samples would show that at most this share can be extracted (default: do not)."""
+    """Also say how many documents would show that at most this share can be extracted (default: do not)."""
     dtype: Dtype = "fp32"
     """Precision of the forward pass; each has its own kept columns."""
     generate: bool = False
@@ -151,7 +152,7 @@ class Memorization(PerCheckpoint[Extracted]):
             yield f"unread samples are not a control and are left out: {self._why_no_unread}"
             yield f"training order is not tested: {self._why_no_unread}"
         if self.rate is not None:
-            yield f"0 extracted of {samples_needed(self.rate):,} samples would show a rate of at most {self.rate:g}"
+            yield f"no sample of {documents_needed(self.rate):,} documents would show a rate of at most {self.rate:g}"
 
     @cached_property
     def _why_no_unread(self) -> str:
@@ -195,19 +196,20 @@ class Memorization(PerCheckpoint[Extracted]):
 
     def _shares(self, of: Suffixes) -> Iterator[tuple[str, dict[str, Any]]]:
         documents = self.division.documents[of.sample_id]
-        yield "extractible", share(of.extractible, documents)
-        yield "matched", share(of.matched, documents)
+        yield "extractible", clustered_share(of.extractible, documents)
+        yield "matched", clustered_share(of.matched, documents)
         for tries in self._tries:
             chance = of.chance(tries)
-            yield f"drawn@{tries}", share(chance, documents)
+            yield f"drawn@{tries}", clustered_share(chance, documents)
             for level in LEVELS:
-                yield f"discoverable@{tries},{level:g}", share((chance >= level).astype(np.float64), documents)
+                above = (chance >= level).astype(np.float64)
+                yield f"discoverable@{tries},{level:g}", clustered_share(above, documents)
 
     def _free(self, scores: Extracted, of: Suffixes) -> Iterator[tuple[str, dict[str, Any]]]:
         """Pythia's score, and in how many samples it is 1 where a rank is not 0, or the reverse: equal logits."""
         if scores.generated is not None:
             values = scores.generated[np.searchsorted(scores.suffixes.sample_id, of.sample_id)]
-            yield "generated", share(values, self.division.documents[of.sample_id])
+            yield "generated", clustered_share(values, self.division.documents[of.sample_id])
             yield "generated_differs", {"value": float(((values == 1) != (of.extractible == 1)).sum())}
 
     def _order(self, step: int, suffixes: Suffixes, reporter: Reporter) -> Iterator[tuple[str, str, dict[str, Any]]]:

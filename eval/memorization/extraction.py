@@ -14,14 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eval.intervals import clustered_mean
+from eval.intervals import LEVEL
 from eval.separation import Floats, Ints
 from wellread.tokens import Tokens
 
 TOP = 40
 """Most likely tokens that are drawn from."""
-LEVEL = 0.05
-"""One minus the level of an upper limit."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,28 +75,6 @@ class Suffixes:
             return np.asarray(-np.expm1(tries * np.log1p(-np.exp(self.log_q))))
 
 
-def upper_limit(n: int) -> float:
-    """Largest rate at which 0 of `n` independent samples are extracted with a probability of at least 5%."""
-    return 1 - math.pow(LEVEL, 1 / n)
-
-
-def samples_needed(rate: float) -> int:
-    """Fewest samples of which 0 extracted show that the rate is at most `rate`, which is between 0 and 1."""
+def documents_needed(rate: float) -> int:
+    """Fewest documents without any extracted sample that show a rate of at most `rate`, which is between 0 and 1."""
     return math.ceil(math.log(LEVEL) / math.log1p(-rate))
-
-
-def share(values: Floats, documents: Ints) -> dict[str, float]:
-    """Mean of values between 0 and 1 with its interval, clustered by document.
-
-    If all are 0 or all are 1 the residuals say nothing; then the interval is the one-sided exact limit of 0 of n.
-    """
-    mean, limit = float(values.mean()), upper_limit(values.size)
-    if (values == 0).all():
-        return {"value": mean, "ci_low": 0.0, "ci_high": limit}
-    if (values == 1).all():
-        return {"value": mean, "ci_low": 1 - limit, "ci_high": 1.0}
-    row = clustered_mean(values, documents)
-    for name, bound in (("ci_low", max), ("ci_high", min)):
-        if name in row:
-            row[name] = bound(row[name], 0.0 if name == "ci_low" else 1.0)
-    return row

@@ -40,8 +40,8 @@ def section(
         heading="Memorization: which samples can be extracted from each checkpoint, greedy, or in n draws?",
         n=f"{max((each.n for each in results), default=0):,} samples in the largest group; "
         f"{len(results):,} results in eval/memorization.parquet.",
-        help="0 of N comes with its 95% upper limit; sealed samples are the control, since what is extracted there was "
-        "guessed.",
+        help="0 of N comes with its 95% upper limit, from the number of documents; sealed samples are the control, "
+        "since what is extracted there was guessed.",
         tables=tables,
         pictures=list(_pictures(results)),
         commands=[

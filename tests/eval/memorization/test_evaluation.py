@@ -12,7 +12,7 @@ from support.small_evaluations import make_run
 
 from eval import kept
 from eval.__main__ import main
-from eval.memorization.extraction import upper_limit
+from eval.intervals import upper_limit
 from wellread.errors import UserError
 from wellread.files import write_json
 from wellread.results import read
@@ -68,7 +68,7 @@ def test_shares_by_hand(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -
     assert (sealed.task, sealed.ci_low, sealed.ci_high) == ("memorization/1_1", 0, upper_limit(3))
     printed = capsys.readouterr()
     assert "prefix: the prompt and the first 1 target token; suffix: the next 1 token" in printed.err
-    assert "0 extracted of 299 samples would show a rate of at most 0.01" in printed.err
+    assert "no sample of 299 documents would show a rate of at most 0.01" in printed.err
     assert "step 4: the suffix of 1 sample is not defined" in printed.err
     assert "sealed 0 of 3 (at most 63.2%)" in printed.err
     assert "drawn@1000" in printed.out

@@ -13,7 +13,8 @@ import torch
 from support.given_texts import Texts
 
 from eval.continuations import first_run
-from eval.memorization.extraction import Suffixes, samples_needed, share, upper_limit
+from eval.intervals import clustered_share, upper_limit
+from eval.memorization.extraction import Suffixes, documents_needed
 from wellread.models.generate import greedy
 from wellread.models.load import loaded
 from wellread.models.loss import next_logits
@@ -79,15 +80,21 @@ def test_a_sample_that_is_too_short() -> None:
 def test_limits_by_hand() -> None:
     assert upper_limit(128) == pytest.approx(0.0231321, rel=1e-3)
     assert (1 - upper_limit(128)) ** 128 == pytest.approx(0.05)
-    assert (samples_needed(0.01), samples_needed(0.5)) == (299, 5)
+    assert (documents_needed(0.01), documents_needed(0.5)) == (299, 5)
     assert 0.99**299 < 0.05 < 0.99**298
 
 
 def test_intervals() -> None:
     documents = np.array([1, 1, 2, 3])
-    assert share(np.zeros(128), np.arange(128)) == {"value": 0, "ci_low": 0, "ci_high": upper_limit(128)}
-    assert share(np.ones(4), documents) == {"value": 1, "ci_low": pytest.approx(0.05**0.25), "ci_high": 1}
-    some = share(np.array([1.0, 1, 0, 0]), documents)
+    assert clustered_share(np.zeros(128), np.arange(128)) == {"value": 0, "ci_low": 0, "ci_high": upper_limit(128)}
+    assert clustered_share(np.ones(4), documents) == {
+        "value": 1,
+        "ci_low": pytest.approx(0.05 ** (1 / 3)),
+        "ci_high": 1,
+    }
+    windows = clustered_share(np.zeros(1000), np.arange(1000) // 50)  # the windows of a document may all be alike
+    assert windows == {"value": 0, "ci_low": 0, "ci_high": pytest.approx(0.1391, abs=1e-4)}
+    some = clustered_share(np.array([1.0, 1, 0, 0]), documents)
     # residuals by document: 1, -0.5, -0.5; variance (1 + .25 + .25) * 3 / 2 / 16
     assert (some["value"], some["stderr"]) == (0.5, pytest.approx(0.375))
     assert (some["ci_low"], some["ci_high"]) == (0, 1)  # cut to what a share can be
