@@ -27,6 +27,8 @@ class MetricCurve:
     curve: Curve
     checkpoints: Sequence[Checkpoint]
     form: str | None
+    flags: str
+    """How it was measured."""
 
 
 def curves_of(run: RunDirectory, only: Collection[str] = ()) -> list[MetricCurve]:
@@ -41,7 +43,8 @@ def curves_of(run: RunDirectory, only: Collection[str] = ()) -> list[MetricCurve
     ------
     UserError
         When there are no values, or only at one or two checkpoints; when a name is unknown; when the items or the flags
-        are not the same at all checkpoints, or a value is not finite.
+        of any metric are not the same at all checkpoints, because the summary has all metrics; when a value is not
+        finite.
     """
     from wellread.checkpoint import list_checkpoints
 
@@ -57,6 +60,8 @@ def curves_of(run: RunDirectory, only: Collection[str] = ()) -> list[MetricCurve
     if not values:
         raise UserError(f"{run.path}: no checkpoint has values of single texts; run wellread generations {run.path}")
     _refuse_unknown(only, values, run)
+    for metric, points in values.items():
+        _refuse_different(run, metric, points)
     return [
         _curve(run, metric, points)
         for metric, points in values.items()
@@ -79,6 +84,41 @@ def _refuse_unknown(only: Collection[str], values: Collection[str], run: RunDire
         raise UserError(f"--only {unknown[0]}: {run.path} has no such metric; choose from {', '.join(values)}")
 
 
+def _refuse_different(run: RunDirectory, metric: str, points: list[tuple[Checkpoint, Items]]) -> None:
+    """Refuse a metric whose items or flags are not the same at all checkpoints."""
+    first_step, first = points[0][0].step, points[0][1]
+    for checkpoint, items in points:
+        if items.flags != first.flags:
+            raise UserError(
+                f"{run.path}: {metric} was measured with {items.flags} at step {checkpoint.step}, with {first.flags} "
+                f"at step {first_step}; run wellread generations {run.path} for all checkpoints with the same flags"
+            )
+        if not np.array_equal(items.ids, first.ids):
+            raise UserError(
+                f"{run.path}: {metric} at step {checkpoint.step} has other texts than at step {first_step}; run "
+                f"wellread generations {run.path} for all checkpoints with the same flags"
+            )
+
+
+def refuse_different_runs(runs: Sequence[tuple[RunDirectory, Sequence[MetricCurve]]]) -> None:
+    """Refuse several runs of which a metric that they share was not measured with the same flags.
+
+    Raises
+    ------
+    UserError
+        Names the metric, the runs and the flags.
+    """
+    first: dict[str, tuple[RunDirectory, str]] = {}
+    for run, curves in runs:
+        for each in curves:
+            other, flags = first.setdefault(each.curve.metric, (run, each.flags))
+            if each.flags != flags:
+                raise UserError(
+                    f"{each.curve.metric} was measured with {flags} in {other.path}, with {each.flags} in {run.path}; "
+                    "run wellread generations for both with the same flags"
+                )
+
+
 def _curve(run: RunDirectory, metric: str, points: list[tuple[Checkpoint, Items]]) -> MetricCurve:
     checkpoints, items = [checkpoint for checkpoint, _ in points], [item for _, item in points]
     steps = [checkpoint.step for checkpoint in checkpoints]
@@ -89,16 +129,6 @@ def _curve(run: RunDirectory, metric: str, points: list[tuple[Checkpoint, Items]
             f"wellread generations {run.path} --steps all"
         )
     for step, item in zip(steps, items, strict=True):
-        if item.flags != items[0].flags:
-            raise UserError(
-                f"{run.path}: {metric} was measured with {item.flags} at step {step}, with {items[0].flags} at step "
-                f"{steps[0]}; run wellread generations {run.path} for all checkpoints with the same flags"
-            )
-        if not np.array_equal(item.ids, items[0].ids):
-            raise UserError(
-                f"{run.path}: {metric} at step {step} has other texts than at step {steps[0]}; run wellread "
-                f"generations {run.path} for all checkpoints with the same flags"
-            )
         if not np.isfinite(item.values).all():
             bad = item.ids[np.argmin(np.isfinite(item.values))]
             raise UserError(f"{run.path}: {metric} of item {bad} at step {step} is not finite; the run has diverged")
@@ -109,4 +139,4 @@ def _curve(run: RunDirectory, metric: str, points: list[tuple[Checkpoint, Items]
         documents=items[0].documents,
         item_sizes=items[0].sizes,
     )
-    return MetricCurve(curve, checkpoints, items[0].form)
+    return MetricCurve(curve, checkpoints, items[0].form, items[0].flags)

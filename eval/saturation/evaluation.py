@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from eval.evaluation import Evaluation
 from eval.needs import Need, a_checkpoint, a_whole_record
 from eval.saturation import outputs, perplexity, table
-from eval.saturation.collect import MetricCurve, curves_of
+from eval.saturation.collect import MetricCurve, curves_of, refuse_different_runs
 from eval.saturation.fits import FORMS, fit
 from eval.saturation.verdict import judge
 from eval.section import p_value
@@ -176,6 +176,7 @@ class Saturation(Evaluation):
             other.refuse_links()
             evaluations.append(replace(self, run=other, more_runs=()))
         metrics = {metric.curve.metric for metric in self._curves}
+        refuse_different_runs([(each.run, each._curves) for each in (self, *evaluations)])
         for each in evaluations:
             if not metrics & {metric.curve.metric for metric in each._curves}:
                 raise UserError(f"{self.run.path} and {each.run.path}: no metric in common; evaluate both alike")

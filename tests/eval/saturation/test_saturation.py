@@ -300,3 +300,33 @@ def test_items_that_cannot_be_compared(
     monkeypatch.setattr(Generations, "items", classmethod(changed))
     with pytest.raises(UserError, match=message):
         saturation(run)
+
+
+def test_texts_of_other_flags_are_not_in_one_summary(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--only` chooses what is judged; the summary has all metrics."""
+    items = Generations.items
+
+    def changed(cls: type, of: RunDirectory, checkpoint: Checkpoint) -> Iterator[Items]:
+        for each in items(of, checkpoint):
+            longer = checkpoint.step == 4 and each.metric == "g/falls"
+            yield Items(**vars(each) | {"flags": "--new_tokens 9"}) if longer else each
+
+    monkeypatch.setattr(Generations, "items", classmethod(changed))
+    with pytest.raises(UserError, match="g/falls was measured with --new_tokens 9 at step 4, with --new_tokens 8 at"):
+        saturation(run, "--only", "still")
+    assert not (run.eval / "saturation" / "summary.parquet").exists()
+
+
+def test_texts_of_other_flags_are_not_compared_between_runs(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, items = make_run(tmp_path / "other", batches=4), Generations.items
+
+    def changed(cls: type, of: RunDirectory, checkpoint: Checkpoint) -> Iterator[Items]:
+        for each in items(of, checkpoint):
+            yield Items(**vars(each) | {"flags": "--new_tokens 9"}) if of.name == "other" else each
+
+    monkeypatch.setattr(Generations, "items", classmethod(changed))
+    message = r"g/falls was measured with --new_tokens 8 in .*/run, with --new_tokens 9 in .*/other; run wellread gener"
+    with pytest.raises(UserError, match=message):
+        saturation(run, str(other.path))
