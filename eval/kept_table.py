@@ -44,13 +44,10 @@ class KeptTable:
 
 def settings_in(file: Path) -> dict[str, Any]:
     """The settings to which the content of a kept file belongs; empty if there is no file or it states none."""
-    import pyarrow.parquet as pq
-
-    from wellread.results import unreadable_named
+    from wellread.results import open_table, unreadable_named
 
     if not file.is_file():
         return {}
-    with unreadable_named(file):
-        metadata = pq.read_schema(file).metadata or {}
-    settings = json.loads(metadata.get(KEY, b"{}"))
+    with open_table(file) as table, unreadable_named(file):
+        settings = json.loads((table.schema_arrow.metadata or {}).get(KEY, b"{}"))
     return settings if isinstance(settings, dict) else {}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 import numpy as np
 
 from eval.separation import Ints
-from wellread.errors import UserError
+from wellread.results import WRITING, open_table, unreadable_named, with_digest
 from wellread.tokens import COLUMNS, Tokens
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class SampleFile(ABC, Generic[PartType]):
     @cached_property
     def sample_id(self) -> Ints:
         """Samples that the file has, ascending; empty when it is missing or belongs to something else."""
-        return np.unique(np.concatenate([np.zeros(0, np.int64), *(ids for _, _, ids in self._groups)]))
+        return np.unique(np.concatenate([np.zeros(0, np.int64), *(ids for _, ids in self._groups)]))
 
     @abstractmethod
     def joined(self, parts: Sequence[PartType]) -> PartType:
@@ -70,9 +70,9 @@ class SampleFile(ABC, Generic[PartType]):
         if not ids.size:
             return self.joined([])
         parts, low, high = list[PartType](), ids.min(), ids.max()
-        for file, group, members in self._groups:
+        for group, members in self._groups:
             if members.size and members.min() <= high and members.max() >= low and np.isin(members, ids).any():
-                part = self.from_table(file.read_row_group(group))
+                part = self.from_table(group.read())
                 parts.append(part.at(members[np.isin(members, ids)]))
         return self.joined(parts).at(ids)
 
@@ -98,7 +98,7 @@ class SampleFile(ABC, Generic[PartType]):
         if not self._part_files:
             return
         for path in self._part_files:
-            if not self._is_ours(_open(path)):
+            if not self._is_ours(open_table(path)):
                 path.unlink()
         self._forget()
         self._join()
@@ -111,10 +111,10 @@ class SampleFile(ABC, Generic[PartType]):
 
     def _rows_once(self) -> Iterator[pa.Table]:
         written = np.zeros(0, np.int64)
-        for file, group, members in self._groups:
+        for group, members in self._groups:
             fresh = ~np.isin(members, written)
             if fresh.any():
-                table = file.read_row_group(group)
+                table = group.read()
                 yield table if fresh.all() else table.filter(fresh)
                 written = np.concatenate([written, members[fresh]])
 
@@ -127,14 +127,13 @@ class SampleFile(ABC, Generic[PartType]):
         return sorted(self._parts.glob("*.parquet"))
 
     @cached_property
-    def _groups(self) -> list[tuple[Any, int, Ints]]:
-        """Open file, number and sample ids of each row group, of the file and of the parts next to it."""
+    def _groups(self) -> list[tuple[_RowGroup, Ints]]:
+        """Row groups of the file and of the parts next to it, and the sample ids of each."""
         groups = []
         for path in [self.path, *self._part_files]:
-            if path.exists() and self._is_ours(file := _open(path)):
-                for group in range(file.num_row_groups):
-                    column = file.read_row_group(group, columns=["sample_id"]).column("sample_id")
-                    groups.append((file, group, column.to_numpy()))
+            if path.exists() and self._is_ours(file := open_table(path)):
+                for group in (_RowGroup(path, file, number) for number in range(file.num_row_groups)):
+                    groups.append((group, group.read(["sample_id"]).column("sample_id").to_numpy()))
         return groups
 
     def _forget(self) -> None:
@@ -151,21 +150,25 @@ class SampleFile(ABC, Generic[PartType]):
 
         from wellread.files import replacing
 
-        schema = pa.schema({"sample_id": pa.int64(), **self.columns()}, metadata=dict(self.belongs_to))
+        schema = with_digest(pa.schema({"sample_id": pa.int64(), **self.columns()}, metadata=dict(self.belongs_to)))
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        with replacing(path) as file, pq.ParquetWriter(file, schema, **WRITING) as writer:
             for table in tables:
                 writer.write_table(table.cast(schema))
 
 
-def _open(path: Path) -> Any:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+@dataclass(frozen=True, eq=False)
+class _RowGroup:
+    """A row group of an open file."""
 
-    try:
-        return pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: not a readable Parquet file; delete it and run the evaluation again") from error
+    path: Path
+    file: Any
+    number: int
+
+    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Some columns, or all; UserError when a page is damaged."""
+        with unreadable_named(self.path):
+            return self.file.read_row_group(self.number, columns=columns)
 
 
 class TokenFile(SampleFile[Tokens]):

@@ -4,6 +4,7 @@ Every evaluation writes its table with this module (`eval/*.parquet` of a run di
 compared. The scores of single samples, from which results are computed, are stored next to them.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -82,24 +83,62 @@ def read(path: Path) -> list[Result]:
     return [Result(**row) for row in table.select(schema().names).to_pylist()]
 
 
+WRITING: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+"""How tables are written: the values of each page have a checksum."""
+DIGEST = b"digest"
+"""Key of the metadata: a hash of what has no checksum of its own."""
+
+
 def write_table(path: Path, table: Any) -> None:
-    """Write an Arrow table as Parquet, atomically."""
+    """Write an Arrow table as Parquet, atomically, so that `read_table` notices an altered byte."""
     import pyarrow.parquet as pq
 
     from wellread.files import write_atomic
 
     buffer = BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table.replace_schema_metadata(with_digest(table.schema).metadata), buffer, **WRITING)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, buffer.getvalue())
 
 
+def with_digest(schema: Any) -> Any:
+    """A schema whose metadata have a digest of its columns and of its other metadata, as Parquet stores them."""
+    import pyarrow.parquet as pq
+
+    pq.write_metadata(schema, buffer := BytesIO())
+    return schema.with_metadata({**(schema.metadata or {}), DIGEST: _digest(pq.read_schema(buffer))})
+
+
 def read_table(path: Path) -> Any:
-    """Read a Parquet table of an evaluation; UserError when it is missing or unreadable."""
+    """Read a Parquet table of an evaluation; UserError when it is missing, unreadable or altered."""
+    file = open_table(path)
+    with file, unreadable_named(path):
+        return file.read()
+
+
+def open_table(path: Path) -> Any:
+    """Open a Parquet file of an evaluation, to read it within `unreadable_named`; checksums are compared on reading.
+
+    Files of older versions have no checksums.
+
+    Raises
+    ------
+    UserError
+        When it is missing or unreadable, or names or types of columns or metadata are altered.
+    """
     import pyarrow.parquet as pq
 
     with unreadable_named(path):
-        return pq.read_table(path)
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        if (file.schema_arrow.metadata or {}).get(DIGEST, digest := _digest(file.schema_arrow)) != digest:
+            raise ValueError("another digest")
+    return file
+
+
+def _digest(schema: Any) -> bytes:
+    metadata = sorted((key, value) for key, value in (schema.metadata or {}).items() if key != DIGEST)
+    columns = [(field.name, str(field.type)) for field in schema]
+    return hashlib.sha256(repr((columns, metadata)).encode()).hexdigest().encode()
 
 
 @contextmanager
@@ -111,5 +150,5 @@ def unreadable_named(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; run the evaluation first") from error
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # also of text that is not UTF-8 any more
         raise UserError(f"{path}: not a readable Parquet file; delete it and run the evaluation again") from error

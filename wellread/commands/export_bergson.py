@@ -164,12 +164,14 @@ def _write_samples(file: Path, corpus: Corpus, rows: dict[str, Ints]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from wellread.results import WRITING
+
     lists = ("input_ids", "labels")
     schema = pa.schema(
         [*((name, pa.int64()) for name in (*rows, "length")), *((n, pa.list_(pa.int64())) for n in lists)]
     )
     file.parent.mkdir()
-    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(file, schema, **WRITING) as writer:
         for table in _tables(corpus, rows, schema):
             writer.write_table(table)
 
