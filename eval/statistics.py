@@ -53,39 +53,43 @@ def holm(p_values: Floats) -> Floats:
 
 
 def rank_sum_p(members: Floats, nonmembers: Floats, member_documents: Ints, nonmember_documents: Ints) -> float:
-    """Two-sided p-value of AUC = 0.5, for labels that were drawn by document.
+    """Two-sided p-value of AUC = 0.5, for samples that are independent between documents, by normal approximation.
 
-    The rank sum is a sum over the members' documents. Over all permutations of the labels among documents its mean and
-    variance are known exactly (sampling without replacement), and its distribution is close to normal (Hájek 1960;
-    for clusters of samples Rosner, Glynn & Lee 2003). With one sample per document this is the Mann-Whitney test with
-    correction for ties and without one for continuity.
+    The AUC minus 0.5 is a sum over documents: of the mid-ranks of their samples among all samples, centered, each
+    divided by the number of samples of its side, and negative for non-members. With one sample per document its
+    variance over all permutations of the labels is known exactly (Hájek 1960): this is the Mann-Whitney test with
+    correction for ties and without one for continuity. Documents with several samples cannot be exchanged, since one
+    side may have only some samples of each. There the variance is the sum of squares over documents, with the factor
+    C / (C - 1) for C documents: the clustered variance of Obuchowski 1997, at the null hypothesis, where placement
+    values are ranks among all samples. It includes the covariance of the two sides of a document that is on both.
 
     Parameters
     ----------
     members, nonmembers
         Scores, float64[m] and float64[n]; infinite ones are ranked too.
     member_documents, nonmember_documents
-        Document of each sample, int64[m] and int64[n]. No document may be on both sides.
+        Document of each sample, int64[m] and int64[n].
 
     Returns
     -------
     float
-        1.0 when all scores are equal, or there is only one document.
+        1.0 when all scores are equal, a side is empty, or there is only one document.
     """
     from scipy.stats import norm, rankdata
 
-    ranks = rankdata(np.concatenate([members, nonmembers]))
+    m, n = members.size, nonmembers.size
     documents = codes_of(np.concatenate([member_documents, nonmember_documents]))
-    sums = np.bincount(documents, weights=ranks - ranks.mean())
-    is_member = np.zeros(sums.size, dtype=bool)
-    is_member[documents[: members.size]] = True
-    drawn_share = is_member.mean()
-    if sums.size < 2 or not 0 < drawn_share < 1:
+    n_documents = np.unique(documents).size
+    if n_documents < 2 or not m or not n:
         return 1.0
-    deviation = math.sqrt(sums.size * drawn_share * (1 - drawn_share) * float(sums.var(ddof=1)))
-    if deviation == 0:
-        return 1.0
-    return float(2 * norm.sf(abs(sums[is_member].sum()) / deviation))
+    ranks = rankdata(np.concatenate([members, nonmembers]))
+    if n_documents == m + n:
+        ordered, total = ranks[np.argsort(documents)], float((ranks[:m] - ranks.mean()).sum())
+        variance = (m + n) * (m / (m + n)) * (1 - m / (m + n)) * float(ordered.var(ddof=1))
+    else:
+        sums = np.bincount(documents, weights=(ranks - ranks.mean()) * np.repeat([1 / m, -1 / n], [m, n]))
+        total, variance = float(sums.sum()), float((sums**2).sum()) * n_documents / (n_documents - 1)
+    return float(2 * norm.sf(abs(total) / math.sqrt(variance))) if variance > 0 else 1.0
 
 
 def detectable_auc(n_members: int, n_nonmembers: int) -> float | None:
