@@ -73,7 +73,8 @@ class SetTests:
         from wellread.record.reader import Record
 
         batch_size = self.run.manifest()["identity"]["order"]["batch_size"]
-        return Readings.of(Record.open(self.run.record), step, Corpus.open(self.run.corpus).n_trainable, batch_size)
+        n = Corpus.open(self.run.corpus).n_trainable
+        return Readings.of(Record.open(self.run.record), step, n, batch_size, self.random)
 
     def _order(self, step: int, values: Mapping[str, Floats]) -> Iterator[tuple[str, Iterable[Row]]]:
         from wellread.corpus.segments import Segments

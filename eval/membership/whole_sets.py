@@ -32,15 +32,22 @@ class Readings:
     times: Ints
     """Number of readings."""
     batch_size: int
+    repeats: Ints
+    """How often the same phase of a curriculum had read the sample before: the record counts a curriculum as one epoch.
+
+    Without a curriculum, how often any batch had.
+    """
 
     @classmethod
-    def of(cls, record: Record, step: int, n: int, batch_size: int) -> Readings:
-        """From the record; skipped batches are not readings.
+    def of(cls, record: Record, step: int, n: int, batch_size: int, random: Randomness) -> Readings:
+        """From the record; skipped batches are not readings, but count as repeats.
 
         Parameters
         ----------
         n
             Number of samples that may be trained on.
+        random
+            The phases of the order.
         """
         table = record.table(columns=["batch_id", "slot", "sample_id", "epoch", "skipped"], batches=(0, step))
         batch_id, slot, sample_id, epoch, skipped = (table.column(name).to_numpy() for name in table.column_names)
@@ -48,7 +55,9 @@ class Readings:
         position, epochs = np.full(n, -1, dtype=np.int64), np.full(n, -1, dtype=np.int64)
         position[ids] = (batch_id.astype(np.int64) * batch_size + slot)[~skipped]  # in order of reading: the last stays
         epochs[ids] = epoch[~skipped]
-        return cls(position, epochs, np.bincount(ids, minlength=n), batch_size)
+        repeats = np.zeros(n, dtype=np.int64)
+        repeats[ids] = _repeats(sample_id, random.phase_of(batch_id))[~skipped]
+        return cls(position, epochs, np.bincount(ids, minlength=n), batch_size, repeats)
 
     @property
     def batch(self) -> Ints:
@@ -57,7 +66,19 @@ class Readings:
 
     def at(self, samples: Ints) -> Readings:
         """The readings of these samples, in this order; a sample may be repeated."""
-        return Readings(self.position[samples], self.epoch[samples], self.times[samples], self.batch_size)
+        position, epoch, times, repeats = (of[samples] for of in (self.position, self.epoch, self.times, self.repeats))
+        return Readings(position, epoch, times, self.batch_size, repeats)
+
+
+def _repeats(sample_id: Ints, phase: Ints) -> Ints:
+    """How often the same sample is in earlier rows of the same phase, int64[rows]."""
+    order = np.lexsort((phase, sample_id))  # stable: rows stay in order of reading
+    starts = np.ones(order.size, dtype=bool)
+    starts[1:] = (np.diff(sample_id[order]) != 0) | (np.diff(phase[order]) != 0)
+    first = np.maximum.accumulate(np.where(starts, np.arange(order.size), 0))
+    repeats = np.empty(order.size, dtype=np.int64)
+    repeats[order] = np.arange(order.size) - first
+    return repeats
 
 
 def order_rows(
@@ -66,7 +87,7 @@ def order_rows(
     """Rows rho, p and z of the order test for one score; where several epochs are compared, also over all of them.
 
     Samples without a score are left out, and those that were last read at a time that is not random. Epochs are not
-    compared, nor phases of a curriculum, nor samples that were read more often with others.
+    compared, nor phases of a curriculum or their passes, nor samples that were read more often with others.
 
     Parameters
     ----------
@@ -82,7 +103,7 @@ def order_rows(
     """
     phase = random.phase_of(readings.batch)
     usable = ~np.isnan(scores) & (phase >= 0) & (readings.times > 0) & ~np.isin(samples, random.selected)
-    kinds = np.stack([phase, readings.epoch, readings.times])[:, usable]
+    kinds = np.stack([phase, readings.epoch, readings.times, readings.repeats])[:, usable]
     strata = np.unique(kinds, axis=1, return_inverse=True)[1].ravel()
     test = order_test(scores[usable], readings.batch[usable], strata, documents[usable], seed=seed)
     tests = {"": test}

@@ -38,7 +38,7 @@ def run_with(path: Path, **order: Any) -> RunDirectory:
 
 def test_tests_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     batches = np.arange(180)[::-1]
-    readings = Readings(2 * batches, np.zeros(180, np.int64), np.ones(180, np.int64), 2)
+    readings = Readings(2 * batches, np.zeros(180, np.int64), np.ones(180, np.int64), 2, np.zeros(180, np.int64))
     monkeypatch.setattr(SetTests, "readings", lambda self, step: readings)
     tests = SetTests(run_with(tmp_path, kind="shuffle"), Division(), ("order", "inference"), 0)  # type: ignore[arg-type]
     rng, notes = np.random.default_rng(1), list[str]()
