@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from eval.membership.compared import MEMBERS
 from eval.section import with_interval
 from eval.separation import ALPHAS, Floats, Ints
 
@@ -24,15 +25,13 @@ def show(results: Sequence[Result]) -> None:
     cells = {(each.model, each.task, each.group, each.metric): each for each in results}
     rows: list[list[object]] = []
     for model, task in dict.fromkeys((each.model, each.task) for each in results if each.metric == "auc"):
-        rates = [cells.get((model, task, "members", f"tpr_at_fpr_{alpha:g}")) for alpha in ALPHAS]
-        p_value, shuffled = cells.get((model, task, "members", "p_holm")), cells.get((model, task, "shuffled", "auc"))
+        rates = [cells.get((model, task, MEMBERS, f"tpr_at_fpr_{alpha:g}")) for alpha in ALPHAS]
+        p_value, shuffled = cells.get((model, task, MEMBERS, "p_holm")), cells.get((model, task, "shuffled", "auc"))
         rows.append(
             [
                 model or "none",
                 task.removeprefix("membership/") + (f" (p Holm {p_value.value:.2g})" if p_value else ""),
-                with_interval(cells[model, task, "members", "auc"])
-                if (model, task, "members", "auc") in cells
-                else None,
+                with_interval(cells[model, task, MEMBERS, "auc"]) if (model, task, MEMBERS, "auc") in cells else None,
                 with_interval(shuffled) if shuffled else None,
                 *(rate.value if rate else None for rate in rates),
             ]
@@ -84,7 +83,7 @@ def classify(
 
     rows: list[dict[str, object]] = []
     for each in results:
-        if each.metric.startswith("threshold_at_fpr_"):
+        if each.group == MEMBERS and each.metric.startswith("threshold_at_fpr_"):
             scores = values[each.model][each.task.removeprefix("membership/")][ids]
             rate = float(each.metric.removeprefix("threshold_at_fpr_"))
             for place, value in enumerate(scores.tolist()):

@@ -14,13 +14,14 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from support.small_evaluations import write_texts
 
 from eval.__main__ import main
+from eval.membership.any_output import classify
 from eval.membership.compared import positions_of
 from eval.membership.files import TextSamples, read_texts
 from wellread.corpus.tokenizer import Tokenizer
 from wellread.errors import UserError
 from wellread.models.load import load_model
 from wellread.models.score import log_likelihoods
-from wellread.results import read
+from wellread.results import Result, read
 
 
 @pytest.fixture
@@ -88,6 +89,21 @@ def test_models_and_files(
     shutil.rmtree(copy)
     assert main(["membership", "--model", str(small_model), *words]) == 0  # only prints
     assert "all results" not in capsys.readouterr().out
+
+
+def test_texts_are_classified_once_where_there_are_copies(tmp_path: Path) -> None:
+    """Results without copies have a threshold of their own, which is not that of the comparison."""
+    thresholds = {"members": -3.0, "members without copies": -1.0}
+    results = [
+        Result(
+            run="", model="m", step=0, tokens=0, task="membership/loss", metric="threshold_at_fpr_0.1", value=value,
+            group=group, n=9,
+        )
+        for group, value in thresholds.items()
+    ]  # fmt: skip
+    classify(tmp_path, np.array([1, 2]), results, {"m": {"loss": np.array([0.0, -2.0, -4.0])}}, csv=False)
+    rows = pq.read_table(tmp_path / "classified.parquet").to_pylist()
+    assert [(row["row"], row["threshold"], row["member"]) for row in rows] == [(0, -3.0, True), (1, -3.0, False)]
 
 
 def test_positions_of_a_model_that_calls_them_otherwise(tmp_path: Path) -> None:
