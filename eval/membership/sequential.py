@@ -133,7 +133,7 @@ class Sequential:
             raise UserError(f"--model {model}: the name says no step; with --corpus, write NAME@stepN")
         if size is None or size < 1:
             raise UserError(f"--batch_size: give the samples per batch of the training of {model}, at least 1")
-        count, n = step * size, self.reader.n_trainable
+        count, n = step * size, self._n
         if not count:
             raise UserError(f"--model {model}: has read nothing at step 0; choose a later step")
         if count > n - 2:
@@ -142,6 +142,11 @@ class Sequential:
                 "an earlier step"
             )
         return count
+
+    @property
+    def _n(self) -> int:
+        """Number of samples that an order reads: canaries of a compiled corpus are not of the others' kind."""
+        return self.reader.n_ordinary if isinstance(self.reader, Corpus) else self.reader.n_trainable
 
     def _refuse_unlike_pythia(self, model: str) -> None:
         """Refuse a corpus that cannot be what a published model was trained on, in its order."""
@@ -188,13 +193,13 @@ class Sequential:
 
     @cached_property
     def _documents(self) -> Ints | None:
-        """Document of each trainable sample; None where each sample counts as one."""
+        """Document of each sample that an order reads; None where each sample counts as one."""
         if not isinstance(self.reader, Corpus):
             return None
-        return np.asarray(self.reader.samples().column("document").to_numpy()[: self.reader.n_trainable])
+        return np.asarray(self.reader.samples().column("document").to_numpy()[: self._n])
 
     def _draw(self, count: int, folder: Path) -> Compared:
-        rng, n, every = np.random.default_rng(self.seed), self.reader.n_trainable, self._documents
+        rng, n, every = np.random.default_rng(self.seed), self._n, self._documents
         unread: Ints | int = n - count
         if every is not None:
             unread = np.flatnonzero(~np.isin(every[count:], every[:count]))

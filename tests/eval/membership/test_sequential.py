@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from support.small_evaluations import make_corpus
 
 from eval.__main__ import main
 from eval.membership.sequential import Sequential
+from wellread.corpus.canaries import Texts
 from wellread.corpus.read import Corpus
 from wellread.data.sources.megatron_write import write as write_megatron
 from wellread.errors import UserError
@@ -45,6 +47,18 @@ def sequential(n: int, batch_size: int | None = None) -> Sequential:
 )
 def test_what_a_step_has_read(model: str, batch_size: int | None, count: int) -> None:
     assert sequential(10**8, batch_size).n_read(model) == count
+
+
+def test_canaries_of_a_corpus_are_on_no_side(tmp_path: Path) -> None:
+    """Of 8 trainable samples the last 2 are canaries, so 6 are in the order; 4 have been read."""
+    sequences = [np.array([1, 2, 3, 4 + i], dtype=np.uint32) for i in range(21)]
+    texts = Texts(sequences, np.array([1, 1] + [0] * 19), np.arange(21) >= 2, np.arange(21))
+    corpus = make_corpus(tmp_path / "corpus", 8, 4, False, texts)
+    settings: dict[str, Any] = {"max_samples": 100, "max_tokens": 2048, "seed": 0, "recall": False}
+    order = Sequential(name=str(corpus.path), order="sequential", batch_size=2, **settings)
+    assert order._draw(4, tmp_path).documents.tolist() == [100, 101, 102, 103, 104, 105]
+    with pytest.raises(UserError, match=r"has read 6 samples, and .* has 6, so nothing is unread"):
+        order.n_read("mine@step3")
 
 
 @pytest.mark.parametrize(
