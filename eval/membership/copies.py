@@ -7,6 +7,7 @@ cannot see it. So copies are counted, and results are computed with and without 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,10 @@ SHINGLE = 5
 SIMILAR = 0.8
 """Smallest Jaccard similarity of the shingles of near copies (Lee et al. 2022)."""
 HASHES = 128
+COMMON = 0.2
+"""A shingle of more than this share of the texts is common: a system message or a template, not a copy."""
+FEWEST_COMMON = 10
+"""Texts that have a common shingle, at least: of few texts, a share says nothing."""
 
 Bools = NDArray[np.bool_]
 
@@ -50,11 +55,13 @@ def copies_between(members: Sequence[str], nonmembers: Sequence[str], *, seed: i
     """Find the copies between two groups of texts.
 
     Exact copies are equal texts. Near copies share 80% of their shingles of 5 words, in lower case and without
-    punctuation. Candidates are found by MinHash (Broder 1997; datasketch) with banding that finds a pair at this
-    similarity with a probability above 99.9%, and each candidate's similarity is then computed exactly.
+    punctuation; shingles of more than 20% of all texts, at least ten, do not count. Candidates are found by MinHash
+    (Broder 1997; datasketch) with banding that finds a pair at this similarity with a probability above 99.9%, and each
+    candidate's similarity is then computed exactly.
     """
     exact_members, exact_nonmembers = _among(members, set(nonmembers)), _among(nonmembers, set(members))
-    first, second = [_shingles(text) for text in members], [_shingles(text) for text in nonmembers]
+    shingles = _without_common([_shingles(text) for text in (*members, *nonmembers)])
+    first, second = shingles[: len(members)], shingles[len(members) :]
     near_members, near_nonmembers = np.zeros(len(members), dtype=bool), np.zeros(len(nonmembers), dtype=bool)
     for i, j in _candidates(first, second, seed):
         if len(first[i] & second[j]) >= SIMILAR * len(first[i] | second[j]):
@@ -67,13 +74,23 @@ def _among(texts: Sequence[str], pool: set[str]) -> Bools:
 
 
 def _shingles(text: str) -> frozenset[str]:
-    """Runs of 5 words, in lower case and without punctuation; one shorter run for a shorter text."""
+    """Runs of 5 words, in lower case and without punctuation; of a shorter text one run, without words none."""
     words = re.findall(r"\w+", text.lower())
+    if not words:
+        return frozenset()
     return frozenset(" ".join(words[i : i + SHINGLE]) for i in range(max(1, len(words) - SHINGLE + 1)))
 
 
+def _without_common(texts: Sequence[frozenset[str]]) -> list[frozenset[str]]:
+    """The shingles of each text that are not in too many texts."""
+    counts = Counter(shingle for shingles in texts for shingle in shingles)
+    most = max(COMMON * len(texts), FEWEST_COMMON)
+    common = {shingle for shingle, count in counts.items() if count > most}
+    return [shingles - common for shingles in texts]
+
+
 def _candidates(first: Sequence[frozenset[str]], second: Sequence[frozenset[str]], seed: int) -> list[tuple[int, int]]:
-    """Pairs (member, non-member) whose MinHash signatures agree in one of 32 bands of 4 hashes."""
+    """Pairs (member, non-member) with shingles whose MinHash signatures agree in one of 32 bands of 4 hashes."""
     from datasketch import MinHash, MinHashLSH
 
     def signatures(sets: Sequence[frozenset[str]]) -> list[MinHash]:
@@ -82,5 +99,7 @@ def _candidates(first: Sequence[frozenset[str]], second: Sequence[frozenset[str]
 
     index = MinHashLSH(num_perm=HASHES, params=(32, 4))
     for j, signature in enumerate(signatures(second)):
-        index.insert(j, signature, check_duplication=False)
-    return [(i, int(j)) for i, signature in enumerate(signatures(first)) for j in sorted(index.query(signature))]
+        if second[j]:
+            index.insert(j, signature, check_duplication=False)
+    queried = ((i, signature) for i, signature in enumerate(signatures(first)) if first[i])
+    return [(i, int(j)) for i, signature in queried for j in sorted(index.query(signature))]

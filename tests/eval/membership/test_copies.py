@@ -48,6 +48,26 @@ def test_near_copies_are_those_of_a_comparison_of_all_pairs() -> None:
     assert 5 < sum(near) < 55
 
 
+def test_a_shared_system_message_makes_no_copies() -> None:
+    """60 and 60 chats with the same 150 words before 12 words of their own; one non-member has those of a member."""
+    rng = np.random.default_rng(1)
+    system = " ".join(text_of(rng, 150))
+    members, nonmembers = ([f"{system} {' '.join(text_of(rng, 12))}" for _ in range(60)] for _ in range(2))
+    nonmembers[5] = members[7] + "!"
+    copies = copies_between(members, nonmembers)
+    assert np.flatnonzero(copies.near_members).tolist() == [7]
+    assert np.flatnonzero(copies.near_nonmembers).tolist() == [5]
+    assert not copies.exact_members.any()
+    same = copies_between([f"{system}."] * 30, [system] * 30)
+    assert not same  # all of their words are common
+
+
+def test_texts_without_words_have_no_near_copies() -> None:
+    copies = copies_between(["!!! ???", "..."], ["*** ---", "..."])
+    assert not copies.near_members.any()
+    assert copies.exact_members.tolist() == [False, True]
+
+
 def test_without_texts_there_are_no_copies() -> None:
     copies = copies_between(["a text"], [])
     assert not copies
