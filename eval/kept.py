@@ -81,11 +81,10 @@ def tokens_under(
 ) -> TokenFile:
     """The file with the token columns of these samples under a model that is not a checkpoint of the run.
 
-    Its name has the fingerprint of the model; see `tokens_of`.
+    Its name has the hash of the model's weights; see `tokens_of`.
     """
-    from wellread.models.directories import fingerprint_directory
-
-    how, key = how or How(), fingerprint_directory(directory).rpartition(":")[2]
+    how = how or How()
+    key = key_of_model(run, directory, again=how.verify)
     name = how.file_name(f"reference-{key[:12]}")
     file = TokenFile(run.eval / "tokens" / name, {"model": key, "dtype": how.dtype})
 
@@ -93,6 +92,20 @@ def tokens_under(
         return run_directory(directory, samples, missing, how, progress)
 
     return fill(file, ids, reporter, compute)
+
+
+def key_of_model(run: RunDirectory, directory: Path, *, again: bool = False) -> str:
+    """Hash of the weights of a model that is not a checkpoint of the run, 32 hex digits.
+
+    Parameters
+    ----------
+    again
+        Whether to hash files again that have not changed since the last evaluation of the run.
+    """
+    from wellread.hashes import KeptHashes
+    from wellread.models.directories import weights_hash
+
+    return weights_hash(directory, KeptHashes(run.eval / "hashes" / "models.json", again))
 
 
 def fill_checked(

@@ -21,6 +21,7 @@ from wellread.files import (
     with_checksum,
     write_json,
 )
+from wellread.hashes import KeptHashes
 
 MANIFEST = "checkpoint.json"
 SHAPE = {
@@ -138,38 +139,21 @@ class Checkpoint:
         UserError
             When a file of the checkpoint is missing, altered or not listed.
         """
-        entries = {} if again else _kept_hashes(hashes)
-        used: dict[str, Any] = {}
+        file_hashes = KeptHashes(hashes, again)
 
         def sha256(name: str) -> str:
-            status = (self.path / name).stat()
-            key = [status.st_size, status.st_mtime_ns, status.st_ino]
-            entry = entries.get(name)
-            if not isinstance(entry, dict) or entry.get("file") != key:
-                entry = {"file": key, "sha256": sha256_file(self.path / name)}
-            used[name] = entry
-            return str(entry["sha256"])
+            return file_hashes.sha256(self.path / name, name)
 
         damage = self.damage(sha256, "model/")
         if damage and (checkpoint := _committed(self.path)):  # the run may have deleted its state meanwhile
             damage = checkpoint.damage(sha256, "model/")
         if damage:
             raise UserError(f"{damage}; see wellread verify {self.path.parent.parent}")
-        if used != entries:
-            hashes.parent.mkdir(parents=True, exist_ok=True)
-            write_json(hashes, used)
+        file_hashes.keep()
 
 
 def _is_weights(name: str) -> bool:
     return name.startswith("model/") and name.endswith(".safetensors")
-
-
-def _kept_hashes(path: Path) -> dict[str, Any]:
-    """What `Checkpoint.refuse_damaged` has kept; empty when there is nothing, or nothing readable."""
-    try:
-        return dict(read_json(path, {...: dict}))
-    except (OSError, UserError):
-        return {}
 
 
 def name_of(step: int) -> str:

@@ -30,6 +30,7 @@ from eval.separation import ALPHAS, Floats, Ints, nonmembers_needed, roc
 from wellread.cli import new_parser, parse
 from wellread.config import Dtype
 from wellread.errors import UserError
+from wellread.hashes import KeptHashes
 from wellread.results import Result
 from wellread.units import plural
 
@@ -122,6 +123,11 @@ class AnyModel:
         return "prefixed" in needs(self.columns)
 
     @cached_property
+    def _hashes(self) -> KeptHashes:
+        """Hashes of the files of models: each file is read once in a call, and nothing is kept for the next."""
+        return KeptHashes()
+
+    @cached_property
     def _sequential(self) -> Sequential:
         """The corpus."""
         return Sequential(
@@ -168,13 +174,12 @@ class AnyModel:
 
     def distinct_models(self, notes: Callable[[str], None]) -> dict[str, Path]:
         """Name -> directory of each model; of models with the same weights only the first, with a note."""
-        from wellread.files import sha256_file
         from wellread.models.directories import weight_files
 
         directories, of_weights = dict[str, Path](), dict[tuple[str, ...], str]()
         for name in self._names:
             directory = model_named(name, "--model")
-            weights = tuple(sha256_file(path) for path in weight_files(directory))
+            weights = tuple(self._hashes.sha256(path) for path in weight_files(directory))
             if weights in of_weights:
                 notes(f"{of_weights[weights]} and {name} have the same weights; they are compared once")
                 continue
@@ -188,7 +193,7 @@ class AnyModel:
         if samples.truncated:
             longest = int(samples.lengths(ids).max())
             reporter.note(f"{directory.name}: {samples.truncated:,} texts are truncated to {longest:,} tokens")
-        stored = Stored(compared, samples, folder, How(device=self.device, dtype=self.dtype), reporter)
+        stored = Stored(compared, samples, folder, How(device=self.device, dtype=self.dtype), reporter, self._hashes)
         reference = model_named(self.reference) if self.reference and "reference" in required else None
         if reference:
             check_reference(reference, str(self.reference), samples.tokenizer, samples.longest)

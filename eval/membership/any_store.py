@@ -19,6 +19,7 @@ from eval.token_store import TokenFile
 if TYPE_CHECKING:
     from eval.progress import Reporter
     from wellread.corpus.batch import Samples
+    from wellread.hashes import KeptHashes
     from wellread.tokens import Tokens
 
 
@@ -31,6 +32,8 @@ class Stored:
     folder: Path
     how: How
     reporter: Reporter
+    hashes: KeptHashes
+    """Hashes of the files of models."""
 
     def tokens(self, directory: Path, samples: Samples, variant: str = "") -> TokenFile:
         """The file with token columns of all samples under the model in `directory`.
@@ -44,7 +47,7 @@ class Stored:
         def compute(missing: Ints, progress: Progress) -> Iterator[Tokens]:
             return run_directory(directory, samples, missing, self.how, progress)
 
-        path, key = self._place(directory, "tokens", variant)
+        path, key = self._place(directory, "tokens", samples, variant)
         return fill(TokenFile(path, key), np.arange(self.compared.n), self.reporter, compute)
 
     def norms(self, directory: Path) -> NormFile:
@@ -53,17 +56,24 @@ class Stored:
         def compute(missing: Ints, progress: Progress) -> Iterator[Norms]:
             return run_backward(directory, self.samples, missing, self.how, progress)
 
-        path, key = self._place(directory, FOLDER, "")
+        path, key = self._place(directory, FOLDER, self.samples)
         return fill(NormFile(path, key), np.arange(self.compared.n), self.reporter, compute)
 
-    def _place(self, directory: Path, folder: str, variant: str) -> tuple[Path, dict[str, str]]:
-        """Path of a file, and the metadata that bind it to model, samples and how they are scored."""
-        from wellread.models.directories import fingerprint_directory
+    def _place(self, directory: Path, folder: str, samples: Samples, variant: str = "") -> tuple[Path, dict[str, str]]:
+        """Path of a file, and the metadata that bind it to the weights, to what is scored and how.
 
+        Tokens and loss masks are hashed as this model scores them: a tokenizer may have changed, and a reference model
+        scores the tokens of the model that it is compared with.
+        """
+        from wellread.corpus.digest import digest
+        from wellread.models.directories import weights_hash
+
+        scored = hashlib.sha256()
+        for i in range(self.compared.n):
+            scored.update(digest(samples.tokens(i), samples.targets(i), samples.starts(i)))
         key = {
-            "model": fingerprint_directory(directory).rpartition(":")[2],
-            "texts": self.compared.identity,
-            "longest": str(self.samples.longest),
+            "model": weights_hash(directory, self.hashes),
+            "scored": scored.hexdigest(),
             "dtype": self.how.dtype,
             "variant": variant,
         }

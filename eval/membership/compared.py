@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,8 +42,6 @@ class ModelSamples(Samples, Protocol):
 class Compared:
     """Samples on which models are compared, numbered from 0."""
 
-    identity: str
-    """Hash of the samples."""
     members: Ints
     nonmembers: Ints
     """Without the documents of the prefix."""
@@ -124,7 +121,6 @@ class Texts:
             "files", lambda ids: [texts[i] for i in ids.tolist()], lambda ids: lengths[ids], [], documents
         )
         return Compared(
-            identity=hashlib.sha256("\0".join(texts).encode()).hexdigest(),
             members=np.arange(first),
             nonmembers=nonmembers,
             unlabeled=np.arange(last, len(texts)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -215,7 +214,6 @@ class Sequential:
         samples = Sequences(self.reader, ids, folder, self.max_tokens)
         unscored = Unscored("corpus", samples.texts, samples.lengths, self._labels(ids), documents)
         return Compared(
-            identity=hashlib.sha256(f"{self.reader.hash}/".encode() + ids.astype("<i8").tobytes()).hexdigest(),
             members=numbers[: members.size],
             nonmembers=compared,
             unlabeled=numbers[:0],

@@ -27,7 +27,7 @@ NAME = "perplexity_under_"
 def measure(run: RunDirectory, corpus: Corpus, record: Record, model: str, reporter: Reporter) -> None:
     """Score every sample that a run has read under a model, and keep its log-likelihood.
 
-    Token columns are kept in `eval/tokens/` by the fingerprint of the model, so that an interrupted call continues,
+    Token columns are kept in `eval/tokens/` by the hash of the model's weights, so that an interrupted call continues,
     and `wellread membership --reference MODEL` needs no second pass. Packed samples are scored by segments.
 
     Raises
@@ -37,10 +37,9 @@ def measure(run: RunDirectory, corpus: Corpus, record: Record, model: str, repor
     """
     import pyarrow as pa
 
-    from eval.kept import kept_scores, tokens_under
+    from eval.kept import kept_scores, key_of_model, tokens_under
     from eval.membership.references import check_reference, model_named
     from wellread.corpus.tokenizer import Tokenizer
-    from wellread.models.directories import fingerprint_directory
     from wellread.results import write_table
 
     directory = model_named(model, FLAG)
@@ -53,7 +52,7 @@ def measure(run: RunDirectory, corpus: Corpus, record: Record, model: str, repor
     if not np.isfinite(totals).all():
         bad = ids[np.argmin(np.isfinite(totals))]
         raise UserError(f"{FLAG} {model}: the likelihood of sample {bad} is not finite; choose another model")
-    key = fingerprint_directory(directory).rpartition(":")[2]
+    key = key_of_model(run, directory)
     table = pa.table({"sample_id": ids, "log_likelihood": totals})
     about = {"model": _label(model), "key": key, "corpus": corpus.hash}
     write_table(_folder(run) / f"perplexity-{key[:12]}.parquet", table.replace_schema_metadata(about))

@@ -8,6 +8,7 @@ from typing import Any
 
 from wellread.config import Init
 from wellread.errors import UserError
+from wellread.hashes import KeptHashes
 from wellread.models.configs import check_generation
 from wellread.models.spec import ModelSpec
 from wellread.text_io import LFS_POINTER, Parser, read_text
@@ -186,3 +187,21 @@ def fingerprint_directory(directory: Path) -> str:
                 file.seek(position)
                 state.update(file.read(BLOCK))
     return "weights:" + state.hexdigest()[:32]
+
+
+def weights_hash(directory: Path, hashes: KeptHashes | None = None) -> str:
+    """Hash of the configuration and of every byte of the weights in a directory, 32 hex digits.
+
+    `fingerprint_directory` reads only parts of large files: it distinguishes trainings, not altered files.
+
+    Parameters
+    ----------
+    hashes
+        Keeps the hashes of the files (default: they are read again).
+    """
+    hashes = hashes or KeptHashes()
+    state = hashlib.sha256((directory / "config.json").read_bytes())
+    for path in sorted(directory.glob("*.safetensors")):
+        state.update(f"{path.name}:{hashes.sha256(path)}".encode())
+    hashes.keep()
+    return state.hexdigest()[:32]
