@@ -26,6 +26,7 @@ from eval.kept import scores_of
 from eval.needs import Need, a_checkpoint, a_whole_record
 from eval.randomness import Randomness
 from eval.section import with_interval
+from eval.selection import selection
 from wellread.errors import UserError
 from wellread.scores import Scores
 from wellread.units import plural
@@ -123,6 +124,8 @@ class Forgetting(PerCheckpoint[Scores]):
                 f"warning: {why}, and so may the losses that they would have without reading; {UNREAD} is not a "
                 "control, but shows how much"
             )
+        if why := selection(self.run, [checkpoint.step for checkpoint in self.checkpoints]):
+            yield f"warning: {why}, and so may the change of their losses without reading"
 
     def score(self, checkpoint: Checkpoint, reporter: Reporter) -> Scores:
         """Scores of all groups at `checkpoint`."""

@@ -34,6 +34,7 @@ from eval.membership.set_tests import SetTests, select_tests
 from eval.membership.whole_sets import write_transcript
 from eval.needs import Need, a_checkpoint, a_whole_record
 from eval.randomness import Randomness
+from eval.selection import selection
 from eval.separation import ALPHAS, Floats, Ints, nonmembers_needed
 from wellread.config import Dtype
 from wellread.errors import UserError
@@ -182,6 +183,8 @@ class Membership(PerCheckpoint[Values]):
         yield from self.division.notes([checkpoint.step for checkpoint in self.checkpoints])
         if self.groups is None and UNREAD not in self._group_names:
             yield f"unread samples are not a control and are left out: {self._why_no_unread}"
+        if why := selection(self.run, [checkpoint.step for checkpoint in self.checkpoints]):
+            yield f"warning: {why}; look at the gates"
         if self.reference is None and self.source.reference is None and began_pretrained(self.run):
             yield "step 0 has no checkpoint, so there is no reference model; reference and ez are left out"
         if self.division.withheld is not None:

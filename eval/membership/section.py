@@ -13,6 +13,7 @@ from eval.membership.summary import conclusions
 from eval.membership.tables import read_scores
 from eval.randomness import Randomness
 from eval.section import Column, Picture, Section, with_interval
+from eval.selection import selection
 from eval.separation import ALPHAS, nonmembers_needed, roc
 from wellread.units import plural
 
@@ -120,6 +121,8 @@ def _remarks(run: RunDirectory, results: Sequence[Result], step: int | None) -> 
         yield "Samples are packed; their rows (segments) are compared, each scored by itself."
     if why := Randomness.why_no_control(run):
         yield f"“{UNREAD}” is not a control: {why}."
+    if step is not None and (why := selection(run, [step])):
+        yield f"Read and sealed samples may not be comparable: {why}."
 
 
 def _checks(results: Sequence[Result], warnings: Sequence[str]) -> Iterator[str]:
