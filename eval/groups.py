@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from eval.randomness import Randomness
+from eval.related import Related
 from eval.separation import Ints, codes_of
 from wellread.corpus import canaries
 from wellread.units import plural
@@ -76,6 +77,11 @@ class Groups:
         return codes_of(self.documents[: self.corpus.n_trainable])
 
     @cached_property
+    def related(self) -> Related:
+        """Which trainable samples share text."""
+        return Related.of(self.corpus, self.documents[: self.corpus.n_trainable])
+
+    @cached_property
     def keys(self) -> Ints:
         """A random number for each sample, int64[corpus.n]; those with the lowest ones are drawn for a group."""
         return np.random.default_rng(self.seed).integers(2**63, size=self.corpus.n)
@@ -114,11 +120,8 @@ class Groups:
         return [value or "" for value in column.to_pylist()]
 
     def at(self, step: int) -> dict[str, Ints]:
-        """Drawn sample ids of each group at `step`, ascending. Copies of read documents do not count as unread."""
-        codes = self.document_codes
-        document_read = np.full(codes.max() + 1, self.last, dtype=np.int64)
-        np.minimum.at(document_read, codes, self.first_read)
-        unread = (self.first_read < self.last) & (document_read[codes] >= step)
+        """Drawn sample ids of each group at `step`, ascending. What shares text with read samples is not unread."""
+        unread = (self.first_read < self.last) & (self.related.earliest(self.first_read) >= step)
         if self.selected is not None:
             unread[self.selected] = False
         return {

@@ -15,6 +15,7 @@ from eval.membership.checks import Checks
 from eval.membership.checks import Samples as Unscored
 from eval.membership.compared import Compared, positions_of, without_shots
 from eval.membership.texts import zlib_bytes
+from eval.related import Related
 from eval.separation import Ints
 from wellread.corpus.decoder import Decoder
 from wellread.corpus.read import Corpus, SampleReader
@@ -201,7 +202,8 @@ class Sequential:
         rng, n, every = np.random.default_rng(self.seed), self._n, self._documents
         unread: Ints | int = n - count
         if every is not None:
-            unread = np.flatnonzero(~np.isin(every[count:], every[:count]))
+            first_read = (np.arange(n) >= count).astype(np.int64)
+            unread = np.flatnonzero(Related.of(self.reader, every).earliest(first_read)[count:])
         members, nonmembers = (_draw_from(pool, self.max_samples, rng) for pool in (count, unread))
         nonmembers += count
         if min(members.size, nonmembers.size) < 2:
