@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from wellread.corpus import tokenizer
 from wellread.errors import UserError
 from wellread.files import new_directory, replacing, require_folder, write_atomic
-from wellread.models import tensors
+from wellread.models import load
 from wellread.models.llama2c import tokenizer_bin, writer
-from wellread.models.load import Source
 
 HUGGING_FACE = "hf"
 
 
 def export(model: Path, form: str, out: Path) -> None:
-    """Write a saved model in another format.
+    """Write a saved model in another format, with its adapter merged into the weights.
 
     Parameters
     ----------
@@ -39,11 +37,9 @@ def export(model: Path, form: str, out: Path) -> None:
 
 
 def _to_hugging_face(model: Path, out: Path) -> None:
-    source = Source.of(model)
-    empty: Any = source.on_meta()
-    read = source.reader(empty)
+    source = load.Source.of(model)
     with new_directory(out) as directory:
-        tensors.write_model(empty, directory, ((name, read(name)) for name in tensors.saved_sizes(empty)))
+        load.export(source, directory)
         tokenizer.copy_files(model, directory)
     print(f"{out}: model and tokenizer in Hugging Face layout, fp32")
 

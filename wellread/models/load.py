@@ -125,11 +125,12 @@ class Source:
         return replace(self, adapter=None)
 
     def reader(self, model: nn.Module) -> tensors.Reader:
-        """Return a function that reads single tensors of `model`, which `on_meta` has created."""
+        """Return a function that reads single tensors of `model`, which `on_meta` has created, by their names in it."""
         if self.adapter:
             added = self.adapter.tensors(model, self.directory)
             read_base = self.base.reader(self.base.on_meta())
-            return lambda name: added[name] if name in added else read_base(adapters.of_model(name))
+            in_base = {name: adapters.of_model(name) for name in tensors.saved_tensors(model) if name not in added}
+            return lambda name: added[name] if name in added else read_base(in_base[name])
         read = tensors.reader(model, self.directory) if self.directory else None
         if read:
             return read

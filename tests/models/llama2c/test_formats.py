@@ -13,10 +13,12 @@ import pytest
 import torch
 
 from pretrain.export import export
+from wellread.config import LoraConfig
 from wellread.errors import UserError
 from wellread.models.llama2c import reader, writer
-from wellread.models.load import load_model
+from wellread.models.load import Source, initial, load_model
 from wellread.models.loss import sample_losses
+from wellread.models.registry import find
 
 Array = Any
 SIZES = b"\x40\0\0\0\xac\0\0\0\x05\0\0\0\x08\0\0\0\x04\0\0\0\x00\x02\0\0\x00\x02\0\0"
@@ -247,6 +249,46 @@ def test_a_group_of_zeros_stays_zero() -> None:
     numbers, scales = writer.quantized(torch.tensor([[0.0, 0, 0, 0], [1, -127, 0.5, 1.5]]), 4)
     assert numbers.tolist() == [[0, 0, 0, 0], [1, -127, 0, 2]]
     assert scales.tolist() == [0, 1]
+
+
+# --- adapters --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def adapter(random_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter of the random model that changes its outputs, as a run saves it."""
+    lora = LoraConfig(rank=4, alpha=16.0, targets="q_proj,v_proj,down_proj")
+    source = initial(find(str(random_model)), 0, 0, lora)
+    model, directory = source.on_meta(), tmp_path_factory.mktemp("adapter")
+    read, generator = source.reader(model), torch.Generator().manual_seed(7)
+    values = ((name, torch.randn(read(name).shape, generator=generator)) for name in source.saved_names(model))
+    source.write(model, directory, values)
+    return directory
+
+
+def test_an_adapter_is_merged_into_the_exported_weights(adapter: Path, random_model: Path, tmp_path: Path) -> None:
+    merged, base = load_model(adapter).state_dict(), load_model(random_model).state_dict()
+    assert sum(not torch.equal(merged[name], base[name]) for name in base) == 3 * 3  # matrices, layers
+    for form in ("llama2c-v0", "llama2c-v1", "hf"):
+        export(adapter, form, tmp_path / form)
+        if form != "hf":
+            reader.write_model(reader.Llama2cFile.open(tmp_path / form), tmp_path / f"back-{form}", 1, 2)
+        exported = load_model(tmp_path / (form if form == "hf" else f"back-{form}")).state_dict()
+        assert exported.keys() == merged.keys()
+        assert all(torch.equal(exported[name], merged[name]) for name in merged), form
+    assert Reader.of(tmp_path / "llama2c-v0").greedy([1, 50, 7], 40) == greedy_of_transformers(adapter, [1, 50, 7], 40)
+    assert Reader.of(written(adapter, "llama2c-int8", tmp_path)).sizes[0] == 48
+    rough = Reader.of(tmp_path / "llama2c-int8.bin").weights["wq"]
+    exact = Reader.of(tmp_path / "llama2c-v1").weights["wq"]
+    assert np.abs(rough - exact).max() <= np.abs(exact).max() / 127
+
+
+def test_a_reader_of_an_adapter_knows_only_names_of_the_model_with_it(adapter: Path) -> None:
+    source = Source.of(adapter)
+    read = source.reader(source.on_meta())
+    read("model.layers.0.self_attn.q_proj.base_layer.weight")
+    with pytest.raises(KeyError):  # the matrix of the base model is not that of the model with the adapter
+        read("model.layers.0.self_attn.q_proj.weight")
 
 
 # --- losses and tokenizer --------------------------------------------------------------------------------------------

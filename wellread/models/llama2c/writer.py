@@ -82,7 +82,7 @@ class Weights:
 
 
 def weights(directory: Path) -> Weights:
-    """Open a model for writing it in one of `FORMATS`.
+    """Open a model for writing it in one of `FORMATS`; an adapter is merged into the weights of its base model.
 
     Raises
     ------
@@ -91,7 +91,7 @@ def weights(directory: Path) -> Weights:
     """
     source = Source.of(directory)
     _check(directory, source.config)
-    return Weights(source.config, source.reader(source.on_meta()))
+    return Weights(source.config, source.merged()[1])
 
 
 def _check(directory: Path, config: Any) -> None:
