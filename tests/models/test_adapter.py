@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,73 @@ def test_targets_that_match_nothing(small: Path) -> None:
         adapted(small, targets="q_proj").on_meta()
     with pytest.raises(UserError, match=r"no default for opt; name matrices, or all-linear"):
         targets(LoraConfig(rank=1), replace(find("pythia-70m"), family="opt"))
+
+
+@pytest.fixture(scope="module")
+def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Path]:
+    """Models of a family whose targets the plan does not know, with a tied or a separate head."""
+    from transformers import AutoModelForCausalLM, Qwen3Config
+
+    def make(tied: bool) -> Path:
+        config = Qwen3Config(
+            vocab_size=101, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=1, head_dim=16, tie_word_embeddings=tied,
+        )  # fmt: skip
+        directory = tmp_path_factory.mktemp("qwen3")
+        AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+        return directory
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("target", "module"),
+    [
+        ("lm_head", "lm_head"),
+        ("embed_tokens", "model.embed_tokens"),
+        ("mlp", "model.layers.0.mlp"),
+        ("q_norm", "model.layers.0.self_attn.q_norm"),
+    ],
+)
+def test_targets_that_are_not_matrices_of_their_own(target: str, module: str, qwen3: Any, tmp_path: Path) -> None:
+    base = qwen3(True)
+    choices = "choose q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
+    expected = f"{target}: {module} is not a matrix with weights of its own; {choices}"
+    with pytest.raises(UserError) as error:
+        adapted(base, targets=f"q_proj,{target}").on_meta()
+    assert str(error.value) == f"--lora.targets {expected}"
+    directory = saved(adapted(base, targets="q_proj"), tmp_path / "adapter")
+    config = directory / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"target_modules": [target]}))
+    with pytest.raises(UserError) as error:
+        load_model(directory)
+    assert str(error.value) == f"{config}: target {expected}"
+
+
+def test_a_separate_head_is_merged_as_by_peft(qwen3: Any, tmp_path: Path) -> None:
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    base = qwen3(False)
+    directory = saved(adapted(base, targets="q_proj,lm_head"), tmp_path / "adapter")
+    of_peft = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), directory).merge_and_unload()
+    merged, expected = load_model(directory).state_dict(), of_peft.state_dict()
+    assert all(torch.allclose(merged[name], expected[name], rtol=0, atol=1e-6) for name in expected)
+    assert not torch.equal(merged["lm_head.weight"], weights_in(base)["lm_head.weight"])
+
+
+def test_all_linear_excludes_the_head_even_if_a_layer_has_a_matrix_of_its_name() -> None:
+    from transformers import AutoModelForCausalLM, Qwen3Config
+
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+    config = Qwen3Config(vocab_size=101, hidden_size=32, intermediate_size=48, **sizes)
+    model: Any = AutoModelForCausalLM.from_config(config)
+    model.model.layers[0].mlp.lm_head = torch.nn.Linear(32, 32)
+    adapter = Adapter.fresh(LoraConfig(rank=2, alpha=4.0, targets="all-linear"), find("pythia-70m"), 0)
+    adapter.inject(model)
+    adapted_modules = {name.partition(".lora_")[0] for name, _ in model.named_parameters() if ".lora_" in name}
+    assert "model.layers.0.mlp.lm_head" in adapted_modules
+    assert len(adapted_modules) == 8
 
 
 def test_other_kinds_of_adapters_are_errors(small: Path, tmp_path: Path) -> None:

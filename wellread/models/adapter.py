@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,22 +112,35 @@ class Adapter:
         Raises
         ------
         UserError
-            When a target matches no matrix; lists the names of matrices.
+            When a target matches no matrix, or also something that an adapter cannot be merged into.
         """
-        from dataclasses import replace
-
         import peft
 
-        matrices = _matrices(model)
-        names = sorted(matrices if self.settings.target_modules == ALL else self.settings.target_modules)
-        modules = [name for name, _ in model.named_modules()]
-        for target in names:
-            if not any(name == target or name.endswith(f".{target}") for name in modules):
-                raise UserError(
-                    f"--lora.targets {target}: matches no matrix of the model; choose {', '.join(matrices)}"
-                )
+        if self.settings.target_modules == ALL:
+            names = _matrices(model)
+        else:
+            names = sorted(self.settings.target_modules)
+            self._check_targets(model, names)
         settings = replace(self.settings, target_modules=names, inference_mode=False)
         peft.inject_adapter_in_model(settings, model, low_cpu_mem_usage=True)
+
+    def _check_targets(self, model: nn.Module, names: list[str]) -> None:
+        """Raise an error for a name that matches no matrix, or other modules too; it lists the names of matrices."""
+        from peft.tuners.tuners_utils import check_target_module_exists
+
+        matrices, modules = _matrices(model), [name for name, _ in model.named_modules()]
+        choices = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in matrices))
+        possible = {*matrices, *_separate_head(model)}
+        for target in names:
+            where = f"{self.directory / CONFIG}: target" if self.directory else "--lora.targets"
+            settings = replace(self.settings, target_modules=[target])
+            matched = [name for name in modules if check_target_module_exists(settings, name)]
+            if not matched:
+                raise UserError(f"{where} {target}: matches no matrix of the model; choose {choices}")
+            if other := [name for name in matched if name not in possible]:
+                raise UserError(
+                    f"{where} {target}: {other[0]} is not a matrix with weights of its own; choose {choices}"
+                )
 
     def tensors(self, model: nn.Module, base: Path | None) -> dict[str, torch.Tensor]:
         """All tensors of the adapter in fp32, by their name in `model`.
@@ -242,13 +255,20 @@ def of_model(name: str) -> str:
 
 
 def _matrices(model: Any) -> list[str]:
-    """Last parts of the names of all matrices of the layers: the possible targets."""
+    """Names of all matrices of the layers."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings()
-    names = (name for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head)
-    return list(dict.fromkeys(name.rpartition(".")[2] for name in names))
+    return [name for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
+
+
+def _separate_head(model: Any) -> list[str]:
+    """Name of the output embedding if it is not tied: an adapter of a tied one would change the input as well."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or head.weight is embedding.weight:
+        return []
+    return [name for name, module in model.named_modules() if module is head]
 
 
 def _initial(model: nn.Module, seed: int) -> dict[str, torch.Tensor]:
