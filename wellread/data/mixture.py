@@ -25,6 +25,8 @@ VERSION = 3
 """Raise it when the same settings produce a different corpus; existing corpora are then compiled again."""
 CHAT_VERSION = 2
 """The same for data sets with the chat template."""
+ROWS_VERSION = 2
+"""The same for data sets of rows, which are not raw text."""
 LOOKED_AT = 100
 """Number of rows that are read to recognize the schema of a data set."""
 
@@ -257,6 +259,7 @@ def corpus_settings(config: DataConfig, mixture: Mixture, tokenizer: str) -> dic
         "holdout": config.holdout,
         "holdout_seed": config.holdout_seed,
         "max_bad_rows": config.max_bad_rows,
+        **({"rows": ROWS_VERSION} if any(reader.schema.name != TEXT for reader in data_sets) else {}),
         **({"pack": True} if config.pack else {}),
         **({"chat": chat} if any(reader.template.is_chat for reader in data_sets) else {}),
     }

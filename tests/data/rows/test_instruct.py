@@ -138,6 +138,57 @@ def test_an_existing_prefix_is_not_added_twice() -> None:
     assert examples(chat, "conversations")[0].turns == (("Add 1 and 1.", "2"),)
 
 
+PROMPT = (
+    f"{INTRO}, paired with an input that provides further context. {REQUEST}\n\n### Instruction:\nAdd.\n\n"
+    "### Input:\n1 1\n\n### Response:"
+)
+
+
+@pytest.mark.parametrize("column", [None, "", " ", "\n", "1 1", "1 1\n"])
+def test_the_input_of_an_existing_prompt_is_the_context(column: str | None) -> None:
+    (sample,) = examples({"instruction": PROMPT, "input": column, "output": "2"}, "alpaca")
+    assert sample.turns == examples({"instruction": "Add.", "input": "1 1", "output": "2"}, "alpaca")[0].turns
+
+
+def test_a_column_next_to_an_existing_prompt_without_input_is_the_context() -> None:
+    instruction = f"{INTRO}. {REQUEST} ### Instruction: Add."
+    (sample,) = examples({"instruction": instruction, "input": "1 1", "output": "2"}, "alpaca")
+    assert sample.turns == examples({"instruction": "Add.", "input": "1 1", "output": "2"}, "alpaca")[0].turns
+
+
+def test_an_existing_prompt_with_another_input_than_the_column_is_malformed() -> None:
+    error = read({"instruction": PROMPT, "input": "2 2", "output": "2"}, "alpaca")
+    assert error == "'instruction' contains a prompt with another input than the row; remove one"
+
+
+CHAT = [{"role": "user", "content": "Add 1 and 1."}, {"role": "assistant", "content": "2"}]
+
+
+@pytest.mark.parametrize("column", [None, "", " ", "Be brief. "])
+def test_a_column_without_content_does_not_replace_a_system_message(column: str | None) -> None:
+    chat = [{"role": "system", "content": "Be brief."}, *CHAT]
+    (sample,) = examples({"messages": chat, "system": column}, "messages")
+    assert sample.system == "Be brief."
+    (later,) = examples({"messages": CHAT, "system": column, "history": chat}, "messages")
+    assert (later.system, len(later.turns)) == ("Be brief.", 2)
+
+
+def test_two_different_system_messages_are_malformed() -> None:
+    chat = [{"role": "system", "content": "Be brief."}, *CHAT]
+    error = read({"messages": chat, "system": "Be long."}, "messages")
+    assert error == "has two different system messages, one in a column and one in the chat; remove one"
+    error = read({"messages": CHAT, "system": "Be long.", "history": chat}, "messages")
+    assert error == "'history' has another system message than the row; remove one"
+
+
+def test_the_file_names_the_subset_of_hc3_if_its_column_has_no_content() -> None:
+    source = Source(name="hc3", paths=(Path("finance.jsonl"),), subsets=("finance",))
+    for subset in (None, "", " "):
+        parsed = read(HC3 | {"source": subset}, "hc3", source)
+        assert isinstance(parsed, list)
+        assert {dialogue.category for dialogue in parsed} == {"finance"}
+
+
 HC3 = {"question": "Why?", "human_answers": ["So.", "It is so. "], "chatgpt_answers": ["As a model, so."]}
 
 
@@ -394,7 +445,7 @@ def test_settings_that_identify_a_corpus() -> None:
     config, source = RunConfig.of(seq_len=64), find("sample")
     base = corpus_settings(config.data, source, "t")
     assert set(base) == {
-        "version", "sets", "tokenizer", "seq_len", "loss_on", "holdout", "holdout_seed", "max_bad_rows",
+        "version", "rows", "sets", "tokenizer", "seq_len", "loss_on", "holdout", "holdout_seed", "max_bad_rows",
     }  # fmt: skip
     assert corpus_settings(RunConfig.of(seq_len=64, steps=3, seed=5, ranks_per_node=2).data, source, "t") == base
     for other in (RunConfig.of(seq_len=65), RunConfig.of(seq_len=64, holdout=0.1),

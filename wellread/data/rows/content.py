@@ -69,6 +69,13 @@ def without_prefix(text: str) -> tuple[str, str] | None:
     return (match["instruction"], match.groupdict().get("context") or "") if match else None
 
 
+def only_content(first: str, second: str) -> str | None:
+    """The one of two texts that has content; None if both have content that differs."""
+    if first.strip() and second.strip() not in ("", first.strip()):
+        return None
+    return first if first.strip() else second
+
+
 def without_empty_lines(text: str) -> str:
     """Remove empty lines at the start and whitespace at the end; the first line keeps its indentation."""
     text = text.rstrip()

@@ -13,6 +13,7 @@ from wellread.data.rows.content import (
     Dialogue,
     Turn,
     first_text,
+    only_content,
     text_of,
     without_empty_lines,
     without_prefix,
@@ -127,8 +128,10 @@ def _read_columns(row: Row, schema: Schema, source: Source) -> list[Dialogue] | 
         return f"no {response!r}"
     carried = without_prefix(values["instruction"])
     if carried:
-        values["instruction"] = carried[0]
-        values["context"] = values.get("context") or carried[1]
+        context = only_content(values["context"], carried[1])
+        if context is None:
+            return f"{instruction!r} contains a prompt with another input than the row; remove one"
+        values |= {"instruction": carried[0], "context": context}
     answer = values.pop("response")
     dialogue = Dialogue((Turn(values, answer),), category=values.get("category", ""), prefixed=bool(carried))
     return _completed(dialogue, fields, schema, source)
@@ -146,12 +149,14 @@ def _completed(dialogue: Dialogue, fields: dict[str, Any], schema: Schema, sourc
             return error
         extra_fields = {name: value for name, value in dialogue.turns[0].fields.items() if name not in _TEXTS}
         earlier += [replace(turn, fields=extra_fields | turn.fields) for turn in turns]
-        system = system or earlier_system
-        if earlier_system.strip() not in ("", system.strip()):
+        both = only_content(system, earlier_system)
+        if both is None:
             return f"{column!r} has another system message than the row; remove one"
-    if system.strip() and dialogue.system.strip() not in ("", system.strip()):
+        system = both
+    both = only_content(system, dialogue.system)
+    if both is None:
         return "has two different system messages, one in a column and one in the chat; remove one"
-    return [replace(dialogue, system=system or dialogue.system, turns=(*earlier, *dialogue.turns))]
+    return [replace(dialogue, system=both, turns=(*earlier, *dialogue.turns))]
 
 
 HC3_SUBSETS = ("reddit_eli5", "finance", "medicine", "open_qa", "wiki_csai")
@@ -166,7 +171,9 @@ def _read_hc3(row: Row, schema: Schema, source: Source) -> list[Dialogue] | str:
         return error or f"{subset_error}"
     if not question.strip():
         return f"no {schema.columns['instruction']!r}"
-    if not subset and source.paths:  # files with a single subset have no such column; the file name is the subset
+    if (
+        not subset.strip() and source.paths
+    ):  # files with a single subset have no such column; the file name is the subset
         stem = (row.path or source.paths[0]).stem
         subset = stem if stem in HC3_SUBSETS else ""
     answers: list[tuple[str, str]] = []
