@@ -94,6 +94,19 @@ def test_each_sample_refers_to_its_data_set(tmp_path: Path) -> None:
     assert set(sealed.tolist()) == {0, 1, 2}
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_weighted_data_set_without_a_usable_row_is_named(first: bool, tmp_path: Path) -> None:
+    sets = [f"{write(tmp_path / 'ok.jsonl', 20)}:0.5", f"{tmp_path / 'bad.jsonl'}:0.5"]
+    rows = [{"instruction": "", "response": "x"}] * 3
+    (tmp_path / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = ",".join(sets if first else sets[::-1])
+    with pytest.raises(UserError) as error:
+        prepare(config(tmp_path, data, max_bad_rows=10))
+    assert str(error.value) == (
+        f"{tmp_path / 'bad.jsonl'}: has no usable row, so no share of it can be taken; leave it out of --data"
+    )
+
+
 def test_copies_in_two_data_sets_are_both_sealed_or_both_trainable(tmp_path: Path) -> None:
     one = write(tmp_path / "a.jsonl", 100)
     (tmp_path / "b.jsonl").write_bytes(one.read_bytes())

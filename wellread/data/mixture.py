@@ -101,6 +101,8 @@ def _first(source: Source, samples: NDArray[np.int64], target: int) -> NDArray[n
         )
     if source.limit is None and source.weight is None:
         return None
+    if not len(usable):
+        raise UserError(f"{source.where}: has no usable row, so no share of it can be taken; leave it out of --data")
     order = usable[Order(kind="shuffle", seed=0, n=len(usable), batch_size=len(usable)).batch(0)]
     n_rows = source.limit or int(np.searchsorted(np.cumsum(samples[order]), target)) + 1
     mask = np.zeros(len(samples), dtype=np.bool_)
