@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from support.commands import COMMANDS, OLD_RUN, arguments, parser_of
@@ -14,9 +16,12 @@ from support.outcomes import outcome
 from support.programs import ROOT
 
 from eval.membership import any_model
+from finetune.prepare import prepare
 from launch import cluster
 from wellread.__main__ import main
 from wellread.cli import PATHS, parse, plain_parser
+from wellread.config import RunConfig
+from wellread.corpus.read import Corpus
 from wellread.models import registry
 
 HERE = {"cluster", "config", "data", "ds_config", "order", "vocab"}
@@ -55,6 +60,17 @@ def test_paths_of_flags(home: Path) -> None:
         parser.add_argument(f"--{name}")
     values = vars(parse(parser, [f"--{name}=~/{name}" for name in PATHS]))
     assert values == {name: f"{home}/{name}" for name in PATHS}
+
+
+def test_paths_of_settings_in_python(home: Path) -> None:
+    (home / "t.txt").write_text("Question: {instruction}\nAnswer: {response}")
+    (home / "rows.jsonl").write_text("".join(f'{{"instruction": "Add {i}.", "response": "{i}"}}\n' for i in range(20)))
+    pq.write_table(pa.table({"sample_id": [0], "score": [0.5]}), home / "scores.parquet")
+    paths = {"data": "~/rows.jsonl", "template": "~/t.txt", "corpora": "~/corpora", "influence": "~/scores.parquet"}
+    directory = prepare(RunConfig.of(seq_len=64, **paths))
+    assert directory.parent == home / "corpora"
+    assert Corpus.open(directory).metric("influence")[0] == 0.5
+    assert not (Path.cwd() / "~").exists()
 
 
 def test_paths_in_files(home: Path) -> None:

@@ -91,6 +91,16 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         influence.read(tmp_path / "x.parquet")
 
 
+def test_a_column_that_appears_twice_is_named(tmp_path: Path) -> None:
+    arrays = [pa.array([0]), pa.array([1.0]), pa.array([2.0])]
+    for name in ("score", "note"):
+        names = ["sample_id", "score" if name == "score" else name, name]
+        pq.write_table(pa.Table.from_arrays(arrays, names=names), tmp_path / "scores.parquet")
+        with pytest.raises(UserError) as refused:
+            influence.read(tmp_path / "scores.parquet")
+        assert str(refused.value) == f"--influence {tmp_path / 'scores.parquet'}: has several columns {name}; give one"
+
+
 @pytest.mark.long
 def test_prepare_adds_scores_to_a_corpus_that_exists(
     copied_run: RunDirectory, corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]

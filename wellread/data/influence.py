@@ -70,9 +70,10 @@ def read(file: Path) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     Raises
     ------
     UserError
-        When the file is not Parquet, a column is missing or not numeric, a sample is named twice, or a score is not
-        finite.
+        When the file is not Parquet, a column is missing, repeated or not numeric, a sample is named twice, or a score
+        is not finite.
     """
+    file = file.expanduser()
     table = _table(file)
     columns: dict[str, NDArray[Any]] = {}
     for name, kinds, what in zip(COLUMNS, ("iu", "iuf"), ("whole numbers", "numbers"), strict=True):
@@ -96,6 +97,9 @@ def _table(file: Path) -> Any:
     import pyarrow.parquet as pq
 
     try:
+        names = pq.read_schema(file).names if file.is_file() else []
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"--influence {file}: has several columns {repeated[0]}; give one")
         return pq.read_table(file)
     except FileNotFoundError:
         raise UserError(f"--influence {file}: no such file") from None

@@ -67,7 +67,7 @@ class Samples(ABC):
         """Directory of the compiled corpus; equal settings give the same directory."""
         from wellread.corpus.digest import corpus_key
 
-        return Path(self.config.data.corpora) / f"{self.name}-{corpus_key(self.settings)}"
+        return Path(self.config.data.corpora).expanduser() / f"{self.name}-{corpus_key(self.settings)}"
 
 
 class Recipe(ABC, Generic[C]):

@@ -79,7 +79,7 @@ def load(name: str, fields: Iterable[str], where: str) -> Template:
     """
     if name == CHAT:
         return Template(name, (read_text(CHAT_FILE),))
-    path = Path(name) if name.endswith(".txt") else FOLDER / f"{name}.txt"
+    path = Path(name).expanduser() if name.endswith(".txt") else FOLDER / f"{name}.txt"
     if not path.is_file():
         names = ", ".join([*sorted(p.stem for p in FOLDER.glob("*.txt") if not p.stem.endswith("_context")), CHAT])
         raise UserError(f"--template {name}: not a known template ({names}) or a .txt file")
