@@ -104,7 +104,7 @@ def write_run(path: Path, config: Any, corpus_directory: Path, steps: int) -> Pa
         trainable=corpus.n_trainable,
         sealed=corpus.n - corpus.n_trainable,
         exact=True,
-        pass_samples=built.order.n,
+        pass_samples=built.pass_samples,
     )
     plan = make_plan(config, spec, Machine(cluster="local", nodes=1, ranks_per_node=1, device="cpu"), counts)
     identity = {

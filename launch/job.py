@@ -106,7 +106,7 @@ class Job:
 
     def plan(self, corpus: Corpus | None) -> Plan:
         """Plan the run; without a compiled corpus, estimate its size from the rows of the source."""
-        counts = _counts(corpus, self.order(corpus).order.n) if corpus else self._estimate()
+        counts = _counts(corpus, self.order(corpus).pass_samples) if corpus else self._estimate()
         self._check_ranks()
         ds_config = deepspeed_file.read(self.config.cluster.ds_config) if self.config.cluster.ds_config else None
         falls_back = self.options.ladder == "on" and not self.options.force  # --force starts the requested strategy
@@ -118,9 +118,9 @@ class Job:
 
     def _check_ranks(self) -> None:
         """Refuse ranks that cannot share the batches of a run that has begun: its batch size never changes."""
-        if not any(self.run.checkpoints.glob("step-*")) or not self.run.manifest_file.is_file():
+        if not (begun := self._begun()):
             return
-        batch_size, ranks = self.run.manifest()["identity"]["batch_size"], self.machine.ranks
+        batch_size, ranks = begun["batch_size"], self.machine.ranks
         requested = self.config.schedule.batch_size or batch_size
         if requested != batch_size and requested % ranks:  # the planner would suggest other sizes that are refused, too
             raise UserError(
@@ -137,8 +137,15 @@ class Job:
     def order(self, corpus: Corpus) -> Built:
         """Return the order over `corpus`, built once, since building can take long."""
         if corpus.path not in self._orders:
-            self._orders[corpus.path] = build(self.config.schedule, corpus)
+            self._orders[corpus.path] = build(self.config.schedule, corpus, self._begun().get("order"))
         return self._orders[corpus.path]
+
+    def _begun(self) -> dict[str, Any]:
+        """Return the identity of a run that has begun, which has a checkpoint; empty for a new run."""
+        if not any(self.run.checkpoints.glob("step-*")) or not self.run.manifest_file.is_file():
+            return {}
+        identity: dict[str, Any] = self.run.manifest()["identity"]
+        return identity
 
     def _estimate(self) -> Counts:
         rows = self.samples.estimate()

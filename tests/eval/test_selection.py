@@ -31,7 +31,7 @@ def filtered(path: Path, n: int) -> RunDirectory:
     run, ids = make_run(path / f"run-{n}", batches=2), np.arange(n)
     shape: dict[str, Any] = {"seed": 0, "n": n, "batch_size": 2, "ids": ids, "ids_sha256": metrics.digest(ids)}
     order = ListedOrder(kind="shuffle", listed="filter", by="n_targets>=2", source="", **shape)
-    keep(run, Built(order))
+    keep(run, Built(order, order.n))
     return ordered(run, **order.identity())
 
 

@@ -208,6 +208,46 @@ def test_control_arm_has_the_same_readings(corpus: Corpus, tmp_path: Path, steps
         assert control.order.batch(row["batch_id"])[row["slot"]] == row["sample_id"]
 
 
+@pytest.mark.parametrize("order", ["sorted:n_tokens:asc", "file"])
+@pytest.mark.parametrize("length", [{"steps": 5}, {"epochs": 1.0}, {"epochs": 0.3}, {"epochs": 2.0}])
+def test_control_arm_of_a_list_has_the_same_readings(
+    corpus: Corpus, tmp_path: Path, order: str, length: dict[str, Any]
+) -> None:
+    """Also if the run ends before the list, or fills its last batch from the next pass."""
+    np.save(tmp_path / "ids.npy", np.arange(100)[::-1])
+    text = f"file:{tmp_path / 'ids.npy'}" if order == "file" else order
+    plain, control = (build(corpus, text, batch_size=8, order_control=is_control, **length) for is_control in (0, 1))
+    assert control.pass_samples == plain.pass_samples == plain.order.n
+    steps = length.get("steps") or plain.order.steps(length["epochs"])
+    read, shuffled = (arm.order.batches(0, steps).ravel().tolist() for arm in (plain, control))
+    assert read != shuffled
+    assert Counter(read) == Counter(shuffled)
+
+
+def test_control_arm_of_complete_passes_shuffles_each_pass(measured: Corpus, tmp_path: Path) -> None:
+    np.save(tmp_path / "ids.npy", np.arange(40)[::-1])
+    text = f"file:{tmp_path / 'ids.npy'}"
+    control = build(measured, text, batch_size=8, epochs=2.0, order_control=True).order
+    assert control.n == 40
+    first, second = control.samples(np.arange(80)).reshape(2, 40).tolist()
+    assert sorted(first) == sorted(second) == list(range(40))
+    assert first != second
+
+
+def test_control_arm_that_has_begun_keeps_its_list(corpus: Corpus) -> None:
+    """Older versions shuffled the complete list; such a run resumes with the order that it has."""
+    schedule = resolve(
+        RunConfig.of(order="sorted:n_tokens:asc", order_control=True, steps=5, batch_size=8), SPEC
+    ).schedule
+    plain = build(corpus, "sorted:n_tokens:asc", batch_size=8).order
+    assert isinstance(plain, ListedOrder)
+    older = dataclasses.replace(plain, kind="shuffle").identity()
+    assert build_order(schedule, corpus).order.n == 40
+    assert build_order(schedule, corpus, older).order.identity() == older
+    now = build_order(schedule, corpus).order.identity()
+    assert build_order(schedule, corpus, now).order.identity() == now
+
+
 def test_phases_of_the_same_samples_are_shuffled_differently(corpus: Corpus, tmp_path: Path) -> None:
     text = curriculum(tmp_path, "phases: [{steps: 5}, {steps: 5}]")
     first, second = build(corpus, text, batch_size=8).order.batches(0, 10).reshape(2, -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from wellread.order import curriculum as curricula
 from wellread.order import metrics
 from wellread.order.arrange import Arranged, arrange, steps_before_corpus
 from wellread.order.inserted import insert, notes_of
-from wellread.order.permutation import Kind, ListedOrder, Order
+from wellread.order.permutation import Kind, ListedOrder, Order, steps_of
 from wellread.order.select import choose, open_ids
 from wellread.order.spec import OrderSpec, parse
 
@@ -26,19 +27,27 @@ class Built:
     """An order and its description."""
 
     order: Order
+    pass_samples: int
+    """Samples of one pass; in a control arm those of one pass of the other arm."""
     notes: dict[str, Any] | None = None
     """Of a curriculum, or with canaries: `phases`, and the slots of insertions (docs/formats.md, order.json)."""
 
 
-def build(config: ScheduleConfig, corpus: Corpus) -> Built:
+def build(config: ScheduleConfig, corpus: Corpus, begun: Mapping[str, Any] | None = None) -> Built:
     """Build the order of the trainable samples of `corpus` that `config` (resolved) requests.
+
+    Parameters
+    ----------
+    begun : mapping, optional
+        Identity of the order of a run that has begun. A control arm that shuffles the complete list, as in older
+        versions, continues with it.
 
     Raises
     ------
     UserError
         When a metric, a file or a curriculum cannot be used, no sample is left, or canaries have no slots.
     """
-    built = _without_canaries(config, corpus)
+    built = _without_canaries(config, corpus, begun or {})
     if not corpus.canaries:
         return built
     notes = built.notes or {"version": 1, "control": config.order_control, "phases": [], "inserted": []}
@@ -48,31 +57,49 @@ def build(config: ScheduleConfig, corpus: Corpus) -> Built:
         built.order,
         corpus.canaries,
         first,
-        steps=config.steps or built.order.steps(config.epochs or 1),
+        steps=_steps(config, built.pass_samples),
         seed=config.seed,
         reserved=np.array(reserved, dtype=np.int64),
     )
     inserted = [*notes["inserted"], *notes_of(order, corpus.canaries, first)]
     inserted.sort(key=lambda each: (each["batch_id"], each["slot"]))
-    return Built(order, notes | {"inserted": inserted})
+    return Built(order, built.pass_samples, notes | {"inserted": inserted})
 
 
-def _without_canaries(config: ScheduleConfig, corpus: Corpus) -> Built:
+def _steps(config: ScheduleConfig, pass_samples: int) -> int:
+    return config.steps or steps_of(config.epochs or 1, pass_samples, config.batch_size or 0)
+
+
+def _without_canaries(config: ScheduleConfig, corpus: Corpus, begun: Mapping[str, Any]) -> Built:
     spec, batch_size = parse(config.order), config.batch_size or 0
     plain: dict[str, Any] = {"seed": config.seed, "batch_size": batch_size}
     where = f"--order {config.order}"
     if spec.kind in ("shuffle", "sequential"):
-        return Built(Order(kind="shuffle" if spec.kind == "shuffle" else "sequential", n=corpus.n_ordinary, **plain))
+        kind: Kind = "shuffle" if spec.kind == "shuffle" else "sequential"
+        return Built(Order(kind=kind, n=corpus.n_ordinary, **plain), corpus.n_ordinary)
     if spec.kind != "curriculum":
         choice = choose(spec, corpus, where)
-        return Built(_listed(spec, choice.ids, _passes(config, choice.passes), choice.source, plain))
+        ids = _readings(config, choice.ids, begun) if config.order_control else choice.ids
+        order = _listed(spec, ids, _passes(config, choice.passes), choice.source, plain)
+        return Built(order, len(choice.ids))
     arranged = arrange(
         curricula.read(Path(spec.path).expanduser(), where), corpus, seed=config.seed, batch_size=batch_size
     )
     if config.steps:
         arranged = _shortened(arranged, config.steps, batch_size, where)
     order = _listed(spec, arranged.ids, _passes(config, "sequential"), arranged.source, plain)
-    return Built(order, _notes(order, arranged, config.order_control))
+    return Built(order, order.n, _notes(order, arranged, config.order_control))
+
+
+def _readings(config: ScheduleConfig, ids: NDArray[np.int64], begun: Mapping[str, Any]) -> NDArray[np.int64]:
+    """The list of a control arm: all that the other arm reads, whose last pass may end early.
+
+    If it reads complete passes, the list is `ids`: then each pass of the control arm is a shuffle of its own.
+    """
+    n = _steps(config, len(ids)) * (config.batch_size or 0)
+    if n % len(ids) == 0 or begun.get("ids") == metrics.digest(ids):
+        return ids
+    return np.resize(ids, n)
 
 
 def _passes(config: ScheduleConfig, kind: Kind) -> Kind:

@@ -133,11 +133,12 @@ def _check_config(findings: Findings, run: RunDirectory, config: RunConfig, iden
         "pack": (config.data.pack, identity.get("pack", False)),
         "order": (parse(schedule.order).kind, order["kind"]),
     }
+    in_pass = _pass_samples(run, config, identity)
     fresh = identity["model"].startswith("fresh:")
     if config.model.init == "fresh":
         values["init"] = ("fresh", "fresh" if fresh else "pretrained")
     if schedule.epochs and not schedule.steps:
-        values["epochs"] = (steps_of(schedule.epochs, order["n"], identity["batch_size"]), identity["steps"])
+        values["epochs"] = (steps_of(schedule.epochs, in_pass, identity["batch_size"]), identity["steps"])
     findings.expect_all(run.config_file, values, "manifest.json")
     listed = "ids" in order
     findings.expect(run.manifest_file, "identity.order.batch_size", order["batch_size"], identity["batch_size"])
@@ -147,10 +148,18 @@ def _check_config(findings: Findings, run: RunDirectory, config: RunConfig, iden
         findings.expect(run.config_file, "order_control", order["pass"], passes, "manifest.json")
 
 
+def _pass_samples(run: RunDirectory, config: RunConfig, identity: dict[str, Any]) -> int:
+    """Samples of one pass. The list of a control arm may have all readings of the run: then plan.json has the pass."""
+    n: int = identity["order"]["n"]
+    has_all = config.schedule.order_control and n == identity["steps"] * identity["batch_size"]
+    return Plan.open(run.plan_file).counts.in_pass if has_all else n
+
+
 def _check_plan(
     findings: Findings, run: RunDirectory, plan: Plan, identity: dict[str, Any], corpus: Corpus | None
 ) -> None:
-    order, epochs = identity["order"], identity["steps"] * identity["batch_size"] / identity["order"]["n"]
+    order, in_pass = identity["order"], _pass_samples(run, run.config(), identity)
+    epochs = identity["steps"] * identity["batch_size"] / in_pass
     values: dict[str, tuple[object, object]] = {
         "batch_size": (plan.batch_size, identity["batch_size"]),
         "seq_len": (plan.seq_len, identity["seq_len"]),
@@ -159,7 +168,7 @@ def _check_plan(
         "order": (parse(plan.order).kind, order["kind"]),
         "warmup_steps": (plan.warmup_steps, ceil(identity["optim"]["warmup"] * identity["steps"])),
         "epochs": (plan.epochs, round(epochs, 4)),
-        "pass_samples": (plan.counts.in_pass, order["n"]),
+        "pass_samples": (plan.counts.in_pass, in_pass),
         "micro_batch_size": (plan.micro_batch_size * plan.accumulation * plan.ranks, plan.batch_size),
     }
     findings.expect_all(run.plan_file, values, "manifest.json")
@@ -169,6 +178,8 @@ def _check_plan(
             "trainable": (plan.counts.trainable, corpus.n_trainable),
             "sealed": (plan.counts.sealed, corpus.n - corpus.n_trainable),
         }
+        if order["kind"] == "sorted":
+            counts["pass_samples"] = (plan.counts.in_pass, corpus.n_ordinary)
         findings.expect_all(run.plan_file, counts, "the corpus")
 
 
@@ -188,7 +199,7 @@ def check_order(findings: Findings, run: RunDirectory, identity: dict[str, Any],
     else:
         findings.expect(run.manifest_file, "identity.order.n", expected["n"], corpus.n_ordinary, "the corpus")
     if expected["kind"] in ("sorted", "filter") or (corpus.canaries and not isinstance(order, ListedOrder)):
-        actual = build(run.config().schedule, corpus).order  # made of the corpus only
+        actual = build(run.config().schedule, corpus, expected).order  # made of the corpus only
     else:
         actual = inserted
     findings.expect(run.manifest_file, "identity.order", expected, actual.identity(), "the order")
