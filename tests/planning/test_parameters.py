@@ -10,7 +10,7 @@ from support.known_models import PYTHIA, SMALL, small_config
 from wellread.models import llama
 from wellread.models.registry import find
 from wellread.models.spec import ModelSpec
-from wellread.planning.parameters import lora_parameters, parameters
+from wellread.planning.parameters import layout_of, lora_parameters, parameters, trained
 
 CONFIGS: dict[str, tuple[dict[str, Any], int]] = {
     "llama-7b": (
@@ -186,3 +186,27 @@ def test_lora_parameters_equal_those_of_peft(family: str) -> None:
 
 def test_lora_on_every_matrix() -> None:
     assert lora_parameters(find("pythia-12b"), 8) == 36 * 8 * (4 * 5120 + 2 * 5120 + 5 * 5120 + 5 * 5120)
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_names_and_sizes_are_those_of_the_model(family: str) -> None:
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    config = small_config(family, 2)
+    with init_empty_weights():
+        model = AutoModelForCausalLM.from_config(config)
+    model.tie_weights()
+    spec = spec_of(config.to_dict() | {"model_type": family})
+    assert layout_of(spec).sizes(spec) == {name: p.numel() for name, p in model.named_parameters()}
+
+
+def test_frozen_parameters_are_not_trained() -> None:
+    spec, every = find("pythia-70m"), parameters(find("pythia-70m"))
+    assert trained(spec).elements == every.total
+    layers = trained(spec, freeze="*.layers.*")
+    assert (layers.elements, layers.saved) == (every.outside, every.total)
+    assert layers.tensors == (50304 * 512, 512, 512, 50304 * 512)
+    some = trained(spec, freeze="*.layers.[0-2].*, *.embed_in.*,*.layers.0.mlp.*")
+    assert some.elements == every.total - 3 * every.layer - 50304 * 512
+    assert trained(spec, freeze="layers.0.*").elements == every.total  # a pattern matches complete names

@@ -13,6 +13,7 @@ from wellread.errors import UserError
 from wellread.models.registry import find
 from wellread.models.spec import ModelSpec
 from wellread.planning.machine import Machine
+from wellread.planning.parameters import parameters
 from wellread.planning.plan import KEYS, Counts, Plan
 from wellread.planning.planner import make_plan
 from wellread.planning.saving import save_steps
@@ -244,3 +245,21 @@ def test_the_fastest_strategy_is_one_that_can() -> None:
     size: dict[str, Any] = {"model": "pythia-1.4b", "gpu_mem": 20, "micro_batch_size": 1, "seq_len": 128}
     assert gpu_plan(**size).strategy == "zero1"
     assert gpu_plan(**size, grad_accum_dtype="fp32").strategy == "zero2"
+
+
+def test_frozen_weights_need_no_gradients_and_no_optimizer_state() -> None:
+    spec = find("pythia-2.8b")
+    machine = Machine(cluster="local", nodes=1, ranks_per_node=1, device="cuda", gpu_mem=24, host_mem=64)
+    plans = [
+        make_plan(resolve(RunConfig.of(model="pythia-2.8b", steps=9, **more), spec), spec, machine, counts())
+        for more in ({}, {"freeze": "*.layers.?.*,*.layers.1?.*,*.layers.2?.*,*.layers.30.*,*.embed_in.*"})
+    ]
+    assert [each.strategy for each in plans] == ["zero2-offload", "ddp"]
+    full, frozen = ({e["strategy"]: e["parts"] for e in each.strategies} for each in plans)
+    layer_and_head = parameters(spec).layer + 50304 * 2560 + 2 * 2560
+    assert frozen["ddp"]["gpu"]["moments"] == 8 * layer_and_head
+    assert frozen["ddp"]["gpu"]["weights"] == full["ddp"]["gpu"]["weights"] == 4 * parameters(spec).total
+    assert frozen["zero2"]["gpu"]["master weights"] == 4 * layer_and_head
+    for strategy in ("ddp", "zero2"):
+        assert frozen[strategy]["disk"]["models"] == full[strategy]["disk"]["models"]
+        assert frozen[strategy]["disk"]["states"] < full[strategy]["disk"]["states"]

@@ -60,6 +60,7 @@ def ways(
             micro_batch=micro,
             accumulation=batch_size // (micro * ranks),
             seq_len=config.data.seq_len or spec.seq_len,
+            freeze=config.model.freeze or "",
             lora_rank=config.lora.rank,
             lora_modules=targets(config.lora, spec) if config.lora.rank else (),
             fp32_gradients=config.model.grad_accum_dtype == "fp32",

@@ -9,7 +9,6 @@ docs/memory.md computes examples by hand; `python -m bench.memory` compares pred
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +22,11 @@ from wellread.planning.parameters import (
     layer_activations,
     layer_input,
     logits,
-    lora_parameters,
     packing_mask,
     parameters,
+    trained,
 )
-from wellread.planning.phases import KERNELS, Block, Phase, Sizes, plain
+from wellread.planning.phases import KERNELS, Block, Phase, Sizes, add_up, plain
 from wellread.planning.strategies import LADDER, Strategy
 from wellread.units import GIB, MIB
 
@@ -77,8 +76,10 @@ class Work:
     """Whether the products of the layers are in float8, where the engine has that."""
     even: bool = False
     """Whether all samples have the same length: then a CPU compiles few kernels."""
+    freeze: str = ""
+    """Patterns of the parameters that are frozen."""
     lora_rank: int = 0
-    """Rank of LoRA; 0: all weights are trained."""
+    """Rank of LoRA; 0: all weights that are not frozen are trained."""
     lora_modules: tuple[str, ...] = ()
     """Names of the matrices that LoRA adapts; empty: all matrices of a layer."""
     checkpoints: int = 1
@@ -253,7 +254,7 @@ def _sizes(
     masks = FAMILIES[spec.family].masks if work.packed and not varlen else 0
     sizes = Sizes(
         model=model,
-        trainable=lora_parameters(spec, work.lora_rank, work.lora_modules) if work.lora_rank else model.total,
+        trained=trained(spec, freeze=work.freeze, lora_rank=work.lora_rank, lora_modules=work.lora_modules),
         ranks=machine.ranks,
         width=2 if bf16 else 4,
         bf16=bf16,
@@ -276,22 +277,22 @@ def _sizes(
 
 def _fits_a_snapshot(sizes: Sizes, machine: Machine) -> bool:
     """Whether the torch engine saves from a copy: only when twice its size is free (TorchEngine.snapshot)."""
-    copies = 12 * sizes.trainable
+    size = 4 * sizes.trained.saved + 8 * sizes.trainable
     if (limit := machine.limit("host")) is None:
         return True
     before = [phase for phase in plain(sizes) if phase.name == "saving"]
-    return 2 * copies <= limit - sum(_host([replace(before[0], first=())], machine)[1].values())
+    return 2 * size <= limit - sum(_host([replace(before[0], first=())], machine)[1].values())
 
 
 def _disk(sizes: Sizes, work: Work, rung: Strategy) -> dict[str, int]:
     """Bytes of the kept checkpoints, plus the new state that is written before the oldest is deleted.
 
-    A model is saved in fp32 (with LoRA, only the adapter). For all trained weights, a state contains the moments; under
+    A model is saved in fp32 (with LoRA, only the adapter). For the trained weights, a state contains the moments; under
     DeepSpeed also the master weights; under ZeRO-1 and 2 also the weights in the training precision.
     """
     state = (rung.state + sizes.width * rung.state_weights) * sizes.trainable
     return {
-        "models": work.checkpoints * 4 * sizes.trainable,
+        "models": work.checkpoints * 4 * sizes.trained.saved,
         "states": min(work.states + 1, work.checkpoints) * state,
     }
 
@@ -313,7 +314,7 @@ def _short(needed: dict[Place, int], machine: Machine, margin: float) -> dict[st
 def _gpu(phases: list[Phase], sizes: Sizes) -> tuple[str, dict[str, int]]:
     """The phase that needs the most memory of a GPU, and its parts."""
     peak = max(phases, key=lambda phase: sum(block.bytes for block in phase.device))
-    parts = _add_up(peak.device)
+    parts = add_up(peak.device)
     fragments = int(FRAGMENTATION * sum(parts.values()))
     return peak.name, parts | {"CUDA context": CUDA_CONTEXT + NCCL * (sizes.ranks > 1), "fragmentation": fragments}
 
@@ -332,19 +333,11 @@ def _host(phases: list[Phase], machine: Machine) -> tuple[str, dict[str, int]]:
     small_first = max(sum(block.small for block in (*blocks, *first)) for _, blocks, first in on_host)
 
     def parts(blocks: tuple[Block, ...], first: tuple[Block, ...]) -> dict[str, int]:
-        of_all = _add_up(blocks * machine.ranks_per_node)
-        for part, size in _add_up(first).items():
+        of_all = add_up(blocks * machine.ranks_per_node)
+        for part, size in add_up(first).items():
             of_all[part] = of_all.get(part, 0) + size
         used = sum(block.small for block in blocks)
         used_first = used + sum(block.small for block in first)
         return of_all | {"freed but kept": (small_first - used_first) + other_ranks * (small - used)}
 
     return max(((name, parts(*of)) for name, *of in on_host), key=lambda candidate: sum(candidate[1].values()))
-
-
-def _add_up(blocks: Sequence[Block]) -> dict[str, int]:
-    parts: dict[str, int] = {}
-    for block in blocks:
-        if block.bytes:
-            parts[block.part] = parts.get(block.part, 0) + block.bytes
-    return parts

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from wellread.errors import UserError
 from wellread.models.families import FAMILIES, Compute
+from wellread.models.freezing import frozen
 from wellread.models.layouts import Layout
 from wellread.models.limits import blocks
 from wellread.models.spec import ModelSpec
@@ -42,10 +43,10 @@ def parameters(spec: ModelSpec) -> Parameters:
     """
     layout = layout_of(spec)
     matrices = [linear.inputs * linear.outputs for linear in layout.linears.values()]
-    layer = sum(linear.size for linear in layout.linears.values()) + layout.norms * spec.width
+    layer = sum(linear.size for linear in layout.linears.values()) + len(layout.norms) * spec.width
     embedding, positions = spec.vocab * spec.width, layout.positions * spec.width
     head = 0 if layout.tied else embedding
-    outside = embedding + positions + head + layout.head_bias * spec.vocab + layout.final_norms * spec.width
+    outside = embedding + positions + head + layout.head_bias * spec.vocab + len(layout.final_norms) * spec.width
     tables = [size for size in (embedding, positions) if size]
     return Parameters(
         total=spec.layers * layer + outside,
@@ -81,6 +82,38 @@ def lora_parameters(spec: ModelSpec, rank: int, modules: tuple[str, ...] = ()) -
         raise UserError(f"LoRA rank {rank}: must be at least 1")
     matrices = [linears[name] for name in modules or linears]
     return spec.layers * rank * sum(linear.inputs + linear.outputs for linear in matrices)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run trains and saves, in elements."""
+
+    elements: int
+    """T, the number of trained parameters."""
+    tensors: tuple[int, ...]
+    """Elements of each trained tensor, in the model's order; empty with LoRA, whose tensors are small."""
+    saved: int
+    """Elements of the model of a checkpoint: of an adapter, or of the complete model."""
+
+
+def trained(spec: ModelSpec, *, freeze: str = "", lora_rank: int = 0, lora_modules: tuple[str, ...] = ()) -> Trained:
+    """Count what a run trains.
+
+    Parameters
+    ----------
+    freeze : str
+        Patterns of `--freeze`; one that matches nothing is refused later, by the ranks.
+    """
+    if lora_rank:
+        elements = lora_parameters(spec, lora_rank, lora_modules)
+        return Trained(elements, (), elements)
+    model = parameters(spec)
+    if not freeze:
+        return Trained(model.total, model.tensors, model.total)
+    sizes = layout_of(spec).sizes(spec)
+    names = {name for matched in frozen(sizes, freeze).values() for name in matched}
+    tensors = tuple(size for name, size in sizes.items() if name not in names)
+    return Trained(sum(tensors), tensors, model.total)
 
 
 # --- families --------------------------------------------------------------------------------------------------------

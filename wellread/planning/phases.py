@@ -6,11 +6,12 @@ This module has the parts that all strategies share, and the phases of the torch
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from wellread.models.limits import SOFTMAX_AT_ONCE
 from wellread.models.tensors import SHARD_BYTES
-from wellread.planning.parameters import Parameters
+from wellread.planning.parameters import Parameters, Trained
 from wellread.units import MIB
 
 BUCKET = 200_000_000
@@ -58,6 +59,15 @@ class Block:
     """How many of the bytes are allocated and freed in blocks below `HEAP_BLOCK`."""
 
 
+def add_up(blocks: Sequence[Block]) -> dict[str, int]:
+    """Bytes of each part."""
+    parts: dict[str, int] = {}
+    for block in blocks:
+        if block.bytes:
+            parts[block.part] = parts.get(block.part, 0) + block.bytes
+    return parts
+
+
 @dataclass(frozen=True, kw_only=True)
 class Phase:
     """What is in memory at one time."""
@@ -76,8 +86,7 @@ class Sizes:
     """Sizes from which the phases of every strategy are computed."""
 
     model: Parameters
-    trainable: int
-    """Elements that are trained (T)."""
+    trained: Trained
     ranks: int
     width: int
     """Bytes per weight under DeepSpeed: 2 in bf16."""
@@ -108,6 +117,11 @@ class Sizes:
     """Whether rank 0 saves from a copy in host memory (TorchEngine.snapshot)."""
 
     @property
+    def trainable(self) -> int:
+        """Elements that are trained (T)."""
+        return self.trained.elements
+
+    @property
     def share(self) -> int:
         """Trainable elements of one rank under ZeRO (T / ranks)."""
         return -(-self.trainable // self.ranks)
@@ -125,7 +139,7 @@ class Sizes:
     @property
     def largest_trained(self) -> int:
         """Elements of the largest trained tensor; an upper bound under LoRA."""
-        return self.model.largest if self.full else self.share
+        return max(self.trained.tensors, default=self.share)
 
     @property
     def in_bucket(self) -> int:
@@ -143,9 +157,8 @@ class Sizes:
             Bytes per element of a single block, when a tensor is allocated in several blocks.
         """
         total = (self.model.total if of_all else self.trainable) * width
-        if not of_all and not self.full:
-            return Block(part, total, total)  # the tensors of LoRA are small
-        large = (t for t in self.model.tensors if t * (blocks or width) >= HEAP_BLOCK)
+        every = self.model.tensors if of_all else self.trained.tensors
+        large = (t for t in every if t * (blocks or width) >= HEAP_BLOCK)
         return Block(part, total, total - width * sum(large))
 
     def bucket(self, *, touched: int | None = None) -> Block:
@@ -209,7 +222,7 @@ def plain(s: Sizes) -> list[Phase]:
         resident, gradients = [*resident, lasting("gradients", 4 * s.trainable)], []
     large = sum(2 * t for t in s.model.tensors if 2 * t >= HEAP_BLOCK)
     casts = [Block("bf16 copies of weights", 2 * s.model.products, max(0, 2 * s.model.products - large))]
-    copies = (s.tensors("copies for saving", 12, of_all=False, blocks=4),)
+    copies = _copies(s)
     before = gradients if s.accumulates else []
     cast = [one("gradients", 4 * s.head)]
     if not s.bf16:
@@ -237,7 +250,7 @@ def _with_masters(s: Sizes) -> list[Phase]:
     moments, gradients = lasting("moments", 8 * s.trainable), s.tensors("gradients", 4, of_all=False)
     resident = [lasting("weights", 2 * s.model.total), lasting("masters", 4 * s.trainable), moments]
     before = [gradients] if s.accumulates else []
-    copies = (s.tensors("copies for saving", 12, of_all=False, blocks=4),)
+    copies = _copies(s)
     meanwhile = {"first": copies} if s.snapshot else {}
     passing = one("gradients", 2 * s.largest_trained)
     return [
@@ -250,6 +263,12 @@ def _with_masters(s: Sizes) -> list[Phase]:
         Phase(name="backward", device=(*resident, gradients, passing, *product(s)), **meanwhile),
         Phase(name="saving", device=tuple(resident), first=copies if s.snapshot else (shard(s),)),
     ]
+
+
+def _copies(s: Sizes) -> tuple[Block, ...]:
+    """The copy of a checkpoint's model and of AdamW's moments in host memory."""
+    name, of_all = "copies for saving", s.trained.saved == s.model.total
+    return s.tensors(name, 4, of_all=of_all, blocks=4), s.tensors(name, 8, of_all=False, blocks=4)
 
 
 def read(s: Sizes) -> tuple[Block, ...]:
@@ -269,6 +288,6 @@ def loading(s: Sizes, weights: Block) -> Phase:
 
 def shard(s: Sizes, *, counted: int = 0) -> Block:
     """Weights of one file, which rank 0 collects in fp32 to save; less `counted` bytes that another part includes."""
-    all_weights = s.tensors("shard to save", 4, of_all=False)
+    all_weights = s.tensors("shard to save", 4, of_all=s.trained.saved == s.model.total)
     size = max(0, min(all_weights.bytes, max(SHARD_BYTES, 4 * s.model.largest)) - counted)
     return Block(all_weights.part, size, min(size, all_weights.small))

@@ -162,7 +162,7 @@ def _backward_end(s: Sizes, stage: int, carried: list[Block]) -> list[Block]:
     if s.offloaded:
         # The last gradient is that of the embedding; autograd keeps it until its hook has reduced its bucket.
         norm = one("fp64 norm", max(s.in_bucket, 8 * s.largest_trained))
-        return [*blocks, norm, one("gradients", w * s.head if s.full else 0)]
+        return [*blocks, norm, one("gradients", w * s.head if s.trained.tensors else 0)]
     blocks.append(one("communication buckets", s.in_bucket))
     if s.flat_gradients:
         added = one("gradients", s.gradient_width * min(s.largest_trained, s.share))  # cast before it is added
@@ -190,15 +190,15 @@ def _flat_step(s: Sizes, stage: int) -> list[Block]:
 
 def sub_groups(s: Sizes, size: int) -> list[int]:
     """Elements of each sub-group, which ZeRO-3 updates together on one rank (stage3.py: _create_fp16_sub_groups)."""
-    if not s.full:
+    if not s.trained.tensors:
         return [s.share]
     groups, current = [], 0
-    for tensor in s.model.tensors:
+    for tensor in s.trained.tensors:
         current += -(-tensor // s.ranks)
         if current >= size:
             groups.append(current)
             current = 0
-    vectors = s.model.total - sum(s.model.tensors)
+    vectors = s.trainable - sum(s.trained.tensors)
     return [*groups, *([current] if current else []), -(-vectors // s.ranks)]
 
 
@@ -288,7 +288,7 @@ def _reduced(s: Sizes, gathered: Block, gathers: bool, *, nvme: bool) -> list[Bl
     copies = one("communication buckets", s.in_bucket * (1 if s.cuda else 2))
     last = gathered if s.trainable > BUCKET else one("gathered weights", w * s.head if gathers else 0)
     # The last gradient, as in `_backward_end`.
-    blocks = [copies, last, remaining(s), one("gradients", w * s.head if s.full else 0)]
+    blocks = [copies, last, remaining(s), one("gradients", w * s.head if s.trained.tensors else 0)]
     if s.bf16 and (nvme or s.flat_gradients):  # a bucket's gradients are cast to fp32: before they are written or added
         blocks.append(one("gradients", 4 * min(BUCKET, s.trainable) // s.ranks))
     return blocks

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 
 from wellread.errors import UserError
-from wellread.models import blocked, fused, varlen
+from wellread.models import blocked, freezing, fused, varlen
 from wellread.models.loss import next_logits, sample_losses
 from wellread.models.token_loss import one_pass_losses, token_losses
 from wellread.models.varlen import flat_losses
@@ -105,8 +104,7 @@ def freeze(model: nn.Module, patterns: str | None) -> None:
     """
     names = [name for name, _ in model.named_parameters()]
     frozen: set[str] = set()
-    for pattern in (part.strip() for part in patterns.split(",")) if patterns else ():
-        matched = fnmatch.filter(names, pattern)
+    for pattern, matched in freezing.frozen(names, patterns).items() if patterns else ():
         if not matched:
             available = dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names)
             raise UserError(f"--freeze {pattern}: matches no parameter; the parameters are {', '.join(available)}")
