@@ -12,6 +12,7 @@ ifneq ($(UNKNOWN),)
 $(error unknown setting $(firstword $(UNKNOWN)); choose one of $(SETTINGS))
 endif
 MODEL_IS_SET := $(filter command environment,$(origin MODEL))
+THEN_IS_SET := $(filter command environment,$(origin THEN))
 
 MODEL ?= tiny
 DATA ?=
@@ -74,7 +75,7 @@ ft: $(STAMP)  ## fine-tune MODEL on DATA, evaluate it, print the path of the rep
 	@$(WELLREAD) run finetune --model "$$MODEL" --then "$$THEN" $(FLAGS)
 
 pretrain: $(STAMP)  ## pretrain a Llama of SIZE on stories (DATA), write a sample, export it for llama2.c
-	@DATA="$${DATA:-stories:5000}"; $(WELLREAD) run pretrain $(if $(MODEL_IS_SET),--model "$$MODEL",--size "$$SIZE") $${VOCAB:+--vocab "$$VOCAB"} $(FLAGS) --wait
+	@DATA="$${DATA:-stories:5000}"; $(WELLREAD) run pretrain $(if $(MODEL_IS_SET),--model "$$MODEL",--size "$$SIZE") $${VOCAB:+--vocab "$$VOCAB"} $(if $(THEN_IS_SET),--then "$$THEN") $(FLAGS) --wait
 	@DATA="$${DATA:-stories:5000}"; $(if $(MODEL_IS_SET),,MODEL="stories-$${SIZE,,}";) run="$${RUN:-$$($(DEFAULT_RUN) pretrain)}" && \
 		$(PY) -m wellread sample "$$run" "Once upon a time" --temperature 0 --tokens 100 && \
 		{ test -e "$$run/model.bin" || $(PY) -m wellread export "$$run" --format llama2c-v0 --out "$$run/model.bin"; }
@@ -86,7 +87,7 @@ models: $(STAMP)  ## list the models known by name, and the memory that fine-tun
 	@$(WELLREAD) models
 
 eval: $(STAMP)  ## evaluate the checkpoints of RUN, write its report
-	@$(PY) -m wellread membership $(THE_RUN)
+	@$(WELLREAD) membership $(THE_RUN)
 
 status: $(STAMP)  ## show the state of RUN, or of all runs
 	@$(WELLREAD) status $${RUN:+"$$RUN"}
@@ -104,10 +105,10 @@ read: $(STAMP)  ## show what RUN has read: ARGS="--batch 137", "--sample 5", "--
 	@$(WELLREAD) read $(THE_RUN)
 
 verify: $(STAMP)  ## verify the record of RUN
-	@$(PY) -m wellread verify $(THE_RUN)
+	@$(WELLREAD) verify $(THE_RUN)
 
 report: $(STAMP)  ## write the report of RUN again
-	@$(PY) -m wellread report $(THE_RUN)
+	@$(WELLREAD) report $(THE_RUN)
 
 tb: $(STAMP)  ## start TensorBoard for runs/, on the loopback address
 	@$(PY) -m tensorboard.main --logdir runs --host 127.0.0.1

@@ -105,6 +105,16 @@ def test_usual_arguments_and_defaults(tree: Path) -> None:
     assert first == ["run", "pretrain", "--size", "15M", "--data", "stories:5000", *local, "--wait"]
     assert second[1] == "run of pretrain stories-15m stories:5000"
     assert started(tree, "pretrain", "MODEL=a")[0][:4] == ["run", "pretrain", "--model", "a"]
+    assert started(tree, "pretrain", "THEN=eval")[0][:6] == ["run", "pretrain", "--size", "15M", "--then", "eval"]
+
+
+def test_other_flags_reach_the_command_of_every_target(tree: Path) -> None:
+    commands = {"eval": "membership"}
+    for target in ("ft", "pretrain", "plan", "models", "eval", "status", "logs", "cancel", "doctor", "read", "verify",
+                   "report"):  # fmt: skip
+        arguments = started(tree, target, "RUN=r", "ARGS=--more 1")[0]
+        assert arguments[0] in (target, commands.get(target, "run"))
+        assert arguments[-2:] == ["--more", "1"]
 
 
 @pytest.mark.parametrize("name", ["MODLE", "FLAGS", "PY", "WELLREAD", "VENV", "SHELL", "STAMP", "THE_RUN", "data"])
