@@ -114,7 +114,17 @@ class Job:
         plan = make_plan(self.config, self.spec, self.machine, counts, ds_config, failures)
         if corpus is None and (registered := canaries.planned(self.config)):  # otherwise the order was checked
             check(registered, steps=plan.steps, batch_size=plan.batch_size)
-        return replace(plan, forced=self.options.force)
+        return replace(plan, forced=self.options.force, warmup_steps=self._warmup_steps(plan))
+
+    def _warmup_steps(self, plan: Plan) -> int:
+        """Return those of `plan`; a run that has begun keeps its own, which older versions rounded differently."""
+        if not self._begun() or not self.run.plan_file.is_file():
+            return plan.warmup_steps
+        try:
+            older = Plan.open(self.run.plan_file)
+        except UserError:  # damaged: it is written again
+            return plan.warmup_steps
+        return older.warmup_steps if older.steps == plan.steps else plan.warmup_steps
 
     def _check_ranks(self) -> None:
         """Refuse ranks that cannot share the batches of a run that has begun: its batch size never changes."""

@@ -18,6 +18,8 @@ from launch.backends import base as backends
 from launch.cluster import ClusterFile
 from launch.options import LaunchOptions
 from wellread.config import RunConfig
+from wellread.files import write_json
+from wellread.planning.plan import KEYS
 from wellread.planning.strategies import LADDER
 from wellread.run import RunDirectory
 
@@ -395,3 +397,16 @@ def test_the_schedule_in_words(in_process: Callable[..., Any], tmp_path: Path) -
     lines = in_process("launch", "plan", "finetune", *flags, check=True).stdout.splitlines()
     assert any(line.startswith("steps") and " = 1 epoch, " in line for line in lines)
     assert any(line.startswith("learning rate") and line.endswith(", cosine to 0") for line in lines)
+
+
+def test_a_run_that_has_begun_keeps_its_steps_of_warmup(in_process, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    run = RunDirectory(tmp_path / "run")
+    flags = ["--steps", 100, "--optim.warmup", 0.07, "--corpora", tmp_path, "--out", run.path]
+    planned = plan(in_process, *flags)
+    assert planned["warmup_steps"] == 7
+    (run.checkpoints / "step-00000000").mkdir(parents=True)
+    write_json(run.plan_file, {key: planned[key] for key in KEYS} | {"warmup_steps": 8})
+    identity = {"batch_size": planned["batch_size"], "order": {}}
+    write_json(run.manifest_file, {"version": 1, "identity": identity, "attempts": []})
+    assert plan(in_process, *flags)["warmup_steps"] == 8
+    assert plan(in_process, *flags, "--steps", 200)["warmup_steps"] == 14

@@ -1,7 +1,7 @@
 """The plan: defaults, batch sizes, steps and checkpoints, compared with numbers computed by hand."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from wellread.models.spec import ModelSpec
 from wellread.planning.machine import Machine
 from wellread.planning.parameters import parameters
 from wellread.planning.plan import KEYS, Counts, Plan
-from wellread.planning.planner import make_plan
+from wellread.planning.planner import make_plan, replan
 from wellread.planning.saving import save_steps
 from wellread.planning.strategies import LADDER
 from wellread.recipes.registry import resolve
@@ -135,6 +135,10 @@ def test_steps_and_epochs() -> None:
     assert (decided.steps, decided.epochs, decided.warmup_steps) == (200, 6.4257, 6)
     assert plan(RunConfig.of(steps=200, optim=OptimConfig(warmup=0.0))).warmup_steps == 0
     assert plan(RunConfig.of(steps=1)).warmup_steps == 1
+    config = resolve(RunConfig.of(steps=100, optim=OptimConfig(warmup=0.07)), SPEC)
+    exact = make_plan(config, SPEC, local(), counts())
+    assert exact.warmup_steps == 7  # although 0.07 * 100 is above 7 in binary
+    assert replan(config, SPEC, replace(exact, warmup_steps=8), ()).warmup_steps == 8
 
 
 def test_nothing_to_train_on() -> None:

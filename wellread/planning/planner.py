@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from math import ceil, inf
+from math import inf
 from typing import Any
 
 from wellread.config import ClusterConfig, RunConfig
@@ -18,6 +18,7 @@ from wellread.planning.estimate import Work
 from wellread.planning.fallback import Failure, narrowed, that_count
 from wellread.planning.machine import Machine
 from wellread.planning.plan import Counts, Plan
+from wellread.planning.rate import warmup_steps
 from wellread.planning.saving import save_steps
 
 
@@ -74,7 +75,7 @@ def make_plan(
         order_control=config.schedule.order_control,
         steps=steps,
         epochs=round(steps * batch_size / counts.in_pass, 4),
-        warmup_steps=ceil(config.optim.warmup * steps),
+        warmup_steps=warmup_steps(config.optim.warmup, steps),
         save_steps=saves,
         activation_checkpointing=decided.checkpointing,
         offload_ratio=decided.offload_ratio,
@@ -134,7 +135,7 @@ def replan(config: RunConfig, spec: ModelSpec, plan: Plan, failures: Sequence[Fa
         When none of the remaining strategies fits.
     """
     new_plan = make_plan(config, spec, plan.machine, plan.counts, plan.ds_config, failures)
-    return replace(new_plan, forced=plan.forced)
+    return replace(new_plan, forced=plan.forced, warmup_steps=plan.warmup_steps)
 
 
 def _steps(config: RunConfig, spec: ModelSpec, counts: Counts, batch_size: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,6 +20,11 @@ def learning_rate(batch_id: int, *, peak: float, warmup: int, steps: int, floor:
         return peak * (batch_id + 1) / warmup
     progress = (batch_id - warmup) / max(1, steps - warmup)
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def warmup_steps(warmup: float, steps: int) -> int:
+    """Number of steps of warm-up, a fraction of all steps, rounded up. Decimal numbers are exact, as in `steps_of`."""
+    return math.ceil(Fraction(str(warmup)) * steps)
 
 
 def planned_rate(batch_id: int, plan: Plan, optim: OptimConfig) -> float:

@@ -17,6 +17,7 @@ from wellread.order.inserted import plain
 from wellread.order.permutation import ListedOrder, Order, steps_of
 from wellread.order.spec import parse
 from wellread.planning.plan import Plan
+from wellread.planning.rate import warmup_steps
 from wellread.planning.saving import save_steps
 from wellread.planning.strategies import STRATEGIES
 from wellread.record import verify_canaries, verify_marks
@@ -160,13 +161,15 @@ def _check_plan(
 ) -> None:
     order, in_pass = identity["order"], _pass_samples(run, run.config(), identity)
     epochs = identity["steps"] * identity["batch_size"] / in_pass
+    warmup = warmup_steps(identity["optim"]["warmup"], identity["steps"])
+    older = ceil(identity["optim"]["warmup"] * identity["steps"])  # binary: one more for some fractions
     values: dict[str, tuple[object, object]] = {
         "batch_size": (plan.batch_size, identity["batch_size"]),
         "seq_len": (plan.seq_len, identity["seq_len"]),
         "steps": (plan.steps, identity["steps"]),
         "dtype": (plan.dtype, identity["dtype"]),
         "order": (parse(plan.order).kind, order["kind"]),
-        "warmup_steps": (plan.warmup_steps, ceil(identity["optim"]["warmup"] * identity["steps"])),
+        "warmup_steps": (plan.warmup_steps, warmup if plan.warmup_steps != older else older),
         "epochs": (plan.epochs, round(epochs, 4)),
         "pass_samples": (plan.counts.in_pass, in_pass),
         "micro_batch_size": (plan.micro_batch_size * plan.accumulation * plan.ranks, plan.batch_size),
