@@ -74,7 +74,7 @@ class ClusterFile:
     time: str = "24:00:00"
     """slurm: time limit of one job: minutes, HH:MM:SS or D-HH:MM:SS."""
     memory: float | None = None
-    """GiB of host memory per node; a SLURM job requests it."""
+    """GiB of host memory per node; a SLURM job requests it (default: all memory of its nodes)."""
     gpu_mem: float | None = None
     """GiB of each GPU, for clusters on which launch cannot query the devices."""
     nvme: float | None = None

@@ -410,3 +410,15 @@ def test_a_run_that_has_begun_keeps_its_steps_of_warmup(in_process, tmp_path: Pa
     write_json(run.manifest_file, {"version": 1, "identity": identity, "attempts": []})
     assert plan(in_process, *flags)["warmup_steps"] == 8
     assert plan(in_process, *flags, "--steps", 200)["warmup_steps"] == 14
+
+
+def test_a_slurm_job_requests_the_memory_that_its_plan_counts_on(
+    in_process: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sinfo").write_text(SINFO)
+    (tmp_path / "sinfo").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    flags = ["--json", "--cluster", "slurm", "--corpora", tmp_path, "--out", tmp_path / "run"]
+    planned = json.loads(in_process("launch", "plan", "finetune", *flags, check=True).stdout)
+    assert planned["host_mem"] == 47.0
+    assert "#SBATCH --mem=0\n" in planned["sbatch"]

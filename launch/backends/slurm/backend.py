@@ -118,9 +118,13 @@ class Slurm(Backend):
 
     def _job_parameters(self, training: Training, plan: Plan) -> dict[str, Any]:
         """Return the SLURM parameters of the run's job."""
-        ranks = plan.machine.ranks_per_node
         return jobs.parameters(
-            self.file, name=training.run.name, nodes=plan.machine.nodes, ranks_per_node=ranks, code=training.code
+            self.file,
+            name=training.run.name,
+            nodes=plan.machine.nodes,
+            ranks_per_node=plan.machine.ranks_per_node,
+            code=training.code,
+            whole_memory=plan.machine.host_mem is not None,  # the plan counts on it
         )
 
     def _submit_then(self, training: Training, after: str | None) -> str:

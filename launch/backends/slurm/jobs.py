@@ -69,7 +69,14 @@ def check(run: RunDirectory) -> None:
 
 
 def parameters(
-    cluster: ClusterFile, *, name: str, nodes: int, ranks_per_node: int, code: Path, after: str | None = None
+    cluster: ClusterFile,
+    *,
+    name: str,
+    nodes: int,
+    ranks_per_node: int,
+    code: Path,
+    after: str | None = None,
+    whole_memory: bool = False,
 ) -> dict[str, Any]:
     """Return the SLURM parameters of a job, with submitit's names.
 
@@ -79,7 +86,16 @@ def parameters(
         Folder in which tasks start, so that they import the code in it.
     after : str
         Id of a job that must succeed before this one starts.
+    whole_memory : bool
+        Whether the job needs all memory of its nodes, unless the cluster file says how much.
     """
+    memory = f"{round(cluster.memory * 1024)}M" if cluster.memory else None
+    if (
+        whole_memory
+        and not cluster.memory
+        and not any(key.replace("_", "-").startswith("mem") for key in cluster.sbatch)
+    ):
+        memory = "0"  # all of it; without --mem, a job may get only the default of its partition
     options = {
         "job_name": name,
         "nodes": nodes,
@@ -91,7 +107,7 @@ def parameters(
         "qos": cluster.qos,
         "constraint": cluster.constraint,
         "gres": _gres(cluster, ranks_per_node),
-        "mem": f"{round(cluster.memory * 1024)}M" if cluster.memory else None,
+        "mem": memory,
         "cpus_per_task": cluster.cpus_per_rank,
         "exclusive": cluster.exclusive or None,
         "setup": list(cluster.setup) or None,

@@ -151,7 +151,9 @@ def nodes(cluster: ClusterFile, listed: list[Node], count: int) -> Check:
 def submission(cluster: ClusterFile, count: int, runs: Path) -> Check:
     """Check that SLURM would accept a job with the settings of the cluster file, without submitting one."""
     ranks = cluster.ranks_per_node or cluster.gpus_of(count) or 1
-    options = jobs.parameters(cluster, name="wellread-doctor", nodes=count, ranks_per_node=ranks, code=ROOT)
+    options = jobs.parameters(
+        cluster, name="wellread-doctor", nodes=count, ranks_per_node=ranks, code=ROOT, whole_memory=True
+    )
     text = jobs.sbatch_text(cluster, RunDirectory(runs / "doctor"), options)
     try:
         result = subprocess.run(

@@ -258,3 +258,20 @@ def test_a_plan_contains_the_script_and_needs_no_slurm(program, tmp_path: Path, 
     assert f"\nsbatch file    #!/bin/bash\n{' ' * 15}\n{' ' * 15}# Parameters\n" in result.stdout
     assert f"#SBATCH --chdir={root}\n" in result.stdout
     assert f"WELLREAD_CODE={root}\n" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("file", "lines"),
+    [
+        ({}, ["#SBATCH --mem=0"]),
+        ({"memory": 1.5}, ["#SBATCH --mem=1536M"]),
+        ({"sbatch": {"mem-per-cpu": "2G"}}, ["#SBATCH --mem-per-cpu=2G"]),
+        ({"sbatch": {"mem": "3G"}}, ["#SBATCH --mem=3G"]),
+    ],
+)
+def test_a_job_requests_the_memory_that_its_plan_counts_on(
+    file: dict[str, Any], lines: list[str], tmp_path: Path
+) -> None:
+    text = text_of(ClusterFile(kind="slurm", **file), tmp_path, whole_memory=True)
+    assert [line for line in text.splitlines() if "--mem" in line] == lines
+    assert "--mem=0" not in text_of(ClusterFile(kind="slurm", **file), tmp_path)
