@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -129,3 +130,9 @@ def test_the_documented_commands_of_wellread_exist(root: Path) -> None:
     assert {name for name, _ in lines} - {"COMMAND"} == set(COMMANDS)
     kinds = {name: command.kinds for name, command in COMMANDS.items() if command.kinds}
     assert not [(name, kind) for name, kind in lines if kind and kind not in kinds.get(name, (kind,))]
+
+
+def test_each_command_has_one_row(root: Path) -> None:
+    rows = re.findall(r"^\| `wellread (.+?)` \|", (root / "docs" / "commands.md").read_text(), re.MULTILINE)
+    assert len(rows) > 20
+    assert [row for row, times in Counter(re.sub(r" \[.*?\]", "", row) for row in rows).items() if times > 1] == []
