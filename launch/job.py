@@ -118,7 +118,7 @@ class Job:
 
     def _warmup_steps(self, plan: Plan) -> int:
         """Return those of `plan`; a run that has begun keeps its own, which older versions rounded differently."""
-        if not self._begun() or not self.run.plan_file.is_file():
+        if not self._existing() or not self.run.plan_file.is_file():
             return plan.warmup_steps
         try:
             older = Plan.open(self.run.plan_file)
@@ -128,9 +128,9 @@ class Job:
 
     def _check_ranks(self) -> None:
         """Refuse ranks that cannot share the batches of a run that has begun: its batch size never changes."""
-        if not (begun := self._begun()):
+        if not (existing := self._existing()):
             return
-        batch_size, ranks = begun["batch_size"], self.machine.ranks
+        batch_size, ranks = existing["batch_size"], self.machine.ranks
         requested = self.config.schedule.batch_size or batch_size
         if requested != batch_size and requested % ranks:  # the planner would suggest other sizes that are refused, too
             raise UserError(
@@ -147,15 +147,15 @@ class Job:
     def order(self, corpus: Corpus) -> Built:
         """Return the order over `corpus`, built once, since building can take long."""
         if corpus.path not in self._orders:
-            self._orders[corpus.path] = build(self.config.schedule, corpus, self._begun().get("order"))
+            self._orders[corpus.path] = build(self.config.schedule, corpus, self._existing().get("order"))
         return self._orders[corpus.path]
 
-    def _begun(self) -> dict[str, Any]:
+    def _existing(self) -> dict[str, Any]:
         """Return the identity of a run that has begun, which has a checkpoint; empty for a new run."""
         if not any(self.run.checkpoints.glob("step-*")) or not self.run.manifest_file.is_file():
             return {}
-        identity: dict[str, Any] = self.run.manifest()["identity"]
-        return identity
+        existing: dict[str, Any] = self.run.manifest()["identity"]
+        return existing
 
     def _estimate(self) -> Counts:
         rows = self.samples.estimate()

@@ -33,12 +33,12 @@ class Built:
     """Of a curriculum, or with canaries: `phases`, and the slots of insertions (docs/formats.md, order.json)."""
 
 
-def build(config: ScheduleConfig, corpus: Corpus, begun: Mapping[str, Any] | None = None) -> Built:
+def build(config: ScheduleConfig, corpus: Corpus, identity: Mapping[str, Any] | None = None) -> Built:
     """Build the order of the trainable samples of `corpus` that `config` (resolved) requests.
 
     Parameters
     ----------
-    begun : mapping, optional
+    identity : mapping, optional
         Identity of the order of a run that has begun. A control arm that shuffles the complete list, as in older
         versions, continues with it.
 
@@ -47,7 +47,7 @@ def build(config: ScheduleConfig, corpus: Corpus, begun: Mapping[str, Any] | Non
     UserError
         When a metric, a file or a curriculum cannot be used, no sample is left, or canaries have no slots.
     """
-    built = _without_canaries(config, corpus, begun or {})
+    built = _without_canaries(config, corpus, identity or {})
     if not corpus.canaries:
         return built
     notes = built.notes or {"version": 1, "control": config.order_control, "phases": [], "inserted": []}
@@ -70,7 +70,7 @@ def _steps(config: ScheduleConfig, pass_samples: int) -> int:
     return config.steps or steps_of(config.epochs or 1, pass_samples, config.batch_size or 0)
 
 
-def _without_canaries(config: ScheduleConfig, corpus: Corpus, begun: Mapping[str, Any]) -> Built:
+def _without_canaries(config: ScheduleConfig, corpus: Corpus, identity: Mapping[str, Any]) -> Built:
     spec, batch_size = parse(config.order), config.batch_size or 0
     plain: dict[str, Any] = {"seed": config.seed, "batch_size": batch_size}
     where = f"--order {config.order}"
@@ -79,7 +79,7 @@ def _without_canaries(config: ScheduleConfig, corpus: Corpus, begun: Mapping[str
         return Built(Order(kind=kind, n=corpus.n_ordinary, **plain), corpus.n_ordinary)
     if spec.kind != "curriculum":
         choice = choose(spec, corpus, where)
-        ids = _readings(config, choice.ids, begun) if config.order_control else choice.ids
+        ids = _readings(config, choice.ids, identity) if config.order_control else choice.ids
         order = _listed(spec, ids, _passes(config, choice.passes), choice.source, plain)
         return Built(order, len(choice.ids))
     arranged = arrange(
@@ -91,13 +91,13 @@ def _without_canaries(config: ScheduleConfig, corpus: Corpus, begun: Mapping[str
     return Built(order, order.n, _notes(order, arranged, config.order_control))
 
 
-def _readings(config: ScheduleConfig, ids: NDArray[np.int64], begun: Mapping[str, Any]) -> NDArray[np.int64]:
+def _readings(config: ScheduleConfig, ids: NDArray[np.int64], identity: Mapping[str, Any]) -> NDArray[np.int64]:
     """The list of a control arm: all that the other arm reads, whose last pass may end early.
 
     If it reads complete passes, the list is `ids`: then each pass of the control arm is a shuffle of its own.
     """
     n = _steps(config, len(ids)) * (config.batch_size or 0)
-    if n % len(ids) == 0 or begun.get("ids") == metrics.digest(ids):
+    if n % len(ids) == 0 or identity.get("ids") == metrics.digest(ids):
         return ids
     return np.resize(ids, n)
 
