@@ -80,17 +80,22 @@ def note_signal(run: RunDirectory, number: int, rank: int, signal_number: int) -
 
 
 def _write_error(run: RunDirectory, number: int, error: dict[str, Any]) -> None:
-    write_json(run.log / f"attempt-{number:03d}-rank-{error['rank']}.error.json", error)
+    write_json(_error_file(run, number, error["rank"]), error)
+
+
+def _error_file(run: RunDirectory, number: int, rank: int) -> Path:
+    return run.log / f"attempt-{number:03d}-rank-{rank}.error.json"
+
+
+def silent_ranks(run: RunDirectory, number: int, ranks: int) -> list[int]:
+    """Return the ranks of a failed attempt that left no error file, e.g. on a failed node."""
+    return [rank for rank in range(ranks) if not _error_file(run, number, rank).exists()]
 
 
 def lost_ranks(run: RunDirectory, number: int, ranks: int) -> list[int]:
-    """Return the ranks of a failed attempt that a signal ended, or that left no error file, e.g. on a failed node."""
-    lost = []
-    for rank in range(ranks):
-        path = run.log / f"attempt-{number:03d}-rank-{rank}.error.json"
-        if not path.exists() or "signal" in read_json(path, ERROR):
-            lost.append(rank)
-    return lost
+    """Return the ranks of a failed attempt that a signal ended, or that left no error file."""
+    signaled = [error["rank"] for error in errors(run, number) if "signal" in error]
+    return sorted([*signaled, *silent_ranks(run, number, ranks)])
 
 
 def show_first_error(run: RunDirectory, number: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
@@ -39,9 +39,15 @@ def watched(run: RunDirectory, attempt: int, node: int = 0) -> Iterator[None]:
             write_json(run.log / f"attempt-{attempt:03d}-node-{node}.memory.json", asdict(shortage))
 
 
-def note(run: RunDirectory, plan: Plan, attempt: int) -> Failure | None:
-    """Print, and write into the manifest, that a failed attempt ran out of memory; None without evidence for that."""
-    shortage = _shortage(run, plan, attempt)
+def note(run: RunDirectory, plan: Plan, attempt: int, lost: Collection[int] = ()) -> Failure | None:
+    """Print, and write into the manifest, that a failed attempt ran out of memory; None without evidence for that.
+
+    Parameters
+    ----------
+    lost : collection of int
+        Ranks that ended together with the process that watched them, so that none of them could write an error file.
+    """
+    shortage = _shortage(run, plan, attempt, lost)
     return _note(run, plan, attempt, shortage) if shortage else None
 
 
@@ -99,17 +105,18 @@ def _note(run: RunDirectory, plan: Plan, attempt: int, shortage: Shortage) -> Fa
     return failure
 
 
-def _shortage(run: RunDirectory, plan: Plan, attempt: int) -> Shortage | None:
+def _shortage(run: RunDirectory, plan: Plan, attempt: int, lost: Collection[int]) -> Shortage | None:
     """Return evidence that an attempt ran out of memory: a rank's out-of-memory error, or kills by the OOM killer.
 
     The kernel's count of kills is not enough, since it includes other processes: a rank of that node must also have
-    been killed.
+    been killed. A rank without an error file was not, unless it is lost: it saved on request, or was ended because
+    another rank failed.
     """
     errors = attempts.errors(run, attempt)
     for error in errors:
         if error.get("shortage"):
             return _read(error["shortage"])
-    killed = set(range(plan.ranks)) - {error["rank"] for error in errors if error.get("signal") != signal.SIGKILL}
+    killed = {*lost, *(error["rank"] for error in errors if error.get("signal") == signal.SIGKILL)}
     for node in sorted({rank // plan.machine.ranks_per_node for rank in killed}):
         path = run.log / f"attempt-{attempt:03d}-node-{node}.memory.json"
         if path.exists():

@@ -45,7 +45,8 @@ class Attended(Backend):
         """Run the ranks; after an out-of-memory error, continue with the next strategy that fits."""
         while True:
             attempt, code = self._attempt(training, plan)
-            failure = ladder.note(training.run, plan, attempt) if code else None
+            asked_to_stop = code - 128 in elastic.STOP_SIGNALS  # also if memory ran out while it saved
+            failure = ladder.note(training.run, plan, attempt) if code and not asked_to_stop else None
             lower = ladder.next_plan(training.run, plan) if failure and training.fall_back else None
             if lower is None:
                 return code

@@ -15,12 +15,16 @@ import torch
 from support.programs import missing
 
 from launch import attempts, ladder
+from launch.backends.base import Training
+from launch.backends.local import Local
+from launch.cluster import ClusterFile
 from scripts.oom_demo import LIMIT, may_limit_memory
 from wellread.config import RunConfig
 from wellread.errors import UserError
 from wellread.files import write_json
 from wellread.models.registry import find
 from wellread.planning.fallback import Failure, Shortage, narrowed, that_count
+from wellread.planning.host_memory import Kills
 from wellread.planning.machine import Machine
 from wellread.planning.plan import Counts, Plan
 from wellread.planning.planner import make_plan, replan
@@ -216,6 +220,53 @@ def test_a_kill_of_another_process_has_no_fallback(failed: tuple[RunDirectory, P
     assert ladder.note(run, plan, 1) is None
 
 
+kernel_kills: list[int] = []
+"""One entry per kill of the OOM killer."""
+
+
+class Ending(Local):
+    """Ranks that end as the variables of the cluster file say, while another process is killed; later they succeed."""
+
+    def start(
+        self, run: RunDirectory, arguments: list[str], plan: Plan, variables: dict[str, str], code: Path, attempt: int
+    ) -> int:
+        """Return the exit code."""
+        with ladder.watched(run, attempt):
+            if attempt > 2:
+                return 0
+            kernel_kills.append(1)
+            if "ERROR" in variables:
+                attempts.note_error(run, attempt, 1, variables["ERROR"])
+            return int(variables["CODE"])
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "moves"),
+    [
+        (130, {}, False),
+        (143, {}, False),
+        (143, {"ERROR": "memory ran out while saving"}, False),
+        (1, {"ERROR": "KeyError: 3"}, False),  # rank 0 was then ended without an error file
+        (137, {}, True),
+    ],
+    ids=["Ctrl-C", "cancel", "an error while saving", "an error of one rank", "a killed rank"],
+)
+def test_a_kill_of_another_process_does_not_continue_a_run_that_ended(
+    failed: tuple[RunDirectory, Plan],
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    error: dict[str, str],
+    moves: bool,
+) -> None:
+    run, plan = failed
+    monkeypatch.setattr(Kills, "so_far", lambda: Kills(group=None, machine=len(kernel_kills)))
+    backend = Ending(ClusterFile(kind="local", environment={"CODE": str(code)} | error))
+    training = Training(run=run, program="finetune", code=run.path)
+    assert backend._train(training, plan) == (0 if moves else code)
+    assert len(run.manifest()["attempts"]) == 2 + moves
+    assert len(ladder.failures(run)) == moves
+
+
 @pytest.mark.parametrize("silent", [True, False])
 def test_a_kill_by_the_oom_killer_has_a_fallback(failed: tuple[RunDirectory, Plan], silent: bool) -> None:
     run, plan = failed
@@ -223,7 +274,7 @@ def test_a_kill_by_the_oom_killer_has_a_fallback(failed: tuple[RunDirectory, Pla
     attempts.note_error(run, 1, 0, "Connection closed by peer")
     if not silent:
         attempts.note_signal(run, 1, 1, 9)
-    failure = ladder.note(run, plan, 1)
+    failure = ladder.note(run, plan, 1, lost=[1] * silent)
     assert failure
     assert (failure.strategy, failure.shortage.place, failure.shortage.limit) == ("ddp", "host", 4 * GIB)
     assert ladder.failures(run) == (failure,)

@@ -122,7 +122,7 @@ class RankTask:
                 time.sleep(SECONDS_FOR_NOTES)
                 attempts.show_first_error(run, attempt)
                 lost = attempts.lost_ranks(run, attempt, plan.ranks)
-                failure = ladder.note(run, plan, attempt)
+                failure = ladder.note(run, plan, attempt, attempts.silent_ranks(run, attempt, plan.ranks))
                 # Requeue only after a new save: otherwise the rank would be lost again, e.g. on a broken node.
                 lost_once = failure is None and bool(lost) and _last_step(run) > before
                 again = lost_once or bool(failure and self.ladder and ladder.next_plan(run, plan))
