@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from launch import identity, ladder, snapshot
+from launch import identity, ladder, snapshot, state
 from launch.backends import base as backends
 from launch.backends.base import Backend, Training
 from launch.evaluation import AFTER_A_RUN, Request
@@ -181,6 +181,7 @@ class Job:
         Plan, int or None
             The plan; an exit code when preparing failed; None when the run is finished.
         """
+        state.refuse_queued(self.run)
         older = self._corpus_of_run()
         code = 0 if older else _prepare(self)
         if code:

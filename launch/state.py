@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -30,8 +31,9 @@ from pathlib import Path
 from typing import Any
 
 from launch.backends import base as backends
-from launch.backends.jobs import WAITING, Job, JobState
+from launch.backends.jobs import WAITING, Job, JobState, NoQueueError
 from wellread.checkpoint import MANIFEST
+from wellread.errors import UserError
 from wellread.run import Holder, RunDirectory
 from wellread.shapes import mismatch
 from wellread.whole import read_whole
@@ -103,6 +105,31 @@ def open_run(path: str | Path) -> RunDirectory:
     """
     preparing = RunDirectory(Path(path))
     return preparing if preparing.holder() else RunDirectory.open(path)
+
+
+def refuse_queued(run: RunDirectory) -> None:
+    """Refuse to launch a run while a training job of it is queued or running: the job uses the run's plan and code.
+
+    Raises
+    ------
+    UserError
+        Names the job.
+    QueueError
+        When the queue gives no answer.
+    """
+    for job in backends.jobs_of(run):
+        if job.kind == EVALUATION:
+            continue
+        try:
+            state = job.state()
+        except NoQueueError as error:  # a copy of the run on another machine, or a machine outside the cluster
+            print(f"warning: {error}; if it is still queued there, cancel it first", file=sys.stderr, flush=True)
+            return
+        if state.active:
+            raise UserError(
+                f"{run.path}: job {job.id} is {state.state.lower()}; run `wellread cancel {run.path}` first, "
+                "or choose another --out"
+            )
 
 
 class Scheduler:

@@ -19,6 +19,14 @@ ACTIVE = WAITING | {
 }
 
 
+class QueueError(RuntimeError):
+    """The queue gave no answer, or rejected a command."""
+
+
+class NoQueueError(QueueError):
+    """The commands of the queue are not installed on this machine."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class JobState:
     """The state of one job in its queue."""
@@ -53,7 +61,7 @@ class Job(ABC):
 
     Raises
     ------
-    RuntimeError
+    QueueError
         In each method: when the queue gives no answer or rejects the command.
     """
 

@@ -7,10 +7,13 @@ import shutil
 import subprocess
 from dataclasses import replace
 
-from launch.backends.jobs import JobState
+from launch.backends.jobs import JobState, NoQueueError, QueueError
 
 PATIENCE = 60
 """Seconds to wait for one answer of SLURM; a busy controller is slow."""
+
+NOT_INSTALLED = 127
+"""Exit code of a shell for a command that does not exist."""
 
 
 def available() -> bool:
@@ -29,7 +32,7 @@ def state(job_id: str, folder: str | None = None) -> JobState:
 
     Raises
     ------
-    RuntimeError
+    QueueError
         When the scheduler cannot be reached, so that it is not known whether the job exists.
     """
     answer = _ask("scontrol", "show", "job", "--oneliner", job_id)
@@ -40,7 +43,8 @@ def state(job_id: str, folder: str | None = None) -> JobState:
         return _together([_of_scontrol(line) for line in lines])
     error = answer.stderr.strip()
     if "Invalid job id" not in error:
-        raise RuntimeError(f"no answer from SLURM about job {job_id}: {' '.join(error.split())}")
+        kind = NoQueueError if answer.returncode == NOT_INSTALLED else QueueError
+        raise kind(f"no answer from SLURM about job {job_id}: {' '.join(error.split())}")
     return _of_sacct(job_id, folder)
 
 
@@ -105,7 +109,7 @@ def _ask(*command: str) -> subprocess.CompletedProcess[str]:
             command, capture_output=True, encoding="utf-8", errors="replace", timeout=PATIENCE, check=False
         )
     except FileNotFoundError:
-        return subprocess.CompletedProcess(command, 127, "", f"{command[0]} is not installed here")
+        return subprocess.CompletedProcess(command, NOT_INSTALLED, "", f"{command[0]} is not installed here")
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(command, 1, "", f"{command[0]} gave no answer within {PATIENCE} s")
 
@@ -115,7 +119,7 @@ def signal_job(job_id: str, name: str) -> None:
 
     Raises
     ------
-    RuntimeError
+    QueueError
         When SLURM rejects the command.
     """
     _demand("scancel", "--signal", name, job_id)
@@ -129,7 +133,7 @@ def cancel(job_id: str) -> None:
 def _demand(*command: str) -> None:
     answer = _ask(*command)
     if answer.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed: {' '.join(answer.stderr.split())}")
+        raise QueueError(f"{' '.join(command)} failed: {' '.join(answer.stderr.split())}")
 
 
 def node_memory(partition: str | None) -> float | None:

@@ -109,6 +109,11 @@ class RankTask:
             raise UserError(f"requeued {restarts} times, {self.requeues} allowed; launch it again to resume")
         with run.lock(LOCK_PATIENCE):
             plan, before = Plan.open(run.plan_file), _last_step(run)
+            if plan.ranks != job.num_tasks:
+                raise UserError(
+                    f"{run.path}: its plan is now for {plan.ranks} ranks, and this job has {job.num_tasks}, because "
+                    "the run was launched in another way in the meantime; launch it again to resume"
+                )
             for op in ops.needed(plan):
                 ops.ensure(op, self.variables)
             layout = {"job": job.job_id, "restart": restarts, "hosts": list(job.hostnames)}

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.programs import seem_saved
+from support.programs import Program, seem_saved
 from support.sbatch_flags import PLAIN, flags
 
 from launch import evaluation
+from launch.backends.jobs import ACTIVE
 from launch.backends.slurm import jobs as slurm
 from launch.backends.slurm.task import CommandTask, RankTask
 from launch.cluster import ClusterFile
 from launch.evaluation import Request
+from launch.state import refuse_queued
 from wellread.errors import UserError
 from wellread.files import write_json
 from wellread.planning.machine import Machine
@@ -237,6 +239,57 @@ def test_a_run_is_submitted_once(program, corpora: Path, scheduler: Scheduler, t
     scheduler.forgets()  # both have ended before the last step: the run is submitted again
     assert f"submitted {out} as job 103: " in launch()
     assert [job["id"] for job in slurm.jobs_of(RunDirectory(out))] == ["101", "102", "103", "104"]
+
+
+def test_a_queued_run_is_not_launched_in_another_way(
+    program: Program, corpora: Path, scheduler: Scheduler, tmp_path: Path
+) -> None:
+    """Its job would start with the plan and the code of the other launch."""
+    run = RunDirectory(tmp_path / "runs" / "mine")
+    command = ["launch", "run", "finetune", "--steps", 4, "--out", run.path, "--corpora", corpora, "--cluster"]
+    program(*command, "slurm", "--nodes", 2, env=scheduler.env, check=True)
+    hosts = tmp_path / "hosts.yaml"
+    hosts.write_text(f"kind: hostfile\nhostfile: {tmp_path}/hosts.txt\ndevice: cpu\n")
+    (tmp_path / "hosts.txt").write_text("localhost slots=1\n")
+    scheduler.has(run.code, "PENDING")
+    before = run.plan_file.read_bytes()
+    for cluster in ("local", hosts):
+        result = program(*command, cluster, env=scheduler.env)
+        assert result.returncode == 2
+        assert result.stderr.endswith(
+            f"error: {run.path}: job 101 is pending; run `wellread cancel {run.path}` first, or choose another --out\n"
+        )
+    assert run.plan_file.read_bytes() == before
+
+
+@pytest.mark.parametrize("state", ["PENDING", "RUNNING", "COMPLETING", "COMPLETED", "FAILED"])
+def test_only_an_active_training_job_prevents_a_launch(run: RunDirectory, scheduler: Scheduler, state: str) -> None:
+    """The check is repeated under the lock: another launch may have submitted a job since the first one."""
+    run.submit.mkdir()
+    noted = {"kind": "finetune", "submitted": "2026-01-02T03:04:05+0000", "tasks": 1, "folder": "/code"}
+    write_json(run.submit / "jobs.json", [noted | {"id": "7"}, noted | {"id": "8", "kind": "eval"}])
+    scheduler.has(Path("/code"), state)
+    if state in ACTIVE:
+        with pytest.raises(UserError, match=f"job 7 is {state.lower()}; run `wellread cancel "):
+            refuse_queued(run)
+    else:
+        refuse_queued(run)
+    write_json(run.submit / "jobs.json", [noted | {"id": "8", "kind": "eval"}])
+    refuse_queued(run)
+
+
+def test_a_run_can_be_launched_outside_its_cluster(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    run.submit.mkdir()
+    noted = {"id": "7", "kind": "finetune", "submitted": "2026-01-02T03:04:05+0000", "tasks": 1, "folder": "/code"}
+    write_json(run.submit / "jobs.json", [noted])
+    refuse_queued(run)
+    assert capsys.readouterr().err == (
+        "warning: no answer from SLURM about job 7: scontrol is not installed here; if it is still queued there, "
+        "cancel it first\n"
+    )
 
 
 def evaluation_request(run: RunDirectory, steps: int, **settings: Any) -> Request:

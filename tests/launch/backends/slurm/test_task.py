@@ -22,6 +22,8 @@ from support.waiting import wait_until
 from launch.backends.slurm import task as slurm_task
 from launch.backends.slurm.task import FIRST_PORT, PORTS, Child, CommandTask, Meeting, RankTask, Signals, free_port
 from wellread.files import write_json
+from wellread.planning.machine import Machine
+from wellread.planning.plan import Counts, Plan
 from wellread.run import RunDirectory
 
 # --- ports
@@ -143,6 +145,14 @@ def test_each_start_has_another_rendezvous_file(monkeypatch: pytest.MonkeyPatch)
 
 
 # --- the process of a rank
+
+
+PLAN = Plan(
+    model="m", machine=Machine(cluster="slurm", nodes=1, ranks_per_node=2, device="cpu"),
+    counts=Counts(samples=9, trainable=8, sealed=1, exact=True), batch_size=2, micro_batch_size=1, accumulation=1,
+    dtype="fp32", engine="torch", strategy="ddp", strategy_reason="", seq_len=8, steps=4, epochs=1.0,
+    warmup_steps=1, save_steps=(),
+)  # fmt: skip
 
 
 def job(rank: int = 0) -> Any:
@@ -307,6 +317,22 @@ def test_the_number_of_requeues_is_limited(
     assert exit_error.value.code == 2
     assert capsys.readouterr().err == ("error: requeued 4 times, 3 allowed; launch it again to resume\n")
     assert [path.name for path in run.path.iterdir() if path.name not in ("config.yaml", "log")] == []
+
+
+def test_a_plan_of_another_launch_is_refused(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], handlers: None
+) -> None:
+    (run.path / "config.yaml").write_text("{}")
+    write_json(run.plan_file, PLAN.as_dict())
+    monkeypatch.setattr("submitit.JobEnvironment", job)
+    with pytest.raises(SystemExit) as exit_error:
+        RankTask(str(run.path), ("-c", "1/0"), {}, requeues=3, limit=60)()
+    assert exit_error.value.code == 2
+    assert capsys.readouterr().err == (
+        f"error: {run.path}: its plan is now for 2 ranks, and this job has 4, because the run was launched in another "
+        "way in the meantime; launch it again to resume\n"
+    )
+    assert not run.manifest_file.exists()
 
 
 def test_the_requeued_task_is_the_same() -> None:
