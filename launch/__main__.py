@@ -8,11 +8,13 @@ import json
 import sys
 from importlib import import_module
 
+from launch.backends.jobs import QueueError
 from wellread import streams
 from wellread.cli import new_parser, run_program
-from wellread.errors import UserError
+from wellread.errors import FAILURE, UserError
 from wellread.programs import check_kind, page
 from wellread.recipes.registry import RECIPES
+from wellread.streams import print_error
 
 USAGE = """usage: wellread COMMAND ...
 
@@ -87,7 +89,11 @@ def main(argv: list[str]) -> int:
         return 0
     program, *flags = arguments
     check_kind(command, program, [*RECIPES, *(["eval"] if command == "run" else [])])
-    return _train(command, program, flags) if program in RECIPES else _evaluate(flags)
+    try:
+        return _train(command, program, flags) if program in RECIPES else _evaluate(flags)
+    except QueueError as error:
+        print_error(f"{error}; repeat the command when the queue answers")
+        return FAILURE
 
 
 def _run_page() -> str:

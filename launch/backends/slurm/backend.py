@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from launch import ladder
 from launch.backends.base import Backend, Evaluation, Settle, Training, summary
-from launch.backends.jobs import Job
+from launch.backends.jobs import Job, JobState
 from launch.backends.slurm import jobs, queue
 from launch.backends.slurm.task import CommandTask, RankTask
 from launch.cluster import minutes
@@ -67,10 +68,9 @@ class Slurm(Backend):
         queued = jobs.active(run, training.program)  # before taking the run's lock, which a running job holds
         if queued:
             refuse_changed()
-            job_id = queued[-1][0]["id"]
-            print(f"{run.path}: job {job_id} is already {queued[-1][1].state.lower()}; nothing to submit", flush=True)
-            last = next((note["id"] for note, _ in reversed(jobs.active(run, "eval"))), job_id)
-            return self._followed(training, job_id, last, settle, refuse_changed)
+            note, state = queued[-1]
+            last: str | None = self._evaluated(training, note, state)
+            return self._followed(training, note["id"], last, settle, refuse_changed)
         with run.lock():
             if training.fall_back:
                 _note_jobs(run)
@@ -81,8 +81,18 @@ class Slurm(Backend):
             evaluates = training.then and not jobs.active(run, "eval")
             if evaluates and (job_id or not _is_reported(run)):
                 last = self._submit_then(training, job_id)
-                print(f"submitted its evaluation as job {last}" + f", after job {job_id}" * bool(job_id), flush=True)
         return self._followed(training, job_id, last, settle, refuse_changed)
+
+    def _evaluated(self, training: Training, note: dict[str, Any], state: JobState) -> str:
+        """Submit the evaluation after a queued run if it is missing; return the id of the last job."""
+        run, job_id = training.run, str(note["id"])
+        evaluations = jobs.active(run, "eval")
+        evaluates = bool(training.then) and not evaluations
+        end = "" if evaluates else "; nothing to submit"
+        print(f"{run.path}: job {job_id} is already {state.state.lower()}{end}", flush=True)
+        if evaluates:
+            return self._submit_then(replace(training, code=Path(note["folder"])), job_id)
+        return str(evaluations[-1][0]["id"]) if evaluations else job_id
 
     def _followed(
         self,
@@ -132,7 +142,9 @@ class Slurm(Backend):
         run = training.run
         parameters = self._command_parameters(f"{run.name} eval", after)
         parameters["additional_parameters"]["chdir"] = str(training.code)
-        return jobs.submit(self.file, run, [self._command(run, training.then)], parameters, "eval")
+        job_id = jobs.submit(self.file, run, [self._command(run, training.then)], parameters, "eval")
+        print(f"submitted its evaluation as job {job_id}" + f", after job {after}" * bool(after), flush=True)
+        return job_id
 
     def evaluate(self, evaluation: Evaluation) -> int:
         """Submit an evaluation: its parts as a job array, and the last step after them."""

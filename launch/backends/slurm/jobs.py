@@ -7,13 +7,13 @@ import shlex
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from launch import attempts
-from launch.backends.jobs import Job, JobState
+from launch.backends.jobs import Job, JobState, QueueError
 from launch.backends.slurm import queue
 from launch.backends.slurm.task import CommandTask, RankTask, keep_pickles_private
 from launch.cluster import GPUS, ClusterFile, minutes
@@ -205,11 +205,12 @@ def _remove_links(folder: Path) -> None:
 def warn_if_stuck(job_id: str) -> None:
     """Warn when a job that was just submitted waits for something that will never happen."""
     deadline = time.monotonic() + SECONDS_FOR_A_REASON
-    while (job := queue.state(job_id)).state == "PENDING" and time.monotonic() < deadline:
-        if job.reason in STUCK:
-            print(f"warning: job {job_id} will not start ({job.reason}): {STUCK[job.reason]}", file=sys.stderr)
-            return
-        time.sleep(0.3)
+    with suppress(QueueError):  # the job is submitted; a busy controller gives no reason
+        while (job := queue.state(job_id)).state == "PENDING" and time.monotonic() < deadline:
+            if job.reason in STUCK:
+                print(f"warning: job {job_id} will not start ({job.reason}): {STUCK[job.reason]}", file=sys.stderr)
+                return
+            time.sleep(0.3)
 
 
 def _rejection(cluster: ClusterFile, text: str) -> str:
@@ -279,7 +280,7 @@ def follow(run: RunDirectory, job_id: str, show_log: bool = True) -> int:
         while True:
             try:
                 job = queue.state(job_id)
-            except RuntimeError as error:  # a restarting controller answers again soon
+            except QueueError as error:  # a restarting controller answers again soon
                 print(f"{error}; trying again", file=sys.stderr, flush=True)
                 time.sleep(5 * FOLLOW_SECONDS)
                 continue

@@ -236,9 +236,36 @@ def test_a_run_is_submitted_once(program, corpora: Path, scheduler: Scheduler, t
     assert launch() == f"{out}: job 101 is already pending; nothing to submit\n"
     assert len(scheduler.submitted()) == 2
 
+    write_json(out / "submit" / "jobs.json", [job for job in slurm.jobs_of(RunDirectory(out)) if job["id"] == "101"])
+    added = launch()  # the run was submitted without its evaluation
+    assert added == f"{out}: job 101 is already pending\nsubmitted its evaluation as job 103, after job 101\n"
+    third = flags(scheduler.submitted()[-1])
+    assert (third["--dependency"], third["--chdir"]) == ("afterok:101", f"{out}/code")
+
     scheduler.forgets()  # both have ended before the last step: the run is submitted again
-    assert f"submitted {out} as job 103: " in launch()
-    assert [job["id"] for job in slurm.jobs_of(RunDirectory(out))] == ["101", "102", "103", "104"]
+    assert f"submitted {out} as job 104: " in launch()
+    assert [job["id"] for job in slurm.jobs_of(RunDirectory(out))] == ["101", "103", "104", "105"]
+
+
+SILENT = '#!/bin/sh\necho "slurm_load_jobs error: Connection timed out" >&2\nexit 1\n'
+NO_ANSWER = "no answer from SLURM about job 101: slurm_load_jobs error: Connection timed out"
+
+
+def test_a_controller_that_gives_no_answer(
+    program: Program, corpora: Path, scheduler: Scheduler, tmp_path: Path
+) -> None:
+    """A run is submitted together with its evaluation; what needs an answer ends in one line."""
+    out = tmp_path / "runs" / "mine"
+    command = ["launch", "run", "finetune", "--cluster", "slurm", "--steps", 4, "--then", "eval", "--out", out]
+    scheduler.answers("scontrol", SILENT)
+    first = program(*command, "--corpora", corpora, env=scheduler.env, check=True)
+    assert first.stdout.endswith("submitted its evaluation as job 102, after job 101\n")
+    for again in ([*command, "--corpora", corpora], ["launch", "run", "eval", "membership", out, "--cluster", "slurm"]):
+        result = program(*again, env=scheduler.env)
+        assert result.returncode == 1
+        reason = NO_ANSWER if again[2] == "finetune" else NO_ANSWER.replace("101", "102")
+        assert result.stderr == f"error: {reason}; repeat the command when the queue answers\n"
+    assert len(scheduler.submitted()) == 2
 
 
 def test_a_queued_run_is_not_launched_in_another_way(
