@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from launch import identity, ladder, snapshot, state
+from launch import children, identity, ladder, snapshot, state
 from launch.backends import base as backends
 from launch.backends.base import Backend, Training
 from launch.evaluation import AFTER_A_RUN, Request
 from launch.options import LaunchOptions, cluster_of
-from wellread import processes, provenance
+from wellread import provenance
 from wellread.config import ClusterConfig, RunConfig, packages
 from wellread.corpus import summary as summaries
 from wellread.corpus.read import Corpus
@@ -321,8 +321,7 @@ def _prepare(job: Job) -> int:
             print(f"corpus {directory}: already compiled", flush=True)
             summaries.summary(Corpus.open(directory))
         return 0
-    command = [sys.executable, "-m", job.config.program, "prepare", RESOLVED]
-    return processes.run_program(command, handed_over(job.config))
+    return children.run(["-m", job.config.program, "prepare", RESOLVED], handed_over(job.config))
 
 
 def _has_metrics(corpus: Corpus, config: RunConfig) -> bool:

@@ -60,9 +60,3 @@ def test_ctrl_c_reaches_a_program_that_make_starts() -> None:
     process.send_signal(signal.SIGINT)
     assert process.communicate() == ("", "")
     assert process.returncode == -signal.SIGINT
-
-
-def test_a_child_gets_its_input_and_returns_its_code() -> None:
-    code = "import sys; assert sys.stdin.read() == 'a ü'; sys.exit(7)"
-    assert processes.run_program([sys.executable, "-X", "utf8", "-c", code], "a ü") == 7
-    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())

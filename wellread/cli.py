@@ -13,7 +13,7 @@ from dataclasses import fields
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
-from wellread import starting, streams
+from wellread import processes, starting, streams
 from wellread.errors import BAD_INPUT, UserError, user_message
 from wellread.streams import print_error
 from wellread.text_io import load_yaml
@@ -326,6 +326,7 @@ def _plain(kind: str) -> str:
 
 def run_program(main: Callable[[list[str]], int | None]) -> None:
     """Run `main` on the command line and exit: 2 for bad input, 1 for failure, else what `main` returns."""
+    processes.die_with_parent()
     ends_at_once = starting.is_ending_at_once()
     try:
         if ends_at_once:  # since the program began to start
@@ -339,8 +340,7 @@ def run_program(main: Callable[[list[str]], int | None]) -> None:
     except KeyboardInterrupt:
         code = 130
     except (ValueError, OSError, RuntimeError) as error:
-        message = user_message(error)
-        if message is None or os.environ.get("WELLREAD_DEBUG"):
+        if (message := user_message(error)) is None or os.environ.get("WELLREAD_DEBUG"):
             raise
         print_error(message)
         code = BAD_INPUT

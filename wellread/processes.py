@@ -5,14 +5,16 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 STORE = "WELLREAD_STORE"
 """Environment variable: the file through which the ranks of one node find each other; its folder has mode 0700."""
+
+PARENT = "WELLREAD_PARENT"
+"""Environment variable: process id of the program that started this one and with which it ends."""
 
 
 def own_path() -> str:
@@ -52,24 +54,10 @@ def starting() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def run_program(command: Sequence[str], text: str | None = None) -> int:
-    """Run one of the programs as a child process; return its exit code (-S: ended by signal S).
-
-    Parameters
-    ----------
-    text : str, optional
-        Its standard input (default: that of this process).
-    """
-    with starting():
-        stdin = None if text is None else subprocess.PIPE
-        process = subprocess.Popen(command, stdin=stdin, encoding="utf-8", errors="replace")
-    with process:
-        try:
-            process.communicate(text)
-        except BaseException:  # as in subprocess.run
-            process.kill()
-            raise
-    return process.returncode
+def die_with_parent() -> None:
+    """End together with the program that started this one, if it asked for that; once, not in later children."""
+    if parent := os.environ.pop(PARENT, None):
+        die_with(int(parent))
 
 
 def die_with(parent: int) -> None:

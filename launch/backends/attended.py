@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import signal
-import sys
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 
-from launch import attempts, ladder, ops
+from launch import attempts, children, ladder, ops
 from launch.backends import elastic
 from launch.backends.base import Backend, Settle, Training, summary
-from wellread import processes
 from wellread.errors import FAILURE
 from wellread.planning.plan import Plan
 from wellread.run import RunDirectory
@@ -38,7 +36,7 @@ class Attended(Backend):
                 return plan
             code = self._train(training, plan) if plan else 0
         if code == 0 and training.then:
-            return processes.run_program([sys.executable, *training.then])
+            return children.run(training.then)
         return code
 
     def _train(self, training: Training, plan: Plan) -> int:

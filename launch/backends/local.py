@@ -6,7 +6,6 @@ import os
 import queue
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from launch import devices, ladder, ops
+from launch import children, devices, ladder, ops
 from launch.backends import elastic
 from launch.backends.attended import Attended
 from launch.backends.base import Evaluation
-from wellread import processes
 from wellread.errors import UserError
 from wellread.planning import deepspeed_file, host_memory
 from wellread.planning.machine import Machine
@@ -88,7 +86,7 @@ class Local(Attended):
             code = pool(evaluation.parts, evaluation.parallelism or max(1, devices.count_gpus()))
             if code:
                 return code
-        return processes.run_program([sys.executable, *evaluation.arguments])
+        return children.run(evaluation.arguments)
 
     def checks(self, request: Request, nodes: int | None, no_job: bool) -> Iterator[Check]:
         """Yield the checks of this machine."""
@@ -104,7 +102,7 @@ def pool(parts: list[tuple[str, ...]], parallelism: int) -> int:
     free: queue.SimpleQueue[str] = queue.SimpleQueue()
     for part in range(parallelism if gpus else 0):
         free.put(gpus[part % len(gpus)])
-    running: dict[int, subprocess.Popen[bytes]] = {}
+    running: dict[int, subprocess.Popen[str]] = {}
     stopped = threading.Event()
 
     def work(number: int) -> int:
@@ -112,8 +110,7 @@ def pool(parts: list[tuple[str, ...]], parallelism: int) -> int:
             return 0
         share = {"OMP_NUM_THREADS": str(max(1, cores // parallelism))}
         place = {"CUDA_VISIBLE_DEVICES": free.get()} if gpus else {}
-        with processes.starting():
-            running[number] = subprocess.Popen([sys.executable, *parts[number]], env=os.environ | share | place)
+        running[number] = children.start(parts[number], share | place)
         if stopped.is_set():  # stopped in the meantime
             running[number].terminate()
         code = running[number].wait()
@@ -121,7 +118,7 @@ def pool(parts: list[tuple[str, ...]], parallelism: int) -> int:
             free.put(gpu)
         if code and not stopped.is_set():
             stop()
-            return code if code > 0 else 128 - code
+            return children.exit_code(parts[number], code)
         return 0
 
     def stop() -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch import attempts, ladder, ops
+from launch import attempts, children, ladder, ops
 from launch.backends.elastic import SECONDS_TO_MEET, SECONDS_TO_SAVE
 from launch.network import own_address, with_interface
 from wellread.checkpoint import list_checkpoints
@@ -217,11 +217,9 @@ class CommandTask:
 
     def __call__(self) -> int:
         """Run the command; exit with its exit code."""
-        code = subprocess.run(
-            [sys.executable, *self.arguments], env=os.environ | self.variables, check=False
-        ).returncode
-        if code:
-            sys.exit(code if code > 0 else 128 - code)
+        process = subprocess.run([sys.executable, *self.arguments], env=os.environ | self.variables, check=False)
+        if code := children.exit_code(self.arguments, process.returncode):
+            sys.exit(code)
         return 0
 
 
