@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wellread import provenance
+from wellread.errors import FAILURE
 from wellread.files import read_json, with_checksum, write_json
 from wellread.run import RunDirectory
 from wellread.streams import print_error
@@ -15,7 +16,9 @@ from wellread.streams import print_error
 if TYPE_CHECKING:
     from wellread.planning.plan import Plan
 
-ERROR = {"time": float, "rank": int, "error": str, "trace": str, "signal": int, "shortage": dict}
+ERROR = {
+    "time": float, "rank": int, "error": str, "trace": str, "exit_code": int, "signal": int, "shortage": dict,
+}  # fmt: skip
 """Shape of a rank's error file."""
 
 
@@ -60,6 +63,11 @@ def first_error(run: RunDirectory, number: int) -> dict[str, Any] | None:
     process that watched the rank writes it, so it is written late. Otherwise the earliest error is returned.
     """
     return min(errors(run, number), key=lambda error: "signal" not in error, default=None)
+
+
+def exit_code(error: dict[str, Any]) -> int:
+    """Return the exit code of the rank that wrote an error file, or for which it was written."""
+    return 128 + int(error["signal"]) if "signal" in error else int(error.get("exit_code", FAILURE))
 
 
 def errors(run: RunDirectory, number: int) -> list[dict[str, Any]]:

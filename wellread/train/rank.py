@@ -49,7 +49,8 @@ def main(path: str) -> int:
             file.write(text)
         users = user_message(error)
         message = users or f"{type(error).__name__}: {error}"
-        note: dict[str, Any] = {"time": time.time(), "rank": rank, "error": message, "trace": text}
+        code = BAD_INPUT if users else FAILURE
+        note: dict[str, Any] = {"time": time.time(), "rank": rank, "error": message, "trace": text, "exit_code": code}
         if shortfall := shortage.shown_by(error, text):
             note["shortage"] = asdict(shortfall)
         write_json(log.with_suffix(".error.json"), note)

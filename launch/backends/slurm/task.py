@@ -35,6 +35,8 @@ LOCK_PATIENCE = 300.0
 FIRST_PORT, PORTS = 20_000, 20_000
 GRACE = 20.0
 """Seconds that rank 0 has to end by itself after another rank has failed."""
+SECONDS_TO_END = 5.0
+"""How long a rank may take to end on request after another rank has failed; less than SLURM waits before SIGKILL."""
 SECONDS_FOR_NOTES = 3.0
 """How long the error files of other ranks may take to become visible on a shared filesystem."""
 MARGIN = 10
@@ -121,24 +123,42 @@ class RankTask:
             meeting = Meeting(own_address(job.hostnames), free_port(job.job_id, restarts), attempt)
             write_json(self._meeting_file(job), vars(meeting))
             code = child.run(meeting)
+            if child.timed_out and (first := attempts.first_error(run, attempt)):
+                code = attempts.exit_code(first)
             attempts.end(run, attempt, code)
             again = code != 0 and child.signals.number == signal.SIGUSR2
             if code and not child.signals.number:
-                time.sleep(SECONDS_FOR_NOTES)
-                attempts.show_first_error(run, attempt)
-                lost = attempts.lost_ranks(run, attempt, plan.ranks)
-                failure = ladder.note(run, plan, attempt, attempts.silent_ranks(run, attempt, plan.ranks))
-                # Requeue only after a new save: otherwise the rank would be lost again, e.g. on a broken node.
-                lost_once = failure is None and bool(lost) and _last_step(run) > before
-                again = lost_once or bool(failure and self.ladder and ladder.next_plan(run, plan))
-                if lost_once:
-                    print(f"lost rank {', '.join(map(str, lost))}: resuming from step {_last_step(run)}", flush=True)
+                again = self._continues(run, plan, attempt, before, child.timed_out)
             if again and restarts >= self.requeues:
                 print_error(f"stopped: already requeued {restarts} times; launch it again to resume")
                 again = False
         if again:
             child.signals.hand_back()  # submitit's own handler: it requeues the job and exits
         return code
+
+    def _continues(self, run: RunDirectory, plan: Plan, attempt: int, before: int, timed_out: bool) -> bool:
+        """Print why an attempt failed; return whether to requeue the job: a rank was lost, or memory ran out.
+
+        Parameters
+        ----------
+        before : int
+            Step of the last checkpoint before the attempt.
+        timed_out : bool
+            Rank 0 has waited for a failed rank without success.
+        """
+        time.sleep(SECONDS_FOR_NOTES)
+        attempts.show_first_error(run, attempt)
+        first = attempts.first_error(run, attempt)
+        all_live = timed_out and first is not None and "signal" not in first  # as rank 0, the others wait for that rank
+        lost = [] if all_live else attempts.lost_ranks(run, attempt, plan.ranks)
+        failure = ladder.note(run, plan, attempt, [] if all_live else attempts.silent_ranks(run, attempt, plan.ranks))
+        if failure:
+            return self.ladder and ladder.next_plan(run, plan) is not None
+        # Requeue only after a new save: otherwise the rank would be lost again, e.g. on a broken node.
+        if not lost or _last_step(run) <= before:
+            return False
+        print(f"lost rank {', '.join(map(str, lost))}: resuming from step {_last_step(run)}", flush=True)
+        return True
 
     def _meeting_file(self, job: JobEnvironment) -> Path:
         return Path(self.run) / "submit" / f"{job.job_id}-{_restarts()}.meeting.json"
@@ -150,6 +170,8 @@ class Child:
     def __init__(self, task: RankTask, job: JobEnvironment, signals: Signals) -> None:
         self.job, self.signals = job, signals
         self._task, self._began, self._parent = task, time.monotonic(), os.getppid()
+        self.timed_out = False
+        """Whether the rank was killed because it waited for a failed rank."""
 
     def run(self, meeting: Meeting) -> int:
         """Run the rank, forward signals to it, and return its exit code: 128 + S when signal S ended it."""
@@ -162,7 +184,7 @@ class Child:
             env=os.environ | self._variables(meeting),
             preexec_fn=_hold_back_usr2,
         )
-        passed, deadline, looked, timed_out = 0, float("inf"), 0.0, False
+        passed, deadline, looked = 0, float("inf"), 0.0
         while process.poll() is None:
             time.sleep(0.1)
             now = time.monotonic()
@@ -171,7 +193,8 @@ class Child:
             elif self.signals.number != passed:
                 passed = self.signals.number
                 process.send_signal(passed)
-                deadline = now + SECONDS_TO_SAVE
+                has_failed = attempts.first_error(self._run, meeting.attempt)  # then no rank can save
+                deadline = now + (SECONDS_TO_END if has_failed else SECONDS_TO_SAVE)
                 if passed == signal.SIGUSR2:  # near the time limit the job must be requeued, saved or not
                     deadline = max(now + 5, min(deadline, self._began + self._task.limit - MARGIN))
             elif self.job.global_rank == 0 and deadline == float("inf") and now > looked + 1:
@@ -179,11 +202,11 @@ class Child:
                 if attempts.first_error(self._run, meeting.attempt):  # rank 0 may wait for the failed rank forever
                     deadline = now + GRACE
             if now > deadline:
-                timed_out = not passed
+                self.timed_out = not passed
                 process.kill()
         if process.returncode >= 0:
             return process.returncode
-        if timed_out:
+        if self.timed_out:
             attempts.note_error(self._run, meeting.attempt, self.job.global_rank, "timed out waiting for a failed rank")
         elif not self.signals.number:
             attempts.note_signal(self._run, meeting.attempt, self.job.global_rank, -process.returncode)

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.programs import seem_saved
 from support.waiting import wait_until
 
 from launch.backends.slurm import task as slurm_task
@@ -333,6 +335,66 @@ def test_a_plan_of_another_launch_is_refused(
         "way in the meantime; launch it again to resume\n"
     )
     assert not run.manifest_file.exists()
+
+
+HANGS = """
+import sys, time
+from pathlib import Path
+run = Path(sys.argv[1])
+(run / "saved").rename(run / "checkpoints")
+(run / "log" / "error.json").rename(run / "log" / "attempt-001-rank-1.error.json")
+time.sleep(3600)
+"""
+BAD_DATA = {"time": 1.0, "rank": 1, "error": "KeyError: 3", "trace": ""}
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "requeued"),
+    [({}, 1, False), ({"exit_code": 2}, 2, False), ({"signal": 11}, 139, True)],
+    ids=["an error", "an error of the user", "a signal"],
+)
+def test_a_job_is_requeued_after_a_lost_rank_but_not_after_an_error(
+    run: RunDirectory,
+    monkeypatch: pytest.MonkeyPatch,
+    handlers: None,
+    error: dict[str, int],
+    code: int,
+    requeued: bool,
+) -> None:
+    """Rank 1 fails, after a checkpoint was saved. Ranks 0, 2 and 3 wait for it in a collective."""
+    requeues: list[int] = []
+    signal.signal(signal.SIGUSR2, lambda number, frame: requeues.append(number))
+    seem_saved(run, 4)
+    run.checkpoints.rename(run.path / "saved")
+    (run.path / "submit").mkdir()
+    write_json(run.log / "error.json", BAD_DATA | error)
+    write_json(run.plan_file, replace(PLAN, machine=replace(PLAN.machine, nodes=2)).as_dict())
+    write_json(run.manifest_file, {"version": 1, "identity": {}, "attempts": []})
+    monkeypatch.setattr("submitit.JobEnvironment", job)
+    monkeypatch.setattr(slurm_task, "own_address", lambda hosts: "127.0.0.1")
+    monkeypatch.setattr(slurm_task, "GRACE", 0.5)
+    monkeypatch.setattr(slurm_task, "SECONDS_FOR_NOTES", 0.0)
+    with pytest.raises(SystemExit) as exit_error:
+        RankTask(str(run.path), ("-c", HANGS, str(run.path)), {}, requeues=3, limit=3600)()
+    assert exit_error.value.code == code
+    assert run.manifest()["attempts"][0]["exit_code"] == code
+    assert bool(requeues) is requeued
+
+
+def test_a_rank_ends_soon_on_request_after_another_one_has_failed(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise SLURM kills its task, and the job ends with exit code 137 instead of that of the failed rank."""
+    monkeypatch.setattr(slurm_task, "SECONDS_TO_END", 0.3)
+    write_json(run.log / "attempt-002-rank-1.error.json", BAD_DATA)
+    rank, signals = child(run, DEAF, rank=2)
+
+    def ask() -> None:
+        until(run.path / "started")
+        signals.number = signal.SIGTERM
+
+    threading.Thread(target=ask).start()
+    assert rank.run(MEETING) == 137
 
 
 def test_the_requeued_task_is_the_same() -> None:
