@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -14,6 +15,9 @@ PATIENCE = 60
 
 NOT_INSTALLED = 127
 """Exit code of a shell for a command that does not exist."""
+
+NEVER = "None"
+"""A time in scontrol's output that has not come."""
 
 
 def available() -> bool:
@@ -48,6 +52,14 @@ def state(job_id: str, folder: str | None = None) -> JobState:
     return _of_sacct(job_id, folder)
 
 
+def preempted(job_id: str) -> bool:
+    """Return whether SLURM has preempted a job since its start; False when it gives no answer."""
+    answer = _ask("scontrol", "show", "job", "--oneliner", job_id)
+    values = _fields(answer.stdout)
+    since = values.get("PreemptTime", NEVER)  # missing in a cluster without preemption
+    return answer.returncode == 0 and since != NEVER and since >= values.get("StartTime", "")
+
+
 def _together(tasks: list[JobState]) -> JobState:
     """Return one state for the tasks of a job array: active while one task is active, else the worst state."""
     if len(tasks) == 1:
@@ -60,9 +72,7 @@ def _together(tasks: list[JobState]) -> JobState:
 
 
 def _of_scontrol(line: str) -> JobState:
-    # scontrol quotes nothing: the job name before these fields and the paths after them may contain anything.
-    fields = re.split(r" UserId=.*?\(\d+\) GroupId=", line, maxsplit=1)[-1].partition(" Command=")[0]
-    values = dict(re.findall(r"(?:^|\s)([\w:/]+)=(\S*)", fields))
+    values = _fields(line)
     code, _, number = values.get("ExitCode", "0:0").partition(":")
     return JobState(
         state=values.get("JobState", "UNKNOWN"),
@@ -72,6 +82,13 @@ def _of_scontrol(line: str) -> JobState:
         restarts=int(values.get("Restarts", 0)),
         seconds=_seconds(values.get("RunTime", "")),
     )
+
+
+def _fields(line: str) -> dict[str, str]:
+    """Return the fields of a job that scontrol shows in one line."""
+    # scontrol quotes nothing: the job name before these fields and the paths after them may contain anything.
+    fields = re.split(r" UserId=.*?\(\d+\) GroupId=", line, maxsplit=1)[-1].partition(" Command=")[0]
+    return dict(re.findall(r"(?:^|\s)([\w:/]+)=(\S*)", fields))
 
 
 def _of_sacct(job_id: str, folder: str | None) -> JobState:
@@ -106,7 +123,13 @@ def _seconds(text: str) -> int:
 def _ask(*command: str) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(
-            command, capture_output=True, encoding="utf-8", errors="replace", timeout=PATIENCE, check=False
+            command,
+            env=os.environ | {"SLURM_TIME_FORMAT": "standard"},
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=PATIENCE,
+            check=False,
         )
     except FileNotFoundError:
         return subprocess.CompletedProcess(command, NOT_INSTALLED, "", f"{command[0]} is not installed here")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from launch import attempts, children, ladder, ops
 from launch.backends.elastic import SECONDS_TO_MEET, SECONDS_TO_SAVE
+from launch.backends.slurm import queue
 from launch.network import own_address, with_interface
 from wellread.checkpoint import list_checkpoints
 from wellread.errors import BAD_INPUT, UserError
@@ -126,7 +127,7 @@ class RankTask:
             if child.timed_out and (first := attempts.first_error(run, attempt)):
                 code = attempts.exit_code(first)
             attempts.end(run, attempt, code)
-            again = code != 0 and child.signals.number == signal.SIGUSR2
+            again = code != 0 and _is_pause(child.signals.number, job.job_id)
             if code and not child.signals.number:
                 again = self._continues(run, plan, attempt, before, child.timed_out)
             if again and restarts >= self.requeues:
@@ -290,6 +291,14 @@ def keep_pickles_private() -> None:
 def _hold_back_usr2() -> None:
     """In the child: keep SIGUSR2 pending until the rank handles it; its default action is to kill the process."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+
+
+def _is_pause(number: int, job_id: str) -> bool:
+    """Return whether a signal asks to save and requeue: USR2, or the SIGTERM that SLURM sends when it preempts a job.
+
+    SLURM sends USR2 before a preemption only with ``PreemptParameters=send_user_signal``.
+    """
+    return number == signal.SIGUSR2 or (number == signal.SIGTERM and queue.preempted(job_id))
 
 
 def _last_step(run: RunDirectory) -> int:

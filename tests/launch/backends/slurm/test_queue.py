@@ -105,6 +105,17 @@ def test_states(line: str, values: dict[str, str], expected: JobState, slurm: An
     assert state("28") == expected
 
 
+@LINES
+def test_a_preemption_counts_only_since_the_start(line: str, slurm: Any) -> None:
+    for time, expected in (("None", False), ("2026-11-21T07:05:00", True), ("2026-11-21T06:00:00", False)):
+        slurm(lines(line.replace("Deadline=N/A", f"Deadline=N/A PreemptEligibleTime=None PreemptTime={time}"), {}))
+        assert slurm_queue.preempted("28") is expected
+    slurm(lines(line, {}))  # a cluster without preemption
+    assert not slurm_queue.preempted("28")
+    slurm(error="Connection timed out")
+    assert not slurm_queue.preempted("28")
+
+
 HOSTILE = [
     "two words", "x JobState=COMPLETED ExitCode=9:9", "a=b", "=", "NodeList=n9 Restarts=7", "x UserId=1", "é 漢\u2028x",
     "WorkDir=/elsewhere y", "x Command=y", "(1) GroupId=", "'\"$(x)`", "Reason=Hacked RunTime=9-00:00:00",

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from support.programs import seem_saved
 from support.waiting import wait_until
 
+from launch.backends.slurm import queue as slurm_queue
 from launch.backends.slurm import task as slurm_task
 from launch.backends.slurm.task import FIRST_PORT, PORTS, Child, CommandTask, Meeting, RankTask, Signals, free_port
 from wellread.files import write_json
@@ -348,37 +350,60 @@ time.sleep(3600)
 BAD_DATA = {"time": 1.0, "rank": 1, "error": "KeyError: 3", "trace": ""}
 
 
-@pytest.mark.parametrize(
-    ("error", "code", "requeued"),
-    [({}, 1, False), ({"exit_code": 2}, 2, False), ({"signal": 11}, 139, True)],
-    ids=["an error", "an error of the user", "a signal"],
-)
-def test_a_job_is_requeued_after_a_lost_rank_but_not_after_an_error(
-    run: RunDirectory,
-    monkeypatch: pytest.MonkeyPatch,
-    handlers: None,
-    error: dict[str, int],
-    code: int,
-    requeued: bool,
-) -> None:
-    """Rank 1 fails, after a checkpoint was saved. Ranks 0, 2 and 3 wait for it in a collective."""
-    requeues: list[int] = []
-    signal.signal(signal.SIGUSR2, lambda number, frame: requeues.append(number))
-    seem_saved(run, 4)
-    run.checkpoints.rename(run.path / "saved")
+@pytest.fixture
+def requeues(run: RunDirectory, monkeypatch: pytest.MonkeyPatch, handlers: None) -> list[int]:
+    """A run of four ranks, of which this process is rank 0; each entry is a request to requeue its job."""
+    entries: list[int] = []
+    signal.signal(signal.SIGUSR2, lambda number, frame: entries.append(number))
+    run.config_file.touch()
     (run.path / "submit").mkdir()
-    write_json(run.log / "error.json", BAD_DATA | error)
     write_json(run.plan_file, replace(PLAN, machine=replace(PLAN.machine, nodes=2)).as_dict())
     write_json(run.manifest_file, {"version": 1, "identity": {}, "attempts": []})
     monkeypatch.setattr("submitit.JobEnvironment", job)
     monkeypatch.setattr(slurm_task, "own_address", lambda hosts: "127.0.0.1")
     monkeypatch.setattr(slurm_task, "GRACE", 0.5)
     monkeypatch.setattr(slurm_task, "SECONDS_FOR_NOTES", 0.0)
+    return entries
+
+
+def exit_code_of(run: RunDirectory, text: str) -> object:
+    """Exit code of a task whose rank runs this text."""
     with pytest.raises(SystemExit) as exit_error:
-        RankTask(str(run.path), ("-c", HANGS, str(run.path)), {}, requeues=3, limit=3600)()
-    assert exit_error.value.code == code
+        RankTask(str(run.path), ("-c", text, str(run.path)), {}, requeues=3, limit=3600)()
+    return exit_error.value.code
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "requeued"),
+    [({}, 1, False), ({"exit_code": 2}, 2, False), ({"signal": 11}, 139, True)],
+    ids=["an error", "an error of the user", "a signal"],
+)
+def test_a_job_is_requeued_after_a_lost_rank_but_not_after_an_error(
+    run: RunDirectory, requeues: list[int], error: dict[str, int], code: int, requeued: bool
+) -> None:
+    """Rank 1 fails, after a checkpoint was saved. Ranks 0, 2 and 3 wait for it in a collective."""
+    seem_saved(run, 4)
+    run.checkpoints.rename(run.path / "saved")
+    write_json(run.log / "error.json", BAD_DATA | error)
+    assert exit_code_of(run, HANGS) == code
     assert run.manifest()["attempts"][0]["exit_code"] == code
     assert bool(requeues) is requeued
+
+
+@pytest.mark.parametrize("preempted", ["2026-11-28T10:05:00", "None"])
+def test_a_preempted_job_is_requeued_after_a_sigterm(
+    run: RunDirectory, requeues: list[int], monkeypatch: pytest.MonkeyPatch, preempted: str
+) -> None:
+    line = f"JobId=77 UserId=a(1) GroupId=a(1) StartTime=2026-11-28T10:00:00 PreemptTime={preempted} Command=x"
+    monkeypatch.setattr(slurm_queue, "_ask", lambda *command: subprocess.CompletedProcess(command, 0, line, ""))
+
+    def ask() -> None:
+        until(run.path / "listening")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=ask).start()
+    assert exit_code_of(run, LISTENS) == 143
+    assert bool(requeues) is (preempted != "None")
 
 
 def test_a_rank_ends_soon_on_request_after_another_one_has_failed(
