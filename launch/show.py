@@ -13,6 +13,7 @@ from wellread.checkpoint import list_checkpoints
 from wellread.order.spec import parse
 from wellread.planning.estimate import MARGIN
 from wellread.planning.plan import Plan
+from wellread.provenance import SECRET_NAMES
 from wellread.terminal import plural
 from wellread.units import GIB
 
@@ -124,8 +125,10 @@ def _command(job: Job) -> list[str]:
 
 
 def _environment(job: Job, plan: Plan) -> dict[str, str]:
-    """Return the environment variables of each rank."""
-    return job.backend.environment(plan, job.training.code)
+    """Return the environment variables of each rank; the cluster file may contain secrets, which are not shown."""
+    secrets = {name for name in job.backend.file.environment if SECRET_NAMES.search(name)}
+    variables = job.backend.environment(plan, job.training.code)
+    return {name: "[secret]" if name in secrets else value for name, value in variables.items()}
 
 
 def _plan_files(job: Job, plan: Plan) -> dict[str, str]:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path, PurePath
 
+from launch.cluster import BACKENDS
 from wellread import provenance
 from wellread.errors import UserError
 from wellread.files import write_json
@@ -33,6 +34,8 @@ EXAMPLE = re.compile(r".*\.(?:example|sample|template|dist)", re.IGNORECASE)
 """Names of files that show which secrets are needed, without their values."""
 SOURCES = ("wellread", "launch", *RECIPES, "eval", "configs")
 """Folders that are copied when the tree is not a git repository."""
+CLUSTERS = ("configs", "clusters")
+"""Folder of cluster files. Those of the user may contain passwords, and no rank needs them: the launch reads them."""
 
 
 def take(run: RunDirectory, corpora: Path) -> list[str]:
@@ -96,7 +99,14 @@ def is_secret(name: str) -> bool:
 
 def _is_code(name: str) -> bool:
     path = PurePath(name)
-    return path.suffix.lower() in CODE or (path.parts[0] in SOURCES and path.suffix.lower() in SETTINGS)
+    if path.suffix.lower() in CODE:
+        return True
+    return path.parts[0] in SOURCES and path.suffix.lower() in SETTINGS and path.parts[:2] != CLUSTERS
+
+
+def _is_wellreads(path: PurePath) -> bool:
+    """Whether a file, relative to a tree without git, belongs to wellread: all but cluster files of the user."""
+    return path.parts[:2] != CLUSTERS or path.stem in BACKENDS
 
 
 def refuse_dirty() -> None:
@@ -118,7 +128,8 @@ def _files(root: Path) -> list[tuple[str, bool]]:
     """List the files of the tree, and whether git tracks each."""
     if not provenance.is_repository(root):
         paths = [path for folder in SOURCES for path in sorted((root / folder).rglob("*"))]
-        return [(str(p.relative_to(root)), True) for p in paths if p.is_file() and "__pycache__" not in p.parts]
+        names = [p.relative_to(root) for p in paths if p.is_file() and "__pycache__" not in p.parts]
+        return [(str(name), _is_wellreads(name)) for name in names]
     listed = [(name, True) for name in _git_names(root, "--cached")]
     listed += [(name, False) for name in _git_names(root, "--others", "--exclude-standard")]
     # git also lists deleted files and submodules, which are folders; a link may point to a folder or be broken.
