@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from wellread import provenance
 from wellread.config import ClusterConfig, RunConfig, packages
 from wellread.corpus import summary as summaries
 from wellread.corpus.read import Corpus
-from wellread.data import canaries, influence, sample_metrics
+from wellread.data import canaries, influence, reading, sample_metrics
 from wellread.errors import UserError
 from wellread.files import with_checksum, write_json
 from wellread.models import registry
@@ -96,12 +97,12 @@ class Job:
         return self._corpus_of_run() or self.samples.directory
 
     def _corpus_of_run(self) -> Path | None:
-        """Return the corpus of a started run if an older version compiled it from the same settings."""
+        """Return the corpus of a started run if an older version compiled it from settings that mean the same."""
         if not (self.run.corpus / "corpus.json").is_file() or not any(self.run.checkpoints.glob("step-*")):
             return None
         corpus = Corpus.open(self.run.corpus.resolve())
         saved, settings = corpus.meta["settings"], json.loads(json.dumps(self.samples.settings))
-        older = saved.get("version", 0) < settings["version"]
+        older = saved.get("version", 0) <= settings["version"] and saved != settings
         return corpus.path if older and same_but_version(saved, settings) else None
 
     def plan(self, corpus: Corpus | None) -> Plan:
@@ -229,10 +230,15 @@ class Job:
 def same_but_version(older: dict[str, Any], newer: dict[str, Any]) -> bool:
     """Whether settings of a corpus of an older version mean what `newer` means.
 
-    Older versions kept the byte-order marks of templates, and did not write what belongs to chat templates.
+    Older versions kept the byte-order marks of templates, and did not write what belongs to chat templates, or how the
+    files of a data set are read.
     """
     later = {"version": 0} | ({} if "chat" in older else {"chat": None})
-    return bool(_unmarked(older | later) == newer | later)
+    sets = [
+        {key: value for key, value in each.items() if key in before or key not in reading.KEYS}
+        for each, before in zip_longest(newer["sets"], older.get("sets", ()), fillvalue=dict[str, Any]())
+    ]
+    return bool(_unmarked(older | later) == newer | later | {"sets": sets})
 
 
 def _unmarked(value: Any) -> Any:

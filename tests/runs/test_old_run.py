@@ -131,6 +131,19 @@ def test_settings_of_an_older_version_mean_the_same() -> None:
     assert not same_but_version(older | chat, newer | {"chat": {"version": 2, "date": "2025-01-01"}})
     assert not same_but_version(older, newer | {"seq_len": 65})
     assert not same_but_version(older, newer | {"sets": [{"template": ["t.txt", "{instruction} "]}]})
+    assert not same_but_version(older, newer | {"sets": newer["sets"] * 2})
+    assert not same_but_version(older | {"sets": older["sets"] * 2}, newer)
+
+
+def test_settings_without_the_kinds_of_files_mean_the_same() -> None:
+    """A run that has begun keeps its corpus; once the kinds are written, other kinds are another corpus."""
+    before: dict[str, Any] = {"version": 3, "sets": [{"name": "a"}, {"name": "b"}]}
+    after: dict[str, Any] = {"version": 3, "sets": [{"name": "a"}, {"name": "b", "kinds": [".txt"]}]}
+    assert same_but_version(before, after)
+    assert not same_but_version(after, before)
+    assert not same_but_version(
+        after, {"version": 3, "sets": [{"name": "a"}, {"name": "b", "kinds": [".txt", ".json"]}]}
+    )
 
 
 @pytest.mark.slow

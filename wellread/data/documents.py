@@ -11,6 +11,7 @@ from typing import Any
 
 from wellread.config import TextConfig
 from wellread.corpus import sentencepiece
+from wellread.data import reading
 from wellread.data.rows.unused import Unused
 from wellread.data.sources import raw, text
 from wellread.data.sources.raw import TEXT, Raw
@@ -151,6 +152,7 @@ def corpus_settings(config: TextConfig, source: Source, scorer: str | None = Non
         "sets": [
             {"name": source.name, "content": raw.fingerprint(source), "schema": TEXT, "columns": source.columns}
             | {"limit": source.limit}
+            | reading.settings(source)
         ],
         "tokenizer": tokenizer,
         "seq_len": config.seq_len,

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wellread.config import DataConfig
+from wellread.data import reading
 from wellread.data.rows import instruct, templates
 from wellread.data.rows.instruct import Example, Schema
 from wellread.data.rows.templates import Template
@@ -280,4 +281,5 @@ def _settings(reader: Reader) -> dict[str, Any]:
         **({"ignore": sorted(source.ignore)} if source.ignore else {}),
         "limit": source.limit,
         "weight": source.weight,
+        **reading.settings(source),
     }

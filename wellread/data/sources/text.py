@@ -92,11 +92,11 @@ def documents(
         stream = of_rows(_hub_rows(str(source), *_hub_split(str(source))), text)
     else:
         path = Path(source)
-        kind = _kind(path)
-        if kind == ".txt":
+        ending = _kind(path)
+        if ending == ".txt":
             stream = _of_text(path, separator.encode(), keep_empty, limit)
         else:
-            stream = of_rows(_rows(path, kind, text, limit), text)
+            stream = of_rows(_rows(path, ending, text, limit), text)
     return (_stripped(document) for document in stream) if strip else stream
 
 
@@ -122,20 +122,25 @@ def is_separated(path: Path, separator: str = SEPARATOR) -> bool:
     return first is not None and first[1].endswith(separator.encode())
 
 
+def kind(path: Path) -> str:
+    """The ending of a file that says how it is read, without that of its compression."""
+    return archives.kind(path) or (Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix)
+
+
 def _kind(path: Path) -> str:
     if not path.is_file():
         raise UserError(f"{path}: {'not a file' if path.exists() else 'does not exist'}")
     if path.stat().st_size == 0:
         raise UserError(f"{path}: is empty")
-    if archive := archives.kind(path):
-        return archive
-    kind = Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
-    if kind not in KINDS or (kind == ".parquet" and path.suffix in COMPRESSED):
+    ending = kind(path)
+    if ending in archives.KINDS:
+        return ending
+    if ending not in KINDS or (ending == ".parquet" and path.suffix in COMPRESSED):
         raise UserError(
             f"{path}: not a known kind of file ({' '.join(KINDS)}; all except .parquet also as .gz and .zst; "
             f"{' '.join(archives.KINDS)})"
         )
-    return kind
+    return ending
 
 
 def _stripped(document: Document) -> Document:

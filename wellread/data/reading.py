@@ -1,0 +1,24 @@
+"""Settings of a corpus for what the reading of files depends on besides their bytes; usual readings add nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wellread.data.sources import text
+from wellread.data.sources.source import Source
+
+KEYS = ("kinds",)
+"""All keys of `settings`; a data set of a corpus from before them has none of them."""
+PLAIN = ".txt"
+"""The kind as which any bytes can be read; all other kinds refuse the bytes of another kind."""
+
+
+def settings(source: Source) -> dict[str, Any]:
+    """What a data set adds to its settings in a corpus, next to the hash of the bytes of its files."""
+    kinds = [text.kind(path) for path in source.paths]
+    return {"kinds": _short(kinds)} if PLAIN in kinds else {}
+
+
+def _short(values: list[str]) -> list[str]:
+    """One value per file, in their order, or the only one that all files have."""
+    return values if len({*values}) > 1 else values[:1]
