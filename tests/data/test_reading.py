@@ -61,3 +61,20 @@ def test_kinds_of_a_folder_are_in_the_order_of_its_files(tmp_path: Path) -> None
     (tmp_path / "b.jsonl").write_text(LINES)
     assert stories(tmp_path)["kinds"] == [".txt", ".jsonl", ".txt"]
     assert stories("stories").get("kinds") is None
+
+
+def test_hc3_files_with_the_name_of_another_subset_are_another_corpus(tmp_path: Path) -> None:
+    """Files of single subsets contain no name of the subset; their own names say which one it is."""
+    answers = {"human_answers": ["An answer."], "chatgpt_answers": ["Another answer."]}
+    lines = "".join(json.dumps({"question": f"Question {i}?", **answers}) + "\n" for i in range(5))
+    categories, folder = [], tmp_path / "hc3"
+    folder.mkdir()
+    for name in ("finance", "medicine", "mine"):
+        path = folder / f"{name}.jsonl"
+        path.write_text(lines)
+        config = RunConfig.of(model="tiny", data=f"hc3@{path}", corpora=str(tmp_path / "corpora"), seq_len=64)
+        categories.append(set(Corpus.open(prepare(config)).samples(["category"])["category"].to_pylist()))
+    assert categories == [{"finance"}, {"medicine"}, {""}]
+    assert rows(f"hc3@{folder}")[0]["subsets_of_files"] == ["finance", "medicine", ""]
+    assert "subsets_of_files" not in rows(f"hc3@{folder / 'mine.jsonl'}")[0]
+    assert rows(f"hc3:medicine@{folder / 'medicine.jsonl'}")[0]["subsets_of_files"] == ["medicine"]

@@ -152,7 +152,7 @@ def corpus_settings(config: TextConfig, source: Source, scorer: str | None = Non
         "sets": [
             {"name": source.name, "content": raw.fingerprint(source), "schema": TEXT, "columns": source.columns}
             | {"limit": source.limit}
-            | reading.settings(source)
+            | reading.settings(source, TEXT)
         ],
         "tokenizer": tokenizer,
         "seq_len": config.seq_len,

@@ -281,5 +281,5 @@ def _settings(reader: Reader) -> dict[str, Any]:
         **({"ignore": sorted(source.ignore)} if source.ignore else {}),
         "limit": source.limit,
         "weight": source.weight,
-        **reading.settings(source),
+        **reading.settings(source, reader.schema.name),
     }

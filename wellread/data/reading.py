@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+from wellread.data.rows.instruct import HC3_SUBSETS
 from wellread.data.sources import text
 from wellread.data.sources.source import Source
 
-KEYS = ("kinds",)
+KEYS = ("kinds", "subsets_of_files")
 """All keys of `settings`; a data set of a corpus from before them has none of them."""
 PLAIN = ".txt"
 """The kind as which any bytes can be read; all other kinds refuse the bytes of another kind."""
 
 
-def settings(source: Source) -> dict[str, Any]:
+def settings(source: Source, schema: str) -> dict[str, Any]:
     """What a data set adds to its settings in a corpus, next to the hash of the bytes of its files."""
     kinds = [text.kind(path) for path in source.paths]
-    return {"kinds": _short(kinds)} if PLAIN in kinds else {}
+    subsets = [path.stem if path.stem in HC3_SUBSETS else "" for path in source.paths] if schema == "hc3" else []
+    return {
+        **({"kinds": _short(kinds)} if PLAIN in kinds else {}),
+        **({"subsets_of_files": _short(subsets)} if any(subsets) else {}),
+    }
 
 
 def _short(values: list[str]) -> list[str]:
