@@ -78,3 +78,18 @@ def test_hc3_files_with_the_name_of_another_subset_are_another_corpus(tmp_path: 
     assert rows(f"hc3@{folder}")[0]["subsets_of_files"] == ["finance", "medicine", ""]
     assert "subsets_of_files" not in rows(f"hc3@{folder / 'mine.jsonl'}")[0]
     assert rows(f"hc3:medicine@{folder / 'medicine.jsonl'}")[0]["subsets_of_files"] == ["medicine"]
+
+
+def test_a_description_that_names_another_column_or_other_files_is_another_corpus(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(LINES)
+    description, texts = tmp_path / "mine.yaml", "{file: a.jsonl, schema: text, columns: {text: %s}}"
+    hub = "{hub: a/b, revision: c, hub_files: %s, schema: text}"
+    for form in (texts, hub):
+        listed = []
+        for value in ("one", "two", "one"):
+            description.write_text(form % value)
+            listed.append([rows(description)[0], stories(description)])
+        assert listed[0] == listed[2], form
+        assert all(one != two for one, two in zip(listed[0], listed[1], strict=True)), form
+    assert "hub_files" not in rows("hc3")[0] | stories("tinystories-archive")
+    assert rows(f"text@{tmp_path / 'a.jsonl'}")[0]["columns"] == {"text": "text"}

@@ -274,7 +274,7 @@ def _settings(reader: Reader) -> dict[str, Any]:
         "name": source.name,
         "content": raw.fingerprint(source) if reader.schema.name == TEXT else tables.fingerprint(source),
         "schema": reader.schema.name,
-        "columns": reader.schema.columns,
+        "columns": reader.schema.columns | source.columns,
         "template": [reader.template.name, *reader.template.texts],
         "answers": source.answers,
         "subsets": sorted(source.subsets),
