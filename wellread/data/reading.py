@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from wellread.data.rows.instruct import HC3_SUBSETS
-from wellread.data.sources import text
+from wellread.data.sources import archives, text
 from wellread.data.sources.source import Source
 
-KEYS = ("kinds", "subsets_of_files", "hub_files")
+KEYS = ("kinds", "subsets_of_files", "hub_files", "archives")
 """All keys of `settings`; a data set of a corpus from before them has none of them."""
 PLAIN = ".txt"
 """The kind as which any bytes can be read; all other kinds refuse the bytes of another kind."""
@@ -21,6 +21,7 @@ def settings(source: Source, schema: str) -> dict[str, Any]:
     return {
         **({"kinds": _short(kinds)} if PLAIN in kinds else {}),
         **({"subsets_of_files": _short(subsets)} if any(subsets) else {}),
+        **({"archives": archives.VERSION} if {".zip", ".tar.gz"} & {*kinds} else {}),
         # The name of a data set of the registry says which files these are.
         **({"hub_files": source.hub_files} if source.hub_files and not source.spelling else {}),
     }

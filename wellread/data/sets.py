@@ -17,7 +17,7 @@ from wellread.data.sources import generated
 from wellread.data.sources.archives import KINDS as ARCHIVES
 from wellread.data.sources.raw import TEXT, is_megatron
 from wellread.data.sources.source import MAX_DOCUMENT, Source
-from wellread.data.sources.tables import SUFFIXES
+from wellread.data.sources.tables import SUFFIXES, UNSUPPORTED
 from wellread.data.sources.text import COMPRESSED, KINDS
 from wellread.errors import UserError
 from wellread.shapes import mismatch
@@ -46,10 +46,7 @@ YAML = (".yaml", ".yml")
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """Files in folders of the hub and of its library that describe a data set; they contain no rows."""
 
-UNREAD = (
-    *SUFFIXES, *COMPRESSED, *ARCHIVES, ".tsv", ".ndjson", ".feather", ".xlsx", ".bz2", ".xz", ".lz4", ".7z", ".rar",
-    ".tar", ".tgz",
-)  # fmt: skip
+UNREAD = (*SUFFIXES, *COMPRESSED, *ARCHIVES, *UNSUPPORTED)
 """Endings of files that contain data, in upper or lower case; in a folder they must be of a kind that is read."""
 
 

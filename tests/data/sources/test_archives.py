@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import stat
 import tarfile
 import zipfile
 from pathlib import Path
@@ -94,6 +95,43 @@ def test_members_are_documents_or_tables(tmp_path: Path, make: object) -> None:
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UserError, match=rf"{path.name}: damaged \("):
         texts(path)
+
+
+@pytest.mark.parametrize("make", [zipped, tarred])
+def test_hidden_members_are_skipped_as_in_a_folder(tmp_path: Path, make: object) -> None:
+    assert callable(make)
+    path = tmp_path / ("a.zip" if make is zipped else "a.tar.gz")
+    mac = bytes.fromhex("00051607") + bytes(60)  # how AppleDouble files begin
+    hidden = (".git/config", "x/.ipynb_checkpoints/a-checkpoint.txt", ".a.parquet", "__MACOSX/x/._a.txt", "._a.txt")
+    make(path, dict.fromkeys(hidden, mac) | {"./x/a.txt": b"one", "b..txt": b"two"})
+    assert [(each.number, each.text) for each in documents(path)] == [(1, "one"), (2, "two")]
+
+
+@pytest.mark.parametrize("make", [zipped, tarred])
+@pytest.mark.parametrize("ending", [".tsv", ".ndjson", ".NDJSON", ".feather", ".xlsx", ".lz4", ".rar", ".arrow"])
+def test_members_of_other_kinds_are_refused_as_in_a_folder(tmp_path: Path, make: object, ending: str) -> None:
+    assert callable(make)
+    path = make(tmp_path / ("a.zip" if make is zipped else "a.tar.gz"), {"a.txt": b"one", f"b{ending}": b'{"text": 1}'})
+    with pytest.raises(UserError, match=rf"member 'b{ending}' is a {ending.lower()} file; take it out of the archive"):
+        texts(path)
+
+
+def test_links_in_archives_are_refused(tmp_path: Path) -> None:
+    """In a .zip, the content of a link is the path it names, which is not a document."""
+    paths = [tmp_path / "a.zip"]
+    with zipfile.ZipFile(paths[0], "w") as archive:
+        member = zipfile.ZipInfo("b.txt")
+        member.create_system, member.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(member, "a.txt")
+    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
+        paths.append(tmp_path / f"{kind.decode()}.tar.gz")
+        with tarfile.open(paths[-1], "w:gz") as tar:
+            other = tarfile.TarInfo("b.txt")
+            other.type, other.linkname = kind, "a.txt"
+            tar.addfile(other)
+    for path in paths:
+        with pytest.raises(UserError, match=r"member 'b\.txt' is a link or a device; write the archive again without"):
+            texts(path)
 
 
 def test_archives_of_a_folder_are_read_and_unfinished_ones_are_not(tmp_path: Path) -> None:

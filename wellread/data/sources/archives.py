@@ -1,12 +1,14 @@
 """Archives of documents as lm_dataformat's Reader 0.0.20 reads them: .dat.zst, .zip and .tar.gz.
 
 Each member of a .zip or .tar.gz is one document, except members that are tables themselves (.jsonl, .json, .csv): their
-rows are documents. Members of other known kinds are refused by name. Nothing is extracted to disk.
+rows are documents. Members of other known kinds, and links, are refused by name. Hidden members, and those that macOS
+adds, are skipped. Nothing is extracted to disk.
 """
 
 from __future__ import annotations
 
 import io
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -14,7 +16,7 @@ from typing import IO
 
 from wellread.data.sources.json_rows import json_rows, jsonl_rows
 from wellread.data.sources.source import Row, too_long
-from wellread.data.sources.tables import csv_rows
+from wellread.data.sources.tables import UNSUPPORTED, csv_rows
 from wellread.errors import UserError
 from wellread.text_io import foreign
 
@@ -23,8 +25,12 @@ LENGTH = 16
 """Digits before each document of a .dat.zst file: its number of bytes."""
 BLOCK = 1 << 20
 """Bytes that are read at once."""
-REFUSED = (".parquet", ".gz", ".zst", ".xz", ".bz2", ".zip", ".tar", ".tgz", ".7z", ".npy", ".npz", ".bin", ".idx")
-"""Kinds of members that are neither text nor a table."""
+REFUSED = (*UNSUPPORTED, ".parquet", ".arrow", ".gz", ".zst", ".zip", ".npy", ".npz", ".bin", ".idx")
+"""Kinds of members that are neither text nor a table that is read."""
+ADDED = "__MACOSX"
+"""Folder of an archive with what macOS adds to it: attributes of the other members."""
+VERSION = 2
+"""Raise it when the same .zip or .tar.gz has other documents."""
 
 
 def kind(path: Path) -> str | None:
@@ -106,9 +112,20 @@ def _member_rows(path: Path, name: str, data: bytes, column: str, limit: int) ->
     return iter([_text_row(1, data, column)])
 
 
-def _read(path: Path, name: str, file: IO[bytes], limit: int) -> tuple[str, bytes]:
+def _skipped(name: str) -> bool:
+    """Whether a member is hidden, as in a folder, or added by macOS."""
+    parts = PurePosixPath(name).parts
+    return ".." not in parts and any(part.startswith(".") or part == ADDED for part in parts)
+
+
+def _check_kind(path: Path, name: str, is_file: bool) -> None:
     if ".." in PurePosixPath(name).parts:
         raise UserError(f"{path}: member {name!r} has .. in its name; write the archive again without it")
+    if not is_file:
+        raise UserError(f"{path}: member {name!r} is a link or a device; write the archive again without it")
+
+
+def _read(path: Path, name: str, file: IO[bytes], limit: int) -> tuple[str, bytes]:
     data = file.read(limit + 1)
     if len(data) > limit:
         raise too_long(path, f"member {name!r}", limit)
@@ -120,7 +137,9 @@ def _zip_members(path: Path, limit: int) -> Iterator[tuple[str, bytes]]:
 
     with _damage_named(path), zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
-            if not member.is_dir():
+            if not member.is_dir() and not _skipped(member.filename):
+                kind_of_file = stat.S_IFMT(member.external_attr >> 16)  # 0 in archives of other systems
+                _check_kind(path, member.filename, kind_of_file in (0, stat.S_IFREG))
                 with archive.open(member) as file:
                     yield _read(path, member.filename, file, limit)
 
@@ -132,7 +151,10 @@ def _tar_members(path: Path, limit: int) -> Iterator[tuple[str, bytes]]:
     with _damage_named(path), gzip.open(path) as content, tarfile.open(fileobj=content, mode="r|") as archive:
         while (member := archive.next()) is not None:
             archive.members.clear()  # type: ignore[attr-defined]  # else it keeps the headers of all members
-            if member.isfile() and (file := archive.extractfile(member)) is not None:
+            if member.isdir() or _skipped(member.name):
+                continue
+            _check_kind(path, member.name, member.isfile())
+            if (file := archive.extractfile(member)) is not None:
                 yield _read(path, member.name, file, limit)
         while content.read(BLOCK):  # to its end, where gzip compares length and checksum
             pass

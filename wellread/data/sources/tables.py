@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     import pyarrow
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+UNSUPPORTED = (
+    ".tsv", ".ndjson", ".feather", ".xlsx", ".bz2", ".xz", ".lz4", ".7z", ".rar", ".tar", ".tgz",
+)  # fmt: skip
+"""Endings of files that contain data, but are of a kind that is not read."""
 READ = 1 << 18
 """Bytes read at once."""
 SECONDS_TO_ANSWER = 10
