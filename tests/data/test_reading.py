@@ -1,4 +1,4 @@
-"""Everything that the reading of a file depends on, besides its bytes, is part of the key of a corpus."""
+"""Everything that the reading of a file depends on, in addition to its bytes, is part of the key of a corpus."""
 
 import json
 from pathlib import Path

@@ -1,17 +1,15 @@
-"""Settings of a corpus for what the reading of files depends on besides their bytes; usual readings add nothing."""
+"""Settings of a corpus: what the reading of files depends on in addition to bytes; usual readings add nothing."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from wellread.data.rows.instruct import HC3_SUBSETS
-from wellread.data.sources import archives, text
+from wellread.data.sources import archives, raw, text
 from wellread.data.sources.source import Source
 
-KEYS = ("kinds", "subsets_of_files", "hub_files", "archives")
+KEYS = ("kinds", "subsets_of_files", "hub_files", "archives", "plain_text")
 """All keys of `settings`; a data set of a corpus from before them has none of them."""
-PLAIN = ".txt"
-"""The kind as which any bytes can be read; all other kinds refuse the bytes of another kind."""
 
 
 def settings(source: Source, schema: str) -> dict[str, Any]:
@@ -19,7 +17,8 @@ def settings(source: Source, schema: str) -> dict[str, Any]:
     kinds = [text.kind(path) for path in source.paths]
     subsets = [path.stem if path.stem in HC3_SUBSETS else "" for path in source.paths] if schema == "hc3" else []
     return {
-        **({"kinds": _short(kinds)} if PLAIN in kinds else {}),
+        # Any bytes can be read as plain text; all other kinds refuse the bytes of another kind.
+        **({"kinds": _short(kinds), "plain_text": raw.PLAIN_VERSION} if text.PLAIN in kinds else {}),
         **({"subsets_of_files": _short(subsets)} if any(subsets) else {}),
         **({"archives": archives.VERSION} if {".zip", ".tar.gz"} & {*kinds} else {}),
         # The name of a data set of the registry says which files these are.

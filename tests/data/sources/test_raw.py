@@ -17,6 +17,7 @@ from wellread.corpus.tokenizer import Tokenizer
 from wellread.data.sets import find
 from wellread.data.sources import megatron_write, raw
 from wellread.data.sources.raw import Raw
+from wellread.data.sources.source import Source
 from wellread.errors import UserError
 
 TEXTS = ["one two three four five six seven", "eight nine", "", "ten"]
@@ -111,3 +112,20 @@ def test_text_of_the_pile_in_another_column(shared: Path, tmp_path: Path, pythia
     assert (corpus.meta["kind"], int((sets == 1).sum())) == ("instruction", 5)
     abstracts = np.flatnonzero(sets == 0)
     assert np.array_equal(corpus.n_targets(abstracts), corpus.lengths(abstracts) - 1)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n"])
+def test_line_feeds_next_to_separators_are_not_part_of_documents(tmp_path: Path, end: str) -> None:
+    """Otherwise copies of a document would be other documents, on both sides of the holdout."""
+    texts = ["A", f"  B{end}b ", "A", "C", "A"]
+    path = tmp_path / "a.txt"
+    path.write_bytes(f"<|endoftext|>{end}".join(texts).encode() + end.encode())
+    documents = [document for _, _, document in raw.located(Source(name="a", paths=(path,)))]
+    assert [each.document for each in documents if isinstance(each, Raw)] == texts
+    corpus = Corpus.open(
+        prepare(RunConfig.of(model="tiny", data=f"text@{path}", corpora=str(tmp_path / "corpora"), seq_len=16))
+    )
+    table = corpus.samples(["rows", "document", "split"]).to_pydict()
+    assert len({*table["document"]}) == 3
+    assert len({*zip(table["document"], table["split"], strict=True)}) == 3
+    assert corpus.meta["counts"]["duplicates"] == 2

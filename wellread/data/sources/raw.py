@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from wellread.errors import UserError
 
 TEXT = "text"
 """Name of the data set and of its schema."""
+PLAIN_VERSION = 2
+"""Raise it when the same .txt has other documents."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,12 @@ def _of_file(path: Path, source: Source, keep_empty: bool) -> Iterator[tuple[int
         for i in range(samples.n):
             yield i + 1, Raw(tokens=samples.tokens(i))
         return
+    is_plain = text.kind(path) == text.PLAIN
     for document in text.documents(path, text=_column(source), keep_empty=keep_empty, limit=source.max_document):
-        yield _numbered(document)
+        if is_plain and document.text:  # line feeds next to separators belong to the file
+            yield _numbered(replace(document, text=document.text.strip("\r\n")))
+        else:
+            yield _numbered(document)
 
 
 def _numbered(document: text.Document) -> tuple[int, Raw | str]:

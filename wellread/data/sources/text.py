@@ -24,7 +24,8 @@ from wellread.text_io import foreign, unmarked
 SEPARATOR = "<|endoftext|>"
 HUB = "hub:"
 COMPRESSED = (".gz", ".zst")
-KINDS = (".jsonl", ".json", ".txt", ".parquet")
+PLAIN = ".txt"
+KINDS = (".jsonl", ".json", PLAIN, ".parquet")
 STORY = "story"
 """Field of TinyStories' archive, used if a row has no ``text``."""
 READ_ZST = 1 << 10
@@ -93,7 +94,7 @@ def documents(
     else:
         path = Path(source)
         ending = _kind(path)
-        if ending == ".txt":
+        if ending == PLAIN:
             stream = _of_text(path, separator.encode(), keep_empty, limit)
         else:
             stream = of_rows(_rows(path, ending, text, limit), text)
