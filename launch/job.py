@@ -233,7 +233,7 @@ def same_but_version(older: dict[str, Any], newer: dict[str, Any]) -> bool:
     Older versions kept the byte-order marks of templates, and did not write what belongs to chat templates, or how the
     files of a data set are read.
     """
-    later = {"version": 0} | ({} if "chat" in older else {"chat": None})
+    later = {"version": 0, "rows": 0} | ({} if "chat" in older else {"chat": None})
     sets = [
         {key: value for key, value in each.items() if key in before or key not in reading.KEYS}
         for each, before in zip_longest(newer["sets"], older.get("sets", ()), fillvalue=dict[str, Any]())
