@@ -56,7 +56,8 @@ STARTS = {
 def test_a_program_ends_with_its_launcher(start: str, number: signal.Signals, tmp_path: Path) -> None:
     file = tmp_path / "pid"
     call = STARTS[start].format(program=PROGRAM, file=str(file))
-    text = f"from launch import children; from launch.backends import local; {call}"
+    hang_up = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)"  # tests may run under nohup
+    text = f"{hang_up}; from launch import children; from launch.backends import local; {call}"
     with subprocess.Popen([sys.executable, "-c", text], cwd=ROOT) as launcher:
         wait_until(lambda: file.exists() and file.read_text() != "", "the program runs", launcher)
         child = psutil.Process(int(file.read_text()))
