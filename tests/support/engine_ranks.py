@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,16 @@ def run_ranks(folder: Path, tasks: list[dict[str, Any]], ranks: int = 2) -> list
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
     measured = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(ranks)]
     return [list(of_task) for of_task in zip(*measured, strict=True)]
+
+
+@contextmanager
+def one_process(folder: Path) -> Iterator[None]:
+    """This process as the process group of one rank."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
 
 def make_model(directory: Path, **sizes: int) -> Path:

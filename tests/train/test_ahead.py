@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support import other_device
+from support.engine_ranks import one_process
 
 from scripts.gpu_check.synthetic import Trial, make_run, model_of
 from scripts.gpu_check.weights import RandomSource
@@ -79,16 +80,12 @@ Train = Callable[..., RunDirectory]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A process group of one rank; the loop's handlers of signals are removed afterwards."""
-    import torch.distributed as dist
-
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
     handlers = [signal.getsignal(number) for number in numbers]
-    file = tmp_path_factory.mktemp("group") / "store"
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+    with one_process(tmp_path_factory.mktemp("group")):
+        yield
     for number, handler in zip(numbers, handlers, strict=True):
         signal.signal(number, handler)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import types
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.engine_ranks import make_model, one_step, plan_of, same_weights
+from support.engine_ranks import make_model, one_process, one_step, plan_of, same_weights
 from support.small_models import LIKE_LLAMA, SIZES, tiny
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -80,14 +81,10 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_process(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A process group of one rank."""
-    import torch.distributed as dist
-
-    file = tmp_path_factory.mktemp("group") / "store"
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+    with one_process(tmp_path_factory.mktemp("group")):
+        yield
 
 
 def engine_of(model: Path, *, fast: tuple[str, ...] = ("bf16",), **flags: Any) -> Any:

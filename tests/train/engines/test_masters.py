@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.engine_ranks import make_model, one_step, plan_of, run_ranks, same_weights
+from support.engine_ranks import make_model, one_process, one_step, plan_of, run_ranks, same_weights
 
 from wellread.config import OptimConfig, RunConfig
 from wellread.models.load import Source
@@ -33,14 +34,10 @@ def train(engine: Any, first: int = 0, last: int = 6) -> list[tuple[float, float
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_process(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A process group of one rank."""
-    import torch.distributed as dist
-
-    file = tmp_path_factory.mktemp("group") / "store"
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+    with one_process(tmp_path_factory.mktemp("group")):
+        yield
 
 
 def test_weights_are_the_rounded_masters_and_learn_as_with_autocast(small: Path) -> None:
