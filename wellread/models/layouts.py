@@ -134,19 +134,11 @@ def gptj(spec: ModelSpec) -> Layout:
 
 
 def gpt_neo(spec: ModelSpec) -> Layout:
-    """GPT-Neo."""
+    """GPT-Neo: a GPT-2 with other matrices."""
     h, inner = spec.width, spec.intermediate
     attention = {name: Linear(h, h) for name in ("q_proj", "k_proj", "v_proj")} | {"out_proj": Linear(h, h, True)}
     mlp = _within("mlp", c_fc=Linear(h, inner, True), c_proj=Linear(inner, h, True))
-    return Layout(
-        linears=_within("attn.attention", **attention) | mlp,
-        layers="transformer.h",
-        norms=_both("ln_1", "ln_2"),
-        final_norms=_both("transformer.ln_f"),
-        embedding="transformer.wte.weight",
-        positions=spec.positions,
-        tied=spec.tied is not False,
-    )
+    return replace(gpt2(spec), linears=_within("attn.attention", **attention) | mlp)
 
 
 def gpt2(spec: ModelSpec) -> Layout:

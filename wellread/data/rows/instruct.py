@@ -171,9 +171,8 @@ def _read_hc3(row: Row, schema: Schema, source: Source) -> list[Dialogue] | str:
         return error or f"{subset_error}"
     if not question.strip():
         return f"no {schema.columns['instruction']!r}"
-    if (
-        not subset.strip() and source.paths
-    ):  # files with a single subset have no such column; the file name is the subset
+    # Files with a single subset have no such column, or an empty one: the file name is the subset.
+    if not subset.strip() and source.paths:
         stem = (row.path or source.paths[0]).stem
         subset = stem if stem in HC3_SUBSETS else ""
     answers: list[tuple[str, str]] = []
