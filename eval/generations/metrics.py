@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
@@ -12,6 +13,7 @@ from eval.separation import Floats
 from wellread.data import text_metrics
 
 N_GRAM = 4
+OVERLAP = ("bleu", "chrf")
 MOST = 256
 """Results that are kept: saturation and report ask for those of each checkpoint several times, and each time for those
 of the same references."""
@@ -41,28 +43,29 @@ def overlap(texts: tuple[str, ...], references: tuple[str, ...]) -> MappingProxy
 
     BLEU of a single text uses only the lengths of n-grams that it has (effective order), as sacrebleu recommends.
     """
-    scorers = _scorers(effective_order=True)
     pairs = list(zip(texts, references, strict=True))
-    scores = {
-        name: np.array([scorer.sentence_score(text, [reference]).score for text, reference in pairs])
-        for name, scorer in scorers.items()
-    }
-    return MappingProxyType(scores)
+    each = [_scores((text,), _scorers((reference,), effective_order=True)) for text, reference in pairs]
+    return MappingProxyType({name: np.array([scores[name] for scores in each]) for name in OVERLAP})
 
 
 @lru_cache(MOST)
 def corpus_overlap(texts: tuple[str, ...], references: tuple[str, ...]) -> MappingProxyType[str, float]:
     """BLEU and chrF of all texts together, 0 to 100, by sacrebleu: `corpus_bleu` and `corpus_chrf`."""
-    scorers = _scorers(effective_order=False)
-    scores = {
-        f"corpus_{name}": float(scorer.corpus_score(list(texts), [list(references)]).score)
-        for name, scorer in scorers.items()
-    }
-    return MappingProxyType(scores)
+    scores = _scores(texts, _scorers(references, effective_order=False))
+    return MappingProxyType({f"corpus_{name}": score for name, score in scores.items()})
 
 
-def _scorers(*, effective_order: bool) -> dict[str, Any]:
+def _scores(texts: tuple[str, ...], scorers: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(scorer.corpus_score(texts, None).score) for name, scorer in scorers.items()}
+
+
+@lru_cache(4 * MOST)
+def _scorers(references: tuple[str, ...], *, effective_order: bool) -> dict[str, Any]:
+    """BLEU and chrF against these references; a scorer counts their n-grams once, not again at each checkpoint."""
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
 
-    return {"bleu": BLEU(effective_order=effective_order), "chrf": CHRF()}
+    return {
+        "bleu": BLEU(effective_order=effective_order, references=[references]),
+        "chrf": CHRF(references=[references]),
+    }

@@ -147,6 +147,18 @@ def test_overlap_of_equal_and_different_texts() -> None:
     assert values["chrf"] == pytest.approx([100, 0])
 
 
+@pytest.mark.parametrize("texts", [("a big red ball.", "no, no", ""), ("the ball", "yes", "it is")])
+def test_overlap_is_that_of_sacrebleu_by_itself(texts: tuple[str, ...]) -> None:
+    """References are prepared once for all checkpoints; that must not change what they give."""
+    references = ("the red ball is big.", "yes, no", "it was")
+    values, of_corpus = metrics.overlap(texts, references), metrics.corpus_overlap(texts, references)
+    pairs = list(zip(texts, references, strict=True))
+    assert values["bleu"].tolist() == [sacrebleu.sentence_bleu(text, [true]).score for text, true in pairs]
+    assert values["chrf"].tolist() == [sacrebleu.sentence_chrf(text, [true]).score for text, true in pairs]
+    assert of_corpus["corpus_bleu"] == sacrebleu.corpus_bleu(texts, [references]).score
+    assert of_corpus["corpus_chrf"] == sacrebleu.corpus_chrf(texts, [references]).score
+
+
 def occurs(span: list[int], tokens: list[int]) -> bool:
     return any(tokens[i : i + len(span)] == span for i in range(len(tokens) - len(span) + 1))
 
