@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from support.known_models import PYTHIA, SMALL, small_config
 
+from wellread.errors import UserError
 from wellread.models import llama
 from wellread.models.registry import find
 from wellread.models.spec import ModelSpec
@@ -209,4 +210,23 @@ def test_frozen_parameters_are_not_trained() -> None:
     assert layers.tensors == (50304 * 512, 512, 512, 50304 * 512)
     some = trained(spec, freeze="*.layers.[0-2].*, *.embed_in.*,*.layers.0.mlp.*")
     assert some.elements == every.total - 3 * every.layer - 50304 * 512
-    assert trained(spec, freeze="layers.0.*").elements == every.total  # a pattern matches complete names
+
+
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        ("layers.0.*", r"--freeze layers\.0\.\*: matches no parameter; the parameters are gpt_neox\.embed_in\.weight"),
+        ("*.layers.*,*.embd_in.*", r"--freeze \*\.embd_in\.\*: matches no parameter"),
+        ("*.weight,*.bias", r"--freeze \*\.weight,\*\.bias: freezes all parameters"),
+    ],
+)
+def test_patterns_are_refused_before_a_rank_starts(patterns: str, message: str) -> None:
+    """A pattern matches complete names, and something."""
+    with pytest.raises(UserError, match=message):
+        trained(find("pythia-70m"), freeze=patterns)
+
+
+def test_a_head_that_only_the_files_have_may_be_frozen() -> None:
+    tied = find("stories-15m")
+    assert "lm_head.weight" not in layout_of(tied).sizes(tied)
+    assert trained(tied, freeze="lm_head.*").elements == parameters(tied).total

@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable
+import re
+from collections.abc import Collection
+
+from wellread.errors import UserError
 
 
-def frozen(names: Iterable[str], patterns: str) -> dict[str, list[str]]:
-    """Names of parameters that match each of the shell patterns, such as ``*.layers.[0-3].*,*.embed_in.*``.
+def frozen(names: Collection[str], patterns: str, *, possible: Collection[str] = ()) -> set[str]:
+    """Names of parameters that match one of the shell patterns, such as ``*.layers.[0-3].*,*.embed_in.*``.
 
     Parameters
     ----------
+    names
+        Names of all parameters of the model.
     patterns : str
         Separated by commas. A pattern matches complete names.
+    possible
+        Names of parameters that only the weight files can tell whether the model has them.
+
+    Raises
+    ------
+    UserError
+        When a pattern matches no parameter (lists the names of parameters, without layer numbers), or all match.
     """
-    every = list(names)
-    return {pattern: fnmatch.filter(every, pattern) for pattern in map(str.strip, patterns.split(","))}
+    matched: set[str] = set()
+    for pattern in map(str.strip, patterns.split(",")):
+        if not (by_pattern := fnmatch.filter([*names, *possible], pattern)):
+            available = dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names)
+            raise UserError(f"--freeze {pattern}: matches no parameter; the parameters are {', '.join(available)}")
+        matched.update(by_pattern)
+    if matched.issuperset(names):
+        raise UserError(f"--freeze {patterns}: freezes all parameters, so nothing can be trained; freeze fewer")
+    return matched

@@ -11,6 +11,9 @@ from wellread.models.layouts import Layout
 from wellread.models.limits import blocks
 from wellread.models.spec import ModelSpec
 
+HEAD = "lm_head.weight"
+"""The output embedding: also of a model with tied embeddings, if its files have other values for it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Parameters:
@@ -102,7 +105,12 @@ def trained(spec: ModelSpec, *, freeze: str = "", lora_rank: int = 0, lora_modul
     Parameters
     ----------
     freeze : str
-        Patterns of `--freeze`; one that matches nothing is refused later, by the ranks.
+        Patterns of `--freeze`.
+
+    Raises
+    ------
+    UserError
+        When a pattern of `freeze` matches no parameter, or all are frozen.
     """
     if lora_rank:
         elements = lora_parameters(spec, lora_rank, lora_modules)
@@ -111,7 +119,7 @@ def trained(spec: ModelSpec, *, freeze: str = "", lora_rank: int = 0, lora_modul
     if not freeze:
         return Trained(model.total, model.tensors, model.total)
     sizes = layout_of(spec).sizes(spec)
-    names = {name for matched in frozen(sizes, freeze).values() for name in matched}
+    names = frozen(sizes, freeze, possible=[HEAD])
     tensors = tuple(size for name, size in sizes.items() if name not in names)
     return Trained(sum(tensors), tensors, model.total)
 

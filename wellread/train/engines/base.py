@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -102,15 +101,9 @@ def freeze(model: nn.Module, patterns: str | None) -> None:
     UserError
         When a pattern matches no parameter (lists the names of parameters, without layer numbers), or all match.
     """
-    names = [name for name, _ in model.named_parameters()]
-    frozen: set[str] = set()
-    for pattern, matched in freezing.frozen(names, patterns).items() if patterns else ():
-        if not matched:
-            available = dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names)
-            raise UserError(f"--freeze {pattern}: matches no parameter; the parameters are {', '.join(available)}")
-        frozen.update(matched)
-    if frozen == set(names):
-        raise UserError(f"--freeze {patterns}: freezes all parameters, so nothing can be trained; freeze fewer")
+    if not patterns:
+        return
+    frozen = freezing.frozen([name for name, _ in model.named_parameters()], patterns)
     for name, parameter in model.named_parameters():
         if name in frozen:
             parameter.requires_grad_(False)
