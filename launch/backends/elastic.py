@@ -61,8 +61,6 @@ def start(arguments: list[str], ranks: int, variables: dict[str, str], code: Pat
         from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     one_node.register()
-    os.environ.update(variables | {"WELLREAD_LAUNCHER": str(os.getpid())})
-    logging.disable(logging.ERROR)  # hides elastic's messages: `launch` shows the first error of all ranks
     is_launcher, node = node is None, node or Node()
     received = 0
 
@@ -84,7 +82,7 @@ def start(arguments: list[str], ranks: int, variables: dict[str, str], code: Pat
         raise SignalException(f"asked to stop by {to_send.name}", sigval=to_send)  # elastic passes it on to the ranks
 
     try:
-        with _meeting(node) as port, _inside(code), stop_signals(stop):
+        with _environment(variables), _meeting(node) as port, _inside(code), stop_signals(stop):
             elastic_launch(_settings(node, ranks, port), sys.executable)("-u", *arguments)
     except ChildFailedError as error:
         return _exit_code({rank: failure.exitcode for rank, failure in error.failures.items()})
@@ -178,6 +176,20 @@ def end_children() -> list[psutil.Process]:
         with suppress(psutil.NoSuchProcess):
             process.kill()
     return children
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set the environment of the ranks, which elastic copies; what this process starts later gets its own again."""
+    before = dict(os.environ)
+    os.environ.update(variables | {"WELLREAD_LAUNCHER": str(os.getpid())})
+    logging.disable(logging.ERROR)  # hides elastic's messages: `launch` shows the first error of all ranks
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @contextmanager

@@ -106,3 +106,35 @@ def test_a_head_without_a_key(tmp_path: Path) -> None:
     (tmp_path / "head.json").write_text('{"stap": 3}')
     with pytest.raises(UserError, match=r"head\.json: damaged \('head' is missing\)"):
         Record.open(tmp_path)
+
+
+def without_parts(directory: Path, *numbers: int) -> Record:
+    """A record whose head.json does not list some of its parts."""
+    head = json.loads((directory / "head.json").read_text())
+    head["parts"] = [part for number, part in enumerate(head["parts"]) if number not in numbers]
+    (directory / "head.json").write_text(json.dumps(head))
+    return Record.open(directory)
+
+
+@pytest.mark.parametrize(("missing", "first"), [((0,), 0), ((1,), 3), ((0, 1), 0)])
+def test_batches_that_no_part_has_are_an_error(tmp_path: Path, missing: tuple[int, ...], first: int) -> None:
+    """Not fewer rows, which look like a shorter record."""
+    write_record(tmp_path)
+    record = without_parts(tmp_path, *missing)
+    message = rf"no part has batch {first}; run wellread verify"
+    with pytest.raises(UserError, match=message):
+        record.table()
+    with pytest.raises(UserError, match=message):
+        list(record.pieces(["sample_id"], 100))
+    with pytest.raises(UserError, match=message):
+        record.skipped()
+    with pytest.raises(UserError, match=message):
+        record.table(batches=(first, 5))
+
+
+def test_a_part_with_other_rows_than_head_json_says_is_an_error(tmp_path: Path) -> None:
+    write_record(tmp_path)
+    path = tmp_path / Record.open(tmp_path).parts[0]["name"]
+    pyarrow.parquet.write_table(pyarrow.parquet.read_table(path).slice(0, 8), path)
+    with pytest.raises(UserError, match=r"part-00000000-00000003.parquet: damaged \(8 rows, head.json says 12\); run"):
+        Record.open(tmp_path).table()

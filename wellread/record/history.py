@@ -203,7 +203,8 @@ class History:
     def _recorded(self, batch_id: int) -> pyarrow.Table:
         """Rows of the record for one batch that has been read, in slot order."""
         assert self.record is not None
-        start, stop = next((p["from"], p["to"]) for p in self.record.parts if p["from"] <= batch_id < p["to"])
+        (part,) = self.record.parts_of(batch_id, batch_id + 1)
+        start, stop = part["from"], part["to"]
         size = self.order.batch_size
         return self._part(start, stop).slice((batch_id - start) * size, size)
 

@@ -101,14 +101,12 @@ class Record:
         import pyarrow.parquet
 
         start, stop = batches or (0, self.batches)
-        self._check(start, stop)
         tables = []
-        for part in self.parts:
+        for part in self.parts_of(start, stop):
             low, high = max(start, part["from"]), min(stop, part["to"])
-            if low < high:
-                table = _read_part(self.directory / part["name"], columns)
-                size = part["rows"] // (part["to"] - part["from"])
-                tables.append(table.slice((low - part["from"]) * size, (high - low) * size))
+            table = _read_part(self.directory, part, columns)
+            size = part["rows"] // (part["to"] - part["from"])
+            tables.append(table.slice((low - part["from"]) * size, (high - low) * size))
         if not tables:
             return _empty_table(columns)
         return pyarrow.concat_tables(tables)
@@ -127,19 +125,33 @@ class Record:
             When the record ends before that batch, or a part is damaged.
         """
         end = self.batches if end is None else end
-        self._check(0, end)
-        for part in self.parts:
-            if part["from"] >= end:
-                return
-            table = _read_part(self.directory / part["name"], columns)
+        for part in self.parts_of(0, end):
+            table = _read_part(self.directory, part, columns)
             size = max(1, part["rows"] // max(1, part["to"] - part["from"]))
             for start in range(part["from"], min(end, part["to"]), max(1, most // size)):
                 stop = min(end, part["to"], start + max(1, most // size))
                 yield start, stop, table.slice((start - part["from"]) * size, (stop - start) * size)
 
-    def _check(self, start: int, stop: int) -> None:
+    def parts_of(self, start: int, stop: int) -> list[dict[str, Any]]:
+        """Parts that have one of the batches ``start … stop-1``, in order.
+
+        Raises
+        ------
+        UserError
+            When the range goes beyond what was read, or no part has a batch of it.
+        """
         if not 0 <= start <= stop <= self.batches:
             raise UserError(f"batches {start}:{stop}: out of range, the record has batches 0:{self.batches}")
+        parts, reached = [part for part in self.parts if max(start, part["from"]) < min(stop, part["to"])], start
+        for part in parts:
+            if not part["from"] <= reached < part["to"]:
+                break
+            reached = part["to"]
+        if reached < stop:
+            raise UserError(
+                f"{self.directory}: no part has batch {reached}; run wellread verify {self.directory.parent}"
+            )
+        return parts
 
     def sample_ids(self, batches: tuple[int, int] | None = None) -> NDArray[np.int64]:
         """Sample ids in order of reading, (batches * batch size,)."""
@@ -150,10 +162,9 @@ class Record:
         """Ids of batches that were read, but not learned from, ascending."""
         start, stop = batches or (0, self.batches)
         ids = [np.empty(0, np.int64)]
-        for part in self.parts:  # one after the other: a record may be larger than the memory
-            if max(start, part["from"]) < min(stop, part["to"]):
-                table = _read_part(self.directory / part["name"], ["batch_id", "skipped"])
-                ids.append(np.unique(table["batch_id"].to_numpy()[table["skipped"].to_numpy()]))
+        for part in self.parts_of(start, stop):  # one after the other: a record may be larger than the memory
+            table = _read_part(self.directory, part, ["batch_id", "skipped"])
+            ids.append(np.unique(table["batch_id"].to_numpy()[table["skipped"].to_numpy()]))
         skipped = np.concatenate(ids)
         return np.asarray(skipped[(skipped >= start) & (skipped < stop)])
 
@@ -181,16 +192,18 @@ class Record:
         return problems
 
 
-def _read_part(path: Path, columns: list[str] | None) -> pyarrow.Table:
+def _read_part(directory: Path, part: dict[str, Any], columns: list[str] | None) -> pyarrow.Table:
     """Read columns of one part; parts that are older than the column `skipped` have no skipped batches."""
     import pyarrow
     import pyarrow.parquet
 
-    names = list(columns or COLUMNS)
-    with damage_named(path, f"run wellread verify {path.parent.parent}"):
+    names, path, remedy = list(columns or COLUMNS), directory / part["name"], f"run wellread verify {directory.parent}"
+    with damage_named(path, remedy):
         with pyarrow.parquet.ParquetFile(path) as file:
             stored = file.schema_arrow.names
             table = file.read([name for name in names if name in stored] or ["batch_id"])
+        if len(table) != part["rows"]:
+            raise UserError(f"{path}: damaged ({len(table)} rows, head.json says {part['rows']}); {remedy}")
         if "skipped" in names and "skipped" not in stored:
             table = table.append_column("skipped", pyarrow.array(np.zeros(len(table), dtype=np.bool_)))
         return table.select(names)

@@ -180,3 +180,23 @@ print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
 """
     result = subprocess.run(["nohup", sys.executable, "-c", text], stdout=subprocess.PIPE, text=True, env=os.environ)
     assert result.stdout.split() == [str(int(signal.SIGTERM)), "True"]
+
+
+RESTORED = """
+import logging, os, sys
+from pathlib import Path
+from launch.backends import elastic
+before = dict(os.environ)
+rank = "import os, pathlib, sys; pathlib.Path(sys.argv[1]).write_text(os.environ['OMP_NUM_THREADS'])"
+code = elastic.start(["-c", rank, sys.argv[1]], 1, {"OMP_NUM_THREADS": "7", "CUDA_VISIBLE_DEVICES": ""}, Path.cwd())
+assert dict(os.environ) == before, set(os.environ.items()) ^ set(before.items())
+assert logging.root.manager.disable == logging.NOTSET
+sys.exit(code)
+"""
+
+
+@pytest.mark.slow
+def test_the_environment_of_the_ranks_is_not_that_of_what_follows(tmp_path: Path) -> None:
+    """An evaluation after training, and a second attempt, would get the ranks' number of threads as the user's own."""
+    subprocess.run([sys.executable, "-c", RESTORED, str(tmp_path / "threads")], check=True, timeout=PATIENCE)
+    assert (tmp_path / "threads").read_text() == "7"
