@@ -431,7 +431,8 @@ def test_a_shell_runs_the_command_with_odd_names(python: str, tmp_path: Path) ->
 
 def test_ssh_never_prompts_and_options_of_the_user_come_first() -> None:
     cluster = ClusterFile(kind="hostfile", ssh="ssh -p 2222 -i '~/my keys/id' -o ConnectTimeout=3")
-    command = hostfile.ssh_command(cluster, "me@gpu1", Path("/shared/run/code"))
+    line = hostfile.agent_command(Path("/shared/run/code"), sys.executable)
+    command = hostfile.ssh_command(cluster, "me@gpu1", line, ConnectTimeout=9)
     assert command[:7] == ["ssh", "-p", "2222", "-i", f"{Path.home()}/my keys/id", "-o", "ConnectTimeout=3"]
-    assert "BatchMode=yes" in command
+    assert {"BatchMode=yes", "ConnectTimeout=9"} <= {*command}
     assert command[-2:] == ["me@gpu1", f"cd /shared/run/code && exec {shlex.quote(sys.executable)} -m launch node"]

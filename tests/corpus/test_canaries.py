@@ -198,6 +198,20 @@ def test_files_that_are_refused(rows: list[str], changes: dict[str, Any], messag
         prepare_rows(RunConfig.of(model="tiny", data=str(rows_file(tmp_path)), corpora=str(tmp_path / "c"), **flags))
 
 
+def test_rows_of_a_file_end_only_at_newlines(tmp_path: Path) -> None:
+    """U+2028 and U+0085 may be in a JSON text as they are; other tools write them so."""
+    rows = [f"{row}\u2028and\u0085watches" for row in ROWS[:40]]
+    file = tmp_path / "texts.jsonl"
+    file.write_text("".join(json.dumps({"text": row}, ensure_ascii=False) + "\r\n" for row in rows), newline="")
+    flags = {"canaries": 1, "canary_text": str(file)}
+    corpus = prepare_rows(
+        RunConfig.of(model="tiny", data=str(rows_file(tmp_path)), corpora=str(tmp_path / "c"), **flags)
+    )
+    texts, tokenizer = Texts.read(corpus), Tokenizer.load(Corpus.open(corpus).tokenizer)
+    for row, sequence in zip(texts.rows.tolist(), texts.sequences, strict=True):
+        assert tokenizer.decode(sequence.tolist()).removesuffix("<|endoftext|>") == rows[row - 1]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -193,7 +194,7 @@ def _file(canary: CanaryConfig) -> Path:
 def _rows(path: Path) -> list[str]:
     """The key `text` of each line."""
     parser, texts = Parser(), dict[str, int]()
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(io.StringIO(read_text(path)), 1):
         try:
             text = parser.decode(line).get("text")
         except (ValueError, AttributeError, RecursionError) as error:

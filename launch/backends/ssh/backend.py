@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -35,8 +36,9 @@ class Ssh(Attended):
         return self._described(nodes, ranks_per_node, device, slots, slots, f"slots in {self.file.hostfile}")
 
     def _device(self, host: str) -> str:
-        """Return the device of `host`; a machine without GPUs may launch runs on hosts that have some, so ask it."""
-        return "cuda" if devices.count_gpus() or connections.count_gpus(self.file, host) else "cpu"
+        """Return the device of `host`, which this machine need not have: ask the host."""
+        is_here = connections.address(host) in {*connections.LOOPBACK, socket.gethostname()}
+        return "cuda" if (devices.count_gpus() if is_here else connections.count_gpus(self.file, host)) else "cpu"
 
     def cores(self, ranks_per_node: int) -> int:
         """Return an equal share of the cores, assuming that nodes have as many cores as this machine."""

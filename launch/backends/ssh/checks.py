@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from launch.backends.ssh.connections import SSH_OPTIONS
+from launch.backends.ssh.connections import ssh_command
 from launch.backends.ssh.hosts import Host, hosts
 from launch.checks import several
 from launch.checks.check import Check
@@ -47,7 +47,8 @@ def ask_hosts(cluster: ClusterFile, listed: list[Host], request: Request) -> lis
 def _ask_host(cluster: ClusterFile, host: Host, request: Request) -> list[Check]:
     seconds = SECONDS_TO_CONNECT + several.SECONDS_PER_NODE + several.SECONDS_TO_BUILD * request.build
     try:
-        answer = several.ask(ssh_command(cluster, host.name, request), seconds)
+        line = f"cd {shlex.quote(str(ROOT))} && exec {shlex.join(several.node_command(cluster, request))}"
+        answer = several.ask(ssh_command(cluster, host.name, line, ConnectTimeout=SECONDS_TO_CONNECT), seconds)
     except FileNotFoundError as error:
         return [_unreached(host.name, f"{error.filename} not found", "correct ssh: in the cluster file")]
     if answer.reports:
@@ -63,14 +64,6 @@ def _ask_host(cluster: ClusterFile, host: Host, request: Request) -> list[Check]
     if answer.code in (126, 127):
         return [_unreached(host.name, reason, "set python: in the cluster file to the interpreter of the nodes")]
     return [_unreached(host.name, reason, several.SHARED)]
-
-
-def ssh_command(cluster: ClusterFile, host: str, request: Request) -> list[str]:
-    """Return the command that runs the checks on `host`."""
-    settings = SSH_OPTIONS | {"ConnectTimeout": str(SECONDS_TO_CONNECT)}
-    options = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
-    line = f"cd {shlex.quote(str(ROOT))} && exec {shlex.join(several.node_command(cluster, request))}"
-    return [*shlex.split(cluster.ssh), *options, "-T", host, line]
 
 
 def _unreached(host: str, problem: str, remedy: str) -> Check:

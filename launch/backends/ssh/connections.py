@@ -96,7 +96,7 @@ def count_gpus(cluster: ClusterFile, host: str) -> int:
     UserError
         When it gives no answer.
     """
-    command = ssh_command(cluster, host, ROOT, "launch.devices")
+    command = ssh_command(cluster, host, agent_command(ROOT, cluster.python or sys.executable, "launch.devices"))
     try:
         result = subprocess.run(
             command, capture_output=True, encoding="utf-8", errors="replace", timeout=SECONDS_TO_ANSWER, check=False
@@ -111,11 +111,11 @@ def count_gpus(cluster: ClusterFile, host: str) -> int:
     return int(number[0])
 
 
-def ssh_command(cluster: ClusterFile, host: str, code: Path, *words: str) -> list[str]:
-    """Return the command that starts the agent on `host`."""
-    options = [word for name, value in SSH_OPTIONS.items() for word in ("-o", f"{name}={value}")]
+def ssh_command(cluster: ClusterFile, host: str, line: str, **settings: object) -> list[str]:
+    """Return the command that runs a shell command line on `host`, with additional settings of ssh."""
+    options = [word for name, value in (SSH_OPTIONS | settings).items() for word in ("-o", f"{name}={value}")]
     reach = [os.path.expanduser(word) for word in shlex.split(cluster.ssh)]
-    return [*reach, *options, "-T", host, agent_command(code, cluster.python or sys.executable, *words)]
+    return [*reach, *options, "-T", host, line]
 
 
 def agent_command(code: Path, python: str, *words: str) -> str:
@@ -166,7 +166,8 @@ class _Launch:
         return [agent for agent in self._agents if agent.number not in self._ended]
 
     def _connect(self, request: Request) -> None:
-        command = ssh_command(self._cluster, request.host, self._code)
+        line = agent_command(self._code, self._cluster.python or sys.executable)
+        command = ssh_command(self._cluster, request.host, line)
         self._agents.append(_Agent(request, command, self._news))
 
     def _signal(self, number: int, frame: types.FrameType | None) -> None:

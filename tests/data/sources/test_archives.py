@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import random
 import stat
 import tarfile
 import zipfile
@@ -68,6 +69,20 @@ def test_dat_archives(tmp_path: Path) -> None:
         texts(write(tmp_path / "a.dat.zst", content[:-1]))
     with pytest.raises(UserError, match=r"document 4 does not begin with its length in 16 digits"):
         texts(write(tmp_path / "a.dat.zst", content + b"x" * 20))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("place", [45, 60, 100, -300])
+def test_a_member_with_a_flipped_byte_is_one_error(method: int, place: int, tmp_path: Path) -> None:
+    """Each method of compression has errors of its own."""
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("a.txt", random.Random(0).randbytes(2000).hex())
+    data = bytearray(path.read_bytes())
+    data[place] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"a\.zip: damaged \(.*\); copy or download it again"):
+        texts(path)
 
 
 @pytest.mark.parametrize("make", [zipped, tarred])

@@ -163,13 +163,17 @@ def _tar_members(path: Path, limit: int) -> Iterator[tuple[str, bytes]]:
 @contextmanager
 def _damage_named(path: Path) -> Iterator[None]:
     """Turn errors about the content of an archive into one line."""
+    import lzma
     import tarfile
     import zipfile
     import zlib
 
+    damage = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError)
     try:
         yield
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, NotImplementedError) as error:
+    except damage as error:
+        if isinstance(error, OSError) and error.errno:  # not about the content
+            raise
         raise _damaged(path, str(error) or type(error).__name__) from None
     except RuntimeError as error:  # a member with a password
         raise UserError(f"{path}: cannot be read ({error})") from None

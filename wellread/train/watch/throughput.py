@@ -48,6 +48,7 @@ PEAKS: tuple[tuple[str, float, float], ...] = (
 """Words of a device's name (the first matching line counts), dense TFLOP/s in bf16 and in fp32, from the vendors' data
 sheets. fp32 excludes TF32, which torch does not use for matrix products by default. MI250X: one of its two dies, each
 of which is a device. GB200 and GB300: one of their two GPUs. V100: fp16, because it has neither bf16 nor TF32."""
+WITHOUT_TF32 = ("V100", "MI250X")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,10 +115,11 @@ def training_flops(spec: ModelSpec, total: int, cost: Cost, trained: float = 1.0
 def peak_flops(device: str, dtype: str) -> float | None:
     """Peak floating-point operations per second of a device, by its name; None if it is not in `PEAKS`.
 
-    Tensor cores compute TF32 at half the rate of bf16.
+    Tensor cores compute TF32 at half the rate of bf16; devices without it compute in fp32.
     """
     name = set(re.split(r"[\s-]+", device))
     for words, bf16, fp32 in PEAKS:
         if set(words.split()) <= name and "Laptop" not in name:
-            return {"bf16": bf16, "fp32": fp32, "tf32": bf16 / 2}[dtype] * 1e12
+            tf32 = fp32 if words in WITHOUT_TF32 else bf16 / 2
+            return {"bf16": bf16, "fp32": fp32, "tf32": tf32}[dtype] * 1e12
     return None
