@@ -93,7 +93,7 @@ def of_kept(tokens: Tokens, n: int) -> tuple[float, float]:
             for start in range(0, n, 500):
                 inputs = Inputs(tokens=file.read(np.arange(start, min(start + 500, n))))
                 for column in columns(NAMES, [0.15, 0.25, 0.35, 0.45]):
-                    column.score.values(inputs, column.k)
+                    column.values(inputs)
 
         duration = min(cpu_seconds(compute) for _ in range(3))
         tracemalloc.start()

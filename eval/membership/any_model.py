@@ -211,7 +211,7 @@ class AnyModel:
         if "gradients" in required:
             more["gradients"] = stored.norms(directory).read(ids)
         inputs = Inputs(tokens=stored.tokens(directory, samples).read(ids), **more)
-        return {column.name: column.score.values(inputs, column.k) for column in self.columns}
+        return {column.name: column.values(inputs) for column in self.columns}
 
     def results(self, name: str, compared: Compared, values: dict[str, Floats]) -> list[Result]:
         """Results of one model: task `membership/SCORE`, groups `members`, `nonmembers`, `shuffled`.

@@ -28,7 +28,7 @@ from eval.membership.divisions import DIVISIONS, divide
 from eval.membership.inputs import Source
 from eval.membership.recall import Prefix, reserve
 from eval.membership.references import began_pretrained, reference_of
-from eval.membership.scores import Column, columns, passes, select_scores
+from eval.membership.scores import columns, passes, select_scores
 from eval.membership.section import section
 from eval.membership.set_tests import SetTests, select_tests
 from eval.membership.whole_sets import write_transcript
@@ -243,7 +243,7 @@ class Membership(PerCheckpoint[Values]):
         for column in self.source.scores:
             if column.score.needs == "reference" and checkpoint == self.source.reference:
                 continue  # the model is its own reference
-            values = _finite(scores[column.name], column)
+            values = scores[column.name]
             sides = {name: self._side(members, ids, values) for name, members in groups.items() if members.size > 1}
             rows = list(describe(sides, is_loss=column.name == "loss"))
             undefined = int(np.isnan(values).sum())
@@ -271,8 +271,7 @@ class Membership(PerCheckpoint[Values]):
         yield from self.checks.rows(pairs)
         self.checks.keep()
         if checkpoint == self.checkpoints[-1]:
-            finite = {column.name: _finite(scores[column.name], column) for column in self.source.scores}
-            yield from self.set_tests.rows(step, finite, reporter.note)
+            yield from self.set_tests.rows(step, scores, reporter.note)
 
     def _write_transcript(self, path: Path, reporter: Reporter) -> None:
         from wellread.corpus.read import Corpus
@@ -325,8 +324,3 @@ def fractions(words: str) -> list[float]:
             raise UserError(f"--k {word}: expected fractions of tokens above 0 and up to 1, e.g. 0.1,0.2")
         values.append(value)
     return list(dict.fromkeys(values))
-
-
-def _finite(values: Floats, column: Column) -> Floats:
-    """Values with NaN where a model has diverged; only ez may be infinite."""
-    return values if column.name == "ez" else np.where(np.isfinite(values), values, np.nan)

@@ -105,5 +105,5 @@ class Source:
                 more["zlib"] = zlib_bytes(self.samples, tokens.sample_id, self._decoder)
             inputs = Inputs(tokens=tokens, **more)
             for column in self.scores:
-                parts[column.name].append(column.score.values(inputs, column.k))
+                parts[column.name].append(column.values(inputs))
         return {name: np.concatenate([np.zeros(0), *values]) for name, values in parts.items()}

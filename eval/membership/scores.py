@@ -51,6 +51,8 @@ class Score:
     """Whether it is computed for each k of `--k`."""
     on_request: bool = False
     """Whether it is computed only if `--scores` names it."""
+    infinite: bool = False
+    """Whether it can be infinite; an infinite value of another score is of a model that has diverged."""
 
 
 def loss(inputs: Inputs, k: float = 1) -> Floats:
@@ -148,7 +150,7 @@ SCORES: dict[str, Score] = {
     "min_k": Score(min_k, takes_k=True),
     "min_k++": Score(min_k_plus_plus, takes_k=True),
     "reference": Score(reference, needs="reference"),
-    "ez": Score(ez, needs="reference"),
+    "ez": Score(ez, needs="reference", infinite=True),
     "recall": Score(recall, needs="prefixed", on_request=True),
     "gradnorm": Score(gradnorm, needs="gradients", on_request=True),
 }
@@ -161,6 +163,11 @@ class Column:
     name: str
     score: Score
     k: float = 1
+
+    def values(self, inputs: Inputs) -> Floats:
+        """Values for the samples, (samples,); NaN where the score is not defined."""
+        values = self.score.values(inputs, self.k)
+        return values if self.score.infinite else np.where(np.isfinite(values), values, np.nan)
 
 
 def columns(names: Sequence[str], ks: Sequence[float]) -> list[Column]:

@@ -57,7 +57,7 @@ def test_the_numeric_fixture(dtype: torch.dtype) -> None:
     assert length == 45
     inputs = Inputs(tokens=tokens, zlib=np.array([length]), reference=fixture(REFERENCE, dtype))
     scores = columns(["loss", "zlib", "reference", "ez", "min_k", "min_k++"], [0.2, 0.3, 0.5, 1])
-    values = {column.name: column.score.values(inputs, column.k)[0] for column in scores}
+    values = {column.name: column.values(inputs)[0] for column in scores}
     for name, value in EXPECTED.items():
         assert values[name] == pytest.approx(value, abs=1e-6, rel=3e-7), name  # six decimals; 2.5 units of fp32
     assert values["min_k_1"] == pytest.approx(values["loss"], abs=1e-12)
@@ -109,6 +109,14 @@ def test_a_text_that_the_model_is_certain_of_has_no_ratio() -> None:
     certain, other = tokens_with(np.array([1]), np.array([0.0])), tokens_with(np.array([1]), np.array([-1.0]))
     assert np.isnan(SCORES["lowercase"].values(Inputs(tokens=certain, lowercase=other), 1)).all()
     assert SCORES["lowercase"].values(Inputs(tokens=other, lowercase=other), 1).tolist() == [1]
+
+
+def test_infinite_values_are_undefined_except_of_ez() -> None:
+    """The same for a run and for any model: a diverged model's samples are counted, not ranked."""
+    diverged, learned = sample(logp=[-np.inf, -1]), sample(logp=[-1, -2], rank=[1, 1])
+    loss, ez = columns(["loss", "ez"], [])
+    assert np.isnan(loss.values(Inputs(tokens=diverged))).all()
+    assert ez.values(Inputs(tokens=learned, reference=sample(logp=[-2, -3]))).tolist() == [np.inf]  # nothing lost
 
 
 def test_names_and_needs() -> None:
