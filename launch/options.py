@@ -117,7 +117,7 @@ def evaluation_flags(argv: list[str]) -> tuple[Namespace, list[str]]:
 
     parser = plain_parser("wellread run eval", "Evaluate a run, here or as SLURM jobs.", EVALUATION_EXAMPLES)
     parser.add_argument(
-        "command", metavar="EVALUATION", help="membership, generations, saturation, read, verify or report."
+        "command", metavar="EVALUATION", help="E.g. membership, forgetting or report; wellread --help lists them."
     )
     parser.add_argument("run", metavar="RUN", help="Run directory.")
     parser.add_argument("--cluster", default="local", help="local, slurm or FILE.yaml.")

@@ -84,7 +84,7 @@ def memory(required: float | None, in_job: bool) -> Check:
 
     Parameters
     ----------
-    wanted : float
+    required : float, optional
         GiB that the cluster file requests.
     in_job : bool
         Whether this runs in the doctor's small SLURM job, which has a lower limit than other jobs.

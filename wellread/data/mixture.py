@@ -142,9 +142,8 @@ class Reader:
 
     def kept_if_small(self) -> Reader:
         """Return a reader with its rows in memory if the files are small: rows are read several times."""
-        if (
-            self.schema.name == TEXT or not self.source.paths
-        ):  # raw text may be large when decompressed; hub data has no file yet
+        # Raw text may be large when decompressed; hub data has no file yet.
+        if self.schema.name == TEXT or not self.source.paths:
             return self
         if sum(path.stat().st_size for path in self.source.paths) > SMALL:
             return self
@@ -246,7 +245,7 @@ def corpus_settings(config: DataConfig, mixture: Mixture, tokenizer: str) -> dic
 
     Parameters
     ----------
-    config : RunConfig
+    config : DataConfig
         Resolved.
     tokenizer : str
         Fingerprint of the tokenizer, or the settings with which one is trained.

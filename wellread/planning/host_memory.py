@@ -64,9 +64,8 @@ class Kills:
     @classmethod
     def so_far(cls) -> Kills:
         """Read the kernel's counters."""
-        groups = {
-            group.version: group.kills for group in reversed(_groups(OWN_GROUPS, MOUNT))
-        }  # the innermost of each version
+        # The innermost of each version.
+        groups = {group.version: group.kills for group in reversed(_groups(OWN_GROUPS, MOUNT))}
         counted = [kills for kills in groups.values() if kills is not None]
         return cls(max(counted, default=None), _number(Path("/proc/vmstat"), r"oom_kill (\d+)") or 0)
 

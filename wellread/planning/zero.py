@@ -47,7 +47,7 @@ def _saving(
 
     Parameters
     ----------
-    whole : int
+    gathered_copies : int
         Number of fp32 copies of a weight on the device while it is gathered.
     file : int
         Bytes of the weights that rank 0 saves together with the state.

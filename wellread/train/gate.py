@@ -63,7 +63,7 @@ def check(run: RunDirectory, config: ClusterConfig, plan: Plan) -> None:
         more = f", and {len(short) - MOST_NAMED} more" * (len(short) > MOST_NAMED)
         raise UserError(
             f"not enough free memory or disk for {plan.strategy}: {'; '.join(short[:MOST_NAMED])}{more}. Free some, "
-            "choose another --strategy (launch plan compares them), or start anyway with --force"
+            "choose another --strategy (wellread plan compares them), or start anyway with --force"
         )
 
 
@@ -72,8 +72,8 @@ def look(run: RunDirectory, config: ClusterConfig, plan: Plan) -> FreeSpace:
 
     Parameters
     ----------
-    config : RunConfig
-        `nvme_path` is the run's folder on the NVMe disk, which the engine clears before it starts.
+    config : ClusterConfig
+        `nvme_path` is the run's folder on the NVMe disk, which is already empty.
     """
     first, nvme = ranks.rank() == 0, None
     if plan.rung.on_nvme and config.nvme_path and ranks.local_rank() == 0:
@@ -85,7 +85,7 @@ def look(run: RunDirectory, config: ClusterConfig, plan: Plan) -> FreeSpace:
         gpu_free=_gpu_free() if plan.machine.device == "cuda" else None,
         disk_free=shutil.disk_usage(run.path).free if first else None,
         disk_held=_size(run.checkpoints) if first else 0,
-        nvme_free=shutil.disk_usage(nvme.parent).free + _size(nvme) if nvme else None,
+        nvme_free=shutil.disk_usage(nvme.parent).free if nvme else None,
         nvme_is_disk=nvme is not None and first and os.stat(nvme.parent).st_dev == os.stat(run.path).st_dev,
     )
 

@@ -151,7 +151,8 @@ class Slurm(Backend):
         run = evaluation.run
         jobs.check(run)
         if running := jobs.active(run, "eval"):
-            raise UserError(f"{run.path}: job {running[-1][0]['id']} already evaluates it; wait for it, or make cancel")
+            job = running[-1][0]["id"]
+            raise UserError(f"{run.path}: job {job} already evaluates it; wait for it, or wellread cancel {run.path}")
         first = None
         if parts := evaluation.parts:
             parameters = self._command_parameters(f"{run.name} eval parts")

@@ -297,7 +297,7 @@ def follow(run: RunDirectory, job_id: str, show_log: bool = True) -> int:
                 return job.result
             time.sleep(FOLLOW_SECONDS)
     except KeyboardInterrupt:
-        print_error(f"stopped following; job {job_id} continues: make status, logs or cancel RUN={run.path}")
+        print_error(f"stopped following; job {job_id} continues: wellread status, logs or cancel {run.path}")
         return 130
 
 

@@ -62,7 +62,7 @@ def main() -> int:
     lines = _lines(_take_stdin())
     first = next(lines, "")
     if not first.startswith("{"):
-        raise UserError("launch node: internal command; use launch run --cluster hostfile")
+        raise UserError("launch node: internal command; use wellread run finetune --cluster hostfile")
     request = Request(**json.loads(first))
     obeying = threading.Thread(target=_obey, args=(lines,), daemon=True)
     with _reserved_port() as free:

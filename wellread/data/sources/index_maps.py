@@ -194,9 +194,8 @@ class IndexMaps:
                 f"sorted and in 0 … {len(self.doc_idx) - 1}, offsets at least 0; use GPT-NeoX's pack_impl packed"
             )
         self._check_documents(int(places[0]), int(places[-1]) + 1)
-        past = offsets >= np.maximum(
-            self.sequences.sizes[self.doc_idx[places]], 1
-        )  # row 0 may start in an empty document
+        # Row 0 may start in an empty document.
+        past = offsets >= np.maximum(self.sequences.sizes[self.doc_idx[places]], 1)
         lengths = self._lengths(start, stop)
         odd = lengths != self.n_tokens
         if past.any() or odd.any():

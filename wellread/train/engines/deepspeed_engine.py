@@ -168,9 +168,8 @@ class DeepSpeedEngine:
             self._engine.save_checkpoint(str(directory / "state"), tag=ZERO, exclude_frozen_parameters=True)
         if ranks.rank() == 0:
             (directory / "state" / STRATEGY_FILE).write_text(json.dumps(self._marker()), encoding="utf-8")
-            for script in (directory / "state").glob(
-                "zero_to_*.py"
-            ):  # scripts that DeepSpeed adds; model/ needs no conversion
+            # Scripts that DeepSpeed adds; model/ needs no conversion.
+            for script in (directory / "state").glob("zero_to_*.py"):
                 script.unlink()
 
     def _saved(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -213,10 +212,8 @@ class DeepSpeedEngine:
         if self._nvme:  # DeepSpeed's load would lose the step counts, and the moments of groups too small to swap
             self._set_moments(read(state, state), step)
             return
-        with (
-            restricted_loading(state),
-            mapped_files(),
-        ):  # else every rank reads its complete file, and that with rank 0's weights
+        # Without mapping, every rank reads its complete file, and that with rank 0's weights.
+        with restricted_loading(state), mapped_files():
             # The state does not contain frozen weights.
             all_trained = self.trained == self.parameters
             self._engine.load_checkpoint(str(state), tag=ZERO, load_module_strict=all_trained)
