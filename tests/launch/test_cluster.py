@@ -447,11 +447,6 @@ def test_ranks_are_the_slots_of_the_hosts(tmp_path: Path, monkeypatch: pytest.Mo
     )
     monkeypatch.setattr(connections, "count_gpus", lambda file, host: {"a": 8}[host])
     assert probed(file, nodes=2) == (2, 2, "cuda")  # launched from a machine without GPUs
-    monkeypatch.setattr(connections, "count_gpus", lambda file, host: {"a": 0}[host])
-    monkeypatch.setattr(devices, "count_gpus", lambda: 2)
-    assert probed(file, nodes=2) == (2, 2, "cpu")  # launched from a machine with GPUs
-    (tmp_path / "hosts").write_text("me@localhost slots=4\n")
-    assert probed(file) == (1, 4, "cuda")
 
 
 # --- flags that override the file

@@ -19,7 +19,7 @@ def frozen(names: Collection[str], patterns: str, *, possible: Collection[str] =
     patterns : str
         Separated by commas. A pattern matches complete names.
     possible
-        Names of parameters that only the weight files can tell whether the model has them.
+        Names of parameters that the model has or not, depending on its weight files.
 
     Raises
     ------

@@ -73,7 +73,7 @@ def look(run: RunDirectory, config: ClusterConfig, plan: Plan) -> FreeSpace:
     Parameters
     ----------
     config : ClusterConfig
-        `nvme_path` is the run's folder on the NVMe disk, which is already empty.
+        `nvme_path` is the run's folder on the NVMe disk, which the engine clears before it starts.
     """
     first, nvme = ranks.rank() == 0, None
     if plan.rung.on_nvme and config.nvme_path and ranks.local_rank() == 0:
@@ -85,7 +85,7 @@ def look(run: RunDirectory, config: ClusterConfig, plan: Plan) -> FreeSpace:
         gpu_free=_gpu_free() if plan.machine.device == "cuda" else None,
         disk_free=shutil.disk_usage(run.path).free if first else None,
         disk_held=_size(run.checkpoints) if first else 0,
-        nvme_free=shutil.disk_usage(nvme.parent).free if nvme else None,
+        nvme_free=shutil.disk_usage(nvme.parent).free + _size(nvme) if nvme else None,
         nvme_is_disk=nvme is not None and first and os.stat(nvme.parent).st_dev == os.stat(run.path).st_dev,
     )
 

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from launch import devices
 from launch.backends.ssh import connections
+from launch.backends.ssh.backend import Ssh
 from launch.cluster import ClusterFile
 from wellread.errors import UserError
 
@@ -26,3 +28,17 @@ def test_a_host_is_asked_for_its_gpus(tmp_path: Path) -> None:
         assert str(error.value) == (
             f"--cluster ours: cannot ask a for its GPUs{reason}; set device: cuda or cpu in the cluster file"
         )
+
+
+@pytest.mark.parametrize(
+    ("host", "local", "remote", "device"), [("a", 2, 0, "cpu"), ("a", 0, 2, "cuda"), ("me@localhost", 2, 0, "cuda")]
+)
+def test_the_device_is_that_of_the_host(
+    host: str, local: int, remote: int, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A workstation with GPUs may launch on hosts without, and the other way round."""
+    monkeypatch.setattr(devices, "count_gpus", lambda: local)
+    monkeypatch.setattr(connections, "count_gpus", lambda file, host: remote)
+    (tmp_path / "hosts").write_text(f"{host} slots=1\n")
+    file = ClusterFile(kind="hostfile", hostfile=str(tmp_path / "hosts"))
+    assert Ssh(file).probe(1, "auto").device == device
