@@ -19,8 +19,8 @@ Compress = Callable[[bytes], bytes]
 COMPRESSORS: dict[str, Compress] = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
 
 
-def texts(source: str | Path, **options: str) -> list[str | None]:
-    return [document.text for document in documents(source, **options)]  # type: ignore[arg-type]
+def texts(path: Path) -> list[str | None]:
+    return [document.text for document in documents(path)]
 
 
 def jsonl(rows: list[dict[str, object]]) -> bytes:
@@ -49,14 +49,6 @@ def test_plain_text_with_and_without_compression(tmp_path: Path, suffix: str) ->
     path = tmp_path / f"a.txt{suffix}"
     path.write_bytes(COMPRESSORS[suffix]("\nOne\n<|endoftext|>\n\n<|endoftext|>Zwei ä<|endoftext|>cu".encode()))
     assert list(documents(path)) == [Document(1, "\nOne\n"), Document(3, "Zwei ä"), Document(4, "cu")]
-    assert [d.text for d in documents(path, strip=True)] == ["One", "Zwei ä", "cu"]
-
-
-def test_custom_separator(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("a\n\nb\nc\n\n\n\nd\n")
-    assert [d.text for d in documents(tmp_path / "a.txt", separator="\n\n", strip=True)] == ["a", "b\nc", "d"]
-    with pytest.raises(UserError, match="separator of documents: empty"):
-        documents(tmp_path / "a.txt", separator="")
 
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -68,10 +60,11 @@ def test_separators_are_found_across_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, size: int
 ) -> None:
     monkeypatch.setattr(text, "READ", size)
+    monkeypatch.setattr(text, "SEPARATOR", "<|>")
     path = tmp_path / "a.txt"
     path.write_text("x" + body, newline="")
     expected = [document for document in ("x" + body).split("<|>") if document.strip(" \n")]
-    assert texts(path, separator="<|>") == expected
+    assert texts(path) == expected
 
 
 def test_parquet(tmp_path: Path) -> None:
@@ -200,40 +193,6 @@ def test_sources_are_checked_immediately(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(UserError, match=message):
             documents(tmp_path / name)
-    for spec in ("hub:", "hub:a::b", "hub:a:b:c:d"):
-        with pytest.raises(UserError, match=f"{spec}: expected hub:NAME, hub:NAME:SPLIT or hub:NAME:CONFIG:SPLIT"):
-            documents(spec)
-
-
-# ---- the hub
-
-
-def test_hub_data_sets_are_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without network: `datasets` can read a folder instead of a hub data set. Rows are read lazily."""
-    import datasets
-
-    folder = tmp_path / "someset"
-    folder.mkdir()
-    (folder / "train.jsonl").write_bytes(jsonl([{"text": f"t{i}", "k": i} for i in range(50)]))
-    (folder / "test.jsonl").write_bytes(jsonl([{"text": "held out", "k": 0}]))
-    assert list(documents(f"hub:{folder}"))[:2] == [Document(1, "t0", {"k": 0}), Document(2, "t1", {"k": 1})]
-    assert texts(f"hub:{folder}:test") == ["held out"]
-    assert texts(f"hub:{folder}:default:test") == ["held out"]
-    with pytest.raises(UserError, match=r":dev: could not be downloaded from the hub \(Bad split: dev"):
-        texts(f"hub:{folder}:dev")
-    streaming: list[bool] = []
-    load = datasets.load_dataset
-    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: streaming.append(k["streaming"]) or load(*a, **k))
-    assert next(documents(f"hub:{folder}")).text == "t0"
-    assert streaming == [True]
-
-
-def test_the_hub_without_network_is_a_one_line_error() -> None:
-    with pytest.raises(
-        UserError, match=r"hub:nobody/no-such-set: could not be downloaded from the hub \(.*\); download"
-    ) as error:
-        texts("hub:nobody/no-such-set")
-    assert "\n" not in str(error.value)
 
 
 # ---- memory
@@ -333,7 +292,7 @@ def test_pile_text_from_another_field_and_as_lm_dataformat(shared: Path, tmp_pat
 @pytest.mark.shared
 def test_tinystories_with_a_last_story_that_is_cut_off(shared: Path) -> None:
     path = shared / "tinystories" / "train_head_2MiB.txt"
-    stories = [document.text or "" for document in documents(path, strip=True)]
+    stories = [(document.text or "").strip() for document in documents(path)]
     assert len(stories) == path.read_text().count("<|endoftext|>") + 1 == 2317
     assert stories[0].startswith("One day, a little girl named Lily found a needle in her room.")
     assert stories[-1].endswith("She said it was")

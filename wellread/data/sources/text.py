@@ -1,16 +1,16 @@
 """Documents of plain text for pretraining, streamed: only a few documents are in memory, whatever the source's size.
 
 Sources are JSONL with one object per line, as lm_dataformat writes The Pile (text, meta.pile_set_name); JSON lists, as
-in TinyStories' archive (story, instruction, summary, source); Parquet; plain text with a separator between documents;
-and one split of a hub data set. All except Parquet may be compressed as .gz or .zst. lm_dataformat's archives .dat.zst,
-.zip and .tar.gz are read too, as are its bare strings and texts that are lists of paragraphs.
+in TinyStories' archive (story, instruction, summary, source); Parquet; and plain text with `SEPARATOR` between
+documents. All except Parquet may be compressed as .gz or .zst. lm_dataformat's archives .dat.zst, .zip and .tar.gz are
+read too, as are its bare strings and texts that are lists of paragraphs.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from wellread.errors import UserError
 from wellread.text_io import foreign, unmarked
 
 SEPARATOR = "<|endoftext|>"
-HUB = "hub:"
+"""Between the documents of a .txt file. Text after the last one is also a document; it may be cut off."""
 COMPRESSED = (".gz", ".zst")
 PLAIN = ".txt"
 KINDS = (".jsonl", ".json", PLAIN, ".parquet")
@@ -54,28 +54,16 @@ class Document:
 
 
 def documents(
-    source: str | Path,
-    *,
-    text: str = "text",
-    separator: str = SEPARATOR,
-    strip: bool = False,
-    keep_empty: bool = False,
-    limit: int = MAX_DOCUMENT,
+    path: Path, *, text: str = "text", keep_empty: bool = False, limit: int = MAX_DOCUMENT
 ) -> Iterator[Document]:
-    """Stream the documents of a source in their order; malformed ones are yielded with their error.
+    """Stream the documents of a file in their order; malformed ones are yielded with their error.
 
     Parameters
     ----------
-    source : str or Path
-        A file .jsonl, .json, .txt (also .gz, .zst of them), .parquet, .dat.zst, .zip or .tar.gz; or
-        ``hub:NAME``, ``hub:NAME:SPLIT`` or ``hub:NAME:CONFIG:SPLIT`` (default split: train), which is streamed, never
-        downloaded completely.
+    path : Path
+        A file .jsonl, .json, .txt (also .gz, .zst of them), .parquet, .dat.zst, .zip or .tar.gz.
     text : str
         Field that contains the text; if it is ``text`` and missing, ``story`` is used.
-    separator : str
-        Text between the documents of a .txt file. Text after the last separator is also a document; it may be cut off.
-    strip : bool
-        Whether to remove whitespace from both ends of each text.
     keep_empty : bool
         Whether to yield empty documents between two separators of a .txt file too.
     limit : int
@@ -84,21 +72,12 @@ def documents(
     Raises
     ------
     UserError
-        Immediately when the source is missing, empty or of an unknown kind; later when it is damaged, or the hub
-        cannot be reached. Names the source.
+        Immediately when the file is missing, empty or of an unknown kind; later when it is damaged. Names the file.
     """
-    if not separator:
-        raise UserError("separator of documents: empty; give the characters between them")
-    if str(source).startswith(HUB):
-        stream = of_rows(_hub_rows(str(source), *_hub_split(str(source))), text)
-    else:
-        path = Path(source)
-        ending = _kind(path)
-        if ending == PLAIN:
-            stream = _of_text(path, separator.encode(), keep_empty, limit)
-        else:
-            stream = of_rows(_rows(path, ending, text, limit), text)
-    return (_stripped(document) for document in stream) if strip else stream
+    ending = _kind(path)
+    if ending == PLAIN:
+        return _of_text(path, SEPARATOR.encode(), keep_empty, limit)
+    return of_rows(_rows(path, ending, text, limit), text)
 
 
 def _rows(path: Path, kind: str, text: str, limit: int) -> Iterator[Row]:
@@ -117,10 +96,10 @@ def _is_list_of_lines(path: Path) -> bool:
     return first.startswith(b'"')
 
 
-def is_separated(path: Path, separator: str = SEPARATOR) -> bool:
-    """Whether a .txt file, compressed or not, contains a separator."""
-    first = next(_split(path, separator.encode(), sys.maxsize), None)
-    return first is not None and first[1].endswith(separator.encode())
+def is_separated(path: Path) -> bool:
+    """Whether a .txt file, compressed or not, contains `SEPARATOR`."""
+    first = next(_split(path, SEPARATOR.encode(), sys.maxsize), None)
+    return first is not None and first[1].endswith(SEPARATOR.encode())
 
 
 def kind(path: Path) -> str:
@@ -142,11 +121,6 @@ def _kind(path: Path) -> str:
             f"{' '.join(archives.KINDS)})"
         )
     return ending
-
-
-def _stripped(document: Document) -> Document:
-    text = None if document.text is None else document.text.strip()
-    return replace(document, text=text)
 
 
 def of_rows(rows: Iterable[Row], name: str) -> Iterator[Document]:
@@ -288,24 +262,3 @@ def _zst_blocks(path: Path) -> Iterator[bytes]:
 
 def _damaged(path: Path, reason: str) -> UserError:
     return UserError(f"{path}: damaged ({reason.splitlines()[0]}); copy or download it again")
-
-
-def _hub_split(spec: str) -> tuple[list[str], str]:
-    """Return ([name] or [name, configuration], split)."""
-    names = spec.removeprefix(HUB).split(":")
-    if not all(names) or len(names) > 3:
-        raise UserError(f"{spec}: expected {HUB}NAME, {HUB}NAME:SPLIT or {HUB}NAME:CONFIG:SPLIT")
-    return (names[:-1], names[-1]) if len(names) > 1 else (names, "train")
-
-
-def _hub_rows(spec: str, names: list[str], split: str) -> Iterator[Row]:
-    import datasets
-
-    try:
-        for number, value in enumerate(datasets.load_dataset(*names, split=split, streaming=True), start=1):
-            yield Row(number, dict(value))
-    except Exception as error:  # from the hub, its client, the network or the files of the data set
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{spec}: could not be downloaded from the hub ({reason}); download its file and pass the path"
-        ) from None
