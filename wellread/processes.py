@@ -13,6 +13,12 @@ from pathlib import Path
 STORE = "WELLREAD_STORE"
 """Environment variable: the file through which the ranks of one node find each other; its folder has mode 0700."""
 
+ATTEMPT = "WELLREAD_ATTEMPT"
+"""Environment variable: number of the attempt of which a process is a rank."""
+
+LAUNCHER = "WELLREAD_LAUNCHER"
+"""Environment variable: process id of the launcher on the node of a rank, which ends with it."""
+
 PARENT = "WELLREAD_PARENT"
 """Environment variable: process id of the program that started this one and with which it ends."""
 

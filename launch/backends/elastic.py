@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from launch.backends import one_node
 from wellread.errors import FAILURE
-from wellread.processes import importing
+from wellread.processes import LAUNCHER, importing
 from wellread.streams import print_error
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def end_children() -> list[psutil.Process]:
 def _environment(variables: dict[str, str]) -> Iterator[None]:
     """Set the environment of the ranks, which elastic copies; what this process starts later gets its own again."""
     before = dict(os.environ)
-    os.environ.update(variables | {"WELLREAD_LAUNCHER": str(os.getpid())})
+    os.environ.update(variables | {LAUNCHER: str(os.getpid())})
     logging.disable(logging.ERROR)  # hides elastic's messages: `launch` shows the first error of all ranks
     try:
         yield

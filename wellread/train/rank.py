@@ -14,15 +14,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from wellread import provenance, streams
 from wellread.errors import BAD_INPUT, FAILURE, user_message
 from wellread.files import open_unlinked, write_json
-from wellread.processes import die_with, importing
+from wellread.processes import ATTEMPT, LAUNCHER, die_with, importing
 from wellread.run import RunDirectory
 from wellread.train import shortage
 
 if TYPE_CHECKING:
     from wellread.models.load import Source
-
-LAUNCHER = "WELLREAD_LAUNCHER"
-"""Environment variable: process id of the launcher that started this rank."""
 
 
 def run_rank(path: str) -> NoReturn:
@@ -36,7 +33,7 @@ def main(path: str) -> int:
     """Train this rank; return its exit code."""
     run = RunDirectory.open(path)
     run.refuse_links()
-    attempt, rank = int(os.environ.get("WELLREAD_ATTEMPT", 1)), int(os.environ.get("RANK", 0))
+    attempt, rank = int(os.environ.get(ATTEMPT, 1)), int(os.environ.get("RANK", 0))
     run.log.mkdir(exist_ok=True)
     log = run.log / f"attempt-{attempt:03d}-rank-{rank}.log"
     try:
