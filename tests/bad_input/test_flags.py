@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from wellread.run import RunDirectory
 
@@ -240,11 +241,15 @@ def test_the_directory_of_a_failed_start_is_used_again(
     program: Program, small_model: Path, corpora: Path, tmp_path: Path
 ) -> None:
     """It failed before its first checkpoint: nothing was read, and the corrected command uses the same directory."""
-    flags = ["--model", small_model, "--data", "sample", "--seq_len", 64, "--steps", 1, "--generations", 0]
-    start = ["launch", "run", "finetune", *flags, "--corpora", corpora, "--out", tmp_path / "run"]
-    result = program(*start, "--freeze", "no.such.*")
+    broken = shutil.copytree(small_model, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    save_file({name: weights[name] for name in sorted(weights)[1:]}, broken / "model.safetensors", {"format": "pt"})
+    flags = ["--data", "sample", "--seq_len", 64, "--steps", 1, "--generations", 0, "--corpora", corpora]
+    start = ["launch", "run", "finetune", *flags, "--out", tmp_path / "run"]
+    result = program(*start, "--model", broken)  # only the ranks read the weights
     assert result.returncode == 2
-    assert "no.such.*" in result.stderr
+    assert "use the config.json of these weights" in result.stderr
+    start += ["--model", small_model]
     program(*start, "--freeze", "gpt_neox.embed_in.*", check=True)
     manifest = RunDirectory.open(tmp_path / "run").manifest()
     assert manifest["identity"]["freeze"] == "gpt_neox.embed_in.*"
