@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from dataclasses import fields
 from pathlib import Path
@@ -111,6 +112,24 @@ def test_files_named_in_the_documents_exist(root: Path) -> None:
     names = set(re.findall(r"`((?:wellread|launch|finetune|pretrain|eval|configs|tests|docs|\.ci)/[\w./*]*)`", text))
     assert len(names) > 30
     assert not [name for name in names if not list(root.glob(name.rstrip("/")))]
+
+
+def test_the_layers_are_those_of_the_contract(root: Path) -> None:
+    """The table of docs/architecture.md, against import-linter's layers, which are listed from the top."""
+    contracts = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = (contract["layers"] for contract in contracts if contract["type"] == "layers")
+    checked = {
+        name.removeprefix("wellread."): number
+        for number, layer in enumerate(reversed(layers), 1)
+        for name in layer.split(" | ")
+    }
+    rows = re.findall(r"^\| (\d+) \| (`.+?) \|", (root / "docs" / "architecture.md").read_text(), re.MULTILINE)
+    table = {
+        name.removesuffix("/").removesuffix(".py"): int(number)
+        for number, names in rows
+        for name in re.findall(r"`([\w/.]+)`", names)
+    }
+    assert table == checked
 
 
 def test_the_documented_commands_exist(root: Path) -> None:
