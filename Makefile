@@ -52,7 +52,7 @@ help:  ## show this page
 	@echo
 	@echo "Settings: MODEL=$$MODEL DATA=$${DATA:-(sample for tiny, otherwise dolly)} RUN=$${RUN:-runs/MODEL-DATA} CLUSTER=$$CLUSTER"
 	@echo "          NODES=$$NODES RANKS=$$RANKS PACK=$$PACK THEN=$$THEN ARGS=\"--optim.lr=1e-5 …\""
-	@echo "Example:  make ft MODEL=../models/pythia-70m DATA=dolly@databricks-dolly-15k.jsonl RANKS=2 ARGS=\"--steps=200\""
+	@echo "Example:  make ft MODEL=../models/pythia-70m DATA=my.jsonl RANKS=2 ARGS=\"--steps=200\""
 
 setup: $(STAMP)  ## create .venv and install everything into it (once)
 	@echo "setup: $(VENV) is ready"

@@ -102,7 +102,7 @@ def _trace(argv: list[str]) -> int:
 def _report(argv: list[str]) -> int:
     example = "example:\n  wellread report runs/mine\n  wellread report runs/mine runs/other --serve"
     parser = new_parser("wellread report", "Write the report of a run, or of several on one page.", example)
-    parser.add_argument("run", nargs="+", help="Run directories.")
+    parser.add_argument("run", metavar="RUN", nargs="+", help="Run directories.")
     parser.add_argument("--serve", action="store_true", help="Serve the page on the loopback interface until Ctrl-C.")
     parser.add_argument("--port", type=int, default=0, help="Port of --serve; 0: any free one.")
     options = parse(parser, argv)

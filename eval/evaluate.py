@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from eval.evaluation import NO_FLAGS, Evaluation, PerCheckpoint
@@ -36,14 +37,30 @@ def main(kind: type[Evaluation], argv: list[str]) -> int:
 
     from eval.report.page import write
 
+    earlier = _steps_of_table(evaluation)
     results = evaluate(evaluation)
     if results:
         say_narrow_table(*evaluation.overview(results))
     print(f"all results: {evaluation.table(evaluation.run)}")
+    if lost := earlier - {result.step for result in results}:
+        print(
+            f"the table had other steps before ({', '.join(map(str, sorted(lost)))}); to have all of them: "
+            f"wellread {kind.name} {shlex.quote(str(evaluation.run.path))}"
+        )
     print(f"report: {write(evaluation.run)}")
     for line in evaluation.conclusions(results):
         print(line)
     return 0
+
+
+def _steps_of_table(evaluation: Evaluation) -> set[int]:
+    """Steps of the results on disk, which new ones replace."""
+    if not isinstance(evaluation, PerCheckpoint):
+        return set()
+    try:
+        return {result.step for result in evaluation.stored(evaluation.run)}
+    except UserError:  # damaged, and about to be written again
+        return set()
 
 
 def evaluate(evaluation: Evaluation, *, progress: bool = True) -> list[Result]:
@@ -102,9 +119,9 @@ def _parse(kind: type[Evaluation], argv: list[str]) -> dict[str, Any]:
     fans_out = issubclass(kind, PerCheckpoint)
     example = f"example:\n  wellread {kind.name} runs/tiny-sample" + " --steps 0,100,200" * fans_out + kind.more_help
     parser = new_parser(f"wellread {kind.name}", f"{kind.summary[0].upper()}{kind.summary[1:]}.", example)
-    parser.add_argument("run", help="Run directory.")
+    parser.add_argument("run", metavar="RUN", help="Run directory.")
     if kind.several:
-        parser.add_argument("more_runs", nargs="*", help="Further runs, to compare with it.")
+        parser.add_argument("more_runs", metavar="RUN2", nargs="*", help="Further runs, to compare with it.")
     if fans_out:
         parser.add_argument("--steps", help="Checkpoints: all, or a list of steps such as 0,100,last (default: all).")
     parser.add_class_arguments(

@@ -26,8 +26,11 @@ def upper_limit(n: int) -> float:
 def clustered_share(values: Floats, documents: Ints) -> dict[str, float]:
     """Mean of values between 0 and 1 with its interval, clustered by document.
 
-    If all are 0 or all are 1 the residuals say nothing; then the interval is the one-sided exact limit of 0 of n
-    documents: those of one document may all be equal, so they count as one.
+    The exact binomial interval of Clopper & Pearson for an effective number of independent values, from the clustered
+    standard error and its degrees of freedom (Korn & Graubard 1998). It holds for rare events, where mean and standard
+    error do not. If all values are 0 or all are 1, residuals say nothing; then the interval is the one-sided exact
+    limit of 0 of n documents: those of one document may all be equal, so they count as one. An interval of values that
+    are 0 or 1 is never narrower than that.
     """
     mean, limit = float(values.mean()), upper_limit(np.unique(documents).size)
     if (values == 0).all():
@@ -35,10 +38,30 @@ def clustered_share(values: Floats, documents: Ints) -> dict[str, float]:
     if (values == 1).all():
         return {"value": mean, "ci_low": 1 - limit, "ci_high": 1.0}
     row = clustered_mean(values, documents)
-    for name, bound in (("ci_low", max), ("ci_high", min)):
-        if name in row:
-            row[name] = bound(row[name], 0.0 if name == "ci_low" else 1.0)
-    return row
+    if "stderr" not in row:
+        return row
+    events = bool(np.isin(values, (0, 1)).all())
+    low, high = _exact(mean, _effective(row, values.size, np.unique(documents).size, most=events))
+    return row | {"ci_low": min(low, 1 - limit) if events else low, "ci_high": max(high, limit) if events else high}
+
+
+def _effective(row: dict[str, float], n: int, documents: int, *, most: bool) -> float:
+    """Number of independent values with this mean and standard error; with `most`, n at most."""
+    from scipy.stats import t
+
+    if not row["stderr"]:
+        return n
+    design = (t.ppf(0.975, n - 1) / t.ppf(0.975, documents - 1)) ** 2
+    size = float(row["value"] * (1 - row["value"]) / row["stderr"] ** 2 * design)
+    return min(size, n) if most else size
+
+
+def _exact(mean: float, n: float) -> tuple[float, float]:
+    """95% interval of Clopper & Pearson for a share of `n` values, which need not be a whole number."""
+    from scipy.stats import beta
+
+    count = mean * n
+    return float(beta.ppf(0.025, count, n - count + 1)), float(beta.ppf(0.975, count + 1, n - count))
 
 
 def linearized(totals: Floats, sizes: Floats) -> Floats:

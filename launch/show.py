@@ -39,7 +39,10 @@ def as_text(job: Job) -> str:
         ("engine", f"{plan.engine}, {plan.strategy}{_recomputing(plan)} ({plan.strategy_reason})"),
         *([("fast paths", plan.fast_reason)] if plan.fast_reason else []),
         *([("memory", memory(plan.strategies, plan.strategy))] if plan.strategies else []),
-        ("ranks", f"{machine.nodes} node x {machine.ranks_per_node} on {machine.cluster} ({machine.device})"),
+        (
+            "ranks",
+            f"{plural(machine.nodes, 'node')} x {machine.ranks_per_node} on {machine.cluster} ({machine.device})",
+        ),
         ("steps", _steps(plan)),
         ("learning rate", f"{job.config.optim.lr:g}, {_decay(job)}"),
         *([("defaults", _defaults(job))] if _defaults(job) else []),

@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -70,6 +71,18 @@ def test_a_directory_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
         assert str(refused.value) == (
             f"{path}: not a run directory (it has no config.yaml); see the folder runs/ for yours"
         )
+
+
+def test_the_run_that_was_meant_is_named(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "runs" / "one")
+    run.path.mkdir(parents=True)
+    run.write_config(RunConfig.of(model="tiny"))
+    for path, hint in (
+        (tmp_path / "runs", f"it is a folder of runs, such as {run.path}"),
+        (run.path / "checkpoints" / "step-00000010", f"it is inside the run {run.path}"),
+    ):
+        with pytest.raises(UserError, match=rf"{re.escape(str(path))}: not a run directory .*; {re.escape(hint)}$"):
+            RunDirectory.open(path)
 
 
 def test_config_round_trip(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ class RunDirectory:
         """
         run = cls(Path(path))
         if not run.config_file.is_file():
-            raise UserError(f"{path}: not a run directory (it has no config.yaml); see the folder runs/ for yours")
+            raise UserError(f"{path}: not a run directory (it has no config.yaml){_instead(run.path)}")
         return run
 
     @property
@@ -250,3 +250,14 @@ def _acquire(file: IO[str], run: Path, patience: float) -> None:
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S %Z')}")
     file.flush()
+
+
+def _instead(path: Path) -> str:
+    """Where the run is that somebody may have meant, as the end of a message."""
+    outer = next((folder for folder in path.absolute().parents if (folder / "config.yaml").is_file()), None)
+    if outer:
+        return f"; it is inside the run {outer}"
+    inner = sorted(file.parent for file in path.glob("*/config.yaml"))
+    if inner:
+        return f"; it is a folder of runs, such as {inner[0]}"
+    return "; see the folder runs/ for yours"

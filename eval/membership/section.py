@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from eval.groups import READ, SEALED, SHUFFLED, UNREAD
 from eval.membership.checks import GATES, suspicions
-from eval.membership.summary import conclusions
+from eval.membership.summary import conclusions, scores_table
 from eval.membership.tables import read_scores
 from eval.randomness import Randomness
 from eval.section import Column, Picture, Section, with_interval
@@ -34,7 +34,7 @@ def section(run: RunDirectory, results: Sequence[Result]) -> Section | None:
     if not tasks:
         return None
     task = TASK if TASK in tasks else tasks[0]
-    name = task.partition("/")[2]
+    name, every = task.partition("/")[2], results
     results = [result for result in results if result.task == task]
     aucs = {(result.step, result.group): result for result in results if result.metric == "auc"}
     evaluated = max((step for step, group in aucs if group == READ), default=None)
@@ -50,6 +50,7 @@ def section(run: RunDirectory, results: Sequence[Result]) -> Section | None:
             "remarks": [*_remarks(run, results, evaluated), *checks],
         },
         pictures=list(_pictures(run, results, evaluated, name, suspect=bool(warnings))),
+        tables=[table] if (table := scores_table(every)) else [],
         columns=[_column(aucs, group) for group in (READ, UNREAD)],
         commands=[
             (

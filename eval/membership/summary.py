@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from eval.groups import READ, SEALED, SHUFFLED, UNREAD
 from eval.membership.checks import GATES, suspicions
-from eval.section import p_value, with_interval
+from eval.section import Table, p_value, with_interval
 from eval.separation import ALPHAS
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ HEADS = [
     *("AUC unread", "labels shuffled", "loss read", "loss sealed"),
 ]
 """Short, so that the first line fits 80 columns. Those of the second line are of the first score only."""
+PS = ("p", "p_holm")
 INFERENCE = ("dataset_inference", "p")
 TPR = f"tpr_at_fpr_{ALPHAS[0]:g}"
 
@@ -62,6 +63,25 @@ def overview(results: Sequence[Result]) -> tuple[list[str], list[list[object]]]:
         for key in pairs
     ]
     return HEADS, rows
+
+
+def scores_table(results: Sequence[Result]) -> Table | None:
+    """All scores, for the report: of read samples at each checkpoint, of other groups at the last; None without AUC."""
+    cells = {(result.step, result.task, result.group, result.metric): result for result in results}
+    last = max((result.step for result in results), default=0)
+    rows: list[list[object]] = [
+        [
+            *(step, task.partition("/")[2], group, result.value, result.ci_low, result.ci_high),
+            *(p_value(cells[of].value) if (of := (step, task, group, name)) in cells else None for name in PS),
+            cells[of].value if (of := (step, task, group, TPR)) in cells else None,
+            result.n,
+        ]
+        for (step, task, group, metric), result in cells.items()
+        if metric == "auc" and task.startswith("membership/") and (group == READ or step == last)
+    ]
+    caption = "All scores against sealed samples: of read samples at each checkpoint, of other groups at the last"
+    heads = ["step", "score", "group", "AUC", "low", "high", "p", "Holm", f"TPR at FPR {ALPHAS[0]:.0%}", "n"]
+    return Table(caption, heads, rows) if rows else None
 
 
 def share(value: float) -> str:

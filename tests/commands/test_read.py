@@ -68,7 +68,7 @@ def test_a_data_set_of_pythias_sizes_is_read_in_its_order(tmp_path: Path, ask: A
     ("words", "error"),
     [
         (["--checkpoint", "step-5"], "no checkpoint step-5; it has step-0, step-4, step-8, step-12"),
-        (["--checkpoint", "last"], "expected a step, e.g. step-400 or 400"),
+        (["--checkpoint", "newest"], "expected a step, e.g. step-400 or 400, or last"),
         (["--batch", "12"], "out of range, .* has batches 0 … 11"),
         (["--batch", "3:13"], r"has batches 0 … 11 \(as a range 0:12, the end not included\)"),
         (["--batch", "5:3"], "--batch 5:3: is reversed, the end is not included; write 3:5"),

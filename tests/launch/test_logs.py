@@ -150,7 +150,8 @@ def test_bad_input_is_one_line(run: RunDirectory, in_process: Program, tmp_path:
     message = f"error: --rank 7: attempt 2 of {run.path} has ranks 0 to 2\n"
     assert (result.returncode, result.stdout, result.stderr) == (2, "", message)
     result = in_process("launch", "logs", tmp_path)
-    message = f"error: {tmp_path}: not a run directory (it has no config.yaml); see the folder runs/ for yours\n"
+    reason = f"it is a folder of runs, such as {run.path}"
+    message = f"error: {tmp_path}: not a run directory (it has no config.yaml); {reason}\n"
     assert (result.returncode, result.stdout, result.stderr) == (2, "", message)
 
 

@@ -44,7 +44,7 @@ class ClusterConfig:
     activation_checkpointing: Switch = "auto"
     """Recompute activations in the backward pass instead of keeping them; auto is off."""
     compile: Switch | bool = field(default="auto", metadata={"bare": "on"})
-    """Compile each layer with torch.compile: half a minute at the start, then faster steps. Only with ddp; auto: where
+    """Compile each layer with torch.compile: up to a minute at the start, then faster steps. Only with ddp; auto: where
     --fast takes it and it pays within the run."""
     fast: Switch = "auto"
     """Faster ways to compute the same batch: auto takes those that docs/benchmarks.md proves on these GPUs (equal

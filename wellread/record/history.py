@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import pyarrow
 
 COLUMNS = ["sample_id", "n_targets", "loss", "skipped"]
+LAST = "last"
+"""The newest checkpoint, by name."""
 """Columns of the record that queries on batches and samples need."""
 
 
@@ -124,7 +126,7 @@ class History:
     # --- queries ---
 
     def checkpoint(self, name: str) -> Checkpoint:
-        """Find a checkpoint by ``400``, ``step-400`` or the name of its directory.
+        """Find a checkpoint by ``400``, ``step-400``, the name of its directory, or ``last``.
 
         Raises
         ------
@@ -132,8 +134,10 @@ class History:
             When there is none; the message lists the existing ones.
         """
         digits = Path(name).name.removeprefix("step-")
+        if name == LAST and self.checkpoints:
+            digits = str(self.checkpoints[-1].step)
         if not digits.isdecimal():
-            raise UserError(f"checkpoint {name}: expected a step, e.g. step-400 or 400")
+            raise UserError(f"checkpoint {name}: expected a step, e.g. step-400 or 400, or last")
         by_step = {checkpoint.step: checkpoint for checkpoint in self.checkpoints}
         if int(digits) not in by_step:
             raise missing_checkpoint(self.name, int(digits), list(by_step))

@@ -13,7 +13,9 @@ from support.resampled import cluster_bootstrap, permuted_auc
 from support.small_evaluations import evaluate, make_run, tokens_with
 
 from eval import kept, resampling, separation
+from eval.__main__ import main
 from eval.groups import Groups
+from eval.membership import summary
 from eval.membership.compare import Side, mean_loss
 from eval.membership.evaluation import Membership
 from eval.progress import Reporter
@@ -240,6 +242,28 @@ def test_results_of_an_evaluation(tmp_path: Path, scored: list[Any], capsys: pyt
     assert rows[0][2] is None
     assert rows[1][2] == "1.000 [1.000, 1.000]"
     assert rows[1][-2:] == [value(results, 2, "read", "mean_loss").value, 9.5]
+    table = summary.scores_table(results)
+    assert table is not None
+    assert [row[:4] for row in table.rows if row[2] == "read"] == [[2, "loss", "read", 1.0], [4, "loss", "read", 1.0]]
+    assert {row[0] for row in table.rows if row[2] != "read"} == {4}  # other groups only at the last checkpoint
+    assert {row[2] for row in table.rows if row[0] == 4} == {
+        r.group for r in results if (r.step, r.metric) == (4, "auc")
+    }
+
+
+def test_steps_that_a_table_loses_are_named(
+    tmp_path: Path, scored: list[Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call with --steps replaces the table; the scores of the other steps are kept."""
+    monkeypatch.setattr("eval.report.page.write", lambda run: run.report)
+    run, few = make_run(tmp_path / "run"), ["--scores", "loss", "--bootstrap", "100"]
+    evaluate(run, bootstrap=100, progress=False)
+    assert main(["membership", str(run.path), "--steps", "2", *few]) == 0
+    expected = f"the table had other steps before (0, 4); to have all of them: wellread membership {run.path}"
+    assert expected in capsys.readouterr().out.splitlines()
+    assert {result.step for result in read(run.eval / "membership.parquet")} == {2}
+    assert main(["membership", str(run.path), *few]) == 0
+    assert "had other steps" not in capsys.readouterr().out
 
 
 def test_tpr_is_reported_when_enough_samples_are_sealed(tmp_path: Path, scored: list[Any]) -> None:

@@ -193,6 +193,7 @@ def test_the_loss_now_is_that_of_the_next_batch(copied_run: RunDirectory, text: 
     """The record has the losses of batch 4 under the weights of step 4."""
     run = open_run(copied_run.path)
     checkpoint = run.history.checkpoint("4")
+    assert run.history.checkpoint("last") == run.history.checkpoints[-1]
     rows = run.record.table(["sample_id", "loss"], (4, 5)).to_pylist()
     ids = np.sort([row["sample_id"] for row in rows])
     losses = losses_now(copied_run, checkpoint, run.corpus, ids)
