@@ -64,20 +64,22 @@ def ranges_of(sample_ids: Ints, losses: Floats) -> Ranges:
 
 
 def ranges_of_run(run: RunDirectory) -> Ranges:
-    """LT-IQR of the samples of a run; skipped batches are not readings.
+    """LT-IQR of the samples of a run, without canaries; skipped batches are not readings.
 
     Raises
     ------
     UserError
         When no sample was read four times.
     """
+    from wellread.corpus.read import Corpus
     from wellread.record.reader import Record
 
     table = Record.open(run.record).table(["sample_id", "loss", "skipped"])
     sample_ids, losses, skipped = (table[name].to_numpy() for name in table.column_names)
-    ranges = ranges_of(sample_ids[~skipped], losses[~skipped])
+    counted = ~skipped & (sample_ids < Corpus.open(run.corpus).n_ordinary)
+    ranges = ranges_of(sample_ids[counted], losses[counted])
     if not ranges.sample_ids.size:
-        most = int(np.bincount(sample_ids[~skipped]).max()) if (~skipped).any() else 0
+        most = int(np.bincount(sample_ids[counted]).max()) if counted.any() else 0
         raise UserError(
             f"--vulnerable: needs {FEWEST_READINGS} readings of a sample, but no sample of {run.path} has more "
             f"than {most:,}; train for more epochs"

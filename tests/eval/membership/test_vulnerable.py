@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow
@@ -10,8 +12,10 @@ import pyarrow.parquet
 import pytest
 from support.programs import Program
 
-from eval.membership.vulnerable import listing, ranges_of
+from eval.membership.vulnerable import listing, ranges_of, ranges_of_run
+from wellread.corpus.read import Corpus
 from wellread.errors import UserError
+from wellread.record.reader import Record
 from wellread.run import RunDirectory
 
 
@@ -48,6 +52,15 @@ def test_a_run_with_too_few_readings_is_refused(tiny_run: RunDirectory, in_proce
         f"error: --vulnerable: needs 4 readings of a sample, but no sample of {tiny_run.path} has more than 1; "
         "train for more epochs\n"
     )
+
+
+def test_canaries_are_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are read often on purpose, and would be at the top of every list."""
+    ids = np.repeat([3, 8, 9], 5)
+    record = pyarrow.table({"sample_id": ids, "loss": np.arange(15.0), "skipped": np.zeros(15, dtype=np.bool_)})
+    monkeypatch.setattr(Record, "open", lambda path: SimpleNamespace(table=record.select))
+    monkeypatch.setattr(Corpus, "open", lambda path: SimpleNamespace(n_ordinary=9))
+    assert sorted(ranges_of_run(RunDirectory(tmp_path)).sample_ids.tolist()) == [3, 8]
 
 
 def test_samples_are_listed_without_a_model(copied_run: RunDirectory, in_process: Program) -> None:
