@@ -32,6 +32,8 @@ MISSING = "missing"
 """The reason why an index cannot be used if none was written."""
 BYTES = 8
 """Bytes of an index per token."""
+INDEXED = (np.dtype("<u2"), np.dtype("<u4"))
+"""Types of tokens that can be indexed."""
 WIDE = 65537
 """A vocabulary for which tokengrams reads tokens as uint32; up to 65,536 as uint16."""
 BUILD = """
@@ -245,7 +247,7 @@ def build(tokens: Path, dtype: np.dtype[Any]) -> None:
     """
     if find_spec(LIBRARY) is None:
         raise UserError(f"index: needs {LIBRARY}, which is not installed; run make setup, or pip install {LIBRARY}")
-    if dtype not in (np.dtype("<u2"), np.dtype("<u4")):
+    if dtype not in INDEXED:
         raise UserError(f"{tokens}: tokens of type {dtype}; only uint16 and uint32 can be indexed")
     size, excess = divmod(tokens.stat().st_size, dtype.itemsize)
     if excess or not size:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from wellread.corpus import suffixes
 from wellread.corpus.read import Corpus, SampleReader
-from wellread.corpus.suffixes import Index
+from wellread.corpus.suffixes import INDEXED, Index
 from wellread.data.sources.megatron import Megatron
 from wellread.errors import UserError
 from wellread.units import plural
@@ -45,6 +45,8 @@ class Bounds:
     """First token of each in all tokens, ascending."""
     ends: Ints
     """End of each; between two sequences there may be other tokens."""
+    numbers: Ints | None = None
+    """Number of each in the reader; None if they are in its order."""
 
     @classmethod
     def of(cls, reader: Corpus | Megatron) -> Bounds:
@@ -54,13 +56,18 @@ class Bounds:
             return cls(bounds[:-1], bounds[1:])
         starts = np.asarray(reader.pointers) // reader.dtype.itemsize
         order = np.lexsort((reader.sizes, starts))  # empty sequences before the one that begins at the same place
-        return cls(starts[order], starts[order] + np.asarray(reader.sizes, dtype=np.int64)[order])
+        return cls(starts[order], starts[order] + np.asarray(reader.sizes, dtype=np.int64)[order], order)
+
+    @property
+    def overlap(self) -> bool:
+        """Whether a token is in several sequences; then `units` would miss some of them."""
+        return bool((self.starts[1:] < self.ends[:-1]).any())
 
     def units(self, places: Ints, size: int) -> Ints:
         """Number of the sequence that contains the window of `size` tokens at each place; -1 if it crosses a bound."""
         units = np.searchsorted(self.starts, places, "right") - 1
         inside = (units >= 0) & (places + size <= self.ends[np.maximum(units, 0)])
-        return np.where(inside, units, -1)
+        return np.where(inside, units if self.numbers is None else self.numbers[units], -1)
 
 
 def token_files(reader: Corpus | Megatron) -> tuple[tuple[Path, ...], np.dtype[Any]]:
@@ -107,9 +114,16 @@ def usable_index(reader: SampleReader, name: str) -> tuple[Index | None, list[st
     name : str
         What a user gives to ``wellread index``.
     """
-    if not isinstance(reader, Corpus):
+    if not isinstance(reader, Corpus | Megatron):
         return None, []
-    n_tokens, lines, reasons = int(reader.offsets[-1]), [], problems(reader)
+    try:
+        files, dtype = token_files(reader)
+    except UserError:  # parts of a token in two files: none of them can have an index
+        return None, []
+    if dtype not in INDEXED:
+        return None, []
+    n_tokens = sum(file.stat().st_size for file in files) // dtype.itemsize
+    lines, reasons = [], problems(reader)
     for file, reason in reasons.items():
         if reason != suffixes.MISSING or n_tokens > SCANNED:
             index = suffixes.index_file(file)

@@ -24,6 +24,7 @@ from wellread.corpus.read import COMPILE_AGAIN, Corpus, SampleReader
 from wellread.corpus.segments import Segments
 from wellread.corpus.suffixes import Index
 from wellread.corpus.token_bytes import check, normalized, token_bytes
+from wellread.data.sources.megatron import Megatron
 from wellread.errors import UserError
 from wellread.files import load_array
 from wellread.record.index import Bounds
@@ -216,7 +217,7 @@ def _in_index(pattern: Pattern, index: Index, bounds: Bounds) -> Iterable[Hit] |
         As a scan finds them; None if the text occurs too often, or can be too many sequences, as one that begins and
         ends inside words.
     """
-    counts, n_places = np.zeros(len(bounds.starts), dtype=np.int64), 0
+    parts, n_places = [np.empty((2, 0), dtype=np.int64)], 0
 
     def count(windows: Ints, weights: Ints) -> None:
         nonlocal n_places
@@ -225,7 +226,7 @@ def _in_index(pattern: Pattern, index: Index, bounds: Bounds) -> Iterable[Hit] |
             return
         numbers, places = index.matches(windows)
         units = bounds.units(places, windows.shape[1])
-        np.add.at(counts, units[units >= 0], weights[numbers[units >= 0]])
+        parts.append(np.stack([units[units >= 0], weights[numbers[units >= 0]]]))
 
     tokens = np.flatnonzero(pattern.complete)
     count(tokens[:, None], pattern.complete[tokens])
@@ -246,7 +247,15 @@ def _in_index(pattern: Pattern, index: Index, bounds: Bounds) -> Iterable[Hit] |
         windows, states = windows[~complete], states[~complete]
         occurs = index.contains(windows)
         windows, states = windows[occurs], states[occurs]
-    return None if n_places > PLACES_AT_ONCE else _hits(counts)
+    return None if n_places > PLACES_AT_ONCE else _summed(*np.concatenate(parts, axis=1))
+
+
+def _summed(units: Ints, counts: Ints) -> Iterator[Hit]:
+    """The counts of each unit together; a data set has too many units for an array of all."""
+    unique, places = np.unique(units, return_inverse=True)
+    sums = np.zeros(len(unique), dtype=np.int64)
+    np.add.at(sums, places, counts)
+    return itertools.starmap(Hit, zip(unique.tolist(), sums.tolist(), strict=True))
 
 
 def _hits(counts: Ints, start: int = 0) -> Iterator[Hit]:
@@ -269,7 +278,7 @@ def search(
     most : int, optional
         The search ends after this many samples.
     index : Index, optional
-        The index of a corpus; the samples are the same as those of a scan.
+        The index of a corpus or a Megatron data set; the samples are the same as those of a scan.
     progress : callable, optional
         Called with the number of samples searched so far.
 
@@ -285,9 +294,9 @@ def search(
         check(table, tokenizer, reader, sample_id)
     pattern = compile_pattern(normalized(text, tokenizer).encode(), table)
     stream = None
-    if index is not None and isinstance(reader, Corpus | Segments):
-        corpus = reader.corpus if isinstance(reader, Segments) else reader
-        stream = _in_index(pattern, index, Bounds.of(corpus))
+    if index is not None and isinstance(reader, Corpus | Segments | Megatron):
+        bounds = Bounds.of(reader.corpus if isinstance(reader, Segments) else reader)
+        stream = None if bounds.overlap else _in_index(pattern, index, bounds)
     hits = list(itertools.islice(_scan(reader, pattern, progress) if stream is None else stream, most))
     for hit in hits:
         check(table, tokenizer, reader, hit.sample_id)
