@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import re
 import shlex
 import subprocess
@@ -15,10 +16,11 @@ from typing import Any
 from launch import attempts
 from launch.backends.jobs import Job, JobState, QueueError
 from launch.backends.slurm import queue
+from launch.backends.slurm.rejections import rejection
 from launch.backends.slurm.task import CommandTask, RankTask, keep_pickles_private
 from launch.cluster import GPUS, ClusterFile, minutes
 from wellread.errors import UserError
-from wellread.files import read_json, write_json
+from wellread.files import open_unlinked, read_json, write_json
 from wellread.run import TIME, RunDirectory
 from wellread.streams import print_error
 
@@ -34,19 +36,12 @@ STUCK = {
     "QOSMaxWallDurationPerJobLimit": "the QOS has a lower time limit; cancel the job and lower --time",
 }
 """SLURM's reason for a job that will never start -> explanation and what to do."""
-REMEDIES = {
-    r"partition": "choose another --partition, or correct partition: in the cluster file; sinfo lists partitions",
-    r"account": "correct account: in the cluster file; sacctmgr show associations lists yours",
-    r"qos": "correct qos: in the cluster file; sacctmgr show qos lists them",
-    r"time limit": "lower --time; sinfo shows the limits of partitions",
-    r"node count|node configuration": "lower --nodes, gres: or memory:; sinfo --Node --long shows what nodes have",
-    r"memory": "lower memory: in the cluster file; sinfo --Node --long shows what nodes have",
-    r"generic resource|gres": "correct gres: in the cluster file; sinfo --format=%G lists what nodes have",
-    r"contact|connect|timed out": "try again later; scontrol ping shows whether the controller answers",
-}
-"""Pattern in SLURM's error when it rejects a job -> what to do; the first match counts."""
 INTENT = "intent.json"
 """File in RUN/submit while a job is being submitted: its future entry in jobs.json."""
+LOCK = "jobs.lock"
+"""File in RUN/submit that a process locks while it submits a job."""
+TEMPORARY = re.compile(r"[0-9a-f]{32}\.pkl|\.submission_file_[0-9a-f]{32}\.sh")
+"""Names that submitit gives to the files of a job before it has an id."""
 NUMBER = re.compile(r"[0-9]+")
 NOTE = {"kind": str, "submitted": TIME, "tasks": int, "folder": str}
 """Shape of that file; an entry of jobs.json also has the `id` of the job."""
@@ -153,24 +148,42 @@ def submit(
 ) -> str:
     """Submit a job, or a job array for several tasks; write its id to RUN/submit/jobs.json and return it.
 
+    Other processes that submit jobs of this run wait.
+
     Raises
     ------
     UserError
         When SLURM rejects the job; one line with SLURM's reason and what to do.
     """
-    import submitit
-
     if not queue.available():
         where = f"--cluster {cluster.path or cluster.name}"
         raise UserError(f"{where}: sbatch not found; log in to a node of the cluster, or use --cluster local")
     run.refuse_links()
     run.submit.mkdir(exist_ok=True)
-    _remove_links(run.submit)
-    keep_pickles_private()
-    earlier, before = jobs_of(run), set(run.submit.iterdir())
-    note = {"id": "", "kind": kind, "submitted": attempts.now(), "tasks": len(tasks)}
-    note["folder"] = str(options["additional_parameters"]["chdir"])
-    write_json(run.submit / INTENT, note)  # in case this process dies before it writes the job's id
+    with open_unlinked(run.submit / LOCK, "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _remove_links(run.submit)
+        keep_pickles_private()
+        earlier = jobs_of(run)
+        if (run.submit / INTENT).exists():
+            write_json(_jobs_file(run), earlier)  # with the jobs that only the note of a dead launcher names
+        folder = str(options["additional_parameters"]["chdir"])
+        note = {"id": "", "kind": kind, "submitted": attempts.now(), "tasks": len(tasks), "folder": folder}
+        write_json(run.submit / INTENT, note)  # in case this process dies before it writes the job's id
+        job_id = _sbatch(cluster, run, tasks, options)
+        _remove_links(run.submit)
+        write_json(_jobs_file(run), [*earlier, note | {"id": job_id}])
+        (run.submit / INTENT).unlink()
+        return job_id
+
+
+def _sbatch(
+    cluster: ClusterFile, run: RunDirectory, tasks: list[RankTask] | list[CommandTask], options: dict[str, Any]
+) -> str:
+    """Pass a job to SLURM and return its id; a rejected one leaves no files."""
+    import submitit
+
+    before = _temporary(run)
     executor = submitit.AutoExecutor(
         run.submit.resolve(), cluster="slurm", slurm_max_num_timeout=cluster.requeues, slurm_python=_python(cluster)
     )
@@ -179,20 +192,19 @@ def submit(
     try:
         with redirect_stderr(StringIO()):  # submitit also prints the error
             if len(tasks) == 1:
-                job_id = executor.submit(tasks[0]).job_id
-            else:
-                with executor.batch():
-                    jobs = [executor.submit(task) for task in tasks]
-                job_id = jobs[0].job_id.partition("_")[0]
+                return str(executor.submit(tasks[0]).job_id)
+            with executor.batch():
+                jobs = [executor.submit(task) for task in tasks]
+            return str(jobs[0].job_id.partition("_")[0])
     except (submitit.core.utils.FailedJobError, subprocess.CalledProcessError) as error:
-        for leftover in {*run.submit.iterdir(), run.submit / INTENT} - before | {run.submit / INTENT}:
+        for leftover in {*_temporary(run), run.submit / INTENT} - before:
             leftover.unlink(missing_ok=True)
-        raise UserError(_rejection(cluster, str(error))) from None
-    job_id = str(job_id)
-    _remove_links(run.submit)
-    write_json(_jobs_file(run), [*earlier, note | {"id": job_id}])
-    (run.submit / INTENT).unlink()
-    return job_id
+        raise UserError(rejection(cluster, str(error))) from None
+
+
+def _temporary(run: RunDirectory) -> set[Path]:
+    """Files of submitit that have no job's id yet; everything else in RUN/submit may be of jobs that run now."""
+    return {path for path in run.submit.iterdir() if TEMPORARY.fullmatch(path.name)}
 
 
 def _remove_links(folder: Path) -> None:
@@ -211,15 +223,6 @@ def warn_if_stuck(job_id: str) -> None:
                 print(f"warning: job {job_id} will not start ({job.reason}): {STUCK[job.reason]}", file=sys.stderr)
                 return
             time.sleep(0.3)
-
-
-def _rejection(cluster: ClusterFile, text: str) -> str:
-    """Return one line about a rejected job: where it was submitted, SLURM's reason, and what to do."""
-    lines = [line.partition("error:")[2].strip() for line in text.splitlines() if "error:" in line]
-    reason = next(iter(lines), " ".join(text.split())).removeprefix("Batch job submission failed: ")
-    remedy = next((hint for pattern, hint in REMEDIES.items() if re.search(pattern, reason, re.IGNORECASE)), None)
-    remedy = remedy or "compare the cluster file with sinfo and scontrol show partition"
-    return f"--cluster {cluster.path or cluster.name}: SLURM rejected the job ({reason}); {remedy}"
 
 
 def _jobs_file(run: RunDirectory) -> Path:

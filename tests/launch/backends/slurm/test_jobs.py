@@ -9,6 +9,7 @@ import os
 import pickle
 import shlex
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from support.sbatch_flags import PLAIN, flags
 from launch import evaluation
 from launch.backends.jobs import ACTIVE
 from launch.backends.slurm import jobs as slurm
+from launch.backends.slurm import rejections
 from launch.backends.slurm.task import CommandTask, RankTask
 from launch.cluster import ClusterFile
 from launch.evaluation import Request
@@ -105,7 +107,7 @@ def test_a_plan_shows_the_submitted_script(run: RunDirectory, scheduler: Schedul
         delayed = pickle.load(file)
     assert (delayed.function, delayed._timeout_min, delayed._timeout_countdown) == (TASK, 1440, 3)
     modes = {path.suffix: stat.S_IMODE(path.stat().st_mode) for path in run.submit.iterdir()}
-    assert modes == {".pkl": 0o600, ".sh": 0o666 & ~umask(), ".json": 0o666 & ~umask()}
+    assert modes == {".pkl": 0o600, **dict.fromkeys((".sh", ".json", ".lock"), 0o666 & ~umask())}
     assert stat.S_IMODE(run.submit.stat().st_mode) == 0o777 & ~umask()
     assert not [path for path in run.submit.iterdir() if path.is_symlink()]
 
@@ -165,6 +167,55 @@ def test_a_rejected_job_leaves_no_files(tasks: int, run: RunDirectory, scheduler
     assert slurm.jobs_of(run) == noted
 
 
+def test_a_rejection_removes_nothing_of_other_jobs(run: RunDirectory, scheduler: Scheduler) -> None:
+    """While SLURM rejects a job, a running one writes its log and result; and a dead launcher has left a note."""
+    options = slurm.parameters(PLAIN, name="x", nodes=1, ranks_per_node=1, code=run.code)
+    slurm.submit(PLAIN, run, [TASK], options, "finetune")
+    (noted,) = slurm.jobs_of(run)
+    write_json(run.submit / slurm.INTENT, noted | {"id": "", "kind": "eval"})
+    (run.submit / "31_submission.sh").touch()
+    write = f"cd {shlex.quote(str(run.submit))}\ntouch 101_0_log.out 101_0_result.pkl\n"
+    scheduler.answers("sbatch", REFUSING.replace("#!/bin/sh\n", f"#!/bin/sh\n{write}"))
+    with pytest.raises(UserError, match="SLURM rejected the job"):
+        slurm.submit(PLAIN, run, [TASK] * 3, options, "finetune")
+    names = {path.name for path in run.submit.iterdir()}
+    assert names == {
+        "101_submission.sh", "101_submitted.pkl", "101_0_log.out", "101_0_result.pkl", "31_submission.sh", "jobs.json",
+        "jobs.lock",
+    }  # fmt: skip
+    assert slurm.jobs_of(run) == [noted, noted | {"id": "31", "kind": "eval"}]
+
+
+def test_jobs_that_are_submitted_at_the_same_time_are_all_listed(run: RunDirectory, scheduler: Scheduler) -> None:
+    """Threads, which wait for each other as processes do; every second job is rejected."""
+    accepting = SBATCH.removeprefix("#!/bin/sh\n")
+    refusing = REFUSING.removeprefix("#!/bin/sh\n")
+    refuses = 'grep -q job-name=bad "$1"'
+    scheduler.answers("sbatch", f"#!/bin/sh\nsleep 0.1\nif {refuses}; then {refusing}fi\n{accepting}")
+
+    def submit(number: int) -> str:
+        name = "bad" if number % 2 else "good"
+        options = slurm.parameters(PLAIN, name=name, nodes=1, ranks_per_node=1, code=run.code)
+        try:
+            return slurm.submit(PLAIN, run, [TASK] * (1 + number % 3), options, f"kind-{number}")
+        except UserError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(6) as threads:
+        results = list(threads.map(submit, range(6)))
+    assert all("SLURM rejected the job" in error for error in results[1::2])
+    kinds = dict(zip(results[::2], ("kind-0", "kind-2", "kind-4"), strict=True))
+    assert {job["id"]: job["kind"] for job in slurm.jobs_of(run)} == kinds
+    assert sorted(kinds) == ["101", "102", "103"]
+    n_tasks = {job["id"]: job["tasks"] for job in slurm.jobs_of(run)}
+    assert [n_tasks[job_id] for job_id in results[::2]] == [1, 3, 2]
+    assert len(list(run.submit.glob("*_submission.sh"))) == 3
+    assert len(list(run.submit.glob("*_submitted.pkl"))) == 6
+    assert {path.name for path in run.submit.iterdir() if path.suffix not in (".sh", ".pkl")} == {
+        "jobs.json", "jobs.lock"
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("error", "reason", "remedy"),
     [
@@ -180,7 +231,7 @@ def test_a_rejected_job_leaves_no_files(tasks: int, run: RunDirectory, scheduler
     ],
 )
 def test_a_rejection_is_one_line_with_a_remedy(error: str, reason: str, remedy: str) -> None:
-    message = slurm._rejection(PLAIN, f"sbatch: error: Batch job submission failed: {error}\n")
+    message = rejections.rejection(PLAIN, f"sbatch: error: Batch job submission failed: {error}\n")
     assert message.startswith(f"--cluster slurm: SLURM rejected the job ({reason}")
     assert f"); {remedy}" in message
     assert "\n" not in message
