@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,12 @@ class KeptTable:
     path: Path
     settings: Mapping[str, Any]
     """To what it belongs: weights, and how it was computed."""
+
+    def locked(self) -> AbstractContextManager[None]:
+        """The lock of the file: who adds rows to those in the file takes it before reading them."""
+        from eval.locks import locked
+
+        return locked(self.path)
 
     def read(self) -> Any:
         """The Arrow table; None if the file is missing or belongs to others."""

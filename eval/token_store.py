@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 
+from eval.locks import locked
 from eval.separation import Ints
 from wellread.results import WRITING, open_table, unreadable_named, with_digest
 from wellread.tokens import COLUMNS, Tokens
@@ -87,9 +87,7 @@ class SampleFile(ABC, Generic[PartType]):
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the lock of this file, for which other processes wait, and forget what the file had before."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path.with_suffix(".lock"), "wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(self.path):
             self._forget()
             yield
 

@@ -92,30 +92,44 @@ class Generations(PerCheckpoint[Outputs]):
             yield f"{len(self.fixed_prompts):,} prompts instead of {self.prompts:,}: no more samples are sealed"
 
     def score(self, checkpoint: Checkpoint, reporter: Reporter) -> Outputs:
-        """Load the kept texts and losses of a checkpoint; write and keep the missing ones."""
-        written, kept_losses = self._written(checkpoint), self._kept_losses(checkpoint)
-        losses, start = sealed.SealedLosses.read(kept_losses), reporter.scored
-        incomplete = losses is None or not written.complete(self.fixed_prompts)
-        if incomplete or self.verify:
-            refuse_damaged(self.run, checkpoint, again=self.verify)
-        if incomplete:
-            from eval.generations.writing import Work, fill
+        """Load the kept texts and losses of a checkpoint; write and keep the missing ones.
 
-            work = Work(
-                prompts=self.fixed_prompts,
-                new_tokens=self.new_tokens,
-                samples=self.samples,
-                sealed_ids=self.sealed_ids,
-                tokenizer=self.tokenizer,
-                seed=self.seed,
-                device=self.device,
-            )
-            measured = losses is None
-            losses = fill(work, checkpoint, written, losses, reporter)
-            if measured:
-                losses.write(kept_losses)
-        assert losses is not None
+        Other processes that miss some of them wait.
+        """
+        start, outputs = reporter.scored, self._kept(checkpoint)
+        if outputs is None or self.verify:
+            refuse_damaged(self.run, checkpoint, again=self.verify)
+        if outputs is None:
+            with self._written(checkpoint).table.locked():
+                outputs = self._kept(checkpoint) or self._filled(checkpoint, reporter)
         reporter.move_to(start + self.size(checkpoint.step))
+        return outputs
+
+    def _kept(self, checkpoint: Checkpoint) -> Outputs | None:
+        """Texts and losses on disk; None if some are missing."""
+        losses, rows = sealed.SealedLosses.read(self._kept_losses(checkpoint)), self._written(checkpoint).read()
+        if losses is None or not texts.complete(rows, self.fixed_prompts):
+            return None
+        return Outputs(texts=rows, losses=losses)
+
+    def _filled(self, checkpoint: Checkpoint, reporter: Reporter) -> Outputs:
+        """Texts and losses after the missing ones were written to the locked files."""
+        from eval.generations.writing import Work, fill
+
+        work = Work(
+            prompts=self.fixed_prompts,
+            new_tokens=self.new_tokens,
+            samples=self.samples,
+            sealed_ids=self.sealed_ids,
+            tokenizer=self.tokenizer,
+            seed=self.seed,
+            device=self.device,
+        )
+        written, file = self._written(checkpoint), self._kept_losses(checkpoint)
+        before = sealed.SealedLosses.read(file)
+        losses = fill(work, checkpoint, written, before, reporter)
+        if before is None:
+            losses.write(file)
         return Outputs(texts=written.read(), losses=losses)
 
     def measure(self, checkpoint: Checkpoint, scores: Outputs, reporter: Reporter) -> Iterator[Result]:
@@ -287,10 +301,8 @@ def _complete(run: RunDirectory, checkpoint: Checkpoint) -> tuple[Generations, O
     if not all(type(number) is int for number in settings.values()):
         return None
     evaluation = _with(run, **settings)
-    losses, written = sealed.SealedLosses.read(evaluation._kept_losses(checkpoint)), evaluation._written(checkpoint)
-    if losses is None or not written.complete(evaluation.fixed_prompts):
-        return None
-    return evaluation, Outputs(texts=written.read(), losses=losses)
+    outputs = evaluation._kept(checkpoint)
+    return None if outputs is None else (evaluation, outputs)
 
 
 @lru_cache(maxsize=1)  # the checkpoints of a run have the same prompts

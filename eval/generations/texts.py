@@ -92,14 +92,15 @@ class Written:
         rows = sorted(texts, key=lambda text: (METHODS.index(text.method), text.batch, text.prompt_id))
         self.table.write(pa.Table.from_pylist([vars(row) for row in rows], schema=schema()))
 
-    def complete(self, prompts: Sequence[Prompt]) -> bool:
-        """Whether each prompt has a text of each method."""
-        return len(self.read()) == len(METHODS) * len(prompts)
-
     def missing(self, batches: list[Batch]) -> Iterator[tuple[str, Batch]]:
         """Method and batch of the texts that are not on disk yet."""
         present = {(text.method, text.batch) for text in self.read()}
         yield from ((method, batch) for method in METHODS for batch in batches if (method, batch.number) not in present)
+
+
+def complete(texts: Sequence[Text], prompts: Sequence[Prompt]) -> bool:
+    """Whether each prompt has a text of each method."""
+    return len(texts) == len(METHODS) * len(prompts)
 
 
 def kept_texts(run: RunDirectory, checkpoint: Checkpoint) -> list[Text]:

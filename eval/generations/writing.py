@@ -42,7 +42,7 @@ def fill(
 ) -> sealed.SealedLosses:
     """Write the missing texts of a checkpoint and return its losses; each batch is kept as soon as it is complete.
 
-    Losses are computed unless they are given; the caller keeps them.
+    The caller has the lock of the texts. Losses are computed unless they are given; the caller keeps them.
     """
     from wellread.processes import importing
 

@@ -75,11 +75,26 @@ def scores(
 ) -> Floats:
     """Score of each sample, float64[n]: kept ones are read, the others are generated and kept, batch by batch.
 
+    Other processes that want the same file wait.
+
     Raises
     ------
     UserError
         When a file of the checkpoint is missing, altered or not listed.
     """
+    by_id = file.read()
+    if by_id.keys() >= set(ids.tolist()):
+        progress(ids.size)
+    else:
+        with file.table.locked():
+            by_id = _filled(run, checkpoint, file, work, ids, progress)
+    return np.array([by_id[i] for i in ids.tolist()], dtype=np.float64)
+
+
+def _filled(
+    run: RunDirectory, checkpoint: Checkpoint, file: Generated, work: Work, ids: Ints, progress: Callable[[int], None]
+) -> dict[int, float]:
+    """All scores of a locked file after those of `ids` that it misses were added."""
     by_id = file.read()
     missing = np.array([i for i in ids.tolist() if i not in by_id], dtype=np.int64)
     progress(ids.size - missing.size)
@@ -93,7 +108,7 @@ def scores(
                 by_id |= dict(zip(batch.tolist(), generate(model, work, batch, device), strict=True))
                 file.write(by_id)
                 progress(batch.size)
-    return np.array([by_id[i] for i in ids.tolist()], dtype=np.float64)
+    return by_id
 
 
 def generate(model: nn.Module, work: Work, ids: Ints, device: str) -> list[float]:

@@ -39,7 +39,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def files(run: RunDirectory) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((run.eval / "generations").iterdir())}
+    return {path.name: path.read_bytes() for path in sorted((run.eval / "generations").glob("*.parquet"))}
 
 
 def value(results: list[Result], step: int, group: str, metric: str) -> float:
