@@ -20,6 +20,8 @@ from wellread.record import search as searching
 from wellread.record.index import open_index
 from wellread.record.opened import Run
 from wellread.record.search import search
+from wellread.run import RunDirectory
+from wellread.units import plural
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "run-c5af5a2"
 RUN = FIXTURES / "finetune" / "run"
@@ -114,3 +116,52 @@ def test_reading_imports_no_torch() -> None:
     process = subprocess.run([sys.executable, "-c", script, str(RUN)], capture_output=True, text=True)
     assert (process.returncode, process.stderr) == (0, "")
     assert process.stdout
+
+
+# --- copies of its tokens
+
+
+def counted_copies(run: Run, text: str) -> dict[str, int]:
+    """Places of the tokens of a text in trainable and sealed samples: all are compared."""
+    window, counts = run.tokenizer.encode(text)[0], [0, 0]
+    for i in range(run.corpus.n):
+        tokens = run.corpus.tokens(i).tolist()
+        is_sealed = i >= run.corpus.n_trainable
+        counts[is_sealed] += sum(tokens[k : k + len(window)] == window for k in range(len(tokens)))
+    return {"tokens": len(window), "trainable": counts[0], "sealed": counts[1]}
+
+
+def test_copies_of_the_tokens_of_a_text_with_and_without_an_index(
+    tiny_run: RunDirectory, copied_run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`tiny_run` has no index, its copy has one."""
+    run = Run.open(tiny_run.path)
+    suffixes.build(copied_run.corpus / "tokens.bin", np.dtype(run.corpus.meta["dtype"]))
+    first = run.tokenizer.decode(run.corpus.tokens(0).tolist())
+    sealed = run.tokenizer.decode(run.corpus.tokens(run.corpus.n - 1).tolist())
+    for text in ("e", " the ", " the", "\n\n### Response:\n", first[40:60], sealed[30:50], first):
+        expected = counted_copies(run, text)
+        words = (
+            f"its sequence of {plural(expected['tokens'], 'token')} occurs "
+            f"{plural(expected['trainable'] + expected['sealed'], 'time')}: {expected['trainable']:,} in trainable "
+            f"samples, {expected['sealed']:,} in sealed ones"
+        )
+        for of in (tiny_run, copied_run):
+            assert read.main([str(of.path), "--text", text, "--limit", "3", "--jsonl", str(tmp_path / "hits")]) == 0
+            assert capsys.readouterr().out.splitlines()[-2] == words
+            hits = [json.loads(line) for line in (tmp_path / "hits").read_text().splitlines()]
+            assert 1 <= len(hits) <= 3
+            assert all(hit["copies"] == expected for hit in hits)
+    assert counted_copies(run, "\n\n### Response:\n")["sealed"] > 0
+
+
+def test_copies_are_not_counted_in_a_long_corpus_without_an_index(
+    tiny_run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("wellread.record.copies.SCANNED", 1000)
+    assert read.main([str(tiny_run.path), "--text", "e", "--limit", "3"]) == 0
+    assert capsys.readouterr().out.splitlines()[-2] == (
+        "copies of its tokens are not counted: too many tokens for a scan"
+    )
+    assert read.main([str(tiny_run.path), "--text", "e", "--limit", "1", "--jsonl", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["copies"] is None

@@ -16,7 +16,8 @@ from wellread.corpus.decoder import Decoder
 from wellread.corpus.read import Corpus
 from wellread.data.sources.megatron import Megatron
 from wellread.errors import UserError
-from wellread.record.index import copies, open_index, problems, token_files, usable_index
+from wellread.record.copies import Copies, copies
+from wellread.record.index import open_index, problems, token_files, usable_index
 from wellread.record.search import search
 
 SAMPLES = 80
@@ -88,8 +89,10 @@ def test_copies_equal_those_of_numpy(dtype: str, unused: int, tmp_path: Path) ->
         window = tokens[start : start + size]
         windows = np.lib.stride_tricks.sliding_window_view(tokens, size)
         assert index.count(window.tolist()) == int((windows == window).all(1).sum())
-        assert copies(reader, index, window) == inside(sequences, window.tolist())
-        n_across += index.count(window.tolist()) - copies(reader, index, window)
+        of_window = copies(reader, window, index)
+        assert of_window == Copies(size, inside(sequences, window.tolist()), 0)
+        assert of_window == copies(reader, window, None)
+        n_across += index.count(window.tolist()) - of_window.total
     assert n_across > 300  # matches over the bound of two sequences are dropped
 
 

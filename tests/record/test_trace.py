@@ -22,6 +22,7 @@ from wellread.errors import UserError
 from wellread.record import index as indexes
 from wellread.record import search as searches
 from wellread.record import trace as traces
+from wellread.record.copies import Copies, copies
 from wellread.record.history import History
 from wellread.record.index import open_index, scanned
 from wellread.record.search import search
@@ -224,9 +225,11 @@ def test_the_index_of_a_run(copied_run: RunDirectory) -> None:
     index = open_index(corpus)
     assert index is not None
     first, second = corpus.tokens(0), corpus.tokens(1)
-    assert indexes.copies(corpus, index, first) == sum(word(first) in word(corpus.tokens(i)) for i in range(corpus.n))
+    n_copies = sum(word(first) in word(corpus.tokens(i)) for i in range(corpus.n))
+    assert copies(corpus, first, index) == copies(corpus, first, None) == Copies(len(first), n_copies, 0)
     across = np.concatenate([first[-4:], second[:4]])
-    assert (index.count(across.tolist()) >= 1, indexes.copies(corpus, index, across)) == (True, 0)
+    assert index.count(across.tolist()) >= 1
+    assert copies(corpus, across, index) == copies(corpus, across, None) == Copies(8, 0, 0)
 
 
 @pytest.mark.parametrize("kind", ["plain", "packed"])

@@ -12,8 +12,10 @@ from typing import Any
 from wellread.commands.read_batches import STDOUT, segment_line, where_from, writing
 from wellread.corpus.read import Corpus
 from wellread.corpus.segments import Segments
+from wellread.corpus.suffixes import Index
 from wellread.errors import UserError
 from wellread.escapes import prose
+from wellread.record.copies import Copies, copies
 from wellread.record.history import History, Reading
 from wellread.record.index import usable_index
 from wellread.record.search import Hit, search
@@ -96,12 +98,33 @@ def show_text(history: History, text: str, step: int, jsonl: str | None, limit: 
         hits = search(history.units, history.tokenizer, text, index=index, most=limit + 1, progress=progress)
     more = len(hits) > limit
     del hits[limit:]
+    of_tokens = _copies(history, text, index) if hits else None
     if jsonl:
-        _write(history, hits, step, jsonl)
+        _write(history, hits, step, jsonl, of_tokens)
     else:
         _list(history, hits, text, step)
     if jsonl != STDOUT:
+        if hits:
+            say(_in_words(of_tokens))
         say(_summary(history, hits, step, more), "bold")
+
+
+def _copies(history: History, text: str, index: Index | None) -> Copies | None:
+    """Copies of the tokens of a text, as the tokenizer splits it by itself."""
+    import numpy as np
+
+    from wellread.corpus.token_bytes import normalized
+
+    assert history.tokenizer is not None
+    ids, _ = history.tokenizer.encode(normalized(text, history.tokenizer))
+    return copies(history.units, np.array(ids, dtype=np.int64), index) if ids else None
+
+
+def _in_words(of: Copies | None) -> str:
+    if of is None:
+        return "copies of its tokens are not counted: too many tokens for a scan"
+    places = f"{of.trainable:,} in trainable samples, {of.sealed:,} in sealed ones"
+    return f"its sequence of {plural(of.tokens, 'token')} occurs {plural(of.total, 'time')}: {places}"
 
 
 def _list(history: History, hits: list[Hit], text: str, step: int) -> None:
@@ -157,14 +180,15 @@ def _snippet(history: History, hit: Hit, text: str) -> str:
     return prose(snippet.replace("\n", "⏎").replace("\t", " "))
 
 
-def _write(history: History, hits: list[Hit], step: int, path: str) -> None:
+def _write(history: History, hits: list[Hit], step: int, path: str, of_tokens: Copies | None) -> None:
+    counts = None if of_tokens is None else vars(of_tokens)
     with writing(path) as file:
         for hit, sample_id, place, row, of in _located(history, hits):
             readings = [_object(reading, step) for reading in of]
             segment = {"segment": hit.sample_id} if place else {}
             value = {"sample_id": sample_id, **segment, "occurrences": hit.count, **row}
-            sealed = sample_id >= history.reader.n_trainable
-            file.write(json.dumps({**value, "sealed": sealed, "readings": readings}, ensure_ascii=False) + "\n")
+            value |= {"sealed": sample_id >= history.reader.n_trainable, "readings": readings, "copies": counts}
+            file.write(json.dumps(value, ensure_ascii=False) + "\n")
     if path != STDOUT:
         say(f"wrote {path}: {plural(len(hits), _noun(history))}")
 

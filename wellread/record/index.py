@@ -60,8 +60,8 @@ class Bounds:
 
     @property
     def overlap(self) -> bool:
-        """Whether a token is in several sequences; then `units` would miss some of them."""
-        return bool((self.starts[1:] < self.ends[:-1]).any())
+        """Whether a token is in several sequences, as Megatron allows; then `units` would miss some of them."""
+        return self.numbers is not None and bool((self.starts[1:] < self.ends[:-1]).any())
 
     def units(self, places: Ints, size: int) -> Ints:
         """Number of the sequence that contains the window of `size` tokens at each place; -1 if it crosses a bound."""
@@ -129,11 +129,6 @@ def usable_index(reader: SampleReader, name: str) -> tuple[Index | None, list[st
             index = suffixes.index_file(file)
             lines.append(f"{index}: {reason}; scanning {n_tokens:,} tokens instead; run wellread index {name}")
     return None if reasons else _opened(reader), lines
-
-
-def copies(reader: Corpus | Megatron, index: Index, window: NDArray[Any]) -> int:
-    """Number of places of a token window inside samples (segments if packed), sealed ones included."""
-    return int((Bounds.of(reader).units(index.places(window.tolist()), len(window)) >= 0).sum())
 
 
 def indexed(index: Index) -> Lookup:
