@@ -25,6 +25,8 @@ EXAMPLES = """examples:
   wellread sample runs/tiny-sample "Name three rivers." | {prog} runs/tiny-sample - --min 4 --jsonl -"""
 SHOWN = 5
 """Most readings of a span that are listed on a terminal; all are listed when piped."""
+LIMIT = 1000
+"""Most readings of a span in the printed list, unless --limit is given; a file has all."""
 FILES = (*PLAIN, ".md")
 """Endings of files that contain text."""
 UNDERLINED = 4
@@ -36,8 +38,9 @@ def main(argv: list[str], prog: str = "wellread trace") -> int:
     options = _parse(argv, prog)
     if options.min < 1:
         raise UserError(f"--min {options.min}: must be at least 1")
-    if options.limit < 1:
+    if options.limit is not None and options.limit < 1:
         raise UserError(f"--limit {options.limit}: must be at least 1")
+    limit = LIMIT if options.limit is None and not options.jsonl else options.limit
     text, name = _text(options.text)
 
     from wellread.record.index import usable_index
@@ -52,8 +55,8 @@ def main(argv: list[str], prog: str = "wellread trace") -> int:
     say_aside(lines)
     tracer = Tracer.of(run, checkpoint.step, index)
     spans, n_tokens = tracer.trace(text, options.min)
-    objects = tracer.objects(spans, options.limit)
-    say_aside(_cut_off(tracer, spans, options.limit))
+    objects = tracer.objects(spans, limit)
+    say_aside(_cut_off(tracer, spans, limit))
     if options.loss_now:
         _add_losses(run, checkpoint, objects)
     if options.jsonl:
@@ -72,7 +75,12 @@ def _parse(argv: list[str], prog: str) -> Any:
     add("text", help="Text to trace, or a file that contains it; - is standard input.")
     add("--checkpoint", metavar="STEP", help="Trace to what this checkpoint has read, e.g. step-200 (default: newest).")
     add("--min", type=int, default=6, metavar="TOKENS", help="Fewest tokens of a span.")
-    add("--limit", type=int, default=1000, metavar="N", help="Most readings of a span; the first ones are listed.")
+    add(
+        "--limit",
+        type=int,
+        metavar="N",
+        help=f"Most readings of a span; the first ones are listed (default: {LIMIT}; with --jsonl: all).",
+    )
     add("--jsonl", metavar="FILE", help="Write one object per span, with its readings; - is standard output.")
     add("--loss_now", action="store_true", help="Run the model: the loss that each sample has at the checkpoint.")
     return parse(parser, argv)
@@ -122,8 +130,10 @@ def _check_length(run: Run, text: str, name: str, least: int) -> None:
         )
 
 
-def _cut_off(tracer: Tracer, spans: Sequence[Span], limit: int) -> list[str]:
+def _cut_off(tracer: Tracer, spans: Sequence[Span], limit: int | None) -> list[str]:
     """A line for each span that has more readings than are listed."""
+    if limit is None:
+        return []
     numbers = enumerate(map(tracer.n_readings, spans), 1)
     return [
         f"span {number}: cut off at --limit {limit:,} of {n:,} readings; raise --limit to list more"

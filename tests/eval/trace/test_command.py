@@ -27,6 +27,8 @@ from wellread.record.verify import verify
 from wellread.run import RunDirectory
 
 Answer = Callable[..., str]
+OFTEN = "\n\n### Response:\n"
+"""A text that many samples contain."""
 
 
 @pytest.fixture
@@ -207,11 +209,12 @@ def test_the_loss_now_is_that_of_the_next_batch(copied_run: RunDirectory, text: 
 
 
 def test_the_readings_of_a_span_are_cut_off(
-    tiny_run: RunDirectory, text: str, answer: Answer, capsys: pytest.CaptureFixture[str]
+    tiny_run: RunDirectory, answer: Answer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    complete = objects(answer("trace", tiny_run.path, text, "--min", 1, "--jsonl", "-"))
+    complete = objects(answer("trace", tiny_run.path, OFTEN, "--min", 1, "--jsonl", "-"))
     numbers = [len(each["readings"]) for each in complete]  # type: ignore[arg-type]
-    assert main(["trace", str(tiny_run.path), text, "--min", "1", "--limit", "1", "--jsonl", "-"]) == 0
+    assert max(numbers) > 1
+    assert main(["trace", str(tiny_run.path), OFTEN, "--min", "1", "--limit", "1", "--jsonl", "-"]) == 0
     printed = capsys.readouterr()
     assert [each["readings"] for each in objects(printed.out)] == [each["readings"][:1] for each in complete]  # type: ignore[index]
     assert [each["count"] for each in objects(printed.out)] == [each["count"] for each in complete]
@@ -220,7 +223,27 @@ def test_the_readings_of_a_span_are_cut_off(
         for number, n in enumerate(numbers, 1)
         if n > 1
     ]
-    assert refusal("trace", tiny_run.path, text, "--limit", 0) == "--limit 0: must be at least 1"
+    assert refusal("trace", tiny_run.path, OFTEN, "--limit", 0) == "--limit 0: must be at least 1"
+
+
+def test_a_file_has_all_readings_unless_a_limit_is_given(
+    tiny_run: RunDirectory, answer: Answer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit of the printed list does not hold for --jsonl."""
+    complete = objects(answer("trace", tiny_run.path, OFTEN, "--min", 1, "--jsonl", "-"))
+    numbers = [len(each["readings"]) for each in complete]  # type: ignore[arg-type]
+    assert max(numbers) > 3
+    monkeypatch.setattr("eval.trace.command.LIMIT", 2)
+    assert main(["trace", str(tiny_run.path), OFTEN, "--min", "1", "--jsonl", "-"]) == 0
+    printed = capsys.readouterr()
+    assert (objects(printed.out), printed.err) == (complete, "")
+    assert main(["trace", str(tiny_run.path), OFTEN, "--min", "1"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err.count(": cut off at --limit 2 of ") == sum(n > 2 for n in numbers)
+    assert ", 2 readings\n" in printed.out
+    assert f", {max(numbers)} readings\n" not in printed.out
+    assert main(["trace", str(tiny_run.path), OFTEN, "--min", "1", "--limit", "3", "--jsonl", "-"]) == 0
+    assert [len(each["readings"]) for each in objects(capsys.readouterr().out)] == [min(3, n) for n in numbers]  # type: ignore[arg-type]
 
 
 def test_the_control_is_counted_in_parts(tiny_run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
