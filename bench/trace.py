@@ -3,7 +3,8 @@
     python -m bench.trace [--json] [--tokens 4000000]
 
 The index is over tokens whose frequencies follow a power law, as those of a text do. Traced are texts of 200 tokens
-over the shipped sample set, all of which has been read, so that every text has spans; the index is open.
+over the shipped sample set, all of which has been read, so that every text has spans; the index is open. Parts of 16
+tokens of these texts are searched, as `wellread read --text` does, and their copies counted, with it and by a scan.
 """
 
 from __future__ import annotations
@@ -17,10 +18,17 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-TEXTS, CALLS, LENGTH = 30, 200, 200
+if TYPE_CHECKING:
+    from wellread.corpus.decoder import Decoder
+    from wellread.corpus.read import Corpus
+    from wellread.corpus.suffixes import Index
+
+TEXTS, CALLS, LENGTH, PART = 30, 200, 200, 16
 LIMITS = {"trace_ms": 10.0, "trace_with_readings_ms": 50.0}
 """Maximum values."""
 LEAST = {"index_tokens_per_s": 2e6}
@@ -77,7 +85,24 @@ def tracing(directory: Path) -> dict[str, float]:
     tracer.trace(texts[0], 6)  # reads what is read once
     traced = [milliseconds(lambda t=text: tracer.trace(t, 6)) for text in texts]  # type: ignore[misc]
     both = [milliseconds(lambda t=text: tracer.objects(tracer.trace(t, 6)[0])) for text in texts]  # type: ignore[misc]
-    return {"trace_ms": statistics.median(traced), "trace_with_readings_ms": statistics.median(both)}
+    values = {"trace_ms": statistics.median(traced), "trace_with_readings_ms": statistics.median(both)}
+    return values | searching(corpus, tracer.decoder, index, sample_ids)
+
+
+def searching(corpus: Corpus, decoder: Decoder, index: Index, sample_ids: NDArray[np.int64]) -> dict[str, float]:
+    """Median times to search the text of some tokens and to count their copies, with an open index and by a scan."""
+    from wellread.record.copies import copies
+    from wellread.record.search import search
+
+    windows = [corpus.tokens(i)[LENGTH // 2 : LENGTH // 2 + PART] for i in sample_ids.tolist()]
+    texts = [decoder.decode(window.tolist()) for window in windows]
+    values = dict[str, float]()
+    for name, of in (("indexed", index), ("scanned", None)):
+        search(corpus, decoder, texts[0], index=of)  # reads what is read once
+        searches = [milliseconds(lambda t=text, of=of: search(corpus, decoder, t, index=of)) for text in texts]  # type: ignore[misc]
+        counts = [milliseconds(lambda w=window, of=of: copies(corpus, w, of)) for window in windows]  # type: ignore[misc]
+        values |= {f"search_{name}_ms": statistics.median(searches), f"copies_{name}_ms": statistics.median(counts)}
+    return values
 
 
 def print_table(results: dict[str, float]) -> None:
