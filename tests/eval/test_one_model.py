@@ -37,12 +37,15 @@ from wellread.run import RunDirectory
 from wellread.tokens import Tokens
 
 STEPS, BATCH, PER_DOSE, CONTROLS = 400, 64, 32, 199
+DOSES = (0, 16, 64)
+EXTRACTIBLE = 20
+"""Canaries of a dose on which ranks and generation are compared."""
 DATA = ["--data", "stories:40", "--vocab", "512", "--seq_len", "16", "--marks", CONFIGS / "marks" / "punctuation.yaml"]
 SETTINGS = [
     "--size", "96x2x4", "--batch_size", BATCH, "--steps", STEPS, "--optim.lr", "0.005", "--save_every", STEPS,
     "--generations", "0", "--snapshot", "off", "--ranks_per_node", "1", "--strategy", "ddp", "--then", "none",
-    "--canaries", PER_DOSE, "--canary_repeats", "0,16,64", "--canary_controls", CONTROLS, "--canary_at", "late",
-    "--canary_tokens", "8",
+    "--canaries", PER_DOSE, "--canary_repeats", ",".join(map(str, DOSES)),
+    "--canary_controls", CONTROLS, "--canary_at", "late", "--canary_tokens", "8",
 ]  # fmt: skip
 DRAWS = 2000
 
@@ -83,7 +86,7 @@ def _others_stay_random(run: RunDirectory) -> None:
     base = Order(kind="shuffle", seed=0, n=corpus.n_ordinary, batch_size=BATCH)
     actual, plain = order.batches(0, STEPS), base.batches(0, STEPS)
     changed = actual != plain
-    assert changed.sum() == PER_DOSE * (16 + 64)
+    assert changed.sum() == PER_DOSE * sum(DOSES)
     assert (actual[changed] >= corpus.n_ordinary).all()
     assert np.argwhere(changed)[:, 0].min() >= STEPS - 134  # late: the last third
     random = Randomness.of(run)
@@ -96,17 +99,27 @@ def _others_stay_random(run: RunDirectory) -> None:
     assert not {*plain[changed].tolist()} & {*groups["unread"].tolist()}
 
 
+def _extracted_dose(of: dict[tuple[int, str, str, str], Result]) -> int:
+    """The smallest dose at which at least `EXTRACTIBLE` canaries are extractible."""
+    counts = {n: of[STEPS, f"canaries/repeats_{n}", "all", "extractible"].value * PER_DOSE for n in DOSES}
+    doses = [n for n, count in counts.items() if round(count) >= EXTRACTIBLE]
+    assert doses, f"extractible of {PER_DOSE}, by dose: {counts}"
+    return min(doses)
+
+
 def _canaries(program: Program, run: RunDirectory) -> Iterator[str]:
     """Doses that were read are found; where nothing was read, p-values are uniform."""
     program("wellread", "canaries", run.path, "--steps", f"0,{STEPS}", check=True)
     of = _results(run, "canaries")
-    for repeats in (0, 16, 64):
+    for repeats in DOSES:
         share, extractible = (
             of[STEPS, f"canaries/repeats_{repeats}", "all", name] for name in ("found", "extractible")
         )
         yield f"{repeats} readings: {share.value:.0%} are found, {extractible.value * PER_DOSE:.0f} are extractible"
     assert of[STEPS, "canaries/repeats_16", "all", "p"].value <= 0.01
-    assert of[STEPS, "canaries/repeats_64", "all", "extractible"].value * PER_DOSE >= 20
+    dose = _extracted_dose(of)
+    yield f"smallest dose of which at least {EXTRACTIBLE} canaries are extractible: {dose} readings"
+    assert dose > 0  # a text that was not read is not extractible
     for step, repeats in ((0, 64), (0, 16), (0, 0), (STEPS, 0)):
         task = f"canaries/repeats_{repeats}"
         p = [
@@ -124,7 +137,8 @@ def _model_of(run: RunDirectory) -> Path:
 def _ranks_agree_with_generation(run: RunDirectory) -> Iterator[str]:
     """Greedy generation returns the second half of all canaries with ranks 0, and of no other text.
 
-    And the second half is drawn as often as its probability q says, of four texts with q between .05 and .5.
+    At least 20 of these canaries are of the smallest dose that has so many. And the second half is drawn as often as
+    its probability q says, of four texts with q between .05 and .5.
     """
     texts = Texts.read(Corpus.open(run.corpus).path)
     with loaded(_model_of(run), "cpu") as (model, _), torch.inference_mode():
@@ -133,7 +147,8 @@ def _ranks_agree_with_generation(run: RunDirectory) -> Iterator[str]:
         of = Suffixes.of(columns.at(ids), 3, 4)
         positive = ids[of.extractible == 1]
         negative = np.setdiff1d(ids, positive)[-100:]
-        assert positive.size >= 20
+        dose = _extracted_dose(_results(run, "canaries"))
+        assert (texts.repeats[positive] == dose).sum() >= EXTRACTIBLE
         assert generate(model, Work(texts, 3, 4, "cpu"), positive, "cpu") == [1.0] * positive.size
         assert max(generate(model, Work(texts, 3, 4, "cpu"), negative, "cpu")) < 1
         generator = torch.Generator().manual_seed(0)
