@@ -96,16 +96,16 @@ class Generations(PerCheckpoint[Outputs]):
 
         Other processes that miss some of them wait.
         """
-        start, outputs = reporter.scored, self._kept(checkpoint)
+        start, outputs = reporter.scored, self._on_disk(checkpoint)
         if outputs is None or self.verify:
             refuse_damaged(self.run, checkpoint, again=self.verify)
         if outputs is None:
             with self._written(checkpoint).table.locked():
-                outputs = self._kept(checkpoint) or self._filled(checkpoint, reporter)
+                outputs = self._on_disk(checkpoint) or self._filled(checkpoint, reporter)
         reporter.move_to(start + self.size(checkpoint.step))
         return outputs
 
-    def _kept(self, checkpoint: Checkpoint) -> Outputs | None:
+    def _on_disk(self, checkpoint: Checkpoint) -> Outputs | None:
         """Texts and losses on disk; None if some are missing."""
         losses, rows = sealed.SealedLosses.read(self._kept_losses(checkpoint)), self._written(checkpoint).read()
         if losses is None or not texts.complete(rows, self.fixed_prompts):
@@ -301,7 +301,7 @@ def _complete(run: RunDirectory, checkpoint: Checkpoint) -> tuple[Generations, O
     if not all(type(number) is int for number in settings.values()):
         return None
     evaluation = _with(run, **settings)
-    outputs = evaluation._kept(checkpoint)
+    outputs = evaluation._on_disk(checkpoint)
     return None if outputs is None else (evaluation, outputs)
 
 
