@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -98,6 +99,18 @@ def _refuse_different(run: RunDirectory, metric: str, points: list[tuple[Checkpo
                 f"{run.path}: {metric} at step {checkpoint.step} has other texts than at step {first_step}; run "
                 f"wellread generations {run.path} for all checkpoints with the same flags"
             )
+
+
+def beyond(run: RunDirectory, last: int) -> Iterator[str]:
+    """That the run has checkpoints after `last`, the last step of which values are compared; nothing if it has none."""
+    from wellread.checkpoint import list_checkpoints
+
+    end = max((checkpoint.step for checkpoint in list_checkpoints(run.checkpoints)), default=last)
+    if last < end:
+        yield (
+            f"verdicts are about the steps up to {last:,}, the run has checkpoints up to {end:,}; to compare all: "
+            f"wellread generations {shlex.quote(str(run.path))} --steps all, then saturation again"
+        )
 
 
 def refuse_different_runs(runs: Sequence[tuple[RunDirectory, Sequence[MetricCurve]]]) -> None:

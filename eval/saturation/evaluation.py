@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from eval.evaluation import Evaluation
 from eval.needs import Need, a_checkpoint, a_whole_record
 from eval.saturation import outputs, perplexity, table
-from eval.saturation.collect import MetricCurve, curves_of, refuse_different_runs
+from eval.saturation.collect import MetricCurve, beyond, curves_of, refuse_different_runs
 from eval.saturation.fits import FORMS, fit
 from eval.saturation.verdict import judge
 from eval.section import p_value
@@ -143,6 +143,9 @@ class Saturation(Evaluation):
             )
             if metric.form:
                 fits.append({"metric": curve.metric, **asdict(fit(curve, FORMS[metric.form]))})
+        for last in sorted({metric.checkpoints[-1].step for metric in self._curves}):
+            for line in beyond(self.run, last):
+                reporter.note(line)
         outputs.write_fits(self.run, fits)
         if self.metrics:
             outputs.measure_read(self.run)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.saturation import outputs
+from eval.saturation.collect import beyond
 from eval.saturation.figures import figures_of
 from eval.saturation.summary import READ
 from eval.saturation.verdict import CANNOT_TELL, NO_CHANGE, NOT_REACHED, PEAKED, SATURATED, VERDICTS
@@ -29,8 +30,8 @@ SENTENCES = {
 }
 """Verdicts with a step."""
 MEANINGS = {
-    NOT_REACHED: "changed from first to last checkpoint, but were not flat in the first half of the run; this does not "
-    "say that they would still improve",
+    NOT_REACHED: "changed from first to last checkpoint, but were not flat in the first half of these steps; this "
+    "does not say that they would still improve",
     NO_CHANGE: "a change of the size that matters would have been seen, and was not",
     CANNOT_TELL: "too few texts, or too much noise, for any statement",
 }
@@ -48,7 +49,7 @@ def section(run: RunDirectory, rows: Sequence[Row]) -> Section:
         n=f"{len(rows)} metrics, each of {' or '.join(f'{size:,}' for size in sizes)} texts.",
         help=(
             "A metric is saturated at the first checkpoint from which all later ones equal the last one, within a "
-            "margin (5% of its total change, unless --margin says otherwise), if that is in the first half of the run. "
+            "margin (5% of its total change, or --margin), if that is in the first half of the steps compared. "
             "A plateau under a decayed learning rate belongs to the schedule, not to the model: compare the learning "
             "rate of the step with the peak. The steps are those of checkpoints: the change may have ended at any time "
             "after the checkpoint before."
@@ -59,12 +60,20 @@ def section(run: RunDirectory, rows: Sequence[Row]) -> Section:
             "peak": f"{run.config().optim.lr}",
             "dated": list(_dated(rows, run.config().optim.lr)),
             "undated": list(_undated(rows)),
-            "missing": list(outputs.missing_metrics(run)),
+            "missing": [*_beyond(run), *outputs.missing_metrics(run)],
         },
         pictures=list(_pictures(run)),
         tables=[*_what_was_read(run, rows), _verdicts(rows), *_fits(run)],
         commands=[("Judge saturation again", f"wellread saturation {shlex.quote(str(run.path))}")],
     )
+
+
+def _beyond(run: RunDirectory) -> Iterator[str]:
+    """That the run was trained beyond what the verdicts compare; nothing without a summary."""
+    from wellread.results import read_table
+
+    if (path := outputs.folder(run) / outputs.SUMMARY).is_file():
+        yield from beyond(run, max(read_table(path).column("step").to_pylist()))
 
 
 def _dated(rows: Sequence[Row], peak: float | None) -> Iterator[dict[str, str]]:

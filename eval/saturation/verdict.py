@@ -4,7 +4,7 @@
 2. `peaked`: an extreme whose difference from first and last is significant. It is chosen on half of the documents and
    tested at 1% on the other half.
 3. The total change, significant at 1%; then `saturated` at the first checkpoint from which all later ones are
-   equivalent to the last one, if it is in the first half of the run; otherwise `not reached`.
+   equivalent to the last one, if it is in the first half of the steps up to the last one; otherwise `not reached`.
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ def judge(curve: Curve, *, margin: float, seed: int = 0) -> Judgment:
     if change >= LEVEL:
         return Judgment(verdict=CANNOT_TELL, n=curve.n, p=change)
     place, p = flat_from(curve, margin)
+    # Half of the steps that are compared, not of a longer run: near the last of them every curve is close to its end,
+    # and of texts up to the middle of a run all are in its first half.
     if place is None or curve.steps[place] > curve.steps[-1] / 2:
         return Judgment(verdict=NOT_REACHED, n=curve.n, p=change)
     return Judgment(verdict=SATURATED, place=place, n=curve.n, p=p)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,12 @@ def make_run(
     copies: bool = False,
     model: str = "tiny",
     canaries: Texts | None = None,
+    skipped: Sequence[int] = (),
 ) -> RunDirectory:
     """A run of 8 trainable samples in order of their ids, two per batch, with a checkpoint every second batch.
 
-    The last ones are canaries, if there are any.
+    After four batches, samples are read again. The last ones are canaries, if there are any. The updates of the
+    batches `skipped` were skipped.
     """
     corpus = make_corpus(path / "corpus", 8, sealed, copies, canaries)
     run, config = RunDirectory(path), resolve(RunConfig.of(data="sample"), registry.find("tiny"))
@@ -67,7 +70,7 @@ def make_run(
     writer = RecordWriter(run.record, start=genesis(corpus.hash, {}))
     save(run, writer, 0)
     for batch_id in range(batches):
-        writer.append(reading(corpus, batch_id))
+        writer.append(replace(reading(corpus, batch_id), skipped=batch_id in skipped))
         if batch_id % 2:
             save(run, writer, batch_id + 1)
     writer.flush()
@@ -99,7 +102,7 @@ def make_corpus(path: Path, trainable: int, sealed: int, copies: bool, canaries:
 
 
 def reading(corpus: Corpus, batch_id: int) -> RecordedBatch:
-    ids = np.array([2 * batch_id, 2 * batch_id + 1])
+    ids = np.array([2 * batch_id, 2 * batch_id + 1]) % corpus.n_trainable
     return RecordedBatch(
         batch_id=batch_id,
         sample_ids=ids,

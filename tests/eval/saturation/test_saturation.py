@@ -129,6 +129,25 @@ def test_the_section(run: RunDirectory) -> None:
     assert "Read: loss" in page
 
 
+def test_texts_that_end_before_the_run(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run with checkpoints at 0, 2, 4, 6 and texts up to 4: the command and the page say so."""
+    items, longer = Generations.items, make_run(tmp_path / "longer", batches=6)
+    saturation(run)
+    assert "verdicts are about" not in capsys.readouterr().err + (run.report / "index.html").read_text()
+
+    def until_4(cls: type, of: RunDirectory, checkpoint: Checkpoint) -> Iterator[Items]:
+        yield from items(of, checkpoint) if checkpoint.step <= 4 else ()
+
+    monkeypatch.setattr(Generations, "items", classmethod(until_4))
+    rows = saturation(longer)
+    line = "verdicts are about the steps up to 4, the run has checkpoints up to 6; to compare all: wellread generations"
+    assert line in capsys.readouterr().err
+    assert line in (longer.report / "index.html").read_text()
+    assert rows[0].step == 2  # in the first half of the 4 steps that are compared
+
+
 def test_a_report_without_text_metrics_names_the_command(run: RunDirectory) -> None:
     saturation(run)
     assert main(["report", str(run.path)]) == 0

@@ -4,6 +4,7 @@ Seeds are fixed, so these tests either always pass or always fail.
 """
 
 from collections import Counter
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -74,6 +75,17 @@ def test_with_eight_items_nothing_can_be_said(shape: str) -> None:
 def test_a_flat_metric_with_much_noise_cannot_be_judged() -> None:
     assert verdicts("flat", 10, sd=4) == {"cannot tell": 10}  # a change of 0.2 SD between items is not detected
     assert verdicts("flat", 10, sd=1) == {"no change": 10}
+
+
+def test_texts_up_to_the_middle_of_a_run_do_not_saturate_a_power_law() -> None:
+    """Its step is within half of the run, 500, but not within half of what is compared."""
+    for seed in range(20):
+        curve = simulated("power law", sd=0.1, seed=seed)
+        early = replace(curve, steps=curve.steps[:10], values=curve.values[:, :10])
+        place, _ = flat_from(early, 0.05)
+        assert place is not None
+        assert early.steps[place] == 450
+        assert judge(early, margin=0.05).verdict == "not reached"
 
 
 def test_sizes_of_items_do_not_make_a_change_small() -> None:
