@@ -21,7 +21,7 @@ class RecordSummary:
     losses: NDArray[np.float64]
     """Mean loss per target token of each batch, in nats, float64[batches]; nan for skipped batches."""
     samples: int
-    """Number of distinct samples read."""
+    """Number of distinct samples read; a skipped batch has taught nothing, so it is not a reading."""
     readings: int
     """Number of readings."""
 
@@ -37,6 +37,6 @@ class RecordSummary:
             places = batch_id - start
             losses[start:stop] = np.bincount(places, weights=loss * n_targets) / np.bincount(places, weights=n_targets)
             losses[batch_id[skipped]] = np.nan
-            was_read[sample_id] = True
-            readings += sample_id.size
+            was_read[sample_id[~skipped]] = True
+            readings += int((~skipped).sum())
         return cls(losses, int(was_read.sum()), readings)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eval.report.facts import Facts
+from eval.saturation.inputs import LOSS, input_means
+from eval.saturation.measured import metrics_of
 from eval.section import LONGEST_TEXT, TEXTS, Section, Table, cell, excerpt, slider
+from wellread.units import plural
 
 if TYPE_CHECKING:
+    from eval.separation import Floats
     from wellread.corpus.read import Corpus
 
 HEADS = ("step", "batches", "readings", "samples", "new samples", "tokens", "targets", "mean loss", "median length")
@@ -21,7 +24,7 @@ def section(facts: Facts, before: Sequence[Section]) -> Section | None:
     """A table of the intervals between checkpoints, and a slider with sample texts; None without a checkpoint."""
     if not facts.checkpoints:
         return None
-    metrics = facts.corpus.metrics
+    metrics = metrics_of(facts.run, facts.corpus)
     rows, panels = [], []
     for numbers, texts in _intervals(facts, metrics):
         rows.append(numbers)
@@ -29,8 +32,8 @@ def section(facts: Facts, before: Sequence[Section]) -> Section | None:
         panels.append({"step": numbers[0], "facts": facts_of_interval, "texts": texts})
     return Section(
         heading="What each checkpoint has read",
-        n=f"{facts.read.readings:,} readings in {len(rows):,} intervals; {TEXTS} sample texts per interval, evenly "
-        f"spaced over its readings, at most {LONGEST_TEXT} characters of each.",
+        n=f"{sum(row[2] for row in rows):,} readings in {len(rows):,} intervals{_without_skipped(facts)}; {TEXTS} "
+        f"sample texts per interval, evenly spaced over its readings, at most {LONGEST_TEXT} characters of each.",
         help="An interval is what was read since the previous checkpoint: what the model has learned in between, it "
         "has learned from these samples.",
         **slider(panels, "Sample texts need a script; wellread read RUN --checkpoint STEP prints them."),
@@ -38,29 +41,37 @@ def section(facts: Facts, before: Sequence[Section]) -> Section | None:
     )
 
 
-def _intervals(facts: Facts, metrics: Sequence[str]) -> Iterator[tuple[list[object], list[dict[str, str]]]]:
-    """For each checkpoint the row of its interval, and its sample texts."""
+def _without_skipped(facts: Facts) -> str:
+    skipped = facts.record.skipped((0, facts.checkpoints[-1].step)).size
+    return f", without {plural(skipped, 'skipped batch')}" if skipped else ""
+
+
+def _intervals(facts: Facts, metrics: Mapping[str, Floats]) -> Iterator[tuple[list[Any], list[dict[str, str]]]]:
+    """For each checkpoint the row of its interval, and its sample texts; a skipped batch has taught nothing.
+
+    Means are those of saturation, so that they agree with its section.
+    """
+    means = input_means(facts.record, [checkpoint.step for checkpoint in facts.checkpoints], metrics)
     columns = ["batch_id", "sample_id", "n_targets", "loss", "skipped"]
     was_read, start = np.zeros(facts.corpus.n_trainable, dtype=np.bool_), 0
     text_of = _decoder(facts.corpus)
-    of_metric = {name: facts.corpus.metric(name) for name in metrics}
-    for checkpoint in facts.checkpoints:
+    for place, checkpoint in enumerate(facts.checkpoints):
         table = facts.record.table(columns=columns, batches=(start, checkpoint.step))
-        batch_id, sample_id, n_targets, loss, skipped = (table.column(name).to_numpy() for name in columns)
+        learned = ~table.column("skipped").to_numpy()
+        batch_id, sample_id, n_targets, loss = (table.column(name).to_numpy()[learned] for name in columns[:-1])
         distinct, lengths = np.unique(sample_id), facts.corpus.lengths(sample_id)
-        weights = np.where(skipped, 0, n_targets)
         yield (
             [
                 checkpoint.step,
-                checkpoint.step - start,
+                np.unique(batch_id).size,
                 sample_id.size,
                 distinct.size,
                 int((~was_read[distinct]).sum()),
                 int(lengths.sum()),
                 int(n_targets.sum()),
-                float(np.average(loss, weights=weights)) if weights.any() else None,
+                _defined(means[LOSS].interval[place]),
                 float(np.median(lengths)) if lengths.size else None,
-                *(_mean(values[sample_id]) for values in of_metric.values()),
+                *(_defined(means[name].interval[place]) for name in metrics),
             ],
             _texts(text_of, batch_id, sample_id, loss),
         )
@@ -68,10 +79,9 @@ def _intervals(facts: Facts, metrics: Sequence[str]) -> Iterator[tuple[list[obje
         start = checkpoint.step
 
 
-def _mean(values: NDArray[np.floating[Any]]) -> float | None:
-    """Mean over readings; a metric is not defined for every text."""
-    defined = values[np.isfinite(values)]
-    return float(defined.mean()) if defined.size else None
+def _defined(mean: float) -> float | None:
+    """A mean; None where no reading has a value."""
+    return float(mean) if np.isfinite(mean) else None
 
 
 def _texts(text_of: Callable[[int], str], batch_id: Any, sample_id: Any, loss: Any) -> list[dict[str, str]]:

@@ -14,9 +14,11 @@ TEMPLATE = Path(__file__).with_name("what_ran.html.j2")
 def section(facts: Facts, before: Sequence[Section]) -> Section:
     """Model, data, plan and head of the record."""
     record, read = facts.record, facts.read
+    skipped = record.skipped().size
     return Section(
         heading="What ran",
-        n=f"{record.batches:,} batches and {read.readings:,} readings of {read.samples:,} samples in the record.",
+        n=f"{record.batches:,} batches{f', of which {skipped:,} were skipped,' * (skipped > 0)} and {read.readings:,} "
+        f"readings of {read.samples:,} samples in the record.",
         help="The record was computed from the tensors that entered the model; wellread verify recomputes its hashes.",
         template=TEMPLATE.read_text(encoding="utf-8"),
         values={"summary": _summary(facts)},

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support.small_evaluations import evaluate, make_run
 
@@ -16,11 +17,25 @@ from eval.report.page import write
 from eval.report.script import as_json, for_page, palette, variable
 from eval.report.sections.reading import section as reading
 from eval.report.serve import server_of
+from eval.saturation.outputs import inputs_of, measure_read
+from wellread.corpus.read import Corpus
+from wellread.data import sample_metrics, text_metrics
 from wellread.errors import UserError
 from wellread.plots.curves import Point, step_curves
 from wellread.plots.style import BLUE
+from wellread.results import Result
 
 EVIL = "<script>alert(1)</script>"
+ABOUT: dict[str, Any] = {
+    "run": "r",
+    "model": "m",
+    "task": "t",
+    "tokens": 1,
+    "n": 5,
+    "group": "g",
+    "metric": "words",
+    "value": 1.0,
+}
 
 
 class Page(HTMLParser):
@@ -113,6 +128,33 @@ def test_what_was_read_between_checkpoints(tmp_path: Path) -> None:
     assert section.data[0]["texts"] == []
     assert section.data[1]["texts"][1] == {"about": "sample 1, batch 0, loss 2.00", "text": "token ids 6 6 8 9"}
     assert [text["about"].split(",")[0] for text in section.data[2]["texts"]] == [f"sample {i}" for i in (4, 5, 6, 7)]
+
+
+def test_what_was_read_agrees_with_saturation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batch 2 was skipped, and metrics of texts were measured afterwards: both sections have equal numbers."""
+    run = make_run(tmp_path / "run", skipped=(2,))
+
+    def measured(corpus: Corpus, ids: np.ndarray, show: Any) -> np.ndarray:
+        return np.tile(ids[:, None] ** 2, (1, len(text_metrics.NAMES))).astype(np.float32)
+
+    monkeypatch.setattr(sample_metrics, "measure", measured)
+    measure_read(run)
+    facts = Facts.of(run)
+    section = reading(facts, [])
+    assert section is not None
+    assert section.n.startswith("6 readings in 3 intervals, without 1 skipped batch; ")
+    rows = [dict(zip(section.tables[0].heads, row, strict=True)) for row in section.tables[0].rows]
+    assert [rows[2][name] for name in ("batches", "readings", "samples", "new samples", "tokens", "targets")] == [
+        1, 2, 2, 2, 8, 4,
+    ]  # fmt: skip
+    assert rows[2]["mean loss"] == (1 + 3 * 1.25) / 4
+    assert [row["words"] for row in rows] == [None, (0 + 1 + 4 + 9) / 4, (36 + 49) / 2]
+    of_saturation = inputs_of(run, [Result(**ABOUT, step=step) for step in (0, 2, 4)])
+    for name, head in {"loss": "mean loss", **{name: name for name in text_metrics.NAMES}}.items():
+        assert [row[head] for row in rows[1:]] == of_saturation[name].interval[1:].tolist()
+    assert [text["about"].split(",")[0] for text in section.data[2]["texts"]] == ["sample 6", "sample 7"]
+    assert section.data[2]["facts"][-1] == (text_metrics.NAMES[-1], "42.5")
+    assert (facts.read.readings, facts.read.samples) == (6, 6)
 
 
 def test_several_runs_on_one_page(tmp_path: Path) -> None:
