@@ -15,6 +15,12 @@ from wellread.run import RunDirectory
 SETTINGS = {"prompts": 6, "new_tokens": 12, "max_samples": 10}
 
 
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batches with which the texts were written: other ones would be other settings."""
+    monkeypatch.setattr("eval.generations.prompts.BATCH", 4)
+
+
 @pytest.fixture(scope="package")
 def written(tiny_run: RunDirectory, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDirectory, list[Result]]:
     """A copy of the tiny run, and the results of its generations: batches of four prompts. Read it, never write."""

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import sacrebleu
 import torch
+from support.spans import longest_span
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval.__main__ import main
@@ -31,11 +31,6 @@ from wellread.run import RunDirectory
 
 SETTINGS: dict[str, Any] = {"prompts": 6, "new_tokens": 12, "max_samples": 10}
 Written = tuple[RunDirectory, list[Result]]
-
-
-@pytest.fixture(autouse=True)
-def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prompts, "BATCH", 4)
 
 
 def files(run: RunDirectory) -> dict[str, bytes]:
@@ -75,30 +70,6 @@ def test_means_are_those_of_the_texts_on_disk(written: Written) -> None:
             assert value(results, step, method, "corpus_bleu") == pytest.approx(bleu, abs=1e-9)
             chrf = [sacrebleu.sentence_chrf(t, [r]).score for t, r in zip(texts, references, strict=True)]
             assert value(results, step, method, "chrf") == pytest.approx(np.mean(chrf), abs=1e-9)
-
-
-def test_the_summary_of_saturation_is_that_of_the_files_on_disk(copy_of_written: RunDirectory) -> None:
-    """Written and read metrics, recomputed with pandas from texts, samples' metrics and record."""
-    run = copy_of_written
-    assert main(["saturation", str(run.path), "--metrics", "--only", "greedy/words"]) == 0
-    summary = pd.read_parquet(run.eval / "saturation" / "summary.parquet").set_index("step")
-    assert summary.index.tolist() == [0, 4, 8, 12]
-    columns = ["batch_id", "sample_id", "loss", "n_targets"]
-    record = pd.concat([pd.read_parquet(path, columns=columns) for path in run.record.glob("part-*.parquet")])
-    metrics_of_samples = pd.read_parquet(run.eval / "saturation" / "metrics.parquet").set_index("sample_id")
-    read_samples = record.join(metrics_of_samples, on="sample_id")
-    for before, step in zip([0, 0, 4, 8], summary.index.tolist(), strict=True):
-        texts = pd.read_parquet(run.eval / "generations" / f"step-{step:08d}.parquet")
-        for method, rows in texts.groupby("method"):
-            words = rows["text"].str.lower().str.count(r"[^\W_]+(?:['-][^\W_]+)*")
-            assert summary.loc[step, f"{method}/words"] == pytest.approx(words.mean(), rel=1e-6)
-        for span, start in (("interval", before), ("cumulative", 0)):
-            rows = read_samples[(start <= read_samples["batch_id"]) & (read_samples["batch_id"] < step)]
-            values = {name: rows[name].mean() for name in metrics_of_samples.columns}
-            values["loss"] = (rows["loss"].astype(float) * rows["n_targets"]).sum() / max(1, rows["n_targets"].sum())
-            for name, expected in values.items():
-                value_of = summary.loc[step, f"read {span}/{name}"]
-                assert np.isnan(value_of) if step == 0 else value_of == pytest.approx(expected, rel=1e-5), (step, name)
 
 
 def test_bits_per_byte_by_brute_force(written: Written) -> None:
@@ -157,16 +128,6 @@ def test_overlap_is_that_of_sacrebleu_by_itself(texts: tuple[str, ...]) -> None:
     assert values["chrf"].tolist() == [sacrebleu.sentence_chrf(text, [true]).score for text, true in pairs]
     assert of_corpus["corpus_bleu"] == sacrebleu.corpus_bleu(texts, [references]).score
     assert of_corpus["corpus_chrf"] == sacrebleu.corpus_chrf(texts, [references]).score
-
-
-def occurs(span: list[int], tokens: list[int]) -> bool:
-    return any(tokens[i : i + len(span)] == span for i in range(len(tokens) - len(span) + 1))
-
-
-def longest_span(text: list[int], read_tokens: list[list[int]]) -> int:
-    """Tokens of the longest span of `text`, of at least four, that occurs in one of the samples."""
-    spans = [text[a:b] for a in range(len(text)) for b in range(a + 4, len(text) + 1)]
-    return max((len(span) for span in spans if any(occurs(span, tokens) for tokens in read_tokens)), default=0)
 
 
 def test_the_longest_span_that_was_read_by_brute_force(copy_of_written: RunDirectory) -> None:
