@@ -3,9 +3,11 @@
 Seeds are fixed, so these tests either always pass or always fail.
 """
 
+import math
 from collections import Counter
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 from scipy import stats
 from support.curves import SHAPES, STEPS, of_sizes, simulated
 
+from bench.saturation import Simulations, lines
 from eval.saturation.curve import Curve
 from eval.saturation.omnibus import omnibus
 from eval.saturation.verdict import Judgment, flat_from, judge, peak
@@ -67,9 +70,23 @@ def test_noise_moves_an_exponential_approach_out_of_the_first_half() -> None:
     assert counts[1.0]["not reached"] >= 198
 
 
+@pytest.mark.long
+@pytest.mark.minutes(2)
+def test_the_table_of_the_docs_is_what_the_bench_prints(root: Path) -> None:
+    assert "\n".join(lines(200)) in (root / "docs" / "evaluation.md").read_text()
+
+
+@pytest.mark.parametrize("paired", [0.1, 0.5])
+def test_without_the_rule_a_power_law_would_be_flat_in_the_last_third(paired: float) -> None:
+    """The noise as issue 28 states it: the SD of the difference of an item between two checkpoints."""
+    curve = simulated("flat", sd=paired / math.sqrt(2))
+    assert (curve.values[:, 1:] - curve.values[:, :-1]).std() == pytest.approx(paired, rel=0.02)
+    assert min(Simulations("power law", paired, 200).steps_without_rule()) >= 667
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_with_eight_items_nothing_can_be_said(shape: str) -> None:
-    assert verdicts(shape, 10, sd=0.1, n=8) == {"cannot tell": 10}
+    assert verdicts(shape, 200, sd=0.1, n=8) == {"cannot tell": 200}
 
 
 def test_a_flat_metric_with_much_noise_cannot_be_judged() -> None:
