@@ -1,13 +1,16 @@
-"""Figures of saturation: each output metric over the steps, and each metric of what was read."""
+"""Figures of saturation: each output metric over the steps, each metric of what was read, and of each batch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from eval.saturation.summary import READ
 
 if TYPE_CHECKING:
+    from eval.separation import Floats
     from wellread.plots.curves import Point
     from wellread.plots.figure import Figure
 
@@ -36,6 +39,25 @@ def figures_of(summary: Any) -> dict[str, Figure]:
         name: step_curves(series, _label(*name.split("-", 1)))
         for name, series in figures.items()
         if any(series.values())
+    }
+
+
+def batch_figures(batches: Mapping[str, Floats], steps: Sequence[int]) -> dict[str, Figure]:
+    """`batch-METRIC` for each metric that some batch has.
+
+    Parameters
+    ----------
+    batches
+        Metric -> value of each batch, float64[batches]; NaN: none.
+    steps
+        Steps of the summary.
+    """
+    from wellread.plots.batches import batch_curve
+
+    return {
+        f"batch-{name}": batch_curve(values, steps, _label("read", name))
+        for name, values in batches.items()
+        if np.isfinite(values).any()
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -55,23 +55,24 @@ def write_summary(run: RunDirectory, *, csv: bool) -> Iterator[str]:
     from pyarrow.csv import write_csv
 
     from eval.generations.evaluation import Generations
-    from eval.saturation.figures import figures_of
+    from eval.saturation.figures import batch_figures, figures_of
     from wellread.files import write_atomic
     from wellread.plots.figure import unchecked
     from wellread.results import write_table
 
-    results = list(Generations.of_kept(run))
-    rows = summary(results, inputs_of(run, results))
-    _write_batches(run)
+    results, read = list(Generations.of_kept(run)), WhatWasRead.of(run)
+    rows, batches = summary(results, inputs_of(read, results)), batch_means(*read)
+    _write_batches(run, batches)
     write_table(folder(run) / SUMMARY, rows)
     if csv:
         buffer = BytesIO()
         write_csv(rows, buffer)
         write_atomic(folder(run) / "summary.csv", buffer.getvalue())
     with unchecked():
-        for name, figure in figures_of(rows).items():
+        figures = figures_of(rows) | batch_figures(batches, rows.column("step").to_pylist())
+        for name, figure in figures.items():
             write_atomic(folder(run) / f"{name}.png", figure.png())
-    yield from missing_metrics(run)
+    yield from missing_metrics(run, read)
 
 
 def measure_read(run: RunDirectory) -> None:
@@ -93,27 +94,36 @@ def measure_perplexity(run: RunDirectory, model: str, reporter: Reporter) -> Non
     perplexity.measure(run, Corpus.open(run.corpus), Record.open(run.record), model, reporter)
 
 
-def _write_batches(run: RunDirectory) -> None:
+def _write_batches(run: RunDirectory, batches: Mapping[str, Floats]) -> None:
     """Write `batches.parquet`: a row per batch with the means of what it has read; null for skipped batches."""
     import pyarrow as pa
 
     from wellread.results import write_table
 
-    columns = {name: pa.array(values, from_pandas=True) for name, values in batch_means(*_what_was_read(run)).items()}
+    columns = {name: pa.array(values, from_pandas=True) for name, values in batches.items()}
     size = len(next(iter(columns.values()), []))
     write_table(folder(run) / "batches.parquet", pa.table({"batch": range(size), **columns}))
 
 
-def _what_was_read(run: RunDirectory) -> tuple[Record, dict[str, Floats], dict[str, Floats]]:
-    """The record; text metrics of the samples; and their log-likelihoods under the models that were measured."""
-    from wellread.corpus.read import Corpus
-    from wellread.record.reader import Record
+class WhatWasRead(NamedTuple):
+    """The record of a run, and what is known of its samples: `eval.saturation.inputs` has the means."""
 
-    corpus = Corpus.open(run.corpus)
-    return Record.open(run.record), metrics_of(run, corpus), perplexity.likelihoods(run, corpus)
+    record: Record
+    metrics: Mapping[str, Floats]
+    log_likelihoods: Mapping[str, Floats]
+    """Under the models that were measured."""
+
+    @classmethod
+    def of(cls, run: RunDirectory) -> WhatWasRead:
+        """Open record, corpus and metrics of a run; once for all that is written about them."""
+        from wellread.corpus.read import Corpus
+        from wellread.record.reader import Record
+
+        corpus = Corpus.open(run.corpus)
+        return cls(Record.open(run.record), metrics_of(run, corpus), perplexity.likelihoods(run, corpus))
 
 
-def inputs_of(run: RunDirectory, results: Sequence[Result]) -> dict[str, InputMeans]:
+def inputs_of(read: WhatWasRead, results: Sequence[Result]) -> dict[str, InputMeans]:
     """Input metrics of a run, at the steps that have output metrics; empty without such steps.
 
     Parameters
@@ -122,23 +132,21 @@ def inputs_of(run: RunDirectory, results: Sequence[Result]) -> dict[str, InputMe
         The results of its generations.
     """
     steps = sorted({result.step for result in results})
-    record, metrics, likelihoods = _what_was_read(run)
-    return input_means(record, steps, metrics, likelihoods) if steps else {}
+    return input_means(read.record, steps, read.metrics, read.log_likelihoods) if steps else {}
 
 
-def missing_metrics(run: RunDirectory) -> Iterator[str]:
+def missing_metrics(run: RunDirectory, read: WhatWasRead) -> Iterator[str]:
     """The command that adds text metrics to what a run has read, if there are none; and metrics that are incomplete."""
     import shlex
 
     from wellread.data import text_metrics
 
-    record, metrics, likelihoods = _what_was_read(run)
-    if text_metrics.NAMES[0] not in metrics:
+    if text_metrics.NAMES[0] not in read.metrics:
         yield (
             "what was read has no text metrics, only losses; to add them: "
             f"wellread saturation {shlex.quote(str(run.path))} --metrics"
         )
-    yield from _incomplete(record, metrics | likelihoods)
+    yield from _incomplete(read.record, {**read.metrics, **read.log_likelihoods})
 
 
 def _incomplete(record: Record, values: Mapping[str, Floats]) -> Iterator[str]:

@@ -60,7 +60,7 @@ def section(run: RunDirectory, rows: Sequence[Row]) -> Section:
             "peak": f"{run.config().optim.lr}",
             "dated": list(_dated(rows, run.config().optim.lr)),
             "undated": list(_undated(rows)),
-            "missing": [*_beyond(run), *outputs.missing_metrics(run)],
+            "missing": [*_beyond(run), *outputs.missing_metrics(run, outputs.WhatWasRead.of(run))],
         },
         pictures=list(_pictures(run)),
         tables=[*_what_was_read(run, rows), _verdicts(rows), *_fits(run)],

@@ -13,16 +13,18 @@ import numpy as np
 import pytest
 
 from eval import between
+from eval.saturation.figures import batch_figures
 from eval.saturation.figures import figures_of as saturation_figures
 from eval.saturation.inputs import InputMeans
 from eval.saturation.perplexity import NAME
 from eval.saturation.summary import summary
+from wellread.plots.batches import batch_curve
 from wellread.plots.canaries import found_by_step
 from wellread.plots.curves import Point, step_curves
 from wellread.plots.figure import Figure
 from wellread.plots.forgetting import forgetting_by_step
 from wellread.plots.lengths import length_histogram
-from wellread.plots.loss import MAX_POINTS, _running_mean, compare_losses, loss_curve
+from wellread.plots.loss import MAX_POINTS, compare_losses, loss_curve, running_mean
 from wellread.plots.marks import excess_by_step
 from wellread.plots.membership import auc_by_step, roc, rocs, score_histogram
 from wellread.plots.memorization import poisson_qq
@@ -102,6 +104,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     ),
     "marks": lambda: excess_by_step([*measured("excess", "read", 0, 1.0, 2.0), *measured("excess", "sealed", 0, 0.1)]),
     "poisson-qq": lambda: poisson_qq(np.array([0, 1, 1, 2, 4])),
+    "batches": lambda: batch_figures({"words": np.array([5.0, 3, np.nan, 7, 6, 4, 9, 2])}, [0, 4, 8])["batch-words"],
     "between-runs": lambda: between.figures_of(between.bands(SEEDS))["words"],
 }
 
@@ -139,8 +142,35 @@ def test_a_long_run_is_a_small_figure() -> None:
     assert len(figure.svg()) < 100_000
 
 
+def test_the_batches_of_a_long_run_are_evenly_spaced_on_the_axis() -> None:
+    """Each point is a batch as it is; the mean is that of all batches, also of those that are not shown."""
+    numbers = np.random.default_rng(0).normal(5, 1, 90_000)
+    numbers[7] = np.nan
+    figure = batch_curve(numbers, [0, 100, 90_000], "x")
+    points, means = values(figure.spec(), 0), values(figure.spec(), 1)
+    steps = [row["step"] for row in points]
+    assert [steps[0], steps[-1], len(means)] == [0, 89_999, len(points)]
+    assert MAX_POINTS * 0.8 < len(points) <= MAX_POINTS
+    assert 7 not in steps
+    assert all(row["value"] == pytest.approx(numbers[row["step"]], rel=1e-5) for row in points)
+    gaps = np.diff(np.log1p(np.array(steps) / 100))
+    assert gaps[500:].max() / gaps[500:].min() < 1.5
+    place = np.searchsorted(steps, 40_000)
+    around = numbers[steps[place] - 1800 : steps[place] + 1801]  # 3,601 batches
+    assert means[place]["series"] == "mean of 3599 batches"
+    assert means[place]["value"] == pytest.approx(around.mean(), abs=0.01)
+    assert len(figure.png()) < 200_000
+
+
+def test_batches_by_hand() -> None:
+    spec = batch_curve(np.array([1.0, np.nan, 3.0, 8.0]), [2, 4], "x").spec()
+    assert [(row["step"], row["value"]) for row in values(spec, 0)] == [(0, 1), (2, 3), (3, 8)]
+    assert [row["value"] for row in values(spec, 1)] == [2, 4, 5.5]
+    assert spec["layer"][0]["encoding"]["x"]["scale"]["domain"] == [0, 4]
+
+
 def test_running_mean_by_hand() -> None:
-    assert _running_mean(np.array([3.0, 0.0, 6.0, 3.0]), 3).tolist() == [1.5, 3.0, 3.0, 4.5]
+    assert running_mean(np.array([3.0, 0.0, 6.0, 3.0]), 3).tolist() == [1.5, 3.0, 3.0, 4.5]
 
 
 def test_densities_by_hand() -> None:

@@ -39,13 +39,13 @@ def loss_curve(
     """
     import altair as alt
 
-    window = _window(losses)
+    window = averaged(len(losses))
     keep = slice(None, None, -(-len(steps) // MAX_POINTS) or 1)
     looks = {"each batch": (SKY, 1.0), f"mean of {window} batches": (BLUE, 2.0), "sealed holdout": (ORANGE, 2.0)}
     batch, mean, sealed = looks
     tables = [rows(step=steps[keep], loss=losses[keep], series=batch)]
     if window > 1:
-        tables.append(rows(step=steps[keep], loss=_running_mean(losses, window)[keep], series=mean))
+        tables.append(rows(step=steps[keep], loss=running_mean(losses, window)[keep], series=mean))
     if holdout:
         at, values = zip(*holdout, strict=True)
         tables.append(rows(step=at, loss=values, series=sealed))
@@ -73,7 +73,7 @@ def compare_losses(runs: Mapping[str, tuple[Ints, Floats]]) -> Figure:
     table: list[dict[str, Any]] = []
     for name, (steps, losses) in runs.items():
         keep = slice(None, None, -(-len(steps) // MAX_POINTS) or 1)
-        table += rows(step=steps[keep], loss=_running_mean(losses, _window(losses))[keep], series=name)
+        table += rows(step=steps[keep], loss=running_mean(losses, averaged(len(losses)))[keep], series=name)
     dash = alt.StrokeDash("series:N", scale=alt.Scale(domain=list(runs), range=list(DASHES[: len(runs)])))
     y = value_axis(LABEL, alt.Y("loss:Q"))
     return Figure(view(table).mark_line().encode(x=_steps(), y=y, color=color_of(list(runs)), strokeDash=dash))
@@ -85,9 +85,9 @@ def _steps() -> X:
     return alt.X("step:Q").title("step").scale(nice=False).axis(format=",d", tickMinStep=1, grid=False)
 
 
-def _window(losses: Floats) -> int:
+def averaged(batches: int) -> int:
     """Batches of the moving average: an odd number, the same number of batches on both sides."""
-    return min(max(5, len(losses) // 25), len(losses)) | 1
+    return min(max(5, batches // 25), batches) | 1
 
 
 def _reference(name: str, loss: float) -> list[Any]:
@@ -101,7 +101,7 @@ def _reference(name: str, loss: float) -> list[Any]:
     return [base.mark_rule(), text]
 
 
-def _running_mean(values: Floats, window: int) -> Floats:
+def running_mean(values: Floats, window: int) -> Floats:
     """Mean of the `window` values around each value, fewer near the ends; float[k]."""
     half, total = window // 2, np.concatenate([[0.0], np.cumsum(values)])
     start = np.maximum(np.arange(len(values)) - half, 0)

@@ -17,7 +17,7 @@ from eval.report.page import write
 from eval.report.script import as_json, for_page, palette, variable
 from eval.report.sections.reading import section as reading
 from eval.report.serve import server_of
-from eval.saturation.outputs import inputs_of, measure_read
+from eval.saturation.outputs import WhatWasRead, inputs_of, measure_read
 from wellread.corpus.read import Corpus
 from wellread.data import sample_metrics, text_metrics
 from wellread.errors import UserError
@@ -149,7 +149,7 @@ def test_what_was_read_agrees_with_saturation(tmp_path: Path, monkeypatch: pytes
     ]  # fmt: skip
     assert rows[2]["mean loss"] == (1 + 3 * 1.25) / 4
     assert [row["words"] for row in rows] == [None, (0 + 1 + 4 + 9) / 4, (36 + 49) / 2]
-    of_saturation = inputs_of(run, [Result(**ABOUT, step=step) for step in (0, 2, 4)])
+    of_saturation = inputs_of(WhatWasRead.of(run), [Result(**ABOUT, step=step) for step in (0, 2, 4)])
     for name, head in {"loss": "mean loss", **{name: name for name in text_metrics.NAMES}}.items():
         assert [row[head] for row in rows[1:]] == of_saturation[name].interval[1:].tolist()
     assert [text["about"].split(",")[0] for text in section.data[2]["texts"]] == ["sample 6", "sample 7"]

@@ -15,6 +15,7 @@ from support.small_evaluations import make_run
 from eval.__main__ import main
 from eval.generations.evaluation import Generations
 from eval.items import Items
+from eval.saturation import outputs
 from eval.saturation.evaluation import Saturation
 from eval.saturation.table import Row, read, schema
 from wellread import results
@@ -108,9 +109,20 @@ def test_the_summary(run: RunDirectory) -> None:
         rows = list(csv.DictReader(file))
     assert [float(row["g/falls"]) for row in rows] == [3.0, 1.0, -1.0]
     assert {path.name for path in (run.eval / "saturation").glob("*.png")} == {
-        "output-falls.png", "read-loss.png", "read-perplexity.png",
+        "output-falls.png", "read-loss.png", "read-perplexity.png", "batch-loss.png", "batch-perplexity.png",
     }  # fmt: skip
     assert (run.eval / "saturation" / "output-falls.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_record_and_the_metrics_are_opened_once(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    for module, name in ((outputs, "metrics_of"), (outputs.perplexity, "likelihoods")):
+        function = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda *of, name=name, function=function: (opened.append(name), function(*of))[1]
+        )
+    assert list(outputs.write_summary(run, csv=False))
+    assert opened == ["metrics_of", "likelihoods"]
 
 
 def test_the_section(run: RunDirectory) -> None:
