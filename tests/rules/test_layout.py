@@ -203,6 +203,7 @@ def test_every_imported_package_is_declared(root: Path) -> None:
     optional = {re.split(r"[\[<>=! ]", name, maxsplit=1)[0].lower() for name in extras["4bit"] + extras["float8"]}
     declared = {re.split(r"[\[<>=! ]", name, maxsplit=1)[0].lower() for name in requirements}
     names = {
+        "PIL": "pillow",
         "sklearn": "scikit-learn",
         "yaml": "pyyaml",
         "xdist": "pytest-xdist",

@@ -103,16 +103,20 @@ class Browser:
         self.call("Input.dispatchKeyEvent", type="keyDown", **about, **({"text": text} if text else {}))
         self.call("Input.dispatchKeyEvent", type="keyUp", **about)
 
-    def show(self, width: int, *, dark: bool = False, height: int = 900) -> None:
-        """Set the width of the window, in pixels, and the preferred color scheme."""
+    def show(self, width: int, *, dark: bool = False, height: int = 900, media: str = "") -> None:
+        """Set the width of the window, in pixels, the preferred color scheme, and the medium: "print" or the screen."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self.call("Emulation.setEmulatedMedia", features=[scheme], media=media)
 
     def screenshot(self, file: Path) -> None:
         """Picture of the whole page as PNG."""
         answer = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
         file.write_bytes(base64.b64decode(answer["data"]))
+
+    def pdf(self) -> bytes:
+        """The page as it is printed, as PDF."""
+        return base64.b64decode(self.call("Page.printToPDF", printBackground=True)["data"])
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
+from PIL import Image
 from support.browser import Browser, chromium
 from support.small_evaluations import evaluate, make_run
 
@@ -89,13 +92,14 @@ def texts(browser: Browser, selector: str) -> list[str]:
 
 @pytest.mark.browser
 @pytest.mark.slow
-def test_the_report_in_a_browser(page: Path, browser: Browser) -> None:
+def test_the_report_in_a_browser(page: Path, browser: Browser, tmp_path: Path) -> None:
     browser.open(page.as_uri())
     browser.wait(DRAWN)
     _text_stays_text(browser)
     _the_slider(browser)
     _sorting(browser)
-    _narrow_and_dark(page, browser)
+    _narrow_and_dark(page, browser, tmp_path)
+    _printed(page, browser)
     assert browser.requests == []
     assert browser.errors == []
     _without_script(page, browser)
@@ -146,7 +150,7 @@ def _sorting(browser: Browser) -> None:
     assert texts(browser, column)[0] == "4.5"
 
 
-def _narrow_and_dark(page: Path, browser: Browser) -> None:
+def _narrow_and_dark(page: Path, browser: Browser, folder: Path) -> None:
     ink = "getComputedStyle(document.querySelector('svg .role-axis-label text')).fill"
     assert browser.run(ink) == "rgb(34, 34, 34)"
     for width in (1400, 400):
@@ -158,8 +162,47 @@ def _narrow_and_dark(page: Path, browser: Browser) -> None:
             for part in ("caption span", ".role-legend"):  # also the ends of long captions and names can be seen
                 ends = f"[...document.querySelectorAll('{part}')].map((one) => one.getBoundingClientRect().right)"
                 assert max(browser.run(ends)) <= width
+            _picture(browser, folder / f"{width}-{'dark' if dark else 'light'}.png", width, dark=dark)
     assert browser.run(ink) == "rgb(230, 233, 236)"
     assert browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 26)"
+
+
+def _picture(browser: Browser, file: Path, width: int, *, dark: bool) -> None:
+    """Save the whole page; it has its background, its ink, and the colors of figures."""
+    browser.screenshot(file)
+    picture = Image.open(file).convert("RGB")
+    counted = picture.getcolors(picture.width * picture.height)
+    counts, colors = np.array([count for count, _ in counted]), np.array([color for _, color in counted])
+    assert (picture.width, picture.height > 2000) == (width, True)
+    assert tuple(colors[counts.argmax()].tolist()) == ((20, 23, 26) if dark else (255, 255, 255))
+    assert counts.size > 200
+    ink = colors.max(axis=1) > 200 if dark else colors.max(axis=1) < 60
+    assert 0.002 < counts[ink].sum() / counts.sum() < 0.2
+    line = np.array((86, 180, 233) if dark else (0, 114, 178))
+    assert counts[np.abs(colors - line).max(axis=1) < 12].sum() > 200
+
+
+def _printed(page: Path, browser: Browser) -> None:
+    """On paper: dark ink on white, whatever the screen has; no control that needs a script; nothing is cut off."""
+    width = 700  # of A4 with margins, in pixels
+    browser.show(1400, dark=True)
+    browser.open(page.as_uri())
+    browser.wait(DRAWN)
+    browser.show(width, dark=True, media="print")
+    style = "getComputedStyle(document.querySelector({}), {})"
+    assert browser.run(style.format("'body'", "null") + ".backgroundColor") == "rgb(255, 255, 255)"
+    assert browser.run(style.format("'svg .role-axis-label text'", "null") + ".fill") == "rgb(34, 34, 34)"
+    assert browser.run(style.format("'thead button'", "'::after'") + ".content") == "none"
+    visible = "[...document.querySelectorAll('nav, .slider button, .slider input')].filter((one) => one.offsetParent)"
+    assert browser.run(f"{visible}.length") == 0
+    assert texts(browser, ".slider output") == ["step 4"]
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    for part in ("table", "svg", ".texts li"):
+        ends = f"[...document.querySelectorAll('{part}')].map((one) => one.getBoundingClientRect().right)"
+        assert max(browser.run(ends)) <= width
+    document = browser.pdf()
+    assert document.startswith(b"%PDF-")
+    assert len(re.findall(rb"/Type\s*/Page\b", document)) > 2
 
 
 def _without_script(page: Path, browser: Browser) -> None:
