@@ -23,6 +23,7 @@ from wellread.data import text_metrics
 from wellread.files import read_json, write_json
 from wellread.run import RunDirectory
 
+pytestmark = pytest.mark.slow
 STEPS = [0, 4, 8, 12]
 NEW_TOKENS = 12
 TEXT_METRICS = (*text_metrics.NAMES, "repeated", "longest_read")
