@@ -233,12 +233,18 @@ def same_but_version(older: dict[str, Any], newer: dict[str, Any]) -> bool:
     Older versions kept the byte-order marks of templates, and did not write what belongs to chat templates, or how the
     files of a data set are read.
     """
-    later = {"version": 0, "rows": 0} | ({} if "chat" in older else {"chat": None})
+    if "chat" not in older:
+        newer = {name: value for name, value in newer.items() if name != "chat"}
     sets = [
         {key: value for key, value in each.items() if key in before or key not in reading.KEYS}
         for each, before in zip_longest(newer["sets"], older.get("sets", ()), fillvalue=dict[str, Any]())
     ]
-    return bool(_unmarked(older | later) == newer | later | {"sets": sets})
+    return bool(_unmarked(_without_versions(older)) == _without_versions(newer) | {"sets": sets})
+
+
+def _without_versions(settings: dict[str, Any]) -> dict[str, Any]:
+    chat = {"chat": settings["chat"] | {"version": 0}} if "chat" in settings else {}
+    return settings | {"version": 0, "rows": 0} | chat
 
 
 def _unmarked(value: Any) -> Any:

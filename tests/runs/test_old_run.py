@@ -128,6 +128,8 @@ def test_settings_of_an_older_version_mean_the_same() -> None:
     assert same_but_version(older, newer)
     assert same_but_version(older, newer | chat)
     assert same_but_version(older | chat, newer | chat)
+    assert same_but_version(older | chat, newer | {"chat": {"version": 3, "date": "2024-07-26"}})
+    assert not same_but_version(older | chat, newer)
     assert not same_but_version(older | chat, newer | {"chat": {"version": 2, "date": "2025-01-01"}})
     assert not same_but_version(older, newer | {"seq_len": 65})
     assert not same_but_version(older, newer | {"sets": [{"template": ["t.txt", "{instruction} "]}]})

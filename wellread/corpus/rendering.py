@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 import resource
 import signal
 import threading
@@ -22,14 +23,17 @@ CHARACTERS = 1_000_000
 REPEATS = 16
 MEMORY = 2**30
 """A rendering may allocate this many bytes; texts that double fill any memory within a second."""
+DEFAULT_DATE = re.compile(r"\bset\s+date_string\s*=")
+"""How a template asks for a date that transformers does not give it, as Llama 3.1 and later do."""
 Message = dict[str, str]
 
 
 class Renderer:
     """The chat template of a tokenizer.
 
-    The template sees the variables and functions that transformers gives it, with two exceptions. Its clock
-    shows a fixed date, and the functions that return random values are missing. So equal settings give equal texts.
+    The template sees the variables and functions that transformers gives it, with two exceptions. Its clock shows a
+    fixed date, which templates that set a default for ``date_string`` get under this name, too. The functions that
+    return random values are missing. So equal settings give equal texts.
 
     Parameters
     ----------
@@ -45,15 +49,15 @@ class Renderer:
     """
 
     def __init__(self, backend: Any, date: str) -> None:
-        self._variables = {
-            "tools": [],
-            "documents": None,
-            **backend.special_tokens_map,
-            "date_string": datetime.fromisoformat(date).strftime("%d %b %Y"),
-        }
+        today = datetime.fromisoformat(date)
+        # None, not an empty list: templates ask whether `tools is not none`, and then write a prompt for tools.
+        self._variables = {"tools": None, "documents": None, **backend.special_tokens_map}
         self._limit = CHARACTERS
         with _refused_errors(), _limits():
-            self._template = self._compile(backend.get_chat_template(), datetime.fromisoformat(date))
+            source = backend.get_chat_template()
+            self._template = self._compile(source, today)
+        if DEFAULT_DATE.search(source):
+            self._variables["date_string"] = today.strftime("%d %b %Y")
 
     def _compile(self, source: str, today: datetime) -> Any:
         from transformers.utils.chat_template_utils import _compile_jinja_template
@@ -63,7 +67,8 @@ class Renderer:
         environment.intercepted_binops = frozenset(["*", "**"])
         environment.call_binop = self._call_binop
         constants = {name: value for name, value in environment.globals.items() if name != "lipsum"}
-        environment.globals = constants | {"strftime_now": today.strftime}
+        constants["strftime_now"] = today.strftime
+        environment.globals = constants
         return environment.from_string(source.removeprefix("\ufeff"))
 
     def _call_binop(self, context: object, symbol: str, first: Any, second: Any) -> Any:

@@ -24,7 +24,7 @@ from wellread.order.permutation import Order
 
 VERSION = 3
 """Raise it when the same settings produce a different corpus; existing corpora are then compiled again."""
-CHAT_VERSION = 2
+CHAT_VERSION = 3
 """The same for data sets with the chat template."""
 ROWS_VERSION = 2
 """The same for data sets of rows, which are not raw text."""
