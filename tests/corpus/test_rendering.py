@@ -171,6 +171,24 @@ def test_a_system_message_in_mid_conversation_stays_where_it_is(directory: Path)
     )
 
 
+@pytest.mark.parametrize("value", ["raise_exception", "strftime_now", "range", "[raise_exception]"])
+def test_functions_are_always_the_same_text(directory: Path, value: str) -> None:
+    tokenizer = loaded(directory, CHATML.replace("m.role }}", f"m.role }}}}{{{{ {value} ~ '' }}}}"))
+    text = tokenizer.renderer(DATE)(messages(TURNS), prompt=True)
+    assert f"user{re.sub(r'[a-z_]+', lambda match: f'<function {match[0]}>', value)}\n" in text
+
+
+@pytest.mark.parametrize("value", ["dict", "'a'.upper", "joiner()", "messages | map('length')", "[joiner()] ~ ''"])
+def test_addresses_of_objects_are_refused(directory: Path, value: str) -> None:
+    template = f"{{{{ {value} }}}}{CHATML}"
+    assert refusal(loaded(directory, template), TURNS) == (
+        "its chat gets the address of an object, which is random, from the chat template; fix the template"
+    )
+    quoted = [("user", "Why <function f at 0x7fb2>?"), TURNS[1]]
+    assert "at 0x7fb2" in marked(loaded(directory, CHATML), quoted)
+    assert marked(loaded(directory, f"<f at 0x1>{CHATML}"), TURNS).startswith("<f at 0x1>")
+
+
 def test_changes_of_earlier_turns(directory: Path) -> None:
     """A single turn is scored; the template changes it when another turn follows."""
     last = CHATML.replace("m.content", "m.content ~ ('!' if loop.last and m.role == 'assistant')")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 from wellread.errors import UserError
@@ -23,6 +24,8 @@ CHARACTERS = 1_000_000
 REPEATS = 16
 MEMORY = 2**30
 """A rendering may allocate this many bytes; texts that double fill any memory within a second."""
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+>")
+"""How Python ends the text of an object that has no better one; the address differs between processes."""
 DEFAULT_DATE = re.compile(r"\bset\s+date_string\s*=")
 """How a template asks for a date that transformers does not give it, as Llama 3.1 and later do."""
 Message = dict[str, str]
@@ -31,9 +34,9 @@ Message = dict[str, str]
 class Renderer:
     """The chat template of a tokenizer.
 
-    The template sees the variables and functions that transformers gives it, with two exceptions. Its clock shows a
+    The template sees the variables and functions that transformers gives it, with three exceptions. Its clock shows a
     fixed date, which templates that set a default for ``date_string`` get under this name, too. The functions that
-    return random values are missing. So equal settings give equal texts.
+    return random values are missing, and addresses of objects are refused. So equal settings give equal texts.
 
     Parameters
     ----------
@@ -58,6 +61,7 @@ class Renderer:
             self._template = self._compile(source, today)
         if DEFAULT_DATE.search(source):
             self._variables["date_string"] = today.strftime("%d %b %Y")
+        self._addresses = {*ADDRESS.findall(source)}
 
     def _compile(self, source: str, today: datetime) -> Any:
         from transformers.utils.chat_template_utils import _compile_jinja_template
@@ -68,7 +72,10 @@ class Renderer:
         environment.call_binop = self._call_binop
         constants = {name: value for name, value in environment.globals.items() if name != "lipsum"}
         constants["strftime_now"] = today.strftime
-        environment.globals = constants
+        environment.globals = {
+            name: _Function(name, value) if isinstance(value, FunctionType | BuiltinFunctionType) else value
+            for name, value in constants.items()
+        }
         return environment.from_string(source.removeprefix("\ufeff"))
 
     def _call_binop(self, context: object, symbol: str, first: Any, second: Any) -> Any:
@@ -100,7 +107,24 @@ class Renderer:
                 length += len(piece)
                 if length > self._limit:
                     raise OverflowError(f"it wrote more than {self._limit:,} characters")
-        return "".join(pieces)
+        text = "".join(pieces)
+        contents = (ADDRESS.findall(message["content"]) for message in messages)
+        if {*ADDRESS.findall(text)} - self._addresses.union(*contents):
+            raise UserError("gets the address of an object, which is random, from the chat template; fix the template")
+        return text
+
+
+class _Function:
+    """A function of the templates. As text, it is always the same; Python would write the address of the function."""
+
+    def __init__(self, name: str, call: Callable[..., Any]) -> None:
+        self._name, self._call = name, call
+
+    def __call__(self, *values: Any, **named: Any) -> Any:
+        return self._call(*values, **named)
+
+    def __repr__(self) -> str:
+        return f"<function {self._name}>"
 
 
 class _Slow(Exception):
