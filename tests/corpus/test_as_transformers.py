@@ -173,8 +173,11 @@ def test_tokens_of_chats(directory: Path, style: str) -> None:
     tokenizer = loaded(directory, STYLES[style])
     chat = messages(SYSTEM + TURN + NEXT)
     text = tokenizer.backend.apply_chat_template(chat, tokenize=False).rstrip()
-    tokens, _, _ = tokenizer.chat(chat, DATE)
+    tokens, _, changes = tokenizer.chat(chat, DATE)
     assert tokens == tokenizer.rendered(text)[0]
+    dated = ["'Be brief.' becomes 'Cutting Knowledge Da …  Date: 26 Jul 2024\\n\\nBe brief.'"]
+    assert [change.difference for change in changes] == (dated if style == "Llama 3" else [])
+    assert not tokenizer.chat(messages(TURN + NEXT), DATE).changes
 
 
 def test_a_tokenizer_with_named_templates(directory: Path) -> None:

@@ -171,6 +171,52 @@ def test_a_system_message_in_mid_conversation_stays_where_it_is(directory: Path)
     )
 
 
+@pytest.mark.parametrize(
+    ("template", "prompts", "changes"),
+    [
+        (CHATML, ("e", "user"), []),
+        (PLAIN, ("User", "Bot:"), []),
+        (GLM.replace("m.content", "m.content ~ ' Think now.'"), ("e",), ["'e' becomes 'e Think now.'"]),
+        (
+            CHATML.replace("{{ m.content", "{{ m.content ~ ' ' ~ m.content if m.role == 'user' else m.content"),
+            ("e", "A wren?"),
+            ["'e' becomes 'e e'", "'A wren?' becomes 'A wren? A wren?'"],
+        ),
+        (
+            CHATML.replace("{{ m.content", "{{ 'Please give an answer to this: ' if m.role == 'user' }}{{ m.content"),
+            ("A wren?",),
+            ["'A wren?' becomes 'user\\nPlease give an answer to this: A wren?'"],
+        ),
+        (
+            "{% for m in messages %}{{ '<s>[INST] ' ~ m.content ~ ' [/INST]' if m.role == 'user' else m.content }}"
+            "{{ eos_token if m.role == 'assistant' }}{% endfor %}",
+            ("e", "[/INST]"),
+            [],
+        ),
+        (
+            "{% for m in messages %}{{ 'GPT4 Correct ' ~ ('User: ' if m.role == 'user' else 'Assistant: ') }}"
+            "{{ m.content }}{{ eos_token }}{% endfor %}{{ 'GPT4 Correct Assistant: ' if add_generation_prompt }}",
+            ("e", "GPT4 Correct User"),
+            [],
+        ),
+    ],
+)
+def test_text_next_to_messages_is_reported(
+    directory: Path, template: str, prompts: tuple[str, ...], changes: list[str]
+) -> None:
+    """Also a message that the template repeats; role markers are not text, even if they contain the message."""
+    chat = [pair for prompt in prompts for pair in (("user", prompt), ("assistant", "Green."))]
+    reported = loaded(directory, template).chat(messages(chat), DATE).changes
+    assert [change.difference for change in reported if change.name == "prompts_added"] == changes
+    assert {change.name for change in reported} <= {"prompts_added"}
+
+
+def test_a_probe_that_a_template_refuses(directory: Path) -> None:
+    """Whether a message is repeated is only reported, so this is no reason to refuse the chat."""
+    choosy = CHATML.replace("{{ m.role", "{% if m.content | length > 20 %}{{ 1 / 0 }}{% endif %}{{ m.role")
+    assert not loaded(directory, choosy).chat(messages([("user", "e"), TURNS[1]]), DATE).changes
+
+
 @pytest.mark.parametrize("value", ["raise_exception", "strftime_now", "range", "[raise_exception]"])
 def test_functions_are_always_the_same_text(directory: Path, value: str) -> None:
     tokenizer = loaded(directory, CHATML.replace("m.role }}", f"m.role }}}}{{{{ {value} ~ '' }}}}"))

@@ -3,13 +3,14 @@
 The template renders the text up to each answer, then the text including it. The difference is the answer with the token
 that ends it. So a template need not mark its answers. What the template writes is compared with the messages: a
 template that leaves out, changes or moves one of them is refused. Many templates remove whitespace around messages, and
-some begin an answer with text of their own: this is reported.
+some write text of their own next to a message, or repeat it: this is reported.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from wellread.corpus.rendering import Message, Renderer
@@ -20,8 +21,14 @@ Spans = list[tuple[int, int]]
 PROBE = "A message that no data set contains: 7fd2c1e95b."
 EXCERPT = 40
 """Characters of a template's text that an error quotes."""
-TRIMMED, ADDED, PROMPT_TRIMMED = "answers_start_trimmed", "answers_start_added", "prompts_start_trimmed"
-"""Names of the counts of what a template changes: whitespace before a message, or text before an answer."""
+TRIMMED, ADDED = "answers_start_trimmed", "answers_start_added"
+"""Names of the counts of what a template changes in answers: whitespace at the start, or text before it."""
+PROMPT_TRIMMED, PROMPT_ADDED = "prompts_start_trimmed", "prompts_added"
+"""The same for other messages: whitespace at the start, or text before or after it."""
+MARKER = re.compile(r"[<\[][^<>\[\]\s]+[>\]]")
+"""Role markers that are not special tokens, as ``[/INST]``."""
+MARKER_WORDS = 4
+"""Role markers have at most this many words next to a message, as in ``GPT4 Correct User:``; more are text."""
 
 
 class Change(NamedTuple):
@@ -95,6 +102,7 @@ def render(renderer: Renderer, special: re.Pattern[str], messages: Sequence[Mess
             raise UserError("begins with the assistant; begin it with a message of the user")
         before, after = _rendered(renderer, messages[: number + 1], text)
         changes += _changes_of_prompts(_masked(before[len(text) :], special), messages[first:number])
+        changes += _additions(renderer, special, messages[:number], first, before, text)
         if is_open:
             marker = _role_marker(renderer, messages[:number], first, before, text)
             spans[-1] = (spans[-1][0], len(text) + _end(marker, special))
@@ -145,6 +153,58 @@ def _changes_of_prompts(text: str, messages: Sequence[Message]) -> list[Change]:
             changes.append(Change(PROMPT_TRIMMED, _difference(message["content"], content)))
         end = start + len(content)
     return changes
+
+
+def _additions(
+    renderer: Renderer, special: re.Pattern[str], messages: Sequence[Message], first: int, before: str, text: str
+) -> list[Change]:
+    """Next to which of the messages from `first` on the template writes text, or which it repeats.
+
+    Parameters
+    ----------
+    before, text : str
+        The chat up to the next answer, which begins with the chat up to the last answer.
+    """
+    contents, changes = [message["content"].strip() for message in messages], list[Change]()
+    for number, content in enumerate(contents[first:], first):
+        unique, prompt = content, before
+        if before.count(content, len(text)) > 1:  # short texts, such as `e`, also occur in role markers
+            probe = [*messages[:number], messages[number] | {"content": PROBE}, *messages[number + 1 :]]
+            unique, prompt = PROBE, ""
+            with suppress(UserError):  # a template that refuses the probe has written the message itself
+                prompt = renderer(probe, prompt=True)
+        if not content or unique not in prompt or not prompt.startswith(text):
+            continue
+        lead, *copies, tail = _masked(prompt[len(text) :], special).split(unique)
+        if copies:
+            changes.append(Change(PROMPT_ADDED, _difference(content, content.join(["", *copies, ""]))))
+            continue
+        previous, following = contents[first:number][-1:], contents[number + 1 :][:1]
+        lead = _text_before(lead.rpartition(*previous)[2] if any(previous) else lead)
+        tail = _text_after(tail.partition(*following)[0] if any(following) else tail)
+        if lead or tail:
+            excerpt = _excerpt(content)
+            changes.append(Change(PROMPT_ADDED, f"{excerpt!r} becomes {_excerpt(lead) + excerpt + _excerpt(tail)!r}"))
+    return changes
+
+
+def _text_before(gap: str) -> str:
+    """What is written between the last special token of a gap and the message after it, if it is not a role marker."""
+    lead = gap.rpartition("\0")[2].lstrip()
+    return lead if _words(lead) > MARKER_WORDS else ""
+
+
+def _text_after(gap: str) -> str:
+    """What is written between a message and the first special token after it, if it is not a role marker.
+
+    A special token that ends the message is its marker, so there a second word is text.
+    """
+    tail, separator, _ = gap.partition("\0")
+    return tail.rstrip() if _words(tail) > (1 if separator else MARKER_WORDS) else ""
+
+
+def _words(text: str) -> int:
+    return len(re.findall(r"\w+", MARKER.sub(" ", text)))
 
 
 def _changes_of_start(content: str, asking: str, span: str, start: int) -> list[Change]:

@@ -30,6 +30,7 @@ REASONS = {
     "story_cut": "stories longer than --seq_len, truncated, the end is lost",
     chat.TRIMMED: "answers that lose whitespace at their start in the chat template",
     chat.PROMPT_TRIMMED: "other messages that lose whitespace at their start in the chat template",
+    chat.PROMPT_ADDED: "other messages next to which the chat template writes text, or which it repeats",
     chat.ADDED: "answers before which the chat template writes text that is learned, too",
     "prompt_prefix_taken_off": "already had Alpaca's prompt, which was removed",
 }
