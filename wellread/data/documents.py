@@ -12,6 +12,7 @@ from typing import Any
 from wellread.config import TextConfig
 from wellread.corpus import sentencepiece
 from wellread.data import reading
+from wellread.data.rows.instruct import SCHEMAS
 from wellread.data.rows.unused import Unused
 from wellread.data.sources import raw, text
 from wellread.data.sources.raw import TEXT, Raw
@@ -155,7 +156,7 @@ def corpus_settings(config: TextConfig, source: Source, scorer: str | None = Non
         "sets": [
             {"name": source.name, "content": raw.fingerprint(source), "schema": TEXT, "columns": source.columns}
             | {"limit": source.limit}
-            | reading.settings(source, TEXT)
+            | reading.settings(source, SCHEMAS[TEXT])
         ],
         "tokenizer": tokenizer,
         "seq_len": config.seq_len,

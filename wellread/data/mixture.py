@@ -15,7 +15,7 @@ from wellread.data import reading
 from wellread.data.rows import instruct, templates
 from wellread.data.rows.instruct import Example, Schema
 from wellread.data.rows.templates import Template
-from wellread.data.rows.unused import Unused
+from wellread.data.rows.unused import Unused, consumed
 from wellread.data.sources import raw, tables
 from wellread.data.sources.raw import TEXT, Raw
 from wellread.data.sources.source import Row, Source
@@ -215,7 +215,7 @@ def _reader(config: DataConfig, source: Source) -> Reader:
         if any(dialogue.prefixed for dialogues in parsed if not isinstance(dialogues, str) for dialogue in dialogues):
             name = "alpaca"  # its rows contain Alpaca's prompts
     template = templates.load(name, schema.fields, source.where)
-    return Reader(source, schema, template, Unused(instruct.consumed(schema, source, template), source.ignore))
+    return Reader(source, schema, template, Unused(consumed(schema, source, template), source.ignore))
 
 
 def _schema(source: Source, columns: set[str]) -> Schema:
@@ -280,5 +280,5 @@ def _settings(reader: Reader) -> dict[str, Any]:
         **({"ignore": sorted(source.ignore)} if source.ignore else {}),
         "limit": source.limit,
         "weight": source.weight,
-        **reading.settings(source, reader.schema.name),
+        **reading.settings(source, reader.schema, reader.template),
     }

@@ -243,9 +243,10 @@ def test_messages_become_turns() -> None:
         {"role": "assistant", "content": "Bye."},
         {"role": "user", "content": "Wait!"},
     ]
-    first = Turn({"instruction": "Hi.\n\nWho is there?", "context": ""}, "Me.", joined=1)
+    extra = {"context": "", "category": ""}
+    first = Turn({"instruction": "Hi.\n\nWho is there?", **extra}, "Me.", joined=1)
     assert read({"messages": messages}, "messages") == [
-        Dialogue((first, Turn({"instruction": "Good.", "context": ""}, "Bye.")), "Be brief.", trailing=1)
+        Dialogue((first, Turn({"instruction": "Good.", **extra}, "Bye.")), "Be brief.", trailing=1)
     ]
     (sample,) = examples({"messages": messages}, "messages", "qa")
     assert sample.turns == (

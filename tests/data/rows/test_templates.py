@@ -70,6 +70,8 @@ def test_a_custom_template(tmp_path: Path) -> None:
     template = templates.load(str(tmp_path / "mine.txt"), FIELDS, "set")
     assert template.prompt({"instruction": "Add.", "category": "sums"}) == ("{ {0} [sums] Add.\n=>", "  ")
     assert not template.takes_context()
+    with pytest.raises(KeyError, match="category"):  # an empty text would hide that no reader reads this field
+        template.prompt({"instruction": "Add."})
     (tmp_path / "mine_context.txt").write_text("{context}: {instruction} {response}")
     template = templates.load(str(tmp_path / "mine.txt"), FIELDS, "set")
     assert template.prompt({"instruction": "Add.", "context": "1 1"}) == ("1 1: Add.", " ")

@@ -10,7 +10,7 @@ from finetune.prepare import prepare
 from wellread.config import RunConfig
 from wellread.corpus.read import Corpus
 from wellread.corpus.tokenizer import Tokenizer
-from wellread.data.mixture import readers
+from wellread.data.mixture import corpus_settings, readers
 from wellread.data.rows.instruct import Example
 from wellread.data.sets import find
 from wellread.errors import UserError
@@ -110,6 +110,49 @@ def test_a_declared_column_that_the_template_does_not_name(tmp_path: Path) -> No
         samples(data)
     (tmp_path / "own.txt").write_text("{topic}: {instruction}\n{response}", encoding="utf-8")
     assert sample(data, str(tmp_path / "own.txt")).turns == (("Buses: Sum up.\n", "Nine."),)
+
+
+def test_a_template_names_columns_next_to_messages(tmp_path: Path) -> None:
+    """Each turn has them, also earlier ones; what no template names, or has no place next to messages, is refused."""
+    row = CHAT | {"t": "Birds", "category": "qa", "history": [["Hi.", "Ho."]], "level": 3}
+    yaml = "columns: {messages: conversations, topic: t, level: level}"
+    (tmp_path / "own.txt").write_text("{topic}/{category}/{level}: {instruction}\n{response}", encoding="utf-8")
+    template = str(tmp_path / "own.txt")
+    assert sample(write(tmp_path, row, yaml=yaml), template).turns == (
+        ("Birds/qa/3: Hi.\n", "Ho."),
+        ("Birds/qa/3: Name a bird.\n", "A wren."),
+    )
+    assert sample(write(tmp_path, {**row, "t": None}, yaml=yaml), template).turns[0][0] == "/qa/3: Hi.\n"
+    (problem,) = samples(write(tmp_path, row | {"t": "\ud83d"}, yaml=yaml), template)
+    assert "'t' contains half of a surrogate pair" in str(problem)
+    with pytest.raises(UserError, match=r"nothing reads the content of columns 'level'.*, 't' "):
+        samples(write(tmp_path, row, yaml=yaml), "qa")
+    (tmp_path / "own.txt").write_text("{context}{instruction}\n{response}", encoding="utf-8")
+    with pytest.raises(UserError, match="nothing reads the content of column 't' "):
+        samples(write(tmp_path, CHAT | {"t": "Birds"}, yaml="columns: {messages: conversations, context: t}"), template)
+
+
+@pytest.mark.parametrize("row", [CHAT, {"question": "Why?", "human_answers": ["So."], "chatgpt_answers": []}])
+def test_every_field_that_a_template_may_name_has_a_value(tmp_path: Path, row: dict[str, Any]) -> None:
+    (tmp_path / "own.txt").write_text("[{category}{context}] {instruction}\n{response}", encoding="utf-8")
+    category = "source" if "question" in row else "category"
+    (example,) = samples(write(tmp_path, row | {category: "qa"}), str(tmp_path / "own.txt"))
+    assert isinstance(example, Example)
+    assert example.turns[0][0].startswith("[qa] ")
+
+
+def test_columns_next_to_messages_are_another_corpus(tmp_path: Path) -> None:
+    """Older versions compiled empty fields; other corpora keep their key."""
+    (tmp_path / "own.txt").write_text("{category}: {instruction}\n{response}", encoding="utf-8")
+    for row, template, expected in (
+        (CHAT, str(tmp_path / "own.txt"), {"fields_of_chats": 2}),
+        (CHAT, "qa", {}),
+        (CHAT, "chat", {}),
+        (PAIR, str(tmp_path / "own.txt"), {}),
+    ):
+        data = write(tmp_path, row)
+        settings = corpus_settings(RunConfig.of(data=data, template=template).data, find(data), "t")
+        assert {key: value for key, value in settings["sets"][0].items() if key == "fields_of_chats"} == expected
 
 
 @pytest.mark.parametrize("value", ["id", "{a: b}", "[1]"])

@@ -80,7 +80,7 @@ class Schema:
         return {"instruction", "context", "category", *self.columns} - NEVER_IN_A_PROMPT
 
 
-_TEXTS = ("instruction", "context", "response")
+TEXTS = ("instruction", "context", "response")
 NEVER_IN_A_PROMPT = {"response", "messages", "human_answers", "chatgpt_answers", "text", "history"}
 MEANINGS = {
     "context": ("context", "input"),
@@ -98,29 +98,32 @@ def columns_of(name: str, schema: Schema, source: Source) -> tuple[str, ...]:
     return tuple(column for column in columns if column not in taken_columns and column not in source.ignore)
 
 
-def consumed(schema: Schema, source: Source, template: Template) -> set[str]:
-    """All columns that reading a row with this template uses."""
-    if schema.name == "hc3":
-        return {*schema.columns.values()}
-    optional = ["category", "system", "history"]
-    if "messages" not in schema.columns and template.takes_context():
-        optional.append("context")
-    fields = {"instruction", "context", "response", "messages", *template.fields}  # `example` refuses a lost context
-    columns = {column for name, column in schema.columns.items() if name in fields}
-    return columns.union(*(columns_of(name, schema, source) for name in optional))
+def extra_columns(schema: Schema) -> dict[str, str]:
+    """Field -> column of the values that only templates use: each reader puts all of them into its turns."""
+    known = {*TEXTS, *MEANINGS, *NEVER_IN_A_PROMPT}
+    return {name: column for name, column in schema.columns.items() if name not in known}
+
+
+def _extra_fields(fields: dict[str, Any], schema: Schema, source: Source) -> tuple[dict[str, str], str | None]:
+    """Values of `extra_columns` and the category, and an error or None."""
+    values = dict[str, str]()
+    for name, column in extra_columns(schema).items():
+        values[name], error = text_of(fields, column, strict=False)
+        if error:
+            return {}, error
+    values["category"], error = first_text(fields, columns_of("category", schema, source), strict=False)
+    return values, error
 
 
 def _read_columns(row: Row, schema: Schema, source: Source) -> list[Dialogue] | str:
-    fields, values = row.fields or {}, dict[str, str]()
-    for name, column in schema.columns.items():
-        if name not in MEANINGS:
-            values[name], error = text_of(fields, column, strict=name in _TEXTS)
-            if error:
-                return error
-    for name in ("context", "category"):
-        values[name], error = first_text(fields, columns_of(name, schema, source), strict=name in _TEXTS)
-        if error:
-            return error
+    fields = row.fields or {}
+    values, error = _extra_fields(fields, schema, source)
+    for name in TEXTS:
+        columns = columns_of(name, schema, source) if name in MEANINGS else (schema.columns[name],)
+        values[name], text_error = first_text(fields, columns)
+        error = text_error or error
+    if error:
+        return error
     instruction, response = schema.columns["instruction"], schema.columns["response"]
     if not values["instruction"].strip():
         return f"{instruction!r} is empty" if fields.get(instruction) is not None else f"no {instruction!r}"
@@ -133,7 +136,7 @@ def _read_columns(row: Row, schema: Schema, source: Source) -> list[Dialogue] | 
             return f"{instruction!r} contains a prompt with another input than the row; remove one"
         values |= {"instruction": carried[0], "context": context}
     answer = values.pop("response")
-    dialogue = Dialogue((Turn(values, answer),), category=values.get("category", ""), prefixed=bool(carried))
+    dialogue = Dialogue((Turn(values, answer),), category=values["category"], prefixed=bool(carried))
     return _completed(dialogue, fields, schema, source)
 
 
@@ -147,7 +150,7 @@ def _completed(dialogue: Dialogue, fields: dict[str, Any], schema: Schema, sourc
         turns, earlier_system, error = messages.history(fields.get(column), column, source.ignore)
         if error:
             return error
-        extra_fields = {name: value for name, value in dialogue.turns[0].fields.items() if name not in _TEXTS}
+        extra_fields = {name: value for name, value in dialogue.turns[0].fields.items() if name not in TEXTS}
         earlier += [replace(turn, fields=extra_fields | turn.fields) for turn in turns]
         both = only_content(system, earlier_system)
         if both is None:
@@ -191,7 +194,10 @@ def _read_hc3(row: Row, schema: Schema, source: Source) -> list[Dialogue] | str:
     all_responses = "\x00".join(answer.strip() for _, answer in answers)
     return [
         Dialogue(
-            (Turn({"instruction": question, "category": subset}, answer),), "", subset, author, False, all_responses
+            (Turn({"instruction": question, "context": "", "category": subset}, answer),),
+            category=subset,
+            author=author,
+            all_responses=all_responses,
         )
         for author, answer in answers
         if source.answers in ("both", author)
@@ -207,8 +213,9 @@ def _read_messages(row: Row, schema: Schema, source: Source) -> list[Dialogue] |
     dialogue = messages.dialogue(fields.get(column), column, source.ignore)
     if isinstance(dialogue, str):
         return dialogue
-    category, error = first_text(fields, columns_of("category", schema, source), strict=False)
-    return error or _completed(replace(dialogue, category=category), fields, schema, source)
+    extra, error = _extra_fields(fields, schema, source)
+    turns = tuple(replace(turn, fields=extra | turn.fields) for turn in dialogue.turns)
+    return error or _completed(replace(dialogue, turns=turns, category=extra["category"]), fields, schema, source)
 
 
 def _read_text(row: Row, schema: Schema, source: Source) -> list[Dialogue] | str:

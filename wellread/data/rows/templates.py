@@ -52,10 +52,10 @@ class Template:
         return {*self.plain[1::2], *self.with_context[1::2]}
 
     def prompt(self, fields: Mapping[str, str]) -> tuple[str, str]:
-        """Prompt of one turn, and the spaces before its response."""
+        """Prompt of one turn, which has all `fields` of the template, and the spaces before its response."""
         context = bool(fields.get("context"))
         parts = self.with_context if context else self.plain
-        return "".join(fields.get(part, "") if i % 2 else part for i, part in enumerate(parts)), self.lead[context]
+        return "".join(fields[part] if i % 2 else part for i, part in enumerate(parts)), self.lead[context]
 
     def takes_context(self) -> bool:
         """Whether it has a field for the context of a row."""

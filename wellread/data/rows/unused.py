@@ -7,12 +7,27 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from wellread.data.sources.source import Row, has_content
+from wellread.data.rows.instruct import TEXTS, Schema, columns_of, extra_columns
+from wellread.data.rows.templates import Template
+from wellread.data.sources.source import Row, Source, has_content
 from wellread.errors import UserError
 from wellread.units import plural
 
 LISTED = 10
 """Maximum number of columns that an error lists."""
+
+
+def consumed(schema: Schema, source: Source, template: Template) -> set[str]:
+    """All columns that reading a row with this template uses."""
+    if schema.name == "hc3":
+        return {*schema.columns.values()}
+    optional = ["category", "system", "history"]
+    if "messages" not in schema.columns and template.takes_context():
+        optional.append("context")
+    texts = ("messages",) if "messages" in schema.columns else TEXTS  # `example` refuses a lost context
+    columns = {schema.columns[name] for name in texts if name in schema.columns}
+    columns |= {column for name, column in extra_columns(schema).items() if name in template.fields}
+    return columns.union(*(columns_of(name, schema, source) for name in optional))
 
 
 @dataclass
