@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from datetime import date
 from pathlib import Path
 
@@ -235,6 +236,23 @@ def test_a_nested_object_instead_of_a_list_is_refused(tmp_path: Path) -> None:
 def test_a_json_list_that_ends_inside_a_nested_object_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.json: not a JSON file: object 1: its JSON is nested too deeply"):
         read(write(tmp_path / "a.json", '[{"a": ' + "[" * 100_000))
+
+
+def test_a_damaged_page_of_a_parquet_file(tmp_path: Path) -> None:
+    """Its beginning and its end are whole, so the damage is noticed while rows are read."""
+    path = tmp_path / "x.parquet"
+    table = pyarrow.table({"instruction": ["Name a bird."] * 50, "response": [f"Wren {i}." for i in range(50)]})
+    pyarrow.parquet.write_table(table, path, compression="zstd", use_dictionary=False)
+    page = pyarrow.parquet.ParquetFile(path).metadata.row_group(0).column(1)
+    content = bytearray(path.read_bytes())
+    end = page.data_page_offset + page.total_compressed_size
+    content[end - 60 : end] = b"\xff" * 60
+    path.write_bytes(content)
+    with pytest.raises(UserError) as refused:
+        read(path)
+    assert re.fullmatch(rf"{path}: damaged \(.+\), after row 0; copy or download it again", str(refused.value)), (
+        refused.value
+    )
 
 
 def test_values_of_parquet_that_python_cannot_represent_are_errors_of_their_rows(tmp_path: Path) -> None:
