@@ -23,6 +23,7 @@ from wellread.corpus import summary, tokenizer
 from wellread.corpus.building import building
 from wellread.corpus.merge import merge
 from wellread.corpus.read import Corpus
+from wellread.corpus.rendering import source_of
 from wellread.corpus.shards import Shard, totals, write_shard
 from wellread.corpus.workers import cores, write_chunks
 from wellread.data import canaries, documents, influence, marks, sample_metrics
@@ -241,7 +242,14 @@ def _in_corpus(
         texts = (item.content.text for item in _items(data_sets, masks) if isinstance(item.content, Example | Raw))
         tokenizer.train_bpe(texts, spec.vocab, directory, spec.positions)
     backend = backend or tokenizer.Tokenizer.load(directory)
-    if any(reader.template.is_chat for reader in data_sets) and not backend.backend.chat_template:
+    if not any(reader.template.is_chat for reader in data_sets):
+        return backend
+    if backend.backend.chat_template:
+        try:
+            source_of(backend.backend)
+        except UserError as error:
+            raise UserError(f"--model {spec.name}: its chat {error}") from None
+    else:
         print(f"the tokenizer of {spec.name} has no chat template; using configs/templates/{templates.CHAT_FILE.name}")
         (directory / "chat_template.jinja").write_text(
             templates.CHAT_FILE.read_text(encoding="utf-8"), encoding="utf-8"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.chat_models import config
 
 from finetune.prepare import prepare
 from wellread.config import RunConfig
@@ -212,7 +213,7 @@ def test_text_next_to_messages_is_reported(
 
 
 def test_a_probe_that_a_template_refuses(directory: Path) -> None:
-    """Whether a message is repeated is only reported, so this is no reason to refuse the chat."""
+    """A repeated message is only reported, so a template that cannot be probed is not refused."""
     choosy = CHATML.replace("{{ m.role", "{% if m.content | length > 20 %}{{ 1 / 0 }}{% endif %}{{ m.role")
     assert not loaded(directory, choosy).chat(messages([("user", "e"), TURNS[1]]), DATE).changes
 
@@ -233,6 +234,27 @@ def test_addresses_of_objects_are_refused(directory: Path, value: str) -> None:
     quoted = [("user", "Why <function f at 0x7fb2>?"), TURNS[1]]
     assert "at 0x7fb2" in marked(loaded(directory, CHATML), quoted)
     assert marked(loaded(directory, f"<f at 0x1>{CHATML}"), TURNS).startswith("<f at 0x1>")
+
+
+def test_named_templates_without_a_default(directory: Path, tmp_path: Path) -> None:
+    """It is an error of the model, not of the rows, so --max_bad_rows does not skip all of them."""
+    templates: Any = {"tool_use": CHATML, "rag": CHATML}
+    expected = (
+        "its chat templates are named rag, tool_use, none of them default; "
+        "give one of them this name in its tokenizer_config.json"
+    )
+    assert refusal(loaded(directory, templates), TURNS) == expected
+    model = shutil.copytree(directory, tmp_path / "model")
+    (model / "config.json").write_text(json.dumps(config(Tokenizer.load(model).size)))
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    settings["chat_template"] = [{"name": name, "template": template} for name, template in templates.items()]
+    (model / "tokenizer_config.json").write_text(json.dumps(settings))
+    path = tmp_path / "chats.jsonl"
+    path.write_text(json.dumps({"messages": messages(TURNS)}) + "\n")
+    values = {"model": str(model), "data": str(path), "corpora": str(tmp_path / "corpora"), "max_bad_rows": 9}
+    with pytest.raises(UserError) as refused:
+        prepare(RunConfig.of(**values))
+    assert str(refused.value) == f"--model model: {expected}"
 
 
 def test_changes_of_earlier_turns(directory: Path) -> None:

@@ -57,7 +57,7 @@ class Renderer:
         self._variables = {"tools": None, "documents": None, **backend.special_tokens_map}
         self._limit = CHARACTERS
         with _refused_errors(), _limits():
-            source = backend.get_chat_template()
+            source = source_of(backend)
             self._template = self._compile(source, today)
         if DEFAULT_DATE.search(source):
             self._variables["date_string"] = today.strftime("%d %b %Y")
@@ -114,14 +114,31 @@ class Renderer:
         return text
 
 
+def source_of(backend: Any) -> str:
+    """The chat template of a tokenizer: of several named ones, the one with the name ``default``.
+
+    Raises
+    ------
+    UserError
+        When none has this name. The text of the error continues a sentence that begins with "its chat".
+    """
+    templates = backend.chat_template
+    if isinstance(templates, dict) and "default" not in templates:
+        raise UserError(
+            f"templates are named {', '.join(sorted(templates))}, none of them default; "
+            "give one of them this name in its tokenizer_config.json"
+        )
+    return str(backend.get_chat_template())
+
+
 class _Function:
     """A function of the templates. As text, it is always the same; Python would write the address of the function."""
 
     def __init__(self, name: str, call: Callable[..., Any]) -> None:
         self._name, self._call = name, call
 
-    def __call__(self, *values: Any, **named: Any) -> Any:
-        return self._call(*values, **named)
+    def __call__(self, *values: Any, **options: Any) -> Any:
+        return self._call(*values, **options)
 
     def __repr__(self) -> str:
         return f"<function {self._name}>"
@@ -136,6 +153,8 @@ def _refused_errors() -> Iterator[None]:
     """Turn any error of the template into a `UserError`: a template is foreign code and may fail in any way."""
     try:
         yield
+    except UserError:
+        raise
     except _Slow:
         raise UserError(f"takes the chat template more than {SECONDS:g} s; fix the template") from None
     except Exception as error:  # including MemoryError and RecursionError
