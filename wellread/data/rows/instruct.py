@@ -100,8 +100,8 @@ def columns_of(name: str, schema: Schema, source: Source) -> tuple[str, ...]:
 
 def extra_columns(schema: Schema) -> dict[str, str]:
     """Field -> column of the values that only templates use: each reader puts all of them into its turns."""
-    known = {*TEXTS, *MEANINGS, *NEVER_IN_A_PROMPT}
-    return {name: column for name, column in schema.columns.items() if name not in known}
+    excluded = {*TEXTS, *MEANINGS, *NEVER_IN_A_PROMPT}
+    return {name: column for name, column in schema.columns.items() if name not in excluded}
 
 
 def _extra_fields(fields: dict[str, Any], schema: Schema, source: Source) -> tuple[dict[str, str], str | None]:
