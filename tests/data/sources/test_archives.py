@@ -7,8 +7,10 @@ import io
 import json
 import random
 import stat
+import subprocess
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -192,3 +194,79 @@ def test_each_file_of_a_folder_is_a_document_except_files_with_separators(tmp_pa
     assert stories.split_files(sets.documents(str(tmp_path))) == ""
     (tmp_path / "2.txt").unlink()
     assert stories.unseparated(sets.documents(str(tmp_path))) == [tmp_path / "0.txt"]
+
+
+MEMBERS = {f"{i}.txt": f"Document {i}. ".encode() * (200 * i + 1) for i in range(8)}
+
+
+def with_one_byte_flipped(tar: bytes) -> bytes:
+    """The tar with a damaged header of its third member."""
+    place = 512 * [tar[at : at + 5] for at in range(0, len(tar), 512)].index(b"2.txt")
+    return tar[: place + 3] + b"T" + tar[place + 4 :]
+
+
+def cut_at_a_member(tar: bytes) -> bytes:
+    """The tar without its fourth member and what follows."""
+    return tar[: 512 * [tar[at : at + 5] for at in range(0, len(tar), 512)].index(b"3.txt")]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda tar: tar + tar, r"a second archive begins at byte [\d,]+ of its content; unpack them into one"),
+        (lambda tar: tar.rstrip(b"\0") + bytes(-len(tar.rstrip(b"\0")) % 512 + 1024) + tar, r"a second archive begins"),
+        (with_one_byte_flipped, r"damaged \(at byte [\d,]+ of the tar: bad checksum\)"),
+        (cut_at_a_member, r"damaged \(at byte [\d,]+ of the tar: empty header\)"),
+        (lambda tar: cut_at_a_member(tar) + b"3.txt", r"damaged \(at byte [\d,]+ of the tar: truncated header\)"),
+        (lambda tar: cut_at_a_member(tar) + bytes(512), r"damaged \(cut off: the tar does not end with two blocks"),
+        (lambda tar: tar + b"x" * 600, r"damaged \(the tar ends before byte [\d,]+, but data follow\)"),
+        (lambda tar: tar + b"x", r"damaged \(the tar ends before byte [\d,]+, but data follow\)"),
+    ],
+)
+def test_a_tar_that_ends_early_is_refused(damage: Callable[[bytes], bytes], message: str, tmp_path: Path) -> None:
+    """tarfile takes a damaged header, and the end of the first of several archives, for the end of all."""
+    path = tarred(tmp_path / "a.tar.gz", MEMBERS)
+    assert len(texts(path)) == len(MEMBERS)
+    path.write_bytes(gzip.compress(damage(gzip.decompress(path.read_bytes()))))
+    with pytest.raises(UserError, match=message):
+        texts(path)
+
+
+def test_two_files_in_one_are_refused(tmp_path: Path) -> None:
+    tar, archive = tarred(tmp_path / "a.tar.gz", MEMBERS), zipped(tmp_path / "a.zip", MEMBERS)
+    size, both = archive.stat().st_size, archive.read_bytes()
+    tar.write_bytes(tar.read_bytes() * 2)
+    empty = zipped(tmp_path / "empty.zip", {}).read_bytes()
+    for path, content in ((tar, tar.read_bytes()), (archive, both * 2), (archive, both + empty)):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r": a second archive begins at byte [\d,]+ of its content; unpack them"):
+            texts(path)
+    archive.write_bytes(b"#!/bin/sh\n" * 10 + both)
+    with pytest.raises(UserError, match=r"a\.zip: 100 bytes precede the archive, e\.g\. a program; unpack it"):
+        texts(archive)
+    archive.write_bytes(both + both[:1000])
+    with pytest.raises(UserError, match=r"a\.zip: damaged \(its last 1,000 bytes are after its end\)"):
+        texts(archive)
+    archive.write_bytes(b"PK00" + both + bytes(100))  # one part of an archive of several, and padding
+    assert len(texts(archive)) == len(MEMBERS)
+    assert size == len(both)
+
+
+@pytest.mark.parametrize("form", ["gnu", "oldgnu", "pax", "ustar", "v7"])
+def test_archives_of_gnu_tar_are_complete(form: str, tmp_path: Path) -> None:
+    name = "n" * (90 if form in ("v7", "ustar") else 300)
+    for i in range(3):
+        (tmp_path / f"{name[:200]}{i}.txt").write_text(f"Document {i}. " * 100)
+    files = sorted(path.name for path in tmp_path.iterdir())
+    subprocess.run(["tar", f"--format={form}", "-czf", "a.tar.gz", *files], cwd=tmp_path, check=True)
+    assert texts(tmp_path / "a.tar.gz") == [f"Document {i}. " * 100 for i in range(3)]
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_a_tar_with_comments_and_long_names_is_complete(form: int, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz", format=form, pax_headers={"comment": "x"}) as archive:
+        for i in range(3):
+            member = tarfile.TarInfo(f"{'folder/' * 60}ü{i}.txt")
+            member.size = 512 * i
+            archive.addfile(member, io.BytesIO(b"x" * member.size))
+    assert texts(tmp_path / "a.tar.gz") == ["", "x" * 512, "x" * 1024]

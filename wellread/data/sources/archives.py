@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, TYPE_CHECKING, Any
 
 from wellread.data.sources.json_rows import json_rows, jsonl_rows
 from wellread.data.sources.source import Row, too_long
@@ -20,16 +20,23 @@ from wellread.data.sources.tables import UNSUPPORTED, csv_rows
 from wellread.errors import UserError
 from wellread.text_io import foreign
 
+if TYPE_CHECKING:
+    import zipfile
+
 KINDS = (".dat.zst", ".zip", ".tar.gz")
 LENGTH = 16
 """Digits before each document of a .dat.zst file: its number of bytes."""
-BLOCK = 1 << 20
-"""Bytes that are read at once."""
 REFUSED = (*UNSUPPORTED, ".parquet", ".arrow", ".gz", ".zst", ".zip", ".npy", ".npz", ".bin", ".idx")
 """Kinds of members that are neither text nor a table that is read."""
 ADDED = "__MACOSX"
 """Folder of an archive with what macOS adds to it: attributes of the other members."""
-VERSION = 2
+HEADER = 512
+"""Bytes of a header in a tar, and of each of the two blocks of zeros at its end."""
+LOCAL_HEADER = 30
+"""Fewest bytes of a member of a .zip."""
+ZIP_END = b"PK\5\6"
+"""Begins the last record of a .zip: 22 bytes and a comment of at most 65,535."""
+VERSION = 3
 """Raise it when the same .zip or .tar.gz has other documents."""
 
 
@@ -136,6 +143,7 @@ def _zip_members(path: Path, limit: int) -> Iterator[tuple[str, bytes]]:
     import zipfile
 
     with _damage_named(path), zipfile.ZipFile(path) as archive:
+        _check_whole_zip(path, archive)
         for member in archive.infolist():
             if not member.is_dir() and not _skipped(member.filename):
                 kind_of_file = stat.S_IFMT(member.external_attr >> 16)  # 0 in archives of other systems
@@ -144,11 +152,46 @@ def _zip_members(path: Path, limit: int) -> Iterator[tuple[str, bytes]]:
                     yield _read(path, member.filename, file, limit)
 
 
+def _check_whole_zip(path: Path, archive: zipfile.ZipFile) -> None:
+    """Refuse bytes before the first member and after the end: zipfile skips them, also if they are another archive."""
+    with open(path, "rb") as file:
+        start = file.read(4)
+        size = file.seek(0, io.SEEK_END)
+        file.seek(max(0, size - 22 - 0xFFFF))
+        tail = file.read()
+    end = tail.rfind(ZIP_END)
+    first = min((member.header_offset for member in archive.infolist()), default=size - len(tail) + end)
+    if first >= LOCAL_HEADER:
+        if start in (b"PK\3\4", ZIP_END):
+            raise _several(path, first)
+        raise UserError(f"{path}: {first:,} bytes precede the archive, e.g. a program; unpack it")
+    after = tail[end + 22 + len(archive.comment) :]
+    if after.strip(b"\0"):
+        raise _damaged(path, f"its last {len(after):,} bytes are after its end")
+
+
 def _tar_members(path: Path, limit: int) -> Iterator[tuple[str, bytes]]:
     import gzip
     import tarfile
 
-    with _damage_named(path), gzip.open(path) as content, tarfile.open(fileobj=content, mode="r|") as archive:
+    class Member(tarfile.TarInfo):
+        """A header; `TarFile.next` takes one that is damaged or cut off for the end of the archive."""
+
+        @classmethod
+        def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Member:
+            at = tarfile_.fileobj.tell()
+            try:
+                return super().fromtarfile(tarfile_)
+            except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # a block of zeros
+                raise
+            except tarfile.HeaderError as error:
+                raise tarfile.ReadError(f"at byte {at:,} of the tar: {error}") from None
+
+    with (
+        _damage_named(path),
+        gzip.open(path) as content,
+        tarfile.open(fileobj=content, mode="r|", tarinfo=Member) as archive,
+    ):
         while (member := archive.next()) is not None:
             archive.members.clear()  # type: ignore[attr-defined]  # else it keeps the headers of all members
             if member.isdir() or _skipped(member.name):
@@ -156,8 +199,28 @@ def _tar_members(path: Path, limit: int) -> Iterator[tuple[str, bytes]]:
             _check_kind(path, member.name, member.isfile())
             if (file := archive.extractfile(member)) is not None:
                 yield _read(path, member.name, file, limit)
-        while content.read(BLOCK):  # to its end, where gzip compares length and checksum
-            pass
+        _check_end_of_tar(path, archive.fileobj)
+
+
+def _check_end_of_tar(path: Path, content: Any) -> None:
+    """Refuse all but zeros after the first block of zeros, up to the end, where gzip compares length and checksum."""
+    import tarfile
+
+    if len(block := content.read(HEADER)) < HEADER:
+        raise _damaged(path, "cut off: the tar does not end with two blocks of zeros")
+    while block:
+        if block.strip(b"\0"):
+            at = content.tell() - len(block)
+            try:
+                tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+            except tarfile.HeaderError:
+                raise _damaged(path, f"the tar ends before byte {at:,}, but data follow") from None
+            raise _several(path, at)
+        block = content.read(HEADER)
+
+
+def _several(path: Path, at: int) -> UserError:
+    return UserError(f"{path}: a second archive begins at byte {at:,} of its content; unpack them into one folder")
 
 
 @contextmanager
