@@ -10,6 +10,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from wellread.corpus.decoder import Decoder
 from wellread.corpus.tokenizer import Tokenizer, copy_files, fingerprint, identify, train_bpe
 from wellread.errors import UserError
 
@@ -122,3 +123,23 @@ def test_the_largest_id_counts_not_the_number_of_words(tmp_path: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>").save_pretrained(tmp_path)
     assert len(Tokenizer.load(tmp_path).backend) == 3
     assert Tokenizer.load(tmp_path).size == 501
+
+
+def test_a_tokenizer_that_draws_its_tokens_is_refused(trained: Path, tmp_path: Path) -> None:
+    """With dropout, corpora of equal settings would differ."""
+    copy_files(trained, tmp_path)
+    serialized = json.loads((trained / "tokenizer.json").read_text())
+    for dropout in (0.3, 0.0, None):
+        serialized["model"]["dropout"] = dropout
+        (tmp_path / "tokenizer.json").write_text(json.dumps(serialized))
+        if not dropout:
+            assert len({tuple(Tokenizer.load(tmp_path).prompts([TEXTS[0]])[0]) for _ in range(20)}) == 1
+            continue
+        with pytest.raises(UserError) as refused:
+            Tokenizer.load(tmp_path, Path("mine"))
+        message = (
+            "mine: its tokenizer.json sets dropout to 0.3, so that a text has other tokens each time; set it to null"
+        )
+        assert str(refused.value) == message
+        decoder = Decoder.load(tmp_path)  # of a run that exists
+        assert len({tuple(decoder.encode(TEXTS[0])[0]) for _ in range(20)}) == 1

@@ -89,6 +89,8 @@ class Decoder:
         copy.encode_special_tokens = True
         copy.no_truncation()
         copy.no_padding()
+        if getattr(copy.model, "dropout", None):  # in a corpus of an earlier version
+            copy.model.dropout = None
         return copy
 
     def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:

@@ -69,7 +69,7 @@ class Tokenizer:
         Raises
         ------
         UserError
-            When there is none, or it has no end-of-sequence token.
+            When there is none, it has no end-of-sequence token, or it draws the tokens of a text at random.
         """
         from transformers import AutoTokenizer
 
@@ -89,6 +89,11 @@ class Tokenizer:
             raise UserError(f"{where or directory}: its tokenizer has no fast version; convert it to a tokenizer.json")
         if backend.eos_token_id is None:
             raise UserError(f"{where or directory}: its tokenizer has no eos_token; set it in tokenizer_config.json")
+        if dropout := getattr(backend.backend_tokenizer.model, "dropout", None):
+            raise UserError(
+                f"{where or directory}: its tokenizer.json sets dropout to {dropout:g}, so that a text has "
+                "other tokens each time; set it to null"
+            )
         return cls(backend, directory)
 
     @cached_property
