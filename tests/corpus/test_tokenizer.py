@@ -1,13 +1,14 @@
 """Tokenizers: trained ones, real ones, and directories without one."""
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tokenizers import Tokenizer as Backend
-from tokenizers import models, normalizers, pre_tokenizers
+from tokenizers import models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from wellread.corpus.decoder import Decoder
@@ -143,3 +144,44 @@ def test_a_tokenizer_that_draws_its_tokens_is_refused(trained: Path, tmp_path: P
         assert str(refused.value) == message
         decoder = Decoder.load(tmp_path)  # of a run that exists
         assert len({tuple(decoder.encode(TEXTS[0])[0]) for _ in range(20)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("form", "before", "after"),
+    [
+        ("<bos> $A <|endoftext|>", ["<bos>"], 1),
+        ("<bos> $A <|eot_id|>", ["<bos>"], 1),
+        ("<bos> <|endoftext|> $A <|endoftext|> <bos>", ["<bos>", "<|endoftext|>"], 2),
+        ("<|eot_id|> $A", ["<|eot_id|>"], 0),
+        ("$A <|eot_id|>", [], 1),
+        ("$A", [], 0),
+    ],
+)
+def test_special_tokens_after_a_text_are_not_between_prompt_and_response(
+    form: str, before: list[str], after: int, trained: Path, tmp_path: Path
+) -> None:
+    """Any token that the post-processor appends, not only the end-of-sequence token."""
+    names = ["<bos>", "<|endoftext|>", "<|eot_id|>"]
+    backend = Backend.from_file(str(trained / "tokenizer.json"))
+    backend.add_special_tokens(names)
+    special = [(name, backend.token_to_id(name)) for name in names]
+    backend.post_processor = processors.TemplateProcessing(single=form, special_tokens=special)
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|eot_id|>").save_pretrained(tmp_path)
+    tokenizer = Tokenizer.load(tmp_path)
+    begins = [backend.token_to_id(name) for name in before]
+    for each in (tokenizer, pickle.loads(pickle.dumps(tokenizer))):
+        (plain,) = each.continuations(["the cat"])
+        assert each.begins == begins
+        assert each.prompts(["the cat", ""]) == [begins + plain, begins]
+        assert each.starts(["the cat"]) == [[0] * len(begins) + [0, 3]]
+    assert len(backend.encode("the cat").ids) == len(begins) + 2 + after
+
+
+def test_a_tokenizer_without_usual_characters_has_its_special_tokens() -> None:
+    backend = Backend(models.WordLevel({"<s>": 0, "</s>": 1, "日本": 2}, unk_token=None))
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>"))
+    assert tokenizer.begins == [0]
+    assert tokenizer.prompts(["日本"]) == [[0, 2]]

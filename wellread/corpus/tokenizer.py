@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from wellread.corpus import chat
 from wellread.corpus.rendering import Message, Renderer
@@ -30,6 +30,9 @@ FILES = (
 )
 TEMPLATE = "chat_template.jinja"
 END_OF_TEXT = "<|endoftext|>"
+PROBES = ("a", "0")
+"""Texts that have tokens in almost all tokenizers."""
+T = TypeVar("T")
 
 
 class EncodedChat(NamedTuple):
@@ -55,7 +58,7 @@ class Tokenizer:
     def __reduce__(self) -> tuple[Any, ...]:
         """Send to another process, which loads the files only if it needs more than encoding texts."""
         assert self.directory
-        return _Sent, (self.directory, self.eos, self.begins, self._serialized)
+        return _Sent, (self.directory, self.eos, self._around, self._serialized)
 
     @classmethod
     def load(cls, directory: Path, where: Path | None = None) -> Tokenizer:
@@ -106,11 +109,28 @@ class Tokenizer:
         """One more than the largest token id, including added tokens: ids may have gaps."""
         return int(max(self.backend.get_vocab().values())) + 1
 
-    @cached_property
+    @property
     def begins(self) -> list[int]:
         """Token ids that the tokenizer puts before each text: its beginning-of-sequence token, or none."""
-        ids = list(self.backend("", add_special_tokens=True)["input_ids"])
-        return ids[:-1] if ids and ids[-1] == self.eos and len(ids) > 1 else ids if ids != [self.eos] else []
+        return self._around[0]
+
+    @cached_property
+    def _around(self) -> tuple[list[int], int]:
+        """Token ids that the tokenizer puts before each text, and the number of those after it."""
+        probes = (encoding for text in (*PROBES, *self._plain.get_vocab()) for encoding in self._encoded(text))
+        encoding = next((each for each in probes if 0 in each.special_tokens_mask), None)
+        if encoding is None:  # no text has a token
+            return [], 0
+        added = encoding.special_tokens_mask
+        before, after = added.index(0), added[::-1].index(0)
+        return list(encoding.ids[:before]), after
+
+    def _encoded(self, text: str) -> list[Any]:
+        """A list of the encoding of a text, or an empty list if it contains characters for which there is no token."""
+        try:
+            return [self._plain.encode(text, add_special_tokens=True)]
+        except Exception:  # the package raises no more specific type
+            return []
 
     @cached_property
     def _serialized(self) -> str:
@@ -132,13 +152,17 @@ class Tokenizer:
 
         Special tokens in a text are encoded as plain text: a row that quotes ``<|endoftext|>`` does not end there.
         """
-        encoded = [encoding.ids for encoding in self._plain.encode_batch_fast(texts, add_special_tokens=True)]
-        return [ids[:-1] if ids and ids[-1] == self.eos and len(ids) > 1 else ids for ids in encoded]
+        encoded = self._plain.encode_batch_fast(texts, add_special_tokens=True)
+        return [self._open(encoding.ids) for encoding in encoded]
 
     def starts(self, texts: list[str]) -> list[list[int]]:
         """Character at which each token of `prompts` begins; 0 for a token that no character has."""
         encoded = self._plain.encode_batch(texts, add_special_tokens=True)
-        return [[start for start, _ in encoding.offsets] for encoding in encoded]
+        return [[start for start, _ in self._open(encoding.offsets)] for encoding in encoded]
+
+    def _open(self, parts: list[T]) -> list[T]:
+        """Without the parts of the special tokens that end a text: a sample continues after it."""
+        return parts[: len(parts) - self._around[1]]
 
     def continuations(self, texts: list[str]) -> list[list[int]]:
         """Encode texts that continue a sample: no special tokens, even if a text contains one."""
@@ -229,8 +253,8 @@ class Tokenizer:
 class _Sent(Tokenizer):
     """A tokenizer of another process. Texts are encoded without importing transformers; chats need it."""
 
-    def __init__(self, directory: Path, eos: int, begins: list[int], serialized: str) -> None:
-        self.__dict__.update(directory=directory, eos=eos, begins=begins, _serialized=serialized)
+    def __init__(self, directory: Path, eos: int, around: tuple[list[int], int], serialized: str) -> None:
+        self.__dict__.update(directory=directory, eos=eos, _around=around, _serialized=serialized)
 
     @cached_property
     def backend(self) -> Any:

@@ -22,7 +22,7 @@ from wellread.data.sources.source import Row, Source
 from wellread.errors import UserError
 from wellread.order.permutation import Order
 
-VERSION = 3
+VERSION = 4
 """Raise it when the same settings produce a different corpus; existing corpora are then compiled again."""
 CHAT_VERSION = 3
 """The same for data sets with the chat template."""
