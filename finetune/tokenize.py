@@ -39,6 +39,8 @@ def tokenize(items: Sequence[Item], backend: Tokenizer, config: DataConfig, mark
     usable = [with_marks(item, backend, config, marker) for item in items if _usable(item, shard.counts)]
     texts = iter(_templated([example for item in usable if _is_templated(example := item.content)], backend))
     documents = iter(_documents([item.content for item in usable if isinstance(item.content, Raw)], backend))
+    for item in usable if not backend.represents_all else ():
+        _count_losses(shard, item, backend)
     for item in usable:
         before = len(shard.samples)
         if isinstance(item.content, Raw):
@@ -81,6 +83,19 @@ def _usable(item: Item, counts: Counter[str]) -> bool:
     if content.unscored:
         counts["answers_with_weight_zero"] += len(content.unscored)
     return True
+
+
+def _count_losses(shard: Shard, item: Item, backend: Tokenizer) -> None:
+    """Count what the tokens of an item do not represent of its text."""
+    content = item.content
+    if isinstance(content, Example):
+        messages = messages_of(content.system, content.turns, content.messages) if content.chat else []
+        texts = [message["content"] for message in messages] or [*chain(*content.turns)]
+    else:
+        texts = [content.text] if content and content.tokens is None else []
+    for text in texts:
+        for loss in backend.losses(text):
+            shard.count(loss.reason, f"{item.where} row {item.row}: {loss.example}", loss.n)
 
 
 def _is_templated(content: Example | Raw | None) -> TypeGuard[Example]:

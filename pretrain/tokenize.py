@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from wellread.config import LongStories, Packing
 from wellread.corpus import holdout
+from wellread.corpus.coverage import UNKNOWN
 from wellread.corpus.marks import Mark
 from wellread.corpus.sentencepiece import Pieces
 from wellread.corpus.shards import Shard, write_shard
@@ -57,6 +58,9 @@ def tokenize(chunk: Sequence[Text], settings: Tokenizing) -> Shard:
         "long_stories": settings.long_stories,
     }
     shard = fill(documents, bos=pieces.bos, **how)
+    for document, text, _ in described:
+        if pieces.unknown is not None and (n := int(np.count_nonzero(document.tokens == pieces.unknown))):
+            shard.count(UNKNOWN, f"row {document.row}: {pieces.unknown_text(text)!r}", n)
     if settings.marker:
         positions = [_positions(text, marks, pieces) for _, text, marks in described]
         samples = samples_of(documents, positions, **how)

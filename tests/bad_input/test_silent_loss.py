@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.chat_models import write_models
+from support.chat_models import config, write_models
 from support.made_once import made_once
 
 User = dict[str, Any]
@@ -302,3 +302,41 @@ def test_content_is_refused_by_name(kind: str, prepared: Callable[..., tuple[int
     assert code == 2, errors
     assert errors.count("\n") == 1, errors
     assert message in errors, errors
+
+
+@pytest.mark.parametrize(
+    ("unknown", "line"),
+    [
+        (None, "characters for which the tokenizer has no token, deleted: 5; first, DIR/a.jsonl row 1: 'ü' (U+00FC)"),
+        ("<unk>", "unknown tokens instead of text for which the tokenizer has no token: 5; first, DIR/a.jsonl row 1: "),
+    ],
+)
+@pytest.mark.parametrize("columns", [("prompt", "completion"), ("messages",), ("text",)])
+def test_characters_without_a_token_are_counted(
+    columns: tuple[str, ...],
+    unknown: str | None,
+    line: str,
+    prepared: Callable[..., tuple[int, str, str]],
+    tmp_path: Path,
+) -> None:
+    """A tokenizer without bytes deletes other characters, or writes its unknown token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    names = [*filter(None, [unknown]), "</s>", *map(chr, range(32, 127)), "▁", "\n"]
+    backend = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, [], unk_token=unknown))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", model_max_length=512)
+    tokenizer.save_pretrained(tmp_path / "ascii")
+    (tmp_path / "ascii" / "config.json").write_text(json.dumps(config(len(tokenizer))))
+    prompt, completion = "Name 0 in Zürich?", "Çafé 0 ünd 東 are."
+    rows: dict[tuple[str, ...], User] = {
+        ("prompt", "completion"): {"prompt": prompt, "completion": completion},
+        ("messages",): {"messages": [user(prompt), bot(completion)]},
+        ("text",): {"text": prompt + completion},
+    }
+    data = "--data=text@DIR/a.jsonl" if columns == ("text",) else "--data=DIR/a.jsonl"
+    code, out, err = prepared({"a.jsonl": [rows[columns]]}, str(tmp_path / "ascii"), data)
+    assert code == 0, err
+    assert line in out
+    assert COMPLETE not in out

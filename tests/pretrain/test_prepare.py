@@ -1,6 +1,7 @@
 """Preparing a pretraining corpus: sources, holdout, restarts after kill -9, metrics, perplexity, and errors."""
 
 import gzip
+import io
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import sentencepiece
 from support.waiting import wait_until
 
 from pretrain import prepare as preparing
@@ -232,6 +234,23 @@ def test_an_empty_story_is_skipped_if_allowed(tmp_path: Path, capsys: pytest.Cap
     assert corpus.meta["bad_rows"] == [line]
     assert f"skipping {line}\n" in capsys.readouterr().err
     assert {row for rows in corpus.samples()["rows"].to_pylist() for row in rows} == {2, 4}
+
+
+def test_unknown_pieces_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A SentencePiece model without bytes has one piece for all unknown characters."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(STORIES), model_writer=model, character_coverage=1.0, vocab_size=200, minloglevel=2
+    )
+    (tmp_path / "x.model").write_bytes(model.getvalue())
+    file, settings = tmp_path / "x.txt", {"vocab": str(tmp_path / "x.model"), "corpora": str(tmp_path / "c")}
+    for texts, count in ((STORIES, 0), ([*STORIES, "In Zürich.", "In Łódź."], 3)):
+        file.write_text("<|endoftext|>".join(texts))
+        corpus = Corpus.open(prepare(PretrainConfig.of(data=str(file), holdout=0.1, **settings)))
+        assert corpus.meta["counts"].get("unknown_tokens", 0) == count
+        out = capsys.readouterr().out
+        assert ("nothing was truncated or left out" in out) == (not count)
+    assert f"no token: 3; first, row {len(STORIES) + 1}: 'ü'\n" in out
 
 
 def _trained() -> bytes:

@@ -187,6 +187,16 @@ class Pieces:
         return int(self._processor.bos_id())
 
     @cached_property
+    def unknown(self) -> int | None:
+        """Id of the piece for characters without a piece; None if they are encoded as bytes."""
+        return None if self._proto.trainer_spec.byte_fallback else int(self._processor.unk_id())
+
+    def unknown_text(self, text: str) -> str:
+        """What of a text the first unknown piece represents."""
+        pieces = self._processor.encode(text, return_type="proto").pieces
+        return next((piece.surface for piece in pieces if piece.id == self.unknown), "")
+
+    @cached_property
     def by_word(self) -> bool:
         """Whether the pieces of a text are the concatenated pieces of its words.
 

@@ -55,9 +55,9 @@ class Shard:
     examples: dict[str, str] = field(default_factory=dict)
     """Reason -> the first example of it."""
 
-    def count(self, reason: str, example: str) -> None:
-        """Count one more of `reason`, with its place and what it is."""
-        self.counts[reason] += 1
+    def count(self, reason: str, example: str, n: int = 1) -> None:
+        """Count `n` more of `reason`, with the place of the first and what it is."""
+        self.counts[reason] += n
         self.examples.setdefault(reason, example)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from wellread.corpus import chat
+from wellread.corpus.coverage import DELETED, UNKNOWN
 from wellread.corpus.read import Corpus
 from wellread.corpus.segments import Segments
 from wellread.units import plural
@@ -32,6 +33,8 @@ REASONS = {
     chat.PROMPT_TRIMMED: "other messages that lose whitespace at their start in the chat template",
     chat.PROMPT_ADDED: "other messages next to which the chat template writes text, or which it repeats",
     chat.ADDED: "answers before which the chat template writes text that is learned, too",
+    DELETED: "characters for which the tokenizer has no token, deleted",
+    UNKNOWN: "unknown tokens instead of text for which the tokenizer has no token",
     "prompt_prefix_taken_off": "already had Alpaca's prompt, which was removed",
 }
 """Descriptions of the counts of a corpus."""

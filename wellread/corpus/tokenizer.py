@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from wellread.corpus import chat
+from wellread.corpus.coverage import Coverage, Loss
+from wellread.corpus.plain import added, copied, without_first_space
 from wellread.corpus.rendering import Message, Renderer
 from wellread.errors import UserError
 from wellread.text_io import FOREIGN_CODE, refuse_foreign, refuse_marked
@@ -30,8 +31,6 @@ FILES = (
 )
 TEMPLATE = "chat_template.jinja"
 END_OF_TEXT = "<|endoftext|>"
-PROBES = ("a", "0")
-"""Texts that have tokens in almost all tokenizers."""
 T = TypeVar("T")
 
 
@@ -116,21 +115,7 @@ class Tokenizer:
 
     @cached_property
     def _around(self) -> tuple[list[int], int]:
-        """Token ids that the tokenizer puts before each text, and the number of those after it."""
-        probes = (encoding for text in (*PROBES, *self._plain.get_vocab()) for encoding in self._encoded(text))
-        encoding = next((each for each in probes if 0 in each.special_tokens_mask), None)
-        if encoding is None:  # no text has a token
-            return [], 0
-        added = encoding.special_tokens_mask
-        before, after = added.index(0), added[::-1].index(0)
-        return list(encoding.ids[:before]), after
-
-    def _encoded(self, text: str) -> list[Any]:
-        """A list of the encoding of a text, or an empty list if it contains characters for which there is no token."""
-        try:
-            return [self._plain.encode(text, add_special_tokens=True)]
-        except Exception:  # the package raises no more specific type
-            return []
+        return added(self._plain)
 
     @cached_property
     def _serialized(self) -> str:
@@ -139,13 +124,13 @@ class Tokenizer:
     @cached_property
     def _plain(self) -> Any:
         """The `tokenizers.Tokenizer`, changed so that special tokens in a text are encoded as plain text."""
-        return _copied(self._serialized)
+        return copied(self._serialized)
 
     @cached_property
     def _continuing(self) -> Any:
         """As `_plain`, but without the space that SentencePiece puts before a text: continuations follow a prompt."""
-        changed = _without_first_space(self._serialized)
-        return self._plain if changed is None else _copied(changed)
+        changed = without_first_space(self._serialized)
+        return self._plain if changed is None else copied(changed)
 
     def prompts(self, texts: list[str]) -> list[list[int]]:
         """Encode the beginnings of samples, with the beginning-of-sequence token if the tokenizer uses one.
@@ -163,6 +148,19 @@ class Tokenizer:
     def _open(self, parts: list[T]) -> list[T]:
         """Without the parts of the special tokens that end a text: a sample continues after it."""
         return parts[: len(parts) - self._around[1]]
+
+    def losses(self, text: str) -> Iterator[Loss]:
+        """Characters of a text that its tokens do not represent, by reason."""
+        return self._coverage.losses(text)
+
+    @property
+    def represents_all(self) -> bool:
+        """Whether it represents all characters, so that no text needs to be checked for `losses`."""
+        return self._coverage.is_complete
+
+    @cached_property
+    def _coverage(self) -> Coverage:
+        return Coverage(self._plain, self._serialized)
 
     def continuations(self, texts: list[str]) -> list[list[int]]:
         """Encode texts that continue a sample: no special tokens, even if a text contains one."""
@@ -261,53 +259,6 @@ class _Sent(Tokenizer):
         """The transformers tokenizer."""
         assert self.directory
         return Tokenizer.load(self.directory).backend
-
-
-_SIGNS_OF_FIRST_SPACE = ('"Prepend"', '"Metaspace"', '"add_prefix_space":true')
-"""Each serialized tokenizer that puts a space before a text has one of these; this search avoids parsing it (0.2 s)."""
-
-
-def _copied(serialized: str) -> Any:
-    """A copy that encodes special tokens in a text as plain text, without truncation and padding."""
-    from tokenizers import Tokenizer as Backend
-
-    copy = Backend.from_str(serialized)
-    copy.encode_special_tokens = True
-    copy.no_truncation()
-    copy.no_padding()
-    return copy
-
-
-def _without_first_space(serialized: str) -> str | None:
-    """The serialized tokenizer without a space before texts; None when it does not put one."""
-    if not any(sign in serialized for sign in _SIGNS_OF_FIRST_SPACE):
-        return None
-    tokenizer = json.loads(serialized)
-    stages = ("normalizer", "pre_tokenizer")
-    before = [json.dumps(tokenizer[stage]) for stage in stages]
-
-    def prepends(part: Any) -> bool:
-        return isinstance(part, dict) and part.get("type") == "Prepend"
-
-    def visit(part: Any) -> None:
-        if isinstance(part, list):
-            part[:] = [each for each in part if not prepends(each)]
-            for each in part:
-                visit(each)
-        elif isinstance(part, dict):
-            if part.get("type") == "Metaspace":
-                part["prepend_scheme"] = "never"
-            elif part.get("type") == "ByteLevel":
-                part["add_prefix_space"] = False
-            for each in part.values():
-                visit(each)
-
-    for stage in stages:
-        visit(tokenizer[stage])
-        if prepends(tokenizer[stage]):
-            tokenizer[stage] = None
-    changed = before != [json.dumps(tokenizer[stage]) for stage in stages]
-    return json.dumps(tokenizer) if changed else None
 
 
 def copy_files(source: Path, target: Path) -> None:

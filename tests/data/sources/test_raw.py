@@ -44,6 +44,7 @@ def test_each_token_except_the_first_carries_loss_once(pythia_tokenizer: Path) -
 def test_all_windows_of_a_document_are_sealed_or_none() -> None:
     class Bytes:
         eos = 0
+        represents_all = True
 
         def prompts(self, texts: list[str]) -> list[list[int]]:
             return [list(text.encode()) for text in texts]
