@@ -179,6 +179,15 @@ SEEN: dict[str, tuple[dict[str, Any], str, tuple[str, ...], list[str]]] = {
         {"a.jsonl": [{"text": f"{TEXT}{i}", "url": "x", "meta": {"pile_set_name": "Web"}} for i in range(3)]},
         "base", ("--data=text@DIR/a.jsonl",), ["category Web", "column 'url' of text is ignored: 3 rows"],
     ),
+    "entries of meta next to plain text": (
+        {"a.jsonl": [{"text": f"{TEXT}{i}", "meta": {"pile_set_name": "Web", "summary": "A dog."}} for i in range(3)]},
+        "base", ("--data=text@DIR/a.jsonl",), ["category Web", "column 'meta.summary' of text is ignored: 3 rows"],
+    ),
+    "an entry of meta that the user ignores next to empty texts": (
+        {"a.yaml": "file: a.jsonl\nschema: text\nignore: [meta]\n",
+         "a.jsonl": [{"text": "" if i else TEXT, "meta": {"text": TEXT}} for i in range(3)]},
+        "base", (), ["column 'meta.text' of a is ignored: 3 rows", "left out, the document is empty: 2"],
+    ),
     "a date in the template": (
         {"a.jsonl": chat(user("Name a bird."), bot("A wren."))}, "dated", ("--template_date=2001-02-03",),
         ["Today: 03 Feb 2001"],
@@ -250,6 +259,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str, tuple[str, ...], str]] = {
         ("--data=text@DIR/a.jsonl",),
         "DIR/a.jsonl: most texts are empty, but column 'original' next to them has content; describe the data set in "
         "YAML with schema: text and columns: {text: original}, or with ignore: [original] (docs/data.md)",
+    ),
+    "most texts are empty next to an entry of meta": (
+        {"a.jsonl": [{"text": "" if i else "x", "meta": {"text": TEXT, "pile_set_name": "Web"}} for i in range(10)]},
+        "base", ("--data=text@DIR/a.jsonl",),
+        "DIR/a.jsonl: most texts are empty, but column 'meta.text' next to them has content; move it into text, or "
+        "describe the data set in YAML with ignore: ['meta.text'] (docs/data.md)",
     ),
     "UTF-16": (
         {"a.jsonl": json.dumps({"instruction": "a", "response": "b"}).encode("utf-16")}, "base", (),

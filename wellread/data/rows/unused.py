@@ -105,13 +105,21 @@ class Unused:
         )
 
     def _check_texts(self, where: str) -> None:
-        full = sorted(name for name, n in self.instead.items() if 2 * n >= self.rows and name not in self.ignore)
+        ignored = {*self.ignore, *(name for name in self.instead if "meta" in self.ignore and _is_inner(name))}
+        full = sorted(name for name, n in self.instead.items() if 2 * n >= self.rows and name not in ignored)
         if full:
+            is_inner = _is_inner(full[0])  # columns: names columns only
+            remedy = f"with schema: text and columns: {{text: {full[0]}}}, or " * (not is_inner)
             raise UserError(
                 f"{where}: most texts are empty, but column{'s' * (len(full) > 1)} {', '.join(map(repr, full))} "
-                f"next to them {'have' if len(full) > 1 else 'has'} content; describe the data set in YAML with "
-                f"schema: text and columns: {{text: {full[0]}}}, or with ignore: [{_listed(full)}] (docs/data.md)"
+                f"next to them {'have' if len(full) > 1 else 'has'} content; {'move it into text, or ' * is_inner}"
+                f"describe the data set in YAML {remedy}with ignore: [{_listed(full)}] (docs/data.md)"
             )
+
+
+def _is_inner(name: str) -> bool:
+    """Whether it is an entry of the object ``meta`` of a document."""
+    return name.startswith("meta.")
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -122,7 +122,7 @@ def _numbered(document: text.Document) -> tuple[int, Raw | str]:
     if not category.isascii() and re.search("[\ud800-\udfff]", category):  # JSON can contain it, UTF-8 cannot
         return document.number, "its subset contains half of a surrogate pair (an incomplete character)"
     used = {"pile_set_name"} | ({"source"} if author else set())
-    unread = {column: is_text for column, is_text in document.columns.items() if column not in used}
+    unread = {name: is_text for name, is_text in document.columns.items() if name.removeprefix("meta.") not in used}
     return document.number, Raw(document.text, category=category, columns=unread)
 
 

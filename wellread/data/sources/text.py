@@ -50,7 +50,7 @@ class Document:
     """All other fields of the row; the fields of an object ``meta`` are merged into them, e.g. pile_set_name."""
     error: str | None = None
     columns: dict[str, bool] = field(default_factory=dict, compare=False)
-    """All other fields of the row with content, except an object ``meta``, and whether each contains text."""
+    """All other fields of the row with content, and whether each contains text; meta.KEY for those of ``meta``."""
 
 
 def documents(
@@ -133,8 +133,9 @@ def of_rows(rows: Iterable[Row], name: str) -> Iterator[Document]:
         name = STORY if requested == "text" and "text" not in row.fields and STORY in row.fields else requested
         meta = {key: value for key, value in row.fields.items() if key != name}
         columns = {key: _is_text(value) for key, value in meta.items() if has_content(value)}
-        if isinstance(meta.get("meta"), dict):
+        if isinstance(inner := meta.get("meta"), dict):
             columns.pop("meta", None)
+            columns |= {f"meta.{key}": _is_text(value) for key, value in inner.items() if has_content(value)}
             meta |= meta.pop("meta")
         text = row.fields.get(name)
         if isinstance(text, list) and text and all(isinstance(paragraph, str) for paragraph in text):
