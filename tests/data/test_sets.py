@@ -242,6 +242,22 @@ def test_a_folder_with_data_that_would_not_be_read(name: str, target: str, reaso
     assert str(refused.value).startswith(f"{tmp_path / name}: {reason}")
 
 
+@pytest.mark.parametrize("name", ["text@{}", "{}"])
+def test_folders_of_hive_are_refused(name: str, tmp_path: Path) -> None:
+    """The partition column is only in the names of folders, and would be lost."""
+    folder = tmp_path / "year=2024" / "x" / "category=a b"
+    folder.mkdir(parents=True)
+    write(folder / "p.jsonl", DOLLY | {"text": "x"})
+    with pytest.raises(UserError) as refused:
+        sets.find(name.format(tmp_path))
+    message = f"{folder}: 'year=2024' names a column and its value, which are not read; write them into the files, or"
+    assert str(refused.value) == f"{message} give the folder another name"
+    assert len(sets.find(name.format(folder)).sources[0].paths) == 1  # a user who names one value knows it
+    (tmp_path / "year=2024").rename(tmp_path / "2024")
+    with pytest.raises(UserError, match="'category=a b' names a column and its value, which are not read"):
+        sets.find(name.format(tmp_path))
+
+
 @pytest.mark.parametrize("data", ["dolly@", "text@", "sample@", "hc3:human@"])
 def test_an_empty_path_is_not_the_current_folder(data: str) -> None:
     with pytest.raises(UserError, match=f"--data {data}: names no file after @; write [a-z0-9]+@FILE"):

@@ -297,6 +297,16 @@ def _refuse_unread(paths: Iterable[Path], suffixes: tuple[str, ...]) -> None:
             raise UserError(f"{path}: is not a kind of file that is read ({' '.join(suffixes)}); convert or remove it")
 
 
+def _refuse_partition(file: Path, folder: Path) -> None:
+    """Refuse a folder of Hive: its name has the values of a column, which no file of it contains."""
+    for part in file.relative_to(folder).parts[:-1]:
+        if re.match(r"\w+=", part):
+            raise UserError(
+                f"{file.parent}: {part!r} names a column and its value, which are not read; write them into the files, "
+                "or give the folder another name"
+            )
+
+
 def _files(path: Path, data: str, *, is_text: bool = False) -> tuple[Path, ...]:
     """The file itself, or all data files of a folder, sorted by name."""
     texts = (*(kind + compression for kind in KINDS for compression in ("", *COMPRESSED)), *ARCHIVES)
@@ -315,6 +325,7 @@ def _files(path: Path, data: str, *, is_text: bool = False) -> tuple[Path, ...]:
         if not files:
             raise UserError(f"--data {data}: {path} contains no data file ({' '.join(suffixes)})")
         for file in files:
+            _refuse_partition(file, path)
             refuse_foreign(file)
         return tuple(files)
     if not is_text and is_megatron(path):
