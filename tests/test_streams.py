@@ -1,11 +1,15 @@
 """Standard streams: closed ones, readers that go away, locales without UTF-8."""
 
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from wellread.streams import json_line
 
 START = "import os, sys; from wellread import streams; streams.set_up(); "
 OUTLIVE = START + "streams.outlive_reader(); "
@@ -144,3 +148,17 @@ def test_a_long_error_is_cut(root: Path) -> None:
     program = START + "streams.print_error('a' * 10**6 + 'b' * 10**6)"
     result = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
     assert result.stderr == f"error: {'a' * 2000} … {'b' * 2000}\n"
+
+
+def test_json_for_other_programs_has_no_nan() -> None:
+    """JSON lacks NaN and infinity; a skipped batch may have such a loss."""
+    value = {
+        "loss": float("nan"),
+        "readings": [{"loss": -math.inf, "step": 3}],
+        "at": (1.5, np.float64("inf")),
+        "t": "é",
+    }
+    line = json_line(value)
+    assert line == '{"loss": null, "readings": [{"loss": null, "step": 3}], "at": [1.5, null], "t": "é"}\n'
+    with pytest.raises(TypeError):
+        json_line({"value": object()})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import io
+import json
+import math
 import os
 import sys
 from typing import Any, TextIO
@@ -147,3 +149,25 @@ def _send_to_null(number: int) -> None:
     if null != number:
         os.dup2(null, number)
         os.close(null)
+
+
+def json_line(value: Any) -> str:
+    """A value as one line of JSON, for other programs: numbers that are not finite, which JSON lacks, become null.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When JSON does not support the value.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+    except ValueError:
+        return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

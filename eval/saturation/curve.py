@@ -48,7 +48,7 @@ class Curve:
         """
         shares = np.ones(self.n) if self.item_sizes is None else self.item_sizes / self.item_sizes.mean()
         residuals = self.values - shares[:, None] * self.means
-        return float(np.sqrt((residuals**2).sum(axis=0).mean() / (self.n - 1)))
+        return float(np.sqrt((residuals**2).sum(axis=0).mean() / max(1, self.n - 1)))
 
     @cached_property
     def sizes(self) -> Ints:

@@ -94,7 +94,8 @@ def peak(curve: Curve, seed: int) -> tuple[int | None, float]:
     from_first, from_last = (
         chosen_on.t(np.array([contrast(k, plus=place, minus=end) for place in inner])) for end in (0, -1)
     )
-    lesser = np.where(from_first * from_last > 0, np.minimum(np.abs(from_first), np.abs(from_last)), 0)
+    same_side = (np.sign(from_first) == np.sign(from_last)) & (from_first != 0)
+    lesser = np.where(same_side, np.minimum(np.abs(from_first), np.abs(from_last)), 0)
     best = int(lesser.argmax())
     if lesser[best] <= 0:
         return None, 1.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -156,11 +155,12 @@ def _add_losses(run: Run, checkpoint: Checkpoint, objects: Sequence[dict[str, An
 
 def _write(objects: Sequence[dict[str, Any]], path: str) -> None:
     from wellread.commands.read_batches import writing
+    from wellread.streams import json_line
     from wellread.terminal import say
 
     with writing(path) as file:
         for each in objects:
-            file.write(json.dumps(each, ensure_ascii=False) + "\n")
+            file.write(json_line(each))
     if path != "-":
         say(f"wrote {path}: {plural(len(objects), 'span')}")
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import csv
 import importlib
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from math import isfinite
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,7 +17,7 @@ from numpy.typing import NDArray
 from wellread.errors import UserError
 from wellread.files import fsync_directory
 from wellread.record.history import BatchRead, History
-from wellread.streams import Data
+from wellread.streams import Data, json_line
 from wellread.terminal import cell, plural, say, say_text, visible
 
 STDOUT = "-"
@@ -159,7 +157,7 @@ def as_objects(batch: BatchRead) -> Iterator[dict[str, Any]]:
             "epoch": batch.epochs[slot],
             "read": batch.read,
             "skipped": batch.skipped,
-            "loss": batch.losses[slot] if batch.losses and isfinite(batch.losses[slot]) else None,
+            "loss": batch.losses[slot] if batch.losses else None,
             **(batch.samples[slot] if batch.samples else {}),
             "n_tokens": len(batch.tokens[slot]),
             "n_targets": batch.n_targets[slot],
@@ -173,7 +171,7 @@ def write_jsonl(history: History, start: int, stop: int, path: str) -> None:
     with writing(path) as file:
         for batch in history.batches(start, stop):
             for value in as_objects(batch):
-                file.write(json.dumps(value, ensure_ascii=False) + "\n")
+                file.write(json_line(value))
                 count += 1
     if path != STDOUT:
         say(f"wrote {path}: {plural(count, 'sample')} of {plural(stop - start, 'batch')}")
@@ -195,12 +193,12 @@ def call(history: History, start: int, stop: int, name: str, path: str) -> None:
         for batch in history.batches(start, stop):
             value = function(batch)
             try:
-                line = json.dumps(value, ensure_ascii=False)
+                line = json_line(value)
             except (TypeError, ValueError) as error:
                 raise UserError(
                     f"--call {name}: batch {batch.batch_id}: did not return a JSON value ({error})"
                 ) from None
-            file.write(line + "\n")
+            file.write(line)
     if path != STDOUT:
         say(f"wrote {path}: {plural(stop - start, 'line')}, one per batch")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from wellread.record.copies import Copies, copies
 from wellread.record.history import History, Reading
 from wellread.record.index import usable_index
 from wellread.record.search import Hit, search
+from wellread.streams import json_line
 from wellread.terminal import cell, console, plural, say, say_aside, say_table
 
 SHOWN = 20
@@ -188,7 +188,7 @@ def _write(history: History, hits: list[Hit], step: int, path: str, of_tokens: C
             segment = {"segment": hit.sample_id} if place else {}
             value = {"sample_id": sample_id, **segment, "occurrences": hit.count, **row}
             value |= {"sealed": sample_id >= history.reader.n_trainable, "readings": readings, "copies": counts}
-            file.write(json.dumps(value, ensure_ascii=False) + "\n")
+            file.write(json_line(value))
     if path != STDOUT:
         say(f"wrote {path}: {plural(len(hits), _noun(history))}")
 

@@ -196,6 +196,16 @@ def test_a_metric_without_noise_is_judged_exactly() -> None:
     assert judgment.place == within.index(True)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [np.where(STEPS > 500, 1.0, 0.0) + np.arange(64.0)[:, None], np.linspace(0, 1, STEPS.size)[None]],
+    ids=["a jump of all items", "one item"],
+)
+def test_edge_cases_are_judged_without_a_warning(values: Any) -> None:
+    """NumPy's warnings are errors here: infinity times 0, and division by n - 1."""
+    judge(Curve(metric="m", steps=STEPS, values=values, documents=np.arange(len(values))), margin=0.05)
+
+
 def test_a_change_in_the_middle_is_not_a_saturation() -> None:
     """Two checkpoints in the middle differ by a little, first and last are the same."""
     curve = simulated("flat", sd=1, n=256, seed=1)
