@@ -64,6 +64,36 @@ def check_tokens(where: str, config: Mapping[str, Any], vocab: int) -> None:
                 raise UserError(f"{where}: {key} {as_json(value)} is outside its vocabulary of {vocab:,}; {remedy}")
 
 
+def rope_limit(config: Mapping[str, Any], where: str = CONFIG) -> int | None:
+    """Most tokens of a text at which its rotary embedding does not depend on other texts of its batch; None: no limit.
+
+    With short and long factors (LongRoPE), transformers chooses one of them for a whole batch, by its longest text.
+    With rope_type `dynamic` it does so beyond `max_position_embeddings`, which is the limit of the model anyway.
+
+    Raises
+    ------
+    UserError
+        When the number in `config` is not a whole number; names `where`.
+    """
+    outer, limits = config.get("original_max_position_embeddings"), list[int]()
+    scaling = config.get("rope_parameters") or config.get("rope_scaling")
+    entries = [scaling, *scaling.values()] if isinstance(scaling, Mapping) else []  # one, or one by kind of layer
+    for entry in entries:
+        kind = (entry.get("rope_type") or entry.get("type")) if isinstance(entry, Mapping) else None
+        if kind is None or (kind != "longrope" and "long_factor" not in entry):
+            continue
+        value = outer if outer is not None else entry.get("original_max_position_embeddings")
+        if value is None:
+            continue
+        if type(value) is not int or value < 1:
+            raise UserError(
+                f"{where}: original_max_position_embeddings {as_json(value)}: expected a whole number of at least 1; "
+                "restore the model's own file"
+            )
+        limits.append(value)
+    return min(limits, default=None)
+
+
 def check_generation(directory: Path, vocab: int) -> None:
     """Check generation_config.json of a model with `vocab` tokens, if it has one.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from wellread.models.configs import rope_limit
 from wellread.models.families import KEYS
 
 if TYPE_CHECKING:
@@ -70,9 +71,13 @@ def continuations(
 
 
 def positions(configuration: Any) -> int | None:
-    """Most tokens of a text that a model with this configuration can read; None if it states no limit."""
+    """Most tokens of a text that a model with this configuration reads; None if it states no limit.
+
+    Not more than its `rope_limit`: it would read a longer text, but the scores would depend on texts next to it.
+    """
     limits = [getattr(configuration, key, None) for key in KEYS["positions"]]
-    return next((int(limit) for limit in limits if limit), None)
+    sizes = [next((int(limit) for limit in limits if limit), None), rope_limit(getattr(configuration, "__dict__", {}))]
+    return min((size for size in sizes if size is not None), default=None)
 
 
 def _up_to(end: int | None, row: list[int]) -> list[int]:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 from wellread.corpus.padding import padded
+from wellread.errors import UserError
+from wellread.models.configs import rope_limit
 from wellread.models.families import FAMILIES
 from wellread.models.limits import LOGITS_AT_ONCE
 
@@ -93,6 +95,12 @@ def _inputs(
     """Tokens that the model reads, where it predicts a target token, and arguments that isolate segments."""
     import torch.nn.functional as F
 
+    limit = rope_limit(vars(model.config))
+    if limit is not None and tokens.shape[1] > limit:
+        raise UserError(
+            f"samples of {tokens.shape[1]:,} tokens: this model uses other rotary factors for all samples of a batch "
+            f"with one longer than {limit:,} tokens, so losses depend on the batch; choose samples of at most {limit:,}"
+        )
     if segments is None:
         return tokens[:, :-1], targets[:, 1:], {}
     # full length: on a GPU, each layer would copy a mask with unaligned rows

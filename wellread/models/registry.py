@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wellread.errors import UserError
-from wellread.models.configs import CONFIG, as_json, check_generation, check_tokens, read_config
+from wellread.models.configs import CONFIG, as_json, check_generation, check_tokens, read_config, rope_limit
 from wellread.models.directories import SEARCH_PATH, hub_file, is_hub_name
 from wellread.models.families import INNER_KEYS, KEYS, OPTIONAL_KEYS
 from wellread.models.headers import has_separate_head
@@ -202,6 +202,7 @@ def _from_config(config: dict[str, Any], name: str, where: str) -> ModelSpec:
         value = config.get(key)
         if value is not None:
             optional[field] = _switch(config, key, where) if field in SWITCHES else _size(config, key, where)
+    optional["rope_limit"] = rope_limit(config, where)
     return ModelSpec(name=name, family=family, intermediate=inner, **numbers, **optional)
 
 

@@ -30,6 +30,8 @@ class ModelSpec:
     intermediate: int
     vocab: int
     positions: int
+    rope_limit: int | None = None
+    """Longest samples whose losses do not depend on others in their batch (None: all that the model reads)."""
     kv_heads: int | None = None
     """Number of heads of keys and values, if it is different from `heads`."""
     head_size: int | None = None

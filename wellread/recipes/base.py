@@ -132,9 +132,15 @@ class Recipe(ABC, Generic[C]):
         UserError
             When the sequence length exceeds the model's positions, or LoRA or the order contradicts other settings.
         """
-        seq_len = config.data.seq_len or min(spec.seq_len, spec.positions)
+        seq_len = config.data.seq_len or min(spec.seq_len, spec.positions, spec.rope_limit or spec.positions)
         if seq_len > self.positions(spec, seq_len):
             raise UserError(f"--seq_len {seq_len}: {spec.name} has {spec.positions} positions; choose at most that")
+        if spec.rope_limit and seq_len > spec.rope_limit:
+            raise UserError(
+                f"--seq_len {seq_len}: {spec.name} uses other rotary factors for all samples of a batch with one "
+                f"longer than {spec.rope_limit} tokens, so losses would depend on the batch; "
+                f"choose at most {spec.rope_limit}"
+            )
         if config.canary.canaries and config.canary.tokens > seq_len and config.canary.canary_text == RANDOM:
             raise UserError(
                 f"--canary_tokens {config.canary.tokens}: longer than a window of {seq_len} tokens (--seq_len); "
