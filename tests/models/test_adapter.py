@@ -115,6 +115,32 @@ def test_gpt2_keeps_its_matrices_transposed(tmp_path: Path) -> None:
     assert all(torch.allclose(merged[name], expected[name], rtol=0, atol=1e-6) for name in expected)
 
 
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set")
+@pytest.mark.parametrize("setting", [True, False])
+@pytest.mark.parametrize(("kind", "target"), [("GPT2Config", "c_proj"), ("LlamaConfig", "o_proj")])
+def test_the_module_decides_whether_a_matrix_is_transposed(
+    kind: str, target: str, setting: bool, tmp_path: Path
+) -> None:
+    """Square matrices: a transposed change has their shape, too."""
+    import peft
+    import transformers
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 101}
+    config = getattr(transformers, kind)(**sizes, bos_token_id=0, eos_token_id=0)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    directory = saved(adapted(tmp_path / "base", targets=target), tmp_path / "adapter")
+    file = directory / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"fan_in_fan_out": setting}))
+    base: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
+    tokens = torch.arange(40).view(2, 20)
+    with torch.no_grad():
+        before = base(tokens).logits
+        expected = peft.PeftModel.from_pretrained(base, directory).eval()(tokens).logits
+        merged = load_model(directory)(tokens).logits
+    assert not torch.allclose(before, expected, atol=1e-2)
+    assert torch.allclose(merged, expected, rtol=0, atol=1e-5)
+
+
 def test_adapter_of_another_base_model(small: Path, tmp_path: Path) -> None:
     directory = saved(adapted(small), tmp_path / "adapter")
     base = tmp_path / "base"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -122,7 +123,9 @@ class Adapter:
             names = sorted(self.settings.target_modules)
             self._check_targets(model, names)
         settings = replace(self.settings, target_modules=names, inference_mode=False)
-        peft.inject_adapter_in_model(settings, model, low_cpu_mem_usage=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "fan_in_fan_out is set")  # corrected for each module, as `merge` does
+            peft.inject_adapter_in_model(settings, model, low_cpu_mem_usage=True)
 
     def _check_targets(self, model: nn.Module, names: list[str]) -> None:
         """Raise an error for a name that matches no matrix, or other modules too; it lists the names of matrices."""
@@ -174,15 +177,21 @@ class Adapter:
             raise UserError(f"{path}: was trained with another base model than {base}: the matrices differ")
         return loaded
 
-    def merge(self, name: str, value: torch.Tensor, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        """A parameter of the model plus its adapter, (alpha / rank) B A (Hu et al. 2021, section 4.1)."""
+    def merge(self, model: nn.Module, name: str, value: torch.Tensor, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """A parameter of `model` plus its adapter, (alpha / rank) B A (Hu et al. 2021, section 4.1).
+
+        Whether the matrix is stored transposed is decided by its module. So peft does when it injects an adapter: it
+        corrects a `fan_in_fan_out` that is wrong for the module.
+        """
+        from transformers.pytorch_utils import Conv1D
+
         stem = name.removesuffix(".weight")
         low = tensors.get(f"{stem}.lora_A.default.weight")
         if low is None or not name.endswith(".weight"):
             return value
         scale: float = self.settings.lora_alpha / self.settings.r
         delta = scale * (tensors[f"{stem}.lora_B.default.weight"] @ low)
-        return value + (delta.T if self.settings.fan_in_fan_out else delta)
+        return value + (delta.T if isinstance(model.get_submodule(stem), Conv1D) else delta)
 
     def write(self, directory: Path, tensors: Iterable[tuple[str, torch.Tensor]], base: Path | None) -> None:
         """Write the adapter as peft's `save_pretrained` does.

@@ -144,7 +144,7 @@ class Source:
         if self.adapter is None:
             return model, read
         adapter, added = self.adapter, self.adapter.tensors(self.on_meta(), self.directory)
-        return model, lambda name: adapter.merge(name, read(name), added)
+        return model, lambda name: adapter.merge(model, name, read(name), added)
 
     def saved_names(self, model: nn.Module) -> list[str]:
         """Names in `model` of the tensors that are saved after training: all, or only those of the adapter."""
