@@ -103,6 +103,72 @@ def test_weights_without_a_place_are_refused_by_name(tmp_path: Path) -> None:
             load()
 
 
+@pytest.mark.parametrize("kind", ["LlamaConfig", "GPT2Config"])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.float8_e4m3fn])
+def test_parameters_that_are_not_in_floating_point_are_refused_by_name(
+    tmp_path: Path, kind: str, dtype: torch.dtype
+) -> None:
+    save(tmp_path, kind)
+    name, value = next(iter(load_file(tmp_path / "model.safetensors").items()))
+    change(tmp_path, {name: (10 * value).to(dtype)})
+    source = Source.of(tmp_path)
+    for load in (lambda: load_model(tmp_path), lambda: source.reader(source.on_meta())):
+        with pytest.raises(UserError, match=rf"model\.safetensors: {name} is stored as (I8|U8|I32|F8_E4M3), which is "):
+            load()
+    for good in (torch.float16, torch.bfloat16, torch.float64):
+        change(tmp_path, {name: value.to(good)})
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "method"),
+    [
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "gptq"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8"),
+        ({"quant_method": "awq", "bits": 4}, "awq"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes"),
+        ({"load_in_4bit": True}, "by its quantization_config"),
+    ],
+)
+def test_quantized_weights_are_refused_from_the_config(tmp_path: Path, config: dict[str, Any], method: str) -> None:
+    save(tmp_path)
+    change(tmp_path, {}, quantization_config=config)
+    for load in (lambda: find(str(tmp_path)), lambda: Source.of(tmp_path)):
+        with pytest.raises(UserError, match=rf"config\.json: its weights are quantized \({method}\); pass the model "):
+            load()
+    change(tmp_path, {}, quantization_config=None)
+    find(str(tmp_path))
+    load_model(tmp_path)
+
+
+def test_shards_that_would_not_be_read_are_refused(tmp_path: Path) -> None:
+    save(tmp_path)
+    weights, index = load_file(tmp_path / "model.safetensors"), tmp_path / "model.safetensors.index.json"
+    shard = tmp_path / "model-00002-of-00002.safetensors"
+    save_file(weights, shard)
+    with pytest.raises(UserError, match=rf"^{shard}: is not used, because the weights are in model\.safetensors; "):
+        load_model(tmp_path)
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(weights, shard.name)}))
+    with pytest.raises(UserError, match=rf"^{index}: names {shard.name}, but the weights are in model\.safetensors; "):
+        load_model(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    load_model(tmp_path)
+    other = shard.with_name("model-00003-of-00003.safetensors")
+    save_file(weights, other)
+    with pytest.raises(UserError, match=rf"^{other}: is not used, because the weights are in the files that "):
+        load_model(tmp_path)
+
+
+def test_other_files_of_weights_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path)
+    check_files(find(str(tmp_path)), "pretrained")
+    assert capsys.readouterr().err == ""
+    shutil.copy(tmp_path / "model.safetensors", tmp_path / "consolidated.safetensors")
+    check_files(find(str(tmp_path)), "pretrained")
+    expected = f"{tmp_path / 'consolidated.safetensors'}: is not used; the weights are read from other files\n"
+    assert capsys.readouterr().err == expected
+
+
 @pytest.mark.parametrize(
     ("kind", "name"),
     [

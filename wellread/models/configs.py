@@ -64,6 +64,26 @@ def check_tokens(where: str, config: Mapping[str, Any], vocab: int) -> None:
                 raise UserError(f"{where}: {key} {as_json(value)} is outside its vocabulary of {vocab:,}; {remedy}")
 
 
+def refuse_quantized(config: Mapping[str, Any], where: str) -> None:
+    """Refuse a model whose files contain quantized weights: neither training nor merging could read them.
+
+    ``--load_in_4bit`` quantizes plain weights, so it needs none of these.
+
+    Raises
+    ------
+    UserError
+        Names `where` and the method.
+    """
+    for key in ("quantization_config", "compression_config"):
+        if value := config.get(key):
+            method = value.get("quant_method") if isinstance(value, Mapping) else None
+            kind = str(method)[:LONGEST_VALUE] if method else f"by its {key}"
+            raise UserError(
+                f"{where}: its weights are quantized ({kind}); pass the model from before quantization, "
+                "with --load_in_4bit and --lora.rank if it needs too much memory"
+            )
+
+
 def rope_limit(config: Mapping[str, Any], where: str = CONFIG) -> int | None:
     """Most tokens of a text at which its rotary embedding does not depend on other texts of its batch; None: no limit.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ SEARCH_PATH = "WELLREAD_MODELS"
 """Environment variable with directories (separated as in PATH) that contain models by registry name."""
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+"""Name of a part of a model; other models and formats, for other programs, have other names."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 """Suffixes of files of weights that are pickles."""
 
@@ -104,13 +108,19 @@ def weight_files(directory: Path) -> list[Path]:
     Raises
     ------
     UserError
-        When there are none, one is missing or only a Git LFS pointer, or the weights are in another format.
+        When there are none, one is missing or only a Git LFS pointer, the weights are in another format, or there are
+        shards that would not be read.
     """
     for name in (WEIGHTS, INDEX):
         if problem := unusable(directory / name):
             raise UserError(f"{directory / name}: {problem}")
     if (directory / WEIGHTS).is_file():
         paths = [directory / WEIGHTS]
+        if (directory / INDEX).is_file() and (other := [path for path in _indexed(directory) if path not in paths]):
+            raise UserError(
+                f"{directory / INDEX}: names {other[0].name}, but the weights are in {WEIGHTS}; "
+                "remove the files of one of them"
+            )
     elif (directory / INDEX).is_file():
         paths = _indexed(directory)
     else:
@@ -121,7 +131,17 @@ def weight_files(directory: Path) -> list[Path]:
         with open(path, "rb") as file:
             if file.read(len(LFS_POINTER)) == LFS_POINTER:
                 raise UserError(f"{path}: is a Git LFS pointer, not the weights; run git lfs pull in its directory")
+    for path in unused_files(directory, paths):
+        if SHARD.fullmatch(path.name):
+            by = WEIGHTS if directory / WEIGHTS in paths else f"the files that {INDEX} names"
+            raise UserError(f"{path}: is not used, because the weights are in {by}; remove the files of one of them")
     return paths
+
+
+def unused_files(directory: Path, used: Iterable[Path] | None = None) -> list[Path]:
+    """Files in safetensors that loading a model does not read (`used`: default `weight_files`)."""
+    read = set(weight_files(directory) if used is None else used)
+    return sorted(path for path in directory.glob("*.safetensors") if path not in read)
 
 
 def _indexed(directory: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -15,7 +16,7 @@ from wellread.models import adapter as adapters
 from wellread.models import tensors
 from wellread.models.adapter import Adapter
 from wellread.models.configs import GENERATION
-from wellread.models.directories import local_directory, named_directory
+from wellread.models.directories import local_directory, named_directory, unused_files
 from wellread.models.families import FAMILIES, FRESH_FAMILIES, Fresh
 from wellread.models.pretrained import configuration_in, model_in, one_line
 from wellread.models.spec import ModelSpec
@@ -111,6 +112,7 @@ class Source:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "bf16" else torch.float32,
         )
+        tensors.refuse_other_types(self.base.on_meta(), self.directory)
         model = model_in(self.directory, torch.float32, quantization_config=quantized, device_map={"": device})
         self.adapter.inject(model)
         values = self.adapter.tensors(model, self.directory)
@@ -225,6 +227,8 @@ def check_files(spec: ModelSpec, init: Init) -> None:
         source = Source.of(local_directory(spec, weights=True))
         if source.directory and not source.adapter:
             tensors.reader(source.on_meta(), source.directory)
+            for path in unused_files(source.directory):
+                print(f"{path}: is not used; the weights are read from other files", file=sys.stderr, flush=True)
 
 
 def _fresh(spec: ModelSpec) -> Fresh:
@@ -320,6 +324,7 @@ def loaded(
         if adapters.is_adapter(directory):
             export(Source.of(directory), Path(folder) / "merged")
             directory = Path(folder) / "merged"
+        tensors.refuse_other_types(Source.of(directory).on_meta(), directory)
         yield model_in(directory, torch.float32, **settings).eval(), device
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from wellread.errors import UserError
-from wellread.models.configs import CONFIG, check_tokens
+from wellread.models.configs import CONFIG, check_tokens, refuse_quantized
 from wellread.text_io import FOREIGN_CODE
 
 if TYPE_CHECKING:
@@ -141,6 +141,7 @@ def configuration_in(directory: Path) -> Any:
         config: Any = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         words = config.vocab_size
     _refuse_kernels(directory, config)
+    refuse_quantized(vars(config), str(directory / CONFIG))
     check_tokens(str(directory / CONFIG), {"pad_token_id": getattr(config, "pad_token_id", None)}, words)
     return config
 

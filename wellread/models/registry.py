@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from wellread.errors import UserError
-from wellread.models.configs import CONFIG, as_json, check_generation, check_tokens, read_config, rope_limit
+from wellread.models.configs import (
+    CONFIG,
+    as_json,
+    check_generation,
+    check_tokens,
+    read_config,
+    refuse_quantized,
+    rope_limit,
+)
 from wellread.models.directories import SEARCH_PATH, hub_file, is_hub_name
 from wellread.models.families import INNER_KEYS, KEYS, OPTIONAL_KEYS
 from wellread.models.headers import has_separate_head
@@ -196,6 +204,7 @@ def _from_config(config: dict[str, Any], name: str, where: str) -> ModelSpec:
             raise UserError(f"{where}: has none of {', '.join(keys)}; {family} is not supported")
         numbers[field] = _size(config, key, where)
     check_tokens(where, config, numbers["vocab"])
+    refuse_quantized(config, where)
     inner = next((_size(config, key, where) for key in INNER_KEYS if config.get(key)), 4 * numbers["width"])
     optional: dict[str, Any] = {}
     for field, key in OPTIONAL_KEYS.items():

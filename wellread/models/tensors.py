@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Reader = Callable[[str], "torch.Tensor"]
 """Name of a parameter or saved buffer, as in the module -> its value in fp32, on the CPU."""
 
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Types of weights in safetensors that are numbers by themselves; those of 8 bits and fewer need scales."""
 SHARD_BYTES = 1 << 30
 """Maximum size of a shard; a larger tensor gets a separate shard."""
 
@@ -53,12 +55,14 @@ def reader(model: Any, directory: Path) -> Reader | None:
     Raises
     ------
     UserError
-        When a file of weights is damaged, or files contain weights that the model has no place for.
+        When a file of weights is damaged, or files contain weights that the model has no place for, or of another
+        type than floating point.
     """
     from safetensors import safe_open
 
     places: dict[str, tuple[Path, str]] = {}
     shapes = _shapes_in(directory)
+    refuse_other_types(model, directory)
     for name, value in saved_tensors(model).items():
         saved = _as_saved(model, name, value)
         key = next((key for key in (*saved, name) if key in shapes), None)
@@ -74,6 +78,25 @@ def reader(model: Any, directory: Path) -> Reader | None:
         return tensor.float()
 
     return read
+
+
+def refuse_other_types(model: Any, directory: Path) -> None:
+    """Raise an error if a parameter is stored as anything but `FLOATS`: its values need scales that nothing applies.
+
+    Masks and the like, which are not parameters, may be of any type.
+    """
+    from safetensors import safe_open
+
+    shapes = _shapes_in(directory)
+    keys = {key for name, value in model.named_parameters() for key in (*_as_saved(model, name, value), name)}
+    for path in sorted({path for path, _ in shapes.values()}):
+        with safe_open(path, "pt") as file:
+            for key in sorted(key for key in keys if key in shapes and shapes[key][0] == path):
+                if (kind := file.get_slice(key).get_dtype()) not in FLOATS:
+                    raise UserError(
+                        f"{path}: {key} is stored as {kind}, which is quantized; "
+                        f"pass a model with weights in {', '.join(FLOATS)}"
+                    )
 
 
 def _unused(model: Any, keys: set[str]) -> list[str]:
