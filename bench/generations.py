@@ -47,7 +47,7 @@ def generation(new_tokens: int = NEW_TOKENS, repeats: int = REPEATS) -> dict[str
 
     torch.manual_seed(0)
     spec = find("tiny")
-    model: Any = AutoModelForCausalLM.from_config(configuration(spec, bos=0, eos=0)).eval()
+    model: Any = AutoModelForCausalLM.from_config(configuration(spec, bos=0, eos=0), trust_remote_code=False).eval()
     rng = np.random.default_rng(0)
     prompts = [rng.integers(1, spec.vocab, length).tolist() for length in np.linspace(48, 96, PROMPTS).astype(int)]
     texts: dict[str, list[list[int]]] = {}

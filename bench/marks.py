@@ -116,7 +116,9 @@ def train(arm: Arm, seed: int, out: Path) -> Path:
 
     corpus, architecture = Corpus.open(corpus_of(arm, seed, out)), model_of(arm.architecture, out)
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(architecture))
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.from_pretrained(architecture, trust_remote_code=False), trust_remote_code=False
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     for batch_ids in Order(kind="shuffle", seed=seed, n=corpus.n_trainable, batch_size=BATCH).batches(0, STEPS):

@@ -167,7 +167,7 @@ def make_model(directory: Path, shape: Shape) -> None:
         intermediate_size=4 * shape.width,
         max_position_embeddings=2048,
     )
-    AutoModelForCausalLM.from_config(config, dtype=torch.float16).save_pretrained(directory)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float16, trust_remote_code=False).save_pretrained(directory)
     copy_files(prepare(RunConfig.of(corpora=str(directory.parent / "corpora"))) / "tokenizer", directory)
 
 

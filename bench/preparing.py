@@ -57,7 +57,7 @@ def compile_rows(data: Path, folder: Path) -> None:
 
     from finetune.prepare import prepare
 
-    AutoTokenizer.from_pretrained(folder / "model")
+    AutoTokenizer.from_pretrained(folder / "model", trust_remote_code=False)
     began = time.perf_counter()
     prepare(RunConfig.of(**all_settings(data, folder)))
     (folder / SECONDS).write_text(f"{time.perf_counter() - began}")
@@ -71,7 +71,7 @@ def map_rows(data: Path, folder: Path) -> None:
     from datasets import load_dataset
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model", trust_remote_code=False)
     template = templates.load("dolly", ("instruction", "context"), str(data))
 
     def tokenized(row: dict[str, str]) -> dict[str, list[int]]:

@@ -104,7 +104,9 @@ def train_plainly(work: Work, folder: Path) -> None:
 
     corpus, steps = corpus_of(folder), []
     full = np.flatnonzero(corpus.lengths(np.arange(corpus.n_trainable)) == work.seq_len)
-    model: Any = AutoModelForCausalLM.from_config(llama.configuration(work.spec, 1, 2), dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_config(
+        llama.configuration(work.spec, 1, 2), dtype=torch.float32, trust_remote_code=False
+    )
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, betas=(0.9, 0.95), weight_decay=0.1)
     for number in range(STEPS):

@@ -39,10 +39,12 @@ def peer(epoch: Epoch) -> None:
     train(
         trl.SFTTrainer,
         epoch,
-        AutoModelForCausalLM.from_pretrained(epoch.folder / "model", attn_implementation="sdpa"),
+        AutoModelForCausalLM.from_pretrained(
+            epoch.folder / "model", attn_implementation="sdpa", trust_remote_code=False
+        ),
         trl.SFTConfig(**training_arguments(epoch) | sft_arguments(epoch)),
         train_dataset=rows.select_columns(["input_ids", "labels"]),
-        processing_class=AutoTokenizer.from_pretrained(epoch.folder / "model"),
+        processing_class=AutoTokenizer.from_pretrained(epoch.folder / "model", trust_remote_code=False),
     )
 
 

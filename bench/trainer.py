@@ -172,11 +172,11 @@ def peer(epoch: Epoch) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
     settings = TrainingArguments(**training_arguments(epoch))
-    tokenizer = AutoTokenizer.from_pretrained(epoch.folder / "model")
+    tokenizer = AutoTokenizer.from_pretrained(epoch.folder / "model", trust_remote_code=False)
     train(
         Trainer,
         epoch,
-        AutoModelForCausalLM.from_pretrained(epoch.folder / "model"),
+        AutoModelForCausalLM.from_pretrained(epoch.folder / "model", trust_remote_code=False),
         settings,
         train_dataset=Dataset.from_list(list(labeled(compiled(epoch.work, epoch.folder)))),
         data_collator=DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=8),

@@ -70,11 +70,13 @@ def convert(gguf: Path, target: Path) -> None:
 
     from wellread.models.tensors import saved_sizes, write_model
 
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+    )
     del model.config.quantization_config  # the weights are fp32 now
     unfinished, weights = target.with_name(f".{target.name}.tmp"), model.state_dict()
     write_model(model, unfinished, ((name, weights[name]) for name in saved_sizes(model)))
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(unfinished)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False).save_pretrained(unfinished)
     unfinished.rename(target)
 
 

@@ -56,7 +56,7 @@ def make_model(directory: Path, name: str, tokenizer: Path) -> None:
         max_position_embeddings=spec.positions,
     )
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(directory)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False).save_pretrained(directory)
     end = "<|endoftext|>"
     PreTrainedTokenizerFast(tokenizer_file=str(tokenizer), eos_token=end, pad_token=end).save_pretrained(directory)
 

@@ -86,7 +86,7 @@ class Source:
 
         with one_line(self.directory) if self.directory else nullcontext():
             with init_empty_weights(include_buffers=False):
-                model: Any = AutoModelForCausalLM.from_config(self.config, dtype=torch.float32)
+                model: Any = AutoModelForCausalLM.from_config(self.config, dtype=torch.float32, trust_remote_code=False)
             model.tie_weights()  # moving to the meta device has untied weights
         if self.directory and (file := self.directory / GENERATION).is_file():
             with one_line(file):
@@ -207,7 +207,7 @@ def initial(
 
     def build() -> nn.Module:
         torch.manual_seed(seed)
-        model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
         if spec.fresh and (adjust := _fresh(spec).adjust):
             adjust(model)
         return model

@@ -42,9 +42,11 @@ def model_in(directory: Path, dtype: Any, **options: Any) -> nn.Module:
 
     _hide_bars()
     settings = {"dtype": dtype, "local_files_only": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    settings |= {"trust_remote_code": False, "use_safetensors": True}
+    settings["use_safetensors"] = True
     with one_line(directory):
-        model, loading_info = AutoModelForCausalLM.from_pretrained(directory, **settings, **options)
+        model, loading_info = AutoModelForCausalLM.from_pretrained(
+            directory, trust_remote_code=False, **settings, **options
+        )
     loading_info["unexpected_keys"] = without_computed(model, loading_info["unexpected_keys"])
     _check_weights(directory, loading_info)
     result: nn.Module = model
