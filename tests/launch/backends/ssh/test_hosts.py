@@ -32,6 +32,12 @@ plain
     ]  # fmt: skip
 
 
+def test_a_byte_order_mark_is_not_part_of_a_name(tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_bytes(b"\xef\xbb\xbfworker-1 slots=2\r\nworker-2\r\n")
+    cluster = ClusterFile(kind="hostfile", hostfile=str(tmp_path / "hosts"))
+    assert hosts(cluster) == [Host("worker-1", 2), Host("worker-2", 1)]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
