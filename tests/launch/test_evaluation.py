@@ -21,6 +21,7 @@ from launch.cluster import ClusterFile
 from launch.evaluation import Request
 from launch.options import evaluation_flags
 from wellread.errors import UserError
+from wellread.results import read
 from wellread.run import RunDirectory
 
 LOCAL = ClusterFile(kind="local", name="local")
@@ -42,6 +43,22 @@ def test_defaults_of_flags() -> None:
     parsed, flags = evaluation_flags(["verify", "runs/x", "--time", "5", "--partition", "short"])
     assert (parsed.cluster, parsed.fan_out, parsed.array_parallelism, parsed.wait) == ("local", False, None, False)
     assert (parsed.time, parsed.partition, flags) == ("5", "short", [])
+
+
+@pytest.mark.slow
+@pytest.mark.minutes(0.5)
+def test_a_run_without_sealed_samples_is_evaluated_after_it(program: Program, corpora: Path, tmp_path: Path) -> None:
+    sizes = ["--steps", 2, "--batch_size", 4, "--seq_len", 64, "--save_every", 2, "--ranks_per_node", 1]
+    flags = [*sizes, "--holdout", 0, "--generations", 0, "--then", "eval", "--corpora", corpora]
+    result = program("wellread", "run", "finetune", "--data", "sample", *flags, "--out", tmp_path / "run", check=True)
+    assert "386 trainable, 0 sealed" in result.stdout
+    printed = result.stdout + result.stderr
+    assert "no sample is sealed, so only the losses of read and unread samples are measured" in printed
+    assert "nan" not in printed
+    groups = {each.group for each in read(tmp_path / "run" / "eval" / "membership.parquet")}
+    assert groups & {"read", "unread", "sealed"} == {"read", "unread"}
+    assert f"report: {tmp_path / 'run' / 'report' / 'index.html'}" in printed
+    assert (tmp_path / "run" / "report" / "index.html").stat().st_size > 1000
 
 
 @pytest.mark.parametrize(
