@@ -94,7 +94,7 @@ def compute(
     Raises
     ------
     UserError
-        When a loss is not finite, because the run has diverged.
+        When a loss is not finite, because the run has diverged, or no sample has any text.
     """
     import torch
 
@@ -114,6 +114,11 @@ def compute(
     if not np.isfinite(losses).all():
         raise UserError(f"the loss of sample {ids[np.argmin(np.isfinite(losses))]} is not finite: the run has diverged")
     has_text = n_bytes > 0
+    if not has_text.any():
+        raise UserError(
+            f"{samples.path}: no sealed sample has a token of text, so there is no loss per byte; "
+            "run wellread verify on its run to find altered files"
+        )
     return SealedLosses(
         sample_id=ids[has_text],
         n_targets=targets[has_text].astype(np.int64),
