@@ -43,6 +43,7 @@ from support.tampering import (
     without_key,
     written,
 )
+from support.tampering_kinds import ENTRIES, KEYS, TYPES
 from support.whole_runs import make
 
 from wellread.commands.verify import main
@@ -301,6 +302,9 @@ KINDS = [
     Kind("a key of order.json is added", "order.json: more: is not a key", json_value("order.json", "more", 1), LISTED),
     Kind("header of order.npy", "order.npy", edited("order.npy", b"False", b"False ", True), LISTED),
     Kind("order.json is removed", "order.json", removed("order.json"), LISTED),
+    *ENTRIES,
+    *KEYS,
+    *TYPES,
 ]
 CASES = [pytest.param(kind, run, id=f"{kind.name}-{run}") for kind in KINDS for run in kind.runs if run not in REAL]
 FEW = CASES[:: len(CASES) // 12]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -60,8 +61,38 @@ def test_a_record_that_ends_before_a_checkpoint(copied_run: RunDirectory) -> Non
     write_json(copied_run.record / "head.json", with_checksum(info))
     assert verify(copied_run) == [
         f"{copied_run.manifest_file}: the last attempt has finished, but the record ends at 8 of 12",
+        f"{copied_run.record / 'part-00000008-00000012.parquet'}: not listed in head.json; remove it",
+        f"{copied_run.record / 'sealed-00000012-00000012.parquet'}: not listed in head.json; remove it",
         "checkpoint step-00000012: the record ends earlier, at step 8",
     ]
+
+
+def test_a_part_that_was_written_before_a_kill_is_not_a_problem(copied_run: RunDirectory) -> None:
+    """head.json is written after the files that it names; the next start removes what it does not name."""
+    record = Record.open(copied_run.record)
+    parts, measured = ([each for each in record.info[key] if each["to"] <= 8] for key in ("parts", "sealed"))
+    last = copied_run.checkpoints / "step-00000012"
+    head = next(each.head for each in list_checkpoints(copied_run.checkpoints) if each.step == 8)
+    shutil.move(last, last.with_name(f".{last.name}.tmp"))
+    written = record.info | {"step": 8, "head": head, "parts": parts, "sealed": measured}
+    write_json(copied_run.record / "head.json", with_checksum(written))
+    manifest = copied_run.manifest()
+    manifest["attempts"][-1].pop("ended")
+    manifest["attempts"][-1].pop("exit_code")
+    write_json(copied_run.manifest_file, with_checksum(manifest))
+    (copied_run.record / ".part-00000012-00000016.parquet.77.tmp").write_bytes(b"PAR1")
+    (copied_run.path / ".manifest.json.77.tmp").write_bytes(b"{")
+    assert verify(copied_run) == []
+    for name in ("part-00000008-00000012.parquet", "sealed-00000012-00000012.parquet"):
+        (copied_run.record / name).rename(copied_run.record / name.replace("12", "11"))
+        assert len(verify(copied_run)) > 0, name
+        (copied_run.record / name.replace("12", "11")).rename(copied_run.record / name)
+
+
+def test_notes_in_a_run_are_not_a_problem(copied_run: RunDirectory) -> None:
+    for name in ("notes.md", ".notes", "plan.md", "scores.parquet", "model.bin"):
+        (copied_run.path / name).write_text("mine")
+    assert verify(copied_run) == []
 
 
 def test_an_altered_digest_of_a_sample_is_named(copied_run: RunDirectory) -> None:

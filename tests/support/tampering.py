@@ -113,11 +113,14 @@ def longer(file: str) -> Change:
 
 
 def without_key(name: str, key: str) -> Change:
-    """Remove a key of a JSON file."""
+    """Remove the value at a dotted key of a JSON file."""
 
     def change(run: RunDirectory) -> None:
-        content = json.loads(place(run, name).read_text())
-        del content[key]
+        content = inner = json.loads(place(run, name).read_text())
+        *outer, last = key.split(".")
+        for part in outer:
+            inner = inner[int(part) if isinstance(inner, list) else part]
+        del inner[last]
         rewrite(place(run, name), content)
 
     return change
@@ -153,6 +156,28 @@ def added(name: str, listing: str = "files") -> Change:
         path.write_bytes(b"foreign")
         entry = {name: {"size": path.stat().st_size, "sha256": sha256_file(path)}}
         json_value(LAST, "files" if listing == "files" else listing, lambda files: (files or {}) | entry)(run)
+
+    return change
+
+
+def copied(pattern: str, name: str) -> Change:
+    """Copy the last file of a pattern to another name in the run."""
+
+    def change(run: RunDirectory) -> None:
+        shutil.copyfile(sorted(run.path.glob(pattern))[-1], run.path / name)
+
+    return change
+
+
+def configured(name: str, key: str, value: Any, checkpoint: str = "middle") -> Change:
+    """Replace the value at a key of a JSON file of one checkpoint's model, and renew its entry in the manifest."""
+
+    def change(run: RunDirectory) -> None:
+        manifest, path = (f"checkpoints/{checkpoint}/{each}" for each in ("checkpoint.json", f"model/{name}"))
+        file = place(run, path)
+        file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+        entry = {f"model/{name}": {"size": file.stat().st_size, "sha256": sha256_file(file)}}
+        json_value(manifest, "files", lambda files: files | entry)(run)
 
     return change
 
@@ -242,6 +267,15 @@ def _renew_size(run: RunDirectory, file: str) -> None:
     if file in meta.get("sha256", {}):
         meta["sha256"][file] = sha256_file(run.corpus / file)
     rewrite(run.corpus / "corpus.json", meta)
+
+
+def retyped(name: str, arrow_type: pyarrow.DataType) -> Callable[[pyarrow.Table], pyarrow.Table]:
+    """A function that stores a column of a table with another type."""
+
+    def change(table: pyarrow.Table) -> pyarrow.Table:
+        return table.set_column(table.column_names.index(name), name, table[name].cast(arrow_type))
+
+    return change
 
 
 def put(index: int, value: Any) -> Callable[[list[Any]], None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,16 @@ ATTEMPT = {
     "cluster": "local",
     "strategy": "ddp",
     "ranks": 1,
+    "nodes": 1,
+    "ranks_per_node": 1,
+    "device": "cpu",
+    "hosts": ["localhost"],
+    "host": "localhost",
+    "python": "3.11.7",
+    "platform": "Linux",
+    "packages": {},
+    "code": {"commit": None},
+    "ended": "2026-11-27T12:00:09+0000",
     "exit_code": 0,
 }
 
@@ -122,12 +133,16 @@ def _corpus(path: Path, packed: bool) -> Corpus:
     about = {
         "kind": "instruction",
         "sets": [
-            {"name": "small", "schema": "dolly", "template": "dolly", "rows": 60, "taken": 60, "sha256": "0" * 64}
+            {"name": "small", "schema": "dolly", "template": "dolly", "rows": 60, "taken": 60, "usable": 60}
+            | {"sha256": "0" * 64}
         ],
         "tokenizer": {"size": size, "eos": eos, "sha256": files},
         "bad_rows": [],
     }
-    settings = {"seq_len": 16, "holdout": 0.25, "holdout_seed": 0, "loss_on": "responses"}
+    settings = {
+        "version": 2, "sets": [{"name": "small", "schema": "dolly", "content": "0" * 64}], "tokenizer": files,
+        "seq_len": 16, "holdout": 0.25, "holdout_seed": 0, "loss_on": "responses", "max_bad_rows": 0,
+    } | ({"pack": True} if packed else {})  # fmt: skip
     merge(path, sets=("small",), vocab_size=size, settings=settings, extra=about, pack=16 if packed else None)
     shutil.rmtree(path / "shards")
     return Corpus.open(path)
@@ -149,7 +164,8 @@ def _read(run: RunDirectory, corpus: Corpus, order: Order, identity: dict[str, A
                 else ["config.json", "model.safetensors"]
             )
             for name in names:
-                (staging / "model" / name).write_text(f"{name} at {step}")
+                content = json.dumps({"rope_theta": 10000.0}) if name.endswith(".json") else f"{name} at {step}"
+                (staging / "model" / name).write_text(content)
             tokenizer.copy_files(corpus.tokenizer, staging / "model")
             saved = max((each for each in SAVED if each < step), default=0)
             about = {

@@ -8,11 +8,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wellread.checkpoint import Checkpoint, name_of
+from wellread.checkpoint import Checkpoint
 from wellread.corpus.read import Corpus
 from wellread.errors import UserError
 from wellread.order.store import open_order
-from wellread.record import verify_checkpoints, verify_corpus, verify_record, verify_sealed, verify_settings
+from wellread.record import (
+    verify_attempts,
+    verify_checkpoints,
+    verify_corpus,
+    verify_entries,
+    verify_record,
+    verify_sealed,
+    verify_settings,
+)
 from wellread.record.chain import genesis
 from wellread.record.findings import Findings
 from wellread.record.reader import Record
@@ -64,6 +72,7 @@ def examine(run: RunDirectory) -> Verified:
         raise UserError(f"{run.record}: no record (head.json is missing); has the run started?")
     findings = Findings()
     checkpoints = verify_checkpoints.check_files(findings, run)
+    verify_checkpoints.check_configurations(findings, checkpoints)
     corpus = digests = record = None
     manifest = _manifest(findings, run)
     with findings.reading(run.corpus):
@@ -79,6 +88,8 @@ def examine(run: RunDirectory) -> Verified:
                 findings.expect(
                     corpus.path / "corpus.json", "hash", corpus.hash, manifest["identity"]["corpus"], "manifest.json"
                 )
+            verify_attempts.check(findings, run, manifest["attempts"], record)
+            verify_entries.check_run(findings, run, manifest["identity"]["order"])
             verify_settings.check(findings, run, manifest, corpus)
         with findings.reading(run.checkpoints):
             verify_checkpoints.check_identities(findings, run.checkpoints, checkpoints, manifest)
@@ -118,8 +129,9 @@ def _check_reading(
     identity = manifest["identity"]
     start = genesis(identity["corpus"], identity["order"])
     readable = verify_record.check_parts(findings, record, start, identity["batch_size"])
-    _check_end(findings, run, manifest, record, checkpoints)
-    order = open_order(run)
+    verify_attempts.check_end(findings, run, manifest, record, checkpoints)
+    order, finished = open_order(run), verify_attempts.has_finished(manifest["attempts"])
+    verify_entries.check_record(findings, record, order, identity["steps"], finished)
     if corpus is None:
         return
     verify_settings.check_order(findings, run, identity, order, corpus)
@@ -130,19 +142,3 @@ def _check_reading(
             findings, record, corpus, order, digests, start, [each.step for each in checkpoints]
         )
         verify_checkpoints.check_record(findings, checkpoints, record, walked)
-
-
-def _check_end(
-    findings: Findings, run: RunDirectory, manifest: dict[str, Any], record: Record, checkpoints: list[Checkpoint]
-) -> None:
-    """A run never reads more than its steps; when it ends without an error, it has read all of them, and saved."""
-    steps, last = manifest["identity"]["steps"], manifest["attempts"][-1:]
-    if record.batches > steps:
-        findings.add(f"{record.directory / 'head.json'}: step: {record.batches}, the run has only {steps} steps")
-    ended = any(each.get("cluster") == "local" and each.get("exit_code") == 0 for each in last)
-    if ended and record.batches < steps:
-        findings.add(
-            f"{run.manifest_file}: the last attempt has finished, but the record ends at {record.batches} of {steps}"
-        )
-    if ended and steps not in (each.step for each in checkpoints):
-        findings.add(f"{run.checkpoints / name_of(steps)} is missing; the last attempt has finished, and saved it")

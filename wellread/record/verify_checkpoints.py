@@ -9,7 +9,8 @@ from typing import Any
 from wellread.checkpoint import MANIFEST, SHAPE, Checkpoint, list_checkpoints, name_of, read_checkpoint
 from wellread.corpus.read import Corpus
 from wellread.corpus.tokenizer import FILES
-from wellread.files import sha256_file
+from wellread.files import read_json, sha256_file
+from wellread.record import verify_entries
 from wellread.record.findings import Findings
 from wellread.record.reader import Record
 from wellread.record.verify_record import Walked
@@ -17,6 +18,10 @@ from wellread.run import RunDirectory
 
 MADE_BY = ("strategy", "ranks", "grad_accum_dtype")
 """Settings of an attempt that each of its checkpoints states; older versions do not state the last."""
+CONFIGURATIONS = ("config.json", "generation_config.json", "adapter_config.json")
+"""Files of a model that do not change while it is trained."""
+LIBRARY = "transformers_version"
+"""Key of a configuration: the version that has written it."""
 
 
 def check_files(findings: Findings, run: RunDirectory) -> list[Checkpoint]:
@@ -35,7 +40,8 @@ def check_files(findings: Findings, run: RunDirectory) -> list[Checkpoint]:
 
 
 def _check_names(findings: Findings, directory: Path) -> None:
-    """Every entry is a checkpoint whose manifest can be read and is of the step in its name, or is hidden."""
+    """Every entry is a checkpoint whose manifest can be read and is of the step in its name, or being written."""
+    verify_entries.check_checkpoints(findings, directory)
     for path in sorted(each for each in directory.glob("*") if not each.name.startswith(".")):
         if path.name == "latest_universal":  # DeepSpeed's converter wrote it in runs of earlier versions
             continue
@@ -74,13 +80,35 @@ def check_identities(
             compare_identity(findings, place, values["identity"], identity)
             findings.expect(place, "record.batches", list(checkpoint.batches), [saved, checkpoint.step])
             made_by = tuple(values.get(name) for name in MADE_BY)
-            if attempts and made_by not in attempts:
+            if made_by not in attempts:
                 findings.add(f"{place}: {', '.join(MADE_BY)}: {made_by}, but no attempt in manifest.json has them")
             _check_kind(findings, checkpoint, "lora" in identity)
             loss = values.get("holdout_loss")
             if loss is not None and (not isinstance(loss, float) or math.isnan(loss) or loss < 0):
                 findings.add(f"{place}: holdout_loss: {loss}, expected a number of at least 0, or null")
         saved = checkpoint.step
+
+
+def check_configurations(findings: Findings, checkpoints: list[Checkpoint]) -> None:
+    """The model has the same configuration in every checkpoint: another one would change all its scores.
+
+    A run that continues with another version of transformers may write further keys, which are then not compared.
+    """
+    for name in CONFIGURATIONS:
+        paths = [each.model / name for each in checkpoints]
+        if not any(path.is_file() for path in paths):
+            continue
+        first: dict[str, Any] | None = None
+        for path in paths:
+            with findings.reading(path):
+                values = read_json(path, dict)
+                first = values if first is None else first
+                keys = values.keys() | first.keys()
+                if values.get(LIBRARY) != first.get(LIBRARY):
+                    keys = values.keys() & first.keys()
+                for key in sorted(keys - {LIBRARY}):
+                    of_first = f"{name_of(checkpoints[0].step)}/model/{name}"
+                    findings.expect(path, key, values.get(key), first.get(key), of_first)
 
 
 def _check_kind(findings: Findings, checkpoint: Checkpoint, lora: bool) -> None:

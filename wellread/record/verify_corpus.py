@@ -16,15 +16,27 @@ from wellread.corpus.digest import corpus_key
 from wellread.corpus.marks import FILE as MARKS
 from wellread.corpus.read import META, METRICS, Corpus
 from wellread.corpus.segments import FILE as SEGMENTS
+from wellread.corpus.summary import REASONS
 from wellread.errors import UserError
 from wellread.files import load_array, read_json, release, sha256_file
 from wellread.record import verify_canaries, verify_marks, verify_segments, verify_tables
 from wellread.record.findings import Findings
+from wellread.record.verify_entries import is_temporary
 from wellread.record.verify_tables import SAMPLES
 from wellread.whole import unusable
 
-OTHERS = {"version": int, "checksum": str}
-"""Keys of corpus.json that reading samples does not need."""
+COUNTS = ("samples", "trainable", "sealed", "tokens", "targets", "sealed_tokens", "longest", "duplicates")
+PACKED_COUNTS = ("segments", "sealed_segments")
+SET = {
+    **dict.fromkeys(("name", "schema", "template", "rows", "taken", "usable", "sha256"), object),
+    "ignored": {...: int},
+}
+"""Keys of a data set in corpus.json."""
+CONTENT = META | {
+    "version": int, "checksum": str, "sets": [SET], "source": SET,
+    "tokenizer": dict.fromkeys(("size", "bos", "eos", "sha256"), object),
+}  # fmt: skip
+"""Shape of corpus.json, with the keys that reading samples does not need."""
 FILES = ("tokens.bin", "offsets.npy", "targets.npy", "target_offsets.npy", SAMPLES)
 INDEX = ("tokens.sa", "tokens.sa.json")
 SAMPLES_AT_ONCE = 1 << 20
@@ -66,7 +78,7 @@ def _check_description(findings: Findings, corpus: Corpus) -> None:
     files |= {MARKS} if corpus.marks else set()
     findings.expect(place, "version", meta.get("version"), 1)
     findings.expect_checksum(place, meta)
-    findings.expect_keys(place, dict.fromkeys(meta), META | OTHERS)
+    _check_keys(findings, corpus)
     findings.expect(place, "sizes", sorted(meta["sizes"]), sorted(files))
     if "sha256" in meta:
         findings.expect(place, "sha256", sorted(meta["sha256"]), sorted(files - {"tokens.bin"}))
@@ -75,8 +87,8 @@ def _check_description(findings: Findings, corpus: Corpus) -> None:
     expected = "<u2" if corpus.words <= 65536 else "<u4"
     if meta["dtype"] != "<u4" or expected == "<u4":  # the vocabulary of the model may be larger than the tokenizer's
         findings.expect(place, "dtype", meta["dtype"], expected)
-    names = {path.name for path in corpus.path.iterdir() if not path.name.startswith(".")}
-    foreign = sorted(names - files - {"corpus.json", "tokenizer", *INDEX})
+    names, listed = {path.name for path in corpus.path.iterdir()}, files | {"corpus.json", "tokenizer", *INDEX}
+    foreign = sorted(name for name in names - listed if not is_temporary(name, listed | {METRICS}))
     foreign += sorted(
         f"tokenizer/{path.name}" for path in corpus.tokenizer.iterdir() if path.name not in tokenizer.FILES
     )
@@ -88,10 +100,11 @@ def _check_description(findings: Findings, corpus: Corpus) -> None:
     actual = tokenizer.fingerprint(corpus.tokenizer)
     findings.expect(place, "tokenizer.sha256", meta["tokenizer"].get("sha256"), actual, "the files in tokenizer/")
     with findings.reading(corpus.tokenizer):
-        size, eos = _vocabulary(corpus.tokenizer)
+        size, ids = _vocabulary(corpus.tokenizer)
         findings.expect(place, "tokenizer.size", meta["tokenizer"]["size"], size, "the files in tokenizer/")
-        if eos is not None:
-            findings.expect(place, "tokenizer.eos", meta["tokenizer"]["eos"], eos, "the files in tokenizer/")
+        for name, token in ids.items():
+            if name in meta["tokenizer"]:
+                findings.expect(place, f"tokenizer.{name}", meta["tokenizer"][name], token, "the files in tokenizer/")
     _check_sets(findings, place, meta)
     if key := re.search(r"-([0-9a-f]{12})$", corpus.path.name):
         findings.expect(place, "settings", corpus_key(meta["settings"]), key.group(1), "the name of the corpus")
@@ -117,8 +130,37 @@ def _check_sets(findings: Findings, place: Path, meta: dict[str, Any]) -> None:
         findings.add(f"{place}: bad_rows: {len(meta['bad_rows'])}, but settings.max_bad_rows is lower")
 
 
-def _vocabulary(directory: Path) -> tuple[int, int | None]:
-    """Size of a vocabulary, and the id of the end-of-sequence token if its files name it."""
+def _check_keys(findings: Findings, corpus: Corpus) -> None:
+    """corpus.json has all keys of its version, and no others; the names of what was cut or left out are open."""
+    meta, place = corpus.meta, corpus.path / "corpus.json"
+    described = {key: None if key in ("settings", "canaries", "marks") else value for key, value in meta.items()}
+    findings.expect_keys(place, described, CONTENT)
+    reasons = meta["counts"].keys() - {*COUNTS, *PACKED_COUNTS}
+    unknown = sorted(reasons - {*REASONS}) if "checksum" in meta else []  # older versions may have had other reasons
+    findings.add(*(f"{place}: counts.{name}: is not a key of this file" for name in unknown))
+    of_stories = isinstance(meta.get("packing"), str) or "packing" in meta["settings"]
+    required = ["tokenizer.eos", "kind", "bad_rows", *(["tokenizer.bos", "packing", "metrics"] if of_stories else [])]
+    required += ["sha256"] if "checksum" in meta else []
+    of_a_set = ("schema", "template", "rows", "taken", "sha256", *(["usable"] if "checksum" in meta else []))
+    for i, _ in enumerate(meta.get("sets", ())):
+        required += [f"sets.{i}.{name}" for name in of_a_set]
+    findings.add(*(f"{place}: {key} is missing; restore it from a copy" for key in required if not _has(meta, key)))
+    for each in meta.get("sets", ()):
+        n_taken, n_rows = each.get("taken", 0), each.get("rows", 0)
+        if not n_taken <= each.get("usable", n_taken) <= max(n_taken, n_rows):
+            findings.add(f"{place}: sets: {each['name']}: usable {each['usable']}, expected {n_taken} to {n_rows} rows")
+
+
+def _has(content: Any, key: str) -> bool:
+    """Whether an object has a dotted key."""
+    first, _, inner = key.partition(".")
+    if isinstance(content, list):
+        return _has(content[int(first)], inner)
+    return first in content and (not inner or _has(content[first], inner))
+
+
+def _vocabulary(directory: Path) -> tuple[int, dict[str, int | None]]:
+    """Size of a vocabulary, and the ids of the tokens that begin and end a sequence, if its files name them."""
     from tokenizers import Tokenizer
 
     file = directory / "tokenizer.json"
@@ -129,9 +171,12 @@ def _vocabulary(directory: Path) -> tuple[int, int | None]:
     except Exception as error:  # it raises nothing more specific
         raise UserError(f"{file}: damaged ({error}); restore it from a copy") from None
     settings = directory / "tokenizer_config.json"
-    token = read_json(settings).get("eos_token") if settings.is_file() else None
-    text = token.get("content") if isinstance(token, dict) else token
-    return backend.get_vocab_size(with_added_tokens=True), backend.token_to_id(text) if text else None
+    values, ids = read_json(settings) if settings.is_file() else {}, {}
+    for name in ("bos", "eos"):
+        token = values.get(f"{name}_token")
+        if text := token.get("content") if isinstance(token, dict) else token:
+            ids[name] = backend.token_to_id(text)
+    return backend.get_vocab_size(with_added_tokens=True), ids
 
 
 def _check_arrays(findings: Findings, corpus: Corpus) -> None:

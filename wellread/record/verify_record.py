@@ -14,7 +14,7 @@ from wellread.order.permutation import Order
 from wellread.record.chain import link
 from wellread.record.findings import Findings
 from wellread.record.reader import HEAD, Record
-from wellread.record.verify_tables import digest_array
+from wellread.record.verify_tables import check_types, digest_array, refuse_nulls
 from wellread.record.writer import COLUMNS
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def _check_schema(findings: Findings, record: Record, part: dict[str, object], r
     path = record.directory / str(part["name"])
     with findings.reading(path), pyarrow.parquet.ParquetFile(path) as file:
         names = list(file.schema_arrow.names)
+        check_types(findings, path, file.schema_arrow)
         findings.expect(path, "columns", names if "skipped" in names else [*names, "skipped"], list(COLUMNS))
         return findings.expect(path, "rows", file.metadata.num_rows, rows) and {*COLUMNS} <= {*names, "skipped"}
     return False
@@ -94,6 +95,7 @@ def walk(
     walked = Walked({0: head}, {0: 0}, {0: 0})
     for first, stop, table in record.pieces(list(COLUMNS), ROWS_AT_ONCE):
         size = order.batch_size
+        refuse_nulls(record.directory, table, first * size)
         ids, read = table["sample_id"].to_numpy(), digest_array(table["digest"])
         same = _compare(findings, table, first, stop, order, digests)
         _compare_columns(findings, record, table, first, order, corpus, same)

@@ -11,6 +11,7 @@ from wellread.corpus.read import Corpus
 from wellread.record import sealed
 from wellread.record.findings import Findings
 from wellread.record.reader import Record
+from wellread.record.verify_tables import check_types, refuse_nulls
 
 if TYPE_CHECKING:
     import pyarrow
@@ -44,6 +45,8 @@ def _check_file(findings: Findings, path: Path, file: dict[str, Any], corpus: Co
         table = content.read()
     complete = findings.expect(path, "columns", list(table.column_names), list(sealed.COLUMNS))
     findings.expect(path, "rows", len(table), file["rows"], "head.json")
+    check_types(findings, path, table.schema)
+    refuse_nulls(path, table, 0)
     if complete and len(table):
         _check_rows(findings, path, file, corpus, table)
 

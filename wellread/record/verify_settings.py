@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from wellread.config import RunConfig, to_dict
+from wellread.config import RunConfig, TextConfig, to_dict
 from wellread.corpus.read import Corpus
 from wellread.files import array_header, read_json
 from wellread.order.build import build
@@ -31,6 +31,8 @@ NOTES = {
     "inserted": [{"tag": str, "sample_id": int, "batch_id": int, "slot": int}], "checksum": str,
 }  # fmt: skip
 """Shape of order.json."""
+SETTINGS = ("seq_len", "holdout", "holdout_seed", "max_bad_rows")
+"""Settings of every corpus: without one, what follows from it could not be compared."""
 IDS_AT_ONCE = 1 << 20
 """Sample ids of an order that are compared at once, so that the memory does not grow with the run."""
 
@@ -41,14 +43,11 @@ def check(findings: Findings, run: RunDirectory, manifest: dict[str, Any], corpu
     findings.expect(run.manifest_file, "version", manifest.get("version"), 1)
     findings.expect_checksum(run.manifest_file, manifest)
     findings.expect_keys(run.manifest_file, dict.fromkeys(manifest), MANIFEST)
-    numbers = [each.get("attempt") for each in manifest["attempts"]]
-    findings.expect(run.manifest_file, "attempts", numbers, list(range(1, len(numbers) + 1)))
     with findings.reading(run.config_file):
         config = run.config()
         _check_bytes(findings, run)
         _check_config(findings, run, config, identity)
         if corpus:
-            settings = corpus.meta["settings"]
             verify_canaries.check_config(findings, run.config_file, config, corpus)
             verify_marks.check_config(findings, run.config_file, config, corpus)
             registered = corpus.canaries.sha256 if corpus.canaries else None
@@ -59,14 +58,11 @@ def check(findings: Findings, run: RunDirectory, manifest: dict[str, Any], corpu
                 identity["order"].get("canaries"),
                 "manifest.json",
             )
-            for name, value in vars(config.data).items():
-                if name != "seq_len" and not isinstance(settings.get(name), dict | None):
-                    place = corpus.path / "corpus.json"
-                    findings.expect(place, f"settings.{name}", settings[name], value, "config.yaml")
+            _check_settings(findings, corpus, config)
             findings.expect(
                 corpus.path / "corpus.json",
                 "settings.seq_len",
-                settings.get("seq_len"),
+                corpus.meta["settings"].get("seq_len"),
                 identity["seq_len"],
                 "manifest.json",
             )
@@ -75,6 +71,23 @@ def check(findings: Findings, run: RunDirectory, manifest: dict[str, Any], corpu
         findings.expect_checksum(run.plan_file, read_json(run.plan_file))
         _check_plan(findings, run, plan, identity, corpus)
         _check_plan_of(findings, run, plan, manifest)
+
+
+def _check_settings(findings: Findings, corpus: Corpus, config: RunConfig) -> None:
+    """The settings of the corpus are those of config.yaml; what is missing could not be compared."""
+    settings, place = corpus.meta["settings"], corpus.path / "corpus.json"
+    of_kind = ("packing", "long_stories") if isinstance(config.data, TextConfig) else ("loss_on",)
+    required = (*SETTINGS, *of_kind) if "sets" in corpus.meta else ()  # corpora from before mixtures have fewer
+    required += ("version", "sets", "tokenizer") if "checksum" in corpus.meta else ()
+    findings.add(
+        *(f"{place}: settings.{name} is missing; restore it from a copy" for name in required if name not in settings)
+    )
+    for name, value in vars(config.data).items():
+        stored = settings.get(name)
+        unused = name == "long_stories" and settings.get("packing") != "story"
+        if name in settings and name not in ("seq_len", "metrics") and not isinstance(stored, dict):
+            findings.expect(place, f"settings.{name}", stored, None if unused else value, "config.yaml")
+    findings.expect(place, "settings.pack", settings.get("pack", False), corpus.packed, "its files")
 
 
 def _check_bytes(findings: Findings, run: RunDirectory) -> None:
@@ -113,10 +126,6 @@ def _check_plan_of(findings: Findings, run: RunDirectory, plan: Plan, manifest: 
         flat = plan.as_dict()
         copies = {name: (flat[name], last[0][name]) for name in fields if name in last[0]}
         findings.expect_all(run.plan_file, copies, "the last attempt in manifest.json")
-    for each in manifest["attempts"]:
-        if {"ranks", "nodes", "ranks_per_node"} <= each.keys():
-            product = each["nodes"] * each["ranks_per_node"]
-            findings.expect(run.manifest_file, f"ranks of attempt {each['attempt']}", each["ranks"], product)
 
 
 def _check_config(findings: Findings, run: RunDirectory, config: RunConfig, identity: dict[str, Any]) -> None:

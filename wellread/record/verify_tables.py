@@ -17,6 +17,7 @@ from wellread.corpus.holdout import is_sealed
 from wellread.corpus.read import METRICS, Corpus
 from wellread.corpus.segments import FILE as SEGMENTS
 from wellread.corpus.segments import Segments
+from wellread.errors import UserError
 from wellread.record.findings import Findings
 
 if TYPE_CHECKING:
@@ -26,6 +27,16 @@ SAMPLES = "samples.parquet"
 COLUMNS = (
     "sample_id", "digest", "split", "n_tokens", "n_targets", "document", "source", "rows", "category", "author",
 )  # fmt: skip
+TYPES = {
+    **dict.fromkeys(("sample_id", "segment", "document", "step", "batch_id"), "int64"),
+    **dict.fromkeys(("n_tokens", "n_targets", "slot", "epoch"), "int32"),
+    "digest": f"fixed_size_binary[{DIGEST_BYTES}]",
+    "rows": "list<int64>",
+    "loss": "float",
+    "skipped": "bool",
+    **dict.fromkeys(("split", "source", "category", "author"), "string"),
+}
+"""Arrow type of each column of samples, segments and the record."""
 HASHED = np.dtype([("digest", "V16"), ("document", "<i8"), ("split", "S1")])
 """What the hash of a corpus covers of each sample."""
 ROWS_AT_ONCE = 1 << 16
@@ -69,19 +80,55 @@ def check_form(
 
     with pyarrow.parquet.ParquetFile(place) as file:
         names, rows = file.schema_arrow.names, file.metadata.num_rows
+        check_types(findings, place, file.schema_arrow)
     foreign = [name for name in names if name not in columns or names.count(name) > 1]
     findings.add(*(f"{place}: {name}: is not a column of this table" for name in foreign))
     return findings.expect(place, "rows", rows, n, source)
 
 
+def check_types(findings: Findings, place: Path, schema: pyarrow.Schema) -> None:
+    """Every column has the type that docs/formats.md states."""
+    for name, arrow_type in zip(schema.names, schema.types, strict=True):
+        if name in TYPES or place.name == METRICS:
+            expected = TYPES.get(name, "float")
+            findings.expect(place, f"type of {name}", _type_name(arrow_type), expected, "docs/formats.md")
+
+
+def _type_name(arrow_type: pyarrow.DataType) -> str:
+    """Name of a type: equal for texts in all encodings, and for lists whatever their elements are called."""
+    from pyarrow import types
+
+    if types.is_dictionary(arrow_type):
+        return _type_name(arrow_type.value_type)
+    if types.is_list(arrow_type):
+        return f"list<{arrow_type.value_type}>"
+    return "string" if types.is_large_string(arrow_type) else str(arrow_type)
+
+
+def refuse_nulls(place: Path | str, table: pyarrow.Table, start: int) -> None:
+    """Raise UserError when a value is missing; only older versions leave out categories and authors.
+
+    Parameters
+    ----------
+    start : int
+        Number of the table's first row.
+    """
+    for name in table.column_names:
+        if table[name].null_count and name not in ("category", "author"):
+            row = start + table[name].is_null().to_pylist().index(True)
+            raise UserError(f"{place}: {name}: row {row}: has no value; restore it from a copy")
+
+
 def pieces(place: Path) -> Iterator[tuple[int, pyarrow.Table]]:
-    """The rows of a table, some at once, with the number of the first."""
+    """The rows of a table, some at once, with the number of the first; a missing value is an error."""
     import pyarrow.parquet
 
     start = 0
     with pyarrow.parquet.ParquetFile(place) as file:
         for batch in file.iter_batches(ROWS_AT_ONCE):
-            yield start, pyarrow.Table.from_batches([batch])
+            table = pyarrow.Table.from_batches([batch])
+            refuse_nulls(place, table, start)
+            yield start, table
             start += len(batch)
 
 
@@ -217,6 +264,8 @@ def check_names(findings: Findings, place: Path, columns: Sequence[str], source:
 
     with pyarrow.parquet.ParquetFile(place) as file:
         findings.expect(place, "columns", list(file.schema_arrow.names), list(columns), source)
+        if place.name == METRICS:
+            check_types(findings, place, file.schema_arrow)
         return int(file.metadata.num_rows)
 
 
