@@ -37,6 +37,11 @@ def visible(text: str) -> str:
     return "".join(c if _is_seen(c) else _escape(c) for c in CONTROLS.sub(lambda match: _escape(match[0]), text))
 
 
+def one_line(text: str) -> str:
+    """The text made `visible`, its ends of lines, too: a path may contain one, and each message is one line."""
+    return visible(text).replace("\r", "\\r").replace("\n", "\\n")
+
+
 def prose(text: str) -> Own:
     """The text of a sample, in any language: only its control characters (except tab and line feed) become escapes."""
     return text if isinstance(text, Own) else Own(CONTROLS.sub(lambda match: _escape(match[0]), text))

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from wellread.escapes import Own, prose
+from wellread.escapes import one_line as one_line
 from wellread.escapes import visible as visible
 from wellread.streams import OfRich
 from wellread.units import plural as plural

@@ -460,6 +460,17 @@ def test_a_run_that_is_altered_and_restored_is_verified(run: str, run_of: Callab
     assert examine(copy).problems == []
 
 
+def test_a_line_feed_in_the_path_of_a_run_is_escaped(
+    run_of: Callable[[str], RunDirectory], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of("finetune")
+    moved = run.path.rename(run.path.with_name("two\nlines"))
+    (moved / "record" / "head.json").write_text("{")
+    assert main([str(moved)]) == 1
+    problem, verdict = capsys.readouterr().out.splitlines()
+    assert ("two\\nlines/record/head.json" in problem, verdict[:7]) == (True, "FAILED:")
+
+
 def test_exit_codes(run_of: Callable[[str], RunDirectory], capsys: pytest.CaptureFixture[str]) -> None:
     run = run_of("finetune")
     (run.record / "head.json").write_text("{")

@@ -14,15 +14,15 @@ def main(argv: list[str], prog: str = "wellread verify") -> int:
 
     from wellread.record.verify import examine
     from wellread.run import RunDirectory
-    from wellread.terminal import visible
+    from wellread.terminal import one_line
 
     result = examine(RunDirectory.open(options.run))
     for line in result.problems:
-        print(visible(line))
+        print(one_line(line))
     n = len(result.problems)
     checked = f"{result.batches:,} batches, {result.readings:,} readings, {result.checkpoints:,} checkpoints"
     if n:
-        print(f"FAILED: {n:,} problem{'s' * (n > 1)}: {checked}, head {visible(result.head)}")
+        print(f"FAILED: {n:,} problem{'s' * (n > 1)}: {checked}, head {one_line(result.head)}")
         return FAILURE
     print(f"verified: {checked} agree, head {result.head}")
     return 0
