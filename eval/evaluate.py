@@ -7,7 +7,7 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from eval.evaluation import NO_FLAGS, Evaluation, PerCheckpoint
-from eval.needs import a_checkpoint
+from eval.needs import a_checkpoint, a_writable_folder
 from eval.progress import Reporter
 from eval.registry import find, per_checkpoint
 from wellread.cli import new_parser, parse
@@ -77,7 +77,7 @@ def evaluate(evaluation: Evaluation, *, progress: bool = True) -> list[Result]:
         When the run does not have what the evaluation needs.
     """
     evaluation.run.config()  # fail on a damaged config before the expensive part
-    for need in evaluation.needs:
+    for need in (*evaluation.needs, a_writable_folder):
         need(evaluation.run)
     with Reporter(evaluation.work(), progress) as reporter:
         for note in evaluation.notes():
@@ -89,7 +89,7 @@ def evaluate(evaluation: Evaluation, *, progress: bool = True) -> list[Result]:
 
 def keep_scores(evaluation: PerCheckpoint[Any], *, progress: bool = True) -> None:
     """Score each checkpoint and keep the scores: the part of `evaluate` that can run in parallel."""
-    for need in evaluation.needs:
+    for need in (*evaluation.needs, a_writable_folder):
         need(evaluation.run)
     with Reporter(evaluation.work(), progress) as reporter:
         for checkpoint in evaluation.checkpoints:

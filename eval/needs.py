@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 
 from wellread.errors import UserError
@@ -16,6 +18,21 @@ def a_checkpoint(run: RunDirectory) -> None:
 
     if not list_checkpoints(run.checkpoints):
         raise UserError(f"{run.path}: no checkpoint yet; wait until the run has saved one")
+
+
+def a_writable_folder(run: RunDirectory) -> None:
+    """A folder `eval/` in which results can be written: noticed before the models are read, not after."""
+    file = run.eval / f".writable.{os.getpid()}.tmp"
+    try:
+        run.eval.mkdir(exist_ok=True)
+        file.touch()
+        file.unlink()
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        raise UserError(
+            f"{run.eval}: results cannot be written ({error.strerror}); make it writable, or evaluate a copy of the run"
+        ) from None
 
 
 def sealed_samples(run: RunDirectory) -> None:

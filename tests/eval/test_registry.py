@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -87,6 +88,20 @@ def test_a_table_and_a_section(
     assert '<th scope="col">good</th>\n' in page
     assert "<td>0 good</td></tr>" in page
     assert "Not evaluated yet" in page  # in the section of membership
+
+
+def test_a_run_that_cannot_be_written_is_refused_before_scoring(
+    tmp_path: Path, dummy: None, scored: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    run = make_run(tmp_path / "run")
+    monkeypatch.setattr(Path, "touch", refuse)
+    for flags in ([], ["--scores_only"]):
+        with pytest.raises(UserError, match=r"run/eval: results cannot be written \(Read-only file system\); make it"):
+            main(["dummy", str(run.path), *flags])
+    assert scored == []
 
 
 def test_its_flags_and_kept_scores(
