@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import itertools
 import json
@@ -174,3 +175,16 @@ def test_a_failure_of_the_library_leaves_the_old_index(tmp_path: Path, monkeypat
 
 def test_the_library_is_installed() -> None:
     assert importlib.util.find_spec(suffixes.LIBRARY) is not None
+
+
+def test_an_index_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(suffixes, "find_spec", lambda name: name)
+    monkeypatch.setattr(suffixes, "replacing", refuse)
+    (tmp_path / "tokens.bin").write_bytes(bytes(8))
+    with pytest.raises(
+        UserError, match=r"tokens\.sa: cannot be written \(Read-only .*\), .*; make the folder writable"
+    ):
+        build(tmp_path / "tokens.bin", np.dtype("<u2"))

@@ -8,6 +8,7 @@ tokens: a damaged file or one of other tokens would not fail, but miss matches.
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -243,7 +244,8 @@ def build(tokens: Path, dtype: np.dtype[Any]) -> None:
     Raises
     ------
     UserError
-        Without tokengrams, without tokens, with tokens of another type than uint16 or uint32, or without space.
+        Without tokengrams, without tokens, with tokens of another type than uint16 or uint32, without space, or in a
+        folder that cannot be written.
     """
     if find_spec(LIBRARY) is None:
         raise UserError(f"index: needs {LIBRARY}, which is not installed; run make setup, or pip install {LIBRARY}")
@@ -255,6 +257,19 @@ def build(tokens: Path, dtype: np.dtype[Any]) -> None:
     index, status = index_file(tokens), os.statvfs(tokens.parent)
     if (free := status.f_bavail * status.f_frsize) < size * BYTES:
         raise UserError(f"{index}: needs {size * BYTES:,} bytes, but only {free:,} are free; make space")
+    try:
+        _write(tokens, index, size, dtype)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        raise UserError(
+            f"{index}: cannot be written ({error.strerror}), and an index is next to its tokens; "
+            "make the folder writable, or index a copy of it"
+        ) from None
+
+
+def _write(tokens: Path, index: Path, size: int, dtype: np.dtype[Any]) -> None:
+    """Write the index of `size` tokens, and its description."""
     with replacing(index) as file:
         _run(tokens, Path(file.name), 65536 if dtype.itemsize == 2 else WIDE)
         if (written := Path(file.name).stat().st_size) != size * BYTES:
