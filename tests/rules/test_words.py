@@ -173,6 +173,18 @@ def test_documents_wrap_at_100_columns(root: Path) -> None:
     assert not wrong
 
 
+def test_no_line_of_a_document_begins_with_a_flag(root: Path) -> None:
+    """A command that was wrapped as prose has its flags outside the code; flags in sentences do not begin lines."""
+    wrong = [
+        f"{path.relative_to(root)}:{number}: {line}"
+        for path in files(root)
+        if path.suffix == ".md"
+        for number, line in enumerate(_without_code(path.read_text()), 1)
+        if re.match(r" *--[a-z]", line)
+    ]
+    assert not wrong
+
+
 def _without_code(text: str) -> Iterator[str]:
     """Lines of a document, those of code blocks empty: output is shown as it is printed."""
     inside = False
