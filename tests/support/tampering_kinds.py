@@ -96,7 +96,7 @@ KEYS = [
     Kind("begin of sequence", "tokenizer.bos: 7", json_value(CORPUS, "tokenizer.bos", 7), LISTED),
     Kind("no begin of sequence", "tokenizer.bos is missing", without_key(CORPUS, "tokenizer.bos"), LISTED),
     Kind("no end of sequence", "tokenizer.eos is missing", without_key(CORPUS, "tokenizer.eos")),
-    Kind("too few usable rows", "sets: small: usable 1", json_value(CORPUS, "sets.0.usable", 1), ("packed", "lora")),
+    Kind("too few usable rows", ": usable 1, expected", json_value(CORPUS, "sets.0.usable", 1), ("packed", "lora")),
     Kind("no usable rows", "sets.0.usable is missing", without_key(CORPUS, "sets.0.usable"), CHECKED),
     Kind("no rows taken", "sets.0.taken is missing", without_key(CORPUS, "sets.0.taken")),
     Kind("no hashes of tables", "sha256 is missing", without_key(CORPUS, "sha256"), CHECKED),
