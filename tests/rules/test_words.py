@@ -165,8 +165,7 @@ def test_names_are_of_things(root: Path) -> None:
 def test_documents_wrap_at_100_columns(root: Path) -> None:
     wrong = [
         f"{path.relative_to(root)}:{number}"
-        for path in files(root)
-        if path.suffix == ".md"
+        for path in _documents(root)
         for number, line in enumerate(_without_code(path.read_text()), 1)
         if len(line) > 100 and not line.lstrip().startswith("|") and " " in line.strip()
     ]
@@ -177,12 +176,15 @@ def test_no_line_of_a_document_begins_with_a_flag(root: Path) -> None:
     """A command that was wrapped as prose has its flags outside the code; flags in sentences do not begin lines."""
     wrong = [
         f"{path.relative_to(root)}:{number}: {line}"
-        for path in files(root)
-        if path.suffix == ".md"
+        for path in _documents(root)
         for number, line in enumerate(_without_code(path.read_text()), 1)
         if re.match(r" *--[a-z]", line)
     ]
     assert not wrong
+
+
+def _documents(root: Path) -> list[Path]:
+    return [*(path for path in files(root) if path.suffix == ".md"), root / "CHANGELOG.md"]
 
 
 def _without_code(text: str) -> Iterator[str]:
