@@ -151,7 +151,7 @@ def test_a_long_error_is_cut(root: Path) -> None:
 
 
 def test_json_for_other_programs_has_no_nan() -> None:
-    """JSON lacks NaN and infinity; a skipped batch may have such a loss."""
+    """JSON has no NaN and no infinity; a skipped batch may have such a loss."""
     value = {
         "loss": float("nan"),
         "readings": [{"loss": -math.inf, "step": 3}],

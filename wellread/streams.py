@@ -152,7 +152,7 @@ def _send_to_null(number: int) -> None:
 
 
 def json_line(value: Any) -> str:
-    """A value as one line of JSON, for other programs: numbers that are not finite, which JSON lacks, become null.
+    """A value as one line of JSON, for other programs: numbers that are not finite become null.
 
     Raises
     ------

@@ -236,7 +236,7 @@ def test_refused_by_slurm(program: Program, small_model: Path, corpora: Path, tm
     assert result.returncode == 2
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     assert "SLURM rejected the job (invalid partition specified: nowhere); choose another --partition" in line
-    assert not list((tmp_path / "run" / "submit").iterdir())
+    assert [path.name for path in (tmp_path / "run" / "submit").iterdir()] == ["jobs.lock"]
 
 
 @pytest.mark.long

@@ -20,6 +20,7 @@ from wellread.errors import UserError
 from wellread.files import sha256_file, with_checksum, write_json
 from wellread.record.reader import Record
 from wellread.record.verify import verify
+from wellread.record.writer import RecordWriter
 from wellread.run import RunDirectory
 
 
@@ -93,6 +94,22 @@ def test_notes_in_a_run_are_not_a_problem(copied_run: RunDirectory) -> None:
     for name in ("notes.md", ".notes", "plan.md", "scores.parquet", "model.bin"):
         (copied_run.path / name).write_text("mine")
     assert verify(copied_run) == []
+
+
+def test_a_run_that_has_not_saved_step_0_is_not_damaged(copied_run: RunDirectory) -> None:
+    """As between the first head.json and the first checkpoint; but not if the run says that it has finished."""
+    start = Record.open(copied_run.record).info["genesis"]
+    for folder in (copied_run.checkpoints, copied_run.record):
+        shutil.rmtree(folder)
+        folder.mkdir()
+    RecordWriter(copied_run.record, start=start).flush()
+    assert any("step-00000000 is missing" in problem for problem in verify(copied_run))
+    manifest = json.loads(copied_run.manifest_file.read_text())
+    for attempt in manifest["attempts"]:
+        del attempt["ended"], attempt["exit_code"]
+    write_json(copied_run.manifest_file, with_checksum(manifest))
+    with pytest.raises(UserError, match="nothing to verify yet: the run has not saved step 0"):
+        verify(copied_run)
 
 
 def test_an_altered_digest_of_a_sample_is_named(copied_run: RunDirectory) -> None:

@@ -68,8 +68,7 @@ def examine(run: RunDirectory) -> Verified:
     UserError
         When the run has not started yet.
     """
-    if not (run.record / "head.json").exists() and not any(run.checkpoints.glob("step-*")):
-        raise UserError(f"{run.record}: no record (head.json is missing); has the run started?")
+    _refuse_unstarted(run)
     findings = Findings()
     checkpoints = verify_checkpoints.check_files(findings, run)
     verify_checkpoints.check_configurations(findings, checkpoints)
@@ -99,6 +98,21 @@ def examine(run: RunDirectory) -> Verified:
     readings = record.batches * manifest["identity"]["batch_size"] if record and manifest else 0
     batches, head = (record.batches, record.head) if record else (0, "")
     return Verified(findings.problems, batches, readings, len(checkpoints), head)
+
+
+def _refuse_unstarted(run: RunDirectory) -> None:
+    """Refuse a run that has not saved step 0 yet: nothing was read, and nothing claims that it was."""
+    if any(run.checkpoints.glob("step-*")):
+        return
+    if not (run.record / "head.json").exists():
+        raise UserError(f"{run.record}: no record (head.json is missing); has the run started?")
+    try:
+        batches, attempts = Record.open(run.record).batches, run.manifest()["attempts"]
+        is_new = not batches and all(attempt.get("exit_code") != 0 for attempt in attempts)
+    except (UserError, LookupError, TypeError, ValueError, AttributeError):  # damaged, as the checks will say
+        return
+    if is_new:
+        raise UserError(f"{run.path}: nothing to verify yet: the run has not saved step 0")
 
 
 def _manifest(findings: Findings, run: RunDirectory) -> dict[str, Any] | None:
