@@ -22,9 +22,9 @@ def a_checkpoint(run: RunDirectory) -> None:
 
 def a_writable_folder(run: RunDirectory) -> None:
     """A folder `eval/` in which results can be written: noticed before the models are read, not after."""
-    file = run.eval / f".writable.{os.getpid()}.tmp"
+    folder = run.eval if run.eval.is_dir() else run.path  # a call that is refused later leaves no folder
+    file = folder / f".writable.{os.getpid()}.tmp"
     try:
-        run.eval.mkdir(exist_ok=True)
         file.touch()
         file.unlink()
     except OSError as error:
