@@ -236,7 +236,7 @@ def test_second_launch_into_a_run(program: Program, corpora: Path, copied_run: R
     program("launch", "run", "finetune", "--out", copied_run.path, *flags, check=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_directory_of_a_failed_start_is_used_again(
     program: Program, small_model: Path, corpora: Path, tmp_path: Path
 ) -> None:

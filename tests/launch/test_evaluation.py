@@ -45,7 +45,7 @@ def test_defaults_of_flags() -> None:
     assert (parsed.time, parsed.partition, flags) == ("5", "short", [])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.minutes(0.5)
 def test_a_run_without_sealed_samples_is_evaluated_after_it(program: Program, corpora: Path, tmp_path: Path) -> None:
     sizes = ["--steps", 2, "--batch_size", 4, "--seq_len", 64, "--save_every", 2, "--ranks_per_node", 1]

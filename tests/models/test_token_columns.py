@@ -88,7 +88,7 @@ def test_parts_have_a_limit() -> None:
     assert in_parts(lengths[:0], 10) == []
 
 
-@pytest.mark.parametrize("at_once", [1, 2048 * 3, 1 << 24])
+@pytest.mark.parametrize("at_once", [1, pytest.param(2048 * 3, marks=pytest.mark.long), 1 << 24])
 def test_a_model_equals_a_plain_loop(
     at_once: int, small_model: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,7 +66,8 @@ def same_record(one: RunDirectory, other: RunDirectory) -> bool:
     return bool(tables[0].equals(tables[1])) and records[0].head == records[1].head
 
 
-@pytest.mark.parametrize("strategy", ["zero2", *(pytest.param(s, marks=pytest.mark.long) for s in OTHERS)])
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", ["zero2", *OTHERS])
 def test_strategy_trains_and_verifies(in_process: Program, runs: Run, strategy: str) -> None:
     run = runs(strategy, 2)
     losses = step_losses(run)

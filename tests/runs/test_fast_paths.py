@@ -15,7 +15,8 @@ from wellread.run import RunDirectory
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("packed", [False, pytest.param(True, marks=pytest.mark.long)], ids=["samples", "packed"])
+@pytest.mark.long
+@pytest.mark.parametrize("packed", [False, True], ids=["samples", "packed"])
 def test_all_paths_together_leave_the_record_as_it_is(
     program: Program, corpora: Path, tmp_path: Path, packed: bool
 ) -> None:

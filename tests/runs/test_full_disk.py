@@ -51,6 +51,7 @@ def test_disk_full_while_compiling(program: Program, disk: Disk, tmp_path: Path,
     assert "compiling 664 rows of sample into" in compiled.stdout
 
 
+@pytest.mark.long
 def test_disk_full_while_saving(program: Program, corpora: Path, disk: Disk) -> None:
     """A checkpoint takes 30 MiB, a third of it the model. The first one contains only the model.
 

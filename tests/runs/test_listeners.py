@@ -46,7 +46,7 @@ def listeners(process: subprocess.Popen[str]) -> set[tuple[str, str]]:
     return places
 
 
-@pytest.mark.parametrize(("ranks", "strategy"), [(2, "zero1"), (1, "ddp")])
+@pytest.mark.parametrize(("ranks", "strategy"), [pytest.param(2, "zero1", marks=pytest.mark.long), (1, "ddp")])
 def test_a_run_and_its_evaluation(ranks: int, strategy: str, corpora: Path, root: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(AUDIT)
     audit = tmp_path / "audit"

@@ -105,7 +105,7 @@ def test_untrained_masters_are_saved_bit_exactly(small: Path, tmp_path: Path) ->
     assert same_weights(tmp_path / "model", small)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_ranks_learn_as_one(small: Path, tmp_path: Path) -> None:
     task = TASK | {"model": small, "infinite": [3]}
     ((one,),) = [run_ranks(tmp_path / "one", [task | {"micro": 4}], 1)]
