@@ -49,7 +49,7 @@ ENTRIES = [
     Kind(
         "losses of sealed samples are added",
         "not listed in head.json",
-        copied(PART, "record/sealed-00000012-00000012.parquet"),
+        copied(PART, "record/sealed-00000099-00000099.parquet"),
     ),
     Kind("a hidden file of the record", "record/.x: not listed in head.json", written("record/.x")),
     Kind("a copy of head.json", "head.json.bak: not listed in head.json", written("record/head.json.bak")),
