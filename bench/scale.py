@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import random
 import shlex
 import shutil
@@ -116,7 +117,12 @@ def write_run(path: Path, config: Any, corpus_directory: Path, steps: int) -> Pa
     keep(run, built)
     (run.path / "corpus").symlink_to(corpus.path)
     write_json(run.plan_file, with_checksum(plan.as_dict()))
-    attempt = {"attempt": 1, "cluster": "local", "strategy": plan.strategy, "ranks": 1, "exit_code": 0}
+    attempt = {
+        "attempt": 1, "started": "2026-01-01T00:00:00+0000", "ended": "2026-01-01T00:00:00+0000", "exit_code": 0,
+        "cluster": "local", "strategy": plan.strategy, "ranks": 1, "nodes": 1, "ranks_per_node": 1, "device": "cpu",
+        "hosts": ["localhost"], "host": "localhost", "python": platform.python_version(),
+        "platform": platform.platform(), "packages": {}, "code": {"commit": None},
+    }  # fmt: skip
     write_json(run.manifest_file, with_checksum({"version": 1, "identity": identity, "attempts": [attempt]}))
     writer, tokens = RecordWriter(run.record, start=genesis(corpus.hash, built.order.identity())), 0
     for step in (0, steps):
@@ -124,8 +130,8 @@ def write_run(path: Path, config: Any, corpus_directory: Path, steps: int) -> Pa
         writer.flush()
         model = checkpoints.staging(run.checkpoints, step) / "model"
         model.mkdir(parents=True)
-        for name in ("config.json", "model.safetensors"):
-            (model / name).write_text(f"{name} at {step}")
+        (model / "config.json").write_text("{}")
+        (model / "model.safetensors").write_text(f"weights at {step}")
         tokenizer.copy_files(corpus.tokenizer, model)
         about = {
             "step": step, "tokens": tokens, "skipped": 0, "record": {"head": writer.head, "batches": [0, step]},
