@@ -77,8 +77,7 @@ def evaluate(evaluation: Evaluation, *, progress: bool = True) -> list[Result]:
         When the run does not have what the evaluation needs.
     """
     evaluation.run.config()  # fail on a damaged config before the expensive part
-    for need in (*evaluation.needs, a_writable_folder):
-        need(evaluation.run)
+    _check(evaluation)
     with Reporter(evaluation.work(), progress) as reporter:
         for note in evaluation.notes():
             reporter.note(note)
@@ -87,10 +86,15 @@ def evaluate(evaluation: Evaluation, *, progress: bool = True) -> list[Result]:
     return results
 
 
-def keep_scores(evaluation: PerCheckpoint[Any], *, progress: bool = True) -> None:
-    """Score each checkpoint and keep the scores: the part of `evaluate` that can run in parallel."""
+def _check(evaluation: Evaluation) -> None:
+    """Refuse a run that does not have what an evaluation needs, or cannot take its results."""
     for need in (*evaluation.needs, a_writable_folder):
         need(evaluation.run)
+
+
+def keep_scores(evaluation: PerCheckpoint[Any], *, progress: bool = True) -> None:
+    """Score each checkpoint and keep the scores: the part of `evaluate` that can run in parallel."""
+    _check(evaluation)
     with Reporter(evaluation.work(), progress) as reporter:
         for checkpoint in evaluation.checkpoints:
             evaluation.score(checkpoint, reporter)

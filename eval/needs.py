@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable
 
-from wellread.errors import UserError
+from wellread.errors import NOT_ALLOWED, UserError
 from wellread.run import RunDirectory
 
 Need = Callable[[RunDirectory], None]
@@ -28,7 +27,7 @@ def a_writable_folder(run: RunDirectory) -> None:
         file.touch()
         file.unlink()
     except OSError as error:
-        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+        if error.errno not in NOT_ALLOWED:
             raise
         raise UserError(
             f"{run.eval}: results cannot be written ({error.strerror}); make it writable, or evaluate a copy of the run"

@@ -10,6 +10,8 @@ BAD_INPUT = 2
 """Exit code after a mistake of the user."""
 FAILURE = 1
 """Exit code after any other failure."""
+NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
+"""Errors of a folder or file system in which this user cannot write."""
 NOT_FILES = (errno.ENODEV, errno.ENXIO, errno.EFBIG)
 """Errors of `wellread.whole`: a device, a pipe without a writer, a file larger than memory can have."""
 LINE_ENDS = re.compile(r"[ \t]*[\r\n][ \t\r\n]*")
@@ -43,7 +45,7 @@ def _os_message(error: OSError) -> str | None:
         return f"disk full{where}: free some space, then run the same command again; earlier checkpoints are intact"
     if error.errno in (errno.EACCES, errno.EPERM) and error.filename and not _readable(os.fsdecode(error.filename)):
         return f"not allowed to read{where}: ask its owner for permission, or name another path"
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+    if error.errno in NOT_ALLOWED:
         return f"not allowed to write{where}: choose another directory"
     if error.errno == errno.ENAMETOOLONG:
         return f"a name is too long{where}: file systems allow at most 255 bytes per name; choose a shorter one"

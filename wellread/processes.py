@@ -13,7 +13,7 @@ from pathlib import Path
 STORE = "WELLREAD_STORE"
 """Environment variable: the file through which the ranks of one node find each other; its folder has mode 0700."""
 
-ATTEMPT = "WELLREAD_ATTEMPT"
+ATTEMPT_NUMBER = "WELLREAD_ATTEMPT"
 """Environment variable: number of the attempt of which a process is a rank."""
 
 LAUNCHER = "WELLREAD_LAUNCHER"

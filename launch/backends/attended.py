@@ -12,7 +12,7 @@ from launch.backends import elastic
 from launch.backends.base import Backend, Settle, Training, summary
 from wellread.errors import FAILURE
 from wellread.planning.plan import Plan
-from wellread.processes import ATTEMPT
+from wellread.processes import ATTEMPT_NUMBER
 from wellread.run import RunDirectory
 
 
@@ -57,7 +57,7 @@ class Attended(Backend):
         for op in ops.needed(plan):
             ops.ensure(op, variables)
         attempt = attempts.begin(run, plan, {"hosts": self.hosts(plan.machine.nodes)}, training.code)
-        variables[ATTEMPT] = str(attempt)
+        variables[ATTEMPT_NUMBER] = str(attempt)
         print(f"training {run.path}: {summary(plan)}", flush=True)
         code = FAILURE
         try:

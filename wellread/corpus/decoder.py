@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from wellread.corpus.plain import copied
 from wellread.errors import UserError
 from wellread.whole import read_whole
 
@@ -83,12 +84,7 @@ class Decoder:
     @cached_property
     def _encoder(self) -> Any:
         """A copy of the tokenizer that encodes special tokens in a text as plain text, without truncation."""
-        from tokenizers import Tokenizer
-
-        copy = Tokenizer.from_str(self.backend.to_str())
-        copy.encode_special_tokens = True
-        copy.no_truncation()
-        copy.no_padding()
+        copy = copied(self.backend.to_str())
         if getattr(copy.model, "dropout", None):  # in a corpus of an earlier version
             copy.model.dropout = None
         return copy

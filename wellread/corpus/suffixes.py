@@ -8,7 +8,6 @@ tokens: a damaged file or one of other tokens would not fail, but miss matches.
 
 from __future__ import annotations
 
-import errno
 import os
 import subprocess
 import sys
@@ -25,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wellread.corpus.columns import consecutive
-from wellread.errors import UserError
+from wellread.errors import NOT_ALLOWED, UserError
 from wellread.files import checksum, read_json, replacing, sha256_file, with_checksum, write_json
 
 LIBRARY = "tokengrams"
@@ -260,7 +259,7 @@ def build(tokens: Path, dtype: np.dtype[Any]) -> None:
     try:
         _write(tokens, index, size, dtype)
     except OSError as error:
-        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+        if error.errno not in NOT_ALLOWED:
             raise
         raise UserError(
             f"{index}: cannot be written ({error.strerror}), and an index is next to its tokens; "

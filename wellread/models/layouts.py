@@ -9,6 +9,9 @@ from dataclasses import dataclass, replace
 
 from wellread.models.spec import ModelSpec
 
+HEAD = "lm_head.weight"
+"""The output embedding, unless it is tied to that of the input."""
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -58,7 +61,7 @@ class Layout:
             sizes |= {f"{place}.{norm}": spec.width for norm in self.norms}
         sizes |= dict.fromkeys(self.final_norms, spec.width)
         if not self.tied:
-            sizes["lm_head.weight"] = spec.vocab * spec.width
+            sizes[HEAD] = spec.vocab * spec.width
         if self.head_bias:
             sizes["lm_head.bias"] = spec.vocab
         return sizes

@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from wellread.errors import UserError
 from wellread.models.families import FAMILIES, Compute
 from wellread.models.freezing import frozen
-from wellread.models.layouts import Layout
+from wellread.models.layouts import HEAD, Layout
 from wellread.models.limits import blocks
 from wellread.models.spec import ModelSpec
-
-HEAD = "lm_head.weight"
-"""The output embedding: also of a model with tied embeddings, if its files have other values for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +116,7 @@ def trained(spec: ModelSpec, *, freeze: str = "", lora_rank: int = 0, lora_modul
     if not freeze:
         return Trained(model.total, model.tensors, model.total)
     sizes = layout_of(spec).sizes(spec)
-    names = frozen(sizes, freeze, possible=[HEAD])
+    names = frozen(sizes, freeze, possible=[HEAD])  # its files may have other values than the embedding it is tied to
     tensors = tuple(size for name, size in sizes.items() if name not in names)
     return Trained(sum(tensors), tensors, model.total)
 

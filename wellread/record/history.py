@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     import pyarrow
 
 COLUMNS = ["sample_id", "n_targets", "loss", "skipped"]
+"""Columns of the record that queries on batches and samples need."""
 LAST = "last"
 """The newest checkpoint, by name."""
-"""Columns of the record that queries on batches and samples need."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,9 +30,13 @@ SAVING = re.compile(r"\.step-\d{8,}\.(tmp|damaged)(\.[0-9a-f]{8}\.removed)?")
 RECORDED = re.compile(r"head\.json|(part|sealed)-(\d{8,})-(\d{8,})\.parquet")
 
 
+TEMPORARY = re.compile(r"\.(.+)\.\d+\.tmp")
+"""Name of a file while it is written, which a process that was killed may have left."""
+
+
 def is_temporary(name: str, files: Iterable[str]) -> bool:
-    """Whether a file is a temporary one of these files, which a process that was killed may have left."""
-    match = re.fullmatch(r"\.(.+)\.\d+\.tmp", name)
+    """Whether a file is a temporary one of these files."""
+    match = TEMPORARY.fullmatch(name)
     return match is not None and match[1] in files
 
 
@@ -65,7 +69,7 @@ def check_record(findings: Findings, record: Record, order: Order, steps: int, f
     """
     listed = {"head.json", *(each["name"] for each in (*record.parts, *record.sealed_files))}
     for path in sorted(record.directory.iterdir()):
-        temporary = re.fullmatch(r"\.(.+)\.\d+\.tmp", path.name)
+        temporary = TEMPORARY.fullmatch(path.name)
         if path.name in listed or (temporary and RECORDED.fullmatch(temporary[1])):
             continue
         if finished or not _is_unfinished(path, record, order, steps):

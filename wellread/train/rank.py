@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from wellread import provenance, streams
 from wellread.errors import BAD_INPUT, FAILURE, user_message
 from wellread.files import open_unlinked, write_json
-from wellread.processes import ATTEMPT, LAUNCHER, die_with, importing
+from wellread.processes import ATTEMPT_NUMBER, LAUNCHER, die_with, importing
 from wellread.run import RunDirectory
 from wellread.train import shortage
 
@@ -33,7 +33,7 @@ def main(path: str) -> int:
     """Train this rank; return its exit code."""
     run = RunDirectory.open(path)
     run.refuse_links()
-    attempt, rank = int(os.environ.get(ATTEMPT, 1)), int(os.environ.get("RANK", 0))
+    attempt, rank = int(os.environ.get(ATTEMPT_NUMBER, 1)), int(os.environ.get("RANK", 0))
     run.log.mkdir(exist_ok=True)
     log = run.log / f"attempt-{attempt:03d}-rank-{rank}.log"
     try:

@@ -24,7 +24,7 @@ from wellread.checkpoint import list_checkpoints
 from wellread.errors import BAD_INPUT, UserError
 from wellread.files import write_json
 from wellread.planning.plan import Plan
-from wellread.processes import ATTEMPT, LAUNCHER
+from wellread.processes import ATTEMPT_NUMBER, LAUNCHER
 from wellread.run import RunDirectory
 from wellread.streams import print_error
 
@@ -227,7 +227,7 @@ class Child:
             "LOCAL_WORLD_SIZE": job.num_tasks // job.num_nodes,
             "MASTER_ADDR": meeting.address,
             "MASTER_PORT": meeting.port,
-            ATTEMPT: meeting.attempt,
+            ATTEMPT_NUMBER: meeting.attempt,
             LAUNCHER: os.getpid(),
         }
         return with_interface(self._task.variables, meeting.address) | {k: str(v) for k, v in rank.items()}

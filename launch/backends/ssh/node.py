@@ -23,7 +23,7 @@ from launch import ladder, network
 from launch.backends import elastic
 from wellread.errors import BAD_INPUT, FAILURE, UserError
 from wellread.escapes import Own
-from wellread.processes import ATTEMPT
+from wellread.processes import ATTEMPT_NUMBER
 from wellread.run import RunDirectory
 from wellread.streams import print_error
 
@@ -108,7 +108,7 @@ def _run(request: Request, port: int) -> int:
         return BAD_INPUT
     node = elastic.Node(nodes=request.nodes, number=request.number, address=request.address, port=port)
     try:
-        with ladder.watched(RunDirectory(Path(request.run)), int(variables[ATTEMPT]), request.number):
+        with ladder.watched(RunDirectory(Path(request.run)), int(variables[ATTEMPT_NUMBER]), request.number):
             return elastic.start(request.arguments, request.ranks, variables, Path.cwd(), node)
     except (OSError, RuntimeError) as error:  # torch raises RuntimeError when the rendezvous fails
         print_error(f"{request.host}: {' '.join(str(error).split())}")

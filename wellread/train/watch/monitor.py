@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from wellread.checkpoint import open_checkpoint
 from wellread.files import open_unlinked
-from wellread.processes import ATTEMPT
+from wellread.processes import ATTEMPT_NUMBER
 from wellread.run import RunDirectory
 from wellread.terminal import console, visible
 from wellread.train.watch.throughput import Cost, training_flops
@@ -214,7 +214,7 @@ class Progress:
 
     def __init__(self, run: RunDirectory, plan: Plan, start: int) -> None:
         self._path = run.log / "progress.json"
-        self._attempt = int(os.environ.get(ATTEMPT, 1))
+        self._attempt = int(os.environ.get(ATTEMPT_NUMBER, 1))
         self._steps = plan.steps
         self._tokens = open_checkpoint(run.checkpoints, start).tokens if start else 0
         self.saved: int | None = start or None
